@@ -1,0 +1,65 @@
+"""The objects the API returns beside jobs, events and manifests: uploaded files, workers, and lists of anything."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from zeta_core.contract.messages import DeviceReport
+
+FilePurpose = Literal["dataset", "model"]
+ItemT = TypeVar("ItemT")
+
+
+class _Answer(BaseModel):
+    """Frozen; a client keeps the fields of a newer server."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class StoredFile(_Answer):
+    """An uploaded file; ``sha256`` is of its bytes, in hex, and two uploads of the same bytes are told apart by id."""
+
+    id: str
+    object: Literal["file"] = "file"
+    filename: str
+    bytes: int
+    sha256: str
+    purpose: FilePurpose
+    created_at: datetime
+
+
+class Worker(_Answer):
+    """A machine that trains: its slots (one per device) and which job runs in each."""
+
+    name: str
+    object: Literal["worker"] = "worker"
+    host: str
+    status: Literal["ready", "stopping", "gone"]
+    version: str
+    started_at: datetime
+    last_seen_at: datetime
+    cores: int
+    memory_bytes: int
+    labels: dict[str, str] = {}
+    slots: list[DeviceReport]
+
+
+class Page(_Answer, Generic[ItemT]):
+    """One page of a list; ``after=<last_id>`` asks for the next one while ``has_more`` is true."""
+
+    object: Literal["list"] = "list"
+    data: list[ItemT]
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+class DeletedObject(_Answer):
+    """The answer to a DELETE."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True

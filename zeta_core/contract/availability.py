@@ -1,0 +1,74 @@
+"""Which words of the contract are not built yet: refused by name, never accepted and ignored.
+
+An entry goes when its work is done; the spec itself already knows every field, so nothing else changes then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.validation import error_of
+
+Refusal = Callable[[Any], bool]
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value is not False and value != []
+
+
+def _other_than(*allowed: Any) -> Refusal:
+    return lambda value: value not in allowed
+
+
+NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
+    "use_fsdp": (_given, "leave it out; the model is trained by one process"),
+    "use_deepspeed": (_given, "leave it out; the model is trained by one process"),
+    "use_activation_checkpointing": (_given, "leave it out and use a smaller batch_size if memory is short"),
+    "use_pretokenized": (_given, "give text and let the service tokenize it"),
+    "optimizer": (_other_than("adamw"), "use 'adamw'"),
+    "lr_scheduler": (_other_than("cosine", "linear", "constant"), "use 'cosine', 'linear' or 'constant'"),
+    "mixed_precision": (_other_than(None, "no"), "leave it out"),
+    "compile": (_given, "leave it out"),
+    "report_to": (_given, "leave it out; progress events and metrics are always recorded"),
+    "eval_dataset": (_given, "leave it out"),
+    "eval_split": (_given, "leave it out"),
+    "eval_steps": (_given, "leave it out"),
+    "early_stopping_patience": (_given, "leave it out"),
+    "lora": (_given, "leave it out; every weight is trained"),
+    "method": (_other_than("sft"), "use 'sft'"),
+    "dpo": (_given, "leave it out"),
+    "train_on": (_other_than(None, "all"), "use 'all'"),
+    "time_limit_seconds": (_given, "leave it out and cancel the job when it has run long enough"),
+}
+
+
+def refuse_unavailable(options: TrainerOptions) -> None:
+    """Raise `InvalidSpec` (code ``not_available_yet``) naming every field whose work has not come yet."""
+    details = [
+        _detail(name, getattr(options, name), cure)
+        for name, (refused, cure) in NOT_AVAILABLE_YET.items()
+        if hasattr(options, name) and refused(getattr(options, name))
+    ]
+    for index, source in enumerate(dataset_sources(options.dataset)):
+        if source.format not in ("auto", "text"):
+            details.append(_detail(f"dataset.{index}.format", source.format, "use 'auto' or 'text'"))
+        if source.weight is not None:
+            details.append(
+                _detail(f"dataset.{index}.weight", source.weight, "leave it out; sources follow one another")
+            )
+    resources = getattr(options, "resources", None)
+    if resources is not None:
+        for name in ("nodes", "gpus", "processes"):
+            value = getattr(resources, name)
+            if value is not None and value > 1:
+                details.append(_detail(f"resources.{name}", value, "use 1"))
+    if details:
+        raise error_of(details)
+
+
+def _detail(param: str, value: object, cure: str) -> ErrorDetail:
+    message = f"{param} is {value!r}, which is not available yet; {cure}."
+    return ErrorDetail(param=param, message=message, code="not_available_yet")

@@ -1,0 +1,51 @@
+"""The manifest of a checkpoint: what is in the directory, and how to tell that it is whole."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+FileRole = Literal["weights", "adapter", "tokenizer", "config", "state"]
+CheckpointFormat = Literal["huggingface", "module", "adapter"]
+
+NAME_PATTERN = re.compile(r"^(step-\d+|best|final)$")
+
+
+class ManifestFile(BaseModel):
+    """One file of a checkpoint: ``path`` is relative to its directory, ``size`` in bytes, ``sha256`` in hex."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    path: str
+    size: int
+    sha256: str
+    role: FileRole
+
+    @field_validator("path")
+    @classmethod
+    def inside(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path:
+            raise ValueError(f"{path!r} leaves its checkpoint")
+        return path
+
+
+class Manifest(BaseModel):
+    """``manifest.json``, written last: a checkpoint without one, or whose files differ from it, does not count."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    contract_version: int = 1
+    run_id: str
+    name: str
+    format: CheckpointFormat
+    base_model: str | None = None
+    step: int
+    tokens: int
+    metrics: dict[str, float] = {}
+    created_at: datetime
+    files: list[ManifestFile]

@@ -1,0 +1,126 @@
+"""What a training says while it runs: lines of its journal, and the events that readers see.
+
+A *journal line* is written by the training process (and, for the end, by its worker) to ``events.jsonl``; it is known
+by (job, attempt, line from 1). An *event* is a stored line, or a sentence of the server's own, with its ``seq``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from zeta_core.contract.job import JobError, JobResult, JobStatus, StatusReason
+
+EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+
+Phase = Literal["fetching", "loading_data", "loading_model", "training", "evaluating", "saving"]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _Line(BaseModel):
+    """Fields every line has; unknown fields of a newer version are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    created_at: datetime = Field(default_factory=utc_now)
+
+
+class StatusLine(_Line):
+    """A change of the attempt's own state.
+
+    ``running`` is said once when training begins (with ``resolved_spec``: every default that was decided on the
+    worker); each other status ends the attempt, is the journal's last line, and is published by the worker only when
+    nothing of the attempt is left.
+    """
+
+    type: Literal["status"] = "status"
+    status: JobStatus
+    reason: StatusReason | None = None
+    message: str | None = None
+    resolved_spec: dict[str, Any] | None = None
+    result: JobResult | None = None
+    error: JobError | None = None
+
+
+class ProgressLine(_Line):
+    """Where the training is. A step is an optimizer step; ``tokens`` are those trained on since the run's start.
+
+    ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``memory`` maps a device
+    to the bytes used at most.
+    """
+
+    type: Literal["progress"] = "progress"
+    phase: Phase
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    memory: dict[str, int] | None = None
+
+
+class LogLine(_Line):
+    """One sentence of the trainer's own (the full text of the processes is ``train.log``)."""
+
+    type: Literal["log"] = "log"
+    level: Literal["info", "warning", "error"] = "info"
+    message: str
+
+
+class CheckpointLine(_Line):
+    """A checkpoint that is complete: readers can download it from the moment they see this."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    name: str
+    step: int
+    metrics: dict[str, float] = {}
+    bytes: int = 0
+
+
+class SampleLine(_Line):
+    type: Literal["sample"] = "sample"
+    step: int
+    prompt: str
+    text: str
+
+
+class WarningLine(_Line):
+    type: Literal["warning"] = "warning"
+    code: str
+    message: str
+
+
+class ErrorLine(_Line):
+    type: Literal["error"] = "error"
+    code: str
+    message: str
+    hint: str | None = None
+
+
+JournalLine = Annotated[
+    StatusLine | ProgressLine | LogLine | CheckpointLine | SampleLine | WarningLine | ErrorLine,
+    Field(discriminator="type"),
+]
+JOURNAL_LINE: TypeAdapter[JournalLine] = TypeAdapter(JournalLine)
+
+
+class Event(BaseModel):
+    """A stored event: ``seq`` counts from 1 without a gap within its job; the fields of its type follow."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    seq: int
+    attempt: int
+    type: EventType
+    created_at: datetime

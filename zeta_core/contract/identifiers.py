@@ -1,0 +1,31 @@
+"""Prefixed ids: sortable by time of creation, safe in paths and URLs, never guessable from one another."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Literal
+
+IdPrefix = Literal["job", "file", "key", "run"]
+
+ID_PATTERN = re.compile(r"^(job|file|key|run)_[0-9a-z]{20,32}$")
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u
+
+
+def new_id(prefix: IdPrefix) -> str:
+    """A new id such as ``job_01k9...``: 48 bits of milliseconds, then 70 random bits, 24 characters in all."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{prefix}_{_encode(milliseconds, 10)}{_encode(secrets.randbits(70), 14)}"
+
+
+def is_id(text: str, prefix: IdPrefix) -> bool:
+    return text.startswith(f"{prefix}_") and ID_PATTERN.match(text) is not None
+
+
+def _encode(number: int, length: int) -> str:
+    digits: list[str] = []
+    for _ in range(length):
+        number, digit = divmod(number, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

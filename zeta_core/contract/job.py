@@ -1,0 +1,186 @@
+"""A job: its states and moves, why it waits and why it ended, and the object that the API returns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({*ENDED, JobStatus.PAUSED, JobStatus.QUEUED}),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class StatusReason(StrEnum):
+    """Why a job reached its state. The ends come first, then the reasons of a job that will go on."""
+
+    COMPLETED = "completed"
+    CANCELLED_BY_USER = "cancelled_by_user"
+    TRAIN_ERROR = "train_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE_LOSS = "non_finite_loss"
+    INVALID_DATA = "invalid_data"
+    INVALID_MODEL = "invalid_model"
+    TIME_LIMIT = "time_limit"
+    DISK_FULL = "disk_full"
+    WORKER_LOST = "worker_lost"
+    LAUNCH_FAILED = "launch_failed"
+    PROCESS_KILLED = "process_killed"
+    PAUSED_BY_USER = "paused_by_user"
+    HANDED_BACK = "handed_back"
+    RETRYING = "retrying"
+
+
+REASON_SENTENCES: dict[StatusReason, str] = {
+    StatusReason.COMPLETED: "The training reached its last step and its final checkpoint is stored.",
+    StatusReason.CANCELLED_BY_USER: "The job was cancelled on request.",
+    StatusReason.TRAIN_ERROR: "The training process ended with an error; see `error` and the end of the log.",
+    StatusReason.OUT_OF_MEMORY: "Memory ran out; use a smaller batch_size with a larger gradient_accumulate_every, "
+    "a shorter seq_len, or use_activation_checkpointing.",
+    StatusReason.NON_FINITE_LOSS: "The loss or a gradient was not finite; lower learning_rate or max_grad_norm.",
+    StatusReason.INVALID_DATA: "The data cannot be trained on; `error` names the file and the line.",
+    StatusReason.INVALID_MODEL: "The model cannot be built or loaded; `error` says what is wrong with it.",
+    StatusReason.TIME_LIMIT: "The job used up its time_limit_seconds.",
+    StatusReason.DISK_FULL: "No room was left on the disk for a checkpoint.",
+    StatusReason.WORKER_LOST: "The worker that ran the job was lost more often than is allowed.",
+    StatusReason.LAUNCH_FAILED: "The training process could not be started.",
+    StatusReason.PROCESS_KILLED: "The training process was killed by a signal from outside.",
+    StatusReason.PAUSED_BY_USER: "The job was paused on request; resume it to go on from its newest checkpoint.",
+    StatusReason.HANDED_BACK: "The worker stops and handed the job back; it goes on elsewhere.",
+    StatusReason.RETRYING: "The last attempt failed; the next one resumes from the newest checkpoint.",
+}
+
+
+class WaitingCode(StrEnum):
+    """Why a job is not running yet."""
+
+    NO_WORKER = "no_worker"
+    WORKERS_BUSY = "workers_busy"
+    RESOURCES = "resources"
+    NEVER_FITS = "never_fits"
+    QUOTA = "quota"
+    RETRY_BACKOFF = "retry_backoff"
+    PAUSED = "paused"
+    DISK = "disk"
+    WORKER_TOO_OLD = "worker_too_old"
+    HANDING_OVER = "handing_over"
+
+
+WAITING_SENTENCES: dict[WaitingCode, str] = {
+    WaitingCode.NO_WORKER: "No worker is connected; start one with `zeta worker`.",
+    WaitingCode.WORKERS_BUSY: "Every slot is taken; the job starts when one is free.",
+    WaitingCode.RESOURCES: "The free slots are too few for this job's resources; it waits for more of them.",
+    WaitingCode.NEVER_FITS: "No connected worker is large enough for this job's resources; ask for fewer gpus or "
+    "connect a larger worker.",
+    WaitingCode.QUOTA: "The project's quota of running jobs is used up.",
+    WaitingCode.RETRY_BACKOFF: "The last attempt failed; the next one starts after a pause.",
+    WaitingCode.PAUSED: "The job is paused; `zeta resume` queues it again.",
+    WaitingCode.DISK: "The disk is nearly full; the job goes on when there is room.",
+    WaitingCode.WORKER_TOO_OLD: "The connected workers are too old for this job; upgrade them.",
+    WaitingCode.HANDING_OVER: "A worker was chosen and is starting the job.",
+}
+
+RequestedAction = Literal["cancel", "pause"]
+
+
+class _Stored(BaseModel):
+    """Read from a peer or from the database: frozen, and fields of a newer version are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class WaitingReason(_Stored):
+    code: WaitingCode
+    message: str
+    since: datetime
+    details: dict[str, JsonValue] = {}
+
+
+class Attempt(_Stored):
+    attempt: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    reason: StatusReason | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+
+
+class JobErrorEvidence(_Stored):
+    exit_code: int | None = None
+    signal: str | None = None
+    rank: int | None = None
+    log_tail: str | None = None
+
+
+class JobError(_Stored):
+    """Why a job failed, for people (``message``, ``hint``) and programs (``code``, ``patch`` of the spec)."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    patch: dict[str, JsonValue] | None = None
+    evidence: JobErrorEvidence = JobErrorEvidence()
+
+
+class JobResult(_Stored):
+    """What a finished training measured; losses are means per trained token in nats."""
+
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    best_checkpoint: str | None = None
+    tokens: int | None = None
+    train_seconds: float | None = None
+
+
+class Job(BaseModel):
+    """The job object of the API."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["job"] = "job"
+    project: str
+    created_by: str
+    parent: str | None = None
+    status: JobStatus
+    status_reason: StatusReason | None = None
+    requested_action: RequestedAction | None = None
+    waiting_reason: WaitingReason | None = None
+    queue_position: int | None = Field(None, description="1 is the next to start; null when not queued")
+    entity_name: str | None = None
+    spec: dict[str, Any]
+    resolved_spec: dict[str, Any]
+    attempt: int = Field(description="how many times the job was started; 0 before the first start")
+    attempts: list[Attempt] = []
+    max_retries: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: dict[str, JsonValue] | None = None
+    worker: str | None = None
+    result: JobResult | None = None
+    error: JobError | None = None
+    warnings: list[dict[str, JsonValue]] = []
+    checkpoints: int = 0
+    final_checkpoint: str | None = None
+    metadata: dict[str, str] = {}

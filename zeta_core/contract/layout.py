@@ -1,0 +1,85 @@
+"""Where things lie: the artifact store, a worker's run directories, and the files inside one run directory.
+
+Names only. The two sides of a run (worker and training process) speak through these files and nothing else, so that
+``ls`` explains a job.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+# --- Artifact store: keys relative to its root (a shared folder today, a bucket later) -------------------------------
+
+
+def checkpoint_key(job_id: str, name: str) -> PurePosixPath:
+    """The directory of one checkpoint; its ``manifest.json`` is written last and makes it exist."""
+    return PurePosixPath("jobs", job_id, "checkpoints", name)
+
+
+def log_key(job_id: str, attempt: int) -> PurePosixPath:
+    """The full text that the processes of one attempt wrote, appended to by its worker."""
+    return PurePosixPath("jobs", job_id, "logs", f"attempt-{attempt}.log")
+
+
+def job_key(job_id: str) -> PurePosixPath:
+    return PurePosixPath("jobs", job_id)
+
+
+def file_key(file_id: str) -> PurePosixPath:
+    """The bytes of one uploaded file."""
+    return PurePosixPath("files", file_id)
+
+
+MANIFEST_NAME = "manifest.json"
+TRAINING_STATE_NAME = "training_state"
+
+# --- A worker's home: runs/<job>/attempt-N is a RUN_DIR, runs/<job>/output is shared by a job's attempts here -------
+
+
+def run_directory(job_id: str, attempt: int) -> PurePosixPath:
+    return PurePosixPath("runs", job_id, f"attempt-{attempt}")
+
+
+def output_directory(job_id: str) -> PurePosixPath:
+    return PurePosixPath("runs", job_id, "output")
+
+
+# --- One run directory ------------------------------------------------------------------------------------------------
+
+RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start, never changed
+STOP_FILE = "stop"  # in: a `StopFile`; the training looks for it after every optimizer step
+ALIVE_FILE = "alive"  # in: touched by the supervisor, so that a training without one can tell
+JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
+LOG_FILE = "train.log"  # out: standard output and error of every process of the run
+LOCK_FILE = "lock"  # held shared (flock) by every process of the run
+
+MARK_JOB = "ZETA_JOB_ID"  # in the environment of every process of a run
+MARK_ATTEMPT = "ZETA_ATTEMPT"
+
+
+class RunFile(BaseModel):
+    """``run.json``: everything a training process is told. Paths are absolute on its machine."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    job_id: str
+    attempt: int
+    spec: dict[str, JsonValue]
+    resolved_spec: dict[str, JsonValue] = {}
+    output_dir: str
+    artifacts_root: str  # where {"file": id} and {"job": id} of the spec are found, by the keys above
+    data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT
+    hub: bool = True  # whether the Hugging Face hub may be reached
+    processes: int = 1
+    resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)
+
+
+class StopFile(BaseModel):
+    """``stop``: save a checkpoint unless the action is ``cancel``, then end with the status that it asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    action: Literal["cancel", "pause", "hand_back"]

@@ -1,0 +1,167 @@
+"""What server and workers say to one another through Redis, each message signed with ``ZETA_WORKER_SECRET``.
+
+| where                         | from -> to       | what                                                         |
+|-------------------------------|------------------|--------------------------------------------------------------|
+| Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
+| stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`                                      |
+| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`                     |
+| hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`                       |
+
+Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
+harmless: a claim already granted to the same worker is granted again, a line already stored is not stored again, a
+stop already under way changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+CONTRACT_VERSION = 1
+
+START_TASK = "zeta.start"
+SERVER_STREAM = "zeta:server"
+SERVER_GROUP = "keepers"
+WORKERS_HASH = "zeta:workers"
+HEARTBEAT_SECONDS = 2.0
+HEARTBEAT_GONE_SECONDS = 15.0  # a worker silent for this long is offered no new job
+MAX_BATCH_LINES = 200
+
+
+def worker_queue(worker: str) -> str:
+    """The Celery queue that only this worker consumes."""
+    return f"zeta.worker.{worker}"
+
+
+def worker_stream(worker: str) -> str:
+    return f"zeta:worker:{worker}"
+
+
+class _Message(BaseModel):
+    """Frozen; fields of a neighbouring version are kept, so versions can be upgraded one machine at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    contract_version: int = CONTRACT_VERSION
+
+
+class HandOver(_Message):
+    kind: Literal["hand_over"] = "hand_over"
+    job_id: str
+    attempt: int  # the attempt that the claim will start: the job's `attempt` + 1
+    worker: str
+    slots: list[int]
+    spec: dict[str, JsonValue]
+    resolved_spec: dict[str, JsonValue] = {}
+    processes: int = 1
+    resume_from: str | None = None  # name of the stored checkpoint to go on from: "job_.../step-N", or none
+
+
+class Claim(_Message):
+    """A worker asks to start an attempt that was handed to it; nothing starts before it is granted."""
+
+    kind: Literal["claim"] = "claim"
+    job_id: str
+    attempt: int
+    worker: str
+    incarnation: str  # a new one each time the worker process starts
+
+
+class ClaimAnswer(_Message):
+    kind: Literal["claim_answer"] = "claim_answer"
+    job_id: str
+    attempt: int
+    granted: bool
+    reason: str | None = None
+
+
+class JournalBatch(_Message):
+    """Consecutive journal lines of one attempt; the next batch follows when this one is acknowledged."""
+
+    kind: Literal["journal_batch"] = "journal_batch"
+    job_id: str
+    attempt: int
+    worker: str
+    first_line: int  # from 1
+    lines: list[dict[str, Any]]
+
+
+class JournalAck(_Message):
+    """Every line up to ``stored_line`` is in the database; ``fenced`` tells an attempt that it is over."""
+
+    kind: Literal["journal_ack"] = "journal_ack"
+    job_id: str
+    attempt: int
+    stored_line: int
+    fenced: bool = False
+
+
+class StopOrder(_Message):
+    kind: Literal["stop_order"] = "stop_order"
+    job_id: str
+    attempt: int
+    action: Literal["cancel", "pause", "hand_back"]
+
+
+class DeviceReport(_Message):
+    """One slot of a worker: a GPU, or the CPU of a host that has none."""
+
+    slot: int
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    job_id: str | None = None
+    attempt: int | None = None
+
+
+class Heartbeat(_Message):
+    message: Literal["heartbeat"] = "heartbeat"
+    worker: str
+    incarnation: str
+    beat: int  # grows by one each time
+    version: str
+    host: str
+    started_at: datetime
+    cores: int
+    memory_bytes: int
+    labels: dict[str, str] = {}
+    stopping: bool = False
+    slots: list[DeviceReport]
+
+
+FromWorker = Annotated[Claim | JournalBatch, Field(discriminator="kind")]
+FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
+ToWorker = Annotated[ClaimAnswer | JournalAck | StopOrder, Field(discriminator="kind")]
+TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
+
+
+class BadSignature(ValueError):
+    """A message was not written by anyone who knows the secret; it is dropped and logged."""
+
+
+def sign(message: BaseModel, secret: str, *, channel: str) -> dict[str, str]:
+    """The message as flat Redis fields ``{"body", "signature"}``.
+
+    ``channel`` (a stream, queue or hash name) is signed too, so that a message cannot be replayed elsewhere.
+    """
+    body = message.model_dump_json()
+    return {"body": body, "signature": _signature(body, secret, channel)}
+
+
+def verify(fields: dict[str, str], secret: str, *, channel: str) -> Any:
+    """The body of a signed message as JSON data. Raises `BadSignature`."""
+    body, signature = fields.get("body"), fields.get("signature")
+    if not isinstance(body, str) or not isinstance(signature, str):
+        raise BadSignature("the message has no body or no signature")
+    if not hmac.compare_digest(signature, _signature(body, secret, channel)):
+        raise BadSignature("the signature does not fit; do server and worker have the same ZETA_WORKER_SECRET?")
+    return json.loads(body)
+
+
+def _signature(body: str, secret: str, channel: str) -> str:
+    return hmac.new(secret.encode(), f"{channel}\n{body}".encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,70 @@
+"""How every process reads its ``ZETA_*`` settings: once, at its entry point, into one frozen object.
+
+A room's settings class names its fields without the prefix (``redis_url`` is ``ZETA_REDIS_URL``). Every secret may also
+come from a file: ``ZETA_API_KEY_FILE`` names a file whose first line is the key. Nothing is read at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zeta_core.contract.errors import InvalidSettings
+
+PREFIX = "ZETA_"
+
+
+class Settings(BaseModel):
+    """The settings that every process has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    secrets: ClassVar[frozenset[str]] = frozenset({"api_key", "worker_secret", "redis_url", "database_url"})
+
+    home: Path = Path("~/.zeta")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **overrides: object) -> Self:
+        """Read this class's settings; an override that is not ``None`` (a command's flag) wins.
+
+        Raises `InvalidSettings` naming the variable, its value and what is allowed. An empty variable counts as unset.
+        """
+        values: dict[str, Any] = {}
+        for name in cls.model_fields:
+            variable = PREFIX + name.upper()
+            value = environment.get(variable, "").strip()
+            file = environment.get(f"{variable}_FILE", "").strip()
+            if file and name in cls.secrets:
+                if value:
+                    raise InvalidSettings(f"{variable} and {variable}_FILE are both set; keep one of them.")
+                value = _first_line(variable, Path(file))
+            if value:
+                values[name] = value
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX + "*"
+            shown = "(hidden)" if str(first["loc"][0] if first["loc"] else "") in cls.secrets else repr(first["input"])
+            raise InvalidSettings(f"{variable} is {shown}: {first['msg']}.", param=variable) from error
+        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+    def masked(self) -> dict[str, str]:
+        """The effective settings for people to read, every secret as ``***``."""
+        return {
+            PREFIX + name.upper(): "***" if name in self.secrets and value else "" if value is None else str(value)
+            for name, value in self.model_dump().items()
+        }
+
+
+def _first_line(variable: str, file: Path) -> str:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which cannot be read: {error.strerror}.") from error
+    if not lines or not lines[0].strip():
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is empty; put the secret on its first line.")
+    return lines[0].strip()

@@ -1,0 +1,310 @@
+"""The job spec: the Trainer's parameters by their documented names, and what a service adds to them.
+
+`TrainerOptions` is shared word for word by ``zeta.Trainer`` and by ``POST /v1/jobs``; `JobSpec` adds the fields that
+only a service needs. Both refuse unknown fields. Faults are told by `validation.parse`, which names every bad field,
+its value and the cure.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+
+from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.identifiers import is_id
+
+Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+Precision = Literal["no", "bf16", "fp16"]
+DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
+MAX_STEPS = 10**9
+
+
+class _Sent(BaseModel):
+    """What a client sends: frozen, strict about names, JSON types taken as they are (no "3" for 3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+class _Source(_Sent):
+    format: DataFormat = "auto"
+    columns: dict[str, str] = Field({}, description="our column name to the data's, such as {'text': 'body'}")
+    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class FileSource(_Source):
+    """An uploaded file, or several that are read one after the other."""
+
+    file: str | Annotated[list[str], Field(min_length=1)]
+
+    @property
+    def file_ids(self) -> list[str]:
+        return [self.file] if isinstance(self.file, str) else list(self.file)
+
+
+class PathSource(_Source):
+    """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
+
+    path: str = Field(min_length=1)
+
+
+class HubSource(_Source):
+    hub: str = Field(min_length=1)
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class BuiltinSource(_Source):
+    builtin: Literal["python-docs"]
+
+
+def _tag(kind: str) -> str:
+    """The name of a union's member, in brackets: `validation` tells it so from a field in an error's location."""
+    return f"<{kind}>"
+
+
+def _keys(value: Any) -> Any:
+    return value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+
+
+def _source_kind(value: Any) -> str:
+    keys = _keys(value)
+    return _tag(next((kind for kind in ("file", "path", "hub", "builtin") if kind in keys), "path"))
+
+
+DatasetSource = Annotated[
+    Annotated[FileSource, Tag("<file>")]
+    | Annotated[PathSource, Tag("<path>")]
+    | Annotated[HubSource, Tag("<hub>")]
+    | Annotated[BuiltinSource, Tag("<builtin>")],
+    Discriminator(_source_kind),
+]
+Dataset = Annotated[
+    Annotated[DatasetSource, Tag("<one>")]
+    | Annotated[list[DatasetSource], Field(min_length=1, max_length=64), Tag("<list>")],
+    Discriminator(lambda value: _tag("list" if isinstance(value, list) else "one")),
+]
+
+# --- Model and tokenizer ----------------------------------------------------------------------------------------------
+
+
+class ConfigModel(_Sent):
+    """A model built from scratch out of a Hugging Face config; ``model_type`` names its architecture."""
+
+    config: dict[str, JsonValue]
+
+
+class JobModel(_Sent):
+    """The weights of an earlier job's checkpoint."""
+
+    job: str
+    checkpoint: str = "final"
+
+
+class FileModel(_Sent):
+    """An uploaded .tar of a Hugging Face directory."""
+
+    file: str
+
+
+class BuilderModel(_Sent):
+    """A function installed on the workers under the entry-point group ``zeta.models``."""
+
+    builder: str = Field(min_length=1)
+    arguments: dict[str, JsonValue] = {}
+
+
+def _model_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return _tag("hub")
+    keys = _keys(value)
+    return _tag(next((kind for kind in ("config", "job", "file", "builder") if kind in keys), "config"))
+
+
+HubModel = Annotated[str, Field(min_length=1, max_length=300)]
+ModelSource = Annotated[
+    Annotated[HubModel, Tag("<hub>")]
+    | Annotated[ConfigModel, Tag("<config>")]
+    | Annotated[JobModel, Tag("<job>")]
+    | Annotated[FileModel, Tag("<file>")]
+    | Annotated[BuilderModel, Tag("<builder>")],
+    Discriminator(_model_kind),
+]
+
+
+class FileTokenizer(_Sent):
+    file: str
+
+
+class BuiltinTokenizer(_Sent):
+    builtin: Literal["bytes"]
+
+
+def _tokenizer_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return _tag("hub")
+    keys = _keys(value)
+    return _tag("file" if "file" in keys else "builtin")
+
+
+TokenizerSource = Annotated[
+    Annotated[HubModel, Tag("<hub>")]
+    | Annotated[FileTokenizer, Tag("<file>")]
+    | Annotated[BuiltinTokenizer, Tag("<builtin>")],
+    Discriminator(_tokenizer_kind),
+]
+
+# --- Methods ----------------------------------------------------------------------------------------------------------
+
+
+class Lora(_Sent):
+    r: int = Field(16, ge=1)
+    lora_alpha: float = Field(32, gt=0)
+    lora_dropout: float = Field(0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    save_merged: bool = False
+
+
+class Dpo(_Sent):
+    beta: float = Field(0.1, gt=0)
+
+
+class Resources(_Sent):
+    gpus: int | None = Field(None, ge=0, le=1024, description="unset: 1 where a worker has GPUs, else 0")
+    nodes: int = Field(1, ge=1, le=1024)
+    processes: int | None = Field(None, ge=1, le=1024, description="unset: one per GPU, or 1")
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+
+
+# --- The spec ---------------------------------------------------------------------------------------------------------
+
+
+class TrainerOptions(_Sent):
+    """Every parameter of ``Trainer`` but the model itself. ``None`` means the documented default, recorded when known.
+
+    A step is an optimizer step; a global batch is ``batch_size`` x ``gradient_accumulate_every`` x processes sequences
+    of ``seq_len`` tokens.
+    """
+
+    gradient_accumulate_every: int | None = Field(None, ge=1, le=1_000_000)
+    batch_size: int | None = Field(None, ge=1, le=1_000_000, description="sequences per process and micro-batch")
+    seq_len: int | None = Field(None, ge=2, le=10_000_000, description="tokens per sequence")
+    entity_name: str | None = Field(None, min_length=1, max_length=200)
+    use_fsdp: bool = False
+    use_activation_checkpointing: bool = False
+    learning_rate: float | None = Field(None, gt=0, le=1000, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=0, lt=2**32)
+    use_pretokenized: bool = False
+    resume_from_checkpoint: str | None = Field(None, min_length=1)
+    checkpointing_steps: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
+    output_dir: str | None = Field(None, min_length=1, max_length=200)
+    weight_decay: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
+    use_deepspeed: bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None = None
+
+    dataset: Dataset | None = None
+    tokenizer: TokenizerSource | None = None
+    max_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    epochs: float | None = Field(None, gt=0, le=1_000_000, allow_inf_nan=False)
+    optimizer: Optimizer = "adamw"
+    lr_scheduler: Schedule = "cosine"
+    warmup_steps: float = Field(
+        0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="below 1: a share of the run"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
+    mixed_precision: Precision | None = Field(None, description="unset: by device")
+    compile: bool = False
+    pack: bool = True
+    eval_dataset: Dataset | None = None
+    eval_split: float | None = Field(None, ge=0, le=0.5)
+    eval_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    early_stopping_patience: int | None = Field(None, ge=1)
+    lora: Lora | None = None
+    method: Literal["sft", "dpo"] = "sft"
+    dpo: Dpo | None = None
+    train_on: Literal["assistant", "completion", "all"] | None = None
+    save_total_limit: int = Field(3, ge=2, le=1000)
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+
+    @model_validator(mode="after")
+    def _together(self) -> TrainerOptions:
+        """The rules between fields; each ends in the cure. `validation.parse` names the field before the colon."""
+        if self.max_steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"epochs: {self.epochs} and max_steps {self.max_steps} cannot both be given; leave one of them out"
+            )
+        if self.use_fsdp and self.use_deepspeed:
+            raise ValueError(
+                "use_deepspeed: it cannot be combined with use_fsdp, they both shard the model; leave one of them out"
+            )
+        if self.eval_dataset is not None and self.eval_split is not None:
+            raise ValueError("eval_split: it cannot be combined with eval_dataset; leave one of them out")
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} is not a whole number of steps; give one, or a share below 1"
+            )
+        return self
+
+
+class JobSpec(TrainerOptions):
+    """What ``POST /v1/jobs`` takes."""
+
+    model: ModelSource
+    dataset: Dataset  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    resources: Resources = Resources()
+    priority: int = Field(0, ge=-100, le=100)
+    max_retries: int = Field(3, ge=0, le=100)
+    time_limit_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    metadata: Metadata = {}
+
+    @model_validator(mode="after")
+    def _within_the_service(self) -> JobSpec:
+        if self.resume_from_checkpoint is not None:
+            job, _, name = self.resume_from_checkpoint.partition("/")
+            if not is_id(job, "job") or (name and not NAME_PATTERN.match(name)):
+                raise ValueError(
+                    f"resume_from_checkpoint: {self.resume_from_checkpoint!r} names no job; "
+                    "give 'job_...' or 'job_.../step-N' of this service"
+                )
+        if self.output_dir is not None and not _relative_inside(self.output_dir):
+            raise ValueError(
+                f"output_dir: {self.output_dir!r} leaves the job's own artifacts; give a relative name such as 'models'"
+            )
+        limit = context_limit(self.model)
+        if self.seq_len is not None and limit is not None and self.seq_len > limit:
+            raise ValueError(
+                f"seq_len: {self.seq_len} is beyond the {limit} positions of the given model config; "
+                f"use at most {limit}, or raise the config's limit"
+            )
+        return self
+
+
+def context_limit(model: ModelSource) -> int | None:
+    """The number of positions that a given config allows, in tokens; ``None`` where it does not say."""
+    if not isinstance(model, ConfigModel):
+        return None
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
+        value = model.config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def dataset_sources(dataset: Dataset | None) -> list[DatasetSource]:
+    """A dataset as the list of its sources; none is the empty list."""
+    if dataset is None:
+        return []
+    return list(dataset) if isinstance(dataset, list) else [dataset]
+
+
+def _relative_inside(path: str) -> bool:
+    parts = path.replace("\\", "/").split("/")
+    return not path.startswith(("/", "~", "\\")) and ".." not in parts and ":" not in path and "\0" not in path

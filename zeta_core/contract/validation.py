@@ -1,0 +1,199 @@
+"""From what somebody sent to a model of the contract, or to one error that names every bad field with its cure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
+
+# Names that other trainers use for the same thing, and ours.
+OTHER_NAMES: dict[str, str] = {
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulate_every",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "save_steps": "checkpointing_steps",
+    "max_seq_length": "seq_len",
+    "max_length": "seq_len",
+    "sequence_length": "seq_len",
+    "block_size": "seq_len",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler",
+    "optim": "optimizer",
+    "warmup_ratio": "warmup_steps",
+    "num_warmup_steps": "warmup_steps",
+    "gradient_checkpointing": "use_activation_checkpointing",
+    "fsdp": "use_fsdp",
+    "deepspeed": "use_deepspeed",
+    "torch_compile": "compile",
+    "packing": "pack",
+    "bf16": "mixed_precision",
+    "fp16": "mixed_precision",
+    "clip_grad_norm": "max_grad_norm",
+    "run_name": "entity_name",
+    "model_name_or_path": "model",
+    "model_name": "model",
+    "train_dataset": "dataset",
+    "data": "dataset",
+    "datasets": "dataset",
+    "training_file": "dataset",
+    "train_file": "dataset",
+    "tokenizer_name": "tokenizer",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "lora_alpha": "lora.lora_alpha",
+    "lora_dropout": "lora.lora_dropout",
+    "target_modules": "lora.target_modules",
+    "max_train_steps": "max_steps",
+    "eval_batch_size": "batch_size",
+    "load_best_model_at_end": "early_stopping_patience",
+    "num_gpus": "resources.gpus",
+    "gpus": "resources.gpus",
+}
+
+_TYPE_WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "finite_number": "a finite number",
+}
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse(model: type[ModelT], data: object, *, error_class: type[ZetaError] = InvalidSpec) -> ModelT:
+    """``data`` as ``model``. Raises ``error_class`` with one `ErrorDetail` for every bad field."""
+    if not isinstance(data, Mapping):
+        raise InvalidRequest(
+            f'The body must be a JSON object, got {_shown(data)}. Send the fields as {{"name": value}}.',
+            code="invalid_type",
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        details = _details(error, data, model)
+    raise error_of(details, error_class) from None
+
+
+def error_of(details: list[ErrorDetail], error_class: type[ZetaError] = InvalidSpec) -> ZetaError:
+    """One error for a list of faults: the first one's sentence, and how many more there are."""
+    first = details[0]
+    more = f" ({len(details) - 1} more: see details)" if len(details) > 1 else ""
+    return error_class(
+        first.message + more,
+        code=first.code if len({detail.code for detail in details}) == 1 else error_class.code,
+        param=first.param,
+        suggestion=first.suggestion,
+        details=details,
+    )
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str | None:
+    """The field that somebody who wrote ``name`` most likely meant."""
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
+    """One detail for each bad field: what a union says once for each of its members becomes one sentence."""
+    details: dict[str, ErrorDetail] = {}
+    for fault in error.errors(include_url=False):
+        detail = _detail(fault, data, model)
+        key = detail.param or detail.message
+        earlier = details.get(key)
+        if earlier is not None and "; it must be " in earlier.message and detail.code == "invalid_type":
+            allowed = detail.message.split("; it must be ")[1]
+            if allowed.removesuffix(".") not in earlier.message:
+                detail = earlier.model_copy(update={"message": f"{earlier.message.removesuffix('.')}, or {allowed}"})
+        elif earlier is not None:
+            detail = earlier
+        details[key] = detail
+    return list(details.values())
+
+
+def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> ErrorDetail:
+    kind, location, value, context = fault["type"], _location(fault["loc"], data), fault["input"], fault.get("ctx", {})
+    param = ".".join(location) or None
+    shown = _shown(value)
+    if kind == "extra_forbidden":
+        meant = nearest(location[-1], tuple(model.model_fields)) if len(location) == 1 else None
+        cure = f"did you mean {meant!r}?" if meant else "leave it out."
+        return ErrorDetail(
+            param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=meant
+        )
+    if kind == "missing":
+        return ErrorDetail(param=param, message=f"{param} is required; add it.", code="missing_field")
+    if kind == "value_error":
+        field, separator, rest = str(context["error"]).partition(": ")
+        if separator and field.replace("_", "").isalnum():
+            param = ".".join((*location, field))
+            return ErrorDetail(param=param, message=f"{param} is wrong: {rest}.", code="invalid_value")
+        return ErrorDetail(param=param, message=f"{param} is {shown}: {context['error']}.", code="invalid_value")
+    for bound, words in (
+        ("greater_than_equal", "at least {ge}"),
+        ("greater_than", "more than {gt}"),
+        ("less_than_equal", "at most {le}"),
+        ("less_than", "less than {lt}"),
+    ):
+        if kind == bound:
+            allowed = words.format(**context)
+            message = f"{param} is {shown}; it must be {allowed}."
+            return ErrorDetail(param=param, message=message, code="out_of_range")
+    if kind in ("literal_error", "enum"):
+        expected = context["expected"]
+        options = tuple(option.strip("' ") for option in expected.replace(" or ", ", ").split(", "))
+        close = difflib.get_close_matches(str(value), options, n=1)
+        return ErrorDetail(
+            param=param,
+            message=f"{param} is {shown}; it must be {expected}.",
+            code="invalid_value",
+            suggestion=close[0] if close else None,
+        )
+    if kind in _TYPE_WORDS:
+        return ErrorDetail(
+            param=param, message=f"{param} is {shown}; it must be {_TYPE_WORDS[kind]}.", code="invalid_type"
+        )
+    return ErrorDetail(param=param, message=f"{param} is {shown}: {fault['msg']}.", code="invalid_value")
+
+
+def _location(loc: tuple[Any, ...], data: object) -> list[str]:
+    """The path of a fault in what was sent: pydantic's location without the names of union members."""
+    path: list[str] = []
+    at: object = data
+    for index, part in enumerate(loc):
+        last = index == len(loc) - 1
+        if isinstance(at, Mapping) and part in at:
+            path.append(str(part))
+            at = at[part]
+        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+            path.append(str(part))
+            at = at[part]
+        elif last and isinstance(at, Mapping) and isinstance(part, str) and not _is_member_name(part):
+            path.append(part)  # a missing field
+    return path
+
+
+def _is_member_name(part: str) -> bool:
+    """Whether pydantic put this part there to tell the members of a union apart (see ``spec._tag``)."""
+    return "[" in part or part.startswith("<") or part in ("int", "float", "bool", "str")
+
+
+def _shown(value: object) -> str:
+    """A value as the user wrote it, cut so that an error never repeats a whole upload."""
+    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else repr(value)
+    text = text if text is not None else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

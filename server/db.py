@@ -11,7 +11,7 @@ holds the write lock from its first statement. Neither door may be held across n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ class Database:
             self._writer = self._reader = create_async_engine(self.url, pool_size=8, max_overflow=8, pool_pre_ping=True)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
+    async def write(self) -> AsyncGenerator[AsyncSession]:
         """One transaction that may change rows."""
         if self._write_lock is None:
             async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
@@ -48,7 +48,7 @@ class Database:
             yield session
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
+    async def read(self) -> AsyncGenerator[AsyncSession]:
         """One transaction that only reads: a consistent view that no writer blocks."""
         async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
             yield session

@@ -166,7 +166,7 @@ class Job(BaseModel):
     status_reason: StatusReason | None = None
     requested_action: RequestedAction | None = None
     waiting_reason: WaitingReason | None = None
-    queue_position: int | None = Field(None, description="1 is the next to start; null when not queued")
+    queue_position: int | None = Field(default=None, description="1 is the next to start; null when not queued")
     entity_name: str | None = None
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]

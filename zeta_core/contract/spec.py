@@ -32,8 +32,8 @@ class _Sent(BaseModel):
 
 class _Source(_Sent):
     format: DataFormat = "auto"
-    columns: dict[str, str] = Field({}, description="our column name to the data's, such as {'text': 'body'}")
-    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+    columns: dict[str, str] = Field(default={}, description="our column name to the data's, such as {'text': 'body'}")
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class FileSource(_Source):
@@ -163,21 +163,21 @@ TokenizerSource = Annotated[
 
 
 class Lora(_Sent):
-    r: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
-    lora_dropout: float = Field(0, ge=0, lt=1)
+    r: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     save_merged: bool = False
 
 
 class Dpo(_Sent):
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
 
 
 class Resources(_Sent):
-    gpus: int | None = Field(None, ge=0, le=1024, description="unset: 1 where a worker has GPUs, else 0")
-    nodes: int = Field(1, ge=1, le=1024)
-    processes: int | None = Field(None, ge=1, le=1024, description="unset: one per GPU, or 1")
+    gpus: int | None = Field(default=None, ge=0, le=1024, description="unset: 1 where a worker has GPUs, else 0")
+    nodes: int = Field(default=1, ge=1, le=1024)
+    processes: int | None = Field(default=None, ge=1, le=1024, description="unset: one per GPU, or 1")
 
 
 Metadata = Annotated[
@@ -195,43 +195,45 @@ class TrainerOptions(_Sent):
     of ``seq_len`` tokens.
     """
 
-    gradient_accumulate_every: int | None = Field(None, ge=1, le=1_000_000)
-    batch_size: int | None = Field(None, ge=1, le=1_000_000, description="sequences per process and micro-batch")
-    seq_len: int | None = Field(None, ge=2, le=10_000_000, description="tokens per sequence")
-    entity_name: str | None = Field(None, min_length=1, max_length=200)
+    gradient_accumulate_every: int | None = Field(default=None, ge=1, le=1_000_000)
+    batch_size: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="sequences per process and micro-batch"
+    )
+    seq_len: int | None = Field(default=None, ge=2, le=10_000_000, description="tokens per sequence")
+    entity_name: str | None = Field(default=None, min_length=1, max_length=200)
     use_fsdp: bool = False
     use_activation_checkpointing: bool = False
-    learning_rate: float | None = Field(None, gt=0, le=1000, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**32)
+    learning_rate: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
     use_pretokenized: bool = False
-    resume_from_checkpoint: str | None = Field(None, min_length=1)
+    resume_from_checkpoint: str | None = Field(default=None, min_length=1)
     checkpointing_steps: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
-    output_dir: str | None = Field(None, min_length=1, max_length=200)
-    weight_decay: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
+    output_dir: str | None = Field(default=None, min_length=1, max_length=200)
+    weight_decay: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False)
     use_deepspeed: bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None = None
 
     dataset: Dataset | None = None
     tokenizer: TokenizerSource | None = None
-    max_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    epochs: float | None = Field(None, gt=0, le=1_000_000, allow_inf_nan=False)
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    epochs: float | None = Field(default=None, gt=0, le=1_000_000, allow_inf_nan=False)
     optimizer: Optimizer = "adamw"
     lr_scheduler: Schedule = "cosine"
     warmup_steps: float = Field(
         0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="below 1: a share of the run"
     )
-    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
-    mixed_precision: Precision | None = Field(None, description="unset: by device")
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    mixed_precision: Precision | None = Field(default=None, description="unset: by device")
     compile: bool = False
     pack: bool = True
     eval_dataset: Dataset | None = None
-    eval_split: float | None = Field(None, ge=0, le=0.5)
-    eval_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    early_stopping_patience: int | None = Field(None, ge=1)
+    eval_split: float | None = Field(default=None, ge=0, le=0.5)
+    eval_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     lora: Lora | None = None
     method: Literal["sft", "dpo"] = "sft"
     dpo: Dpo | None = None
     train_on: Literal["assistant", "completion", "all"] | None = None
-    save_total_limit: int = Field(3, ge=2, le=1000)
+    save_total_limit: int = Field(default=3, ge=2, le=1000)
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
 
     @model_validator(mode="after")
@@ -260,9 +262,9 @@ class JobSpec(TrainerOptions):
     model: ModelSource
     dataset: Dataset  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     resources: Resources = Resources()
-    priority: int = Field(0, ge=-100, le=100)
-    max_retries: int = Field(3, ge=0, le=100)
-    time_limit_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    priority: int = Field(default=0, ge=-100, le=100)
+    max_retries: int = Field(default=3, ge=0, le=100)
+    time_limit_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     metadata: Metadata = {}
 
     @model_validator(mode="after")

@@ -6,11 +6,13 @@ An entry goes when its work is done; the spec itself already knows every field, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.spec import TrainerOptions, dataset_sources
-from zeta_core.contract.validation import error_of
+from zeta_core.contract.validation import shown
+
+if TYPE_CHECKING:
+    from zeta_core.contract.spec import TrainerOptions
 
 Refusal = Callable[[Any], bool]
 
@@ -45,30 +47,27 @@ NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
 }
 
 
-def refuse_unavailable(options: TrainerOptions) -> None:
-    """Raise `InvalidSpec` (code ``not_available_yet``) naming every field whose work has not come yet."""
+def faults(options: TrainerOptions) -> list[ErrorDetail]:
+    """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
     details = [
         _detail(name, getattr(options, name), cure)
         for name, (refused, cure) in NOT_AVAILABLE_YET.items()
         if hasattr(options, name) and refused(getattr(options, name))
     ]
-    for index, source in enumerate(dataset_sources(options.dataset)):
-        if source.format not in ("auto", "text"):
-            details.append(_detail(f"dataset.{index}.format", source.format, "use 'auto' or 'text'"))
-        if source.weight is not None:
-            details.append(
-                _detail(f"dataset.{index}.weight", source.weight, "leave it out; sources follow one another")
-            )
+    sources = options.dataset if isinstance(options.dataset, list) else [options.dataset]
+    for source in sources:
+        if source is not None and source.format not in ("auto", "text"):
+            details.append(_detail("dataset.format", source.format, "use 'auto' or 'text'"))
+        if source is not None and source.weight is not None:
+            details.append(_detail("dataset.weight", source.weight, "leave it out; sources follow one another"))
     resources = getattr(options, "resources", None)
-    if resources is not None:
-        for name in ("nodes", "gpus", "processes"):
-            value = getattr(resources, name)
-            if value is not None and value > 1:
-                details.append(_detail(f"resources.{name}", value, "use 1"))
-    if details:
-        raise error_of(details)
+    for name in ("nodes", "gpus", "processes"):
+        value = getattr(resources, name, None)
+        if value is not None and value > 1:
+            details.append(_detail(f"resources.{name}", value, "use 1"))
+    return details
 
 
 def _detail(param: str, value: object, cure: str) -> ErrorDetail:
-    message = f"{param} is {value!r}, which is not available yet; {cure}."
+    message = f"{param} is {shown(value)}, which is not available yet; {cure}."
     return ErrorDetail(param=param, message=message, code="not_available_yet")

@@ -7,12 +7,15 @@ its value and the cure.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from zeta_core.contract import availability
 from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.validation import Checked, shown
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
@@ -188,7 +191,7 @@ Metadata = Annotated[
 # --- The spec ---------------------------------------------------------------------------------------------------------
 
 
-class TrainerOptions(_Sent):
+class TrainerOptions(_Sent, Checked):
     """Every parameter of ``Trainer`` but the model itself. ``None`` means the documented default, recorded when known.
 
     A step is an optimizer step; a global batch is ``batch_size`` x ``gradient_accumulate_every`` x processes sequences
@@ -236,24 +239,20 @@ class TrainerOptions(_Sent):
     save_total_limit: int = Field(default=3, ge=2, le=1000)
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
 
-    @model_validator(mode="after")
-    def _together(self) -> TrainerOptions:
-        """The rules between fields; each ends in the cure. `validation.parse` names the field before the colon."""
+    def faults(self) -> list[ErrorDetail]:
+        """The rules between fields, and the words that are not available yet."""
+        found: list[ErrorDetail] = []
         if self.max_steps is not None and self.epochs is not None:
-            raise ValueError(
-                f"epochs: {self.epochs} and max_steps {self.max_steps} cannot both be given; leave one of them out"
-            )
+            found.append(_fault("epochs", self.epochs, "max_steps is given too; leave one of them out"))
         if self.use_fsdp and self.use_deepspeed:
-            raise ValueError(
-                "use_deepspeed: it cannot be combined with use_fsdp, they both shard the model; leave one of them out"
+            found.append(
+                _fault("use_deepspeed", self.use_deepspeed, "use_fsdp shards the model too; leave one of them out")
             )
         if self.eval_dataset is not None and self.eval_split is not None:
-            raise ValueError("eval_split: it cannot be combined with eval_dataset; leave one of them out")
+            found.append(_fault("eval_split", self.eval_split, "eval_dataset is given too; leave one of them out"))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise ValueError(
-                f"warmup_steps: {self.warmup_steps} is not a whole number of steps; give one, or a share below 1"
-            )
-        return self
+            found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
+        return found + availability.faults(self)
 
 
 class JobSpec(TrainerOptions):
@@ -267,26 +266,23 @@ class JobSpec(TrainerOptions):
     time_limit_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     metadata: Metadata = {}
 
-    @model_validator(mode="after")
-    def _within_the_service(self) -> JobSpec:
+    placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"builtin": "python-docs"}}
+
+    def faults(self) -> list[ErrorDetail]:
+        found = super().faults()
         if self.resume_from_checkpoint is not None:
             job, _, name = self.resume_from_checkpoint.partition("/")
             if not is_id(job, "job") or (name and not NAME_PATTERN.match(name)):
-                raise ValueError(
-                    f"resume_from_checkpoint: {self.resume_from_checkpoint!r} names no job; "
-                    "give 'job_...' or 'job_.../step-N' of this service"
-                )
+                cure = "it names no job of this service; use 'job_...' or 'job_.../step-N'"
+                found.append(_fault("resume_from_checkpoint", self.resume_from_checkpoint, cure))
         if self.output_dir is not None and not _relative_inside(self.output_dir):
-            raise ValueError(
-                f"output_dir: {self.output_dir!r} leaves the job's own artifacts; give a relative name such as 'models'"
-            )
+            cure = "it leaves the job's own artifacts; use a relative name such as 'models'"
+            found.append(_fault("output_dir", self.output_dir, cure))
         limit = context_limit(self.model)
         if self.seq_len is not None and limit is not None and self.seq_len > limit:
-            raise ValueError(
-                f"seq_len: {self.seq_len} is beyond the {limit} positions of the given model config; "
-                f"use at most {limit}, or raise the config's limit"
-            )
-        return self
+            cure = f"the given model config has {limit} positions; use at most {limit}, or raise the config's limit"
+            found.append(_fault("seq_len", self.seq_len, cure))
+        return found
 
 
 def context_limit(model: ModelSource) -> int | None:
@@ -305,6 +301,10 @@ def dataset_sources(dataset: Dataset | None) -> list[DatasetSource]:
     if dataset is None:
         return []
     return list(dataset) if isinstance(dataset, list) else [dataset]
+
+
+def _fault(param: str, value: object, cure: str) -> ErrorDetail:
+    return ErrorDetail(param=param, message=f"{param} is {shown(value)}; {cure}.", code="invalid_value")
 
 
 def _relative_inside(path: str) -> bool:

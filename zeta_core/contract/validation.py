@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -73,18 +73,44 @@ _TYPE_WORDS = {
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+class Checked(BaseModel):
+    """A model with rules between its fields; `parse` tells their faults beside those of single fields."""
+
+    placeholders: ClassVar[dict[str, Any]] = {}  # stand in for required fields that are wrong, so the rules can be held
+
+    def faults(self) -> list[ErrorDetail]:
+        return []
+
+
 def parse(model: type[ModelT], data: object, *, error_class: type[ZetaError] = InvalidSpec) -> ModelT:
     """``data`` as ``model``. Raises ``error_class`` with one `ErrorDetail` for every bad field."""
     if not isinstance(data, Mapping):
         raise InvalidRequest(
-            f'The body must be a JSON object, got {_shown(data)}. Send the fields as {{"name": value}}.',
+            f'The body must be a JSON object, got {shown(data)}. Send the fields as {{"name": value}}.',
             code="invalid_type",
         )
     try:
-        return model.model_validate(data)
+        parsed = model.model_validate(data)
     except ValidationError as error:
         details = _details(error, data, model)
+        if issubclass(model, Checked):
+            details += _faults_of_the_rest(model, data, details)
+    else:
+        details = parsed.faults() if isinstance(parsed, Checked) else []
+        if not details:
+            return parsed
     raise error_of(details, error_class) from None
+
+
+def _faults_of_the_rest(model: type[Checked], data: Mapping[Any, Any], bad: list[ErrorDetail]) -> list[ErrorDetail]:
+    """The rules between those fields that are right by themselves."""
+    wrong = {(detail.param or "").partition(".")[0] for detail in bad}
+    rest = {name: value for name, value in data.items() if name not in wrong and name in model.model_fields}
+    try:
+        parsed = model.model_validate({**model.placeholders, **rest})
+    except ValidationError:
+        return []
+    return [detail for detail in parsed.faults() if (detail.param or "").partition(".")[0] not in wrong]
 
 
 def error_of(details: list[ErrorDetail], error_class: type[ZetaError] = InvalidSpec) -> ZetaError:
@@ -115,10 +141,13 @@ def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseMo
         detail = _detail(fault, data, model)
         key = detail.param or detail.message
         earlier = details.get(key)
-        if earlier is not None and "; it must be " in earlier.message and detail.code == "invalid_type":
+        if earlier is not None and "; it must be " in earlier.message and "; it must be " in detail.message:
             allowed = detail.message.split("; it must be ")[1]
             if allowed.removesuffix(".") not in earlier.message:
-                detail = earlier.model_copy(update={"message": f"{earlier.message.removesuffix('.')}, or {allowed}"})
+                message = f"{earlier.message.removesuffix('.')}, or {allowed}"
+                detail = earlier.model_copy(update={"message": message})
+            else:
+                detail = earlier
         elif earlier is not None:
             detail = earlier
         details[key] = detail
@@ -128,7 +157,7 @@ def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseMo
 def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> ErrorDetail:
     kind, location, value, context = fault["type"], _location(fault["loc"], data), fault["input"], fault.get("ctx", {})
     param = ".".join(location) or None
-    shown = _shown(value)
+    said = shown(value)
     if kind == "extra_forbidden":
         meant = nearest(location[-1], tuple(model.model_fields)) if len(location) == 1 else None
         cure = f"did you mean {meant!r}?" if meant else "leave it out."
@@ -138,11 +167,7 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
     if kind == "missing":
         return ErrorDetail(param=param, message=f"{param} is required; add it.", code="missing_field")
     if kind == "value_error":
-        field, separator, rest = str(context["error"]).partition(": ")
-        if separator and field.replace("_", "").isalnum():
-            param = ".".join((*location, field))
-            return ErrorDetail(param=param, message=f"{param} is wrong: {rest}.", code="invalid_value")
-        return ErrorDetail(param=param, message=f"{param} is {shown}: {context['error']}.", code="invalid_value")
+        return ErrorDetail(param=param, message=f"{param} is {said}: {context['error']}.", code="invalid_value")
     for bound, words in (
         ("greater_than_equal", "at least {ge}"),
         ("greater_than", "more than {gt}"),
@@ -151,7 +176,7 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
     ):
         if kind == bound:
             allowed = words.format(**context)
-            message = f"{param} is {shown}; it must be {allowed}."
+            message = f"{param} is {said}; it must be {allowed}."
             return ErrorDetail(param=param, message=message, code="out_of_range")
     if kind in ("literal_error", "enum"):
         expected = context["expected"]
@@ -159,15 +184,15 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
         close = difflib.get_close_matches(str(value), options, n=1)
         return ErrorDetail(
             param=param,
-            message=f"{param} is {shown}; it must be {expected}.",
+            message=f"{param} is {said}; it must be {expected}.",
             code="invalid_value",
             suggestion=close[0] if close else None,
         )
     if kind in _TYPE_WORDS:
         return ErrorDetail(
-            param=param, message=f"{param} is {shown}; it must be {_TYPE_WORDS[kind]}.", code="invalid_type"
+            param=param, message=f"{param} is {said}; it must be {_TYPE_WORDS[kind]}.", code="invalid_type"
         )
-    return ErrorDetail(param=param, message=f"{param} is {shown}: {fault['msg']}.", code="invalid_value")
+    return ErrorDetail(param=param, message=f"{param} is {said}: {fault['msg']}.", code="invalid_value")
 
 
 def _location(loc: tuple[Any, ...], data: object) -> list[str]:
@@ -192,8 +217,11 @@ def _is_member_name(part: str) -> bool:
     return "[" in part or part.startswith("<") or part in ("int", "float", "bool", "str")
 
 
-def _shown(value: object) -> str:
-    """A value as the user wrote it, cut so that an error never repeats a whole upload."""
-    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else repr(value)
-    text = text if text is not None else repr(value)
+def shown(value: object) -> str:
+    """A value as JSON writes it, cut so that an error never repeats a whole upload."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_unset=True)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

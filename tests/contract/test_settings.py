@@ -1,0 +1,39 @@
+"""Settings come from ``ZETA_*`` once, secrets also from files, and a wrong one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zeta_core.contract.errors import InvalidSettings
+from zeta_core.contract.settings import Settings
+
+
+class ExampleSettings(Settings):
+    port: int = 8400
+    api_key: str | None = None
+
+
+def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default() -> None:
+    assert ExampleSettings.from_environment({}).port == 8400
+    assert ExampleSettings.from_environment({"ZETA_PORT": "9000"}).port == 9000
+    assert ExampleSettings.from_environment({"ZETA_PORT": "9000"}, port=9001).port == 9001
+
+
+def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("abc\n")
+    assert ExampleSettings.from_environment({"ZETA_API_KEY_FILE": str(tmp_path / "key")}).api_key == "abc"
+
+
+def test_a_secret_given_twice_or_from_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="both set"):
+        ExampleSettings.from_environment({"ZETA_API_KEY": "a", "ZETA_API_KEY_FILE": "b"})
+    with pytest.raises(InvalidSettings, match="cannot be read"):
+        ExampleSettings.from_environment({"ZETA_API_KEY_FILE": str(tmp_path / "missing")})
+
+
+def test_a_wrong_value_is_named_and_a_secret_is_never_shown() -> None:
+    with pytest.raises(InvalidSettings, match="ZETA_PORT is 'x'"):
+        ExampleSettings.from_environment({"ZETA_PORT": "x"})
+    assert ExampleSettings.from_environment({"ZETA_API_KEY": "abc"}).masked()["ZETA_API_KEY"] == "***"

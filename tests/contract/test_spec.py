@@ -1,0 +1,112 @@
+"""What clients may send: every bad field is named with its value and its cure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
+from zeta_core.contract.spec import FileSource, JobSpec, TrainerOptions, dataset_sources
+from zeta_core.contract.validation import OTHER_NAMES, parse
+
+SMALLEST: dict[str, Any] = {
+    "model": {"config": {"model_type": "llama", "max_position_embeddings": 128}},
+    "dataset": {"builtin": "python-docs"},
+}
+
+
+def faults_of(patch: dict[str, Any]) -> dict[str, ErrorDetail]:
+    with pytest.raises(ZetaError) as caught:
+        parse(JobSpec, {**SMALLEST, **patch})
+    return {detail.param or "": detail for detail in caught.value.details}
+
+
+def test_the_smallest_spec_has_the_documented_defaults() -> None:
+    spec = parse(JobSpec, SMALLEST)
+    assert (spec.optimizer, spec.lr_scheduler, spec.warmup_steps, spec.max_grad_norm) == ("adamw", "cosine", 0.03, 1.0)
+    assert (spec.save_total_limit, spec.max_retries, spec.priority, spec.pack) == (3, 3, 0, True)
+    assert spec.batch_size is None
+    assert spec.learning_rate is None
+    assert spec.seed is None
+
+
+@pytest.mark.parametrize(
+    ("patch", "param", "code"),
+    [
+        ({"batch_size": -4}, "batch_size", "out_of_range"),
+        ({"batch_size": "8"}, "batch_size", "invalid_type"),
+        ({"batch_size": True}, "batch_size", "invalid_type"),
+        ({"learning_rate": 0}, "learning_rate", "out_of_range"),
+        ({"learning_rate": float("nan")}, "learning_rate", "invalid_type"),
+        ({"seq_len": 256}, "seq_len", "invalid_value"),
+        ({"epochs": 1, "max_steps": 2}, "epochs", "invalid_value"),
+        ({"output_dir": "../elsewhere"}, "output_dir", "invalid_value"),
+        ({"output_dir": "/etc"}, "output_dir", "invalid_value"),
+        ({"resume_from_checkpoint": "/etc/passwd"}, "resume_from_checkpoint", "invalid_value"),
+        ({"resume_from_checkpoint": "job_../x"}, "resume_from_checkpoint", "invalid_value"),
+        ({"checkpointing_steps": "epock"}, "checkpointing_steps", "invalid_type"),
+        ({"dataset": 3}, "dataset", "invalid_type"),
+        ({"dataset": {"file": "file_1", "colums": {}}}, "dataset.colums", "unknown_field"),
+        ({"dataset": {"builtin": "shakespeare"}}, "dataset.builtin", "invalid_value"),
+        ({"model": {"job": "job_x", "chekpoint": "final"}}, "model.chekpoint", "unknown_field"),
+        ({"metadata": {"team": 1}}, "metadata.team", "invalid_type"),
+        ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "invalid_value"),
+        ({"dpo": {"beta": 0.1}}, "dpo", "not_available_yet"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_code(patch: dict[str, Any], param: str, code: str) -> None:
+    faults = faults_of(patch)
+    assert list(faults) == [param]
+    assert faults[param].code == code
+    assert faults[param].message.startswith(param) or repr(param) in faults[param].message
+
+
+def test_every_bad_field_is_named_at_once_also_by_the_rules_between_fields() -> None:
+    faults = faults_of({"batch_size": -3, "seq_len": 200, "output_dir": "/x", "dataset": 3, "sequence": 1})
+    assert set(faults) == {"batch_size", "seq_len", "output_dir", "dataset", "sequence"}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), sorted(OTHER_NAMES.items()))
+def test_the_names_of_other_trainers_are_answered_with_ours(theirs: str, ours: str) -> None:
+    fault = faults_of({theirs: 1})[theirs]
+    assert (fault.code, fault.suggestion) == ("unknown_field", ours)
+    head = ours.partition(".")[0]
+    assert head in JobSpec.model_fields
+
+
+def test_a_misspelt_field_is_answered_with_the_nearest_name() -> None:
+    assert faults_of({"learning_rat": 1e-3})["learning_rat"].suggestion == "learning_rate"
+
+
+def test_a_bad_value_is_repeated_in_its_message_but_never_at_length() -> None:
+    fault = faults_of({"optimizer": "adam" * 10_000})["optimizer"]
+    assert "adam" in fault.message
+    assert len(fault.message) < 300
+
+
+@pytest.mark.parametrize("body", [[1], None, "text", 3])
+def test_a_body_that_is_no_object_is_refused(body: object) -> None:
+    with pytest.raises(InvalidRequest, match="must be a JSON object"):
+        parse(JobSpec, body)
+
+
+def test_one_error_lists_what_is_missing() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse(JobSpec, {})
+    assert {detail.param for detail in caught.value.details} == {"model", "dataset"}
+    assert caught.value.body().error.param in ("model", "dataset")
+
+
+def test_a_trainer_takes_the_same_fields_without_model_and_dataset() -> None:
+    options = parse(TrainerOptions, {"batch_size": 4, "seq_len": 128})
+    assert options.dataset is None
+    assert dataset_sources(options.dataset) == []
+
+
+def test_a_dataset_is_one_source_or_a_list_of_them() -> None:
+    spec = parse(JobSpec, {**SMALLEST, "dataset": [{"file": ["file_1", "file_2"]}, {"builtin": "python-docs"}]})
+    first, second = dataset_sources(spec.dataset)
+    assert isinstance(first, FileSource)
+    assert first.file_ids == ["file_1", "file_2"]
+    assert second.model_dump(exclude_unset=True) == {"builtin": "python-docs"}

@@ -1,0 +1,75 @@
+"""The fixtures that every room's tests share."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.gpus import count_gpus
+from tests.harness.postgres import PostgresServer, PostgresUnavailable
+from tests.harness.valkey import ValkeyServer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and count_gpus() == 0:
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine's driver shows none"))
+
+
+@pytest.fixture(scope="session")
+def shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """The Valkey server of the whole session; tests take `redis_url`, which is empty each time."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def redis_url(shared_valkey: ValkeyServer) -> str:
+    """A real, empty Redis; not to be stopped (for that, `own_valkey`)."""
+    with shared_valkey.client() as client:
+        client.flushall()
+    return shared_valkey.url
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A started Valkey server of this test alone, to be killed, stopped and started as it likes."""
+    server = ValkeyServer(tmp_path / "valkey")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The PostgreSQL server of the whole session; tests take `postgres_url`."""
+    directory = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other accounts
+    try:
+        try:
+            server = PostgresServer(directory)
+            server.start()
+        except PostgresUnavailable as error:
+            pytest.skip(str(error))
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """``postgresql://…`` of a new, empty database of a real server."""
+    with postgres_server.fresh_database() as url:
+        yield url

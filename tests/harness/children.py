@@ -1,0 +1,65 @@
+"""Server processes that the tests start.
+
+Guarantees: on Linux a child gets its stop signal from the kernel when the test process ends in any way, SIGKILL
+included (it must be started from the main thread, whose end is what the kernel watches). Elsewhere a killed test
+process leaves its servers behind.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Account:
+    """The system user and group that a child runs as."""
+
+    uid: int
+    gid: int
+
+
+def start_child(
+    command: Sequence[str | Path],
+    *,
+    log_file: Path,
+    environment: Mapping[str, str] | None = None,
+    account: Account | None = None,
+    stop_signal: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start a server whose output goes to ``log_file`` (appended) and which ends with this process."""
+
+    def end_with_parent() -> None:
+        if sys.platform == "linux":
+            _libc.prctl(PR_SET_PDEATHSIG, stop_signal)
+
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ if environment is None else environment),  # noqa: TID251 - a child's environment
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
+            preexec_fn=end_with_parent,
+        )
+
+
+def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, timeout_seconds: float = 20) -> int:
+    """Stop a child with its own signal, with SIGKILL after the time-out; returns its exit status."""
+    if child.poll() is None:
+        child.send_signal(stop_signal)
+        try:
+            child.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    return child.wait()

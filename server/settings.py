@@ -37,6 +37,8 @@ class ServerSettings(DatabaseSettings):
     worker_secret: str = Field(min_length=1)
     hub: str = Field(default="off", description="on, off, or the allowed owners with commas between them")
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+    claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
+    lease_seconds: float = Field(default=120, gt=0, description="a worker silent for longer has lost its jobs")
 
     @field_validator("hub")
     @classmethod

@@ -33,6 +33,7 @@ async def change_status(
     expect: Collection[JobStatus],
     attempt: int,
     reason: StatusReason | None = None,
+    attempt_reason: StatusReason | None = None,
     message: str | None = None,
     line: int | None = None,
     created_at: datetime | None = None,
@@ -40,8 +41,9 @@ async def change_status(
 ) -> JobRow | None:
     """Move ``job`` (locked by `lock_job`) to ``to`` and append its ``status`` event; ``None`` if it is not as expected.
 
-    ``line`` is the journal line that asked for the change, or ``None`` for the server's own; ``details`` are further
-    fields of the event.
+    ``attempt_reason`` says why the attempt ended where that differs from the job's ``reason`` (``process_killed``, and
+    the job is ``retrying``). ``line`` is the journal line that asked for the change, or ``None`` for the server's own;
+    ``details`` are further fields of the event.
     """
     if JobStatus(job.status) not in expect or job.attempt != attempt:
         return None
@@ -50,7 +52,7 @@ async def change_status(
     if job.status == JobStatus.RUNNING:
         running = await session.get(AttemptRow, (job.id, attempt))
         assert running is not None, f"{job.id} runs attempt {attempt}, which has no row"
-        running.finished_at, running.reason = now, reason
+        running.finished_at, running.reason = now, attempt_reason or reason
     job.status = to
     job.status_reason = reason
     job.waiting_reason = None

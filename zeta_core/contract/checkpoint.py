@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Literal
@@ -13,6 +14,17 @@ FileRole = Literal["weights", "adapter", "tokenizer", "config", "state"]
 CheckpointFormat = Literal["huggingface", "module", "adapter"]
 
 NAME_PATTERN = re.compile(r"^(step-\d+|best|final)$")
+
+
+def step_of(name: str) -> int | None:
+    """N of ``step-N``; ``None`` for ``best`` and ``final``."""
+    return int(name.removeprefix("step-")) if re.fullmatch(r"step-\d+", name) else None
+
+
+def surplus(names: Iterable[str], save_total_limit: int) -> list[str]:
+    """The ``step-N`` that go when only the newest ``save_total_limit`` of them are kept, oldest first."""
+    steps = sorted((step, name) for name in names if (step := step_of(name)) is not None)
+    return [name for _, name in steps[: max(0, len(steps) - save_total_limit)]]
 
 
 class ManifestFile(BaseModel):

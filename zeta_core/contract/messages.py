@@ -76,6 +76,7 @@ class ClaimAnswer(_Message):
     kind: Literal["claim_answer"] = "claim_answer"
     job_id: str
     attempt: int
+    incarnation: str  # of the claim: an answer to an earlier process of the same worker is not mistaken for its own
     granted: bool
     reason: str | None = None
 

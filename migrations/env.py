@@ -1,0 +1,20 @@
+"""What Alembic runs for each command: one transaction on the connection that `migrations.upgrade` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from server.tables import Table
+
+connection = context.config.attributes.get("connection")
+assert isinstance(connection, Connection), "run `python -m migrations`, which opens the connection"
+
+context.configure(
+    connection=connection,
+    target_metadata=Table.metadata,
+    transactional_ddl=True,
+    render_as_batch=connection.dialect.name == "sqlite",
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,107 @@
+"""The migrations build exactly the tables, on both databases."""
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, make_url, text
+
+from migrations.upgrade import newest_revision, upgrade
+from server.db import Database
+from server.schema import SCHEMA_REVISION, require_schema
+from server.tables import Table
+from tests.harness.ports import free_loopback_port
+from zeta_core.contract.errors import InvalidSettings, Unavailable
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of each kind in turn."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path / 'zeta.db'}"
+
+
+def sync_url(url: str) -> str:
+    parsed = make_url(url)
+    driver = "sqlite" if parsed.get_backend_name() == "sqlite" else "postgresql+psycopg"
+    return parsed.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def test_the_migrations_build_exactly_the_tables(database_url: str) -> None:
+    upgrade(database_url)
+    engine = create_engine(sync_url(database_url))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Table.metadata) == []
+    engine.dispose()
+
+
+def test_the_tables_are_not_compared_in_vain(database_url: str) -> None:
+    upgrade(database_url)
+    engine = create_engine(sync_url(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE jobs ADD COLUMN surplus VARCHAR"))
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) != []
+    engine.dispose()
+
+
+def test_upgrading_twice_changes_nothing(database_url: str) -> None:
+    assert upgrade(database_url) == upgrade(database_url) == newest_revision()
+
+
+def test_the_server_was_written_for_the_newest_revision() -> None:
+    assert newest_revision() == SCHEMA_REVISION
+
+
+async def check(url: str) -> None:
+    database = Database(url)
+    try:
+        await require_schema(database)
+    finally:
+        await database.close()
+
+
+@pytest.mark.anyio
+async def test_the_server_refuses_a_database_without_its_schema_and_names_the_command(database_url: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"revision none .* run `zeta migrate`"):
+        await check(database_url)
+
+
+@pytest.mark.anyio
+async def test_the_server_accepts_its_own_schema_and_no_newer_one(database_url: str) -> None:
+    upgrade(database_url)
+    await check(database_url)
+    engine = create_engine(sync_url(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(InvalidSettings, match="upgrade the server"):
+        await check(database_url)
+
+
+@pytest.mark.anyio
+async def test_a_database_that_does_not_answer_is_said_so() -> None:
+    with pytest.raises(Unavailable, match="cannot be opened"):
+        await check(f"postgresql://nobody@127.0.0.1:{free_loopback_port()}/zeta")
+
+
+def test_a_database_with_data_is_copied_before_its_upgrade(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'zeta.db'}"
+    upgrade(url)
+    engine = create_engine(sync_url(url))
+    with engine.begin() as connection:  # an older revision, as a later release will find it
+        connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+    with pytest.raises(Exception, match="0000"):
+        upgrade(url)
+    engine.dispose()
+    copy = create_engine(f"sqlite:///{tmp_path / 'zeta.db'}.before-{newest_revision()}")
+    assert set(inspect(copy).get_table_names()) >= {"jobs", "events"}
+    copy.dispose()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

@@ -1,0 +1,287 @@
+"""The HTTP client of the service: its methods are the API's, its answers the contract's own models.
+
+    with Client() as client:
+        job = client.submit({"model": {"config": {"model_type": "llama"}}, "dataset": {"builtin": "python-docs"}})
+        job = client.wait(job.id)
+        client.download(job.id, directory="model")
+
+Every failure is a `ZetaError` with the server's sentence, or `Unreachable`. A submission carries an
+``Idempotency-Key`` of its own, so that a retry after a lost answer never makes a second job.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import httpx
+from pydantic import BaseModel
+
+from zeta import download, event_stream, upload
+from zeta.settings import environment, find_server
+from zeta.transport import BadAnswer, Transport, Unreachable, read_answer
+from zeta_core.contract.answers import FilePurpose, Page, StoredFile, Worker
+from zeta_core.contract.checkpoint import Manifest
+from zeta_core.contract.errors import InvalidRequest, ZetaError
+from zeta_core.contract.events import Event
+from zeta_core.contract.job import ENDED, Job, JobStatus
+from zeta_core.contract.spec import JobSpec
+
+PATIENCE_SECONDS = 5.0  # a server that restarts is back within this
+PAGE_SIZE = 1000
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+
+class Client:
+    """One service, one key. Without arguments it finds them as the command line does (see `zeta.settings`)."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        """``patience_seconds``: how long a request is repeated while nothing answers.
+
+        Raises `Unreachable` where no server is named and none runs here.
+        """
+        target = find_server(environment(), url=base_url, api_key=api_key)
+        if target is None:
+            raise Unreachable(
+                "No Zeta server is known here; start one with `zeta up`, or name one with ZETA_URL or `zeta login URL`."
+            )
+        self.base_url = target.url
+        self._transport = Transport(target.url, target.api_key, patience_seconds=patience_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    # --- Jobs ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, spec: JobSpec | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Create a job. The spec is sent as it is: the server's check is the one that counts.
+
+        Raises `InvalidSpec` naming every bad field.
+        """
+        sent = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
+        try:
+            body = json.dumps(sent, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use JSON's own types.") from error
+        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())}
+        return read_answer(Job, self._transport.request("POST", "/v1/jobs", content=body, headers=headers))
+
+    def jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        entity_name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = 20,
+    ) -> list[Job]:
+        """The newest jobs first; ``limit=None`` is all of them."""
+        params: dict[str, Any] = {"status": None if status is None else str(status), "entity_name": entity_name}
+        params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
+        return list(self._pages(Job, "/v1/jobs", params, limit))
+
+    def job(self, job_id: str) -> Job:
+        return read_answer(Job, self._transport.request("GET", f"/v1/jobs/{_part(job_id)}"))
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for the job's end; `wait` returns when nothing of it is left."""
+        return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{_part(job_id)}/cancel"))
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_seconds: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        on_interruption: Callable[[ZetaError], None] | None = None,
+    ) -> Job:
+        """Return the job when it has ended, over restarts of the server. Raises `WaitTimeout` after the time-out."""
+        for event in self.events(job_id, timeout_seconds=timeout_seconds, on_interruption=on_interruption):
+            if on_event is not None:
+                on_event(event)
+        job = self.job(job_id)
+        if job.status not in ENDED:
+            raise BadAnswer(f"The server ended the events of {job_id}, which is {job.status}.")
+        return job
+
+    def events(
+        self,
+        job_id: str,
+        *,
+        after: int = 0,
+        timeout_seconds: float | None = None,
+        on_interruption: Callable[[ZetaError], None] | None = None,
+    ) -> Iterator[Event]:
+        """Events with ``seq`` above ``after``, live, each once and in order, until the job has ended.
+
+        A lost connection is made again and goes on where it stopped; ``on_interruption`` is told of each.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        return event_stream.follow(
+            self._transport, _part(job_id), after=after, deadline=deadline, on_interruption=on_interruption
+        )
+
+    def stored_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The events that are there now, oldest first."""
+        found: list[Event] = []
+        while limit is None or len(found) < limit:
+            wanted = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
+            response = self._transport.request(
+                "GET", f"/v1/jobs/{_part(job_id)}/events", params={"after": after, "limit": wanted}
+            )
+            page = read_answer(Page[Event], response)
+            found += page.data
+            if not page.has_more or not page.data:
+                break
+            after = page.data[-1].seq
+        return found
+
+    def logs(
+        self, job_id: str, *, follow: bool = False, tail: int | None = None, attempt: int | None = None
+    ) -> Iterator[str]:
+        """The text that the training processes wrote, in pieces as they arrive; ``follow`` until the job has ended.
+
+        A stream that breaks, or ends while the job goes on, is made again and goes on where it stopped; with ``tail``
+        that cannot be known, and `Unreachable` is raised.
+        """
+        params = {"follow": "true" if follow else None, "tail": tail, "attempt": attempt}
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        seen_bytes, pauses = 0, self._transport.pauses()
+        had_ended, between = not follow or tail is not None, self._transport.pauses(math.inf)
+        while True:
+            skip = seen_bytes
+            try:
+                with self._transport.stream(
+                    "GET", f"/v1/jobs/{_part(job_id)}/logs", params=params, read_seconds=None if follow else 60.0
+                ) as response:
+                    for chunk in response.iter_bytes():
+                        fresh = chunk[skip:]
+                        skip -= min(skip, len(chunk))
+                        if fresh:
+                            pauses.restart()
+                            seen_bytes += len(fresh)
+                            yield decode(fresh)
+            except httpx.TransportError as error:
+                if (tail is not None and seen_bytes) or not pauses.wait():
+                    raise self._transport.unreachable(error) from error
+                continue
+            if had_ended:
+                return
+            # A server that stops ends its streams too: only what was asked for after the job's end is all of it.
+            had_ended = self.job(job_id).status in ENDED
+            between.wait()
+
+    # --- Checkpoints --------------------------------------------------------------------------------------------------
+
+    def checkpoints(self, job_id: str) -> list[Manifest]:
+        """The job's checkpoints, newest first."""
+        return list(self._pages(Manifest, f"/v1/jobs/{_part(job_id)}/checkpoints", {}, None))
+
+    def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
+        """The manifest of ``step-N``, ``best``, ``final`` or ``latest``."""
+        return read_answer(
+            Manifest, self._transport.request("GET", f"/v1/jobs/{_part(job_id)}/checkpoints/{_part(name)}")
+        )
+
+    def download(
+        self,
+        job_id: str,
+        checkpoint: str | None = None,
+        directory: str | Path | None = None,
+        *,
+        include: Iterable[str] = (),
+        state: bool = False,
+        overwrite: bool = False,
+        on_progress: Callable[[download.Progress], None] | None = None,
+    ) -> download.Download:
+        """Bring a checkpoint here, every file verified by its SHA-256; what is here already is not fetched again.
+
+        ``checkpoint`` unset is the final one, or the latest while there is no final one. ``include`` are globs over
+        the files' paths; ``training_state/`` comes with ``state`` only. See `zeta.download` for what is guaranteed.
+        """
+        if checkpoint is None:
+            checkpoint = self.job(job_id).final_checkpoint or "latest"
+        manifest = self.checkpoint(job_id, checkpoint)
+        target = Path(directory) if directory is not None else Path(f"{job_id}-{manifest.name}")
+        return download.download(
+            self._transport,
+            _part(job_id),
+            manifest,
+            target,
+            include=tuple(include),
+            state=state,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+    # --- Files and workers --------------------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        path: str | Path,
+        purpose: FilePurpose = "dataset",
+        *,
+        on_bytes: Callable[[int, int], None] | None = None,
+    ) -> StoredFile:
+        """Store a file, streamed from the disk; bytes that the service has already are not sent again.
+
+        ``on_bytes`` is told the bytes sent and the file's size.
+        """
+        return upload.upload(self._transport, Path(path), purpose, on_bytes=on_bytes)
+
+    def files(self, *, sha256: str | None = None, limit: int | None = 20) -> list[StoredFile]:
+        return list(self._pages(StoredFile, "/v1/files", {"sha256": sha256}, limit))
+
+    def workers(self) -> list[Worker]:
+        return list(self._pages(Worker, "/v1/workers", {}, None))
+
+    def is_ready(self) -> bool:
+        """Whether the service says that it is ready for jobs; nothing is retried."""
+        try:
+            with self._transport.stream("GET", "/readyz", read_seconds=5.0):
+                return True
+        except (httpx.TransportError, ZetaError):
+            return False
+
+    def _pages(
+        self, model: type[AnswerT], path: str, params: Mapping[str, Any], limit: int | None
+    ) -> Iterator[AnswerT]:
+        after: str | None = None
+        left = limit
+        while left is None or left > 0:
+            size = PAGE_SIZE if left is None else min(left, PAGE_SIZE)
+            response = self._transport.request("GET", path, params={**params, "limit": size, "after": after})
+            page = read_answer(Page[model], response)
+            yield from page.data
+            if not page.has_more or page.last_id is None:
+                return
+            after = page.last_id
+            left = None if left is None else left - len(page.data)
+
+
+def _part(text: str) -> str:
+    """One segment of a path, which no id or name can leave."""
+    if not text or not all(sign.isascii() and (sign.isalnum() or sign in "_-.") for sign in text) or ".." in text:
+        raise InvalidRequest(f"{text!r} is no id or checkpoint name; `zeta jobs` and `zeta checkpoints` list them.")
+    return text

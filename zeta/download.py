@@ -1,0 +1,238 @@
+"""A checkpoint from the service to a folder here: resumable, verified, never half under its name.
+
+Guarantees: a file appears under its name only when all its bytes are here and their SHA-256 is the manifest's; an
+interrupted download goes on where it stopped (``NAME.part``); ``manifest.json`` is written last, so that a folder with
+one is whole as far as it was asked for; nothing is written outside the folder, whatever a manifest says; a file that
+is here with other content is left alone unless ``overwrite`` says otherwise.
+Not guaranteed: two downloads into one folder at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+import httpx
+
+from zeta.transport import Transport
+from zeta_core.contract.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable, ZetaError
+from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+
+CHUNK_BYTES = 1 << 20
+ATTEMPTS_ON_WRONG_BYTES = 2
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class Corrupt(ZetaError):
+    """What arrived is not what the manifest promises, and neither was it a second time."""
+
+    type = "corrupt_error"
+    code = "sha256_mismatch"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes that are here and verified or arriving, of all that were asked for; ``file`` is the one at work."""
+
+    file: str
+    bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Download:
+    """What is here now: each file was verified by its SHA-256 in this call."""
+
+    directory: Path
+    manifest: Manifest
+    files: tuple[ManifestFile, ...]
+
+
+def download(
+    transport: Transport,
+    job_id: str,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    include: tuple[str, ...],
+    state: bool,
+    overwrite: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> Download:
+    """Bring the wanted files of one checkpoint here.
+
+    Raises `NotFound` where the globs fit no file, `Conflict` for a file with other content, `Unavailable` where the
+    disk has no room, `Corrupt` for bytes that stay wrong, `Unreachable` when the server stays away.
+    """
+    files = tuple(file for file in manifest.files if _wanted(file, include, state))
+    if not files:
+        raise NotFound(
+            f"No file of {manifest.name} fits {', '.join(include) or 'what was asked for'}; it has "
+            f"{', '.join(file.path for file in manifest.files) or 'none'}."
+        )
+    total_bytes = sum(file.size for file in files)
+    done_bytes = 0
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        targets = {file.path: _inside(directory, file.path) for file in files}
+        _require_room(directory, files, targets)
+        for file in files:
+            before = done_bytes
+
+            def report(here_bytes: int, file: ManifestFile = file, before: int = before) -> None:
+                if on_progress is not None:
+                    on_progress(Progress(file.path, before + here_bytes, total_bytes))
+
+            _bring(transport, f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/", file, targets[file.path],
+                   overwrite=overwrite, report=report)  # fmt: skip
+            done_bytes += file.size
+            report(file.size)
+        _write_manifest(directory, manifest)
+    except OSError as error:
+        raise Unavailable(f"{directory} cannot be written: {error.strerror or error}.", code="disk") from error
+    return Download(directory=directory, manifest=manifest, files=files)
+
+
+def _wanted(file: ManifestFile, include: tuple[str, ...], state: bool) -> bool:
+    is_state = file.role == "state" or file.path.split("/")[0] == TRAINING_STATE_NAME
+    if is_state and not state:
+        return False
+    return not include or any(fnmatchcase(file.path, pattern) for pattern in include)
+
+
+def _inside(directory: Path, path: str) -> Path:
+    """Where a manifest's path lies in the folder. Raises `InvalidRequest` where it, or a link on its way, leaves it."""
+    root = directory.resolve()
+    target = (root / path).resolve()
+    if "\0" in path or ":" in path or not target.is_relative_to(root) or target == root:
+        raise InvalidRequest(f"The manifest names {path!r}, which leaves {directory}; it was not fetched.")
+    return target
+
+
+def _require_room(directory: Path, files: tuple[ManifestFile, ...], targets: dict[str, Path]) -> None:
+    missing = sum(file.size - _size(_part_of(targets[file.path])) for file in files if not targets[file.path].exists())
+    free = shutil.disk_usage(directory).free
+    if missing > free:
+        raise Unavailable(f"{directory} has {free:,} bytes free and {missing:,} are to come; make room.", code="disk")
+
+
+def _bring(
+    transport: Transport,
+    url: str,
+    file: ManifestFile,
+    target: Path,
+    *,
+    overwrite: bool,
+    report: Callable[[int], None],
+) -> None:
+    if target.exists():
+        if _size(target) == file.size and _digest(target).hexdigest() == file.sha256:
+            return
+        if not overwrite:
+            raise Conflict(
+                f"{target} is here with other content; give another folder, or allow to overwrite it (--force).",
+                code="file_exists",
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_of(target)
+    for _ in range(ATTEMPTS_ON_WRONG_BYTES):
+        digest = _fetch(transport, url + quote(file.path), file, part, report)
+        if digest == file.sha256:
+            _sync(part)
+            part.replace(target)
+            return
+        part.unlink()
+    raise Corrupt(
+        f"{file.path} arrived with another SHA-256 than the manifest's {file.sha256}, {ATTEMPTS_ON_WRONG_BYTES} times; "
+        "the stored checkpoint is damaged, use another one."
+    )
+
+
+def _fetch(transport: Transport, url: str, file: ManifestFile, part: Path, report: Callable[[int], None]) -> str:
+    """Complete ``part`` and return its SHA-256; each lost connection is made again from the byte where it broke."""
+    pauses = transport.pauses()
+    while True:
+        digest: _Digest = _digest(part)
+        here = _size(part)
+        if here == file.size and part.exists():
+            return digest.hexdigest()
+        if here > file.size:
+            part.unlink()
+            continue
+        headers = {"Accept-Encoding": "identity"}
+        if here:
+            headers |= {"Range": f"bytes={here}-", "If-Range": f'"{file.sha256}"'}
+        try:
+            with transport.stream("GET", url, headers=headers) as response:
+                goes_on = response.status_code == 206
+                if not goes_on:
+                    here, digest = 0, hashlib.sha256()
+                with part.open("ab" if goes_on else "wb") as stream:
+                    for chunk in response.iter_raw(CHUNK_BYTES):
+                        pauses.restart()
+                        here += len(chunk)
+                        if here > file.size:
+                            break
+                        stream.write(chunk)
+                        digest.update(chunk)
+                        report(here)
+        except httpx.TransportError as error:
+            if not pauses.wait():
+                raise transport.unreachable(error) from error
+            continue
+        except Unavailable:
+            if not pauses.wait():
+                raise
+            continue
+        if here >= file.size:
+            return digest.hexdigest() if here == file.size else ""
+        if not pauses.wait():  # it ended early without an error
+            raise transport.unreachable(EOFError(f"{url} ended after {here} of {file.size} bytes"))
+
+
+def _write_manifest(directory: Path, manifest: Manifest) -> None:
+    part = _part_of(directory / MANIFEST_NAME)
+    part.write_text(manifest.model_dump_json(indent=2) + "\n")
+    _sync(part)
+    part.replace(directory / MANIFEST_NAME)
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _digest(path: Path) -> _Digest:
+    digest = hashlib.sha256()
+    if path.exists():
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -32,8 +32,7 @@ async def require_schema(database: Database) -> None:
 
 
 async def _revision(database: Database) -> str | None:
-    file = make_url(database.url).database
-    if database.is_sqlite and not (file and Path(file).exists()):
+    if database.is_sqlite and not _exists(database.url):
         return None  # connecting would create an empty one
     try:
         async with database.read() as session:
@@ -45,3 +44,7 @@ async def _revision(database: Database) -> str | None:
             return await session.scalar(select(_VERSION.c.version_num))
     except (OperationalError, ProgrammingError):  # there is no such table
         return None
+
+
+def _exists(sqlite_url: str) -> bool:
+    return Path(make_url(sqlite_url).database or "").is_file()

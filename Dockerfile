@@ -1,0 +1,55 @@
+# syntax=docker/dockerfile:1
+#
+# One image for the server, the worker and the migrations; the command says which: zeta server, zeta worker, zeta migrate.
+#
+#   docker build -t zeta .                                                                  with CUDA, for GPU hosts
+#   docker build -t zeta --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .     without, several GB smaller
+#   docker build -t zeta-server --build-arg EXTRAS=server,postgres .                        the server alone, without torch
+#
+# With `deepspeed` among the EXTRAS a C++ compiler stays in the image, because DeepSpeed compiles at its first use.
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim AS build
+ARG EXTRAS=train,server,worker,postgres,s3
+ARG TORCH_INDEX=
+ENV PATH=/opt/zeta/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+WORKDIR /source
+RUN case ",$EXTRAS," in *,deepspeed,*) \
+        apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac
+RUN python -m venv /opt/zeta
+COPY constraints.txt pyproject.toml ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint constraints.txt pip \
+    && pip install --constraint constraints.txt --group build
+# torch is by far the largest part and changes least: a layer of its own, and none where nothing asks for it.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    case ",$EXTRAS," in *,train,*|*,deepspeed,*|*,all,*) \
+        pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch ;; esac
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint constraints.txt --no-build-isolation ".[$EXTRAS]"
+
+FROM python:${PYTHON_VERSION}-slim
+ARG EXTRAS=train,server,worker,postgres,s3
+RUN case ",$EXTRAS," in *,deepspeed,*) \
+        apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac
+# Named volumes take the owner of the folder they are first mounted on.
+RUN useradd --system --uid 10001 --home-dir /var/lib/zeta --shell /usr/sbin/nologin zeta \
+    && install --directory --owner=zeta --group=zeta --mode=0750 /var/lib/zeta /artifacts \
+    && install --directory --mode=0755 /data
+COPY --from=build /opt/zeta /opt/zeta
+ENV PATH=/opt/zeta/bin:$PATH \
+    HOME=/var/lib/zeta \
+    PYTHONUNBUFFERED=1 \
+    ZETA_HOME=/var/lib/zeta \
+    ZETA_HOST=0.0.0.0 \
+    ZETA_PORT=8400 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER zeta
+WORKDIR /var/lib/zeta
+EXPOSE 8400
+# The server's. A worker has no port; it is alive where GET /v1/workers shows its heartbeat.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"ZETA_PORT\"]}/readyz', timeout=4)"]
+CMD ["zeta", "server"]

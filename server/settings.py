@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
-from zeta_core.contract.settings import Settings
+from zeta_core.contract.settings import Settings, store_folder
 
 GIBIBYTE = 2**30
 _OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -51,29 +50,16 @@ class ServerSettings(DatabaseSettings):
     @classmethod
     def _artifacts_url(cls, value: str | None) -> str | None:
         if value is not None:
-            _folder(value)
+            store_folder(value)
         return value
 
     @property
     def artifacts(self) -> Path:
         """The artifact store's folder."""
-        return _folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
+        return store_folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
 
     def hub_allows(self, hub_id: str) -> bool:
         """Whether jobs may read ``owner/name`` from the Hugging Face Hub."""
         if self.hub in ("on", "off"):
             return self.hub == "on"
         return hub_id.partition("/")[0] in self.hub.split(",")
-
-
-def _folder(url: str) -> Path:
-    """The folder of a plain path or a ``file://`` URL; anything else is refused."""
-    scheme = url.partition("://")[0] if "://" in url else "file"
-    if scheme == "s3":
-        raise ValueError("object storage is not available yet; name a folder that server and workers share")
-    if scheme != "file":
-        raise ValueError(f"{scheme}:// is no artifact store; name a folder that server and workers share")
-    path = Path(unquote(urlsplit(url).path) if "://" in url else url).expanduser()
-    if not path.is_absolute():
-        raise ValueError("it must be an absolute path, or file:///...")
-    return path

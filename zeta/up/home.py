@@ -81,16 +81,12 @@ class Home:
     def valkey(self) -> Path:
         return self.path / "valkey"
 
-    @property
-    def backups(self) -> Path:
-        return self.path / "backups"
-
     def make(self) -> None:
         """Make the folder and its parts. Raises `InvalidSettings` where it cannot be."""
         try:
             if not self.path.is_dir():
                 self.path.mkdir(parents=True, mode=0o700)
-            for folder in (self.logs, self.valkey, self.backups):
+            for folder in (self.logs, self.valkey):
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise InvalidSettings(

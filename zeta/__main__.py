@@ -1,0 +1,5 @@
+"""``python -m zeta`` is the `zeta` command."""
+
+from zeta.cli import main
+
+main()

@@ -1,0 +1,176 @@
+"""A job followed live: a progress bar in a terminal, plain lines elsewhere. Ctrl-C detaches; the job goes on."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from zeta.cli.exits import Exit, exit_of_job
+from zeta.cli.output import duration, ending, print_json
+from zeta.client import Client
+from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.events import Event
+from zeta_core.contract.job import Job
+
+PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no terminal, by the events' own clock
+
+
+def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Exit:
+    """Show the job until it has ended, then how it ended; the exit status says the same to programs."""
+    try:
+        with _view(as_json) as view:
+            job = client.wait(
+                job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_tell_interruption
+            )
+    except KeyboardInterrupt:
+        print(
+            f"\nDetached: {job_id} goes on. Come back with `zeta wait {job_id}`, end it with `zeta cancel {job_id}`.",
+            file=sys.stderr,
+        )
+        return Exit.INTERRUPTED
+    if as_json:
+        print_json(job)
+    else:
+        print(ending(job), flush=True)
+    return exit_of_job(job)
+
+
+def wait_quietly(client: Client, job_id: str, timeout_seconds: float | None) -> Job:
+    """Wait without showing anything."""
+    return client.wait(job_id, timeout_seconds=timeout_seconds, on_interruption=_tell_interruption)
+
+
+class View(ABC):
+    """Shows events as they come."""
+
+    @abstractmethod
+    def show(self, event: Event) -> None: ...
+
+
+class JsonView(View):
+    """One event in a line."""
+
+    def show(self, event: Event) -> None:
+        print_json(event)
+
+
+class PlainView(View):
+    """One sentence in a line; of the progress events one every few seconds, and each change of phase."""
+
+    def __init__(self) -> None:
+        self._phase: str | None = None
+        self._shown_at: datetime | None = None
+        self._held: str | None = None
+
+    def show(self, event: Event) -> None:
+        if event.type != "progress":
+            if self._held is not None:
+                print(self._held, flush=True)
+                self._held = None
+            line = sentence(event)
+            if line is not None:
+                print(line, flush=True)
+            return
+        fields = _fields(event)
+        is_new_phase = fields.get("phase") != self._phase
+        is_due = self._shown_at is None or (event.created_at - self._shown_at).total_seconds() >= PLAIN_LINE_SECONDS
+        line = progress_line(fields)
+        if is_new_phase or is_due:
+            self._phase, self._shown_at, self._held = fields.get("phase"), event.created_at, None
+            print(line, flush=True)
+        else:
+            self._held = line  # the last one before something else happens is shown too
+
+
+class TerminalView(View):
+    """A progress bar, with everything else scrolling by above it."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._task = progress.add_task("waiting", total=None, figures="")
+
+    def show(self, event: Event) -> None:
+        if event.type != "progress":
+            line = sentence(event)
+            if line is not None:
+                self._progress.console.print(line, markup=False, highlight=False)
+            return
+        fields = _fields(event)
+        self._progress.update(
+            self._task,
+            description=str(fields.get("phase", "")).replace("_", " "),
+            completed=fields.get("step") or 0,
+            total=fields.get("total_steps"),
+            figures=_figures(fields),
+        )
+
+
+def sentence(event: Event) -> str | None:
+    """An event in one line; ``None`` where it says nothing to people."""
+    fields = _fields(event)
+    if event.type == "progress":
+        return progress_line(fields)
+    if event.type == "status":
+        status, reason, message = fields.get("status"), fields.get("reason"), fields.get("message")
+        return f"{status}" + (f" ({reason})" if reason else "") + (f": {message}" if message else "")
+    if event.type == "checkpoint":
+        return f"checkpoint {fields.get('name')} is stored (step {fields.get('step')})"
+    if event.type == "sample":
+        return f"sample at step {fields.get('step')}: {fields.get('prompt')}{fields.get('text')}"
+    if event.type in ("warning", "error"):
+        hint = f" {fields['hint']}" if fields.get("hint") else ""
+        return f"{event.type}: {fields.get('message')}{hint}"
+    return str(fields.get("message", ""))
+
+
+def progress_line(fields: dict[str, Any]) -> str:
+    step, total = fields.get("step"), fields.get("total_steps")
+    words = [str(fields.get("phase", "")).replace("_", " ")]
+    if step is not None:
+        words.append(f"step {step}/{total}" if total is not None else f"step {step}")
+    figures = _figures(fields)
+    return "  ".join(word for word in (*words, figures) if word)
+
+
+def _figures(fields: dict[str, Any]) -> str:
+    words: list[str] = []
+    if fields.get("loss") is not None:
+        words.append(f"loss {fields['loss']:.4f}")
+    if fields.get("tokens_per_second") is not None:
+        words.append(f"{fields['tokens_per_second']:,.0f} tokens/s")
+    if fields.get("eta_seconds") is not None:
+        words.append(f"{duration(fields['eta_seconds'])} left")
+    return "  ".join(words)
+
+
+def _fields(event: Event) -> dict[str, Any]:
+    return event.model_extra or {}
+
+
+def _tell_interruption(error: ZetaError) -> None:
+    print(f"{error.message} Trying again.", file=sys.stderr)
+
+
+@contextmanager
+def _view(as_json: bool) -> Generator[View]:
+    if as_json:
+        yield JsonView()
+        return
+    if not sys.stdout.isatty():
+        yield PlainView()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description:<13}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    with Progress(*columns, console=Console()) as progress:
+        yield TerminalView(progress)

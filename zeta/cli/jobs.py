@@ -1,0 +1,172 @@
+"""The commands about jobs that exist: list, show, wait, cancel, events, logs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from zeta.cli.app import JOBS, AsJson, JobId, app
+
+
+@app.command("jobs", rich_help_panel=JOBS)
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    entity_name: Annotated[str | None, typer.Option("--name", help="Only jobs of this entity_name.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this metadata.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    show_all: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    from zeta.cli.output import print_list, print_table, progress_cell
+    from zeta.client import Client
+    from zeta_core.contract.errors import InvalidRequest
+
+    pairs: dict[str, str] = {}
+    for pair in metadata or []:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise InvalidRequest(f"--metadata {pair!r} has no value; write it as name=value.")
+        pairs[name] = value
+    with Client() as client:
+        found = client.jobs(status=status, entity_name=entity_name, metadata=pairs, limit=None if show_all else limit)
+    if as_json:
+        print_list(found)
+        return
+    rows = [
+        (
+            job.id,
+            job.status if job.waiting_reason is None else f"{job.status} ({job.waiting_reason.code})",
+            job.entity_name,
+            progress_cell(job),
+            (job.progress or {}).get("loss"),
+            job.created_at,
+        )
+        for job in found
+    ]
+    print_table(("ID", "STATUS", "NAME", "STEP", "LOSS", "CREATED"), rows, none="There is no such job yet.")
+
+
+@app.command("job", rich_help_panel=JOBS)
+def show_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job."""
+    from zeta.cli.connect import full_id
+    from zeta.cli.output import print_fields, print_json, progress_cell
+    from zeta.client import Client
+
+    with Client() as client:
+        job = client.job(full_id(client, job_id))
+    if as_json:
+        print_json(job)
+        return
+    waiting, error, result = job.waiting_reason, job.error, job.result
+    print_fields(
+        (
+            ("id", job.id),
+            ("status", job.status if job.status_reason is None else f"{job.status} ({job.status_reason})"),
+            ("requested", job.requested_action),
+            ("waiting for", None if waiting is None else f"{waiting.message} ({waiting.code})"),
+            ("queue position", job.queue_position),
+            ("name", job.entity_name),
+            ("attempt", job.attempt or None),
+            ("worker", job.worker),
+            ("step", progress_cell(job)),
+            ("loss", (job.progress or {}).get("loss") if result is None else result.train_loss),
+            ("created", job.created_at),
+            ("started", job.started_at),
+            ("finished", job.finished_at),
+            ("checkpoints", job.checkpoints),
+            ("final checkpoint", job.final_checkpoint),
+            ("error", None if error is None else f"{error.message} {error.hint or ''}".strip()),
+        )
+    )
+
+
+@app.command(rich_help_panel=JOBS)
+def wait(
+    job_id: JobId,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Wait at most so long.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a job has ended.
+
+    A terminal shows its progress. The exit status: 0 succeeded, 1 failed, 3 cancelled.
+    """
+    from zeta.cli.connect import full_id
+    from zeta.cli.exits import exit_of_job
+    from zeta.cli.follow import follow, wait_quietly
+    from zeta.cli.output import ending, print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        found = full_id(client, job_id)
+        if sys.stdout.isatty() and not as_json:
+            raise typer.Exit(follow(client, found, timeout_seconds=timeout))
+        job = wait_quietly(client, found, timeout)
+    if as_json:
+        print_json(job)
+    else:
+        print(ending(job))
+    raise typer.Exit(exit_of_job(job))
+
+
+@app.command(rich_help_panel=JOBS)
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job; what it has stored stays."""
+    from zeta.cli.connect import full_id
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        job = client.cancel(full_id(client, job_id))
+    if as_json:
+        print_json(job)
+    else:
+        print(f"{job.id} is {job.status}" + (", its end is under way." if job.requested_action else "."))
+
+
+@app.command(rich_help_panel=JOBS)
+def events(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only events after this one.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print a job's events, the oldest first."""
+    from zeta.cli.connect import full_id
+    from zeta.cli.follow import sentence
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        found = full_id(client, job_id)
+        source = client.events(found, after=after) if follow else client.stored_events(found, after=after)
+        for event in source:
+            if as_json:
+                print_json(event)
+            else:
+                print(f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {sentence(event)}", flush=True)
+
+
+@app.command(rich_help_panel=JOBS)
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only the last lines.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a job's processes wrote."""
+    from zeta.cli.connect import full_id
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        for piece in client.logs(full_id(client, job_id), follow=follow, tail=tail, attempt=attempt):
+            if as_json:
+                print_json({"text": piece})
+            else:
+                sys.stdout.write(piece)
+                sys.stdout.flush()

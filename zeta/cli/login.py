@@ -1,0 +1,84 @@
+"""Which server and key the command line uses: config, login, logout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zeta.cli.app import SERVICE, AsJson, app
+
+
+@app.command(rich_help_panel=SERVICE)
+def config(as_json: AsJson = False) -> None:
+    """Show the effective settings, secrets masked."""
+    from zeta.cli.output import print_fields, print_json
+    from zeta.settings import ClientSettings, environment, find_server, login_file
+    from zeta.up.settings import UpSettings
+
+    variables = environment()
+    target = find_server(variables)
+    settings = UpSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
+    server = None if target is None else target.url
+    found = {
+        "server": server,
+        "server_from": None if target is None else target.source,
+        "server_key": None if target is None or target.api_key is None else "***",
+        "login_file": str(login_file(variables)),
+    }
+    if as_json:
+        print_json({**found, "settings": settings})
+        return
+    print_fields([(name.replace("_", " "), value) for name, value in found.items()])
+    print_fields([(name, value or "(unset)") for name, value in settings.items()])
+
+
+@app.command(rich_help_panel=SERVICE)
+def login(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the server is, such as http://gpu-box:8400.")],
+    key_file: Annotated[
+        Path | None, typer.Option(help="A file with the API key; unset: ZETA_API_KEY, else it is asked for.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a server's URL and key for this user.
+
+    They are tried first, and stored only if they work.
+    """
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+    from zeta.settings import ClientSettings, Login, checked_url, environment, store_login
+    from zeta_core.contract.errors import InvalidSettings
+
+    address = checked_url(url, "URL")
+    variables = environment()
+    if key_file is not None:
+        variables = {name: value for name, value in variables.items() if name != "ZETA_API_KEY"}
+        variables["ZETA_API_KEY_FILE"] = str(key_file)
+    key = ClientSettings.from_environment(variables).api_key
+    if key is None:
+        key = typer.prompt("API key", hide_input=True, err=True).strip()
+    if not key:
+        raise InvalidSettings("No API key was given; the server's operator has one.")
+    with Client(address, key) as client:
+        client.jobs(limit=1)
+    file = store_login(variables, Login(url=address, api_key=key))
+    if as_json:
+        print_json({"server": address, "login_file": str(file)})
+    else:
+        print(f"Logged in to {address}; the key is in {file}, readable by you alone.")
+
+
+@app.command(rich_help_panel=SERVICE)
+def logout(as_json: AsJson = False) -> None:
+    """Forget the stored URL and key."""
+    from zeta.cli.output import print_json
+    from zeta.settings import environment, forget_login, login_file
+
+    variables = environment()
+    existed = forget_login(variables)
+    if as_json:
+        print_json({"logged_out": existed})
+    else:
+        print(f"{login_file(variables)} is removed." if existed else "There was no login.")

@@ -1,0 +1,111 @@
+"""How answers are printed: aligned text for people, the API's own JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from zeta_core.contract.answers import Page
+from zeta_core.contract.job import Job
+
+
+def print_json(value: BaseModel | dict[str, Any]) -> None:
+    """One object on one line."""
+    print(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value), flush=True)
+
+
+def print_list(items: Sequence[BaseModel]) -> None:
+    """A list in the API's own shape."""
+    data = [item.model_dump(mode="json") for item in items]
+    ids = [str(item.get("id") or item.get("name") or "") for item in data]
+    page = Page[dict[str, Any]](data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
+    print_json(page)
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, none: str) -> None:
+    """Columns as wide as their longest cell, never cut: ids are for copying. ``none`` is said of an empty table."""
+    if not rows:
+        print(none)
+        return
+    cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_fields(fields: Sequence[tuple[str, object]]) -> None:
+    """Name and value, one pair in a line; what is ``None`` is left out."""
+    shown = [(name, value) for name, value in fields if value is not None]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        print(f"{name.ljust(width)}  {_cell(value)}")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return ago(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def ago(moment: datetime) -> str:
+    """A past time as people say it."""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def size(number_of_bytes: int) -> str:
+    """Bytes in the binary unit that leaves at most four digits."""
+    amount = float(number_of_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def ending(job: Job) -> str:
+    """How an ended job ended, in one or two sentences, with what to do next."""
+    if job.status == "succeeded":
+        loss = job.result.train_loss if job.result is not None else None
+        took = job.result.train_seconds if job.result is not None else None
+        words = f"{job.id} succeeded"
+        words += f", loss {loss:.4f}" if loss is not None else ""
+        words += f", trained for {duration(took)}" if took is not None else ""
+        return f"{words}. Its checkpoint: zeta download {job.id}"
+    reason = f" ({job.status_reason})" if job.status_reason is not None else ""
+    words = f"{job.id} {job.status}{reason}"
+    if job.error is not None:
+        words += f": {job.error.message}" + (f" {job.error.hint}" if job.error.hint else "")
+    return words if job.status == "cancelled" else f"{words} Its log: zeta logs {job.id}"
+
+
+def progress_cell(job: Job) -> str | None:
+    """How far a job is: step and total."""
+    progress = job.progress or {}
+    step, total = progress.get("step"), progress.get("total_steps")
+    if step is None:
+        return None
+    return f"{step}/{total}" if total is not None else str(step)

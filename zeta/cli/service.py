@@ -1,0 +1,215 @@
+"""The commands about the service itself: up, down, status, workers, and its parts one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zeta.cli.app import SERVICE, AsJson, app
+
+if TYPE_CHECKING:
+    from zeta.up.home import UpState
+    from zeta.up.settings import UpSettings
+
+Home = Annotated[Path | None, typer.Option(help="Where everything is kept (ZETA_HOME); unset: ~/.zeta.")]
+Host = Annotated[str | None, typer.Option(help="The address to listen on (ZETA_HOST); unset: 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="The port (ZETA_PORT); unset: 8400, 0: any.")]
+
+
+@app.command(rich_help_panel=SERVICE)
+def up(
+    host: Host = None,
+    port: Port = None,
+    home: Home = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run everything on this machine.
+
+    A Valkey server, the API and one worker. Ctrl-C stops them; running jobs save a checkpoint and are queued again.
+    """
+    from zeta.settings import environment
+    from zeta.up.control import detach as start_detached
+    from zeta.up.service import Service
+    from zeta.up.settings import UpSettings
+
+    variables = environment()
+    settings = UpSettings.from_environment(variables, host=host, port=port, home=home)
+
+    def ready(state: UpState) -> None:
+        _tell_ready(state, settings, detached=detach, as_json=as_json)
+
+    if detach:
+        ready(start_detached(settings, variables))
+    else:
+        Service(settings, variables, _say).run(ready)
+
+
+@app.command(rich_help_panel=SERVICE)
+def down(home: Home = None, as_json: AsJson = False) -> None:
+    """Stop the `zeta up` of this home.
+
+    Running jobs save a checkpoint and are queued again.
+    """
+    from zeta.cli.output import print_json
+    from zeta.settings import environment
+    from zeta.up.control import down as stop
+    from zeta.up.settings import UpSettings
+
+    settings = UpSettings.from_environment(environment(), home=home)
+    state = stop(settings)
+    if as_json:
+        print_json({"stopped": state is not None, "home": str(settings.home)})
+    else:
+        print(f"Stopped {state.url}." if state is not None else f"Nothing runs in {settings.home}.")
+
+
+@app.command(rich_help_panel=SERVICE)
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Say whether a service runs, and where.
+
+    The exit status is 4 where none answers.
+    """
+    from zeta.cli.exits import Exit
+    from zeta.cli.output import print_fields, print_json
+    from zeta.client import Client
+    from zeta.settings import environment, find_server
+    from zeta.transport import Unreachable
+    from zeta.up.home import Home as HomeFolder
+    from zeta.up.settings import UpSettings
+
+    variables = environment()
+    settings = UpSettings.from_environment(variables, home=home)
+    here = HomeFolder(settings.home).running()
+    target = find_server(variables, home=home)
+    if target is None:
+        raise Unreachable(f"Nothing runs in {settings.home}, and no other server is named; start one with `zeta up`.")
+    with Client(target.url, target.api_key) as client:
+        is_ready = client.is_ready()
+        workers = [] if not is_ready else client.workers()
+        running = [] if not is_ready else client.jobs(status="running", limit=1000)
+        queued = [] if not is_ready else client.jobs(status="queued", limit=1000)
+    is_here = here is not None and here.url == target.url
+    facts: list[tuple[str, object]] = [
+        ("url", target.url),
+        ("ready", "yes" if is_ready else "no"),
+        ("state", here.state if here is not None and is_here else None),
+        ("pid", here.pid if here is not None and is_here else None),
+        ("processes", _processes(here) if here is not None and is_here else None),
+        ("home", str(settings.home) if is_here else None),
+        ("known from", target.source),
+        ("workers", len([worker for worker in workers if worker.status == "ready"])),
+        ("jobs running", len(running)),
+        ("jobs queued", len(queued)),
+    ]
+    if as_json:
+        facts_by_name = {name.replace(" ", "_"): value for name, value in facts}
+        children = dict(here.children) if here is not None and is_here else {}
+        print_json(facts_by_name | {"ready": is_ready, "processes": children})
+    else:
+        print_fields(facts)
+    if not is_ready:
+        raise typer.Exit(Exit.UNREACHABLE)
+
+
+@app.command(rich_help_panel=SERVICE)
+def workers(as_json: AsJson = False) -> None:
+    """List workers, their slots, and what runs where."""
+    from zeta.cli.output import print_list, print_table, size
+    from zeta.client import Client
+
+    with Client() as client:
+        found = client.workers()
+    if as_json:
+        print_list(found)
+        return
+    rows = [
+        (
+            worker.name,
+            worker.status,
+            worker.host,
+            slot.slot,
+            slot.name,
+            size(slot.memory_bytes),
+            slot.job_id,
+            worker.last_seen_at,
+        )
+        for worker in found
+        for slot in worker.slots
+    ]
+    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "SEEN")
+    print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")
+
+
+@app.command(rich_help_panel=SERVICE)
+def server(host: Host = None, port: Port = None, home: Home = None) -> None:
+    """Run the API alone, in the foreground.
+
+    Its parts: ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY, ZETA_WORKER_SECRET.
+    """
+    _become("server", "server", "fastapi", host=host, port=port, home=home)
+
+
+@app.command(rich_help_panel=SERVICE)
+def worker(home: Home = None) -> None:
+    """Run one worker alone, in the foreground.
+
+    Its parts: ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_WORKER_SECRET.
+    """
+    _become("worker", "worker", "celery", home=home)
+
+
+@app.command(rich_help_panel=SERVICE)
+def migrate(home: Home = None) -> None:
+    """Bring the database to the newest revision.
+
+    It is the one of ZETA_DATABASE_URL, or SQLite in the home.
+    """
+    _become("migrations", "server", "alembic", home=home)
+
+
+def _become(module: str, extra: str, part: str, **flags: object) -> None:
+    """Replace this process by ``python -m module``; the flags become its ``ZETA_*`` settings."""
+    import importlib.util
+    import os
+    import sys
+
+    from zeta.settings import environment
+    from zeta_core.contract.errors import InvalidSettings
+
+    if importlib.util.find_spec(part) is None:
+        raise InvalidSettings(
+            f"{part} is not installed; run `pip install 'zeta-train[{extra}]'`.", code="missing_extra"
+        )
+    variables = environment()
+    variables |= {f"ZETA_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module], variables)
+
+
+def _tell_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json: bool) -> None:
+    from zeta.cli.output import print_json
+    from zeta.up.home import Home as HomeFolder
+
+    if as_json:
+        print_json(state)
+        return
+    folder = HomeFolder(settings.home)
+    key = str(folder.admin_key) if settings.api_key is None else "the one that you gave (ZETA_API_KEY)"
+    stop = "zeta down" if detached else "Ctrl-C"
+    print(f"Zeta is ready at {state.url}")
+    print(f"  admin key  {key}")
+    print(f"  logs       {folder.logs}")
+    print(f"  stop       {stop}", flush=True)
+
+
+def _processes(state: UpState) -> str:
+    return ", ".join(f"{name} {pid}" for name, pid in state.children.items())
+
+
+def _say(sentence: str) -> None:
+    import sys
+
+    print(sentence, file=sys.stderr, flush=True)

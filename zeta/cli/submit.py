@@ -1,0 +1,70 @@
+"""`zeta submit`: a spec out of a file and options, local paths uploaded, the job created and, on request, followed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zeta.cli.app import JOBS, AsJson, app
+
+
+@app.command(rich_help_panel=JOBS)
+def submit(
+    spec: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A Hub id, a folder or .tar here, or job_...[/step-N].")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")
+    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of every weight.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K.L=V", help="Set a field, such as learning_rate=1e-4.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the job until it ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a training job."""
+    from zeta.cli.follow import follow as follow_job
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+    from zeta.local_inputs import upload_local
+
+    wanted = _read(spec, model, data, lora, settings or [])
+    with Client() as client:
+        job = client.submit(upload_local(wanted, client.upload, _say))
+        if as_json:
+            print_json(job)
+        else:
+            print(f"{job.id} is {job.status}." + ("" if follow else f" Follow it: zeta wait {job.id}"), flush=True)
+        if follow:
+            raise typer.Exit(follow_job(client, job.id, as_json=as_json))
+
+
+def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:
+    from zeta.spec_file import apply_settings, read_spec
+    from zeta_core.contract.errors import InvalidRequest
+
+    if file is None:
+        wanted: dict[str, Any] = {}
+        if model is None and data is None and not settings:
+            raise InvalidRequest("There is no job to submit; name a spec file, or give --model and --data.")
+    elif str(file) == "-":
+        wanted = read_spec(Path("standard input"), sys.stdin.read())
+    else:
+        wanted = read_spec(file)
+    if model is not None:
+        wanted["model"] = model
+    if data is not None:
+        wanted["dataset"] = data
+    if lora:
+        wanted["lora"] = wanted.get("lora") or {}
+    return apply_settings(wanted, settings)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,38 @@
+"""Progress of a download or upload, on a terminal; nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TextIO
+
+from zeta.download import Progress
+
+
+@contextmanager
+def shown_download(stream: TextIO) -> Generator[Callable[[Progress], None] | None]:
+    """What `Client.download` is to tell its progress to."""
+    with _bar(stream) as update:
+        yield None if update is None else lambda now: update(now.file, now.bytes, now.total_bytes)
+
+
+@contextmanager
+def shown_upload(stream: TextIO) -> Generator[Callable[[int, int], None] | None]:
+    """What `Client.upload` is to tell its progress to."""
+    with _bar(stream) as update:
+        yield None if update is None else lambda sent, total: update("uploading", sent, total)
+
+
+@contextmanager
+def _bar(stream: TextIO) -> Generator[Callable[[str, int, int], None] | None]:
+    if not stream.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)

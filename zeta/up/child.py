@@ -1,0 +1,121 @@
+"""One child process of `zeta up`: started, watched, restarted with back-off, stopped.
+
+Guarantees: on Linux a child gets its death signal from the kernel when `zeta up` ends in any way, SIGKILL included
+(PR_SET_PDEATHSIG is set in the child between fork and exec; the kernel watches the *thread* that forked, so `start`
+belongs on the main thread). A child has its own process group: a Ctrl-C in the terminal reaches `zeta up` alone, which
+stops them in order. Elsewhere than on Linux the children of a killed `zeta up` go on until they are stopped by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # a child that ran this long starts over with the first pause
+LOG_LIMIT_BYTES = 16 << 20
+
+_libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
+
+
+class Child:
+    """A command that is to run all the time. One name, one log file, one process at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: Path,
+        log_file: Path,
+        death_signal: signal.Signals,
+        inherited: int,
+    ) -> None:
+        """``inherited`` is a descriptor that the child keeps open as long as it lives (see `Home.children`)."""
+        self.name = name
+        self.log_file = log_file
+        self.started_at = 0.0  # time.time(), to be compared with what the child says of itself
+        self.restart_at: float | None = None  # time.monotonic(); set while it is down and to be started again
+        self._command, self._environment, self._directory = list(command), dict(environment), directory
+        self._death_signal, self._inherited = death_signal, inherited
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started, self._pause_seconds = 0.0, FIRST_PAUSE_SECONDS
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process; call this on the main thread."""
+        _keep_small(self.log_file)
+        parent, death_signal = os.getpid(), self._death_signal
+
+        def end_with_parent() -> None:
+            if sys.platform == "linux":
+                _libc.prctl(PR_SET_PDEATHSIG, death_signal)
+                if os.getppid() != parent:  # it ended before the line above
+                    os._exit(1)
+
+        self.restart_at = None
+        self._started, self.started_at = time.monotonic(), time.time()
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._directory,
+                env=self._environment,
+                pass_fds=(self._inherited,),
+                process_group=0,
+                preexec_fn=end_with_parent,
+            )
+
+    def poll(self) -> int | None:
+        """The exit status if it has ended (negative: the signal that killed it), once; ``None`` while it runs."""
+        if self._process is None:
+            return None
+        status = self._process.poll()
+        if status is not None:
+            self._process = None
+        return status
+
+    def plan_restart(self) -> float:
+        """Decide when it is started again; the pause in seconds, which doubles while it does not stay up."""
+        if time.monotonic() - self._started >= STEADY_SECONDS:
+            self._pause_seconds = FIRST_PAUSE_SECONDS
+        pause = self._pause_seconds
+        self._pause_seconds = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        self.restart_at = time.monotonic() + pause
+        return pause
+
+    def send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def last_words(self) -> str:
+        """The last line of its log, for a sentence about why it ended."""
+        with contextlib.suppress(OSError), self.log_file.open("rb") as log:
+            log.seek(max(0, self.log_file.stat().st_size - 4096))
+            lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            if lines:
+                return lines[-1][-500:]
+        return "its log is empty"
+
+
+def _keep_small(log_file: Path) -> None:
+    """Put a log that has grown large aside, once; the one before goes."""
+    with contextlib.suppress(FileNotFoundError):
+        if log_file.stat().st_size > LOG_LIMIT_BYTES:
+            log_file.replace(log_file.with_suffix(".earlier.log"))

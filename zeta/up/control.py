@@ -1,0 +1,77 @@
+"""What speaks to a `zeta up` that runs (or is to run) by itself: `--detach`, `zeta down`, `zeta status`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from threading import Event
+
+from zeta.up.home import Home, UpState
+from zeta.up.service import READY_SECONDS, WORKER_MARGIN_SECONDS
+from zeta.up.settings import UpSettings
+from zeta_core.contract.errors import Unavailable
+
+PROBE_SECONDS = 0.1
+
+
+def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
+    """Start `zeta up` in a session of its own and return when it is ready; its output goes to ``logs/up.log``.
+
+    Raises `Unavailable` with its last sentence if it ends before.
+    """
+    home = Home(settings.home)
+    home.make()
+    log_file = home.logs / "up.log"
+    environment = dict(variables) | {
+        "ZETA_HOME": str(settings.home),
+        "ZETA_HOST": settings.host,
+        "ZETA_PORT": str(settings.port),
+    }
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "zeta", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=home.path,
+            env=environment,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 2 * READY_SECONDS
+    while True:
+        state = home.running()
+        if state is not None and state.pid == process.pid and state.state == "ready":
+            return state
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PROBE_SECONDS)
+            lines = log_file.read_text(errors="replace").strip().splitlines() or ["it said nothing."]
+            raise Unavailable(lines[-1].removeprefix("Error: "), code="not_started")
+        if time.monotonic() >= deadline:
+            process.terminate()
+            raise Unavailable(
+                f"`zeta up` is not ready after {2 * READY_SECONDS:g} s; see {log_file}.", code="not_ready"
+            )
+
+
+def down(settings: UpSettings) -> UpState | None:
+    """Stop the `zeta up` of this home and return when it has ended; ``None`` where none runs.
+
+    Raises `Unavailable` where it does not end within its grace.
+    """
+    home = Home(settings.home)
+    state = home.running()
+    if state is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + settings.stop_grace_seconds + 2 * WORKER_MARGIN_SECONDS + 30
+    while home.running() is not None:
+        if time.monotonic() >= deadline:
+            raise Unavailable(f"Process {state.pid} did not end; see {home.logs}, or kill it.", code="not_stopped")
+        Event().wait(PROBE_SECONDS)
+    return state

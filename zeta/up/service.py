@@ -1,0 +1,312 @@
+"""The running of everything: start in order, wait until ready, restart what dies, stop in order.
+
+The order is valkey, migrations, then server and worker together; stopping goes the other way, so that the worker can
+still hand its jobs back. One thread does all of it: it sleeps until a child ends, a signal comes or a restart is due.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Literal
+
+import httpx
+
+from zeta.client import Client
+from zeta.up.child import Child
+from zeta.up.home import Home, UpState
+from zeta.up.settings import UpSettings, child_environment, worker_name
+from zeta.up.valkey import Valkey
+from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
+
+READY_SECONDS = 90.0  # a slow disk and a cold Python take their time
+PROBE_SECONDS = 0.1
+WORKER_MARGIN_SECONDS = 15.0  # beyond its own grace
+SERVER_STOP_SECONDS = 15.0
+VALKEY_STOP_SECONDS = 10.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Say = Callable[[str], None]
+
+
+class _Stopped(Exception):
+    """A stop signal came while something was awaited."""
+
+
+class Service:
+    """One `zeta up` with its children. `run` does everything and returns when all has stopped."""
+
+    def __init__(self, settings: UpSettings, variables: Mapping[str, str], say: Say) -> None:
+        self.settings = settings
+        self.home = Home(settings.home)
+        self._variables, self._say = variables, say
+        self._children: list[Child] = []
+        self._url: str | None = None
+        self._phase: Literal["starting", "ready", "stopping"] = "starting"
+        self._started_at = datetime.now(UTC)
+        self._signals = 0
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+
+    def run(self, on_ready: Callable[[UpState], None]) -> None:
+        """Run until a stop signal. ``on_ready`` is called when the API and the worker answer.
+
+        Raises `Conflict` where another one runs in this home, `InvalidSettings` for a port in use and for missing
+        parts, `Unavailable` when a part does not come up; whatever it raises, nothing it started is left.
+        """
+        _require_parts()
+        self.home.make()
+        with self.home.owned(), self._listening():
+            self._write_state()
+            try:
+                with self.home.children() as inherited:
+                    try:
+                        self._start(inherited)
+                        on_ready(self._write_state("ready"))
+                        self._keep_alive()
+                        self._say("Stopping: running jobs save a checkpoint and are queued again.")
+                    except _Stopped:
+                        pass
+                    finally:
+                        self._write_state("stopping")
+                        self._stop()
+            finally:
+                self.home.state.unlink(missing_ok=True)
+
+    # --- Start --------------------------------------------------------------------------------------------------------
+
+    def _start(self, inherited: int) -> None:
+        settings, home = self.settings, self.home
+        if settings.api_key is None:
+            home.secret(home.admin_key, "zeta_")
+        if settings.worker_secret is None:
+            home.secret(home.worker_secret, "")
+        port = settings.port or _free_port(settings.host)
+        _require_free(settings.host, port)
+        self._url = _local_url(settings.host, port)
+        self._write_state()
+        environment = child_environment(self._variables, settings, port)
+
+        def child(name: str, command: list[str], death_signal: signal.Signals) -> Child:
+            made = Child(
+                name,
+                command,
+                environment=environment,
+                directory=home.path,
+                log_file=home.logs / f"{name}.log",
+                death_signal=death_signal,
+                inherited=inherited,
+            )
+            self._children.append(made)
+            made.start()
+            self._write_state()
+            return made
+
+        if settings.redis_url is None:
+            valkey = Valkey(home, _free_port("127.0.0.1"))
+            child("valkey", valkey.command, signal.SIGTERM)
+            self._await(valkey.answers, "Valkey answers")
+        self._migrate(environment)
+        # A worker that is killed leaves its trainings running for their grace; the next one adopts them. Stopping it
+        # in order would need the server, which ends at the same moment.
+        child("server", module("server"), signal.SIGTERM)
+        worker = child("worker", module("worker"), signal.SIGKILL)
+        key = settings.api_key or home.secret(home.admin_key, "zeta_")
+        with Client(self._url, key, patience_seconds=0) as client:
+            self._await(client.is_ready, "the API is ready")
+            self._await(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker is there")
+
+    def _migrate(self, environment: Mapping[str, str]) -> None:
+        log_file = self.home.logs / "migrations.log"
+        with log_file.open("wb") as log:
+            done = subprocess.run(
+                module("migrations"),
+                cwd=self.home.path,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                check=False,
+            )
+        if done.returncode != 0:
+            lines = log_file.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise Unavailable(
+                f"The migrations of the database failed: {lines[-1]} (see {log_file}).", code="migrations"
+            )
+
+    def _await(self, true: Callable[[], bool], what: str) -> None:
+        """Wait until it is true, a stop signal comes (`_Stopped`), or a child ends (`Unavailable`)."""
+        deadline = time.monotonic() + READY_SECONDS
+        while not true():
+            for child in self._children:
+                status = child.poll()
+                if status is not None:
+                    raise Unavailable(
+                        f"The {child.name} ended while it started ({_how(status)}): {child.last_words()} "
+                        f"The rest is in {child.log_file}.",
+                        code="child_ended",
+                    )
+            if time.monotonic() >= deadline:
+                raise Unavailable(
+                    f"It took more than {READY_SECONDS:g} s until {what}; the logs in {self.home.logs} say why.",
+                    code="not_ready",
+                )
+            self._sleep(PROBE_SECONDS)
+            if self._signals:
+                raise _Stopped
+
+    # --- Keep alive ---------------------------------------------------------------------------------------------------
+
+    def _keep_alive(self) -> None:
+        while not self._signals:
+            for child in self._children:
+                status = child.poll()
+                if status is not None:
+                    pause = child.plan_restart()
+                    self._say(f"{child.name} ended ({_how(status)}); it is started again in {pause:g} s.")
+                if child.restart_at is not None and child.restart_at <= time.monotonic():
+                    child.start()
+                    self._say(f"{child.name} runs again as process {child.pid}.")
+                    self._write_state("ready")
+            due = [child.restart_at for child in self._children if child.restart_at is not None]
+            self._sleep(max(0.0, min(due) - time.monotonic()) if due else None)
+
+    # --- Stop ---------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Stop worker, server, valkey, each with its own time; a further stop signal kills what is left."""
+        signals_before = self._signals
+        times = {"worker": self.settings.stop_grace_seconds + WORKER_MARGIN_SECONDS, "server": SERVER_STOP_SECONDS}
+        for child in reversed(self._children):
+            if child.pid is None:
+                continue
+            child.send(signal.SIGTERM)
+            deadline = time.monotonic() + times.get(child.name, VALKEY_STOP_SECONDS)
+            was_killed = False
+            while child.poll() is None:
+                if not was_killed and (time.monotonic() >= deadline or self._signals > signals_before):
+                    self._say(f"{child.name} is killed: it did not stop in time, or you asked a second time.")
+                    child.send(signal.SIGKILL)
+                    was_killed = True
+                self._sleep(1.0)
+
+    # --- Waiting and telling ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Generator[None]:
+        """Take the stop signals and wake at the end of a child; afterwards all is as it was."""
+        self._wakeup.setblocking(False)
+        self._wakeup_writer.setblocking(False)
+        earlier_wakeup = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+        # A signal that is ignored (nohup) stays ignored; Ctrl-C is heard even where a shell started us with `&`.
+        numbers = [
+            number
+            for number in STOP_SIGNALS
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        earlier = {number: signal.signal(number, self._on_stop_signal) for number in numbers}
+        earlier[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _wake)
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(earlier_wakeup)
+
+    def _on_stop_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _sleep(self, seconds: float | None) -> None:
+        """Sleep until a signal comes, at most so long."""
+        select.select([self._wakeup], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            while self._wakeup.recv(4096):
+                pass
+
+    def _write_state(self, phase: Literal["starting", "ready", "stopping"] | None = None) -> UpState:
+        self._phase = phase or self._phase
+        children = {child.name: child.pid for child in self._children if child.pid is not None}
+        state = UpState(
+            state=self._phase, pid=os.getpid(), url=self._url, started_at=self._started_at, children=children
+        )
+        self.home.write_state(state)
+        return state
+
+
+def _wake(_number: int, _frame: FrameType | None) -> None:
+    """A signal that only ends the sleep: Python tells the wake-up descriptor of handled signals alone."""
+
+
+def module(name: str) -> list[str]:
+    """The command that runs one of our rooms; ``-P`` keeps a folder of that name where we are started out of it."""
+    return [sys.executable, "-P", "-m", name]
+
+
+def _require_parts() -> None:
+    """Raise `InvalidSettings` where an extra is not installed."""
+    for part, extra in (("fastapi", "server"), ("alembic", "server"), ("celery", "worker"), ("torch", "train")):
+        if importlib.util.find_spec(part) is None:
+            raise InvalidSettings(
+                f"{part} is not installed, which `zeta up` needs; "
+                f"run `pip install 'zeta-train[train,server,worker]'` (extra {extra!r} is missing).",
+                code="missing_extra",
+            )
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise `InvalidSettings` where something listens there already, or the address is not this machine's."""
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
+    except OSError as error:
+        raise InvalidSettings(
+            f"Port {port} of {host} cannot be used ({error.strerror or error}); "
+            "stop what listens there, or give another with --port (and --host).",
+            code="port_in_use",
+        ) from error
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
+
+
+def _local_url(host: str, port: int) -> str:
+    """How this machine reaches the server: an address that means "all of them" is reached by loopback."""
+    reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{reached}:{port}"
+
+
+def _has_worker(client: Client, name: str, started_at: float) -> bool:
+    try:
+        workers = client.workers()
+    except (httpx.HTTPError, ZetaError):
+        return False
+    return any(
+        worker.name == name and worker.status == "ready" and worker.started_at.timestamp() >= started_at - 1
+        for worker in workers
+    )
+
+
+def _how(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-status).name}"
+    return f"killed by signal {-status}"

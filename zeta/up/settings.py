@@ -1,0 +1,62 @@
+"""What `zeta up` is told, and what it tells its children.
+
+`zeta up` reads the few settings that it needs itself; every other ``ZETA_*`` (and the rest of the environment) goes to
+the children as it is, so that a setting of theirs never has to be known here.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from zeta.up.home import Home
+from zeta_core.contract.settings import Settings
+
+DEFAULT_STOP_GRACE_SECONDS = 60.0
+
+
+class UpSettings(Settings):
+    """The settings that `zeta up` itself needs; ``port`` 0 is any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8400, ge=0, le=65535)
+    redis_url: str | None = Field(None, description="unset: a Valkey server of its own")
+    database_url: str | None = Field(None, description="unset: SQLite in the home")
+    artifacts_url: str | None = Field(None, description="unset: a folder in the home")
+    api_key: str | None = Field(None, description="unset: made at the first start, in admin.key")
+    worker_secret: str | None = Field(None, description="unset: made at the first start, in worker.secret")
+    worker_name: str | None = Field(None, description="unset: this machine's name")
+    hub: str = "on"
+    stop_grace_seconds: float = Field(DEFAULT_STOP_GRACE_SECONDS, ge=0, allow_inf_nan=False)
+
+
+def worker_name(settings: UpSettings) -> str:
+    """The name that the worker keeps over restarts, so that it finds its queue and its trainings again."""
+    return settings.worker_name or re.sub(r"[^a-zA-Z0-9-]+", "-", platform.node()).strip("-") or "local"
+
+
+def child_environment(variables: Mapping[str, str], settings: UpSettings, port: int) -> dict[str, str]:
+    """The environment of every child: what we were given, what was decided, and secrets as names of files."""
+    home = Home(settings.home)
+    child = dict(variables)
+    child |= {
+        "ZETA_HOME": str(settings.home),
+        "ZETA_HOST": settings.host,
+        "ZETA_PORT": str(port),
+        "ZETA_HUB": settings.hub,
+        "ZETA_WORKER_NAME": worker_name(settings),
+        "ZETA_STOP_GRACE_SECONDS": f"{settings.stop_grace_seconds:g}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name, value, file in (
+        ("ZETA_API_KEY", settings.api_key, home.admin_key),
+        ("ZETA_WORKER_SECRET", settings.worker_secret, home.worker_secret),
+        ("ZETA_REDIS_URL", settings.redis_url, home.redis_url),
+    ):
+        if value is None:
+            child.pop(name, None)
+            child[f"{name}_FILE"] = str(file)
+    return child

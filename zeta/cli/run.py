@@ -9,7 +9,8 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-# isort: off - in this order `zeta --help` lists their commands
+# In this order `zeta --help` lists their commands.
+# isort: off
 from zeta.cli import submit, jobs, artifacts, service, login
 
 # isort: on

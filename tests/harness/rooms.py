@@ -29,7 +29,7 @@ ROOMS = (
     Room(
         package="zeta_core.contract",
         ours=frozenset(),
-        theirs=frozenset({"pydantic", "pydantic_core", "annotated_types", "typing_extensions"}),
+        theirs=frozenset({"pydantic", "pydantic_core"}),
         never=frozenset({"torch", "transformers", "redis", "sqlalchemy", "celery", "fastapi"}),
     ),
     Room(
@@ -37,7 +37,7 @@ ROOMS = (
         ours=frozenset({"zeta_core.contract"}),
         theirs=frozenset(
             {"torch", "accelerate", "datasets", "transformers", "deepspeed", "peft", "safetensors", "numpy", "pyarrow"}
-            | {"pydantic", "huggingface_hub", "tokenizers", "psutil"}
+            | {"pydantic", "huggingface_hub", "filelock"}
         ),
         never=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"}),
     ),
@@ -45,20 +45,21 @@ ROOMS = (
         package="server",
         ours=frozenset({"zeta_core.contract"}),
         theirs=frozenset({"fastapi", "starlette", "uvicorn", "sqlalchemy", "redis", "celery", "kombu"})
-        | {"pydantic", "python_multipart", "prometheus_client", "anyio", "boto3", "botocore"},
+        | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"},
         never=frozenset({"torch", "transformers", "worker"}),
     ),
     Room(
         package="worker",
         ours=frozenset({"zeta_core.contract"}),
-        theirs=frozenset({"celery", "kombu", "redis", "pydantic", "psutil", "pynvml", "boto3", "botocore"}),
+        theirs=frozenset({"celery", "redis", "pydantic", "psutil", "pynvml"}),
         never=frozenset({"torch", "transformers", "sqlalchemy", "server"}),
     ),
     Room(
         package="zeta",
         ours=frozenset({"zeta_core.contract"}),
-        theirs=frozenset({"httpx", "typer", "click", "rich", "ruamel", "pydantic"}),
-        never=frozenset({"torch", "transformers", "server", "worker"}),
+        theirs=frozenset({"httpx", "typer", "rich", "ruamel", "pydantic"}),
+        # The bare distribution is this room with its client's and command's packages, and nothing else.
+        never=frozenset({"torch", "transformers", "server", "worker", "fastapi", "sqlalchemy", "celery", "redis"}),
         exceptions=frozenset({("zeta/trainer.py", "zeta_core")}),
     ),
     Room(

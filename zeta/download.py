@@ -83,12 +83,18 @@ def download(
             f"No file of {manifest.name} fits {', '.join(include) or 'what was asked for'}; it has "
             f"{', '.join(file.path for file in manifest.files) or 'none'}."
         )
+    url = f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/"
+    manifest_bytes = transport.request("GET", url + MANIFEST_NAME).content
+    if Manifest.model_validate_json(manifest_bytes) != manifest:
+        raise Conflict(f"{manifest.name} of {job_id} was replaced at this moment; download it again.")
     total_bytes = sum(file.size for file in files)
     done_bytes = 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
         targets = {file.path: _inside(directory, file.path) for file in files}
         _require_room(directory, files, targets)
+        if not overwrite:
+            _require_same(directory / MANIFEST_NAME, manifest_bytes)
         for file in files:
             before = done_bytes
 
@@ -96,11 +102,10 @@ def download(
                 if on_progress is not None:
                     on_progress(Progress(file.path, before + here_bytes, total_bytes))
 
-            _bring(transport, f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/", file, targets[file.path],
-                   overwrite=overwrite, report=report)  # fmt: skip
+            _bring(transport, url, file, targets[file.path], overwrite=overwrite, report=report)
             done_bytes += file.size
             report(file.size)
-        _write_manifest(directory, manifest)
+        _write_manifest(directory, manifest_bytes)
     except OSError as error:
         raise Unavailable(f"{directory} cannot be written: {error.strerror or error}.", code="disk") from error
     return Download(directory=directory, manifest=manifest, files=files)
@@ -129,6 +134,19 @@ def _require_room(directory: Path, files: tuple[ManifestFile, ...], targets: dic
         raise Unavailable(f"{directory} has {free:,} bytes free and {missing:,} are to come; make room.", code="disk")
 
 
+def _require_same(target: Path, content: bytes) -> None:
+    """Raise `Conflict` where the folder holds another checkpoint's manifest, or another program's."""
+    if target.exists() and target.read_bytes() != content:
+        raise _is_other(target)
+
+
+def _is_other(target: Path) -> Conflict:
+    return Conflict(
+        f"{target} is here with other content; give another folder, or allow to overwrite it (--force).",
+        code="file_exists",
+    )
+
+
 def _bring(
     transport: Transport,
     url: str,
@@ -142,10 +160,7 @@ def _bring(
         if _size(target) == file.size and _digest(target).hexdigest() == file.sha256:
             return
         if not overwrite:
-            raise Conflict(
-                f"{target} is here with other content; give another folder, or allow to overwrite it (--force).",
-                code="file_exists",
-            )
+            raise _is_other(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(target)
     for _ in range(ATTEMPTS_ON_WRONG_BYTES):
@@ -203,9 +218,9 @@ def _fetch(transport: Transport, url: str, file: ManifestFile, part: Path, repor
             raise transport.unreachable(EOFError(f"{url} ended after {here} of {file.size} bytes"))
 
 
-def _write_manifest(directory: Path, manifest: Manifest) -> None:
+def _write_manifest(directory: Path, manifest_bytes: bytes) -> None:
     part = _part_of(directory / MANIFEST_NAME)
-    part.write_text(manifest.model_dump_json(indent=2) + "\n")
+    part.write_bytes(manifest_bytes)
     _sync(part)
     part.replace(directory / MANIFEST_NAME)
 

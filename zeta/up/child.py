@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -25,6 +25,19 @@ STEADY_SECONDS = 60.0  # a child that ran this long starts over with the first p
 LOG_LIMIT_BYTES = 16 << 20
 
 _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
+
+
+def end_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+    """What a child runs between fork and exec, so that the kernel sends it this signal when its parent ends."""
+    parent = os.getpid()
+
+    def arrange() -> None:
+        if sys.platform == "linux":
+            _libc.prctl(PR_SET_PDEATHSIG, death_signal)
+            if os.getppid() != parent:  # it ended before the line above
+                os._exit(1)
+
+    return arrange
 
 
 class Child:
@@ -58,14 +71,6 @@ class Child:
     def start(self) -> None:
         """Start the process; call this on the main thread."""
         _keep_small(self.log_file)
-        parent, death_signal = os.getpid(), self._death_signal
-
-        def end_with_parent() -> None:
-            if sys.platform == "linux":
-                _libc.prctl(PR_SET_PDEATHSIG, death_signal)
-                if os.getppid() != parent:  # it ended before the line above
-                    os._exit(1)
-
         self.restart_at = None
         self._started, self.started_at = time.monotonic(), time.time()
         with self.log_file.open("ab") as log:
@@ -78,7 +83,7 @@ class Child:
                 env=self._environment,
                 pass_fds=(self._inherited,),
                 process_group=0,
-                preexec_fn=end_with_parent,
+                preexec_fn=end_with_parent(self._death_signal),
             )
 
     def poll(self) -> int | None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from zeta.up.home import Home
 from zeta_core.contract.settings import Settings
 
-DEFAULT_STOP_GRACE_SECONDS = 60.0
+DEFAULT_STOP_GRACE_SECONDS = 30.0
 
 
 class UpSettings(Settings):
@@ -35,7 +35,7 @@ class UpSettings(Settings):
 
 def worker_name(settings: UpSettings) -> str:
     """The name that the worker keeps over restarts, so that it finds its queue and its trainings again."""
-    return settings.worker_name or re.sub(r"[^a-zA-Z0-9-]+", "-", platform.node()).strip("-") or "local"
+    return settings.worker_name or re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("._-") or "local"
 
 
 def child_environment(variables: Mapping[str, str], settings: UpSettings, port: int) -> dict[str, str]:

@@ -54,6 +54,7 @@ STOP_FILE = "stop"  # in: a `StopFile`; the training looks for it after every op
 ALIVE_FILE = "alive"  # in: touched by the supervisor, so that a training without one can tell
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
+PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people
 LOCK_FILE = "lock"  # held shared (flock) by every process of the run
 
 MARK_JOB = "ZETA_JOB_ID"  # in the environment of every process of a run
@@ -74,6 +75,7 @@ class RunFile(BaseModel):
     data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT
     hub: bool = True  # whether the Hugging Face hub may be reached
     processes: int = 1
+    slots: list[int] = []  # the worker's, for a worker that finds this run after its own restart
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)
 
 

@@ -1,0 +1,59 @@
+"""The worker's entry point: settings, log, the lock on its name, and the supervising loop."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from worker.launch import TRAINER_COMMAND
+from worker.settings import WorkerSettings
+from worker.supervise import Supervisor
+from zeta_core.contract.errors import InvalidSettings
+
+DISTRIBUTION = "zeta-train"
+EX_USAGE = 2
+
+
+def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
+    """Run a worker with the settings of this process until it is told to stop; returns the exit status.
+
+    ``command`` starts a training; the run directory is added to it.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = WorkerSettings.of_this_process()
+        lock = _lock_name(settings.root, settings.worker_name)
+    except InvalidSettings as error:
+        print(error.message, file=sys.stderr)
+        return EX_USAGE
+    try:
+        return Supervisor(settings, version=_version(), command=command).run()
+    finally:
+        os.close(lock)
+
+
+def _lock_name(root: Path, name: str) -> int:
+    """Two workers of one name on one home would take each other's trainings for their own."""
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InvalidSettings(
+            f"ZETA_WORKER_NAME is {name!r}, and a worker of that name already runs in {root}; choose another name.",
+            param="ZETA_WORKER_NAME",
+        ) from error
+    return descriptor
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "0+checkout"  # run from a checkout that is not installed

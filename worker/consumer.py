@@ -1,0 +1,100 @@
+"""The Celery side: one queue of this worker's own, whose only task checks a hand-over and passes it on at once.
+
+Acknowledged early (a late acknowledgement would start a long task a second time when the broker's visibility timeout
+ends, celery issue 5935) and never prefetched behind a busy task: what is lost with this process is handed over again by
+the server. Runs in a thread, so that the main thread's supervising loop alone hears the signals.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+from celery import Celery
+from celery.worker import state
+from pydantic import ValidationError
+
+from worker.settings import WorkerSettings
+from zeta_core.contract.messages import START_TASK, BadSignature, HandOver, verify, worker_queue
+
+RESTART_SECONDS = 2.0
+STOP_SECONDS = 3.0
+EX_OK = 0
+
+logger = logging.getLogger(__name__)
+
+
+class Consumer:
+    """Puts every valid `HandOver` into ``inbox``."""
+
+    def __init__(self, settings: WorkerSettings, inbox: SimpleQueue[Any]) -> None:
+        self._queue = worker_queue(settings.worker_name)
+        self._name = settings.worker_name
+        self._secret = settings.worker_secret
+        self._inbox = inbox
+        self._stopped = threading.Event()
+        self._celery = self._build(settings.redis_url)
+        self._thread = threading.Thread(target=self._consume, name="celery", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def begin_to_stop(self) -> None:
+        """Take no more messages; they stay in the queue, and the server hands them over elsewhere."""
+        self._stopped.set()
+        state.should_stop = EX_OK
+
+    def stop(self) -> None:
+        self.begin_to_stop()
+        self._thread.join(STOP_SECONDS)
+
+    def _build(self, redis_url: str) -> Any:
+        celery: Any = Celery("zeta", broker=redis_url, set_as_current=False)
+        celery.conf.update(
+            broker_connection_retry_on_startup=True,
+            broker_connection_max_retries=None,
+            broker_connection_timeout=2.0,
+            broker_transport_options={"socket_connect_timeout": 2.0, "socket_keepalive": True},
+            task_acks_late=False,
+            task_ignore_result=True,
+            worker_prefetch_multiplier=1,
+            worker_disable_prefetch=True,
+            worker_enable_remote_control=False,
+            worker_hijack_root_logger=False,
+            worker_redirect_stdouts=False,
+            worker_send_task_events=False,
+        )
+
+        @celery.task(name=START_TASK)
+        def start(fields: dict[str, str]) -> None:  # pyright: ignore[reportUnusedFunction]
+            self._take_in(fields)
+
+        return celery
+
+    def _take_in(self, fields: dict[str, str]) -> None:
+        try:
+            message = HandOver.model_validate(verify(fields, self._secret, channel=self._queue))
+        except (BadSignature, ValidationError, ValueError, AttributeError) as error:
+            logger.warning("A hand-over was dropped: %s", error, extra={"action": "bad_message"})
+            return
+        self._inbox.put(message)
+
+    def _consume(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                controller: Any = self._celery.WorkController(
+                    hostname=f"zeta@{self._name}",
+                    pool="threads",
+                    concurrency=1,
+                    queues=[self._queue],
+                    without_gossip=True,
+                    without_mingle=True,
+                    without_heartbeat=True,
+                )
+                controller.start()
+            except Exception:
+                # Celery itself goes on over a lost broker; anything else must not leave a worker that hears nothing.
+                logger.exception("The consumer of the queue %s ended and is started again", self._queue)
+            self._stopped.wait(RESTART_SECONDS)

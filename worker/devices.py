@@ -1,0 +1,100 @@
+"""What this machine offers: slots (one per visible GPU, or the CPU), cores and memory. Asked of the driver, not torch.
+
+NVML numbers the GPUs by their place on the bus and knows nothing of ``CUDA_VISIBLE_DEVICES``; a training therefore gets
+``CUDA_DEVICE_ORDER=PCI_BUS_ID`` beside its devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pynvml
+
+from worker.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place for one training: ``device`` is its word in ``CUDA_VISIBLE_DEVICES``, ``None`` on a CPU."""
+
+    slot: int
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    device: str | None = None
+
+
+def find_slots(settings: WorkerSettings) -> list[Slot]:
+    """The slots, numbered from 0. More slots than GPUs share them in turn; fewer leave the last GPUs unused."""
+    gpus = _gpus(settings.cuda_visible_devices)
+    if not gpus:
+        number = settings.worker_slots or 1
+        return [Slot(slot, "cpu", f"{count_cores()} cores", memory_bytes() // number) for slot in range(number)]
+    number = settings.worker_slots or len(gpus)
+    chosen = [gpus[slot % len(gpus)] for slot in range(number)]
+    return [Slot(slot, "cuda", name, memory, device) for slot, (device, name, memory) in enumerate(chosen)]
+
+
+def count_cores() -> int:
+    """The cores that this process may use: its affinity, cut by the control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
+        cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
+    return max(1, cores)
+
+
+def memory_bytes() -> int:
+    """The machine's memory, cut by the control group's limit."""
+    total = int(psutil.virtual_memory().total)
+    limit = _words("/sys/fs/cgroup/memory.max")
+    return min(total, int(limit[0])) if limit and limit[0].isdigit() else total
+
+
+def count_oom_kills() -> int | None:
+    """How often the kernel killed a process of this control group for memory; ``None`` where it does not say."""
+    words = _words("/sys/fs/cgroup/memory.events")
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else None
+
+
+def _gpus(visible: str | None) -> list[tuple[str, str, int]]:
+    """(word in CUDA_VISIBLE_DEVICES, name, memory in bytes) of each GPU that may be used."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []  # no driver: a machine without NVIDIA GPUs
+    try:
+        gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        known = {
+            word: (word, _text(pynvml.nvmlDeviceGetName(gpu)), int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total))
+            for index, gpu in enumerate(gpus)
+            for word in (str(index), _text(pynvml.nvmlDeviceGetUUID(gpu)))
+        }
+        words = [str(index) for index in range(len(gpus))]
+        if visible is not None:
+            words = [word.strip() for word in visible.split(",") if word.strip()]
+        for word in words:
+            if word not in known and word != "-1":
+                logger.warning("CUDA_VISIBLE_DEVICES names %r, which the driver does not show; it is left out.", word)
+        return [known[word] for word in words if word in known]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _words(file: str) -> list[str]:
+    try:
+        return Path(file).read_text().split()
+    except OSError:
+        return []  # not Linux, or another version of control groups: no limit is known

@@ -1,0 +1,105 @@
+"""Reads a training's ``events.jsonl`` while it grows, by line number from 1; only whole lines count."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from zeta_core.contract.events import StatusLine, WarningLine
+from zeta_core.contract.job import JobStatus
+
+READ_BYTES = 2**20
+
+
+class JournalReader:
+    """Keeps where each line begins, so that any line can be read again; the lines themselves stay in the file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._ends = [0]  # byte offset of the end of line n at index n
+        self.last_line: int | None = None  # the number of the line that ends the attempt
+        self.last_status: JobStatus | None = None
+
+    def __len__(self) -> int:
+        """The number of whole lines seen; those after the one that ends the attempt do not count."""
+        return self.last_line if self.last_line is not None else len(self._ends) - 1
+
+    def scan(self) -> None:
+        """Take notice of what the file has grown by, a bounded part at a time."""
+        if self.last_line is not None:
+            return
+        try:
+            with self._file.open("rb") as journal:
+                journal.seek(self._ends[-1])
+                data = journal.read(READ_BYTES)
+                while data and b"\n" not in data and (more := journal.read(READ_BYTES)):
+                    data += more
+        except FileNotFoundError:
+            return
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0 and self.last_line is None:
+            self._ends.append(self._ends[-1] + end + 1 - start)
+            self._notice_the_end(data[start:end])
+            start = end + 1
+
+    def read(self, number: int) -> dict[str, Any]:
+        """Line ``number``; one that is no JSON object is told as a warning, because its number must be taken."""
+        begin, end = self._ends[number - 1], self._ends[number]
+        with self._file.open("rb") as journal:
+            journal.seek(begin)
+            return _parsed(journal.read(end - begin))
+
+    def size(self, number: int) -> int:
+        return self._ends[number] - self._ends[number - 1]
+
+    def cut_torn_line(self) -> None:
+        """Remove the beginning of a line whose writer was killed; only when no writer is left."""
+        if not self._file.exists():
+            return
+        with self._file.open("rb+") as journal:
+            size = journal.seek(0, os.SEEK_END)
+            if size == 0:
+                return
+            position = size
+            while position > 0:
+                step = min(READ_BYTES, position)
+                journal.seek(position - step)
+                newline = journal.read(step).rfind(b"\n")
+                if newline >= 0:
+                    journal.truncate(position - step + newline + 1)
+                    return
+                position -= step
+            journal.truncate(0)
+
+    def append(self, line: StatusLine) -> None:
+        """Write the worker's own last line, durably."""
+        with self._file.open("ab") as journal:
+            journal.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _notice_the_end(self, text: bytes) -> None:
+        if b'"status"' not in text:
+            return
+        try:
+            line = StatusLine.model_validate_json(text)
+        except ValidationError:
+            return  # not a status line, or one that cannot be read: it does not end the attempt
+        if line.status != JobStatus.RUNNING:
+            self.last_line = len(self._ends) - 1
+            self.last_status = line.status
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return value
+    message = f"A line of the training's journal is no JSON object: {text[:200].decode('utf-8', 'replace')}"
+    return WarningLine(code="unreadable_line", message=message).model_dump(mode="json")

@@ -1,0 +1,97 @@
+"""Starts the first process of a training, in a session of its own and with an environment built from a list.
+
+A training gets what Python and CUDA need, the Hub's variables, the proxies, the names in ``ZETA_JOB_ENV`` and its
+marks: nothing else of the worker's environment, so no secret of the service reaches code that a user's job runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from worker.processes import share_lock
+from zeta_core.contract.layout import LOG_FILE, MARK_ATTEMPT, MARK_JOB
+
+TRAINER_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "zeta_core")  # -P: nothing is imported from RUN_DIR
+PASSED = (
+    *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME"),
+    *("HF_TOKEN", "HF_HOME", "HF_ENDPOINT"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+)
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def training_environment(
+    own: Mapping[str, str],
+    *,
+    job_id: str,
+    attempt: int,
+    threads: int,
+    devices: Sequence[str],
+    hub: bool,
+    job_env: Sequence[str],
+) -> dict[str, str]:
+    """The whole environment of a training; ``own`` is the worker's. No ``devices``: no GPU is visible."""
+    environment = {
+        name: value
+        for name, value in own.items()
+        if name in PASSED or name.startswith("LC_") or (name in job_env and not name.startswith("ZETA_"))
+    }
+    beside = str(Path(sys.executable).parent)  # ninja and torchrun lie beside the interpreter
+    environment["PATH"] = os.pathsep.join((beside, own.get("PATH", DEFAULT_PATH)))
+    environment.update(
+        {
+            MARK_JOB: job_id,
+            MARK_ATTEMPT: str(attempt),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(devices),
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread slows its neighbours two times and more
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+    if not hub:
+        environment["HF_HUB_OFFLINE"] = "1"
+    packages = _packages_of_zeta_core()
+    if packages is not None:
+        environment["PYTHONPATH"] = packages
+    return environment
+
+
+def start_training(
+    command: Sequence[str], run_directory: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start ``command RUN_DIR`` with its output appended to ``train.log``. Raises `OSError` if it cannot be started."""
+    lock = share_lock(run_directory)
+    try:
+        with (run_directory / LOG_FILE).open("ab") as log:
+            return subprocess.Popen(
+                [*command, str(run_directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=run_directory,
+                env=dict(environment),
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+    finally:
+        os.close(lock)
+
+
+def own_environment() -> Mapping[str, str]:
+    """This process's environment, from which a training's is built."""
+    return os.environ  # noqa: TID251 - the one place where a child's environment is built
+
+
+def _packages_of_zeta_core() -> str | None:
+    """Where ``zeta_core`` is found, when that is a checkout and not an installation."""
+    spec = importlib.util.find_spec("zeta_core")
+    assert spec is not None, "zeta_core.contract is imported from it"
+    assert spec.origin is not None, "zeta_core is a package with an __init__.py"
+    folder = Path(spec.origin).parent.parent
+    return None if folder.name in ("site-packages", "dist-packages") else str(folder)

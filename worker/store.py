@@ -1,0 +1,156 @@
+"""The artifact store as a folder: checkpoints and logs of jobs, put there by workers and read by the server.
+
+Guarantees: a checkpoint appears under its name by one rename, with every file that its manifest lists at its size (and,
+where files had to be copied, with its SHA-256); one that is replaced is whole at every moment but the instant between
+two renames. On one file system the files are hard links and cost nothing. It writes below its root only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from zeta_core.contract.checkpoint import Manifest, ManifestFile, surplus
+from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, log_key
+
+COPY_BYTES = 4 * 2**20
+# Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
+
+
+class BrokenCheckpoint(ZetaError):
+    """A checkpoint directory is not what its manifest says, or is not there."""
+
+    code = "broken_checkpoint"
+
+
+class ArtifactStore:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def checkpoint(self, job_id: str, name: str) -> Path:
+        return self.root / checkpoint_key(job_id, name)
+
+    def put_checkpoint(self, job_id: str, name: str, source: Path) -> None:
+        """Put the checkpoint directory ``source`` under ``name``; one that is there already, and equal, is left alone.
+
+        Raises `BrokenCheckpoint` or `OSError`.
+        """
+        _bring(source, self.checkpoint(job_id, name))
+
+    def fetch_checkpoint(self, job_id: str, name: str, target: Path) -> None:
+        """Bring a stored checkpoint to ``target``, as `put_checkpoint` does the other way."""
+        _bring(self.checkpoint(job_id, name), target)
+
+    def is_stored(self, job_id: str, name: str, local: Path) -> bool:
+        """Whether the store has exactly the checkpoint that lies in ``local``."""
+        manifest = _manifest_bytes(local)
+        return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
+
+    def prune(self, job_id: str, save_total_limit: int) -> None:
+        """Remove the ``step-N`` beyond the newest ``save_total_limit``."""
+        folder = self.checkpoint(job_id, "final").parent
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        for name in surplus(names, save_total_limit):
+            _remove(folder / name)
+
+    def append_log(self, job_id: str, attempt: int, log: Path) -> None:
+        """Copy what ``log`` has grown by to the attempt's stored log."""
+        if not log.exists():
+            return
+        target = self.root / log_key(job_id, attempt)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("rb") as source, target.open("ab") as stored:
+            source.seek(stored.seek(0, os.SEEK_END))
+            shutil.copyfileobj(source, stored, COPY_BYTES)
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Make ``target`` the checkpoint that ``source`` is, by links where that is possible."""
+    manifest = _manifest_bytes(source)
+    if manifest is None:
+        raise BrokenCheckpoint(f"{source.name} is not there or has no {MANIFEST_NAME}.")
+    if manifest == _manifest_bytes(target):
+        return
+    try:
+        files = Manifest.model_validate_json(manifest).files
+    except ValidationError as error:
+        raise BrokenCheckpoint(f"The manifest of {source.name} cannot be read: {error}") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    _remove(partial)
+    partial.mkdir()
+    for file in files:
+        _bring_file(source, partial, file)
+    with (partial / MANIFEST_NAME).open("wb") as stored:
+        stored.write(manifest)
+        stored.flush()
+        os.fsync(stored.fileno())
+    if target.exists():
+        _remove(target)
+    partial.rename(target)
+    _sync_directory(target.parent)
+
+
+def _bring_file(source: Path, partial: Path, file: ManifestFile) -> None:
+    origin, place = source / file.path, partial / file.path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        size = origin.stat().st_size
+    except FileNotFoundError as error:
+        raise BrokenCheckpoint(f"{source.name} lacks {file.path}, which its manifest lists.") from error
+    if size != file.size:
+        raise BrokenCheckpoint(f"{source.name}/{file.path} has {size} bytes, its manifest says {file.size}.")
+    try:
+        os.link(origin, place)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        _copy(origin, place, file)
+
+
+def _copy(origin: Path, place: Path, file: ManifestFile) -> None:
+    digest = hashlib.sha256()
+    with origin.open("rb") as read, place.open("wb") as written:
+        while chunk := read.read(COPY_BYTES):
+            digest.update(chunk)
+            written.write(chunk)
+        written.flush()
+        os.fsync(written.fileno())
+    if digest.hexdigest() != file.sha256:
+        raise BrokenCheckpoint(f"{file.path} has another SHA-256 than its manifest says; the copy is given up.")
+
+
+def _manifest_bytes(directory: Path) -> bytes | None:
+    try:
+        return (directory / MANIFEST_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint so that no half of it is ever seen under its name."""
+    if not directory.exists():
+        return
+    if directory.name.startswith("."):
+        shutil.rmtree(directory)
+        return
+    doomed = directory.with_name(f".{directory.name}.doomed")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

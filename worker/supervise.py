@@ -1,0 +1,214 @@
+"""The one loop that owns every training of this worker, started or found, and the order to stop.
+
+It runs in the main thread, alone hears SIGTERM and SIGINT, and never waits for Redis, for a disk or for a training.
+On SIGTERM nothing new is claimed and every training is asked to save and hand its job back; what does not end within
+its grace is killed; the process ends when all of it is stored by the server, or a little later in any case. What could
+then not be published, and what a killed worker left behind, is found by the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from worker.consumer import Consumer
+from worker.devices import Slot, find_slots
+from worker.link import Link
+from worker.pulse import Pulse
+from worker.run import Place, Run
+from worker.settings import WorkerSettings
+from worker.store import ArtifactStore
+from worker.training import KILL_SECONDS
+from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
+from zeta_core.contract.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
+
+TICK_SECONDS = 0.1
+PUBLISH_SECONDS = 10.0  # after the grace: for the last acknowledgements
+SWEEP_SECONDS = 3600.0
+KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    def __init__(self, settings: WorkerSettings, *, version: str, command: Sequence[str]) -> None:
+        self._settings = settings
+        self._slots = find_slots(settings)
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        incarnation = secrets.token_hex(8)
+        self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
+        self._place = Place(
+            settings, incarnation, ArtifactStore(settings.artifacts), self._executor, command, len(self._slots)
+        )
+        self._runs: dict[tuple[str, int], Run] = {}
+        self._stopping = False
+        self._reports = self._report()
+        self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
+        self._consumer = Consumer(settings, self._inbox)
+        self._pulse = Pulse(settings, incarnation, version, lambda: (self._reports, self._stopping))
+        self._swept_at = 0.0
+
+    def run(self) -> int:
+        """Work until told to stop; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._find_runs()
+        self._reports = self._report()
+        for part in (self._pulse, self._link, self._consumer):
+            part.start()
+        logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, len(self._slots))
+        deadline = float("inf")
+        while not (self._stopping and (not self._runs or time.monotonic() > deadline)):
+            self._take_in_messages()
+            if self._stopping and deadline == float("inf"):
+                deadline = self._begin_to_stop()
+            self._step_runs()
+            self._sweep()
+        if self._runs:
+            logger.warning("%d run(s) are not published yet; the next start does it.", len(self._runs))
+        self._consumer.stop()
+        self._pulse.stop()
+        self._link.stop()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        return 0
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # A flag and nothing else: a handler that took a lock could meet it taken by the code it interrupts.
+        self._stopping = True
+
+    def _begin_to_stop(self) -> float:
+        logger.info("Stopping: %d training(s) are asked to save and hand their jobs back.", len(self._runs))
+        self._consumer.begin_to_stop()
+        self._pulse.beat_now()
+        grace = self._settings.stop_grace_seconds
+        return time.monotonic() + grace + min(KILL_SECONDS, grace) + PUBLISH_SECONDS
+
+    def _take_in_messages(self) -> None:
+        """Wait a tick for a message, then take all that are there."""
+        try:
+            self._handle(self._inbox.get(timeout=TICK_SECONDS))
+            while True:
+                self._handle(self._inbox.get_nowait())
+        except Empty:
+            return
+
+    def _handle(self, message: BaseModel) -> None:
+        match message:
+            case HandOver():
+                self._consider(message)
+            case ClaimAnswer(job_id=job_id, attempt=attempt):
+                if run := self._runs.get((job_id, attempt)):
+                    run.answered(message)
+            case JournalAck(job_id=job_id, attempt=attempt):
+                if run := self._runs.get((job_id, attempt)):
+                    run.acknowledged(message)
+            case StopOrder(job_id=job_id, attempt=attempt, action=action):
+                if run := self._runs.get((job_id, attempt)):
+                    run.stop(action)
+            case _:
+                raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
+
+    def _consider(self, message: HandOver) -> None:
+        """Take a hand-over if there is room; one that is left alone is made again by the server."""
+        if (message.job_id, message.attempt) in self._runs:
+            return
+        older = [run for run in self._runs.values() if run.job_id == message.job_id]
+        for run in older:
+            if run.attempt < message.attempt:
+                run.fence()  # the server has gone on to the next attempt, so this one is over
+        taken = {slot.slot for run in self._runs.values() for slot in run.slots}
+        known = {slot.slot: slot for slot in self._slots}
+        wanted = set(message.slots)
+        refusal = (
+            "the worker is stopping"
+            if self._stopping
+            else "an earlier attempt is still ending"
+            if older
+            else f"slots {sorted(wanted)} are not free"
+            if wanted & taken or not wanted or not wanted <= known.keys()
+            else None
+        )
+        if refusal is not None:
+            logger.info("Attempt %d of %s is not claimed: %s.", message.attempt, message.job_id, refusal)
+            return
+        slots = [known[slot] for slot in message.slots]
+        self._runs[message.job_id, message.attempt] = Run.handed_over(self._place, message, slots)
+
+    def _step_runs(self) -> None:
+        for key, run in list(self._runs.items()):
+            if self._stopping:
+                run.stop("hand_back")
+            try:
+                for message in run.step():
+                    self._link.post((type(message).__name__, *key), message)
+            except Exception:
+                # One run's trouble must not leave the others without a supervisor; it is stepped again.
+                logger.exception("Attempt %d of %s cannot go on", run.attempt, run.job_id)
+            if run.is_over:
+                del self._runs[key]
+        reports = self._report()
+        if reports != self._reports:
+            self._reports = reports
+            self._pulse.beat_now()
+
+    def _report(self) -> tuple[DeviceReport, ...]:
+        by_slot = {slot.slot: run for run in self._runs.values() for slot in run.slots}
+        known = [*self._slots, *(slot for run in self._runs.values() for slot in run.slots if slot not in self._slots)]
+        return tuple(
+            DeviceReport(
+                slot=slot.slot,
+                kind=slot.kind,
+                name=slot.name,
+                memory_bytes=slot.memory_bytes,
+                job_id=by_slot[slot.slot].job_id if slot.slot in by_slot else None,
+                attempt=by_slot[slot.slot].attempt if slot.slot in by_slot else None,
+            )
+            for slot in known
+        )
+
+    def _find_runs(self) -> None:
+        """Take up what an earlier process of this worker left: trainings that live, and ends not yet published."""
+        for file in sorted(self._settings.root.glob(f"runs/*/*/{RUN_FILE}")):
+            if (file.parent / PUBLISHED_FILE).exists():
+                continue
+            try:
+                order = RunFile.model_validate_json(file.read_text())
+            except (OSError, ValidationError) as error:
+                logger.warning("The run in %s cannot be read and is left alone: %s", file.parent, error)
+                continue
+            slots = [slot for slot in self._slots if slot.slot in order.slots] or [
+                Slot(number, "cpu", "no longer offered", 0) for number in order.slots[:1] or [len(self._slots)]
+            ]
+            self._runs[order.job_id, order.attempt] = Run.found(self._place, order, slots)
+            logger.info("Attempt %d of %s is taken up again.", order.attempt, order.job_id)
+
+    def _sweep(self) -> None:
+        """Remove what was published a day ago, and what no run file explains."""
+        now = time.monotonic()
+        if now < self._swept_at:
+            return
+        self._swept_at = now + SWEEP_SECONDS
+        active = {run.directory for run in self._runs.values()}
+        for job in self._settings.root.glob("runs/*"):
+            for directory in job.iterdir():
+                if directory in active or any(run.job_id == job.name for run in self._runs.values()):
+                    continue
+                if _age_seconds(directory) > KEPT_SECONDS:
+                    shutil.rmtree(directory)
+            if not any(job.iterdir()) and _age_seconds(job) > KEPT_SECONDS:
+                job.rmdir()
+
+
+def _age_seconds(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

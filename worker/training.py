@@ -1,0 +1,176 @@
+"""One attempt's process tree: started here or found alive, told to stop, and known to be gone.
+
+Gone means: the first process has ended, no living process carries the mark, and the exclusive lock can be had. What is
+left after the first process is ended: asked (SIGTERM), then killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from worker import processes
+from worker.devices import count_oom_kills
+from worker.launch import start_training
+from zeta_core.contract.job import JobError, JobErrorEvidence, StatusReason
+from zeta_core.contract.layout import ALIVE_FILE, LOG_FILE, STOP_FILE, StopFile
+
+StopAction = Literal["cancel", "pause", "hand_back"]
+LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
+ALIVE_SECONDS = 2.0
+CANCEL_SECONDS = 5.0  # there is nothing to save: after this a cancelled training is asked by SIGTERM
+KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
+LOG_TAIL_BYTES = 4000
+_URGENCY: dict[StopAction, int] = {"hand_back": 0, "pause": 1, "cancel": 2}
+
+logger = logging.getLogger(__name__)
+
+
+class Training:
+    def __init__(self, directory: Path, job_id: str, attempt: int, grace_seconds: float) -> None:
+        """Nothing is started; a tree that already runs (its worker was killed) is simply found."""
+        self.directory = directory
+        self.job_id = job_id
+        self.attempt = attempt
+        self.stop_action: StopAction | None = None
+        self._grace_seconds = grace_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._oom_kills = count_oom_kills()
+        self._stopped_at = 0.0
+        self._leader_ended = False
+        self._left_since: float | None = None
+        self._overstayed_since: float | None = None
+        self._asked = False
+        self._next_look = 0.0
+        self._next_touch = 0.0
+        self._gone = False
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Raises `OSError` if the program cannot be started."""
+        self._process = start_training(command, self.directory, environment)
+
+    def stop(self, action: StopAction) -> None:
+        """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing."""
+        if self.stop_action is not None and _URGENCY[action] <= _URGENCY[self.stop_action]:
+            return
+        self.stop_action = action
+        self._stopped_at = time.monotonic()
+        self._asked = False
+        temporary = self.directory / f"{STOP_FILE}.new"
+        temporary.write_text(StopFile(action=action).model_dump_json())
+        temporary.replace(self.directory / STOP_FILE)
+
+    def kill(self) -> None:
+        """End every process of the attempt now."""
+        processes.send(processes.marked(self.job_id, self.attempt), signal.SIGKILL)
+
+    def is_gone(self, *, said_its_last: bool) -> bool:
+        """Take one step towards the end and say whether it is reached; never blocks.
+
+        ``said_its_last``: the journal has its last line, so the processes have no reason to live on.
+        """
+        if self._gone:
+            return True
+        now = time.monotonic()
+        if now >= self._next_touch:
+            (self.directory / ALIVE_FILE).touch()
+            self._next_touch = now + ALIVE_SECONDS
+        if self._process is not None and self._process.poll() is None:
+            self._press(now, said_its_last=said_its_last)
+            return False
+        if now < self._next_look:
+            return False
+        self._next_look = now + LOOK_SECONDS
+        left = processes.marked(self.job_id, self.attempt)
+        if self._process is None and left:
+            # Found alive: which of them is the first is not known, so the tree is one.
+            self._press(now, said_its_last=said_its_last)
+            return False
+        if not left and not processes.is_unlocked(self.directory):
+            left = processes.holders(self.directory)
+        if left:
+            self._end_what_is_left(left, now)
+            return False
+        self._gone = processes.is_unlocked(self.directory)
+        return self._gone
+
+    def failure(self, *, has_spoken: bool) -> tuple[StatusReason, JobError]:
+        """Why it ended without saying so itself, from its exit status; ``has_spoken``: its journal has lines."""
+        status = self._process.returncode if self._process is not None else None
+        evidence = JobErrorEvidence(exit_code=status, log_tail=self._log_tail())
+        if status is None:
+            message = "The training process ended while its worker was away."
+            return StatusReason.PROCESS_KILLED, JobError(
+                code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence
+            )
+        if status < 0:
+            name = signal.Signals(-status).name
+            evidence = evidence.model_copy(update={"exit_code": None, "signal": name})
+            kills = count_oom_kills()
+            if status == -signal.SIGKILL and kills is not None and kills > (self._oom_kills or 0):
+                message = "The kernel killed the training process because memory ran out."
+                return StatusReason.OUT_OF_MEMORY, JobError(
+                    code=StatusReason.OUT_OF_MEMORY,
+                    message=message,
+                    hint="Use a smaller batch_size with a larger gradient_accumulate_every, or a shorter seq_len.",
+                    evidence=evidence,
+                )
+            message = f"The training process was killed by {name}."
+            return StatusReason.PROCESS_KILLED, JobError(
+                code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence
+            )
+        reason = StatusReason.TRAIN_ERROR if has_spoken else StatusReason.LAUNCH_FAILED
+        message = f"The training process ended with exit code {status} without saying why; see the end of its log."
+        return reason, JobError(code=reason, message=message, evidence=evidence)
+
+    def _press(self, now: float, *, said_its_last: bool) -> None:
+        """While the first process lives: SIGTERM and SIGKILL when an order, or its own last word, is too long ago."""
+        limit: float | None = None
+        since = 0.0
+        if self.stop_action is not None:
+            limit = self._grace_seconds if self.stop_action != "cancel" else min(CANCEL_SECONDS, self._grace_seconds)
+            since = self._stopped_at
+        elif said_its_last:
+            self._overstayed_since = self._overstayed_since or now
+            limit, since = self._grace_seconds, self._overstayed_since
+        if limit is None or now - since < limit or now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        if not self._asked:
+            self._asked = True
+            self._tell("did not end in time and is asked to by SIGTERM")
+            processes.send(processes.marked(self.job_id, self.attempt), signal.SIGTERM)
+        elif now - since >= limit + min(KILL_SECONDS, self._grace_seconds):
+            self._tell("did not end when asked and is killed")
+            self.kill()
+
+    def _end_what_is_left(self, left: Sequence[processes.psutil.Process], now: float) -> None:
+        if self._left_since is None:
+            self._left_since = now
+            self._tell(f"left {len(left)} process(es) behind, which are ended")
+            processes.send(left, signal.SIGTERM)
+        elif now - self._left_since >= min(KILL_SECONDS, self._grace_seconds):
+            processes.send(left, signal.SIGKILL)
+
+    def _tell(self, what: str) -> None:
+        logger.warning(
+            "Attempt %d of %s %s.",
+            self.attempt,
+            self.job_id,
+            what,
+            extra={"action": "end_training", "job_id": self.job_id, "attempt": self.attempt},
+        )
+
+    def _log_tail(self) -> str | None:
+        try:
+            with (self.directory / LOG_FILE).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return None

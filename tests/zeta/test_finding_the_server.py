@@ -1,0 +1,124 @@
+"""Where the client finds its server, and to whom it sends a key."""
+
+import fcntl
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from zeta.settings import Login, find_server, forget_login, login_file, read_login, store_login
+from zeta.up.home import Home, UpState
+from zeta_core.contract.errors import InvalidSettings
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> dict[str, str]:
+    """An environment in which nothing of this machine's user is found."""
+    return {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "ZETA_HOME": str(tmp_path / "home")}
+
+
+@contextmanager
+def running_up(home: Home, url: str = "http://127.0.0.1:9999") -> Generator[None]:
+    """The marks that a running `zeta up` leaves: its lock, ``up.json`` and the key."""
+    home.make()
+    home.secret(home.admin_key, "zeta_")
+    with home.owned():
+        home.write_state(UpState(state="ready", pid=os.getpid(), url=url, started_at=datetime.now(UTC)))
+        yield
+
+
+def test_with_nothing_set_and_nothing_running_there_is_no_server(variables: dict[str, str]) -> None:
+    assert find_server(variables) is None
+
+
+def test_the_running_zeta_up_of_this_home_is_found_with_its_key(variables: dict[str, str]) -> None:
+    home = Home(Path(variables["ZETA_HOME"]))
+    with running_up(home):
+        target = find_server(variables)
+        assert target is not None
+        assert (target.url, target.api_key) == ("http://127.0.0.1:9999", home.admin_key.read_text().strip())
+
+
+def test_what_a_killed_zeta_up_left_behind_is_not_believed(variables: dict[str, str]) -> None:
+    home = Home(Path(variables["ZETA_HOME"]))
+    with running_up(home):
+        pass
+    assert home.state.exists()
+    assert find_server(variables) is None
+
+
+def test_an_url_of_the_environment_wins_and_gets_no_key_of_another_server(variables: dict[str, str]) -> None:
+    home = Home(Path(variables["ZETA_HOME"]))
+    with running_up(home):
+        other = find_server({**variables, "ZETA_URL": "http://elsewhere:8400/"})
+        assert other is not None
+        assert (other.url, other.api_key) == ("http://elsewhere:8400", None)
+        same = find_server({**variables, "ZETA_URL": "http://127.0.0.1:9999"})
+        assert same is not None
+        assert same.api_key == home.admin_key.read_text().strip()
+
+
+def test_a_login_is_kept_for_this_user_alone_and_found_again(variables: dict[str, str]) -> None:
+    file = store_login(variables, Login(url="http://box:8400", api_key="secret"))
+    assert file == login_file(variables)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    target = find_server(variables)
+    assert target is not None
+    assert (target.url, target.api_key, target.source) == ("http://box:8400", "secret", str(file))
+    store_login(variables, Login(url="http://box:8401", api_key="newer"))
+    assert read_login(variables) == Login(url="http://box:8401", api_key="newer")
+    assert forget_login(variables)
+    assert not forget_login(variables)
+    assert find_server(variables) is None
+
+
+def test_a_running_home_that_is_named_wins_over_a_login_and_the_default_one_does_not(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    store_login(variables, Login(url="http://box:8400", api_key="secret"))
+    with running_up(Home(tmp_path / "home")):
+        named = find_server(variables)
+        assert named is not None
+        assert named.url == "http://127.0.0.1:9999"
+    unnamed = {name: value for name, value in variables.items() if name != "ZETA_HOME"}
+    found = find_server(unnamed)
+    assert found is not None
+    assert found.url == "http://box:8400"
+
+
+@pytest.mark.parametrize("url", ["localhost:8400", "ftp://box", "http://", "http://a b"])
+def test_what_is_no_url_is_refused_with_an_example(variables: dict[str, str], url: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"ZETA_URL.*http://127\.0\.0\.1:8400"):
+        find_server({**variables, "ZETA_URL": url})
+
+
+def test_a_login_file_that_is_none_is_refused_with_the_cure(variables: dict[str, str]) -> None:
+    file = store_login(variables, Login(url="http://box:8400"))
+    file.write_text("{")
+    with pytest.raises(InvalidSettings, match="zeta login"):
+        find_server(variables)
+
+
+def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.make()
+    assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
+    first = home.secret(home.admin_key, "zeta_")
+    assert first.startswith("zeta_")
+    assert len(first) > 40
+    home.admin_key.chmod(0o644)
+    assert home.secret(home.admin_key, "zeta_") == first
+    assert stat.S_IMODE(home.admin_key.stat().st_mode) == 0o600
+    assert [file.name for file in home.path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_the_lock_of_a_home_goes_with_its_holder(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with home.owned(), home.lock.open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with home.owned():
+        pass

@@ -1,0 +1,140 @@
+"""Local paths in a spec: what counts as one, and how a model folder is packed."""
+
+import hashlib
+import json
+import os
+import tarfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zeta.local_inputs import pack_model, upload_local
+from zeta_core.contract.answers import FilePurpose, StoredFile
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.identifiers import new_id
+
+
+class Sent:
+    """Remembers what would be uploaded; the upload itself is tested against the real server."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, FilePurpose]] = []
+        self.ids: list[str] = []
+
+    def __call__(self, path: Path, purpose: FilePurpose) -> StoredFile:
+        content = path.read_bytes()
+        self.files.append((path.name, purpose))
+        self.ids.append(new_id("file"))
+        return StoredFile(
+            id=self.ids[-1],
+            filename=path.name,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            purpose=purpose,
+            created_at=datetime.now(UTC),
+        )
+
+
+def resolved(spec: dict[str, Any], sent: Sent) -> dict[str, Any]:
+    return upload_local(spec, sent, lambda _: None)
+
+
+def model_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "lock").write_text("x")
+    (folder / "training_state").mkdir()
+    (folder / "training_state" / "optimizer.bin").write_text("x")
+    return folder
+
+
+def test_a_local_file_is_uploaded_and_named_by_its_id(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("some text")
+    for given in (str(file), {"file": str(file)}):
+        sent = Sent()
+        assert resolved({"dataset": given}, sent) == {"dataset": {"file": sent.ids[0]}}
+        assert sent.files == [("text.txt", "dataset")]
+
+
+def test_the_other_fields_of_a_source_stay(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}")
+    sent = Sent()
+    spec = resolved({"dataset": [{"file": str(file), "columns": {"text": "body"}}, {"builtin": "python-docs"}]}, sent)
+    expected = [{"file": sent.ids[0], "columns": {"text": "body"}}, {"builtin": "python-docs"}]
+    assert spec == {"dataset": expected}
+
+
+def test_a_folder_of_data_is_uploaded_file_by_file_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "notes.pdf"):
+        (tmp_path / name).write_text(name)
+    sent = Sent()
+    assert resolved({"dataset": str(tmp_path)}, sent) == {"dataset": {"file": sent.ids}}
+    assert sent.files == [("a.txt", "dataset"), ("b.txt", "dataset")]
+
+
+def test_what_names_no_local_path_is_said_in_the_contracts_words() -> None:
+    file, job = new_id("file"), new_id("job")
+    sent = Sent()
+    assert resolved({"dataset": file}, sent) == {"dataset": {"file": file}}
+    assert resolved({"dataset": "hub:org/name"}, sent) == {"dataset": {"hub": "org/name"}}
+    assert resolved({"dataset": "path:corpus/*.txt"}, sent) == {"dataset": {"path": "corpus/*.txt"}}
+    assert resolved({"dataset": "python-docs"}, sent) == {"dataset": {"builtin": "python-docs"}}
+    assert resolved({"model": "org/name@main"}, sent) == {"model": "org/name@main"}
+    assert resolved({"model": f"{job}/step-5"}, sent) == {"model": {"job": job, "checkpoint": "step-5"}}
+    assert resolved({"model": job}, sent) == {"model": {"job": job}}
+    assert resolved({"model": file}, sent) == {"model": {"file": file}}
+    untouched = {"model": {"config": {"model_type": "llama"}}, "dataset": {"path": "x.txt"}, "seed": 1}
+    assert resolved(untouched, sent) == untouched
+    assert sent.files == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"dataset": "missing.txt"},
+        {"dataset": {"file": "missing.txt"}},
+        {"model": "./missing"},
+        {"model": {"file": "missing.tar"}},
+    ],
+)
+def test_a_path_that_is_not_there_is_refused_by_field_and_value(spec: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="missing") as caught:
+        resolved(spec, Sent())
+    assert caught.value.param is not None
+    assert caught.value.param.startswith(("dataset", "model"))
+
+
+def test_a_model_folder_becomes_a_tar_of_its_visible_files(tmp_path: Path) -> None:
+    target = tmp_path / "model.tar"
+    pack_model(model_folder(tmp_path / "llama"), target)
+    with tarfile.open(target) as archive:
+        assert archive.getnames() == ["config.json", "model.safetensors"]
+    sent = Sent()
+    assert resolved({"model": str(tmp_path / "llama")}, sent) == {"model": {"file": sent.ids[0]}}
+    assert sent.files == [("llama.tar", "model")]
+
+
+def test_the_same_model_gives_the_same_bytes_whenever_and_wherever_it_is_packed(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.tar", tmp_path / "second.tar"
+    pack_model(model_folder(tmp_path / "one"), first)
+    other = model_folder(tmp_path / "elsewhere" / "two")
+    os.utime(other / "config.json", (0, 0))
+    weights = other / "model.safetensors"
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")  # as in the Hub's cache
+    pack_model(other, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"config\.json"):
+        resolved({"model": str(tmp_path)}, Sent())
+    (tmp_path / "notes.txt").write_text("no tar")
+    with pytest.raises(InvalidRequest, match=r"no \.tar"):
+        resolved({"model": str(tmp_path / "notes.txt")}, Sent())

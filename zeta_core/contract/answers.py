@@ -57,6 +57,28 @@ class Page(_Answer, Generic[ItemT]):
     last_id: str | None = None
 
 
+class Curves(_Answer):
+    """A job's curves: arrays of equal length, ``null`` where a step has no such value; a step is an optimizer step."""
+
+    object: Literal["metrics"] = "metrics"
+    step: list[int]
+    loss: list[float | None]
+    eval_loss: list[float | None]
+    learning_rate: list[float | None]
+    grad_norm: list[float | None]
+    tokens: list[int | None]
+    tokens_per_second: list[float | None]
+    epoch: list[float | None]
+
+
+class Health(_Answer):
+    """The answer of ``/healthz`` and ``/readyz``; ``parts`` says of each part ``ok`` or what is wrong with it."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    version: str
+    parts: dict[str, str] = {}
+
+
 class DeletedObject(_Answer):
     """The answer to a DELETE."""
 

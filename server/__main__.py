@@ -1,0 +1,100 @@
+"""``python -m server`` (``zeta server``): serves the HTTP API and runs the engine until SIGTERM or SIGINT.
+
+Guarantees: after either signal no connection is taken any more, live streams end at once, other answers have
+`GRACE_SECONDS`, and the exit code is 0. A fault of the settings is one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator
+
+import uvicorn
+
+from server.app import create_app
+from server.service import Stopping, open_service
+from server.settings import ServerSettings
+from zeta_core.contract.errors import InvalidSettings, ZetaError
+
+GRACE_SECONDS = 5
+BACKLOG = 2048
+
+logger = logging.getLogger("server")
+
+
+class _Server(uvicorn.Server):
+    """Stops on a signal without dying of it, and tells the streams."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Stopping) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+        self._stopping.request()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        settings = ServerSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
+        listener = _listen(settings)
+        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+            runner.run(_serve(settings, listener))
+    except ZetaError as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
+    async with open_service(settings) as service:
+        config = uvicorn.Config(
+            create_app(service),
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        host, port = listener.getsockname()[:2]
+        logger.info("Serving on http://%s:%d.", f"[{host}]" if ":" in host else host, port)
+        await _Server(config, service.stopping).serve([listener])
+    logger.info("Stopped.")
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    """The listening socket. Raises `InvalidSettings` where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise InvalidSettings(
+            f"ZETA_HOST is {settings.host!r} and ZETA_PORT {settings.port}: nothing can listen there "
+            f"({error.strerror or error}); stop what does, or choose another port.",
+            param="ZETA_PORT",
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Every answer that is not a success, in the one JSON shape, and the one map from an error's type to a status."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
+
+from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
+from zeta_core.contract.validation import error_of
+
+STATUS_OF_TYPE: dict[str, int] = {
+    "malformed_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "method_not_allowed_error": 405,
+    "conflict_error": 409,
+    "too_large_error": 413,
+    "range_error": 416,
+    "invalid_request_error": 422,
+    "quota_error": 429,
+    "internal_error": 500,
+    "unavailable_error": 503,
+}
+
+
+class MethodNotAllowed(ZetaError):
+    type = "method_not_allowed_error"
+    code = "method_not_allowed"
+
+
+class RouteNotFound(ZetaError):
+    type = "not_found_error"
+    code = "route_not_found"
+
+
+class RangeNotSatisfiable(ZetaError):
+    """A Range that lies beyond the ``num_bytes`` that there are."""
+
+    type = "range_error"
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, num_bytes: int) -> None:
+        super().__init__(message)
+        self.num_bytes = num_bytes
+
+
+class ServerFault(ZetaError):
+    """A fault of our own; it says nothing about our insides."""
+
+    type = "internal_error"
+    code = "internal_error"
+
+
+def error_answer(error: ZetaError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    status = STATUS_OF_TYPE.get(error.type, 500)
+    further: dict[str, str] = {}
+    if status == 401:
+        further["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        further["Retry-After"] = "2"
+    if isinstance(error, RangeNotSatisfiable):
+        further["Content-Range"] = f"bytes */{error.num_bytes}"
+    return JSONResponse(error.body().model_dump(mode="json"), status, headers={**(headers or {}), **further})
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Give every kind of error its answer; `trail` gives one to whatever is left."""
+    app.add_exception_handler(ZetaError, _zeta_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameters)
+    app.add_exception_handler(OperationalError, _database_away)
+    app.add_exception_handler(InterfaceError, _database_away)
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorBody, "description": "An error: its sentence, type, code and every bad field."}
+}
+
+
+async def _zeta_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ZetaError)
+    return error_answer(error)
+
+
+async def _database_away(_request: Request, error: Exception) -> JSONResponse:
+    return error_answer(Unavailable("The database does not answer now; try again.", code="database_unavailable"))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers = {"Allow": ", ".join(_allowed(request))}
+    return error_answer(_of_http(request, error), headers)
+
+
+def _of_http(request: Request, error: HTTPException) -> ZetaError:
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return RouteNotFound(f"There is no {where} here; /openapi.json lists what there is.")
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{where} is not possible; allowed: {', '.join(_allowed(request))}.")
+    return MalformedRequest(f"{where} cannot be read: {error.detail}.")
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path of ``request`` has, out of the published description."""
+    paths = request.app.openapi()["paths"].items()
+    fitting = [operations for path, operations in paths if compile_path(path)[0].match(request.url.path)]
+    return sorted({method.upper() for operations in fitting for method in operations})
+
+
+async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
+    """Bad path, query and header parameters, as FastAPI finds them."""
+    assert isinstance(error, RequestValidationError)
+    known = _parameters(request)
+    details: dict[str, ErrorDetail] = {}
+    for fault in error.errors():
+        detail = _parameter_detail(fault, known)
+        details.setdefault(detail.param or detail.message, detail)
+    return error_answer(error_of(list(details.values()), InvalidRequest))
+
+
+def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str]) -> ErrorDetail:
+    context = fault.get("ctx", {})
+    param = str(fault["loc"][1]) if len(fault["loc"]) > 1 else context.get("name")
+    shown = repr(fault["input"])[:80]
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(param), known, n=1)
+        cure = f"did you mean {close[0]!r}?" if close else f"this route knows {', '.join(known) or 'none'}."
+        message = f"{param!r} is not a known parameter; {cure}"
+        return ErrorDetail(
+            param=param, message=message, code="unknown_parameter", suggestion=close[0] if close else None
+        )
+    said = str(context.get("error", fault["msg"]))
+    return ErrorDetail(param=param, message=f"{param} is {shown}: {said}.", code="invalid_parameter")
+
+
+def _parameters(request: Request) -> list[str]:
+    """The names of the parameters that the route of ``request`` knows, out of the published description."""
+    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
+    operation = operations.get(request.method.lower(), {})
+    return [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"]

@@ -1,0 +1,64 @@
+"""The ASGI application: routes, errors, and the description of both at ``/openapi.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CollectorRegistry
+from pydantic.json_schema import models_json_schema
+
+from server.answers import ERROR_RESPONSES, answer_errors
+from server.numbers import JobNumbers, RequestNumbers
+from server.routes import checkpoints, files, followed, jobs, operations, workers
+from server.service import Service
+from server.trail import Trail
+from server.version import VERSION
+from zeta_core.contract import events
+from zeta_core.contract.spec import JobSpec
+
+REF = "#/components/schemas/{model}"
+LINES = (
+    events.StatusLine,
+    events.ProgressLine,
+    events.LogLine,
+    events.CheckpointLine,
+    events.SampleLine,
+    events.WarningLine,
+    events.ErrorLine,
+)  # the fields that an event of each type has beside its own
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application over an opened service."""
+    app = FastAPI(
+        title="Zeta",
+        version=VERSION,
+        summary="A self-hosted training service for causal language models",
+        docs_url=None,  # the pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=ERROR_RESPONSES,
+    )
+    registry = CollectorRegistry()
+    app.state.service = service
+    app.state.job_numbers = JobNumbers(registry)
+    app.add_middleware(Trail, numbers=RequestNumbers(registry))
+    answer_errors(app)
+    for module in (jobs, followed, checkpoints, files, workers, operations):
+        app.include_router(module.router)
+    app.openapi = lambda: _description(app)
+    return app
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's own description, with the models of bodies that are read by hand."""
+    if app.openapi_schema is None:
+        description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        _, further = models_json_schema(
+            [(JobSpec, "validation"), *((line, "serialization") for line in LINES)], ref_template=REF
+        )
+        description["components"]["schemas"] = {**further["$defs"], **description["components"]["schemas"]}
+        app.openapi_schema = description
+    return app.openapi_schema

@@ -1,0 +1,84 @@
+"""Who is calling: API keys, known by their SHA-256 alone.
+
+A key's text is never stored or logged. It is found by its hash, so how long the answer takes says nothing about how
+much of a guess was right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy import or_, select, update
+
+from server.db import Database
+from server.tables import KeyRow
+from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.identifiers import new_id
+
+DEFAULT_PROJECT = "default"
+ADMIN_SCOPE = "admin"
+FROM_SETTINGS = "settings"  # who made the one key that ZETA_API_KEY names
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The key that a request came with."""
+
+    key_id: str
+    project: str
+    scopes: frozenset[str]
+
+
+async def authenticate(database: Database, secret: str | None) -> Caller:
+    """The caller behind a Bearer token. Raises `AuthenticationFailed`."""
+    if not secret:
+        raise AuthenticationFailed(
+            "This request carries no API key; send the header 'Authorization: Bearer <key>'.", code="missing_api_key"
+        )
+    async with database.read() as session:
+        row = await session.scalar(select(KeyRow).where(KeyRow.secret_sha256 == _sha256(secret)))
+    if row is None or row.revoked_at is not None:
+        raise AuthenticationFailed("The API key is not known here, or was revoked; use another one.")
+    if row.expires_at is not None and row.expires_at <= utc_now():
+        raise AuthenticationFailed("The API key has expired; use another one.", code="expired_api_key")
+    return Caller(row.id, row.project, frozenset(str(scope) for scope in row.scopes))
+
+
+async def keep_admin_key(database: Database, secret: str | None) -> None:
+    """Make the settings' key the one admin key out of settings: an earlier one stops working.
+
+    Raises `InvalidSettings` when no key at all would open the service.
+    """
+    async with database.write() as session:
+        if secret is None:
+            usable = or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > utc_now())
+            if await session.scalar(select(KeyRow.id).where(KeyRow.revoked_at.is_(None), usable).limit(1)) is None:
+                raise InvalidSettings("ZETA_API_KEY is not set and there is no key yet; set it to the admin key.")
+            return
+        digest = _sha256(secret)
+        await session.execute(
+            update(KeyRow)
+            .where(KeyRow.created_by == FROM_SETTINGS, KeyRow.secret_sha256 != digest, KeyRow.revoked_at.is_(None))
+            .values(revoked_at=utc_now())
+        )
+        row = await session.scalar(select(KeyRow).where(KeyRow.secret_sha256 == digest))
+        if row is not None:
+            row.revoked_at = None
+            return
+        session.add(
+            KeyRow(
+                id=new_id("key"),
+                project=DEFAULT_PROJECT,
+                created_by=FROM_SETTINGS,
+                name="admin",
+                scopes=[ADMIN_SCOPE],
+                secret_sha256=digest,
+                created_at=utc_now(),
+            )
+        )
+
+
+def _sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,148 @@
+"""A job's stored checkpoints: listed, described, and served file by file or as one .tar.
+
+Only what a manifest lists is served, so no path that a client sends ever reaches the file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import hashlib
+import re
+import tarfile
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.artifacts import StoredCheckpoint
+from server.auth import Caller
+from server.jobs import find_job
+from server.ranges import Content, FilePart, Part
+from server.references import LATEST
+from server.service import Service
+from server.tables import CheckpointRow
+from zeta_core.contract.answers import Page
+from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest, ManifestFile
+from zeta_core.contract.errors import InvalidRequest, NotFound
+from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+
+_BLOCK_BYTES = 512  # of a .tar
+_MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}
+
+
+async def list_checkpoints(
+    service: Service, caller: Caller, job_id: str, after: str | None, limit: int
+) -> Page[Manifest]:
+    """The manifests of the stored checkpoints, newest first. Raises `InvalidRequest` for an unknown ``after``."""
+    async with service.database.read() as session:
+        await find_job(session, caller, job_id)
+        names = list(await session.scalars(_newest_first(job_id)))
+    if after is not None and after not in names:
+        raise InvalidRequest(f"after is {after!r}, which is no checkpoint of {job_id}.", param="after")
+    rest = names[names.index(after) + 1 :] if after is not None else names
+    found = await asyncio.to_thread(lambda: [service.store.checkpoint(job_id, name) for name in rest[:limit]])
+    data = [stored.manifest for stored in found if stored is not None]
+    return Page(
+        data=data,
+        has_more=len(rest) > limit,
+        first_id=data[0].name if data else None,
+        last_id=rest[:limit][-1] if rest else None,
+    )
+
+
+async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: str) -> StoredCheckpoint:
+    """The checkpoint ``step-N``, ``best``, ``final`` or ``latest`` of the caller's job. Raises `NotFound`."""
+    async with service.database.read() as session:
+        await find_job(session, caller, job_id)
+        known = await _stored_name(session, job_id, name)
+    stored = await asyncio.to_thread(service.store.checkpoint, job_id, known) if known else None
+    if stored is None:
+        raise NotFound(
+            f"Job {job_id} has no checkpoint {name!r}; GET /v1/jobs/{job_id}/checkpoints lists what it has.",
+            code="checkpoint_not_found",
+        )
+    return stored
+
+
+def file_content(stored: StoredCheckpoint, path: str) -> Content:
+    """One file of a checkpoint, or its manifest. Raises `NotFound`."""
+    if path == MANIFEST_NAME:
+        return Content((stored.manifest_bytes,), _digest(stored.manifest_bytes), "application/json", MANIFEST_NAME)
+    for file in stored.manifest.files:
+        if file.path == path:
+            name = path.rpartition("/")[2]
+            media_type = _MEDIA_TYPES.get(name[name.rfind(".") :], "application/octet-stream")
+            return Content((FilePart(stored.directory / path, file.size),), file.sha256, media_type, name)
+    listed = ", ".join(file.path for file in stored.manifest.files[:20])
+    raise NotFound(f"Checkpoint {stored.manifest.name!r} has no file {path!r}; it has {listed}.", code="file_not_found")
+
+
+def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, state: bool) -> Content:
+    """The checkpoint as a .tar, files at its top level and ``manifest.json`` last; the same bytes each time.
+
+    ``include`` is a glob over the files' paths (``*`` also crosses ``/``). Raises `NotFound` where it names nothing.
+    """
+    manifest = stored.manifest
+    files = [file for file in manifest.files if state or not _is_state(file)]
+    fits = re.compile(fnmatch.translate(include)) if include is not None else None
+    chosen = sorted((file for file in files if fits is None or fits.match(file.path)), key=lambda file: file.path)
+    with_manifest = fits is None or fits.match(MANIFEST_NAME) is not None
+    if not chosen and not with_manifest:
+        raise NotFound(
+            f"include is {include!r}, which names no file of checkpoint {manifest.name!r}"
+            f"{'' if state else ' (training state is left out without state=true)'}.",
+            code="nothing_included",
+            param="include",
+        )
+    parts: list[Part] = []
+    for file in chosen:
+        parts += _member(file.path, file.size, manifest.created_at, FilePart(stored.directory / file.path, file.size))
+    if with_manifest:
+        content = stored.manifest_bytes
+        parts += _member(MANIFEST_NAME, len(content), manifest.created_at, content)
+    parts.append(b"\0" * (2 * _BLOCK_BYTES))
+    return Content(parts, _archive_digest(parts, chosen), "application/x-tar", f"{job_id}-{manifest.name}.tar")
+
+
+def _newest_first(job_id: str) -> Select[str]:
+    order = (CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc(), CheckpointRow.name)
+    return select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(*order)
+
+
+async def _stored_name(session: AsyncSession, job_id: str, name: str) -> str | None:
+    """The stored checkpoint that ``name`` means: itself, or for ``latest`` the one of the highest step."""
+    if name == LATEST:
+        return await session.scalar(_newest_first(job_id).limit(1))
+    if not NAME_PATTERN.match(name):
+        return None
+    row = await session.get(CheckpointRow, (job_id, name))
+    return row.name if row else None
+
+
+def _is_state(file: ManifestFile) -> bool:
+    return file.role == "state" or file.path.startswith(f"{TRAINING_STATE_NAME}/")
+
+
+def _member(path: str, num_bytes: int, at: datetime, content: Part) -> list[Part]:
+    """One file of a .tar: header, content, and zeros up to the next block."""
+    entry = tarfile.TarInfo(path)
+    entry.size, entry.mtime, entry.mode = num_bytes, int(at.timestamp()), 0o644
+    padding = -num_bytes % _BLOCK_BYTES
+    return [entry.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"), content, b"\0" * padding]
+
+
+def _archive_digest(parts: Sequence[Part], files: Sequence[ManifestFile]) -> str:
+    """What identifies the archive's bytes, without reading the files: its own bytes and the files' hashes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes):
+            digest.update(part)
+    for file in files:
+        digest.update(file.sha256.encode())
+    return digest.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,51 @@
+"""Which files can be uploaded, as far as their name and first bytes tell; the rest is the training's to find out."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from zeta_core.contract.answers import FilePurpose
+from zeta_core.contract.errors import InvalidRequest
+
+SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {
+    "dataset": (".txt", ".jsonl", ".parquet", ".arrow"),
+    "model": (".tar",),
+}
+FIRST_BYTES = 512  # enough for each check
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    ".parquet": (b"PAR1",),
+    ".arrow": (b"ARROW1", b"\xff\xff\xff\xff"),  # the file format, and the stream format of `datasets`
+}
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
+
+
+def check_name(filename: str, purpose: FilePurpose) -> None:
+    """Raise `InvalidRequest` where the name has no known ending."""
+    suffix = PurePath(filename).suffix.lower()
+    allowed = SUFFIXES[purpose]
+    if suffix not in allowed:
+        raise InvalidRequest(
+            f"file is {filename[:100]!r}, which is no known {purpose} format; use {' or '.join(allowed)}.",
+            code="unknown_format",
+            param="file",
+        )
+
+
+def check_beginning(filename: str, beginning: bytes) -> None:
+    """Raise `InvalidRequest` for an empty file, or one whose first bytes are not what its name says."""
+    suffix = PurePath(filename).suffix.lower()
+    if not beginning:
+        raise InvalidRequest(f"file is {filename[:100]!r}, which is empty.", code="empty_file", param="file")
+    if suffix in _BEGINNINGS:
+        fits = beginning.startswith(_BEGINNINGS[suffix])
+    elif suffix == ".tar":
+        fits = beginning[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC)
+    else:
+        fits = b"\0" not in beginning
+    if not fits:
+        what = "UTF-8 text" if suffix in (".txt", ".jsonl") else f"a {suffix} file"
+        raise InvalidRequest(
+            f"file is {filename[:100]!r}, whose first bytes are not those of {what}.",
+            code="unknown_format",
+            param="file",
+        )

@@ -1,0 +1,98 @@
+"""Uploaded files: stored bytes first, then their row, so that every row has its bytes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import Request
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.pages import PageQuery, newest_first, page, storable
+from server.ranges import Content, FilePart
+from server.service import Service
+from server.tables import FileRow, JobRow
+from server.uploads import receive
+from zeta_core.contract.answers import DeletedObject, Page, StoredFile
+from zeta_core.contract.errors import Conflict, NotFound
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.identifiers import is_id, new_id
+from zeta_core.contract.job import ENDED
+
+
+async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
+    """Store the file of a multipart body. Raises what `uploads.receive` raises."""
+    received = await receive(request, service.store, service.settings.max_upload_bytes)
+    incoming = received.incoming
+    row = FileRow(
+        id=new_id("file"),
+        project=caller.project,
+        created_by=caller.key_id,
+        filename=received.filename,
+        bytes=incoming.num_bytes,
+        sha256=incoming.sha256,
+        purpose=received.purpose,
+        created_at=utc_now(),
+    )
+    target = service.store.file_path(row.id)
+    try:
+        await asyncio.to_thread(incoming.keep, target)
+        async with service.database.write() as session:
+            session.add(row)
+    except BaseException:
+        incoming.drop()
+        target.unlink(missing_ok=True)
+        raise
+    return _described(row)
+
+
+async def list_files(service: Service, caller: Caller, sha256: str | None, asked: PageQuery) -> Page[StoredFile]:
+    query = select(FileRow).where(FileRow.project == caller.project)
+    if sha256 is not None:
+        query = query.where(FileRow.sha256 == storable(sha256))
+    async with service.database.read() as session:
+        rows, has_more = await newest_first(session, FileRow, query, asked)
+    return page([_described(row) for row in rows], has_more, lambda file: file.id)
+
+
+async def get_file(service: Service, caller: Caller, file_id: str) -> StoredFile:
+    async with service.database.read() as session:
+        return _described(await _find(session, caller, file_id))
+
+
+async def content(service: Service, caller: Caller, file_id: str) -> Content:
+    file = await get_file(service, caller, file_id)
+    part = FilePart(service.store.file_path(file.id), file.bytes)
+    return Content((part,), file.sha256, "application/octet-stream", file.filename)
+
+
+async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObject:
+    """Remove a file. Raises `Conflict` while a job that has not ended needs it."""
+    async with service.database.write() as session:
+        row = await _find(session, caller, file_id, lock=True)
+        waiting = select(JobRow).where(JobRow.project == caller.project, JobRow.status.not_in(ENDED))
+        for job in await session.scalars(waiting):
+            if file_id in job.resolved_spec["files"]:
+                raise Conflict(
+                    f"File {file_id} is needed by {job.id}, which is {job.status}; "
+                    "cancel the job first, or wait for its end.",
+                    code="file_in_use",
+                )
+        await session.delete(row)
+    path = service.store.file_path(file_id)
+    await asyncio.to_thread(path.unlink, missing_ok=True)
+    return DeletedObject(id=file_id, object="file")
+
+
+async def _find(session: AsyncSession, caller: Caller, file_id: str, *, lock: bool = False) -> FileRow:
+    row = await session.get(FileRow, file_id, with_for_update=lock) if is_id(file_id, "file") else None
+    if row is None or row.project != caller.project:
+        raise NotFound(f"There is no file {file_id!r}; GET /v1/files lists yours.", code="file_not_found")
+    return row
+
+
+def _described(row: FileRow) -> StoredFile:
+    return StoredFile.model_validate(
+        {name: getattr(row, name) for name in ("id", "filename", "bytes", "sha256", "purpose", "created_at")}
+    )

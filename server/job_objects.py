@@ -1,0 +1,77 @@
+"""From rows to the `Job` that the API returns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.tables import AttemptRow, CheckpointRow, JobRow
+from zeta_core.contract.job import Attempt, Job, JobStatus
+
+FINAL = "final"
+
+
+async def describe_one(session: AsyncSession, row: JobRow) -> Job:
+    return (await describe(session, [row]))[0]
+
+
+async def describe(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
+    """The jobs of ``rows`` in their order, with attempts, checkpoints and places in the queue."""
+    ids = [row.id for row in rows]
+    attempts: dict[str, list[Attempt]] = defaultdict(list)
+    checkpoints: dict[str, set[str]] = defaultdict(set)
+    in_order = select(AttemptRow).where(AttemptRow.job_id.in_(ids)).order_by(AttemptRow.attempt)
+    for attempt in await session.scalars(in_order):
+        attempts[attempt.job_id].append(Attempt.model_validate(attempt, from_attributes=True))
+    names = select(CheckpointRow.job_id, CheckpointRow.name).where(CheckpointRow.job_id.in_(ids))
+    for job_id, name in (await session.execute(names)).tuples():
+        checkpoints[job_id].add(name)
+    places = await _places(session, [row.id for row in rows if row.status == JobStatus.QUEUED])
+    return [_job(row, attempts[row.id], checkpoints[row.id], places.get(row.id)) for row in rows]
+
+
+async def _places(session: AsyncSession, ids: Sequence[str]) -> dict[str, int]:
+    """The places of queued jobs in the queue, from 1."""
+    if not ids:
+        return {}
+    order = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
+    place = func.row_number().over(order_by=order).label("place")
+    queue = select(JobRow.id, place).where(JobRow.status == JobStatus.QUEUED).subquery()
+    found = await session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(ids)))
+    return dict(found.tuples().all())
+
+
+def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], place: int | None) -> Job:
+    return Job.model_validate(
+        {
+            "id": row.id,
+            "project": row.project,
+            "created_by": row.created_by,
+            "parent": row.parent,
+            "status": row.status,
+            "status_reason": row.status_reason,
+            "requested_action": row.requested_action,
+            "waiting_reason": row.waiting_reason,
+            "queue_position": place,
+            "entity_name": row.entity_name,
+            "spec": row.spec,
+            "resolved_spec": row.resolved_spec,
+            "attempt": row.attempt,
+            "attempts": attempts,
+            "max_retries": row.max_retries,
+            "created_at": row.created_at,
+            "started_at": row.started_at,
+            "finished_at": row.finished_at,
+            "progress": row.progress,
+            "worker": row.worker,
+            "result": row.result,
+            "error": row.error,
+            "warnings": row.warnings,
+            "checkpoints": len(checkpoints),
+            "final_checkpoint": FINAL if FINAL in checkpoints else None,
+            "metadata": row.job_metadata,
+        }
+    )

@@ -1,0 +1,47 @@
+"""Which jobs a list is asked for: ``?status=&entity_name=&metadata[k]=v``."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from sqlalchemy import Select, select
+
+from server.pages import PageQuery, storable
+from server.tables import JobRow
+from zeta_core.contract.job import JobStatus
+
+_METADATA = re.compile(r"^metadata\[([^\"\\\]]+)\]$")  # without what would end a path in SQLite's JSON
+
+
+class JobQuery(PageQuery):
+    """Each filter narrows the list; several ``status`` mean any of them. ``metadata[k]=v`` compares one entry."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")  # metadata[k] is no fixed name; others are refused below
+
+    status: list[JobStatus] = Field(default_factory=list[JobStatus])
+    entity_name: str | None = None
+
+    @model_validator(mode="after")
+    def _only_metadata_besides(self) -> JobQuery:
+        for name in self.model_extra or {}:
+            if not _METADATA.match(name):
+                raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
+        return self
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        found = ((_METADATA.match(name), value) for name, value in (self.model_extra or {}).items())
+        return {match.group(1): str(value) for match, value in found if match}
+
+
+def matching(project: str, asked: JobQuery) -> Select[JobRow]:
+    query = select(JobRow).where(JobRow.project == project)
+    if asked.status:
+        query = query.where(JobRow.status.in_(asked.status))
+    if asked.entity_name is not None:
+        query = query.where(JobRow.entity_name == storable(asked.entity_name))
+    for name, value in asked.metadata.items():
+        query = query.where(JobRow.job_metadata[storable(name)].as_string() == storable(value))
+    return query

@@ -1,0 +1,132 @@
+"""A job's full log: what the processes of each attempt wrote, attempts in order, one line marking each.
+
+The text is the artifact store's, where the worker appends it; it is read in pieces, so its length does not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+
+from server.service import Service
+from server.tables import AttemptRow, JobRow
+from zeta_core.contract.errors import NotFound
+from zeta_core.contract.job import ENDED, JobStatus
+
+CHUNK_BYTES = 1 << 18
+LOOK_SECONDS = 0.5  # how often a followed log is looked at
+BACKWARD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class LoggedAttempt:
+    number: int
+    mark: bytes
+    path: Path
+    is_over: bool
+
+
+async def read_attempts(service: Service, job_id: str, attempt: int | None) -> tuple[list[LoggedAttempt], bool]:
+    """The attempts whose logs are asked for, and whether the job has ended. Raises `NotFound`."""
+    async with service.database.read() as session:
+        job = await session.get(JobRow, job_id)
+        query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt)
+        rows = list(await session.scalars(query))
+    has_ended = job is None or JobStatus(job.status) in ENDED
+    if attempt is not None:
+        rows = [row for row in rows if row.attempt == attempt]
+        if not rows:
+            raise NotFound(f"Job {job_id} has no attempt {attempt}.", code="attempt_not_found", param="attempt")
+        has_ended = has_ended or rows[0].finished_at is not None
+    return [_logged(service, row) for row in rows], has_ended
+
+
+def _logged(service: Service, row: AttemptRow) -> LoggedAttempt:
+    mark = f"=== attempt {row.attempt} on {row.worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
+    path = service.store.log_path(row.job_id, row.attempt)
+    return LoggedAttempt(row.attempt, mark.encode(), path, row.finished_at is not None)
+
+
+async def text(
+    service: Service, job_id: str, *, attempt: int | None, tail: int | None, follow: bool
+) -> AsyncGenerator[bytes]:
+    """The log's bytes; ``tail`` is the number of last lines, ``follow`` goes on until the job has ended."""
+    attempts, has_ended = await read_attempts(service, job_id, attempt)
+    starts = await asyncio.to_thread(_tail_starts, attempts, tail) if tail is not None else {}
+    last = min(starts, default=1) - 1  # the attempts up to this one are told, or lie before the tail
+    between = b""
+    with service.engine.stored.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
+        while True:
+            for logged in attempts:
+                if logged.number <= last:
+                    continue
+                last = logged.number
+                yield between + logged.mark
+                between = b""
+                offset = starts.get(logged.number, 0)
+                while True:
+                    chunk = await asyncio.to_thread(_read, logged.path, offset)
+                    if chunk:
+                        offset += len(chunk)
+                        between = b"" if chunk.endswith(b"\n") else b"\n"
+                        yield chunk
+                    elif not follow or logged.is_over or service.stopping.requested:
+                        break
+                    else:
+                        await subscription.wait(LOOK_SECONDS)
+                        now, has_ended = await read_attempts(service, job_id, attempt)
+                        logged = next((one for one in now if one.number == logged.number), logged)
+            if not follow or has_ended or service.stopping.requested:
+                return
+            await subscription.wait(LOOK_SECONDS)
+            attempts, has_ended = await read_attempts(service, job_id, attempt)
+
+
+def _read(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(CHUNK_BYTES)
+    except FileNotFoundError:  # nothing was written yet
+        return b""
+
+
+def _tail_starts(attempts: list[LoggedAttempt], lines: int) -> dict[int, int]:
+    """Where the last ``lines`` lines begin, by attempt; attempts before them are left out."""
+    starts: dict[int, int] = {}
+    for logged in reversed(attempts):
+        starts[logged.number], found = _last_lines(logged.path, lines)
+        lines -= found
+        if lines <= 0:
+            break
+    return starts
+
+
+def _last_lines(path: Path, lines: int) -> tuple[int, int]:
+    """The offset at which the last ``lines`` lines of a file begin, and how many there are of them."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return 0, 0
+    with file:
+        end = file.seek(0, 2)
+        if lines == 0 or end == 0:
+            return end, 0
+        file.seek(end - 1)
+        position = end - 1 if file.read(1) == b"\n" else end  # the last line's own end is no border
+        seen = 0
+        while position > 0:
+            start = max(0, position - BACKWARD_BYTES)
+            file.seek(start)
+            block = file.read(position - start)
+            at = len(block)
+            while (at := block.rfind(b"\n", 0, at)) != -1:
+                seen += 1
+                if seen == lines:
+                    return start + at + 1, lines
+            position = start
+    return 0, seen + 1

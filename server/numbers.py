@@ -1,0 +1,94 @@
+"""The numbers of ``GET /metrics`` (Prometheus): no label ever names a job, so their count stays small.
+
+What the database knows is asked at each scrape; queue waits and requests are counted since this process started.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+
+from server.service import Service
+from server.tables import JobRow
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.job import ENDED, JobStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+WAIT_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
+
+
+class RequestNumbers:
+    """HTTP requests of this process by method, route and status."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("method", "route", "status")
+        self._requests = Counter("zeta_http_requests", "HTTP requests answered.", labels, registry=registry)
+        self._seconds = Histogram(
+            "zeta_http_request_seconds", "Time to the end of the answer.", ("method", "route"), registry=registry
+        )
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+        self._requests.labels(known, route, str(status)).inc()
+        self._seconds.labels(known, route).observe(seconds)
+
+
+class _Ends(Collector):
+    """A counter whose total lives in the database, so that it survives restarts."""
+
+    def __init__(self) -> None:
+        self.by_reason: dict[str, int] = {}
+
+    def collect(self) -> list[CounterMetricFamily]:
+        family = CounterMetricFamily("zeta_job_ends", "Jobs that ended, by reason.", labels=["reason"])
+        for reason, count in sorted(self.by_reason.items()):
+            family.add_metric([reason], count)
+        return [family]
+
+
+class JobNumbers:
+    """Jobs, their ends, their waits and the slots, as the database and the engine know them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._jobs = Gauge("zeta_jobs", "Jobs by status.", ("status",), registry=registry)
+        self._slots = Gauge("zeta_slots", "Slots of connected workers.", ("state",), registry=registry)
+        self._workers = Gauge("zeta_workers", "Workers that are connected.", registry=registry)
+        self._redis = Gauge("zeta_redis_up", "Whether Redis answers this server.", registry=registry)
+        self._waits = Histogram(
+            "zeta_queue_wait_seconds",
+            "From a job's POST to its first start.",
+            buckets=WAIT_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._ends = _Ends()
+        registry.register(self._ends)
+        self._seen_until = utc_now()
+
+    async def text(self, service: Service) -> bytes:
+        """Everything that the registry holds, in Prometheus's text format."""
+        async with service.database.read() as session:
+            by_status = await session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
+            ended = select(JobRow.status_reason, func.count()).where(JobRow.status.in_(ENDED))
+            by_reason = await session.execute(ended.group_by(JobRow.status_reason))
+            starts = await session.execute(
+                select(JobRow.created_at, JobRow.started_at).where(JobRow.started_at > self._seen_until)
+            )
+        counts: dict[str, int] = dict(by_status.tuples().all())
+        for status in JobStatus:
+            self._jobs.labels(status.value).set(counts.get(status.value, 0))
+        self._ends.by_reason = {reason or "unknown": count for reason, count in by_reason.tuples()}
+        for created_at, started_at in starts.tuples():
+            if started_at is not None:
+                self._waits.observe(max(0.0, (started_at - created_at).total_seconds()))
+                self._seen_until = max(self._seen_until, started_at)
+        workers = [beat for beat in service.engine.workers() if service.engine.is_alive(beat.worker)]
+        slots = [slot for beat in workers for slot in beat.slots]
+        busy = sum(slot.job_id is not None for slot in slots)
+        self._workers.set(len(workers))
+        self._slots.labels("busy").set(busy)
+        self._slots.labels("free").set(len(slots) - busy)
+        self._redis.set(service.engine.redis_ok)
+        return generate_latest(self._registry)

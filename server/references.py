@@ -1,0 +1,131 @@
+"""What a spec names of this service (files, jobs, checkpoints, paths, Hub ids): each must be there and allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.settings import ServerSettings
+from server.tables import CheckpointRow, FileRow, JobRow
+from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.spec import (
+    Dataset,
+    FileModel,
+    FileSource,
+    FileTokenizer,
+    HubSource,
+    JobModel,
+    JobSpec,
+    PathSource,
+    dataset_sources,
+)
+from zeta_core.contract.validation import error_of
+
+LATEST = "latest"
+
+
+async def check_references(
+    session: AsyncSession, settings: ServerSettings, project: str, spec: JobSpec
+) -> dict[str, dict[str, Any]]:
+    """The files that the job reads, ``{id: {"filename", "sha256", "purpose", "bytes"}}``, as workers need them.
+
+    They are locked against deletion until the transaction ends. Raises `InvalidSpec` naming every reference that
+    leads nowhere.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    details = list(_forbidden(settings, spec))
+    for param, file_id, purpose in _files(spec):
+        row = await session.get(FileRow, file_id, with_for_update={"read": True}) if is_id(file_id, "file") else None
+        if row is None or row.project != project:
+            message = f"{param} is {file_id!r}, which is no uploaded file; upload it with POST /v1/files."
+            details.append(ErrorDetail(param=param, message=message, code="file_not_found"))
+        elif row.purpose != purpose:
+            message = f"{param} is {file_id!r}, uploaded with purpose {row.purpose!r}; it must be {purpose!r}."
+            details.append(ErrorDetail(param=param, message=message, code="wrong_purpose"))
+        else:
+            described = {"filename": row.filename, "sha256": row.sha256, "purpose": row.purpose, "bytes": row.bytes}
+            files[file_id] = described
+    for param, job_id, checkpoint in _checkpoints(spec):
+        fault = await _checkpoint_fault(session, project, job_id, checkpoint)
+        if fault is not None:
+            code, sentence = fault
+            details.append(ErrorDetail(param=param, message=f"{param} {sentence}", code=code))
+    if details:
+        raise error_of(details)
+    return files
+
+
+def _datasets(spec: JobSpec) -> Iterator[tuple[str, Any]]:
+    """Every data source with its place in the spec."""
+    named: list[tuple[str, Dataset | None]] = [("dataset", spec.dataset), ("eval_dataset", spec.eval_dataset)]
+    for name, dataset in named:
+        for index, source in enumerate(dataset_sources(dataset)):
+            yield f"{name}.{index}" if isinstance(dataset, list) else name, source
+
+
+def _files(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
+    for place, source in _datasets(spec):
+        if isinstance(source, FileSource):
+            for file_id in source.file_ids:
+                yield f"{place}.file", file_id, "dataset"
+    if isinstance(spec.model, FileModel):
+        yield "model.file", spec.model.file, "model"
+    if isinstance(spec.tokenizer, FileTokenizer):
+        yield "tokenizer.file", spec.tokenizer.file, "model"
+
+
+def _checkpoints(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
+    if isinstance(spec.model, JobModel):
+        yield "model.job", spec.model.job, spec.model.checkpoint
+    if spec.resume_from_checkpoint is not None:
+        job_id, _, name = spec.resume_from_checkpoint.partition("/")
+        yield "resume_from_checkpoint", job_id, name or LATEST
+
+
+def _forbidden(settings: ServerSettings, spec: JobSpec) -> Iterator[ErrorDetail]:
+    """Paths outside the data root, and Hub ids that this server's operator did not open."""
+    for place, source in _datasets(spec):
+        if isinstance(source, PathSource) and not _inside_data_root(source.path):
+            message = (
+                f"{place}.path is {source.path!r}, which leaves the workers' data root; "
+                "give a path relative to ZETA_DATA_ROOT, without '..'."
+            )
+            yield ErrorDetail(param=f"{place}.path", message=message, code="path_outside_root")
+        if isinstance(source, HubSource) and not settings.hub_allows(source.hub):
+            yield _closed_hub(f"{place}.hub", source.hub, "POST /v1/files")
+    if isinstance(spec.model, str) and not settings.hub_allows(spec.model):
+        yield _closed_hub("model", spec.model, "POST /v1/files with purpose=model")
+    if isinstance(spec.tokenizer, str) and not settings.hub_allows(spec.tokenizer):
+        yield _closed_hub("tokenizer", spec.tokenizer, "POST /v1/files with purpose=model")
+
+
+def _closed_hub(param: str, hub_id: str, instead: str) -> ErrorDetail:
+    message = f"{param} is {hub_id!r}, which this server may not read from the Hub (ZETA_HUB); upload it by {instead}."
+    return ErrorDetail(param=param, message=message, code="hub_not_allowed")
+
+
+def _inside_data_root(path: str) -> bool:
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return not pure.is_absolute() and ".." not in pure.parts and not path.startswith("~") and ":" not in path
+
+
+async def _checkpoint_fault(
+    session: AsyncSession, project: str, job_id: str, checkpoint: str
+) -> tuple[str, str] | None:
+    """Why the checkpoint cannot be used: a code and the rest of a sentence."""
+    job = await session.get(JobRow, job_id) if is_id(job_id, "job") else None
+    if job is None or job.project != project:
+        return "job_not_found", f"names {job_id!r}, which is no job here."
+    if checkpoint != LATEST and not NAME_PATTERN.match(checkpoint):
+        return "invalid_value", f"names checkpoint {checkpoint!r}; use 'step-N', 'best', 'final' or 'latest'."
+    names = list(await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job_id)))
+    if checkpoint in names or (checkpoint == LATEST and names):
+        return None
+    has = f"it has {', '.join(sorted(names))}" if names else "it has none yet"
+    return "checkpoint_not_found", f"names checkpoint {checkpoint!r} of {job_id}; {has}."

@@ -1,0 +1,64 @@
+"""/v1/jobs/{id}/checkpoints: list, describe, download."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from server import checkpoints
+from server.callers import TheCaller
+from server.pages import PageQuery
+from server.ranges import serve
+from server.service import TheService
+from zeta_core.contract.answers import Page
+from zeta_core.contract.checkpoint import Manifest
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
+
+
+class ArchiveQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    include: str | None = Field(default=None, max_length=1000, description="a glob over the files' paths")
+    state: bool = Field(default=False, description="with training_state/, which resuming needs")
+
+
+@router.get("")
+async def list_checkpoints(
+    service: TheService, caller: TheCaller, job_id: str, asked: Annotated[PageQuery, Query()]
+) -> Page[Manifest]:
+    """The manifests of a job's checkpoints, newest first."""
+    return await checkpoints.list_checkpoints(service, caller, job_id, asked.after, asked.limit)
+
+
+@router.get("/{name}")
+async def get_checkpoint(service: TheService, caller: TheCaller, job_id: str, name: str) -> Manifest:
+    """The manifest of `step-N`, `best`, `final` or `latest`."""
+    return (await checkpoints.find_checkpoint(service, caller, job_id, name)).manifest
+
+
+@router.head("/{name}/files/{path:path}", include_in_schema=False)
+@router.get("/{name}/files/{path:path}", response_class=Response)
+async def get_checkpoint_file(
+    service: TheService, caller: TheCaller, request: Request, job_id: str, name: str, path: str
+) -> Response:
+    """The bytes of one file; Range, If-Range and If-None-Match are understood, and the ETag is its SHA-256."""
+    stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
+    return serve(request, checkpoints.file_content(stored, path))
+
+
+@router.head("/{name}/archive", include_in_schema=False)
+@router.get("/{name}/archive", response_class=Response)
+async def get_checkpoint_archive(
+    service: TheService,
+    caller: TheCaller,
+    request: Request,
+    job_id: str,
+    name: str,
+    asked: Annotated[ArchiveQuery, Query()],
+) -> Response:
+    """The checkpoint as a .tar, the same bytes each time, so that a download can be resumed."""
+    stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
+    return serve(request, checkpoints.archive_content(stored, job_id, asked.include, asked.state))

@@ -1,0 +1,88 @@
+"""/v1/jobs/{id}/events, /logs and /metrics: what a job says, live or as it was stored."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from server import curves, logs, stream
+from server.callers import TheCaller
+from server.jobs import get_job
+from server.pages import MAX_LIMIT
+from server.service import TheService
+from zeta_core.contract.answers import Curves, Page
+from zeta_core.contract.events import Event
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["what a job says"])
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+EVENT_STREAM = "text/event-stream"
+
+
+class EventQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after: int = Field(default=0, ge=0, lt=2**53, description="a seq")
+    limit: int = Field(default=100, ge=1, le=MAX_LIMIT)
+
+
+class LogQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    follow: bool = False
+    tail: int | None = Field(default=None, ge=0, le=10**9, description="only so many last lines")
+    attempt: int | None = Field(default=None, ge=1, le=10**9)
+
+
+class CurveQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_points: int | None = Field(default=None, ge=1, le=10**6)
+
+
+@router.get("/events", response_model=Page[Event], responses={200: {"content": {EVENT_STREAM: {}}}})
+async def read_events(
+    service: TheService,
+    caller: TheCaller,
+    job_id: str,
+    asked: Annotated[EventQuery, Query()],
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Page[Event] | Response:
+    """Stored events, oldest first; with `Accept: text/event-stream` a live stream that `Last-Event-ID` resumes."""
+    await get_job(service, caller, job_id)
+    if EVENT_STREAM not in accept:
+        return await stream.read_page(service, job_id, asked.after, asked.limit)
+    seen = stream.last_event_id(last_event_id)
+    if seen is not None and await stream.is_read_to_its_end(service, job_id, seen):
+        return Response(status_code=204)
+    after = asked.after if seen is None else seen
+    return StreamingResponse(stream.live(service, job_id, after), media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+
+
+@router.get("/logs", response_class=StreamingResponse, responses={200: {"content": {"text/plain": {}}}})
+async def read_logs(
+    service: TheService, caller: TheCaller, job_id: str, asked: Annotated[LogQuery, Query()]
+) -> StreamingResponse:
+    """What the training processes wrote, attempts in order; `follow` goes on until the job has ended."""
+    await get_job(service, caller, job_id)
+    await logs.read_attempts(service, job_id, asked.attempt)
+    text = logs.text(service, job_id, attempt=asked.attempt, tail=asked.tail, follow=asked.follow)
+    return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
+
+
+@router.get("/metrics", response_model=Curves, responses={200: {"content": {"text/csv": {}}}})
+async def read_metrics(
+    service: TheService,
+    caller: TheCaller,
+    job_id: str,
+    asked: Annotated[CurveQuery, Query()],
+    accept: Annotated[str, Header()] = "",
+) -> Curves | Response:
+    """The training's curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
+    await get_job(service, caller, job_id)
+    found = await curves.read_curves(service, job_id, asked.max_points)
+    return Response(curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found

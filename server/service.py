@@ -1,0 +1,77 @@
+"""What one server process holds while it serves: settings, database, artifact store, engine, and the word to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.artifacts import ArtifactStore
+from server.auth import keep_admin_key
+from server.db import Database
+from server.engine import Engine
+from server.schema import require_schema
+from server.settings import ServerSettings
+from server.stored import Subscription
+
+
+class Stopping:
+    """The word to stop; long answers ask `requested`, and are woken from their waiting when it is said."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._waiting: set[Subscription] = set()
+
+    def request(self) -> None:
+        self.requested = True
+        for subscription in self._waiting:
+            subscription.notify()
+
+    @contextmanager
+    def wakes(self, subscription: Subscription) -> Generator[None]:
+        self._waiting.add(subscription)
+        try:
+            yield
+        finally:
+            self._waiting.discard(subscription)
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: ServerSettings
+    database: Database
+    store: ArtifactStore
+    engine: Engine
+    stopping: Stopping = field(default_factory=Stopping)
+
+
+@asynccontextmanager
+async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
+    """Everything opened and the engine running; raises a `ZetaError` that names the setting to mend."""
+    database = Database(settings.database)
+    try:
+        await require_schema(database)
+        store = ArtifactStore(settings.artifacts)
+        await asyncio.to_thread(store.prepare)
+        await keep_admin_key(database, settings.api_key)
+        engine = Engine(database, settings)
+        await engine.start()
+        try:
+            yield Service(settings, database, store, engine)
+        finally:
+            await engine.stop()
+    finally:
+        await database.close()
+
+
+def _service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+TheService = Annotated[Service, Depends(_service)]

@@ -1,0 +1,161 @@
+"""``Trainer``: calling it trains. The documented names, order and defaults, then the fields of the HTTP spec."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from zeta_core.contract import availability
+from zeta_core.contract.errors import InvalidSpec
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.validation import error_of, parse
+
+DEFAULT_OUTPUT_DIR = "zeta_output"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did. Losses are means per predicted token in nats; ``steps`` are optimizer steps of the run.
+
+    ``steps_trained`` are those of this call (0 when a finished run was resumed); ``checkpoint`` is the directory of
+    the newest checkpoint, ``final`` when the run reached its last step.
+    """
+
+    steps: int
+    steps_trained: int
+    train_loss: float | None
+    eval_loss: float | None
+    checkpoint: Path | None
+    best_checkpoint: Path | None
+    output_dir: Path
+    run_id: str
+    tokens: int
+    train_seconds: float
+
+
+def Trainer(
+    gradient_accumulate_every: int | None = None,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    entity_name: str | None = None,
+    model: Any = None,
+    use_fsdp: bool = False,
+    use_activation_checkpointing: bool = False,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    use_pretokenized: bool = False,
+    resume_from_checkpoint: str | os.PathLike[str] | None = None,
+    checkpointing_steps: int | str | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    weight_decay: float | None = None,
+    use_deepspeed: bool | int | dict[str, Any] | str | None = None,
+    **more: Any,
+) -> TrainResult:
+    """Train ``model`` and return what came of it. Everything but the model may be left out.
+
+    ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a hub id or a local directory. The
+    keyword-only extras are those of the HTTP spec: ``dataset`` (also a path), ``tokenizer``, ``max_steps``, ``epochs``,
+    ``optimizer``, ``lr_scheduler``, ``warmup_steps``, ``max_grad_norm``, ``pack`` and the rest of `TrainerOptions`.
+    Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a checkpoint after the current step
+    and then ends the process as it would have.
+
+    Raises `InvalidSpec` for an unknown keyword or a bad value, `TrainingFailed` for what only training can find out.
+    """
+    if model is None:
+        raise InvalidSpec(
+            "model is None; give an nn.Module, a callable that builds one, a hub id or a local directory.",
+            param="model",
+        )
+    documented: dict[str, Any] = {
+        "gradient_accumulate_every": gradient_accumulate_every,
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "entity_name": entity_name,
+        "use_fsdp": use_fsdp,
+        "use_activation_checkpointing": use_activation_checkpointing,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "use_pretokenized": use_pretokenized,
+        "resume_from_checkpoint": None if resume_from_checkpoint is None else os.fspath(resume_from_checkpoint),
+        "checkpointing_steps": checkpointing_steps,
+        "weight_decay": weight_decay,
+        "use_deepspeed": use_deepspeed,
+    }
+    tokenizer = more.pop("tokenizer", None)
+    if isinstance(tokenizer, str | dict) or tokenizer is None:
+        documented["tokenizer"] = tokenizer
+        tokenizer = None
+    if isinstance(more.get("dataset"), str | os.PathLike):
+        more["dataset"] = {"path": os.fspath(more["dataset"])}
+    given = {name: value for name, value in documented.items() if value is not None and value is not False}
+    options = parse(TrainerOptions, {**given, **more})
+    if faults := availability.faults(options):
+        raise error_of(faults)
+    return _train(options, model, tokenizer, Path(output_dir if output_dir is not None else DEFAULT_OUTPUT_DIR))
+
+
+def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path) -> TrainResult:
+    from zeta_core.data import Places
+    from zeta_core.report import Console, Report
+    from zeta_core.run import Run, execute
+    from zeta_core.settings import home, place
+
+    here = place()
+    report = Report(Console()) if here.is_main else Report()
+    if options.dataset is None:
+        report.log("No dataset was named: training on the Python language reference (pydoc_data.topics).")
+    resume = options.resume_from_checkpoint
+    with _stopping_on_sigterm() as asked:
+        run = Run(
+            options=options,
+            model=model,
+            output_dir=output_dir.absolute(),
+            cache=home() / "cache",
+            places=Places(any_path=True),
+            resume_from=None if resume is None else Path(resume).absolute(),
+            tokenizer=tokenizer,
+            stop=lambda: "hand_back" if asked.is_set() else None,
+        )
+        outcome = execute(run, here, report)
+    progress = outcome.progress
+    if progress.train_loss is not None:
+        report.log(f"Trained {outcome.steps_trained} steps; mean loss {progress.train_loss:.4f}; {outcome.checkpoint}")
+    return TrainResult(
+        steps=progress.step,
+        steps_trained=outcome.steps_trained,
+        train_loss=progress.train_loss,
+        eval_loss=None,
+        checkpoint=outcome.checkpoint,
+        best_checkpoint=None,
+        output_dir=output_dir.absolute(),
+        run_id=outcome.run_id,
+        tokens=progress.tokens,
+        train_seconds=progress.train_seconds,
+    )
+
+
+@contextmanager
+def _stopping_on_sigterm() -> Generator[threading.Event]:
+    """An event that SIGTERM sets; when the training has saved itself, the signal does what it did before."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if asked.is_set():
+        signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,337 @@
+"""Checkpoints on disk: which are there, which are whole, and how one appears, is pointed at, and goes.
+
+Guaranteed: a checkpoint directory appears under its name by one rename, after every file of it and its manifest were
+flushed to the disk; ``checkpoint.pt`` and manifests are replaced atomically; old checkpoints go only after a newer one
+is there; a process killed at any moment leaves every published checkpoint whole. Not guaranteed: anything on a file
+system whose rename or fsync does not hold what POSIX says. ``output_dir`` is shared by all ranks, and written by the
+first one only. Reading trusts nothing: sizes and hashes of all files are compared with the manifest first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+from zeta_core.failures import CannotResume
+
+POINTER = "checkpoint.pt"
+PLAN = "plan.json"
+EARLIER = "earlier"
+PART = ".part"
+TRASH = ".trash-"
+_NAME = re.compile(r"^(step-\d+|best|final)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory whose manifest could be read; `damage` tells whether its files agree with it."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def has_state(self) -> bool:
+        return any(file.role == "state" for file in self.manifest.files)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.manifest.files)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(directory: Path) -> Checkpoint | None:
+    """The checkpoint in a directory, or None where no readable manifest is."""
+    try:
+        return Checkpoint(directory, Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def present(output_dir: Path) -> list[Checkpoint]:
+    """The checkpoints of an output directory, the newest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [read(path) for path in output_dir.iterdir() if _NAME.match(path.name)]
+    return sorted(
+        (checkpoint for checkpoint in found if checkpoint is not None),
+        key=lambda checkpoint: (checkpoint.manifest.step, checkpoint.directory.name == "final"),
+        reverse=True,
+    )
+
+
+def damage(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with the files of a checkpoint, or None: every size and hash is as its manifest says."""
+    for file in checkpoint.manifest.files:
+        path = checkpoint.directory / file.path
+        try:
+            size = path.stat().st_size
+            if size != file.size:
+                return f"{file.path} has {size} bytes instead of {file.size}"
+            if sha256_of(path) != file.sha256:
+                return f"{file.path} does not have the hash of its manifest"
+        except OSError as error:
+            return f"{file.path} cannot be read ({error.strerror})"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:
+    """The newest valid checkpoint that ``resume_from_checkpoint`` means; each damaged one before it is warned of.
+
+    ``given`` is a checkpoint directory, an output directory, or its ``checkpoint.pt``. None: the run of this very
+    ``output_dir`` was started and has not reached its first checkpoint, so it begins again. Raises `CannotResume`.
+    """
+    if given.name == POINTER or given.is_file():
+        candidates = _pointed_at(given, output_dir)
+    elif (given / MANIFEST_NAME).exists() or _NAME.match(given.name):
+        if not given.is_dir():
+            raise CannotResume(f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint.")
+        named = read(given)
+        if named is None:
+            warn("damaged_checkpoint", f"{given.name} has no readable manifest; the one before it is used.")
+        newest = present(given.parent)
+        candidates = [c for c in newest if named is None or c.manifest.step <= named.manifest.step]
+        if named is not None:
+            candidates = [named, *(c for c in candidates if c.directory.resolve() != given.resolve())]
+    elif given.is_dir():
+        candidates = present(given)
+    else:
+        raise CannotResume(
+            f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint directory, an "
+            f"output_dir or its {POINTER}, or leave it out to start a new run."
+        )
+    for checkpoint in candidates:
+        if not checkpoint.has_state:
+            continue
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint
+        warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {wrong}; the one before it is used.")
+    folder = given.parent if given.name == POINTER else given
+    if not candidates and folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
+        return None
+    raise CannotResume(
+        f"resume_from_checkpoint is {str(given)!r}, where no whole checkpoint with its {TRAINING_STATE_NAME} is; "
+        "leave it out to start a new run."
+    )
+
+
+def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
+    """What a ``checkpoint.pt`` names, then the others beside it."""
+    folder = pointer.parent
+    if not pointer.is_file():
+        if folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
+            return present(folder)
+        raise CannotResume(
+            f"resume_from_checkpoint is {str(pointer)!r}, which does not exist; name a checkpoint directory or an "
+            "output_dir, or leave it out to start a new run."
+        )
+    try:
+        content = torch.load(pointer, weights_only=True)
+        name, digest = str(content["name"]), str(content["manifest_sha256"])
+    except Exception as error:
+        raise CannotResume(f"{pointer} is no {POINTER} of this Trainer ({type(error).__name__}: {error}).") from error
+    beside = present(folder)
+    if not beside:
+        raise CannotResume(
+            f"{pointer} names {name!r}, but no checkpoint is beside it: it only points and holds no weights. Give the "
+            "output_dir that it was written in, or move it back there."
+        )
+    named = [c for c in beside if c.directory.name == name and sha256_of(c.directory / MANIFEST_NAME) == digest]
+    return [*named, *(c for c in beside if c not in named)]
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def begin(output_dir: Path, name: str) -> Path:
+    """The empty folder beside the others in which a checkpoint is written."""
+    part = output_dir / f"{name}{PART}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
+def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]], Manifest]) -> Checkpoint:
+    """Flush and hash every file, write the manifest last, and give the directory its name by one rename."""
+    files: list[ManifestFile] = []
+    for path in sorted(part.rglob("*")):
+        if path.is_file():
+            _flush(path)
+            relative = path.relative_to(part).as_posix()
+            size = path.stat().st_size
+            files.append(ManifestFile(path=relative, size=size, sha256=sha256_of(path), role=_role(relative)))
+    content = manifest(files)
+    write_atomically(part / MANIFEST_NAME, content.model_dump_json(indent=1).encode())
+    for folder in [*(path for path in part.rglob("*") if path.is_dir()), part]:
+        _flush(folder)
+    target = output_dir / content.name
+    replaced = read(target)
+    if replaced is not None and target.name == "final":
+        _rename_as_step(replaced)  # an older final stays a checkpoint of its step, so there is one at every moment
+    elif target.exists():
+        discard(target)
+    part.rename(target)
+    _flush(output_dir)
+    return Checkpoint(target, content)
+
+
+def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str) -> Checkpoint:
+    """The same checkpoint under another name; its files share their bytes on the disk."""
+    part = begin(output_dir, name)
+    for file in checkpoint.manifest.files:
+        (part / file.path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(checkpoint.directory / file.path, part / file.path)
+        except OSError:  # a file system without hard links
+            shutil.copy2(checkpoint.directory / file.path, part / file.path)
+    return publish(part, output_dir, lambda _: checkpoint.manifest.model_copy(update={"name": name}))
+
+
+def point_at(checkpoint: Checkpoint, output_dir: Path) -> None:
+    """Replace ``checkpoint.pt``: a small file that names a checkpoint and holds no weights."""
+    manifest = checkpoint.manifest
+    content: dict[str, Any] = {
+        "name": checkpoint.directory.name,
+        "step": manifest.step,
+        "run_id": manifest.run_id,
+        "manifest_sha256": sha256_of(checkpoint.directory / MANIFEST_NAME),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(output_dir / POINTER, buffer.getvalue())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, durably."""
+    aside = path.with_name(path.name + PART)
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    _flush(path.parent)
+
+
+def write_plan(output_dir: Path, run_id: str, plan: dict[str, Any]) -> None:
+    """``plan.json``: which run this directory is of, from before its first checkpoint on."""
+    write_atomically(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
+
+
+def prune(output_dir: Path, run_id: str, keep: int) -> None:
+    """Remove all but the ``keep`` newest ``step-N`` of this run."""
+    steps = [c for c in present(output_dir) if c.directory.name.startswith("step-") and c.manifest.run_id == run_id]
+    for checkpoint in steps[keep:]:
+        discard(checkpoint.directory)
+
+
+def strip_old_states(output_dir: Path) -> None:
+    """After success: only ``final``, ``best`` and the newest ``step-N`` keep what resuming needs."""
+    steps = [c for c in present(output_dir) if c.directory.name.startswith("step-")]
+    for checkpoint in steps[1:]:
+        if checkpoint.has_state:
+            files = [file for file in checkpoint.manifest.files if file.role != "state"]
+            manifest = checkpoint.manifest.model_copy(update={"files": files})
+            write_atomically(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+            shutil.rmtree(checkpoint.directory / TRAINING_STATE_NAME)
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory so that no half of it is ever taken for a checkpoint."""
+    trash = directory.with_name(f"{TRASH}{directory.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+    directory.rename(trash)
+    shutil.rmtree(trash)
+
+
+def clean(output_dir: Path) -> None:
+    """Remove what a killed process left half written or half removed."""
+    for path in list(output_dir.iterdir()) if output_dir.is_dir() else []:
+        if path.name.startswith(TRASH) or (path.name.endswith(PART) and path.is_dir()):
+            shutil.rmtree(path)
+        elif path.name.endswith(PART):
+            path.unlink()
+
+
+def set_aside(output_dir: Path, *, after_step: int | None, run_id: str | None) -> Path | None:
+    """Move checkpoints that are not of the run that begins to ``earlier/<run_id>/``; where to, or None for nothing.
+
+    A new run (``after_step`` None) moves everything; a resumed one moves what its own earlier course saved beyond the
+    step that it goes on from.
+    """
+    moved: Path | None = None
+    for path in _checkpoint_paths(output_dir):
+        checkpoint = read(path)
+        same_run = checkpoint is not None and checkpoint.manifest.run_id == run_id
+        if after_step is not None and same_run and checkpoint is not None and checkpoint.manifest.step <= after_step:
+            continue
+        owner = checkpoint.manifest.run_id if checkpoint is not None else "damaged"
+        folder = _free(output_dir / EARLIER / (f"{owner}-after-step-{after_step}" if same_run else owner), path.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+        moved = folder
+    if after_step is None:
+        (output_dir / POINTER).unlink(missing_ok=True)
+    return moved
+
+
+def _checkpoint_paths(output_dir: Path) -> Iterator[Path]:
+    if output_dir.is_dir():
+        yield from sorted(path for path in output_dir.iterdir() if _NAME.match(path.name))
+
+
+def _free(folder: Path, name: str) -> Path:
+    number = 1
+    free = folder
+    while (free / name).exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def _rename_as_step(checkpoint: Checkpoint) -> None:
+    """Turn an older ``final`` into ``step-N``; where that is there already, it is the same and goes."""
+    step = checkpoint.directory.with_name(f"step-{checkpoint.manifest.step}")
+    if step.exists():
+        discard(checkpoint.directory)
+        return
+    manifest = checkpoint.manifest.model_copy(update={"name": step.name})
+    write_atomically(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+    checkpoint.directory.rename(step)
+
+
+def _role(relative: str) -> FileRole:
+    name = relative.rpartition("/")[2]
+    if relative.startswith(f"{TRAINING_STATE_NAME}/"):
+        return "state"
+    if name.startswith("adapter_"):
+        return "adapter"
+    if name.startswith("model") and name.endswith((".safetensors", ".index.json")):
+        return "weights"
+    return "config" if name in ("config.json", "generation_config.json") else "tokenizer"
+
+
+def _flush(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

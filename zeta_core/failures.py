@@ -1,0 +1,78 @@
+"""Why a training ends without success: one class for each reason of the contract, and one way to tell any exception."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.job import REASON_SENTENCES, JobError, JobErrorEvidence, StatusReason
+
+
+class TrainingFailed(ZetaError):
+    """A training that cannot start or go on; ``reason`` is the contract's word for it, ``hint`` the cure."""
+
+    type = "training_error"
+    code = "train_error"
+    reason: StatusReason = StatusReason.TRAIN_ERROR
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None, param: str | None = None):
+        super().__init__(message, code=code, param=param)
+        self.hint = hint
+
+
+class InvalidData(TrainingFailed):
+    """The data cannot be trained on; the message names the file and the line."""
+
+    code = "invalid_data"
+    reason = StatusReason.INVALID_DATA
+
+
+class InvalidModel(TrainingFailed):
+    """The model cannot be built, loaded or called."""
+
+    code = "invalid_model"
+    reason = StatusReason.INVALID_MODEL
+
+
+class NonFiniteLoss(TrainingFailed):
+    """The loss or a gradient is not finite; the update was not made."""
+
+    code = "non_finite_loss"
+    reason = StatusReason.NON_FINITE_LOSS
+
+
+class CannotResume(TrainingFailed):
+    """What ``resume_from_checkpoint`` names is not there, is damaged, or belongs to a run that was set up otherwise."""
+
+    code = "cannot_resume"
+
+
+class CannotTrain(TrainingFailed):
+    """The options cannot take effect on this machine or with this model."""
+
+    code = "cannot_train"
+
+
+def explain(error: BaseException) -> tuple[StatusReason, JobError]:
+    """The reason and the error object of the contract for any exception that ended a training."""
+    if isinstance(error, TrainingFailed):
+        return error.reason, JobError(code=error.code, message=error.message, hint=error.hint)
+    if isinstance(error, ZetaError):
+        return StatusReason.TRAIN_ERROR, JobError(code=error.code, message=error.message)
+    reason = StatusReason.TRAIN_ERROR
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _is_cpu_allocation(error):
+        reason = StatusReason.OUT_OF_MEMORY
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = StatusReason.DISK_FULL
+    text = "".join(traceback.format_exception(error))
+    return reason, JobError(
+        code=reason.value,
+        message=f"{type(error).__name__}: {error}",
+        hint=REASON_SENTENCES[reason],
+        evidence=JobErrorEvidence(log_tail=text[-4000:]),
+    )
+
+
+def _is_cpu_allocation(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -1,0 +1,289 @@
+"""From a model source to an ``nn.Module`` in float32, its tokenizer, and what a checkpoint must say of it.
+
+Trusted: modules and callables that a script hands over, and builders installed on this machine. Not trusted: anything
+a job names. Weights are read from safetensors only, nothing is unpickled, no model's own code runs
+(``trust_remote_code`` is never on), and an archive is unpacked into a fresh folder that its members cannot leave.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from zeta_core.contract.layout import checkpoint_key, file_key
+from zeta_core.contract.spec import BuilderModel, ConfigModel, FileModel, JobModel
+from zeta_core.data import Places
+from zeta_core.failures import InvalidModel
+
+POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
+UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that was found but not built yet."""
+
+    build: Callable[[], nn.Module]
+    name: str
+    directory: Path | None = None  # where its files are
+    base_model: str | None = None  # the hub id with its commit
+    pretrained: bool = False
+    from_caller: bool = False  # the caller's own object, trained in place
+    dtype: torch.dtype | None = None  # that of its weights as they are stored; None: as built
+
+
+def locate_model(model: object, places: Places, cache: Path) -> Located:
+    """Find a model, fetching or unpacking its files where needed. Raises `InvalidModel`."""
+    match model:
+        case nn.Module():
+            name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
+            return Located(lambda: model, type(model).__name__, pretrained=bool(name), from_caller=True)
+        case ConfigModel():
+            return _from_config(model.config)
+        case JobModel():
+            if places.artifacts_root is None:
+                raise InvalidModel(f"model names {model.job}, but a script has no jobs; give a directory instead.")
+            directory = places.artifacts_root / checkpoint_key(model.job, model.checkpoint)
+            if not directory.is_dir():
+                raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
+            return _from_directory(directory, f"{model.job}/{model.checkpoint}")
+        case FileModel():
+            return _from_directory(_unpacked(model.file, places, cache), model.file)
+        case BuilderModel():
+            return _from_builder(model)
+        case Path():
+            return _from_directory(model, str(model))
+        case str():
+            if places.any_path and Path(model).expanduser().is_dir():
+                return _from_directory(Path(model).expanduser(), model)
+            directory, commit = from_hub(model, places, what="model")
+            return _from_directory(directory, model, base_model=f"{model.partition('@')[0]}@{commit}")
+        case _ if callable(model):
+            return Located(lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable"))
+        case _:
+            raise InvalidModel(
+                f"model is {model!r}; give an nn.Module, a callable that builds one, a hub id or a local directory."
+            )
+
+
+def locate_tokenizer(source: object, located: Located, places: Places, cache: Path) -> Any:
+    """The named tokenizer, else the model's own, else bytes. Raises `InvalidModel`."""
+    from transformers import ByT5Tokenizer
+
+    directory: Path | None = None
+    match source:
+        case None:
+            own = located.directory
+            directory = own if own is not None and any((own / name).is_file() for name in TOKENIZER_FILES) else None
+        case str():
+            local = Path(source).expanduser()
+            directory = local if places.any_path and local.is_dir() else from_hub(source, places, what="tokenizer")[0]
+        case FileModel():
+            directory = _unpacked(source.file, places, cache)
+        case _ if hasattr(source, "file"):
+            directory = _unpacked(cast(Any, source).file, places, cache)
+        case _ if hasattr(source, "builtin"):
+            directory = None
+        case _:
+            return source  # a tokenizer object of a script
+    if directory is None:
+        return ByT5Tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise InvalidModel(f"The tokenizer in {directory.name} cannot be loaded: {error}") from error
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """The most tokens a sequence may have, where the model or its config says so."""
+    for holder in (getattr(model, "config", None), model):
+        for name in POSITION_NAMES:
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def check_vocabulary(model: nn.Module, largest_id: int) -> None:
+    """Refuse data whose ids the embedding does not have, before the first step meets them."""
+    rows = _embedding_rows(model)
+    if rows is not None and largest_id >= rows:
+        raise InvalidModel(
+            f"The data holds token id {largest_id}, but the model's embedding has {rows} rows; give it a vocab_size of "
+            f"at least {largest_id + 1}, or name the tokenizer that belongs to it."
+        )
+
+
+def _embedding_rows(model: nn.Module) -> int | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    if callable(getter):
+        try:
+            found = getter()
+        except NotImplementedError:
+            found = None
+        if isinstance(found, nn.Embedding):
+            return found.num_embeddings
+    named = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
+    token = [part for name, part in named if "pos" not in name.lower()]
+    return token[0].num_embeddings if token else None
+
+
+def skeleton_of(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    """The same Hugging Face model without storage: what its files are written with. None for a plain module."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return None
+    config = copy.deepcopy(model.config)
+    config.use_cache = True if getattr(config, "use_cache", None) is not None else None
+    with torch.device("meta"):
+        skeleton = type(model)(config)
+    skeleton.generation_config = copy.deepcopy(model.generation_config)
+    return nn.Module.to(skeleton, dtype)
+
+
+# --- Sources ----------------------------------------------------------------------------------------------------------
+
+
+def _from_config(config: dict[str, Any]) -> Located:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(config)
+    model_type = values.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise InvalidModel("model.config has no model_type; name the architecture, such as 'llama'.")
+    try:
+        resolved = AutoConfig.for_model(model_type, **values)
+    except Exception as error:
+        raise InvalidModel(f"model.config is no {model_type} config: {error}") from error
+    if getattr(resolved, "auto_map", None):
+        raise InvalidModel("model.config has an auto_map; code of a model's own never runs here, leave it out.")
+
+    def build() -> object:
+        return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
+
+    return Located(lambda: _built(build), model_type)
+
+
+def _from_directory(directory: Path, name: str, *, base_model: str | None = None) -> Located:
+    from transformers import AutoConfig
+
+    if not (directory / "config.json").is_file():
+        raise InvalidModel(f"{name} has no config.json; give the directory of a Hugging Face causal language model.")
+    if not any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+        raise InvalidModel(
+            f"{name} has no model.safetensors; save it with save_pretrained (pickled weights are not read)."
+        )
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise InvalidModel(f"The config of {name} cannot be read: {error}") from error
+    dtype = getattr(config, "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else None
+    return Located(
+        lambda: _load(directory, name), name, directory, base_model, pretrained=True, dtype=dtype or torch.float32
+    )
+
+
+def _load(directory: Path, name: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise InvalidModel(f"The model {name} cannot be loaded: {error}") from error
+    model, about = loaded
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise InvalidModel(f"The weights of {name} lack {len(missing)} tensors, {missing[0]} among them.")
+    return cast(nn.Module, model)
+
+
+def _from_builder(source: BuilderModel) -> Located:
+    found = tuple(entry_points(group="zeta.models", name=source.builder))
+    if not found:
+        known = ", ".join(sorted(entry_points(group="zeta.models").names)) or "none"
+        raise InvalidModel(f"model.builder is {source.builder!r}, which is not installed here (installed: {known}).")
+    return Located(lambda: _built(lambda: found[0].load()(**source.arguments)), source.builder)
+
+
+def _built(build: Callable[[], object]) -> nn.Module:
+    try:
+        model = build()
+    except Exception as error:
+        raise InvalidModel(f"The model cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidModel(f"The builder returned {type(model).__name__}, not an nn.Module.")
+    return model
+
+
+def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
+    """The local snapshot of a hub repository ``org/name[@revision]`` and its commit; no pickles are fetched."""
+    repository, _, revision = name.partition("@")
+    if not places.hub:
+        raise InvalidModel(f"{what} is {name!r}, but ZETA_HUB is off here; upload it as a file, or set ZETA_HUB=on.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = [f"*{suffix}" for suffix in UNPACKED_SUFFIXES]
+    try:
+        path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a hub id org/name.") from error
+    except Exception as error:
+        raise InvalidModel(f"{what} {name!r} cannot be fetched from the hub: {error}") from error
+    return path, path.name
+
+
+def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
+    """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken."""
+    known = places.files.get(file_id)
+    if known is None or places.artifacts_root is None:
+        raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
+    target = cache / f"model-{file_id}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            aside = target.with_name(target.name + ".part")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            try:
+                with tarfile.open(places.artifacts_root / file_key(file_id), "r:") as archive:
+                    for member in archive:
+                        if member.isfile() and Path(member.name).suffix in UNPACKED_SUFFIXES:
+                            archive.extract(member, aside, filter="data")
+            except (tarfile.TarError, OSError) as error:
+                raise InvalidModel(f"{known.get('filename', file_id)} is no readable .tar: {error}") from error
+            aside.rename(target)
+    configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
+    configs = configs or sorted(target.rglob("tokenizer_config.json"), key=lambda path: len(path.parts))
+    if not configs:
+        raise InvalidModel(f"{known.get('filename', file_id)} holds no config.json; tar a Hugging Face directory.")
+    return configs[0].parent

@@ -1,0 +1,177 @@
+"""Every default that a run decides, once, at its first start; what a later attempt may change and what it must keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from zeta_core.contract import defaults
+from zeta_core.contract.spec import Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.failures import CannotResume
+from zeta_core.schedule import warmup_updates
+
+# Sequences of a micro-batch on a CPU, where the operating system kills instead of raising when memory runs out: small
+# enough for any machine that can hold the model; larger ones are not faster there.
+CPU_MICRO_BATCH = 8
+
+# What bits depend on, or what the run is about: a resumed run has the same.
+KEPT = (
+    "seed",
+    "seq_len",
+    "pack",
+    "global_batch",
+    "learning_rate",
+    "weight_decay",
+    "optimizer",
+    "lr_scheduler",
+    "warmup",
+    "max_grad_norm",
+    "mixed_precision",
+    "strategy",
+    "use_activation_checkpointing",
+    "data",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's numbers. Batches count sequences; a step is an optimizer step; ``warmup`` is as the user gave it."""
+
+    seed: int
+    seq_len: int
+    pack: bool
+    global_batch: int
+    batch_size: int
+    gradient_accumulate_every: int
+    learning_rate: float
+    weight_decay: float
+    optimizer: Optimizer
+    lr_scheduler: Schedule
+    warmup: float
+    max_grad_norm: float
+    mixed_precision: Precision
+    strategy: str
+    use_activation_checkpointing: bool
+    compile: bool
+    threads: int
+    world_size: int
+    total_steps: int
+    total_sequences: int
+    data: str  # fingerprint of the tokens
+
+    @property
+    def warmup_steps(self) -> int:
+        return warmup_updates(self.warmup, self.total_steps)
+
+    def stored(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the decisions depend on beside the options."""
+
+    world_size: int
+    device: str  # "cpu" or "cuda"
+    supports_bf16: bool
+    threads: int
+    positions: int | None
+    from_scratch: bool
+    data: str
+
+
+def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> Plan:
+    """The plan but for its length, which is `with_length`'s. ``stored`` is the plan of the run that is resumed.
+
+    Fields that the caller set must agree with ``stored`` where `KEPT` says so; fields left out take the stored value.
+    Raises `CannotResume` naming the first that does not.
+    """
+    batch_size, accumulate = _split(options, facts, stored)
+    wanted = Plan(
+        seed=defaults.SEED if options.seed is None else options.seed,
+        seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
+        pack=options.pack,
+        global_batch=batch_size * accumulate * facts.world_size,
+        batch_size=batch_size,
+        gradient_accumulate_every=accumulate,
+        learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch),
+        weight_decay=defaults.WEIGHT_DECAY if options.weight_decay is None else options.weight_decay,
+        optimizer=options.optimizer,
+        lr_scheduler=options.lr_scheduler,
+        warmup=options.warmup_steps,
+        max_grad_norm=options.max_grad_norm,
+        mixed_precision=options.mixed_precision or ("bf16" if facts.supports_bf16 else "no"),
+        strategy=strategy_of(options),
+        use_activation_checkpointing=options.use_activation_checkpointing,
+        compile=options.compile,
+        threads=facts.threads,
+        world_size=facts.world_size,
+        total_steps=0,
+        total_sequences=0,
+        data=facts.data,
+    )
+    return wanted if stored is None else _continued(wanted, options, stored)
+
+
+def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan:
+    """The plan with its number of steps: ``max_steps`` full batches, or the epochs' sequences to the last one."""
+    if options.max_steps is not None:
+        return replace(plan, total_steps=options.max_steps, total_sequences=options.max_steps * plan.global_batch)
+    sequences = max(1, round((defaults.epochs(options) or defaults.EPOCHS) * num_sequences))
+    return replace(plan, total_steps=math.ceil(sequences / plan.global_batch), total_sequences=sequences)
+
+
+def strategy_of(options: TrainerOptions) -> str:
+    if options.use_fsdp:
+        return "fsdp2"
+    return "zero" if options.use_deepspeed else "replicated"
+
+
+def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> tuple[int, int]:
+    """Micro-batch and accumulation: as asked, else the stored split, else the default global batch split by device."""
+    batch_size, accumulate = defaults.batch_split(options)
+    if stored is not None and facts.world_size != stored["world_size"]:
+        # Another number of processes: the global batch stays, and so does the micro-batch as far as it divides.
+        share = max(1, stored["global_batch"] // facts.world_size)
+        batch_size = min(batch_size or stored["batch_size"], share)
+        while share % batch_size:
+            batch_size -= 1
+        return batch_size, share // batch_size
+    if batch_size is not None and accumulate is not None:
+        return batch_size, accumulate
+    if stored is not None:
+        return stored["batch_size"], stored["gradient_accumulate_every"]
+    share = max(1, defaults.GLOBAL_BATCH_SEQUENCES // facts.world_size)
+    batch_size = min(share, CPU_MICRO_BATCH) if facts.device == "cpu" else share
+    while share % batch_size:
+        batch_size -= 1
+    return batch_size, share // batch_size
+
+
+_OPTION_OF = {"warmup": "warmup_steps", "global_batch": "batch_size", "strategy": "use_fsdp/use_deepspeed"}
+
+
+def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
+    given = {name for name in options.model_fields_set if getattr(options, name) is not None}
+    given |= {"data", "strategy", "global_batch"}
+    values: dict[str, Any] = {}
+    for name in KEPT:
+        then, now = stored[name], getattr(wanted, name)
+        if name in given or _OPTION_OF.get(name) in given:
+            if now != then:
+                raise CannotResume(_refusal(name, then, now))
+        else:
+            values[name] = then
+    # The same bits need the same number of threads, whatever this machine would choose.
+    return replace(wanted, **values, threads=stored["threads"])
+
+
+def _refusal(name: str, then: object, now: object) -> str:
+    shown = _OPTION_OF.get(name, name)
+    cure = "start from the weights instead: give the checkpoint's directory as model, and no resume_from_checkpoint"
+    if name == "data":
+        return f"The data is not what the run was started with, so its order cannot be continued; {cure}."
+    if name == "global_batch":
+        return f"The global batch is {now} sequences, but the run was started with {then}; keep it, or {cure}."
+    return f"{shown} is {now!r}, but the run was started with {then!r}; leave it out, or {cure}."

@@ -1,0 +1,122 @@
+"""What a training says: lines of the contract, to the journal of a run directory or to the console of a script.
+
+The journal is append-only: each line is one write of one whole line, so a reader never sees half of one, and a line
+that was written is not lost when the process is killed (it is not lost with the machine only after the checkpoint's
+fsync; the worker publishes lines as they come). Ranks other than the first say nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from zeta_core.contract.events import (
+    CheckpointLine,
+    ErrorLine,
+    JournalLine,
+    LogLine,
+    Phase,
+    ProgressLine,
+    SampleLine,
+    StatusLine,
+    WarningLine,
+)
+
+
+class Sink(Protocol):
+    """Where lines go."""
+
+    def write(self, line: JournalLine) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Journal:
+    """``events.jsonl`` of a run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def write(self, line: JournalLine) -> None:
+        data = line.model_dump_json(exclude_none=True).encode() + b"\n"
+        written = os.write(self._file, data)
+        if written != len(data):
+            raise OSError(f"only {written} of {len(data)} bytes of a journal line were written")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Console:
+    """The same lines as sentences for people, on standard output."""
+
+    def __init__(self) -> None:
+        self._phase: Phase | None = None
+
+    def write(self, line: JournalLine) -> None:
+        text = self._sentence(line)
+        if text is not None:
+            print(text, file=sys.stderr if isinstance(line, ErrorLine) else sys.stdout, flush=True)
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+    def _sentence(self, line: JournalLine) -> str | None:
+        match line:
+            case ProgressLine():
+                return self._progress(line)
+            case LogLine():
+                return line.message
+            case WarningLine():
+                return f"Warning: {line.message}"
+            case ErrorLine():
+                return f"Error: {line.message}"
+            case CheckpointLine():
+                return f"Saved {line.name} (step {line.step}, {line.bytes / 1e6:.1f} MB)."
+            case SampleLine():
+                return f"Sample after step {line.step}: {line.prompt!r} -> {line.text!r}"
+            case StatusLine():
+                return None
+
+    def _progress(self, line: ProgressLine) -> str | None:
+        if line.step is None or line.loss is None:
+            entered = line.phase if line.phase != self._phase else None
+            self._phase = line.phase
+            return None if entered is None else f"{entered.replace('_', ' ').capitalize()} ..."
+        self._phase = line.phase
+        parts = [f"step {line.step}/{line.total_steps}", f"loss {line.loss:.4f}"]
+        if line.learning_rate is not None:
+            parts.append(f"lr {line.learning_rate:.3g}")
+        if line.tokens_per_second is not None:
+            parts.append(f"{line.tokens_per_second:,.0f} tokens/s")
+        if line.eta_seconds:
+            minutes, seconds = divmod(math.ceil(line.eta_seconds), 60)
+            parts.append(f"{minutes}:{seconds:02d} to go")
+        return "  ".join(parts)
+
+
+class Report:
+    """The one voice of a training. Every rank has one; only the first rank's has sinks."""
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
+
+    def write(self, line: JournalLine) -> None:
+        for sink in self._sinks:
+            sink.write(line)
+
+    def phase(self, phase: Phase) -> None:
+        self.write(ProgressLine(phase=phase))
+
+    def log(self, message: str) -> None:
+        self.write(LogLine(message=message))
+
+    def warn(self, code: str, message: str) -> None:
+        self.write(WarningLine(code=code, message=message))
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()

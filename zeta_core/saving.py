@@ -1,0 +1,143 @@
+"""Saves checkpoints while training goes on: one copy to memory holds it up, a thread writes the rest.
+
+One save is under way at a time; the next one, and the end of the run, wait for it, and what went wrong in it is raised
+there. It is reported only when it is durable and published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zeta_core import checkpoint as checkpoints
+from zeta_core.checkpoint import Checkpoint
+from zeta_core.contract.checkpoint import CheckpointFormat, Manifest, ManifestFile
+from zeta_core.contract.events import CheckpointLine, utc_now
+from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.report import Report
+from zeta_core.state import Snapshot, Tensors, exported_exactly, write_state
+
+
+@dataclass(frozen=True)
+class Export:
+    """How the weights are written for others to load. ``skeleton`` is the Hugging Face model without storage."""
+
+    skeleton: nn.Module | None
+    tokenizer: Any
+    dtype: torch.dtype | None  # None: each tensor as it is
+    base_model: str | None
+
+    @property
+    def format(self) -> CheckpointFormat:
+        return "module" if self.skeleton is None else "huggingface"
+
+    def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
+        if self.skeleton is None:
+            metadata = {"format": "pt", "aliases": json.dumps(aliases)}
+            save_file(weights, folder / "model.safetensors", metadata=metadata)
+        else:
+            tensors = {name: self._cast(tensor) for name, tensor in weights.items()}
+            tensors |= {alias: tensors[name] for alias, name in aliases.items()}
+            with quiet():
+                self.skeleton.save_pretrained(folder, state_dict=tensors)  # pyright: ignore[reportCallIssue]
+        self.tokenizer.save_pretrained(folder)
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Without the progress bars of transformers: what is saved and loaded is said by the report."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class Saver:
+    """The checkpoints of one run; only the first rank has one."""
+
+    def __init__(
+        self, output_dir: Path, run_id: str, export: Export, plan: dict[str, Any], report: Report, *, keep: int
+    ) -> None:
+        self._output_dir = output_dir
+        self._run_id = run_id
+        self._export = export
+        self._plan = plan
+        self._report = report
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: Future[Checkpoint] | None = None
+        self.newest: Checkpoint | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._under_way is not None and not self._under_way.done()
+
+    def wait(self) -> Checkpoint | None:
+        """Wait for the save under way and raise what went wrong in it."""
+        if self._under_way is not None:
+            self.newest = self._under_way.result()
+            self._under_way = None
+        return self.newest
+
+    def save(self, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        """Start writing ``snapshot``, which must not be changed before `wait`."""
+        assert self._under_way is None, "wait for the save before"
+        self._under_way = self._thread.submit(self._write, name, snapshot, metrics)
+
+    def save_copy(self, name: str) -> Checkpoint:
+        """The newest checkpoint under another name as well."""
+        newest = self.wait()
+        assert newest is not None
+        return self._announce(checkpoints.copy_as(newest, self._output_dir, name))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+    def _write(self, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> Checkpoint:
+        part = checkpoints.begin(self._output_dir, name)
+        self._export.write(part, snapshot.weights, snapshot.aliases)
+        with_weights = not exported_exactly(part, snapshot.weights)
+        write_state(part / TRAINING_STATE_NAME, snapshot, self._plan, with_weights=with_weights)
+
+        def manifest(files: list[ManifestFile]) -> Manifest:
+            return Manifest(
+                run_id=self._run_id,
+                name=name,
+                format=self._export.format,
+                base_model=self._export.base_model,
+                step=snapshot.progress.step,
+                tokens=snapshot.progress.tokens,
+                metrics=metrics,
+                created_at=utc_now(),
+                files=files,
+            )
+
+        return self._announce(checkpoints.publish(part, self._output_dir, manifest))
+
+    def _announce(self, published: Checkpoint) -> Checkpoint:
+        """Point at what is durable, remove what it replaces, and say so, in this order."""
+        checkpoints.point_at(published, self._output_dir)
+        checkpoints.prune(self._output_dir, self._run_id, self._keep)
+        manifest = published.manifest
+        self._report.write(
+            CheckpointLine(name=manifest.name, step=manifest.step, metrics=manifest.metrics, bytes=published.size_bytes)
+        )
+        self.newest = published
+        return published

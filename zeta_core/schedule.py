@@ -1,0 +1,38 @@
+"""The learning rate as a pure function of the number of applied updates: the same for any number of processes.
+
+Stepped by the loop itself, once per applied update, and never handed to Accelerate, whose scheduler steps once per
+process (accelerate #2318).
+"""
+
+from __future__ import annotations
+
+import math
+
+from zeta_core.contract.spec import Schedule
+
+WSD_DECAY_SHARE = 0.2  # of the run, linear to zero (Hu et al. 2024, arXiv 2404.06395, use 0.1; Haegele et al. 0.2)
+
+
+def warmup_updates(warmup_steps: float, total_steps: int) -> int:
+    """A share of the run below 1, else a number of steps; never more than the run has."""
+    steps = math.ceil(warmup_steps * total_steps) if warmup_steps < 1 else int(warmup_steps)
+    return min(steps, total_steps)
+
+
+def factor(schedule: Schedule, updates: int, *, warmup: int, total_steps: int) -> float:
+    """What the peak rate is multiplied by for the next update, after ``updates`` of them were applied.
+
+    Warm-up rises linearly and update number ``warmup`` has the full rate. Cosine, linear and WSD reach zero after
+    ``total_steps`` updates (so the last update still has a little); constant stays.
+    """
+    if updates < warmup:
+        return (updates + 1) / warmup
+    if schedule == "constant" or total_steps <= warmup:
+        return 1.0 if updates < total_steps or schedule == "constant" else 0.0
+    share = min(1.0, (updates - warmup) / (total_steps - warmup))
+    if schedule == "linear":
+        return 1.0 - share
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * share))
+    decay = max(1, min(round(WSD_DECAY_SHARE * total_steps), total_steps - warmup))
+    return min(1.0, max(0.0, (total_steps - updates) / decay))

@@ -1,0 +1,61 @@
+"""What a training process reads from its environment, once: its place among the ranks and where its home is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeta_core.contract.settings import Settings
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those of its run, as torchrun, ``accelerate launch`` or `launch` told it; alone: 0 of 1."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    launched: bool = False  # a launcher gave the address of the others
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def place() -> Place:
+    """The place of this process. Only a launcher's whole set of variables counts; a lone ``RANK`` does not."""
+    environment = os.environ
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        return Place()
+    rank = int(environment["RANK"])
+    return Place(rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"]), launched=True)
+
+
+def home() -> Path:
+    """``ZETA_HOME``, else ``~/.zeta``: the token cache of a Trainer without a service lies under it."""
+    return Settings.from_environment(
+        {name: value for name, value in os.environ.items() if name.startswith("ZETA_HOME")}
+    ).home
+
+
+def prepare_environment(*, deepspeed: bool, cuda: bool) -> None:
+    """Variables that libraries read when they first work; set before that, never over what the user chose."""
+    defaults = {"TOKENIZERS_PARALLELISM": "true"}
+    if cuda:
+        defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch.use_deterministic_algorithms asks for it
+    if deepspeed and not cuda:
+        defaults["DS_ACCELERATOR"] = "cpu"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if deepspeed:
+        # DeepSpeed builds its C++ parts with ninja, which lies beside the interpreter in a virtual environment.
+        beside = str(Path(sys.executable).parent)
+        if beside not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join((beside, os.environ.get("PATH", "")))
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """The environment of a process that this one starts: its own, and ``variables``."""
+    return {**os.environ, **variables}

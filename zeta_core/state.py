@@ -1,0 +1,246 @@
+"""What a run is made of between two optimizer steps: taken to memory quickly, written and read without pickle.
+
+Weights and optimizer tensors are safetensors; numbers and random states are JSON and safetensors. `Staging` copies
+them into buffers that are kept from one checkpoint to the next, so that training is held up by one copy of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.failures import CannotResume
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a run is. Counts are global, over all ranks; ``loss_sum`` is in nats over ``num_targets`` tokens."""
+
+    step: int = 0
+    consumed_sequences: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    num_targets: int = 0
+    train_seconds: float = 0.0
+
+    @property
+    def train_loss(self) -> float | None:
+        return self.loss_sum / self.num_targets if self.num_targets else None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state in memory, safe from the training that goes on."""
+
+    weights: Tensors
+    aliases: dict[str, str]  # a tied weight's other names -> the name in ``weights``
+    optimizer: Tensors
+    optimizer_values: dict[str, Any]
+    random: list[dict[str, Any]]  # by rank
+    progress: Progress = field(default_factory=Progress)
+
+
+class Staging:
+    """Copies tensors into buffers of its own."""
+
+    def __init__(self) -> None:
+        self._buffers: Tensors = {}
+
+    def copy(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        copies: Tensors = {}
+        for name, tensor in tensors.items():
+            source = tensor.detach()
+            key = f"{prefix}{name}"
+            buffer = self._buffers.get(key)
+            if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
+                pinned = source.device.type == "cuda"
+                buffer = torch.empty(source.shape, dtype=source.dtype, pin_memory=pinned)
+                self._buffers[key] = buffer
+            buffer.copy_(source, non_blocking=True)
+            copies[name] = buffer
+        return copies
+
+
+# --- Weights ----------------------------------------------------------------------------------------------------------
+
+
+def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of a state dict, each storage once, and the other names of those that are tied."""
+    unique: Tensors = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and identity in seen:
+            aliases[name] = seen[identity]
+        else:
+            seen[identity] = name
+            unique[name] = tensor
+    return unique, aliases
+
+
+def load_weights(module: nn.Module, directory: Path) -> None:
+    """Put a checkpoint's exact weights into a module, in place; tied weights stay tied. Raises `CannotResume`."""
+    weights = read_weights(directory)
+    own, aliases = unique_weights(module.state_dict())
+    missing = sorted(name for name in own if name not in weights)
+    unknown = sorted(name for name in weights if name not in own and name not in aliases)
+    if missing or unknown:
+        names = f"{len(missing)} are missing ({missing[:2]}), {len(unknown)} unknown ({unknown[:2]})"
+        raise CannotResume(f"The weights of {directory.name} are not those of this model: {names}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != weights[name].shape:
+                raise CannotResume(
+                    f"{name} has shape {tuple(weights[name].shape)} in {directory.name}, and {tuple(tensor.shape)} "
+                    "in the model."
+                )
+            tensor.copy_(weights[name])
+
+
+def read_weights(directory: Path) -> Tensors:
+    """The weights as they are trained: the master copy, or the exported files where they are the same."""
+    master = directory / TRAINING_STATE_NAME / "weights.safetensors"
+    files = [master] if master.is_file() else sorted(directory.glob("model*.safetensors"))
+    weights: Tensors = {}
+    for file in files:
+        weights.update(load_file(file))
+    return weights
+
+
+def exported_exactly(directory: Path, weights: Tensors) -> bool:
+    """Whether the exported files hold every one of ``weights`` under its own name, with its own precision."""
+    kinds: dict[str, tuple[str, list[int]]] = {}
+    for path in directory.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                part = file.get_slice(name)
+                kinds[name] = (part.get_dtype(), part.get_shape())
+    return all(kinds.get(name) == (_WORDS.get(t.dtype), list(t.shape)) for name, t in weights.items())
+
+
+_WORDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+# --- Optimizer --------------------------------------------------------------------------------------------------------
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+    """Its state by name of parameter and of field, ``<parameter>/<field>``: tensors, and plain values."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    tensors: Tensors = {}
+    values: dict[str, Any] = {}
+    for parameter, state in cast(dict[torch.Tensor, dict[str, Any]], optimizer.state).items():
+        for key, value in state.items():
+            target = tensors if isinstance(value, torch.Tensor) else values
+            target[f"{names[parameter]}/{key}"] = value
+    return tensors, values
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors, values: Mapping[str, Any]
+) -> None:
+    """Put a state back, each tensor where the optimizer keeps it. Raises `CannotResume` where names differ."""
+    parameters = dict(module.named_parameters())
+    fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    for key, value in (*tensors.items(), *values.items()):
+        name, _, entry = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise CannotResume(f"The optimizer's state names {name!r}, which the model does not have.")
+        if isinstance(value, torch.Tensor):
+            stays = entry == "step" and not fused
+            value = value.clone() if stays else value.to(parameter.device, copy=True)
+        cast(dict[Any, dict[str, Any]], optimizer.state)[parameter][entry] = value
+
+
+# --- Random states ----------------------------------------------------------------------------------------------------
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that a model may draw from in this process, as JSON."""
+    kind, keys, position, has_gauss, gauss = cast("tuple[str, Any, int, int, float]", np.random.get_state(legacy=True))
+    version, internal, gauss_next = random.getstate()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def restore_random(state: Mapping[str, Any]) -> None:
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(_bytes(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def seed_everything(seed: int, *parts: int) -> None:
+    """Seed every generator from ``seed`` and ``parts`` (rank, step): different parts draw differently."""
+    words = np.random.SeedSequence((seed, *parts)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def write_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, Any], *, with_weights: bool) -> None:
+    """``training_state/`` of a checkpoint."""
+    folder.mkdir(exist_ok=True)
+    if with_weights:
+        save_file(snapshot.weights, folder / "weights.safetensors")
+    if snapshot.optimizer:
+        save_file(snapshot.optimizer, folder / "optimizer.safetensors")
+    (folder / "random.json").write_text(json.dumps(snapshot.random))
+    content = {"plan": plan, "progress": asdict(snapshot.progress), "optimizer_values": snapshot.optimizer_values}
+    (folder / "state.json").write_text(json.dumps(content, indent=1))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """``training_state/`` as it was read, tensors aside."""
+
+    folder: Path
+    plan: dict[str, Any]
+    progress: Progress
+    random: list[dict[str, Any]]
+    optimizer_values: dict[str, Any]
+
+    def optimizer_tensors(self) -> Tensors:
+        file = self.folder / "optimizer.safetensors"
+        return load_file(file) if file.is_file() else {}
+
+
+def read_state(directory: Path) -> Stored:
+    folder = directory / TRAINING_STATE_NAME
+    content = json.loads((folder / "state.json").read_text())
+    random_states = json.loads((folder / "random.json").read_text())
+    progress = Progress(**content["progress"])
+    return Stored(folder, content["plan"], progress, random_states, content["optimizer_values"])

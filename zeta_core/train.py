@@ -1,0 +1,208 @@
+"""The training loop: from the first optimizer step to the last checkpoint, top to bottom.
+
+A step is an optimizer step. Its gradient is that of the mean loss over all target tokens of its global batch, however
+that is split into micro-batches and over processes. Between two steps, and only there, the run can be saved or stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from zeta_core import checkpoint as checkpoints
+from zeta_core import state as states
+from zeta_core.contract.events import ProgressLine
+from zeta_core.failures import NonFiniteLoss
+from zeta_core.loss import LossOf
+from zeta_core.meter import Meter
+from zeta_core.packing import Sequences
+from zeta_core.parallel import Engine
+from zeta_core.plan import Plan
+from zeta_core.report import Report
+from zeta_core.sampler import Sampler, micro_batches
+from zeta_core.saving import Saver
+from zeta_core.schedule import factor
+from zeta_core.state import Progress, Snapshot, Staging
+
+StopAction = Literal["cancel", "pause", "hand_back"]
+FIRST_SAVE_SECONDS, USUAL_SAVE_SECONDS, MOST_TIME_SAVING = 10.0, 600.0, 0.05
+
+
+class Course:
+    """The loop over optimizer steps, and what happens between two of them."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        engine: Engine,
+        loss_of: LossOf,
+        sequences: Sequences,
+        progress: Progress,
+        saver: Saver,
+        report: Report,
+        output_dir: Path,
+        checkpointing_steps: int | Literal["epoch"] | None,
+        asked_to_stop: Callable[[], StopAction | None],
+    ) -> None:
+        self.plan, self.engine, self.loss_of = plan, engine, loss_of
+        self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
+        self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
+        self.sampler = Sampler(len(sequences), plan.seed)
+        self.staging = Staging()
+        self.steps_trained = 0
+        self.meter = Meter(report, plan, len(sequences))
+        self.saved_step = progress.step if saver.newest is not None else -1
+        self.saved_at = time.monotonic()
+        self.seconds_saving = 0.0
+
+    def train(self) -> StopAction | None:
+        """Run to the last step, or until it is asked to stop; returns why it stopped, None at the end."""
+        plan, engine, progress = self.plan, self.engine, self.progress
+        self.report.phase("training")
+        engine.model.train()
+        begun, before = time.monotonic(), progress.train_seconds
+        self.saved_at = begun
+        while progress.step < plan.total_steps:
+            learning_rate = self._learning_rate(progress.step)
+            window = self.sampler.sequences(
+                progress.consumed_sequences,
+                min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
+            )
+            num_targets = self.sequences.num_targets(window)
+            loss_sum = self._accumulate(window, num_targets)
+            grad_norm = engine.clip(plan.max_grad_norm)
+            asked = self.asked_to_stop() if engine.processes.is_main else None
+            due = self._save_is_due(progress.step + 1, len(window))
+            loss_sum, norm, stop, due = self._agree(loss_sum, grad_norm, asked, due)
+            self._refuse_non_finite(loss_sum, norm)
+            engine.update(learning_rate)
+
+            progress.step += 1
+            progress.consumed_sequences += len(window)
+            progress.tokens += self.sequences.num_tokens(window)
+            progress.loss_sum += loss_sum
+            progress.num_targets += num_targets
+            progress.train_seconds = before + time.monotonic() - begun
+            self.steps_trained += 1
+            self.meter.step(
+                progress,
+                loss_sum=loss_sum,
+                num_targets=num_targets,
+                grad_norm=norm,
+                learning_rate=self._learning_rate(progress.step),
+            )
+            if stop == "cancel":
+                return stop
+            if due or stop is not None:
+                self.save(f"step-{progress.step}")
+            if stop is not None:
+                return stop
+        return None
+
+    def _accumulate(self, window: Any, num_targets: int) -> torch.Tensor:
+        """Forward and backward over one global batch; returns the sum of this rank's losses, on the device.
+
+        The gradient is that of the mean over the targets of all micro-batches of all ranks, whatever the split.
+        """
+        plan, engine = self.plan, self.engine
+        place = engine.processes.place
+        micro = list(micro_batches(window, micro_batch=plan.batch_size, world_size=place.world_size, rank=place.rank))
+        total = torch.zeros((), device=engine.device)
+        for number, (rows, num_counting) in enumerate(micro, 1):
+            batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
+            with engine.micro_step(last=number == len(micro)):
+                loss, auxiliary = self.loss_of(engine.model, batch)
+                share = loss / max(1, num_targets)
+                if auxiliary is not None:
+                    share = share + auxiliary / (len(micro) * place.world_size)
+                engine.backward(share)
+            total += loss.detach()
+        return total
+
+    def _agree(
+        self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, asked: StopAction | None, due: bool
+    ) -> tuple[float, float, StopAction | None, bool]:
+        """One exchange per step: the loss of all ranks, and what any one of them wants to happen next."""
+        flags = [asked == "cancel", asked == "pause", asked == "hand_back", due]
+        own = torch.stack((loss_sum, grad_norm.to(loss_sum), *loss_sum.new_tensor(flags)))
+        total, norm, cancel, pause, hand_back, save = self.engine.processes.sum(own)
+        stop: StopAction | None = "cancel" if cancel else "pause" if pause else "hand_back" if hand_back else None
+        return total, norm / self.engine.processes.world_size, stop, bool(save)
+
+    def _refuse_non_finite(self, loss_sum: float, norm: float) -> None:
+        if not (abs(loss_sum) < float("inf") and abs(norm) < float("inf")):
+            what = "loss" if not abs(loss_sum) < float("inf") else "gradient"
+            raise NonFiniteLoss(
+                f"The {what} of step {self.progress.step + 1} is not finite; the update was not made.",
+                hint="Lower learning_rate or max_grad_norm, or look at the data of that step.",
+            )
+
+    def _learning_rate(self, updates: int) -> float:
+        plan = self.plan
+        share = factor(plan.lr_scheduler, updates, warmup=plan.warmup_steps, total_steps=plan.total_steps)
+        return plan.learning_rate * share
+
+    def _save_is_due(self, step: int, window: int) -> bool:
+        """By number of steps or by epochs as asked; else by time: early at first, then about every ten minutes."""
+        every = self.checkpointing_steps
+        if every == "epoch":
+            consumed = self.progress.consumed_sequences
+            return (consumed + window) // len(self.sequences) > consumed // len(self.sequences)
+        if isinstance(every, int):
+            return step % every == 0
+        if not self.engine.processes.is_main or self.saver.busy or step == self.plan.total_steps:
+            return False
+        trained = self.progress.train_seconds
+        pause = min(max(trained, FIRST_SAVE_SECONDS), USUAL_SAVE_SECONDS)
+        affordable = self.seconds_saving <= MOST_TIME_SAVING * max(trained, FIRST_SAVE_SECONDS)
+        return affordable and time.monotonic() - self.saved_at >= pause
+
+    def save(self, name: str) -> None:
+        """Copy the run's state to memory and let it be written while training goes on."""
+        started = time.monotonic()
+        self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
+        self.saver.wait()
+        snapshot = self._snapshot()
+        if self.engine.processes.is_main:
+            metrics = {} if self.progress.train_loss is None else {"train_loss": self.progress.train_loss}
+            self.saver.save(name, snapshot, metrics)
+        self.saved_step = self.progress.step
+        self.saved_at = time.monotonic()
+        self.seconds_saving += self.saved_at - started
+
+    def _snapshot(self) -> Snapshot:
+        engine = self.engine
+        weights, aliases = states.unique_weights(engine.module.state_dict())
+        tensors, values = states.optimizer_tensors(engine.optimizer, engine.module)
+        staged = self.staging.copy("model/", weights), self.staging.copy("optimizer/", tensors)
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        random_states = engine.processes.gather(states.random_state())
+        return Snapshot(staged[0], aliases, staged[1], values, random_states, replace(self.progress))
+
+    def finish(self, stopped: StopAction | None) -> Path | None:
+        """Save the end and wait for it; returns the newest checkpoint. A run that trained no step changes nothing."""
+        processes, newest = self.engine.processes, self.saver.newest
+        unchanged = (
+            not self.steps_trained
+            and newest is not None
+            and newest.directory.name == "final"
+            and newest.directory.parent.resolve() == self.output_dir.resolve()
+        )
+        if stopped is None and not unchanged:
+            if self.saved_step != self.progress.step:
+                self.save("final")
+            elif processes.is_main:
+                self.saver.save_copy("final")
+        if processes.is_main:
+            newest = self.saver.wait()
+            if stopped is None:
+                checkpoints.strip_old_states(self.output_dir)
+        directory = None if newest is None else newest.directory
+        return processes.from_main(lambda: directory)

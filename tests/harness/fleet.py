@@ -1,0 +1,240 @@
+"""A server's engine and real worker processes on real parts, for tests that look at what happens between them.
+
+The engine runs in this process, in an event loop of its own thread, so that a test reads top to bottom without
+coroutines; it can be stopped and started again as a server that is restarted.
+"""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from sqlalchemy import select
+
+from server.db import Database
+from server.engine import Engine
+from server.settings import ServerSettings
+from server.tables import AttemptRow, CheckpointRow, EventRow, JobRow, Table
+from tests.harness.children import start_child
+from tests.harness.service import clean_environment
+from tests.harness.waiting import wait_until
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job import ENDED
+
+SECRET = "the-secret-of-the-test"
+SMALL_WORKER = Path(__file__).parents[1] / "worker" / "small_worker.py"
+REPOSITORY = Path(__file__).parents[2]
+Answer = TypeVar("Answer")
+
+
+class Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Answer], timeout_seconds: float = 30) -> Answer:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_seconds)
+
+    def call(self, function: Any) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+class Bench:
+    """A database with the tables, one engine on it, and workers whose trainings are small real programs."""
+
+    def __init__(self, folder: Path, redis_url: str, database_url: str | None = None, **settings: Any) -> None:
+        self.folder = folder
+        self.settings = ServerSettings(
+            home=folder / "home",
+            redis_url=redis_url,
+            database_url=database_url,
+            worker_secret=SECRET,
+            **settings,
+        )
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        self.loop = Loop()
+        self.database = self.loop.run(_open(self.settings.database))
+        self.loop.run(_create_tables(self.database))
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.engine: Engine | None = None
+
+    def start_engine(self) -> Engine:
+        async def start() -> Engine:
+            engine = Engine(self.database, self.settings)
+            await engine.start()
+            return engine
+
+        self.engine = self.loop.run(start())
+        return self.engine
+
+    def stop_engine(self) -> None:
+        if self.engine is not None:
+            self.loop.run(self.engine.stop())
+            self.engine = None
+
+    def wake(self) -> None:
+        if self.engine is not None:
+            self.loop.call(self.engine.wake)
+
+    def start_worker(self, name: str = "w1", *, small: bool = True, **variables: str) -> subprocess.Popen[bytes]:
+        """A worker process of that name; a second start by the same name is its restart."""
+        environment = {
+            **clean_environment(),
+            "PYTHONPATH": str(REPOSITORY),
+            "ZETA_HOME": str(self.settings.home),
+            "ZETA_REDIS_URL": self.settings.redis_url,
+            "ZETA_WORKER_SECRET": SECRET,
+            "ZETA_WORKER_NAME": name,
+            "ZETA_STOP_GRACE_SECONDS": "2",
+            **variables,
+        }
+        command: list[str | Path] = [sys.executable, SMALL_WORKER] if small else [sys.executable, "-m", "worker"]
+        worker = start_child(command, log_file=self.folder / f"{name}.log", environment=environment)
+        self.workers.append(worker)
+        return worker
+
+    def submit(self, *, spec: dict[str, Any] | None = None, max_retries: int = 3, **metadata: str) -> str:
+        """A queued job, as the HTTP side stores one; ``metadata`` tells the small training what to do."""
+        job_id = new_id("job")
+        spec = spec or {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": metadata}
+        self.loop.run(_insert(self.database, job_id, spec, max_retries))
+        self.wake()
+        return job_id
+
+    def request(self, job_id: str, action: str) -> None:
+        self.loop.run(_request(self.database, job_id, action))
+        self.wake()
+
+    def job(self, job_id: str) -> JobRow:
+        return self.loop.run(_get(self.database, job_id))
+
+    def attempts(self, job_id: str) -> list[AttemptRow]:
+        query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt)
+        return self.loop.run(_all(self.database, query))
+
+    def events(self, job_id: str) -> list[EventRow]:
+        query = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq)
+        return self.loop.run(_all(self.database, query))
+
+    def checkpoints(self, job_id: str) -> list[str]:
+        query = select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(CheckpointRow.name)
+        return self.loop.run(_all(self.database, query))
+
+    def wait_for_status(self, job_id: str, status: str, timeout_seconds: float = 30) -> JobRow:
+        def reached() -> JobRow | None:
+            job = self.job(job_id)
+            wrong_end = job.status in ENDED and job.status != status
+            assert not wrong_end, f"{job_id} is {job.status} ({job.status_reason}): {job.error}\n{self.logs()}"
+            return job if job.status == status else None
+
+        try:
+            found = wait_until(reached, timeout_seconds, f"{job_id} to be {status}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+        assert found is not None
+        return found
+
+    def wait_for_step(self, job_id: str, step: int, timeout_seconds: float = 30) -> None:
+        try:
+            wait_until(
+                lambda: ((self.job(job_id).progress or {}).get("step") or 0) >= step,
+                timeout_seconds,
+                f"{job_id} to reach step {step}",
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def check_events(self, job_id: str) -> None:
+        """Every event once, in order, without a gap; every journal line once, in order, without a gap."""
+        events = self.events(job_id)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        for attempt in self.attempts(job_id):
+            lines = [event.line for event in events if event.attempt == attempt.attempt and event.line is not None]
+            assert lines == list(range(1, len(lines) + 1))
+            assert attempt.stored_line == len(lines)
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-5000:]}" for file in sorted(self.folder.glob("*.log")))
+
+    def close(self) -> None:
+        self.stop_engine()
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+        for process in psutil.process_iter():
+            try:  # a test that failed half-way leaves no training behind
+                if str(self.settings.home) in " ".join(process.cmdline()):
+                    process.kill()
+            except psutil.Error:
+                continue
+        self.loop.run(self.database.close())
+        self.loop.close()
+
+
+@contextmanager
+def bench(folder: Path, redis_url: str, database_url: str | None = None, **settings: Any) -> Generator[Bench]:
+    made = Bench(folder, redis_url, database_url, **settings)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def _open(url: str) -> Database:
+    return Database(url)
+
+
+async def _create_tables(database: Database) -> None:
+    async with database.write() as session:
+        connection = await session.connection()
+        await connection.run_sync(Table.metadata.create_all)
+
+
+async def _insert(database: Database, job_id: str, spec: dict[str, Any], max_retries: int) -> None:
+    async with database.write() as session:
+        session.add(
+            JobRow(
+                id=job_id,
+                project="default",
+                created_by="key_test",
+                status="queued",
+                spec=spec,
+                resolved_spec=spec,
+                priority=0,
+                max_retries=max_retries,
+                created_at=utc_now(),
+                warnings=[],
+                job_metadata={},
+            )
+        )
+
+
+async def _request(database: Database, job_id: str, action: str) -> None:
+    async with database.write() as session:
+        job = await session.get_one(JobRow, job_id)
+        job.requested_action = action
+
+
+async def _get(database: Database, job_id: str) -> JobRow:
+    async with database.read() as session:
+        return await session.get_one(JobRow, job_id)
+
+
+async def _all(database: Database, query: Any) -> list[Any]:
+    async with database.read() as session:
+        return list((await session.scalars(query)).all())

@@ -1,0 +1,109 @@
+"""A small real training program for tests of the supervision: it speaks the run directory's language, without torch.
+
+``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
+``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``). ``child=stubborn`` starts a grandchild in a
+session of its own that ignores SIGTERM. It looks for the stop file after each step, as the trainer does.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from zeta_core.contract.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.events import CheckpointLine, JournalLine, ProgressLine, StatusLine, utc_now
+from zeta_core.contract.job import JobResult, JobStatus, StatusReason
+from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
+
+STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
+
+
+class SmallTraining:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.order = RunFile.model_validate_json((directory / RUN_FILE).read_text())
+        self.output = Path(self.order.output_dir)
+        self.lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self.lock, fcntl.LOCK_SH)
+        metadata: Any = self.order.spec.get("metadata") or {}
+        self.steps = int(metadata.get("steps", "3"))
+        self.seconds_per_step = float(metadata.get("seconds_per_step", "0.02"))
+        self.checkpoint_every = int(metadata.get("checkpoint_every", "0"))
+        self.then = str(metadata.get("then", "succeed"))
+        self.child = str(metadata.get("child", ""))
+
+    def run(self) -> int:
+        print(f"attempt {self.order.attempt} begins", flush=True)
+        if self.child == "stubborn":
+            subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
+        first = self._resumed_step()
+        self.say(StatusLine(status=JobStatus.RUNNING, resolved_spec={"micro_batch_size": 1, "first": first}))
+        for step in range(first + 1, self.steps + 1):
+            threading.Event().wait(self.seconds_per_step)
+            self.say(
+                ProgressLine(phase="training", step=step, total_steps=self.steps, loss=4.0 / step, tokens=step * 8)
+            )
+            if self.checkpoint_every and step % self.checkpoint_every == 0:
+                self.save(f"step-{step}", step)
+            if (self.directory / STOP_FILE).exists():
+                return self.obey(StopFile.model_validate_json((self.directory / STOP_FILE).read_text()), step)
+        if self.then == "exit":
+            return 7
+        if self.then == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.then == "hang":
+            threading.Event().wait(600)
+        self.save("final", self.steps)
+        result = JobResult(train_loss=4.0 / self.steps, tokens=self.steps * 8)
+        self.say(StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=result))
+        print("the last line of the log", flush=True)
+        return 0
+
+    def obey(self, stop: StopFile, step: int) -> int:
+        if stop.action == "cancel":
+            self.say(StatusLine(status=JobStatus.CANCELLED, reason=StatusReason.CANCELLED_BY_USER))
+        else:
+            self.save(f"step-{step}", step)
+            status = JobStatus.QUEUED if stop.action == "hand_back" else JobStatus.PAUSED
+            self.say(StatusLine(status=status))
+        return 0
+
+    def save(self, name: str, step: int) -> None:
+        directory = self.output / f".{name}.new"
+        directory.mkdir(parents=True)
+        content = f"{self.order.job_id} at {step}".encode()
+        (directory / "model.safetensors").write_bytes(content)
+        file = ManifestFile(
+            path="model.safetensors", size=len(content), sha256=hashlib.sha256(content).hexdigest(), role="weights"
+        )
+        manifest = Manifest(
+            run_id="run_small",
+            name=name,
+            format="module",
+            step=step,
+            tokens=step * 8,
+            created_at=utc_now(),
+            files=[file],
+        )
+        (directory / "manifest.json").write_text(manifest.model_dump_json())
+        directory.rename(self.output / name)
+        self.say(CheckpointLine(name=name, step=step, bytes=len(content)))
+
+    def say(self, line: JournalLine) -> None:
+        with (self.directory / JOURNAL_FILE).open("ab") as journal:
+            journal.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+
+    def _resumed_step(self) -> int:
+        if self.order.resume_from is None:
+            return 0
+        return int(json.loads((Path(self.order.resume_from) / "manifest.json").read_text())["step"])
+
+
+if __name__ == "__main__":
+    sys.exit(SmallTraining(Path(sys.argv[1])).run())

@@ -5,79 +5,40 @@ No container runs here. Instead each file is read as its own tool would read it,
 started for real as far as this machine can.
 """
 
-import configparser
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-import yaml
 
 import server.settings
 import worker.settings
 from tests.harness.children import start_child, stop_child
+from tests.harness.deployment import (
+    ROOT,
+    SECRETS_IN_CONTAINER,
+    ZETA,
+    compose,
+    dockerfile,
+    environment_of,
+    image_environment,
+    make_secrets,
+    redis_command,
+    secret_folder,
+    systemd_unit,
+    unit_environment,
+)
 from tests.harness.ports import free_loopback_port
-from tests.harness.valkey import valkey_binary
 from tests.harness.waiting import wait_until
 from zeta_core.contract.settings import PREFIX, Settings
 
-ROOT = Path(__file__).parents[1]
-ZETA = Path(sys.executable).with_name("zeta")
 OUR_SERVICES = ("migrate", "server", "worker")
-SECRETS_IN_CONTAINER = "/run/zeta"
-
-
-class ComposeLoader(yaml.SafeLoader):
-    """YAML with compose's own tag: ``!reset`` removes what the first file says."""
-
-
-ComposeLoader.add_constructor("!reset", lambda loader, node: None)  # pyright: ignore[reportUnknownLambdaType]
-
-
-def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
-    return yaml.load((ROOT / name).read_text(), ComposeLoader)
-
-
-def dockerfile() -> list[tuple[str, str]]:
-    """The instructions in order, each with its text on one line."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
-    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    words = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
-    return [(word.upper(), rest) for word, rest in words]
-
-
-def systemd_unit() -> configparser.RawConfigParser:
-    class Repeated(dict[str, Any]):
-        """Environment= may stand several times; its values are collected, one a line."""
-
-        def __setitem__(self, key: str, value: Any) -> None:
-            if key in self and isinstance(value, list):
-                value = [*self[key], *value]
-            super().__setitem__(key, value)
-
-    unit = configparser.RawConfigParser(strict=False, dict_type=Repeated, delimiters=("=",))
-    unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read_string((ROOT / "deploy/zeta.service").read_text())
-    return unit
-
-
-def unit_environment() -> dict[str, str]:
-    lines = systemd_unit()["Service"]["Environment"].splitlines()
-    return dict(line.split("=", 1) for line in lines)
-
-
-def image_environment() -> dict[str, str]:
-    pairs = [shlex.split(text) for word, text in dockerfile() if word == "ENV"]
-    return dict(pair.split("=", 1) for line in pairs for pair in line)
 
 
 def settings_that_exist() -> set[str]:
@@ -94,32 +55,6 @@ def settings_that_exist() -> set[str]:
 def seconds(text: str) -> int:
     assert text.endswith("s"), text
     return int(text[:-1])
-
-
-def make_secrets(directory: Path, **environment: str) -> None:
-    script = ROOT / "deploy/make-secrets.sh"
-    subprocess.run(["sh", script, directory], check=True, env={"PATH": os.defpath, **environment}, timeout=30)
-
-
-def environment_of(service: str, secrets: Path) -> dict[str, str]:
-    """What a container's process sees, its secrets read from a folder of this machine instead of the volume."""
-    own = {key: value for key, value in compose()["services"][service]["environment"].items() if value is not None}
-    folder = f"{secrets / secret_folder(service)}"
-    interpolated = {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for key, value in own.items()}
-    return image_environment() | {k: v.replace(SECRETS_IN_CONTAINER, folder) for k, v in interpolated.items()}
-
-
-def secret_folder(service: str) -> str:
-    """The folder of `make-secrets.sh` that a service mounts (migrate reads the server's)."""
-    (volume,) = [
-        text.split(":")[0] for text in compose()["services"][service]["volumes"] if f":{SECRETS_IN_CONTAINER}" in text
-    ]
-    (folder,) = [
-        text.split(":")[1].removeprefix("/secrets/")
-        for text in compose()["services"]["secrets"]["volumes"]
-        if text.startswith(f"{volume}:")
-    ]
-    return folder
 
 
 # --- Commands and settings are real -----------------------------------------------------------------------------------
@@ -191,15 +126,10 @@ def test_secrets_are_made_once_and_an_operators_own_key_is_taken(tmp_path: Path)
 
 
 def test_redis_as_the_compose_file_starts_it_asks_for_the_password_and_keeps_what_it_was_told(tmp_path: Path) -> None:
-    secrets, data = tmp_path / "secrets", tmp_path / "data"
+    secrets, data, port = tmp_path / "secrets", tmp_path / "data", free_loopback_port()
     make_secrets(secrets)
     data.mkdir()
-    program, *arguments = compose()["services"]["redis"]["command"]
-    assert program == "redis-server"
-    port = free_loopback_port()
-    command: list[str | Path] = [valkey_binary()]
-    command += [word.replace(SECRETS_IN_CONTAINER, str(secrets / secret_folder("redis"))) for word in arguments]
-    command += ["--bind", "127.0.0.1", "--port", str(port), "--dir", data]
+    command = redis_command(secrets, data, port)
     url = (secrets / "worker/redis_url").read_text().strip().replace("@redis:6379", f"@127.0.0.1:{port}")
     child = start_child(command, log_file=tmp_path / "log")
     try:

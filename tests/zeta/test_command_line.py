@@ -1,0 +1,152 @@
+"""The command line where no server is: help, usage, settings, and sentences instead of tracebacks."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer.core
+import typer.main
+
+from tests.harness.ports import free_loopback_port
+from tests.harness.service import ZETA, clean_environment
+from zeta.cli.run import app
+
+HELP_SECONDS = 0.5
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A user who never used zeta."""
+    return {**clean_environment(), "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+
+def zeta(environment: dict[str, str], *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ZETA, *words], env=environment, capture_output=True, text=True, timeout=60, check=False, input=text
+    )
+
+
+def test_help_lists_the_commands_and_is_fast(environment: dict[str, str]) -> None:
+    seconds: list[float] = []
+    for _ in range(3):
+        before = os.times()
+        done = zeta(environment, "--help")
+        after = os.times()
+        assert done.returncode == 0
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    names = (
+        "submit jobs job wait logs events cancel checkpoints download upload files workers config login up down "
+        "status server worker migrate"
+    )
+    listed = {
+        line.split()[0]
+        for line in zeta(environment, "--help").stdout.splitlines()
+        if line.startswith("  ") and line.split()
+    }
+    assert set(names.split()) <= listed
+    assert min(seconds) < HELP_SECONDS  # of processor time: the machine may be busy with something else
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["nonsense"], ["job"], ["jobs", "--limit", "0"], ["submit", "--nonsense"], ["upload", "x", "--purpose", "fun"]],
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(environment: dict[str, str], words: list[str]) -> None:
+    done = zeta(environment, *words)
+    assert done.returncode == 2
+    assert "Error" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_command_takes_json_but_those_that_become_a_process() -> None:
+    commands = typer.main.get_command(app)
+    assert isinstance(commands, typer.core.TyperGroup)
+    without = [
+        name
+        for name, command in commands.commands.items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    ]
+    assert without == ["server", "worker", "migrate"]
+
+
+@pytest.mark.parametrize("words", [["jobs"], ["job", "@last"], ["workers"], ["status"], ["download", "@last"]])
+def test_without_a_server_commands_end_with_4_and_the_cure(environment: dict[str, str], words: list[str]) -> None:
+    done = zeta(environment, *words)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "zeta up" in done.stderr
+
+
+def test_a_server_that_does_not_answer_ends_with_4_and_names_the_address(environment: dict[str, str]) -> None:
+    url = f"http://127.0.0.1:{free_loopback_port()}"
+    started = time.monotonic()
+    done = zeta({**environment, "ZETA_URL": url}, "jobs")
+    assert done.returncode == 4
+    assert url in done.stderr
+    assert "ZETA_URL" in done.stderr
+    assert time.monotonic() - started < 20
+
+
+def test_a_spec_that_cannot_be_read_ends_with_2_and_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
+    broken = tmp_path / "job.yaml"
+    broken.write_text("model: [")
+    for words in (["submit", str(broken)], ["submit", str(tmp_path / "missing.yaml")], ["submit"]):
+        done = zeta(environment, *words)
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stderr.startswith("Error: ")
+
+
+def test_a_wrong_setting_ends_with_2_and_names_the_variable(environment: dict[str, str]) -> None:
+    done = zeta({**environment, "ZETA_PORT": "many"}, "up")
+    assert done.returncode == 2
+    assert "ZETA_PORT" in done.stderr
+    assert "many" in done.stderr
+
+
+def test_config_shows_the_settings_and_hides_the_secrets(environment: dict[str, str]) -> None:
+    secret = "very-secret-key"
+    done = zeta({**environment, "ZETA_API_KEY": secret, "ZETA_URL": "http://box:8400"}, "config")
+    assert done.returncode == 0
+    assert secret not in done.stdout + done.stderr
+    assert "http://box:8400" in done.stdout
+    shown = zeta({**environment, "ZETA_API_KEY": secret, "ZETA_URL": "http://box:8400"}, "config", "--json")
+    facts = json.loads(shown.stdout)
+    assert facts["server"] == "http://box:8400"
+    assert facts["settings"]["ZETA_API_KEY"] == "***"
+
+
+def test_down_where_nothing_runs_says_so_and_changes_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = zeta(environment, "down", "--home", str(home))
+    assert done.returncode == 0
+    assert f"Nothing runs in {home}" in done.stdout
+    assert not home.exists()
+
+
+def test_a_port_in_use_is_told_before_anything_is_started(environment: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        done = zeta(environment, "up", "--home", str(tmp_path / "home"), "--port", str(port))
+    assert done.returncode == 2
+    assert f"Port {port}" in done.stderr
+    assert "--port" in done.stderr
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+    assert list((tmp_path / "home" / "logs").iterdir()) == []
+
+
+def test_a_reader_that_stops_early_gets_no_traceback(environment: dict[str, str]) -> None:
+    reader = f"import subprocess, sys; p = subprocess.Popen([{str(ZETA)!r}, 'config'], stdout=subprocess.PIPE, "
+    reader += "stderr=subprocess.PIPE); p.stdout.close(); print(p.stderr.read().decode()); p.wait()"
+    done = subprocess.run(
+        [sys.executable, "-c", reader], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == ""

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -51,16 +52,17 @@ class Incoming:
         self._sha256 = hashlib.sha256()
         self.num_bytes = 0
 
-    def write(self, content: bytes | bytearray) -> None:
-        """Append ``content``. Raises `Unavailable` when the disk is full."""
-        self._sha256.update(content)
-        remaining = memoryview(content)
+    def write(self, pieces: Iterable[memoryview]) -> None:
+        """Append ``pieces``. Raises `Unavailable` when the disk is full."""
         try:
-            while remaining:
-                remaining = remaining[self._file.write(remaining) :]
+            for piece in pieces:
+                self._sha256.update(piece)
+                self.num_bytes += len(piece)
+                remaining = piece
+                while remaining:
+                    remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
             raise Unavailable(f"The upload could not be stored: {error.strerror}.", code="disk_full") from error
-        self.num_bytes += len(content)
 
     @property
     def sha256(self) -> str:

@@ -54,18 +54,27 @@ async def receive(request: Request, store: ArtifactStore, max_bytes: int) -> Upl
 
 
 async def _read(body: AsyncIterable[bytes], form: _Form, parser: MultipartParser, incoming: Incoming) -> None:
+    """Parse the body while a thread hashes and writes what was parsed before: two batches in memory at most."""
+    writing: asyncio.Task[None] | None = None
     try:
         async for chunk in body:
             parser.write(chunk)
             form.check()
-            if len(form.pending) >= WRITE_BYTES:
-                await asyncio.to_thread(incoming.write, form.take())
+            if form.pending_bytes >= WRITE_BYTES:
+                if writing is not None:
+                    await writing
+                writing = asyncio.create_task(asyncio.to_thread(incoming.write, form.take()))
+        if writing is not None:
+            await writing
         await asyncio.to_thread(incoming.write, form.take())
         parser.finalize()
     except MultipartParseError as error:
         raise MalformedRequest(f"The body is not multipart/form-data: {error}.", code="invalid_multipart") from error
     except ClientDisconnect as error:
         raise MalformedRequest("The upload ended before its end; send it again.", code="incomplete_body") from error
+    finally:
+        if writing is not None:
+            await asyncio.wait([writing])  # the file is not dropped under the thread that writes it
     if not form.is_whole:
         raise MalformedRequest(
             "The multipart body ends before its last boundary; send it again.", code="incomplete_body"
@@ -124,7 +133,8 @@ class _Form:
 
     max_bytes: int
     filename: str | None = None
-    pending: bytearray = field(default_factory=bytearray)
+    pending: list[memoryview] = field(default_factory=list[memoryview])
+    pending_bytes: int = 0
     beginning: bytearray = field(default_factory=bytearray)
     num_bytes: int = 0
     is_whole: bool = False
@@ -145,8 +155,8 @@ class _Form:
             "on_end": self._end,
         }
 
-    def take(self) -> bytearray:
-        taken, self.pending = self.pending, bytearray()
+    def take(self) -> list[memoryview]:
+        taken, self.pending, self.pending_bytes = self.pending, [], 0
         return taken
 
     def purpose(self) -> FilePurpose | None:
@@ -211,7 +221,8 @@ class _Form:
             self.num_bytes += end - start
             if len(self.beginning) < FIRST_BYTES:
                 self.beginning += data[start : min(end, start + FIRST_BYTES)]
-            self.pending += memoryview(data)[start:end]
+            self.pending.append(memoryview(data)[start:end])
+            self.pending_bytes += end - start
         else:
             self._form_bytes += end - start
             if self._form_bytes <= MAX_FORM_BYTES:

@@ -35,6 +35,7 @@ from tests.harness.deployment import (
     unit_environment,
 )
 from tests.harness.ports import free_loopback_port
+from tests.harness.valkey import impatient_client
 from tests.harness.waiting import wait_until
 from zeta_core.contract.settings import PREFIX, Settings
 
@@ -133,14 +134,14 @@ def test_redis_as_the_compose_file_starts_it_asks_for_the_password_and_keeps_wha
     url = (secrets / "worker/redis_url").read_text().strip().replace("@redis:6379", f"@127.0.0.1:{port}")
     child = start_child(command, log_file=tmp_path / "log")
     try:
-        with redis.Redis.from_url(url, decode_responses=True) as client:
+        with impatient_client(url) as client:
             wait_until(lambda: answers(client), 20, "Redis to answer")
             client.set("kept", "yes")
             stop_child(child, stop_signal=signal.SIGKILL)
             child = start_child(command, log_file=tmp_path / "log")
             wait_until(lambda: answers(client), 20, "Redis to answer again")
             assert client.get("kept") == "yes"
-        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        with impatient_client(f"redis://127.0.0.1:{port}/0") as stranger, pytest.raises(redis.AuthenticationError):
             stranger.get("kept")
     finally:
         stop_child(child, stop_signal=signal.SIGTERM)

@@ -67,6 +67,7 @@ ROOMS = (
         ours=frozenset({"server.tables", "server.settings", "zeta_core.contract"}),
         theirs=frozenset({"alembic", "sqlalchemy"}),
         never=frozenset({"torch", "transformers", "celery", "worker", "zeta"}),
+        exceptions=frozenset({("migrations/upgrade.py", "server.db")}),  # how the setting for the database is read
     ),
 )
 

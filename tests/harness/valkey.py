@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.harness.children import start_child, stop_child
 from tests.harness.ports import free_loopback_port
@@ -49,7 +51,7 @@ class ValkeyServer:
 
     def client(self) -> "redis.Redis":
         """A client for the test itself, strings decoded, which the caller closes."""
-        return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=2, socket_connect_timeout=2)
+        return impatient_client(self.url)
 
     def _end(self, how: signal.Signals) -> None:
         assert self._process is not None, "not started"
@@ -65,6 +67,12 @@ class ValkeyServer:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or still loading its file
                 return False
+
+
+def impatient_client(url: str) -> "redis.Redis":
+    """A client, strings decoded, that fails at once: redis-py's own retries would hide from a test what happens."""
+    no_retry = Retry(NoBackoff(), 0)
+    return redis.Redis.from_url(url, decode_responses=True, socket_timeout=2, socket_connect_timeout=2, retry=no_retry)
 
 
 def valkey_binary() -> Path:

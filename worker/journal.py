@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ READ_BYTES = 2**20
 class JournalReader:
     """Keeps where each line begins, so that any line can be read again; the lines themselves stay in the file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, on_checkpoint: Callable[[int, str], None]) -> None:
+        """``on_checkpoint`` is called once for each line that tells of one, with its number and the name."""
         self._file = file
         self._ends = [0]  # byte offset of the end of line n at index n
         self.last_line: int | None = None  # the number of the line that ends the attempt
         self.last_status: JobStatus | None = None
+        self._told = on_checkpoint
 
     def __len__(self) -> int:
         """The number of whole lines seen; those after the one that ends the attempt do not count."""
@@ -43,7 +46,7 @@ class JournalReader:
         start = 0
         while (end := data.find(b"\n", start)) >= 0 and self.last_line is None:
             self._ends.append(self._ends[-1] + end + 1 - start)
-            self._notice_the_end(data[start:end])
+            self._notice(data[start:end])
             start = end + 1
 
     def read(self, number: int) -> dict[str, Any]:
@@ -82,16 +85,20 @@ class JournalReader:
             journal.flush()
             os.fsync(journal.fileno())
 
-    def _notice_the_end(self, text: bytes) -> None:
-        if b'"status"' not in text:
-            return
-        try:
-            line = StatusLine.model_validate_json(text)
-        except ValidationError:
-            return  # not a status line, or one that cannot be read: it does not end the attempt
-        if line.status != JobStatus.RUNNING:
-            self.last_line = len(self._ends) - 1
-            self.last_status = line.status
+    def _notice(self, text: bytes) -> None:
+        """Look at the lines that the worker itself acts on; all others are only passed on."""
+        number = len(self._ends) - 1
+        if b'"checkpoint"' in text:
+            line = _parsed(text)
+            if line.get("type") == "checkpoint":
+                self._told(number, str(line.get("name")))
+        elif b'"status"' in text:
+            try:
+                status = StatusLine.model_validate_json(text).status
+            except ValidationError:
+                return  # another type of line, or one that cannot be read: it does not end the attempt
+            if status != JobStatus.RUNNING:
+                self.last_line, self.last_status = number, status
 
 
 def _parsed(text: bytes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from worker.launch import own_environment, training_environment
 from worker.link import Outage
 from worker.publish import Publisher
 from worker.settings import WorkerSettings
+from worker.shelf import Shelf
 from worker.store import ArtifactStore, BrokenCheckpoint
 from worker.training import StopAction, Training
 from zeta_core.contract.checkpoint import NAME_PATTERN
@@ -88,17 +89,21 @@ class Run:
         self.directory = place.settings.root / run_directory(order.job_id, order.attempt)
         self._output = Path(order.output_dir)
         self._training = Training(self.directory, order.job_id, order.attempt, place.settings.stop_grace_seconds)
-        self._journal = JournalReader(self.directory / JOURNAL_FILE)
         limit = order.resolved_spec.get("save_total_limit") or order.spec.get("save_total_limit")
-        self._publisher = Publisher(
-            self._journal,
+        self._shelf = Shelf(
             place.store,
             place.executor,
+            order.job_id,
+            self._output,
+            save_total_limit=limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT,
+        )
+        self._journal = JournalReader(self.directory / JOURNAL_FILE, self._shelf.add)
+        self._publisher = Publisher(
+            self._journal,
+            self._shelf,
             job_id=order.job_id,
             attempt=order.attempt,
             worker=place.settings.worker_name,
-            output=self._output,
-            save_total_limit=limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT,
         )
         self._began = time.monotonic()
         self._claimed_at = 0.0
@@ -152,6 +157,7 @@ class Run:
                 self._finish()
             case Phase.OVER:
                 return []
+        self._shelf.step()
         batch = self._publisher.due()
         return [batch] if batch is not None else []
 

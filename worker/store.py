@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from zeta_core.contract.checkpoint import Manifest, ManifestFile, surplus
+from zeta_core.contract.checkpoint import Manifest, ManifestFile, step_of, surplus
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, log_key
 
@@ -53,11 +53,15 @@ class ArtifactStore:
         manifest = _manifest_bytes(local)
         return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
 
-    def prune(self, job_id: str, save_total_limit: int) -> None:
-        """Remove the ``step-N`` beyond the newest ``save_total_limit``."""
+    def prune(self, job_id: str, save_total_limit: int, *, published_step: int) -> None:
+        """Remove the ``step-N`` beyond the newest ``save_total_limit`` of those up to ``published_step``.
+
+        Later ones may be here already, but until the server knows them the earlier ones are what it resumes from.
+        """
         folder = self.checkpoint(job_id, "final").parent
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        for name in surplus(names, save_total_limit):
+        entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        known = [name for name in entries if (step := step_of(name)) is not None and step <= published_step]
+        for name in surplus(known, save_total_limit):
             _remove(folder / name)
 
     def append_log(self, job_id: str, attempt: int, log: Path) -> None:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
-from starlette.routing import compile_path
+from starlette.routing import Route
 
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
 from zeta_core.contract.validation import error_of
@@ -113,10 +113,10 @@ def _of_http(request: Request, error: HTTPException) -> ZetaError:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that the path of ``request`` has, out of the published description."""
-    paths = request.app.openapi()["paths"].items()
-    fitting = [operations for path, operations in paths if compile_path(path)[0].match(request.url.path)]
-    return sorted({method.upper() for operations in fitting for method in operations})
+    """The methods that the path of ``request`` has; ``create_app`` keeps the list of routes."""
+    routes: list[Route] = request.app.state.routes
+    fitting = [route for route in routes if route.path_regex.match(request.url.path)]
+    return sorted({method for route in fitting for method in route.methods or ()})
 
 
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:

@@ -46,8 +46,10 @@ def create_app(service: Service) -> FastAPI:
     app.state.job_numbers = JobNumbers(registry)
     app.add_middleware(Trail, numbers=RequestNumbers(registry))
     answer_errors(app)
-    for module in (jobs, followed, checkpoints, files, workers, operations):
+    modules = (jobs, followed, checkpoints, files, workers, operations)
+    for module in modules:
         app.include_router(module.router)
+    app.state.routes = [route for module in modules for route in module.router.routes]
     app.openapi = lambda: _description(app)
     return app
 

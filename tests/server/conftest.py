@@ -1,0 +1,27 @@
+"""One server for the tests of a file that do not stop or break it."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.harness.valkey import ValkeyServer
+from tests.server.rows import Rows
+from tests.server.serving import ServerProcess, serving
+
+
+@pytest.fixture(scope="module")
+def server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serving(tmp_path_factory.mktemp("server"), shared_valkey.url) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def rows(server: ServerProcess) -> Rows:
+    return Rows(server.settings)
+
+
+@pytest.fixture
+def http(server: ServerProcess) -> Iterator[httpx.Client]:
+    with server.http() as client:
+        yield client

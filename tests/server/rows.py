@@ -1,0 +1,142 @@
+"""Jobs with a history, put into a database and an artifact store as engine and worker would leave them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from server import events, state
+from server.artifacts import ArtifactStore
+from server.db import Database
+from server.settings import ServerSettings
+from server.tables import AttemptRow, CheckpointRow, JobRow
+from tests.server.serving import SPEC
+from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job import JobStatus, StatusReason
+from zeta_core.contract.layout import checkpoint_key, log_key
+
+CREATED_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+
+
+class Rows:
+    """Writes to the database of ``settings`` with the server's own functions, one event loop for each call."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.store = ArtifactStore(settings.artifacts)
+        self.store.prepare()
+
+    def job(self, *, project: str = "default") -> str:
+        """A queued job, submitted by nobody in particular."""
+        row = JobRow(
+            id=new_id("job"),
+            project=project,
+            created_by="key_test",
+            status=JobStatus.QUEUED,
+            spec=SPEC,
+            resolved_spec={**SPEC, "files": {}},
+            priority=0,
+            max_retries=3,
+            created_at=utc_now(),
+            last_seq=0,
+            attempt=0,
+            warnings=[],
+            job_metadata={},
+        )
+        asyncio.run(self._add(row))
+        return row.id
+
+    def attempt(
+        self, job_id: str, *, progress: Sequence[Mapping[str, Any]] = (), log: str = "", to: JobStatus | None = None
+    ) -> None:
+        """Start the next attempt, say ``progress``, write ``log``, and end it in ``to`` (``None``: it goes on)."""
+        number = asyncio.run(self._attempt(job_id, progress, to))
+        path = self.settings.artifacts / log_key(job_id, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(log)
+
+    def say(self, job_id: str, *messages: str) -> None:
+        """Store a ``log`` event for each message."""
+        asyncio.run(self._say(job_id, messages))
+
+    def checkpoint(
+        self, job_id: str, name: str, step: int, files: Mapping[str, tuple[FileRole, bytes]]
+    ) -> dict[str, bytes]:
+        """A stored checkpoint; returns its files and the manifest's bytes, by path."""
+        directory = self.settings.artifacts / checkpoint_key(job_id, name)
+        entries: list[ManifestFile] = []
+        for path, (role, content) in files.items():
+            (directory / path).parent.mkdir(parents=True, exist_ok=True)
+            (directory / path).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            entries.append(ManifestFile(path=path, size=len(content), sha256=digest, role=role))
+        manifest = Manifest(
+            run_id="run", name=name, format="huggingface", step=step, tokens=step, created_at=CREATED_AT, files=entries
+        )
+        (directory / "manifest.json").write_text(manifest.model_dump_json())
+        row = CheckpointRow(job_id=job_id, name=name, step=step, attempt=1, bytes=0, metrics={}, created_at=CREATED_AT)
+        asyncio.run(self._add(row))
+        return {
+            **{path: content for path, (_, content) in files.items()},
+            "manifest.json": manifest.model_dump_json().encode(),
+        }
+
+    async def _add(self, row: Any) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            session.add(row)
+            if isinstance(row, JobRow):
+                await session.flush()
+                await events.append(
+                    session, row, attempt=0, line=None, type="status", created_at=utc_now(), fields={"status": "queued"}
+                )
+        await database.close()
+
+    async def _attempt(self, job_id: str, progress: Sequence[Mapping[str, Any]], to: JobStatus | None) -> int:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            job = await state.lock_job(session, job_id)
+            assert job is not None
+            before, number = job.attempt, job.attempt + 1
+            session.add(
+                AttemptRow(
+                    job_id=job_id, attempt=number, worker="w1", incarnation="i", started_at=CREATED_AT, stored_line=0
+                )
+            )
+            await session.flush()
+            changed = await state.change_status(
+                session, job, JobStatus.RUNNING, expect={JobStatus.QUEUED}, attempt=before
+            )
+            assert changed is not None
+            job.attempt = number
+            for line, fields in enumerate(progress, start=1):
+                await events.append(
+                    session, job, attempt=number, line=line, type="progress", created_at=utc_now(), fields=dict(fields)
+                )
+            if to is not None:
+                reason = StatusReason.COMPLETED if to == JobStatus.SUCCEEDED else StatusReason.RETRYING
+                await state.change_status(session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason)
+        await database.close()
+        return number
+
+    async def _say(self, job_id: str, messages: Sequence[str]) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            job = await state.lock_job(session, job_id)
+            assert job is not None
+            for message in messages:
+                fields = {"level": "info", "message": message}
+                await events.append(
+                    session, job, attempt=job.attempt, line=None, type="log", created_at=utc_now(), fields=fields
+                )
+        await database.close()
+
+
+def some_bytes(num_bytes: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(num_bytes)

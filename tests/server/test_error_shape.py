@@ -1,0 +1,205 @@
+"""Whatever goes wrong, on whichever route: one shape, the right status, a request id, and no insides."""
+
+import json
+import socket
+import sqlite3
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of, submit
+
+OPEN = {"/healthz", "/readyz"}
+
+
+def operations(http: httpx.Client) -> list[tuple[str, str]]:
+    paths: dict[str, dict[str, Any]] = http.get("/openapi.json").json()["paths"]
+    return [(method.upper(), path) for path, of_path in paths.items() for method in of_path]
+
+
+def filled(path: str, job_id: str = "job_00000000000000000000") -> str:
+    for name, value in {"job_id": job_id, "file_id": "file_none", "name": "final", "path": "a/b"}.items():
+        path = path.replace(f"{{{name}}}", value)
+    return path
+
+
+def test_every_route_but_the_open_ones_asks_for_a_key(server: ServerProcess, http: httpx.Client) -> None:
+    asked = [(method, path) for method, path in operations(http) if path not in OPEN]
+    assert len(asked) >= 17
+    for key in (None, "wrong", API_KEY + "x", ""):
+        with server.http(key) as stranger:
+            for method, path in asked:
+                answer = stranger.request(method, filled(path))
+                assert answer.status_code == 401, (method, path, answer.text)
+                assert error_of(answer)["type"] == "authentication_error"
+                assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("header", ["Basic dXNlcjpwYXNz", "Bearer", "Bearer ", f"bearer  {API_KEY} x", API_KEY])
+def test_a_header_that_is_no_bearer_key_is_refused(server: ServerProcess, header: str) -> None:
+    answer = httpx.get(f"{server.url}/v1/jobs", headers={"Authorization": header.strip()})
+    assert (answer.status_code, error_of(answer)["type"]) == (401, "authentication_error")
+
+
+def test_the_open_routes_need_no_key(server: ServerProcess) -> None:
+    for path in ("/healthz", "/readyz", "/openapi.json"):
+        assert httpx.get(server.url + path).status_code == 200
+
+
+def test_every_route_answers_an_unknown_id_in_the_one_shape(http: httpx.Client) -> None:
+    for method, path in operations(http):
+        if "{" in path:
+            answer = http.request(method, filled(path))
+            assert answer.status_code == 404, (method, path, answer.text)
+            assert error_of(answer)["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("job_id", ["%00", "..", "%2e%2e", "job_%ff", "job_" + "x" * 5000, "a%0ab", "job_0'\"--"])
+def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str) -> None:
+    answer = http.get(f"/v1/jobs/{job_id}/events")
+    assert (answer.status_code, error_of(answer)["type"]) == (404, "not_found_error")
+
+
+def test_an_unknown_path_and_an_unknown_method_are_said_so(http: httpx.Client) -> None:
+    answer = http.get("/v1/nothing")
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "route_not_found")
+    for path in ("/v1/jobs/", "//v1/jobs", "/docs", "/v1/jobs/x/pause/now"):
+        assert http.get(path).status_code == 404
+    for method, path in operations(http):
+        answer = http.request("TRACE", filled(path))
+        assert (answer.status_code, error_of(answer)["type"]) == (405, "method_not_allowed_error")
+        assert method in answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b'{"a": NaN}', 400, "invalid_json"),
+        (b"\xff\xfe", 400, "invalid_json"),
+        (b"[" * 100_000, 400, "invalid_json"),
+        (b'{"model": ' + b'{"a":' * 150 + b"1" + b"}" * 151, 400, "too_deep"),
+        (b'{"max_steps": ' + b"9" * 5000 + b"}", 400, "invalid_json"),
+        (b"[]", 422, "invalid_type"),
+        (b'"text"', 422, "invalid_type"),
+        (b"null", 422, "invalid_type"),
+        (b'{"entity_name": "a\\u0000b"}', 422, "invalid_text"),
+        (b'{"metadata": {"k": "\\ud800"}}', 422, "invalid_text"),
+        (b'{"\\ud800": 1}', 422, "invalid_text"),
+        (b'{"model": {"config": {"x": 1e999}}}', 422, "out_of_range"),
+        (b'{"metadata": {"k": "' + b"x" * (1 << 20) + b'"}}', 413, "too_large"),
+    ],
+)
+def test_a_body_that_is_no_spec_is_refused(http: httpx.Client, body: bytes, status: int, code: str) -> None:
+    answer = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, error_of(answer)["code"]) == (status, code), answer.text
+
+
+def test_a_body_without_a_length_is_limited_too(http: httpx.Client) -> None:
+    answer = http.post("/v1/jobs", content=(b" " * 65536 for _ in range(32)))
+    assert (answer.status_code, error_of(answer)["type"]) == (413, "too_large_error")
+
+
+def test_every_bad_field_is_named_with_its_value_and_cure(http: httpx.Client) -> None:
+    spec = {
+        **SPEC,
+        "batch_size": -1,
+        "seq_len": 65,
+        "output_dir": "../elsewhere",
+        "resume_from_checkpoint": "/etc/passwd",
+        "gradient_accumulation_steps": 2,
+        "lora": {"r": 8},
+    }
+    answer = http.post("/v1/jobs", json=spec)
+    error = error_of(answer)
+    assert answer.status_code == 422
+    details = {detail["param"]: detail for detail in error["details"]}
+    assert {"batch_size", "seq_len", "output_dir", "resume_from_checkpoint", "gradient_accumulation_steps", "lora"} <= {
+        *details
+    }
+    assert "-1" in details["batch_size"]["message"]
+    assert "64" in details["seq_len"]["message"]
+    assert details["gradient_accumulation_steps"]["suggestion"] == "gradient_accumulate_every"
+    assert details["lora"]["code"] == "not_available_yet"
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/v1/jobs?limit=0", "limit"),
+        ("/v1/jobs?limit=1001", "limit"),
+        ("/v1/jobs?limit=many", "limit"),
+        ("/v1/jobs?status=done", "status"),
+        ("/v1/jobs?state=queued", "state"),
+        ("/v1/jobs?after=job_00000000000000000000", "after"),
+        ("/v1/jobs?after=%00", "after"),
+        ("/v1/files?after=x", "after"),
+        ("/v1/files?sha=x", "sha"),
+        ("/v1/workers?limit=-1", "limit"),
+        ("/v1/jobs/{job}/events?after=-1", "after"),
+        ("/v1/jobs/{job}/events?after=99999999999999999999", "after"),
+        ("/v1/jobs/{job}/logs?follow=maybe", "follow"),
+        ("/v1/jobs/{job}/logs?tail=-1", "tail"),
+        ("/v1/jobs/{job}/metrics?max_points=0", "max_points"),
+    ],
+)
+def test_a_bad_parameter_is_named(http: httpx.Client, path: str, param: str) -> None:
+    answer = http.get(path.replace("{job}", submit(http)["id"]))
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (422, param), answer.text
+
+
+def test_an_unknown_parameter_comes_with_the_nearest_name(http: httpx.Client) -> None:
+    error = error_of(http.get("/v1/jobs?entity_nam=x"))
+    assert (error["code"], error["details"][0]["suggestion"]) == ("unknown_parameter", "entity_name")
+
+
+def test_a_fault_of_our_own_is_a_500_that_tells_nothing_but_its_request_id(server: ServerProcess) -> None:
+    with server.http() as http:
+        job = submit(http)
+        with sqlite3.connect(server.home / "zeta.db") as database:  # damage that no version of ours writes
+            database.execute("UPDATE jobs SET warnings = '\"secret-insides\"' WHERE id = ?", (job["id"],))
+        answer = http.get(f"/v1/jobs/{job['id']}", headers={"X-Request-Id": "mine-1"})
+        error = error_of(answer)
+        with sqlite3.connect(server.home / "zeta.db") as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (job["id"],))
+    assert (answer.status_code, error["type"], answer.headers["x-request-id"]) == (500, "internal_error", "mine-1")
+    assert "mine-1" in error["message"]
+    assert "secret-insides" not in answer.text
+    assert "Traceback" not in answer.text
+    assert "secret-insides" in server.log()
+
+
+def test_a_request_id_of_the_client_is_kept_unless_it_could_forge_a_log(http: httpx.Client) -> None:
+    assert http.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert http.get("/healthz", headers={"X-Request-Id": "a b\tc"}).headers["x-request-id"].startswith("req_")
+
+
+def test_a_database_that_goes_away_is_503_and_comes_back(server: ServerProcess, http: httpx.Client) -> None:
+    with sqlite3.connect(server.home / "zeta.db") as database:
+        database.execute("ALTER TABLE keys RENAME TO keys_away")
+    try:
+        answer = http.get("/v1/jobs")
+        assert (answer.status_code, error_of(answer)["type"]) == (503, "unavailable_error")
+        assert "keys" not in answer.text
+    finally:
+        with sqlite3.connect(server.home / "zeta.db") as database:
+            database.execute("ALTER TABLE keys_away RENAME TO keys")
+    assert http.get("/v1/jobs").status_code == 200
+
+
+def test_a_refused_large_body_is_not_read_and_ends_the_connection(server: ServerProcess) -> None:
+    """A gibibyte is announced to each route without a key; the answer comes before any of it was sent."""
+    for path in ("/v1/files", "/v1/jobs", "/v1/jobs/x/cancel", "/nothing"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
+            head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            connection.sendall(head.encode())
+            answer = b""
+            while chunk := connection.recv(65536):  # until the server closes
+                answer += chunk
+        header, _, body = answer.partition(b"\r\n\r\n")
+        assert b"connection: close" in header.lower()
+        assert json.loads(body)["error"]["type"] in ("authentication_error", "not_found_error")

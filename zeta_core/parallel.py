@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from safetensors.torch import save_file
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +28,7 @@ from zeta_core.failures import CannotTrain
 from zeta_core.optimizer import build_optimizer
 from zeta_core.plan import Plan
 from zeta_core.settings import Place
+from zeta_core.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer
 
 GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough that a hang is seen
 
@@ -101,6 +104,8 @@ class Processes:
 class Replicated:
     """The whole model on every process: one alone, or DDP."""
 
+    writes_shards = False  # every rank writes a part of the optimizer's state
+
     def __init__(self, model: nn.Module, plan: Plan, processes: Processes, *, blocks: list[nn.Module]) -> None:
         self.processes = processes
         self.module = model
@@ -171,7 +176,8 @@ class Replicated:
             self.scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
 
-    def update(self, learning_rate: float) -> None:
+    def update(self, learning_rate: float) -> float | None:
+        """Apply the update; returns the gradient's norm where only this knows it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.scaler is None:
@@ -180,8 +186,34 @@ class Replicated:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return None
 
     # --- state ---
+
+    def stage_weights(self, staging: Staging, aliases: dict[str, str]) -> Tensors:
+        """The whole weights in memory, on the first rank; nothing on the others."""
+        if not self.processes.is_main:
+            return {}
+        weights = {name: t for name, t in self.module.state_dict().items() if name not in aliases}
+        return staging.copy("model/", weights)
+
+    def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
+        """This rank's part of the optimizer's state in memory: tensors, and plain values."""
+        if not self.processes.is_main:
+            return {}, {}
+        tensors, values = optimizer_tensors(self.optimizer, self.module)
+        return staging.copy("optimizer/", tensors), values
+
+    def write_shard(self, folder: Path, optimizer: Tensors) -> None:
+        """Write this rank's part; where `writes_shards` is off, only the first rank is asked."""
+        if optimizer:
+            save_file(optimizer, folder / "optimizer.safetensors")
+
+    def write_now(self, folder: Path) -> None:
+        """What must be written before training goes on; nothing here."""
+
+    def restore_optimizer(self, stored: Stored) -> None:
+        restore_optimizer(self.optimizer, self.module, stored.optimizer_tensors(), stored.optimizer_values)
 
     def close(self) -> None:
         self.accelerator.free_memory()
@@ -191,6 +223,24 @@ class Replicated:
 Engine = Replicated
 
 
-def build_engine(model: nn.Module, plan: Plan, processes: Processes, *, blocks: list[nn.Module]) -> Engine:
+def build_engine(
+    model: nn.Module,
+    plan: Plan,
+    processes: Processes,
+    *,
+    blocks: list[nn.Module],
+    deepspeed: bool | int | dict[str, Any] | str | None,
+) -> Engine:
     """The engine of the plan's strategy, with its assertions done."""
-    return Replicated(model, plan, processes, blocks=blocks)
+    match plan.strategy:
+        case "fsdp2":
+            from zeta_core.sharded import Sharded
+
+            return Sharded(model, plan, processes, blocks=blocks)
+        case "zero":
+            from zeta_core.zero import Zero, zero_config
+
+            assert deepspeed
+            return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan))
+        case _:
+            return Replicated(model, plan, processes, blocks=blocks)

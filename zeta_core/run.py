@@ -6,6 +6,7 @@ first rank decides what is read from and moved in ``output_dir``; the others are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from zeta_core.parallel import Processes, build_engine
 from zeta_core.plan import Plan
 from zeta_core.report import Report
 from zeta_core.saving import Export, Saver
-from zeta_core.settings import Place, prepare_environment
+from zeta_core.settings import Place, library_environment
 from zeta_core.state import Progress
 from zeta_core.tokens import TokenFile, prepare_tokens
 from zeta_core.train import Course, StopAction
@@ -78,7 +79,6 @@ class Outcome:
 def execute(run: Run, place: Place, report: Report) -> Outcome:
     """Train as ``run`` says. Raises `TrainingFailed`, and whatever a model or a library raises."""
     options = run.options
-    prepare_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available())
     report.phase("loading_data")
     located = locate_model(run.model, run.places, run.cache)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
@@ -86,6 +86,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     tokens = _tokens(run, tokenizer, report)
 
     with ExitStack() as stack:
+        stack.enter_context(
+            library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available())
+        )
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
         report.phase("loading_model")
@@ -106,34 +109,36 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         model.float()  # weights are trained in float32, whatever they are stored in
         if found is not None:
             states.load_weights(model, found.directory)
+        aliases = states.unique_weights(model.state_dict())[1]
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
         loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
         if plan.pack and not loss_of.isolates and tokens.num_documents > 1:
             report.warn("documents_not_isolated", _NOT_ISOLATED.format(type(model).__name__))
         export = Export(skeleton_of(model, dtype), tokenizer, dtype, located.base_model)
-        blocks = repeated_blocks(model)
+        # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
+        apart = located.from_caller and plan.strategy != "replicated"
+        trained = copy.deepcopy(model) if apart else model
+        blocks = repeated_blocks(trained)
         if plan.use_activation_checkpointing:
             stack.enter_context(checkpointed(blocks))
-        engine = build_engine(model, plan, processes, blocks=blocks)
+        engine = build_engine(trained, plan, processes, blocks=blocks, deepspeed=options.use_deepspeed)
         stack.callback(engine.close)
 
         progress = Progress()
         states.seed_everything(plan.seed, place.rank)
         if stored is not None:
             progress = stored.progress
-            states.restore_optimizer(
-                engine.optimizer, engine.module, stored.optimizer_tensors(), stored.optimizer_values
-            )
+            engine.restore_optimizer(stored)
             if len(stored.random) == place.world_size:
                 states.restore_random(stored.random[place.rank])
             else:
                 states.seed_everything(plan.seed, place.rank, progress.step)
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
         resolved = _resolved(run, plan, run_id, engine.device, num_parameters)
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
         if stored is not None:
             _say_resumed(report, progress, plan, stored.plan)
 
-        saver = Saver(run.output_dir, run_id, export, plan.stored(), report, keep=options.save_total_limit)
+        saver = Saver(run.output_dir, run_id, export, plan.stored(), engine, report, keep=options.save_total_limit)
         stack.callback(saver.close)
         saver.newest = found
         course = Course(
@@ -142,6 +147,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             loss_of=loss_of,
             sequences=sequences,
             progress=progress,
+            aliases=aliases,
             saver=saver,
             report=report,
             output_dir=run.output_dir,
@@ -150,6 +156,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         )
         stopped = course.train()
         newest = course.finish(stopped)
+        if apart and newest is not None:
+            states.load_weights(model, newest)
         return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, stopped)
 
 

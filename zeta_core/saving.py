@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,6 +24,7 @@ from zeta_core.checkpoint import Checkpoint
 from zeta_core.contract.checkpoint import CheckpointFormat, Manifest, ManifestFile
 from zeta_core.contract.events import CheckpointLine, utc_now
 from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.parallel import Engine
 from zeta_core.report import Report
 from zeta_core.state import Snapshot, Tensors, exported_exactly, write_state
 
@@ -70,11 +72,24 @@ def quiet() -> Generator[None]:
 
 
 class Saver:
-    """The checkpoints of one run; only the first rank has one."""
+    """The checkpoints of one run. Every rank has one; the first writes all, but for the others' shards of the state."""
 
     def __init__(
-        self, output_dir: Path, run_id: str, export: Export, plan: dict[str, Any], report: Report, *, keep: int
+        self,
+        output_dir: Path,
+        run_id: str,
+        export: Export,
+        plan: dict[str, Any],
+        engine: Engine,
+        report: Report,
+        *,
+        keep: int,
     ) -> None:
+        self._engine = engine
+        self._processes = engine.processes
+        # Threads of all ranks tell one another that their shards are written; training's own group is not theirs.
+        together = engine.writes_shards and engine.processes.world_size > 1
+        self._group: Any = dist.new_group(backend="gloo") if together else None
         self._output_dir = output_dir
         self._run_id = run_id
         self._export = export
@@ -82,7 +97,7 @@ class Saver:
         self._report = report
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[Checkpoint] | None = None
+        self._under_way: Future[Checkpoint | None] | None = None
         self.newest: Checkpoint | None = None
 
     @property
@@ -90,28 +105,39 @@ class Saver:
         return self._under_way is not None and not self._under_way.done()
 
     def wait(self) -> Checkpoint | None:
-        """Wait for the save under way and raise what went wrong in it."""
+        """Wait for the save under way and raise what went wrong in it; the newest checkpoint, on the first rank."""
         if self._under_way is not None:
-            self.newest = self._under_way.result()
-            self._under_way = None
+            under_way, self._under_way = self._under_way, None
+            self.newest = under_way.result()
         return self.newest
 
     def save(self, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> None:
         """Start writing ``snapshot``, which must not be changed before `wait`."""
         assert self._under_way is None, "wait for the save before"
-        self._under_way = self._thread.submit(self._write, name, snapshot, metrics)
+        part = self._processes.from_main(lambda: self._begin(name))
+        self._engine.write_now(part / TRAINING_STATE_NAME)
+        self._under_way = self._thread.submit(self._write, part, name, snapshot, metrics)
 
-    def save_copy(self, name: str) -> Checkpoint:
+    def save_copy(self, name: str) -> None:
         """The newest checkpoint under another name as well."""
         newest = self.wait()
-        assert newest is not None
-        return self._announce(checkpoints.copy_as(newest, self._output_dir, name))
+        if self._processes.is_main:
+            assert newest is not None
+            self._announce(checkpoints.copy_as(newest, self._output_dir, name))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    def _write(self, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> Checkpoint:
+    def _begin(self, name: str) -> Path:
         part = checkpoints.begin(self._output_dir, name)
+        (part / TRAINING_STATE_NAME).mkdir()
+        return part
+
+    def _write(self, part: Path, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> Checkpoint | None:
+        if self._processes.is_main or self._engine.writes_shards:
+            self._write_shard(part / TRAINING_STATE_NAME, snapshot)
+        if not self._processes.is_main:
+            return None
         self._export.write(part, snapshot.weights, snapshot.aliases)
         with_weights = not exported_exactly(part, snapshot.weights)
         write_state(part / TRAINING_STATE_NAME, snapshot, self._plan, with_weights=with_weights)
@@ -130,6 +156,23 @@ class Saver:
             )
 
         return self._announce(checkpoints.publish(part, self._output_dir, manifest))
+
+    def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
+        """Write this rank's part of the state, and go on when every rank has; raises what went wrong on any."""
+        fault: Exception | None = None
+        try:
+            self._engine.write_shard(folder, snapshot.optimizer)
+        except Exception as error:  # noqa: BLE001 - told to every rank, then raised
+            fault = error
+        faults: list[str | None] = [None if fault is None else f"{type(fault).__name__}: {fault}"]
+        if self._group is not None:
+            faults *= self._processes.world_size
+            dist.all_gather_object(faults, faults[0], group=self._group)
+        if fault is not None:
+            raise fault
+        told = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
+        if told:
+            raise OSError(f"A checkpoint was not written: {'; '.join(told)}")
 
     def _announce(self, published: Checkpoint) -> Checkpoint:
         """Point at what is durable, remove what it replaces, and say so, in this order."""

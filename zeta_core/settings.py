@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +42,21 @@ def home() -> Path:
     ).home
 
 
-def prepare_environment(*, deepspeed: bool, cuda: bool) -> None:
-    """Variables that libraries read when they first work; set before that, never over what the user chose."""
+@contextmanager
+def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
+    """What libraries read from the environment while a run lasts; afterwards it is as it was.
+
+    Accelerate itself writes into it when it is given a plugin, and a second run of this process would inherit that.
+    """
+    before = dict(os.environ)
     defaults = {"TOKENIZERS_PARALLELISM": "true"}
     if cuda:
         defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch.use_deterministic_algorithms asks for it
-    if deepspeed and not cuda:
-        defaults["DS_ACCELERATOR"] = "cpu"
+    if deepspeed:
+        # One process alone is a legal DeepSpeed world, once it knows that it is the first of one.
+        defaults |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        if not cuda:
+            defaults["DS_ACCELERATOR"] = "cpu"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if deepspeed:
@@ -54,6 +64,12 @@ def prepare_environment(*, deepspeed: bool, cuda: bool) -> None:
         beside = str(Path(sys.executable).parent)
         if beside not in os.environ.get("PATH", "").split(os.pathsep):
             os.environ["PATH"] = os.pathsep.join((beside, os.environ.get("PATH", "")))
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def child_environment(**variables: str) -> dict[str, str]:

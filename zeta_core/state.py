@@ -212,12 +212,10 @@ def seed_everything(seed: int, *parts: int) -> None:
 
 
 def write_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, Any], *, with_weights: bool) -> None:
-    """``training_state/`` of a checkpoint."""
+    """``training_state/`` of a checkpoint, but for the optimizer's tensors, which are the engine's to write."""
     folder.mkdir(exist_ok=True)
     if with_weights:
         save_file(snapshot.weights, folder / "weights.safetensors")
-    if snapshot.optimizer:
-        save_file(snapshot.optimizer, folder / "optimizer.safetensors")
     (folder / "random.json").write_text(json.dumps(snapshot.random))
     content = {"plan": plan, "progress": asdict(snapshot.progress), "optimizer_values": snapshot.optimizer_values}
     (folder / "state.json").write_text(json.dumps(content, indent=1))

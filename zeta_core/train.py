@@ -44,6 +44,7 @@ class Course:
         loss_of: LossOf,
         sequences: Sequences,
         progress: Progress,
+        aliases: dict[str, str],
         saver: Saver,
         report: Report,
         output_dir: Path,
@@ -53,6 +54,7 @@ class Course:
         self.plan, self.engine, self.loss_of = plan, engine, loss_of
         self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
         self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
+        self.aliases = aliases
         self.sampler = Sampler(len(sequences), plan.seed)
         self.staging = Staging()
         self.steps_trained = 0
@@ -81,7 +83,7 @@ class Course:
             due = self._save_is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(loss_sum, grad_norm, asked, due)
             self._refuse_non_finite(loss_sum, norm)
-            engine.update(learning_rate)
+            norm = engine.update(learning_rate) or norm
 
             progress.step += 1
             progress.consumed_sequences += len(window)
@@ -168,23 +170,20 @@ class Course:
         started = time.monotonic()
         self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
         self.saver.wait()
-        snapshot = self._snapshot()
-        if self.engine.processes.is_main:
-            metrics = {} if self.progress.train_loss is None else {"train_loss": self.progress.train_loss}
-            self.saver.save(name, snapshot, metrics)
+        metrics = {} if self.progress.train_loss is None else {"train_loss": self.progress.train_loss}
+        self.saver.save(name, self._snapshot(), metrics)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
         self.seconds_saving += self.saved_at - started
 
     def _snapshot(self) -> Snapshot:
         engine = self.engine
-        weights, aliases = states.unique_weights(engine.module.state_dict())
-        tensors, values = states.optimizer_tensors(engine.optimizer, engine.module)
-        staged = self.staging.copy("model/", weights), self.staging.copy("optimizer/", tensors)
+        weights = engine.stage_weights(self.staging, self.aliases)
+        tensors, values = engine.stage_optimizer(self.staging)
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
         random_states = engine.processes.gather(states.random_state())
-        return Snapshot(staged[0], aliases, staged[1], values, random_states, replace(self.progress))
+        return Snapshot(weights, self.aliases, tensors, values, random_states, replace(self.progress))
 
     def finish(self, stopped: StopAction | None) -> Path | None:
         """Save the end and wait for it; returns the newest checkpoint. A run that trained no step changes nothing."""
@@ -198,11 +197,10 @@ class Course:
         if stopped is None and not unchanged:
             if self.saved_step != self.progress.step:
                 self.save("final")
-            elif processes.is_main:
+            else:
                 self.saver.save_copy("final")
-        if processes.is_main:
-            newest = self.saver.wait()
-            if stopped is None:
-                checkpoints.strip_old_states(self.output_dir)
+        newest = self.saver.wait()
+        if processes.is_main and stopped is None:
+            checkpoints.strip_old_states(self.output_dir)
         directory = None if newest is None else newest.directory
         return processes.from_main(lambda: directory)

@@ -1,0 +1,214 @@
+"""What workers say reaches the database exactly once, whatever is repeated, lost, out of order or not to be read."""
+
+import logging
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, StopOrder, sign
+
+
+@pytest.fixture
+def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
+    with shared_valkey.client() as connected:
+        yield connected
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+    url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
+    with bench(tmp_path, redis_url, url) as made:
+        made.start_engine()
+        yield made
+
+
+def start(fleet: Bench, worker: PlayedWorker, job_id: str) -> None:
+    """Let the job be handed to the worker, and claim it."""
+    wait_until(lambda: fleet.job(job_id).worker == worker.name, 15, f"{job_id} to be handed over")
+    assert worker.claim(job_id).granted
+    worker.beat((job_id, 1))
+
+
+def running_job(fleet: Bench, client: "redis.Redis") -> tuple[PlayedWorker, str]:
+    worker = PlayedWorker(client, SECRET)
+    worker.beat()
+    worker.beat()
+    job_id = fleet.submit()
+    start(fleet, worker, job_id)
+    return worker, job_id
+
+
+def stored_steps(fleet: Bench, job_id: str) -> list[int]:
+    return [event.fields["step"] for event in fleet.events(job_id) if event.type == "progress"]
+
+
+def test_the_same_line_twice_changes_nothing_and_a_gap_is_not_jumped(fleet: Bench, client: "redis.Redis") -> None:
+    worker, job_id = running_job(fleet, client)
+    first = [progress(1, loss=2.0), progress(2, loss=1.5)]
+    assert worker.publish(job_id, 1, *first).stored_line == 2
+    before = fleet.events(job_id)
+    assert worker.publish(job_id, 1, *first).stored_line == 2
+    assert worker.publish(job_id, 2, progress(99)).stored_line == 2  # line 2 again, whatever it now says
+    assert worker.publish(job_id, 4, progress(4)).stored_line == 2  # line 3 is missing
+    after = fleet.events(job_id)
+    assert [(event.seq, event.line, event.fields) for event in after] == [
+        (event.seq, event.line, event.fields) for event in before
+    ]
+    assert (fleet.job(job_id).progress or {})["step"] == 2
+    assert worker.publish(job_id, 2, progress(2), progress(3)).stored_line == 3  # overlapping: only the new is stored
+    assert stored_steps(fleet, job_id) == [1, 2, 3]
+    fleet.check_events(job_id)
+
+
+def test_what_an_ended_attempt_says_is_fenced_and_changes_nothing(fleet: Bench, client: "redis.Redis") -> None:
+    worker, job_id = running_job(fleet, client)
+    assert worker.publish(job_id, 1, progress(1), status("failed", reason="train_error")).stored_line == 2
+    assert fleet.wait_for_status(job_id, "queued").status_reason == "retrying"
+    repeated = worker.publish(job_id, 2, status("failed", reason="train_error"))
+    assert (repeated.stored_line, repeated.fenced) == (2, True)
+    worker.beat()
+    wait_until(lambda: fleet.job(job_id).worker == worker.name, 15, "the second hand-over")
+    assert worker.claim(job_id, 2).granted
+    late = worker.publish(job_id, 3, progress(50), status("succeeded"))
+    assert (late.stored_line, late.fenced) == (2, True)
+    job = fleet.job(job_id)
+    assert (job.status, job.attempt, (job.progress or {})["step"]) == ("running", 2, 1)
+    assert worker.publish(job_id, 1, progress(2), attempt=2).stored_line == 1
+    fleet.check_events(job_id)
+
+
+def test_a_claim_is_granted_once_and_again_only_to_the_same_process(fleet: Bench, client: "redis.Redis") -> None:
+    worker, job_id = running_job(fleet, client)
+    assert worker.claim(job_id).granted
+    worker.incarnation = "another"
+    denied = worker.claim(job_id)
+    assert (denied.granted, denied.reason) == (False, "the attempt was started by another process")
+    stranger = PlayedWorker(client, SECRET, "stranger")
+    assert not stranger.claim(job_id).granted
+    assert not worker.claim("job_00000000000000000000").granted
+    assert [event.fields["status"] for event in fleet.events(job_id)] == ["running"]
+
+
+def test_lines_that_a_database_refuses_or_nobody_can_read_hold_up_nothing(fleet: Bench, client: "redis.Redis") -> None:
+    worker, job_id = running_job(fleet, client)
+    strange: list[dict[str, Any]] = [
+        {"type": "log", "message": "a NUL \0 and half a pair \ud800"},
+        {"type": "telepathy", "step": 1},
+        {"type": "progress", "phase": "training", "step": "many"},
+        {},
+        {"type": "warning", "code": "odd", "message": "from a newer version", "field_of_tomorrow": [1]},
+    ]
+    worker.say_raw(_signed_as_is(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
+    wait_until(lambda: fleet.attempts(job_id)[0].stored_line == 5, 15, "the strange lines to be stored")
+    kept = [event for event in fleet.events(job_id) if event.line is not None]
+    assert [event.type for event in kept] == ["log", "warning", "warning", "warning", "warning"]
+    assert kept[1].fields["code"] == "unreadable_line"
+    assert kept[4].fields["field_of_tomorrow"] == [1]
+    assert "\0" not in kept[0].fields["message"]
+    assert worker.publish(job_id, 6, progress(1, loss=float("nan"))).stored_line == 6
+    assert len(fleet.job(job_id).warnings) == 4
+
+
+def test_a_message_that_is_not_signed_with_the_secret_is_dropped_and_blocks_nothing(
+    fleet: Bench, client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, job_id = running_job(fleet, client)
+    forged = PlayedWorker(client, "another secret", worker.name)
+    with caplog.at_level(logging.WARNING):
+        forged.say(forged.batch(job_id, 1, status("succeeded")))
+        worker.say_raw({"nonsense": "1"})
+        worker.say_raw({**sign(StopOrder(job_id=job_id, attempt=1, action="cancel"), SECRET, channel=SERVER_STREAM)})
+        assert worker.publish(job_id, 1, progress(1)).stored_line == 1
+    assert "do server and worker have the same ZETA_WORKER_SECRET?" in caplog.text
+    assert fleet.job(job_id).status == "running"
+    wait_until(lambda: client.xlen(SERVER_STREAM) == 0, 10, "the stream to be empty")
+
+
+def test_flushall_takes_the_group_away_and_the_keeper_makes_it_again(fleet: Bench, client: "redis.Redis") -> None:
+    worker, job_id = running_job(fleet, client)
+    client.flushall()
+    assert worker.publish(job_id, 1, progress(1)).stored_line == 1
+    groups: Any = client.xinfo_groups(SERVER_STREAM)
+    assert [group["name"] for group in groups] == [SERVER_GROUP]
+
+
+def test_checkpoints_are_kept_up_to_the_limit_and_reset_the_count_of_failures(
+    fleet: Bench, client: "redis.Redis"
+) -> None:
+    worker, job_id = running_job(fleet, client)
+    worker.publish(job_id, 1, checkpoint(2), status("failed", reason="process_killed"))
+    assert fleet.wait_for_status(job_id, "queued").failures == 1
+    worker.beat()
+    wait_until(lambda: fleet.job(job_id).worker == worker.name, 15, "the second hand-over")
+    assert worker.claim(job_id, 2).granted
+    worker.publish(job_id, 1, checkpoint(2), attempt=2)
+    assert fleet.job(job_id).failures == 1  # nothing new was reached
+    worker.publish(job_id, 2, *[checkpoint(step) for step in (4, 6, 8)], checkpoint(8, "final"), attempt=2)
+    assert fleet.job(job_id).failures == 0
+    assert fleet.checkpoints(job_id) == ["final", "step-4", "step-6", "step-8"]
+
+
+def test_two_keepers_on_one_postgresql_store_every_line_once_in_order_without_a_gap(
+    tmp_path: Path, redis_url: str, postgres_url: str, shared_valkey: ValkeyServer
+) -> None:
+    num_jobs, num_lines = 6, 60
+    with (
+        bench(tmp_path / "one", redis_url, postgres_url) as one,
+        bench(tmp_path / "two", redis_url, postgres_url) as two,
+        shared_valkey.client() as client,
+    ):
+        one.start_engine()
+        two.start_engine()
+        worker = PlayedWorker(client, SECRET, slots=num_jobs)
+        worker.beat()
+        worker.beat()
+        jobs = [one.submit() for _ in range(num_jobs)]
+        for job_id in jobs:
+            wait_until(lambda job_id=job_id: one.job(job_id).worker == worker.name, 15, "the hand-over")
+            assert worker.claim(job_id).granted
+        worker.beat(*[(job_id, 1) for job_id in jobs])
+
+        def tell(job_id: str, seed: int) -> None:
+            """Overlapping batches, each sent twice, as fast as both keepers take them."""
+            order = random.Random(seed)
+            with shared_valkey.client() as own:
+                teller = PlayedWorker(own, SECRET)
+                for first in range(1, num_lines + 1, 3):
+                    lines = [progress(step) for step in range(first, min(first + order.randint(3, 9), num_lines + 1))]
+                    for _ in range(2):
+                        teller.say(teller.batch(job_id, first, *lines))
+
+        def tell_until_stored(job_id: str, seed: int) -> None:
+            """As a worker does: what is not stored yet is told again."""
+            wait_until(lambda: tell(job_id, seed) or one.attempts(job_id)[0].stored_line == num_lines, 40, "all lines")
+
+        threads = [threading.Thread(target=tell_until_stored, args=(job, seed)) for seed, job in enumerate(jobs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for job_id in jobs:
+            assert stored_steps(one, job_id) == list(range(1, num_lines + 1))
+            one.check_events(job_id)
+        consumers: Any = client.xinfo_consumers(SERVER_STREAM, SERVER_GROUP)
+        assert len(consumers) == 2  # both have read
+
+
+def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
+    """A batch signed as a worker of another version might write it, without going through our models."""
+    import hashlib
+    import hmac
+    import json
+
+    text = json.dumps({**body, "lines": lines})
+    signature = hmac.new(SECRET.encode(), f"{SERVER_STREAM}\n{text}".encode(), hashlib.sha256).hexdigest()
+    return {"body": text, "signature": signature}

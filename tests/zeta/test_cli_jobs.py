@@ -1,0 +1,196 @@
+"""The command line against the real service: what people and scripts type, and the exit statuses they get."""
+
+import hashlib
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.service import ZETA, Service
+from tests.harness.waiting import wait_until
+from tests.zeta.conftest import ENDLESS_JOB, TINY_JOB
+from zeta.client import Client
+from zeta_core.contract.job import Job
+
+pytestmark = pytest.mark.timeout(300)
+
+SPEC_YAML = """
+model:
+  config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+           vocab_size: 384, max_position_embeddings: 128}
+seq_len: 64
+batch_size: 4
+gradient_accumulate_every: 1
+learning_rate: 1e-3   # a number in YAML 1.2
+max_steps: 500
+checkpointing_steps: 500
+"""
+
+
+def test_a_spec_with_a_local_file_is_submitted_followed_and_downloaded(
+    service: Service, client: Client, text_file: Path, tmp_path: Path
+) -> None:
+    spec = tmp_path / "job.yaml"
+    spec.write_text(SPEC_YAML)
+    done = service.command(
+        "submit", str(spec), "--data", str(text_file), "--set", "max_steps=3", "--set", "metadata.from=cli", "--follow",
+        timeout_seconds=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 3/3" in done.stdout
+    assert "succeeded" in done.stdout
+    assert f"{text_file} is file_" in done.stderr
+    (job,) = client.jobs(metadata={"from": "cli"})
+    assert job.spec["learning_rate"] == 0.001
+    assert job.spec["dataset"] == {"file": client.upload(text_file).id}
+
+    target = tmp_path / "model"
+    fetched = service.command("download", job.id, "-o", str(target))
+    assert fetched.returncode == 0, fetched.stderr
+    lines = [line for line in fetched.stdout.splitlines() if "sha256" in line]
+    assert len(lines) >= 2
+    for line in lines:
+        words = line.split()
+        assert hashlib.sha256((target / words[0]).read_bytes()).hexdigest() == words[words.index("sha256") + 1]
+        assert words[-1] == "verified"
+    again = json.loads(service.command("download", job.id, "-o", str(target), "--json").stdout)
+    assert again["checkpoint"] == "final"
+    assert all(file["verified"] for file in again["files"])
+
+
+def test_a_bad_spec_ends_with_2_and_names_every_fault(service: Service, tmp_path: Path) -> None:
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps({**TINY_JOB, "batch_size": 0, "save_steps": 3}))
+    done = service.command("submit", str(spec))
+    assert done.returncode == 2
+    assert "batch_size" in done.stderr
+    assert "checkpointing_steps" in done.stderr
+    assert "Traceback" not in done.stderr
+    lora = service.command("submit", "--model", "org/name", "--data", "python-docs", "--lora")
+    assert lora.returncode == 2
+    assert "lora" in lora.stderr
+
+
+def test_jobs_are_listed_and_shown_for_people_and_for_programs(service: Service, finished: Job) -> None:
+    listed = json.loads(service.command("jobs", "--status", "succeeded", "--json").stdout)
+    assert listed["object"] == "list"
+    assert finished.id in [job["id"] for job in listed["data"]]
+    assert finished.id in service.command("jobs", "--name", "finished").stdout
+    shown = service.command("job", finished.id)
+    assert "succeeded (completed)" in shown.stdout
+    assert json.loads(service.command("job", finished.id, "--json").stdout)["id"] == finished.id
+    assert service.command("jobs", "--status", "sleeping").returncode == 2
+
+
+def test_an_id_may_be_shortened_to_what_is_unique(service: Service, client: Client, finished: Job) -> None:
+    newest = client.submit({**TINY_JOB, "entity_name": "newest"})
+    client.cancel(newest.id)
+    ids = [job.id for job in client.jobs(limit=None)]
+    beginning = next(
+        finished.id[:length]
+        for length in range(5, len(finished.id))
+        if sum(job_id.startswith(finished.id[:length]) for job_id in ids) == 1
+    )
+    for text in (beginning, beginning.removeprefix("job_")):
+        assert json.loads(service.command("job", text, "--json").stdout)["id"] == finished.id
+    assert json.loads(service.command("job", "@last", "--json").stdout)["id"] == newest.id
+    several = service.command("job", "job_")
+    assert several.returncode == 2
+    assert str(len(ids)) in several.stderr
+    none = service.command("job", "job_zzzz")
+    assert none.returncode == 1
+    assert "zeta jobs" in none.stderr
+
+
+def test_events_logs_and_checkpoints_are_printed(service: Service, client: Client, finished: Job) -> None:
+    printed = [json.loads(line) for line in service.command("events", finished.id, "--json").stdout.splitlines()]
+    assert printed == [event.model_dump(mode="json") for event in client.stored_events(finished.id)]
+    followed = service.command("events", finished.id, "--follow", "--after", "2", "--json").stdout.splitlines()
+    assert [json.loads(line) for line in followed] == printed[2:]
+    assert service.command("logs", finished.id).stdout == "".join(client.logs(finished.id))
+    named = service.command("checkpoints", finished.id)
+    assert "step-8" in named.stdout
+    manifests = json.loads(service.command("checkpoints", finished.id, "--json").stdout)["data"]
+    assert "final" in [manifest["name"] for manifest in manifests]
+
+
+def test_files_and_workers_are_listed(service: Service, text_file: Path) -> None:
+    uploaded = json.loads(service.command("upload", str(text_file), "--json").stdout)
+    assert uploaded["sha256"] == hashlib.sha256(text_file.read_bytes()).hexdigest()
+    listed = json.loads(service.command("files", "--json").stdout)["data"]
+    assert uploaded["id"] in [file["id"] for file in listed]
+    assert uploaded["id"] in service.command("files", "--sha256", uploaded["sha256"]).stdout
+    assert "cpu" in service.command("workers", "--json").stdout
+
+
+def test_waiting_says_by_its_exit_status_how_the_job_ended(service: Service, client: Client, finished: Job) -> None:
+    succeeded = service.command("wait", finished.id)
+    assert (succeeded.returncode, "succeeded" in succeeded.stdout) == (0, True)
+    missing = client.submit({**TINY_JOB, "dataset": {"file": client.upload(_not_text(service.home)).id}})
+    failed = service.command("wait", missing.id, timeout_seconds=240)
+    assert failed.returncode == 1
+    assert "invalid_data" in failed.stdout
+    assert json.loads(service.command("wait", missing.id, "--json").stdout)["status"] == "failed"
+
+
+def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
+    service: Service, client: Client, tmp_path: Path
+) -> None:
+    spec = tmp_path / "endless.json"
+    spec.write_text(json.dumps(ENDLESS_JOB))
+    following = subprocess.Popen(
+        [ZETA, "submit", spec, "--follow", "--json"],
+        env=service.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout is not None
+    job_id = json.loads(following.stdout.readline())["id"]
+    assert any(_is_step(json.loads(line)) for line in following.stdout)
+    following.send_signal(signal.SIGINT)
+    _, said = following.communicate(timeout=30)
+    assert following.returncode == 130
+    assert "Detached" in said
+    assert job_id in said
+    assert client.job(job_id).status == "running"
+
+    queued = client.submit(TINY_JOB)  # the only slot is taken
+    wait_until(lambda: client.job(queued.id).waiting_reason, 20, "the queued job to say why it waits")
+    assert "queued (workers_busy)" in service.command("jobs").stdout
+    for job in (queued.id, job_id):
+        assert service.command("cancel", job).returncode == 0
+        ended = service.command("wait", job)
+        assert (ended.returncode, "cancelled" in ended.stdout) == (3, True)
+    assert service.command("cancel", job_id).returncode == 1
+
+
+def test_login_stores_what_works_and_nothing_else(service: Service, tmp_path: Path) -> None:
+    environment = {name: value for name, value in service.environment().items() if not name.startswith("ZETA_")}
+    environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+
+    def zeta(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([ZETA, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    wrong = tmp_path / "wrong.key"
+    wrong.write_text("wrong\n")
+    refused = zeta("login", service.url, "--key-file", str(wrong))
+    assert refused.returncode == 1
+    assert zeta("jobs").returncode == 4
+    assert zeta("login", service.url, "--key-file", str(service.home / "admin.key")).returncode == 0
+    assert zeta("jobs").returncode == 0
+    assert zeta("logout").returncode == 0
+    assert zeta("jobs").returncode == 4
+
+
+def _not_text(folder: Path) -> Path:
+    file = folder / "not-text.jsonl"
+    file.write_text('{"text": "first"}\n{"text": \n')
+    return file
+
+
+def _is_step(event: dict[str, Any]) -> bool:
+    return event["type"] == "progress" and event.get("step") is not None

@@ -1,0 +1,249 @@
+"""The client against the real service."""
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.harness.service import Service
+from tests.zeta.conftest import TINY_JOB
+from zeta.client import Client
+from zeta.event_stream import WaitTimeout
+from zeta.transport import Unreachable
+from zeta.up.home import Home
+from zeta_core.contract.errors import AuthenticationFailed, Conflict, InvalidRequest, InvalidSpec, NotFound
+from zeta_core.contract.events import Event
+from zeta_core.contract.job import Job
+from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.validation import parse
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def kill_child(service: Service, name: str) -> None:
+    """SIGKILL for one process of `zeta up`."""
+    state = Home(service.home).read_state()
+    assert state is not None
+    os.kill(state.children[name], signal.SIGKILL)
+
+
+# --- Jobs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_submission_repeated_with_its_key_is_one_job(client: Client) -> None:
+    key = str(uuid4())
+    spec = {**TINY_JOB, "max_steps": 1, "metadata": {"test": key}}
+    first, second = client.submit(spec, idempotency_key=key), client.submit(spec, idempotency_key=key)
+    assert first.id == second.id
+    assert [job.id for job in client.jobs(metadata={"test": key})] == [first.id]
+    with pytest.raises(InvalidRequest) as caught:
+        client.submit({**spec, "seed": 8}, idempotency_key=key)
+    assert caught.value.code == "idempotency_key_reused"
+    assert client.submit(spec).id != first.id
+    for job in client.jobs(metadata={"test": key}):
+        client.cancel(job.id)
+
+
+def test_a_spec_of_the_contract_is_sent_as_it_was_given(client: Client) -> None:
+    given = {**TINY_JOB, "max_steps": 1, "learning_rate": 1e-3}
+    job = client.submit(parse(JobSpec, given))
+    assert job.spec == given
+    client.cancel(job.id)
+
+
+def test_every_fault_of_a_spec_comes_back_with_its_field(client: Client) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        client.submit({**TINY_JOB, "batch_size": -1, "num_train_epochs": 3})
+    details = {detail.param: detail for detail in caught.value.details}
+    assert set(details) == {"batch_size", "num_train_epochs"}
+    assert details["num_train_epochs"].suggestion == "epochs"
+    assert "-1" in details["batch_size"].message
+
+
+def test_what_json_cannot_say_is_refused_before_it_is_sent(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="JSON"):
+        client.submit({**TINY_JOB, "learning_rate": float("nan")})
+    with pytest.raises(InvalidRequest, match="JSON"):
+        client.submit({**TINY_JOB, "metadata": {"path": Path("x")}})
+
+
+def test_refusals_are_the_contracts_errors(service: Service, client: Client) -> None:
+    with pytest.raises(NotFound):
+        client.job("job_00000000000000000000aaaa")
+    with pytest.raises(InvalidRequest):
+        client.job("../files")
+    with Client(service.url, "wrong-key") as stranger, pytest.raises(AuthenticationFailed):
+        stranger.jobs()
+
+
+def test_no_server_is_told_after_the_patience_that_was_asked_for() -> None:
+    with (
+        Client("http://127.0.0.1:1", "key", patience_seconds=0.2) as client,
+        pytest.raises(Unreachable, match="zeta up"),
+    ):
+        client.jobs()
+
+
+def test_a_list_goes_on_over_pages(client: Client, finished: Job) -> None:
+    for _ in range(2):
+        client.cancel(client.submit({**TINY_JOB, "entity_name": "pages"}).id)
+    every = client.jobs(limit=None)
+    assert [job.id for job in every] == sorted((job.id for job in every), reverse=True)
+    assert finished.id in [job.id for job in every]
+    assert [job.id for job in client.jobs(limit=2)] == [job.id for job in every[:2]]
+    assert {job.entity_name for job in client.jobs(entity_name="pages", limit=None)} == {"pages"}
+    assert all(job.status == "succeeded" for job in client.jobs(status="succeeded", limit=None))
+
+
+def test_events_are_the_same_live_stored_and_from_the_middle(client: Client, finished: Job) -> None:
+    live = list(client.events(finished.id))
+    assert [event.seq for event in live] == list(range(1, len(live) + 1))
+    assert live == client.stored_events(finished.id)
+    assert list(client.events(finished.id, after=3)) == live[3:]
+    assert client.stored_events(finished.id, after=2, limit=2) == live[2:4]
+    assert list(client.events(finished.id, after=len(live))) == []
+
+
+def test_logs_tell_what_the_processes_wrote(client: Client, finished: Job) -> None:
+    whole = "".join(client.logs(finished.id))
+    assert whole
+    assert "".join(client.logs(finished.id, follow=True)) == whole
+    assert whole.endswith("".join(client.logs(finished.id, tail=1)))
+
+
+def test_a_job_is_followed_over_the_death_of_the_server_to_its_cancelled_end(
+    service: Service, client: Client, endless: Job
+) -> None:
+    with pytest.raises(WaitTimeout):
+        client.wait(endless.id, timeout_seconds=0.5)
+    seen: list[Event] = []
+    interruptions: list[str] = []
+    killed = False
+    for event in client.events(
+        endless.id, timeout_seconds=200, on_interruption=lambda error: interruptions.append(error.message)
+    ):
+        seen.append(event)
+        steps = (event.model_extra or {}).get("step")
+        if event.type == "progress" and steps and not killed:
+            kill_child(service, "server")
+            killed = True
+            # Submitted while nothing answers: the request is repeated, and there is one job of it.
+            mark = str(uuid4())
+            with Client(service.url, service.api_key, patience_seconds=60) as patient:
+                patient.cancel(patient.submit({**TINY_JOB, "metadata": {"mark": mark}}).id)
+                assert len(patient.jobs(metadata={"mark": mark})) == 1
+            client.cancel(endless.id)
+    assert killed
+    assert interruptions
+    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+    assert seen == client.stored_events(endless.id)
+    assert client.job(endless.id).status == "cancelled"
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_downloaded_whole_and_verified(client: Client, finished: Job, tmp_path: Path) -> None:
+    told: list[int] = []
+    done = client.download(finished.id, directory=tmp_path / "final", on_progress=lambda now: told.append(now.bytes))
+    assert done.manifest.name == "final"
+    for file in done.files:
+        assert sha256(done.directory / file.path) == file.sha256
+    here = {path.name for path in done.directory.iterdir()}
+    assert {"config.json", "model.safetensors", "manifest.json"} <= here
+    assert not any(name.endswith(".part") for name in here)
+    assert not (done.directory / "training_state").exists()
+    assert told[-1] == sum(file.size for file in done.files)
+
+
+def test_state_comes_when_it_is_asked_for_and_globs_choose_files(client: Client, finished: Job, tmp_path: Path) -> None:
+    whole = client.download(finished.id, "latest", tmp_path / "whole", state=True)
+    assert any(file.role == "state" for file in whole.files)
+    assert [file.path for file in client.download(finished.id, directory=tmp_path / "some", include=["*.json"]).files]
+    assert not (tmp_path / "some" / "model.safetensors").exists()
+    with pytest.raises(NotFound, match=r"model\.safetensors"):
+        client.download(finished.id, directory=tmp_path / "none", include=["*.gguf"])
+
+
+@pytest.mark.parametrize("damage", ["half", "wrong", "too long"])
+def test_a_broken_off_download_goes_on_and_is_whole(client: Client, finished: Job, tmp_path: Path, damage: str) -> None:
+    whole = client.download(finished.id, directory=tmp_path / "whole")
+    weights = (whole.directory / "model.safetensors").read_bytes()
+    part = tmp_path / "again" / "model.safetensors.part"
+    part.parent.mkdir()
+    half = weights[: len(weights) // 2]
+    part.write_bytes({"half": half, "wrong": b"x" * len(half), "too long": weights + b"x"}[damage])
+    client.download(finished.id, directory=part.parent)
+    assert (part.parent / "model.safetensors").read_bytes() == weights
+    assert not part.exists()
+
+
+def test_what_is_here_is_not_fetched_again_and_other_content_is_left_alone(
+    client: Client, finished: Job, tmp_path: Path
+) -> None:
+    done = client.download(finished.id, directory=tmp_path)
+    weights = tmp_path / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    client.download(finished.id, directory=tmp_path)
+    assert weights.stat().st_mtime_ns == before
+    (tmp_path / "config.json").write_text("my own")
+    with pytest.raises(Conflict, match=r"config\.json"):
+        client.download(finished.id, directory=tmp_path)
+    assert (tmp_path / "config.json").read_text() == "my own"
+    client.download(finished.id, directory=tmp_path, overwrite=True)
+    expected = next(file.sha256 for file in done.files if file.path == "config.json")
+    assert sha256(tmp_path / "config.json") == expected
+
+
+def test_nothing_is_written_through_a_link_that_leaves_the_folder(
+    client: Client, finished: Job, tmp_path: Path
+) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    inside.mkdir()
+    (inside / "training_state").symlink_to(outside)
+    with pytest.raises(InvalidRequest, match="training_state"):
+        client.download(finished.id, "latest", inside, state=True)
+    assert list(outside.iterdir()) == []
+    assert [path.name for path in inside.iterdir()] == ["training_state"]
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_uploaded_once_for_each_purpose(client: Client, text_file: Path) -> None:
+    sent: list[tuple[int, int]] = []
+    stored = client.upload(text_file, on_bytes=lambda done, total: sent.append((done, total)))
+    size = text_file.stat().st_size
+    assert (stored.filename, stored.bytes, stored.sha256) == (text_file.name, size, sha256(text_file))
+    assert sent[-1] == (size, size)
+    sent.clear()
+    copy = text_file.with_name("other-name.txt")
+    copy.write_bytes(text_file.read_bytes())
+    assert client.upload(copy, on_bytes=lambda done, total: sent.append((done, total))).id == stored.id
+    assert sent == []
+    assert [file.id for file in client.files(sha256=stored.sha256)] == [stored.id]
+
+
+def test_what_cannot_be_uploaded_is_refused_with_its_path(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    for path, expected in (
+        (tmp_path, "folder"),
+        (tmp_path / "missing.txt", "No such file"),
+        (tmp_path / "empty.txt", "empty"),
+    ):
+        with pytest.raises(InvalidRequest, match=expected):
+            client.upload(path)
+
+
+def test_workers_say_what_they_are(client: Client) -> None:
+    (worker,) = client.workers()
+    assert worker.status == "ready"
+    assert worker.slots[0].kind == "cpu"

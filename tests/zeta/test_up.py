@@ -1,0 +1,133 @@
+"""`zeta up` as a real process: one per home, its children kept alive, and nothing left of it however it ends."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.harness.ports import free_loopback_port
+from tests.harness.service import ZETA, Service, clean_environment, running_service
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from zeta.up.home import Home, UpState
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def zeta(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ZETA, *words],
+        env=environment or clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def state_of(service: Service) -> UpState:
+    state = Home(service.home).running()
+    assert state is not None
+    return state
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def children_of(service: Service) -> dict[str, int]:
+    """The running children; during a restart the dead one's old process is still named."""
+    return {name: pid for name, pid in state_of(service).children.items() if is_alive(pid)}
+
+
+def test_one_home_has_one_zeta_up_whose_children_are_kept_alive_and_stopped_in_order(tmp_path: Path) -> None:
+    with running_service(tmp_path / "home") as service:
+        state = state_of(service)
+        assert (state.state, state.url, state.pid) == ("ready", service.url, service.process.pid)
+        for secret in ("admin.key", "worker.secret", "redis.url"):
+            assert stat.S_IMODE((service.home / secret).stat().st_mode) == 0o600
+        visible = Path(f"/proc/{state.children['valkey']}/cmdline").read_bytes()
+        assert (service.home / "redis.url").read_text().split("@")[0].removeprefix("redis://:").encode() not in visible
+
+        second = zeta("up", "--home", service.home, "--port", str(free_loopback_port()))
+        assert second.returncode == 1
+        assert str(service.process.pid) in second.stderr
+        assert service.url in second.stderr
+
+        for name in ("valkey", "server", "worker"):
+            before = state_of(service).children[name]
+            os.kill(before, signal.SIGKILL)
+            wait_until(lambda before=before, name=name: children_of(service).get(name, before) != before, 30,
+                       f"another {name}")  # fmt: skip
+        with service.http() as http:
+            wait_until(lambda: _workers(http), 60, "the service to work again")
+        found = zeta("status", "--home", service.home, "--json")
+        assert json.loads(found.stdout)["processes"] == state_of(service).children
+
+        children = children_of(service)
+        assert set(children) == {"valkey", "server", "worker"}
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 0, service.log()
+        assert not any(is_alive(pid) for pid in children.values())
+        assert not (service.home / "up.json").exists()
+    assert zeta("status", "--home", service.home).returncode == 4
+
+
+def test_a_killed_zeta_up_takes_its_children_along_and_the_home_can_be_used_again(tmp_path: Path) -> None:
+    with running_service(tmp_path / "home") as service:
+        key, children = service.api_key, children_of(service)
+        service.process.kill()
+        wait_until(lambda: not any(is_alive(pid) for pid in children.values()), 20, "the children to end")
+    with running_service(tmp_path / "home") as service:
+        assert service.api_key == key
+
+
+def test_detached_it_runs_on_with_a_redis_that_was_given_until_it_is_put_down(
+    tmp_path: Path, own_valkey: ValkeyServer
+) -> None:
+    home = tmp_path / "home"
+    environment = clean_environment() | {"ZETA_REDIS_URL": own_valkey.url, "ZETA_HOME": str(home)}
+    started = zeta("up", "--detach", "--port", "0", environment=environment)
+    try:
+        assert started.returncode == 0, started.stderr
+        state = Home(home).running()
+        assert state is not None
+        assert state.url is not None
+        assert state.url in started.stdout
+        assert set(state.children) == {"server", "worker"}
+        assert zeta("jobs", environment=environment).returncode == 0  # found through the home, with its key
+        assert json.loads(zeta("status", "--json", environment=environment).stdout)["ready"] is True
+        again = zeta("up", "--detach", "--port", "0", environment=environment)
+        assert again.returncode == 1
+        assert state.url in again.stderr
+    finally:
+        stopped = zeta("down", environment=environment)
+    assert stopped.returncode == 0, stopped.stderr
+    assert not any(is_alive(pid) for pid in (state.pid, *state.children.values()))
+    assert zeta("down", environment=environment).returncode == 0
+
+
+def test_a_part_that_does_not_start_is_told_with_its_own_words_and_nothing_is_left(tmp_path: Path) -> None:
+    environment = clean_environment() | {"ZETA_MAX_UPLOAD_BYTES": "many"}
+    done = zeta("up", "--home", tmp_path / "home", "--port", str(free_loopback_port()), environment=environment)
+    assert done.returncode == 1
+    assert "ZETA_MAX_UPLOAD_BYTES" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Home(tmp_path / "home").running() is None
+
+
+def _workers(http: httpx.Client) -> bool:
+    try:
+        answer = http.get("/v1/workers")
+    except httpx.TransportError:
+        return False
+    return answer.status_code == 200 and any(worker["status"] == "ready" for worker in answer.json()["data"])

@@ -6,13 +6,12 @@ An entry goes when its work is done; the spec itself already knows every field, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import BaseModel
 
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.validation import shown
-
-if TYPE_CHECKING:
-    from zeta_core.contract.spec import TrainerOptions
 
 Refusal = Callable[[Any], bool]
 
@@ -47,14 +46,15 @@ NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
 }
 
 
-def faults(options: TrainerOptions) -> list[ErrorDetail]:
-    """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
+def faults(options: BaseModel) -> list[ErrorDetail]:
+    """``options`` are `spec.TrainerOptions` (which imports this file). One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
     details = [
         _detail(name, getattr(options, name), cure)
         for name, (refused, cure) in NOT_AVAILABLE_YET.items()
         if hasattr(options, name) and refused(getattr(options, name))
     ]
-    sources = options.dataset if isinstance(options.dataset, list) else [options.dataset]
+    dataset = getattr(options, "dataset", None)
+    sources = dataset if isinstance(dataset, list) else [dataset]
     for source in sources:
         if source is not None and source.format not in ("auto", "text"):
             details.append(_detail("dataset.format", source.format, "use 'auto' or 'text'"))

@@ -136,8 +136,8 @@ async def _keep_checkpoint(session: AsyncSession, job: JobRow, attempt: AttemptR
     )
     await session.flush()
     names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
-    limit = job.resolved_spec.get("save_total_limit", job.spec.get("save_total_limit", DEFAULT_SAVE_TOTAL_LIMIT))
-    gone = surplus(names, int(limit))
+    limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
+    gone = surplus(names, limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT)
     if gone:
         await session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(gone)))
 

@@ -14,7 +14,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, StopOrder, sign
+from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, JournalAck, StopOrder, sign
 
 
 @pytest.fixture
@@ -31,19 +31,22 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Ite
         yield made
 
 
-def start(fleet: Bench, worker: PlayedWorker, job_id: str) -> None:
-    """Let the job be handed to the worker, and claim it."""
-    wait_until(lambda: fleet.job(job_id).worker == worker.name, 15, f"{job_id} to be handed over")
-    assert worker.claim(job_id).granted
-    worker.beat((job_id, 1))
+def start(fleet: Bench, worker: PlayedWorker, job_id: str, attempt: int = 1) -> None:
+    """Let the job be handed to the worker, which is heard meanwhile, and claim it."""
+
+    def handed_over() -> bool:
+        worker.beat()
+        return fleet.job(job_id).worker == worker.name
+
+    wait_until(handed_over, 15, f"{job_id} to be handed over")
+    assert worker.claim(job_id, attempt).granted
 
 
 def running_job(fleet: Bench, client: "redis.Redis") -> tuple[PlayedWorker, str]:
     worker = PlayedWorker(client, SECRET)
-    worker.beat()
-    worker.beat()
     job_id = fleet.submit()
     start(fleet, worker, job_id)
+    worker.beat((job_id, 1))
     return worker, job_id
 
 
@@ -75,9 +78,7 @@ def test_what_an_ended_attempt_says_is_fenced_and_changes_nothing(fleet: Bench, 
     assert fleet.wait_for_status(job_id, "queued").status_reason == "retrying"
     repeated = worker.publish(job_id, 2, status("failed", reason="train_error"))
     assert (repeated.stored_line, repeated.fenced) == (2, True)
-    worker.beat()
-    wait_until(lambda: fleet.job(job_id).worker == worker.name, 15, "the second hand-over")
-    assert worker.claim(job_id, 2).granted
+    start(fleet, worker, job_id, 2)
     late = worker.publish(job_id, 3, progress(50), status("succeeded"))
     assert (late.stored_line, late.fenced) == (2, True)
     job = fleet.job(job_id)
@@ -108,7 +109,9 @@ def test_lines_that_a_database_refuses_or_nobody_can_read_hold_up_nothing(fleet:
         {"type": "warning", "code": "odd", "message": "from a newer version", "field_of_tomorrow": [1]},
     ]
     worker.say_raw(_signed_as_is(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
-    wait_until(lambda: fleet.attempts(job_id)[0].stored_line == 5, 15, "the strange lines to be stored")
+    ack = worker.hear(JournalAck, job_id)
+    assert isinstance(ack, JournalAck)
+    assert ack.stored_line == 5
     kept = [event for event in fleet.events(job_id) if event.line is not None]
     assert [event.type for event in kept] == ["log", "warning", "warning", "warning", "warning"]
     assert kept[1].fields["code"] == "unreadable_line"
@@ -147,9 +150,7 @@ def test_checkpoints_are_kept_up_to_the_limit_and_reset_the_count_of_failures(
     worker, job_id = running_job(fleet, client)
     worker.publish(job_id, 1, checkpoint(2), status("failed", reason="process_killed"))
     assert fleet.wait_for_status(job_id, "queued").failures == 1
-    worker.beat()
-    wait_until(lambda: fleet.job(job_id).worker == worker.name, 15, "the second hand-over")
-    assert worker.claim(job_id, 2).granted
+    start(fleet, worker, job_id, 2)
     worker.publish(job_id, 1, checkpoint(2), attempt=2)
     assert fleet.job(job_id).failures == 1  # nothing new was reached
     worker.publish(job_id, 2, *[checkpoint(step) for step in (4, 6, 8)], checkpoint(8, "final"), attempt=2)
@@ -169,29 +170,25 @@ def test_two_keepers_on_one_postgresql_store_every_line_once_in_order_without_a_
         one.start_engine()
         two.start_engine()
         worker = PlayedWorker(client, SECRET, slots=num_jobs)
-        worker.beat()
-        worker.beat()
         jobs = [one.submit() for _ in range(num_jobs)]
         for job_id in jobs:
-            wait_until(lambda job_id=job_id: one.job(job_id).worker == worker.name, 15, "the hand-over")
-            assert worker.claim(job_id).granted
+            start(one, worker, job_id)
         worker.beat(*[(job_id, 1) for job_id in jobs])
 
         def tell(job_id: str, seed: int) -> None:
-            """Overlapping batches, each sent twice, as fast as both keepers take them."""
+            """Overlapping batches, each sent twice, as fast as Redis takes them; then again what is not stored."""
             order = random.Random(seed)
             with shared_valkey.client() as own:
                 teller = PlayedWorker(own, SECRET)
-                for first in range(1, num_lines + 1, 3):
-                    lines = [progress(step) for step in range(first, min(first + order.randint(3, 9), num_lines + 1))]
-                    for _ in range(2):
-                        teller.say(teller.batch(job_id, first, *lines))
+                while (stored := one.attempts(job_id)[0].stored_line) < num_lines:
+                    for first in range(stored + 1, num_lines + 1, 5):
+                        last = min(first + order.randint(5, 12), num_lines)
+                        lines = [progress(step) for step in range(first, last + 1)]
+                        for _ in range(2):
+                            teller.say(teller.batch(job_id, first, *lines))
+                    wait_until(lambda: own.xlen(SERVER_STREAM) == 0, 20, "the keepers to read it all")
 
-        def tell_until_stored(job_id: str, seed: int) -> None:
-            """As a worker does: what is not stored yet is told again."""
-            wait_until(lambda: tell(job_id, seed) or one.attempts(job_id)[0].stored_line == num_lines, 40, "all lines")
-
-        threads = [threading.Thread(target=tell_until_stored, args=(job, seed)) for seed, job in enumerate(jobs)]
+        threads = [threading.Thread(target=tell, args=(job, seed)) for seed, job in enumerate(jobs)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -1,0 +1,143 @@
+"""A worker played by the test: it speaks the worker's side of the protocol over real Redis, one message at a time."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import redis
+
+from tests.harness.waiting import wait_until
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.messages import (
+    SERVER_STREAM,
+    TO_WORKER,
+    WORKERS_HASH,
+    Claim,
+    ClaimAnswer,
+    DeviceReport,
+    Heartbeat,
+    JournalAck,
+    JournalBatch,
+    ToWorker,
+    sign,
+    verify,
+    worker_queue,
+    worker_stream,
+)
+
+
+class PlayedWorker:
+    def __init__(self, client: "redis.Redis", secret: str, name: str = "played", *, slots: int = 1) -> None:
+        self.name = name
+        self.incarnation = f"{name}-1"
+        self.stopping = False
+        self._client = client
+        self._secret = secret
+        self._slots = slots
+        self._beat = 0
+
+    def beat(self, *running: tuple[str, int]) -> None:
+        """A heartbeat that lists these (job, attempt) in the first slots."""
+        self._beat += 1
+        signed = signed_heartbeat(
+            self._secret,
+            self.name,
+            self._beat,
+            slots=self._slots,
+            running=list(running),
+            stopping=self.stopping,
+            incarnation=self.incarnation,
+        )
+        self._client.hset(WORKERS_HASH, self.name, signed)
+
+    def claim(self, job_id: str, attempt: int = 1) -> ClaimAnswer:
+        """Ask, and wait for the answer."""
+        self.say(Claim(job_id=job_id, attempt=attempt, worker=self.name, incarnation=self.incarnation))
+        answer = self.hear(ClaimAnswer, job_id)
+        assert isinstance(answer, ClaimAnswer)
+        return answer
+
+    def publish(self, job_id: str, first_line: int, *lines: dict[str, Any], attempt: int = 1) -> JournalAck:
+        """Send one batch, and wait for the acknowledgement."""
+        self.say(self.batch(job_id, first_line, *lines, attempt=attempt))
+        ack = self.hear(JournalAck, job_id)
+        assert isinstance(ack, JournalAck)
+        return ack
+
+    def batch(self, job_id: str, first_line: int, *lines: dict[str, Any], attempt: int = 1) -> JournalBatch:
+        return JournalBatch(job_id=job_id, attempt=attempt, worker=self.name, first_line=first_line, lines=list(lines))
+
+    def say(self, message: Claim | JournalBatch) -> None:
+        self.say_raw({**sign(message, self._secret, channel=SERVER_STREAM)})
+
+    def say_raw(self, fields: dict[Any, Any]) -> None:
+        self._client.xadd(SERVER_STREAM, fields)
+
+    def hear(self, kind: type[ToWorker], job_id: str) -> ToWorker:
+        """The next message of this kind about this job; earlier messages are taken out of the stream."""
+
+        def next_one() -> ToWorker | None:
+            for message in self.heard():
+                if isinstance(message, kind) and message.job_id == job_id:
+                    return message
+            return None
+
+        found = wait_until(next_one, 15, f"a {kind.__name__} about {job_id}")
+        assert found is not None
+        return found
+
+    def heard(self) -> list[ToWorker]:
+        """Everything that is in the worker's stream now."""
+        stream = worker_stream(self.name)
+        entries: Any = self._client.xrange(stream)
+        for message_id, _ in entries:
+            self._client.xdel(stream, message_id)
+        return [TO_WORKER.validate_python(verify(fields, self._secret, channel=stream)) for _, fields in entries]
+
+    def handed_over(self) -> int:
+        """How many messages wait in this worker's Celery queue."""
+        waiting: Any = self._client.llen(worker_queue(self.name))
+        return int(waiting)
+
+
+def progress(step: int, **fields: Any) -> dict[str, Any]:
+    return {"type": "progress", "phase": "training", "step": step, "created_at": utc_now().isoformat(), **fields}
+
+
+def status(to: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "status", "status": to, "created_at": utc_now().isoformat(), **fields}
+
+
+def checkpoint(step: int, name: str | None = None) -> dict[str, Any]:
+    return {"type": "checkpoint", "name": name or f"step-{step}", "step": step, "created_at": utc_now().isoformat()}
+
+
+def signed_heartbeat(
+    secret: str,
+    worker: str,
+    beat: int,
+    *,
+    slots: int = 1,
+    kind: Literal["cuda", "cpu"] = "cpu",
+    running: Sequence[tuple[str, int]] = (),
+    stopping: bool = False,
+    incarnation: str = "first",
+) -> str:
+    """What a worker writes into its field of the hash."""
+    listed = [*running, *[(None, None)] * (slots - len(running))]
+    heartbeat = Heartbeat(
+        worker=worker,
+        incarnation=incarnation,
+        beat=beat,
+        version="0",
+        host="here",
+        started_at=utc_now(),
+        cores=1,
+        memory_bytes=1,
+        stopping=stopping,
+        slots=[
+            DeviceReport(slot=slot, kind=kind, name=kind, memory_bytes=1, job_id=job_id, attempt=attempt)
+            for slot, (job_id, attempt) in enumerate(listed)
+        ],
+    )
+    return json.dumps(sign(heartbeat, secret, channel=WORKERS_HASH))

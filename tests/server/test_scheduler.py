@@ -1,0 +1,227 @@
+"""Who gets which job, why the others wait, and what follows when a hand-over is not claimed."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.courier import NOT_SENT
+from server.fleet import Fleet
+from server.scheduler import Scheduler
+from server.tables import CheckpointRow, JobRow
+from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.played_worker import PlayedWorker, signed_heartbeat
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.messages import HandOver
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """A database without an engine: the tests step the scheduler themselves."""
+    url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
+    with bench(tmp_path, "redis://127.0.0.1:1/0", url) as made:
+        yield made
+
+
+class Stepped:
+    """A scheduler that passes when it is told to, the workers it sees, and the hand-overs it sent."""
+
+    def __init__(self, database: Bench, *, claim_seconds: float = 10, fails: bool = False) -> None:
+        self.sent: list[HandOver] = []
+        self.now = 0.0
+        self.beats = 0
+        self.fails = fails
+        self.fleet = Fleet(SECRET, lambda: self.now)
+        self._database = database
+        self.scheduler = Scheduler(database.database, self.fleet, self._send, claim_seconds=claim_seconds)
+        self.fleet.update({})
+
+    async def _send(self, message: HandOver) -> None:
+        if self.fails:
+            raise NOT_SENT[0]("no connection")
+        self.sent.append(message)
+
+    def hear(self, **workers: Any) -> None:
+        """Heartbeats of these workers: a number of CPU slots, or the fields of `signed_heartbeat`."""
+        self.beats += 1
+        entries = {
+            name: signed_heartbeat(SECRET, name, self.beats, **(kind if isinstance(kind, dict) else {"slots": kind}))
+            for name, kind in workers.items()
+        }
+        self.fleet.update(entries)
+
+    def step(self) -> list[tuple[str, str]]:
+        """One pass; the (job, worker) that it sent."""
+        before = len(self.sent)
+        self._database.loop.run(self.scheduler.one_pass())
+        return [(message.job_id, message.worker) for message in self.sent[before:]]
+
+
+def change(database: Bench, job_id: str, **values: Any) -> None:
+    async def write() -> None:
+        async with database.database.write() as session:
+            job = await session.get_one(JobRow, job_id)
+            for name, value in values.items():
+                setattr(job, name, value)
+
+    database.loop.run(write())
+
+
+def waiting(database: Bench, job_id: str) -> str | None:
+    reason = database.job(job_id).waiting_reason
+    return reason["code"] if reason else None
+
+
+def test_jobs_start_by_priority_then_age_on_the_worker_with_the_most_free_slots(database: Bench) -> None:
+    stepped = Stepped(database)
+    old, young, urgent = (database.submit() for _ in range(3))
+    change(database, urgent, priority=5)
+    stepped.hear(small=1, large=2)
+    assert [job_id for job_id, _ in stepped.step()] == [urgent, old, young]
+    assert [message.worker for message in stepped.sent].count("large") == 2
+    job = database.job(urgent)
+    assert (job.status, job.worker, job.slots, waiting(database, urgent)) == ("queued", "large", [0], "handing_over")
+    assert stepped.step() == []
+
+
+def test_every_wait_has_its_reason_and_since_when(database: Bench) -> None:
+    stepped = Stepped(database)
+    job_id = database.submit()
+    stepped.step()
+    assert waiting(database, job_id) == "no_worker"
+    since = (database.job(job_id).waiting_reason or {})["since"]
+    stepped.step()
+    assert (database.job(job_id).waiting_reason or {})["since"] == since
+    stepped.hear(busy={"slots": 1, "running": [("job_other", 1)]})
+    stepped.step()
+    assert waiting(database, job_id) == "workers_busy"
+    change(database, job_id, not_before=utc_now() + timedelta(hours=1))
+    stepped.step()
+    assert waiting(database, job_id) == "retry_backoff"
+    change(database, job_id, not_before=None, spec={"resources": {"gpus": 1}})
+    stepped.step()
+    assert waiting(database, job_id) == "never_fits"
+    stepped.hear(busy={"slots": 1, "stopping": True})
+    stepped.step()
+    assert waiting(database, job_id) == "no_worker"
+    stepped.fleet.unreachable()
+    stepped.step()
+    assert "Redis cannot be reached" in (database.job(job_id).waiting_reason or {})["message"]
+
+
+def test_a_job_takes_as_many_slots_as_gpus_and_waits_for_them(database: Bench) -> None:
+    stepped = Stepped(database)
+    change(database, database.submit(), spec={"resources": {"gpus": 1}}, priority=1)
+    pair = database.submit()
+    change(database, pair, spec={"resources": {"gpus": 2}})
+    stepped.hear(box={"slots": 2, "kind": "cuda"})
+    stepped.step()
+    assert [message.slots for message in stepped.sent] == [[0]]
+    assert waiting(database, pair) == "resources"
+
+
+def test_a_hand_over_that_is_not_claimed_is_withdrawn_and_made_again(database: Bench) -> None:
+    stepped = Stepped(database, claim_seconds=0.05)
+    job_id = database.submit()
+    stepped.hear(first=1)
+    assert stepped.step() == [(job_id, "first")]
+    first = database.job(job_id).handed_over_at
+    sent = wait_until(lambda: stepped.step() or stepped.step(), 10, "the second hand-over")
+    assert sent == [(job_id, "first")]
+    assert database.job(job_id).handed_over_at != first
+    assert [message.attempt for message in stepped.sent] == [1, 1]
+
+
+def test_a_hand_over_to_a_worker_that_falls_silent_goes_to_another(database: Bench) -> None:
+    stepped = Stepped(database, claim_seconds=1000)
+    job_id = database.submit()
+    stepped.hear(first=1)
+    assert stepped.step() == [(job_id, "first")]
+    stepped.now += 20
+    stepped.hear(second=1)
+    assert stepped.step() == []  # withdrawn
+    assert stepped.step() == [(job_id, "second")]
+
+
+def test_a_hand_over_that_cannot_be_sent_leaves_the_job_queued_without_a_worker(database: Bench) -> None:
+    stepped = Stepped(database, fails=True)
+    job_id = database.submit()
+    stepped.hear(first=1)
+    stepped.step()
+    assert (database.job(job_id).worker, database.job(job_id).handed_over_at) == (None, None)
+    stepped.fails = False
+    assert stepped.step() == [(job_id, "first")]
+
+
+def test_the_next_attempt_resumes_from_the_newest_stored_checkpoint(database: Bench) -> None:
+    stepped = Stepped(database)
+    job_id, other = database.submit(), database.submit()
+
+    async def store(*checkpoints: tuple[str, str, int]) -> None:
+        async with database.database.write() as session:
+            session.add_all(
+                CheckpointRow(job_id=job, name=name, step=step, attempt=1, bytes=1, metrics={}, created_at=utc_now())
+                for job, name, step in checkpoints
+            )
+
+    database.loop.run(store((job_id, "step-9", 9), (job_id, "step-10", 10), (job_id, "best", 4), (job_id, "final", 10)))
+    change(database, other, spec={"resume_from_checkpoint": job_id})
+    stepped.hear(box=2)
+    stepped.step()
+    assert [message.resume_from for message in stepped.sent] == [f"{job_id}/step-10", f"{job_id}/step-10"]
+
+
+def test_workers_that_were_silent_before_the_server_started_are_not_offered_a_job(database: Bench) -> None:
+    stepped = Stepped(database)
+    stepped.fleet.unreachable()
+    stepped.hear(dead=1)  # found in Redis at the first look
+    database.submit()
+    assert stepped.step() == []
+    stepped.hear(dead=1)  # it moved
+    assert len(stepped.step()) == 1
+
+
+def test_two_schedulers_on_one_postgresql_never_give_one_slot_twice(tmp_path: Path, postgres_url: str) -> None:
+    with bench(tmp_path, "redis://127.0.0.1:1/0", postgres_url) as database:
+        both = [Stepped(database), Stepped(database)]
+        jobs = {database.submit() for _ in range(6)}
+        for stepped in both:
+            stepped.hear(box=4)
+
+        async def pass_together() -> None:
+            await asyncio.gather(*(stepped.scheduler.one_pass() for stepped in both))
+
+        database.loop.run(pass_together())
+        sent = [message for stepped in both for message in stepped.sent]
+        assert sorted(slot for message in sent for slot in message.slots) == [0, 1, 2, 3]
+        assert len({message.job_id for message in sent}) == 4
+        assert {message.job_id for message in sent} < jobs
+
+
+def test_a_lost_hand_over_is_given_to_another_worker_and_the_late_claim_is_denied(
+    tmp_path: Path, redis_url: str, shared_valkey: ValkeyServer
+) -> None:
+    with bench(tmp_path, redis_url, claim_seconds=1) as fleet, shared_valkey.client() as client:
+        fleet.start_engine()
+        late = PlayedWorker(client, SECRET, "late")
+        job_id = fleet.submit()
+
+        def handed_to(worker: PlayedWorker) -> bool:
+            worker.beat()
+            return fleet.job(job_id).worker == worker.name
+
+        wait_until(lambda: handed_to(late), 15, "the first hand-over")
+        wait_until(lambda: late.handed_over() == 1, 5, "its message")
+        late.stopping = True
+        late.beat()
+        prompt = PlayedWorker(client, SECRET, "prompt")
+        wait_until(lambda: handed_to(prompt), 15, "the second hand-over")
+        denied = late.claim(job_id)
+        assert (denied.granted, denied.reason) == (False, "the hand-over was withdrawn")
+        assert prompt.claim(job_id).granted
+        assert late.claim(job_id).reason == "the attempt was started by another process"

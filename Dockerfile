@@ -24,7 +24,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # torch is by far the largest part and changes least: a layer of its own, and none where nothing asks for it.
 RUN --mount=type=cache,target=/root/.cache/pip \
     case ",$EXTRAS," in *,train,*|*,deepspeed,*|*,all,*) \
-        pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch ;; esac
+        pip install --constraint constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch ;; esac
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt --no-build-isolation ".[$EXTRAS]"

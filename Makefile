@@ -84,7 +84,7 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 	@$(INSTALL) pip
 	@$(INSTALL) --group build
 	@echo 'torch ...'
-	@$(INSTALL) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") torch
+	@$(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch  # what it needs comes from PyPI below
 	@echo 'everything else ...'
 	@$(INSTALL) --no-build-isolation --group dev --editable '.[train,server,worker,postgres,s3]'
 	@touch $@

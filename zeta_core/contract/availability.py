@@ -47,7 +47,7 @@ NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
 
 
 def faults(options: BaseModel) -> list[ErrorDetail]:
-    """``options`` are `spec.TrainerOptions` (which imports this file). One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
+    """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
     details = [
         _detail(name, getattr(options, name), cure)
         for name, (refused, cure) in NOT_AVAILABLE_YET.items()

@@ -1,0 +1,148 @@
+"""What follows when an attempt ends, for each way of ending; straight on the database, without Redis."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import journal
+from server.claims import answer_claim
+from server.endings import MAX_LOSSES, backoff_seconds, lose_worker
+from server.state import lock_job
+from server.tables import JobRow
+from tests.harness.fleet import Bench, bench
+from tests.harness.played_worker import checkpoint, progress, status
+from zeta_core.contract.messages import Claim, JournalBatch
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path, "redis://127.0.0.1:1/0") as made:
+        yield made
+
+
+def start(database: Bench, job_id: str) -> int:
+    """Hand the job over and claim it, as scheduler and worker do; returns the attempt."""
+
+    async def claim() -> int:
+        async with database.database.write() as session:
+            job = await session.get_one(JobRow, job_id)
+            job.worker, job.slots, job.not_before = "w", [0], None
+            claim = Claim(job_id=job_id, attempt=job.attempt + 1, worker="w", incarnation="i")
+        async with database.database.write() as session:
+            assert (await answer_claim(session, claim)).granted
+        return claim.attempt
+
+    return database.loop.run(claim())
+
+
+def tell(database: Bench, job_id: str, *lines: dict[str, Any]) -> JobRow:
+    """Start the next attempt, which says these lines and no more."""
+    attempt = start(database, job_id)
+
+    async def apply() -> None:
+        async with database.database.write() as session:
+            batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=list(lines))
+            assert (await journal.apply(session, batch)).ack.stored_line == len(lines)
+
+    database.loop.run(apply())
+    return database.job(job_id)
+
+
+def lose(database: Bench, job_id: str) -> JobRow:
+    attempt = start(database, job_id)
+
+    async def write() -> None:
+        async with database.database.write() as session:
+            job = await lock_job(session, job_id)
+            assert job is not None
+            await lose_worker(session, job, attempt=attempt, why="It is gone.")
+
+    database.loop.run(write())
+    return database.job(job_id)
+
+
+@pytest.mark.parametrize("reason", ["train_error", "process_killed", "launch_failed", "disk_full"])
+def test_an_accident_is_tried_again_until_the_retries_are_used_up(database: Bench, reason: str) -> None:
+    job_id = database.submit(max_retries=1)
+    job = tell(database, job_id, progress(1), status("failed", reason=reason, message="It broke."))
+    assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 1)
+    assert job.not_before is None  # the first retry does not wait
+    job = tell(database, job_id, status("failed", reason=reason, message="It broke."))
+    assert (job.status, job.status_reason, job.attempt) == ("failed", reason, 2)
+    assert job.error is not None
+    assert (job.error["code"], job.error["message"]) == (reason, "It broke.")
+    assert [attempt.reason for attempt in database.attempts(job_id)] == [reason, reason]
+    database.check_events(job_id)
+
+
+@pytest.mark.parametrize("reason", ["invalid_data", "invalid_model", "non_finite_loss", "time_limit"])
+def test_what_another_attempt_would_meet_again_is_not_tried_again(database: Bench, reason: str) -> None:
+    job_id = database.submit()
+    job = tell(database, job_id, status("failed", reason=reason))
+    assert (job.status, job.status_reason, job.attempt) == ("failed", reason, 1)
+
+
+def test_memory_that_runs_out_is_tried_once_more_and_not_twice(database: Bench) -> None:
+    job_id = database.submit()
+    assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "queued"
+    assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "failed"
+
+
+def test_the_second_failure_in_a_row_waits_and_a_new_checkpoint_forgets_the_failures(database: Bench) -> None:
+    job_id = database.submit()
+    tell(database, job_id, status("failed", reason="process_killed"))
+    assert tell(database, job_id, status("failed", reason="process_killed")).not_before is not None
+    job = tell(database, job_id, checkpoint(5), status("failed", reason="process_killed"))
+    assert (job.failures, job.not_before) == (1, None)
+    assert [backoff_seconds(failures) for failures in (1, 2, 3, 4, 9)] == [0, 5, 20, 80, 300]
+
+
+def test_a_hand_back_counts_as_no_failure(database: Bench) -> None:
+    job_id = database.submit(max_retries=0)
+    for _ in range(3):
+        job = tell(database, job_id, status("queued", reason="handed_back"))
+        assert (job.status, job.status_reason, job.failures, job.not_before) == ("queued", "handed_back", 0, None)
+
+
+def test_lost_workers_have_a_limit_of_their_own(database: Bench) -> None:
+    job_id = database.submit(max_retries=0)
+    for _ in range(MAX_LOSSES):
+        job = lose(database, job_id)
+        assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 0)
+    job = lose(database, job_id)
+    assert (job.status, job.status_reason) == ("failed", "worker_lost")
+    assert {attempt.reason for attempt in database.attempts(job_id)} == {"worker_lost"}
+
+
+@pytest.mark.parametrize(
+    "line", [status("failed", reason="process_killed"), status("failed", reason="invalid_data"), status("queued")]
+)
+@pytest.mark.parametrize(("action", "end"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_what_the_user_ordered_comes_before_a_retry(
+    database: Bench, line: dict[str, Any], action: str, end: str
+) -> None:
+    job_id = database.submit()
+
+    async def end_it(attempt: int) -> None:
+        async with database.database.write() as session:
+            (await session.get_one(JobRow, job_id)).requested_action = action
+        async with database.database.write() as session:
+            batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=[line])
+            await journal.apply(session, batch)
+
+    database.loop.run(end_it(start(database, job_id)))
+    job = database.job(job_id)
+    assert (job.status, job.requested_action, job.error) == (end, None, None)
+
+
+def test_success_stores_the_result_and_forgets_the_error_of_earlier_attempts(database: Bench) -> None:
+    job_id = database.submit()
+    assert tell(database, job_id, status("failed", reason="process_killed")).error is not None
+    result = {"train_loss": 1.5, "tokens": 10}
+    job = tell(database, job_id, progress(1, loss=2.0), progress(2), status("succeeded", result=result))
+    assert (job.status, job.status_reason, job.error) == ("succeeded", "completed", None)
+    assert (job.result or {})["train_loss"] == 1.5
+    assert (job.progress or {})["loss"] == 2.0  # what a line does not say stays as it was
+    assert job.finished_at is not None

@@ -1,0 +1,98 @@
+"""Stop orders are repeated until they are obeyed; lost workers lose their attempts; overruled ones are told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from server.fleet import Fleet
+from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.played_worker import PlayedWorker, signed_heartbeat, status
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from zeta_core.contract.messages import JournalAck, StopOrder
+
+
+@pytest.fixture
+def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
+    with shared_valkey.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+    with bench(tmp_path, redis_url, lease_seconds=2) as made:
+        made.start_engine()
+        yield made
+
+
+def start(fleet: Bench, worker: PlayedWorker, job_id: str, attempt: int = 1) -> None:
+    def handed_over() -> bool:
+        worker.beat()
+        return fleet.job(job_id).worker == worker.name
+
+    wait_until(handed_over, 15, f"{job_id} to be handed over")
+    assert worker.claim(job_id, attempt).granted
+    worker.beat((job_id, attempt))
+
+
+def test_a_stop_order_is_repeated_until_the_job_has_moved_on(fleet: Bench, client: "redis.Redis") -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    start(fleet, worker, job_id)
+    fleet.request(job_id, "cancel")
+    for _ in range(2):
+        worker.beat((job_id, 1))
+        order = worker.hear(StopOrder, job_id)
+        assert isinstance(order, StopOrder)
+        assert (order.attempt, order.action) == (1, "cancel")
+    worker.publish(job_id, 1, status("cancelled"))
+    fleet.wait_for_status(job_id, "cancelled")
+
+
+def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_told_when_it_returns(
+    fleet: Bench, client: "redis.Redis"
+) -> None:
+    silent, other = PlayedWorker(client, SECRET, "silent"), PlayedWorker(client, SECRET, "other")
+    job_id = fleet.submit()
+    start(fleet, silent, job_id)
+    wait_until(lambda: fleet.job(job_id).status == "queued", 15, "the lease to run out")
+    (attempt,) = fleet.attempts(job_id)
+    assert (attempt.reason, fleet.job(job_id).losses, fleet.job(job_id).failures) == ("worker_lost", 1, 0)
+    start(fleet, other, job_id, 2)
+
+    def told() -> bool:
+        silent.beat((job_id, 1))
+        other.beat((job_id, 2))
+        return any(isinstance(message, JournalAck) and message.fenced for message in silent.heard())
+
+    wait_until(told, 20, "the returned worker to be told that its attempt is over")
+    assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
+
+
+def test_silence_counts_on_this_servers_clock_and_only_while_redis_can_be_reached() -> None:
+    clock = [1000.0]
+    fleet = Fleet(SECRET, lambda: clock[0])
+    fleet.update({})
+    fleet.update({"w": signed_heartbeat(SECRET, "w", 1)})
+    clock[0] += 50
+    fleet.update({"w": signed_heartbeat(SECRET, "w", 1)})
+    assert (fleet.silent_seconds("w"), fleet.silent_seconds("never heard")) == (50, 50)
+    assert not fleet.is_alive("w")
+    fleet.unreachable()
+    clock[0] += 1000
+    assert fleet.silent_seconds("w") == 0
+    fleet.update({})  # Redis is back, and empty
+    assert fleet.silent_seconds("w") == 0
+    clock[0] += 10
+    assert fleet.silent_seconds("w") == 10
+    fleet.update({"w": signed_heartbeat(SECRET, "w", 2)})
+    assert fleet.silent_seconds("w") == 0
+    assert fleet.is_alive("w")
+
+
+def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -> None:
+    fleet = Fleet(SECRET)
+    fleet.update({"a": signed_heartbeat("another", "a", 1), "b": signed_heartbeat(SECRET, "a", 1), "c": "nonsense"})
+    assert fleet.workers() == []

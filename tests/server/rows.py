@@ -61,6 +61,10 @@ class Rows:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(log)
 
+    def end(self, job_id: str, to: JobStatus) -> None:
+        """End the running attempt and the job."""
+        asyncio.run(self._end(job_id, to))
+
     def say(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
         asyncio.run(self._say(job_id, messages))
@@ -124,6 +128,18 @@ class Rows:
                 await state.change_status(session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason)
         await database.close()
         return number
+
+    async def _end(self, job_id: str, to: JobStatus) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            job = await state.lock_job(session, job_id)
+            assert job is not None
+            reason = StatusReason.CANCELLED_BY_USER
+            changed = await state.change_status(
+                session, job, to, expect={JobStatus.RUNNING}, attempt=job.attempt, reason=reason
+            )
+            assert changed is not None
+        await database.close()
 
     async def _say(self, job_id: str, messages: Sequence[str]) -> None:
         database = Database(self.settings.database)

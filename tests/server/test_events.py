@@ -1,0 +1,276 @@
+"""A job's events over HTTP: pages, and live streams that resume anywhere and end by themselves."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.harness.service import parse_sse
+from tests.harness.waiting import wait_until
+from tests.server.rows import Rows
+from tests.server.serving import ServerProcess, error_of, serving, submit
+from zeta_core.contract.job import JobStatus
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+class Reader:
+    """Reads a stream in a thread until it ends, so that a test can look at what came so far."""
+
+    def __init__(self, http: httpx.Client, path: str, headers: dict[str, str]) -> None:
+        self.text = ""
+        self.broke = False
+        self.ended_at: float | None = None
+        self._open = http.stream("GET", path, headers=headers, timeout=60)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return parse_sse(self.text[: self.text.rfind("\n\n") + 2])
+
+    def wait_for(self, count: int) -> list[dict[str, Any]]:
+        wait_until(lambda: len(self.events) >= count, 30, f"{count} events")
+        return self.events
+
+    def wait_for_end(self) -> list[dict[str, Any]]:
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the stream goes on"
+        return self.events
+
+    def _read(self) -> None:
+        try:
+            with self._open as answer:
+                for chunk in answer.iter_text():
+                    self.text += chunk
+        except httpx.TransportError:
+            self.broke = True
+        self.ended_at = time.monotonic()
+
+
+@contextmanager
+def reading(server: ServerProcess, job_id: str, **headers: str) -> Generator[Reader]:
+    with server.http() as http:
+        yield Reader(http, f"/v1/jobs/{job_id}/events", {**STREAM, **headers})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
+    """The stream of a job that says nothing, open from the first test of this file to its last."""
+    with reading(server, rows.job()) as reader:
+        yield reader
+
+
+def test_events_come_oldest_first_in_pages(rows: Rows, http: httpx.Client) -> None:
+    job_id = rows.job()
+    rows.say(job_id, *(str(number) for number in range(2, 8)))
+    first = http.get(f"/v1/jobs/{job_id}/events?limit=3").json()
+    assert [event["seq"] for event in first["data"]] == [1, 2, 3]
+    assert (first["has_more"], first["first_id"], first["last_id"]) == (True, "1", "3")
+    rest = http.get(f"/v1/jobs/{job_id}/events?after=3").json()
+    assert [(event["seq"], event["message"]) for event in rest["data"]] == [(4, "4"), (5, "5"), (6, "6"), (7, "7")]
+    assert rest["has_more"] is False
+    assert http.get(f"/v1/jobs/{job_id}/events?after=7").json()["data"] == []
+
+
+def test_a_stream_shows_what_was_stored_what_comes_and_the_end(
+    server: ServerProcess, rows: Rows, http: httpx.Client
+) -> None:
+    job_id = rows.job()
+    rows.say(job_id, "a line\nof two, and é 日本  ")
+    with reading(server, job_id) as reader:
+        stored = reader.wait_for(2)
+        assert [(event["sse_id"], event["sse_event"]) for event in stored] == [("1", "status"), ("2", "log")]
+        assert stored[1]["message"] == "a line\nof two, and é 日本  "
+        assert http.post(f"/v1/jobs/{job_id}/cancel").status_code == 202
+        events = reader.wait_for_end()
+    assert [(event["sse_id"], event["sse_event"]) for event in events[2:]] == [("3", "status"), (None, "end")]
+    assert (events[2]["status"], events[3]["status"]) == ("cancelled", "cancelled")
+    assert reader.text.startswith("retry: 2000\n\n")
+    page = http.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert page == [{name: value for name, value in event.items() if "sse" not in name} for event in events[:-1]]
+
+
+def test_events_that_another_process_stored_are_seen(server: ServerProcess, rows: Rows) -> None:
+    job_id = rows.job()
+    with reading(server, job_id) as reader:
+        reader.wait_for(1)
+        rows.say(job_id, "from elsewhere")
+        assert reader.wait_for(2)[1]["message"] == "from elsewhere"
+
+
+def test_a_reconnect_after_the_end_gets_204_and_one_before_it_the_rest(rows: Rows, http: httpx.Client) -> None:
+    job_id = rows.job()
+    rows.attempt(job_id, progress=[{"step": step} for step in range(1, 1201)], to=JobStatus.SUCCEEDED)
+    path = f"/v1/jobs/{job_id}/events"
+    whole = parse_sse(http.get(path, headers=STREAM).text)
+    assert [event.get("seq") for event in whole] == [*range(1, 1204), None]
+    assert whole[-1] == {"status": "succeeded", "last_seq": 1203, "sse_id": None, "sse_event": "end"}
+    rest = parse_sse(http.get(path, headers={**STREAM, "Last-Event-ID": "1200"}).text)
+    assert rest == whole[1200:]
+    assert parse_sse(http.get(f"{path}?after=1200", headers=STREAM).text) == whole[1200:]
+    for seen in ("1203", "5000"):
+        answer = http.get(path, headers={**STREAM, "Last-Event-ID": seen})
+        assert (answer.status_code, answer.content) == (204, b"")
+
+
+@pytest.mark.parametrize("header", ["x", "-1", "1.5", "9" * 30])
+def test_a_last_event_id_that_was_never_sent_is_refused(rows: Rows, http: httpx.Client, header: str) -> None:
+    answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={**STREAM, "Last-Event-ID": header})
+    assert (answer.status_code, error_of(answer)["param"]) == (422, "Last-Event-ID")
+
+
+def test_a_stream_resumed_after_kills_of_the_server_shows_every_event_once(tmp_path: Path, redis_url: str) -> None:
+    seen: list[int] = []
+    with serving(tmp_path / "home", redis_url) as server:
+        rows = Rows(server.settings)
+        job_id = rows.job()
+        for how in (signal.SIGKILL, signal.SIGTERM):
+            with reading(server, job_id, **{"Last-Event-ID": str(seen[-1])} if seen else {}) as reader:
+                rows.say(job_id, "one", "two")
+                reader.wait_for(2 if seen else 3)
+                server.end(how)
+                rows.say(job_id, "while it was away")
+                seen += [event["seq"] for event in reader.wait_for_end()]
+            server.start()
+        with server.http() as http:
+            http.post(f"/v1/jobs/{job_id}/cancel")
+            last = http.get(f"/v1/jobs/{job_id}/events", headers={**STREAM, "Last-Event-ID": str(seen[-1])})
+        seen += [event["seq"] for event in parse_sse(last.text)[:-1]]
+    assert seen == list(range(1, 9))
+
+
+def test_streams_end_by_themselves_within_a_second_of_sigterm_and_the_exit_code_is_0(
+    tmp_path: Path, redis_url: str
+) -> None:
+    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+        job_id = submit(http)["id"]
+        running = Rows(server.settings).job()
+        Rows(server.settings).attempt(running, log="a line\n")
+        readers = [
+            Reader(http, f"/v1/jobs/{job_id}/events", STREAM),
+            Reader(http, f"/v1/jobs/{running}/events", STREAM),
+            Reader(http, f"/v1/jobs/{running}/logs?follow=true", {}),
+        ]
+        wait_until(lambda: all(reader.text for reader in readers), 30, "every stream to have begun")
+        began = time.monotonic()
+        status = server.end(signal.SIGTERM)
+        for reader in readers:
+            reader.wait_for_end()
+    assert status == 0
+    assert not any(reader.broke for reader in readers)
+    slowest = max(reader.ended_at or 0.0 for reader in readers) - began
+    assert slowest < 1.5, f"{slowest:.2f} s until the last stream ended"  # a second, and half of one for a busy machine
+    assert not any("event: end" in reader.text for reader in readers)
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attempts(
+    rows: Rows, http: httpx.Client
+) -> None:
+    job_id = rows.job()
+    first = [{"phase": "training", "step": step, "loss": 10.0 - step, "tokens": step * 8} for step in range(1, 7)]
+    rows.attempt(job_id, progress=[{"phase": "loading_data"}, *first], to=JobStatus.QUEUED)
+    second = [{"phase": "training", "step": step, "loss": 1.0 * step, "learning_rate": 0.1} for step in (5, 6, 7)]
+    evaluated = {"phase": "evaluating", "step": 7, "eval_loss": 0.5}
+    rows.attempt(job_id, progress=[*second, evaluated], to=JobStatus.SUCCEEDED)
+    metrics = http.get(f"/v1/jobs/{job_id}/metrics").json()
+    assert metrics["object"] == "metrics"
+    assert metrics["step"] == [1, 2, 3, 4, 5, 6, 7]
+    assert metrics["loss"] == [9.0, 8.0, 7.0, 6.0, 5.0, 6.0, 7.0]
+    assert metrics["eval_loss"] == [None] * 6 + [0.5]
+    assert metrics["learning_rate"] == [None] * 4 + [0.1] * 3
+    assert metrics["tokens"] == [8, 16, 24, 32, None, None, None]
+    assert {len(values) for name, values in metrics.items() if name != "object"} == {7}
+    lines = http.get(f"/v1/jobs/{job_id}/metrics", headers={"Accept": "text/csv"})
+    assert lines.headers["content-type"].startswith("text/csv")
+    assert lines.text.splitlines()[0].startswith("step,loss,eval_loss,learning_rate")
+    assert lines.text.splitlines()[7].startswith("7,7.0,0.5,0.1,")
+    few = http.get(f"/v1/jobs/{job_id}/metrics?max_points=3").json()
+    assert few["step"] == [1, 4, 7]
+    assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=1").json()["step"] == [7]
+    assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=100").json() == metrics
+
+
+def test_metrics_of_a_job_that_said_nothing_are_empty_arrays(rows: Rows, http: httpx.Client) -> None:
+    metrics = http.get(f"/v1/jobs/{rows.job()}/metrics").json()
+    assert all(values == [] for name, values in metrics.items() if name != "object")
+
+
+# --- Logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_show_the_attempts_in_order_with_one_line_marking_each(rows: Rows, http: httpx.Client) -> None:
+    job_id = rows.job()
+    rows.attempt(job_id, log="one\ntwo\nthree without an end", to=JobStatus.QUEUED)
+    rows.attempt(job_id, log="four\nfive\n", to=JobStatus.SUCCEEDED)
+    answer = http.get(f"/v1/jobs/{job_id}/logs")
+    assert answer.headers["content-type"].startswith("text/plain")
+    marks = [line for line in answer.text.splitlines() if line.startswith("=== attempt")]
+    assert [mark[:25] for mark in marks] == ["=== attempt 1 on w1, star", "=== attempt 2 on w1, star"]
+    first, second = marks
+    assert answer.text == f"{first}\none\ntwo\nthree without an end\n{second}\nfour\nfive\n"
+
+    def logs(query: str) -> str:
+        return http.get(f"/v1/jobs/{job_id}/logs?{query}").text
+
+    assert logs("attempt=1") == f"{first}\none\ntwo\nthree without an end"
+    assert logs("tail=1") == f"{second}\nfive\n"
+    assert logs("tail=2") == f"{second}\nfour\nfive\n"
+    assert logs("tail=3") == f"{first}\nthree without an end\n{second}\nfour\nfive\n"
+    assert logs("tail=99") == answer.text
+    assert logs("tail=0") == f"{second}\n"
+    assert logs("tail=1&attempt=1") == f"{first}\nthree without an end"
+    assert logs("follow=true") == answer.text
+    assert logs("follow=true&attempt=1") == logs("attempt=1")
+    missing = http.get(f"/v1/jobs/{job_id}/logs?attempt=3")
+    assert (missing.status_code, error_of(missing)["code"]) == (404, "attempt_not_found")
+
+
+def test_a_tail_of_a_long_log_with_long_lines_begins_at_a_line(rows: Rows, http: httpx.Client) -> None:
+    job_id = rows.job()
+    lines = [str(number) * (number % 4000) for number in range(300)]
+    rows.attempt(job_id, log="\n".join(lines) + "\n", to=JobStatus.SUCCEEDED)
+    for count in (1, 7, 60, 299, 300, 301):
+        text = http.get(f"/v1/jobs/{job_id}/logs?tail={count}").text
+        assert text.split("\n")[1:-1] == lines[-count:]
+
+
+def test_a_followed_log_goes_on_over_the_next_attempt_until_the_job_has_ended(
+    server: ServerProcess, rows: Rows, http: httpx.Client
+) -> None:
+    job_id = rows.job()
+    with server.http() as reader_http:
+        reader = Reader(reader_http, f"/v1/jobs/{job_id}/logs?follow=true", {})
+        rows.attempt(job_id, log="one\n", to=JobStatus.QUEUED)
+        wait_until(lambda: "one\n" in reader.text, 20, "the first attempt's log")
+        rows.attempt(job_id, log="two\n")
+        wait_until(lambda: "two\n" in reader.text, 20, "the second attempt's log")
+        with rows.store.log_path(job_id, 2).open("a") as log:
+            log.write("three\n")
+        wait_until(lambda: "three\n" in reader.text, 20, "what was appended")
+        http.post(f"/v1/jobs/{job_id}/cancel")
+        assert reader.ended_at is None
+        rows.end(job_id, JobStatus.CANCELLED)
+        reader.wait_for_end()
+    assert [line for line in reader.text.splitlines() if "===" not in line] == ["one", "two", "three"]
+
+
+def test_an_events_page_is_json_whatever_else_is_accepted(rows: Rows, http: httpx.Client) -> None:
+    answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={"Accept": "application/json, */*"})
+    assert json.loads(answer.text)["object"] == "list"
+
+
+def test_the_stream_of_a_silent_job_is_kept_open_by_comments(silent: Reader) -> None:
+    wait_until(lambda: "\n: " in silent.text, 20, "a comment within 15 s and a little")
+    assert len(silent.events) == 1
+    assert silent.ended_at is None

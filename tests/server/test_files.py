@@ -1,0 +1,277 @@
+"""Uploaded files: streamed in and out, refused early where they can be, gone when they are deleted."""
+
+import hashlib
+import io
+import signal
+import socket
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.harness.waiting import wait_until
+from tests.server.rows import some_bytes
+from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of, serving
+from zeta_core.contract.answers import StoredFile
+
+TEXT = b"To be, or not to be.\n" * 1000
+
+
+def upload(http: httpx.Client, name: str = "a.txt", content: bytes = TEXT, purpose: str = "dataset") -> httpx.Response:
+    return http.post("/v1/files", files={"file": (name, content)}, data={"purpose": purpose})
+
+
+def incoming(server: ServerProcess) -> list[Path]:
+    return list((server.settings.artifacts / "incoming").iterdir())
+
+
+def a_tar() -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        entry = tarfile.TarInfo("config.json")
+        entry.size = 2
+        archive.addfile(entry, io.BytesIO(b"{}"))
+    return made.getvalue()
+
+
+def test_a_file_is_stored_described_listed_and_served(server: ServerProcess, http: httpx.Client) -> None:
+    answer = upload(http)
+    file = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/files/{file['id']}"
+    StoredFile.model_validate(file)
+    digest = hashlib.sha256(TEXT).hexdigest()
+    assert (file["object"], file["filename"], file["bytes"], file["sha256"], file["purpose"]) == (
+        ("file", "a.txt", len(TEXT), digest, "dataset")
+    )
+    assert http.get(f"/v1/files/{file['id']}").json() == file
+    assert file["id"] in [one["id"] for one in http.get(f"/v1/files?sha256={digest}").json()["data"]]
+    assert http.get("/v1/files?sha256=0").json()["data"] == []
+    content = http.get(f"/v1/files/{file['id']}/content")
+    assert (content.content, content.headers["etag"]) == (TEXT, f'"{digest}"')
+    part = http.get(f"/v1/files/{file['id']}/content", headers={"Range": "bytes=-5"})
+    assert (part.status_code, part.content) == (206, TEXT[-5:])
+    assert incoming(server) == []
+    spec = {**SPEC, "dataset": {"file": file["id"]}}
+    resolved = http.post("/v1/jobs", json=spec).json()["resolved_spec"]
+    assert resolved["files"] == {
+        file["id"]: {"filename": "a.txt", "sha256": digest, "purpose": "dataset", "bytes": len(TEXT)}
+    }
+
+
+@pytest.mark.parametrize("num_bytes", [1, 65535, 65536, 65537, 4 << 20, (4 << 20) + 1, 9_000_001])
+def test_bytes_that_look_like_line_ends_and_boundaries_arrive_unchanged(http: httpx.Client, num_bytes: int) -> None:
+    content = (b"\r\n--\r\n-" + some_bytes(1000, seed=3).replace(b"\0", b"\r") + b"\r\r\n\n") * (num_bytes // 1000 + 1)
+    content = content[:num_bytes]
+    file = upload(http, content=content).json()
+    assert (file["bytes"], file["sha256"]) == (num_bytes, hashlib.sha256(content).hexdigest())
+
+
+def test_the_order_of_the_parts_and_the_size_of_the_pieces_do_not_matter(server: ServerProcess) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.txt"\r\nContent-Type: text/plain\r\n\r\n'
+        b'words\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n--b--\r\n'
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    with server.http() as http:
+        for size in (1, 7, len(body)):
+            pieces = (body[start : start + size] for start in range(0, len(body), size))
+            answer = http.post("/v1/files", content=pieces, headers=headers)
+            assert (answer.status_code, answer.json()["bytes"]) == (201, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("../../etc/a.txt", "a.txt"), ("C:\\data\\a.TXT", "a.TXT"), ("日本 é.txt", "日本 é.txt"), ("a\tb.txt", None)],
+)
+def test_a_file_name_is_only_a_name(http: httpx.Client, name: str, stored: str | None) -> None:
+    file = upload(http, name=name).json()
+    assert file["filename"] == stored or (stored is None and "\t" not in file["filename"])
+    content = http.get(f"/v1/files/{file['id']}/content")
+    assert content.content == TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "purpose", "code"),
+    [
+        ("a.txt", b"", "dataset", "empty_file"),
+        ("a.exe", TEXT, "dataset", "unknown_format"),
+        ("a", TEXT, "dataset", "unknown_format"),
+        ("a.tar", a_tar(), "dataset", "unknown_format"),
+        ("a.txt", b"MZ\0\0" + TEXT, "dataset", "unknown_format"),
+        ("a.parquet", TEXT, "dataset", "unknown_format"),
+        ("a.arrow", TEXT, "dataset", "unknown_format"),
+        ("a.txt", TEXT, "model", "unknown_format"),
+        ("a.tar", TEXT, "model", "unknown_format"),
+    ],
+)
+def test_a_file_of_no_known_format_or_an_empty_one_is_refused(
+    server: ServerProcess, http: httpx.Client, name: str, content: bytes, purpose: str, code: str
+) -> None:
+    answer = upload(http, name, content, purpose)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (422, code, "file")
+    assert name in error["message"]
+    assert incoming(server) == []
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1" + TEXT), ("a.arrow", b"ARROW1\0\0" + TEXT)])
+def test_known_formats_are_told_by_their_first_bytes(http: httpx.Client, name: str, content: bytes) -> None:
+    assert upload(http, name, content).status_code == 201
+
+
+def test_a_model_is_a_tar_and_no_dataset(http: httpx.Client) -> None:
+    file = upload(http, "model.tar", a_tar(), "model").json()
+    assert http.post("/v1/jobs", json={**SPEC, "model": {"file": file["id"]}}).status_code == 201
+    answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": file["id"]}})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (422, "dataset.file", "wrong_purpose")
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    named = f'; filename="{filename}"' if filename else ""
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+FILE, PURPOSE, END = part("file", b"words", "a.txt"), part("purpose", b"dataset"), b"--b--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (PURPOSE + END, 422, "file"),
+        (FILE + END, 422, "purpose"),
+        (END, 422, "file"),
+        (FILE + part("purpose", b"fine-tune") + END, 422, "purpose"),
+        (FILE + FILE + PURPOSE + END, 422, "file"),
+        (PURPOSE + PURPOSE + FILE + END, 422, "purpose"),
+        (FILE + PURPOSE + part("purposes", b"x") + END, 422, "purposes"),
+        (part("file", b"words") + PURPOSE + END, 422, "file"),
+        (FILE + PURPOSE, 400, None),
+        (FILE[:-10], 400, None),
+        (b"", 400, None),
+        (b"not multipart at all", 400, None),
+        (part("purpose", b"x" * 100_000) + FILE + END, 400, None),
+    ],
+)
+def test_a_multipart_body_that_is_wrong_is_refused_and_leaves_nothing(
+    server: ServerProcess, http: httpx.Client, body: bytes, status: int, param: str | None
+) -> None:
+    answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (status, param), answer.text
+    assert incoming(server) == []
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", "text/plain; boundary=b", ""])
+def test_a_body_that_is_not_multipart_is_refused(http: httpx.Client, kind: str) -> None:
+    answer = http.post("/v1/files", content=b"{}", headers={"Content-Type": kind})
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_content_type")
+
+
+def test_a_file_is_deleted_unless_a_job_that_goes_on_needs_it(server: ServerProcess, http: httpx.Client) -> None:
+    file = upload(http).json()
+    path = server.settings.artifacts / "files" / file["id"]
+    assert path.exists()
+    spec = {**SPEC, "dataset": [{"builtin": "python-docs"}, {"file": [file["id"]]}]}
+    job = http.post("/v1/jobs", json=spec).json()
+    refused = http.delete(f"/v1/files/{file['id']}")
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "file_in_use")
+    assert job["id"] in refused.json()["error"]["message"]
+    http.post(f"/v1/jobs/{job['id']}/cancel")
+    answer = http.delete(f"/v1/files/{file['id']}")
+    assert (answer.status_code, answer.json()) == (200, {"id": file["id"], "object": "file", "deleted": True})
+    assert not path.exists()
+    assert http.get(f"/v1/files/{file['id']}").status_code == 404
+    assert http.delete(f"/v1/files/{file['id']}").status_code == 404
+    assert http.post("/v1/jobs", json=spec).status_code == 422
+
+
+def test_files_beyond_the_limit_are_refused_announced_or_not(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "home", redis_url, ZETA_MAX_UPLOAD_BYTES="1000000") as server, server.http() as http:
+        assert upload(http, content=b"x" * 1_000_000).status_code == 201
+        for content in (b"x" * 1_000_001, b"x" * 5_000_000):
+            answer = upload(http, content=content)
+            assert (answer.status_code, error_of(answer)["type"]) == (413, "too_large_error")
+        pieces: Any = (FILE[:-2], *(b"x" * 65536 for _ in range(100)))
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        answer = http.post("/v1/files", content=iter(pieces), headers=headers)
+        assert answer.status_code == 413
+        assert "1000000" in answer.json()["error"]["message"]
+        assert incoming(server) == []
+
+
+def test_a_gibibyte_without_a_key_is_refused_without_being_read(server: ServerProcess) -> None:
+    """The client goes on sending as long as it may: what the server took is what fits into buffers on the way."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
+        connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n")
+        answer = connection.recv(65536)
+        try:
+            while sent < 1 << 30:
+                sent += connection.send(b"x" * 65536)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in answer.lower()
+    assert sent < 16 << 20
+    assert incoming(server) == []
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(server: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
+        connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
+        wait_until(lambda: incoming(server), 10, "the upload to have begun")
+    wait_until(lambda: not incoming(server), 10, "its temporary file to be gone")
+    wait_until(lambda: "POST /v1/files was answered with 400" in server.log(), 10, "its line in the log")
+
+
+def test_what_a_killed_server_left_of_an_upload_is_removed_at_the_next_start(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "home", redis_url) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = (
+                f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
+            )
+            connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
+            wait_until(lambda: incoming(server), 10, "the upload to have begun")
+            server.end(signal.SIGKILL)
+        assert len(incoming(server)) == 1
+        server.start()
+        assert incoming(server) == []
+
+
+@pytest.mark.timeout(240)
+def test_two_gibibytes_go_up_and_down_while_the_servers_memory_stays_flat(tmp_path: Path, redis_url: str) -> None:
+    num_bytes, block = 2 << 30, b"All the world's a stage, and all the men and women merely player" * 16384
+    head = PURPOSE + part("file", b"", "large.txt")[:-2]
+    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+        assert upload(http).status_code == 201  # what the first upload loads is not the large one's
+        before = server.peak_memory_bytes()
+
+        def body() -> Any:
+            yield head
+            for _ in range(num_bytes // len(block)):
+                yield block
+            yield b"\r\n" + END
+
+        length = str(len(head) + num_bytes + 2 + len(END))
+        headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": length}
+        answer = http.post("/v1/files", content=body(), headers=headers, timeout=120)
+        assert answer.status_code == 201, answer.text
+        file = answer.json()
+        assert file["bytes"] == num_bytes
+        after_upload = server.peak_memory_bytes()
+        digest, received = hashlib.sha256(), 0
+        with http.stream("GET", f"/v1/files/{file['id']}/content", timeout=120) as download:
+            for chunk in download.iter_raw():
+                digest.update(chunk)
+                received += len(chunk)
+        assert (received, digest.hexdigest()) == (num_bytes, file["sha256"])
+        after = server.peak_memory_bytes()
+        http.delete(f"/v1/files/{file['id']}")
+    grown = (after_upload - before, after - before)
+    assert max(grown) < 64 << 20, f"the upload took {grown[0] >> 20} MiB more, both {grown[1] >> 20} MiB"

@@ -1,0 +1,258 @@
+"""What operators see: health, numbers, workers, the description of the API, and how the process starts and ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from psycopg import sql
+
+from migrations.upgrade import upgrade
+from tests.harness.ports import free_loopback_port
+from tests.harness.postgres import PostgresServer
+from tests.harness.service import clean_environment
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from tests.server.rows import Rows
+from tests.server.serving import API_KEY, REPOSITORY, SECRET, error_of, serving, submit
+from zeta_core.contract.answers import Worker
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.job import JobStatus, StatusReason, WaitingCode
+from zeta_core.contract.messages import WORKERS_HASH, DeviceReport, Heartbeat, sign
+
+
+def run_server(**variables: str) -> subprocess.CompletedProcess[str]:
+    """``python -m server`` with settings that it refuses, to its end."""
+    environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY), **variables}
+    command = [sys.executable, "-m", "server"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+# --- Health and numbers -----------------------------------------------------------------------------------------------
+
+
+def test_the_server_is_ready_without_redis_and_says_that_it_is_degraded(tmp_path: Path) -> None:
+    valkey = ValkeyServer(tmp_path / "valkey")
+    with serving(tmp_path / "home", valkey.url) as server, server.http() as http:
+        assert http.get("/healthz").json()["status"] == "ok"
+        answer = http.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert submit(http)["status"] == "queued"  # and takes jobs
+        valkey.start()
+        try:
+            wait_until(lambda: http.get("/readyz").json()["status"] == "ok", 20, "the server to have found Redis")
+        finally:
+            valkey.stop()
+
+
+def test_without_its_database_the_server_lives_and_is_not_ready(
+    tmp_path: Path, redis_url: str, postgres_server: PostgresServer
+) -> None:
+    with (
+        postgres_server.fresh_database() as url,
+        serving(tmp_path / "home", redis_url, url) as server,
+        server.http() as http,
+        psycopg.connect(postgres_server.url("postgres"), autocommit=True) as admin,
+    ):
+        assert http.get("/readyz").status_code == 200
+        name = url.rpartition("/")[2]
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        for path in ("/readyz", "/v1/jobs"):
+            answer = http.get(path)
+            assert (answer.status_code, error_of(answer)["type"]) == (503, "unavailable_error")
+            assert name not in answer.text
+        assert http.get("/healthz").status_code == 200
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
+        wait_until(lambda: http.get("/readyz").status_code == 200, 20, "the server to be ready again")
+        assert http.get("/v1/jobs").status_code == 200
+
+
+def numbers(http: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
+    text = http.get("/metrics").text
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_the_numbers_tell_jobs_ends_and_waits_and_never_a_job(rows: Rows, http: httpx.Client) -> None:
+    before = numbers(http)
+    assert before["zeta_jobs", ("queued",)] == 0
+    queued, done = submit(http)["id"], rows.job()
+    rows.attempt(done, to=JobStatus.SUCCEEDED)
+    cancelled = submit(http)["id"]
+    http.post(f"/v1/jobs/{cancelled}/cancel")
+    after = numbers(http)
+    assert [after["zeta_jobs", (status,)] for status in ("queued", "running", "succeeded", "cancelled")] == [1, 0, 1, 1]
+    assert after["zeta_job_ends_total", ("completed",)] == 1
+    assert after["zeta_job_ends_total", ("cancelled_by_user",)] == 1
+    assert after["zeta_http_requests_total", ("POST", "/v1/jobs", "201")] == 2
+    text = http.get("/metrics").text
+    assert "zeta_queue_wait_seconds_bucket" in text
+    assert not any(job_id in text for job_id in (queued, done, cancelled))
+
+
+# --- Workers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_listed_with_its_slots_and_what_runs_there(http: httpx.Client, shared_valkey: ValkeyServer) -> None:
+    job_id = submit(http)["id"]
+    slots = [
+        DeviceReport(slot=0, kind="cuda", name="H200", memory_bytes=1 << 37, job_id=job_id, attempt=1),
+        DeviceReport(slot=1, kind="cuda", name="H200", memory_bytes=1 << 37),
+    ]
+    with shared_valkey.client() as redis:
+        for number, (name, secret) in enumerate((("w-1", SECRET), ("w-2", SECRET), ("forged", "another secret"))):
+            beat = Heartbeat(
+                worker=name,
+                incarnation="i",
+                beat=1,
+                version="1",
+                host="h",
+                started_at=utc_now() - timedelta(hours=1),
+                cores=8,
+                memory_bytes=1 << 38,
+                labels={"zone": "a"},
+                stopping=number == 1,
+                slots=slots,
+            )
+            redis.hset(WORKERS_HASH, name, json.dumps(sign(beat, secret, channel=WORKERS_HASH)))
+        try:
+            wait_until(lambda: len(http.get("/v1/workers").json()["data"]) == 2, 20, "both workers")
+        finally:
+            redis.delete(WORKERS_HASH)
+    first, second = [Worker.model_validate(one) for one in http.get("/v1/workers").json()["data"]]
+    assert (first.name, first.host, first.cores, first.labels) == ("w-1", "h", 8, {"zone": "a"})
+    assert [(slot.kind, slot.job_id, slot.attempt) for slot in first.slots] == [
+        ("cuda", job_id, 1),
+        ("cuda", None, None),
+    ]
+    assert first.status in ("ready", "gone")  # its heart beat only once
+    assert second.status in ("stopping", "gone")
+    page = http.get("/v1/workers?limit=1").json()
+    assert (page["has_more"], page["last_id"]) == (True, "w-1")
+    assert [one["name"] for one in http.get("/v1/workers?after=w-1").json()["data"]] == ["w-2"]
+
+
+# --- The description --------------------------------------------------------------------------------------------------
+
+
+def test_the_description_shows_the_models_and_the_closed_lists(http: httpx.Client) -> None:
+    description = http.get("/openapi.json").json()
+    schemas = description["components"]["schemas"]
+    assert schemas["JobStatus"]["enum"] == [status.value for status in JobStatus]
+    assert schemas["StatusReason"]["enum"] == [reason.value for reason in StatusReason]
+    assert schemas["WaitingCode"]["enum"] == [code.value for code in WaitingCode]
+    body = description["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/JobSpec"}
+    assert schemas["JobSpec"]["additionalProperties"] is False
+    assert {"model", "dataset"} <= set(schemas["JobSpec"]["required"])
+    assert {"Job", "ErrorBody", "Event", "ProgressLine", "Manifest", "StoredFile", "Worker"} <= set(schemas)
+    for operations in description["paths"].values():
+        for operation in operations.values():
+            error = operation["responses"]["default"]["content"]["application/json"]["schema"]
+            assert error == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_everything_the_description_refers_to_is_there(http: httpx.Client) -> None:
+    description = http.get("/openapi.json").json()
+    found = set(references(description))
+    assert found
+    schemas = description["components"]["schemas"]
+    assert [one for one in found if one.removeprefix("#/components/schemas/") not in schemas] == []
+
+
+# --- Keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_admin_key_replaces_the_old_one_and_neither_is_stored_as_text(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "home", redis_url) as server:
+        server.end()
+    with serving(tmp_path / "home", redis_url, ZETA_API_KEY="a-second-key") as server:
+        for key, status in ((API_KEY, 401), ("a-second-key", 200)):
+            with server.http(key) as http:
+                assert http.get("/v1/jobs").status_code == status
+        stored = b"".join(file.read_bytes() for file in server.home.glob("zeta.db*"))
+        assert API_KEY.encode() not in stored
+        assert b"a-second-key" not in stored
+        assert "a-second-key" not in server.log()
+
+
+# --- Starting and ending ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"ZETA_API_KEY": "k"}, "ZETA_WORKER_SECRET"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_PORT": "none"}, "ZETA_PORT is 'none'"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "s3://bucket"}, "not available yet"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_DATABASE_URL": "mysql://x/y"}, "'mysql'"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_API_KEY": "k"}, "run `zeta migrate`"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_sentence_and_exit_code_2(
+    tmp_path: Path, variables: dict[str, str], sentence: str
+) -> None:
+    done = run_server(ZETA_HOME=str(tmp_path), **{"ZETA_PORT": str(free_loopback_port()), **variables})
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_without_any_key_and_a_port_that_is_taken_are_refused(tmp_path: Path) -> None:
+    upgrade(f"sqlite:///{tmp_path / 'zeta.db'}")
+    settings = {"ZETA_HOME": str(tmp_path), "ZETA_WORKER_SECRET": "s"}
+    done = run_server(ZETA_PORT=str(free_loopback_port()), **settings)
+    assert (done.returncode, "ZETA_API_KEY" in done.stderr) == (2, True), done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run_server(ZETA_PORT=str(taken.getsockname()[1]), ZETA_API_KEY="k", **settings)
+    assert (done.returncode, "ZETA_PORT" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_either_signal_ends_the_server_with_exit_code_0_even_under_a_silent_connection(
+    tmp_path: Path, redis_url: str, how: signal.Signals
+) -> None:
+    with serving(tmp_path / "home", redis_url) as server:
+        with socket.create_connection(("127.0.0.1", server.port)):
+            process = server.process
+            assert process is not None
+            os.kill(process.pid, how)
+            assert process.wait(10) == 0
+        server.process = None
+
+
+def test_the_migrations_command_makes_what_the_server_needs(tmp_path: Path) -> None:
+    environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY), "ZETA_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "migrations"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "home" / "zeta.db").exists()
+    refused = {**environment, "ZETA_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/zeta"}
+    done = subprocess.run(command, env=refused, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "cannot be opened" in done.stderr, "Traceback" in done.stderr) == (2, True, False)

@@ -12,46 +12,57 @@ import fcntl
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
 
-from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.events import ErrorLine, StatusLine
 from zeta_core.contract.job import JobStatus, StatusReason
 from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
-from zeta_core.failures import explain
+from zeta_core.failures import TrainingFailed, explain
 from zeta_core.report import Journal, Report
-from zeta_core.settings import Place, place
+from zeta_core.settings import Place, place, variables
+
+END_FILE = "rank-{}.end"  # how one rank of several ended: its status line
 
 
 def main(run_dir: Path) -> int:
-    """Train the run directory in this process (one rank of several when a launcher started it); the exit code."""
+    """Train the run directory, in this process or in several that it starts; the exit code.
+
+    A rank of several leaves its end in a file; the process that started the ranks writes the journal's last line when
+    all of them are gone: the first rank's end, or the failure that came first.
+    """
     here = place()
     lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
     fcntl.flock(lock, fcntl.LOCK_SH)
-    report = Report(Journal(run_dir / JOURNAL_FILE)) if here.is_main else Report()
     stop = Stop(run_dir / STOP_FILE)
     signal.signal(signal.SIGTERM, stop.on_signal)
-    try:
-        line = _train(run_dir, here, report, stop)
-    except BaseException as error:
-        line = _failed(error, report)
-        report.write(line)
-        if not isinstance(error, Exception):
-            raise
-        import traceback
-
-        traceback.print_exception(error, file=sys.stderr)
-        return 1
-    report.write(line)
-    report.close()
-    return 0
+    with closing(Journal(run_dir / JOURNAL_FILE)) as journal:
+        report = Report(journal) if here.is_main else Report()
+        try:
+            file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
+            if file.processes > 1 and not here.launched:
+                line = _train_in_processes(run_dir, file, stop)
+            else:
+                line = _train(file, here, report, stop)
+        except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
+            traceback.print_exception(error, file=sys.stderr)
+            reason, told = explain(error)
+            line = StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
+        if here.launched:
+            (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
+        else:
+            if line.error is not None:
+                journal.write(ErrorLine(code=line.error.code, message=line.error.message, hint=line.error.hint))
+            journal.write(line)
+    return 1 if line.status is JobStatus.FAILED else 0
 
 
 class Stop:
@@ -60,9 +71,12 @@ class Stop:
     def __init__(self, file: Path) -> None:
         self._file = str(file)
         self._signalled = False
+        self.write_on_signal = False  # in the process that starts the ranks: the file reaches all of them
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signalled = True
+        if self.write_on_signal and not os.path.exists(self._file):
+            Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
 
     def __call__(self) -> Any:
         try:
@@ -75,20 +89,59 @@ class Stop:
             return None  # it is still being written; the next step reads it whole
 
 
-def _train(run_dir: Path, here: Place, report: Report, stop: Callable[[], Any]) -> StatusLine:
-    file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
-    spec = parse(JobSpec, _as_resolved(file))
+def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
+    """Start the ranks with torch elastic, without restarts, and wait until none is left; returns how they ended."""
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for old in run_dir.glob(END_FILE.format("*")):
+        old.unlink()
+    threads = max(1, torch.get_num_threads() // file.processes)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=file.processes,
+        run_id=f"{file.job_id}-{file.attempt}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        # SIGTERM is ours: it becomes the stop file, which lets the ranks save; elastic would end them.
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+    )
+    stop.write_on_signal = True
+    ranks_failed: str | None = None
+    with variables(OMP_NUM_THREADS=str(threads)):
+        try:
+            elastic_launch(config, sys.executable)("-m", "zeta_core", str(run_dir))
+        except ChildFailedError as error:
+            ranks_failed = _first_failure(error)
+    ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
+    failed = sorted((end for end in ends if end.status is JobStatus.FAILED), key=lambda end: end.created_at)
+    if failed:
+        return failed[0]
+    if ranks_failed is not None or not ends:
+        raise TrainingFailed(ranks_failed or "The training processes ended without saying how.")
+    return ends[0]
+
+
+def _first_failure(error: Any) -> str:
+    rank, failure = error.get_first_failure()
+    return f"Rank {rank} ended with exit code {failure.exitcode}; see the log."
+
+
+def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], Any]) -> StatusLine:
+    spec = parse(JobSpec, _with_split(file))
 
     from zeta_core.data import Places
     from zeta_core.run import Run, execute
 
     output_dir = Path(file.output_dir).absolute()
-    cache = (file.model_extra or {}).get("cache_dir")
     run = Run(
         options=spec,
         model=spec.model,
         output_dir=output_dir,
-        cache=Path(str(cache)) if cache else output_dir / "cache",
+        cache=output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir),
         places=Places(
             files=_files(file),
             artifacts_root=Path(file.artifacts_root),
@@ -110,21 +163,15 @@ def _train(run_dir: Path, here: Place, report: Report, stop: Callable[[], Any]) 
             return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=outcome.result)
 
 
-def _as_resolved(file: RunFile) -> dict[str, Any]:
-    """The spec as it was sent, with the split into micro-batches that an earlier attempt decided."""
-    return dict(file.spec)
+def _with_split(file: RunFile) -> dict[str, Any]:
+    """The spec as it was sent, with the split into micro-batches that an earlier attempt found for it."""
+    spec = dict(file.spec)
+    names = ("batch_size", "gradient_accumulate_every")
+    if all(spec.get(name) is None and file.resolved_spec.get(name) is not None for name in names):
+        spec |= {name: file.resolved_spec[name] for name in names}
+    return spec
 
 
 def _files(file: RunFile) -> dict[str, Any]:
     files = file.resolved_spec.get("files")
     return files if isinstance(files, dict) else {}
-
-
-def _failed(error: BaseException, report: Report) -> StatusLine:
-    reason, told = explain(error)
-    report.write(ErrorLine(code=told.code, message=told.message, hint=told.hint))
-    return StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
-
-
-def run_file_fault(error: ZetaError) -> str:
-    return error.message

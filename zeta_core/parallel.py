@@ -230,8 +230,9 @@ def build_engine(
     *,
     blocks: list[nn.Module],
     deepspeed: bool | int | dict[str, Any] | str | None,
+    any_path: bool,
 ) -> Engine:
-    """The engine of the plan's strategy, with its assertions done."""
+    """The engine of the plan's strategy, with its assertions done. ``any_path``: the options are a script's own."""
     match plan.strategy:
         case "fsdp2":
             from zeta_core.sharded import Sharded
@@ -241,6 +242,6 @@ def build_engine(
             from zeta_core.zero import Zero, zero_config
 
             assert deepspeed
-            return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan))
+            return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan, any_path=any_path))
         case _:
             return Replicated(model, plan, processes, blocks=blocks)

@@ -86,9 +86,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     tokens = _tokens(run, tokenizer, report)
 
     with ExitStack() as stack:
-        stack.enter_context(
-            library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available())
-        )
+        stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available()))
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
         report.phase("loading_model")
@@ -121,7 +119,14 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         blocks = repeated_blocks(trained)
         if plan.use_activation_checkpointing:
             stack.enter_context(checkpointed(blocks))
-        engine = build_engine(trained, plan, processes, blocks=blocks, deepspeed=options.use_deepspeed)
+        engine = build_engine(
+            trained,
+            plan,
+            processes,
+            blocks=blocks,
+            deepspeed=options.use_deepspeed,
+            any_path=run.places.any_path,
+        )
         stack.callback(engine.close)
 
         progress = Progress()

@@ -72,6 +72,16 @@ def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
         os.environ.update(before)
 
 
-def child_environment(**variables: str) -> dict[str, str]:
-    """The environment of a process that this one starts: its own, and ``variables``."""
-    return {**os.environ, **variables}
+@contextmanager
+def variables(**values: str) -> Generator[None]:
+    """Variables for the processes that are started within it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

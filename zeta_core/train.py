@@ -30,7 +30,7 @@ from zeta_core.schedule import factor
 from zeta_core.state import Progress, Snapshot, Staging
 
 StopAction = Literal["cancel", "pause", "hand_back"]
-FIRST_SAVE_SECONDS, USUAL_SAVE_SECONDS, MOST_TIME_SAVING = 10.0, 600.0, 0.05
+FIRST_SAVE_SECONDS, USUAL_SAVE_SECONDS, MOST_TIME_SAVING = 4.0, 600.0, 0.05
 
 
 class Course:

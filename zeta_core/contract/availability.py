@@ -25,13 +25,9 @@ def _other_than(*allowed: Any) -> Refusal:
 
 
 NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
-    "use_fsdp": (_given, "leave it out; the model is trained by one process"),
-    "use_deepspeed": (_given, "leave it out; the model is trained by one process"),
-    "use_activation_checkpointing": (_given, "leave it out and use a smaller batch_size if memory is short"),
     "use_pretokenized": (_given, "give text and let the service tokenize it"),
-    "optimizer": (_other_than("adamw"), "use 'adamw'"),
-    "lr_scheduler": (_other_than("cosine", "linear", "constant"), "use 'cosine', 'linear' or 'constant'"),
-    "mixed_precision": (_other_than(None, "no"), "leave it out"),
+    "optimizer": (_other_than("adamw", "sgd"), "use 'adamw' or 'sgd'"),
+    "mixed_precision": (_other_than(None, "no", "bf16"), "use 'bf16' or 'no', or leave it out"),
     "compile": (_given, "leave it out"),
     "report_to": (_given, "leave it out; progress events and metrics are always recorded"),
     "eval_dataset": (_given, "leave it out"),
@@ -61,7 +57,7 @@ def faults(options: BaseModel) -> list[ErrorDetail]:
         if source is not None and source.weight is not None:
             details.append(_detail("dataset.weight", source.weight, "leave it out; sources follow one another"))
     resources = getattr(options, "resources", None)
-    for name in ("nodes", "gpus", "processes"):
+    for name in ("nodes", "gpus"):
         value = getattr(resources, name, None)
         if value is not None and value > 1:
             details.append(_detail(f"resources.{name}", value, "use 1"))

@@ -74,6 +74,7 @@ class RunFile(BaseModel):
     artifacts_root: str  # where {"file": id} and {"job": id} of the spec are found, by the keys above
     data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT
     hub: bool = True  # whether the Hugging Face hub may be reached
+    cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; none: in output_dir
     processes: int = 1
     slots: list[int] = []  # the worker's, for a worker that finds this run after its own restart
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)

@@ -83,6 +83,7 @@ class Child:
                 env=self._environment,
                 pass_fds=(self._inherited,),
                 process_group=0,
+                umask=0o077,  # what they write is this user's alone
                 preexec_fn=end_with_parent(self._death_signal),
             )
 

@@ -68,6 +68,7 @@ class Service:
         self.home.make()
         with self.home.owned(), self._listening():
             self._write_state()
+            self._say(f"Starting in {self.home.path} ...")
             try:
                 with self.home.children() as inherited:
                     try:
@@ -137,6 +138,7 @@ class Service:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,
+                umask=0o077,
                 check=False,
             )
         if done.returncode != 0:

@@ -1,0 +1,80 @@
+"""Reading a journal while it grows, and mending it when its writer was killed."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.journal import JournalReader
+from zeta_core.contract.events import StatusLine
+from zeta_core.contract.job import JobStatus
+
+PROGRESS = b'{"type": "progress", "phase": "training", "step": 1}\n'
+SUCCEEDED = b'{"type": "status", "status": "succeeded"}\n'
+
+
+@pytest.fixture
+def told() -> list[tuple[int, str]]:
+    return []
+
+
+@pytest.fixture
+def journal(tmp_path: Path, told: list[tuple[int, str]]) -> JournalReader:
+    return JournalReader(tmp_path / "events.jsonl", lambda number, name: told.append((number, name)))
+
+
+def test_only_whole_lines_count_and_each_can_be_read_again(journal: JournalReader, tmp_path: Path) -> None:
+    journal.scan()
+    assert len(journal) == 0
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(PROGRESS + PROGRESS[:20])
+    journal.scan()
+    assert len(journal) == 1
+    file.write_bytes(PROGRESS + PROGRESS.replace(b"1", b"2") + b"not json\n[1]\n")
+    journal.scan()
+    assert len(journal) == 4
+    assert [journal.read(number).get("step") for number in (1, 2, 1)] == [1, 2, 1]
+    assert [journal.read(number)["code"] for number in (3, 4)] == ["unreadable_line", "unreadable_line"]
+
+
+def test_the_first_ending_is_the_last_line_and_running_is_no_ending(journal: JournalReader, tmp_path: Path) -> None:
+    running = b'{"type": "status", "status": "running"}\n'
+    (tmp_path / "events.jsonl").write_bytes(running + SUCCEEDED + PROGRESS)
+    journal.scan()
+    assert (len(journal), journal.last_line, journal.last_status) == (2, 2, JobStatus.SUCCEEDED)
+
+
+def test_a_log_line_that_speaks_of_a_status_is_no_ending(journal: JournalReader, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"type": "log", "message": "{\\"type\\": \\"status\\"}", "status": 1}\n')
+    journal.scan()
+    assert journal.last_line is None
+
+
+def test_checkpoints_are_told_once_with_their_line(
+    journal: JournalReader, tmp_path: Path, told: list[tuple[int, str]]
+) -> None:
+    (tmp_path / "events.jsonl").write_bytes(PROGRESS + b'{"type": "checkpoint", "name": "step-1", "step": 1}\n')
+    journal.scan()
+    journal.scan()
+    assert told == [(2, "step-1")]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"type": "progr', b"x" * 3_000_000])
+def test_a_torn_last_line_is_cut_before_the_worker_writes_its_own(
+    journal: JournalReader, tmp_path: Path, torn: bytes
+) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(PROGRESS + torn)
+    journal.scan()
+    journal.cut_torn_line()
+    assert file.read_bytes() == PROGRESS
+    journal.append(StatusLine(status=JobStatus.FAILED))
+    journal.scan()
+    assert (len(journal), journal.last_status) == (2, JobStatus.FAILED)
+
+
+def test_a_journal_of_one_torn_line_or_none_at_all_is_mended_too(journal: JournalReader, tmp_path: Path) -> None:
+    journal.cut_torn_line()
+    assert not (tmp_path / "events.jsonl").exists()
+    (tmp_path / "events.jsonl").write_bytes(b"torn")
+    journal.cut_torn_line()
+    assert (tmp_path / "events.jsonl").read_bytes() == b""

@@ -1,0 +1,112 @@
+"""The worker's settings, the slots that follow from them, and what a training sees of its worker's environment."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.devices import count_cores, find_slots
+from worker.launch import training_environment
+from worker.settings import WorkerSettings
+from zeta_core.contract.errors import InvalidSettings
+
+SECRET = {"ZETA_WORKER_SECRET": "s"}
+
+
+def read(**variables: str) -> WorkerSettings:
+    return WorkerSettings.from_environment({**SECRET, **variables})
+
+
+def test_names_labels_and_lists_are_read() -> None:
+    settings = read(
+        ZETA_WORKER_NAME="rack-1.gpu_7",
+        ZETA_WORKER_LABELS="zone=a, disk = fast",
+        ZETA_JOB_ENV="WANDB_API_KEY,NCCL_DEBUG",
+        ZETA_HOME="/srv/zeta",
+    )
+    assert settings.worker_labels == {"zone": "a", "disk": "fast"}
+    assert settings.job_env == ("WANDB_API_KEY", "NCCL_DEBUG")
+    assert settings.root == Path("/srv/zeta/workers/rack-1.gpu_7")
+    assert settings.artifacts == Path("/srv/zeta/artifacts")
+    assert read(ZETA_ARTIFACTS_URL="file:///mnt/a%20b").artifacts == Path("/mnt/a b")
+
+
+def test_the_name_of_the_host_is_the_default_name_and_fits() -> None:
+    name = read().worker_name
+    assert read(ZETA_WORKER_NAME=name).worker_name == name
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ZETA_WORKER_NAME", "a/b"),
+        ("ZETA_WORKER_NAME", ".."),
+        ("ZETA_WORKER_SLOTS", "0"),
+        ("ZETA_WORKER_LABELS", "zone"),
+        ("ZETA_ARTIFACTS_URL", "s3://bucket"),
+        ("ZETA_ARTIFACTS_URL", "relative/folder"),
+        ("ZETA_STOP_GRACE_SECONDS", "-1"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_name(variable: str, value: str) -> None:
+    with pytest.raises(InvalidSettings, match=variable):
+        read(**{variable: value})
+
+
+def test_without_the_secret_there_is_no_worker() -> None:
+    with pytest.raises(InvalidSettings, match="ZETA_WORKER_SECRET"):
+        WorkerSettings.from_environment({})
+
+
+def test_a_machine_without_gpus_offers_its_cpu_in_as_many_slots_as_asked() -> None:
+    slots = find_slots(read(ZETA_WORKER_SLOTS="2").model_copy(update={"cuda_visible_devices": "-1"}))
+    assert [(slot.slot, slot.kind, slot.device) for slot in slots] == [(0, "cpu", None), (1, "cpu", None)]
+    assert count_cores() >= 1
+
+
+@pytest.mark.gpu
+def test_a_machine_with_gpus_offers_one_slot_for_each_visible_one() -> None:
+    slots = find_slots(read().model_copy(update={"cuda_visible_devices": "0"}))
+    assert [(slot.slot, slot.kind, slot.device) for slot in slots] == [(0, "cuda", "0")]
+    assert slots[0].memory_bytes > 2**30
+
+
+def test_a_training_gets_what_is_listed_and_nothing_else() -> None:
+    own = {
+        "HOME": "/root",
+        "PATH": "/usr/bin",
+        "LC_ALL": "C.UTF-8",
+        "https_proxy": "http://proxy:3128",
+        "HF_TOKEN": "t",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "ZETA_WORKER_SECRET": "secret",
+        "ZETA_REDIS_URL": "redis://:secret@host",
+        "WANDB_API_KEY": "w",
+        "OMP_NUM_THREADS": "64",
+    }
+    environment = training_environment(
+        own,
+        job_id="job_1",
+        attempt=2,
+        threads=3,
+        devices=["0", "1"],
+        hub=False,
+        job_env=("WANDB_API_KEY", "ZETA_WORKER_SECRET"),
+    )
+    path = environment.pop("PATH").split(":")
+    assert (len(path), path[-1]) == (2, "/usr/bin")
+    environment.pop("PYTHONPATH", None)  # only from a checkout
+    assert environment == {
+        "HOME": "/root",
+        "LC_ALL": "C.UTF-8",
+        "https_proxy": "http://proxy:3128",
+        "HF_TOKEN": "t",
+        "WANDB_API_KEY": "w",
+        "ZETA_JOB_ID": "job_1",
+        "ZETA_ATTEMPT": "2",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "OMP_NUM_THREADS": "3",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+    }

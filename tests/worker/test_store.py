@@ -1,0 +1,109 @@
+"""The artifact store: whole checkpoints or none, by links or by verified copies."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from worker.store import ArtifactStore, BrokenCheckpoint
+from zeta_core.contract.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.events import utc_now
+
+
+def make_checkpoint(folder: Path, step: int, content: bytes = b"weights", *, name: str | None = None) -> Path:
+    directory = folder / (name or f"step-{step}")
+    (directory / "training_state").mkdir(parents=True)
+    files: list[ManifestFile] = []
+    for path, data in (("model.safetensors", content), ("training_state/optimizer.bin", content * 2)):
+        (directory / path).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        files.append(ManifestFile(path=path, size=len(data), sha256=digest, role="weights"))
+    manifest = Manifest(
+        run_id="run_1", name=directory.name, format="module", step=step, tokens=0, created_at=utc_now(), files=files
+    )
+    (directory / "manifest.json").write_text(manifest.model_dump_json())
+    return directory
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def test_a_checkpoint_is_stored_by_links_whole_and_once(store: ArtifactStore, tmp_path: Path) -> None:
+    local = make_checkpoint(tmp_path / "output", 3)
+    (local / "not-in-the-manifest").write_text("x")
+    store.put_checkpoint("job_1", "step-3", local)
+    stored = store.checkpoint("job_1", "step-3")
+    assert os.path.samefile(stored / "model.safetensors", local / "model.safetensors")
+    assert (stored / "training_state/optimizer.bin").read_bytes() == b"weights" * 2
+    assert not (stored / "not-in-the-manifest").exists()
+    inode = stored.stat().st_ino
+    store.put_checkpoint("job_1", "step-3", local)
+    assert stored.stat().st_ino == inode
+    assert store.is_stored("job_1", "step-3", local)
+    assert [entry.name for entry in stored.parent.iterdir()] == ["step-3"]
+
+
+def test_from_another_file_system_the_files_are_copied_and_verified(store: ArtifactStore, tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        local = make_checkpoint(Path(folder), 3)
+        store.put_checkpoint("job_1", "step-3", local)
+        stored = store.checkpoint("job_1", "step-3")
+        assert (stored / "model.safetensors").read_bytes() == b"weights"
+        assert stored.stat().st_dev != local.stat().st_dev
+        (local / "model.safetensors").write_bytes(b"WEIGHTS")  # as long, and not what the manifest says
+        with pytest.raises(BrokenCheckpoint, match="SHA-256"):
+            store.put_checkpoint("job_1", "best", local)
+        assert not store.checkpoint("job_1", "best").exists()
+
+
+@pytest.mark.parametrize("fault", ["cut", "missing", "no manifest", "bad manifest"])
+def test_a_broken_checkpoint_never_appears_in_the_store(store: ArtifactStore, tmp_path: Path, fault: str) -> None:
+    local = make_checkpoint(tmp_path / "output", 3)
+    match fault:
+        case "cut":
+            (local / "model.safetensors").write_bytes(b"wei")
+        case "missing":
+            (local / "training_state/optimizer.bin").unlink()
+        case "no manifest":
+            (local / "manifest.json").unlink()
+        case _:
+            (local / "manifest.json").write_text("{")
+    with pytest.raises(BrokenCheckpoint):
+        store.put_checkpoint("job_1", "step-3", local)
+    assert not store.checkpoint("job_1", "step-3").exists()
+
+
+def test_a_checkpoint_that_changed_replaces_the_stored_one(store: ArtifactStore, tmp_path: Path) -> None:
+    store.put_checkpoint("job_1", "best", make_checkpoint(tmp_path / "old", 3, b"old", name="best"))
+    store.put_checkpoint("job_1", "best", make_checkpoint(tmp_path / "new", 5, b"new", name="best"))
+    assert (store.checkpoint("job_1", "best") / "model.safetensors").read_bytes() == b"new"
+
+
+def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3, 10, 20):
+        store.put_checkpoint("job_1", f"step-{step}", make_checkpoint(tmp_path / "output", step))
+    store.put_checkpoint("job_1", "final", make_checkpoint(tmp_path / "output", 20, name="final"))
+    store.prune("job_1", 2, published_step=10)
+    kept = sorted(entry.name for entry in store.checkpoint("job_1", "final").parent.iterdir())
+    assert kept == ["final", "step-10", "step-20", "step-3"]
+    store.prune("job_unknown", 2, published_step=10)
+
+
+def test_a_log_is_appended_where_it_was_left(store: ArtifactStore, tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    store.append_log("job_1", 1, log)
+    log.write_bytes(b"one\n")
+    store.append_log("job_1", 1, log)
+    log.write_bytes(b"one\ntwo")
+    store.append_log("job_1", 1, log)
+    store.append_log("job_1", 1, log)
+    assert (tmp_path / "artifacts/jobs/job_1/logs/attempt-1.log").read_bytes() == b"one\ntwo"

@@ -3,11 +3,13 @@
 ``dataset`` (and ``eval_dataset``) may be, or hold in a list, a text: an existing file or folder is uploaded,
 ``file_...`` is an uploaded file, ``hub:org/name`` a dataset of the Hub, ``path:corpus/*.txt`` a path on the workers,
 ``python-docs`` the text that every Python brings. ``{"file": "./local.jsonl", ...}`` is uploaded too. ``model`` may be
-an existing folder (packed as a .tar) or .tar file, ``job_...`` or ``job_.../step-N``; any other text is a Hub id.
+an existing folder (packed as a .tar), a .tar file or a ``config.json`` (a model from scratch), ``job_...`` or
+``job_.../step-N``; any other text is a Hub id.
 """
 
 from __future__ import annotations
 
+import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
@@ -110,11 +112,26 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
     if is_id(job, "job") and (not checkpoint or NAME_PATTERN.match(checkpoint)):
         return {"job": job, "checkpoint": checkpoint} if checkpoint else {"job": job}
     path = Path(value).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        return {"config": _config(path)}
     if path.exists():
         return {"file": _told(path, upload, say)}
     if value.startswith((".", "/", "~")):
         _existing(value, "model")
     return value
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A model's config out of its own file. Raises `InvalidRequest` where it is none."""
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InvalidRequest(f"model is {str(path)!r}, which is not JSON: {error}.", param="model") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise InvalidRequest(
+            f"model is {str(path)!r}, which names no model_type; give a Hugging Face config.json.", param="model"
+        )
+    return config
 
 
 def _told(path: Path, upload: Upload, say: Say) -> str:

@@ -132,6 +132,15 @@ def test_the_same_model_gives_the_same_bytes_whenever_and_wherever_it_is_packed(
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_config_file_is_a_model_from_scratch(tmp_path: Path) -> None:
+    file = model_folder(tmp_path / "llama") / "config.json"
+    assert resolved({"model": str(file)}, Sent()) == {"model": {"config": {"model_type": "llama"}}}
+    for text in ("{", "[]", "{}"):
+        file.write_text(text)
+        with pytest.raises(InvalidRequest, match=r"config\.json"):
+            resolved({"model": str(file)}, Sent())
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"config\.json"):
         resolved({"model": str(tmp_path)}, Sent())

@@ -17,7 +17,9 @@ def submit(
         Path | None,
         typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A Hub id, a folder or .tar here, or job_...[/step-N].")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A Hub id, a folder, .tar or config.json here, or job_...[/step-N].")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")
     ] = None,

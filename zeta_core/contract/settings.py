@@ -49,6 +49,8 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             variable = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX + "*"
+            if first["type"] == "missing":
+                raise InvalidSettings(f"{variable} is not set; set it, or {variable}_FILE.", param=variable) from error
             shown = "(hidden)" if str(first["loc"][0] if first["loc"] else "") in cls.secrets else repr(first["input"])
             raise InvalidSettings(f"{variable} is {shown}: {first['msg']}.", param=variable) from error
         return settings.model_copy(update={"home": settings.home.expanduser().absolute()})

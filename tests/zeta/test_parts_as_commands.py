@@ -1,0 +1,54 @@
+"""`zeta migrate`, `zeta server` and `zeta worker` become the processes that they name."""
+
+import subprocess
+from pathlib import Path
+
+from tests.harness.service import ZETA, clean_environment
+
+
+def zeta(*words: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ZETA, *words],
+        env=clean_environment() | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_migrate_makes_the_database_of_the_home_and_finds_nothing_to_do_the_second_time(tmp_path: Path) -> None:
+    assert zeta("migrate", "--home", tmp_path).returncode == 0
+    assert (tmp_path / "zeta.db").is_file()
+    again = zeta("migrate", "--home", tmp_path)
+    assert again.returncode == 0
+    assert "already" in again.stderr
+
+
+def test_server_refuses_a_database_without_tables_and_names_the_command(tmp_path: Path) -> None:
+    done = zeta("server", "--home", tmp_path, "--port", "0", ZETA_WORKER_SECRET="secret")
+    assert done.returncode == 2
+    assert "zeta migrate" in done.stderr
+
+
+def test_a_missing_secret_is_told_by_its_name(tmp_path: Path) -> None:
+    for part in ("server", "worker"):
+        done = zeta(part, "--home", tmp_path)
+        assert done.returncode == 2
+        assert "ZETA_WORKER_SECRET is not set" in done.stderr
+
+
+def test_a_folder_with_the_name_of_a_part_is_not_run_instead_of_it(tmp_path: Path) -> None:
+    for part in ("migrations", "zeta"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    done = subprocess.run(
+        [ZETA, "migrate", "--home", tmp_path / "home"],
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
@@ -77,6 +78,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ZetaError, _zeta_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
+    app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(InterfaceError, _database_away)
 
@@ -93,6 +95,11 @@ async def _zeta_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _database_away(_request: Request, error: Exception) -> JSONResponse:
     return error_answer(Unavailable("The database does not answer now; try again.", code="database_unavailable"))
+
+
+async def _client_left(_request: Request, error: Exception) -> JSONResponse:
+    """Nobody hears this but the log's line of the request."""
+    return error_answer(MalformedRequest("The body ended before its end; send it again.", code="incomplete_body"))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

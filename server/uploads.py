@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
 from server.artifacts import ArtifactStore, Incoming
 from server.data_formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
@@ -70,8 +69,6 @@ async def _read(body: AsyncIterable[bytes], form: _Form, parser: MultipartParser
         parser.finalize()
     except MultipartParseError as error:
         raise MalformedRequest(f"The body is not multipart/form-data: {error}.", code="invalid_multipart") from error
-    except ClientDisconnect as error:
-        raise MalformedRequest("The upload ended before its end; send it again.", code="incomplete_body") from error
     finally:
         if writing is not None:
             await asyncio.wait([writing])  # the file is not dropped under the thread that writes it

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
 from migrations.upgrade import upgrade
+from server.settings import ServerSettings
 from tests.harness.ports import free_loopback_port
 from tests.harness.postgres import PostgresServer
 from tests.harness.service import clean_environment
@@ -26,6 +27,7 @@ from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import API_KEY, REPOSITORY, SECRET, error_of, serving, submit
 from zeta_core.contract.answers import Worker
+from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import JobStatus, StatusReason, WaitingCode
 from zeta_core.contract.messages import WORKERS_HASH, DeviceReport, Heartbeat, sign
@@ -209,28 +211,37 @@ def test_a_new_admin_key_replaces_the_old_one_and_neither_is_stored_as_text(tmp_
     [
         ({"ZETA_API_KEY": "k"}, "ZETA_WORKER_SECRET"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_PORT": "none"}, "ZETA_PORT is 'none'"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_HUB": "maybe;"}, "ZETA_HUB is 'maybe;'"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_MAX_UPLOAD_BYTES": "0"}, "ZETA_MAX_UPLOAD_BYTES is '0'"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "s3://bucket"}, "not available yet"),
-        ({"ZETA_WORKER_SECRET": "s", "ZETA_DATABASE_URL": "mysql://x/y"}, "'mysql'"),
-        ({"ZETA_WORKER_SECRET": "s", "ZETA_API_KEY": "k"}, "run `zeta migrate`"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "relative/path"}, "ZETA_ARTIFACTS_URL"),
     ],
 )
-def test_settings_that_are_wrong_are_one_sentence_and_exit_code_2(
-    tmp_path: Path, variables: dict[str, str], sentence: str
-) -> None:
-    done = run_server(ZETA_HOME=str(tmp_path), **{"ZETA_PORT": str(free_loopback_port()), **variables})
-    assert done.returncode == 2, done.stderr
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_setting_that_is_wrong_is_named_with_its_value(variables: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        ServerSettings.from_environment(variables)
+    assert sentence in caught.value.message
 
 
-def test_a_server_without_any_key_and_a_port_that_is_taken_are_refused(tmp_path: Path) -> None:
-    upgrade(f"sqlite:///{tmp_path / 'zeta.db'}")
-    settings = {"ZETA_HOME": str(tmp_path), "ZETA_WORKER_SECRET": "s"}
-    done = run_server(ZETA_PORT=str(free_loopback_port()), **settings)
-    assert (done.returncode, "ZETA_API_KEY" in done.stderr) == (2, True), done.stderr
+def test_the_hub_is_closed_unless_opened_for_all_or_for_owners() -> None:
+    def settings(hub: str) -> ServerSettings:
+        return ServerSettings.from_environment({"ZETA_WORKER_SECRET": "s", "ZETA_HUB": hub})
+
+    assert not settings("").hub_allows("org/name")
+    assert settings("on").hub_allows("org/name")
+    assert settings("org, other").hub_allows("other/name@main")
+    assert not settings("org,other").hub_allows("organisation/name")
+
+
+def test_what_keeps_a_server_from_starting_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    settings = {"ZETA_HOME": str(tmp_path), "ZETA_WORKER_SECRET": "s", "ZETA_PORT": str(free_loopback_port())}
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run_server(ZETA_PORT=str(taken.getsockname()[1]), ZETA_API_KEY="k", **settings)
-    assert (done.returncode, "ZETA_PORT" in done.stderr) == (2, True), done.stderr
+        port = {"ZETA_PORT": str(taken.getsockname()[1])}
+        refused = [(run_server(**{**settings, **port}), "ZETA_PORT"), (run_server(**settings), "run `zeta migrate`")]
+    upgrade(f"sqlite:///{tmp_path / 'zeta.db'}")
+    refused += [(run_server(**settings), "ZETA_API_KEY")]
+    for done, sentence in refused:
+        assert (done.returncode, sentence in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

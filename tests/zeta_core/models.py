@@ -1,0 +1,93 @@
+"""Tiny models that the tests train, and the words they are asked with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+VOCABULARY = 384  # the byte-level tokenizer's
+
+LLAMA_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+}
+
+
+def llama(**changes: Any) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    values = {name: value for name, value in {**LLAMA_CONFIG, **changes}.items() if name != "model_type"}
+    return LlamaForCausalLM(LlamaConfig(**values))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(self.down(torch.relu(self.up(self.norm(x)))))
+
+
+class PlainModel(nn.Module):
+    """Looks at one token at a time, with embedding and head tied; returns logits."""
+
+    def __init__(self, width: int = 16, depth: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def plain(dropout: float = 0.0) -> PlainModel:
+    torch.manual_seed(0)
+    return PlainModel(dropout=dropout)
+
+
+class WithLabels(PlainModel):
+    """A mean loss for labels that it shifts itself."""
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logits = super().forward(ids)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+class WithTargets(PlainModel):
+    """As nanoGPT: logits of the last position only, unless it is given shifted targets."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, ids: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits = super().forward(ids)
+        if targets is None:
+            return logits[:, [-1]], None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+class WithReturnLoss(PlainModel):
+    """As Zeta's wrappers: the loss of a whole sequence, when asked to return it."""
+
+    def forward(self, ids: torch.Tensor, return_loss: bool = False) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logits = super().forward(ids[:, :-1])
+        if not return_loss:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())

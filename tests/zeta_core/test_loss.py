@@ -1,0 +1,100 @@
+"""The loss: every convention of a module means the same number, and any split of a batch the same gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.zeta_core import models
+from tests.zeta_core.token_files import random_documents
+from zeta_core.failures import InvalidModel
+from zeta_core.loss import Convention, find_loss
+from zeta_core.packing import Sequences
+from zeta_core.sampler import micro_batches
+
+SAMPLE = [5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def _module(kind: type[models.PlainModel]) -> models.PlainModel:
+    torch.manual_seed(0)
+    return kind()
+
+
+@pytest.mark.parametrize(
+    ("kind", "convention"),
+    [
+        (models.PlainModel, Convention.LOGITS),
+        (models.WithLabels, Convention.LABELS),
+        (models.WithTargets, Convention.TARGETS),
+        (models.WithReturnLoss, Convention.RETURN_LOSS),
+    ],
+)
+def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], convention: Convention) -> None:
+    batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
+    asked = find_loss(_module(kind), sample_ids=SAMPLE, isolate=False)
+    assert asked.convention is convention
+    found, _ = asked(_module(kind), batch)
+    reference, _ = find_loss(_module(models.PlainModel), sample_ids=SAMPLE, isolate=False)(
+        _module(models.PlainModel), batch
+    )
+    # Each sequence starts within the one document, so whole sequences and targets are the same tokens here.
+    torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
+
+
+def test_a_hugging_face_model_is_asked_for_logits_without_a_cache() -> None:
+    asked = find_loss(models.llama(), sample_ids=SAMPLE, isolate=True)
+    assert asked.convention is Convention.LOGITS
+    assert dict(asked.fixed) == {"use_cache": False}
+    assert asked.extras == ("attention_mask", "position_ids")
+
+
+def test_asking_leaves_the_random_state_as_it_was() -> None:
+    model = models.plain(dropout=0.5)
+    before = torch.get_rng_state()
+    find_loss(model, sample_ids=SAMPLE, isolate=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return ids * self.weight
+
+    with pytest.raises(InvalidModel, match=r"Silent returns neither logits .* nor a loss"):
+        find_loss(Silent(), sample_ids=SAMPLE, isolate=True)
+
+
+def _gradient(
+    build: Callable[[], nn.Module], window: list[int], sequences: Sequences, micro: int, world: int
+) -> torch.Tensor:
+    model = build()
+    asked = find_loss(model, sample_ids=SAMPLE, isolate=True)
+    rows = np.array(window)
+    num_targets = sequences.num_targets(rows)
+    for rank in range(world):
+        for indices, counting in micro_batches(rows, micro_batch=micro, world_size=world, rank=rank):
+            total, _ = asked(model, sequences.batch(indices, counting, isolate=asked.isolates))
+            (total / num_targets).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", [models.plain, models.llama, lambda: _module(models.WithLabels)])
+@pytest.mark.parametrize(("micro", "world"), [(1, 1), (4, 1), (2, 3)])
+def test_the_gradient_of_any_split_is_that_of_the_full_batch(
+    kind: Callable[[], nn.Module], micro: int, world: int
+) -> None:
+    """Documents of very different length, and a last window that is not full."""
+    sequences = Sequences(random_documents([3, 2, 2, 50, 4, 2, 2, 2, 30, 9]), 16, pack=True)
+    window = list(range(len(sequences)))
+    full = _gradient(kind, window, sequences, len(window), 1)
+    split = _gradient(kind, window, sequences, micro, world)
+    assert ((split - full).norm() / full.norm()).item() < 1e-6

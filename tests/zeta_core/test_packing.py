@@ -1,0 +1,114 @@
+"""Packed sequences: nothing lost, no padding, and documents that cannot see one another in real model families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.zeta_core.models import VOCABULARY, llama
+from tests.zeta_core.token_files import random_documents, token_file
+from zeta_core.loss import find_loss, logits_of
+from zeta_core.packing import IGNORED, Sequences
+
+
+def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:
+    tokens = random_documents([5, 1, 13, 40, 3])
+    sequences = Sequences(tokens, 16, pack=True)
+    indices = np.arange(len(sequences))
+    assert sequences.num_tokens(indices) == tokens.num_tokens
+    batch = sequences.batch(indices, len(indices))
+    assert batch.ids_BT.flatten()[: tokens.num_tokens].tolist() == tokens.ids.tolist()
+
+
+def test_the_first_token_of_each_document_is_no_target_and_positions_restart() -> None:
+    batch = Sequences(token_file([5, 6, 7], [8, 9], [10, 11, 12]), 8, pack=True).batch(np.array([0]), 1)
+    assert batch.labels_BT.tolist() == [[IGNORED, 6, 7, IGNORED, 9, IGNORED, 11, 12]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert batch.mask_B1TT is not None
+    assert batch.mask_B1TT[0, 0, 4].tolist() == [False, False, False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("lengths", [[7, 3, 64, 1, 2, 33], [2] * 40, [100], [16, 16, 17]])
+def test_targets_counted_ahead_are_those_in_the_batch(lengths: list[int], pack: bool) -> None:
+    sequences = Sequences(random_documents(lengths), 16, pack=pack)
+    for index in range(len(sequences)):
+        one = np.array([index])
+        assert sequences.num_targets(one) == sequences.batch(one, 1).num_targets
+    indices = np.arange(len(sequences))
+    batch = sequences.batch(indices, len(indices))
+    assert sequences.num_targets(indices) == batch.num_targets
+
+
+def test_without_packing_each_document_has_sequences_of_its_own() -> None:
+    sequences = Sequences(random_documents([20, 3, 1]), 8, pack=False)
+    assert [int(end - start) for start, end in zip(*sequences.spans(np.arange(len(sequences))), strict=True)] == [
+        8,
+        8,
+        4,
+        3,
+    ]
+    assert sequences.batch(np.array([2, 3]), 2).ids_BT.shape == (2, 4), "padded to the longest, not to seq_len"
+
+
+def test_rows_that_do_not_count_have_no_targets() -> None:
+    batch = Sequences(random_documents([64]), 16, pack=True).batch(np.array([0, 1]), 1)
+    assert batch.num_targets == 15
+    assert (batch.labels_BT[1] == IGNORED).all()
+
+
+def _gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=64))
+
+
+def _qwen3(**changes: Any) -> nn.Module:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    values: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": VOCABULARY,
+    }
+    return Qwen3ForCausalLM(Qwen3Config(**{**values, **changes}))
+
+
+def _mistral_with_a_window() -> nn.Module:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        sliding_window=8,
+    )
+    return MistralForCausalLM(config)
+
+
+@pytest.mark.parametrize("build", [llama, _gpt2, _qwen3, _mistral_with_a_window], ids=lambda build: build.__name__)
+def test_a_packed_document_gets_the_logits_that_it_gets_alone(build: Any) -> None:
+    torch.manual_seed(0)
+    model = build()
+    first, second = [11, 23, 35, 47, 59], [201, 17, 99, 143, 7, 64, 128, 250, 31, 77, 5]
+    sequences = Sequences(token_file(first, second), 16, pack=True)
+    asked = find_loss(model, sample_ids=[*first, *second], isolate=True)
+    assert asked.isolates
+    model.eval()
+    with torch.no_grad():
+        packed = logits_of(asked.call(model, sequences.batch(np.array([0]), 1)))
+        alone = logits_of(model(torch.tensor([second]), use_cache=False))
+    assert packed is not None
+    assert alone is not None
+    torch.testing.assert_close(packed[0, len(first) :], alone[0], atol=2e-6, rtol=1e-5)

@@ -1,20 +1,32 @@
-"""A worker's trainings from hand-over to their end: real worker processes, real trainings, a real engine and Valkey."""
+"""A worker's trainings from hand-over to their end: a real worker process, real trainings, a real engine and Valkey."""
 
 import os
-import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
-from tests.harness.fleet import SECRET, Bench
+from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.service import marked_processes
+from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 
 
+@pytest.fixture(scope="module")
+def fleet(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One engine and one worker for all tests of this file: none of them stops either."""
+    with shared_valkey.client() as client:
+        client.flushall()
+    with bench(tmp_path_factory.mktemp("fleet"), shared_valkey.url) as made:
+        made.start_engine()
+        made.start_worker(HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
+        yield made
+
+
 def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: Bench) -> None:
-    fleet.start_worker()
     job_id = fleet.submit(steps="6", checkpoint_every="2")
     job = fleet.wait_for_status(job_id, "succeeded")
     assert (job.status_reason, job.attempt, job.worker, job.slots) == ("completed", 1, None, None)
@@ -30,7 +42,6 @@ def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: 
 
 
 def test_cancel_ends_every_process_even_one_in_its_own_session_that_ignores_sigterm(fleet: Bench) -> None:
-    fleet.start_worker()
     job_id = fleet.submit(steps="100000", child="stubborn")
     fleet.wait_for_step(job_id, 3)
     assert len(marked_processes(job_id)) == 2
@@ -42,7 +53,6 @@ def test_cancel_ends_every_process_even_one_in_its_own_session_that_ignores_sigt
 
 
 def test_cancel_ends_a_training_that_never_looks_for_its_stop_file(fleet: Bench) -> None:
-    fleet.start_worker()
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "cancel")
@@ -51,7 +61,6 @@ def test_cancel_ends_a_training_that_never_looks_for_its_stop_file(fleet: Bench)
 
 
 def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
-    fleet.start_worker()
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "pause")
@@ -61,7 +70,6 @@ def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
 
 
 def test_a_killed_training_is_started_again_from_its_newest_checkpoint(fleet: Bench) -> None:
-    fleet.start_worker()
     job_id = fleet.submit(steps="60", checkpoint_every="5", seconds_per_step="0.05")
     wait_until(lambda: fleet.checkpoints(job_id), 20, "a checkpoint")
     (training,) = marked_processes(job_id)
@@ -78,7 +86,6 @@ def test_a_killed_training_is_started_again_from_its_newest_checkpoint(fleet: Be
 
 
 def test_a_training_that_ends_without_a_word_fails_with_its_exit_code_and_the_end_of_its_log(fleet: Bench) -> None:
-    fleet.start_worker()
     job_id = fleet.submit(steps="2", then="exit", max_retries=1)
     job = fleet.wait_for_status(job_id, "failed")
     assert (job.status_reason, job.attempt, job.failures) == ("train_error", 2, 2)
@@ -87,76 +94,7 @@ def test_a_training_that_ends_without_a_word_fails_with_its_exit_code_and_the_en
     assert "attempt 2 begins" in job.error["evidence"]["log_tail"]
 
 
-def test_a_worker_told_to_stop_hands_its_job_back_and_another_goes_on(fleet: Bench) -> None:
-    first = fleet.start_worker("w1")
-    job_id = fleet.submit(steps="40", seconds_per_step="0.05")
-    fleet.wait_for_step(job_id, 3)
-    first.terminate()
-    assert first.wait(20) == 0
-    job = fleet.job(job_id)
-    assert (job.status, job.status_reason, job.failures, job.losses) == ("queued", "handed_back", 0, 0)
-    assert not marked_processes(job_id)
-    fleet.start_worker("w2")
-    job = fleet.wait_for_status(job_id, "succeeded")
-    handed_back, second = fleet.attempts(job_id)
-    assert (handed_back.reason, second.worker, second.reason) == ("handed_back", "w2", "completed")
-    assert second.first_step == (handed_back.last_step or 0) + 1
-    fleet.check_events(job_id)
-
-
-def test_a_restarted_worker_takes_up_the_training_that_its_killed_process_left(fleet: Bench) -> None:
-    worker = fleet.start_worker()
-    job_id = fleet.submit(steps="100", seconds_per_step="0.05", checkpoint_every="50")
-    fleet.wait_for_step(job_id, 3)
-    worker.kill()
-    worker.wait()
-    assert marked_processes(job_id)
-    fleet.start_worker()
-    job = fleet.wait_for_status(job_id, "succeeded")
-    assert (job.attempt, job.losses, job.failures) == (1, 0, 0)
-    fleet.check_events(job_id)
-
-
-def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_next_one(fleet: Bench) -> None:
-    worker = fleet.start_worker()
-    job_id = fleet.submit(steps="20", seconds_per_step="0.05")
-    fleet.wait_for_step(job_id, 3)
-    worker.kill()
-    worker.wait()
-    wait_until(lambda: not marked_processes(job_id), 20, "the training to end")
-    fleet.start_worker()
-    assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
-    assert fleet.checkpoints(job_id) == ["final"]
-    fleet.check_events(job_id)
-
-
-def test_a_worker_that_comes_back_without_its_run_loses_the_attempt_and_the_job_goes_on(fleet: Bench) -> None:
-    worker = fleet.start_worker()
-    job_id = fleet.submit(steps="100", seconds_per_step="0.1", checkpoint_every="5")
-    wait_until(lambda: fleet.checkpoints(job_id), 20, "a checkpoint")
-    worker.kill()
-    worker.wait()
-    for training in marked_processes(job_id):
-        os.kill(training, signal.SIGKILL)
-    shutil.rmtree(fleet.settings.home / "workers")
-    fleet.start_worker()
-    wait_until(lambda: (fleet.attempts(job_id)[-1].first_step or 0) > 5, 30, "the second attempt to go on")
-    first, second = fleet.attempts(job_id)
-    assert (first.reason, second.attempt, second.reason) == ("worker_lost", 2, None)
-    fleet.request(job_id, "cancel")
-    fleet.wait_for_status(job_id, "cancelled")
-    fleet.check_events(job_id)
-
-
-def test_two_workers_of_one_name_on_one_home_are_refused(fleet: Bench) -> None:
-    fleet.start_worker("w1")
-    wait_until(lambda: (fleet.settings.home / "workers/w1/worker.lock").exists(), 10, "the first worker's lock")
-    assert fleet.start_worker("w1").wait(20) == 2
-    assert "choose another name" in fleet.logs()
-
-
 def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) -> None:
-    fleet.start_worker(HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
     (training,) = marked_processes(job_id)
@@ -173,18 +111,3 @@ def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) ->
     assert "OTHER" not in environment
     fleet.request(job_id, "cancel")
     fleet.wait_for_status(job_id, "cancelled")
-
-
-def test_two_slots_run_two_jobs_and_the_third_waits(fleet: Bench) -> None:
-    fleet.start_worker(ZETA_WORKER_SLOTS="2")
-    jobs = [fleet.submit(steps="100000") for _ in range(3)]
-    for job_id in jobs[:2]:
-        fleet.wait_for_step(job_id, 1)
-    assert sorted((fleet.job(job_id).slots or [])[0] for job_id in jobs[:2]) == [0, 1]
-    waiting = fleet.job(jobs[2])
-    assert (waiting.status, (waiting.waiting_reason or {})["code"]) == ("queued", "workers_busy")
-    fleet.request(jobs[0], "cancel")
-    fleet.wait_for_step(jobs[2], 1)
-    for job_id in jobs[1:]:
-        fleet.request(job_id, "cancel")
-        fleet.wait_for_status(job_id, "cancelled")

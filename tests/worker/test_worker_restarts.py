@@ -1,0 +1,92 @@
+"""Workers that stop, are killed, come back, or come back without their runs; slots. Each test has its own worker."""
+
+import os
+import shutil
+import signal
+
+from tests.harness.fleet import Bench
+from tests.harness.service import marked_processes
+from tests.harness.waiting import wait_until
+
+
+def test_a_worker_told_to_stop_hands_its_job_back_and_another_goes_on(fleet: Bench) -> None:
+    first = fleet.start_worker("w1")
+    job_id = fleet.submit(steps="40", seconds_per_step="0.05")
+    fleet.wait_for_step(job_id, 3)
+    first.terminate()
+    assert first.wait(20) == 0
+    job = fleet.job(job_id)
+    assert (job.status, job.status_reason, job.failures, job.losses) == ("queued", "handed_back", 0, 0)
+    assert not marked_processes(job_id)
+    fleet.start_worker("w2")
+    job = fleet.wait_for_status(job_id, "succeeded")
+    handed_back, second = fleet.attempts(job_id)
+    assert (handed_back.reason, second.worker, second.reason) == ("handed_back", "w2", "completed")
+    assert second.first_step == (handed_back.last_step or 0) + 1
+    fleet.check_events(job_id)
+
+
+def test_a_restarted_worker_takes_up_the_training_that_its_killed_process_left(fleet: Bench) -> None:
+    worker = fleet.start_worker()
+    job_id = fleet.submit(steps="100", seconds_per_step="0.05", checkpoint_every="50")
+    fleet.wait_for_step(job_id, 3)
+    worker.kill()
+    worker.wait()
+    assert marked_processes(job_id)
+    fleet.start_worker()
+    job = fleet.wait_for_status(job_id, "succeeded")
+    assert (job.attempt, job.losses, job.failures) == (1, 0, 0)
+    fleet.check_events(job_id)
+
+
+def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_next_one(fleet: Bench) -> None:
+    worker = fleet.start_worker()
+    job_id = fleet.submit(steps="20", seconds_per_step="0.05")
+    fleet.wait_for_step(job_id, 3)
+    worker.kill()
+    worker.wait()
+    wait_until(lambda: not marked_processes(job_id), 20, "the training to end")
+    fleet.start_worker()
+    assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
+    assert fleet.checkpoints(job_id) == ["final"]
+    fleet.check_events(job_id)
+
+
+def test_a_worker_that_comes_back_without_its_run_loses_the_attempt_and_the_job_goes_on(fleet: Bench) -> None:
+    worker = fleet.start_worker()
+    job_id = fleet.submit(steps="100", seconds_per_step="0.1", checkpoint_every="5")
+    wait_until(lambda: fleet.checkpoints(job_id), 20, "a checkpoint")
+    worker.kill()
+    worker.wait()
+    for training in marked_processes(job_id):
+        os.kill(training, signal.SIGKILL)
+    shutil.rmtree(fleet.settings.home / "workers")
+    fleet.start_worker()
+    wait_until(lambda: (fleet.attempts(job_id)[-1].first_step or 0) > 5, 30, "the second attempt to go on")
+    first, second = fleet.attempts(job_id)
+    assert (first.reason, second.attempt, second.reason) == ("worker_lost", 2, None)
+    fleet.request(job_id, "cancel")
+    fleet.wait_for_status(job_id, "cancelled")
+    fleet.check_events(job_id)
+
+
+def test_two_workers_of_one_name_on_one_home_are_refused(fleet: Bench) -> None:
+    fleet.start_worker("w1")
+    wait_until(lambda: (fleet.settings.home / "workers/w1/worker.lock").exists(), 10, "the first worker's lock")
+    assert fleet.start_worker("w1").wait(20) == 2
+    assert "choose another name" in fleet.logs()
+
+
+def test_two_slots_run_two_jobs_and_the_third_waits(fleet: Bench) -> None:
+    fleet.start_worker(ZETA_WORKER_SLOTS="2")
+    jobs = [fleet.submit(steps="100000") for _ in range(3)]
+    for job_id in jobs[:2]:
+        fleet.wait_for_step(job_id, 1)
+    assert sorted((fleet.job(job_id).slots or [])[0] for job_id in jobs[:2]) == [0, 1]
+    waiting = fleet.job(jobs[2])
+    assert (waiting.status, (waiting.waiting_reason or {})["code"]) == ("queued", "workers_busy")
+    fleet.request(jobs[0], "cancel")
+    fleet.wait_for_step(jobs[2], 1)
+    for job_id in jobs[1:]:
+        fleet.request(job_id, "cancel")
+        fleet.wait_for_status(job_id, "cancelled")

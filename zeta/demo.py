@@ -83,7 +83,8 @@ class Failed(Exception):
 
 def main() -> int:
     """Run the demo; the exit status is 0 only if everything of it worked."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us with `&` has SIGINT ignored
+        signal.signal(number, _as_interrupt)
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="zeta-demo-") as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -21,6 +22,7 @@ PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no termina
 
 def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Exit:
     """Show the job until it has ended, then how it ended; the exit status says the same to programs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where a shell started us with `&`
     try:
         with _view(as_json) as view:
             job = client.wait(
@@ -91,6 +93,7 @@ class TerminalView(View):
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
+        self._figures = ""
         self._task = progress.add_task("waiting", total=None, figures="")
 
     def show(self, event: Event) -> None:
@@ -100,12 +103,13 @@ class TerminalView(View):
                 self._progress.console.print(line, markup=False, highlight=False)
             return
         fields = _fields(event)
+        self._figures = _figures(fields) or self._figures  # a phase that measures nothing keeps the last ones
         self._progress.update(
             self._task,
             description=str(fields.get("phase", "")).replace("_", " "),
             completed=fields.get("step") or 0,
             total=fields.get("total_steps"),
-            figures=_figures(fields),
+            figures=self._figures,
         )
 
 

@@ -30,7 +30,8 @@ from zeta_core.contract.messages import WORKERS_HASH, Heartbeat
 
 LOOK_SECONDS = 0.5  # how often the heartbeats are read
 PASS_SECONDS = 1.0  # how often the queue and the running jobs are looked at when nothing wakes the loops
-REST_FACTOR = 3.0  # a loop rests so many times as long as its last pass took, so that a long queue cannot fill the CPU
+# A loop rests so many times as long as its last pass took, so that a long queue cannot fill the CPU: woken, and idle.
+REST_FACTOR, IDLE_FACTOR = 3.0, 20.0
 STOP_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,8 @@ async def _go_round(name: str, one_pass: Callable[[], Awaitable[None]], waker: a
         except Exception:
             # One bad row must not end the loop that all jobs depend on; the next pass tries again.
             logger.exception("A pass of the %s failed", name)
-        await asyncio.sleep(min(5.0, REST_FACTOR * (time.monotonic() - began)))
+        took = time.monotonic() - began
+        await asyncio.sleep(min(5.0, REST_FACTOR * took))
         with suppress(TimeoutError):
-            async with asyncio.timeout(PASS_SECONDS):
+            async with asyncio.timeout(max(PASS_SECONDS, IDLE_FACTOR * took)):
                 await waker.wait()

@@ -16,7 +16,7 @@ from datetime import datetime
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, WORKERS_HASH, Heartbeat, verify
 
-FORGOTTEN_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
+UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class Fleet:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
         self._watching_since: float | None = None
+        self.looked = False  # Redis was asked at least once
         self._refused: set[str] = set()
 
     @property
@@ -44,10 +45,12 @@ class Fleet:
 
     def unreachable(self) -> None:
         """Redis did not answer: nobody's silence counts until it does."""
+        self.looked = True
         self._watching_since = None
 
     def update(self, entries: Mapping[str, str]) -> bool:
         """Take in the whole hash of heartbeats; whether a worker came, changed its slots or began to stop."""
+        self.looked = True
         now, changed = self._clock(), False
         first_look = self._watching_since is None
         if self._watching_since is None:
@@ -64,12 +67,12 @@ class Fleet:
                 changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
                 changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
                 self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=True)
-        for name in [name for name, seen in self._seen.items() if now - seen.moved_at > FORGOTTEN_SECONDS]:
-            del self._seen[name]
         return changed
 
     def workers(self) -> list[Heartbeat]:
-        return [self._seen[name].heartbeat for name in sorted(self._seen)]
+        """The last heartbeat of every worker heard within a day, by name."""
+        listed_since = self._clock() - UNLISTED_SECONDS
+        return [seen.heartbeat for _, seen in sorted(self._seen.items()) if seen.moved_at >= listed_since]
 
     def get(self, worker: str) -> Heartbeat | None:
         seen = self._seen.get(worker)

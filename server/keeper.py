@@ -41,7 +41,7 @@ from zeta_core.contract.messages import (
 )
 
 READ_COUNT = 64
-BLOCK_MILLISECONDS = 1000
+BLOCK_MILLISECONDS = 500  # far below the socket's time-out, also on a machine that is overloaded
 RETRY_SECONDS = 0.5
 ABANDONED_MILLISECONDS = 30_000  # a message that its reader left this long is taken over
 WORKER_STREAM_LENGTH = 10_000  # unread answers kept for a worker that does not read; they are repeated anyway
@@ -90,7 +90,14 @@ class Keeper:
                 await self._handle(message_id, fields)
 
     async def leave(self) -> None:
-        """Remove this reader from the group; what it had not answered is repeated by the workers."""
+        """Remove this reader from the group, and what it had not answered: its workers repeat that."""
+        pending: Any = await self._redis.xpending_range(
+            SERVER_STREAM, SERVER_GROUP, "-", "+", READ_COUNT, consumername=self._name
+        )
+        ids = [entry["message_id"] for entry in pending]
+        if ids:
+            await self._redis.xack(SERVER_STREAM, SERVER_GROUP, *ids)
+            await self._redis.xdel(SERVER_STREAM, *ids)
         await self._redis.xgroup_delconsumer(SERVER_STREAM, SERVER_GROUP, self._name)
 
     async def _read(self) -> list[tuple[str, dict[str, str]]]:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.courier import NOT_SENT
@@ -29,10 +29,12 @@ from zeta_core.contract.messages import HandOver, Heartbeat
 from zeta_core.contract.spec import Resources
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
-UPDATE_CHUNK = 500
+UPDATE_CHUNK = 100
+PAGE_JOBS = 200
+EXPLAIN_SECONDS = 15.0
 
 logger = logging.getLogger(__name__)
-Queued = Any  # a row of `_QUEUED`
+Queued = Any  # a row of `_COLUMNS`
 Send = Callable[[HandOver], Awaitable[None]]
 
 
@@ -71,26 +73,45 @@ class Scheduler:
         self._send = send
         self._claim_seconds = claim_seconds
         self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it, monotonic
+        self._explain_all_at = 0.0
 
     async def one_pass(self) -> None:
-        """Look at the whole queue once."""
+        """Withdraw what was not claimed, then go through the queue in its order.
+
+        The queue is read a page at a time. When no slot is free any more, the jobs behind the first page can only be
+        told why they wait, which is done every `EXPLAIN_SECONDS`.
+        """
+        if not self._fleet.looked:
+            return  # the server has just started and knows nothing of Redis yet
         async with self._database.read() as session:
-            rows: Sequence[Queued] = (await session.execute(_QUEUED)).all()
+            given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
             taken = await _taken_slots(session)
-        queued = await self._withdraw_unclaimed(rows)
-        if not self._fleet.watching:
-            away = Wait(WaitingCode.NO_WORKER, message="Redis cannot be reached, so no worker can be; see the log.")
-            await self._explain([(row, away) for row in queued if row.worker is None])
-            return
+        await self._withdraw_unclaimed(given)
         rooms = [
             Room(beat, _free_slots(beat, taken.get(beat.worker, set())))
             for beat in self._fleet.workers()
             if self._fleet.is_alive(beat.worker) and not beat.stopping
         ]
+        explain_all = time.monotonic() >= self._explain_all_at
+        last: Queued | None = None
+        while True:
+            query = _WAITING if last is None else _WAITING.where(_behind(last))
+            async with self._database.read() as session:
+                page: Sequence[Queued] = (await session.execute(query)).all()
+            await self._go_through(page, rooms)
+            if len(page) < PAGE_JOBS or not (explain_all or any(room.free for room in rooms)):
+                break
+            last = page[-1]
+        if explain_all:
+            self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
+
+    async def _go_through(self, page: Sequence[Queued], rooms: list[Room]) -> None:
+        """Hand over what fits, and say why the rest of the page waits."""
         waits: list[tuple[Queued, Wait]] = []
         now = utc_now()
-        for row in queued:
-            if row.worker is not None:
+        for row in page:
+            if not self._fleet.watching:
+                waits.append((row, _REDIS_AWAY))
                 continue
             if row.not_before is not None and row.not_before > now:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
@@ -104,25 +125,21 @@ class Scheduler:
             await self._hand_over(row.id, row.attempt, room.heartbeat, slots)
         await self._explain(waits)
 
-    async def _withdraw_unclaimed(self, queued: Sequence[Queued]) -> list[Queued]:
-        """Take back what was not claimed in time; returns the queue as it is then, hand-overs under way included."""
+    async def _withdraw_unclaimed(self, given: Sequence[Queued]) -> None:
+        """Take back what was not claimed in time; it is handed over again in this pass or a later one."""
         now = time.monotonic()
-        given = {(row.id, row.handed_over_at): row for row in queued if row.worker is not None}
-        self._handed_over = {key: self._handed_over.get(key, now) for key in given}
-        withdrawn: set[str] = set()
-        for key, row in given.items():
+        rows = {(row.id, row.handed_over_at): row for row in given}
+        self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
+        for key, row in rows.items():
             too_old = now - self._handed_over[key] > self._claim_seconds
-            if too_old or (self._fleet.watching and not self._fleet.is_alive(row.worker)):
-                if await self._withdraw(row.id, row.handed_over_at):
-                    logger.warning(
-                        "The hand-over of %s to %s was not claimed; it is made again.",
-                        row.id,
-                        row.worker,
-                        extra={"action": "withdraw", "job_id": row.id},
-                    )
-                withdrawn.add(row.id)
-        # A withdrawn job is handed over in the next pass, from what the database then says.
-        return [row for row in queued if row.id not in withdrawn]
+            gone = self._fleet.watching and not self._fleet.is_alive(row.worker)
+            if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
+                logger.warning(
+                    "The hand-over of %s to %s was not claimed; it is made again.",
+                    row.id,
+                    row.worker,
+                    extra={"action": "withdraw", "job_id": row.id},
+                )
 
     async def _withdraw(self, job_id: str, handed_over_at: datetime) -> bool:
         async with self._database.write() as session:
@@ -176,36 +193,44 @@ class Scheduler:
             message = wait.message or WAITING_SENTENCES[wait.code]
             if (old.get("code"), old.get("message"), old.get("details")) != (wait.code, message, dict(wait.details)):
                 groups.setdefault(wait, []).append(row.id)
-        if not groups:
-            return
-        async with self._database.write() as session:
-            now = utc_now()
-            for wait, ids in groups.items():
-                for start in range(0, len(ids), UPDATE_CHUNK):
+        now = utc_now()
+        for wait, ids in groups.items():
+            for start in range(0, len(ids), UPDATE_CHUNK):
+                chunk = JobRow.id.in_(ids[start : start + UPDATE_CHUNK])
+                async with self._database.write() as session:  # one short transaction each: others want to write too
                     await session.execute(
                         update(JobRow)
-                        .where(
-                            JobRow.id.in_(ids[start : start + UPDATE_CHUNK]),
-                            JobRow.status == JobStatus.QUEUED,
-                            JobRow.worker.is_(None),
-                        )
+                        .where(chunk, JobRow.status == JobStatus.QUEUED, JobRow.worker.is_(None))
                         .values(waiting_reason=_reason(wait, now))
                     )
 
 
-_QUEUED = (
-    select(
-        JobRow.id,
-        JobRow.attempt,
-        JobRow.worker,
-        JobRow.handed_over_at,
-        JobRow.not_before,
-        JobRow.waiting_reason,
-        JobRow.spec["resources"].label("resources"),
-    )
-    .where(JobRow.status == JobStatus.QUEUED)
+_COLUMNS = select(
+    JobRow.id,
+    JobRow.attempt,
+    JobRow.priority,
+    JobRow.created_at,
+    JobRow.worker,
+    JobRow.handed_over_at,
+    JobRow.not_before,
+    JobRow.waiting_reason,
+    JobRow.spec["resources"].label("resources"),
+).where(JobRow.status == JobStatus.QUEUED)
+_WAITING = (
+    _COLUMNS.where(JobRow.worker.is_(None))
     .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
+    .limit(PAGE_JOBS)
 )
+_REDIS_AWAY = Wait(WaitingCode.NO_WORKER, message="Redis cannot be reached, so no worker can be; see the log.")
+
+
+def _behind(row: Queued) -> ColumnElement[bool]:
+    """The jobs that come after ``row`` in the queue."""
+    return or_(
+        JobRow.priority < row.priority,
+        and_(JobRow.priority == row.priority, JobRow.created_at > row.created_at),
+        and_(JobRow.priority == row.priority, JobRow.created_at == row.created_at, JobRow.id > row.id),
+    )
 
 
 def choose(rooms: Sequence[Room], resources: Resources) -> tuple[Room, list[int]] | Wait:

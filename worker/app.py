@@ -25,6 +25,8 @@ def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
     ``command`` starts a training; the run directory is added to it.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each message, which say nothing
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = WorkerSettings.of_this_process()
         lock = _lock_name(settings.root, settings.worker_name)

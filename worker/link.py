@@ -20,7 +20,7 @@ from redis.retry import Retry
 from zeta_core.contract.messages import SERVER_STREAM, TO_WORKER, BadSignature, sign, verify, worker_stream
 
 SOCKET_TIMEOUT_SECONDS = 2.0
-BLOCK_MILLISECONDS = 1000
+BLOCK_MILLISECONDS = 500
 OUTAGE_REST_SECONDS = 0.5
 SERVER_STREAM_LENGTH = 100_000  # what waits at most for a server that is away; all of it is repeated
 REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, OSError)

@@ -190,10 +190,6 @@ class Run:
             self.phase = Phase.OVER
         self._publisher.fenced = True
 
-    def kill(self) -> None:
-        """The worker must end now: what the training has not saved is lost, the rest is published."""
-        self._training.kill()
-
     # --- The phases --------------------------------------------------------------------------------------------------
 
     def _claim(self) -> list[BaseModel]:

@@ -34,6 +34,7 @@ from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.contract.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
 TICK_SECONDS = 0.1
+TROUBLE_SECONDS = 2.0
 PUBLISH_SECONDS = 10.0  # after the grace: for the last acknowledgements
 SWEEP_SECONDS = 3600.0
 KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
@@ -52,6 +53,7 @@ class Supervisor:
             settings, incarnation, ArtifactStore(settings.artifacts), self._executor, command, len(self._slots)
         )
         self._runs: dict[tuple[str, int], Run] = {}
+        self._resting: dict[tuple[str, int], float] = {}  # after trouble: when to step it again, monotonic
         self._stopping = False
         self._reports = self._report()
         self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
@@ -147,16 +149,20 @@ class Supervisor:
 
     def _step_runs(self) -> None:
         for key, run in list(self._runs.items()):
-            if self._stopping:
-                run.stop("hand_back")
+            if time.monotonic() < self._resting.get(key, 0.0):
+                continue
             try:
+                if self._stopping:
+                    run.stop("hand_back")
                 for message in run.step():
                     self._link.post((type(message).__name__, *key), message)
             except Exception:
                 # One run's trouble must not leave the others without a supervisor; it is stepped again.
-                logger.exception("Attempt %d of %s cannot go on", run.attempt, run.job_id)
+                logger.exception("Attempt %d of %s cannot go on; it is tried again", run.attempt, run.job_id)
+                self._resting[key] = time.monotonic() + TROUBLE_SECONDS
             if run.is_over:
                 del self._runs[key]
+                self._resting.pop(key, None)
         reports = self._report()
         if reports != self._reports:
             self._reports = reports

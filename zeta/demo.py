@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from zeta.cli.exits import Exit
-from zeta.cli.follow import follow
+from zeta.cli.follow import show
 from zeta.cli.output import duration, size
 from zeta.client import Client
 from zeta.settings import environment
@@ -106,10 +106,7 @@ def _show(state: UpState, home: Home, checkpoint: Path) -> None:
     with Client(state.url, key) as client:
         job = client.submit(SPEC)
         print(f"Submitted {job.id}: a Llama of bytes on the Python language reference.", flush=True)
-        ended = follow(client, job.id)
-        if ended is Exit.INTERRUPTED:
-            raise KeyboardInterrupt
-        if ended is not Exit.SUCCEEDED:
+        if show(client, job.id).status != "succeeded":
             raise Failed(f"{job.id} did not succeed. The end of its log:\n{''.join(client.logs(job.id, tail=20))}")
         losses = [
             float(event.model_extra["loss"])

@@ -24,21 +24,27 @@ def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_second
     """Show the job until it has ended, then how it ended; the exit status says the same to programs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where a shell started us with `&`
     try:
-        with _view(as_json) as view:
-            job = client.wait(
-                job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_tell_interruption
-            )
+        job = show(client, job_id, as_json=as_json, timeout_seconds=timeout_seconds)
     except KeyboardInterrupt:
         print(
             f"\nDetached: {job_id} goes on. Come back with `zeta wait {job_id}`, end it with `zeta cancel {job_id}`.",
             file=sys.stderr,
         )
         return Exit.INTERRUPTED
+    return exit_of_job(job)
+
+
+def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Job:
+    """Show the job until it has ended, then how it ended; a Ctrl-C is the caller's."""
+    with _view(as_json) as view:
+        job = client.wait(
+            job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_tell_interruption
+        )
     if as_json:
         print_json(job)
     else:
         print(ending(job), flush=True)
-    return exit_of_job(job)
+    return job
 
 
 def wait_quietly(client: Client, job_id: str, timeout_seconds: float | None) -> Job:

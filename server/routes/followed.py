@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server import curves, logs, stream
 from server.callers import TheCaller
 from server.jobs import get_job
-from server.pages import MAX_LIMIT
+from server.pages import DEFAULT_LIMIT, MAX_LIMIT
 from server.service import TheService
 from zeta_core.contract.answers import Curves, Page
 from zeta_core.contract.events import Event
@@ -26,7 +26,7 @@ class EventQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     after: int = Field(default=0, ge=0, lt=2**53, description="a seq")
-    limit: int = Field(default=100, ge=1, le=MAX_LIMIT)
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
 
 
 class LogQuery(BaseModel):

@@ -6,14 +6,16 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from sqlalchemy import select
 
 from server import events, state
 from server.artifacts import ArtifactStore
 from server.db import Database
 from server.settings import ServerSettings
-from server.tables import AttemptRow, CheckpointRow, JobRow
+from server.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
 from tests.server.serving import SPEC
 from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
 from zeta_core.contract.events import utc_now
@@ -64,6 +66,25 @@ class Rows:
     def end(self, job_id: str, to: JobStatus) -> None:
         """End the running attempt and the job."""
         asyncio.run(self._end(job_id, to))
+
+    def age_submissions(self, *, hours: float) -> None:
+        """Make every answered submission older."""
+        asyncio.run(self._age_submissions(timedelta(hours=hours)))
+
+    def key(self, secret: str, *, expires_at: datetime | None = None, revoked_at: datetime | None = None) -> None:
+        """An API key of another name than the admin's."""
+        row = KeyRow(
+            id=new_id("key"),
+            project="default",
+            created_by="test",
+            name="another",
+            scopes=[],
+            secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
+            created_at=CREATED_AT,
+            expires_at=expires_at,
+            revoked_at=revoked_at,
+        )
+        asyncio.run(self._add(row))
 
     def say(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
@@ -128,6 +149,13 @@ class Rows:
                 await state.change_status(session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason)
         await database.close()
         return number
+
+    async def _age_submissions(self, by: timedelta) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            for row in await session.scalars(select(IdempotencyRow)):
+                row.created_at -= by
+        await database.close()
 
     async def _end(self, job_id: str, to: JobStatus) -> None:
         database = Database(self.settings.database)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import resource
 import signal
 import socket
 import tarfile
@@ -245,6 +246,15 @@ def test_what_a_killed_server_left_of_an_upload_is_removed_at_the_next_start(tmp
         assert len(incoming(server)) == 1
         server.start()
         assert incoming(server) == []
+
+
+def test_a_disk_that_fills_up_under_an_upload_is_told_and_the_next_one_works(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))  # no file grows beyond
+        answer = upload(http, content=b"x" * (9 << 20))
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "disk_full")
+        assert incoming(server) == []
+        assert upload(http).status_code == 201
 
 
 @pytest.mark.timeout(240)

@@ -222,6 +222,15 @@ def test_a_key_that_is_too_long_or_not_printable_is_refused(http: httpx.Client, 
     assert (answer.status_code, error_of(answer)["param"]) == (422, "Idempotency-Key")
 
 
+def test_a_key_is_forgotten_after_a_day(server: ServerProcess, http: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "yesterday's"}
+    first = http.post("/v1/jobs", json=SPEC, headers=headers).json()["id"]
+    Rows(server.settings).age_submissions(hours=23.9)
+    assert http.post("/v1/jobs", json=SPEC, headers=headers).json()["id"] == first
+    Rows(server.settings).age_submissions(hours=0.2)
+    assert http.post("/v1/jobs", json={**SPEC, "max_steps": 9}, headers=headers).json()["id"] != first
+
+
 def test_equal_posts_that_race_make_one_job(http: httpx.Client) -> None:
     def post(_number: int) -> httpx.Response:
         return http.post("/v1/jobs", json={**SPEC, "entity_name": "race"}, headers={"Idempotency-Key": "race"})

@@ -25,7 +25,7 @@ from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.serving import API_KEY, REPOSITORY, SECRET, error_of, serving, submit
+from tests.server.serving import API_KEY, REPOSITORY, SECRET, ServerProcess, error_of, serving, submit
 from zeta_core.contract.answers import Worker
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.events import utc_now
@@ -201,6 +201,21 @@ def test_a_new_admin_key_replaces_the_old_one_and_neither_is_stored_as_text(tmp_
         assert API_KEY.encode() not in stored
         assert b"a-second-key" not in stored
         assert "a-second-key" not in server.log()
+
+
+def test_a_key_works_until_it_expires_or_is_revoked(server: ServerProcess, rows: Rows) -> None:
+    rows.key("valid", expires_at=utc_now() + timedelta(hours=1))
+    rows.key("expired", expires_at=utc_now())
+    rows.key("revoked", revoked_at=utc_now())
+    for key, status, code in (
+        ("valid", 200, None),
+        ("expired", 401, "expired_api_key"),
+        ("revoked", 401, "invalid_api_key"),
+    ):
+        with server.http(key) as http:
+            answer = http.get("/v1/jobs")
+        assert answer.status_code == status
+        assert code is None or error_of(answer)["code"] == code
 
 
 # --- Starting and ending ----------------------------------------------------------------------------------------------

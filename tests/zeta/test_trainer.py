@@ -1,0 +1,239 @@
+"""``Trainer(...)`` in a script: the documentation's examples as they are written, and what else it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.harness.waiting import wait_until
+from tests.zeta_core.models import WithReturnLoss, llama, plain
+from zeta import Trainer
+from zeta_core.contract.errors import InvalidSpec
+from zeta_core.failures import CannotResume, NonFiniteLoss
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST: dict[str, Any] = {
+    "gradient_accumulate_every": 2,
+    "batch_size": 2,
+    "seq_len": 32,
+    "learning_rate": 1e-3,
+    "seed": 42,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every test starts in an empty folder, and its token cache is the tests' own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("build", [plain, llama], ids=["plain module", "llama"])
+@pytest.mark.timeout(240)
+def test_the_three_examples_of_the_documentation_in_one_folder(
+    build: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build()
+    first = Trainer(
+        gradient_accumulate_every=2,
+        batch_size=32,
+        seq_len=128,
+        model=model,
+        learning_rate=0.001,
+        seed=42,
+        output_dir="./models/",
+    )
+    assert "pydoc_data.topics" in capsys.readouterr().out.splitlines()[0]
+    assert first.steps == first.steps_trained > 10
+    assert first.checkpoint == Path("models/final").absolute()
+    trained = state(model)
+
+    model = build()
+    second = Trainer(
+        gradient_accumulate_every=2,
+        batch_size=32,
+        seq_len=128,
+        model=model,
+        learning_rate=0.001,
+        seed=42,
+        resume_from_checkpoint="./models/checkpoint.pt",
+        output_dir="./models/",
+    )
+    assert (second.steps, second.steps_trained) == (first.steps, 0)
+    assert (second.train_loss, second.run_id, second.checkpoint) == (first.train_loss, first.run_id, first.checkpoint)
+    assert equal(state(model), trained)
+    assert "raise max_steps or epochs" in capsys.readouterr().out
+
+    model = build()
+    third = Trainer(
+        gradient_accumulate_every=2,
+        batch_size=32,
+        seq_len=128,
+        model=model,
+        use_fsdp=True,
+        use_activation_checkpointing=True,
+        learning_rate=0.001,
+        seed=42,
+        output_dir="./models/",
+    )
+    assert third.steps_trained == first.steps
+    assert third.train_loss == pytest.approx(first.train_loss, abs=1e-5)
+    assert (Path("models/earlier") / first.run_id / "final" / "manifest.json").is_file()
+    assert type(model) is type(build()), "the caller's module stays what it was"
+    assert all(torch.allclose(tensor, trained[name], atol=1e-4) for name, tensor in state(model).items())
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.zeta_core.models import plain
+from zeta import Trainer
+model = plain(dropout=0.1)
+Trainer(gradient_accumulate_every=2, batch_size=32, seq_len=128, model=model, learning_rate=0.001, seed=42,
+        output_dir='./models/'{more})
+"""
+
+
+def _start(folder: Path, more: str = "") -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # noqa: TID251 - a child's environment
+    with (folder / "log.txt").open("ab") as log:
+        command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT), more=more)]
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+@pytest.mark.timeout(240)
+def test_the_second_example_goes_on_after_a_killed_first_one(own_folder: Path) -> None:
+    """Killed before its first checkpoint, then after one; the end is the same, to the bit."""
+    resume = ", resume_from_checkpoint='./models/checkpoint.pt'"
+    pointer = own_folder / "models" / "checkpoint.pt"
+    process = _start(own_folder)
+    wait_until(lambda: "step 1/" in (own_folder / "log.txt").read_text(), 60, "the first step")
+    process.kill()
+    process.wait()
+    assert not pointer.exists()
+
+    process = _start(own_folder, resume + ", checkpointing_steps=5")
+    wait_until(pointer.exists, 60, "a checkpoint")
+    process.kill()
+    process.wait()
+    assert _start(own_folder, resume).wait(timeout=100) == 0
+    assert "Resumed after step" in (own_folder / "log.txt").read_text()
+
+    other = own_folder / "straight"
+    other.mkdir()
+    assert _start(other).wait(timeout=100) == 0
+    weights = [folder / "models" / "final" / "model.safetensors" for folder in (own_folder, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    results = [
+        Trainer(model=lambda: plain(dropout=0.3), output_dir=f"run-{number}", max_steps=3, **FAST) for number in (1, 2)
+    ]
+    files = [Path(f"run-{number}/final/model.safetensors").read_bytes() for number in (1, 2)]
+    assert files[0] == files[1]
+    assert results[0].train_loss == results[1].train_loss
+
+
+def test_more_steps_go_on_from_a_finished_run() -> None:
+    Trainer(model=plain(), output_dir="out", max_steps=3, **FAST)
+    result = Trainer(model=plain(), output_dir="out", max_steps=5, resume_from_checkpoint="out", **FAST)
+    assert (result.steps, result.steps_trained) == (5, 2)
+    assert {path.name for path in Path("out").glob("*/")} == {"step-3", "final"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate is 0.5, but the run was started with 0.001"),
+        ({"seed": 1}, "seed is 1, but the run was started with 42"),
+        ({"seq_len": 16}, "seq_len is 16"),
+        ({"gradient_accumulate_every": 4}, "The global batch is 8 sequences, but the run was started with 4"),
+        ({"use_fsdp": True}, "use_fsdp/use_deepspeed is 'fsdp2'"),
+    ],
+)
+def test_what_may_not_change_on_resume_is_refused_with_the_cure(changes: dict[str, Any], message: str) -> None:
+    Trainer(model=plain(), output_dir="out", max_steps=1, **FAST)
+    with pytest.raises(CannotResume, match="start from the weights") as raised:
+        Trainer(model=plain(), output_dir="out", max_steps=2, resume_from_checkpoint="out", **{**FAST, **changes})
+    assert message in raised.value.message
+
+
+def test_the_split_of_the_global_batch_may_change_on_resume() -> None:
+    Trainer(model=plain(), output_dir="out", max_steps=2, **FAST)
+    split: dict[str, Any] = {**FAST, "batch_size": 1, "gradient_accumulate_every": 4}
+    result = Trainer(model=plain(), output_dir="out", max_steps=4, resume_from_checkpoint="out", **split)
+    assert result.steps_trained == 2
+
+
+@pytest.mark.parametrize(
+    "model", [plain(), lambda: WithReturnLoss(), llama()], ids=["module", "callable", "hugging face"]
+)
+def test_everything_but_the_model_may_be_left_out(model: object) -> None:
+    result = Trainer(model=model, max_steps=1, seq_len=32)
+    assert result.steps_trained == 1
+    assert result.output_dir == Path("zeta_output").absolute()
+    assert result.checkpoint is not None
+
+
+def test_the_callers_half_precision_is_kept_in_what_is_exported() -> None:
+    from safetensors.torch import load_file
+
+    model = llama().to(torch.bfloat16)
+    Trainer(model=model, output_dir="out", max_steps=1, **FAST)
+    assert {t.dtype for t in load_file("out/final/model.safetensors").values()} == {torch.bfloat16}
+    assert {t.dtype for t in load_file("out/final/training_state/weights.safetensors").values()} == {torch.float32}
+    result = Trainer(model=llama(), output_dir="out", max_steps=2, resume_from_checkpoint="out", **FAST)
+    assert result.steps_trained == 1
+
+
+def test_tied_embeddings_are_exported_once_and_loaded_tied() -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = llama(tie_word_embeddings=True)
+    Trainer(model=model, output_dir="out", max_steps=2, **FAST)
+    loaded: Any = AutoModelForCausalLM.from_pretrained("out/final")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert equal(state(loaded), state(model))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    model = plain()
+    with torch.no_grad():
+        model.embedding.weight[5, 0] = float("nan")
+    before = state(model)
+    with pytest.raises(NonFiniteLoss, match="step 1 is not finite; the update was not made"):
+        Trainer(model=model, output_dir="out", max_steps=2, **FAST)
+    assert all(torch.equal(t, before[name]) or t.isnan().any() for name, t in state(model).items())
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InvalidSpec, match="did you mean 'batch_size'"):
+        Trainer(model=plain(), per_device_train_batch_size=4)
+    with pytest.raises(InvalidSpec, match="model is None"):
+        Trainer()
+
+
+def test_both_ways_of_sharding_are_refused_before_anything_starts() -> None:
+    with pytest.raises(InvalidSpec, match="use_deepspeed"):
+        Trainer(model=plain(), use_fsdp=True, use_deepspeed=True)

@@ -1,0 +1,68 @@
+"""Run directories for the tests, the processes that train them, and what their journals say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.harness.children import start_child
+from tests.zeta_core.models import LLAMA_CONFIG
+from zeta_core.contract.events import JOURNAL_LINE, JournalLine, StatusLine
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC: dict[str, Any] = {
+    "model": {"config": LLAMA_CONFIG},
+    "dataset": {"builtin": "python-docs"},
+    "seq_len": 32,
+    "batch_size": 2,
+    "gradient_accumulate_every": 2,
+    "learning_rate": 1e-3,
+    "max_steps": 6,
+    "checkpointing_steps": 2,
+}
+
+
+def make_run(directory: Path, attempt: int = 1, *, spec: Mapping[str, Any] | None = None, **order: Any) -> Path:
+    """``<directory>/attempt-N`` with its ``run.json``; the attempts share ``<directory>/output``."""
+    run_dir = directory / f"attempt-{attempt}"
+    run_dir.mkdir(parents=True)
+    content = {
+        "job_id": "job_test",
+        "attempt": attempt,
+        "spec": {**SPEC, **(spec or {})},
+        "output_dir": str(directory / "output"),
+        "artifacts_root": str(directory / "artifacts"),
+        "cache_dir": str(directory / "cache"),
+        **order,
+    }
+    (run_dir / "run.json").write_text(json.dumps(content))
+    return run_dir
+
+
+def start(run_dir: Path) -> subprocess.Popen[bytes]:
+    """Train it in a process of its own, as a worker would."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
+    command = [sys.executable, "-m", "zeta_core", str(run_dir)]
+    return start_child(command, log_file=run_dir / "train.log", environment=environment)
+
+
+def journal(run_dir: Path) -> list[JournalLine]:
+    """The journal's lines; every one of them is whole."""
+    file = run_dir / "events.jsonl"
+    if not file.exists():
+        return []
+    text = file.read_text()
+    assert text == "" or text.endswith("\n")
+    return [JOURNAL_LINE.validate_json(line) for line in text.splitlines()]
+
+
+def end_of(run_dir: Path) -> StatusLine:
+    """The journal's last line, which is how the attempt ended."""
+    last = journal(run_dir)[-1]
+    assert isinstance(last, StatusLine)
+    return last

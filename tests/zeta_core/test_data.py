@@ -1,0 +1,151 @@
+"""Every format is read, tokenized once, and every fault names the file and the line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from transformers import ByT5Tokenizer
+
+from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.validation import parse
+from zeta_core.data import Places, open_sources
+from zeta_core.failures import InvalidData
+from zeta_core.report import Report
+from zeta_core.tokens import TokenFile, prepare_tokens
+
+TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
+
+
+def tokens_of(
+    source: dict[str, Any], tmp_path: Path, *, places: Places | None = None, pretokenized: bool = False
+) -> TokenFile:
+    options = parse(TrainerOptions, {"dataset": source})
+    places = places or Places(any_path=True)
+    sources = open_sources(dataset_sources(options.dataset), places, pretokenized=pretokenized)
+    return prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "cache", Report())
+
+
+def text_of(tokens: TokenFile) -> list[str]:
+    parts = [tokens.ids[a:b] for a, b in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)]
+    assert all(part[-1] == 1 for part in parts), "each document ends with the end token"
+    return [bytes(int(i) - 3 for i in part[:-1]).decode() for part in parts]
+
+
+def _write(path: Path) -> None:
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps({"text": text}) + "\n\n" for text in TEXTS))
+        case ".parquet":
+            parquet.write_table(pa.table({"text": TEXTS}), path)
+        case _:
+            table = pa.table({"text": TEXTS})
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow"])
+def test_each_row_is_a_document(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"data{suffix}"
+    _write(path)
+    assert text_of(tokens_of({"path": str(path)}, tmp_path)) == TEXTS
+
+
+def test_a_text_file_is_one_document_and_a_folder_all_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text)
+    assert text_of(tokens_of({"path": str(folder)}, tmp_path)) == TEXTS
+    assert text_of(tokens_of({"path": str(folder / "*.txt")}, tmp_path)) == TEXTS
+
+
+def test_another_column_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"body": "words"}\n')
+    assert text_of(tokens_of({"path": str(path), "columns": {"text": "body"}}, tmp_path)) == ["words"]
+
+
+def test_python_docs_are_on_every_machine(tmp_path: Path) -> None:
+    tokens = tokens_of({"builtin": "python-docs"}, tmp_path)
+    assert tokens.num_documents > 50
+    assert tokens.num_tokens > 300_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl, line 2: is not JSON"),
+        ("a.jsonl", b'{"text": "one"}\n\n{"body": "x"}\n', r"a\.jsonl, line 3: has no 'text' \(it has: body\)"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is int, not text"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: is not an object"),
+        ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),
+        ("a.txt", b"", r"a\.txt is empty"),
+        ("a.jsonl", b'{"text": ""}\n', r"holds no text to train on"),
+        ("a.parquet", b"no parquet", r"a\.parquet is not readable as parquet"),
+        ("a.csv", b"a,b", r"a\.csv has no known format"),
+    ],
+)
+def test_a_fault_names_the_file_and_the_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidData, match=message):
+        tokens_of({"path": str(tmp_path / name)}, tmp_path)
+
+
+def test_an_uploaded_file_is_found_by_id_and_told_by_its_name(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "files").mkdir(parents=True)
+    (store / "files" / "file_1").write_bytes(b'{"text": "ok"}\nnot json\n')
+    places = Places(files={"file_1": {"filename": "mine.jsonl", "sha256": "0" * 64}}, artifacts_root=store)
+    with pytest.raises(InvalidData, match=r"mine\.jsonl, line 2: is not JSON"):
+        tokens_of({"file": "file_1"}, tmp_path, places=places)
+
+
+@pytest.mark.parametrize("pattern", ["../secret.txt", "/etc/passwd", "link.txt"])
+def test_a_job_cannot_read_outside_the_data_root(pattern: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "link.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(InvalidData, match=r"leaves the data root|where no file is"):
+        tokens_of({"path": pattern}, tmp_path, places=Places(data_root=root))
+
+
+def test_rows_of_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "ids.parquet"
+    parquet.write_table(pa.table({"input_ids": [[5, 6, 7], [8, 9]]}), path)
+    tokens = tokens_of({"path": str(path)}, tmp_path, pretokenized=True)
+    assert (tokens.ids.tolist(), tokens.offsets.tolist()) == ([5, 6, 7, 8, 9], [0, 3, 5])
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i8"])
+def test_a_flat_file_of_ids_is_used_where_it_lies(dtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "ids.npy"
+    np.save(path, np.array([5, 6, 7, 8, 9], dtype=dtype))
+    tokens = tokens_of({"path": str(path)}, tmp_path, pretokenized=True)
+    assert (tokens.ids.tolist(), tokens.offsets.tolist(), tokens.largest_id) == ([5, 6, 7, 8, 9], [0, 5], 9)
+    np.save(tmp_path / "ids.offsets.npy", np.array([0, 2, 5]))
+    assert tokens_of({"path": str(path)}, tmp_path, pretokenized=True).offsets.tolist() == [0, 2, 5]
+
+
+def test_a_bin_file_holds_16_bit_ids(tmp_path: Path) -> None:
+    path = tmp_path / "ids.bin"
+    np.array([5, 6, 1000], dtype="<u2").tofile(path)
+    tokens = tokens_of({"path": str(path)}, tmp_path, pretokenized=True)
+    assert (tokens.ids.tolist(), tokens.largest_id) == ([5, 6, 1000], 1000)
+
+
+def test_tokens_are_made_once_for_the_same_content(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("the same words")
+    second.write_text("the same words")
+    made = tokens_of({"path": str(first)}, tmp_path)
+    assert tokens_of({"path": str(second)}, tmp_path).fingerprint == made.fingerprint
+    assert len(list((tmp_path / "cache").glob("tokens-*/"))) == 1
+    first.write_text("other words")
+    assert tokens_of({"path": str(first)}, tmp_path).fingerprint != made.fingerprint

@@ -1,0 +1,147 @@
+"""Several processes over gloo: every strategy trains the same model, really shards it, and resumes exactly.
+
+One launch checks many things, because starting one costs more than what it trains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from tests.harness.waiting import wait_until
+from tests.zeta_core.run_directories import ROOT, end_of, make_run, start
+
+SCRIPT = Path(__file__).with_name("parallel_script.py")
+
+
+def why_no_deepspeed() -> str | None:
+    """DeepSpeed builds a part of itself when it first communicates on a CPU."""
+    if shutil.which("g++") is None:
+        return "DeepSpeed on a CPU needs a C++ compiler"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "DeepSpeed on a CPU needs Python's headers"
+    try:
+        import deepspeed as deepspeed
+    except ImportError:
+        return "DeepSpeed is not installed"
+    return None
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ZETA_HOME": str(folder / "home")}  # noqa: TID251
+
+
+def launch(folder: Path, processes: int, cases: list[dict[str, Any]]) -> subprocess.Popen[bytes]:
+    words = [str(SCRIPT), str(folder / "results.json"), *(json.dumps(case) for case in cases)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *words,
+    ]
+    if processes == 1:
+        command = [sys.executable, *words]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log)
+
+
+def results(folder: Path, processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    assert launch(folder, processes, cases).wait(timeout=280) == 0, (folder / "log.txt").read_text()[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+def case(name: str, *, world: int, model: str = "plain", steps: int = 5, **more: Any) -> dict[str, Any]:
+    """The same global batch of 12 sequences for any number of processes."""
+    split = {"batch_size": 3, "gradient_accumulate_every": 4 // world}
+    return {"name": name, "model": model, "output_dir": name, "max_steps": steps, **split, **more}
+
+
+@pytest.mark.timeout(300)
+def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
+    strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
+    strategies["fsdp2-recomputing"] = {"use_fsdp": True, "use_activation_checkpointing": True}
+    if why_no_deepspeed() is None:
+        strategies |= {f"zero-{stage}": {"use_deepspeed": stage} for stage in (1, 2, 3)}
+    for model in ("plain", "tied llama"):
+        folder = tmp_path / model
+        folder.mkdir()
+        alone = results(folder, 1, [case("alone", world=1, model=model)])["alone"]
+        found = results(folder, 2, [case(name, world=2, model=model, **more) for name, more in strategies.items()])
+        for name, result in found.items():
+            assert result["loss"] == pytest.approx(alone["loss"], abs=1e-5), name
+            assert result["weight"] == pytest.approx(alone["weight"], rel=1e-5), name
+    # Each rank's file holds about half of the rows of every matrix.
+    shards = sorted((tmp_path / "plain" / "fsdp2" / "final" / "training_state").glob("optimizer-*.safetensors"))
+    assert len(shards) == 2
+    for shard in shards:
+        with safe_open(shard, framework="pt") as file:
+            assert file.get_slice("embedding.weight/exp_avg").get_shape() == [192, 16]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-2"])
+def test_killed_at_a_random_moment_several_processes_end_with_the_same_bits(strategy: str, tmp_path: Path) -> None:
+    if strategy == "zero-2" and (reason := why_no_deepspeed()):
+        pytest.skip(reason)
+    more: dict[str, Any] = {"ddp": {}, "fsdp2": {"use_fsdp": True}, "zero-2": {"use_deepspeed": 2}}[strategy]
+    asked = case("run", world=2, model="dropout", steps=40, checkpointing_steps=3, **more)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+    results(straight, 2, [asked])
+    process = launch(killed, 2, [asked])
+    wait_until(lambda: len(list((killed / "run").glob("step-*/manifest.json"))) >= 2, 100, "two checkpoints")
+    for rank in _children(process.pid):
+        os.kill(rank, 9)
+    process.wait(timeout=60)
+    assert not (killed / "run" / "final").exists()
+    result = results(killed, 2, [{**asked, "resume_from_checkpoint": "run"}])["run"]
+    assert 0 < result["steps_trained"] < 40
+    files = [(folder / "run" / "final" / "model.safetensors").read_bytes() for folder in (straight, killed)]
+    assert files[0] == files[1]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", [{}, {"use_fsdp": True}], ids=["replicated", "fsdp2"])
+def test_two_then_one_then_four_processes_train_the_same_sequences(strategy: dict[str, Any], tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+    for processes, steps in ((2, 3), (1, 6), (4, 9)):
+        # Like one run that is 9 steps long: a constant rate does not depend on where each part of it ends.
+        resume = {"resume_from_checkpoint": "run"} if found else {}
+        part = case("run", world=processes, steps=steps, lr_scheduler="constant", **strategy, **resume)
+        found = results(tmp_path, processes, [part])["run"]
+        assert found["steps_trained"] == 3
+    straight = results(tmp_path, 1, [case("same", world=1, steps=9, lr_scheduler="constant", **strategy)])["same"]
+    assert found["loss"] == pytest.approx(straight["loss"], abs=1e-5)
+    assert found["weight"] == pytest.approx(straight["weight"], rel=1e-5)
+
+
+@pytest.mark.timeout(200)
+def test_a_job_of_two_processes_says_which_failure_came_first(tmp_path: Path) -> None:
+    good = make_run(tmp_path, 1, spec={"use_fsdp": True}, processes=2)
+    assert start(good).wait(timeout=100) == 0, (good / "train.log").read_text()[-3000:]
+    assert end_of(good).status == "succeeded"
+    bad = make_run(
+        tmp_path, 2, spec={"seq_len": 64, "dataset": {"path": "nothing.txt"}}, processes=2, data_root=str(tmp_path)
+    )
+    assert start(bad).wait(timeout=100) == 1
+    end = end_of(bad)
+    assert (end.status, end.reason) == ("failed", "invalid_data")
+    assert end.error is not None
+    assert "where no file is" in end.error.message

@@ -1,0 +1,174 @@
+"""``python -m zeta_core RUN_DIR``: the journal, the checkpoints, and every way to end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.harness.waiting import wait_until
+from tests.zeta_core.models import LLAMA_CONFIG
+from tests.zeta_core.run_directories import end_of, journal, make_run, start
+from zeta_core import launch
+from zeta_core.contract.checkpoint import Manifest
+from zeta_core.contract.events import CheckpointLine, ErrorLine, ProgressLine, StatusLine, WarningLine
+
+DROPOUT = {"model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}}, "max_steps": 24}
+
+
+def run_here(run_dir: Path) -> int:
+    """The same entry point, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return launch.main(run_dir)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def weights(output_dir: Path) -> bytes:
+    return (output_dir / "final" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with dropout that nothing disturbed."""
+    run_dir = make_run(tmp_path_factory.mktemp("straight"), spec=DROPOUT)
+    assert start(run_dir).wait(timeout=100) == 0, (run_dir / "train.log").read_text()
+    return run_dir
+
+
+def test_the_journal_tells_the_whole_run(straight: Path) -> None:
+    lines = journal(straight)
+    running = next(line for line in lines if isinstance(line, StatusLine))
+    assert running.status == "running"
+    resolved = running.resolved_spec or {}
+    expected = {"seed": 42, "total_steps": 24, "global_batch_size": 4, "weight_decay": 0.1, "dtype": "float32"}
+    assert {name: resolved[name] for name in expected} == expected
+    phases = [line.phase for line in lines if isinstance(line, ProgressLine)]
+    assert [phase for phase in ("loading_data", "loading_model", "training", "saving") if phase in phases] == list(
+        dict.fromkeys(phases)
+    )
+    steps = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
+    assert (steps[0].step, steps[-1].step, steps[-1].learning_rate) == (1, 24, 0)
+    assert (steps[0].loss or 0) > (steps[-1].loss or 0)
+    assert [line.name for line in lines if isinstance(line, CheckpointLine)][-2:] == ["step-24", "final"]
+    end = end_of(straight)
+    assert (end.status, end.reason) == ("succeeded", "completed")
+    assert end.result is not None
+    assert end.result.tokens == 24 * 4 * 32
+
+
+def test_the_final_checkpoint_is_a_hugging_face_model(straight: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    final = straight.parent / "output" / "final"
+    manifest = Manifest.model_validate_json((final / "manifest.json").read_bytes())
+    assert (manifest.format, manifest.step, manifest.name) == ("huggingface", 24, "final")
+    model: Any = AutoModelForCausalLM.from_pretrained(final)
+    assert model.config.use_cache
+    tokenizer: Any = AutoTokenizer.from_pretrained(final)
+    ids = tokenizer("The", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+    assert torch.load(straight.parent / "output" / "checkpoint.pt", weights_only=True)["name"] == "final"
+
+
+def test_killed_paused_handed_back_and_resumed_it_ends_with_the_same_bits(straight: Path, tmp_path: Path) -> None:
+    def checkpoint_in(run_dir: Path) -> bool:
+        return any(isinstance(line, CheckpointLine) for line in journal(run_dir))
+
+    output = str(tmp_path / "output")
+    killed = make_run(tmp_path, 1, spec=DROPOUT)
+    process = start(killed)
+    wait_until(lambda: checkpoint_in(killed), 60, "a first checkpoint")
+    process.kill()
+    process.wait()
+    assert not any(isinstance(line, StatusLine) and line.status != "running" for line in journal(killed))
+
+    paused = make_run(tmp_path, 2, spec=DROPOUT, resume_from=output)
+    (paused / "stop").write_text(json.dumps({"action": "pause"}))
+    assert run_here(paused) == 0
+    assert (end_of(paused).status, end_of(paused).reason) == ("paused", "paused_by_user")
+
+    handed_back = make_run(tmp_path, 3, spec=DROPOUT, resume_from=output)
+    process = start(handed_back)
+    wait_until(lambda: any(isinstance(line, ProgressLine) and line.step for line in journal(handed_back)), 60, "a step")
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    end = end_of(handed_back)
+    if end.status != "succeeded":  # the signal may come after the last step
+        assert (end.status, end.reason) == ("queued", "handed_back")
+
+    last = make_run(tmp_path, 4, spec=DROPOUT, resume_from=output)
+    assert run_here(last) == 0
+    assert end_of(last).status == "succeeded"
+    assert weights(tmp_path / "output") == weights(straight.parent / "output")
+
+
+def test_cancel_ends_without_a_checkpoint(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, spec={"checkpointing_steps": 1})
+    (run_dir / "stop").write_text(json.dumps({"action": "cancel"}))
+    assert run_here(run_dir) == 0
+    assert (end_of(run_dir).status, end_of(run_dir).reason) == ("cancelled", "cancelled_by_user")
+    assert not list((tmp_path / "output").glob("step-*"))
+
+
+def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, spec={"max_steps": 10_000})
+    process = start(run_dir)
+    wait_until(lambda: journal(run_dir), 60, "the first line")
+    with (run_dir / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.kill()
+    process.wait()
+    with (run_dir / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "message"),
+    [
+        ({"dataset": {"path": "bad.jsonl"}}, "invalid_data", r"bad.jsonl, line 2: is not JSON"),
+        ({"model": {"config": {"model_type": "nothing"}}}, "invalid_model", "no nothing config"),
+        ({"model": {"config": {**LLAMA_CONFIG, "vocab_size": 64}}}, "invalid_model", "vocab_size of at least"),
+        ({"model": "org/name"}, "invalid_model", "ZETA_HUB is off"),
+        ({"model": {"builder": "none-such"}}, "invalid_model", "not installed here"),
+        (
+            {"learning_rate": 1e3, "max_grad_norm": 1e30, "optimizer": "sgd", "max_steps": 50},
+            "non_finite_loss",
+            "the update was not made",
+        ),
+        ({"use_deepspeed": "/etc/passwd"}, "train_error", "a job names no file"),
+    ],
+)
+def test_a_failure_has_its_reason_and_a_sentence(
+    spec: dict[str, Any], reason: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.jsonl").write_text('{"text": "fine"}\nbroken\n')
+    run_dir = make_run(tmp_path, spec=spec, data_root=str(tmp_path / "data"), hub=False)
+    assert run_here(run_dir) == 1
+    end = end_of(run_dir)
+    assert (end.status, end.reason) == ("failed", reason)
+    assert end.error is not None
+    assert message in end.error.message
+    assert any(isinstance(line, ErrorLine) for line in journal(run_dir))
+
+
+def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_it_used(tmp_path: Path) -> None:
+    assert run_here(make_run(tmp_path, 1)) == 0
+    for name in ("final", "step-6"):
+        (tmp_path / "output" / name / "model.safetensors").write_bytes(b"broken")
+    # After success only the newest step kept its state: there is nothing whole to go on from.
+    refused = make_run(tmp_path, 2, resume_from=str(tmp_path / "output"))
+    assert run_here(refused) == 1
+    assert [line.code for line in journal(refused) if isinstance(line, WarningLine)] == ["damaged_checkpoint"] * 2
+    error = end_of(refused).error
+    assert error is not None
+    assert error.code == "cannot_resume"

@@ -1,7 +1,10 @@
 """The command line against the real service: what people and scripts type, and the exit statuses they get."""
 
+import contextlib
 import hashlib
 import json
+import os
+import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -134,6 +137,20 @@ def test_waiting_says_by_its_exit_status_how_the_job_ended(service: Service, cli
     assert failed.returncode == 1
     assert "invalid_data" in failed.stdout
     assert json.loads(service.command("wait", missing.id, "--json").stdout)["status"] == "failed"
+
+
+def test_a_terminal_shows_a_progress_bar(service: Service, finished: Job) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([ZETA, "wait", finished.id], env=service.environment(), stdout=theirs) as waiting:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+        os.close(ours)
+    assert waiting.returncode == 0
+    assert b"8/8" in shown
+    assert b"succeeded" in shown
 
 
 def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(

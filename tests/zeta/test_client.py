@@ -11,6 +11,7 @@ import pytest
 from tests.harness.service import Service
 from tests.zeta.conftest import TINY_JOB
 from zeta.client import Client
+from zeta.download import Progress
 from zeta.event_stream import WaitTimeout
 from zeta.transport import Unreachable
 from zeta.up.home import Home
@@ -180,9 +181,17 @@ def test_a_broken_off_download_goes_on_and_is_whole(client: Client, finished: Jo
     part.parent.mkdir()
     half = weights[: len(weights) // 2]
     part.write_bytes({"half": half, "wrong": b"x" * len(half), "too long": weights + b"x"}[damage])
-    client.download(finished.id, directory=part.parent)
+    arrived: list[int] = []
+
+    def note(now: Progress) -> None:
+        if now.file == "model.safetensors":
+            arrived.append(now.bytes)
+
+    client.download(finished.id, directory=part.parent, include=["model.safetensors"], on_progress=note)
     assert (part.parent / "model.safetensors").read_bytes() == weights
     assert not part.exists()
+    if damage == "half":
+        assert arrived[0] > len(half)  # what was here was not fetched again
 
 
 def test_what_is_here_is_not_fetched_again_and_other_content_is_left_alone(

@@ -43,15 +43,13 @@ class Courier:
 
     def _send(self, hand_over: HandOver) -> None:
         queue = worker_queue(hand_over.worker)
-        try:
+        # A connection of its own: those of a pool would, after an outage, fail one by one when Redis is back.
+        with self._celery.connection_for_write() as connection:
             self._celery.send_task(
                 START_TASK,
                 args=[sign(hand_over, self._secret, channel=queue)],
                 queue=queue,
+                connection=connection,
                 retry=False,
                 ignore_result=True,
             )
-        except NOT_SENT:
-            # Connections of before the outage would fail one by one when Redis is back.
-            self._celery.pool.force_close_all()
-            raise

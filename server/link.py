@@ -42,7 +42,9 @@ class Outage:
 
     def began(self, error: BaseException) -> None:
         if not self.under_way:
-            logger.warning("%s: %s. Trying again until it is back.", self._what, error, extra={"action": "outage"})
+            logger.warning(
+                "%s: %s. Trying again until it is back.", self._what, str(error).rstrip("."), extra={"action": "outage"}
+            )
         self.under_way = True
 
     def ended(self) -> None:

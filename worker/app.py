@@ -25,8 +25,10 @@ def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
     ``command`` starts a training; the run directory is added to it.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each message, which say nothing
+    # Two lines for each message, and in an outage, of which our own lines speak once, one for each new try.
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
     try:
         settings = WorkerSettings.of_this_process()
         lock = _lock_name(settings.root, settings.worker_name)

@@ -13,17 +13,32 @@ from queue import SimpleQueue
 from typing import Any
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.worker import state
+from kombu.connection import Connection
 from pydantic import ValidationError
 
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import START_TASK, BadSignature, HandOver, verify, worker_queue
 
 RESTART_SECONDS = 2.0
+RECONNECT_SECONDS = 1.0
 STOP_SECONDS = 3.0
 EX_OK = 0
 
 logger = logging.getLogger(__name__)
+
+
+class _PromptConnection(Connection):
+    """Tries every second; Celery itself rests longer and longer, so that after an outage it comes back 30 s late."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        rests = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
+        return super().ensure_connection(*args, **{**kwargs, **rests})
+
+
+class _Amqp(AMQP):
+    Connection = _PromptConnection
 
 
 class Consumer:
@@ -51,7 +66,7 @@ class Consumer:
         self._thread.join(STOP_SECONDS)
 
     def _build(self, redis_url: str) -> Any:
-        celery: Any = Celery("zeta", broker=redis_url, set_as_current=False)
+        celery: Any = Celery("zeta", broker=redis_url, amqp=_Amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
             broker_connection_max_retries=None,

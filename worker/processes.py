@@ -34,7 +34,7 @@ def marked(job_id: str, attempt: int) -> list[psutil.Process]:
 
 def holders(run_directory: Path) -> list[psutil.Process]:
     """The living processes that have the run's lock file open, this one excepted."""
-    lock = str(run_directory / LOCK_FILE)
+    lock = os.path.realpath(run_directory / LOCK_FILE)
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:

@@ -294,6 +294,7 @@ class Run:
             self._journal.append(self._own_last_line())
             return  # read it in the next step, with whatever came before it
         self.phase = Phase.PUBLISHING
+        self._log_at = 0.0
 
     def _own_last_line(self) -> StatusLine:
         """What the training did not say itself."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.courier import NOT_SENT
+from server.courier import NOT_SENT, Courier
 from server.fleet import Fleet
 from server.scheduler import Scheduler
 from server.tables import CheckpointRow, JobRow
@@ -224,3 +224,17 @@ def test_a_lost_hand_over_is_given_to_another_worker_and_the_late_claim_is_denie
         assert (denied.granted, denied.reason) == (False, "the hand-over was withdrawn")
         assert prompt.claim(job_id).granted
         assert late.claim(job_id).reason == "the attempt was started by another process"
+
+
+def test_a_courier_that_met_an_outage_delivers_again_when_redis_is_back(own_valkey: ValkeyServer) -> None:
+    courier = Courier(own_valkey.url, SECRET)
+    message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
+    asyncio.run(courier.send(message))
+    own_valkey.kill()
+    for _ in range(2):
+        with pytest.raises(NOT_SENT):
+            asyncio.run(courier.send(message))
+    own_valkey.start()
+    asyncio.run(courier.send(message))
+    with own_valkey.client() as client:
+        assert PlayedWorker(client, SECRET, "w").handed_over() == 2

@@ -20,6 +20,7 @@ from zeta_core.failures import InvalidData
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".arrow")
+FLAT_SUFFIXES = (".npy", ".bin")
 _PIECE_CHARACTERS = 1 << 20
 
 
@@ -39,6 +40,8 @@ class Source:
     name: str
     fingerprint: str
     pieces: Callable[[], Iterator[Piece]] = field(repr=False)
+    holds_ids: bool = False
+    flat: Path | None = None  # a flat file of ids, used where it lies
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def open_sources(dataset: Sequence[DatasetSource], places: Places, *, pretokeniz
     """Find every source and look at its outside; nothing but files' bytes (for the fingerprint) is read yet."""
     sources: list[Source] = []
     for source in dataset:
-        reader = _Reader(source, pretokenized)
+        reader = _Reader(source, pretokenized or source.format == "tokens")
         match source:
             case BuiltinSource():
                 sources.append(_python_docs())
@@ -122,7 +125,9 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
         raise InvalidData(f"The data set {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
     rows: Any = loaded
     fingerprint = str(getattr(rows, "_fingerprint", source.revision))
-    return Source(source.hub, fingerprint, lambda: reader.rows(source.hub, cast("Iterator[Any]", iter(rows))))
+    return Source(
+        source.hub, fingerprint, lambda: reader.rows(source.hub, cast("Iterator[Any]", iter(rows))), reader.pretokenized
+    )
 
 
 # --- What is inside ---------------------------------------------------------------------------------------------------
@@ -139,18 +144,18 @@ class _Reader:
         if path.stat().st_size == 0:
             raise InvalidData(f"{name} is empty; give a file with at least one document.")
         suffix = Path(name).suffix.lower()
+        if self.pretokenized and suffix in FLAT_SUFFIXES:
+            return Source(name, f"{sha256 or _sha256(path)} {suffix}", lambda: iter(()), flat=path)
         if self.pretokenized or suffix in (".parquet", ".arrow"):
             readers = {".parquet": self._parquet, ".arrow": self._arrow, ".jsonl": self._json_lines}
         else:
             readers = {**dict.fromkeys(TEXT_SUFFIXES, self._text), ".jsonl": self._json_lines}
         if suffix not in readers:
-            known = ", ".join(readers)
+            known = ", ".join((*readers, *(FLAT_SUFFIXES if self.pretokenized else ())))
             raise InvalidData(f"{name} has no known format; give {'tokens as ' * self.pretokenized}{known}.")
-        if sha256 is None:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256 or _sha256(path)
         columns = json.dumps(self.source.columns, sort_keys=True)
-        return Source(name, f"{sha256} {suffix} {columns}", lambda: readers[suffix](path, name))
+        return Source(name, f"{sha256} {suffix} {columns}", lambda: readers[suffix](path, name), self.pretokenized)
 
     def rows(self, name: str, rows: Iterator[Any], word: str = "row") -> Iterator[Piece]:
         """Pieces of rows of named columns, numbered from 1."""
@@ -227,6 +232,11 @@ class _Reader:
                 yield from self.rows(name, (row for batch in reader for row in batch.to_pylist()))
         except pa.ArrowException as error:
             raise InvalidData(f"{name} is not readable as Arrow: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:

@@ -50,6 +50,8 @@ class TokenFile:
 
 def prepare_tokens(sources: Sequence[Source], tokenizer: Any, cache: Path, report: Report) -> TokenFile:
     """The tokens of ``sources``, from the cache or made now. Raises `InvalidData` where there are fewer than two."""
+    if any(source.flat is not None for source in sources):
+        return _flat(sources)
     about = {
         "version": FORMAT_VERSION,
         "tokenizer": fingerprint(tokenizer),
@@ -68,6 +70,35 @@ def prepare_tokens(sources: Sequence[Source], tokenizer: Any, cache: Path, repor
     return TokenFile(cast(Ids, ids), offsets, meta["largest_id"], key)
 
 
+def _flat(sources: Sequence[Source]) -> TokenFile:
+    """A flat file of ids as it lies: ``.npy`` of any unsigned or positive integers, ``.bin`` of little-endian uint16.
+
+    ``<name>.offsets.npy`` beside it holds where each document begins, and the end; without it all is one document.
+    """
+    if len(sources) > 1:
+        raise InvalidData(f"{sources[0].name} is a flat file of ids; give it alone, or all data as rows of input_ids.")
+    path, name = sources[0].flat, sources[0].name
+    assert path is not None
+    try:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False) if name.endswith(".npy") else np.memmap(path, "<u2", "r")
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{name} is not readable as a flat file of ids: {error}") from error
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
+        raise InvalidData(f"{name} has shape {ids.shape} of {ids.dtype}; give one row of at least two whole numbers.")
+    smallest, largest = int(ids.min()), int(ids.max())
+    if smallest < 0:
+        raise InvalidData(f"{name} holds {smallest}; token ids are not negative.")
+    beside = path.with_name(f"{path.stem}.offsets.npy")
+    digest = sources[0].fingerprint
+    offsets = np.array([0, len(ids)], dtype=np.int64)
+    if beside.is_file():
+        offsets = np.asarray(np.load(beside, allow_pickle=False)).astype(np.int64)
+        if offsets[0] != 0 or offsets[-1] != len(ids) or not (np.diff(offsets) > 0).all():
+            raise InvalidData(f"{beside.name} must rise from 0 to the {len(ids)} ids of {name}.")
+        digest += hashlib.sha256(offsets.tobytes()).hexdigest()
+    return TokenFile(cast(Ids, ids), offsets, largest, hashlib.sha256(digest.encode()).hexdigest()[:32])
+
+
 def fingerprint(tokenizer: Any) -> str:
     """What the ids of a tokenizer depend on, as a hash."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -80,7 +111,7 @@ def _write(sources: Sequence[Source], tokenizer: Any, directory: Path, report: R
     aside = directory.with_name(directory.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    dtype = np.dtype("<u4") if len(tokenizer) > 1 << 16 else np.dtype("<u2")
+    dtype = np.dtype("<u4") if len(tokenizer) > 1 << 16 or any(s.holds_ids for s in sources) else np.dtype("<u2")
     lengths: list[int] = []
     open_length = largest = 0
     with (aside / "tokens.bin").open("wb") as file:
@@ -121,9 +152,7 @@ def _encode(batch: list[Piece], tokenizer: Any, dtype: np.dtype[Any], name: str)
     if batch[0].ids is not None:
         arrays = [np.asarray(piece.ids, dtype=np.int64) for piece in batch]
         if any(int(array.max(initial=0)) > np.iinfo(dtype).max for array in arrays):
-            raise InvalidData(
-                f"{name}: holds token ids beyond the {len(tokenizer)} of the tokenizer; name the right one."
-            )
+            raise InvalidData(f"{name}: holds token ids of more than 32 bits, which no model has.")
         return [array.astype(dtype) for array in arrays]
     if is_bytes(tokenizer):
         # ByT5's ids are the bytes, three special ids below them (Xue et al. 2021, arXiv 2105.13626, section 3.1).

@@ -25,7 +25,6 @@ def _other_than(*allowed: Any) -> Refusal:
 
 
 NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
-    "use_pretokenized": (_given, "give text and let the service tokenize it"),
     "optimizer": (_other_than("adamw", "sgd"), "use 'adamw' or 'sgd'"),
     "mixed_precision": (_other_than(None, "no", "bf16"), "use 'bf16' or 'no', or leave it out"),
     "compile": (_given, "leave it out"),
@@ -52,8 +51,8 @@ def faults(options: BaseModel) -> list[ErrorDetail]:
     dataset = getattr(options, "dataset", None)
     sources = dataset if isinstance(dataset, list) else [dataset]
     for source in sources:
-        if source is not None and source.format not in ("auto", "text"):
-            details.append(_detail("dataset.format", source.format, "use 'auto' or 'text'"))
+        if source is not None and source.format not in ("auto", "text", "tokens"):
+            details.append(_detail("dataset.format", source.format, "use 'auto', 'text' or 'tokens'"))
         if source is not None and source.weight is not None:
             details.append(_detail("dataset.weight", source.weight, "leave it out; sources follow one another"))
     resources = getattr(options, "resources", None)

@@ -25,6 +25,7 @@ class JournalReader:
         self._ends = [0]  # byte offset of the end of line n at index n
         self.last_line: int | None = None  # the number of the line that ends the attempt
         self.last_status: JobStatus | None = None
+        self.has_steps = False  # a step was made in this attempt, so there may be something to save
         self._told = on_checkpoint
 
     def __len__(self) -> int:
@@ -92,6 +93,8 @@ class JournalReader:
             line = _parsed(text)
             if line.get("type") == "checkpoint":
                 self._told(number, str(line.get("name")))
+        elif b'"step"' in text:
+            self.has_steps = True
         elif b'"status"' in text:
             try:
                 status = StatusLine.model_validate_json(text).status

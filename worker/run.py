@@ -286,7 +286,8 @@ class Run:
     def _watch_training(self) -> None:
         self._journal.scan()
         self._copy_log()
-        if not self._training.is_gone(said_its_last=self._journal.last_line is not None):
+        ended = self._journal.last_line is not None
+        if not self._training.is_gone(said_its_last=ended, can_save=self._journal.has_steps):
             return
         self._journal.scan()
         if self._journal.last_line is None:
@@ -361,7 +362,7 @@ class Run:
         if self._work is not None and not self._work.done():
             return
         self._training.kill()
-        if self._training.is_gone(said_its_last=True):
+        if self._training.is_gone(said_its_last=True, can_save=False):
             logger.warning("Attempt %d of %s was over for the server and was ended.", self.attempt, self.job_id)
             self._forget()
 

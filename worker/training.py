@@ -24,7 +24,7 @@ from zeta_core.contract.layout import ALIVE_FILE, LOG_FILE, STOP_FILE, StopFile
 StopAction = Literal["cancel", "pause", "hand_back"]
 LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
 ALIVE_SECONDS = 2.0
-CANCEL_SECONDS = 5.0  # there is nothing to save: after this a cancelled training is asked by SIGTERM
+CANCEL_SECONDS = 5.0  # where there is nothing to save: after this a stopped training is asked by SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
 LOG_TAIL_BYTES = 4000
 _URGENCY: dict[StopAction, int] = {"hand_back": 0, "pause": 1, "cancel": 2}
@@ -70,10 +70,11 @@ class Training:
         """End every process of the attempt now."""
         processes.send(processes.marked(self.job_id, self.attempt), signal.SIGKILL)
 
-    def is_gone(self, *, said_its_last: bool) -> bool:
+    def is_gone(self, *, said_its_last: bool, can_save: bool) -> bool:
         """Take one step towards the end and say whether it is reached; never blocks.
 
-        ``said_its_last``: the journal has its last line, so the processes have no reason to live on.
+        ``said_its_last``: the journal has its last line, so the processes have no reason to live on. ``can_save``: it
+        has made a step, so that stopping it may take the time of a save.
         """
         if self._gone:
             return True
@@ -82,7 +83,7 @@ class Training:
             (self.directory / ALIVE_FILE).touch()
             self._next_touch = now + ALIVE_SECONDS
         if self._process is not None and self._process.poll() is None:
-            self._press(now, said_its_last=said_its_last)
+            self._press(now, said_its_last=said_its_last, can_save=can_save)
             return False
         if now < self._next_look:
             return False
@@ -90,7 +91,7 @@ class Training:
         left = processes.marked(self.job_id, self.attempt)
         if self._process is None and left:
             # Found alive: which of them is the first is not known, so the tree is one.
-            self._press(now, said_its_last=said_its_last)
+            self._press(now, said_its_last=said_its_last, can_save=can_save)
             return False
         if not left and not processes.is_unlocked(self.directory):
             left = processes.holders(self.directory)
@@ -129,12 +130,13 @@ class Training:
         message = f"The training process ended with exit code {status} without saying why; see the end of its log."
         return reason, JobError(code=reason, message=message, evidence=evidence)
 
-    def _press(self, now: float, *, said_its_last: bool) -> None:
+    def _press(self, now: float, *, said_its_last: bool, can_save: bool) -> None:
         """While the first process lives: SIGTERM and SIGKILL when an order, or its own last word, is too long ago."""
         limit: float | None = None
         since = 0.0
         if self.stop_action is not None:
-            limit = self._grace_seconds if self.stop_action != "cancel" else min(CANCEL_SECONDS, self._grace_seconds)
+            saves = can_save and self.stop_action != "cancel"
+            limit = self._grace_seconds if saves else min(CANCEL_SECONDS, self._grace_seconds)
             since = self._stopped_at
         elif said_its_last:
             self._overstayed_since = self._overstayed_since or now

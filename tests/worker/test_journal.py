@@ -24,11 +24,11 @@ def journal(tmp_path: Path, told: list[tuple[int, str]]) -> JournalReader:
 
 def test_only_whole_lines_count_and_each_can_be_read_again(journal: JournalReader, tmp_path: Path) -> None:
     journal.scan()
-    assert len(journal) == 0
+    assert (len(journal), journal.has_steps) == (0, False)
     file = tmp_path / "events.jsonl"
     file.write_bytes(PROGRESS + PROGRESS[:20])
     journal.scan()
-    assert len(journal) == 1
+    assert (len(journal), journal.has_steps) == (1, True)
     file.write_bytes(PROGRESS + PROGRESS.replace(b"1", b"2") + b"not json\n[1]\n")
     journal.scan()
     assert len(journal) == 4

@@ -6,6 +6,7 @@ from tests.end_to_end.specs import tiny_job
 from tests.harness.fleet import Bench
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_end(fleet: Bench) -> None:
     first = fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30")

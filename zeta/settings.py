@@ -61,12 +61,14 @@ class Target(BaseModel):
 def find_server(variables: Mapping[str, str], **overrides: object) -> Target | None:
     """The server and key to use, by the order at the top of this file; ``None`` where nothing names one."""
     settings = ClientSettings.from_environment(variables, **overrides)
+    if settings.url is not None and settings.api_key is not None:
+        return Target(url=checked_url(settings.url, "ZETA_URL"), api_key=settings.api_key, source="ZETA_URL")
     login = read_login(variables)
     here = _running_here(Home(settings.home))
     if settings.url is not None:
         url = checked_url(settings.url, "ZETA_URL")
         known = [candidate for candidate in (here, login) if candidate is not None and candidate.url == url]
-        key = settings.api_key or next((candidate.api_key for candidate in known), None)
+        key = next((candidate.api_key for candidate in known), None)
         return Target(url=url, api_key=key, source="ZETA_URL")
     home_is_named = bool(variables.get("ZETA_HOME", "").strip()) or overrides.get("home") is not None
     if here is not None and (home_is_named or login is None):

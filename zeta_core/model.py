@@ -148,6 +148,12 @@ def _embedding_rows(model: nn.Module) -> int | None:
     return token[0].num_embeddings if token else None
 
 
+def values_per_token(model: nn.Module) -> int:
+    """A rough count of the numbers that one token leaves behind for its gradient: twice every linear layer's output."""
+    outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]
+    return 2 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)
+
+
 def skeleton_of(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     """The same Hugging Face model without storage: what its files are written with. None for a plain module."""
     from transformers import PreTrainedModel

@@ -188,6 +188,12 @@ class Replicated:
         self.optimizer.zero_grad(set_to_none=True)
         return None
 
+    def forget_gradients(self) -> None:
+        """After memory ran out within a step: drop what was accumulated."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     # --- state ---
 
     def stage_weights(self, staging: Staging, aliases: dict[str, str]) -> Tensors:

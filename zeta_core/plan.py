@@ -64,6 +64,13 @@ class Plan:
     def warmup_steps(self) -> int:
         return warmup_updates(self.warmup, self.total_steps)
 
+    def with_half_the_micro_batch(self) -> Plan:
+        """The same global batch in twice as many micro-batches (a last one may be smaller)."""
+        half = self.batch_size // 2
+        return replace(
+            self, batch_size=half, gradient_accumulate_every=-(-self.global_batch // (half * self.world_size))
+        )
+
     def stored(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -77,6 +84,8 @@ class Facts:
     supports_bf16: bool
     threads: int
     positions: int | None
+    values_per_token: int  # a rough count of the activations that a token leaves for its gradient
+    free_bytes: int  # memory of a CPU host that is free now
     from_scratch: bool
     data: str
 
@@ -143,10 +152,18 @@ def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
     if stored is not None:
         return stored["batch_size"], stored["gradient_accumulate_every"]
     share = max(1, defaults.GLOBAL_BATCH_SEQUENCES // facts.world_size)
-    batch_size = min(share, CPU_MICRO_BATCH) if facts.device == "cpu" else share
+    batch_size = min(share, _cpu_micro_batch(options, facts)) if facts.device == "cpu" else share
     while share % batch_size:
         batch_size -= 1
     return batch_size, share // batch_size
+
+
+def _cpu_micro_batch(options: TrainerOptions, facts: Facts) -> int:
+    """`CPU_MICRO_BATCH`, or fewer where their activations would take more than half of the memory that is free."""
+    seq_len = defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
+    bytes_per_sequence = 4 * seq_len * max(1, facts.values_per_token)
+    fitting = facts.free_bytes // 2 // facts.world_size // bytes_per_sequence
+    return max(1, min(CPU_MICRO_BATCH, fitting))
 
 
 _OPTION_OF = {"warmup": "warmup_steps", "global_batch": "batch_size", "strategy": "use_fsdp/use_deepspeed"}

@@ -28,13 +28,21 @@ from zeta_core.contract.spec import BuiltinSource, DatasetSource, TrainerOptions
 from zeta_core.data import Places, open_sources
 from zeta_core.failures import InvalidData
 from zeta_core.loss import find_loss
-from zeta_core.model import Located, check_vocabulary, locate_model, locate_tokenizer, num_positions, skeleton_of
+from zeta_core.model import (
+    Located,
+    check_vocabulary,
+    locate_model,
+    locate_tokenizer,
+    num_positions,
+    skeleton_of,
+    values_per_token,
+)
 from zeta_core.packing import Sequences
 from zeta_core.parallel import Processes, build_engine
 from zeta_core.plan import Plan
 from zeta_core.report import Report
 from zeta_core.saving import Export, Saver
-from zeta_core.settings import Place, library_environment
+from zeta_core.settings import Place, free_memory_bytes, library_environment
 from zeta_core.state import Progress
 from zeta_core.tokens import TokenFile, prepare_tokens
 from zeta_core.train import Course, StopAction
@@ -158,6 +166,10 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             output_dir=run.output_dir,
             checkpointing_steps=options.checkpointing_steps,
             asked_to_stop=run.stop,
+            may_split=place.world_size == 1
+            and plan.strategy != "zero"
+            and options.batch_size is None
+            and options.gradient_accumulate_every is None,
         )
         stopped = course.train()
         newest = course.finish(stopped)
@@ -192,6 +204,8 @@ def _facts(place: Place, model: nn.Module, located: Located, tokens: TokenFile) 
         supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
         threads=torch.get_num_threads(),
         positions=num_positions(model),
+        values_per_token=values_per_token(model),
+        free_bytes=free_memory_bytes(),
         from_scratch=not located.pretrained,
         data=tokens.fingerprint,
     )

@@ -93,7 +93,7 @@ class Saver:
         self._output_dir = output_dir
         self._run_id = run_id
         self._export = export
-        self._plan = plan
+        self.plan = plan  # replaced when the split into micro-batches changes
         self._report = report
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -140,7 +140,7 @@ class Saver:
             return None
         self._export.write(part, snapshot.weights, snapshot.aliases)
         with_weights = not exported_exactly(part, snapshot.weights)
-        write_state(part / TRAINING_STATE_NAME, snapshot, self._plan, with_weights=with_weights)
+        write_state(part / TRAINING_STATE_NAME, snapshot, self.plan, with_weights=with_weights)
 
         def manifest(files: list[ManifestFile]) -> Manifest:
             return Manifest(

@@ -35,6 +35,19 @@ def place() -> Place:
     return Place(rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"]), launched=True)
 
 
+def free_memory_bytes() -> int:
+    """Memory that this process can still have: what the kernel calls available, within the control group's limit."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        free = min(free, int(limit) - int(used))
+    except (OSError, ValueError, StopIteration):
+        return free  # no Linux, or no limit: what is known so far
+    return max(0, free)
+
+
 def home() -> Path:
     """``ZETA_HOME``, else ``~/.zeta``: the token cache of a Trainer without a service lies under it."""
     return Settings.from_environment(

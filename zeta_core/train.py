@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from zeta_core import checkpoint as checkpoints
 from zeta_core import state as states
@@ -50,7 +52,9 @@ class Course:
         output_dir: Path,
         checkpointing_steps: int | Literal["epoch"] | None,
         asked_to_stop: Callable[[], StopAction | None],
+        may_split: bool,
     ) -> None:
+        self.may_split = may_split
         self.plan, self.engine, self.loss_of = plan, engine, loss_of
         self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
         self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
@@ -65,7 +69,7 @@ class Course:
 
     def train(self) -> StopAction | None:
         """Run to the last step, or until it is asked to stop; returns why it stopped, None at the end."""
-        plan, engine, progress = self.plan, self.engine, self.progress
+        plan, engine, progress = self.plan, self.engine, self.progress  # of the plan, only the split can change
         self.report.phase("training")
         engine.model.train()
         begun, before = time.monotonic(), progress.train_seconds
@@ -77,7 +81,7 @@ class Course:
                 min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
             )
             num_targets = self.sequences.num_targets(window)
-            loss_sum = self._accumulate(window, num_targets)
+            loss_sum = self._accumulate_within_memory(window, num_targets)
             grad_norm = engine.clip(plan.max_grad_norm)
             asked = self.asked_to_stop() if engine.processes.is_main else None
             due = self._save_is_due(progress.step + 1, len(window))
@@ -107,7 +111,30 @@ class Course:
                 return stop
         return None
 
-    def _accumulate(self, window: Any, num_targets: int) -> torch.Tensor:
+    def _accumulate_within_memory(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
+        """Halve the micro-batch and double the accumulation while memory runs out; the global batch stays.
+
+        Only where the user left both to the Trainer, and in one process: ranks cannot agree on it within a collective.
+        The step is computed again from its own random state, and the split that fits is stored with the run.
+        """
+        random_state = states.random_state() if self.may_split else {}
+        while True:
+            try:
+                return self._accumulate(window, num_targets)
+            except torch.OutOfMemoryError:
+                if not self.may_split or self.plan.batch_size == 1:
+                    raise
+            self.engine.forget_gradients()
+            states.restore_random(random_state)
+            self.plan = self.plan.with_half_the_micro_batch()
+            self.saver.plan = self.plan.stored()
+            self.report.warn(
+                "micro_batch_halved",
+                f"Memory ran out: batch_size is {self.plan.batch_size} and gradient_accumulate_every "
+                f"{self.plan.gradient_accumulate_every} from here on, with the same global batch.",
+            )
+
+    def _accumulate(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
         """Forward and backward over one global batch; returns the sum of this rank's losses, on the device.
 
         The gradient is that of the mean over the targets of all micro-batches of all ranks, whatever the split.

@@ -90,27 +90,32 @@ def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
             assert file.get_slice("embedding.weight/exp_avg").get_shape() == [192, 16]
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-2"])
-def test_killed_at_a_random_moment_several_processes_end_with_the_same_bits(strategy: str, tmp_path: Path) -> None:
-    if strategy == "zero-2" and (reason := why_no_deepspeed()):
-        pytest.skip(reason)
-    more: dict[str, Any] = {"ddp": {}, "fsdp2": {"use_fsdp": True}, "zero-2": {"use_deepspeed": 2}}[strategy]
-    asked = case("run", world=2, model="dropout", steps=40, checkpointing_steps=3, **more)
+@pytest.mark.timeout(400)
+def test_killed_at_random_moments_several_processes_end_with_the_same_bits(tmp_path: Path) -> None:
+    strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
+    if why_no_deepspeed() is None:
+        strategies["zero-2"] = {"use_deepspeed": 2}
+    asked = {
+        name: case(name, world=2, model="dropout", steps=40, checkpointing_steps=3, **more)
+        for name, more in strategies.items()
+    }
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()
-    results(straight, 2, [asked])
-    process = launch(killed, 2, [asked])
-    wait_until(lambda: len(list((killed / "run").glob("step-*/manifest.json"))) >= 2, 100, "two checkpoints")
-    for rank in _children(process.pid):
-        os.kill(rank, 9)
-    process.wait(timeout=60)
-    assert not (killed / "run" / "final").exists()
-    result = results(killed, 2, [{**asked, "resume_from_checkpoint": "run"}])["run"]
-    assert 0 < result["steps_trained"] < 40
-    files = [(folder / "run" / "final" / "model.safetensors").read_bytes() for folder in (straight, killed)]
-    assert files[0] == files[1]
+    results(straight, 2, list(asked.values()))
+    for name in asked:
+        process = launch(killed, 2, [asked[name]])
+        output_dir = killed / name
+        wait_until(lambda at=output_dir: len(list(at.glob("step-*/manifest.json"))) >= 2, 100, "two checkpoints")
+        for rank in _children(process.pid):
+            os.kill(rank, 9)
+        process.wait(timeout=60)
+        assert not (output_dir / "final").exists()
+    found = results(killed, 2, [{**one, "resume_from_checkpoint": name} for name, one in asked.items()])
+    for name in asked:
+        assert 0 < found[name]["steps_trained"] < 40
+        files = [(folder / name / "final" / "model.safetensors").read_bytes() for folder in (straight, killed)]
+        assert files[0] == files[1], name
 
 
 def _children(pid: int) -> list[int]:
@@ -118,18 +123,25 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", [{}, {"use_fsdp": True}], ids=["replicated", "fsdp2"])
-def test_two_then_one_then_four_processes_train_the_same_sequences(strategy: dict[str, Any], tmp_path: Path) -> None:
-    found: dict[str, Any] = {}
-    for processes, steps in ((2, 3), (1, 6), (4, 9)):
+def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Path) -> None:
+    strategies: dict[str, dict[str, Any]] = {"replicated": {}, "fsdp2": {"use_fsdp": True}}
+
+    def parts(world: int, steps: int, **more: Any) -> list[dict[str, Any]]:
         # Like one run that is 9 steps long: a constant rate does not depend on where each part of it ends.
-        resume = {"resume_from_checkpoint": "run"} if found else {}
-        part = case("run", world=processes, steps=steps, lr_scheduler="constant", **strategy, **resume)
-        found = results(tmp_path, processes, [part])["run"]
-        assert found["steps_trained"] == 3
-    straight = results(tmp_path, 1, [case("same", world=1, steps=9, lr_scheduler="constant", **strategy)])["same"]
-    assert found["loss"] == pytest.approx(straight["loss"], abs=1e-5)
-    assert found["weight"] == pytest.approx(straight["weight"], rel=1e-5)
+        return [
+            case(name, world=world, steps=steps, lr_scheduler="constant", **options)
+            | {key: value.format(name) for key, value in more.items()}
+            for name, options in strategies.items()
+        ]
+
+    straight = results(tmp_path, 1, parts(1, 9, output_dir="straight-{}"))
+    found = results(tmp_path, 2, parts(2, 3))
+    for processes, steps in ((1, 6), (4, 9)):
+        found = results(tmp_path, processes, parts(processes, steps, resume_from_checkpoint="{}"))
+    for name in strategies:
+        assert found[name]["steps_trained"] == 3
+        assert found[name]["loss"] == pytest.approx(straight[name]["loss"], abs=1e-5)
+        assert found[name]["weight"] == pytest.approx(straight[name]["weight"], rel=1e-5)
 
 
 @pytest.mark.timeout(200)

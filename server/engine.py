@@ -32,6 +32,7 @@ LOOK_SECONDS = 0.5  # how often the heartbeats are read
 PASS_SECONDS = 1.0  # how often the queue and the running jobs are looked at when nothing wakes the loops
 # A loop rests so many times as long as its last pass took, so that a long queue cannot fill the CPU: woken, and idle.
 REST_FACTOR, IDLE_FACTOR = 3.0, 20.0
+CANCEL_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,12 @@ class Engine:
 
     async def stop(self) -> None:
         """End the loops; whatever was under way is taken up again by the next start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:
+            # More than once: asyncio.wait_for, inside redis-py, may hide a cancellation (bpo-42130, until Python 3.12).
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
         self._tasks, self._wakers = [], []
         with suppress(*REDIS_AWAY, TimeoutError):  # without Redis there is no group to leave
             async with asyncio.timeout(STOP_SECONDS):

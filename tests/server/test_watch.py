@@ -8,7 +8,7 @@ import redis
 
 from server.fleet import Fleet
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker, signed_heartbeat, status
+from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.messages import JournalAck, StopOrder
@@ -96,3 +96,23 @@ def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -
     fleet = Fleet(SECRET)
     fleet.update({"a": signed_heartbeat("another", "a", 1), "b": signed_heartbeat(SECRET, "a", 1), "c": "nonsense"})
     assert fleet.workers() == []
+
+
+def test_an_engine_stops_and_starts_again_however_often_while_workers_speak(
+    fleet: Bench, client: "redis.Redis"
+) -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    start(fleet, worker, job_id)
+    line = 0
+    for _ in range(12):
+        for _ in range(5):
+            line += 1
+            worker.say(worker.batch(job_id, line, progress(line)))
+        fleet.stop_engine()  # with a time limit of its own
+        fleet.start_engine()
+        worker.beat((job_id, 1))
+    stored = fleet.attempts(job_id)[0].stored_line
+    worker.publish(job_id, stored + 1, *[progress(step) for step in range(stored + 1, line + 2)])
+    assert fleet.attempts(job_id)[0].stored_line == line + 1
+    fleet.check_events(job_id)

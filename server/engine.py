@@ -32,7 +32,6 @@ LOOK_SECONDS = 0.5  # how often the heartbeats are read
 PASS_SECONDS = 1.0  # how often the queue and the running jobs are looked at when nothing wakes the loops
 # A loop rests so many times as long as its last pass took, so that a long queue cannot fill the CPU: woken, and idle.
 REST_FACTOR, IDLE_FACTOR = 3.0, 20.0
-CANCEL_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -52,26 +51,33 @@ class Engine:
         self._scheduler = Scheduler(database, self._fleet, self._courier.send, claim_seconds=settings.claim_seconds)
         self._watch = Watch(database, self._fleet, self._tell, self.stored, self.wake, lease=settings.lease_seconds)
         self._look_outage = Outage("Redis cannot be reached")
+        self._stopping = asyncio.Event()
         self._wakers: list[asyncio.Event] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start the loops; Redis and the database may be away, the loops wait for them."""
-        self._start("keeper", self._keeper.run())
+        self._start("keeper", self._keeper.run(self._stopping))
         self._start("fleet", self._look_at_workers())
         for name, one_pass in (("scheduler", self._scheduler.one_pass), ("watch", self._watch.one_pass)):
             waker = asyncio.Event()
             self._wakers.append(waker)
-            self._start(name, _go_round(name, one_pass, waker))
+            self._start(name, _go_round(name, one_pass, waker, self._stopping))
 
     async def stop(self) -> None:
         """End the loops; whatever was under way is taken up again by the next start."""
+        # Told, not cancelled: a cancellation in the middle of a transaction leaves its connection unusable, and one
+        # inside redis-py may be hidden by asyncio.wait_for (bpo-42130). Only what hangs is cancelled.
+        self._stopping.set()
+        self.wake()
         left = set(self._tasks)
+        if left:
+            _, left = await asyncio.wait(left, timeout=STOP_SECONDS)
         while left:
-            # More than once: asyncio.wait_for, inside redis-py, may hide a cancellation (bpo-42130, until Python 3.12).
+            logger.warning("%s did not stop in time.", ", ".join(task.get_name() for task in left))
             for task in left:
                 task.cancel()
-            _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
+            _, left = await asyncio.wait(left, timeout=1.0)
         self._tasks, self._wakers = [], []
         with suppress(*REDIS_AWAY, TimeoutError):  # without Redis there is no group to leave
             async with asyncio.timeout(STOP_SECONDS):
@@ -115,7 +121,7 @@ class Engine:
 
     async def _look_at_workers(self) -> None:
         """Read the heartbeats, and wake the scheduler when a worker came or a slot changed."""
-        while True:
+        while not self._stopping.is_set():
             try:
                 entries: Any = await self._redis.hgetall(WORKERS_HASH)
                 changed = self._fleet.update(entries)
@@ -125,16 +131,18 @@ class Engine:
             except REDIS_AWAY as error:
                 self._fleet.unreachable()
                 self._look_outage.began(error)
-            await asyncio.sleep(LOOK_SECONDS)
+            await _rest(self._stopping, LOOK_SECONDS)
 
     async def _tell(self, worker: str, message: BaseModel) -> None:
         await tell_worker(self._redis, worker, message, self.settings.worker_secret)
 
 
-async def _go_round(name: str, one_pass: Callable[[], Awaitable[None]], waker: asyncio.Event) -> None:
+async def _go_round(
+    name: str, one_pass: Callable[[], Awaitable[None]], waker: asyncio.Event, stopping: asyncio.Event
+) -> None:
     """Run the pass again and again: when woken, and at least every `PASS_SECONDS`."""
     outage = Outage(f"The {name} cannot work")
-    while True:
+    while not stopping.is_set():
         waker.clear()
         began = time.monotonic()
         try:
@@ -146,7 +154,12 @@ async def _go_round(name: str, one_pass: Callable[[], Awaitable[None]], waker: a
             # One bad row must not end the loop that all jobs depend on; the next pass tries again.
             logger.exception("A pass of the %s failed", name)
         took = time.monotonic() - began
-        await asyncio.sleep(min(5.0, REST_FACTOR * took))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(PASS_SECONDS, IDLE_FACTOR * took)):
-                await waker.wait()
+        await _rest(stopping, min(5.0, REST_FACTOR * took))
+        await _rest(waker, max(PASS_SECONDS, IDLE_FACTOR * took))
+
+
+async def _rest(until: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, but no longer than ``seconds``."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await until.wait()

@@ -74,9 +74,9 @@ class Keeper:
         self._has_group = False
         self._take_over_at = 0.0  # monotonic: when to look again for what other readers left
 
-    async def run(self) -> None:
-        """Read and apply until cancelled."""
-        while True:
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Read and apply until told to stop."""
+        while not stopping.is_set():
             try:
                 messages = await self._read()
                 self._redis_outage.ended()
@@ -87,7 +87,8 @@ class Keeper:
                 self._has_group = False  # after FLUSHALL, or a restart without its file, the group is made again
                 continue
             for message_id, fields in messages:
-                await self._handle(message_id, fields)
+                if not stopping.is_set():
+                    await self._handle(message_id, fields)
 
     async def leave(self) -> None:
         """Remove this reader from the group, and what it had not answered: its workers repeat that."""

@@ -99,20 +99,21 @@ def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -
 
 
 def test_an_engine_stops_and_starts_again_however_often_while_workers_speak(
-    fleet: Bench, client: "redis.Redis"
+    tmp_path: Path, redis_url: str, client: "redis.Redis"
 ) -> None:
-    worker = PlayedWorker(client, SECRET)
-    job_id = fleet.submit()
-    start(fleet, worker, job_id)
-    line = 0
-    for _ in range(12):
-        for _ in range(5):
-            line += 1
-            worker.say(worker.batch(job_id, line, progress(line)))
-        fleet.stop_engine()  # with a time limit of its own
+    with bench(tmp_path, redis_url) as fleet:
         fleet.start_engine()
-        worker.beat((job_id, 1))
-    stored = fleet.attempts(job_id)[0].stored_line
-    worker.publish(job_id, stored + 1, *[progress(step) for step in range(stored + 1, line + 2)])
-    assert fleet.attempts(job_id)[0].stored_line == line + 1
-    fleet.check_events(job_id)
+        worker = PlayedWorker(client, SECRET)
+        job_id = fleet.submit()
+        start(fleet, worker, job_id)
+        stored = 0
+        for _ in range(10):
+            stored = worker.publish(job_id, stored + 1, progress(stored + 1)).stored_line
+            for line in range(stored + 1, stored + 6):
+                worker.say(worker.batch(job_id, line, progress(line)))
+            fleet.stop_engine()  # which has a time limit
+            fleet.start_engine()
+            worker.heard()
+            stored = fleet.attempts(job_id)[0].stored_line
+        assert worker.publish(job_id, stored + 1, progress(stored + 1)).stored_line == stored + 1
+        fleet.check_events(job_id)

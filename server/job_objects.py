@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.tables import AttemptRow, CheckpointRow, JobRow
@@ -20,28 +20,38 @@ async def describe_one(session: AsyncSession, row: JobRow) -> Job:
 
 async def describe(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
     """The jobs of ``rows`` in their order, with attempts, checkpoints and places in the queue."""
-    ids = [row.id for row in rows]
+    started = [row.id for row in rows if row.attempt > 0]
     attempts: dict[str, list[Attempt]] = defaultdict(list)
     checkpoints: dict[str, set[str]] = defaultdict(set)
-    in_order = select(AttemptRow).where(AttemptRow.job_id.in_(ids)).order_by(AttemptRow.attempt)
-    for attempt in await session.scalars(in_order):
-        attempts[attempt.job_id].append(Attempt.model_validate(attempt, from_attributes=True))
-    names = select(CheckpointRow.job_id, CheckpointRow.name).where(CheckpointRow.job_id.in_(ids))
-    for job_id, name in (await session.execute(names)).tuples():
-        checkpoints[job_id].add(name)
-    places = await _places(session, [row.id for row in rows if row.status == JobStatus.QUEUED])
+    if started:
+        in_order = select(AttemptRow).where(AttemptRow.job_id.in_(started)).order_by(AttemptRow.attempt)
+        for attempt in await session.scalars(in_order):
+            attempts[attempt.job_id].append(Attempt.model_validate(attempt, from_attributes=True))
+        names = select(CheckpointRow.job_id, CheckpointRow.name).where(CheckpointRow.job_id.in_(started))
+        for job_id, name in (await session.execute(names)).tuples():
+            checkpoints[job_id].add(name)
+    queued = [row for row in rows if row.status == JobStatus.QUEUED]
+    places = {queued[0].id: await _place(session, queued[0])} if len(queued) == 1 else await _places(session, queued)
     return [_job(row, attempts[row.id], checkpoints[row.id], places.get(row.id)) for row in rows]
 
 
-async def _places(session: AsyncSession, ids: Sequence[str]) -> dict[str, int]:
-    """The places of queued jobs in the queue, from 1."""
-    if not ids:
+async def _place(session: AsyncSession, row: JobRow) -> int:
+    """The place of one queued job in the queue, from 1."""
+    older = or_(JobRow.created_at < row.created_at, and_(JobRow.created_at == row.created_at, JobRow.id <= row.id))
+    same = and_(JobRow.priority == row.priority, older)
+    ahead = select(func.count()).where(JobRow.status == JobStatus.QUEUED, or_(JobRow.priority > row.priority, same))
+    return await session.scalar(ahead) or 1
+
+
+async def _places(session: AsyncSession, rows: Sequence[JobRow]) -> dict[str, int]:
+    """The places of several queued jobs, in one pass over the queue."""
+    if not rows:
         return {}
     order = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
     place = func.row_number().over(order_by=order).label("place")
     queue = select(JobRow.id, place).where(JobRow.status == JobStatus.QUEUED).subquery()
-    found = await session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(ids)))
-    return dict(found.tuples().all())
+    wanted = queue.c.id.in_([row.id for row in rows])
+    return dict((await session.execute(select(queue.c.id, queue.c.place).where(wanted))).tuples().all())
 
 
 def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], place: int | None) -> Job:

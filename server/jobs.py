@@ -76,6 +76,12 @@ async def get_job(service: Service, caller: Caller, job_id: str) -> Job:
         return await describe_one(session, await find_job(session, caller, job_id))
 
 
+async def require_job(service: Service, caller: Caller, job_id: str) -> None:
+    """Raise `NotFound` unless the caller has this job."""
+    async with service.database.read() as session:
+        await find_job(session, caller, job_id)
+
+
 async def find_job(session: AsyncSession, caller: Caller, job_id: str) -> JobRow:
     """The caller's job. Raises `NotFound`, also for another project's."""
     row = await session.get(JobRow, job_id) if is_id(job_id, "job") else None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server import curves, logs, stream
 from server.callers import TheCaller
-from server.jobs import get_job
+from server.jobs import require_job
 from server.pages import DEFAULT_LIMIT, MAX_LIMIT
 from server.service import TheService
 from zeta_core.contract.answers import Curves, Page
@@ -53,7 +53,7 @@ async def read_events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Page[Event] | Response:
     """Stored events, oldest first; with `Accept: text/event-stream` a live stream that `Last-Event-ID` resumes."""
-    await get_job(service, caller, job_id)
+    await require_job(service, caller, job_id)
     if EVENT_STREAM not in accept:
         return await stream.read_page(service, job_id, asked.after, asked.limit)
     seen = stream.last_event_id(last_event_id)
@@ -68,7 +68,7 @@ async def read_logs(
     service: TheService, caller: TheCaller, job_id: str, asked: Annotated[LogQuery, Query()]
 ) -> StreamingResponse:
     """What the training processes wrote, attempts in order; `follow` goes on until the job has ended."""
-    await get_job(service, caller, job_id)
+    await require_job(service, caller, job_id)
     await logs.read_attempts(service, job_id, asked.attempt)
     text = logs.text(service, job_id, attempt=asked.attempt, tail=asked.tail, follow=asked.follow)
     return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
@@ -83,6 +83,6 @@ async def read_metrics(
     accept: Annotated[str, Header()] = "",
 ) -> Curves | Response:
     """The training's curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
-    await get_job(service, caller, job_id)
+    await require_job(service, caller, job_id)
     found = await curves.read_curves(service, job_id, asked.max_points)
     return Response(curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found

@@ -13,6 +13,7 @@ import pytest
 from tests.server.rows import CREATED_AT, Rows, some_bytes
 from tests.server.serving import API_KEY, ServerProcess, error_of
 from zeta_core.contract.checkpoint import FileRole
+from zeta_core.contract.job import JobStatus
 
 WEIGHTS = some_bytes(3_000_000, seed=1)  # three chunks of a download
 FILES: dict[str, tuple[FileRole, bytes]] = {
@@ -39,6 +40,7 @@ class Stored:
 @pytest.fixture(scope="module")
 def stored(rows: Rows) -> Stored:
     job_id = rows.job()
+    rows.attempt(job_id, to=JobStatus.SUCCEEDED)
     rows.checkpoint(job_id, "step-5", 5, {"model.safetensors": ("weights", b"five")})
     rows.checkpoint(job_id, "step-10", 10, FILES)
     return Stored(job_id, rows.checkpoint(job_id, "final", 10, FILES))

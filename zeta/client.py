@@ -29,7 +29,7 @@ from zeta.settings import environment, find_server
 from zeta.transport import BadAnswer, Transport, Unreachable, read_answer
 from zeta_core.contract.answers import FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.checkpoint import Manifest
-from zeta_core.contract.errors import InvalidRequest, ZetaError
+from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job, JobStatus
 from zeta_core.contract.spec import JobSpec
@@ -185,6 +185,10 @@ class Client:
             except httpx.TransportError as error:
                 if (tail is not None and seen_bytes) or not pauses.wait():
                     raise self._transport.unreachable(error) from error
+                continue
+            except Unavailable:
+                if not pauses.wait():
+                    raise
                 continue
             if had_ended:
                 return

@@ -14,7 +14,7 @@ import httpx
 from pydantic import ValidationError
 
 from zeta.transport import READ_SECONDS, BadAnswer, ServerFault, Transport, Unreachable
-from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.errors import Unavailable, ZetaError
 from zeta_core.contract.events import Event
 
 SILENCE_SECONDS = 45.0  # the server sends a comment every 15 s; three missed ones are a dead connection
@@ -48,14 +48,14 @@ def follow(
 ) -> Iterator[Event]:
     """Every event with ``seq`` above ``after``, as it is stored, until the job has ended and all were seen.
 
-    ``deadline`` is a `time.monotonic` time. Raises `Unreachable` after `PATIENCE_SECONDS` without a server,
-    `WaitTimeout` at the deadline, and what the server refuses.
+    ``deadline`` is a `time.monotonic` time; ``on_interruption`` is called once for each outage. Raises `Unreachable`
+    after `PATIENCE_SECONDS` without a server, `WaitTimeout` at the deadline, and what the server refuses.
     """
     last = after
     pauses = transport.pauses(PATIENCE_SECONDS)
     least_pause = 0.0
     first_failure_patience = transport.pauses()  # a server that was never there is told soon
-    connected = False
+    connected = is_told = False
     while True:
         failure: ZetaError
         try:
@@ -67,7 +67,7 @@ def follow(
                     return
                 if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                     raise BadAnswer(f"The answer of {response.request.url} is no event stream.")
-                connected = True
+                connected, is_told = True, False
                 pauses.restart()
                 for message in messages(response.iter_bytes()):
                     _check(deadline, job_id)
@@ -86,11 +86,12 @@ def follow(
             failure = transport.unreachable(error)
         except BadAnswer:
             raise
-        except (Unreachable, ServerFault) as error:
+        except (Unavailable, ServerFault) as error:  # it says itself that it cannot answer now
             failure = error
         _check(deadline, job_id)
-        if connected and on_interruption is not None:
+        if connected and on_interruption is not None and not is_told:
             on_interruption(failure)
+            is_told = True
         waited = pauses.wait(min(least_pause, 2.0)) if connected else first_failure_patience.wait()
         if not waited:
             raise failure

@@ -12,7 +12,7 @@ import httpx
 
 from zeta.transport import Transport, read_answer
 from zeta_core.contract.answers import FilePurpose, Page, StoredFile
-from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.errors import InvalidRequest, Unavailable
 
 CHUNK_BYTES = 1 << 20
 ANSWER_SECONDS = 300.0  # the server may still be writing to a slow disk after the last byte
@@ -75,6 +75,8 @@ def _send(
                 files={"file": (name, body, "application/octet-stream")},
             ) as response:
                 response.read()
+        except httpx.LocalProtocolError as error:  # fewer bytes than were announced
+            raise _changed(name) from error
         except httpx.TransportError as error:
             # The answer may be what was lost: then the file is there now.
             if not pauses.wait():
@@ -83,13 +85,18 @@ def _send(
             if stored is not None:
                 return stored
             continue
+        except Unavailable:
+            if not pauses.wait():
+                raise
+            continue
         stored = read_answer(StoredFile, response)
         if stored.sha256 != sha256:
-            raise InvalidRequest(
-                f"{name} changed while it was uploaded (SHA-256 {sha256} became {stored.sha256}); upload it again.",
-                code="file_changed",
-            )
+            raise _changed(name)
         return stored
+
+
+def _changed(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} changed while it was uploaded; upload it again.", code="file_changed")
 
 
 class _Counted:

@@ -7,13 +7,17 @@ from pathlib import PurePath
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import InvalidRequest
 
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+ROW_SUFFIXES = (".jsonl", ".parquet", ".arrow")
+TOKEN_SUFFIXES = (".npy", ".bin")  # nothing but token ids
 SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {
-    "dataset": (".txt", ".jsonl", ".parquet", ".arrow"),
+    "dataset": (*TEXT_SUFFIXES, *ROW_SUFFIXES, *TOKEN_SUFFIXES),
     "model": (".tar",),
 }
 FIRST_BYTES = 512  # enough for each check
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     ".parquet": (b"PAR1",),
+    ".npy": (b"\x93NUMPY",),
     ".arrow": (b"ARROW1", b"\xff\xff\xff\xff"),  # the file format, and the stream format of `datasets`
 }
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
@@ -31,6 +35,17 @@ def check_name(filename: str, purpose: FilePurpose) -> None:
         )
 
 
+def unreadable(filename: str, *, as_tokens: bool) -> str | None:
+    """Why a job that trains on text, or on token ids, cannot read a data file of this name; ``None`` if it can."""
+    suffix = PurePath(filename).suffix.lower()
+    allowed = (*ROW_SUFFIXES, *(TOKEN_SUFFIXES if as_tokens else TEXT_SUFFIXES))
+    if suffix in allowed:
+        return None
+    cure = "leave out use_pretokenized" if as_tokens else "set use_pretokenized"
+    what = "token ids" if as_tokens else "text"
+    return f"is {filename[:100]!r}, and {what} come from {', '.join(allowed)} files; {cure}, or give another file."
+
+
 def check_beginning(filename: str, beginning: bytes) -> None:
     """Raise `InvalidRequest` for an empty file, or one whose first bytes are not what its name says."""
     suffix = PurePath(filename).suffix.lower()
@@ -40,10 +55,12 @@ def check_beginning(filename: str, beginning: bytes) -> None:
         fits = beginning.startswith(_BEGINNINGS[suffix])
     elif suffix == ".tar":
         fits = beginning[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC)
+    elif suffix == ".bin":
+        fits = True
     else:
         fits = b"\0" not in beginning
     if not fits:
-        what = "UTF-8 text" if suffix in (".txt", ".jsonl") else f"a {suffix} file"
+        what = "UTF-8 text" if suffix in (*TEXT_SUFFIXES, ".jsonl") else f"a {suffix} file"
         raise InvalidRequest(
             f"file is {filename[:100]!r}, whose first bytes are not those of {what}.",
             code="unknown_format",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.data_formats import unreadable
 from server.settings import ServerSettings
 from server.tables import CheckpointRow, FileRow, JobRow
+from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
@@ -40,7 +43,8 @@ async def check_references(
     """
     files: dict[str, dict[str, Any]] = {}
     details = list(_forbidden(settings, spec))
-    for param, file_id, purpose in _files(spec):
+    for named in _files(spec):
+        param, file_id, purpose = named.param, named.file_id, named.purpose
         row = await session.get(FileRow, file_id, with_for_update={"read": True}) if is_id(file_id, "file") else None
         if row is None or row.project != project:
             message = f"{param} is {file_id!r}, which is no uploaded file; upload it with POST /v1/files."
@@ -48,13 +52,15 @@ async def check_references(
         elif row.purpose != purpose:
             message = f"{param} is {file_id!r}, uploaded with purpose {row.purpose!r}; it must be {purpose!r}."
             details.append(ErrorDetail(param=param, message=message, code="wrong_purpose"))
+        elif purpose == "dataset" and (fault := unreadable(row.filename, as_tokens=named.as_tokens)) is not None:
+            details.append(ErrorDetail(param=param, message=f"{param} {fault}", code="unknown_format"))
         else:
             described = {"filename": row.filename, "sha256": row.sha256, "purpose": row.purpose, "bytes": row.bytes}
             files[file_id] = described
     for param, job_id, checkpoint in _checkpoints(spec):
-        fault = await _checkpoint_fault(session, project, job_id, checkpoint)
-        if fault is not None:
-            code, sentence = fault
+        wrong = await _checkpoint_fault(session, project, job_id, checkpoint)
+        if wrong is not None:
+            code, sentence = wrong
             details.append(ErrorDetail(param=param, message=f"{param} {sentence}", code=code))
     if details:
         raise error_of(details)
@@ -69,15 +75,26 @@ def _datasets(spec: JobSpec) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{index}" if isinstance(dataset, list) else name, source
 
 
-def _files(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
+@dataclass(frozen=True)
+class _NamedFile:
+    """An uploaded file that a spec names: where, and what it must be."""
+
+    param: str
+    file_id: str
+    purpose: FilePurpose
+    as_tokens: bool = False
+
+
+def _files(spec: JobSpec) -> Iterator[_NamedFile]:
     for place, source in _datasets(spec):
         if isinstance(source, FileSource):
+            as_tokens = spec.use_pretokenized or source.format == "tokens"
             for file_id in source.file_ids:
-                yield f"{place}.file", file_id, "dataset"
+                yield _NamedFile(f"{place}.file", file_id, "dataset", as_tokens)
     if isinstance(spec.model, FileModel):
-        yield "model.file", spec.model.file, "model"
+        yield _NamedFile("model.file", spec.model.file, "model")
     if isinstance(spec.tokenizer, FileTokenizer):
-        yield "tokenizer.file", spec.tokenizer.file, "model"
+        yield _NamedFile("tokenizer.file", spec.tokenizer.file, "model")
 
 
 def _checkpoints(spec: JobSpec) -> Iterator[tuple[str, str, str]]:

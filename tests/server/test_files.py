@@ -107,6 +107,7 @@ def test_a_file_name_is_only_a_name(http: httpx.Client, name: str, stored: str |
         ("a.txt", b"MZ\0\0" + TEXT, "dataset", "unknown_format"),
         ("a.parquet", TEXT, "dataset", "unknown_format"),
         ("a.arrow", TEXT, "dataset", "unknown_format"),
+        ("a.npy", TEXT, "dataset", "unknown_format"),
         ("a.txt", TEXT, "model", "unknown_format"),
         ("a.tar", TEXT, "model", "unknown_format"),
     ],
@@ -121,9 +122,28 @@ def test_a_file_of_no_known_format_or_an_empty_one_is_refused(
     assert incoming(server) == []
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1" + TEXT), ("a.arrow", b"ARROW1\0\0" + TEXT)])
-def test_known_formats_are_told_by_their_first_bytes(http: httpx.Client, name: str, content: bytes) -> None:
-    assert upload(http, name, content).status_code == 201
+@pytest.mark.parametrize(
+    ("name", "content", "as_text", "as_tokens"),
+    [
+        ("a.md", TEXT, True, False),
+        ("a.jsonl", b'{"text": "x"}\n', True, True),
+        ("a.parquet", b"PAR1" + TEXT, True, True),
+        ("a.arrow", b"ARROW1\0\0" + TEXT, True, True),
+        ("a.npy", b"\x93NUMPY" + TEXT, False, True),
+        ("a.bin", b"\0\1\0\2", False, True),
+    ],
+)
+def test_known_formats_are_taken_and_a_job_is_told_which_it_cannot_read(
+    http: httpx.Client, name: str, content: bytes, as_text: bool, as_tokens: bool
+) -> None:
+    dataset = {"file": upload(http, name, content).json()["id"]}
+    specs = ({"dataset": dataset}, {"dataset": {**dataset, "format": "tokens"}})
+    answers = [http.post("/v1/jobs", json={**SPEC, **fields}) for fields in specs]
+    assert [answer.status_code == 201 for answer in answers] == [as_text, as_tokens], [one.text for one in answers]
+    for answer in answers:
+        if answer.status_code != 201:
+            error = error_of(answer)
+            assert (answer.status_code, error["param"], error["code"]) == (422, "dataset.file", "unknown_format")
 
 
 def test_a_model_is_a_tar_and_no_dataset(http: httpx.Client) -> None:

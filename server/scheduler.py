@@ -25,7 +25,7 @@ from server.state import lock_job
 from server.tables import CheckpointRow, JobRow
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
-from zeta_core.contract.messages import HandOver, Heartbeat
+from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
 from zeta_core.contract.spec import Resources
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
@@ -132,7 +132,7 @@ class Scheduler:
         self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
         for key, row in rows.items():
             too_old = now - self._handed_over[key] > self._claim_seconds
-            gone = self._fleet.watching and not self._fleet.is_alive(row.worker)
+            gone = self._fleet.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
             if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
                 logger.warning(
                     "The hand-over of %s to %s was not claimed; it is made again.",

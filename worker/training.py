@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from worker import processes
 from worker.devices import count_oom_kills
 from worker.launch import start_training
@@ -152,7 +154,7 @@ class Training:
             self._tell("did not end when asked and is killed")
             self.kill()
 
-    def _end_what_is_left(self, left: Sequence[processes.psutil.Process], now: float) -> None:
+    def _end_what_is_left(self, left: Sequence[psutil.Process], now: float) -> None:
         if self._left_since is None:
             self._left_since = now
             self._tell(f"left {len(left)} process(es) behind, which are ended")

@@ -11,7 +11,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.messages import JournalAck, StopOrder
+from zeta_core.contract.messages import SERVER_STREAM, JournalAck, StopOrder
 
 
 @pytest.fixture
@@ -115,5 +115,8 @@ def test_an_engine_stops_and_starts_again_however_often_while_workers_speak(
             fleet.start_engine()
             worker.heard()
             stored = fleet.attempts(job_id)[0].stored_line
-        assert worker.publish(job_id, stored + 1, progress(stored + 1)).stored_line == stored + 1
+        repeated = worker.batch(job_id, stored + 1, progress(stored + 1))
+        worker.say(repeated)
+        wait_until(lambda: fleet.attempts(job_id)[0].stored_line > stored, 10, "the line to be stored")
+        wait_until(lambda: client.xlen(SERVER_STREAM) == 0, 10, "everything else to be read")
         fleet.check_events(job_id)

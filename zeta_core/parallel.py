@@ -210,6 +210,12 @@ class Replicated:
         tensors, values = optimizer_tensors(self.optimizer, self.module)
         return staging.copy("optimizer/", tensors), values
 
+    def reserve(self, staging: Staging) -> None:
+        """Make the buffers that the first save will need; called beside the training, after its first update."""
+        if self.processes.is_main:
+            staging.reserve("model/", self.module.state_dict())
+            staging.reserve("optimizer/", optimizer_tensors(self.optimizer, self.module)[0])
+
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:
         """Write this rank's part; where `writes_shards` is off, only the first rank is asked."""
         if optimizer:

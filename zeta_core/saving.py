@@ -6,7 +6,6 @@ there. It is reported only when it is durable and published.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from zeta_core.contract.events import CheckpointLine, utc_now
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 from zeta_core.parallel import Engine
 from zeta_core.report import Report
-from zeta_core.state import Snapshot, Tensors, exported_exactly, write_state
+from zeta_core.state import Snapshot, Staging, Tensors, exported_exactly, write_state
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,9 @@ class Export:
 
     def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
         if self.skeleton is None:
-            metadata = {"format": "pt", "aliases": json.dumps(aliases)}
-            save_file(weights, folder / "model.safetensors", metadata=metadata)
+            # One entry of metadata: safetensors writes several in any order, and equal weights are equal files here.
+            # Names that are tied to another are left out; `safetensors.torch.load_model` puts them back.
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         else:
             tensors = {name: self._cast(tensor) for name, tensor in weights.items()}
             tensors |= {alias: tensors[name] for alias, name in aliases.items()}
@@ -98,6 +98,7 @@ class Saver:
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[Checkpoint | None] | None = None
+        self._reserving: Future[None] | None = None
         self.newest: Checkpoint | None = None
 
     @property
@@ -110,6 +111,11 @@ class Saver:
             under_way, self._under_way = self._under_way, None
             self.newest = under_way.result()
         return self.newest
+
+    def prepare(self, staging: Staging) -> None:
+        """Make room for the first save beside the training."""
+        if self._under_way is None and self.newest is None:
+            self._reserving = self._thread.submit(self._engine.reserve, staging)
 
     def save(self, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> None:
         """Start writing ``snapshot``, which must not be changed before `wait`."""
@@ -127,6 +133,13 @@ class Saver:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+
+    def wait_for_room(self) -> None:
+        """Wait until the buffers are free for the next save."""
+        self.wait()
+        if self._reserving is not None:
+            reserving, self._reserving = self._reserving, None
+            reserving.result()
 
     def _begin(self, name: str) -> Path:
         part = checkpoints.begin(self._output_dir, name)

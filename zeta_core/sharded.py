@@ -84,6 +84,9 @@ class Sharded(Replicated):
                 staged |= staging.copy("model/", {name: whole})
         return staged
 
+    def reserve(self, staging: Staging) -> None:
+        """Nothing: whole weights exist only while a save gathers them."""
+
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         tensors, values = optimizer_tensors(self.optimizer, self.module)
         local = {key: t.to_local() if isinstance(t, DTensor) else t for key, t in tensors.items()}

@@ -63,15 +63,20 @@ class Staging:
         copies: Tensors = {}
         for name, tensor in tensors.items():
             source = tensor.detach()
-            key = f"{prefix}{name}"
-            buffer = self._buffers.get(key)
-            if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
-                pinned = source.device.type == "cuda"
-                buffer = torch.empty(source.shape, dtype=source.dtype, pin_memory=pinned)
-                self._buffers[key] = buffer
-            buffer.copy_(source, non_blocking=True)
-            copies[name] = buffer
+            copies[name] = self._buffer(f"{prefix}{name}", source).copy_(source, non_blocking=True)
         return copies
+
+    def reserve(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Make the buffers and touch their memory: what takes longest in a first copy, done before it is needed."""
+        for name, tensor in tensors.items():
+            self._buffer(f"{prefix}{name}", tensor.detach()).zero_()
+
+    def _buffer(self, key: str, like: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
+            self._buffers[key] = buffer
+        return buffer
 
 
 # --- Weights ----------------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ class Course:
             progress.num_targets += num_targets
             progress.train_seconds = before + time.monotonic() - begun
             self.steps_trained += 1
+            if self.steps_trained == 1:
+                self.saver.prepare(self.staging)
             self.meter.step(
                 progress,
                 loss_sum=loss_sum,
@@ -196,7 +198,7 @@ class Course:
         """Copy the run's state to memory and let it be written while training goes on."""
         started = time.monotonic()
         self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
-        self.saver.wait()
+        self.saver.wait_for_room()
         metrics = {} if self.progress.train_loss is None else {"train_loss": self.progress.train_loss}
         self.saver.save(name, self._snapshot(), metrics)
         self.saved_step = self.progress.step

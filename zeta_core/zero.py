@@ -165,6 +165,9 @@ class Zero(Replicated):
             return {}
         return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name not in aliases})
 
+    def reserve(self, staging: Staging) -> None:
+        """Nothing: whole weights exist only while a save gathers them."""
+
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         return {}, {}
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from zeta_core.contract.spec import Optimizer
-from zeta_core.failures import InvalidModel
+from zeta_core.failures import CannotTrain, InvalidModel
+from zeta_core.lion import Lion
 
 # The usual values for language models (Brown et al. 2020, arXiv 2005.14165, appendix B).
 ADAM_BETAS = (0.9, 0.95)
@@ -43,8 +44,12 @@ def build_optimizer(
             return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=_can_fuse(model))
         case "sgd":
             return torch.optim.SGD(groups, lr=learning_rate, momentum=SGD_MOMENTUM, fused=_can_fuse(model))
-        case _:
-            raise NotImplementedError(name)
+        case "lion":
+            return Lion(groups, lr=learning_rate)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=learning_rate)
+        case "muon":
+            raise CannotTrain("optimizer is 'muon', which is not available yet; use 'adamw'.", code="not_available_yet")
 
 
 def _can_fuse(model: nn.Module) -> bool:

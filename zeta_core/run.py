@@ -7,8 +7,8 @@ first rank decides what is read from and moved in ``output_dir``; the others are
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             raise InvalidData("The data holds no document of at least two tokens; give more text.")
         plan = planning.with_length(plan, options, len(sequences))
         torch.set_num_threads(plan.threads)
+        if torch.cuda.is_available():
+            stack.enter_context(_deterministic_kernels())
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
         dtype = located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -176,6 +178,17 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if apart and newest is not None:
             states.load_weights(model, newest)
         return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, stopped)
+
+
+@contextmanager
+def _deterministic_kernels() -> Generator[None]:
+    """The same seed gives the same bits on a GPU, too; a kernel that cannot is warned of by torch, not refused."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _tokens(run: Run, tokenizer: Any, report: Report) -> TokenFile:

@@ -155,6 +155,18 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert results[0].train_loss == results[1].train_loss
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "adafactor"])
+def test_every_optimizer_trains_every_weight_and_resumes_to_the_same_bits(optimizer: str) -> None:
+    rest: dict[str, Any] = {**FAST, "optimizer": optimizer, "lr_scheduler": "constant"}
+    model, before = plain(dropout=0.1), state(plain())
+    Trainer(model=model, output_dir="straight", max_steps=4, **rest)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+    Trainer(model=plain(dropout=0.1), output_dir="parts", max_steps=2, **rest)
+    Trainer(model=plain(dropout=0.1), output_dir="parts", max_steps=4, resume_from_checkpoint="parts", **rest)
+    files = [Path(f"{folder}/final/model.safetensors").read_bytes() for folder in ("straight", "parts")]
+    assert files[0] == files[1]
+
+
 def test_more_steps_go_on_from_a_finished_run() -> None:
     Trainer(model=plain(), output_dir="out", max_steps=3, **FAST)
     result = Trainer(model=plain(), output_dir="out", max_steps=5, resume_from_checkpoint="out", **FAST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 
 from zeta_core.contract.errors import ZetaError
@@ -63,7 +64,7 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
     reason = StatusReason.TRAIN_ERROR
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _is_cpu_allocation(error):
         reason = StatusReason.OUT_OF_MEMORY
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif _is_disk_full(error):
         reason = StatusReason.DISK_FULL
     text = "".join(traceback.format_exception(error))
     return reason, JobError(
@@ -72,6 +73,13 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
         hint=REASON_SENTENCES[reason],
         evidence=JobErrorEvidence(log_tail=text[-4000:]),
     )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Python's own error, or that of safetensors, which tells it in words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and os.strerror(errno.ENOSPC) in str(error)
 
 
 def _is_cpu_allocation(error: BaseException) -> bool:

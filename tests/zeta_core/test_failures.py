@@ -1,0 +1,40 @@
+"""Every exception that can end a training has a reason of the contract."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from zeta_core.failures import InvalidData, explain
+
+
+def _no_memory() -> None:
+    torch.empty(1 << 60)
+
+
+def test_a_failed_allocation_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        _no_memory()
+    reason, error = explain(raised.value)
+    assert (reason, error.code) == ("out_of_memory", "out_of_memory")
+    assert error.hint is not None
+    assert "batch_size" in error.hint
+    assert explain(torch.OutOfMemoryError("CUDA out of memory"))[0] == "out_of_memory"
+
+
+def test_a_full_disk_is_told_by_whichever_library_met_it() -> None:
+    assert explain(OSError(errno.ENOSPC, "No space left on device"))[0] == "disk_full"
+    said = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert explain(said)[0] == "disk_full"
+    assert explain(SafetensorError("Error while deserializing header"))[0] == "train_error"
+
+
+def test_our_own_error_keeps_its_sentence_and_others_their_trace() -> None:
+    reason, error = explain(InvalidData("x.jsonl, line 3: is not JSON."))
+    assert (reason, error.code, error.message) == ("invalid_data", "invalid_data", "x.jsonl, line 3: is not JSON.")
+    reason, error = explain(KeyError("weight"))
+    assert reason == "train_error"
+    assert "KeyError" in (error.evidence.log_tail or "")

@@ -150,6 +150,10 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
                 states.seed_everything(plan.seed, place.rank, progress.step)
         resolved = _resolved(run, plan, run_id, engine.device, num_parameters)
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
+        report.log(
+            f"{options.entity_name or run_id}: {num_parameters:,} parameters, {plan.total_steps} steps of "
+            f"{plan.global_batch} sequences of {plan.seq_len} tokens, on {place.world_size} x {engine.device.type}."
+        )
         if stored is not None:
             _say_resumed(report, progress, plan, stored.plan)
 

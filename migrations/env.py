@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from server.tables import Table
+from server.database.tables import Table
 
 connection = context.config.attributes.get("connection")
 assert isinstance(connection, Connection), "run `python -m migrations`, which opens the connection"

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from server.db import async_url
+from server.database.db import async_url
 from zeta_core.contract.errors import Unavailable
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import or_, select, update
 
-from server.db import Database
-from server.tables import KeyRow
+from server.database.db import Database
+from server.database.tables import KeyRow
 from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import select
 
+from server.database.tables import EventRow
 from server.service import Service
-from server.tables import EventRow
 from zeta_core.contract.answers import Curves
 
 SERIES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "epoch")

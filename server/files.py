@@ -9,10 +9,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.tables import FileRow, JobRow
 from server.pages import PageQuery, newest_first, page, storable
 from server.ranges import Content, FilePart
 from server.service import Service
-from server.tables import FileRow, JobRow
 from server.uploads import receive
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 from zeta_core.contract.errors import Conflict, NotFound

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine import Engine
+from server.engine.engine import Engine
 from server.pages import PageQuery, page
 from zeta_core.contract.answers import Page, Worker
 from zeta_core.contract.messages import Heartbeat

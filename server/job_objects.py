@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.tables import AttemptRow, CheckpointRow, JobRow
+from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.job import Attempt, Job, JobStatus
 
 FINAL = "final"

@@ -15,14 +15,14 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server import events, state
 from server.auth import Caller
+from server.database import events, state
+from server.database.tables import IdempotencyRow, JobRow
 from server.job_objects import describe, describe_one
 from server.job_query import JobQuery, matching
 from server.pages import newest_first, page
 from server.references import check_references
 from server.service import Service
-from server.tables import IdempotencyRow, JobRow
 from zeta_core.contract.answers import Page
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound

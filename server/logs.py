@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from server.database.tables import AttemptRow, JobRow
 from server.service import Service
-from server.tables import AttemptRow, JobRow
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job import ENDED, JobStatus
 

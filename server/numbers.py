@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
+from server.database.tables import JobRow
 from server.service import Service
-from server.tables import JobRow
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import ENDED, JobStatus
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.tables import FileRow, JobRow
+from server.database.tables import FileRow, JobRow
 from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import InvalidRequest
 

@@ -11,8 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.data_formats import unreadable
+from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.settings import ServerSettings
-from server.tables import CheckpointRow, FileRow, JobRow
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.errors import ErrorDetail

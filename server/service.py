@@ -12,11 +12,11 @@ from fastapi import Depends, Request
 
 from server.artifacts import ArtifactStore
 from server.auth import keep_admin_key
-from server.db import Database
-from server.engine import Engine
-from server.schema import require_schema
+from server.database.db import Database
+from server.database.schema import require_schema
+from server.engine.engine import Engine
+from server.engine.stored import Subscription
 from server.settings import ServerSettings
-from server.stored import Subscription
 
 
 class Stopping:

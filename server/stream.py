@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database.tables import EventRow, JobRow
 from server.service import Service
-from server.tables import EventRow, JobRow
 from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import Event

@@ -61,7 +61,7 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
             "from importlib import import_module\nimport_module('torch.nn')\n",
             "server imports torch.nn;",
         ),
-        ("worker/tasks.py", "from ..server import db\n", "worker/tasks.py:1: worker imports server.db;"),
+        ("worker/tasks.py", "from ..server.database import db\n", "worker/tasks.py:1: worker imports server.database.db;"),
         ("worker/tasks.py", "from sqlalchemy import select\n", "worker imports sqlalchemy;"),
         ("zeta/client.py", "import zeta_core.train\n", "zeta imports zeta_core.train;"),
         ("zeta_core/data.py", "from redis import Redis\n", "zeta_core imports redis;"),
@@ -85,7 +85,7 @@ def test_what_the_table_allows_is_no_violation(tmp_path: Path) -> None:
     _build_rooms(tmp_path)
     (tmp_path / "zeta/trainer.py").write_text("def train():\n    from zeta_core.trainer import Trainer\n")
     (tmp_path / "server/jobs.py").write_text("from zeta_core.contract import job\nimport fastapi, json\n")
-    (tmp_path / "migrations/env.py").write_text("from alembic import context\nfrom server.tables import Job\n")
+    (tmp_path / "migrations/env.py").write_text("from alembic import context\nfrom server.database.tables import Job\n")
     assert violations(tmp_path) == []
 
 

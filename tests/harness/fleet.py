@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import psutil
 from sqlalchemy import select
 
-from server.db import Database
-from server.engine import Engine
+from server.database.db import Database
+from server.database.tables import AttemptRow, CheckpointRow, EventRow, JobRow, Table
+from server.engine.engine import Engine
 from server.settings import ServerSettings
-from server.tables import AttemptRow, CheckpointRow, EventRow, JobRow, Table
 from tests.harness.children import start_child
 from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until

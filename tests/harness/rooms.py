@@ -64,10 +64,11 @@ ROOMS = (
     ),
     Room(
         package="migrations",
-        ours=frozenset({"server.tables", "server.settings", "zeta_core.contract"}),
+        ours=frozenset({"server.database.tables", "server.settings", "zeta_core.contract"}),
         theirs=frozenset({"alembic", "sqlalchemy"}),
         never=frozenset({"torch", "transformers", "celery", "worker", "zeta"}),
-        exceptions=frozenset({("migrations/upgrade.py", "server.db")}),  # how the setting for the database is read
+        # How the setting for the database is read.
+        exceptions=frozenset({("migrations/upgrade.py", "server.database.db")}),
     ),
 )
 

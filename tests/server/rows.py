@@ -11,11 +11,11 @@ from typing import Any
 
 from sqlalchemy import select
 
-from server import events, state
 from server.artifacts import ArtifactStore
-from server.db import Database
+from server.database import events, state
+from server.database.db import Database
+from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
 from server.settings import ServerSettings
-from server.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
 from tests.server.serving import SPEC
 from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
 from zeta_core.contract.events import utc_now

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from server import journal
-from server.claims import answer_claim
-from server.endings import MAX_LOSSES, backoff_seconds, lose_worker
-from server.state import lock_job
-from server.tables import JobRow
+from server.database.state import lock_job
+from server.database.tables import JobRow
+from server.engine import journal
+from server.engine.claims import answer_claim
+from server.engine.endings import MAX_LOSSES, backoff_seconds, lose_worker
 from tests.harness.fleet import Bench, bench
 from tests.harness.played_worker import checkpoint, progress, status
 from zeta_core.contract.messages import Claim, JournalBatch

@@ -8,9 +8,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, make_url, text
 
 from migrations.upgrade import newest_revision, upgrade
-from server.db import Database
-from server.schema import SCHEMA_REVISION, require_schema
-from server.tables import Table
+from server.database.db import Database
+from server.database.schema import SCHEMA_REVISION, require_schema
+from server.database.tables import Table
 from tests.harness.ports import free_loopback_port
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 

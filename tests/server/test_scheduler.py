@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from server.courier import NOT_SENT, Courier
-from server.fleet import Fleet
-from server.scheduler import Scheduler
-from server.tables import CheckpointRow, JobRow
+from server.database.tables import CheckpointRow, JobRow
+from server.engine.courier import NOT_SENT, Courier
+from server.engine.fleet import Fleet
+from server.engine.scheduler import Scheduler
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, signed_heartbeat
 from tests.harness.valkey import ValkeyServer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from server.fleet import Fleet
+from server.engine.fleet import Fleet
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
 from tests.harness.valkey import ValkeyServer

@@ -1,0 +1,96 @@
+"""One database behind two doors: ``read()`` and ``write()``, the same on SQLite and PostgreSQL.
+
+SQLite runs in WAL mode with a single writing connection, whose queue is an `asyncio.Lock`: many writers sleep in its
+busy handler and get a tail of over a second (measured in the project's baselines). Readers have a pool of their own
+and never wait for the writer. On PostgreSQL both doors share one pool.
+
+Guarantees: `write()` is one transaction, committed when the block ends and rolled back when it raises; on SQLite it
+holds the write lock from its first statement. Neither door may be held across network or disk work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import event, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from zeta_core.contract.errors import InvalidSettings
+
+BUSY_TIMEOUT_SECONDS = 30
+
+
+class Database:
+    """The server's connections. Create one per process, inside its event loop; `close` it at the end."""
+
+    def __init__(self, url: str) -> None:
+        self.url = async_url(url)
+        self.is_sqlite = make_url(self.url).get_backend_name() == "sqlite"
+        self._write_lock = asyncio.Lock() if self.is_sqlite else None
+        if self.is_sqlite:
+            self._writer = _sqlite_engine(self.url, connections=1, begin="BEGIN IMMEDIATE")
+            self._reader = _sqlite_engine(self.url, connections=4, begin="BEGIN")
+        else:
+            self._writer = self._reader = create_async_engine(self.url, pool_size=8, max_overflow=8, pool_pre_ping=True)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[AsyncSession]:
+        """One transaction that may change rows."""
+        if self._write_lock is None:
+            async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+                yield session
+            return
+        async with self._write_lock, AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[AsyncSession]:
+        """One transaction that only reads: a consistent view that no writer blocks."""
+        async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    async def close(self) -> None:
+        await self._writer.dispose()
+        if self._reader is not self._writer:
+            await self._reader.dispose()
+
+
+def async_url(url: str) -> str:
+    """The URL with the driver that this server uses: aiosqlite, or psycopg in its asynchronous form."""
+    parsed = make_url(url)
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    raise InvalidSettings(
+        f"ZETA_DATABASE_URL names the database {backend!r}; use sqlite:///FILE or postgresql://...",
+        param="ZETA_DATABASE_URL",
+    )
+
+
+def _sqlite_engine(url: str, *, connections: int, begin: str) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=connections,
+        max_overflow=0,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.exec_driver_sql(begin)
+
+    return engine

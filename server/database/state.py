@@ -1,0 +1,78 @@
+"""The one door for a job's status: no other code assigns ``JobRow.status``.
+
+A change is guarded by the status and the attempt it expects; one that finds something else changes nothing and says so
+by returning ``None``, which is an answer and not an error. Every change is told to readers as a ``status`` event in
+the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database import events
+from server.database.tables import AttemptRow, JobRow
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.job import ENDED, REASON_SENTENCES, TRANSITIONS, JobStatus, StatusReason
+
+
+async def lock_job(session: AsyncSession, job_id: str) -> JobRow | None:
+    """The job's row, locked until the transaction ends (SQLite: the write transaction itself is the lock)."""
+    return await session.scalar(select(JobRow).where(JobRow.id == job_id).with_for_update())
+
+
+async def change_status(
+    session: AsyncSession,
+    job: JobRow,
+    to: JobStatus,
+    *,
+    expect: Collection[JobStatus],
+    attempt: int,
+    reason: StatusReason | None = None,
+    attempt_reason: StatusReason | None = None,
+    message: str | None = None,
+    line: int | None = None,
+    created_at: datetime | None = None,
+    details: dict[str, Any] | None = None,
+) -> JobRow | None:
+    """Move ``job`` (locked by `lock_job`) to ``to`` and append its ``status`` event; ``None`` if it is not as expected.
+
+    ``attempt_reason`` says why the attempt ended where that differs from the job's ``reason`` (``process_killed``, and
+    the job is ``retrying``). ``line`` is the journal line that asked for the change, or ``None`` for the server's own;
+    ``details`` are further fields of the event.
+    """
+    if JobStatus(job.status) not in expect or job.attempt != attempt:
+        return None
+    assert to in TRANSITIONS[JobStatus(job.status)], f"{job.status} -> {to} is no move of the contract"
+    now = created_at or utc_now()
+    if job.status == JobStatus.RUNNING:
+        running = await session.get(AttemptRow, (job.id, attempt))
+        assert running is not None, f"{job.id} runs attempt {attempt}, which has no row"
+        running.finished_at, running.reason = now, attempt_reason or reason
+    job.status = to
+    job.status_reason = reason
+    job.waiting_reason = None
+    if to != JobStatus.RUNNING:
+        job.worker, job.slots, job.handed_over_at = None, None, None
+        job.requested_action = None
+    if to in ENDED:
+        job.finished_at = now
+    fields = {
+        "status": to.value,
+        "reason": reason,
+        "message": message or (REASON_SENTENCES[reason] if reason else None),
+    }
+    await events.append(
+        session,
+        job,
+        attempt=attempt,
+        line=line,
+        type="status",
+        created_at=now,
+        fields={name: value for name, value in {**fields, **(details or {})}.items() if value is not None},
+    )
+    return job

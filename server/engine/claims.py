@@ -1,0 +1,64 @@
+"""Answers a worker that asks to start an attempt: the one place where a job becomes ``running``."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.state import change_status, lock_job
+from server.database.tables import AttemptRow
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.job import JobStatus
+from zeta_core.contract.messages import Claim, ClaimAnswer
+
+
+async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
+    """Grant the claim, in this transaction, if the job still waits for exactly this attempt on exactly this worker.
+
+    The same process of the worker that asks again is granted again, because its answer may have been lost; everybody
+    else is told why not, and starts nothing.
+    """
+    job = await lock_job(session, claim.job_id)
+    if job is None:
+        return _denied(claim, "the job does not exist")
+    if job.status == JobStatus.RUNNING and job.attempt == claim.attempt:
+        running = await session.get(AttemptRow, (job.id, claim.attempt))
+        if running and (running.worker, running.incarnation) == (claim.worker, claim.incarnation):
+            return _granted(claim)
+        return _denied(claim, "the attempt was started by another process")
+    if job.status != JobStatus.QUEUED:
+        return _denied(claim, f"the job is {job.status}")
+    if job.attempt + 1 != claim.attempt:
+        return _denied(claim, f"the next attempt is {job.attempt + 1}")
+    if job.worker != claim.worker:
+        return _denied(claim, "the hand-over was withdrawn")
+    now = utc_now()
+    job.attempt = claim.attempt
+    job.started_at = job.started_at or now
+    job.not_before = None
+    session.add(
+        AttemptRow(
+            job_id=job.id, attempt=claim.attempt, worker=claim.worker, incarnation=claim.incarnation, started_at=now
+        )
+    )
+    await session.flush()
+    changed = await change_status(
+        session,
+        job,
+        JobStatus.RUNNING,
+        expect={JobStatus.QUEUED},
+        attempt=claim.attempt,
+        created_at=now,
+        details={"worker": claim.worker},
+    )
+    assert changed is not None, "the row is locked and was looked at"
+    return _granted(claim)
+
+
+def _granted(claim: Claim) -> ClaimAnswer:
+    return ClaimAnswer(job_id=claim.job_id, attempt=claim.attempt, incarnation=claim.incarnation, granted=True)
+
+
+def _denied(claim: Claim, reason: str) -> ClaimAnswer:
+    return ClaimAnswer(
+        job_id=claim.job_id, attempt=claim.attempt, incarnation=claim.incarnation, granted=False, reason=reason
+    )

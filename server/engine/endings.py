@@ -1,0 +1,184 @@
+"""What follows when an attempt ends: the job is over, waits, or is queued for its next attempt.
+
+``failures`` counts failures in a row without a new checkpoint, ``losses`` the lost workers; a hand-back counts as
+neither. What the user ordered meanwhile (cancel, pause) comes before a retry.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.state import change_status
+from server.database.tables import AttemptRow, JobRow
+from zeta_core.contract.events import StatusLine, utc_now
+from zeta_core.contract.job import (
+    REASON_SENTENCES,
+    WAITING_SENTENCES,
+    JobError,
+    JobStatus,
+    StatusReason,
+    WaitingCode,
+    WaitingReason,
+)
+
+MAX_LOSSES = 10
+# Ends that another attempt may well not meet again. The user's own faults (data, model, a loss that is not finite) are
+# not among them; memory that ran out is tried once more, because a neighbour may have had it.
+RETRIED = frozenset(
+    {
+        StatusReason.TRAIN_ERROR,
+        StatusReason.PROCESS_KILLED,
+        StatusReason.LAUNCH_FAILED,
+        StatusReason.OUT_OF_MEMORY,
+        StatusReason.DISK_FULL,
+    }
+)
+RUNNING = frozenset({JobStatus.RUNNING})
+
+
+def backoff_seconds(failures: int) -> float:
+    """How long a job rests after so many failures in a row: not at all after the first, then 5, 20, 80, at most 300."""
+    return 0.0 if failures <= 1 else min(300.0, 5.0 * 4.0 ** (failures - 2))
+
+
+async def end_attempt(session: AsyncSession, job: JobRow, *, attempt: int, line: int, said: StatusLine) -> None:
+    """Apply the last line of the journal of the running ``attempt``; ``job`` is locked."""
+    assert said.status != JobStatus.RUNNING, "only an ending ends an attempt"
+    if said.status == JobStatus.FAILED:
+        await _failed(session, job, attempt=attempt, line=line, said=said)
+    elif said.status == JobStatus.QUEUED:
+        await _queued_again(
+            session, job, attempt, line=line, reason=said.reason or StatusReason.HANDED_BACK, message=said.message
+        )
+    else:
+        job.error = None
+        if said.status == JobStatus.SUCCEEDED and said.result is not None:
+            job.result = said.result.model_dump(mode="json")
+        await _change(session, job, said.status, attempt, line=line, reason=said.reason or _REASONS[said.status])
+
+
+async def lose_worker(session: AsyncSession, job: JobRow, *, attempt: int, why: str) -> None:
+    """The worker of the running ``attempt`` is gone, and with it the attempt; ``job`` is locked."""
+    job.losses += 1
+    lost = StatusReason.WORKER_LOST
+    if job.losses > MAX_LOSSES and job.requested_action is None:
+        job.error = JobError(code=lost, message=f"{why} {REASON_SENTENCES[lost]}").model_dump(mode="json")
+        await _change(session, job, JobStatus.FAILED, attempt, reason=lost, message=why)
+        return
+    await _queued_again(
+        session,
+        job,
+        attempt,
+        reason=StatusReason.RETRYING,
+        attempt_reason=lost,
+        message=f"{why} The next attempt resumes from the newest checkpoint.",
+    )
+
+
+async def _failed(session: AsyncSession, job: JobRow, *, attempt: int, line: int, said: StatusLine) -> None:
+    reason = said.reason or StatusReason.TRAIN_ERROR
+    error = said.error or JobError(code=reason, message=said.message or REASON_SENTENCES[reason])
+    job.failures += 1
+    again = reason in RETRIED and job.failures <= job.max_retries
+    if reason == StatusReason.OUT_OF_MEMORY and await _ran_out_of_memory_before(session, job, attempt):
+        again = False
+    if again or job.requested_action is not None:
+        job.error = error.model_dump(mode="json")
+        await _queued_again(
+            session,
+            job,
+            attempt,
+            line=line,
+            reason=StatusReason.RETRYING,
+            attempt_reason=reason,
+            message=f"{error.message} The next attempt resumes from the newest checkpoint.",
+            error=error,
+        )
+        return
+    job.error = error.model_dump(mode="json")
+    await _change(session, job, JobStatus.FAILED, attempt, line=line, reason=reason, message=said.message, error=error)
+
+
+async def _queued_again(
+    session: AsyncSession,
+    job: JobRow,
+    attempt: int,
+    *,
+    reason: StatusReason,
+    attempt_reason: StatusReason | None = None,
+    line: int | None = None,
+    message: str | None = None,
+    error: JobError | None = None,
+) -> None:
+    """Queue the job for its next attempt, unless the user meanwhile asked for something else."""
+    if job.requested_action is not None:
+        to = JobStatus.CANCELLED if job.requested_action == "cancel" else JobStatus.PAUSED
+        job.error = None
+        await _change(
+            session, job, to, attempt, line=line, reason=_REASONS[to], attempt_reason=attempt_reason or reason
+        )
+        return
+    rest = backoff_seconds(job.failures) if reason == StatusReason.RETRYING and job.failures else 0.0
+    job.not_before = utc_now() + timedelta(seconds=rest) if rest else None
+    await _change(
+        session,
+        job,
+        JobStatus.QUEUED,
+        attempt,
+        line=line,
+        reason=reason,
+        attempt_reason=attempt_reason,
+        message=message,
+        error=error,
+    )
+
+
+_REASONS: dict[JobStatus, StatusReason] = {
+    JobStatus.SUCCEEDED: StatusReason.COMPLETED,
+    JobStatus.CANCELLED: StatusReason.CANCELLED_BY_USER,
+    JobStatus.PAUSED: StatusReason.PAUSED_BY_USER,
+}
+
+
+async def _change(
+    session: AsyncSession,
+    job: JobRow,
+    to: JobStatus,
+    attempt: int,
+    *,
+    reason: StatusReason,
+    line: int | None = None,
+    attempt_reason: StatusReason | None = None,
+    message: str | None = None,
+    error: JobError | None = None,
+) -> None:
+    changed = await change_status(
+        session,
+        job,
+        to,
+        expect=RUNNING,
+        attempt=attempt,
+        reason=reason,
+        attempt_reason=attempt_reason,
+        message=message,
+        line=line,
+        details={"error": error.model_dump(mode="json", exclude_none=True)} if error else None,
+    )
+    assert changed is not None, f"{job.id} was looked at under its lock and is not running attempt {attempt}"
+    if to == JobStatus.PAUSED:
+        paused = WaitingCode.PAUSED
+        job.waiting_reason = WaitingReason(code=paused, message=WAITING_SENTENCES[paused], since=utc_now()).model_dump(
+            mode="json"
+        )
+
+
+async def _ran_out_of_memory_before(session: AsyncSession, job: JobRow, attempt: int) -> bool:
+    earlier = select(AttemptRow.attempt).where(
+        AttemptRow.job_id == job.id,
+        AttemptRow.attempt < attempt,
+        AttemptRow.reason == StatusReason.OUT_OF_MEMORY,
+    )
+    return await session.scalar(earlier.limit(1)) is not None

@@ -1,0 +1,114 @@
+"""The workers as this server sees them: their last heartbeats, and for how long each has been silent.
+
+Times are this server's monotonic clock, never the clocks of others, and count only while Redis can be reached: silence
+begins anew when this server starts and when Redis returns, because a worker cannot be heard through a dead Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, WORKERS_HASH, Heartbeat, verify
+
+UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Seen:
+    heartbeat: Heartbeat
+    moved_at: float  # monotonic
+    last_seen_at: datetime
+    proven: bool  # it appeared or moved while this server watched; what lay in Redis before may be of a dead worker
+
+
+class Fleet:
+    def __init__(self, secret: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._secret = secret
+        self._clock = clock
+        self._seen: dict[str, _Seen] = {}
+        self._watching_since: float | None = None
+        self.looked = False  # Redis was asked at least once
+        self._refused: set[str] = set()
+
+    @property
+    def watching(self) -> bool:
+        """Whether Redis answered the last time it was asked."""
+        return self._watching_since is not None
+
+    def unreachable(self) -> None:
+        """Redis did not answer: nobody's silence counts until it does."""
+        self.looked = True
+        self._watching_since = None
+
+    def update(self, entries: Mapping[str, str]) -> bool:
+        """Take in the whole hash of heartbeats; whether a worker came, changed its slots or began to stop."""
+        self.looked = True
+        now, changed = self._clock(), False
+        first_look = self._watching_since is None
+        if self._watching_since is None:
+            self._watching_since = now
+        for name, text in entries.items():
+            heartbeat = self._read(name, text)
+            if heartbeat is None:
+                continue
+            earlier = self._seen.get(name)
+            if earlier is None:
+                self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=not first_look)
+                changed = True
+            elif (earlier.heartbeat.incarnation, earlier.heartbeat.beat) != (heartbeat.incarnation, heartbeat.beat):
+                changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
+                changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
+                self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=True)
+        return changed
+
+    def workers(self) -> list[Heartbeat]:
+        """The last heartbeat of every worker heard within a day, by name."""
+        listed_since = self._clock() - UNLISTED_SECONDS
+        return [seen.heartbeat for _, seen in sorted(self._seen.items()) if seen.moved_at >= listed_since]
+
+    def get(self, worker: str) -> Heartbeat | None:
+        seen = self._seen.get(worker)
+        return seen.heartbeat if seen else None
+
+    def last_seen_at(self, worker: str) -> datetime | None:
+        seen = self._seen.get(worker)
+        return seen.last_seen_at if seen else None
+
+    def is_alive(self, worker: str) -> bool:
+        """Whether the worker may be offered a job: it was heard while this server watched, and lately."""
+        seen = self._seen.get(worker)
+        return (
+            seen is not None
+            and seen.proven
+            and self._watching_since is not None
+            and self._clock() - max(seen.moved_at, self._watching_since) < HEARTBEAT_GONE_SECONDS
+        )
+
+    def silent_seconds(self, worker: str) -> float:
+        """How long this server has listened to Redis without hearing the worker."""
+        if self._watching_since is None:
+            return 0.0
+        seen = self._seen.get(worker)
+        return self._clock() - max(seen.moved_at if seen else self._watching_since, self._watching_since)
+
+    def _read(self, name: str, text: str) -> Heartbeat | None:
+        """The signed heartbeat in one field of the hash; a bad one is told once and left alone."""
+        try:
+            heartbeat = Heartbeat.model_validate(verify(json.loads(text), self._secret, channel=WORKERS_HASH))
+            if heartbeat.worker != name:
+                raise ValueError(f"it is of the worker {heartbeat.worker!r}")
+        except (ValueError, TypeError, AttributeError) as error:
+            if name not in self._refused:
+                logger.warning("The heartbeat of the worker %r is ignored: %s", name, error)
+            self._refused.add(name)
+            return None
+        self._refused.discard(name)
+        return heartbeat

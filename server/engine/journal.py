@@ -1,0 +1,147 @@
+"""Applies the lines of a training's journal to its job, each exactly once.
+
+A line is known by (job, attempt, number from 1). Under the job's row lock: the next expected one is stored, a lower one
+is a repeat and ignored, a higher one is a gap and ignored; the acknowledgement tells the worker where to go on. What an
+attempt says that is not the running one changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database import events
+from server.database.state import lock_job
+from server.database.tables import AttemptRow, CheckpointRow, JobRow
+from server.engine import endings
+from zeta_core.contract.checkpoint import surplus
+from zeta_core.contract.events import (
+    JOURNAL_LINE,
+    CheckpointLine,
+    JournalLine,
+    ProgressLine,
+    StatusLine,
+    WarningLine,
+)
+from zeta_core.contract.job import JobStatus
+from zeta_core.contract.messages import JournalAck, JournalBatch
+from zeta_core.contract.spec import TrainerOptions
+
+MAX_WARNINGS = 100
+DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
+
+
+@dataclass(frozen=True)
+class Applied:
+    ack: JournalAck
+    stored: int  # lines that became events
+    ended: bool  # the attempt is over by this batch
+
+
+async def apply(session: AsyncSession, batch: JournalBatch) -> Applied:
+    """Store what is new in ``batch``, in this transaction; the caller sends the acknowledgement after the commit."""
+    job = await lock_job(session, batch.job_id)
+    attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
+    if job is None or attempt is None or attempt.worker != batch.worker:
+        return Applied(_ack(batch, 0, fenced=True), 0, False)
+    if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
+        return Applied(_ack(batch, attempt.stored_line, fenced=True), 0, False)
+    stored = 0
+    for number, raw in enumerate(batch.lines, batch.first_line):
+        if number != attempt.stored_line + 1:
+            continue
+        await _store(session, job, attempt, number, readable(raw))
+        attempt.stored_line = number
+        stored += 1
+        if job.status != JobStatus.RUNNING:
+            break
+    ended = job.status != JobStatus.RUNNING
+    return Applied(_ack(batch, attempt.stored_line, fenced=False), stored, ended)
+
+
+def readable(raw: dict[str, Any]) -> JournalLine:
+    """The line as the contract's model; one that cannot be read becomes a warning, so that it holds up nothing."""
+    try:
+        return JOURNAL_LINE.validate_python(storable(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"A line of the training's journal cannot be read ({where}: {first['msg']}): {str(raw)[:300]}"
+        return WarningLine(code="unreadable_line", message=storable(message))
+
+
+def storable(value: Any) -> Any:
+    """The value without what a database refuses: NUL, lone surrogates, numbers that are not finite."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {storable(str(name)): storable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
+
+
+async def _store(session: AsyncSession, job: JobRow, attempt: AttemptRow, number: int, line: JournalLine) -> None:
+    fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
+    match line:
+        case StatusLine() if line.status != JobStatus.RUNNING:
+            await endings.end_attempt(session, job, attempt=attempt.attempt, line=number, said=line)
+            return  # the change of status is the event
+        case StatusLine():
+            if line.resolved_spec is not None:
+                job.resolved_spec = {**job.resolved_spec, **line.resolved_spec}
+        case ProgressLine():
+            job.progress = {**(job.progress or {}), **fields}
+            if line.step is not None:
+                attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
+                attempt.last_step = line.step
+        case CheckpointLine():
+            await _keep_checkpoint(session, job, attempt, line)
+        case WarningLine():
+            job.warnings = [*job.warnings, {**fields, "created_at": line.created_at.isoformat()}][-MAX_WARNINGS:]
+        case _:
+            pass
+    await events.append(
+        session,
+        job,
+        attempt=attempt.attempt,
+        line=number,
+        type=line.type,
+        created_at=line.created_at,
+        fields=fields,
+    )
+
+
+async def _keep_checkpoint(session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine) -> None:
+    """Record a stored checkpoint, and forget those that its worker removes because of ``save_total_limit``."""
+    newest = await session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id))
+    if newest is None or line.step > newest:
+        job.failures = job.losses = 0
+    await session.merge(
+        CheckpointRow(
+            job_id=job.id,
+            name=line.name,
+            step=line.step,
+            attempt=attempt.attempt,
+            bytes=line.bytes,
+            metrics=line.metrics,
+            created_at=line.created_at,
+        )
+    )
+    await session.flush()
+    names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
+    limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
+    gone = surplus(names, limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT)
+    if gone:
+        await session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(gone)))
+
+
+def _ack(batch: JournalBatch, stored_line: int, *, fenced: bool) -> JournalAck:
+    return JournalAck(job_id=batch.job_id, attempt=batch.attempt, stored_line=stored_line, fenced=fenced)

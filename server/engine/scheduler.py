@@ -1,0 +1,297 @@
+"""Chooses a worker for each queued job and hands the job over; keeps the reasons why the others wait.
+
+The choice is committed before the message is sent, so a message is only ever about a choice that stands; one that is
+not claimed in time, or whose worker is gone, is withdrawn and made again. A worker's free slots are those of its
+heartbeat without the ones that the database knows to be taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import JsonValue
+from sqlalchemy import ColumnElement, and_, func, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.db import Database
+from server.database.state import lock_job
+from server.database.tables import CheckpointRow, JobRow
+from server.engine.courier import NOT_SENT
+from server.engine.fleet import Fleet
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
+from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
+from zeta_core.contract.spec import Resources
+
+SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
+UPDATE_CHUNK = 100
+PAGE_JOBS = 200
+EXPLAIN_SECONDS = 15.0
+
+logger = logging.getLogger(__name__)
+Queued = Any  # a row of `_COLUMNS`
+Send = Callable[[HandOver], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a job is not handed over now."""
+
+    code: WaitingCode
+    details: tuple[tuple[str, JsonValue], ...] = ()
+    message: str | None = None
+
+
+@dataclass
+class Room:
+    """One live worker in one pass: its slots, and those still free."""
+
+    heartbeat: Heartbeat
+    free: list[int]
+
+    def has_gpus(self) -> bool:
+        return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
+
+    def slots_for(self, resources: Resources) -> int | None:
+        """How many slots the job takes here; ``None`` where it could never run."""
+        gpus = resources.gpus if resources.gpus is not None else int(self.has_gpus())
+        if gpus and not self.has_gpus():
+            return None
+        needed = max(1, gpus)
+        return needed if needed <= len(self.heartbeat.slots) else None
+
+
+class Scheduler:
+    def __init__(self, database: Database, fleet: Fleet, send: Send, *, claim_seconds: float) -> None:
+        self._database = database
+        self._fleet = fleet
+        self._send = send
+        self._claim_seconds = claim_seconds
+        self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it, monotonic
+        self._explain_all_at = 0.0
+
+    async def one_pass(self) -> None:
+        """Withdraw what was not claimed, then go through the queue in its order.
+
+        The queue is read a page at a time. When no slot is free any more, the jobs behind the first page can only be
+        told why they wait, which is done every `EXPLAIN_SECONDS`.
+        """
+        if not self._fleet.looked:
+            return  # the server has just started and knows nothing of Redis yet
+        async with self._database.read() as session:
+            given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
+            taken = await _taken_slots(session)
+        await self._withdraw_unclaimed(given)
+        rooms = [
+            Room(beat, _free_slots(beat, taken.get(beat.worker, set())))
+            for beat in self._fleet.workers()
+            if self._fleet.is_alive(beat.worker) and not beat.stopping
+        ]
+        explain_all = time.monotonic() >= self._explain_all_at
+        last: Queued | None = None
+        while True:
+            query = _WAITING if last is None else _WAITING.where(_behind(last))
+            async with self._database.read() as session:
+                page: Sequence[Queued] = (await session.execute(query)).all()
+            await self._go_through(page, rooms)
+            if len(page) < PAGE_JOBS or not (explain_all or any(room.free for room in rooms)):
+                break
+            last = page[-1]
+        if explain_all:
+            self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
+
+    async def _go_through(self, page: Sequence[Queued], rooms: list[Room]) -> None:
+        """Hand over what fits, and say why the rest of the page waits."""
+        waits: list[tuple[Queued, Wait]] = []
+        now = utc_now()
+        for row in page:
+            if not self._fleet.watching:
+                waits.append((row, _REDIS_AWAY))
+                continue
+            if row.not_before is not None and row.not_before > now:
+                waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
+                continue
+            choice = choose(rooms, Resources.model_validate(row.resources or {}))
+            if isinstance(choice, Wait):
+                waits.append((row, choice))
+                continue
+            room, slots = choice
+            room.free = [slot for slot in room.free if slot not in slots]
+            await self._hand_over(row.id, row.attempt, room.heartbeat, slots)
+        await self._explain(waits)
+
+    async def _withdraw_unclaimed(self, given: Sequence[Queued]) -> None:
+        """Take back what was not claimed in time; it is handed over again in this pass or a later one."""
+        now = time.monotonic()
+        rows = {(row.id, row.handed_over_at): row for row in given}
+        self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
+        for key, row in rows.items():
+            too_old = now - self._handed_over[key] > self._claim_seconds
+            gone = self._fleet.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
+            if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
+                logger.warning(
+                    "The hand-over of %s to %s was not claimed; it is made again.",
+                    row.id,
+                    row.worker,
+                    extra={"action": "withdraw", "job_id": row.id},
+                )
+
+    async def _withdraw(self, job_id: str, handed_over_at: datetime) -> bool:
+        async with self._database.write() as session:
+            job = await lock_job(session, job_id)
+            if job is None or job.status != JobStatus.QUEUED or job.handed_over_at != handed_over_at:
+                return False
+            job.worker, job.slots, job.handed_over_at, job.waiting_reason = None, None, None, None
+            return True
+
+    async def _hand_over(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int]) -> None:
+        """Commit the choice, then send it. One that another server made meanwhile is left alone."""
+        async with self._database.write() as session:
+            if not self._database.is_sqlite:
+                await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEDULING_LOCK})
+            job = await lock_job(session, job_id)
+            if job is None or job.status != JobStatus.QUEUED or job.worker is not None or job.attempt != attempt:
+                return
+            if (await _taken_slots(session)).get(beat.worker, set()).intersection(slots):
+                return
+            now = utc_now()
+            job.worker, job.slots, job.handed_over_at = beat.worker, list(slots), now
+            job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
+            resources = Resources.model_validate(job.spec.get("resources") or {})
+            message = HandOver(
+                job_id=job.id,
+                attempt=job.attempt + 1,
+                worker=beat.worker,
+                slots=slots,
+                spec=job.spec,
+                resolved_spec=job.resolved_spec,
+                processes=resources.processes or max(1, resources.gpus or 1),
+                resume_from=await _resume_from(session, job),
+            )
+        try:
+            await self._send(message)
+        except NOT_SENT as error:
+            logger.warning(
+                "%s could not be handed to %s (%s); it stays queued.",
+                job_id,
+                beat.worker,
+                error,
+                extra={"action": "hand_over", "job_id": job_id, "attempt": message.attempt},
+            )
+            await self._withdraw(job_id, now)
+
+    async def _explain(self, waits: list[tuple[Queued, Wait]]) -> None:
+        """Write the reasons that changed; ``since`` is when the present one began."""
+        groups: dict[Wait, list[str]] = {}
+        for row, wait in waits:
+            old: dict[str, Any] = row.waiting_reason or {}
+            message = wait.message or WAITING_SENTENCES[wait.code]
+            if (old.get("code"), old.get("message"), old.get("details")) != (wait.code, message, dict(wait.details)):
+                groups.setdefault(wait, []).append(row.id)
+        now = utc_now()
+        for wait, ids in groups.items():
+            for start in range(0, len(ids), UPDATE_CHUNK):
+                chunk = JobRow.id.in_(ids[start : start + UPDATE_CHUNK])
+                async with self._database.write() as session:  # one short transaction each: others want to write too
+                    await session.execute(
+                        update(JobRow)
+                        .where(chunk, JobRow.status == JobStatus.QUEUED, JobRow.worker.is_(None))
+                        .values(waiting_reason=_reason(wait, now))
+                    )
+
+
+_COLUMNS = select(
+    JobRow.id,
+    JobRow.attempt,
+    JobRow.priority,
+    JobRow.created_at,
+    JobRow.worker,
+    JobRow.handed_over_at,
+    JobRow.not_before,
+    JobRow.waiting_reason,
+    JobRow.spec["resources"].label("resources"),
+).where(JobRow.status == JobStatus.QUEUED)
+_WAITING = (
+    _COLUMNS.where(JobRow.worker.is_(None))
+    .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
+    .limit(PAGE_JOBS)
+)
+_REDIS_AWAY = Wait(WaitingCode.NO_WORKER, message="Redis cannot be reached, so no worker can be; see the log.")
+
+
+def _behind(row: Queued) -> ColumnElement[bool]:
+    """The jobs that come after ``row`` in the queue."""
+    return or_(
+        JobRow.priority < row.priority,
+        and_(JobRow.priority == row.priority, JobRow.created_at > row.created_at),
+        and_(JobRow.priority == row.priority, JobRow.created_at == row.created_at, JobRow.id > row.id),
+    )
+
+
+def choose(rooms: Sequence[Room], resources: Resources) -> tuple[Room, list[int]] | Wait:
+    """The worker with the most free slots among those where the job fits now, or why it waits."""
+    if not rooms:
+        return Wait(WaitingCode.NO_WORKER)
+    able = [(room, needed) for room in rooms if (needed := room.slots_for(resources)) is not None]
+    if not able:
+        return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus),))
+    fitting = [(room, needed) for room, needed in able if len(room.free) >= needed]
+    if fitting:
+        room, needed = max(fitting, key=lambda pair: len(pair[0].free))
+        return room, room.free[:needed]
+    if any(room.free for room, _ in able):
+        return Wait(WaitingCode.RESOURCES, (("gpus", resources.gpus),))
+    return Wait(WaitingCode.WORKERS_BUSY)
+
+
+def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
+    return [slot.slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
+
+
+async def _taken_slots(session: AsyncSession) -> dict[str, set[int]]:
+    """The slots of running jobs and of those handed over, by worker."""
+    rows = await session.execute(
+        select(JobRow.worker, JobRow.slots).where(
+            JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
+        )
+    )
+    taken: dict[str, set[int]] = {}
+    for worker, slots in rows:
+        taken.setdefault(str(worker), set()).update(slots or [])
+    return taken
+
+
+async def _resume_from(session: AsyncSession, job: JobRow) -> str | None:
+    """The job's own newest stored checkpoint; before it has one, the checkpoint that its spec names."""
+    own = await _newest_checkpoint(session, job.id)
+    if own is not None:
+        return f"{job.id}/{own}"
+    named = job.spec.get("resume_from_checkpoint")
+    if not isinstance(named, str):
+        return None
+    other, _, name = named.partition("/")
+    return f"{other}/{name or await _newest_checkpoint(session, other) or 'final'}"
+
+
+async def _newest_checkpoint(session: AsyncSession, job_id: str) -> str | None:
+    """The checkpoint of the highest step; of several of one step a ``step-N``, which keeps its training state."""
+    newest = (
+        select(CheckpointRow.name)
+        .where(CheckpointRow.job_id == job_id, CheckpointRow.name != "best")
+        .order_by(CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc())
+    )
+    return await session.scalar(newest.limit(1))
+
+
+def _reason(wait: Wait, since: datetime) -> dict[str, Any]:
+    return WaitingReason(
+        code=wait.code,
+        message=wait.message or WAITING_SENTENCES[wait.code],
+        since=since,
+        details=dict(wait.details),
+    ).model_dump(mode="json")

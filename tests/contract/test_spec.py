@@ -53,6 +53,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"metadata": {"team": 1}}, "metadata.team", "invalid_type"),
         ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "invalid_value"),
         ({"dpo": {"beta": 0.1}}, "dpo", "not_available_yet"),
+        ({"model": {"config": {}}}, "model.config.model_type", "missing_field"),
     ],
 )
 def test_a_bad_field_is_named_with_its_code(patch: dict[str, Any], param: str, code: str) -> None:
@@ -60,6 +61,28 @@ def test_a_bad_field_is_named_with_its_code(patch: dict[str, Any], param: str, c
     assert list(faults) == [param]
     assert faults[param].code == code
     assert faults[param].message.startswith(param) or repr(param) in faults[param].message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc", "../../etc", "~/models", "./data", "a/b/c", "s3://bucket/x", "https://host/x", "a/../b", "a b", "a\n"],
+)
+@pytest.mark.parametrize("param", ["model", "tokenizer", "dataset.hub", "dataset.1.hub"])
+def test_a_path_or_an_address_is_no_hub_id(param: str, name: str) -> None:
+    patch: dict[str, Any] = {
+        "model": {"model": name},
+        "tokenizer": {"tokenizer": name},
+        "dataset.hub": {"dataset": {"hub": name}},
+        "dataset.1.hub": {"dataset": [{"builtin": "python-docs"}, {"hub": name}]},
+    }[param]
+    assert faults_of(patch)[param].code == "invalid_value"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "org/name", "Org-1/na.me_2", "org/name@main", "org/name@refs/pr/1", "o/n@0a1b"]
+)
+def test_a_hub_id_is_taken_with_and_without_a_revision(name: str) -> None:
+    assert parse(JobSpec, {**SMALLEST, "model": name, "tokenizer": name}).model == name
 
 
 def test_every_bad_field_is_named_at_once_also_by_the_rules_between_fields() -> None:

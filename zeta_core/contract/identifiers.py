@@ -10,6 +10,8 @@ from typing import Literal
 IdPrefix = Literal["job", "file", "key", "run"]
 
 ID_PATTERN = re.compile(r"^(job|file|key|run)_[0-9a-z]{20,32}$")
+_HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+HUB_ID_PATTERN = re.compile(rf"{_HUB_NAME}(?:/{_HUB_NAME})?(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u
 
 
@@ -21,6 +23,11 @@ def new_id(prefix: IdPrefix) -> str:
 
 def is_id(text: str, prefix: IdPrefix) -> bool:
     return text.startswith(f"{prefix}_") and ID_PATTERN.match(text) is not None
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` can only mean a repository ``org/name[@revision]`` of the Hub, never a path or an address."""
+    return HUB_ID_PATTERN.fullmatch(text) is not None and ".." not in text
 
 
 def _encode(number: int, length: int) -> str:

@@ -7,6 +7,7 @@ its value and the cure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 from zeta_core.contract import availability
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.validation import Checked, shown
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
@@ -278,11 +279,30 @@ class JobSpec(TrainerOptions):
         if self.output_dir is not None and not _relative_inside(self.output_dir):
             cure = "it leaves the job's own artifacts; use a relative name such as 'models'"
             found.append(_fault("output_dir", self.output_dir, cure))
+        found += self._hub_faults()
+        if isinstance(self.model, ConfigModel) and not self.model.config.get("model_type"):
+            message = "model.config.model_type is required; add it, such as 'llama'."
+            found.append(ErrorDetail(param="model.config.model_type", message=message, code="missing_field"))
         limit = context_limit(self.model)
         if self.seq_len is not None and limit is not None and self.seq_len > limit:
             cure = f"the given model config has {limit} positions; use at most {limit}, or raise the config's limit"
             found.append(_fault("seq_len", self.seq_len, cure))
         return found
+
+    def _hub_faults(self) -> Iterator[ErrorDetail]:
+        """Names that the Hub's libraries would take for a path or an address of the worker's machine."""
+        named: list[tuple[str, object, str]] = [
+            ("model", self.model, "org/name' or 'org/name@revision"),
+            ("tokenizer", self.tokenizer, "org/name' or 'org/name@revision"),
+        ]
+        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
+            for index, source in enumerate(dataset_sources(dataset)):
+                if isinstance(source, HubSource):
+                    param = f"{place}.{index}.hub" if isinstance(dataset, list) else f"{place}.hub"
+                    named.append((param, source.hub, "org/name"))
+        for param, value, form in named:
+            if isinstance(value, str) and not is_hub_id(value):
+                yield _fault(param, value, f"it is no Hub id; use '{form}', or upload it with POST /v1/files")
 
 
 def context_limit(model: ModelSource) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from server.database.tables import AttemptRow, JobRow
+from server.live import HasLeft
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job import ENDED, JobStatus
@@ -52,9 +53,9 @@ def _logged(service: Service, row: AttemptRow) -> LoggedAttempt:
 
 
 async def text(
-    service: Service, job_id: str, *, attempt: int | None, tail: int | None, follow: bool
+    service: Service, job_id: str, *, attempt: int | None, tail: int | None, follow: bool, has_left: HasLeft
 ) -> AsyncGenerator[bytes]:
-    """The log's bytes; ``tail`` is the number of last lines, ``follow`` goes on until the job has ended."""
+    """The log's bytes; ``tail`` is the number of last lines, ``follow`` goes on until the job or its reader is gone."""
     attempts, has_ended = await read_attempts(service, job_id, attempt)
     starts = await asyncio.to_thread(_tail_starts, attempts, tail) if tail is not None else {}
     last = min(starts, default=1) - 1  # the attempts up to this one are told, or lie before the tail
@@ -78,11 +79,15 @@ async def text(
                         break
                     else:
                         await subscription.wait(LOOK_SECONDS)
+                        if await has_left():
+                            return
                         now, has_ended = await read_attempts(service, job_id, attempt)
                         logged = next((one for one in now if one.number == logged.number), logged)
             if not follow or has_ended or service.stopping.requested:
                 return
             await subscription.wait(LOOK_SECONDS)
+            if await has_left():
+                return
             attempts, has_ended = await read_attempts(service, job_id, attempt)
 
 

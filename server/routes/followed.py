@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server import curves, logs, stream
 from server.callers import TheCaller
 from server.jobs import require_job
+from server.live import LiveResponse
 from server.pages import DEFAULT_LIMIT, MAX_LIMIT
 from server.service import TheService
 from zeta_core.contract.answers import Curves, Page
@@ -47,6 +47,7 @@ class CurveQuery(BaseModel):
 async def read_events(
     service: TheService,
     caller: TheCaller,
+    request: Request,
     job_id: str,
     asked: Annotated[EventQuery, Query()],
     accept: Annotated[str, Header()] = "",
@@ -60,18 +61,20 @@ async def read_events(
     if seen is not None and await stream.is_read_to_its_end(service, job_id, seen):
         return Response(status_code=204)
     after = asked.after if seen is None else seen
-    return StreamingResponse(stream.live(service, job_id, after), media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+    text = stream.live(service, job_id, after, request.is_disconnected)
+    return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
 
 
-@router.get("/logs", response_class=StreamingResponse, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/logs", response_class=LiveResponse, responses={200: {"content": {"text/plain": {}}}})
 async def read_logs(
-    service: TheService, caller: TheCaller, job_id: str, asked: Annotated[LogQuery, Query()]
-) -> StreamingResponse:
+    service: TheService, caller: TheCaller, request: Request, job_id: str, asked: Annotated[LogQuery, Query()]
+) -> LiveResponse:
     """What the training processes wrote, attempts in order; `follow` goes on until the job has ended."""
     await require_job(service, caller, job_id)
     await logs.read_attempts(service, job_id, asked.attempt)
-    text = logs.text(service, job_id, attempt=asked.attempt, tail=asked.tail, follow=asked.follow)
-    return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
+    has_left = request.is_disconnected
+    text = logs.text(service, job_id, attempt=asked.attempt, tail=asked.tail, follow=asked.follow, has_left=has_left)
+    return LiveResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
 
 
 @router.get("/metrics", response_model=Curves, responses={200: {"content": {"text/csv": {}}}})

@@ -274,3 +274,26 @@ def test_the_stream_of_a_silent_job_is_kept_open_by_comments(silent: Reader) -> 
     wait_until(lambda: "\n: " in silent.text, 20, "a comment within 15 s and a little")
     assert len(silent.events) == 1
     assert silent.ended_at is None
+
+
+@pytest.mark.parametrize("path", ["events", "logs?follow=true"])
+def test_readers_that_leave_at_any_moment_leave_nothing_behind(
+    server: ServerProcess, rows: Rows, http: httpx.Client, path: str
+) -> None:
+    job_id = rows.job()
+
+    def num_threads() -> int:
+        return len(list(Path("/proc", str(server.pid), "task").iterdir()))
+
+    def read_and_leave() -> None:
+        with server.http() as reader, reader.stream("GET", f"/v1/jobs/{job_id}/{path}", headers=STREAM) as answer:
+            assert answer.status_code == 200
+            rows.say(job_id, "something")
+
+    read_and_leave()
+    before = num_threads()
+    for _ in range(20):
+        read_and_leave()
+    wait_until(lambda: num_threads() <= before + 2, 20, "the readers' threads to end")
+    assert http.get(f"/v1/jobs/{job_id}").status_code == 200
+    assert "ERROR" not in (server.home / "server.log").read_text()

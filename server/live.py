@@ -1,0 +1,22 @@
+"""Answers that go on until a job ends, and that notice by themselves when their reader has left.
+
+Starlette cancels the task of a streamed answer when its client leaves. A cancellation in the middle of a database
+statement costs its connection: SQLAlchemy drops it, and with SQLite its thread and its transaction stay. So these
+answers are never cancelled; what writes them asks `HasLeft` each time it has waited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+HasLeft = Callable[[], Awaitable[bool]]  # Request.is_disconnected
+
+
+class LiveResponse(StreamingResponse):
+    """A streamed answer without Starlette's own watch over the client."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)

@@ -6,14 +6,9 @@ from pathlib import PurePath
 
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.formats import DATA_SUFFIXES, MODEL_SUFFIXES, ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-ROW_SUFFIXES = (".jsonl", ".parquet", ".arrow")
-TOKEN_SUFFIXES = (".npy", ".bin")  # nothing but token ids
-SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {
-    "dataset": (*TEXT_SUFFIXES, *ROW_SUFFIXES, *TOKEN_SUFFIXES),
-    "model": (".tar",),
-}
+SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}
 FIRST_BYTES = 512  # enough for each check
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     ".parquet": (b"PAR1",),

@@ -61,7 +61,11 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
             "from importlib import import_module\nimport_module('torch.nn')\n",
             "server imports torch.nn;",
         ),
-        ("worker/tasks.py", "from ..server.database import db\n", "worker/tasks.py:1: worker imports server.database.db;"),
+        (
+            "worker/tasks.py",
+            "from ..server.database import db\n",
+            "worker/tasks.py:1: worker imports server.database.db;",
+        ),
         ("worker/tasks.py", "from sqlalchemy import select\n", "worker imports sqlalchemy;"),
         ("zeta/client.py", "import zeta_core.train\n", "zeta imports zeta_core.train;"),
         ("zeta_core/data.py", "from redis import Redis\n", "zeta_core imports redis;"),

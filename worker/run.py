@@ -33,6 +33,7 @@ from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.job import JobError, JobStatus, StatusReason
 from zeta_core.contract.layout import (
+    CACHE_DIRECTORY,
     JOURNAL_FILE,
     LOG_FILE,
     PUBLISHED_FILE,
@@ -123,6 +124,7 @@ class Run:
             spec=message.spec,
             resolved_spec=message.resolved_spec,
             output_dir=str(settings.root / output_directory(message.job_id)),
+            cache_dir=str(settings.root / CACHE_DIRECTORY),
             artifacts_root=str(settings.artifacts),
             data_root=str(settings.data_root) if settings.data_root else None,
             hub=settings.hub != "off",

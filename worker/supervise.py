@@ -30,7 +30,7 @@ from worker.run import Place, Run
 from worker.settings import WorkerSettings
 from worker.store import ArtifactStore
 from worker.training import KILL_SECONDS
-from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
+from zeta_core.contract.layout import CACHE_DIRECTORY, PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.contract.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
 TICK_SECONDS = 0.1
@@ -38,6 +38,7 @@ TROUBLE_SECONDS = 2.0
 PUBLISH_SECONDS = 10.0  # after the grace: for the last acknowledgements
 SWEEP_SECONDS = 3600.0
 KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
+CACHE_KEPT_SECONDS = 7 * 86_400.0  # a training touches what it uses; one that runs longer has its files open
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class Supervisor:
             logger.info("Attempt %d of %s is taken up again.", order.attempt, order.job_id)
 
     def _sweep(self) -> None:
-        """Remove what was published a day ago, and what no run file explains."""
+        """Remove what was published a day ago, what no run file explains, and what of the cache a week did not use."""
         now = time.monotonic()
         if now < self._swept_at:
             return
@@ -214,6 +215,9 @@ class Supervisor:
                     shutil.rmtree(directory)
             if not any(job.iterdir()) and _age_seconds(job) > KEPT_SECONDS:
                 job.rmdir()
+        for entry in self._settings.root.glob(f"{CACHE_DIRECTORY}/*"):
+            if _age_seconds(entry) > CACHE_KEPT_SECONDS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _age_seconds(path: Path) -> float:

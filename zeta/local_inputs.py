@@ -19,10 +19,10 @@ from typing import Any
 from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.formats import DATA_SUFFIXES
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 
-DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", ".arrow", ".bin", ".npy", ".csv", ".md")
 BUILTIN_NAMES = ("python-docs",)
 
 Upload = Callable[[Path, FilePurpose], StoredFile]

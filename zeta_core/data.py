@@ -14,13 +14,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any, cast
 
+from zeta_core.contract.formats import ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.spec import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.failures import InvalidData
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".arrow")
-FLAT_SUFFIXES = (".npy", ".bin")
 _PIECE_CHARACTERS = 1 << 20
 
 
@@ -66,7 +64,7 @@ def open_sources(dataset: Sequence[DatasetSource], places: Places, *, pretokeniz
             case FileSource():
                 sources += [_uploaded(reader, file_id, places) for file_id in source.file_ids]
             case PathSource():
-                sources += [reader.open(file, file.name) for file in _matching(source.path, places)]
+                sources += [reader.open(file, file.name) for file in _matching(source.path, places, reader.suffixes)]
             case HubSource():
                 sources.append(_from_hub(reader, source, places))
     return sources
@@ -94,7 +92,7 @@ def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
     return reader.open(path, name, sha256=cast("str | None", known.get("sha256")))
 
 
-def _matching(pattern: str, places: Places) -> list[Path]:
+def _matching(pattern: str, places: Places, suffixes: Sequence[str]) -> list[Path]:
     """The files that a path, folder or glob means, in order of name. Links that leave the data root are refused."""
     if places.any_path:
         root, given = Path.cwd(), Path(pattern).expanduser()
@@ -104,13 +102,13 @@ def _matching(pattern: str, places: Places) -> list[Path]:
         raise InvalidData(f"dataset.path is {pattern!r}, but this worker opens no folder: set ZETA_DATA_ROOT on it.")
     base = root / given
     if base.is_dir():
-        found = [path for path in sorted(base.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        found = [path for path in sorted(base.rglob("*")) if path.suffix.lower() in suffixes and path.is_file()]
     else:
         found = [Path(path) for path in sorted(glob(str(base), recursive=True)) if Path(path).is_file()]
     if not places.any_path and any(not path.resolve().is_relative_to(root) for path in found):
         raise InvalidData(f"dataset.path is {pattern!r}, which leaves the data root; name a file inside it.")
     if not found:
-        raise InvalidData(f"dataset.path is {pattern!r}, where no file is; name a {', '.join(SUFFIXES)} file.")
+        raise InvalidData(f"dataset.path is {pattern!r}, where no file is; name a {', '.join(suffixes)} file.")
     return found
 
 
@@ -140,19 +138,24 @@ class _Reader:
     source: DatasetSource
     pretokenized: bool
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The endings of the files that can be read as what is wanted: token ids, or text."""
+        return (*ROW_SUFFIXES, *(TOKEN_SUFFIXES if self.pretokenized else TEXT_SUFFIXES))
+
     def open(self, path: Path, name: str, *, sha256: str | None = None) -> Source:
         if path.stat().st_size == 0:
             raise InvalidData(f"{name} is empty; give a file with at least one document.")
         suffix = Path(name).suffix.lower()
-        if self.pretokenized and suffix in FLAT_SUFFIXES:
+        if self.pretokenized and suffix in TOKEN_SUFFIXES:
             return Source(name, f"{sha256 or _sha256(path)} {suffix}", lambda: iter(()), flat=path)
         if self.pretokenized or suffix in (".parquet", ".arrow"):
             readers = {".parquet": self._parquet, ".arrow": self._arrow, ".jsonl": self._json_lines}
         else:
             readers = {**dict.fromkeys(TEXT_SUFFIXES, self._text), ".jsonl": self._json_lines}
         if suffix not in readers:
-            known = ", ".join((*readers, *(FLAT_SUFFIXES if self.pretokenized else ())))
-            raise InvalidData(f"{name} has no known format; give {'tokens as ' * self.pretokenized}{known}.")
+            tokens = "tokens as " if self.pretokenized else ""
+            raise InvalidData(f"{name} has no known format; give {tokens}{', '.join(self.suffixes)}.")
         sha256 = sha256 or _sha256(path)
         columns = json.dumps(self.source.columns, sort_keys=True)
         return Source(name, f"{sha256} {suffix} {columns}", lambda: readers[suffix](path, name), self.pretokenized)

@@ -8,6 +8,7 @@ a job names. Weights are read from safetensors only, nothing is unpickled, no mo
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -288,6 +289,7 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
             except (tarfile.TarError, OSError) as error:
                 raise InvalidModel(f"{known.get('filename', file_id)} is no readable .tar: {error}") from error
             aside.rename(target)
+        os.utime(target)  # used now: a worker's cache forgets what nobody uses
     configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
     configs = configs or sorted(target.rglob("tokenizer_config.json"), key=lambda path: len(path.parts))
     if not configs:

@@ -242,9 +242,8 @@ def build_engine(
     *,
     blocks: list[nn.Module],
     deepspeed: bool | int | dict[str, Any] | str | None,
-    any_path: bool,
 ) -> Engine:
-    """The engine of the plan's strategy, with its assertions done. ``any_path``: the options are a script's own."""
+    """The engine of the plan's strategy, with its assertions done."""
     match plan.strategy:
         case "fsdp2":
             from zeta_core.sharded import Sharded
@@ -254,6 +253,6 @@ def build_engine(
             from zeta_core.zero import Zero, zero_config
 
             assert deepspeed
-            return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan, any_path=any_path))
+            return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan))
         case _:
             return Replicated(model, plan, processes, blocks=blocks)

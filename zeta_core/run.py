@@ -135,7 +135,6 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             processes,
             blocks=blocks,
             deepspeed=options.use_deepspeed,
-            any_path=run.places.any_path,
         )
         stack.callback(engine.close)
 

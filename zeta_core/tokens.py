@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def prepare_tokens(sources: Sequence[Source], tokenizer: Any, cache: Path, repor
         with FileLock(f"{directory}.lock"):
             if not (directory / "meta.json").is_file():
                 _write(sources, tokenizer, directory, report)
+    os.utime(directory)  # used now: a worker's cache forgets what nobody uses
     meta = json.loads((directory / "meta.json").read_text())
     ids = np.memmap(directory / "tokens.bin", dtype=np.dtype(meta["dtype"]), mode="r")
     offsets = cast("NDArray[np.int64]", np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False))
@@ -130,7 +132,8 @@ def _write(sources: Sequence[Source], tokenizer: Any, directory: Path, report: R
     meta = {"version": FORMAT_VERSION, "dtype": dtype.str, "largest_id": largest, "num_tokens": num_tokens}
     (aside / "meta.json").write_text(json.dumps(meta))
     aside.rename(directory)
-    report.log(f"Tokenized {len(lengths):,} documents into {num_tokens:,} tokens.")
+    documents = "1 document" if len(lengths) == 1 else f"{len(lengths):,} documents"
+    report.log(f"Tokenized {documents} into {num_tokens:,} tokens.")
 
 
 def _encoded(sources: Sequence[Source], tokenizer: Any, dtype: np.dtype[Any]) -> Iterator[tuple[NDArray[Any], bool]]:

@@ -26,28 +26,10 @@ from zeta_core.state import Staging, Stored, Tensors
 
 DEFAULT_STAGE = 2
 _TAG = "deepspeed"
-# What a job may set: nothing among it writes a file.
-_SENT_KEYS = (
-    "zero_optimization",
-    "bf16",
-    "fp16",
-    "gradient_clipping",
-    "train_micro_batch_size_per_gpu",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-)
 
 
-def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan, *, any_path: bool) -> dict[str, Any]:
-    """DeepSpeed's config for what ``use_deepspeed`` asks; it must not contradict what the Trainer decides.
-
-    ``any_path`` is off for a job: it names no file, and sets nothing that makes DeepSpeed write to a path.
-    """
-    if not any_path:
-        _refuse_paths(asked)
+def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's config for what ``use_deepspeed`` asks; it must not contradict what the Trainer decides."""
     if isinstance(asked, str):
         try:
             config = cast("dict[str, Any]", json.loads(Path(asked).read_text()))
@@ -78,18 +60,6 @@ def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan, *, any_pat
     half = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}.get(plan.mixed_precision, {})
     fixed = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "steps_per_print": 1 << 30}
     return {**config, **ours, **half, **fixed}
-
-
-def _refuse_paths(asked: object) -> None:
-    if isinstance(asked, str):
-        raise CannotTrain(f"use_deepspeed is {asked!r}; a job names no file, send the config itself as an object.")
-    if isinstance(asked, dict):
-        config = cast("dict[str, Any]", asked)
-        unknown = sorted(config.keys() - set(_SENT_KEYS))
-        zero = json.dumps(config.get("zero_optimization", {}))
-        if unknown or "nvme" in zero or "path" in zero:
-            what = repr(unknown[0]) if unknown else "an nvme path"
-            raise CannotTrain(f"use_deepspeed sets {what}, which a job must not; it may set: {', '.join(_SENT_KEYS)}.")
 
 
 class Zero(Replicated):

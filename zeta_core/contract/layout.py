@@ -39,6 +39,9 @@ TRAINING_STATE_NAME = "training_state"
 # --- A worker's home: runs/<job>/attempt-N is a RUN_DIR, runs/<job>/output is shared by a job's attempts here -------
 
 
+CACHE_DIRECTORY = "cache"  # tokens and unpacked models by content, shared by the jobs of a worker
+
+
 def run_directory(job_id: str, attempt: int) -> PurePosixPath:
     return PurePosixPath("runs", job_id, f"attempt-{attempt}")
 

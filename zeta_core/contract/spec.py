@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from zeta_core.contract import availability
 from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.deepspeed import cure_for_a_job
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.validation import Checked, shown
@@ -276,6 +277,9 @@ class JobSpec(TrainerOptions):
             if not is_id(job, "job") or (name and not NAME_PATTERN.match(name)):
                 cure = "it names no job of this service; use 'job_...' or 'job_.../step-N'"
                 found.append(_fault("resume_from_checkpoint", self.resume_from_checkpoint, cure))
+        cure = cure_for_a_job(self.use_deepspeed)
+        if cure is not None:
+            found.append(_fault("use_deepspeed", self.use_deepspeed, cure))
         if self.output_dir is not None and not _relative_inside(self.output_dir):
             cure = "it leaves the job's own artifacts; use a relative name such as 'models'"
             found.append(_fault("output_dir", self.output_dir, cure))

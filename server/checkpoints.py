@@ -13,11 +13,11 @@ import tarfile
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import StoredCheckpoint
 from server.auth import Caller
+from server.database.newest import checkpoints_newest_first
 from server.database.tables import CheckpointRow
 from server.jobs import find_job
 from server.ranges import Content, FilePart, Part
@@ -38,7 +38,7 @@ async def list_checkpoints(
     """The manifests of the stored checkpoints, newest first. Raises `InvalidRequest` for an unknown ``after``."""
     async with service.database.read() as session:
         await find_job(session, caller, job_id)
-        names = list(await session.scalars(_newest_first(job_id)))
+        names = list(await session.scalars(checkpoints_newest_first(job_id)))
     if after is not None and after not in names:
         raise InvalidRequest(f"after is {after!r}, which is no checkpoint of {job_id}.", param="after")
     rest = names[names.index(after) + 1 :] if after is not None else names
@@ -106,15 +106,10 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
     return Content(parts, _archive_digest(parts, chosen), "application/x-tar", f"{job_id}-{manifest.name}.tar")
 
 
-def _newest_first(job_id: str) -> Select[str]:
-    order = (CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc(), CheckpointRow.name)
-    return select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(*order)
-
-
 async def _stored_name(session: AsyncSession, job_id: str, name: str) -> str | None:
     """The stored checkpoint that ``name`` means: itself, or for ``latest`` the one of the highest step."""
     if name == LATEST:
-        return await session.scalar(_newest_first(job_id).limit(1))
+        return await session.scalar(checkpoints_newest_first(job_id).limit(1))
     if not NAME_PATTERN.match(name):
         return None
     row = await session.get(CheckpointRow, (job_id, name))

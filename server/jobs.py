@@ -21,7 +21,7 @@ from server.database.tables import IdempotencyRow, JobRow
 from server.job_objects import describe, describe_one
 from server.job_query import JobQuery, matching
 from server.pages import newest_first, page
-from server.references import check_references
+from server.references import check_references, check_training_state, with_named_checkpoint
 from server.service import Service
 from zeta_core.contract.answers import Page
 from zeta_core.contract.defaults import resolve
@@ -46,12 +46,14 @@ async def submit(service: Service, caller: Caller, data: Any, idempotency_key: s
             if earlier is not None:
                 return await describe_one(session, earlier), True
     spec = parse(JobSpec, data)
+    await check_training_state(service, caller, spec)
     async with service.database.write() as session:
         if idempotency_key is not None:
             earlier = await _claim_key(session, caller, idempotency_key, body_sha256)
             if isinstance(earlier, JobRow):
                 return await describe_one(session, earlier), True
         files = await check_references(session, service.settings, caller.project, spec)
+        spec = await with_named_checkpoint(session, spec)
         row = _row(service, caller, spec, data, files)
         session.add(row)
         if idempotency_key is not None:

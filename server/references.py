@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,8 +11,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.auth import Caller
 from server.data_formats import unreadable
+from server.database.newest import checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
+from server.service import Service
 from server.settings import ServerSettings
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.checkpoint import NAME_PATTERN
@@ -130,6 +134,35 @@ def _closed_hub(param: str, hub_id: str, instead: str) -> ErrorDetail:
 def _inside_data_root(path: str) -> bool:
     pure = PurePosixPath(path.replace("\\", "/"))
     return not pure.is_absolute() and ".." not in pure.parts and not path.startswith("~") and ":" not in path
+
+
+async def with_named_checkpoint(session: AsyncSession, spec: JobSpec) -> JobSpec:
+    """The spec with the checkpoint that ``latest`` means now: every attempt starts from the same weights."""
+    if not isinstance(spec.model, JobModel) or spec.model.checkpoint != LATEST:
+        return spec
+    name = await session.scalar(checkpoints_newest_first(spec.model.job).limit(1))
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": name})})
+
+
+async def check_training_state(service: Service, caller: Caller, spec: JobSpec) -> None:
+    """Refuse to resume from a checkpoint that kept its weights alone, as all but an ended job's last ones do.
+
+    What is not there, or another project's, is told by `check_references`. Raises `InvalidSpec`.
+    """
+    job_id, _, name = (spec.resume_from_checkpoint or "").partition("/")
+    if not name or name == LATEST:
+        return
+    async with service.database.read() as session:
+        job = await session.get(JobRow, job_id)
+        known = job is not None and job.project == caller.project and await session.get(CheckpointRow, (job_id, name))
+    stored = await asyncio.to_thread(service.store.checkpoint, job_id, name) if known else None
+    if stored is not None and not any(file.role == "state" for file in stored.manifest.files):
+        message = (
+            f"resume_from_checkpoint names checkpoint {name!r} of {job_id}, which kept its weights and not its "
+            f"training state; leave the name out to resume from the newest, or start from these weights: "
+            f'"model": {{"job": "{job_id}", "checkpoint": "{name}"}}.'
+        )
+        raise error_of([ErrorDetail(param="resume_from_checkpoint", message=message, code="no_training_state")])
 
 
 async def _checkpoint_fault(

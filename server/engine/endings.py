@@ -36,6 +36,8 @@ RETRIED = frozenset(
         StatusReason.DISK_FULL,
     }
 )
+# Train errors that lie in the spec: the next attempt would meet them again.
+LIES_IN_THE_SPEC = frozenset({"cannot_resume", "cannot_train", "invalid_spec", "invalid_request"})
 RUNNING = frozenset({JobStatus.RUNNING})
 
 
@@ -83,6 +85,8 @@ async def _failed(session: AsyncSession, job: JobRow, *, attempt: int, line: int
     error = said.error or JobError(code=reason, message=said.message or REASON_SENTENCES[reason])
     job.failures += 1
     again = reason in RETRIED and job.failures <= job.max_retries
+    if reason == StatusReason.TRAIN_ERROR and error.code in LIES_IN_THE_SPEC:
+        again = False
     if reason == StatusReason.OUT_OF_MEMORY and await _ran_out_of_memory_before(session, job, attempt):
         again = False
     if again or job.requested_action is not None:

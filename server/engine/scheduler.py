@@ -168,7 +168,7 @@ class Scheduler:
                 attempt=job.attempt + 1,
                 worker=beat.worker,
                 slots=slots,
-                spec=job.spec,
+                spec=_spec_of(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.processes or max(1, resources.gpus or 1),
                 resume_from=await _resume_from(session, job),
@@ -264,6 +264,13 @@ async def _taken_slots(session: AsyncSession) -> dict[str, set[int]]:
     for worker, slots in rows:
         taken.setdefault(str(worker), set()).update(slots or [])
     return taken
+
+
+def _spec_of(job: JobRow) -> dict[str, Any]:
+    """The spec as it was sent, but for ``latest``: each attempt gets the checkpoint that it meant at the start."""
+    resolved = job.resolved_spec.get("model")
+    names_a_job = isinstance(resolved, dict) and "job" in resolved
+    return {**job.spec, "model": resolved} if names_a_job else job.spec
 
 
 async def _resume_from(session: AsyncSession, job: JobRow) -> str | None:

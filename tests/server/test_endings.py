@@ -84,6 +84,14 @@ def test_what_another_attempt_would_meet_again_is_not_tried_again(database: Benc
     assert (job.status, job.status_reason, job.attempt) == ("failed", reason, 1)
 
 
+@pytest.mark.parametrize("code", ["cannot_resume", "cannot_train"])
+def test_a_train_error_that_lies_in_the_spec_is_not_tried_again(database: Bench, code: str) -> None:
+    job_id = database.submit()
+    job = tell(database, job_id, status("failed", reason="train_error", error={"code": code, "message": "No."}))
+    assert (job.status, job.status_reason, job.attempt) == ("failed", "train_error", 1)
+    assert (job.error or {})["code"] == code
+
+
 def test_memory_that_runs_out_is_tried_once_more_and_not_twice(database: Bench) -> None:
     job_id = database.submit()
     assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "queued"

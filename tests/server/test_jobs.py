@@ -13,6 +13,7 @@ import pytest
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
 from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
+from zeta_core.contract.checkpoint import FileRole
 from zeta_core.contract.job import Job, JobStatus
 
 
@@ -171,13 +172,37 @@ def test_a_job_may_go_on_from_another_jobs_checkpoint_once_it_has_one(
     rows = Rows(server.settings)
     other = rows.job()
     assert http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": other}).status_code == 422
-    rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w")})
+    state: dict[str, tuple[FileRole, bytes]] = {"training_state/state.json": ("state", b"{}")}
+    rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w"), **state})
     for named in (other, f"{other}/step-5"):
         assert http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": named}).status_code == 201
     assert http.post("/v1/jobs", json={**SPEC, "model": {"job": other, "checkpoint": "step-5"}}).status_code == 201
     for checkpoint in ("final", "step-6", "../x"):
         answer = http.post("/v1/jobs", json={**SPEC, "model": {"job": other, "checkpoint": checkpoint}})
         assert (answer.status_code, error_of(answer)["param"]) == (422, "model.job")
+
+
+def test_a_checkpoint_without_training_state_is_no_place_to_resume_from(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    rows = Rows(server.settings)
+    other = rows.job()
+    rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w")})
+    answer = http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": f"{other}/step-5"})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (422, "resume_from_checkpoint", "no_training_state")
+
+
+def test_the_latest_checkpoint_of_a_job_is_named_once_and_for_all_when_a_job_starts_from_it(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    rows = Rows(server.settings)
+    other = rows.job()
+    rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w")})
+    model = {"job": other, "checkpoint": "latest"}
+    job = http.post("/v1/jobs", json={**SPEC, "model": model}).json()
+    assert job["spec"]["model"] == model
+    assert job["resolved_spec"]["model"] == {"job": other, "checkpoint": "step-5"}
 
 
 def test_another_projects_jobs_and_checkpoints_are_not_there(server: ServerProcess, http: httpx.Client) -> None:

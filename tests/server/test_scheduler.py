@@ -175,6 +175,20 @@ def test_the_next_attempt_resumes_from_the_newest_stored_checkpoint(database: Be
     assert [message.resume_from for message in stepped.sent] == [f"{job_id}/step-10", f"{job_id}/step-10"]
 
 
+def test_every_attempt_starts_from_the_checkpoint_that_latest_meant_at_first(database: Bench) -> None:
+    stepped = Stepped(database)
+    job_id = database.submit()
+    change(
+        database,
+        job_id,
+        spec={"model": {"job": "job_1", "checkpoint": "latest"}, "seed": 3},
+        resolved_spec={"model": {"job": "job_1", "checkpoint": "step-5"}, "seed": 3, "priority": 0},
+    )
+    stepped.hear(box=1)
+    stepped.step()
+    assert stepped.sent[0].spec == {"model": {"job": "job_1", "checkpoint": "step-5"}, "seed": 3}
+
+
 def test_workers_that_were_silent_before_the_server_started_are_not_offered_a_job(database: Bench) -> None:
     stepped = Stepped(database)
     stepped.fleet.unreachable()

@@ -233,26 +233,3 @@ class Replicated:
 
 
 Engine = Replicated
-
-
-def build_engine(
-    model: nn.Module,
-    plan: Plan,
-    processes: Processes,
-    *,
-    blocks: list[nn.Module],
-    deepspeed: bool | int | dict[str, Any] | str | None,
-) -> Engine:
-    """The engine of the plan's strategy, with its assertions done."""
-    match plan.strategy:
-        case "fsdp2":
-            from zeta_core.sharded import Sharded
-
-            return Sharded(model, plan, processes, blocks=blocks)
-        case "zero":
-            from zeta_core.zero import Zero, zero_config
-
-            assert deepspeed
-            return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan))
-        case _:
-            return Replicated(model, plan, processes, blocks=blocks)

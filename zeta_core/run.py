@@ -38,12 +38,13 @@ from zeta_core.model import (
     values_per_token,
 )
 from zeta_core.packing import Sequences
-from zeta_core.parallel import Processes, build_engine
+from zeta_core.parallel import Processes
 from zeta_core.plan import Plan
 from zeta_core.report import Report
 from zeta_core.saving import Export, Saver
 from zeta_core.settings import Place, free_memory_bytes, library_environment
 from zeta_core.state import Progress
+from zeta_core.strategy import build_engine
 from zeta_core.tokens import TokenFile, prepare_tokens
 from zeta_core.train import Course, StopAction
 

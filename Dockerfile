@@ -3,7 +3,7 @@
 # One image for the server, the worker and the migrations; the command says which: zeta server, zeta worker, zeta migrate.
 #
 #   docker build -t zeta .                                                                  with CUDA, for GPU hosts
-#   docker build -t zeta --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .     without, several GB smaller
+#   docker build -t zeta --build-arg TORCH_INDEX=URL .     without, several GB smaller (URL: the CPU index of pytorch.org/get-started)
 #   docker build -t zeta-server --build-arg EXTRAS=server,postgres .                        the server alone, without torch
 #
 # With `deepspeed` among the EXTRAS a C++ compiler stays in the image, because DeepSpeed compiles at its first use.

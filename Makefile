@@ -1,7 +1,7 @@
 # Everything starts here: `make demo` or `make test` on a machine with Python 3.11+ and make do all of their own set-up.
 #
 #   PYTHON=python3.12     the interpreter to build .venv with (default: the newest of 3.11 to 3.14 on the PATH)
-#   TORCH_INDEX=URL       where torch comes from, e.g. https://download.pytorch.org/whl/cpu for the small CPU build
+#   TORCH_INDEX=URL       where torch comes from, e.g. the CPU index that pytorch.org/get-started names
 #   DEEPSPEED=no          leave DeepSpeed out even where it can be built
 
 SHELL := /bin/bash
@@ -80,7 +80,7 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 		'about 450 MB to download where nothing is cached (with the CPU build of torch), 2 GB on disk.'
 	@[[ -n "$(TORCH_INDEX)" || "$$(uname -s)" != Linux ]] || command -v nvidia-smi >/dev/null \
 		|| echo 'This machine shows no NVIDIA GPU, and for Linux PyPI has torch with CUDA, 2.5 GB more;' \
-			'the CPU build comes with: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+			'the CPU build comes with: make setup TORCH_INDEX=URL (the CPU index that pytorch.org/get-started names)'
 	@$(INSTALL) pip
 	@$(INSTALL) --group build
 	@echo 'torch ...'

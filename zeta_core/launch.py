@@ -27,7 +27,7 @@ from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FI
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
-from zeta_core.report import Journal, Report
+from zeta_core.report import Console, Journal, Report
 from zeta_core.settings import Place, place, variables
 
 END_FILE = "rank-{}.end"  # how one rank of several ended: its status line
@@ -45,7 +45,7 @@ def main(run_dir: Path) -> int:
     stop = Stop(run_dir / STOP_FILE)
     signal.signal(signal.SIGTERM, stop.on_signal)
     with closing(Journal(run_dir / JOURNAL_FILE)) as journal:
-        report = Report(journal) if here.is_main else Report()
+        report = Report(journal, Console()) if here.is_main else Report()  # the console is train.log
         try:
             file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
             if file.processes > 1 and not here.launched:
@@ -59,9 +59,12 @@ def main(run_dir: Path) -> int:
         if here.launched:
             (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
         else:
-            if line.error is not None:
-                journal.write(ErrorLine(code=line.error.code, message=line.error.message, hint=line.error.hint))
+            failure = line.error and ErrorLine(code=line.error.code, message=line.error.message, hint=line.error.hint)
+            if failure is not None:
+                journal.write(failure)
             journal.write(line)
+            if failure is not None:
+                Console().write(failure)  # last: a log that cannot be written must not cost the journal its last line
     return 1 if line.status is JobStatus.FAILED else 0
 
 

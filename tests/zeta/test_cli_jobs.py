@@ -113,7 +113,9 @@ def test_events_logs_and_checkpoints_are_printed(service: Service, client: Clien
     assert printed == [event.model_dump(mode="json") for event in client.stored_events(finished.id)]
     followed = service.command("events", finished.id, "--follow", "--after", "2", "--json").stdout.splitlines()
     assert [json.loads(line) for line in followed] == printed[2:]
-    assert service.command("logs", finished.id).stdout == "".join(client.logs(finished.id))
+    log = service.command("logs", finished.id).stdout
+    assert log == "".join(client.logs(finished.id))
+    assert "step 8/8  loss" in log  # the trainer's own lines, so that `zeta logs -f` shows a training that goes well
     named = service.command("checkpoints", finished.id)
     assert "step-8" in named.stdout
     manifests = json.loads(service.command("checkpoints", finished.id, "--json").stdout)["data"]
@@ -211,3 +213,10 @@ def _not_text(folder: Path) -> Path:
 
 def _is_step(event: dict[str, Any]) -> bool:
     return event["type"] == "progress" and event.get("step") is not None
+
+
+def test_a_wrong_key_ends_with_1_and_says_where_the_key_comes_from(service: Service) -> None:
+    environment = service.environment() | {"ZETA_API_KEY": "wrong"}
+    done = subprocess.run([ZETA, "jobs"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ZETA_API_KEY" in done.stderr

@@ -122,6 +122,18 @@ def test_config_shows_the_settings_and_hides_the_secrets(environment: dict[str, 
     assert facts["settings"]["ZETA_API_KEY"] == "***"
 
 
+def test_config_shows_what_zeta_up_hands_on_to_the_server_and_the_worker(environment: dict[str, str]) -> None:
+    shown = zeta({**environment, "ZETA_WORKER_SLOTS": "3", "ZETA_DATA_ROOT": "/data"}, "config", "--json")
+    settings = json.loads(shown.stdout)["settings"]
+    assert (settings["ZETA_WORKER_SLOTS"], settings["ZETA_DATA_ROOT"]) == ("3", "/data")
+
+
+def test_status_counts_nothing_where_no_server_answers(environment: dict[str, str]) -> None:
+    done = zeta({**environment, "ZETA_URL": f"http://127.0.0.1:{free_loopback_port()}"}, "status", "--json")
+    facts = json.loads(done.stdout)
+    assert (done.returncode, facts["ready"], facts["workers"], facts["jobs_running"]) == (4, False, None, None)
+
+
 def test_down_where_nothing_runs_says_so_and_changes_nothing(environment: dict[str, str], tmp_path: Path) -> None:
     home = tmp_path / "home"
     done = zeta(environment, "down", "--home", str(home))

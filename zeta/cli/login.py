@@ -12,14 +12,18 @@ from zeta.cli.app import SERVICE, AsJson, app
 
 @app.command(rich_help_panel=SERVICE)
 def config(as_json: AsJson = False) -> None:
-    """Show the effective settings, secrets masked."""
+    """Show the effective settings, secrets masked.
+
+    Those of the server and the worker are shown where they are set here; `zeta up` hands them on.
+    """
     from zeta.cli.output import print_fields, print_json
     from zeta.settings import ClientSettings, environment, find_server, login_file
-    from zeta.up.settings import UpSettings
+    from zeta.up.settings import UpSettings, handed_on
 
     variables = environment()
     target = find_server(variables)
     settings = UpSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
+    settings |= handed_on(variables)
     server = None if target is None else target.url
     found = {
         "server": server,

@@ -92,7 +92,7 @@ def ending(job: Job) -> str:
         loss = job.result.train_loss if job.result is not None else None
         took = job.result.train_seconds if job.result is not None else None
         words = f"{job.id} succeeded"
-        words += f", loss {loss:.4f}" if loss is not None else ""
+        words += f", mean loss {loss:.4f}" if loss is not None else ""
         words += f", trained for {duration(took)}" if took is not None else ""
         return f"{words}. Its checkpoint: zeta download {job.id}"
     reason = f" ({job.status_reason})" if job.status_reason is not None else ""

@@ -16,7 +16,7 @@ from zeta.cli import submit, jobs, artifacts, service, login
 # isort: on
 from zeta.cli.app import app
 from zeta.cli.exits import Exit, exit_of_error
-from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.errors import AuthenticationFailed, ZetaError
 
 COMMANDS = (submit, jobs, artifacts, service, login)  # each adds its own to the app when it is imported
 
@@ -51,6 +51,10 @@ def _run() -> int:
 def _tell(error: ZetaError) -> None:
     """The error's sentence, and the other faults of the same request where it has several."""
     print(f"Error: {error.message}", file=sys.stderr)
+    if isinstance(
+        error, AuthenticationFailed
+    ):  # the server's sentence speaks of HTTP; this is where our key comes from
+        print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` says what is used.", file=sys.stderr)
     if len(error.details) > 1:
         for detail in error.details:
             print(f"  - {detail.message}", file=sys.stderr)

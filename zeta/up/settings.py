@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from zeta.up.home import Home
-from zeta_core.contract.settings import Settings
+from zeta_core.contract.settings import PREFIX, Settings
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0
+_SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
 
 
 class UpSettings(Settings):
@@ -31,6 +32,16 @@ class UpSettings(Settings):
     worker_name: str | None = Field(None, description="unset: this machine's name")
     hub: str = "on"
     stop_grace_seconds: float = Field(DEFAULT_STOP_GRACE_SECONDS, ge=0, allow_inf_nan=False)
+
+
+def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
+    """The ``ZETA_*`` that only children read, for people to see; what is called like a secret is masked."""
+    own = {PREFIX + name.upper() for name in (*UpSettings.model_fields, "url")}
+    return {
+        name: "***" if _SECRET.search(name) and not name.endswith("_FILE") else value
+        for name, value in sorted(variables.items())
+        if name.startswith(PREFIX) and name not in own
+    }
 
 
 def worker_name(settings: UpSettings) -> str:

@@ -85,6 +85,20 @@ def test_a_hub_id_is_taken_with_and_without_a_revision(name: str) -> None:
     assert parse(JobSpec, {**SMALLEST, "model": name, "tokenizer": name}).model == name
 
 
+@pytest.mark.parametrize(
+    ("patch", "param", "cure"),
+    [
+        ({"entity_name": ""}, "entity_name", "it must be text of at least 1 characters."),
+        ({"output_dir": "x" * 201}, "output_dir", "it must be text of at most 200 characters."),
+        ({"dataset": []}, "dataset", "it must be of at least 1 entries."),
+        ({"dataset": {"file": []}}, "dataset.file", "it must be a string, or of at least 1 entries."),
+        ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "it must be of at most 16 entries."),
+    ],
+)
+def test_what_is_too_long_or_too_short_is_told_what_is_allowed(patch: dict[str, Any], param: str, cure: str) -> None:
+    assert faults_of(patch)[param].message.endswith(cure)
+
+
 def test_every_bad_field_is_named_at_once_also_by_the_rules_between_fields() -> None:
     faults = faults_of({"batch_size": -3, "seq_len": 200, "output_dir": "/x", "dataset": 3, "sequence": 1})
     assert set(faults) == {"batch_size", "seq_len", "output_dir", "dataset", "sequence"}

@@ -70,6 +70,13 @@ _TYPE_WORDS = {
     "finite_number": "a finite number",
 }
 
+_LENGTH_WORDS = {
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "too_short": "of at least {min_length} entries",
+    "too_long": "of at most {max_length} entries",
+}
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -178,6 +185,9 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
             allowed = words.format(**context)
             message = f"{param} is {said}; it must be {allowed}."
             return ErrorDetail(param=param, message=message, code="out_of_range")
+    if kind in _LENGTH_WORDS:
+        allowed = _LENGTH_WORDS[kind].format(**context)
+        return ErrorDetail(param=param, message=f"{param} is {said}; it must be {allowed}.", code="invalid_value")
     if kind in ("literal_error", "enum"):
         expected = context["expected"]
         options = tuple(option.strip("' ") for option in expected.replace(" or ", ", ").split(", "))

@@ -44,7 +44,7 @@ def test_a_spec_with_a_local_file_is_submitted_followed_and_downloaded(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "step 3/3" in done.stdout
-    assert "succeeded" in done.stdout
+    assert done.stdout.count("succeeded") == 1
     assert f"{text_file} is file_" in done.stderr
     (job,) = client.jobs(metadata={"from": "cli"})
     assert job.spec["learning_rate"] == 0.001
@@ -100,6 +100,7 @@ def test_an_id_may_be_shortened_to_what_is_unique(service: Service, client: Clie
     for text in (beginning, beginning.removeprefix("job_")):
         assert json.loads(service.command("job", text, "--json").stdout)["id"] == finished.id
     assert json.loads(service.command("job", "@last", "--json").stdout)["id"] == newest.id
+    assert json.loads(service.command("job", finished.id[:-1], "--json").stdout)["id"] == finished.id
     several = service.command("job", "job_")
     assert several.returncode == 2
     assert str(len(ids)) in several.stderr
@@ -213,6 +214,18 @@ def _not_text(folder: Path) -> Path:
 
 def _is_step(event: dict[str, Any]) -> bool:
     return event["type"] == "progress" and event.get("step") is not None
+
+
+def test_a_job_starts_from_the_checkpoint_of_a_job_whose_id_was_shortened(service: Service, finished: Job) -> None:
+    of_job = ("--model", f"{finished.id[:-3]}/step-8")
+    done = service.command("submit", *of_job, "--data", "python-docs", "--set", "max_steps=1", "--json")
+    assert done.returncode == 0, done.stderr
+    started = json.loads(done.stdout)
+    assert started["spec"]["model"] == {"job": finished.id, "checkpoint": "step-8"}
+    assert service.command("cancel", started["id"]).returncode == 0
+    last = service.command("submit", "--model", "@last/step-99", "--data", "python-docs")
+    assert last.returncode != 0  # it has no such checkpoint, but it is the job that is meant
+    assert started["id"] in last.stderr
 
 
 def test_a_wrong_key_ends_with_1_and_says_where_the_key_comes_from(service: Service) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zeta.client import Client
 from zeta_core.contract.errors import InvalidRequest, NotFound
-from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.identifiers import ID_CHARACTERS, is_id
 
 LAST = "@last"
 
@@ -14,7 +14,7 @@ def full_id(client: Client, text: str) -> str:
 
     Raises `NotFound` where it fits none and `InvalidRequest` where it fits several.
     """
-    if is_id(text, "job"):
+    if is_id(text, "job") and len(text) == len("job_") + ID_CHARACTERS:
         return text
     if text == LAST:
         newest = client.jobs(limit=1)

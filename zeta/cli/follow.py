@@ -15,7 +15,7 @@ from zeta.cli.output import duration, ending, print_json
 from zeta.client import Client
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.events import Event
-from zeta_core.contract.job import Job
+from zeta_core.contract.job import ENDED, Job
 
 PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no terminal, by the events' own clock
 
@@ -79,7 +79,7 @@ class PlainView(View):
             if self._held is not None:
                 print(self._held, flush=True)
                 self._held = None
-            line = sentence(event)
+            line = None if _is_end(event) else sentence(event)
             if line is not None:
                 print(line, flush=True)
             return
@@ -104,7 +104,7 @@ class TerminalView(View):
 
     def show(self, event: Event) -> None:
         if event.type != "progress":
-            line = sentence(event)
+            line = None if _is_end(event) else sentence(event)
             if line is not None:
                 self._progress.console.print(line, markup=False, highlight=False)
             return
@@ -155,6 +155,11 @@ def _figures(fields: dict[str, Any]) -> str:
     if fields.get("eta_seconds") is not None:
         words.append(f"{duration(fields['eta_seconds'])} left")
     return "  ".join(words)
+
+
+def _is_end(event: Event) -> bool:
+    """Whether the job ends with it; `ending` says that once, with what to do next."""
+    return event.type == "status" and _fields(event).get("status") in ENDED
 
 
 def _fields(event: Event) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, app
+
+if TYPE_CHECKING:
+    from zeta.client import Client
 
 
 @app.command(rich_help_panel=JOBS)
@@ -18,7 +21,7 @@ def submit(
         typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A Hub id, a folder, .tar or config.json here, or job_...[/step-N].")
+        str | None, typer.Option(help="A Hub id, a folder, .tar or config.json here, job_...[/step-N] or @last.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")
@@ -38,6 +41,7 @@ def submit(
 
     wanted = _read(spec, model, data, lora, settings or [])
     with Client() as client:
+        wanted = _with_full_job(client, wanted)
         job = client.submit(upload_local(wanted, client.upload, _say))
         if as_json:
             print_json(job)
@@ -66,6 +70,19 @@ def _read(file: Path | None, model: str | None, data: str | None, lora: bool, se
     if lora:
         wanted["lora"] = wanted.get("lora") or {}
     return apply_settings(wanted, settings)
+
+
+def _with_full_job(client: Client, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The spec with the whole id where its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
+    from zeta.cli.connect import LAST, full_id
+
+    model = wanted.get("model")
+    if not isinstance(model, str) or Path(model).exists():
+        return wanted
+    job, separator, checkpoint = model.partition("/")
+    if job != LAST and not job.startswith("job_"):
+        return wanted
+    return {**wanted, "model": f"{full_id(client, job)}{separator}{checkpoint}"}
 
 
 def _say(sentence: str) -> None:

@@ -13,8 +13,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from celery import Celery
-from celery.app.amqp import AMQP, Connection
+from celery.app.amqp import AMQP
 from celery.worker import state
+from kombu.connection import Connection
 from pydantic import ValidationError
 
 from worker.settings import WorkerSettings

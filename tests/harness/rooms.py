@@ -51,7 +51,7 @@ ROOMS = (
     Room(
         package="worker",
         ours=frozenset({"zeta_core.contract"}),
-        theirs=frozenset({"celery", "redis", "pydantic", "psutil", "pynvml"}),
+        theirs=frozenset({"celery", "kombu", "redis", "pydantic", "psutil", "pynvml"}),
         never=frozenset({"torch", "transformers", "sqlalchemy", "server"}),
     ),
     Room(

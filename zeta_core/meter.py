@@ -27,6 +27,7 @@ class Meter:
         self._num_targets = self._tokens = 0
         self._tokens_before: int | None = None
         self._first = True
+        self._paced_from: tuple[float, int] | None = None  # when the first step was told: it is slower than the others
 
     def step(
         self, progress: Progress, *, loss_sum: float, num_targets: int, grad_norm: float, learning_rate: float
@@ -55,16 +56,24 @@ class Meter:
                 learning_rate=learning_rate,
                 grad_norm=grad_norm,
                 tokens_per_second=None if tokens is None or seconds <= 0 else round(tokens / seconds, 1),
-                eta_seconds=round((self._plan.total_steps - progress.step) * seconds / self._steps, 1),
+                eta_seconds=round((self._plan.total_steps - progress.step) * self._seconds_per_step(now, progress), 1),
                 memory=peak_memory(),
             )
         )
         self._first = False
+        self._paced_from = self._paced_from or (now, progress.step)
         self._at = now
         self._tokens_before = progress.tokens
         self._steps = 0
         self._loss_sum = 0.0
         self._num_targets = 0
+
+    def _seconds_per_step(self, now: float, progress: Progress) -> float:
+        """The pace since the first step: steps vary several-fold on a busy machine, their mean does not."""
+        if self._paced_from is None:
+            return (now - self._at) / self._steps
+        since, step = self._paced_from
+        return (now - since) / max(1, progress.step - step)
 
 
 def peak_memory() -> dict[str, int]:

@@ -204,7 +204,8 @@ def _from_directory(directory: Path, name: str, *, base_model: str | None = None
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        raise InvalidModel(f"The config of {name} cannot be read: {error}") from error
+        said = str(error).replace(str(directory), name)  # where a worker unpacked it is nobody's business
+        raise InvalidModel(f"The config of {name} cannot be read: {said}") from error
     dtype = getattr(config, "dtype", None)
     dtype = dtype if isinstance(dtype, torch.dtype) else None
     return Located(

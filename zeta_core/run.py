@@ -255,9 +255,12 @@ def _sample(tokens: TokenFile) -> list[int]:
 
 def _resolved(run: Run, plan: Plan, run_id: str, device: torch.device, num_parameters: int) -> dict[str, Any]:
     """The options with every default that was decided, and what they were decided from."""
+    numbers = plan.stored()
+    del numbers["global_batch"], numbers["warmup"]  # said below by the names of the contract
     decided = {
         **run.options.model_dump(mode="json"),
-        **plan.stored(),
+        **numbers,
+        "train_on": run.options.train_on or "all",
         "warmup_steps": plan.warmup_steps,
         "global_batch_size": plan.global_batch,
         "device": str(device),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zeta_core.contract.formats import ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
+from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.spec import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.failures import InvalidData
@@ -115,6 +116,8 @@ def _matching(pattern: str, places: Places, suffixes: Sequence[str]) -> list[Pat
 def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
     if not places.hub:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
+    if not places.any_path and not is_hub_id(source.hub):  # `datasets` would read a folder of that name
+        raise InvalidData(f"dataset.hub is {source.hub!r}, which is no Hub id; give 'name' or 'org/name'.")
     from datasets import load_dataset
 
     try:

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zeta_core.contract.events import ErrorLine, StatusLine
-from zeta_core.contract.job import JobStatus, StatusReason
+from zeta_core.contract.job import JobError, JobErrorEvidence, JobStatus, StatusReason
 from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
@@ -113,12 +113,16 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
     stop.write_on_signal = True
+    killed: StatusLine | None = None
     ranks_failed: str | None = None
     with variables(OMP_NUM_THREADS=str(threads)):
         try:
             elastic_launch(config, sys.executable)("-m", "zeta_core", str(run_dir))
         except ChildFailedError as error:
+            killed = _killed_rank(error)
             ranks_failed = _first_failure(error)
+    if killed is not None:
+        return killed  # what the ranks say that lost it follows from this
     ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
     failed = sorted((end for end in ends if end.status is JobStatus.FAILED), key=lambda end: end.created_at)
     if failed:
@@ -126,6 +130,18 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
     if ranks_failed is not None or not ends:
         raise TrainingFailed(ranks_failed or "The training processes ended without saying how.")
     return ends[0]
+
+
+def _killed_rank(error: Any) -> StatusLine | None:
+    """How the run ended if one of its ranks was killed from outside (elastic itself ends the others by SIGTERM)."""
+    for rank, failure in error.failures.items():
+        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:
+            name = signal.Signals(-failure.exitcode).name
+            reason = StatusReason.PROCESS_KILLED
+            evidence = JobErrorEvidence(signal=name, rank=rank)
+            said = JobError(code=reason, message=f"Rank {rank} was ended by {name} from outside.", evidence=evidence)
+            return StatusLine(status=JobStatus.FAILED, reason=reason, message=said.message, error=said)
+    return None
 
 
 def _first_failure(error: Any) -> str:

@@ -182,7 +182,7 @@ def _from_config(config: dict[str, Any]) -> Located:
     try:
         resolved = AutoConfig.for_model(model_type, **values)
     except Exception as error:
-        raise InvalidModel(f"model.config is no {model_type} config: {error}") from error
+        raise InvalidModel(f"model.config is no {model_type} config: {str(error)[:300]}") from error
     if getattr(resolved, "auto_map", None):
         raise InvalidModel("model.config has an auto_map; code of a model's own never runs here, leave it out.")
 
@@ -205,7 +205,7 @@ def _from_directory(directory: Path, name: str, *, base_model: str | None = None
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         said = str(error).replace(str(directory), name)  # where a worker unpacked it is nobody's business
-        raise InvalidModel(f"The config of {name} cannot be read: {said}") from error
+        raise InvalidModel(f"The config of {name} cannot be read: {said[:300]}") from error
     dtype = getattr(config, "dtype", None)
     dtype = dtype if isinstance(dtype, torch.dtype) else None
     return Located(
@@ -288,7 +288,8 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
                         if member.isfile() and Path(member.name).suffix in UNPACKED_SUFFIXES:
                             archive.extract(member, aside, filter="data")
             except (tarfile.TarError, OSError) as error:
-                raise InvalidModel(f"{known.get('filename', file_id)} is no readable .tar: {error}") from error
+                said = str(error).replace(str(cache), "")[:300]
+                raise InvalidModel(f"{known.get('filename', file_id)} is no readable .tar: {said}") from error
             aside.rename(target)
         os.utime(target)  # used now: a worker's cache forgets what nobody uses
     configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))

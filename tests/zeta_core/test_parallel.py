@@ -14,11 +14,12 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors import safe_open
 
 from tests.harness.waiting import wait_until
-from tests.zeta_core.run_directories import ROOT, end_of, make_run, start
+from tests.zeta_core.run_directories import ROOT, end_of, journal, make_run, start
 
 SCRIPT = Path(__file__).with_name("parallel_script.py")
 
@@ -157,3 +158,17 @@ def test_a_job_of_two_processes_says_which_failure_came_first(tmp_path: Path) ->
     assert (end.status, end.reason) == ("failed", "invalid_data")
     assert end.error is not None
     assert "where no file is" in end.error.message
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path, spec={"max_steps": 100_000, "checkpointing_steps": 100_000}, processes=2)
+    process = start(run)
+    wait_until(lambda: any(line.type == "progress" and line.step for line in journal(run)), 60, "the first step")
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if child.environ().get("RANK") == "1").kill()
+    assert process.wait(timeout=60) == 1
+    end = end_of(run)
+    assert (end.status, end.reason) == ("failed", "process_killed")
+    assert end.error is not None
+    assert (end.error.evidence.rank, end.error.evidence.signal) == (1, "SIGKILL")

@@ -177,6 +177,8 @@ class _Reader:
         if column not in row:
             has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
             ours = "input_ids" if self.pretokenized else "text"
+            if ours == "text" and ("messages" in row or {"prompt", "completion"} <= row.keys()):
+                raise InvalidData(f"{where}: is chat data ({has}), which is not available yet; give lines with 'text'.")
             raise InvalidData(
                 f"{where}: has no {column!r} (it has: {has}); name the right one with columns: "
                 f'{{"{ours}": "..."}} in the source.'

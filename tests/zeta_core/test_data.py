@@ -149,3 +149,10 @@ def test_tokens_are_made_once_for_the_same_content(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("tokens-*/"))) == 1
     first.write_text("other words")
     assert tokens_of({"path": str(first)}, tmp_path).fingerprint != made.fingerprint
+
+
+@pytest.mark.parametrize("row", [{"messages": []}, {"prompt": "a", "completion": "b"}])
+def test_chat_data_is_refused_by_its_name(tmp_path: Path, row: dict[str, object]) -> None:
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InvalidData, match="line 1: is chat data .* not available yet"):
+        tokens_of({"path": str(tmp_path / "chat.jsonl")}, tmp_path)

@@ -14,12 +14,14 @@ from zeta_core.contract.answers import Health
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def is_live() -> Health:
     """Whether this process answers at all; asks nothing of its parts."""
     return Health(status="ok", version=VERSION)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def is_ready(service: TheService) -> Health:
     """Whether jobs can be taken: 503 without the database, and `degraded` without Redis, where they wait."""

@@ -154,5 +154,5 @@ def test_tokens_are_made_once_for_the_same_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", [{"messages": []}, {"prompt": "a", "completion": "b"}])
 def test_chat_data_is_refused_by_its_name(tmp_path: Path, row: dict[str, object]) -> None:
     (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(InvalidData, match="line 1: is chat data .* not available yet"):
+    with pytest.raises(InvalidData, match=r"line 1: is chat data .* not available yet"):
         tokens_of({"path": str(tmp_path / "chat.jsonl")}, tmp_path)

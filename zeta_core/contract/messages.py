@@ -109,8 +109,10 @@ class StopOrder(_Message):
     action: Literal["cancel", "pause", "hand_back"]
 
 
-class DeviceReport(_Message):
+class DeviceReport(BaseModel):
     """One slot of a worker: a GPU, or the CPU of a host that has none."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     slot: int
     kind: Literal["cuda", "cpu"]

@@ -10,23 +10,18 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from zeta_core.contract.settings import Settings, store_folder
+from zeta_core.contract.settings import FleetSettings
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
-class WorkerSettings(Settings):
-    """What ``zeta worker`` needs; ``worker_secret`` signs every message and is the server's."""
+class WorkerSettings(FleetSettings):
+    """What ``zeta worker`` needs."""
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    artifacts_url: str | None = Field(default=None, description="unset: a folder in the home")
-    data_root: Path | None = Field(default=None, description="the folder that {'path': ...} may name; unset: none")
-    worker_secret: str = Field(min_length=1)
     worker_name: str = Field(default_factory=lambda: _NOT_IN_NAME.sub("-", socket.gethostname()) or "worker")
     worker_slots: int | None = Field(default=None, ge=1, le=1024, description="unset: one per visible GPU, or 1")
     worker_labels: dict[str, str] = Field(default={}, description="name=value, with commas between them")
     stop_grace_seconds: float = Field(default=30, ge=0, description="what a training gets for saving when stopped")
-    hub: str = Field(default="off", description="on, off, or the allowed owners with commas between them")
     job_env: tuple[str, ...] = Field(default=(), description="names of further variables that trainings are given")
     cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES: these GPUs are offered")
 
@@ -57,18 +52,6 @@ class WorkerSettings(Settings):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
-
-    @field_validator("artifacts_url")
-    @classmethod
-    def _artifacts_url(cls, value: str | None) -> str | None:
-        if value is not None:
-            store_folder(value)
-        return value
-
-    @property
-    def artifacts(self) -> Path:
-        """The artifact store's folder."""
-        return store_folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
 
     @property
     def root(self) -> Path:

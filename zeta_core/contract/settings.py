@@ -6,16 +6,18 @@ come from a file: ``ZETA_API_KEY_FILE`` names a file whose first line is the key
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from zeta_core.contract.errors import InvalidSettings
 
 PREFIX = "ZETA_"
+_OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 class Settings(BaseModel):
@@ -63,7 +65,36 @@ class Settings(BaseModel):
         }
 
 
-def store_folder(url: str) -> Path:
+class FleetSettings(Settings):
+    """What server and workers must both know, and know alike: where they meet, and what jobs may reach."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    artifacts_url: str | None = Field(default=None, description="unset: a folder in the home")
+    worker_secret: str = Field(min_length=1, description="signs every message between them")
+    data_root: Path | None = Field(default=None, description="the folder that {'path': ...} may name; unset: none")
+    hub: str = Field(default="off", description="on, off, or the allowed owners with commas between them")
+
+    @field_validator("hub")
+    @classmethod
+    def _hub(cls, value: str) -> str:
+        if not all(_OWNER.match(owner) for owner in value.replace(" ", "").split(",")):
+            raise ValueError("it must be 'on', 'off', or owners of the Hub such as 'EleutherAI,HuggingFaceTB'")
+        return value.replace(" ", "")
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _artifacts_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            _folder(value)
+        return value
+
+    @property
+    def artifacts(self) -> Path:
+        """The artifact store's folder."""
+        return _folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
+
+
+def _folder(url: str) -> Path:
     """The folder of ``ZETA_ARTIFACTS_URL``: a plain path or a ``file://`` URL; anything else is a `ValueError`."""
     scheme = url.partition("://")[0] if "://" in url else "file"
     if scheme == "s3":

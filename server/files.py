@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import Request
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
@@ -13,16 +13,18 @@ from server.database.tables import FileRow, JobRow
 from server.pages import PageQuery, newest_first, page, storable
 from server.ranges import Content, FilePart
 from server.service import Service
-from server.uploads import receive
+from server.uploads import MAX_FORM_BYTES, receive
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
-from zeta_core.contract.errors import Conflict, NotFound
+from zeta_core.contract.errors import Conflict, NotFound, QuotaExceeded
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import is_id, new_id
 from zeta_core.contract.job import ENDED
 
 
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
-    """Store the file of a multipart body. Raises what `uploads.receive` raises."""
+    """Store the file of a multipart body. Raises `QuotaExceeded`, and what `uploads.receive` raises."""
+    length = request.headers.get("content-length", "")
+    await _check_quota(service, caller, int(length) - MAX_FORM_BYTES if length.isdigit() else 0)
     received = await receive(request, service.store, service.settings.max_upload_bytes)
     incoming = received.incoming
     row = FileRow(
@@ -37,6 +39,7 @@ async def upload(service: Service, caller: Caller, request: Request) -> StoredFi
     )
     target = service.store.file_path(row.id)
     try:
+        await _check_quota(service, caller, incoming.num_bytes)  # a chunked body told no length
         await asyncio.to_thread(incoming.keep, target)
         async with service.database.write() as session:
             session.add(row)
@@ -45,6 +48,24 @@ async def upload(service: Service, caller: Caller, request: Request) -> StoredFi
         target.unlink(missing_ok=True)
         raise
     return _described(row)
+
+
+async def _check_quota(service: Service, caller: Caller, num_bytes: int) -> None:
+    """Raise `QuotaExceeded` where ``num_bytes`` more are beyond what the caller's project may store.
+
+    Uploads that end at the same moment may pass it together, each by less than its own size.
+    """
+    quota = service.settings.project_quota_bytes
+    if quota is None:
+        return
+    async with service.database.read() as session:
+        used = await session.scalar(select(func.sum(FileRow.bytes)).where(FileRow.project == caller.project)) or 0
+    if used + num_bytes > quota:
+        raise QuotaExceeded(
+            f"Project {caller.project!r} stores {used} of its {quota} bytes (ZETA_PROJECT_QUOTA_BYTES), and this file "
+            "does not fit; delete files that no job needs.",
+            param="file",
+        )
 
 
 async def list_files(service: Service, caller: Caller, sha256: str | None, asked: PageQuery) -> Page[StoredFile]:

@@ -27,6 +27,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     port: int = Field(default=8400, ge=0, le=65535)
     api_key: str | None = Field(default=None, min_length=1)
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+    project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
     claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
     lease_seconds: float = Field(default=120, gt=0, description="a worker silent for longer has lost its jobs")
 

@@ -227,6 +227,23 @@ def test_files_beyond_the_limit_are_refused_announced_or_not(tmp_path: Path, red
         assert incoming(server) == []
 
 
+def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path) -> None:
+    with serving(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES="300000") as server, server.http() as http:
+        first = upload(http, content=b"x" * 200_000)
+        assert first.status_code == 201
+        announced = upload(http, content=b"x" * 200_000)
+        assert (announced.status_code, error_of(announced)["code"]) == (429, "quota_exceeded")
+        whole = http.build_request(
+            "POST", "/v1/files", files={"file": ("a.txt", b"x" * 200_000)}, data={"purpose": "dataset"}
+        )
+        headers = {"Content-Type": whole.headers["content-type"]}
+        chunked = http.post("/v1/files", content=iter([whole.read()]), headers=headers)
+        assert (chunked.status_code, error_of(chunked)["code"]) == (429, "quota_exceeded")
+        assert incoming(server) == []
+        assert http.delete(f"/v1/files/{first.json()['id']}").status_code == 200
+        assert upload(http, content=b"x" * 200_000).status_code == 201
+
+
 def test_a_gibibyte_without_a_key_is_refused_without_being_read(server: ServerProcess) -> None:
     """The client goes on sending as long as it may: what the server took is what fits into buffers on the way."""
     sent = 0

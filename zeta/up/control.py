@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -67,11 +68,26 @@ def down(settings: UpSettings) -> UpState | None:
     state = home.running()
     if state is None:
         return None
+    deadline = time.monotonic() + settings.stop_grace_seconds + 2 * WORKER_MARGIN_SECONDS + 30
     with contextlib.suppress(ProcessLookupError):
         os.kill(state.pid, signal.SIGTERM)
-    deadline = time.monotonic() + settings.stop_grace_seconds + 2 * WORKER_MARGIN_SECONDS + 30
-    while home.running() is not None:
+    while home.running() is not None or not _has_ended(state.pid):  # the lock is let go a moment before the end
         if time.monotonic() >= deadline:
             raise Unavailable(f"Process {state.pid} did not end; see {home.logs}, or kill it.", code="not_stopped")
         Event().wait(PROBE_SECONDS)
     return state
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether the process is gone; on Linux also while only its parent has not asked for its exit status yet."""
+    try:
+        if sys.platform != "linux":
+            os.kill(pid, 0)
+            return False
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], 0)[0])
+    finally:
+        os.close(process)

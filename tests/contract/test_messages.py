@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zeta_core.contract.messages import FROM_WORKER, BadSignature, Claim, sign, verify
+from zeta_core.contract.messages import CONTRACT_VERSION, FROM_WORKER, BadSignature, Claim, sign, verify
 
 CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
 
@@ -33,6 +33,6 @@ def test_a_message_without_a_signature_is_refused() -> None:
 
 
 def test_fields_of_a_newer_version_are_kept() -> None:
-    body = {**CLAIM.model_dump(), "contract_version": 2, "new_field": 7}
+    body = {**CLAIM.model_dump(), "contract_version": CONTRACT_VERSION + 1, "new_field": 7}
     read = FROM_WORKER.validate_python(body)
     assert read.model_dump()["new_field"] == 7

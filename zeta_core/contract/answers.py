@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from zeta_core.contract.messages import DeviceReport
 
@@ -37,7 +37,9 @@ class Worker(_Answer):
     name: str
     object: Literal["worker"] = "worker"
     host: str
-    status: Literal["ready", "stopping", "gone"]
+    status: Literal["ready", "draining", "stopping", "gone"]
+    draining: bool = Field(default=False, description="gets no job and hands back those it has, until undrained")
+    disk_low: bool = Field(default=False, description="gets no job until its disk has room again")
     version: str
     started_at: datetime
     last_seen_at: datetime

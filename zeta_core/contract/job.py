@@ -46,6 +46,7 @@ class StatusReason(StrEnum):
     LAUNCH_FAILED = "launch_failed"
     PROCESS_KILLED = "process_killed"
     PAUSED_BY_USER = "paused_by_user"
+    RESUMED = "resumed"
     HANDED_BACK = "handed_back"
     RETRYING = "retrying"
 
@@ -65,6 +66,7 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",
     StatusReason.PROCESS_KILLED: "The training process was killed by a signal from outside.",
     StatusReason.PAUSED_BY_USER: "The job was paused on request; resume it to go on from its newest checkpoint.",
+    StatusReason.RESUMED: "The job goes on from its newest checkpoint.",
     StatusReason.HANDED_BACK: "The worker stops and handed the job back; it goes on elsewhere.",
     StatusReason.RETRYING: "The last attempt failed; the next one resumes from the newest checkpoint.",
 }
@@ -100,6 +102,14 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
 }
 
 RequestedAction = Literal["cancel", "pause"]
+
+# Why a running training is told to end, and how its last line then reads:
+#   cancel      nothing is saved    cancelled, cancelled_by_user
+#   pause       saves               paused, paused_by_user
+#   hand_back   saves               queued, handed_back
+#   time_limit  saves               failed, time_limit
+#   disk        saves where it can  paused, disk_full (also said by a training that finds no room for a checkpoint)
+StopAction = Literal["cancel", "pause", "hand_back", "time_limit", "disk"]
 
 
 class _Stored(BaseModel):

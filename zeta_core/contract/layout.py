@@ -7,9 +7,10 @@ Names only. The two sides of a run (worker and training process) speak through t
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
+
+from zeta_core.contract.job import StopAction
 
 # --- Artifact store: keys relative to its root (a shared folder today, a bucket later) -------------------------------
 
@@ -84,8 +85,8 @@ class RunFile(BaseModel):
 
 
 class StopFile(BaseModel):
-    """``stop``: save a checkpoint unless the action is ``cancel``, then end with the status that it asks for."""
+    """``stop``: save a checkpoint unless the action is ``cancel``, then end with the status that `StopAction` says."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    action: Literal["cancel", "pause", "hand_back"]
+    action: StopAction

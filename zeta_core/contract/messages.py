@@ -22,7 +22,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-CONTRACT_VERSION = 1
+from zeta_core.contract.job import StopAction
+
+CONTRACT_VERSION = 2
+TIME_LIMIT_VERSION = 2  # workers from this version on know the stop orders ``time_limit`` and ``disk``
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -106,7 +109,7 @@ class StopOrder(_Message):
     kind: Literal["stop_order"] = "stop_order"
     job_id: str
     attempt: int
-    action: Literal["cancel", "pause", "hand_back"]
+    action: StopAction
 
 
 class DeviceReport(BaseModel):
@@ -134,6 +137,8 @@ class Heartbeat(_Message):
     memory_bytes: int
     labels: dict[str, str] = {}
     stopping: bool = False
+    disk_free_bytes: int | None = None  # the least that is free where it works and where it stores checkpoints
+    disk_low: bool = False  # that is below its mark: it is offered no job, and pauses its trainings (`disk_full`)
     slots: list[DeviceReport]
 
 

@@ -12,6 +12,9 @@ import psycopg
 import pytest
 import redis
 
+from tests.harness.clocks import Clock, build_library
+from tests.harness.disks import SmallDisk, can_mount
+from tests.harness.network import Line
 from tests.harness.ports import free_loopback_port
 from tests.harness.postgres import PostgresServer
 from tests.harness.valkey import ValkeyServer
@@ -67,6 +70,62 @@ def test_postgresql_does_not_run_as_root_and_asks_for_its_password(
     port = postgres_server.port
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(f"postgresql://postgres:wrong@127.0.0.1:{port}/postgres")
+
+
+def test_a_cut_line_is_silent_and_brings_what_was_sent_when_it_heals(own_valkey: ValkeyServer) -> None:
+    line = Line(own_valkey.port)
+    try:
+        with socket.create_connection(("127.0.0.1", line.port), timeout=5) as client:
+            client.sendall(b"PING\r\n")
+            assert client.recv(100) == b"+PONG\r\n"
+            line.cut()
+            client.sendall(b"PING\r\n")
+            client.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+            client.settimeout(5)
+            line.heal()
+            assert client.recv(100) == b"+PONG\r\n"
+    finally:
+        line.close()
+
+
+def test_a_clock_jumps_under_a_running_process(tmp_path: Path) -> None:
+    library = build_library(tmp_path)
+    if library is None:
+        pytest.skip("a clock that jumps needs Linux and a C compiler")
+    clock = Clock(tmp_path / "clock", library)
+    tell = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", tell], env=clock.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        readings: list[tuple[float, float]] = []
+        for seconds in (0, -3600, 7200):
+            clock.jump(seconds)
+            print("now", file=process.stdin, flush=True)
+            wall, monotonic = process.stdout.readline().split()
+            readings.append((float(wall), float(monotonic)))
+        process.stdin.close()
+    (first, began), (second, _), (third, ended) = readings
+    assert round((second - first) / 60) == -60
+    assert round((third - second) / 60) == 180
+    assert ended - began < 60
+
+
+def test_a_full_disk_refuses_until_there_is_room(tmp_path: Path) -> None:
+    if not can_mount():
+        pytest.skip("a disk of its own needs root on Linux and the right to mount")
+    disk = SmallDisk(tmp_path / "disk", megabytes=2)
+    try:
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            (disk.directory / "file").write_bytes(b"x")
+        disk.free()
+        assert (disk.directory / "file").write_bytes(b"x") == 1
+    finally:
+        disk.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

@@ -25,6 +25,7 @@ from tests.harness.waiting import wait_until
 from tests.harness.wheels import package_directory
 
 FAST_SHUTDOWN = signal.SIGINT  # PostgreSQL's word: end the sessions, then stop
+IMMEDIATE_SHUTDOWN = signal.SIGQUIT  # and this: stop where you are, recover at the next start
 UNPRIVILEGED_USER = "nobody"
 
 
@@ -42,6 +43,7 @@ class PostgresServer:
         self._password = secrets.token_urlsafe(16)
         self._account = _unprivileged_account(directory) if os.geteuid() == 0 else None
         self._numbers = itertools.count(1)
+        self._command: list[str | Path] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str) -> str:
@@ -53,18 +55,38 @@ class PostgresServer:
         if self._account is not None:
             programs = _copy_programs(programs, self.directory / "programs")
             os.chown(self.directory, self._account.uid, self._account.gid)
-        data, log_file = self.directory / "data", self.directory / "postgres.log"
-        self._make_cluster(programs, data, log_file)
-        command: list[str | Path] = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
-        command += ["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=200"]
+        data = self.directory / "data"
+        self._make_cluster(programs, data, self._log_file)
+        self._command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
+        self._command += ["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=200"]
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start the server on the cluster that it has, after `stop` or `crash`."""
+        assert self._process is None, "already started"
         self._process = start_child(
-            command, log_file=log_file, environment={}, account=self._account, stop_signal=signal.SIGQUIT
+            self._command,
+            log_file=self._log_file,
+            environment={},
+            account=self._account,
+            stop_signal=IMMEDIATE_SHUTDOWN,
         )
         wait_until(self._answers, 30, f"PostgreSQL to answer on port {self.port}")
 
     def stop(self) -> None:
+        self._end(FAST_SHUTDOWN)
+
+    def crash(self) -> None:
+        """End it with every session in the middle of what it does; the next start recovers from its log."""
+        self._end(IMMEDIATE_SHUTDOWN)
+
+    @property
+    def _log_file(self) -> Path:
+        return self.directory / "postgres.log"
+
+    def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
-            stop_child(self._process, stop_signal=FAST_SHUTDOWN)
+            stop_child(self._process, stop_signal=how)
             self._process = None
 
     @contextmanager
@@ -91,7 +113,7 @@ class PostgresServer:
     def _answers(self) -> bool:
         assert self._process is not None
         status = self._process.poll()
-        assert status is None, f"PostgreSQL ended with {status}:\n{(self.directory / 'postgres.log').read_text()}"
+        assert status is None, f"PostgreSQL ended with {status}:\n{self._log_file.read_text()}"
         try:
             with psycopg.connect(self.url("postgres"), connect_timeout=2):
                 return True

@@ -1,0 +1,47 @@
+"""A small disk that can be filled: a tmpfs of its own, where the system lets this process mount one (root on Linux)."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CHUNK_BYTES = 2**20
+
+
+class SmallDisk:
+    """A file system of ``megabytes`` at ``directory``, which is made; `close` gives it back with all that is on it."""
+
+    def __init__(self, directory: Path, megabytes: int) -> None:
+        """Raises `OSError` where nothing can be mounted."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._ballast = directory / ".ballast"
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode != 0:
+            raise OSError(errno.EPERM, f"a file system of its own cannot be mounted ({mounted.stderr.strip()})")
+
+    def fill(self) -> None:
+        """Leave no byte free."""
+        with self._ballast.open("ab", buffering=0) as ballast:
+            for chunk in (CHUNK_BYTES, 4096, 1):
+                with contextlib.suppress(OSError):
+                    while ballast.write(b"\0" * chunk) == chunk:
+                        pass
+
+    def free(self) -> None:
+        """Give back what `fill` took."""
+        self._ballast.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.directory)], check=True, capture_output=True)
+
+
+def can_mount() -> bool:
+    """Whether small disks are to be had: root on Linux, outside a container that forbids it."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    probe = subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)
+    return probe.returncode == 0

@@ -1,0 +1,78 @@
+"""A network line that can be cut: a TCP relay on the loopback interface between a client and a server.
+
+A cut line is silent, as one whose packets are dropped: connections stay open, new ones are taken and not answered, and
+what was sent meanwhile arrives when the line is healed, late, as TCP's own repetition would bring it.
+"""
+
+import contextlib
+import socket
+import threading
+
+CHUNK_BYTES = 65_536
+
+
+class Line:
+    """Relays connections to ``port`` on itself to ``target_port`` until `close`."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._open = threading.Event()
+        self._open.set()
+        self._closed = False
+        self._sockets: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, name=f"line-{self.port}", daemon=True).start()
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    def heal(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._open.set()
+        for one in (self._listener, *list(self._sockets)):
+            _hang_up(one)
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._connect, args=(near,), daemon=True).start()
+
+    def _connect(self, near: socket.socket) -> None:
+        self._open.wait()
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target_port), timeout=5)
+        except OSError:
+            _hang_up(near)  # nothing listens there, and the client learns it as from the server's own machine
+            return
+        far.settimeout(None)
+        for one in (near, far):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sockets.add(one)
+        threading.Thread(target=self._carry, args=(far, near), daemon=True).start()
+        self._carry(near, far)
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        """Carry bytes one way until either end hangs up."""
+        try:
+            while data := source.recv(CHUNK_BYTES):
+                self._open.wait()
+                sink.sendall(data)
+        except OSError:
+            pass  # the other direction, or the other end, hung up
+        self._open.wait()  # a cut line does not tell of an end either
+        for one in (source, sink):
+            self._sockets.discard(one)
+            _hang_up(one)
+
+
+def _hang_up(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in it; closing alone does not
+    one.close()

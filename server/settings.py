@@ -29,7 +29,6 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
     claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
-    lease_seconds: float = Field(default=120, gt=0, description="a worker silent for longer has lost its jobs")
 
     def hub_allows(self, hub_id: str) -> bool:
         """Whether jobs may read ``owner/name`` from the Hugging Face Hub."""

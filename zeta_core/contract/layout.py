@@ -55,7 +55,7 @@ def output_directory(job_id: str) -> PurePosixPath:
 
 RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start, never changed
 STOP_FILE = "stop"  # in: a `StopFile`; the training looks for it after every optimizer step
-ALIVE_FILE = "alive"  # in: touched by the supervisor, so that a training without one can tell
+ALIVE_FILE = "alive"  # in: touched while its worker is heard, so that a training that is not can tell
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
 PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people
@@ -82,6 +82,8 @@ class RunFile(BaseModel):
     processes: int = 1
     slots: list[int] = []  # the worker's, for a worker that finds this run after its own restart
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)
+    self_stop_seconds: float | None = None  # ``alive`` not touched for so long: save and end; none: nobody touches it
+    end_seconds: float | None = None  # ... and for so long: end at once
 
 
 class StopFile(BaseModel):

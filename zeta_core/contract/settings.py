@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from zeta_core.contract.errors import InvalidSettings
 
 PREFIX = "ZETA_"
+LEASE_SECONDS = 120.0
 _OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
@@ -65,14 +66,47 @@ class Settings(BaseModel):
         }
 
 
+def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:
+    """90 s of 120: a worker that cannot be heard stops its trainings early enough for a last save."""
+    return 0.75 * known.get("lease_seconds", LEASE_SECONDS)
+
+
 class FleetSettings(Settings):
-    """What server and workers must both know, and know alike: where they meet, and what jobs may reach."""
+    """What server and workers must both know, and know alike: where they meet, what jobs may reach, and the lease.
+
+    A worker that is not heard for ``self_stop_seconds`` cannot know whether Redis is down or only it is cut off: its
+    trainings save and end, and have ended at `end_seconds`, before the server at ``lease_seconds`` starts them again.
+    """
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     artifacts_url: str | None = Field(default=None, description="unset: a folder in the home")
     worker_secret: str = Field(min_length=1, description="signs every message between them")
     data_root: Path | None = Field(default=None, description="the folder that {'path': ...} may name; unset: none")
     hub: str = Field(default="off", description="on, off, or the allowed owners with commas between them")
+    lease_seconds: float = Field(
+        default=LEASE_SECONDS, gt=0, allow_inf_nan=False, description="a worker silent for longer has lost its jobs"
+    )
+    self_stop_seconds: float = Field(
+        default_factory=_three_quarters_of_the_lease,
+        gt=0,
+        description="a training that is not heard for so long saves and ends; unset: three quarters of the lease",
+    )
+
+    @field_validator("self_stop_seconds")
+    @classmethod
+    def _before_the_lease(cls, value: float, known: ValidationInfo) -> float:
+        lease = known.data.get("lease_seconds")
+        if lease is not None and value >= lease:
+            raise ValueError(
+                f"it must be less than ZETA_LEASE_SECONDS ({lease:g}): a training has to end before the server "
+                "starts it elsewhere"
+            )
+        return value
+
+    @property
+    def end_seconds(self) -> float:
+        """When a training that is not heard is killed, saved or not: a tenth of the time for its save is left."""
+        return self.lease_seconds - 0.1 * (self.lease_seconds - self.self_stop_seconds)
 
     @field_validator("hub")
     @classmethod

@@ -2,7 +2,8 @@
 
 ``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
 ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``). ``child=stubborn`` starts a grandchild in a
-session of its own that ignores SIGTERM. It looks for the stop file after each step, as the trainer does.
+session of its own that ignores SIGTERM. It looks for the stop file after each step, as the trainer does. Its weights
+are a chain of hashes, so that a step which is left out or made twice shows in them.
 """
 
 import fcntl
@@ -21,7 +22,13 @@ from zeta_core.contract.events import CheckpointLine, JournalLine, ProgressLine,
 from zeta_core.contract.job import JobResult, JobStatus, StatusReason
 from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
 
+WEIGHTS_FILE = "model.safetensors"
 STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
+
+
+def trained(weights: bytes, step: int) -> bytes:
+    """The weights after one more step."""
+    return hashlib.sha256(weights + step.to_bytes(8, "big")).digest()
 
 
 class SmallTraining:
@@ -37,6 +44,7 @@ class SmallTraining:
         self.checkpoint_every = int(metadata.get("checkpoint_every", "0"))
         self.then = str(metadata.get("then", "succeed"))
         self.child = str(metadata.get("child", ""))
+        self.weights = b""
 
     def run(self) -> int:
         print(f"attempt {self.order.attempt} begins", flush=True)
@@ -46,6 +54,7 @@ class SmallTraining:
         self.say(StatusLine(status=JobStatus.RUNNING, resolved_spec={"micro_batch_size": 1, "first": first}))
         for step in range(first + 1, self.steps + 1):
             threading.Event().wait(self.seconds_per_step)
+            self.weights = trained(self.weights, step)
             self.say(
                 ProgressLine(phase="training", step=step, total_steps=self.steps, loss=4.0 / step, tokens=step * 8)
             )
@@ -77,11 +86,9 @@ class SmallTraining:
     def save(self, name: str, step: int) -> None:
         directory = self.output / f".{name}.new"
         directory.mkdir(parents=True)
-        content = f"{self.order.job_id} at {step}".encode()
-        (directory / "model.safetensors").write_bytes(content)
-        file = ManifestFile(
-            path="model.safetensors", size=len(content), sha256=hashlib.sha256(content).hexdigest(), role="weights"
-        )
+        (directory / WEIGHTS_FILE).write_bytes(self.weights)
+        sha256 = hashlib.sha256(self.weights).hexdigest()
+        file = ManifestFile(path=WEIGHTS_FILE, size=len(self.weights), sha256=sha256, role="weights")
         manifest = Manifest(
             run_id="run_small",
             name=name,
@@ -93,7 +100,7 @@ class SmallTraining:
         )
         (directory / "manifest.json").write_text(manifest.model_dump_json())
         directory.rename(self.output / name)
-        self.say(CheckpointLine(name=name, step=step, bytes=len(content)))
+        self.say(CheckpointLine(name=name, step=step, bytes=len(self.weights)))
 
     def say(self, line: JournalLine) -> None:
         with (self.directory / JOURNAL_FILE).open("ab") as journal:
@@ -102,7 +109,9 @@ class SmallTraining:
     def _resumed_step(self) -> int:
         if self.order.resume_from is None:
             return 0
-        return int(json.loads((Path(self.order.resume_from) / "manifest.json").read_text())["step"])
+        checkpoint = Path(self.order.resume_from)
+        self.weights = (checkpoint / WEIGHTS_FILE).read_bytes()
+        return int(json.loads((checkpoint / "manifest.json").read_text())["step"])
 
 
 if __name__ == "__main__":

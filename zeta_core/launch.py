@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zeta_core.contract.events import ErrorLine, StatusLine
-from zeta_core.contract.job import JobError, JobErrorEvidence, JobStatus, StatusReason
+from zeta_core.contract.job import STOP_ENDS, JobError, JobErrorEvidence, JobStatus, StatusReason, StopAction
 from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
@@ -81,7 +81,7 @@ class Stop:
         if self.write_on_signal and not os.path.exists(self._file):
             Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
 
-    def __call__(self) -> Any:
+    def __call__(self) -> StopAction | None:
         try:
             os.stat(self._file)
         except FileNotFoundError:
@@ -149,7 +149,7 @@ def _first_failure(error: Any) -> str:
     return f"Rank {rank} ended with exit code {failure.exitcode}; see the log."
 
 
-def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], Any]) -> StatusLine:
+def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], StopAction | None]) -> StatusLine:
     spec = parse(JobSpec, _with_split(file))
 
     from zeta_core.data import Places
@@ -171,15 +171,10 @@ def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], Any]) 
         stop=stop,
     )
     outcome = execute(run, here, report)
-    match outcome.stopped:
-        case "cancel":
-            return StatusLine(status=JobStatus.CANCELLED, reason=StatusReason.CANCELLED_BY_USER, result=outcome.result)
-        case "pause":
-            return StatusLine(status=JobStatus.PAUSED, reason=StatusReason.PAUSED_BY_USER, result=outcome.result)
-        case "hand_back":
-            return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, result=outcome.result)
-        case None:
-            return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=outcome.result)
+    if outcome.stopped is None:
+        return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=outcome.result)
+    status, reason = STOP_ENDS[outcome.stopped]
+    return StatusLine(status=status, reason=reason, result=outcome.result)
 
 
 def _with_split(file: RunFile) -> dict[str, Any]:

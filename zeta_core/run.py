@@ -23,7 +23,7 @@ from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.checkpoint import Checkpoint
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job import JobResult, JobStatus
+from zeta_core.contract.job import JobResult, JobStatus, StopAction
 from zeta_core.contract.spec import BuiltinSource, DatasetSource, TrainerOptions, dataset_sources
 from zeta_core.data import Places, open_sources
 from zeta_core.failures import InvalidData
@@ -46,7 +46,7 @@ from zeta_core.settings import Place, free_memory_bytes, library_environment
 from zeta_core.state import Progress
 from zeta_core.strategy import build_engine
 from zeta_core.tokens import TokenFile, prepare_tokens
-from zeta_core.train import Course, StopAction
+from zeta_core.train import Course
 
 _NOT_ISOLATED = (
     "{}'s forward takes no attention mask or positions that keep documents apart, so those that share a sequence see "

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zeta_core import checkpoint as checkpoints
 from zeta_core import state as states
 from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.job import STOP_ACTIONS, StopAction
 from zeta_core.failures import NonFiniteLoss
 from zeta_core.loss import LossOf
 from zeta_core.meter import Meter
@@ -31,7 +32,6 @@ from zeta_core.saving import Saver
 from zeta_core.schedule import factor
 from zeta_core.state import Progress, Snapshot, Staging
 
-StopAction = Literal["cancel", "pause", "hand_back"]
 FIRST_SAVE_SECONDS, USUAL_SAVE_SECONDS, MOST_TIME_SAVING = 4.0, 600.0, 0.05
 
 
@@ -160,10 +160,11 @@ class Course:
         self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, asked: StopAction | None, due: bool
     ) -> tuple[float, float, StopAction | None, bool]:
         """One exchange per step: the loss of all ranks, and what any one of them wants to happen next."""
-        flags = [asked == "cancel", asked == "pause", asked == "hand_back", due]
+        flags = [due, *(asked == action for action in STOP_ACTIONS)]
         own = torch.stack((loss_sum, grad_norm.to(loss_sum), *loss_sum.new_tensor(flags)))
-        total, norm, cancel, pause, hand_back, save = self.engine.processes.sum(own)
-        stop: StopAction | None = "cancel" if cancel else "pause" if pause else "hand_back" if hand_back else None
+        total, norm, save, *wanted = self.engine.processes.sum(own)
+        asked_by_any = dict(zip(STOP_ACTIONS, wanted, strict=True))
+        stop: StopAction | None = next((action for action in reversed(STOP_ACTIONS) if asked_by_any[action]), None)
         return total, norm / self.engine.processes.world_size, stop, bool(save)
 
     def _refuse_non_finite(self, loss_sum: float, norm: float) -> None:

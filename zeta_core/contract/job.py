@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -45,6 +45,7 @@ class StatusReason(StrEnum):
     WORKER_LOST = "worker_lost"
     LAUNCH_FAILED = "launch_failed"
     PROCESS_KILLED = "process_killed"
+    STALLED = "stalled"
     PAUSED_BY_USER = "paused_by_user"
     RESUMED = "resumed"
     HANDED_BACK = "handed_back"
@@ -65,9 +66,11 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.WORKER_LOST: "The worker that ran the job was lost more often than is allowed.",
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",
     StatusReason.PROCESS_KILLED: "The training process was killed by a signal from outside.",
+    StatusReason.STALLED: "The training made no step for far longer than its steps take; its log shows where it was.",
     StatusReason.PAUSED_BY_USER: "The job was paused on request; resume it to go on from its newest checkpoint.",
     StatusReason.RESUMED: "The job goes on from its newest checkpoint.",
-    StatusReason.HANDED_BACK: "The worker stops and handed the job back; it goes on elsewhere.",
+    StatusReason.HANDED_BACK: "The worker handed the job back: it stops, is drained, or could not be heard; the next "
+    "attempt goes on from the newest checkpoint.",
     StatusReason.RETRYING: "The last attempt failed; the next one resumes from the newest checkpoint.",
 }
 
@@ -103,13 +106,18 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
 
 RequestedAction = Literal["cancel", "pause"]
 
-# Why a running training is told to end, and how its last line then reads:
-#   cancel      nothing is saved    cancelled, cancelled_by_user
-#   pause       saves               paused, paused_by_user
-#   hand_back   saves               queued, handed_back
-#   time_limit  saves               failed, time_limit
-#   disk        saves where it can  paused, disk_full (also said by a training that finds no room for a checkpoint)
-StopAction = Literal["cancel", "pause", "hand_back", "time_limit", "disk"]
+# Why a running training is told to end, the less urgent first; a more urgent order replaces an earlier one. It saves
+# first, but for `cancel`, and for `disk` where there is no room. `disk` is also said by a training that finds none.
+StopAction = Literal["hand_back", "disk", "pause", "time_limit", "cancel"]
+STOP_ACTIONS: tuple[StopAction, ...] = get_args(StopAction)
+
+STOP_ENDS: dict[StopAction, tuple[JobStatus, StatusReason]] = {
+    "hand_back": (JobStatus.QUEUED, StatusReason.HANDED_BACK),
+    "disk": (JobStatus.PAUSED, StatusReason.DISK_FULL),
+    "pause": (JobStatus.PAUSED, StatusReason.PAUSED_BY_USER),
+    "time_limit": (JobStatus.FAILED, StatusReason.TIME_LIMIT),
+    "cancel": (JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER),
+}
 
 
 class _Stored(BaseModel):

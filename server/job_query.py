@@ -37,7 +37,7 @@ class JobQuery(PageQuery):
 
 
 def matching(project: str, asked: JobQuery) -> Select[JobRow]:
-    query = select(JobRow).where(JobRow.project == project)
+    query = select(JobRow).where(JobRow.project == project, JobRow.deleted_at.is_(None))
     if asked.status:
         query = query.where(JobRow.status.in_(asked.status))
     if asked.entity_name is not None:

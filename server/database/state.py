@@ -17,12 +17,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import events
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import ENDED, REASON_SENTENCES, TRANSITIONS, JobStatus, StatusReason
+from zeta_core.contract.job import (
+    ENDED,
+    REASON_SENTENCES,
+    TRANSITIONS,
+    WAITING_SENTENCES,
+    JobStatus,
+    StatusReason,
+    WaitingCode,
+    WaitingReason,
+)
 
 
 async def lock_job(session: AsyncSession, job_id: str) -> JobRow | None:
     """The job's row, locked until the transaction ends (SQLite: the write transaction itself is the lock)."""
-    return await session.scalar(select(JobRow).where(JobRow.id == job_id).with_for_update())
+    query = select(JobRow).where(JobRow.id == job_id).with_for_update()
+    return await session.scalar(query.execution_options(populate_existing=True))
 
 
 async def change_status(
@@ -55,7 +65,7 @@ async def change_status(
         running.finished_at, running.reason = now, attempt_reason or reason
     job.status = to
     job.status_reason = reason
-    job.waiting_reason = None
+    job.waiting_reason = _why_paused(reason, now) if to == JobStatus.PAUSED else None
     if to != JobStatus.RUNNING:
         job.worker, job.slots, job.handed_over_at = None, None, None
         job.requested_action = None
@@ -76,3 +86,18 @@ async def change_status(
         fields={name: value for name, value in {**fields, **(details or {})}.items() if value is not None},
     )
     return job
+
+
+async def hold(session: AsyncSession, job: JobRow) -> None:
+    """Keep a job that is paused until the disk has room (locked by `lock_job`) paused until it is resumed."""
+    assert job.status == JobStatus.PAUSED, f"{job.id} is {job.status}"
+    now, reason = utc_now(), StatusReason.PAUSED_BY_USER
+    job.status_reason = reason
+    job.waiting_reason = _why_paused(reason, now)
+    fields = {"status": job.status, "reason": reason, "message": REASON_SENTENCES[reason]}
+    await events.append(session, job, attempt=job.attempt, line=None, type="status", created_at=now, fields=fields)
+
+
+def _why_paused(reason: StatusReason | None, since: datetime) -> dict[str, Any]:
+    code = WaitingCode.DISK if reason == StatusReason.DISK_FULL else WaitingCode.PAUSED
+    return WaitingReason(code=code, message=WAITING_SENTENCES[code], since=since).model_dump(mode="json")

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -101,6 +102,8 @@ class JobRow(Table):
     error: Mapped[dict[str, Any] | None]
     warnings: Mapped[list[Any]] = mapped_column(default=list)
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    num_limited_events: Mapped[int] = mapped_column(default=0, server_default="0")  # logs, samples and progress
+    deleted_at: Mapped[datetime | None]  # gone for everybody; its artifacts and this row are being removed
 
 
 class AttemptRow(Table):
@@ -118,6 +121,9 @@ class AttemptRow(Table):
     first_step: Mapped[int | None]
     last_step: Mapped[int | None]
     stored_line: Mapped[int] = mapped_column(default=0)
+    ran_seconds: Mapped[float | None] = mapped_column(
+        Double
+    )  # on the server's monotonic clock, of jobs with a time limit
 
 
 class EventRow(Table):
@@ -177,6 +183,16 @@ class KeyRow(Table):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class DrainRow(Table):
+    """A worker that is to get no job and to hand back those it has, until this row is gone."""
+
+    __tablename__ = "drains"
+
+    worker: Mapped[str] = mapped_column(primary_key=True)
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class IdempotencyRow(Table):

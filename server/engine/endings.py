@@ -1,7 +1,22 @@
 """What follows when an attempt ends: the job is over, waits, or is queued for its next attempt.
 
-``failures`` counts failures in a row without a new checkpoint, ``losses`` the lost workers; a hand-back counts as
-neither. What the user ordered meanwhile (cancel, pause) comes before a retry.
+| the attempt ended with                                     | then                                                  |
+|------------------------------------------------------------|-------------------------------------------------------|
+| succeeded, cancelled                                       | the job has ended so                                  |
+| paused: as ordered                                         | paused; queued again where the pause was withdrawn    |
+| paused: `disk_full`                                        | paused until a worker has room; no failure            |
+| queued: handed back                                        | queued, at once; no failure                           |
+| failed: `train_error`, `process_killed`, `launch_failed`   | queued, up to `max_retries` failures in a row         |
+| failed: `train_error` with a code of `LIES_IN_THE_SPEC`    | failed                                                |
+| failed: `out_of_memory`                                    | queued once, failed the second time in the same job   |
+| failed: `disk_full`                                        | paused until there is room, up to `max_retries`       |
+| failed: `invalid_data`, `invalid_model`, `non_finite_loss` | failed: another attempt would meet it again           |
+| failed: `time_limit`                                       | failed, with a checkpoint to go on from               |
+| its worker is lost                                         | queued, up to `MAX_LOSSES` in a row; no failure       |
+
+``failures`` counts failures in a row without a new checkpoint, ``losses`` the lost workers; a new checkpoint sets both
+back. What the user ordered meanwhile (cancel, pause) comes before a retry, and before a failure too; nothing is tried
+again when the job's ``time_limit_seconds`` is used up.
 """
 
 from __future__ import annotations
@@ -11,17 +26,15 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database import running_time
 from server.database.state import change_status
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.events import StatusLine, utc_now
 from zeta_core.contract.job import (
     REASON_SENTENCES,
-    WAITING_SENTENCES,
     JobError,
     JobStatus,
     StatusReason,
-    WaitingCode,
-    WaitingReason,
 )
 
 MAX_LOSSES = 10
@@ -33,7 +46,6 @@ RETRIED = frozenset(
         StatusReason.PROCESS_KILLED,
         StatusReason.LAUNCH_FAILED,
         StatusReason.OUT_OF_MEMORY,
-        StatusReason.DISK_FULL,
     }
 )
 # Train errors that lie in the spec: the next attempt would meet them again.
@@ -55,11 +67,30 @@ async def end_attempt(session: AsyncSession, job: JobRow, *, attempt: int, line:
         await _queued_again(
             session, job, attempt, line=line, reason=said.reason or StatusReason.HANDED_BACK, message=said.message
         )
+    elif said.status == JobStatus.PAUSED and job.requested_action != "pause":
+        await _paused_unasked(session, job, attempt, line=line, said=said)
     else:
         job.error = None
         if said.status == JobStatus.SUCCEEDED and said.result is not None:
             job.result = said.result.model_dump(mode="json")
-        await _change(session, job, said.status, attempt, line=line, reason=said.reason or _REASONS[said.status])
+        await _change(session, job, said.status, attempt, line=line, reason=_REASONS[said.status])
+
+
+async def _paused_unasked(session: AsyncSession, job: JobRow, attempt: int, *, line: int, said: StatusLine) -> None:
+    """The disk had no room; or the pause was withdrawn, or overruled by a cancel, while the training obeyed it."""
+    if said.reason == StatusReason.DISK_FULL and job.requested_action is None:
+        await _change(
+            session, job, JobStatus.PAUSED, attempt, line=line, reason=StatusReason.DISK_FULL, message=said.message
+        )
+        return
+    await _queued_again(
+        session,
+        job,
+        attempt,
+        line=line,
+        reason=StatusReason.RESUMED,
+        attempt_reason=said.reason or StatusReason.PAUSED_BY_USER,
+    )
 
 
 async def lose_worker(session: AsyncSession, job: JobRow, *, attempt: int, why: str) -> None:
@@ -84,13 +115,16 @@ async def _failed(session: AsyncSession, job: JobRow, *, attempt: int, line: int
     reason = said.reason or StatusReason.TRAIN_ERROR
     error = said.error or JobError(code=reason, message=said.message or REASON_SENTENCES[reason])
     job.failures += 1
-    again = reason in RETRIED and job.failures <= job.max_retries
-    if reason == StatusReason.TRAIN_ERROR and error.code in LIES_IN_THE_SPEC:
-        again = False
-    if reason == StatusReason.OUT_OF_MEMORY and await _ran_out_of_memory_before(session, job, attempt):
-        again = False
-    if again or job.requested_action is not None:
-        job.error = error.model_dump(mode="json")
+    job.error = error.model_dump(mode="json")
+    ordered = job.requested_action == "cancel" or (
+        job.requested_action == "pause" and reason != StatusReason.TIME_LIMIT  # a job without time could not go on
+    )
+    if not ordered and reason == StatusReason.DISK_FULL and job.failures <= job.max_retries:
+        await _change(
+            session, job, JobStatus.PAUSED, attempt, line=line, reason=reason, message=said.message, error=error
+        )
+        return
+    if ordered or await _is_tried_again(session, job, attempt, reason, error.code):
         await _queued_again(
             session,
             job,
@@ -102,8 +136,16 @@ async def _failed(session: AsyncSession, job: JobRow, *, attempt: int, line: int
             error=error,
         )
         return
-    job.error = error.model_dump(mode="json")
     await _change(session, job, JobStatus.FAILED, attempt, line=line, reason=reason, message=said.message, error=error)
+
+
+async def _is_tried_again(session: AsyncSession, job: JobRow, attempt: int, reason: StatusReason, code: str) -> bool:
+    """Whether another attempt may well not meet the failure again, and is still allowed."""
+    if reason not in RETRIED or job.failures > job.max_retries:
+        return False
+    if reason == StatusReason.TRAIN_ERROR and code in LIES_IN_THE_SPEC:
+        return False
+    return reason != StatusReason.OUT_OF_MEMORY or not await _ran_out_of_memory_before(session, job, attempt)
 
 
 async def _queued_again(
@@ -125,6 +167,9 @@ async def _queued_again(
             session, job, to, attempt, line=line, reason=_REASONS[to], attempt_reason=attempt_reason or reason
         )
         return
+    if await running_time.is_used_up(session, job):
+        await _out_of_time(session, job, attempt, line=line, attempt_reason=attempt_reason or reason)
+        return
     rest = backoff_seconds(job.failures) if reason == StatusReason.RETRYING and job.failures else 0.0
     job.not_before = utc_now() + timedelta(seconds=rest) if rest else None
     await _change(
@@ -137,6 +182,18 @@ async def _queued_again(
         attempt_reason=attempt_reason,
         message=message,
         error=error,
+    )
+
+
+async def _out_of_time(
+    session: AsyncSession, job: JobRow, attempt: int, *, line: int | None, attempt_reason: StatusReason
+) -> None:
+    """The attempt ended for another reason, and there is no time for a next one."""
+    reason = StatusReason.TIME_LIMIT
+    error = JobError(code=reason, message=REASON_SENTENCES[reason])
+    job.error = error.model_dump(mode="json")
+    await _change(
+        session, job, JobStatus.FAILED, attempt, line=line, reason=reason, attempt_reason=attempt_reason, error=error
     )
 
 
@@ -172,11 +229,6 @@ async def _change(
         details={"error": error.model_dump(mode="json", exclude_none=True)} if error else None,
     )
     assert changed is not None, f"{job.id} was looked at under its lock and is not running attempt {attempt}"
-    if to == JobStatus.PAUSED:
-        paused = WaitingCode.PAUSED
-        job.waiting_reason = WaitingReason(code=paused, message=WAITING_SENTENCES[paused], since=utc_now()).model_dump(
-            mode="json"
-        )
 
 
 async def _ran_out_of_memory_before(session: AsyncSession, job: JobRow, attempt: int) -> bool:

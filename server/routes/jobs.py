@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, list, read, cancel."""
+"""/v1/jobs: submit, list, read, and the commands to a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from server import jobs
+from server import commands, jobs, submissions
 from server.bodies import read_json
 from server.callers import TheCaller
 from server.job_query import JobQuery
@@ -33,7 +33,7 @@ async def submit_job(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
     """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
-    job, was_answered = await jobs.submit(service, caller, await read_json(request), idempotency_key)
+    job, was_answered = await submissions.submit(service, caller, await read_json(request), idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if was_answered:
         response.headers["Idempotent-Replayed"] = "true"
@@ -55,4 +55,16 @@ async def get_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
 @router.post("/{job_id}/cancel", status_code=202)
 async def cancel_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
     """Cancel a job that has not ended; a running one ends when its processes did."""
-    return await jobs.cancel(service, caller, job_id)
+    return await commands.obey(service, caller, job_id, "cancel")
+
+
+@router.post("/{job_id}/pause", status_code=202)
+async def pause_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
+    """Pause a job: a queued one at once, a running one when its checkpoint is stored and its device is free."""
+    return await commands.obey(service, caller, job_id, "pause")
+
+
+@router.post("/{job_id}/resume", status_code=202)
+async def resume_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
+    """Queue a paused job again; it goes on from its newest checkpoint."""
+    return await commands.obey(service, caller, job_id, "resume")

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from server.database.state import lock_job
-from server.database.tables import JobRow
+from server.database.state import change_status, lock_job
+from server.database.tables import AttemptRow, JobRow
 from server.engine import journal
 from server.engine.claims import answer_claim
 from server.engine.endings import MAX_LOSSES, backoff_seconds, lose_worker
 from tests.harness.fleet import Bench, bench
 from tests.harness.played_worker import checkpoint, progress, status
+from zeta_core.contract.job import JobStatus, StatusReason
 from zeta_core.contract.messages import Claim, JournalBatch
+
+RESUMED = StatusReason.RESUMED
 
 
 @pytest.fixture
@@ -39,15 +42,55 @@ def start(database: Bench, job_id: str) -> int:
 
 def tell(database: Bench, job_id: str, *lines: dict[str, Any]) -> JobRow:
     """Start the next attempt, which says these lines and no more."""
-    attempt = start(database, job_id)
+    apply(database, job_id, start(database, job_id), *lines)
+    return database.job(job_id)
 
-    async def apply() -> None:
+
+def apply(database: Bench, job_id: str, attempt: int, *lines: dict[str, Any]) -> None:
+    """The running attempt says these lines and no more."""
+
+    async def write() -> None:
         async with database.database.write() as session:
             batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=list(lines))
             assert (await journal.apply(session, batch)).ack.stored_line == len(lines)
 
-    database.loop.run(apply())
-    return database.job(job_id)
+    database.loop.run(write())
+
+
+def request(database: Bench, job_id: str, action: str | None) -> None:
+    """What the user ordered meanwhile."""
+
+    async def write() -> None:
+        async with database.database.write() as session:
+            (await session.get_one(JobRow, job_id)).requested_action = action
+
+    database.loop.run(write())
+
+
+def queue_again(database: Bench, job_id: str) -> None:
+    """Resume a paused job, as a user or a disk with room does."""
+
+    async def write() -> None:
+        async with database.database.write() as session:
+            job = await session.get_one(JobRow, job_id)
+            queued = await change_status(
+                session, job, JobStatus.QUEUED, expect={JobStatus.PAUSED}, attempt=job.attempt, reason=RESUMED
+            )
+            assert queued is not None
+
+    database.loop.run(write())
+
+
+def note_ran_seconds(database: Bench, job_id: str, attempt: int, seconds: float) -> None:
+    async def write() -> None:
+        async with database.database.write() as session:
+            (await session.get_one(AttemptRow, (job_id, attempt))).ran_seconds = seconds
+
+    database.loop.run(write())
+
+
+def spec(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "dataset": {"builtin": "python-docs"}, **fields}
 
 
 def lose(database: Bench, job_id: str) -> JobRow:
@@ -63,7 +106,7 @@ def lose(database: Bench, job_id: str) -> JobRow:
     return database.job(job_id)
 
 
-@pytest.mark.parametrize("reason", ["train_error", "process_killed", "launch_failed", "disk_full"])
+@pytest.mark.parametrize("reason", ["train_error", "process_killed", "launch_failed"])
 def test_an_accident_is_tried_again_until_the_retries_are_used_up(database: Bench, reason: str) -> None:
     job_id = database.submit(max_retries=1)
     job = tell(database, job_id, progress(1), status("failed", reason=reason, message="It broke."))
@@ -96,6 +139,58 @@ def test_memory_that_runs_out_is_tried_once_more_and_not_twice(database: Bench) 
     job_id = database.submit()
     assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "queued"
     assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "failed"
+
+
+def test_a_full_disk_pauses_the_job_until_there_is_room_and_ends_it_when_the_retries_are_used_up(
+    database: Bench,
+) -> None:
+    job_id = database.submit(max_retries=1)
+    job = tell(database, job_id, status("paused", reason="disk_full", message="4 MiB are free."))
+    assert (job.status, job.status_reason, job.failures) == ("paused", "disk_full", 0)
+    assert (job.waiting_reason or {})["code"] == "disk"
+    queue_again(database, job_id)
+    job = tell(database, job_id, status("failed", reason="disk_full", message="No space."))
+    assert (job.status, job.status_reason, job.failures) == ("paused", "disk_full", 1)
+    queue_again(database, job_id)
+    job = tell(database, job_id, status("failed", reason="disk_full", message="No space."))
+    assert (job.status, job.status_reason, (job.error or {})["message"]) == ("failed", "disk_full", "No space.")
+
+
+@pytest.mark.parametrize(
+    ("action", "end"), [(None, ("queued", "resumed")), ("cancel", ("cancelled", "cancelled_by_user"))]
+)
+def test_a_training_that_obeyed_a_pause_which_is_withdrawn_or_overruled_does_what_counts_now(
+    database: Bench, action: str | None, end: tuple[str, str]
+) -> None:
+    job_id = database.submit()
+    attempt = start(database, job_id)
+    request(database, job_id, action)
+    apply(database, job_id, attempt, checkpoint(3), status("paused", reason="paused_by_user"))
+    job = database.job(job_id)
+    assert (job.status, job.status_reason, job.requested_action) == (*end, None)
+    assert database.attempts(job_id)[0].reason == "paused_by_user"
+    assert job.failures == 0
+
+
+def test_time_that_is_used_up_ends_the_job_whatever_ended_its_attempt(database: Bench) -> None:
+    job_id = database.submit(spec=spec(time_limit_seconds=10))
+    tell(database, job_id, status("failed", reason="process_killed"))
+    assert database.job(job_id).status == "queued"
+    attempt = start(database, job_id)
+    note_ran_seconds(database, job_id, attempt, 11.0)
+    apply(database, job_id, attempt, status("queued", reason="handed_back"))
+    job = database.job(job_id)
+    assert (job.status, job.status_reason, (job.error or {})["code"]) == ("failed", "time_limit", "time_limit")
+    assert database.attempts(job_id)[1].reason == "handed_back"
+
+
+def test_the_time_limit_comes_before_a_pause_and_a_cancel_before_both(database: Bench) -> None:
+    for action, end in (("pause", "failed"), ("cancel", "cancelled")):
+        job_id = database.submit()
+        attempt = start(database, job_id)
+        request(database, job_id, action)
+        apply(database, job_id, attempt, status("failed", reason="time_limit"))
+        assert database.job(job_id).status == end
 
 
 def test_the_second_failure_in_a_row_waits_and_a_new_checkpoint_forgets_the_failures(database: Bench) -> None:
@@ -132,15 +227,9 @@ def test_what_the_user_ordered_comes_before_a_retry(
     database: Bench, line: dict[str, Any], action: str, end: str
 ) -> None:
     job_id = database.submit()
-
-    async def end_it(attempt: int) -> None:
-        async with database.database.write() as session:
-            (await session.get_one(JobRow, job_id)).requested_action = action
-        async with database.database.write() as session:
-            batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=[line])
-            await journal.apply(session, batch)
-
-    database.loop.run(end_it(start(database, job_id)))
+    attempt = start(database, job_id)
+    request(database, job_id, action)
+    apply(database, job_id, attempt, line)
     job = database.job(job_id)
     assert (job.status, job.requested_action, job.error) == (end, None, None)
 

@@ -1,0 +1,83 @@
+"""Cancel, pause and resume: what `contract.commands` says, done in one transaction; the engine is woken after it.
+
+What does not run is changed at once. What runs is asked: `requested_action` says so until the attempt has ended, the
+engine repeats the order, and `engine.endings` gives the job the state that was asked for.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.database import running_time, state
+from server.database.tables import JobRow
+from server.job_objects import describe_one
+from server.jobs import find_job, first_waiting_reason
+from server.service import Service
+from zeta_core.contract.commands import ANSWERS, Accepted, Command, Effect, situation_of
+from zeta_core.contract.errors import Conflict
+from zeta_core.contract.job import Job, JobStatus, StatusReason
+
+
+async def obey(service: Service, caller: Caller, job_id: str, command: Command) -> Job:
+    """The job after the command. Raises `NotFound`, and `Conflict` where its state has no such move."""
+    async with service.database.write() as session:
+        row = await find_job(session, caller, job_id, lock=True)
+        await _apply(service, session, row, accepted(row, command).effect)
+        await session.flush()
+        job = await describe_one(session, row)
+    service.engine.wake()
+    service.engine.stored.notify(job_id)
+    return job
+
+
+def accepted(row: JobRow, command: Command) -> Accepted:
+    """What the table says to the command for the job as it is. Raises `Conflict` where that is a refusal."""
+    reason = StatusReason(row.status_reason) if row.status_reason else None
+    action = row.requested_action
+    assert action in (None, "cancel", "pause"), f"{row.id} has the unknown request {action!r}"
+    answer = ANSWERS[situation_of(JobStatus(row.status), reason, action)][command]
+    if isinstance(answer, Accepted):
+        return answer
+    raise Conflict(answer.sentence.format(id=row.id, status=row.status), code=answer.code)
+
+
+async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: Effect) -> None:
+    match effect:
+        case Effect.CANCEL:
+            await _change(session, row, JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER)
+        case Effect.PAUSE:
+            await _change(session, row, JobStatus.PAUSED, StatusReason.PAUSED_BY_USER)
+        case Effect.ORDER_CANCEL:
+            row.requested_action = "cancel"
+        case Effect.ORDER_PAUSE:
+            row.requested_action = "pause"
+        case Effect.WITHDRAW_PAUSE:
+            row.requested_action = None
+        case Effect.HOLD:
+            await state.hold(session, row)
+        case Effect.QUEUE:
+            await _require_time_left(session, row)
+            row.not_before = None
+            await _change(session, row, JobStatus.QUEUED, StatusReason.RESUMED)
+            row.waiting_reason = first_waiting_reason(service)
+        case Effect.NOTHING:
+            pass
+        case Effect.DELETE | Effect.RERUN:
+            raise AssertionError(f"{effect!r} is done elsewhere")
+
+
+async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: StatusReason) -> None:
+    unstarted = {JobStatus.QUEUED, JobStatus.PAUSED}
+    changed = await state.change_status(session, row, to, expect=unstarted, attempt=row.attempt, reason=reason)
+    assert changed is not None, f"{row.id} was looked at under its lock"
+
+
+async def _require_time_left(session: AsyncSession, row: JobRow) -> None:
+    """Raise `Conflict` for a job that would reach its time limit the moment it starts."""
+    if await running_time.is_used_up(session, row):
+        raise Conflict(
+            f"Job {row.id} has used up its time_limit_seconds; rerun it with a larger one from its newest checkpoint: "
+            f"`zeta rerun {row.id} --from latest --set time_limit_seconds=...`.",
+            code="time_limit_used",
+        )

@@ -7,22 +7,30 @@ them into buffers that are kept from one checkpoint to the next, so that trainin
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Mapping
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zeta_core.contract.layout import TRAINING_STATE_NAME
-from zeta_core.failures import CannotResume
+from zeta_core.failures import CannotResume, InvalidModel
 
 Tensors = dict[str, torch.Tensor]
+Bytes = NDArray[np.uint8]
+
+LARGEST_EXPONENT = 700.0  # of a perplexity that is still a number
+_PIECE_BYTES = 8 << 20  # of a copy that two threads share: small enough to end together
 
 
 @dataclass
@@ -34,16 +42,34 @@ class Progress:
     tokens: int = 0
     loss_sum: float = 0.0
     num_targets: int = 0
-    train_seconds: float = 0.0
+    train_seconds: float = 0.0  # without evaluations
+    evaluated_step: int = 0  # after which the run was last evaluated
+    eval_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
 
     @property
     def train_loss(self) -> float | None:
         return self.loss_sum / self.num_targets if self.num_targets else None
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a checkpoint of this step tells of it; an evaluation only where it was of this very step."""
+        found = {"train_loss": self.train_loss}
+        if self.eval_loss is not None and self.evaluated_step == self.step:
+            found |= {"eval_loss": self.eval_loss, "perplexity": perplexity(self.eval_loss)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss in nats; beyond what a float can hold, the largest that it can."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state in memory, safe from the training that goes on."""
+    """A run's state in memory, safe from the training that goes on once ``complete`` was called."""
 
     weights: Tensors
     aliases: dict[str, str]  # a tied weight's other names -> the name in ``weights``
@@ -51,35 +77,130 @@ class Snapshot:
     optimizer_values: dict[str, Any]
     random: list[dict[str, Any]]  # by rank
     progress: Progress = field(default_factory=Progress)
+    complete: Callable[[], None] = field(default=lambda: None)  # `Staging.finish`
 
 
 class Staging:
-    """Copies tensors into buffers of its own."""
+    """Copies tensors into buffers of its own, which are kept from one checkpoint to the next.
+
+    Training waits for no copy that can be made beside it. What only an update changes (parameters and the optimizer's
+    tensors) is put on a list by `copy_later`; the thread that writes the checkpoint works it off during the next step's
+    forward and backward, and before the update training calls `finish`, too: it takes its share of what is left and
+    returns when all is copied. Every promise is checked: a tensor that was written to in between makes `finish` raise,
+    and nothing of that save is published (what goes through ``tensor.data`` is not seen).
+    """
 
     def __init__(self) -> None:
         self._buffers: Tensors = {}
+        self._later: deque[tuple[Bytes, Bytes]] = deque()  # to, from
+        self._unfinished = 0  # pieces, on the list or in the hands of a thread
+        self._promised: list[tuple[str, torch.Tensor, int]] = []
+        self._broken: str | None = None
+        self._moved = threading.Condition()
+        self._wanted = threading.Event()
 
     def copy(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        """Copies made now; from a GPU they are on their way until `torch.cuda.synchronize`."""
         copies: Tensors = {}
         for name, tensor in tensors.items():
             source = tensor.detach()
             copies[name] = self._buffer(f"{prefix}{name}", source).copy_(source, non_blocking=True)
         return copies
 
-    def reserve(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Make the buffers and touch their memory: what takes longest in a first copy, done before it is needed."""
+    def copy_later(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        """Buffers that hold the tensors, as they are now, once `finish` has returned.
+
+        For tensors that nothing changes before that. What is not one stretch of the CPU's memory is copied now: over
+        its bus a GPU needs no more for it than the waiting would cost.
+        """
+        copies: Tensors = {}
         for name, tensor in tensors.items():
-            self._buffer(f"{prefix}{name}", tensor.detach()).zero_()
+            source = tensor.detach()
+            if source.device.type != "cpu" or not source.is_contiguous() or not source.nbytes:
+                copies |= self.copy(prefix, {name: source})
+                continue
+            copies[name] = self._buffer(f"{prefix}{name}", source)
+            to, of = _bytes_of(copies[name]), _bytes_of(source)
+            pieces = [
+                (to[at : at + _PIECE_BYTES], of[at : at + _PIECE_BYTES]) for at in range(0, len(of), _PIECE_BYTES)
+            ]
+            self._unfinished += len(pieces)
+            self._later.extend(pieces)
+            self._promised.append((name, source, times_written(source)))
+        return copies
+
+    def finish(self) -> None:
+        """Copy what is left, beside other threads that do, and return when nothing is. Raises `InvalidModel`.
+
+        One thread each: numpy copies without the threads of torch, which are busy, and without the interpreter's lock.
+        """
+        while True:
+            try:
+                to, of = self._later.popleft()
+            except IndexError:
+                break
+            np.copyto(to, of)
+            with self._moved:
+                self._unfinished -= 1
+                if not self._unfinished:
+                    changed = [name for name, source, version in self._promised if times_written(source) != version]
+                    self._broken = changed[0] if changed else None
+                    self._promised.clear()
+                    self._moved.notify_all()
+        with self._moved:
+            self._moved.wait_for(lambda: not self._unfinished)
+        if self._broken is not None:
+            raise InvalidModel(
+                f"The model wrote to its parameter {self._broken} outside the optimizer's update, while it was saved; "
+                "make it a buffer, or change it under the same optimizer."
+            )
+
+    def reserve(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Make the buffers and touch their memory: what takes longest in a first copy, done before it is needed.
+
+        For a thread beside the training; it leaves off when the buffers are wanted.
+        """
+        for name, tensor in tensors.items():
+            if self._wanted.is_set():
+                return
+            _bytes_of(self._buffer(f"{prefix}{name}", tensor.detach())).fill(0)
+
+    def stop_reserving(self) -> None:
+        """The buffers are wanted now; those that were not touched yet will be when they are written."""
+        self._wanted.set()
 
     def _buffer(self, key: str, like: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
+            if like.device.type == "cpu" and like.nbytes >= _PIECE_BYTES:
+                # numpy asks the kernel for huge pages, which are touched twice as fast
+                memory = np.empty(like.nbytes, dtype=np.uint8)
+                buffer = torch.from_numpy(memory).view(like.dtype).view(like.shape)
+            else:
+                buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
             self._buffers[key] = buffer
         return buffer
 
 
+def times_written(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to in place, as torch counts it for its gradients."""
+    return tensor._version
+
+
+def _bytes_of(tensor: torch.Tensor) -> Bytes:
+    """The memory of a contiguous tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy()
+
+
 # --- Weights ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Which weights a checkpoint holds: by name, each storage once, and the other names of those that are tied."""
+
+    names: frozenset[str]
+    aliases: dict[str, str]
 
 
 def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
@@ -99,10 +220,14 @@ def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
     return unique, aliases
 
 
-def load_weights(module: nn.Module, directory: Path) -> None:
-    """Put a checkpoint's exact weights into a module, in place; tied weights stay tied. Raises `CannotResume`."""
+def load_weights(module: nn.Module, directory: Path, names: Collection[str]) -> None:
+    """Put a checkpoint's exact weights of these names into a module, in place; tied weights stay tied.
+
+    Raises `CannotResume`.
+    """
     weights = read_weights(directory)
     own, aliases = unique_weights(module.state_dict())
+    own = {name: tensor for name, tensor in own.items() if name in names}
     missing = sorted(name for name in own if name not in weights)
     unknown = sorted(name for name in weights if name not in own and name not in aliases)
     if missing or unknown:

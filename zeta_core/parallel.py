@@ -126,13 +126,17 @@ class Replicated:
 
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         self.module.to(self.device)
-        self.optimizer = self._build_optimizer()
+        self.optimizer = self._build_optimizer(blocks)
         return cast(nn.Module, self.accelerator.prepare_model(self.module))
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
+    def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
         plan = self._plan
         return build_optimizer(
-            plan.optimizer, self.module, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay
+            plan.optimizer,
+            self.module,
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            blocks=blocks,
         )
 
     def _check(self) -> None:

@@ -47,7 +47,7 @@ class Sharded(Replicated):
             raise CannotTrain(
                 "Sharding changed which parameters are tied; tie only weights outside the repeated blocks."
             )
-        self.optimizer = self._build_optimizer()
+        self.optimizer = self._build_optimizer(blocks)
         return self.module
 
     def _check(self) -> None:

@@ -78,7 +78,7 @@ class Zero(Replicated):
 
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         self.module.to(self.device)
-        self.optimizer = self._build_optimizer()
+        self.optimizer = self._build_optimizer(blocks)
         engine, optimizer = self.accelerator.prepare(self.module, self.optimizer)
         self.optimizer = optimizer
         return cast(nn.Module, engine)

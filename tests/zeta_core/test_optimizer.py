@@ -1,11 +1,20 @@
-"""Weight decay where it belongs, and every parameter trained."""
+"""Weight decay where it belongs, every parameter trained, and each optimizer resumed to the bit."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from torch import nn
 
 from tests.zeta_core.models import llama, plain
-from zeta_core.optimizer import build_optimizer, parameter_groups
+from zeta import Trainer
+from zeta_core.activation import repeated_blocks
+from zeta_core.failures import CannotTrain
+from zeta_core.muon import Muon, orthogonalised
+from zeta_core.optimizer import build_optimizer, orthogonal_matrices, parameter_groups
 
 
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:
@@ -22,7 +31,7 @@ def test_matrices_decay_and_biases_and_norms_do_not() -> None:
 
 def test_every_parameter_is_in_the_optimizer_once() -> None:
     for model in (plain(), llama(), llama(tie_word_embeddings=True)):
-        optimizer = build_optimizer("adamw", model, learning_rate=1e-3, weight_decay=0.1)
+        optimizer = build_optimizer("adamw", model, learning_rate=1e-3, weight_decay=0.1, blocks=[model])
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(held) == sorted({id(p) for p in model.parameters()})
 
@@ -30,6 +39,82 @@ def test_every_parameter_is_in_the_optimizer_once() -> None:
 def test_a_frozen_parameter_is_left_alone() -> None:
     model = plain()
     model.embedding.weight.requires_grad_(False)
-    optimizer = build_optimizer("sgd", model, learning_rate=1e-3, weight_decay=0.1)
+    optimizer = build_optimizer("sgd", model, learning_rate=1e-3, weight_decay=0.1, blocks=[model])
     held: list[torch.Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     assert all(p is not model.embedding.weight for p in held)
+
+
+def test_adamw_is_one_kernel() -> None:
+    model = plain()
+    optimizer = build_optimizer("adamw", model, learning_rate=1e-3, weight_decay=0.1, blocks=[model])
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "adafactor", "muon"])
+def test_each_optimizer_resumes_to_the_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+    asked: dict[str, Any] = {"optimizer": name, "seq_len": 32, "batch_size": 4, "learning_rate": 1e-2}
+    asked |= {"lr_scheduler": "constant", "warmup_steps": 0}
+    first, again = plain(dropout=0.2), plain(dropout=0.2)
+    Trainer(model=first, max_steps=6, output_dir=tmp_path / "straight", **asked)
+    Trainer(model=again, max_steps=3, output_dir=tmp_path / "out", **asked)
+    again = plain(dropout=0.2)
+    out = tmp_path / "out"
+    result = Trainer(model=again, max_steps=6, output_dir=out, resume_from_checkpoint=out, **asked)
+    assert result.steps_trained == 3
+    for straight, resumed in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(straight, resumed)
+    name_of_one = "blocks.0.up.weight"
+    assert not torch.equal(first.state_dict()[name_of_one], plain().state_dict()[name_of_one])
+
+
+# --- Muon -------------------------------------------------------------------------------------------------------------
+
+
+def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+    model = llama()
+    held = {id(parameter) for parameter in orthogonal_matrices(model, repeated_blocks(model))}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in held}
+    assert {name.split(".layers.")[1].split(".")[0] for name in names} == {"0", "1"}
+    assert len(names) == 2 * 7, "four of the attention and three of the feed-forward part, in each of two blocks"
+    optimizer = build_optimizer("muon", model, learning_rate=1e-3, weight_decay=0.1, blocks=repeated_blocks(model))
+    rest = [id(p) for group in optimizer.param_groups[1:] for p in group["params"]]
+    assert sorted([*held, *rest]) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> None:
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 50))
+    found = orthogonal_matrices(model, repeated_blocks(model))
+    assert [tuple(parameter.shape) for parameter in found] == [(16, 8), (8, 16)]
+    flat = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50))
+    with pytest.raises(CannotTrain, match="no matrix in its blocks"):
+        build_optimizer("muon", flat, learning_rate=1e-3, weight_decay=0.1, blocks=[flat])
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
+def test_an_orthogonalised_matrix_keeps_its_directions_and_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    found = orthogonalised(matrix)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.T @ found @ v.T
+    values = inside.diagonal()
+    assert 0.6 < values.min() < values.max() < 1.3
+    assert (inside - torch.diag(values)).abs().max() < 1e-4
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_an_update_of_muon_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(24, 64)), nn.Parameter(torch.empty(24, 64))
+    theirs.data.copy_(ours.data)
+    before = ours.detach().clone()
+    reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon([ours], None, lr=0.02, weight_decay=0.1)
+    for _ in range(3):
+        ours.grad = torch.randn(24, 64)
+        theirs.grad = ours.grad.clone()
+        optimizer.step()
+        reference.step()
+    moved = (theirs - before).norm()
+    assert ((ours - theirs).norm() / moved).item() < 2e-2, "torch computes the direction in bfloat16"

@@ -75,14 +75,21 @@ def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
     strategies["fsdp2-recomputing"] = {"use_fsdp": True, "use_activation_checkpointing": True}
     if why_no_deepspeed() is None:
         strategies |= {f"zero-{stage}": {"use_deepspeed": stage} for stage in (1, 2, 3)}
-    for model in ("plain", "tied llama"):
+    optimizers: dict[str, dict[str, Any]] = {
+        f"{name} {optimizer}": {**strategies[name], "optimizer": optimizer}
+        for name, optimizer in (("ddp", "muon"), ("fsdp2", "muon"), ("fsdp2", "lion"), ("zero-2", "lion"))
+        if name in strategies
+    }
+    for model, asked in (("plain", strategies | optimizers), ("tied llama", strategies)):
         folder = tmp_path / model
         folder.mkdir()
-        alone = results(folder, 1, [case("alone", world=1, model=model)])["alone"]
-        found = results(folder, 2, [case(name, world=2, model=model, **more) for name, more in strategies.items()])
+        used = sorted({str(more.get("optimizer", "adamw")) for more in asked.values()})
+        alone = results(folder, 1, [case(name, world=1, model=model, optimizer=name) for name in used])
+        found = results(folder, 2, [case(name, world=2, model=model, **more) for name, more in asked.items()])
         for name, result in found.items():
-            assert result["loss"] == pytest.approx(alone["loss"], abs=1e-5), name
-            assert result["weight"] == pytest.approx(alone["weight"], rel=1e-5), name
+            expected = alone[asked[name].get("optimizer", "adamw")]
+            assert result["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
+            assert result["weight"] == pytest.approx(expected["weight"], rel=1e-5), name
     # Each rank's file holds about half of the rows of every matrix.
     shards = sorted((tmp_path / "plain" / "fsdp2" / "final" / "training_state").glob("optimizer-*.safetensors"))
     assert len(shards) == 2

@@ -254,7 +254,21 @@ class TrainerOptions(_Sent, Checked):
             found.append(_fault("eval_split", self.eval_split, "eval_dataset is given too; leave one of them out"))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
-        return found + availability.faults(self)
+        return [*found, *self._strategy_faults(), *availability.faults(self)]
+
+    def _strategy_faults(self) -> Iterator[ErrorDetail]:
+        """What would not be what it is called once the model is split over processes."""
+        if self.use_deepspeed and self.optimizer in ("adafactor", "muon"):
+            cure = "it needs whole matrices, and DeepSpeed trains flat pieces of them; use 'adamw', or no use_deepspeed"
+            yield _fault("optimizer", self.optimizer, cure)
+        if self.use_fsdp and self.optimizer == "adafactor":
+            cure = "its factors need whole matrices, which use_fsdp cuts; use 'adamw', 'lion' or 'muon'"
+            yield _fault("optimizer", self.optimizer, cure)
+        if self.mixed_precision == "fp16" and (self.use_fsdp or self.use_deepspeed):
+            cure = "its loss is scaled for whole gradients, and these are split; use 'bf16' or 'no'"
+            yield _fault("mixed_precision", self.mixed_precision, cure)
+        if self.compile and self.use_deepspeed:
+            yield _fault("compile", self.compile, "use_deepspeed rebuilds the blocks' calls; leave one of them out")
 
 
 class JobSpec(TrainerOptions):

@@ -27,10 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 from zeta_core.failures import CannotTrain
 from zeta_core.optimizer import build_optimizer
 from zeta_core.plan import Plan
+from zeta_core.scaling import LossScale
 from zeta_core.settings import Place
 from zeta_core.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer
 
 GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough that a hang is seen
+
+_LOSS_SCALE = "loss_scale"  # among the optimizer's plain values, whose other names have a slash
 
 T = TypeVar("T")
 
@@ -113,7 +116,7 @@ class Replicated:
         self.accelerator = self._accelerator()
         self.device = cast(torch.device, self.accelerator.device)
         self.optimizer: torch.optim.Optimizer
-        self.scaler = torch.amp.GradScaler(self.device.type) if plan.mixed_precision == "fp16" else None
+        self.loss_scale = LossScale(self.device.type) if plan.mixed_precision == "fp16" else None
         self.model = self._wrap(blocks)
         self._check()
 
@@ -172,25 +175,37 @@ class Replicated:
     def backward(self, loss: torch.Tensor) -> None:
         """``loss`` is this rank's share of the global loss; the ranks' gradients are summed (DDP takes their mean)."""
         loss = loss * self.processes.world_size
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.loss_scale is None:
+            loss.backward()
+        else:
+            self.loss_scale.backward(loss)
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """Clip the gradient of the whole model and return its norm before that."""
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.optimizer)
         return nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
 
     def update(self, learning_rate: float) -> float | None:
         """Apply the update; returns the gradient's norm where only this knows it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.scaler is None:
+        if self.loss_scale is None:
             self.optimizer.step()
         else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.loss_scale.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return None
+
+    def back_off(self) -> float | None:
+        """Gradients that are not finite are dropped, and the loss scale, which is returned, is halved.
+
+        ``None`` where there is no scale, or none is left to blame: then they are the model's own.
+        """
+        scale = None if self.loss_scale is None else self.loss_scale.back_off()
+        if scale is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        return scale
 
     def forget_gradients(self) -> None:
         """After memory ran out within a step: drop what was accumulated."""
@@ -212,6 +227,8 @@ class Replicated:
         if not self.processes.is_main:
             return {}, {}
         tensors, values = optimizer_tensors(self.optimizer, self.module)
+        if self.loss_scale is not None:
+            values[_LOSS_SCALE] = self.loss_scale.stored()
         return staging.copy("optimizer/", tensors), values
 
     def reserve(self, staging: Staging) -> None:
@@ -229,7 +246,10 @@ class Replicated:
         """What must be written before training goes on; nothing here."""
 
     def restore_optimizer(self, stored: Stored) -> None:
-        restore_optimizer(self.optimizer, self.module, stored.optimizer_tensors(), stored.optimizer_values)
+        values = {key: value for key, value in stored.optimizer_values.items() if key != _LOSS_SCALE}
+        if self.loss_scale is not None:
+            self.loss_scale.restore(stored.optimizer_values[_LOSS_SCALE])
+        restore_optimizer(self.optimizer, self.module, stored.optimizer_tensors(), values)
 
     def close(self) -> None:
         self.accelerator.free_memory()

@@ -30,6 +30,7 @@ KEPT = (
     "mixed_precision",
     "strategy",
     "use_activation_checkpointing",
+    "compile",
     "data",
 )
 

@@ -6,6 +6,7 @@ that is split into micro-batches and over processes. Between two steps, and only
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,7 +87,8 @@ class Course:
             asked = self.asked_to_stop() if engine.processes.is_main else None
             due = self._save_is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(loss_sum, grad_norm, asked, due)
-            self._refuse_non_finite(loss_sum, norm)
+            if self._is_to_be_computed_again(loss_sum, norm):
+                continue
             norm = engine.update(learning_rate) or norm
 
             progress.step += 1
@@ -167,13 +169,20 @@ class Course:
         stop: StopAction | None = next((action for action in reversed(STOP_ACTIONS) if asked_by_any[action]), None)
         return total, norm / self.engine.processes.world_size, stop, bool(save)
 
-    def _refuse_non_finite(self, loss_sum: float, norm: float) -> None:
-        if not (abs(loss_sum) < float("inf") and abs(norm) < float("inf")):
-            what = "loss" if not abs(loss_sum) < float("inf") else "gradient"
-            raise NonFiniteLoss(
-                f"The {what} of step {self.progress.step + 1} is not finite; the update was not made.",
-                hint="Lower learning_rate or max_grad_norm, or look at the data of that step.",
-            )
+    def _is_to_be_computed_again(self, loss_sum: float, norm: float) -> bool:
+        """Whether the loss scale may be why a gradient is not finite. Raises `NonFiniteLoss` where it is not."""
+        if math.isfinite(loss_sum) and math.isfinite(norm):
+            return False
+        step = self.progress.step + 1
+        if math.isfinite(loss_sum) and (scale := self.engine.back_off()) is not None:
+            self.report.log(f"The gradient of step {step} overflowed fp16; again with a loss scale of {scale:,g}.")
+            return True
+        what = "gradient" if math.isfinite(loss_sum) else "loss"
+        wider = "Use mixed_precision 'bf16' or 'no', whose range is wider. " if self.engine.loss_scale else ""
+        raise NonFiniteLoss(
+            f"The {what} of step {step} is not finite; the update was not made.",
+            hint=f"{wider}Lower learning_rate or max_grad_norm, or look at the data of that step.",
+        )
 
     def _learning_rate(self, updates: int) -> float:
         plan = self.plan

@@ -53,6 +53,13 @@ def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[st
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise CannotTrain(f"use_deepspeed has a section {name!r}; leave it out and name it to the Trainer.")
+    for name in ("bf16", "fp16"):
+        section = cast("dict[str, Any]", config.get(name) or {})
+        if section.get("enabled") not in (None, False, "auto") and plan.mixed_precision != name:
+            raise CannotTrain(
+                f"use_deepspeed enables {name}, and mixed_precision is {plan.mixed_precision!r} for the Trainer; leave "
+                "it out there and say it to the Trainer."
+            )
     zero = {"stage": DEFAULT_STAGE, **cast("dict[str, Any]", config.get("zero_optimization") or {})}
     if zero["stage"] not in (1, 2, 3):
         raise CannotTrain(f"use_deepspeed asks for ZeRO stage {zero['stage']}; use 1, 2 or 3.")

@@ -53,6 +53,9 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"metadata": {"team": 1}}, "metadata.team", "invalid_type"),
         ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "invalid_value"),
         ({"dpo": {"beta": 0.1}}, "dpo", "not_available_yet"),
+        ({"optimizer": "muon", "use_deepspeed": 1}, "optimizer", "invalid_value"),
+        ({"optimizer": "adafactor", "use_fsdp": True}, "optimizer", "invalid_value"),
+        ({"mixed_precision": "fp16", "use_fsdp": True}, "mixed_precision", "invalid_value"),
         ({"model": {"config": {}}}, "model.config.model_type", "missing_field"),
     ],
 )

@@ -25,7 +25,6 @@ def _other_than(*allowed: Any) -> Refusal:
 
 
 NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
-    "mixed_precision": (_other_than(None, "no", "bf16"), "use 'bf16' or 'no', or leave it out"),
     "compile": (_given, "leave it out"),
     "report_to": (_given, "leave it out; progress events and metrics are always recorded"),
     "eval_dataset": (_given, "leave it out"),

@@ -1,0 +1,106 @@
+"""Half precisions on a CPU, the loss scale of fp16, and numbers that are not finite in any of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.zeta_core.models import PlainModel, llama, plain
+from zeta import Trainer
+from zeta_core.contract.job import StatusReason
+from zeta_core.failures import NonFiniteLoss
+
+ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_like_float32_and_resumes_to_the_bit(precision: str, tmp_path: Path) -> None:
+    reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **ASKED)
+    asked: dict[str, Any] = {**ASKED, "mixed_precision": precision}
+    straight, resumed = llama(), llama()
+    result = Trainer(model=straight, max_steps=4, output_dir=tmp_path / "straight", **asked)
+    assert result.train_loss != reference.train_loss
+    assert result.train_loss == pytest.approx(reference.train_loss, abs=2e-2)
+    out = tmp_path / "out"
+    Trainer(model=llama(), max_steps=2, output_dir=out, **asked)
+    Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **asked)
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+class Steep(PlainModel):
+    """Gradients that are finite and, times the first loss scale of 65,536, beyond fp16's largest number."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 30 * super().forward(ids)
+
+
+def test_a_step_that_overflows_is_computed_again_and_the_scale_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    out = tmp_path / "out"
+    result = Trainer(model=Steep(), max_steps=3, output_dir=out, mixed_precision="fp16", **ASKED)
+    assert "The gradient of step 1 overflowed fp16; again with a loss scale of 32,768." in capsys.readouterr().out
+    assert (result.steps, result.tokens) == (3, 3 * 4 * 32), "no step and no token is lost"
+    state = json.loads((out / "final" / "training_state" / "state.json").read_text())
+    scale = state["optimizer_values"]["loss_scale"]["scale"]
+    assert 1 <= scale < 65_536
+    again = Trainer(
+        model=Steep(), max_steps=4, output_dir=out, mixed_precision="fp16", resume_from_checkpoint=out, **ASKED
+    )
+    assert again.steps_trained == 1
+    state = json.loads((out / "final" / "training_state" / "state.json").read_text())
+    assert state["optimizer_values"]["loss_scale"]["scale"] <= scale, "it was not tried from the start again"
+
+
+class Broken(PlainModel):
+    """A finite loss whose gradient is not a number."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(ids)
+        return logits + torch.sqrt(0 * self.blocks[0].norm.bias.sum())  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
+
+
+class Unbounded(PlainModel):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * float("inf")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "what"),
+    [(Broken, "no", "gradient"), (Broken, "fp16", "gradient"), (Unbounded, "no", "loss"), (Unbounded, "fp16", "loss")],
+)
+def test_what_is_not_finite_ends_the_run_before_the_update(
+    model: type[PlainModel], precision: str, what: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    trained = model()
+    before = [parameter.detach().clone() for parameter in trained.parameters()]
+    with pytest.raises(NonFiniteLoss, match=f"The {what} of step 1 is not finite") as raised:
+        Trainer(model=trained, max_steps=2, output_dir=tmp_path / "out", mixed_precision=precision, **ASKED)
+    assert raised.value.reason is StatusReason.NON_FINITE_LOSS
+    assert ("bf16" in (raised.value.hint or "")) == (precision == "fp16")
+    assert all(torch.equal(old, new) for old, new in zip(before, trained.parameters(), strict=True))
+    assert not list((tmp_path / "out").glob("step-*"))
+
+
+def test_a_cpu_is_not_slowed_down_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Trainer(model=plain(), max_steps=1, output_dir=tmp_path / "unset", **ASKED)
+    state = json.loads((tmp_path / "unset" / "final" / "training_state" / "state.json").read_text())
+    expected = "no" if not torch.cuda.is_available() else state["plan"]["mixed_precision"]
+    assert state["plan"]["mixed_precision"] == expected
+    assert "several times slower" not in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        Trainer(model=plain(), max_steps=1, output_dir=tmp_path / "asked", mixed_precision="bf16", **ASKED)
+        assert "mixed_precision is 'bf16'" in capsys.readouterr().out

@@ -6,7 +6,8 @@
 | paused: as ordered                                         | paused; queued again where the pause was withdrawn    |
 | paused: `disk_full`                                        | paused until a worker has room; no failure            |
 | queued: handed back                                        | queued, at once; no failure                           |
-| failed: `train_error`, `process_killed`, `launch_failed`   | queued, up to `max_retries` failures in a row         |
+| failed: `train_error`, `process_killed`, `launch_failed`,  | queued, up to `max_retries` failures in a row         |
+|   `stalled`                                                |                                                       |
 | failed: `train_error` with a code of `LIES_IN_THE_SPEC`    | failed                                                |
 | failed: `out_of_memory`                                    | queued once, failed the second time in the same job   |
 | failed: `disk_full`                                        | paused until there is room, up to `max_retries`       |
@@ -38,6 +39,7 @@ from zeta_core.contract.job import (
 )
 
 MAX_LOSSES = 10
+MAX_BACKOFF_SECONDS = 300.0
 # Ends that another attempt may well not meet again. The user's own faults (data, model, a loss that is not finite) are
 # not among them; memory that ran out is tried once more, because a neighbour may have had it.
 RETRIED = frozenset(
@@ -45,6 +47,7 @@ RETRIED = frozenset(
         StatusReason.TRAIN_ERROR,
         StatusReason.PROCESS_KILLED,
         StatusReason.LAUNCH_FAILED,
+        StatusReason.STALLED,
         StatusReason.OUT_OF_MEMORY,
     }
 )
@@ -55,7 +58,7 @@ RUNNING = frozenset({JobStatus.RUNNING})
 
 def backoff_seconds(failures: int) -> float:
     """How long a job rests after so many failures in a row: not at all after the first, then 5, 20, 80, at most 300."""
-    return 0.0 if failures <= 1 else min(300.0, 5.0 * 4.0 ** (failures - 2))
+    return 0.0 if failures <= 1 else min(MAX_BACKOFF_SECONDS, 5.0 * 4.0 ** (failures - 2))
 
 
 async def end_attempt(session: AsyncSession, job: JobRow, *, attempt: int, line: int, said: StatusLine) -> None:

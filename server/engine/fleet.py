@@ -49,7 +49,7 @@ class Fleet:
         self._watching_since = None
 
     def update(self, entries: Mapping[str, str]) -> bool:
-        """Take in the whole hash of heartbeats; whether a worker came, changed its slots or began to stop."""
+        """Take in the whole hash of heartbeats; whether a worker came, or changed what it offers."""
         self.looked = True
         now, changed = self._clock(), False
         first_look = self._watching_since is None
@@ -66,6 +66,7 @@ class Fleet:
             elif (earlier.heartbeat.incarnation, earlier.heartbeat.beat) != (heartbeat.incarnation, heartbeat.beat):
                 changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
                 changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
+                changed = changed or earlier.heartbeat.disk_low != heartbeat.disk_low
                 self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=True)
         return changed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,13 +19,15 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.db import Database
+from server.database.drains import drained_workers
 from server.database.state import lock_job
 from server.database.tables import CheckpointRow, JobRow
 from server.engine.courier import NOT_SENT
+from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.fleet import Fleet
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
-from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
+from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, TIME_LIMIT_VERSION, HandOver, Heartbeat
 from zeta_core.contract.spec import Resources
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
@@ -49,10 +51,11 @@ class Wait:
 
 @dataclass
 class Room:
-    """One live worker in one pass: its slots, and those still free."""
+    """One live worker in one pass: its slots, those still free, and why it takes no job although it lives."""
 
     heartbeat: Heartbeat
     free: list[int]
+    closed: Wait | None = None
 
     def has_gpus(self) -> bool:
         return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
@@ -86,9 +89,10 @@ class Scheduler:
         async with self._database.read() as session:
             given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
             taken = await _taken_slots(session)
+            drained = await drained_workers(session)
         await self._withdraw_unclaimed(given)
         rooms = [
-            Room(beat, _free_slots(beat, taken.get(beat.worker, set())))
+            Room(beat, _free_slots(beat, taken.get(beat.worker, set())), _closed(beat, drained))
             for beat in self._fleet.workers()
             if self._fleet.is_alive(beat.worker) and not beat.stopping
         ]
@@ -99,7 +103,7 @@ class Scheduler:
             async with self._database.read() as session:
                 page: Sequence[Queued] = (await session.execute(query)).all()
             await self._go_through(page, rooms)
-            if len(page) < PAGE_JOBS or not (explain_all or any(room.free for room in rooms)):
+            if len(page) < PAGE_JOBS or not (explain_all or any(room.free and room.closed is None for room in rooms)):
                 break
             last = page[-1]
         if explain_all:
@@ -113,10 +117,11 @@ class Scheduler:
             if not self._fleet.watching:
                 waits.append((row, _REDIS_AWAY))
                 continue
-            if row.not_before is not None and row.not_before > now:
+            # What is further away than any back-off is of a clock that has jumped back since.
+            if row.not_before is not None and 0 < (row.not_before - now).total_seconds() <= MAX_BACKOFF_SECONDS:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
                 continue
-            choice = choose(rooms, Resources.model_validate(row.resources or {}))
+            choice = choose(rooms, Resources.model_validate(row.resources or {}), timed=row.time_limit is not None)
             if isinstance(choice, Wait):
                 waits.append((row, choice))
                 continue
@@ -215,6 +220,7 @@ _COLUMNS = select(
     JobRow.not_before,
     JobRow.waiting_reason,
     JobRow.spec["resources"].label("resources"),
+    JobRow.spec["time_limit_seconds"].label("time_limit"),
 ).where(JobRow.status == JobStatus.QUEUED)
 _WAITING = (
     _COLUMNS.where(JobRow.worker.is_(None))
@@ -233,13 +239,24 @@ def _behind(row: Queued) -> ColumnElement[bool]:
     )
 
 
-def choose(rooms: Sequence[Room], resources: Resources) -> tuple[Room, list[int]] | Wait:
-    """The worker with the most free slots among those where the job fits now, or why it waits."""
+def choose(rooms: Sequence[Room], resources: Resources, *, timed: bool = False) -> tuple[Room, list[int]] | Wait:
+    """The worker with the most free slots among those where the job fits now, or why it waits.
+
+    ``timed``: the job has a time limit, whose stop order older workers do not know.
+    """
     if not rooms:
         return Wait(WaitingCode.NO_WORKER)
     able = [(room, needed) for room in rooms if (needed := room.slots_for(resources)) is not None]
     if not able:
         return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus),))
+    if timed:
+        able = [(room, needed) for room, needed in able if room.heartbeat.contract_version >= TIME_LIMIT_VERSION]
+        if not able:
+            return Wait(WaitingCode.WORKER_TOO_OLD)
+    closed = [room.closed for room, _ in able if room.closed is not None]
+    if len(closed) == len(able):
+        return closed[0]
+    able = [(room, needed) for room, needed in able if room.closed is None]
     fitting = [(room, needed) for room, needed in able if len(room.free) >= needed]
     if fitting:
         room, needed = max(fitting, key=lambda pair: len(pair[0].free))
@@ -247,6 +264,13 @@ def choose(rooms: Sequence[Room], resources: Resources) -> tuple[Room, list[int]
     if any(room.free for room, _ in able):
         return Wait(WaitingCode.RESOURCES, (("gpus", resources.gpus),))
     return Wait(WaitingCode.WORKERS_BUSY)
+
+
+def _closed(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
+    """Why a live worker takes no job."""
+    if beat.worker in drained:
+        return Wait(WaitingCode.NO_WORKER, message="Every worker that could run the job is being drained.")
+    return Wait(WaitingCode.DISK, (("worker", beat.worker),)) if beat.disk_low else None
 
 
 def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:

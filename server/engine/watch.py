@@ -1,4 +1,4 @@
-"""Watches running jobs: repeats stop orders until they are obeyed, and ends the attempts of workers that are lost.
+"""Watches running jobs: sends stop orders until they are obeyed, and ends the attempts of workers that are lost.
 
 A worker is lost to an attempt when its live process no longer lists it (it was restarted and found nothing, or gave
 up), or when it has been silent for ``lease_seconds`` while Redis could be reached. An attempt that a worker still lists
@@ -13,16 +13,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import and_, select
+from sqlalchemy import select
 
 from server.database.db import Database
+from server.database.drains import drained_workers
 from server.database.state import lock_job
 from server.database.tables import AttemptRow, JobRow
+from server.engine.disk import queue_what_waits_for_room
 from server.engine.endings import lose_worker
 from server.engine.fleet import Fleet
+from server.engine.orders import RUNNING, Orders
 from server.engine.stored import Stored
 from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import JournalAck, StopOrder
+from zeta_core.contract.messages import Heartbeat, JournalAck
 
 # A worker beats every 2 s and lists an attempt from the moment it got the hand-over: two beats may still be under way.
 UNLISTED_SECONDS = 5.0
@@ -40,6 +43,7 @@ class Watch:
         self._tell = tell
         self._stored = stored
         self._freed = freed
+        self._orders = Orders(database)
         self._lease_seconds = lease
         self._unlisted_since: dict[tuple[str, int], float] = {}  # monotonic
         self._strange_since: dict[tuple[str, str, int], float] = {}
@@ -49,13 +53,19 @@ class Watch:
         if not self._fleet.watching:
             return
         async with self._database.read() as session:
-            running = (await session.execute(_RUNNING)).all()
-        for row in running:
-            if row.requested_action is not None:
-                order = StopOrder(job_id=row.id, attempt=row.attempt, action=row.requested_action)
-                await self._tell(row.worker, order)
+            running = (await session.execute(RUNNING)).all()
+            drained = await drained_workers(session)
+        for worker, order in await self._orders.due(running, drained):
+            await self._tell(worker, order)
         await self._find_lost(running)
         await self._tell_the_overruled()
+        if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._fleet.workers()):
+            for job_id in await queue_what_waits_for_room(self._database):
+                self._stored.notify(job_id)
+                self._freed()
+
+    def _takes_jobs(self, beat: Heartbeat) -> bool:
+        return self._fleet.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
 
     async def _find_lost(self, running: Any) -> None:
         now = time.monotonic()
@@ -136,10 +146,5 @@ class Watch:
         self._strange_since = strange
 
 
-_RUNNING = (
-    select(JobRow.id, JobRow.attempt, JobRow.requested_action, AttemptRow.worker)
-    .join(AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt))
-    .where(JobRow.status == JobStatus.RUNNING)
-)
 _STATES = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker)
 _LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line)

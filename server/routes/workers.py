@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from server import workers
 from server.callers import TheCaller
-from server.fleet_objects import list_workers
 from server.pages import PageQuery
 from server.service import TheService
 from zeta_core.contract.answers import Page, Worker
@@ -18,4 +18,16 @@ router = APIRouter(prefix="/v1/workers", tags=["workers"])
 @router.get("")
 async def get_workers(service: TheService, caller: TheCaller, asked: Annotated[PageQuery, Query()]) -> Page[Worker]:
     """Every worker that was heard of within a day, by name."""
-    return list_workers(service.engine, asked)
+    return await workers.list_workers(service, asked)
+
+
+@router.post("/{name}/drain")
+async def drain_worker(service: TheService, caller: TheCaller, name: str) -> Worker:
+    """Give the worker no more jobs, and have its trainings save and hand theirs back (scope `admin`)."""
+    return await workers.set_draining(service, caller, name, True)
+
+
+@router.post("/{name}/undrain")
+async def undrain_worker(service: TheService, caller: TheCaller, name: str) -> Worker:
+    """Let a drained worker have jobs again (scope `admin`)."""
+    return await workers.set_draining(service, caller, name, False)

@@ -9,6 +9,7 @@ import redis
 from tests.harness.waiting import wait_until
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import (
+    CONTRACT_VERSION,
     SERVER_STREAM,
     TO_WORKER,
     WORKERS_HASH,
@@ -31,6 +32,7 @@ class PlayedWorker:
         self.name = name
         self.incarnation = f"{name}-1"
         self.stopping = False
+        self.disk_low = False
         self._client = client
         self._secret = secret
         self._slots = slots
@@ -46,6 +48,7 @@ class PlayedWorker:
             slots=self._slots,
             running=list(running),
             stopping=self.stopping,
+            disk_low=self.disk_low,
             incarnation=self.incarnation,
         )
         self._client.hset(WORKERS_HASH, self.name, signed)
@@ -121,7 +124,9 @@ def signed_heartbeat(
     kind: Literal["cuda", "cpu"] = "cpu",
     running: Sequence[tuple[str, int]] = (),
     stopping: bool = False,
+    disk_low: bool = False,
     incarnation: str = "first",
+    contract_version: int = CONTRACT_VERSION,
 ) -> str:
     """What a worker writes into its field of the hash."""
     listed = [*running, *[(None, None)] * (slots - len(running))]
@@ -135,6 +140,8 @@ def signed_heartbeat(
         cores=1,
         memory_bytes=1,
         stopping=stopping,
+        disk_low=disk_low,
+        contract_version=contract_version,
         slots=[
             DeviceReport(slot=slot, kind=kind, name=kind, memory_bytes=1, job_id=job_id, attempt=attempt)
             for slot, (job_id, attempt) in enumerate(listed)

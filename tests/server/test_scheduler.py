@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.database.tables import CheckpointRow, JobRow
+from server.database.tables import CheckpointRow, DrainRow, JobRow
 from server.engine.courier import NOT_SENT, Courier
 from server.engine.fleet import Fleet
 from server.engine.scheduler import Scheduler
@@ -100,7 +100,7 @@ def test_every_wait_has_its_reason_and_since_when(database: Bench) -> None:
     stepped.hear(busy={"slots": 1, "running": [("job_other", 1)]})
     stepped.step()
     assert waiting(database, job_id) == "workers_busy"
-    change(database, job_id, not_before=utc_now() + timedelta(hours=1))
+    change(database, job_id, not_before=utc_now() + timedelta(minutes=4))
     stepped.step()
     assert waiting(database, job_id) == "retry_backoff"
     change(database, job_id, not_before=None, spec={"resources": {"gpus": 1}})
@@ -112,6 +112,32 @@ def test_every_wait_has_its_reason_and_since_when(database: Bench) -> None:
     stepped.fleet.unreachable()
     stepped.step()
     assert "Redis cannot be reached" in (database.job(job_id).waiting_reason or {})["message"]
+
+
+def test_a_worker_that_is_drained_too_old_or_short_of_room_is_not_chosen_and_the_job_says_so(database: Bench) -> None:
+    stepped = Stepped(database)
+    plain, timed = database.submit(), database.submit()
+    change(database, timed, spec={"time_limit_seconds": 60})
+    stepped.hear(full={"disk_low": True}, old={"contract_version": 1, "slots": 2})
+    assert stepped.step() == [(plain, "old")]
+    assert waiting(database, timed) == "disk"
+    other = Stepped(database)
+    other.hear(old={"contract_version": 1, "slots": 2})
+    other.step()
+    assert waiting(database, timed) == "worker_too_old"
+    other.hear(new={})
+    drain(database, "new")
+    other.step()
+    assert waiting(database, timed) == "no_worker"
+    assert "drained" in (database.job(timed).waiting_reason or {})["message"]
+
+
+def drain(database: Bench, worker: str) -> None:
+    async def write() -> None:
+        async with database.database.write() as session:
+            session.add(DrainRow(worker=worker, created_by="key_test", created_at=utc_now()))
+
+    database.loop.run(write())
 
 
 def test_a_job_takes_as_many_slots_as_gpus_and_waits_for_them(database: Bench) -> None:

@@ -35,7 +35,6 @@ NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
     "method": (_other_than("sft"), "use 'sft'"),
     "dpo": (_given, "leave it out"),
     "train_on": (_other_than(None, "all"), "use 'all'"),
-    "time_limit_seconds": (_given, "leave it out and cancel the job when it has run long enough"),
 }
 
 

@@ -1,0 +1,73 @@
+"""The workers that the API shows, from their heartbeats, and the order to drain one.
+
+A drained worker gets no job, and each of its trainings saves a checkpoint and hands its job back. That is kept in the
+database, so it outlasts restarts of the worker and of the server, until the worker is undrained.
+"""
+
+from __future__ import annotations
+
+from server.auth import ADMIN_SCOPE, Caller
+from server.database.drains import drained_workers
+from server.database.tables import DrainRow
+from server.engine.engine import Engine
+from server.pages import PageQuery, page
+from server.service import Service
+from zeta_core.contract.answers import Page, Worker
+from zeta_core.contract.errors import NotFound, PermissionDenied
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.messages import Heartbeat
+
+
+async def list_workers(service: Service, asked: PageQuery) -> Page[Worker]:
+    """One page by name; ``after`` is the last name of the page before."""
+    async with service.database.read() as session:
+        drained = await drained_workers(session)
+    engine = service.engine
+    beats = [beat for beat in engine.workers() if asked.after is None or beat.worker > asked.after]
+    workers = [_worker(engine, beat, beat.worker in drained) for beat in beats[: asked.limit]]
+    return page(workers, len(beats) > asked.limit, lambda worker: worker.name)
+
+
+async def set_draining(service: Service, caller: Caller, name: str, draining: bool) -> Worker:
+    """Drain the worker, or let it work again; repeating it changes nothing.
+
+    Raises `PermissionDenied` for a key without the scope ``admin``, and `NotFound`.
+    """
+    if ADMIN_SCOPE not in caller.scopes:
+        raise PermissionDenied(
+            "This API key has not the scope 'admin', which draining workers needs; use one that has."
+        )
+    beat = next((beat for beat in service.engine.workers() if beat.worker == name), None)
+    if beat is None:
+        raise NotFound(f"There is no worker {name!r}; GET /v1/workers lists those there are.", code="worker_not_found")
+    async with service.database.write() as session:
+        row = await session.get(DrainRow, name, with_for_update=True)
+        if draining and row is None:
+            await session.merge(DrainRow(worker=name, created_by=caller.key_id, created_at=utc_now()))
+        elif not draining and row is not None:
+            await session.delete(row)
+    service.engine.wake()
+    return _worker(service.engine, beat, draining)
+
+
+def _worker(engine: Engine, beat: Heartbeat, draining: bool) -> Worker:
+    if not engine.is_alive(beat.worker):
+        status = "gone"
+    elif beat.stopping:
+        status = "stopping"
+    else:
+        status = "draining" if draining else "ready"
+    return Worker(
+        name=beat.worker,
+        host=beat.host,
+        status=status,
+        draining=draining,
+        disk_low=beat.disk_low,
+        version=beat.version,
+        started_at=beat.started_at,
+        last_seen_at=engine.last_seen_at(beat.worker) or beat.started_at,
+        cores=beat.cores,
+        memory_bytes=beat.memory_bytes,
+        labels=beat.labels,
+        slots=beat.slots,
+    )

@@ -1,0 +1,175 @@
+"""What the engine orders by itself: at the time limit, of a drained worker, and when the disk has room again."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from server.database.tables import AttemptRow, DrainRow, JobRow
+from server.engine import orders
+from server.engine.engine import Engine
+from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.played_worker import PlayedWorker, progress, status
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.messages import StopOrder
+
+
+@pytest.fixture
+def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
+    with shared_valkey.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+    with bench(tmp_path, redis_url) as made:
+        made.start_engine()
+        yield made
+
+
+def spec(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "dataset": {"builtin": "python-docs"}, **fields}
+
+
+def start(fleet: Bench, worker: PlayedWorker, job_id: str, attempt: int = 1) -> None:
+    def handed_over() -> bool:
+        worker.beat()
+        return fleet.job(job_id).worker == worker.name
+
+    wait_until(handed_over, 15, f"{job_id} to be handed over")
+    assert worker.claim(job_id, attempt).granted
+    worker.beat((job_id, attempt))
+
+
+def hear_order(worker: PlayedWorker, job_id: str) -> str:
+    order = worker.hear(StopOrder, job_id)
+    assert isinstance(order, StopOrder)
+    return order.action
+
+
+def engine_of(fleet: Bench) -> Engine:
+    assert fleet.engine is not None
+    return fleet.engine
+
+
+def change(fleet: Bench, row: type[Any], key: Any, **values: Any) -> None:
+    async def write() -> None:
+        async with fleet.database.write() as session:
+            found = await session.get_one(row, key)
+            for name, value in values.items():
+                setattr(found, name, value)
+
+    fleet.loop.run(write())
+
+
+def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_job_fails(
+    fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "NOTE_SECONDS", 0.1)
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit(spec=spec(time_limit_seconds=60))
+    start(fleet, worker, job_id)
+
+    def noted() -> float:
+        worker.beat((job_id, 1))
+        return fleet.attempts(job_id)[0].ran_seconds or 0.0
+
+    wait_until(lambda: noted() > 0.3, 15, "the running time to be written down")
+    worker.publish(job_id, 1, progress(3), status("failed", reason="process_killed"))
+    change(fleet, AttemptRow, (job_id, 1), ran_seconds=59.0)  # as if the first attempt had run so long
+    start(fleet, worker, job_id, 2)
+    fleet.stop_engine()  # the count outlasts the server
+    fleet.start_engine()
+    worker.beat((job_id, 2))
+    assert hear_order(worker, job_id) == "time_limit"
+    fleet.request(job_id, "cancel")  # what the user asks comes first
+    wait_until(lambda: hear_order(worker, job_id) == "cancel", 15, "the cancel to overrule it")
+    fleet.request(job_id, "pause")
+    worker.publish(job_id, 1, progress(5), status("failed", reason="time_limit"), attempt=2)
+    job = fleet.job(job_id)
+    assert (job.status, job.status_reason, job.attempt) == ("failed", "time_limit", 2)
+    fleet.check_events(job_id)
+
+
+def test_a_clock_that_jumps_neither_shortens_a_running_job_nor_holds_up_a_resting_one(
+    fleet: Bench, client: "redis.Redis"
+) -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit(spec=spec(time_limit_seconds=3600))
+    start(fleet, worker, job_id)
+    worker.beat((job_id, 1))
+    wait_until(lambda: fleet.attempts(job_id)[0].ran_seconds is not None, 15, "the engine to count its time")
+    # The same difference as a clock that is now two hours ahead.
+    change(fleet, AttemptRow, (job_id, 1), started_at=utc_now() - timedelta(hours=2))
+    for step in range(1, 4):
+        worker.beat((job_id, 1))
+        fleet.wake()
+        worker.publish(job_id, step, progress(step))
+    assert not [message for message in worker.heard() if isinstance(message, StopOrder)]
+    worker.publish(job_id, 4, status("queued", reason="handed_back"))
+    change(fleet, JobRow, job_id, not_before=utc_now() + timedelta(hours=2))
+    start(fleet, worker, job_id, 2)
+
+
+def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained(
+    fleet: Bench, client: "redis.Redis"
+) -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    start(fleet, worker, job_id)
+
+    async def drain(draining: bool) -> None:
+        async with fleet.database.write() as session:
+            if draining:
+                session.add(DrainRow(worker=worker.name, created_by="key_test", created_at=utc_now()))
+            else:
+                await session.delete(await session.get_one(DrainRow, worker.name))
+
+    fleet.loop.run(drain(True))
+    worker.beat((job_id, 1))
+    assert hear_order(worker, job_id) == "hand_back"
+    worker.publish(job_id, 1, progress(3), status("queued", reason="handed_back"))
+    worker.incarnation = "restarted"
+
+    def explained() -> str:
+        worker.beat()
+        fleet.wake()
+        return str((fleet.job(job_id).waiting_reason or {}).get("message"))
+
+    wait_until(lambda: "drained" in explained(), 20, "the reason to wait")
+    assert fleet.job(job_id).worker is None
+    fleet.loop.run(drain(False))
+    start(fleet, worker, job_id, 2)
+    assert fleet.job(job_id).failures == 0
+
+
+def test_a_job_that_waits_for_room_on_the_disk_goes_on_by_itself(
+    fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.disk.REST_SECONDS", 0.0)
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    start(fleet, worker, job_id)
+    worker.disk_low = True
+    worker.beat((job_id, 1))
+    wait_until(lambda: engine_of(fleet).workers()[0].disk_low, 15, "the server to know")
+    worker.publish(job_id, 1, progress(3), status("paused", reason="disk_full", message="4 MiB are free."))
+    other = fleet.submit()
+
+    def waits() -> dict[str, str]:
+        worker.beat()
+        fleet.wake()
+        return {name: str((fleet.job(name).waiting_reason or {}).get("code")) for name in (job_id, other)}
+
+    wait_until(lambda: waits() == {job_id: "disk", other: "disk"}, 20, "both to wait for the disk")
+    assert fleet.job(job_id).status == "paused"
+    worker.disk_low = False
+    start(fleet, worker, job_id, 2)
+    resumed = [event.fields for event in fleet.events(job_id) if event.fields.get("reason") == "resumed"]
+    assert "room" in resumed[0]["message"]
+    fleet.check_events(job_id)

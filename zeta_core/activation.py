@@ -46,13 +46,26 @@ def _holds(outer: nn.Module, inner: nn.Module) -> bool:
 @contextmanager
 def checkpointed(blocks: list[nn.Module]) -> Generator[None]:
     """Within it every one of ``blocks`` recomputes its activations."""
+    with replaced_forwards(blocks, _recomputing):
+        yield
+
+
+@contextmanager
+def replaced_forwards(
+    blocks: list[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Generator[None]:
+    """Within it each block's forward is ``wrap`` of what it was; one may lie within another."""
+    before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
-        block.forward = _recomputing(block.forward)
+        block.forward = wrap(block.forward)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from zeta_core import plan as planning
 from zeta_core import state as states
 from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.checkpoint import Checkpoint
+from zeta_core.compilation import compiled
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
@@ -133,6 +134,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         apart = located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
         blocks = repeated_blocks(trained)
+        if plan.compile:
+            stack.enter_context(compiled(blocks))
+            report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
         if plan.use_activation_checkpointing:
             stack.enter_context(checkpointed(blocks))
         engine = build_engine(

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 
 from zeta_core.contract.settings import Settings
 
@@ -46,6 +47,12 @@ def free_memory_bytes() -> int:
     except (OSError, ValueError, StopIteration):
         return free  # no Linux, or no limit: what is known so far
     return max(0, free)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch would use: the one that ``CXX`` names, else the first of the usual ones."""
+    named = os.environ.get("CXX")
+    return next((found for name in ((named,) if named else ("g++", "clang++", "c++")) if (found := which(name))), None)
 
 
 def home() -> Path:

@@ -98,6 +98,8 @@ class Course:
             progress.num_targets += num_targets
             progress.train_seconds = before + time.monotonic() - begun
             self.steps_trained += 1
+            if self.steps_trained == 1 and plan.compile:
+                self.report.log(f"Compiled: the first step took {time.monotonic() - begun:.1f} s with it.")
             if self.steps_trained == 1:
                 self.saver.prepare(self.staging)
             self.meter.step(

@@ -25,7 +25,6 @@ def _other_than(*allowed: Any) -> Refusal:
 
 
 NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
-    "compile": (_given, "leave it out"),
     "report_to": (_given, "leave it out; progress events and metrics are always recorded"),
     "eval_dataset": (_given, "leave it out"),
     "eval_split": (_given, "leave it out"),

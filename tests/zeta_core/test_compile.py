@@ -1,0 +1,67 @@
+"""Compiled blocks train like the others: alone, sharded, with activations that are computed again, and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from tests.zeta_core.models import llama
+from zeta import Trainer
+from zeta_core import compilation, settings
+from zeta_core.failures import CannotTrain
+
+ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+LACKING = compilation.why_not()
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.skipif(LACKING is not None, reason=f"torch.compile needs {LACKING}")
+def test_compiled_blocks_train_the_same_and_resume_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+
+    def train(name: str, steps: int = 3, *, dropout: float = 0.0, **more: Any) -> tuple[float, torch.Tensor]:
+        model = llama(attention_dropout=dropout)
+        result = Trainer(model=model, max_steps=steps, output_dir=tmp_path / name, **{**ASKED, **more})
+        assert result.train_loss is not None
+        return result.train_loss, weights(model)
+
+    eager, _ = train("eager")
+    whole, straight = train("compiled", compile=True)
+    assert "The first step compiles 2 x LlamaDecoderLayer" in (said := capsys.readouterr().out)
+    assert "Compiled: the first step took" in said
+    assert whole == pytest.approx(eager, abs=1e-4)
+    assert whole != eager, "other kernels, other roundings: it was compiled"
+    sharded, _ = train("sharded", compile=True, use_fsdp=True, use_activation_checkpointing=True)
+    assert sharded == pytest.approx(whole, abs=1e-4)
+
+    train("resumed", 2, compile=True)
+    _, again = train("resumed", 3, compile=True, resume_from_checkpoint=tmp_path / "resumed")
+    assert torch.equal(again, straight)
+    with (
+        safe_open(tmp_path / "eager" / "final" / "model.safetensors", framework="pt") as plain,
+        safe_open(tmp_path / "compiled" / "final" / "model.safetensors", framework="pt") as file,
+    ):
+        assert list(file.keys()) == list(plain.keys())
+
+    _, kept = train("kept", compile=True, dropout=0.3)
+    _, recomputed = train("recomputed", compile=True, dropout=0.3, use_activation_checkpointing=True)
+    assert torch.allclose(kept, recomputed, atol=1e-6), "the same dropout in both passes"
+
+
+def test_without_a_compiler_it_is_refused_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert settings.compiler() is None
+    with pytest.raises(CannotTrain, match=r"compile is true, .* a C\+\+ compiler"):
+        Trainer(model=llama(), max_steps=1, output_dir=tmp_path / "out", compile=True, **ASKED)

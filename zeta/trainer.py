@@ -25,7 +25,8 @@ class TrainResult:
     """What a training did. Losses are means per predicted token in nats; ``steps`` are optimizer steps of the run.
 
     ``steps_trained`` are those of this call (0 when a finished run was resumed); ``checkpoint`` is the directory of
-    the newest checkpoint, ``final`` when the run reached its last step.
+    the newest checkpoint, ``final`` when the run reached its last step. ``eval_loss`` is that of the last evaluation,
+    ``best_checkpoint`` the directory of the weights that had the lowest; both are None where nothing was held out.
     """
 
     steps: int
@@ -61,8 +62,9 @@ def Trainer(
     """Train ``model`` and return what came of it. Everything but the model may be left out.
 
     ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a hub id or a local directory. The
-    keyword-only extras are those of the HTTP spec: ``dataset`` (also a path), ``tokenizer``, ``max_steps``, ``epochs``,
-    ``optimizer``, ``lr_scheduler``, ``warmup_steps``, ``max_grad_norm``, ``pack`` and the rest of `TrainerOptions`.
+    keyword-only extras are those of the HTTP spec: ``dataset`` and ``eval_dataset`` (also a path), ``eval_split``,
+    ``lora`` (also True), ``freeze``, ``tokenizer``, ``max_steps``, ``epochs``, ``optimizer`` and the rest of
+    `TrainerOptions`.
     Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a checkpoint after the current step
     and then ends the process as it would have.
 
@@ -92,8 +94,11 @@ def Trainer(
     if isinstance(tokenizer, str | dict) or tokenizer is None:
         documented["tokenizer"] = tokenizer
         tokenizer = None
-    if isinstance(more.get("dataset"), str | os.PathLike):
-        more["dataset"] = {"path": os.fspath(more["dataset"])}
+    for name in ("dataset", "eval_dataset"):
+        if isinstance(more.get(name), str | os.PathLike):
+            more[name] = {"path": os.fspath(more[name])}
+    if isinstance(more.get("lora"), bool):
+        more["lora"] = {} if more["lora"] else None
     given = {name: value for name, value in documented.items() if value is not None and value is not False}
     options = parse(TrainerOptions, {**given, **more})
     if faults := availability.faults(options):
@@ -131,9 +136,9 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
         steps=progress.step,
         steps_trained=outcome.steps_trained,
         train_loss=progress.train_loss,
-        eval_loss=None,
+        eval_loss=progress.eval_loss,
         checkpoint=outcome.checkpoint,
-        best_checkpoint=None,
+        best_checkpoint=outcome.best_checkpoint,
         output_dir=output_dir.absolute(),
         run_id=outcome.run_id,
         tokens=progress.tokens,

@@ -185,12 +185,15 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
         _flush(folder)
     target = output_dir / content.name
     replaced = read(target)
-    if replaced is not None and target.name == "final":
-        _rename_as_step(replaced)  # an older final stays a checkpoint of its step, so there is one at every moment
+    as_step: Path | None = None
+    if replaced is not None and target.name in ("final", "best"):
+        as_step = _rename_as_step(replaced)  # so there is a checkpoint at every moment
     elif target.exists():
         discard(target)
     part.rename(target)
     _flush(output_dir)
+    if as_step is not None and target.name == "best":
+        discard(as_step)  # an older final stays a checkpoint of its step; of the best there is one
     return Checkpoint(target, content)
 
 
@@ -307,15 +310,16 @@ def _free(folder: Path, name: str) -> Path:
     return free
 
 
-def _rename_as_step(checkpoint: Checkpoint) -> None:
-    """Turn an older ``final`` into ``step-N``; where that is there already, it is the same and goes."""
+def _rename_as_step(checkpoint: Checkpoint) -> Path | None:
+    """Turn an older checkpoint into ``step-N``; where that is there already, it is the same and goes (None)."""
     step = checkpoint.directory.with_name(f"step-{checkpoint.manifest.step}")
     if step.exists():
         discard(checkpoint.directory)
-        return
+        return None
     manifest = checkpoint.manifest.model_copy(update={"name": step.name})
     write_atomically(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     checkpoint.directory.rename(step)
+    return step
 
 
 def _role(relative: str) -> FileRole:

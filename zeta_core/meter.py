@@ -68,6 +68,12 @@ class Meter:
         self._loss_sum = 0.0
         self._num_targets = 0
 
+    def skip(self, seconds: float) -> None:
+        """These last seconds were no training (an evaluation), and slow nothing down."""
+        self._at += seconds
+        if self._paced_from is not None:
+            self._paced_from = (self._paced_from[0] + seconds, self._paced_from[1])
+
     def _seconds_per_step(self, now: float, progress: Progress) -> float:
         """The pace since the first step: steps vary several-fold on a busy machine, their mean does not."""
         if self._paced_from is None:

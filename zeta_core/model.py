@@ -127,7 +127,7 @@ def num_positions(model: nn.Module) -> int | None:
 
 def check_vocabulary(model: nn.Module, largest_id: int) -> None:
     """Refuse data whose ids the embedding does not have, before the first step meets them."""
-    rows = _embedding_rows(model)
+    rows = embedding_rows(model)
     if rows is not None and largest_id >= rows:
         raise InvalidModel(
             f"The data holds token id {largest_id}, but the model's embedding has {rows} rows; give it a vocab_size of "
@@ -135,7 +135,8 @@ def check_vocabulary(model: nn.Module, largest_id: int) -> None:
         )
 
 
-def _embedding_rows(model: nn.Module) -> int | None:
+def embedding_rows(model: nn.Module) -> int | None:
+    """How many token ids the model has an embedding for, where that can be told."""
     getter = getattr(model, "get_input_embeddings", None)
     if callable(getter):
         try:

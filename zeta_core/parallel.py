@@ -8,7 +8,7 @@ number of processes and the class of the wrapped model are asserted: each miscon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from zeta_core.optimizer import build_optimizer
 from zeta_core.plan import Plan
 from zeta_core.scaling import LossScale
 from zeta_core.settings import Place
-from zeta_core.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer
+from zeta_core.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer, times_written
 
 GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough that a hang is seen
 
@@ -119,6 +119,8 @@ class Replicated:
         self.loss_scale = LossScale(self.device.type) if plan.mixed_precision == "fp16" else None
         self.model = self._wrap(blocks)
         self._check()
+        self._written = self._times_written()
+        self._stays_between_updates: bool | None = None  # known at the first update
 
     # --- set-up ---
 
@@ -168,6 +170,21 @@ class Replicated:
         with exchange, self._autocast():
             yield
 
+    @contextmanager
+    def evaluating(self) -> Generator[nn.Module]:
+        """The model to call for an evaluation: no dropout, no gradient; afterwards it is in the modes it was in.
+
+        Where it is sharded, every rank must call it equally often.
+        """
+        modes = [(part, part.training) for part in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                yield self.module
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._plan.mixed_precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
@@ -188,6 +205,8 @@ class Replicated:
 
     def update(self, learning_rate: float) -> float | None:
         """Apply the update; returns the gradient's norm where only this knows it."""
+        if self._stays_between_updates is None:
+            self._stays_between_updates = self._written == self._times_written()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.loss_scale is None:
@@ -213,14 +232,26 @@ class Replicated:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _times_written(self) -> list[int]:
+        return [times_written(parameter) for parameter in self.module.parameters()]
+
     # --- state ---
 
-    def stage_weights(self, staging: Staging, aliases: dict[str, str]) -> Tensors:
-        """The whole weights in memory, on the first rank; nothing on the others."""
+    def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
+        """The whole weights of these names in memory, on the first rank; nothing on the others.
+
+        Parameters may be copied while the next step computes, unless this model is one that changes them by itself.
+        Buffers (running means) are copied now: a forward may change them.
+        """
         if not self.processes.is_main:
             return {}
-        weights = {name: t for name, t in self.module.state_dict().items() if name not in aliases}
-        return staging.copy("model/", weights)
+        parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        weights = {name: t for name, t in self.module.state_dict().items() if name in names}
+        if not self._stays_between_updates:
+            return staging.copy("model/", weights)
+        staged = staging.copy("model/", {name: t for name, t in weights.items() if name not in parameters})
+        later = staging.copy_later("model/", {name: t for name, t in weights.items() if name in parameters})
+        return {name: later[name] if name in later else staged[name] for name in weights}
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         """This rank's part of the optimizer's state in memory: tensors, and plain values."""
@@ -229,12 +260,12 @@ class Replicated:
         tensors, values = optimizer_tensors(self.optimizer, self.module)
         if self.loss_scale is not None:
             values[_LOSS_SCALE] = self.loss_scale.stored()
-        return staging.copy("optimizer/", tensors), values
+        return staging.copy_later("optimizer/", tensors), values
 
-    def reserve(self, staging: Staging) -> None:
+    def reserve(self, staging: Staging, names: Collection[str]) -> None:
         """Make the buffers that the first save will need; called beside the training, after its first update."""
         if self.processes.is_main:
-            staging.reserve("model/", self.module.state_dict())
+            staging.reserve("model/", {name: t for name, t in self.module.state_dict().items() if name in names})
             staging.reserve("optimizer/", optimizer_tensors(self.optimizer, self.module)[0])
 
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:

@@ -32,7 +32,15 @@ KEPT = (
     "use_activation_checkpointing",
     "compile",
     "data",
+    "eval_data",
+    "eval_split",
+    "eval_steps",
+    "early_stopping_patience",
+    "lora",
+    "freeze",
+    "base",
 )
+EVALUATIONS = 10  # of a run that does not say eval_steps, evenly spaced, the last one at its end
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,17 @@ class Plan:
     total_steps: int
     total_sequences: int
     data: str  # fingerprint of the tokens
+    eval_data: str | None  # that of the tokens of eval_dataset
+    eval_split: float | None
+    eval_steps: int | None  # None: nothing is evaluated
+    early_stopping_patience: int | None
+    lora: dict[str, Any] | None  # what the adapter is; whether it is also saved merged is no matter of the training
+    freeze: list[str]
+    base: str | None  # fingerprint of the weights that an adapter is added to
+
+    @property
+    def evaluates(self) -> bool:
+        return self.eval_data is not None or bool(self.eval_split)
 
     @property
     def warmup_steps(self) -> int:
@@ -89,6 +108,15 @@ class Facts:
     free_bytes: int  # memory of a CPU host that is free now
     from_scratch: bool
     data: str
+    eval_data: str | None = None
+    base: str | None = None  # of the model's weights
+
+
+def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
+    """The run's seed: as asked, else that of the run that is resumed, else the default."""
+    if options.seed is not None:
+        return options.seed
+    return defaults.SEED if stored is None else int(stored["seed"])
 
 
 def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> Plan:
@@ -99,7 +127,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
     """
     batch_size, accumulate = _split(options, facts, stored)
     wanted = Plan(
-        seed=defaults.SEED if options.seed is None else options.seed,
+        seed=seed_of(options, stored),
         seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
         pack=options.pack,
         global_batch=batch_size * accumulate * facts.world_size,
@@ -120,6 +148,13 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         total_steps=0,
         total_sequences=0,
         data=facts.data,
+        eval_data=facts.eval_data,
+        eval_split=options.eval_split or None,
+        eval_steps=options.eval_steps,
+        early_stopping_patience=options.early_stopping_patience,
+        lora=None if options.lora is None else options.lora.model_dump(exclude={"save_merged"}),
+        freeze=options.freeze,
+        base=facts.base if options.lora is not None or (stored is not None and stored.get("lora")) else None,
     )
     return wanted if stored is None else _continued(wanted, options, stored)
 
@@ -127,9 +162,12 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
 def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan:
     """The plan with its number of steps: ``max_steps`` full batches, or the epochs' sequences to the last one."""
     if options.max_steps is not None:
-        return replace(plan, total_steps=options.max_steps, total_sequences=options.max_steps * plan.global_batch)
-    sequences = max(1, round((defaults.epochs(options) or defaults.EPOCHS) * num_sequences))
-    return replace(plan, total_steps=math.ceil(sequences / plan.global_batch), total_sequences=sequences)
+        steps, sequences = options.max_steps, options.max_steps * plan.global_batch
+    else:
+        sequences = max(1, round((defaults.epochs(options) or defaults.EPOCHS) * num_sequences))
+        steps = math.ceil(sequences / plan.global_batch)
+    eval_steps = plan.eval_steps or (math.ceil(steps / EVALUATIONS) if plan.evaluates else None)
+    return replace(plan, total_steps=steps, total_sequences=sequences, eval_steps=eval_steps)
 
 
 def strategy_of(options: TrainerOptions) -> str:
@@ -172,9 +210,11 @@ _OPTION_OF = {"warmup": "warmup_steps", "global_batch": "batch_size", "strategy"
 
 def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
     given = {name for name in options.model_fields_set if getattr(options, name) is not None}
-    given |= {"data", "strategy", "global_batch"}
+    given |= {"data", "eval_data", "base", "strategy", "global_batch"}
     values: dict[str, Any] = {}
     for name in KEPT:
+        if name not in stored:  # saved before there was such a thing
+            continue
         then, now = stored[name], getattr(wanted, name)
         if name in given or _OPTION_OF.get(name) in given:
             if now != then:
@@ -188,6 +228,10 @@ def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) ->
 def _refusal(name: str, then: object, now: object) -> str:
     shown = _OPTION_OF.get(name, name)
     cure = "start from the weights instead: give the checkpoint's directory as model, and no resume_from_checkpoint"
+    if name == "eval_data":
+        return f"eval_dataset is not what the run was started with; give that one again, or {cure}."
+    if name == "base":
+        return f"The model is not the base that the run was started with; give that one again, or {cure}."
     if name == "data":
         return f"The data is not what the run was started with, so its order cannot be continued; {cure}."
     if name == "global_batch":

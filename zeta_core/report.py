@@ -82,6 +82,9 @@ class Console:
                 return None
 
     def _progress(self, line: ProgressLine) -> str | None:
+        if line.eval_loss is not None:
+            self._phase = line.phase
+            return f"Evaluated after step {line.step}: loss {line.eval_loss:.4f}, perplexity {line.perplexity:.4g}"
         if line.step is None or line.loss is None:
             entered = line.phase if line.phase != self._phase else None
             self._phase = line.phase

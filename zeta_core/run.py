@@ -25,10 +25,14 @@ from zeta_core.compilation import compiled
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
-from zeta_core.contract.spec import BuiltinSource, DatasetSource, TrainerOptions, dataset_sources
+from zeta_core.contract.spec import BuiltinSource, Dataset, Lora, TrainerOptions, dataset_sources
 from zeta_core.data import Places, open_sources
+from zeta_core.encode import is_bytes
+from zeta_core.evaluation import Evaluator, hold_out, stopped_early
 from zeta_core.failures import InvalidData
-from zeta_core.loss import find_loss
+from zeta_core.freezing import freeze
+from zeta_core.lora import add_adapter, base_fingerprint
+from zeta_core.loss import LossOf, find_loss
 from zeta_core.model import (
     Located,
     check_vocabulary,
@@ -39,14 +43,16 @@ from zeta_core.model import (
     values_per_token,
 )
 from zeta_core.packing import Sequences
-from zeta_core.parallel import Processes
+from zeta_core.parallel import Engine, Processes
 from zeta_core.plan import Plan
 from zeta_core.report import Report
+from zeta_core.sampling import Samples
 from zeta_core.saving import Export, Saver
 from zeta_core.settings import Place, free_memory_bytes, library_environment
-from zeta_core.state import Progress
+from zeta_core.state import Progress, Saved
 from zeta_core.strategy import build_engine
-from zeta_core.tokens import TokenFile, prepare_tokens
+from zeta_core.token_cache import prepare_tokens
+from zeta_core.tokens import TokenFile
 from zeta_core.train import Course
 
 _NOT_ISOLATED = (
@@ -56,6 +62,7 @@ _NOT_ISOLATED = (
 _SLOW_PRECISION = (
     "mixed_precision is {!r}, and a CPU without instructions for it is several times slower with it than with 'no'."
 )
+_PRECISION_WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -81,12 +88,19 @@ class Outcome:
     steps_trained: int
     total_steps: int
     checkpoint: Path | None
+    best_checkpoint: Path | None
     stopped: StopAction | None
 
     @property
     def result(self) -> JobResult:
         done = self.progress
-        return JobResult(train_loss=done.train_loss, tokens=done.tokens, train_seconds=round(done.train_seconds, 3))
+        return JobResult(
+            train_loss=done.train_loss,
+            eval_loss=done.eval_loss,
+            best_checkpoint=None if done.best_step is None else "best",
+            tokens=done.tokens,
+            train_seconds=round(done.train_seconds, 3),
+        )
 
 
 def execute(run: Run, place: Place, report: Report) -> Outcome:
@@ -96,7 +110,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     located = locate_model(run.model, run.places, run.cache)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)
-    tokens = _tokens(run, tokenizer, report)
+    tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
+    held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
 
     with ExitStack() as stack:
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available()))
@@ -105,11 +120,16 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         report.phase("loading_model")
         found = processes.from_main(lambda: _find_checkpoint(run, report))
         stored = None if found is None else states.read_state(found.directory)
-        torch.manual_seed(options.seed if options.seed is not None else planning.defaults.SEED)
+        torch.manual_seed(planning.seed_of(options, stored.plan if stored else None))
         model = located.build()
-        check_vocabulary(model, tokens.largest_id)
-        plan = planning.decide(options, _facts(place, model, located, tokens), stored.plan if stored else None)
-        sequences = Sequences(tokens, plan.seq_len, pack=plan.pack)
+        for data in (tokens, held_out):
+            check_vocabulary(model, 0 if data is None else data.largest_id)
+        facts = _facts(place, model, located, tokens, held_out)
+        plan = planning.decide(options, facts, stored.plan if stored else None)
+        if plan.eval_split:
+            split = hold_out(tokens, plan.eval_split, plan.seed)
+            tokens, held_out = split.train, split.held_out
+        sequences = Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong)
         if not len(sequences):
             raise InvalidData("The data holds no document of at least two tokens; give more text.")
         plan = planning.with_length(plan, options, len(sequences))
@@ -120,16 +140,13 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             stack.enter_context(_deterministic_kernels())
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
-        dtype = located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        model.float()  # weights are trained in float32, whatever they are stored in
-        if found is not None:
-            states.load_weights(model, found.directory)
-        aliases = states.unique_weights(model.state_dict())[1]
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        saved, export = _choose_what_is_trained(model, located, plan, tokenizer, merge=_merges(options))
+        if found is not None:
+            states.load_weights(model, found.directory, saved.names)
         loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
         if plan.pack and not loss_of.isolates and tokens.num_documents > 1:
             report.warn("documents_not_isolated", _NOT_ISOLATED.format(type(model).__name__))
-        export = Export(skeleton_of(model, dtype), tokenizer, dtype, located.base_model)
         # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
         apart = located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
@@ -157,7 +174,10 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
                 states.restore_random(stored.random[place.rank])
             else:
                 states.seed_everything(plan.seed, place.rank, progress.step)
-        resolved = _resolved(run, plan, run_id, engine.device, num_parameters)
+        evaluator = None
+        if held_out is not None:
+            evaluator = _evaluator(run, plan, engine, loss_of, held_out, tokenizer, report)
+        resolved = _resolved(run, plan, run_id, engine.device, model, num_parameters, held_out)
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
         report.log(
             f"{options.entity_name or run_id}: {num_parameters:,} parameters, {plan.total_steps} steps of "
@@ -166,7 +186,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if stored is not None:
             _say_resumed(report, progress, plan, stored.plan)
 
-        saver = Saver(run.output_dir, run_id, export, plan.stored(), engine, report, keep=options.save_total_limit)
+        keep = options.save_total_limit
+        saver = Saver(run.output_dir, run_id, export, saved, plan.stored(), engine, report, keep=keep)
         stack.callback(saver.close)
         saver.newest = found
         course = Course(
@@ -175,8 +196,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             loss_of=loss_of,
             sequences=sequences,
             progress=progress,
-            aliases=aliases,
+            saved=saved,
             saver=saver,
+            evaluator=evaluator,
             report=report,
             output_dir=run.output_dir,
             checkpointing_steps=options.checkpointing_steps,
@@ -189,8 +211,10 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         stopped = course.train()
         newest = course.finish(stopped)
         if apart and newest is not None:
-            states.load_weights(model, newest)
-        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, stopped)
+            states.load_weights(model, newest, saved.names)
+        best = run.output_dir / "best"
+        best = best if progress.best_step is not None and best.is_dir() else None
+        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
 
 
 @contextmanager
@@ -204,13 +228,54 @@ def _deterministic_kernels() -> Generator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _tokens(run: Run, tokenizer: Any, report: Report) -> TokenFile:
-    """The data as tokens; a run that names none trains on a text that every machine has, and says so."""
-    dataset: list[DatasetSource] = dataset_sources(run.options.dataset)
-    if not dataset:
-        dataset = [BuiltinSource(builtin="python-docs")]
-    sources = open_sources(dataset, run.places, pretokenized=run.options.use_pretokenized)
-    return prepare_tokens(sources, tokenizer, run.cache, report)
+def _tokens(run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Report) -> TokenFile:
+    sources = open_sources(dataset_sources(dataset), run.places, pretokenized=run.options.use_pretokenized)
+    return prepare_tokens(
+        sources,
+        tokenizer,
+        run.cache,
+        report,
+        train_on=run.options.train_on,
+        method=run.options.method,
+        processes=torch.get_num_threads() * place.world_size,
+    )
+
+
+def _choose_what_is_trained(
+    model: nn.Module, located: Located, plan: Plan, tokenizer: Any, *, merge: bool
+) -> tuple[Saved, Export]:
+    """Put in the adapter, or freeze what is not trained; which weights a checkpoint holds, and how they are written.
+
+    What is trained is in float32, whatever it is stored in. The base of an adapter keeps its own precision where the
+    run computes in that, and is in float32 elsewhere.
+    """
+    dtype = located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    skeleton = skeleton_of(model, dtype)
+    if plan.lora is None:
+        model.float()
+        freeze(model, plan.freeze)
+        weights, aliases = states.unique_weights(model.state_dict())
+        return Saved(frozenset(weights), aliases), Export(skeleton, tokenizer, dtype, located.base_model)
+    model.to(dtype if plan.mixed_precision == _PRECISION_WORDS.get(dtype) else torch.float32)
+    adapter = add_adapter(model, Lora(**plan.lora), base_model=located.base_model, seed=plan.seed)
+    weights, aliases = states.unique_weights(model.state_dict())
+    saved = Saved(adapter.names, aliases, whole=frozenset(weights) if merge else None)
+    return saved, Export(skeleton, tokenizer, dtype, located.base_model, adapter)
+
+
+def _merges(options: TrainerOptions) -> bool:
+    return options.lora is not None and options.lora.save_merged
+
+
+def _evaluator(
+    run: Run, plan: Plan, engine: Engine, loss_of: LossOf, held_out: TokenFile, tokenizer: Any, report: Report
+) -> Evaluator:
+    sequences = Sequences(held_out, plan.seq_len, pack=plan.pack, overlong=run.options.overlong)
+    # Ids that came as they are have no text, unless somebody said which tokenizer they are of.
+    named = run.tokenizer is not None or run.options.tokenizer is not None or not is_bytes(tokenizer)
+    text = tokenizer if named or not run.options.use_pretokenized else None
+    samples = Samples(held_out, plan.seq_len, loss_of, text, engine.processes, engine.device, report, seed=plan.seed)
+    return Evaluator(plan, engine, loss_of, sequences, samples, report)
 
 
 def _find_checkpoint(run: Run, report: Report) -> Checkpoint | None:
@@ -222,7 +287,9 @@ def _find_checkpoint(run: Run, report: Report) -> Checkpoint | None:
     return found
 
 
-def _facts(place: Place, model: nn.Module, located: Located, tokens: TokenFile) -> planning.Facts:
+def _facts(
+    place: Place, model: nn.Module, located: Located, tokens: TokenFile, held_out: TokenFile | None
+) -> planning.Facts:
     cuda = torch.cuda.is_available()
     return planning.Facts(
         world_size=place.world_size,
@@ -234,6 +301,8 @@ def _facts(place: Place, model: nn.Module, located: Located, tokens: TokenFile) 
         free_bytes=free_memory_bytes(),
         from_scratch=not located.pretrained,
         data=tokens.fingerprint,
+        eval_data=None if held_out is None else held_out.fingerprint,
+        base=base_fingerprint(model),
     )
 
 
@@ -262,10 +331,22 @@ def _sample(tokens: TokenFile) -> list[int]:
     )
 
 
-def _resolved(run: Run, plan: Plan, run_id: str, device: torch.device, num_parameters: int) -> dict[str, Any]:
+def _resolved(
+    run: Run,
+    plan: Plan,
+    run_id: str,
+    device: torch.device,
+    model: nn.Module,
+    num_parameters: int,
+    held_out: TokenFile | None,
+) -> dict[str, Any]:
     """The options with every default that was decided, and what they were decided from."""
     numbers = plan.stored()
     del numbers["global_batch"], numbers["warmup"]  # said below by the names of the contract
+    if plan.lora is not None:
+        numbers["lora"] = {**plan.lora, "save_merged": _merges(run.options)}
+    if held_out is not None:
+        numbers |= {"eval_documents": held_out.num_documents, "eval_tokens": held_out.num_tokens}
     decided = {
         **run.options.model_dump(mode="json"),
         **numbers,
@@ -275,6 +356,7 @@ def _resolved(run: Run, plan: Plan, run_id: str, device: torch.device, num_param
         "device": str(device),
         "dtype": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision],
         "num_parameters": num_parameters,
+        "num_trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "run_id": run_id,
     }
     if run.options.max_steps is None:
@@ -284,7 +366,9 @@ def _resolved(run: Run, plan: Plan, run_id: str, device: torch.device, num_param
 
 def _say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str, Any]) -> None:
     report.log(f"Resumed after step {progress.step} of {plan.total_steps}.")
-    if progress.step >= plan.total_steps:
+    if stopped_early(progress, plan):
+        report.log("This run stopped early and is finished; start from its weights to train it further.")
+    elif progress.step >= plan.total_steps:
         report.log("This run is finished; raise max_steps or epochs to train it further.")
     elif before["total_steps"] != plan.total_steps:
         report.warn(

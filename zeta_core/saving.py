@@ -6,7 +6,7 @@ there. It is reported only when it is durable and published.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +23,12 @@ from zeta_core.checkpoint import Checkpoint
 from zeta_core.contract.checkpoint import CheckpointFormat, Manifest, ManifestFile
 from zeta_core.contract.events import CheckpointLine, utc_now
 from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.lora import Adapter
 from zeta_core.parallel import Engine
 from zeta_core.report import Report
-from zeta_core.state import Snapshot, Staging, Tensors, exported_exactly, write_state
+from zeta_core.state import Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
+
+MERGED = "merged"  # of an adapter's checkpoint: the base with the adapter added, a model like any other
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,31 @@ class Export:
     tokenizer: Any
     dtype: torch.dtype | None  # None: each tensor as it is
     base_model: str | None
+    adapter: Adapter | None = None
 
     @property
     def format(self) -> CheckpointFormat:
+        if self.adapter is not None:
+            return "adapter"
         return "module" if self.skeleton is None else "huggingface"
 
     def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
+        """Write what is loaded; of an adapter also the merged model, where ``weights`` has the base, too."""
+        self.tokenizer.save_pretrained(folder)
+        if self.adapter is None:
+            self._write_model(folder, weights, aliases)
+            return
+        self.adapter.write(folder, weights)
+        if len(weights) > len(self.adapter.names):
+            merged = folder / MERGED
+            merged.mkdir()
+            name_of = self.adapter.base_name
+            self._write_model(
+                merged, self.adapter.merged(weights), {name_of(a): name_of(name) for a, name in aliases.items()}
+            )
+            self.tokenizer.save_pretrained(merged)
+
+    def _write_model(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
         if self.skeleton is None:
             # One entry of metadata: safetensors writes several in any order, and equal weights are equal files here.
             # Names that are tied to another are left out; `safetensors.torch.load_model` puts them back.
@@ -51,7 +73,6 @@ class Export:
             tensors |= {alias: tensors[name] for alias, name in aliases.items()}
             with quiet():
                 self.skeleton.save_pretrained(folder, state_dict=tensors)  # pyright: ignore[reportCallIssue]
-        self.tokenizer.save_pretrained(folder)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
@@ -79,6 +100,7 @@ class Saver:
         output_dir: Path,
         run_id: str,
         export: Export,
+        saved: Saved,
         plan: dict[str, Any],
         engine: Engine,
         report: Report,
@@ -93,12 +115,13 @@ class Saver:
         self._output_dir = output_dir
         self._run_id = run_id
         self._export = export
+        self._saved = saved
         self.plan = plan  # replaced when the split into micro-batches changes
         self._report = report
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[Checkpoint | None] | None = None
-        self._reserving: Future[None] | None = None
+        self._reserving: tuple[Staging, Future[None]] | None = None
         self.newest: Checkpoint | None = None
 
     @property
@@ -115,21 +138,24 @@ class Saver:
     def prepare(self, staging: Staging) -> None:
         """Make room for the first save beside the training."""
         if self._under_way is None and self.newest is None:
-            self._reserving = self._thread.submit(self._engine.reserve, staging)
+            self._reserving = staging, self._thread.submit(self._engine.reserve, staging, self._saved.names)
 
-    def save(self, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> None:
-        """Start writing ``snapshot``, which must not be changed before `wait`."""
+    def save(self, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        """Start to complete and write ``snapshot``, which must not be changed before `wait`, under each of ``names``.
+
+        The first is written, the others share its bytes.
+        """
         assert self._under_way is None, "wait for the save before"
-        part = self._processes.from_main(lambda: self._begin(name))
+        part = self._processes.from_main(lambda: self._begin(names[0]))
         self._engine.write_now(part / TRAINING_STATE_NAME)
-        self._under_way = self._thread.submit(self._write, part, name, snapshot, metrics)
+        self._under_way = self._thread.submit(self._write, part, names, snapshot, metrics)
 
     def save_copy(self, name: str) -> None:
         """The newest checkpoint under another name as well."""
         newest = self.wait()
         if self._processes.is_main:
             assert newest is not None
-            self._announce(checkpoints.copy_as(newest, self._output_dir, name))
+            self.newest = self._announce(checkpoints.copy_as(newest, self._output_dir, name))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -138,7 +164,8 @@ class Saver:
         """Wait until the buffers are free for the next save."""
         self.wait()
         if self._reserving is not None:
-            reserving, self._reserving = self._reserving, None
+            (staging, reserving), self._reserving = self._reserving, None
+            staging.stop_reserving()
             reserving.result()
 
     def _begin(self, name: str) -> Path:
@@ -146,19 +173,24 @@ class Saver:
         (part / TRAINING_STATE_NAME).mkdir()
         return part
 
-    def _write(self, part: Path, name: str, snapshot: Snapshot, metrics: dict[str, float]) -> Checkpoint | None:
+    def _write(
+        self, part: Path, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]
+    ) -> Checkpoint | None:
+        snapshot.complete()
         if self._processes.is_main or self._engine.writes_shards:
             self._write_shard(part / TRAINING_STATE_NAME, snapshot)
         if not self._processes.is_main:
             return None
         self._export.write(part, snapshot.weights, snapshot.aliases)
-        with_weights = not exported_exactly(part, snapshot.weights)
-        write_state(part / TRAINING_STATE_NAME, snapshot, self.plan, with_weights=with_weights)
+        trained = {name: t for name, t in snapshot.weights.items() if name in self._saved.names}
+        if exported_exactly(part, trained):
+            trained = {}
+        write_state(part / TRAINING_STATE_NAME, snapshot, self.plan, trained)
 
         def manifest(files: list[ManifestFile]) -> Manifest:
             return Manifest(
                 run_id=self._run_id,
-                name=name,
+                name=names[0],
                 format=self._export.format,
                 base_model=self._export.base_model,
                 step=snapshot.progress.step,
@@ -168,7 +200,10 @@ class Saver:
                 files=files,
             )
 
-        return self._announce(checkpoints.publish(part, self._output_dir, manifest))
+        written = self._announce(checkpoints.publish(part, self._output_dir, manifest))
+        for name in names[1:]:
+            self._announce(checkpoints.copy_as(written, self._output_dir, name))
+        return written
 
     def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
         """Write this rank's part of the state, and go on when every rank has; raises what went wrong on any."""
@@ -195,5 +230,4 @@ class Saver:
         self._report.write(
             CheckpointLine(name=manifest.name, step=manifest.step, metrics=manifest.metrics, bytes=published.size_bytes)
         )
-        self.newest = published
         return published

@@ -8,7 +8,7 @@ safetensors file, whose header says which rows of which whole tensor it holds; a
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -67,31 +67,44 @@ class Sharded(Replicated):
         cast(FSDPModule, self.model).set_requires_gradient_sync(last)
         yield
 
+    @contextmanager
+    def evaluating(self) -> Generator[nn.Module]:
+        with super().evaluating() as model:
+            try:
+                yield model
+            finally:
+                for part in self.module.modules():
+                    if isinstance(part, FSDPModule):
+                        part.reshard()  # no backward pass does it after this forward
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)  # the policy of `fully_shard` has the precision
+
     def clip(self, max_norm: float) -> torch.Tensor:
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     # --- state ---
 
-    def stage_weights(self, staging: Staging, aliases: dict[str, str]) -> Tensors:
+    def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
         """The whole weights, gathered one after the other; only the first rank keeps them."""
         staged: Tensors = {}
         for name, tensor in self.module.state_dict().items():
-            if name in aliases:
+            if name not in names:
                 continue
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self.processes.is_main:
                 staged |= staging.copy("model/", {name: whole})
         return staged
 
-    def reserve(self, staging: Staging) -> None:
+    def reserve(self, staging: Staging, names: Collection[str]) -> None:
         """Nothing: whole weights exist only while a save gathers them."""
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         tensors, values = optimizer_tensors(self.optimizer, self.module)
         local = {key: t.to_local() if isinstance(t, DTensor) else t for key, t in tensors.items()}
         self._rows = {key: _rows(t) for key, t in tensors.items() if isinstance(t, DTensor)}
-        return staging.copy("optimizer/", local), values
+        return staging.copy_later("optimizer/", local), values
 
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:
         place = self.processes.place

@@ -201,6 +201,11 @@ class Saved:
 
     names: frozenset[str]
     aliases: dict[str, str]
+    whole: frozenset[str] | None = None  # those of the whole model, where only a part is trained and the whole is asked
+
+    def of(self, checkpoints: Collection[str]) -> frozenset[str]:
+        """The names for checkpoints that are called so: the whole model is for those that stay."""
+        return self.whole if self.whole is not None and {"best", "final"} & set(checkpoints) else self.names
 
 
 def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
@@ -341,11 +346,14 @@ def seed_everything(seed: int, *parts: int) -> None:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def write_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, Any], *, with_weights: bool) -> None:
-    """``training_state/`` of a checkpoint, but for the optimizer's tensors, which are the engine's to write."""
+def write_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, Any], weights: Tensors) -> None:
+    """``training_state/`` of a checkpoint, but for the optimizer's tensors, which are the engine's to write.
+
+    ``weights`` are those that the exported files do not hold exactly.
+    """
     folder.mkdir(exist_ok=True)
-    if with_weights:
-        save_file(snapshot.weights, folder / "weights.safetensors")
+    if weights:
+        save_file(weights, folder / "weights.safetensors")
     (folder / "random.json").write_text(json.dumps(snapshot.random))
     content = {"plan": plan, "progress": asdict(snapshot.progress), "optimizer_values": snapshot.optimizer_values}
     (folder / "state.json").write_text(json.dumps(content, indent=1))

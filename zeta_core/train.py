@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from zeta_core import checkpoint as checkpoints
 from zeta_core import state as states
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.evaluation import Evaluator, stopped_early
 from zeta_core.failures import NonFiniteLoss
 from zeta_core.loss import LossOf
 from zeta_core.meter import Meter
@@ -31,7 +32,7 @@ from zeta_core.report import Report
 from zeta_core.sampler import Sampler, micro_batches
 from zeta_core.saving import Saver
 from zeta_core.schedule import factor
-from zeta_core.state import Progress, Snapshot, Staging
+from zeta_core.state import Progress, Saved, Snapshot, Staging
 
 FIRST_SAVE_SECONDS, USUAL_SAVE_SECONDS, MOST_TIME_SAVING = 4.0, 600.0, 0.05
 
@@ -47,8 +48,9 @@ class Course:
         loss_of: LossOf,
         sequences: Sequences,
         progress: Progress,
-        aliases: dict[str, str],
+        saved: Saved,
         saver: Saver,
+        evaluator: Evaluator | None,
         report: Report,
         output_dir: Path,
         checkpointing_steps: int | Literal["epoch"] | None,
@@ -59,23 +61,25 @@ class Course:
         self.plan, self.engine, self.loss_of = plan, engine, loss_of
         self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
         self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
-        self.aliases = aliases
+        self.saved, self.evaluator = saved, evaluator
+        self.saved_weights = saved.names  # of the newest checkpoint
         self.sampler = Sampler(len(sequences), plan.seed)
         self.staging = Staging()
         self.steps_trained = 0
         self.meter = Meter(report, plan, len(sequences))
         self.saved_step = progress.step if saver.newest is not None else -1
         self.saved_at = time.monotonic()
-        self.seconds_saving = 0.0
+        self.seconds_saving = self.seconds_evaluating = 0.0
 
     def train(self) -> StopAction | None:
         """Run to the last step, or until it is asked to stop; returns why it stopped, None at the end."""
         plan, engine, progress = self.plan, self.engine, self.progress  # of the plan, only the split can change
-        self.report.phase("training")
         engine.model.train()
-        begun, before = time.monotonic(), progress.train_seconds
-        self.saved_at = begun
-        while progress.step < plan.total_steps:
+        stop = self._evaluate_and_save(due=False, stop=None)  # a stop may have come before an evaluation
+        self.report.phase("training")
+        self.saved_at = time.monotonic()
+        begun, before = self.saved_at - self.seconds_evaluating, progress.train_seconds
+        while stop is None and not self.is_done:
             learning_rate = self._learning_rate(progress.step)
             window = self.sampler.sequences(
                 progress.consumed_sequences,
@@ -89,6 +93,7 @@ class Course:
             loss_sum, norm, stop, due = self._agree(loss_sum, grad_norm, asked, due)
             if self._is_to_be_computed_again(loss_sum, norm):
                 continue
+            self.staging.finish()  # what the save before this step still copies, the update changes
             norm = engine.update(learning_rate) or norm
 
             progress.step += 1
@@ -96,7 +101,7 @@ class Course:
             progress.tokens += self.sequences.num_tokens(window)
             progress.loss_sum += loss_sum
             progress.num_targets += num_targets
-            progress.train_seconds = before + time.monotonic() - begun
+            progress.train_seconds = before + time.monotonic() - begun - self.seconds_evaluating
             self.steps_trained += 1
             if self.steps_trained == 1 and plan.compile:
                 self.report.log(f"Compiled: the first step took {time.monotonic() - begun:.1f} s with it.")
@@ -109,13 +114,31 @@ class Course:
                 grad_norm=norm,
                 learning_rate=self._learning_rate(progress.step),
             )
-            if stop == "cancel":
-                return stop
-            if due or stop is not None:
-                self.save(f"step-{progress.step}")
-            if stop is not None:
-                return stop
-        return None
+            stop = self._evaluate_and_save(due=due, stop=stop)
+        return stop
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left to be trained: the last one is reached, or evaluations stopped getting better."""
+        return self.progress.step >= self.plan.total_steps or stopped_early(self.progress, self.plan)
+
+    def _evaluate_and_save(self, *, due: bool, stop: StopAction | None) -> StopAction | None:
+        """What happens between two steps; returns why the run is to stop, None to go on."""
+        progress, names = self.progress, list[str]()
+        if stop is None and self.evaluator is not None and self.evaluator.is_due(progress):
+            started = time.monotonic()
+            stop = self.evaluator.evaluate(progress, self.plan.batch_size, self.asked_to_stop)
+            self.seconds_evaluating += time.monotonic() - started
+            self.meter.skip(time.monotonic() - started)
+            if stop is None and progress.best_step == progress.step:
+                names.append("best")
+            if stop is None and self.is_done and progress.step < self.plan.total_steps:
+                self.report.log(f"Stopped early: the best evaluation was that after step {progress.best_step}.")
+        if (due or stop is not None) and stop != "cancel" and self.saved_step != progress.step:
+            names.insert(0, f"step-{progress.step}")
+        if names:
+            self.save(*names)
+        return stop
 
     def _accumulate_within_memory(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
         """Halve the micro-batch and double the accumulation while memory runs out; the global batch stays.
@@ -206,25 +229,26 @@ class Course:
         affordable = self.seconds_saving <= MOST_TIME_SAVING * max(trained, FIRST_SAVE_SECONDS)
         return affordable and time.monotonic() - self.saved_at >= pause
 
-    def save(self, name: str) -> None:
-        """Copy the run's state to memory and let it be written while training goes on."""
+    def save(self, *names: str) -> None:
+        """Copy the run's state to memory and let it be written, under each name, while training goes on."""
         started = time.monotonic()
         self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
         self.saver.wait_for_room()
-        metrics = {} if self.progress.train_loss is None else {"train_loss": self.progress.train_loss}
-        self.saver.save(name, self._snapshot(), metrics)
+        self.saver.save(names, self._snapshot(names), self.progress.metrics)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
         self.seconds_saving += self.saved_at - started
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, names: Sequence[str]) -> Snapshot:
         engine = self.engine
-        weights = engine.stage_weights(self.staging, self.aliases)
+        weights = engine.stage_weights(self.staging, self.saved.of(names))
+        self.saved_weights = self.saved.of(names)
         tensors, values = engine.stage_optimizer(self.staging)
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
         random_states = engine.processes.gather(states.random_state())
-        return Snapshot(weights, self.aliases, tensors, values, random_states, replace(self.progress))
+        progress = replace(self.progress)
+        return Snapshot(weights, self.saved.aliases, tensors, values, random_states, progress, self.staging.finish)
 
     def finish(self, stopped: StopAction | None) -> Path | None:
         """Save the end and wait for it; returns the newest checkpoint. A run that trained no step changes nothing."""
@@ -236,7 +260,7 @@ class Course:
             and newest.directory.parent.resolve() == self.output_dir.resolve()
         )
         if stopped is None and not unchanged:
-            if self.saved_step != self.progress.step:
+            if self.saved_step != self.progress.step or self.saved_weights != self.saved.of(["final"]):
                 self.save("final")
             else:
                 self.saver.save_copy("final")

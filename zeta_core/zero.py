@@ -8,7 +8,7 @@ only ever read from a checkpoint whose manifest was verified, and only with the 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -112,6 +112,18 @@ class Zero(Replicated):
         self._last = last
         yield
 
+    @contextmanager
+    def evaluating(self) -> Generator[nn.Module]:
+        with super().evaluating():
+            self.model.eval()
+            try:
+                yield self.model  # DeepSpeed's own call gathers what it has split
+            finally:
+                self.model.train()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)  # DeepSpeed's config has the precision
+
     def backward(self, loss: torch.Tensor) -> None:
         engine = cast(Any, self.model)
         engine.backward(loss * self.processes.world_size, scale_wrt_gas=False)
@@ -136,13 +148,13 @@ class Zero(Replicated):
 
     # --- state ---
 
-    def stage_weights(self, staging: Staging, aliases: dict[str, str]) -> Tensors:
+    def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
         whole = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self.model))
         if not self.processes.is_main:
             return {}
-        return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name not in aliases})
+        return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name in names})
 
-    def reserve(self, staging: Staging) -> None:
+    def reserve(self, staging: Staging, names: Collection[str]) -> None:
         """Nothing: whole weights exist only while a save gathers them."""
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:

@@ -26,14 +26,8 @@ def _other_than(*allowed: Any) -> Refusal:
 
 NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
     "report_to": (_given, "leave it out; progress events and metrics are always recorded"),
-    "eval_dataset": (_given, "leave it out"),
-    "eval_split": (_given, "leave it out"),
-    "eval_steps": (_given, "leave it out"),
-    "early_stopping_patience": (_given, "leave it out"),
-    "lora": (_given, "leave it out; every weight is trained"),
     "method": (_other_than("sft"), "use 'sft'"),
     "dpo": (_given, "leave it out"),
-    "train_on": (_other_than(None, "all"), "use 'all'"),
 }
 
 
@@ -47,8 +41,8 @@ def faults(options: BaseModel) -> list[ErrorDetail]:
     dataset = getattr(options, "dataset", None)
     sources = dataset if isinstance(dataset, list) else [dataset]
     for source in sources:
-        if source is not None and source.format not in ("auto", "text", "tokens"):
-            details.append(_detail("dataset.format", source.format, "use 'auto', 'text' or 'tokens'"))
+        if source is not None and source.format == "preference":
+            details.append(_detail("dataset.format", source.format, "use conversations or text"))
         if source is not None and source.weight is not None:
             details.append(_detail("dataset.weight", source.weight, "leave it out; sources follow one another"))
     resources = getattr(options, "resources", None)

@@ -51,8 +51,8 @@ class StatusLine(_Line):
 class ProgressLine(_Line):
     """Where the training is. A step is an optimizer step; ``tokens`` are those trained on since the run's start.
 
-    ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``memory`` maps a device
-    to the bytes used at most.
+    ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``eval_loss`` the mean over
+    the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at most.
     """
 
     type: Literal["progress"] = "progress"
@@ -63,6 +63,7 @@ class ProgressLine(_Line):
     tokens: int | None = None
     loss: float | None = None
     eval_loss: float | None = None
+    perplexity: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None
@@ -99,6 +100,7 @@ class WarningLine(_Line):
     type: Literal["warning"] = "warning"
     code: str
     message: str
+    stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
 
 
 class ErrorLine(_Line):

@@ -230,11 +230,18 @@ class TrainerOptions(_Sent, Checked):
     mixed_precision: Precision | None = Field(default=None, description="unset: by device")
     compile: bool = False
     pack: bool = True
+    overlong: Literal["error", "truncate", "drop"] | None = Field(
+        default=None,
+        description="documents longer than seq_len; unset: a conversation is truncated, text goes on in the next one",
+    )
     eval_dataset: Dataset | None = None
     eval_split: float | None = Field(default=None, ge=0, le=0.5)
     eval_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     early_stopping_patience: int | None = Field(default=None, ge=1)
     lora: Lora | None = None
+    freeze: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+        default=[], max_length=100, description="shell patterns of the names of parameters that are not trained"
+    )
     method: Literal["sft", "dpo"] = "sft"
     dpo: Dpo | None = None
     train_on: Literal["assistant", "completion", "all"] | None = None
@@ -252,9 +259,36 @@ class TrainerOptions(_Sent, Checked):
             )
         if self.eval_dataset is not None and self.eval_split is not None:
             found.append(_fault("eval_split", self.eval_split, "eval_dataset is given too; leave one of them out"))
+        found += self._evaluation_faults()
+        if self.lora is not None and self.freeze:
+            found.append(_fault("freeze", self.freeze, "lora trains its adapter alone; leave one of them out"))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
-        return [*found, *self._strategy_faults(), *availability.faults(self)]
+        return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]
+
+    def _method_faults(self) -> Iterator[ErrorDetail]:
+        """What a method does not read, and formats that are of another one."""
+        if self.dpo is not None and self.method != "dpo":
+            yield _fault("dpo", self.dpo, "it is read by method 'dpo' alone; set method, or leave it out")
+        if self.method == "dpo" and self.train_on not in (None, "completion"):
+            yield _fault("train_on", self.train_on, "method 'dpo' learns from the answers alone; leave it out")
+        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
+            for index, source in enumerate(dataset_sources(dataset)):
+                at = f"{place}.{index}" if isinstance(dataset, list) else place
+                if source.format not in ("auto", "preference") and self.method == "dpo":
+                    yield _fault(f"{at}.format", source.format, "method 'dpo' is trained on 'preference' pairs; use that")
+                if source.format == "preference" and self.method != "dpo":
+                    yield _fault(f"{at}.format", source.format, "it is for method 'dpo'; set method to that")
+                if source.format in ("text", "tokens") and self.train_on not in (None, "all"):
+                    yield _fault("train_on", self.train_on, f"{source.format} has no turns; use 'all', or leave it out")
+
+    def _evaluation_faults(self) -> Iterator[ErrorDetail]:
+        if self.eval_dataset is not None or self.eval_split:
+            return
+        cure = "there is nothing to evaluate on; give eval_split or eval_dataset, too"
+        for name in ("eval_steps", "early_stopping_patience"):
+            if getattr(self, name) is not None:
+                yield _fault(name, getattr(self, name), cure)
 
     def _strategy_faults(self) -> Iterator[ErrorDetail]:
         """What would not be what it is called once the model is split over processes."""

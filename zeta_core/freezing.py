@@ -1,0 +1,33 @@
+"""Freezing by pattern: which weights a full fine-tuning leaves as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from zeta_core.failures import CannotTrain
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Turn off the gradient of every parameter whose name matches one of the shell patterns (``*`` crosses dots).
+
+    Raises `CannotTrain` where a pattern matches nothing, or all of them everything.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in named if fnmatchcase(name, pattern)]
+        if not matching:
+            some = ", ".join(list(named)[:6])
+            raise CannotTrain(
+                f"freeze has {pattern!r}, which no parameter's name matches; patterns are as a shell's and the names "
+                f"are such as {some}.",
+                param="freeze",
+            )
+        for name in matching:
+            named[name].requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in named.values()):
+        raise CannotTrain(
+            f"freeze is {list(patterns)!r}, which leaves no parameter to train; leave some of them out.", param="freeze"
+        )

@@ -1,0 +1,111 @@
+"""A few lines of a model's own at each evaluation: held-out beginnings, continued by it.
+
+Cheap: at most `NUM_TOKENS` calls on `NUM_PROMPTS` short sequences, cut off after `MOST_SECONDS`. Deterministic: the
+same beginnings and the same random numbers each time, from a generator of its own, so that what changes is the model.
+B sequences, T tokens, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from zeta_core.contract.events import SampleLine
+from zeta_core.loss import Convention, LossOf, logits_of
+from zeta_core.packing import Batch
+from zeta_core.parallel import Processes
+from zeta_core.report import Report
+from zeta_core.tokens import TokenFile
+
+NUM_PROMPTS = 3
+NUM_PROMPT_TOKENS = 32
+NUM_TOKENS = 32
+TEMPERATURE = 0.8
+MOST_SECONDS = 10.0
+
+
+class Samples:
+    def __init__(
+        self,
+        held_out: TokenFile,
+        seq_len: int,
+        loss_of: LossOf,
+        tokenizer: Any,
+        processes: Processes,
+        device: torch.device,
+        report: Report,
+        *,
+        seed: int,
+    ) -> None:
+        """``tokenizer`` None: there is no text for these ids, and nothing is written."""
+        self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
+        self._processes, self._device, self._report = processes, device, report
+        self._prompts_BT = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
+        self._num_tokens = min(NUM_TOKENS, seq_len - self._prompts_BT.shape[1])
+        # A model that only answers with a loss has nothing to say.
+        speaks = tokenizer is not None and loss_of.convention is not Convention.LABELS
+        self._speaks = speaks and self._prompts_BT.size > 0
+
+    def write(self, model: nn.Module, step: int) -> list[SampleLine]:
+        """One line for each beginning. Every rank calls this, because a sharded model needs them all."""
+        if not self._speaks:
+            return []
+        generator = torch.Generator().manual_seed(self._seed)
+        began = time.monotonic()
+        ids_BT = torch.from_numpy(self._prompts_BT).to(self._device)
+        for _ in range(self._num_tokens):
+            logits_BV = self._next_logits(model, ids_BT)
+            if logits_BV is None:
+                self._report.log("This model gives no logits for the next token, so no samples are written.")
+                self._speaks = False
+                return []
+            weights_BV = torch.softmax(logits_BV.float().cpu() / TEMPERATURE, dim=-1)
+            drawn_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
+            is_main = self._processes.is_main
+            too_long = float(time.monotonic() - began > MOST_SECONDS)
+            # The first rank's word is everybody's: what it drew, and whether time is up.
+            said = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
+            *drawn, stop = self._processes.sum(said.to(self._device))
+            ids_BT = torch.cat((ids_BT, torch.tensor(drawn, device=self._device).long()[:, None]), dim=1)
+            if stop:
+                break
+        length = self._prompts_BT.shape[1]
+        rows = ids_BT.tolist()
+        return [SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(row[length:])) for row in rows]
+
+    def _next_logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
+        logits_BTV = self._logits(model, ids_BT)
+        length = ids_BT.shape[1]
+        if logits_BTV is not None and length > 1 and logits_BTV.shape[1] == length - 1:
+            # A wrapper that keeps the last token for its loss: it is given one more to keep.
+            logits_BTV = self._logits(model, torch.cat((ids_BT, ids_BT[:, -1:]), dim=1))
+            length += 1
+        if logits_BTV is None or logits_BTV.shape[1] not in (1, ids_BT.shape[1]):
+            return None
+        return logits_BTV[:, -1, : len(self._tokenizer)]
+
+    def _logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
+        positions_BT = torch.arange(ids_BT.shape[1], device=self._device).expand_as(ids_BT)
+        batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, mask_B1TT=None, num_targets=0)
+        try:
+            return logits_of(self._loss_of.call(model, batch))
+        except TypeError:  # its forward cannot be called without targets
+            return None
+
+    def _text(self, ids: list[int]) -> str:
+        end = self._tokenizer.eos_token_id
+        ids = ids[: ids.index(end)] if end in ids else ids
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _beginnings(tokens: TokenFile, length: int) -> NDArray[np.int64]:
+    """The first ``length`` tokens of the first few documents that have them; of the longest one where none has."""
+    starts, lengths = np.asarray(tokens.offsets[:-1]), np.diff(tokens.offsets)
+    length = max(1, min(length, int(lengths.max()) - 1))
+    chosen = starts[lengths > length][:NUM_PROMPTS]
+    return tokens.ids[tokens.where(chosen[:, None] + np.arange(length))].astype(np.int64)

@@ -3,6 +3,7 @@
 #   PYTHON=python3.12     the interpreter to build .venv with (default: the newest of 3.11 to 3.14 on the PATH)
 #   TORCH_INDEX=URL       where torch comes from, e.g. the CPU index that pytorch.org/get-started names
 #   DEEPSPEED=no          leave DeepSpeed out even where it can be built
+#   SEED=7 JOBS=100 DATABASE=postgresql    of make chaos: the weather, how many jobs, postgresql or sqlite
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,13 +27,14 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v "$$python"; break; }; done)
 endif
 
-.PHONY: help setup demo serve test test-all check format pins clean distclean
+.PHONY: help setup demo serve test test-all chaos check format pins clean distclean
 
 help:
 	@echo 'make setup      .venv with pinned dependencies; .venv/bin/zeta is there after it'
 	@echo 'make demo       the main job from end to end: start, train, follow, download, verify, generate, stop'
 	@echo 'make serve      the service on this machine, in the foreground (zeta up)'
 	@echo 'make test       the tests; make test-all adds the slow ones'
+	@echo 'make chaos      the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
 	@echo 'make check      format, lint and types, changing nothing; make format changes'
 	@echo 'make pins       write constraints.txt from .venv, after its versions were raised and the tests passed'
 	@echo 'make clean      remove caches; make distclean removes .venv too'
@@ -50,6 +52,9 @@ test: setup
 
 test-all: setup
 	@$(BIN)/python -m pytest $(PARALLEL)
+
+chaos: setup
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(or $(JOBS),100) --database $(or $(DATABASE),postgresql)
 
 check: setup
 	@$(BIN)/ruff format --check .

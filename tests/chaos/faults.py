@@ -1,0 +1,216 @@
+"""The faults, one table: what each strikes, for how long it lasts, and how it is mended.
+
+A fault is a generator: it strikes, yields what it hit, and mends when it is resumed. One that finds nothing to hit ends
+without yielding, and was not struck. One at a time is under way, but the next does not wait until the last is recovered
+from.
+"""
+
+import shutil
+import signal
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from random import Random
+
+from tests.chaos.databases import PostgresUnderFire
+from tests.chaos.fleet import LEASE_SECONDS, SELF_STOP_SECONDS, Fleet, Host
+from zeta_core.contract.job import JobStatus
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The jobs that ran where the fault struck, until when it lasts, and whether their attempts end by it."""
+
+    jobs: frozenset[str]
+    lasts_seconds: float = 0.0
+    ends_attempts: bool = False
+
+
+Blow = Generator[Hit]
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    strike: Callable[[Fleet, Random], Blow]
+    weight: int  # how often in each round of the table
+
+
+def training_killed(fleet: Fleet, dice: Random) -> Blow:
+    leaders = sorted((found for found in fleet.trainings() if found.rank is None), key=lambda found: found.job_id)
+    if leaders:
+        victim = dice.choice(leaders)
+        victim.process.kill()
+        yield Hit(frozenset({victim.job_id}), ends_attempts=True)
+
+
+def rank_killed(fleet: Fleet, dice: Random) -> Blow:
+    ranks = [found for found in fleet.trainings() if found.rank is not None]
+    if ranks:
+        victim = dice.choice(sorted(ranks, key=lambda found: (found.job_id, found.rank)))
+        victim.process.kill()
+        yield Hit(frozenset({victim.job_id}), ends_attempts=True)
+
+
+def worker_killed(fleet: Fleet, dice: Random) -> Blow:
+    """Its trainings go on, or end, without it."""
+    host = dice.choice(fleet.hosts)
+    host.end(signal.SIGKILL)
+    yield Hit(running(fleet, host), dice.uniform(0.0, SELF_STOP_SECONDS / 2))
+    host.start()
+
+
+def worker_told_to_stop(fleet: Fleet, dice: Random) -> Blow:
+    host = dice.choice(fleet.hosts)
+    hit = running(fleet, host)
+    host.end(signal.SIGTERM)
+    yield Hit(hit, dice.uniform(0.0, 3.0), ends_attempts=True)
+    host.start()
+
+
+def host_gone(fleet: Fleet, dice: Random) -> Blow:
+    """For ever, with its trainings and its disk; another machine takes its place."""
+    host = dice.choice(fleet.hosts)
+    hit = running(fleet, host)
+    host.vanish()
+    fleet.retire(host)
+    yield Hit(hit, dice.uniform(0.0, 3.0), ends_attempts=True)
+    fleet.add_host()
+
+
+def line_cut(fleet: Fleet, dice: Random) -> Blow:
+    return _cut(fleet, dice, dice.uniform(1.0, SELF_STOP_SECONDS - 2.0))
+
+
+def line_cut_for_longer_than_the_lease(fleet: Fleet, dice: Random) -> Blow:
+    return _cut(fleet, dice, LEASE_SECONDS + dice.uniform(5.0, 15.0))
+
+
+def _cut(fleet: Fleet, dice: Random, seconds: float) -> Blow:
+    host = dice.choice(fleet.hosts)
+    host.line.cut()
+    yield Hit(running(fleet, host), seconds)
+    host.line.heal()
+
+
+def server_killed(fleet: Fleet, dice: Random) -> Blow:
+    server = dice.choice(fleet.servers)
+    server.end(signal.SIGKILL)
+    yield Hit(running(fleet), dice.uniform(0.0, 3.0))
+    server.start()
+
+
+def server_told_to_stop(fleet: Fleet, dice: Random) -> Blow:
+    server = dice.choice(fleet.servers)
+    server.end(signal.SIGTERM)
+    yield Hit(running(fleet), dice.uniform(0.0, 3.0))
+    server.start()
+
+
+def every_server_killed(fleet: Fleet, dice: Random) -> Blow:
+    if len(fleet.servers) > 1:
+        for server in fleet.servers:
+            server.end(signal.SIGKILL)
+        yield Hit(running(fleet), dice.uniform(0.0, 3.0))
+        for server in fleet.servers:
+            server.start()
+
+
+def redis_killed(fleet: Fleet, dice: Random) -> Blow:
+    fleet.valkey.kill()
+    yield Hit(running(fleet), dice.uniform(0.0, 5.0))
+    fleet.valkey.start()
+
+
+def redis_away_for_longer_than_the_lease(fleet: Fleet, dice: Random) -> Blow:
+    fleet.valkey.stop()
+    yield Hit(running(fleet), LEASE_SECONDS + dice.uniform(1.0, 10.0))
+    fleet.valkey.start()
+
+
+def redis_back_empty(fleet: Fleet, dice: Random) -> Blow:
+    """Killed, and its disk lost."""
+    fleet.valkey.kill()
+    shutil.rmtree(fleet.valkey.directory)
+    fleet.valkey.directory.mkdir()
+    yield Hit(running(fleet), dice.uniform(0.0, 5.0))
+    fleet.valkey.start()
+
+
+def flushall(fleet: Fleet, dice: Random) -> Blow:
+    hit = running(fleet)
+    with fleet.valkey.client() as client:
+        for _ in range(dice.randint(1, 3)):
+            client.flushall()
+    yield Hit(hit)
+
+
+def database_locked(fleet: Fleet, dice: Random) -> Blow:
+    hit = running(fleet)
+    with fleet.database.locked():
+        yield Hit(hit, dice.uniform(1.0, 8.0))
+
+
+def database_down(fleet: Fleet, dice: Random) -> Blow:
+    if isinstance(fleet.database, PostgresUnderFire):
+        hit = running(fleet)
+        fleet.database.crash()
+        yield Hit(hit, dice.uniform(0.0, 6.0))
+        fleet.database.start_again()
+
+
+def worker_disk_full(fleet: Fleet, dice: Random) -> Blow:
+    host = dice.choice(fleet.hosts)
+    if host.disk is not None:
+        host.disk.fill()
+        yield Hit(running(fleet, host), dice.uniform(1.0, 8.0))
+        host.disk.free()
+
+
+def store_full(fleet: Fleet, dice: Random) -> Blow:
+    if fleet.store_disk is not None:
+        fleet.store_disk.fill()
+        yield Hit(running(fleet), dice.uniform(1.0, 8.0))
+        fleet.store_disk.free()
+
+
+def clock_jumps(fleet: Fleet, dice: Random) -> Blow:
+    """The wall clock of one server, or of one host with its worker and trainings, for a while."""
+    present = [*(server.home.name for server in fleet.servers), *(host.name for host in fleet.hosts)]
+    name = dice.choice(present)
+    if name in fleet.clocks:
+        fleet.clocks[name].jump(dice.choice([-7200, -300, 300, 7200]))
+        yield Hit(running(fleet), dice.uniform(1.0, 8.0))
+        fleet.clocks[name].jump(0)
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("training killed (kill -9)", training_killed, 6),
+    Fault("one rank of several killed (kill -9)", rank_killed, 3),
+    Fault("worker killed (kill -9), restarted while its trainings go on", worker_killed, 4),
+    Fault("worker told to stop (SIGTERM), restarted", worker_told_to_stop, 2),
+    Fault("host gone for ever, another one started", host_gone, 2),
+    Fault("network cut between a worker and Redis", line_cut, 2),
+    Fault("the same, for longer than the lease", line_cut_for_longer_than_the_lease, 1),
+    Fault("server killed (kill -9), restarted", server_killed, 3),
+    Fault("server told to stop (SIGTERM), restarted", server_told_to_stop, 1),
+    Fault("every server killed at once, restarted", every_server_killed, 1),
+    Fault("Redis killed (kill -9), restarted", redis_killed, 2),
+    Fault("Redis away for longer than the lease", redis_away_for_longer_than_the_lease, 1),
+    Fault("Redis back without its data", redis_back_empty, 1),
+    Fault("FLUSHALL", flushall, 3),
+    Fault("database locked by another program", database_locked, 2),
+    Fault("database down", database_down, 2),
+    Fault("disk of a worker full", worker_disk_full, 2),
+    Fault("disk of the artifact store full", store_full, 1),
+    Fault("clock of a server or a host jumps", clock_jumps, 2),
+)
+
+
+def running(fleet: Fleet, *hosts: Host) -> frozenset[str]:
+    """The jobs that run now, on these hosts or on any."""
+    names: Iterable[str] = {host.name for host in hosts or fleet.hosts}
+    return frozenset(
+        job_id
+        for job_id, standing in fleet.database.standings().items()
+        if standing.status == JobStatus.RUNNING and standing.worker in names
+    )

@@ -1,0 +1,196 @@
+"""The fleet under fire: every part of the service as real processes, each of which can be struck and mended.
+
+    users -> servers (two on PostgreSQL, one on SQLite) -> database
+                 |                \\
+                 `-> Valkey <------ artifact store        the store and each host's home are small disks of their own
+                        ^             ^                   where the system lets them be mounted
+    a line per host ->  |             |
+                     hosts: a worker of two slots each, with its trainings
+
+Nothing of it is played: servers are ``python -m server``, workers the worker's own main with real Celery, and all
+limits are the product's own, set short.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.chaos.databases import DatabaseUnderFire
+from tests.chaos.processes import TrainingProcess, trainings
+from tests.chaos.training import WITNESS_DIRECTORY
+from tests.harness.children import start_child
+from tests.harness.clocks import Clock, build_library
+from tests.harness.disks import SmallDisk, can_mount
+from tests.harness.network import Line
+from tests.harness.service import clean_environment
+from tests.harness.valkey import ValkeyServer
+from tests.server.serving import REPOSITORY, SECRET, ServerProcess
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "tests.chaos.worker")
+SLOTS = 2
+LEASE_SECONDS = 15.0
+SELF_STOP_SECONDS = 9.0
+LIMITS = {
+    "ZETA_CLAIM_SECONDS": "5",
+    "ZETA_LEASE_SECONDS": str(LEASE_SECONDS),
+    "ZETA_SELF_STOP_SECONDS": str(SELF_STOP_SECONDS),
+    "ZETA_STOP_GRACE_SECONDS": "20",
+    "ZETA_DISK_MIN_FREE_BYTES": str(16 * 2**20),
+}
+HOME_MEGABYTES, STORE_MEGABYTES = 192, 512
+
+
+class Host:
+    """A machine with a worker: a home of its own, a line to Redis, a clock, and the processes that run on it."""
+
+    def __init__(
+        self, name: str, folder: Path, valkey: ValkeyServer, clock: Clock | None, *, small_disk: bool, store: Path
+    ) -> None:
+        self.name = name
+        self.home = folder / "home"
+        self.line = Line(valkey.port)
+        self.clock = clock
+        self.disk = SmallDisk(self.home, HOME_MEGABYTES) if small_disk else None
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.worker: subprocess.Popen[bytes] | None = None
+        self._log_file = folder / "worker.log"
+        self._environment = {
+            **clean_environment(),
+            **LIMITS,
+            **({**clock.environment, "ZETA_JOB_ENV": " ".join(clock.environment)} if clock else {}),
+            "PYTHONPATH": str(REPOSITORY),
+            "ZETA_HOME": str(self.home),
+            "ZETA_ARTIFACTS_URL": str(store),
+            "ZETA_REDIS_URL": f"redis://127.0.0.1:{self.line.port}/0",
+            "ZETA_WORKER_SECRET": SECRET,
+            "ZETA_WORKER_NAME": name,
+            "ZETA_WORKER_SLOTS": str(SLOTS),
+        }
+
+    def start(self) -> None:
+        assert self.worker is None, "already started"
+        self.worker = start_child(
+            WORKER_COMMAND, log_file=self._log_file, environment=self._environment, stop_signal=signal.SIGKILL
+        )
+
+    def end(self, how: signal.Signals, timeout_seconds: float = 60) -> None:
+        """Send the worker a signal and wait for its end; its trainings are not touched."""
+        assert self.worker is not None, "not started"
+        self.worker.send_signal(how)
+        self.worker.wait(timeout_seconds)
+        self.worker = None
+
+    def trainings(self) -> list[TrainingProcess]:
+        return trainings(self.home)
+
+    def vanish(self) -> None:
+        """The machine is gone: everything on it ends at once and its disk is never seen again by anybody."""
+        if self.worker is not None:
+            self.end(signal.SIGKILL)
+        while left := self.trainings():
+            for found in left:
+                found.process.kill()
+
+    def close(self) -> None:
+        self.line.heal()
+        self.vanish()
+        self.line.close()
+        if self.disk is not None:
+            self.disk.close()
+
+
+class Fleet:
+    """What `fleet` makes. ``hosts`` are those in service; ``gone`` those that vanished, kept for the inquest."""
+
+    def __init__(self, folder: Path, database: DatabaseUnderFire, valkey: ValkeyServer, closing: ExitStack) -> None:
+        self.folder = folder
+        self.database = database
+        self.valkey = valkey
+        self.gone: list[Host] = []
+        self.hosts: list[Host] = []
+        self.servers: list[ServerProcess] = []
+        self.clocks: dict[str, Clock] = {}
+        self._closing = closing
+        self._small_disks = can_mount()
+        self._clock_library = build_library(folder)
+        self.store = folder / "artifacts"
+        self.store_disk = SmallDisk(self.store, STORE_MEGABYTES) if self._small_disks else None
+        if self.store_disk is not None:
+            closing.callback(self.store_disk.close)
+        self.store.mkdir(exist_ok=True)
+        (folder / WITNESS_DIRECTORY).mkdir()
+
+    def start(self, *, num_servers: int, num_hosts: int) -> None:
+        for number in range(1, num_servers + 1):
+            self.add_server(f"server-{number}")
+        for _ in range(num_hosts):
+            self.add_host()
+
+    def add_server(self, name: str) -> None:
+        variables = {**LIMITS, **self._clock_of(name), "ZETA_ARTIFACTS_URL": str(self.store)}
+        server = ServerProcess(self.folder / name, self.valkey.url, self.database.url, **variables)
+        self._closing.callback(_end_server, server)
+        self.servers.append(server)
+        server.start()
+
+    def add_host(self) -> Host:
+        """A new machine, by a name that no other had."""
+        name = f"host-{len(self.hosts) + len(self.gone) + 1}"
+        folder = self.folder / name
+        folder.mkdir()
+        self._clock_of(name)
+        clock = self.clocks.get(name)
+        host = Host(name, folder, self.valkey, clock, small_disk=self._small_disks, store=self.store)
+        self._closing.callback(host.close)
+        self.hosts.append(host)
+        host.start()
+        return host
+
+    def retire(self, host: Host) -> None:
+        """It vanished, and is no longer in service."""
+        self.hosts.remove(host)
+        self.gone.append(host)
+
+    def trainings(self) -> list[TrainingProcess]:
+        """Every process of every training of this fleet."""
+        return trainings(self.folder)
+
+    def run_directories(self) -> list[Path]:
+        return sorted(self.folder.glob("host-*/home/workers/*/runs/*/attempt-*"))
+
+    def logs(self, last_lines: int = 60) -> str:
+        """The end of what servers and workers wrote, without the requests that went well."""
+        said: list[str] = []
+        for file in sorted([*self.folder.glob("*/server.log"), *self.folder.glob("*/worker.log")]):
+            lines = [
+                line for line in file.read_text(errors="replace").splitlines() if "was answered with 2" not in line
+            ]
+            said += [f"--- {file}", *lines[-last_lines:]]
+        return "\n".join(said)
+
+    def _clock_of(self, name: str) -> Mapping[str, str]:
+        """What starts a process with the clock of this name; nothing where no clock can be made."""
+        if self._clock_library is None:
+            return {}
+        self.clocks[name] = Clock(self.folder / f"{name}.clock", self._clock_library)
+        return self.clocks[name].environment
+
+
+@contextmanager
+def running_fleet(folder: Path, database: DatabaseUnderFire, *, num_hosts: int = 2) -> Generator[Fleet]:
+    """A whole fleet on ``database`` until the block ends; then nothing of it is left but the folder."""
+    with ExitStack() as closing:
+        valkey = ValkeyServer(folder / "valkey")
+        closing.callback(valkey.stop)
+        valkey.start()
+        fleet = Fleet(folder, database, valkey, closing)
+        fleet.start(num_servers=2 if database.takes_several_servers else 1, num_hosts=num_hosts)
+        yield fleet
+
+
+def _end_server(server: ServerProcess) -> None:
+    if server.process is not None:
+        server.end(signal.SIGKILL)

@@ -1,0 +1,41 @@
+"""The processes of trainings on this machine, by the marks that every one of them carries (Linux)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from zeta_core.contract.layout import MARK_ATTEMPT, MARK_JOB
+
+
+@dataclass(frozen=True)
+class TrainingProcess:
+    """One process of one attempt; ``rank`` is set in those of several ranks."""
+
+    process: psutil.Process
+    job_id: str
+    attempt: int
+    rank: str | None
+    directory: Path  # where it works: its run directory
+
+
+def trainings(home: Path | None = None) -> list[TrainingProcess]:
+    """The living ones, of the worker with this home or of all."""
+    return [found for found in _marked() if home is None or found.directory.is_relative_to(home)]
+
+
+def _marked() -> Iterator[TrainingProcess]:
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+            if MARK_JOB in environment and process.status() != psutil.STATUS_ZOMBIE:
+                yield TrainingProcess(
+                    process,
+                    job_id=environment[MARK_JOB],
+                    attempt=int(environment[MARK_ATTEMPT]),
+                    rank=environment.get("RANK"),
+                    directory=Path(process.cwd()),
+                )
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or is another user's

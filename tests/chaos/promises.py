@@ -1,0 +1,219 @@
+"""The promises, each a check of what lies there when all is over; every breach is a sentence.
+
+1. every job that got a 201 ends in a true state, with its reason
+2. two attempts of a job never train at once, and what an old attempt says after its successor's start changes nothing
+3. the final weights are bit-identical to those of the undisturbed run
+4. each event is stored once, in order, without a gap, and the last log lines are there before the state is final
+5. nothing of an ended attempt is left
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.database.tables import AttemptRow, EventRow, JobRow
+from tests.chaos.fleet import Fleet
+from tests.chaos.orders import Order
+from tests.chaos.training import WITNESS_DIRECTORY
+from tests.chaos.users import Users
+from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest
+from zeta_core.contract.job import ENDED, JobStatus, StatusReason
+from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, LOG_FILE, MANIFEST_NAME, checkpoint_key, log_key
+
+Breaches = Iterator[str]
+
+
+class Evidence:
+    """What is there when the storm is over, read once."""
+
+    def __init__(self, fleet: Fleet, users: Users) -> None:
+        self.fleet = fleet
+        self.users = users
+        self.jobs: dict[str, JobRow] = fleet.database.jobs()
+        self.attempts: dict[str, list[AttemptRow]] = {job: fleet.database.attempts(job) for job in self.jobs}
+        self.events: dict[str, list[EventRow]] = {job: fleet.database.events(job) for job in self.jobs}
+        self.checkpoints = {job: fleet.database.checkpoints(job) for job in self.jobs}
+        self.run_directories = {(path.parent.name, int(path.name.split("-")[1])): path for path in _runs(fleet)}
+
+    def accepted(self) -> Iterator[tuple[JobRow, Order]]:
+        """The jobs that got a 201 and are there, each with its order."""
+        return ((self.jobs[job], order) for job, order in self.users.accepted.items() if job in self.jobs)
+
+    def final_weights(self, job_id: str) -> str | None:
+        """The sha256 of the weights in the job's stored final checkpoint."""
+        directory = self.fleet.store / checkpoint_key(job_id, "final")
+        if not directory.is_dir():
+            return None
+        manifest = Manifest.model_validate_json((directory / MANIFEST_NAME).read_text())
+        digests = [_sha256(directory / file.path) for file in manifest.files if file.role == "weights"]
+        return hashlib.sha256("".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
+
+
+def every_accepted_job_ended_truly(evidence: Evidence) -> Breaches:
+    """Nothing was asked for that cannot be trained, so it succeeded, or was cancelled because its user said so."""
+    yield from evidence.users.refused
+    for job_id in evidence.users.accepted.keys() - evidence.jobs.keys():
+        yield f"{job_id} got a 201 and is in no table"
+    keys = [order.key for _, order in evidence.accepted()]
+    if len(evidence.jobs) != len(set(keys)):
+        yield f"{len(set(keys))} orders became {len(evidence.jobs)} jobs"
+    for job, _ in evidence.accepted():
+        cancelled = "cancel" in evidence.users.obeyed.get(job.id, [])
+        ends = {(JobStatus.SUCCEEDED, StatusReason.COMPLETED)}
+        ends |= {(JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER)} if cancelled else set()
+        if (job.status, job.status_reason) not in ends:
+            reasons = [attempt.reason for attempt in evidence.attempts[job.id]]
+            yield f"{job.id} is {job.status} ({job.status_reason}), its attempts ended {reasons}: {job.error}"
+        elif job.requested_action is not None or job.worker is not None or job.finished_at is None:
+            yield f"{job.id} is {job.status} and still says {job.requested_action=} {job.worker=} {job.finished_at=}"
+
+
+def one_attempt_at_a_time(evidence: Evidence) -> Breaches:
+    for job, _ in evidence.accepted():
+        file = evidence.fleet.folder / WITNESS_DIRECTORY / f"{job.id}.jsonl"
+        starts: list[dict[str, Any]] = (
+            [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        )
+        for start in starts:
+            if start["others_alive"]:
+                yield f"{job.id}: attempt {start['attempt']} began while {start['others_alive']} lived"
+        numbers = [start["attempt"] for start in starts]
+        if numbers != sorted(set(numbers)):
+            yield f"{job.id}: its attempts began as {numbers}"
+        highest = 0
+        for event in evidence.events[job.id]:
+            if event.attempt < highest:
+                yield f"{job.id}: event {event.seq} is of attempt {event.attempt}, and {highest} had begun"
+            highest = max(highest, event.attempt)
+
+
+def the_same_bits(evidence: Evidence) -> Breaches:
+    references = {
+        order.kind: evidence.final_weights(job.id)
+        for job, order in evidence.accepted()
+        if order.key.startswith("reference-")
+    }
+    for job, order in evidence.accepted():
+        if job.status != JobStatus.SUCCEEDED:
+            continue
+        expected, found = order.computed_weights or references.get(order.kind), evidence.final_weights(job.id)
+        if expected is None or found != expected:
+            steps = [(one.attempt, one.first_step, one.last_step) for one in evidence.attempts[job.id]]
+            yield f"{job.id} ({order.kind}) ended with weights {found}, undisturbed {expected}; its attempts: {steps}"
+
+
+def every_event_once_in_order(evidence: Evidence) -> Breaches:
+    for job, _ in evidence.accepted():
+        events = evidence.events[job.id]
+        if [event.seq for event in events] != list(range(1, len(events) + 1)):
+            yield f"{job.id}: its events are numbered {[event.seq for event in events]}"
+        final = [event for event in events if event.type == "status" and event.fields.get("status") in ENDED]
+        if len(final) != 1 or final[0] is not events[-1]:
+            yield f"{job.id}: {len(final)} events end it, and its last one is {events[-1].type if events else None}"
+        for attempt in evidence.attempts[job.id]:
+            mine = [event for event in events if event.attempt == attempt.attempt and event.line is not None]
+            if [event.line for event in mine] != list(range(1, attempt.stored_line + 1)):
+                yield f"{job.id}: attempt {attempt.attempt} has lines {[event.line for event in mine]}"
+            directory = evidence.run_directories.get((job.id, attempt.attempt))
+            if directory is not None:
+                yield from _as_the_journal_says(job.id, mine, directory)
+                if attempt.reason == StatusReason.COMPLETED:
+                    yield from _log_is_whole(evidence, job.id, attempt.attempt, directory)
+
+
+def nothing_is_left(evidence: Evidence) -> Breaches:
+    fleet = evidence.fleet
+    for found in fleet.trainings():
+        yield f"process {found.process.pid} of attempt {found.attempt} of {found.job_id} is alive"
+    for directory in _runs(fleet):
+        if not _is_unlocked(directory):
+            yield f"{directory} is still locked"
+    for host in fleet.hosts:
+        for directory in host.home.glob("workers/*/runs/*/*"):
+            if not directory.name.startswith("attempt-"):
+                yield f"{directory} is left of an ended job"
+    for entry in fleet.store.glob("jobs/*/checkpoints/*"):
+        yield from _whole(entry)
+    for job, _ in evidence.accepted():
+        for checkpoint in evidence.checkpoints[job.id]:
+            if not (fleet.store / checkpoint_key(job.id, checkpoint.name) / MANIFEST_NAME).exists():
+                yield f"{job.id}: the server knows {checkpoint.name}, and the store does not have it"
+
+
+@dataclass(frozen=True)
+class Promise:
+    sentence: str
+    breaches: Callable[[Evidence], Breaches]
+
+
+PROMISES: tuple[Promise, ...] = (
+    Promise("every job that got a 201 ended in a true state, with its reason", every_accepted_job_ended_truly),
+    Promise("two attempts of a job never trained at once; an old one's words changed nothing", one_attempt_at_a_time),
+    Promise("the final weights are bit-identical to those of the undisturbed run", the_same_bits),
+    Promise("each event is stored once, in order, with no gap, the log before the end", every_event_once_in_order),
+    Promise("nothing of an ended attempt is left", nothing_is_left),
+)
+
+
+def _runs(fleet: Fleet) -> list[Path]:
+    return fleet.run_directories()
+
+
+def _as_the_journal_says(job_id: str, events: list[EventRow], directory: Path) -> Breaches:
+    """The stored lines are the journal's own (a checkpoint that could not be stored is told as what became of it)."""
+    journal = (directory / JOURNAL_FILE).read_bytes().split(b"\n") if (directory / JOURNAL_FILE).exists() else []
+    for event in events:
+        assert event.line is not None
+        try:
+            line = json.loads(journal[event.line - 1])
+        except (IndexError, ValueError):
+            yield f"{job_id}: event {event.seq} is of line {event.line}, which {directory} does not have"
+            continue
+        if line["type"] in ("progress", "log") and (line["type"], line.get("step"), line.get("message")) != (
+            event.type,
+            event.fields.get("step"),
+            event.fields.get("message"),
+        ):
+            yield f"{job_id}: event {event.seq} is {event.fields}, line {event.line} says {line}"
+
+
+def _log_is_whole(evidence: Evidence, job_id: str, attempt: int, directory: Path) -> Breaches:
+    stored = evidence.fleet.store / log_key(job_id, attempt)
+    if not stored.exists() or stored.read_bytes() != (directory / LOG_FILE).read_bytes():
+        yield f"{job_id}: the stored log of attempt {attempt} is not the whole of {directory / LOG_FILE}"
+
+
+def _whole(entry: Path) -> Breaches:
+    """A checkpoint of the store has every file that its manifest lists, with its bytes."""
+    if not NAME_PATTERN.match(entry.name):
+        yield f"{entry} is half a checkpoint"
+        return
+    if not (entry / MANIFEST_NAME).exists():
+        yield f"{entry} has no manifest"
+        return
+    for file in Manifest.model_validate_json((entry / MANIFEST_NAME).read_text()).files:
+        if not (entry / file.path).exists() or _sha256(entry / file.path) != file.sha256:
+            yield f"{entry / file.path} is not what its manifest says"
+
+
+def _is_unlocked(directory: Path) -> bool:
+    if not (directory / LOCK_FILE).exists():
+        return True
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

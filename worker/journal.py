@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -19,14 +20,20 @@ READ_BYTES = 2**20
 class JournalReader:
     """Keeps where each line begins, so that any line can be read again; the lines themselves stay in the file."""
 
-    def __init__(self, file: Path, on_checkpoint: Callable[[int, str], None]) -> None:
-        """``on_checkpoint`` is called once for each line that tells of one, with its number and the name."""
+    def __init__(
+        self,
+        file: Path,
+        on_checkpoint: Callable[[int, str], None],
+        on_progress: Callable[[dict[str, Any]], None] = lambda line: None,
+    ) -> None:
+        """Both are called once for a line: with its number and the checkpoint's name, and with a progress line."""
         self._file = file
         self._ends = [0]  # byte offset of the end of line n at index n
         self.last_line: int | None = None  # the number of the line that ends the attempt
         self.last_status: JobStatus | None = None
         self.has_steps = False  # a step was made in this attempt, so there may be something to save
-        self._told = on_checkpoint
+        self._on_checkpoint = on_checkpoint
+        self._on_progress = on_progress
 
     def __len__(self) -> int:
         """The number of whole lines seen; those after the one that ends the attempt do not count."""
@@ -79,11 +86,12 @@ class JournalReader:
                 position -= step
             journal.truncate(0)
 
-    def append(self, line: StatusLine) -> None:
-        """Write the worker's own last line, durably."""
-        with self._file.open("ab") as journal:
-            journal.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
-            journal.flush()
+    def append(self, line: StatusLine | WarningLine) -> None:
+        """Write a line of the worker's own, durably: one write, so that it falls between two of the training's."""
+        data = line.model_dump_json(exclude_none=True).encode() + b"\n"
+        with self._file.open("ab", buffering=0) as journal:
+            if journal.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
             os.fsync(journal.fileno())
 
     def _notice(self, text: bytes) -> None:
@@ -92,9 +100,12 @@ class JournalReader:
         if b'"checkpoint"' in text:
             line = _parsed(text)
             if line.get("type") == "checkpoint":
-                self._told(number, str(line.get("name")))
-        elif b'"step"' in text:
-            self.has_steps = True
+                self._on_checkpoint(number, str(line.get("name")))
+        elif b'"progress"' in text:
+            line = _parsed(text)
+            if line.get("type") == "progress":
+                self.has_steps = self.has_steps or line.get("step") is not None
+                self._on_progress(line)
         elif b'"status"' in text:
             try:
                 status = StatusLine.model_validate_json(text).status

@@ -6,7 +6,9 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from worker.devices import count_cores, memory_bytes
 from worker.link import REDIS_AWAY, Outage, connect
@@ -17,15 +19,25 @@ from zeta_core.contract.messages import HEARTBEAT_SECONDS, WORKERS_HASH, DeviceR
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What changes from beat to beat."""
+
+    slots: tuple[DeviceReport, ...]
+    stopping: bool
+    disk_free_bytes: int | None
+    disk_low: bool
+
+
 class Pulse:
-    """``report`` is called from the thread for the slots as they are and whether the worker is stopping."""
+    """``report`` is called from the thread for the worker as it is now."""
 
     def __init__(
         self,
         settings: WorkerSettings,
         incarnation: str,
         version: str,
-        report: Callable[[], tuple[tuple[DeviceReport, ...], bool]],
+        report: Callable[[], Report],
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
@@ -36,6 +48,7 @@ class Pulse:
         self._beat = 0
         self._now = threading.Event()
         self._stopped = threading.Event()
+        self.heard_at = time.monotonic()  # when the last beat that Redis took was begun
         self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
 
     def start(self) -> None:
@@ -60,7 +73,9 @@ class Pulse:
                 self._beat += 1
                 signed = sign(self._heartbeat(), self._settings.worker_secret, channel=WORKERS_HASH)
                 try:
+                    begun = time.monotonic()
                     client.hset(WORKERS_HASH, self._settings.worker_name, json.dumps(signed))
+                    self.heard_at = begun
                     outage.ended()
                 except REDIS_AWAY as error:
                     outage.began(error)
@@ -69,7 +84,7 @@ class Pulse:
                 self._now.wait(HEARTBEAT_SECONDS)
 
     def _heartbeat(self) -> Heartbeat:
-        slots, stopping = self._report()
+        report = self._report()
         return Heartbeat(
             worker=self._settings.worker_name,
             incarnation=self._incarnation,
@@ -80,6 +95,8 @@ class Pulse:
             cores=self._cores,
             memory_bytes=self._memory_bytes,
             labels=self._settings.worker_labels,
-            stopping=stopping,
-            slots=list(slots),
+            stopping=report.stopping,
+            disk_free_bytes=report.disk_free_bytes,
+            disk_low=report.disk_low,
+            slots=list(report.slots),
         )

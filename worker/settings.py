@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from zeta_core.contract.settings import FleetSettings
 
+MEBIBYTE = 2**20
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
@@ -22,6 +23,20 @@ class WorkerSettings(FleetSettings):
     worker_slots: int | None = Field(default=None, ge=1, le=1024, description="unset: one per visible GPU, or 1")
     worker_labels: dict[str, str] = Field(default={}, description="name=value, with commas between them")
     stop_grace_seconds: float = Field(default=30, ge=0, description="what a training gets for saving when stopped")
+    stall_factor: float = Field(
+        default=20, ge=2, description="a training without a step for so many times its median step is ended"
+    )
+    stall_min_seconds: float = Field(default=300, gt=0, description="... but for no less than this")
+    disk_min_free_bytes: int = Field(
+        default=512 * MEBIBYTE, ge=0, description="with less free, trainings save and pause until there is room"
+    )
+    log_max_bytes: int = Field(
+        default=64 * MEBIBYTE, ge=1024, description="of a job's log; beyond it only its end is kept"
+    )
+    journal_max_lines: int = Field(
+        default=100_000, ge=100, description="of an attempt; beyond it only what matters is told"
+    )
+    cache_max_bytes: int = Field(default=20 * 1024 * MEBIBYTE, ge=0, description="what was used longest ago goes first")
     job_env: tuple[str, ...] = Field(default=(), description="names of further variables that trainings are given")
     cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES: these GPUs are offered")
 

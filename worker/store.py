@@ -1,4 +1,4 @@
-"""The artifact store as a folder: checkpoints and logs of jobs, put there by workers and read by the server.
+"""The artifact store as a folder: the checkpoints of jobs, put there by workers and read by the server.
 
 Guarantees: a checkpoint appears under its name by one rename, with every file that its manifest lists at its size (and,
 where files had to be copied, with its SHA-256); one that is replaced is whole at every moment but the instant between
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from zeta_core.contract.checkpoint import Manifest, ManifestFile, step_of, surplus
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, log_key
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key
 
 COPY_BYTES = 4 * 2**20
 # Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
@@ -64,16 +64,6 @@ class ArtifactStore:
         for name in surplus(known, save_total_limit):
             _remove(folder / name)
 
-    def append_log(self, job_id: str, attempt: int, log: Path) -> None:
-        """Copy what ``log`` has grown by to the attempt's stored log."""
-        if not log.exists():
-            return
-        target = self.root / log_key(job_id, attempt)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("rb") as source, target.open("ab") as stored:
-            source.seek(stored.seek(0, os.SEEK_END))
-            shutil.copyfileobj(source, stored, COPY_BYTES)
-
 
 def _bring(source: Path, target: Path) -> None:
     """Make ``target`` the checkpoint that ``source`` is, by links where that is possible."""
@@ -89,13 +79,17 @@ def _bring(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     _remove(partial)
-    partial.mkdir()
-    for file in files:
-        _bring_file(source, partial, file)
-    with (partial / MANIFEST_NAME).open("wb") as stored:
-        stored.write(manifest)
-        stored.flush()
-        os.fsync(stored.fileno())
+    try:
+        partial.mkdir()
+        for file in files:
+            _bring_file(source, partial, file)
+        with (partial / MANIFEST_NAME).open("wb") as stored:
+            stored.write(manifest)
+            stored.flush()
+            os.fsync(stored.fileno())
+    except OSError:
+        _remove(partial)  # half a checkpoint must not take the room that a full disk lacks
+        raise
     if target.exists():
         _remove(target)
     partial.rename(target)

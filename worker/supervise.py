@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -25,20 +23,20 @@ from pydantic import BaseModel, ValidationError
 from worker.consumer import Consumer
 from worker.devices import Slot, find_slots
 from worker.link import Link
-from worker.pulse import Pulse
+from worker.pulse import Pulse, Report
+from worker.room import Room
 from worker.run import Place, Run
 from worker.settings import WorkerSettings
 from worker.store import ArtifactStore
+from worker.sweep import sweep
 from worker.training import KILL_SECONDS
-from zeta_core.contract.layout import CACHE_DIRECTORY, PUBLISHED_FILE, RUN_FILE, RunFile
+from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.contract.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
 TICK_SECONDS = 0.1
 TROUBLE_SECONDS = 2.0
 PUBLISH_SECONDS = 10.0  # after the grace: for the last acknowledgements
-SWEEP_SECONDS = 3600.0
-KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
-CACHE_KEPT_SECONDS = 7 * 86_400.0  # a training touches what it uses; one that runs longer has its files open
+SWEEP_SECONDS, SWEEP_FOR_ROOM_SECONDS = 3600.0, 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -56,27 +54,34 @@ class Supervisor:
         self._runs: dict[tuple[str, int], Run] = {}
         self._resting: dict[tuple[str, int], float] = {}  # after trouble: when to step it again, monotonic
         self._stopping = False
-        self._reports = self._report()
+        self._room = Room(
+            (settings.root, settings.artifacts), min_free_bytes=settings.disk_min_free_bytes, executor=self._executor
+        )
+        self._report = self._now()
         self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
-        self._pulse = Pulse(settings, incarnation, version, lambda: (self._reports, self._stopping))
-        self._swept_at = 0.0
+        self._pulse = Pulse(settings, incarnation, version, lambda: self._report)
+        self._heard_at = 0.0
+        self._swept_at = float("-inf")
+        self._sweeping: Future[None] | None = None
 
     def run(self) -> int:
         """Work until told to stop; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._find_runs()
-        self._reports = self._report()
+        self._report = self._now()
         for part in (self._pulse, self._link, self._consumer):
             part.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, len(self._slots))
         deadline = float("inf")
         while not (self._stopping and (not self._runs or time.monotonic() > deadline)):
             self._take_in_messages()
+            self._room.step()
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
             self._step_runs()
+            self._tell_changes()
             self._sweep()
         if self._runs:
             logger.warning("%d run(s) are not published yet; the next start does it.", len(self._runs))
@@ -93,6 +98,7 @@ class Supervisor:
     def _begin_to_stop(self) -> float:
         logger.info("Stopping: %d training(s) are asked to save and hand their jobs back.", len(self._runs))
         self._consumer.begin_to_stop()
+        self._report = self._now()
         self._pulse.beat_now()
         grace = self._settings.stop_grace_seconds
         return time.monotonic() + grace + min(KILL_SECONDS, grace) + PUBLISH_SECONDS
@@ -136,6 +142,8 @@ class Supervisor:
         refusal = (
             "the worker is stopping"
             if self._stopping
+            else "its disk is nearly full"
+            if self._room.is_low
             else "an earlier attempt is still ending"
             if older
             else f"slots {sorted(wanted)} are not free"
@@ -149,12 +157,15 @@ class Supervisor:
         self._runs[message.job_id, message.attempt] = Run.handed_over(self._place, message, slots)
 
     def _step_runs(self) -> None:
+        heard, unheard_seconds = self._pulse.heard_at > self._heard_at, time.monotonic() - self._pulse.heard_at
+        self._heard_at = self._pulse.heard_at
         for key, run in list(self._runs.items()):
             if time.monotonic() < self._resting.get(key, 0.0):
                 continue
             try:
-                if self._stopping:
-                    run.stop("hand_back")
+                if heard:
+                    run.heard()
+                self._tell_to_stop(run, unheard_seconds)
                 for message in run.step():
                     self._link.post((type(message).__name__, *key), message)
             except Exception:
@@ -164,12 +175,31 @@ class Supervisor:
             if run.is_over:
                 del self._runs[key]
                 self._resting.pop(key, None)
-        reports = self._report()
-        if reports != self._reports:
-            self._reports = reports
+
+    def _tell_to_stop(self, run: Run, unheard_seconds: float) -> None:
+        """What this worker orders by itself; whatever the server orders and is more urgent replaces it."""
+        if self._stopping or unheard_seconds >= self._settings.self_stop_seconds:
+            run.stop("hand_back")
+        if self._room.is_low:
+            run.stop("disk")
+        if unheard_seconds >= self._settings.end_seconds:
+            run.kill()
+
+    def _tell_changes(self) -> None:
+        """The next beat tells all; it comes at once where the server waits for the news."""
+        before, self._report = self._report, self._now()
+        if (before.slots, before.disk_low) != (self._report.slots, self._report.disk_low):
             self._pulse.beat_now()
 
-    def _report(self) -> tuple[DeviceReport, ...]:
+    def _now(self) -> Report:
+        return Report(
+            slots=self._slots_now(),
+            stopping=self._stopping,
+            disk_free_bytes=self._room.free_bytes,
+            disk_low=self._room.is_low,
+        )
+
+    def _slots_now(self) -> tuple[DeviceReport, ...]:
         by_slot = {slot.slot: run for run in self._runs.values() for slot in run.slots}
         known = [*self._slots, *(slot for run in self._runs.values() for slot in run.slots if slot not in self._slots)]
         return tuple(
@@ -201,24 +231,20 @@ class Supervisor:
             logger.info("Attempt %d of %s is taken up again.", order.attempt, order.job_id)
 
     def _sweep(self) -> None:
-        """Remove what was published a day ago, what no run file explains, and what of the cache a week did not use."""
+        """Now and then, and more often where room is needed, remove what need not be kept."""
+        if self._sweeping is not None and self._sweeping.done():
+            sweeping, self._sweeping = self._sweeping, None
+            if error := sweeping.exception():
+                logger.warning("What is old could not be removed: %s", error, extra={"action": "sweep"})
         now = time.monotonic()
-        if now < self._swept_at:
+        pause = SWEEP_FOR_ROOM_SECONDS if self._room.is_low else SWEEP_SECONDS
+        if self._sweeping is not None or now - self._swept_at < pause:
             return
-        self._swept_at = now + SWEEP_SECONDS
-        active = {run.directory for run in self._runs.values()}
-        for job in self._settings.root.glob("runs/*"):
-            for directory in job.iterdir():
-                if directory in active or any(run.job_id == job.name for run in self._runs.values()):
-                    continue
-                if _age_seconds(directory) > KEPT_SECONDS:
-                    shutil.rmtree(directory)
-            if not any(job.iterdir()) and _age_seconds(job) > KEPT_SECONDS:
-                job.rmdir()
-        for entry in self._settings.root.glob(f"{CACHE_DIRECTORY}/*"):
-            if _age_seconds(entry) > CACHE_KEPT_SECONDS:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def _age_seconds(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
+        self._swept_at = now
+        self._sweeping = self._executor.submit(
+            sweep,
+            self._settings.root,
+            {run.job_id for run in self._runs.values()},
+            cache_max_bytes=self._settings.cache_max_bytes,
+            need_room=self._room.is_low,
+        )

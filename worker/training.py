@@ -13,23 +13,20 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import psutil
+from pydantic import ValidationError
 
 from worker import processes
 from worker.devices import count_oom_kills
 from worker.launch import start_training
-from zeta_core.contract.job import JobError, JobErrorEvidence, StatusReason
-from zeta_core.contract.layout import ALIVE_FILE, LOG_FILE, STOP_FILE, StopFile
+from zeta_core.contract.job import REASON_SENTENCES, STOP_ACTIONS, JobError, JobErrorEvidence, StatusReason, StopAction
+from zeta_core.contract.layout import ALIVE_FILE, DISK_FULL_EXIT, LOG_FILE, STOP_FILE, StopFile
 
-StopAction = Literal["cancel", "pause", "hand_back"]
 LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
-ALIVE_SECONDS = 2.0
 CANCEL_SECONDS = 5.0  # where there is nothing to save: after this a stopped training is asked by SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
 LOG_TAIL_BYTES = 4000
-_URGENCY: dict[StopAction, int] = {"hand_back": 0, "pause": 1, "cancel": 2}
 
 logger = logging.getLogger(__name__)
 
@@ -45,32 +42,54 @@ class Training:
         self._process: subprocess.Popen[bytes] | None = None
         self._oom_kills = count_oom_kills()
         self._stopped_at = 0.0
-        self._leader_ended = False
+        self._is_killed = False
         self._left_since: float | None = None
         self._overstayed_since: float | None = None
         self._asked = False
         self._next_look = 0.0
-        self._next_touch = 0.0
         self._gone = False
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Raises `OSError` if the program cannot be started."""
         self._process = start_training(command, self.directory, environment)
 
+    @property
+    def was_started(self) -> bool:
+        """Whether this or an earlier process of the worker got as far as starting it."""
+        return self._process is not None or (self.directory / LOG_FILE).exists()
+
+    def take_up_order(self) -> None:
+        """Go on with an order that an earlier process of the worker gave."""
+        try:
+            self.stop_action = StopFile.model_validate_json((self.directory / STOP_FILE).read_bytes()).action
+            self._stopped_at = time.monotonic()
+        except (FileNotFoundError, ValidationError):
+            return  # none was given, or by a version with other orders: the server repeats its own
+
+    def touch(self) -> None:
+        """Let the training know that its worker is there and is heard."""
+        (self.directory / ALIVE_FILE).touch()
+
     def stop(self, action: StopAction) -> None:
         """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing."""
-        if self.stop_action is not None and _URGENCY[action] <= _URGENCY[self.stop_action]:
+        if self.stop_action is not None and STOP_ACTIONS.index(action) <= STOP_ACTIONS.index(self.stop_action):
             return
         self.stop_action = action
         self._stopped_at = time.monotonic()
         self._asked = False
         temporary = self.directory / f"{STOP_FILE}.new"
-        temporary.write_text(StopFile(action=action).model_dump_json())
-        temporary.replace(self.directory / STOP_FILE)
+        try:
+            temporary.write_text(StopFile(action=action).model_dump_json())
+            temporary.replace(self.directory / STOP_FILE)
+        except OSError as error:
+            self._tell(f"could not be given its stop file, and is asked by SIGTERM ({error})")
+            processes.send(processes.marked(self.job_id, self.attempt), signal.SIGTERM)
 
     def kill(self) -> None:
-        """End every process of the attempt now."""
-        processes.send(processes.marked(self.job_id, self.attempt), signal.SIGKILL)
+        """End every process of the attempt now; `is_gone` goes on with that until it is so."""
+        if not self._is_killed:
+            self._is_killed = True
+            self._kill_all()
 
     def is_gone(self, *, said_its_last: bool, can_save: bool) -> bool:
         """Take one step towards the end and say whether it is reached; never blocks.
@@ -81,9 +100,6 @@ class Training:
         if self._gone:
             return True
         now = time.monotonic()
-        if now >= self._next_touch:
-            (self.directory / ALIVE_FILE).touch()
-            self._next_touch = now + ALIVE_SECONDS
         if self._process is not None and self._process.poll() is None:
             self._press(now, said_its_last=said_its_last, can_save=can_save)
             return False
@@ -128,12 +144,19 @@ class Training:
             return StatusReason.PROCESS_KILLED, JobError(
                 code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence
             )
+        if status == DISK_FULL_EXIT:
+            message = REASON_SENTENCES[StatusReason.DISK_FULL]
+            return StatusReason.DISK_FULL, JobError(code=StatusReason.DISK_FULL, message=message, evidence=evidence)
         reason = StatusReason.TRAIN_ERROR if has_spoken else StatusReason.LAUNCH_FAILED
         message = f"The training process ended with exit code {status} without saying why; see the end of its log."
         return reason, JobError(code=reason, message=message, evidence=evidence)
 
     def _press(self, now: float, *, said_its_last: bool, can_save: bool) -> None:
         """While the first process lives: SIGTERM and SIGKILL when an order, or its own last word, is too long ago."""
+        if self._is_killed and now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self._kill_all()
+            return
         limit: float | None = None
         since = 0.0
         if self.stop_action is not None:
@@ -152,7 +175,10 @@ class Training:
             processes.send(processes.marked(self.job_id, self.attempt), signal.SIGTERM)
         elif now - since >= limit + min(KILL_SECONDS, self._grace_seconds):
             self._tell("did not end when asked and is killed")
-            self.kill()
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        processes.send(processes.marked(self.job_id, self.attempt), signal.SIGKILL)
 
     def _end_what_is_left(self, left: Sequence[psutil.Process], now: float) -> None:
         if self._left_since is None:

@@ -96,14 +96,3 @@ def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
     kept = sorted(entry.name for entry in store.checkpoint("job_1", "final").parent.iterdir())
     assert kept == ["final", "step-10", "step-20", "step-3"]
     store.prune("job_unknown", 2, published_step=10)
-
-
-def test_a_log_is_appended_where_it_was_left(store: ArtifactStore, tmp_path: Path) -> None:
-    log = tmp_path / "train.log"
-    store.append_log("job_1", 1, log)
-    log.write_bytes(b"one\n")
-    store.append_log("job_1", 1, log)
-    log.write_bytes(b"one\ntwo")
-    store.append_log("job_1", 1, log)
-    store.append_log("job_1", 1, log)
-    assert (tmp_path / "artifacts/jobs/job_1/logs/attempt-1.log").read_bytes() == b"one\ntwo"

@@ -101,6 +101,7 @@ class WarningLine(_Line):
     code: str
     message: str
     stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
+    stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
 
 
 class ErrorLine(_Line):

@@ -1,0 +1,68 @@
+"""A job's log in the store: appended while it grows, cut at its limit, whole again after a restart of its worker."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.joblog import CUT_LINE, TAIL_BYTES, JobLog
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    return tmp_path / "train.log"
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    return tmp_path / "artifacts" / "attempt-1.log"
+
+
+def test_a_log_is_appended_where_it_was_left(local: Path, stored: Path) -> None:
+    def job_log() -> JobLog:  # a new one each time, as after a restart
+        return JobLog(local, stored, max_bytes=10**6)
+
+    job_log().copy()
+    assert not stored.exists()
+    for text in ("one\n", "one\ntwo", "one\ntwo", "one\ntwo\nthree\n"):
+        local.write_text(text)
+        job_log().copy()
+        assert stored.read_text() == text
+    job_log().complete()
+    job_log().complete()
+    assert stored.read_text() == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize("rounds", [1, 6])
+def test_beyond_the_limit_the_beginning_and_the_end_are_kept_and_the_local_file_stays_small(
+    local: Path, stored: Path, rounds: int
+) -> None:
+    limit = 2 * TAIL_BYTES
+    number, written = 0, b""
+    for _ in range(rounds):
+        lines = b"".join(f"line {line:09}\n".encode() for line in range(number, number + TAIL_BYTES // 3))
+        number += TAIL_BYTES // 3
+        with local.open("ab") as log:
+            log.write(lines)
+        written += lines
+        JobLog(local, stored, max_bytes=limit).copy()
+        assert local.stat().st_size < 5 * TAIL_BYTES
+    JobLog(local, stored, max_bytes=limit).complete()
+    JobLog(local, stored, max_bytes=limit).complete()
+    begin, cut, end = stored.read_bytes().partition(CUT_LINE)
+    assert (begin, cut) == (written[:limit], CUT_LINE)
+    assert end == written[-TAIL_BYTES:]
+
+
+def test_a_log_that_is_a_little_too_long_loses_nothing(local: Path, stored: Path) -> None:
+    written = b"x" * TAIL_BYTES + b"the end"
+    local.write_bytes(written)
+    JobLog(local, stored, max_bytes=1).complete()  # never so little that the end could not be told
+    assert stored.read_bytes() == b"x" * TAIL_BYTES + CUT_LINE + b"the end"
+
+
+def test_the_limit_is_that_of_the_job_whose_earlier_attempts_used_some_of_it(local: Path, stored: Path) -> None:
+    stored.parent.mkdir(parents=True)
+    stored.with_name("attempt-0.log").write_bytes(b"y" * TAIL_BYTES)
+    local.write_bytes(b"x" * 4 * TAIL_BYTES)
+    JobLog(local, stored, max_bytes=3 * TAIL_BYTES).copy()
+    assert stored.read_bytes() == b"x" * 2 * TAIL_BYTES + CUT_LINE

@@ -1,0 +1,91 @@
+"""Brings an attempt's log to the artifact store while it runs and, when nothing is left of it, all that is missing.
+
+A store that refuses (a full disk, a lost mount) is tried again for a minute; then the attempt ends with what is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+from worker.joblog import JobLog
+from worker.link import Outage
+from worker.store import ArtifactStore, BrokenCheckpoint
+from zeta_core.contract.checkpoint import NAME_PATTERN
+
+LOG_SECONDS = 1.0
+TRIES_SECONDS = 60.0
+REST_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Archive:
+    """``output`` is where the training puts its checkpoints."""
+
+    def __init__(self, store: ArtifactStore, executor: Executor, job_id: str, output: Path, log: JobLog) -> None:
+        self._store = store
+        self._executor = executor
+        self._job_id = job_id
+        self._output = output
+        self._log = log
+        self._work: Future[None] | None = None
+        self._completing = False
+        self._next_try = 0.0
+        self._began: float | None = None
+        self._trouble = Outage(f"The artifact store refuses what belongs to {job_id}")
+
+    def copy_log(self) -> None:
+        """About once a second, store what the log has grown by."""
+        now = time.monotonic()
+        if self._is_working() or now < self._next_try:
+            return
+        self._take_in()  # trouble is over by itself or met again; before the last line is published, the log is whole
+        self._next_try = now + LOG_SECONDS
+        self._work = self._executor.submit(self._log.copy)
+
+    def complete(self, *, succeeded: bool) -> bool:
+        """Store what is missing; whether it is done, or has been tried for long enough."""
+        if self._is_working():
+            return False
+        now = time.monotonic()
+        is_stored = self._take_in() and self._completing
+        if is_stored:
+            return True
+        self._began = self._began or now
+        if now - self._began > TRIES_SECONDS:
+            logger.error("The log of %s could not be completed in the artifact store.", self._job_id)
+            return True
+        if not self._completing or now >= self._next_try:
+            self._completing, self._next_try = True, now + REST_SECONDS
+            self._work = self._executor.submit(self._complete, succeeded)
+        return False
+
+    def _is_working(self) -> bool:
+        return self._work is not None and not self._work.done()
+
+    def _take_in(self) -> bool:
+        """How the work that is done went: whether there was some, and it went well."""
+        work, self._work = self._work, None
+        if work is None:
+            return False
+        error = work.exception()
+        if error is None:
+            self._trouble.ended()
+            return True
+        if not isinstance(error, OSError | BrokenCheckpoint):
+            raise error
+        self._trouble.began(error)
+        return False
+
+    def _complete(self, succeeded: bool) -> None:
+        """The whole log; and checkpoints as the training left them in the end (it strips what is not needed)."""
+        self._log.complete()
+        if not succeeded or not self._output.is_dir():
+            return
+        for entry in sorted(self._output.iterdir()):
+            stored = self._store.checkpoint(self._job_id, entry.name)
+            if NAME_PATTERN.match(entry.name) and stored.is_dir():
+                self._store.put_checkpoint(self._job_id, entry.name, entry)

@@ -1,0 +1,98 @@
+"""Copies a training's log to the artifact store while it grows, and holds both to the job's limit.
+
+Kept are the beginning, up to the limit, and the end, `TAIL_BYTES` of it, which is added when the attempt is over; one
+line between them says so. Beyond the limit the file in the run directory is cut down to its end again and again, so
+that a chatty training fills no disk; what it writes in the instant of a cut is lost, and nothing else. Where to go on
+is known from the sizes of the files alone, so a restarted worker goes on as the one before it would have.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+COPY_BYTES = 4 * 2**20
+TAIL_BYTES = 256 * 1024
+EARLIER_SUFFIX = ".1"  # beside the log: what was its end before the last cut
+CUT_LINE = b"\n--- The log reached its limit (ZETA_LOG_MAX_BYTES): what follows is only its end. ---\n"
+
+
+class JobLog:
+    """``log`` is the file that the training writes, ``stored`` its copy beside those of the job's other attempts."""
+
+    def __init__(self, log: Path, stored: Path, *, max_bytes: int) -> None:
+        self._log = log
+        self._earlier = log.with_name(log.name + EARLIER_SUFFIX)
+        self._stored = stored
+        self._max_bytes = max_bytes
+        self._limit: int | None = None
+
+    def copy(self) -> None:
+        """Store what the log has grown by, and cut the log down where that is beyond the limit. Raises `OSError`."""
+        size = _size(self._log)
+        if size == 0:
+            return
+        limit = self._bytes_of_this_attempt()
+        self._stored.parent.mkdir(parents=True, exist_ok=True)
+        with self._stored.open("ab") as stored:
+            position = stored.seek(0, os.SEEK_END)
+            if position < min(size, limit):
+                with self._log.open("rb") as log:
+                    log.seek(position)
+                    _copy(log, stored, min(size, limit) - position)
+                position = min(size, limit)
+            if position == limit < size:
+                stored.write(CUT_LINE)
+                position += len(CUT_LINE)
+        if position > limit and size > 4 * TAIL_BYTES:
+            self._cut(size, limit)
+
+    def complete(self) -> None:
+        """Store the rest; the attempt is over. Repeating it changes nothing. Raises `OSError`."""
+        self.copy()
+        begin_of_tail = self._bytes_of_this_attempt() + len(CUT_LINE)
+        if _size(self._stored) >= begin_of_tail:
+            with self._stored.open("rb+") as stored:
+                stored.truncate(begin_of_tail)
+                stored.seek(begin_of_tail)
+                stored.write(self._tail())
+
+    def _cut(self, size: int, limit: int) -> None:
+        """Keep the log's end beside it, and let the log begin anew; its writers append, wherever that is."""
+        tail = self._tail(size, limit)
+        temporary = self._earlier.with_name(f"{self._earlier.name}.new")
+        temporary.write_bytes(tail)
+        temporary.replace(self._earlier)
+        os.truncate(self._log, 0)
+
+    def _tail(self, size: int | None = None, limit: int | None = None) -> bytes:
+        """The end of the log, without what the store already has of its beginning."""
+        size = _size(self._log) if size is None else size
+        limit = self._bytes_of_this_attempt() if limit is None else limit
+        was_cut = self._earlier.exists()
+        begin = max(0 if was_cut else min(limit, size), size - TAIL_BYTES)
+        with self._log.open("rb") as log:
+            log.seek(begin)
+            tail = log.read(size - begin)
+        return ((self._earlier.read_bytes() if was_cut else b"") + tail)[-TAIL_BYTES:]
+
+    def _bytes_of_this_attempt(self) -> int:
+        """What the job's earlier attempts left of its limit; never so little that its end could not be told."""
+        if self._limit is None:
+            others = [_size(file) for file in self._stored.parent.glob("*.log") if file != self._stored]
+            self._limit = max(TAIL_BYTES, self._max_bytes - sum(others))
+        return self._limit
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _copy(source: BinaryIO, target: BinaryIO, number: int) -> None:
+    while number > 0 and (data := source.read(min(COPY_BYTES, number))):
+        target.write(data)
+        number -= len(data)

@@ -1,0 +1,152 @@
+"""Notices a training that makes no step any more, by its journal, and asks its processes where they are.
+
+Stalled: in the phase ``training``, with at least `MIN_PACES` paces known, it has said nothing for ``factor`` times the
+median time of a step, and for ``floor_seconds`` at least. Loading, the first steps (a model may be compiled in them),
+evaluating and saving are not counted. Counted is time that this process itself went through: a machine that was asleep
+stalls nobody. A training that stands still before its first steps is not noticed; ``time_limit_seconds`` ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from worker import processes
+from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
+
+MIN_PACES = 5
+NUM_PACES = 101
+LONGEST_TICK_SECONDS = 1.0
+ANSWER_SECONDS = 2.0  # from the signal to the stack in the log
+STACKS_BYTES = 16 * 1024
+
+
+class Watchdog:
+    """Is told every progress line, and asked in every round of the supervising loop."""
+
+    def __init__(self, *, factor: float, floor_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._factor = factor
+        self._floor_seconds = floor_seconds
+        self._clock = clock
+        self._paces: deque[float] = deque(maxlen=NUM_PACES)  # seconds per step
+        self._before: tuple[int, datetime] | None = None
+        self._is_training = False
+        self._idle_seconds = 0.0
+        self._looked_at = clock()
+
+    def saw(self, line: Mapping[str, Any]) -> None:
+        """A progress line; the pace is that of the writer's clock, of which one jump spoils one value."""
+        self._is_training = line.get("phase") == "training"
+        self._idle_seconds = 0.0
+        step, said_at = line.get("step"), _time(line.get("created_at"))
+        if not self._is_training or not isinstance(step, int) or said_at is None:
+            self._before = None
+            return
+        if self._before is not None and step > self._before[0]:
+            self._paces.append(max(0.0, (said_at - self._before[1]).total_seconds()) / (step - self._before[0]))
+        self._before = (step, said_at)
+
+    def stalled_for(self) -> float | None:
+        """For how many seconds the training has stood still, if that is too long."""
+        now = self._clock()
+        self._idle_seconds += min(now - self._looked_at, LONGEST_TICK_SECONDS)
+        self._looked_at = now
+        if not self._is_training or len(self._paces) < MIN_PACES:
+            return None
+        limit = max(self._floor_seconds, self._factor * median(self._paces))
+        return self._idle_seconds if self._idle_seconds > limit else None
+
+    @property
+    def pace(self) -> float:
+        """The median time of a step, in seconds."""
+        return median(self._paces)
+
+
+@dataclass
+class _Asked:
+    process: psutil.Process
+    name: str
+    log_size: int
+    asked_at: float
+
+
+class StackDumps:
+    """Has each process of an attempt write its stacks into the log, one after the other; never waits for one."""
+
+    def __init__(self, directory: Path, job_id: str, attempt: int) -> None:
+        self._log = directory / LOG_FILE
+        self._begin = _size(self._log)
+        self._left = [process for process in processes.marked(job_id, attempt) if _answers(process)]
+        self._asked: _Asked | None = None
+        self.told: list[str] = []
+        self.silent: list[str] = []
+
+    def step(self) -> bool:
+        """Go on; whether all have answered or had their time."""
+        now = time.monotonic()
+        if self._asked is not None:
+            answered = _size(self._log) > self._asked.log_size
+            if not answered and now - self._asked.asked_at < ANSWER_SECONDS:
+                return False
+            (self.told if answered else self.silent).append(self._asked.name)
+            self._asked = None
+            return False  # the next one a tick later: what one says stays together
+        if not self._left:
+            return True
+        process = self._left.pop(0)
+        name = _name(process)
+        with self._log.open("ab") as log:
+            log.write(f"--- Stacks of {name}:\n".encode())
+        self._asked = _Asked(process, name, _size(self._log), now)
+        processes.send([process], STACKS_SIGNAL)
+        return False
+
+    def summary(self) -> str:
+        """Who answered and who did not, as sentences."""
+        told = f"The log has the stacks of {', '.join(self.told)}." if self.told else "No process told its stack."
+        return told + (f" No answer came from {', '.join(self.silent)}." if self.silent else "")
+
+    def text(self) -> str:
+        """What was written since, its end where it is long."""
+        with self._log.open("rb") as log:
+            log.seek(max(self._begin, _size(self._log) - STACKS_BYTES))
+            return log.read(STACKS_BYTES).decode("utf-8", "replace")
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        rank = process.environ().get("RANK")
+        stopped = " (stopped by a signal)" if process.status() == psutil.STATUS_STOPPED else ""
+    except psutil.Error:
+        return f"process {process.pid}"
+    return f"{'process' if rank is None else f'rank {rank}, process'} {process.pid}{stopped}"
+
+
+def _answers(process: psutil.Process) -> bool:
+    """Whether it has a handler for the signal, which would end any other process (known from Linux only)."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught & 1 << (STACKS_SIGNAL - 1))
+
+
+def _time(value: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _size(file: Path) -> int:
+    return os.stat(file).st_size if file.exists() else 0

@@ -1,0 +1,52 @@
+"""How an attempt ended whose training did not say so itself: its worker writes the journal's last line."""
+
+from __future__ import annotations
+
+import errno
+
+from worker.training import Training
+from zeta_core.contract.events import StatusLine
+from zeta_core.contract.job import (
+    REASON_SENTENCES,
+    STOP_ENDS,
+    JobError,
+    JobErrorEvidence,
+    JobStatus,
+    StatusReason,
+)
+
+NEVER_STARTED = "The worker ended before it had started the training."
+
+
+def last_line(training: Training, known: StatusLine | None, *, has_spoken: bool) -> StatusLine:
+    """The line of a ``training`` that is gone: as it was told to end, or as is ``known``, or by its exit status."""
+    if training.stop_action is not None:
+        status, reason = STOP_ENDS[training.stop_action]
+        return StatusLine(status=status, reason=reason)
+    if known is not None:
+        return known
+    if not training.was_started:
+        return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, message=NEVER_STARTED)
+    reason, error = training.failure(has_spoken=has_spoken)
+    return no_room(error.message) if reason == StatusReason.DISK_FULL else _failed(reason, error)
+
+
+def not_launched(error: BaseException) -> StatusLine:
+    """The run directory could not be made, or the program not be started."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_room(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
+    return failed(StatusReason.LAUNCH_FAILED, f"The training could not be started: {error}")
+
+
+def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -> StatusLine:
+    return _failed(reason, JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
+
+
+def no_room(message: str) -> StatusLine:
+    """Not a failure: the job goes on when there is room."""
+    status, reason = STOP_ENDS["disk"]
+    return StatusLine(status=status, reason=reason, message=message)
+
+
+def _failed(reason: StatusReason, error: JobError) -> StatusLine:
+    return StatusLine(status=JobStatus.FAILED, reason=reason, message=error.message, error=error)

@@ -1,7 +1,8 @@
-"""From the sources of a spec to documents: pieces of text, or rows of token ids.
+"""From the sources of a spec to rows: pieces of text, conversations, pairs, or lists of token ids.
 
 Trusted: nothing. A file is read as text, JSON, parquet or Arrow, never unpickled, and no data set's own code runs.
-Every fault names the file as its sender called it and the line (or row), and is `InvalidData`.
+Every fault names the file as its sender called it and the line (or row), and is `InvalidData`. A source is read in
+units of about a megabyte that are cheap to pass over, so that several processes can each parse their own share of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import Any, cast
@@ -17,30 +18,67 @@ from typing import Any, cast
 from zeta_core.contract.formats import ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
+from zeta_core.contract.rows import RowFormat, fault_in, format_of
 from zeta_core.contract.spec import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.failures import InvalidData
 
-_PIECE_CHARACTERS = 1 << 20
+UNIT_BYTES = 1 << 20
+_UNIT_ROWS = 256  # of a table: conversations are long, and their Python objects are many times their size
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of one document: ``text``, or ``ids`` where the data is tokenized; the last piece ends it."""
+class Row:
+    """One row or line, numbered from 1, or a stretch of a text file (number 0) whose last piece ends the document."""
 
-    text: str = ""
-    ids: Sequence[int] | None = None
+    number: int
+    fields: Mapping[str, object]
     ends_document: bool = True
 
 
 @dataclass(frozen=True)
+class Unit:
+    """Some rows, parsed only when they are asked for; ``position`` is how far its source is read after them."""
+
+    rows: Callable[[], Iterator[Row]]
+    position: int
+
+
+@dataclass(frozen=True)
 class Source:
-    """One thing to read: ``name`` for people, ``fingerprint`` that changes with its content, and its pieces."""
+    """One thing to read: ``name`` for people, ``fingerprint`` that changes with its content, and its units.
+
+    ``size`` is in the measure of the units' ``position``: bytes, or rows. ``row_format`` is ``None`` until `told`.
+    """
 
     name: str
     fingerprint: str
-    pieces: Callable[[], Iterator[Piece]] = field(repr=False)
-    holds_ids: bool = False
+    size: int
+    units: Callable[[], Iterator[Unit]] = field(repr=False)
+    row_format: RowFormat | None = "text"
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    word: str = "row"
     flat: Path | None = None  # a flat file of ids, used where it lies
+    num_bytes: int = 0  # about how much there is to tokenize
+
+    def place(self, number: int) -> str:
+        """Where a row is, for people; a text file is one place."""
+        return f"{self.name}, {self.word} {number}" if number else self.name
+
+    def told(self) -> Source:
+        """This source with the format that ``auto`` means, found in its first row. Raises `InvalidData`."""
+        if self.row_format is not None:
+            return self
+        first = next((row.fields for unit in self.units() for row in unit.rows()), None)
+        found = format_of(first, self.columns) if isinstance(first, Mapping) else None
+        return replace(self, row_format=found or "text")  # what is wrong with the row is told where it is read
+
+    def fields(self, row: Row) -> dict[str, object]:
+        """The columns of a row by our names. Raises `InvalidData` naming its place."""
+        assert self.row_format is not None
+        fault = fault_in(row.fields, self.row_format, self.columns)
+        if fault is not None:
+            raise InvalidData(f"{self.place(row.number)}: {fault}")
+        return {**row.fields, **{name: row.fields.get(theirs) for name, theirs in self.columns.items()}}
 
 
 @dataclass(frozen=True)
@@ -79,7 +117,9 @@ def _python_docs() -> Source:
 
     texts = [topics[name] for name in sorted(topics)]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    return Source("python-docs", digest, lambda: (Piece(text) for text in texts))
+    rows = [Row(number, {"text": text}) for number, text in enumerate(texts, 1)]
+    size = sum(map(len, texts))
+    return Source("python-docs", digest, size, lambda: iter([Unit(lambda: iter(rows), size)]), num_bytes=size)
 
 
 def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
@@ -126,9 +166,26 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
         raise InvalidData(f"The data set {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
     rows: Any = loaded
     fingerprint = str(getattr(rows, "_fingerprint", source.revision))
+    fingerprint = f"{fingerprint} {source.format} {json.dumps(source.columns, sort_keys=True)}"
     return Source(
-        source.hub, fingerprint, lambda: reader.rows(source.hub, cast("Iterator[Any]", iter(rows))), reader.pretokenized
+        source.hub,
+        fingerprint,
+        len(rows),
+        lambda: _hub_units(rows),
+        reader.row_format,
+        source.columns,
+        num_bytes=int(getattr(rows.data, "nbytes", 0)),
     )
+
+
+def _hub_units(rows: Any) -> Iterator[Unit]:
+    for first in range(0, len(rows), _UNIT_ROWS):
+        last = min(len(rows), first + _UNIT_ROWS)
+
+        def load(first: int = first, last: int = last) -> Iterator[Row]:
+            return (Row(index + 1, rows[index]) for index in range(first, last))
+
+        yield Unit(load, last)
 
 
 # --- What is inside ---------------------------------------------------------------------------------------------------
@@ -143,103 +200,131 @@ class _Reader:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """The endings of the files that can be read as what is wanted: token ids, or text."""
-        return (*ROW_SUFFIXES, *(TOKEN_SUFFIXES if self.pretokenized else TEXT_SUFFIXES))
+        """The endings of the files that can be read as what is wanted: token ids, rows, or text."""
+        if self.pretokenized:
+            return (*ROW_SUFFIXES, *TOKEN_SUFFIXES)
+        return ROW_SUFFIXES if self.row_format not in (None, "text") else (*ROW_SUFFIXES, *TEXT_SUFFIXES)
+
+    @property
+    def row_format(self) -> RowFormat | None:
+        """The format as the spec says it; ``None`` where the first row tells."""
+        if self.pretokenized:
+            return "tokens"
+        return None if self.source.format == "auto" else self.source.format
 
     def open(self, path: Path, name: str, *, sha256: str | None = None) -> Source:
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise InvalidData(f"{name} is empty; give a file with at least one document.")
         suffix = Path(name).suffix.lower()
-        if self.pretokenized and suffix in TOKEN_SUFFIXES:
-            return Source(name, f"{sha256 or _sha256(path)} {suffix}", lambda: iter(()), flat=path)
-        if self.pretokenized or suffix in (".parquet", ".arrow"):
-            readers = {".parquet": self._parquet, ".arrow": self._arrow, ".jsonl": self._json_lines}
-        else:
-            readers = {**dict.fromkeys(TEXT_SUFFIXES, self._text), ".jsonl": self._json_lines}
-        if suffix not in readers:
-            tokens = "tokens as " if self.pretokenized else ""
-            raise InvalidData(f"{name} has no known format; give {tokens}{', '.join(self.suffixes)}.")
+        if suffix not in self.suffixes:
+            kind = "tokens as " if self.pretokenized else f"{self.row_format} as " if self.row_format else ""
+            raise InvalidData(f"{name} has no known format; give {kind}{', '.join(self.suffixes)}.")
         sha256 = sha256 or _sha256(path)
-        columns = json.dumps(self.source.columns, sort_keys=True)
-        return Source(name, f"{sha256} {suffix} {columns}", lambda: readers[suffix](path, name), self.pretokenized)
+        if suffix in TOKEN_SUFFIXES:
+            return Source(name, f"{sha256} {suffix}", size, lambda: iter(()), "tokens", flat=path)
+        columns = self.source.columns
+        about = f"{sha256} {suffix} {self.row_format} {json.dumps(columns, sort_keys=True)}"
+        units: Callable[[], Iterator[Unit]]
+        if suffix in TEXT_SUFFIXES:
+            return Source(name, about, size, lambda: _text_units(path, name, size), num_bytes=size)
+        if suffix == ".jsonl":
+            word, measure, units = "line", size, lambda: _json_units(path, name)
+        else:
+            batches = _parquet_batches if suffix == ".parquet" else _arrow_batches
+            word, measure, units = "row", _num_rows(path, name, suffix), lambda: _table_units(batches(path, name))
+        return Source(name, about, measure, units, self.row_format, columns, word, num_bytes=size)
 
-    def rows(self, name: str, rows: Iterator[Any], word: str = "row") -> Iterator[Piece]:
-        """Pieces of rows of named columns, numbered from 1."""
-        for number, row in enumerate(rows, 1):
-            yield self._row(name, word, number, row)
 
-    def _row(self, name: str, word: str, number: int, row: object) -> Piece:
-        where = f"{name}, {word} {number}"
-        if not isinstance(row, Mapping):
-            raise InvalidData(f"{where}: is not an object with named fields.")
-        column = self.source.columns.get("input_ids" if self.pretokenized else "text", None)
-        column = column or ("input_ids" if self.pretokenized else "text")
-        if column not in row:
-            has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
-            ours = "input_ids" if self.pretokenized else "text"
-            if ours == "text" and ("messages" in row or {"prompt", "completion"} <= row.keys()):
-                raise InvalidData(f"{where}: is chat data ({has}), which is not available yet; give lines with 'text'.")
-            raise InvalidData(
-                f"{where}: has no {column!r} (it has: {has}); name the right one with columns: "
-                f'{{"{ours}": "..."}} in the source.'
-            )
-        value: object = row[column]
-        if self.pretokenized:
-            if not isinstance(value, list) or not all(
-                type(item) is int and item >= 0 for item in cast(list[Any], value)
-            ):
-                raise InvalidData(f"{where}: {column!r} is not a list of token ids.")
-            return Piece(ids=cast(list[int], value))
-        if not isinstance(value, str):
-            raise InvalidData(f"{where}: {column!r} is {type(value).__name__}, not text.")
-        return Piece(value)
+def _blocks(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(number of the first line, whole lines of about `UNIT_BYTES`, position after them), a file from end to end."""
+    number = 1
+    with path.open("rb") as file:
+        while block := file.read(UNIT_BYTES):
+            block += file.readline()
+            yield number, block, file.tell()
+            number += block.count(b"\n")
 
-    def _text(self, path: Path, name: str) -> Iterator[Piece]:
-        """The whole file is one document, read in pieces of whole lines."""
-        lines: list[str] = []
-        size = 0
-        for _, line in _decoded_lines(path, name):
-            lines.append(line)
-            size += len(line)
-            if size >= _PIECE_CHARACTERS:
-                yield Piece("".join(lines), ends_document=False)
-                lines, size = [], 0
-        yield Piece("".join(lines))
 
-    def _json_lines(self, path: Path, name: str) -> Iterator[Piece]:
-        for number, line in _decoded_lines(path, name):
-            if not line.strip():
-                continue
+def _text_units(path: Path, name: str, size: int) -> Iterator[Unit]:
+    """The whole file is one document, in pieces of whole lines."""
+    for number, block, position in _blocks(path):
+
+        def load(number: int = number, block: bytes = block, last: bool = position >= size) -> Iterator[Row]:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InvalidData(f"{name}, line {number}: is not JSON ({error}).") from error
-            yield self._row(name, "line", number, row)
+                yield Row(0, {"text": block.decode("utf-8-sig" if number == 1 else "utf-8")}, last)
+            except UnicodeDecodeError as error:
+                line = number + block.count(b"\n", 0, error.start)
+                raise _not_utf8(name, line, block[error.start]) from error
 
-    def _parquet(self, path: Path, name: str) -> Iterator[Piece]:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
+        yield Unit(load, position)
 
-        try:
-            batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
-            yield from self.rows(name, (row for batch in batches for row in batch.to_pylist()))
-        except pa.ArrowException as error:
-            raise InvalidData(f"{name} is not readable as parquet: {error}") from error
 
-    def _arrow(self, path: Path, name: str) -> Iterator[Piece]:
-        import pyarrow as pa
+def _json_units(path: Path, name: str) -> Iterator[Unit]:
+    for first, block, position in _blocks(path):
 
-        try:
-            with pa.memory_map(str(path)) as memory:
+        def load(first: int = first, block: bytes = block) -> Iterator[Row]:
+            for number, raw in enumerate(block.split(b"\n"), first):
                 try:
-                    reader: Any = pa.ipc.open_stream(memory)
-                except pa.ArrowInvalid:
-                    memory.seek(0)
-                    reader = pa.ipc.open_file(memory)
-                    reader = (reader.get_batch(index) for index in range(reader.num_record_batches))
-                yield from self.rows(name, (row for batch in reader for row in batch.to_pylist()))
-        except pa.ArrowException as error:
-            raise InvalidData(f"{name} is not readable as Arrow: {error}") from error
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    if line:
+                        yield Row(number, json.loads(line))
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(name, number, raw[error.start]) from error
+                except (ValueError, RecursionError) as error:
+                    raise InvalidData(f"{name}, line {number}: is not JSON ({error}).") from error
+
+        yield Unit(load, position)
+
+
+def _table_units(batches: Iterator[Any]) -> Iterator[Unit]:
+    position = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _UNIT_ROWS):
+            part = batch.slice(start, _UNIT_ROWS)
+
+            def load(part: Any = part, first: int = position + 1) -> Iterator[Row]:
+                return (Row(first + index, row) for index, row in enumerate(part.to_pylist()))
+
+            position += part.num_rows
+            yield Unit(load, position)
+
+
+def _num_rows(path: Path, name: str, suffix: str) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    if suffix != ".parquet":
+        return sum(batch.num_rows for batch in _arrow_batches(path, name))
+    try:
+        return parquet.ParquetFile(path).metadata.num_rows
+    except pa.ArrowException as error:
+        raise InvalidData(f"{name} is not readable as parquet: {error}") from error
+
+
+def _parquet_batches(path: Path, name: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        yield from parquet.ParquetFile(path).iter_batches(batch_size=4 * _UNIT_ROWS)
+    except pa.ArrowException as error:
+        raise InvalidData(f"{name} is not readable as parquet: {error}") from error
+
+
+def _arrow_batches(path: Path, name: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as memory:
+            try:
+                yield from pa.ipc.open_stream(memory)
+            except pa.ArrowInvalid:
+                memory.seek(0)
+                reader = pa.ipc.open_file(memory)
+                yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    except pa.ArrowException as error:
+        raise InvalidData(f"{name} is not readable as Arrow: {error}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -247,13 +332,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, line ends kept, a byte-order mark dropped."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidData(
-                    f"{name}, line {number}: is not UTF-8 text (byte {raw[error.start]:#04x}); save it as UTF-8."
-                ) from error
+def _not_utf8(name: str, line: int, byte: int) -> InvalidData:
+    return InvalidData(f"{name}, line {line}: is not UTF-8 text (byte {byte:#04x}); save it as UTF-8.")

@@ -1,78 +1,113 @@
-"""Text becomes tokens once: a flat memory-mapped file of ids with the offset of every document, cached by content.
-
-The cache entry of a data set is the directory ``<cache>/tokens-<hash>/`` with ``tokens.bin`` (little-endian uint16 or
-uint32), ``offsets.npy`` (int64, one more than there are documents) and ``meta.json``. It is written aside and renamed,
-under a file lock, so that of several ranks or jobs one does the work and the others wait for it; what is there is
-whole. The hash covers the bytes of the data, the tokenizer, and the version of this format.
-"""
+"""Documents as token ids in one flat, memory-mapped array: what sequences are cut from, whatever it was made of."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from zeta_core.data import Piece, Source
+from zeta_core.data import Source
 from zeta_core.failures import InvalidData
-from zeta_core.report import Report
-
-FORMAT_VERSION = 1
-_BATCH_CHARACTERS = 4 << 20  # text given to the tokenizer at once: enough for all its threads
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
+WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # a document of these is never cut to fill a sequence
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The source of some documents, which follow those of the sources before it; ``word`` is its word for a row."""
+
+    name: str
+    word: str
+    row_format: str
+    num_documents: int
+
+    @property
+    def whole(self) -> bool:
+        return self.row_format in WHOLE_FORMATS
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Documents as token ids: document ``d`` is ``ids[offsets[d]:offsets[d + 1]]``, never empty."""
+    """Documents as token ids: document ``d`` lies at the positions ``offsets[d]`` to ``offsets[d + 1]``, never empty.
+
+    `where` tells the place of a position in ``ids`` and ``supervised``. The latter says of each token whether it is
+    learned (never a document's first); ``None``: all are. A preference pair is two documents, the chosen one first.
+    ``num_duplicates`` is ``None`` where documents were not compared.
+    """
 
     ids: Ids
     offsets: NDArray[np.int64]
     largest_id: int
     fingerprint: str
+    supervised: NDArray[np.bool_] | None = None
+    rows: NDArray[np.int64] | None = None
+    origins: tuple[Origin, ...] = ()
+    num_duplicates: int | None = None
+    num_empty: int = 0
+    num_split: int = 0
+    shifts: NDArray[np.int64] | None = None  # of each document, from its positions to its places; None: they are equal
 
     @property
     def num_tokens(self) -> int:
-        return len(self.ids)
+        return int(self.offsets[-1])
 
     @property
     def num_documents(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def formats(self) -> list[str]:
+        return sorted({origin.row_format for origin in self.origins})
 
-def prepare_tokens(sources: Sequence[Source], tokenizer: Any, cache: Path, report: Report) -> TokenFile:
-    """The tokens of ``sources``, from the cache or made now. Raises `InvalidData` where there are fewer than two."""
-    if any(source.flat is not None for source in sources):
-        return _flat(sources)
-    about = {
-        "version": FORMAT_VERSION,
-        "tokenizer": fingerprint(tokenizer),
-        "sources": [s.fingerprint for s in sources],
-    }
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-    directory = cache / f"tokens-{key}"
-    if not (directory / "meta.json").is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            if not (directory / "meta.json").is_file():
-                _write(sources, tokenizer, directory, report)
-    os.utime(directory)  # used now: a worker's cache forgets what nobody uses
-    meta = json.loads((directory / "meta.json").read_text())
-    ids = np.memmap(directory / "tokens.bin", dtype=np.dtype(meta["dtype"]), mode="r")
-    offsets = cast("NDArray[np.int64]", np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False))
-    return TokenFile(cast(Ids, ids), offsets, meta["largest_id"], key)
+    @property
+    def has_whole_documents(self) -> bool:
+        """Whether there are documents that must not be cut to fill a sequence: conversations and pairs."""
+        return any(origin.whole for origin in self.origins)
+
+    @property
+    def holds_pairs(self) -> bool:
+        return any(origin.row_format == "preference" for origin in self.origins)
+
+    def where(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of positions."""
+        if self.shifts is None:
+            return at
+        return at + self.shifts[np.searchsorted(self.offsets, at, "right") - 1]
+
+    def parts(self, starts: NDArray[np.int64], ends: NDArray[np.int64], fingerprint: str) -> TokenFile:
+        """The stretches between ``starts`` and ``ends``, each within a document, as documents on the same arrays."""
+        owner = np.searchsorted(self.offsets, starts, "right") - 1
+        offsets = np.cumsum(np.concatenate(([0], ends - starts)), dtype=np.int64)
+        of_source = np.repeat(np.arange(len(self.origins)), [origin.num_documents for origin in self.origins])
+        taken = np.bincount(of_source[owner], minlength=len(self.origins)) if self.origins else ()
+        return replace(
+            self,
+            offsets=offsets,
+            fingerprint=fingerprint,
+            rows=None if self.rows is None else self.rows[owner],
+            origins=tuple(
+                replace(origin, num_documents=int(count)) for origin, count in zip(self.origins, taken, strict=True)
+            ),
+            num_duplicates=None,
+            shifts=self.where(starts) - offsets[:-1],
+        )
+
+    def place(self, document: int) -> str:
+        """The file and line that a document came from."""
+        number = int(self.rows[document]) if self.rows is not None else 0
+        for origin in self.origins:
+            if document < origin.num_documents:
+                return f"{origin.name}, {origin.word} {number}" if number else origin.name
+            document -= origin.num_documents
+        return f"document {document + 1}"
 
 
-def _flat(sources: Sequence[Source]) -> TokenFile:
+def flat_tokens(sources: Sequence[Source]) -> TokenFile:
     """A flat file of ids as it lies: ``.npy`` of any unsigned or positive integers, ``.bin`` of little-endian uint16.
 
     ``<name>.offsets.npy`` beside it holds where each document begins, and the end; without it all is one document.
@@ -99,84 +134,3 @@ def _flat(sources: Sequence[Source]) -> TokenFile:
             raise InvalidData(f"{beside.name} must rise from 0 to the {len(ids)} ids of {name}.")
         digest += hashlib.sha256(offsets.tobytes()).hexdigest()
     return TokenFile(cast(Ids, ids), offsets, largest, hashlib.sha256(digest.encode()).hexdigest()[:32])
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """What the ids of a tokenizer depend on, as a hash."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    inside = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    text = f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {inside}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write(sources: Sequence[Source], tokenizer: Any, directory: Path, report: Report) -> None:
-    aside = directory.with_name(directory.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    dtype = np.dtype("<u4") if len(tokenizer) > 1 << 16 or any(s.holds_ids for s in sources) else np.dtype("<u2")
-    lengths: list[int] = []
-    open_length = largest = 0
-    with (aside / "tokens.bin").open("wb") as file:
-        for ids, ends_document in _encoded(sources, tokenizer, dtype):
-            file.write(ids.tobytes())
-            open_length += len(ids)
-            largest = max(largest, int(ids.max(initial=0)))
-            if ends_document and open_length:
-                lengths.append(open_length)
-                open_length = 0
-    num_tokens = sum(lengths)
-    if num_tokens < 2:
-        names = ", ".join(source.name for source in sources)
-        raise InvalidData(f"{names}: holds no text to train on; give at least one document of some words.")
-    np.save(aside / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    meta = {"version": FORMAT_VERSION, "dtype": dtype.str, "largest_id": largest, "num_tokens": num_tokens}
-    (aside / "meta.json").write_text(json.dumps(meta))
-    aside.rename(directory)
-    documents = "1 document" if len(lengths) == 1 else f"{len(lengths):,} documents"
-    report.log(f"Tokenized {documents} into {num_tokens:,} tokens.")
-
-
-def _encoded(sources: Sequence[Source], tokenizer: Any, dtype: np.dtype[Any]) -> Iterator[tuple[NDArray[Any], bool]]:
-    """Arrays of ids in order, each with whether it ends its document; a document's end token is added there."""
-    end = tokenizer.eos_token_id
-    closing = np.array([] if end is None else [end], dtype=dtype)
-    for source in sources:
-        for batch in _batches(source.pieces()):
-            for piece, ids in zip(batch, _encode(batch, tokenizer, dtype, source.name), strict=True):
-                if piece.ids is not None or not piece.ends_document:
-                    yield ids, piece.ends_document
-                elif len(ids):
-                    yield np.concatenate((ids, closing)), True
-                else:
-                    yield ids, True
-
-
-def _encode(batch: list[Piece], tokenizer: Any, dtype: np.dtype[Any], name: str) -> list[NDArray[Any]]:
-    if batch[0].ids is not None:
-        arrays = [np.asarray(piece.ids, dtype=np.int64) for piece in batch]
-        if any(int(array.max(initial=0)) > np.iinfo(dtype).max for array in arrays):
-            raise InvalidData(f"{name}: holds token ids of more than 32 bits, which no model has.")
-        return [array.astype(dtype) for array in arrays]
-    if is_bytes(tokenizer):
-        # ByT5's ids are the bytes, three special ids below them (Xue et al. 2021, arXiv 2105.13626, section 3.1).
-        return [np.frombuffer(piece.text.encode(), dtype=np.uint8).astype(dtype) + dtype.type(3) for piece in batch]
-    rows = tokenizer([piece.text for piece in batch], add_special_tokens=False, return_attention_mask=False)
-    return [np.asarray(row, dtype=dtype) for row in rows["input_ids"]]
-
-
-def is_bytes(tokenizer: Any) -> bool:
-    """Whether this is the byte-level tokenizer that needs no files."""
-    return type(tokenizer).__name__ == "ByT5Tokenizer"
-
-
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text) + 4 * len(piece.ids or ())
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -17,7 +17,8 @@ from zeta_core.contract.validation import parse
 from zeta_core.data import Places, open_sources
 from zeta_core.failures import InvalidData
 from zeta_core.report import Report
-from zeta_core.tokens import TokenFile, prepare_tokens
+from zeta_core.token_cache import prepare_tokens
+from zeta_core.tokens import TokenFile
 
 TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
 
@@ -149,10 +150,3 @@ def test_tokens_are_made_once_for_the_same_content(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("tokens-*/"))) == 1
     first.write_text("other words")
     assert tokens_of({"path": str(first)}, tmp_path).fingerprint != made.fingerprint
-
-
-@pytest.mark.parametrize("row", [{"messages": []}, {"prompt": "a", "completion": "b"}])
-def test_chat_data_is_refused_by_its_name(tmp_path: Path, row: dict[str, object]) -> None:
-    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(InvalidData, match=r"line 1: is chat data .* not available yet"):
-        tokens_of({"path": str(tmp_path / "chat.jsonl")}, tmp_path)

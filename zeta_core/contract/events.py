@@ -53,10 +53,13 @@ class ProgressLine(_Line):
 
     ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``eval_loss`` the mean over
     the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at most.
+    While data is read, ``documents`` are those tokenized so far and ``share`` (0 to 1) is how much of it was read.
     """
 
     type: Literal["progress"] = "progress"
     phase: Phase
+    documents: int | None = None
+    share: float | None = None
     step: int | None = None
     total_steps: int | None = None
     epoch: float | None = None
@@ -100,7 +103,6 @@ class WarningLine(_Line):
     type: Literal["warning"] = "warning"
     code: str
     message: str
-    stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
     stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
 
 

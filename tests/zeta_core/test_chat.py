@@ -1,0 +1,335 @@
+"""Which tokens of a conversation are learned, held against tokens counted by hand, for every shape of chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from transformers import ByT5Tokenizer
+
+from tests.zeta_core import chat_templates as shapes
+from tests.zeta_core.chat_templates import byte_tokenizer
+from tests.zeta_core.kept_lines import KeptLines
+from zeta_core.chat import DEFAULT_TEMPLATE
+from zeta_core.contract.events import WarningLine
+from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.validation import parse
+from zeta_core.data import Places, open_sources
+from zeta_core.failures import InvalidData
+from zeta_core.packing import IGNORED, Sequences
+from zeta_core.report import Report
+from zeta_core.token_cache import prepare_tokens
+from zeta_core.tokens import TokenFile
+
+TWO_TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hey!"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "So long."},
+]
+WITH_SYSTEM = [{"role": "system", "content": "Be short."}, *TWO_TURNS]
+
+
+def tokens_of(
+    tmp_path: Path, rows: list[Any], tokenizer: Any, *, report: Report | None = None, **source: Any
+) -> TokenFile:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_on = source.pop("train_on", None)
+    options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
+    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Report(), train_on=train_on)
+
+
+def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
+    """Each document's text, and the texts of its learned stretches."""
+    told: list[tuple[str, list[str]]] = []
+    for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
+        ids = np.asarray(tokens.ids[start:end])
+        learned = np.ones(len(ids), bool) if tokens.supervised is None else np.asarray(tokens.supervised[start:end])
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], learned, [False])).astype(int)))
+        stretches = [tokenizer.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        told.append((tokenizer.decode(ids), stretches))
+    return told
+
+
+# Learned by hand count: one token for each letter and one for each mark.
+@pytest.mark.parametrize(
+    ("template", "messages", "learned", "num_learned"),
+    [
+        (shapes.CHATML, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
+        (shapes.SMOLLM2, TWO_TURNS, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
+        (shapes.SMOLLM2, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
+        (shapes.LLAMA3, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (shapes.LLAMA3, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (shapes.GEMMA, TWO_TURNS, ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"], 4 + 2 + 8 + 2),
+        (DEFAULT_TEMPLATE, WITH_SYSTEM, ["Hey!<|im_end|><|end|>\n", "So long.<|im_end|><|end|>\n"], 4 + 3 + 8 + 3),
+    ],
+    ids=["chatml", "smollm2", "smollm2 with system", "llama 3.1", "llama 3.1 with system", "gemma", "default"],
+)
+def test_the_assistants_turns_are_learned_and_nothing_else(
+    template: str, messages: list[Any], learned: list[str], num_learned: int, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer(template)
+    tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
+    [(text, stretches)] = documents(tokens, tokenizer)
+    assert stretches == learned
+    assert tokens.supervised is not None
+    assert int(tokens.supervised.sum()) == num_learned
+    assert text == tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
+
+
+def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_when_they_are_said(
+    tmp_path: Path,
+) -> None:
+    tokenizer = byte_tokenizer(shapes.QWEN3)
+    thinking = [
+        {"role": "user", "content": "2+2"},
+        {"role": "assistant", "content": "<think>\neasy\n</think>\n\n4"},
+        {"role": "user", "content": "3+3"},
+        {"role": "assistant", "content": "6"},
+    ]
+    tokens = tokens_of(tmp_path, [{"messages": thinking}], tokenizer)
+    first = "<|im_start|>user\n2+2<|im_end|>\n<|im_start|>assistant\n"
+    second = "<|im_start|>user\n3+3<|im_end|>\n<|im_start|>assistant\n"
+    answers = ["<think>\neasy\n</think>\n\n4<|im_end|>\n", "<think>\n\n</think>\n\n6<|im_end|>\n"]
+    assert documents(tokens, tokenizer) == [
+        (first + answers[0], [answers[0]]),
+        (first + "4<|im_end|>\n" + second + answers[1], [answers[1]]),
+    ]
+    assert tokens.num_split == 1
+    assert [tokens.place(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
+
+
+def test_tools_and_their_answers_are_read_and_calls_are_learned(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.LLAMA3)
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Two"}]},
+    ]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    tokens = tokens_of(tmp_path, [{"messages": messages, "tools": json.dumps(tools)}], tokenizer)
+    [(text, learned)] = documents(tokens, tokenizer)
+    assert learned == ['{"name": "add", "parameters": {"a": 1}}<|eot_id|>', "Two<|eot_id|>"]
+    assert '{"type": "function", "function": {"name": "add"}}\n1+1<|eot_id|>' in text
+
+
+def test_a_template_that_strips_and_a_tokenizer_that_merges_across_a_turns_edge_are_marked_right(
+    tmp_path: Path,
+) -> None:
+    newline = shapes.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("\n")[0][0]
+    tokenizer = byte_tokenizer(shapes.CHATML, merges=((newline, newline),))
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nHey"}]
+    tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
+    # "assistant\n" and "\nHey" share a token, which is not there when the prompt is given alone.
+    assert documents(tokens, tokenizer)[0][1] == ["Hey<|im_end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("train_on", "learned"),
+    [
+        (None, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"]),
+        ("assistant", ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"]),
+        ("completion", ["So long.<|im_end|>\n"]),
+    ],
+)
+def test_train_on_says_which_turns(train_on: str | None, learned: list[str], tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokens = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer, train_on=train_on)
+    assert documents(tokens, tokenizer)[0][1] == learned
+    everything = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer, train_on="all")
+    assert everything.supervised is None
+
+
+def test_a_pair_of_texts_is_learned_from_where_the_completion_begins(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(None)
+    rows = [{"question": "One and one is", "reply": " two."}]
+    columns = {"prompt": "question", "completion": "reply"}
+    tokens = tokens_of(tmp_path, rows, tokenizer, columns=columns)
+    assert documents(tokens, tokenizer) == [("One and one is two.<|end|>", [" two.<|end|>"])]
+    assert tokenizer.chat_template is None, "no conversation was written, so no template was needed"
+
+
+def test_a_pair_of_messages_goes_through_the_template(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.GEMMA)
+    tokens = tokens_of(tmp_path, [{"prompt": TWO_TURNS[:3], "completion": TWO_TURNS[3:]}], tokenizer)
+    assert documents(tokens, tokenizer)[0][1] == ["So long.<end_of_turn>\n"]
+
+
+def test_a_tokenizer_without_a_template_gets_the_default_one_and_is_warned_of(tmp_path: Path) -> None:
+    kept = KeptLines()
+    tokenizer = ByT5Tokenizer()
+    report = Report(kept)
+    first = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer, report=report)
+    assert tokenizer.chat_template == DEFAULT_TEMPLATE
+    learned = documents(first, tokenizer)[0][1]
+    assert [stretch.replace("</s>", "") for stretch in learned] == ["Hey!<|im_end|>", "So long.<|im_end|>"]
+    # The second run finds the cached tokens, and a tokenizer that knows nothing of the template yet.
+    again = ByT5Tokenizer()
+    assert tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], again, report=report).fingerprint == first.fingerprint
+    assert again.chat_template == DEFAULT_TEMPLATE
+    codes = [line.code for line in kept.lines if isinstance(line, WarningLine)]
+    assert codes == ["default_chat_template"] * 2
+    again.save_pretrained(tmp_path / "saved")
+    assert ByT5Tokenizer.from_pretrained(tmp_path / "saved").chat_template == DEFAULT_TEMPLATE
+
+
+GOOD = {"messages": TWO_TURNS}
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "message"),
+    [
+        (
+            shapes.CHATML,
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "message 1 has the role 'robot'; use system",
+        ),
+        (shapes.CHATML, {"messages": [{"from": "human", "value": "x"}]}, r"message 1 has no 'role' \(it has: from, va"),
+        (
+            shapes.CHATML,
+            {"messages": [{"role": "user", "content": 3}]},
+            "message 1 has 'content' of type int, not text",
+        ),
+        (shapes.CHATML, {"messages": "Hi"}, "'messages' is str; give a list of messages"),
+        (shapes.CHATML, {"messages": []}, "'messages' is empty"),
+        (shapes.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn, so there is nothing to learn"),
+        (shapes.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
+        (shapes.CHATML, {"text": "words"}, r"has no 'messages' \(it has: text\)"),
+        (shapes.GEMMA, {"messages": WITH_SYSTEM}, "chat template refuses the conversation: System role not supported"),
+        (
+            shapes.GEMMA,
+            {"messages": TWO_TURNS[1:]},
+            "begins with an assistant turn, which the tokenizer's chat template",
+        ),
+        (shapes.R1, {"messages": TWO_TURNS}, "does not write the answer after the prompt for it"),
+        (None, {"messages": TWO_TURNS, "tools": [{"name": "add"}]}, "the default chat template has no place for them"),
+    ],
+)
+def test_a_conversation_that_cannot_be_learned_is_named_by_its_line(
+    template: str | None, row: Any, message: str, tmp_path: Path
+) -> None:
+    rows = [row] if template in (shapes.R1, shapes.GEMMA) else [GOOD, row]
+    with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line {len(rows)}: .*{message}"):
+        tokens_of(tmp_path, rows, byte_tokenizer(template))
+
+
+def test_an_answer_without_a_token_is_named_by_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}]
+    with pytest.raises(InvalidData, match=r"^chat\.jsonl, line 2: 'completion' is empty"):
+        tokens_of(tmp_path, rows, byte_tokenizer(None))
+
+
+def test_plain_text_has_no_turns_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidData, match=r"chat\.jsonl is plain text, which has no turns, and train_on is 'assistant'"
+    ):
+        tokens_of(tmp_path, [{"text": "words"}], byte_tokenizer(None), train_on="assistant")
+
+
+def test_a_table_holds_conversations_as_lines_do(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.CHATML)
+    path = tmp_path / "chat.parquet"
+    parquet.write_table(pa.table({"messages": [TWO_TURNS, TWO_TURNS[:2]]}), path)
+    options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
+    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    tokens = prepare_tokens(sources, tokenizer, tmp_path / "cache", Report())
+    assert [stretches for _, stretches in documents(tokens, tokenizer)] == [
+        ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"],
+        ["Hey!<|im_end|>\n"],
+    ]
+    assert tokens.place(1) == "chat.parquet, row 2"
+
+
+# --- In sequences -----------------------------------------------------------------------------------------------------
+
+
+def chats(lengths: list[int]) -> list[dict[str, Any]]:
+    """Conversations of ``22 + length`` tokens in ChatML: 20 before the answer, ``length`` letters, two after."""
+    return [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a" * n}]} for n in lengths
+    ]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_labels_survive_packing_and_padding(pack: bool, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokens = tokens_of(tmp_path, chats([5, 9, 1, 30, 12]), tokenizer)
+    sequences = Sequences(tokens, 64, pack=pack)
+    indices = np.arange(len(sequences))
+    batch = sequences.batch(indices, len(indices))
+    answers = sorted(tokenizer.decode(row[row != IGNORED]) for row in batch.labels_BT.numpy() if (row != IGNORED).any())
+    assert "".join(answers).count("a") == 5 + 9 + 1 + 30 + 12
+    assert sequences.num_targets(indices) == batch.num_targets == (5 + 9 + 1 + 30 + 12) + 5 * 2
+    assert [sequences.num_targets(np.array([i])) for i in indices] == [
+        sequences.batch(np.array([i]), 1).num_targets for i in indices
+    ]
+    assert sequences.num_tokens(indices) == tokens.num_tokens
+    assert len(sequences) == (5 if not pack else 3)
+    for row in range(len(indices)):  # a label is the token itself, and sees its own conversation alone
+        learned = batch.labels_BT[row] != IGNORED
+        assert (batch.labels_BT[row][learned] == batch.ids_BT[row][learned]).all()
+        assert (batch.positions_BT[row][learned] >= 20).all()
+
+
+def test_conversations_are_never_cut_to_fill_a_sequence(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, chats(list(range(1, 41))), byte_tokenizer(shapes.CHATML))
+    sequences = Sequences(tokens, 100, pack=True)
+    filled = [sequences.num_tokens(np.array([index])) for index in range(len(sequences))]
+    assert sum(filled) == tokens.num_tokens
+    assert max(filled) <= 100
+    assert len(sequences) <= -(-tokens.num_tokens // 100) + 4, "little is left empty"
+
+
+@pytest.mark.parametrize(
+    ("overlong", "kept", "counts"),
+    [
+        (None, [28, 40], (1, 1)),
+        ("truncate", [28, 40], (1, 1)),
+        ("drop", [28], (0, 2)),
+    ],
+)
+def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
+    overlong: Any, kept: list[int], counts: tuple[int, int], tmp_path: Path
+) -> None:
+    rows = chats([6, 30])
+    rows.append({"messages": [{"role": "user", "content": "?" * 50}, {"role": "assistant", "content": "a"}]})
+    tokens = tokens_of(tmp_path, rows, byte_tokenizer(shapes.CHATML))
+    sequences = Sequences(tokens, 40, pack=True, overlong=overlong)
+    fit = sequences.fit
+    assert sorted(sequences.num_tokens(np.array([i])) for i in range(len(sequences))) == kept
+    assert (fit.num_truncated, fit.num_dropped) == counts
+    if overlong == "drop":
+        assert fit.dropped_at == "chat.jsonl, line 2"
+    else:  # the third's answer lies beyond the cut, so nothing of it could be learned
+        assert (fit.truncated_at, fit.dropped_at) == ("chat.jsonl, line 2", "chat.jsonl, line 3")
+
+
+def test_a_conversation_longer_than_a_sequence_is_an_error_where_that_is_asked_for(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(shapes.CHATML))
+    with pytest.raises(
+        InvalidData, match=r"^chat\.jsonl, line 2: has 52 tokens, more than the 40 of seq_len, as 1 of 2"
+    ):
+        Sequences(tokens, 40, pack=True, overlong="error")
+
+
+def test_text_and_conversations_share_sequences_and_text_goes_on_in_the_next(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 150)
+    (tmp_path / "b.jsonl").write_text(json.dumps(GOOD) + "\n")
+    options = parse(TrainerOptions, {"dataset": [{"path": str(tmp_path / name)} for name in ("a.txt", "b.jsonl")]})
+    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    tokens = prepare_tokens(sources, byte_tokenizer(shapes.CHATML), tmp_path / "cache", Report())
+    sequences = Sequences(tokens, 100, pack=True)
+    assert sequences.fit.num_truncated == 0
+    indices = np.arange(len(sequences))
+    assert sequences.num_tokens(indices) == tokens.num_tokens
+    # All of the text but the first token of its two parts, and the two answers.
+    assert sequences.num_targets(indices) == (151 - 2) + (4 + 2 + 8 + 2) == sequences.batch(indices, 9).num_targets

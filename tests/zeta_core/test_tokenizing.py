@@ -1,0 +1,168 @@
+"""Tokens are made once, by several processes in the order of the data, and what is found in the cache is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from transformers import ByT5Tokenizer
+
+from tests.zeta_core import chat_templates as shapes
+from tests.zeta_core.chat_templates import byte_tokenizer
+from tests.zeta_core.kept_lines import KeptLines
+from zeta_core import encode, tokenizing
+from zeta_core.contract.events import LogLine, ProgressLine
+from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.validation import parse
+from zeta_core.data import Places, Row, Source, open_sources
+from zeta_core.failures import InvalidData, TrainingFailed
+from zeta_core.report import Report
+from zeta_core.token_cache import prepare_tokens
+from zeta_core.tokens import TokenFile
+
+NUM_ROWS = 2_400
+
+
+def sources_of(*paths: Path) -> list[Source]:
+    options = parse(TrainerOptions, {"dataset": [{"path": str(path)} for path in paths]})
+    return open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+
+
+def prepare(paths: list[Path], cache: Path, *, processes: int, tokenizer: Any = None, **more: Any) -> TokenFile:
+    tokenizer = tokenizer or byte_tokenizer(shapes.CHATML)
+    return prepare_tokens(sources_of(*paths), tokenizer, cache, Report(), processes=processes, **more)
+
+
+@pytest.fixture(scope="module")
+def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """About a megabyte: conversations as lines, a long text, a table."""
+    folder = tmp_path_factory.mktemp("sources")
+    with (folder / "chat.jsonl").open("w") as file:
+        for number in range(NUM_ROWS):
+            turns = [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": "x" * 90}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    (folder / "text.txt").write_text("".join(f"Line {number} of a long text.\n" for number in range(10_000)))
+    parquet.write_table(pa.table({"text": [f"Row {n} " * 9 for n in range(2_000)]}), folder / "table.parquet")
+    return [folder / name for name in ("chat.jsonl", "text.txt", "table.parquet")]
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the data were large and the machine too."""
+    monkeypatch.setattr("zeta_core.data.UNIT_BYTES", 1 << 15)
+    monkeypatch.setattr(tokenizing, "BYTES_PER_PROCESS", 1 << 15)
+    monkeypatch.setattr(tokenizing, "_cores", lambda: 3)
+
+
+def test_several_processes_make_the_same_tokens_as_one(several_sources: list[Path], tmp_path: Path) -> None:
+    alone = prepare(several_sources, tmp_path / "alone", processes=1)
+    together = prepare(several_sources, tmp_path / "together", processes=3)
+    assert (together.num_documents, together.num_tokens) == (NUM_ROWS + 1 + 2_000, alone.num_tokens)
+    for name in ("ids", "offsets", "rows", "supervised"):
+        assert np.array_equal(getattr(alone, name), getattr(together, name)), name
+    assert (alone.origins, alone.num_duplicates) == (together.origins, together.num_duplicates)
+    assert together.place(NUM_ROWS - 1) == f"chat.jsonl, line {NUM_ROWS}"
+    assert together.place(NUM_ROWS) == "text.txt"
+
+
+def test_the_fault_that_is_told_is_the_first_in_the_data(several_sources: list[Path], tmp_path: Path) -> None:
+    lines = several_sources[0].read_bytes().splitlines(keepends=True)
+    for number in (1_100, 2_200, 2_399):
+        lines[number] = b"not json\n"
+    (tmp_path / "bad.jsonl").write_bytes(b"".join(lines))
+    for processes in (1, 3):
+        with pytest.raises(InvalidData, match=r"bad\.jsonl, line 1101: is not JSON"):
+            prepare([tmp_path / "bad.jsonl"], tmp_path / "cache", processes=processes)
+
+
+def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
+    several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = os.getpid()
+    whole = encode.Encoder.encode
+
+    def killed(self: Any, source: Source, rows: Any) -> Any:
+        made = whole(self, source, rows)
+        if os.getpid() != ours and made.rows_D[0] > 1_000:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode.Encoder, "encode", killed)
+        with pytest.raises(TrainingFailed, match="A process that tokenizes the data ended with exit code -9"):
+            prepare(several_sources, tmp_path, processes=2)
+    assert not list(tmp_path.glob("tokens-*/meta.json"))
+    assert prepare(several_sources[:1], tmp_path, processes=2).num_documents == NUM_ROWS
+
+
+def test_progress_tells_documents_and_the_share_that_is_done(
+    several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeta_core.token_cache.SECONDS_BETWEEN_LINES", 0.0)
+    kept = KeptLines()
+    report = Report(kept)
+    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report)
+    lines = [line for line in kept.lines if isinstance(line, ProgressLine)]
+    shares = [line.share or 0 for line in lines]
+    assert len(lines) > 5
+    assert shares == sorted(shares)
+    assert {line.phase for line in lines} == {"loading_data"}
+    assert (lines[-1].documents, shares[-1]) == (tokens.num_documents, 1.0)
+    kept.lines.clear()
+    prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report)
+    assert kept.lines == [], "the second time they are found"
+
+
+@pytest.mark.parametrize("damage", ["tokens.bin", "supervised.bin", "offsets.npy", "meta.json"])
+def test_what_is_not_whole_in_the_cache_is_made_again(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
+    )
+    made = prepare([tmp_path / "chat.jsonl"], tmp_path / "cache", processes=1)
+    [entry] = (tmp_path / "cache").glob("tokens-*/")
+    with (entry / damage).open("r+b") as file:
+        file.truncate((entry / damage).stat().st_size // 2)
+    (tmp_path / "cache" / f"{entry.name}.part").mkdir()
+    again = prepare([tmp_path / "chat.jsonl"], tmp_path / "cache", processes=1)
+    assert np.array_equal(made.ids[:0], again.ids[:0])
+    assert (again.num_documents, again.fingerprint) == (1, made.fingerprint)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [entry.name]
+
+
+def test_two_runs_at_once_make_the_tokens_once(several_sources: list[Path], tmp_path: Path) -> None:
+    reports = [KeptLines(), KeptLines()]
+
+    def make(kept: KeptLines) -> TokenFile:
+        tokenizer = byte_tokenizer(shapes.CHATML)
+        return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Report(kept))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(make, reports)
+    assert np.array_equal(first.ids, second.ids)
+    said = [line.message for kept in reports for line in kept.lines if isinstance(line, LogLine)]
+    assert sum(text.startswith("Tokenized") for text in said) == 1
+    assert "Another process tokenizes the same data; waiting for it." in said
+
+
+def test_duplicates_and_empty_documents_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "b", "", "a", "a")))
+    tokens = prepare([tmp_path / "a.jsonl"], tmp_path, processes=1, tokenizer=ByT5Tokenizer())
+    assert (tokens.num_documents, tokens.num_duplicates, tokens.num_empty) == (4, 2, 1)
+
+
+def test_rows_are_parsed_only_where_they_are_asked_for(several_sources: list[Path]) -> None:
+    [source] = sources_of(several_sources[0])
+    units = list(source.units())
+    assert len(units) > 2
+    assert units[-1].position == source.size
+    last: list[Row] = list(units[-1].rows())
+    assert last[-1].number == NUM_ROWS

@@ -53,6 +53,8 @@ from zeta_core.state import Progress, Saved
 from zeta_core.strategy import build_engine
 from zeta_core.token_cache import prepare_tokens
 from zeta_core.tokens import TokenFile
+from zeta_core.trackers import TrackedRun, Trackers, openers
+from zeta_core.trackers import require as require_trackers
 from zeta_core.train import Course
 
 _NOT_ISOLATED = (
@@ -106,6 +108,7 @@ class Outcome:
 def execute(run: Run, place: Place, report: Report) -> Outcome:
     """Train as ``run`` says. Raises `TrainingFailed`, and whatever a model or a library raises."""
     options = run.options
+    require_trackers(options.report_to)
     report.phase("loading_data")
     located = locate_model(run.model, run.places, run.cache)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
@@ -179,6 +182,11 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             evaluator = _evaluator(run, plan, engine, loss_of, held_out, tokenizer, report)
         resolved = _resolved(run, plan, run_id, engine.device, model, num_parameters, held_out)
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
+        if options.report_to and place.is_main:
+            tracked = TrackedRun(options.entity_name or run_id, run_id, run.output_dir, progress.step, resolved)
+            trackers = Trackers(report.warn)
+            trackers.start(openers(options.report_to, tracked), required=stored is None)
+            stack.enter_context(report.also_to(trackers))
         report.log(
             f"{options.entity_name or run_id}: {num_parameters:,} parameters, {plan.total_steps} steps of "
             f"{plan.global_batch} sequences of {plan.seq_len} tokens, on {place.world_size} x {engine.device.type}."

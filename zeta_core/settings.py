@@ -55,6 +55,11 @@ def compiler() -> str | None:
     return next((found for name in ((named,) if named else ("g++", "clang++", "c++")) if (found := which(name))), None)
 
 
+def tracker_project() -> str:
+    """The project of W&B and the experiment of MLflow that runs appear under: as their own variables say, or ours."""
+    return os.environ.get("WANDB_PROJECT") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "zeta"
+
+
 def home() -> Path:
     """``ZETA_HOME``, else ``~/.zeta``: the token cache of a Trainer without a service lies under it."""
     return Settings.from_environment(

@@ -25,7 +25,6 @@ def _other_than(*allowed: Any) -> Refusal:
 
 
 NOT_AVAILABLE_YET: dict[str, tuple[Refusal, str]] = {
-    "report_to": (_given, "leave it out; progress events and metrics are always recorded"),
     "method": (_other_than("sft"), "use 'sft'"),
     "dpo": (_given, "leave it out"),
 }

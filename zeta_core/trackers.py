@@ -1,0 +1,208 @@
+"""``report_to``: the curves of a run in TensorBoard, Weights & Biases and MLflow, through Accelerate's trackers.
+
+A tracker that is not installed, or cannot be started, ends a new run before it trains. After that no tracker holds up
+or ends the training: lines go through a queue to one thread, which alone speaks to the trackers; one that fails is
+warned of and left out, one that does not keep up loses lines, and at the end the run waits `CLOSE_SECONDS` for it.
+
+A resumed run goes on under its own ``run_id``: TensorBoard hides the steps that are trained again, W&B resumes the run
+of that id, MLflow the run with that tag. TensorBoard's files lie in ``output_dir/tensorboard``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import queue
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+
+from zeta_core.contract.events import JournalLine, ProgressLine
+from zeta_core.failures import CannotTrain
+from zeta_core.settings import tracker_project
+
+Name = Literal["tensorboard", "wandb", "mlflow"]
+PACKAGES: dict[Name, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+START_SECONDS, CLOSE_SECONDS = 120.0, 30.0
+MOST_WAITING = 1000  # lines; about a quarter of an hour of them
+_CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens")
+_RUN_TAG = "zeta.run_id"
+
+Point = tuple[int, dict[str, float]]
+Warn = Callable[[str, str], None]
+
+
+def require(names: Sequence[Name]) -> None:
+    """Raise `CannotTrain` for the first that is not installed here."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise CannotTrain(
+                f"report_to names {name!r}, which is not installed here; pip install {PACKAGES[name]}, or leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What the trackers are told of a run: its name for people, its id, and the step after which it goes on."""
+
+    name: str
+    run_id: str
+    output_dir: Path
+    step: int
+    spec: Mapping[str, Any]
+
+
+class Trackers:
+    """A sink for progress lines. Made on the first rank, when the engine is built."""
+
+    def __init__(self, warn: Warn, *, close_seconds: float = CLOSE_SECONDS) -> None:
+        self._warn = warn
+        self._close_seconds = close_seconds
+        self._waiting: queue.Queue[Point | None] = queue.Queue(MOST_WAITING)
+        self._dropped = 0
+        self._started = threading.Event()
+        self._faults: list[str] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, openers: Mapping[str, Callable[[], GeneralTracker]], *, required: bool) -> None:
+        """Start them, in the thread that will speak to them. Where ``required`` a failure is raised, else warned of."""
+        self._thread = threading.Thread(target=self._work, args=(openers,), name="trackers", daemon=True)
+        self._thread.start()
+        if not self._started.wait(START_SECONDS):
+            self._faults.append(f"{', '.join(openers)} did not start within {START_SECONDS:.0f} s")
+        if self._faults and required:
+            self.close()
+            raise CannotTrain(f"report_to: {self._faults[0]}; mend that, or leave it out.")
+        for fault in self._faults:
+            self._warn("tracker_failed", f"report_to: {fault}; the training goes on without it.")
+
+    def write(self, line: JournalLine) -> None:
+        """Hand a line on; never waits."""
+        if not isinstance(line, ProgressLine) or line.step is None:
+            return
+        values = {f"train/{name}": value for name in _CURVES if (value := getattr(line, name)) is not None}
+        if line.loss is None:
+            values = {}
+        if line.eval_loss is not None:
+            values["eval/loss"] = line.eval_loss
+        if not values:
+            return
+        try:
+            self._waiting.put_nowait((line.step, values))
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Let the trackers finish, for `CLOSE_SECONDS` at most."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        try:
+            self._waiting.put(None, timeout=self._close_seconds)
+        except queue.Full:
+            self._dropped += self._waiting.qsize()
+            self._waiting.queue.clear()
+            self._waiting.put_nowait(None)  # its end, whenever it comes back
+        thread.join(self._close_seconds)
+        if thread.is_alive():
+            self._warn(
+                "tracker_slow", f"The trackers did not finish within {self._close_seconds:.0f} s; they are left."
+            )
+        if self._dropped:
+            self._warn("tracker_slow", f"The trackers did not keep up: {self._dropped} lines are not in them.")
+
+    # --- the thread ---
+
+    def _work(self, openers: Mapping[str, Callable[[], GeneralTracker]]) -> None:
+        alive: dict[str, GeneralTracker] = {}
+        for name, opener in openers.items():
+            try:
+                alive[name] = opener()
+            except Exception as error:  # noqa: BLE001 - told by `start`
+                self._faults.append(f"{name} cannot be started ({_said(error)})")
+        self._started.set()
+        while (point := self._waiting.get()) is not None:
+            self._each(alive, _logging(*point))
+        self._each(alive, lambda tracker: tracker.finish())
+
+    def _each(self, alive: dict[str, GeneralTracker], act: Callable[[GeneralTracker], None]) -> None:
+        for name, tracker in list(alive.items()):
+            try:
+                act(tracker)
+            except Exception as error:  # noqa: BLE001 - a tracker must not end a training, whatever it raises
+                del alive[name]
+                self._warn("tracker_failed", f"{name} failed ({_said(error)}); the training goes on without it.")
+
+
+def _logging(step: int, values: dict[str, float]) -> Callable[[GeneralTracker], None]:
+    def log(tracker: GeneralTracker) -> None:
+        if isinstance(tracker, WandBTracker):
+            tracker.log({**values, "step": step})  # W&B's own step cannot go back, as a resumed run's does
+        else:
+            tracker.log(values, step=step)
+
+    return log
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+# --- Each of the three ------------------------------------------------------------------------------------------------
+
+
+def openers(names: Sequence[Name], run: TrackedRun) -> dict[str, Callable[[], GeneralTracker]]:
+    """How each of the named trackers is started for this run."""
+    known: dict[Name, Callable[[TrackedRun], GeneralTracker]] = {
+        "tensorboard": _tensorboard,
+        "wandb": _wandb,
+        "mlflow": _mlflow,
+    }
+    return {name: lambda start=known[name]: start(run) for name in names}
+
+
+def _tensorboard(run: TrackedRun) -> GeneralTracker:
+    folder = re.sub(r"[^\w.+-]+", "_", run.name).strip(".") or run.run_id
+    tracker = TensorBoardTracker(folder, run.output_dir / "tensorboard", purge_step=run.step + 1)
+    tracker.start()
+    tracker.log({"spec": f"```json\n{json.dumps(dict(run.spec), indent=1)}\n```"}, step=run.step)
+    return tracker
+
+
+def _wandb(run: TrackedRun) -> GeneralTracker:
+    about = {"name": run.name, "id": run.run_id, "resume": "allow", "dir": str(run.output_dir)}
+    tracker = WandBTracker(tracker_project(), **about)
+    tracker.start()
+    tracker.tracker.define_metric("*", step_metric="step")
+    tracker.store_init_configuration(_flat(run.spec))
+    return tracker
+
+
+def _mlflow(run: TrackedRun) -> GeneralTracker:
+    import mlflow  # pyright: ignore[reportMissingImports] - not in the environment that types are checked in
+
+    client: Any = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(tracker_project())
+    same = f"tags.`{_RUN_TAG}` = '{run.run_id}'"
+    found = [] if experiment is None else client.search_runs([experiment.experiment_id], same, max_results=1)
+    known = found[0].info.run_id if found else None
+    tracker = MLflowTracker(tracker_project(), run_id=known, run_name=run.name, tags={_RUN_TAG: run.run_id})
+    tracker.start()
+    if known is None:  # parameters of an MLflow run cannot change
+        tracker.store_init_configuration(_flat(run.spec))
+    return tracker
+
+
+def _flat(spec: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """What a table of parameters can show: plain values as they are, the rest as JSON."""
+    plain = (bool, int, float, str)
+    return {
+        name: value if isinstance(value, plain) else json.dumps(value)
+        for name, value in spec.items()
+        if value is not None
+    }

@@ -16,6 +16,7 @@ from server.service import Service
 from server.trail import Trail
 from server.version import VERSION
 from zeta_core.contract import events
+from zeta_core.contract.commands import Rerun
 from zeta_core.contract.spec import JobSpec
 
 REF = "#/components/schemas/{model}"
@@ -59,7 +60,8 @@ def _description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, further = models_json_schema(
-            [(JobSpec, "validation"), *((line, "serialization") for line in LINES)], ref_template=REF
+            [(JobSpec, "validation"), (Rerun, "validation"), *((line, "serialization") for line in LINES)],
+            ref_template=REF,
         )
         description["components"]["schemas"] = {**further["$defs"], **description["components"]["schemas"]}
         app.openapi_schema = description

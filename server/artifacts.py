@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key, log_key
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,12 @@ class ArtifactStore:
     def log_path(self, job_id: str, attempt: int) -> Path:
         assert is_id(job_id, "job"), f"{job_id!r} is no job id"
         return self._path(log_key(job_id, attempt))
+
+    def remove_job(self, job_id: str) -> None:
+        """Remove everything that a job stored; harmless when repeated. Raises `OSError`."""
+        assert is_id(job_id, "job"), f"{job_id!r} is no job id"
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._path(job_key(job_id)))
 
     def checkpoint(self, job_id: str, name: str) -> StoredCheckpoint | None:
         """A job's checkpoint, or ``None`` where there is none. Raises `Unavailable` for a damaged manifest."""

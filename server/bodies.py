@@ -14,9 +14,14 @@ MAX_JSON_BYTES = 2**20
 MAX_DEPTH = 100
 
 
-async def read_json(request: Request) -> Any:
-    """The body as JSON data. Raises `TooLarge`, `MalformedRequest`, or `InvalidRequest` for text nobody can store."""
+async def read_json(request: Request, *, empty: Any = None) -> Any:
+    """The body as JSON data; ``empty``, if given, stands for no body at all.
+
+    Raises `TooLarge`, `MalformedRequest`, or `InvalidRequest` for text nobody can store.
+    """
     content = await _read(request)
+    if not content and empty is not None:
+        return empty
     try:
         data = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

@@ -42,8 +42,8 @@ async def check_references(
 ) -> dict[str, dict[str, Any]]:
     """The files that the job reads, ``{id: {"filename", "sha256", "purpose", "bytes"}}``, as workers need them.
 
-    They are locked against deletion until the transaction ends. Raises `InvalidSpec` naming every reference that
-    leads nowhere.
+    They, and the jobs that are named, are locked against deletion until the transaction ends. Raises `InvalidSpec`
+    naming every reference that leads nowhere.
     """
     files: dict[str, dict[str, Any]] = {}
     details = list(_forbidden(settings, spec))
@@ -154,7 +154,8 @@ async def check_training_state(service: Service, caller: Caller, spec: JobSpec) 
         return
     async with service.database.read() as session:
         job = await session.get(JobRow, job_id)
-        known = job is not None and job.project == caller.project and await session.get(CheckpointRow, (job_id, name))
+        is_there = job is not None and job.project == caller.project and job.deleted_at is None
+        known = is_there and await session.get(CheckpointRow, (job_id, name))
     stored = await asyncio.to_thread(service.store.checkpoint, job_id, name) if known else None
     if stored is not None and not any(file.role == "state" for file in stored.manifest.files):
         message = (
@@ -169,8 +170,9 @@ async def _checkpoint_fault(
     session: AsyncSession, project: str, job_id: str, checkpoint: str
 ) -> tuple[str, str] | None:
     """Why the checkpoint cannot be used: a code and the rest of a sentence."""
-    job = await session.get(JobRow, job_id) if is_id(job_id, "job") else None
-    if job is None or job.project != project:
+    locked = {"read": True}  # against its deletion
+    job = await session.get(JobRow, job_id, with_for_update=locked) if is_id(job_id, "job") else None
+    if job is None or job.project != project or job.deleted_at is not None:
         return "job_not_found", f"names {job_id!r}, which is no job here."
     if checkpoint != LATEST and not NAME_PATTERN.match(checkpoint):
         return "invalid_value", f"names checkpoint {checkpoint!r}; use 'step-N', 'best', 'final' or 'latest'."

@@ -16,6 +16,7 @@ from server.database.db import Database
 from server.database.schema import require_schema
 from server.engine.engine import Engine
 from server.engine.stored import Subscription
+from server.removal import finish_deletions
 from server.settings import ServerSettings
 
 
@@ -60,10 +61,14 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
         await keep_admin_key(database, settings.api_key)
         engine = Engine(database, settings)
         await engine.start()
+        stopped = asyncio.Event()
+        removal = asyncio.create_task(finish_deletions(database, store, stopped))
         try:
             yield Service(settings, database, store, engine)
         finally:
+            stopped.set()
             await engine.stop()
+            await removal
     finally:
         await database.close()
 

@@ -22,6 +22,7 @@ from server.database.tables import IdempotencyRow, JobRow
 from server.job_objects import describe_one
 from server.jobs import first_waiting_reason
 from server.references import check_references, check_training_state, with_named_checkpoint
+from server.resuming import check_exact_resume
 from server.service import Service
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.errors import InvalidRequest
@@ -82,6 +83,7 @@ async def create(
                 return await describe_one(session, earlier), True
         files = await check_references(session, service.settings, caller.project, spec)
         spec = await with_named_checkpoint(session, spec)
+        await check_exact_resume(session, spec)
         row = _row(service, caller, spec, data, files, parent)
         session.add(row)
         if key is not None:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from server import commands, jobs, submissions
+from server import commands, deletions, jobs, reruns, submissions
 from server.bodies import read_json
 from server.callers import TheCaller
 from server.job_query import JobQuery
 from server.service import TheService
-from zeta_core.contract.answers import Page
+from zeta_core.contract.answers import DeletedObject, Page
 from zeta_core.contract.job import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-SPEC_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}},
-    }
-}
+
+def _body(model: str, *, required: bool) -> dict[str, Any]:
+    """The description of a body that is read by hand."""
+    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
+    return {"requestBody": {"required": required, "content": {"application/json": schema}}}
 
 
-@router.post("", status_code=201, openapi_extra=SPEC_BODY)
+@router.post("", status_code=201, openapi_extra=_body("JobSpec", required=True))
 async def submit_job(
     service: TheService,
     caller: TheCaller,
@@ -33,11 +32,7 @@ async def submit_job(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
     """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
-    job, was_answered = await submissions.submit(service, caller, await read_json(request), idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if was_answered:
-        response.headers["Idempotent-Replayed"] = "true"
-    return job
+    return _created(response, *await submissions.submit(service, caller, await read_json(request), idempotency_key))
 
 
 @router.get("")
@@ -68,3 +63,30 @@ async def pause_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
 async def resume_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
     """Queue a paused job again; it goes on from its newest checkpoint."""
     return await commands.obey(service, caller, job_id, "resume")
+
+
+@router.post("/{job_id}/rerun", status_code=201, openapi_extra=_body("Rerun", required=False))
+async def rerun_job(
+    service: TheService,
+    caller: TheCaller,
+    request: Request,
+    response: Response,
+    job_id: str,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Job:
+    """Create a job out of this one's spec, patched, from its start or from one of its checkpoints."""
+    data = await read_json(request, empty={})
+    return _created(response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
+
+
+@router.delete("/{job_id}")
+async def delete_job(service: TheService, caller: TheCaller, job_id: str) -> DeletedObject:
+    """Delete an ended job with its checkpoints, logs and events."""
+    return await deletions.delete(service, caller, job_id)
+
+
+def _created(response: Response, job: Job, was_answered: bool) -> Job:
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if was_answered:
+        response.headers["Idempotent-Replayed"] = "true"
+    return job

@@ -18,10 +18,13 @@ from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, Jo
 from server.settings import ServerSettings
 from tests.server.serving import SPEC
 from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.defaults import resolve
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobStatus, StatusReason
 from zeta_core.contract.layout import checkpoint_key, log_key
+from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.validation import parse
 
 CREATED_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
@@ -34,15 +37,16 @@ class Rows:
         self.store = ArtifactStore(settings.artifacts)
         self.store.prepare()
 
-    def job(self, *, project: str = "default") -> str:
-        """A queued job, submitted by nobody in particular."""
+    def job(self, *, project: str = "default", spec: Mapping[str, Any] | None = None) -> str:
+        """A queued job, submitted by nobody in particular; ``spec`` are further fields of `SPEC`."""
+        sent = {**SPEC, **(spec or {})}
         row = JobRow(
             id=new_id("job"),
             project=project,
             created_by="key_test",
             status=JobStatus.QUEUED,
-            spec=SPEC,
-            resolved_spec={**SPEC, "files": {}},
+            spec=sent,
+            resolved_spec={**resolve(parse(JobSpec, sent)), "files": {}},
             priority=0,
             max_retries=3,
             created_at=utc_now(),
@@ -55,13 +59,29 @@ class Rows:
         return row.id
 
     def attempt(
-        self, job_id: str, *, progress: Sequence[Mapping[str, Any]] = (), log: str = "", to: JobStatus | None = None
+        self,
+        job_id: str,
+        *,
+        progress: Sequence[Mapping[str, Any]] = (),
+        log: str = "",
+        to: JobStatus | None = None,
+        reason: StatusReason | None = None,
     ) -> None:
         """Start the next attempt, say ``progress``, write ``log``, and end it in ``to`` (``None``: it goes on)."""
-        number = asyncio.run(self._attempt(job_id, progress, to))
+        if reason is None:
+            reason = StatusReason.COMPLETED if to == JobStatus.SUCCEEDED else StatusReason.RETRYING
+        number = asyncio.run(self._attempt(job_id, progress, to, reason))
         path = self.settings.artifacts / log_key(job_id, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(log)
+
+    def change(self, job_id: str, **values: Any) -> None:
+        """Set columns of the job's row."""
+        asyncio.run(self._change(job_id, values))
+
+    def has_job(self, job_id: str) -> bool:
+        """Whether the job has a row, seen by users or not."""
+        return asyncio.run(self._has_job(job_id))
 
     def end(self, job_id: str, to: JobStatus) -> None:
         """End the running attempt and the job."""
@@ -123,7 +143,9 @@ class Rows:
                 )
         await database.close()
 
-    async def _attempt(self, job_id: str, progress: Sequence[Mapping[str, Any]], to: JobStatus | None) -> int:
+    async def _attempt(
+        self, job_id: str, progress: Sequence[Mapping[str, Any]], to: JobStatus | None, reason: StatusReason
+    ) -> int:
         database = Database(self.settings.database)
         async with database.write() as session:
             job = await state.lock_job(session, job_id)
@@ -145,7 +167,6 @@ class Rows:
                     session, job, attempt=number, line=line, type="progress", created_at=utc_now(), fields=dict(fields)
                 )
             if to is not None:
-                reason = StatusReason.COMPLETED if to == JobStatus.SUCCEEDED else StatusReason.RETRYING
                 await state.change_status(session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason)
         await database.close()
         return number
@@ -156,6 +177,21 @@ class Rows:
             for row in await session.scalars(select(IdempotencyRow)):
                 row.created_at -= by
         await database.close()
+
+    async def _change(self, job_id: str, values: Mapping[str, Any]) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            row = await session.get_one(JobRow, job_id)
+            for name, value in values.items():
+                setattr(row, name, value)
+        await database.close()
+
+    async def _has_job(self, job_id: str) -> bool:
+        database = Database(self.settings.database)
+        async with database.read() as session:
+            found = await session.get(JobRow, job_id)
+        await database.close()
+        return found is not None
 
     async def _end(self, job_id: str, to: JobStatus) -> None:
         database = Database(self.settings.database)

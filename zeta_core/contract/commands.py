@@ -6,10 +6,29 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, get_args
 
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
 from zeta_core.contract.job import JobStatus, RequestedAction, StatusReason
 
 Command = Literal["cancel", "pause", "resume", "delete", "rerun"]
 COMMANDS: tuple[Command, ...] = get_args(Command)
+
+
+FROM_START = "start"
+
+
+class Rerun(BaseModel):
+    """What ``POST /v1/jobs/{id}/rerun`` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    patch: dict[str, JsonValue] = Field(default={}, description="a JSON merge patch over the spec as it was sent")
+    from_: str = Field(
+        default=FROM_START,
+        alias="from",
+        pattern=r"^(start|latest|best|final|step-\d+)$",
+        description="'start', 'latest', or the name of a checkpoint such as 'step-100'",
+    )
 
 
 class Situation(StrEnum):

@@ -166,7 +166,7 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
     param = ".".join(location) or None
     said = shown(value)
     if kind == "extra_forbidden":
-        meant = nearest(location[-1], tuple(model.model_fields)) if len(location) == 1 else None
+        meant = nearest(location[-1], _names(model)) if len(location) == 1 else None
         cure = f"did you mean {meant!r}?" if meant else "leave it out."
         return ErrorDetail(
             param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=meant
@@ -203,6 +203,11 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
             param=param, message=f"{param} is {said}; it must be {_TYPE_WORDS[kind]}.", code="invalid_type"
         )
     return ErrorDetail(param=param, message=f"{param} is {said}: {fault['msg']}.", code="invalid_value")
+
+
+def _names(model: type[BaseModel]) -> tuple[str, ...]:
+    """The fields of a model by the names that are sent."""
+    return tuple(field.alias or name for name, field in model.model_fields.items())
 
 
 def _location(loc: tuple[Any, ...], data: object) -> list[str]:

@@ -1,0 +1,56 @@
+"""Deletions: an ended job goes with everything that it stored, unless another job needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import delete as delete_rows
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.commands import accepted
+from server.database.tables import IdempotencyRow, JobRow
+from server.jobs import find_job
+from server.removal import remove_deleted
+from server.service import Service
+from zeta_core.contract.answers import DeletedObject
+from zeta_core.contract.errors import Conflict
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.job import ENDED
+
+
+async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject:
+    """Delete an ended job. Raises `NotFound`, and `Conflict` while it goes on or another job needs it."""
+    async with service.database.write() as session:
+        row = await find_job(session, caller, job_id, lock=True)
+        accepted(row, "delete")
+        await _require_unneeded(session, row)
+        row.deleted_at = utc_now()
+        await session.execute(delete_rows(IdempotencyRow).where(IdempotencyRow.job_id == job_id))
+    await remove_deleted(service.database, service.store, job_id)
+    return DeletedObject(id=job_id, object="job")
+
+
+async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
+    """Raise `Conflict` while a job that goes on is a rerun of this one, resumes it, or starts from its weights."""
+    waiting = select(JobRow).where(JobRow.project == row.project, JobRow.status.not_in(ENDED), JobRow.id != row.id)
+    for other in await session.scalars(waiting):
+        why = _need(other, row.id)
+        if why is not None:
+            raise Conflict(
+                f"Job {row.id} is needed by {other.id}, which is {other.status} and {why}; "
+                "cancel that one first, or wait for its end.",
+                code="job_in_use",
+            )
+
+
+def _need(other: JobRow, job_id: str) -> str | None:
+    """Why ``other`` needs the job, as the end of a sentence."""
+    resumed: Any = other.spec.get("resume_from_checkpoint")
+    if isinstance(resumed, str) and resumed.partition("/")[0] == job_id:
+        return "resumes it"
+    model: Any = other.spec.get("model")
+    if isinstance(model, dict) and model.get("job") == job_id:
+        return "starts from its weights"
+    return "is a rerun of it" if other.parent == job_id else None

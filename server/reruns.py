@@ -1,0 +1,99 @@
+"""Reruns: a new job out of an earlier one's spec, patched, from its start or from one of its checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.database.newest import checkpoints_newest_first
+from server.database.tables import CheckpointRow, JobRow
+from server.jobs import find_job
+from server.references import LATEST
+from server.service import Service
+from server.submissions import answered_before, create, submission
+from zeta_core.contract.commands import FROM_START, Rerun
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job import Job
+from zeta_core.contract.validation import parse
+
+# Objects of the spec that are of one of several kinds, told by these fields. One of another kind replaces the old one:
+# merged into it, it could never be valid.
+_KINDS = {
+    "model": frozenset({"config", "job", "file", "builder"}),
+    "dataset": frozenset({"file", "path", "hub", "builtin"}),
+    "eval_dataset": frozenset({"file", "path", "hub", "builtin"}),
+    "tokenizer": frozenset({"file", "builtin"}),
+}
+
+
+async def rerun(
+    service: Service, caller: Caller, job_id: str, data: Any, idempotency_key: str | None
+) -> tuple[Job, bool]:
+    """The new job, and whether it was answered before. Raises `NotFound` and `InvalidRequest` kinds.
+
+    Faults of the patched spec are named by its fields, as those of a submission.
+    """
+    request = submission(idempotency_key, {"rerun": job_id, "body": data})
+    earlier = await answered_before(service, caller, request)
+    if earlier is not None:
+        return earlier, True
+    asked = parse(Rerun, data, error_class=InvalidRequest)
+    async with service.database.read() as session:
+        parent = await find_job(session, caller, job_id)
+        checkpoint = await _checkpoint(session, parent, asked.from_)
+    return await create(service, caller, _patched(parent, asked, checkpoint), request, parent=parent.id)
+
+
+async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str | None:
+    """The checkpoint to resume, as it is called now; ``None`` for a rerun from the start."""
+    if named == FROM_START:
+        return None
+    if named == LATEST:
+        found = await session.scalar(checkpoints_newest_first(parent.id).where(CheckpointRow.name != "best").limit(1))
+    else:
+        row = await session.get(CheckpointRow, (parent.id, named))
+        found = row.name if row else None
+    if found is None:
+        raise InvalidRequest(
+            f"from is {named!r}, and {parent.id} has no such checkpoint; GET /v1/jobs/{parent.id}/checkpoints lists "
+            'what it has, and "from": "start" needs none.',
+            code="checkpoint_not_found",
+            param="from",
+        )
+    return found
+
+
+def _patched(parent: JobRow, asked: Rerun, checkpoint: str | None) -> dict[str, Any]:
+    """The parent's spec as it was sent, patched; where it said ``latest`` of a job, with what that meant for it."""
+    if asked.patch.get("resume_from_checkpoint") is not None:
+        raise InvalidRequest(
+            "patch.resume_from_checkpoint is given; name the checkpoint in from, as 'latest' or 'step-N'.",
+            code="invalid_value",
+            param="patch.resume_from_checkpoint",
+        )
+    base = dict(parent.spec)
+    model = parent.resolved_spec.get("model")
+    if isinstance(model, dict) and "job" in model:
+        base["model"] = model
+    for name, kinds in _KINDS.items():
+        now, then = asked.patch.get(name), base.get(name)
+        if isinstance(now, dict) and isinstance(then, dict) and not kinds.isdisjoint(now.keys() - then.keys()):
+            base.pop(name)
+    spec = merged(base, asked.patch)
+    spec.pop("resume_from_checkpoint", None)
+    return spec if checkpoint is None else {**spec, "resume_from_checkpoint": f"{parent.id}/{checkpoint}"}
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """``target`` under a JSON merge patch (RFC 7396): objects are merged by name, null removes, the rest replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    result: dict[str, Any] = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result

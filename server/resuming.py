@@ -1,0 +1,99 @@
+"""What a job that resumes another one's checkpoint may have different: exact resume is held when the job is submitted.
+
+A worker holds it again with everything it knows (the data's tokens, the model's own limits); what is refused here would
+be refused there, minutes later. What is left out takes the value of the run that goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.tables import JobRow
+from zeta_core.contract.defaults import batch_split
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.validation import error_of, shown
+
+# What may change: how a step's work is split, how long the run is, what is kept of it and watched.
+_FREE = frozenset(
+    {
+        "batch_size",
+        "gradient_accumulate_every",  # with batch_size: at the same global batch
+        "max_steps",
+        "epochs",
+        "checkpointing_steps",
+        "save_total_limit",
+        "eval_steps",
+        "early_stopping_patience",
+        "report_to",
+        "entity_name",
+        "output_dir",
+        "resume_from_checkpoint",
+        "resources",
+        "priority",
+        "max_retries",
+        "time_limit_seconds",
+        "metadata",
+    }
+)
+# Left out, these still mean something else than what a run may have been started with.
+_ALWAYS_COMPARED = frozenset({"tokenizer", "use_pretokenized", "use_fsdp", "use_deepspeed", "lora", "method"})
+
+
+async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
+    """Raise `InvalidSpec` naming every field that the run whose checkpoint is resumed was started without.
+
+    The checkpoint itself is there: `references.check_references` has seen it.
+    """
+    job_id, _, name = (spec.resume_from_checkpoint or "").partition("/")
+    resumed = await session.get(JobRow, job_id) if job_id else None
+    if resumed is None:
+        return
+    weights = f'"model": {{"job": "{job_id}", "checkpoint": "{name or "latest"}"}}'
+    details = [
+        ErrorDetail(
+            param=param,
+            message=f"{param} is {shown(now)}, but {job_id} was started with {shown(then)}, and a resumed run goes on "
+            f'exactly; keep it, rerun with "from": "start", or begin from the weights: {weights} without '
+            "resume_from_checkpoint.",
+            code="changed_on_resume",
+        )
+        for param, now, then in _changed(spec, resumed)
+    ]
+    if details:
+        raise error_of(details)
+
+
+def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
+    """Each field that must not change and does: its name, its value, and the one that the run was started with."""
+    now: dict[str, Any] = spec.model_dump(mode="json")
+    given = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
+    for name in type(spec).model_fields:
+        if name in _FREE or name not in given or name not in resumed.resolved_spec:
+            continue
+        resolved, sent = resumed.resolved_spec[name], resumed.spec.get(name)
+        if name == "use_deepspeed":  # which stage of it, a resumed run may choose
+            same = bool(now[name]) == bool(sent)
+        else:
+            unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet
+            same = unknown or now[name] in (resolved, sent)
+        if not same:
+            yield name, now[name], sent if resolved is None else resolved
+    yield from _changed_global_batch(spec, resumed.resolved_spec)
+
+
+def _changed_global_batch(spec: JobSpec, resolved: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
+    """A split that makes another global batch; with another number of processes the worker finds the split itself."""
+    batch_size, accumulate = batch_split(spec)
+    then: Any = (resolved.get("resources") or {}).get("processes")
+    processes = spec.resources.processes
+    if batch_size is None or accumulate is None or (processes or 1) != (then or 1):
+        return
+    now = batch_size * accumulate * (processes or 1)
+    global_batch = resolved.get("global_batch_size")
+    if isinstance(global_batch, int) and now != global_batch:
+        product = f"{batch_size} x {accumulate} x {processes or 1} = {now} sequences"
+        yield "batch_size", product, f"{global_batch} sequences"

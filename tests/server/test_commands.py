@@ -1,0 +1,262 @@
+"""Cancel, pause, resume, rerun and delete over HTTP: every state and command has the table's answer."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from tests.server.rows import Rows
+from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
+from zeta_core.contract.checkpoint import FileRole
+from zeta_core.contract.commands import ANSWERS, COMMANDS, Accepted, Situation, as_markdown
+from zeta_core.contract.job import JobStatus, StatusReason
+from zeta_core.contract.layout import job_key, log_key
+
+WEIGHTS: dict[str, tuple[FileRole, bytes]] = {
+    "model.safetensors": ("weights", b"w"),
+    "training_state/optimizer.pt": ("state", b"s"),
+}
+
+
+def events_of(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    found = http.get(f"/v1/jobs/{job_id}/events", params={"limit": 1000}).json()["data"]
+    assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
+    return found
+
+
+def job_in(rows: Rows, situation: Situation, **spec: Any) -> str:
+    """A job in each of the table's situations, as commands and engine leave it."""
+    job_id = rows.job(spec=spec)
+    match situation:
+        case Situation.QUEUED:
+            pass
+        case Situation.CANCELLED:
+            rows.attempt(job_id, to=JobStatus.CANCELLED)
+        case Situation.RUNNING:
+            rows.attempt(job_id)
+        case Situation.PAUSING | Situation.CANCELLING:
+            rows.attempt(job_id)
+            rows.change(job_id, requested_action="pause" if situation == Situation.PAUSING else "cancel")
+        case Situation.PAUSED:
+            rows.attempt(job_id, to=JobStatus.PAUSED, reason=StatusReason.PAUSED_BY_USER)
+        case Situation.PAUSED_FOR_DISK:
+            rows.attempt(job_id, to=JobStatus.PAUSED, reason=StatusReason.DISK_FULL)
+        case Situation.SUCCEEDED | Situation.FAILED:
+            rows.attempt(job_id, to=JobStatus(situation.value))
+    return job_id
+
+
+# What an accepted command leaves: status, status_reason, requested_action, and the code of waiting_reason.
+CANCELLED = ("cancelled", "cancelled_by_user", None, None)
+PAUSED = ("paused", "paused_by_user", None, "paused")
+QUEUED = ("queued", "resumed", None, "no_worker")
+LEFT: dict[Situation, dict[str, tuple[str, str | None, str | None, str | None]]] = {
+    Situation.QUEUED: {"cancel": CANCELLED, "pause": PAUSED},
+    Situation.RUNNING: {"cancel": ("running", None, "cancel", None), "pause": ("running", None, "pause", None)},
+    Situation.PAUSING: {
+        "cancel": ("running", None, "cancel", None),
+        "pause": ("running", None, "pause", None),
+        "resume": ("running", None, None, None),
+    },
+    Situation.CANCELLING: {"cancel": ("running", None, "cancel", None)},
+    Situation.PAUSED: {"cancel": CANCELLED, "resume": QUEUED},
+    Situation.PAUSED_FOR_DISK: {"cancel": CANCELLED, "pause": PAUSED, "resume": QUEUED},
+}
+
+
+@pytest.mark.parametrize("situation", list(Situation))
+def test_every_state_and_command_has_the_answer_of_the_table(
+    rows: Rows, http: httpx.Client, situation: Situation
+) -> None:
+    for command in COMMANDS:
+        job_id = job_in(rows, situation)
+        before = http.get(f"/v1/jobs/{job_id}").json()
+        answer = http.delete(f"/v1/jobs/{job_id}") if command == "delete" else http.post(f"/v1/jobs/{job_id}/{command}")
+        expected = ANSWERS[situation][command]
+        where = f"{command} of a job that is {situation}: {answer.text}"
+        if isinstance(expected, Accepted):
+            assert answer.status_code == expected.status, where
+            job = answer.json()
+            if command == "delete":
+                assert job == {"id": job_id, "object": "job", "deleted": True}
+            elif command == "rerun":
+                assert (job["parent"], job["status"], job["spec"]) == (job_id, "queued", before["spec"])
+                assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+            else:
+                code = (job["waiting_reason"] or {}).get("code")
+                left = (job["status"], job["status_reason"], job["requested_action"], code)
+                assert left == LEFT[situation][command], where
+        else:
+            assert answer.status_code == 409, where
+            assert (error_of(answer)["code"], error_of(answer)["type"]) == (expected.code, "conflict_error")
+            assert job_id in error_of(answer)["message"]
+            now = http.get(f"/v1/jobs/{job_id}").json()
+            assert {**now, "waiting_reason": None} == {**before, "waiting_reason": None}
+        if command != "delete" or not isinstance(expected, Accepted):
+            events_of(http, job_id)
+
+
+def test_the_documentation_shows_the_table() -> None:
+    assert as_markdown() in (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+
+
+def test_a_job_without_time_left_is_not_resumed(rows: Rows, http: httpx.Client) -> None:
+    job_id = job_in(rows, Situation.PAUSED, time_limit_seconds=1)  # its attempt began long ago
+    error = error_of(http.post(f"/v1/jobs/{job_id}/resume"))
+    assert error["code"] == "time_limit_used"
+    assert "time_limit_seconds" in error["message"]
+
+
+# --- Rerun ------------------------------------------------------------------------------------------------------------
+
+
+def rerun(http: httpx.Client, job_id: str, /, key: str = "", **body: Any) -> httpx.Response:
+    return http.post(f"/v1/jobs/{job_id}/rerun", json=body, headers={"Idempotency-Key": key} if key else {})
+
+
+def at(name: str) -> dict[str, Any]:
+    """The field ``from``, which is no name for Python."""
+    return {"from": name}
+
+
+def test_a_rerun_is_a_new_job_of_the_patched_spec_and_the_same_key_gives_the_same_one(http: httpx.Client) -> None:
+    parent = submit(http, metadata={"a": "1", "b": "2"}, learning_rate=0.5)
+    patch = {"metadata": {"a": None, "c": "3"}, "learning_rate": None, "max_steps": 9}
+    answer = rerun(http, parent["id"], key="again", patch=patch)
+    job = answer.json()
+    assert (answer.status_code, job["parent"]) == (201, parent["id"])
+    assert job["spec"] == {**SPEC, "max_steps": 9, "metadata": {"b": "2", "c": "3"}}
+    assert job["metadata"] == {"b": "2", "c": "3"}
+    replayed = rerun(http, parent["id"], key="again", patch=patch)
+    assert (replayed.json()["id"], replayed.headers["idempotent-replayed"]) == (job["id"], "true")
+    assert error_of(rerun(http, parent["id"], key="again", patch={}))["code"] == "idempotency_key_reused"
+    assert http.post(f"/v1/jobs/{parent['id']}/rerun").json()["spec"] == parent["spec"]
+    assert rerun(http, "job_00000000000000000000").status_code == 404
+
+
+def test_the_faults_of_a_rerun_are_named_by_their_fields(http: httpx.Client) -> None:
+    parent = submit(http)["id"]
+    answer = rerun(http, parent, patch={"batch_size": 0, "lerning_rate": 1})
+    assert answer.status_code == 422
+    assert {detail["param"] for detail in error_of(answer)["details"]} == {"batch_size", "lerning_rate"}
+    for body, param, suggestion in (
+        ({"form": "latest"}, "form", "from"),
+        ({"from": "newest"}, "from", None),
+        ({"patch": [1]}, "patch", None),
+        ({"from": "latest"}, "from", None),  # it has no checkpoint
+        ({"from": "step-3"}, "from", None),
+        ({"patch": {"resume_from_checkpoint": parent}}, "patch.resume_from_checkpoint", None),
+    ):
+        answer = rerun(http, parent, **body)
+        assert (answer.status_code, error_of(answer)["param"]) == (422, param), answer.text
+        assert error_of(answer)["details"][0]["suggestion"] == suggestion
+
+
+def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exact_resume_allows(
+    rows: Rows, http: httpx.Client
+) -> None:
+    parent = rows.job(spec={"batch_size": 4, "gradient_accumulate_every": 2, "learning_rate": 0.001})
+    rows.attempt(parent)
+    rows.checkpoint(parent, "best", 9, WEIGHTS)
+    rows.checkpoint(parent, "step-4", 4, WEIGHTS)
+    rows.checkpoint(parent, "step-8", 8, WEIGHTS)
+    for named, meant in (("latest", "step-8"), ("step-4", "step-4")):
+        job = rerun(http, parent, patch={"max_steps": 50, "priority": 3}, **at(named)).json()
+        assert job["spec"]["resume_from_checkpoint"] == f"{parent}/{meant}"
+    same = {"batch_size": 2, "gradient_accumulate_every": 4, "save_total_limit": 9, "epochs": 2, "max_steps": None}
+    assert rerun(http, parent, patch=same, **at("latest")).status_code == 201
+    patch = {"learning_rate": 0.002, "seed": 1, "batch_size": 16, "use_fsdp": True, "dataset": {"path": "other.txt"}}
+    answer = rerun(http, parent, patch=patch, **at("latest"))
+    assert answer.status_code == 422
+    details = {detail["param"]: detail for detail in error_of(answer)["details"]}
+    assert details.keys() == patch.keys()
+    for detail in details.values():
+        assert detail["code"] == "changed_on_resume"
+        assert '"from": "start"' in detail["message"]
+        assert f'"model": {{"job": "{parent}", "checkpoint": "step-8"}}' in detail["message"]
+    assert "0.002" in details["learning_rate"]["message"]
+    assert "0.001" in details["learning_rate"]["message"]
+    # The cures work, and the same rules hold for a plain submission.
+    assert rerun(http, parent, patch=patch).status_code == 201
+    weights = {"model": {"job": parent, "checkpoint": "step-8"}}
+    assert rerun(http, parent, patch={**patch, **weights}).status_code == 201
+    plain = {**SPEC, "resume_from_checkpoint": parent, "learning_rate": 0.002}
+    assert error_of(http.post("/v1/jobs", json=plain))["code"] == "changed_on_resume"
+    # From the start of a rerun is the start, not its parent's checkpoint.
+    assert "resume_from_checkpoint" not in rerun(http, job["id"]).json()["spec"]
+
+
+# --- Delete -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_job_goes_with_its_artifacts_and_is_found_no_more(
+    server: ServerProcess, rows: Rows, http: httpx.Client
+) -> None:
+    key = {"Idempotency-Key": "of a job that is deleted"}
+    job_id = http.post("/v1/jobs", json=SPEC, headers=key).json()["id"]
+    rows.attempt(job_id, log="a line\n", progress=[{"phase": "training", "step": 1}], to=JobStatus.SUCCEEDED)
+    rows.checkpoint(job_id, "final", 4, WEIGHTS)
+    folder = server.settings.artifacts / job_key(job_id)
+    assert (server.settings.artifacts / log_key(job_id, 1)).is_file()
+    assert http.delete(f"/v1/jobs/{job_id}").json() == {"id": job_id, "object": "job", "deleted": True}
+    assert not folder.exists()
+    for path in ("", "/events", "/logs", "/metrics", "/checkpoints", "/checkpoints/final"):
+        assert http.get(f"/v1/jobs/{job_id}{path}").status_code == 404
+    assert http.delete(f"/v1/jobs/{job_id}").status_code == 404
+    assert job_id not in [job["id"] for job in http.get("/v1/jobs", params={"limit": 1000}).json()["data"]]
+    assert error_of(http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": job_id}))["code"] == "job_not_found"
+    again = http.post("/v1/jobs", json=SPEC, headers=key)
+    assert (again.status_code, again.json()["id"] != job_id) == (201, True)
+
+
+def test_a_job_that_another_one_needs_is_not_deleted_until_that_has_ended(rows: Rows, http: httpx.Client) -> None:
+    parent = rows.job()
+    rows.attempt(parent, to=JobStatus.SUCCEEDED)
+    rows.checkpoint(parent, "step-4", 4, WEIGHTS)
+    for needs in (
+        lambda: rerun(http, parent).json(),
+        lambda: submit(http, resume_from_checkpoint=parent),
+        lambda: submit(http, model={"job": parent, "checkpoint": "step-4"}),
+    ):
+        other = needs()["id"]
+        answer = http.delete(f"/v1/jobs/{parent}")
+        assert (answer.status_code, error_of(answer)["code"]) == (409, "job_in_use")
+        assert other in error_of(answer)["message"]
+        assert http.post(f"/v1/jobs/{other}/cancel").status_code == 202
+    assert http.delete(f"/v1/jobs/{parent}").status_code == 200
+
+
+def test_a_deletion_that_was_cut_short_is_finished_by_the_next_start(
+    shared_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "home", shared_valkey.url) as server, server.http() as http:
+        rows = Rows(server.settings)
+        job_id = rows.job()
+        rows.attempt(job_id, log="a line\n", to=JobStatus.FAILED)
+        folder = server.settings.artifacts / job_key(job_id)
+        folder.rename(folder.with_name("aside"))
+        folder.write_text("")  # what cannot be removed as a folder: the job is gone, and its artifacts are not yet
+        assert http.delete(f"/v1/jobs/{job_id}").status_code == 200
+        assert http.get(f"/v1/jobs/{job_id}").status_code == 404
+        assert "cannot be removed now" in server.log()
+        folder.unlink()
+        folder.with_name("aside").rename(folder)
+        server.end(signal.SIGKILL)
+        server.start()
+        wait_until(lambda: not rows.has_job(job_id), 20, "the rows to be gone")
+        assert not folder.exists()
+
+
+# --- Drain ------------------------------------------------------------------------------------------------------------
+
+
+def test_only_an_admin_drains_a_worker_that_there_is(server: ServerProcess, rows: Rows, http: httpx.Client) -> None:
+    assert error_of(http.post("/v1/workers/nobody/drain"))["code"] == "worker_not_found"
+    rows.key("no-admin")
+    with server.http("no-admin") as other:
+        answer = other.post("/v1/workers/nobody/drain")
+    assert (answer.status_code, error_of(answer)["type"]) == (403, "permission_error")

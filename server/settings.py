@@ -28,6 +28,11 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     api_key: str | None = Field(default=None, min_length=1)
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
+    max_job_events: int = Field(
+        default=200_000,
+        ge=1,
+        description="log, sample and progress events kept of one job; the cut is told, and all else is always kept",
+    )
     claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
 
     def hub_allows(self, hub_id: str) -> bool:

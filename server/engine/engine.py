@@ -47,7 +47,7 @@ class Engine:
         self._fleet = Fleet(settings.worker_secret)
         self._redis = connect(settings.redis_url)
         self._courier = Courier(settings.redis_url, settings.worker_secret)
-        self._keeper = Keeper(database, self._redis, settings.worker_secret, self.stored, self.wake)
+        self._keeper = Keeper(database, self._redis, settings, self.stored, self.wake)
         self._scheduler = Scheduler(database, self._fleet, self._courier.send, claim_seconds=settings.claim_seconds)
         self._watch = Watch(database, self._fleet, self._tell, self.stored, self.wake, lease=settings.lease_seconds)
         self._look_outage = Outage("Redis cannot be reached")

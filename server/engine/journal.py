@@ -3,6 +3,9 @@
 A line is known by (job, attempt, number from 1). Under the job's row lock: the next expected one is stored, a lower one
 is a repeat and ignored, a higher one is a gap and ignored; the acknowledgement tells the worker where to go on. What an
 attempt says that is not the running one changes nothing.
+
+Of logs, samples and progress a job keeps so many events and no more, and one warning says where that was cut; what
+follows still counts (the job's own progress, the next line), it is only not kept. All other events are always kept.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from server.database import events
 from server.database.state import lock_job
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from server.engine import endings
+from server.settings import ServerSettings
 from zeta_core.contract.checkpoint import surplus
 from zeta_core.contract.events import (
     JOURNAL_LINE,
     CheckpointLine,
+    EventType,
     JournalLine,
     ProgressLine,
     StatusLine,
@@ -33,6 +38,8 @@ from zeta_core.contract.messages import JournalAck, JournalBatch
 from zeta_core.contract.spec import TrainerOptions
 
 MAX_WARNINGS = 100
+MAX_EVENTS = int(ServerSettings.model_fields["max_job_events"].default)
+LIMITED: frozenset[EventType] = frozenset({"log", "sample", "progress"})
 DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
 
 
@@ -43,8 +50,11 @@ class Applied:
     ended: bool  # the attempt is over by this batch
 
 
-async def apply(session: AsyncSession, batch: JournalBatch) -> Applied:
-    """Store what is new in ``batch``, in this transaction; the caller sends the acknowledgement after the commit."""
+async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> Applied:
+    """Store what is new in ``batch``, in this transaction; the caller sends the acknowledgement after the commit.
+
+    ``max_events``: how many events of the `LIMITED` types a job keeps.
+    """
     job = await lock_job(session, batch.job_id)
     attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
     if job is None or attempt is None or attempt.worker != batch.worker:
@@ -55,7 +65,7 @@ async def apply(session: AsyncSession, batch: JournalBatch) -> Applied:
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != attempt.stored_line + 1:
             continue
-        await _store(session, job, attempt, number, readable(raw))
+        await _store(session, job, attempt, number, readable(raw), max_events)
         attempt.stored_line = number
         stored += 1
         if job.status != JobStatus.RUNNING:
@@ -88,7 +98,9 @@ def storable(value: Any) -> Any:
     return value
 
 
-async def _store(session: AsyncSession, job: JobRow, attempt: AttemptRow, number: int, line: JournalLine) -> None:
+async def _store(
+    session: AsyncSession, job: JobRow, attempt: AttemptRow, number: int, line: JournalLine, max_events: int
+) -> None:
     fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
     match line:
         case StatusLine() if line.status != JobStatus.RUNNING:
@@ -105,9 +117,11 @@ async def _store(session: AsyncSession, job: JobRow, attempt: AttemptRow, number
         case CheckpointLine():
             await _keep_checkpoint(session, job, attempt, line)
         case WarningLine():
-            job.warnings = [*job.warnings, {**fields, "created_at": line.created_at.isoformat()}][-MAX_WARNINGS:]
+            _warn(job, line)
         case _:
             pass
+    if line.type in LIMITED and not await _is_kept(session, job, attempt, max_events):
+        return
     await events.append(
         session,
         job,
@@ -117,6 +131,34 @@ async def _store(session: AsyncSession, job: JobRow, attempt: AttemptRow, number
         created_at=line.created_at,
         fields=fields,
     )
+
+
+async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
+    """Whether one more event of the limited types is kept; the first one that is not is told."""
+    if job.num_limited_events < max_events:
+        job.num_limited_events += 1
+        return True
+    if job.num_limited_events == max_events:
+        job.num_limited_events += 1
+        message = f"From here on this job's logs, samples and progress are not kept: it has {max_events} of them."
+        line = WarningLine(code="events_cut", message=message)
+        _warn(job, line)
+        fields = line.model_dump(mode="json", exclude={"type", "created_at"})
+        await events.append(
+            session,
+            job,
+            attempt=attempt.attempt,
+            line=None,
+            type=line.type,
+            created_at=line.created_at,
+            fields=fields,
+        )
+    return False
+
+
+def _warn(job: JobRow, line: WarningLine) -> None:
+    told = line.model_dump(mode="json", exclude={"type"}, exclude_none=True)
+    job.warnings = [*job.warnings, told][-MAX_WARNINGS:]
 
 
 async def _keep_checkpoint(session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine) -> None:

@@ -28,6 +28,7 @@ from server.engine import journal
 from server.engine.claims import answer_claim
 from server.engine.link import REDIS_AWAY, Outage
 from server.engine.stored import Stored
+from server.settings import ServerSettings
 from zeta_core.contract.messages import (
     FROM_WORKER,
     SERVER_GROUP,
@@ -61,11 +62,17 @@ class Keeper:
     """One reader of the group; ``attempt_ended`` is called after a commit that freed a slot."""
 
     def __init__(
-        self, database: Database, redis: Redis, secret: str, stored: Stored, attempt_ended: Callable[[], None]
+        self,
+        database: Database,
+        redis: Redis,
+        settings: ServerSettings,
+        stored: Stored,
+        attempt_ended: Callable[[], None],
     ) -> None:
         self._database = database
         self._redis = redis
-        self._secret = secret
+        self._secret = settings.worker_secret
+        self._max_events = settings.max_job_events
         self._stored = stored
         self._attempt_ended = attempt_ended
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -168,7 +175,7 @@ class Keeper:
 
     async def _batch(self, batch: JournalBatch) -> tuple[str, BaseModel]:
         async with self._database.write() as session:
-            applied = await journal.apply(session, batch)
+            applied = await journal.apply(session, batch, max_events=self._max_events)
         if applied.stored:
             self._stored.notify(batch.job_id)
         if applied.ended:

@@ -143,14 +143,15 @@ def test_the_faults_of_a_rerun_are_named_by_their_fields(http: httpx.Client) -> 
     answer = rerun(http, parent, patch={"batch_size": 0, "lerning_rate": 1})
     assert answer.status_code == 422
     assert {detail["param"] for detail in error_of(answer)["details"]} == {"batch_size", "lerning_rate"}
-    for body, param, suggestion in (
+    bad: tuple[tuple[dict[str, Any], str, str | None], ...] = (
         ({"form": "latest"}, "form", "from"),
         ({"from": "newest"}, "from", None),
         ({"patch": [1]}, "patch", None),
         ({"from": "latest"}, "from", None),  # it has no checkpoint
         ({"from": "step-3"}, "from", None),
         ({"patch": {"resume_from_checkpoint": parent}}, "patch.resume_from_checkpoint", None),
-    ):
+    )
+    for body, param, suggestion in bad:
         answer = rerun(http, parent, **body)
         assert (answer.status_code, error_of(answer)["param"]) == (422, param), answer.text
         assert error_of(answer)["details"][0]["suggestion"] == suggestion

@@ -234,6 +234,30 @@ def test_what_the_user_ordered_comes_before_a_retry(
     assert (job.status, job.requested_action, job.error) == (end, None, None)
 
 
+def test_a_job_keeps_so_many_logs_and_progress_events_and_one_warning_says_where_they_were_cut(
+    database: Bench,
+) -> None:
+    job_id = database.submit()
+    attempt = start(database, job_id)
+    said = [*(progress(step) for step in range(1, 6)), checkpoint(5), progress(6), status("succeeded")]
+
+    async def write() -> None:
+        async with database.database.write() as session:
+            batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=said)
+            applied = await journal.apply(session, batch, max_events=3)
+            assert (applied.ack.stored_line, applied.ended) == (len(said), True)
+
+    database.loop.run(write())
+    events = database.events(job_id)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.type for event in events] == [
+        "status", "progress", "progress", "progress", "warning", "checkpoint", "status",
+    ]  # fmt: skip
+    job = database.job(job_id)
+    assert (job.warnings[0]["code"], len(job.warnings)) == ("events_cut", 1)
+    assert (job.progress or {})["step"] == 6
+
+
 def test_success_stores_the_result_and_forgets_the_error_of_earlier_attempts(database: Bench) -> None:
     job_id = database.submit()
     assert tell(database, job_id, status("failed", reason="process_killed")).error is not None

@@ -5,15 +5,19 @@ without yielding, and was not struck. One at a time is under way, but the next d
 from.
 """
 
-import shutil
+import contextlib
 import signal
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from random import Random
 
+import psutil
+
 from tests.chaos.databases import PostgresUnderFire
-from tests.chaos.fleet import LEASE_SECONDS, SELF_STOP_SECONDS, Fleet, Host
+from tests.chaos.fleet import LEASE_SECONDS, SELF_STOP_SECONDS, STALL_SECONDS, Fleet, Host
 from zeta_core.contract.job import JobStatus
+
+MIN_STEPS = 10  # so many that the watchdog knows its pace
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,20 @@ def rank_killed(fleet: Fleet, dice: Random) -> Blow:
         victim = dice.choice(sorted(ranks, key=lambda found: (found.job_id, found.rank)))
         victim.process.kill()
         yield Hit(frozenset({victim.job_id}), ends_attempts=True)
+
+
+def training_stands_still(fleet: Fleet, dice: Random) -> Blow:
+    """It is ended by the watchdog, and wakes where the watchdog does not look (in the middle of a save)."""
+    standings = fleet.database.standings()
+    found = sorted(fleet.trainings(), key=lambda process: process.job_id)
+    alone = [one for one in found if one.rank is None and sum(one.job_id == other.job_id for other in found) == 1]
+    under_way = [one for one in alone if (standings[one.job_id].last_step or 0) >= MIN_STEPS]
+    if under_way:
+        victim = dice.choice(under_way)
+        victim.process.suspend()
+        yield Hit(frozenset({victim.job_id}), STALL_SECONDS + dice.uniform(3.0, 6.0))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.process.resume()
 
 
 def worker_killed(fleet: Fleet, dice: Random) -> Blow:
@@ -130,8 +148,7 @@ def redis_away_for_longer_than_the_lease(fleet: Fleet, dice: Random) -> Blow:
 def redis_back_empty(fleet: Fleet, dice: Random) -> Blow:
     """Killed, and its disk lost."""
     fleet.valkey.kill()
-    shutil.rmtree(fleet.valkey.directory)
-    fleet.valkey.directory.mkdir()
+    fleet.valkey.forget()
     yield Hit(running(fleet), dice.uniform(0.0, 5.0))
     fleet.valkey.start()
 
@@ -186,6 +203,7 @@ def clock_jumps(fleet: Fleet, dice: Random) -> Blow:
 FAULTS: tuple[Fault, ...] = (
     Fault("training killed (kill -9)", training_killed, 6),
     Fault("one rank of several killed (kill -9)", rank_killed, 3),
+    Fault("training stands still (SIGSTOP)", training_stands_still, 1),
     Fault("worker killed (kill -9), restarted while its trainings go on", worker_killed, 4),
     Fault("worker told to stop (SIGTERM), restarted", worker_told_to_stop, 2),
     Fault("host gone for ever, another one started", host_gone, 2),

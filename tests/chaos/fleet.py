@@ -33,10 +33,12 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "tests.chaos.worker")
 SLOTS = 2
 LEASE_SECONDS = 15.0
 SELF_STOP_SECONDS = 9.0
-LIMITS = {
+STALL_SECONDS = 15.0
+SHORT_LIMITS = {
     "ZETA_CLAIM_SECONDS": "5",
     "ZETA_LEASE_SECONDS": str(LEASE_SECONDS),
     "ZETA_SELF_STOP_SECONDS": str(SELF_STOP_SECONDS),
+    "ZETA_STALL_MIN_SECONDS": str(STALL_SECONDS),
     "ZETA_STOP_GRACE_SECONDS": "20",
     "ZETA_DISK_MIN_FREE_BYTES": str(16 * 2**20),
 }
@@ -47,7 +49,15 @@ class Host:
     """A machine with a worker: a home of its own, a line to Redis, a clock, and the processes that run on it."""
 
     def __init__(
-        self, name: str, folder: Path, valkey: ValkeyServer, clock: Clock | None, *, small_disk: bool, store: Path
+        self,
+        name: str,
+        folder: Path,
+        valkey: ValkeyServer,
+        clock: Clock | None,
+        limits: Mapping[str, str],
+        *,
+        small_disk: bool,
+        store: Path,
     ) -> None:
         self.name = name
         self.home = folder / "home"
@@ -59,7 +69,7 @@ class Host:
         self._log_file = folder / "worker.log"
         self._environment = {
             **clean_environment(),
-            **LIMITS,
+            **limits,
             **({**clock.environment, "ZETA_JOB_ENV": " ".join(clock.environment)} if clock else {}),
             "PYTHONPATH": str(REPOSITORY),
             "ZETA_HOME": str(self.home),
@@ -105,7 +115,14 @@ class Host:
 class Fleet:
     """What `fleet` makes. ``hosts`` are those in service; ``gone`` those that vanished, kept for the inquest."""
 
-    def __init__(self, folder: Path, database: DatabaseUnderFire, valkey: ValkeyServer, closing: ExitStack) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database: DatabaseUnderFire,
+        valkey: ValkeyServer,
+        limits: Mapping[str, str],
+        closing: ExitStack,
+    ) -> None:
         self.folder = folder
         self.database = database
         self.valkey = valkey
@@ -113,6 +130,7 @@ class Fleet:
         self.hosts: list[Host] = []
         self.servers: list[ServerProcess] = []
         self.clocks: dict[str, Clock] = {}
+        self._limits = limits
         self._closing = closing
         self._small_disks = can_mount()
         self._clock_library = build_library(folder)
@@ -130,7 +148,7 @@ class Fleet:
             self.add_host()
 
     def add_server(self, name: str) -> None:
-        variables = {**LIMITS, **self._clock_of(name), "ZETA_ARTIFACTS_URL": str(self.store)}
+        variables = {**self._limits, **self._clock_of(name), "ZETA_ARTIFACTS_URL": str(self.store)}
         server = ServerProcess(self.folder / name, self.valkey.url, self.database.url, **variables)
         self._closing.callback(_end_server, server)
         self.servers.append(server)
@@ -142,8 +160,15 @@ class Fleet:
         folder = self.folder / name
         folder.mkdir()
         self._clock_of(name)
-        clock = self.clocks.get(name)
-        host = Host(name, folder, self.valkey, clock, small_disk=self._small_disks, store=self.store)
+        host = Host(
+            name,
+            folder,
+            self.valkey,
+            self.clocks.get(name),
+            self._limits,
+            small_disk=self._small_disks,
+            store=self.store,
+        )
         self._closing.callback(host.close)
         self.hosts.append(host)
         host.start()
@@ -180,13 +205,18 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(folder: Path, database: DatabaseUnderFire, *, num_hosts: int = 2) -> Generator[Fleet]:
-    """A whole fleet on ``database`` until the block ends; then nothing of it is left but the folder."""
+def running_fleet(
+    folder: Path, database: DatabaseUnderFire, *, num_hosts: int = 2, limits: Mapping[str, str] = SHORT_LIMITS
+) -> Generator[Fleet]:
+    """A whole fleet on ``database`` until the block ends; then nothing of it is left but the folder.
+
+    ``limits`` are settings of servers and workers alike.
+    """
     with ExitStack() as closing:
         valkey = ValkeyServer(folder / "valkey")
         closing.callback(valkey.stop)
         valkey.start()
-        fleet = Fleet(folder, database, valkey, closing)
+        fleet = Fleet(folder, database, valkey, limits, closing)
         fleet.start(num_servers=2 if database.takes_several_servers else 1, num_hosts=num_hosts)
         yield fleet
 

@@ -8,7 +8,7 @@ once, and what its undisturbed run ends with is computed.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 from random import Random
@@ -58,11 +58,11 @@ class Order:
         return hashlib.sha256(weights).hexdigest()
 
 
-def orders(num_jobs: int, dice: Random, file_id: str) -> list[Order]:
+def orders(num_jobs: int, dice: Random, file_id: str, shares: Mapping[Kind, int] = SHARES) -> list[Order]:
     """``num_jobs`` of all kinds in their shares, in an order of their own."""
     kinds: list[Kind] = []
     for kind in KINDS:
-        kinds.extend(itertools.repeat(kind, round(SHARES[kind] * num_jobs / 100)))
+        kinds.extend(itertools.repeat(kind, round(shares.get(kind, 0) * num_jobs / 100)))
     kinds.extend(itertools.repeat(KINDS[0], max(0, num_jobs - len(kinds))))
     dice.shuffle(kinds)
     return [_order(f"order-{number}", kind, dice, file_id) for number, kind in enumerate(kinds, 1)]

@@ -18,8 +18,8 @@ from tests.chaos.users import Users
 from zeta_core.contract.job import ENDED, JobStatus
 
 LOOK_SECONDS = 0.25
-PAUSE_SECONDS = (0.5, 3.0)  # between two faults
-QUIET_SHARE = 0.04  # the storm ends when so few of the jobs are left that it would only hit the last ones again
+PAUSE_SECONDS = (1.0, 6.0)  # between two faults
+LAST_JOBS = 4  # the storm ends when so few are left that it would only hit the same ones again and again
 
 
 @dataclass
@@ -67,11 +67,12 @@ class Storm:
         self._tick = threading.Event()  # never set
         self._began = time.monotonic()
 
-    def rage(self, num_jobs: int, *, limit_seconds: float, rounds: int | None = None) -> None:
-        """Strike until few jobs are left, ``limit_seconds`` are over, or every fault had ``rounds`` turns."""
+    def rage(self, *, limit_seconds: float, rounds: int | None = None) -> None:
+        """Strike until few jobs are left or every fault had ``rounds`` turns, for ``limit_seconds`` at most."""
         deadline = time.monotonic() + limit_seconds
         for fault in self._weather(rounds):
-            if time.monotonic() > deadline or self._users.num_waiting <= num_jobs * QUIET_SHARE:
+            is_quiet = self._users.num_waiting <= (LAST_JOBS if rounds is None else 0)
+            if is_quiet or time.monotonic() > deadline:
                 return
             self._strike(fault)
             self._watch(self._dice.uniform(*PAUSE_SECONDS))

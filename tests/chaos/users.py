@@ -50,13 +50,26 @@ class Users:
 
     def _serve(self, at_once: int) -> None:
         while not self._given_up.is_set() and self.num_waiting:
-            while self._orders and len(self._unended) < at_once and self._post(self._orders[0]):
+            while self._orders and len(self._unended) < at_once and self.post(self._orders[0]):
                 self._orders.pop(0)
             for job_id in sorted(self._unended):
                 self._attend_to(job_id)
             self._given_up.wait(REST_SECONDS)
         if not self.num_waiting:
             self.all_ended.set()
+
+    def post(self, order: Order) -> str | None:
+        """The id of the accepted job; ``None`` where nobody answered."""
+        answer = self.ask("POST", "/v1/jobs", json=order.spec, headers={"Idempotency-Key": order.key})
+        if answer is None:
+            return None
+        if answer.status_code != 201:
+            self.refused.append(f"POST /v1/jobs of {order.key} was answered {answer.status_code}: {answer.text}")
+            return order.key
+        job_id = str(answer.json()["id"])
+        self.accepted[job_id] = order
+        self._unended.add(job_id)
+        return job_id
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response | None:
         """The answer of the next server; ``None`` where there is none, or none that counts (a 5xx)."""
@@ -67,18 +80,6 @@ class Users:
         except httpx.TransportError:
             return None
         return answer if answer.status_code < 500 else None
-
-    def _post(self, order: Order) -> bool:
-        answer = self.ask("POST", "/v1/jobs", json=order.spec, headers={"Idempotency-Key": order.key})
-        if answer is None:
-            return False
-        if answer.status_code != 201:
-            self.refused.append(f"POST /v1/jobs of {order.key} was answered {answer.status_code}: {answer.text}")
-            return True
-        job_id = str(answer.json()["id"])
-        self.accepted[job_id] = order
-        self._unended.add(job_id)
-        return True
 
     def _attend_to(self, job_id: str) -> None:
         answer = self.ask("GET", f"/v1/jobs/{job_id}")

@@ -3,6 +3,7 @@
 It can be killed and started again on the same port with the same data, as a Redis that crashes in production would.
 """
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -48,6 +49,12 @@ class ValkeyServer:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def forget(self) -> None:
+        """Lose everything, as with its disk; only while it does not run."""
+        assert self._process is None, "stop it first"
+        shutil.rmtree(self.directory)
+        self.directory.mkdir()
 
     def client(self) -> "redis.Redis":
         """A client for the test itself, strings decoded, which the caller closes."""

@@ -1,0 +1,124 @@
+"""Copies of a run's state that are made beside its training hold what was there when they were asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from tests.zeta_core.models import PlainModel, plain
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.failures import InvalidModel
+from zeta_core.parallel import Processes, Replicated
+from zeta_core.plan import Facts, Plan, decide
+from zeta_core.settings import Place
+from zeta_core.state import Staging, optimizer_tensors
+
+KINDS = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+
+
+def several() -> dict[str, torch.Tensor]:
+    """Tensors of several kinds and sizes, one of them of more than one piece, one no single stretch of memory."""
+    torch.manual_seed(1)
+    tensors = {str(kind): (torch.rand(3, 5) * 100).to(kind) for kind in KINDS}
+    large = torch.arange(20_000_003, dtype=torch.int16)
+    return tensors | {"large": large, "one": torch.tensor(7.0), "none": torch.empty(0, 4), "turned": torch.rand(4, 6).T}
+
+
+def test_several_threads_share_one_copy_and_the_update_that_follows_does_not_reach_it() -> None:
+    staging, tensors = Staging(), several()
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    staging.reserve("model/", tensors)
+    places: list[list[int]] = []
+    for _ in range(2):  # the second time into the same buffers
+        staged = staging.copy_later("model/", tensors)
+        threads = [threading.Thread(target=staging.finish) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        staging.finish()
+        for tensor in tensors.values():  # the update
+            tensor.zero_()
+        for thread in threads:
+            thread.join()
+        for name, tensor in expected.items():
+            assert torch.equal(staged[name], tensor)
+            tensors[name].copy_(tensor)
+        places.append([tensor.data_ptr() for tensor in staged.values()])
+    assert places[0] == places[1]
+
+
+def test_a_tensor_that_is_written_to_while_it_is_copied_ends_the_save() -> None:
+    staging, tensors = Staging(), several()
+    staging.copy_later("model/", tensors)
+    tensors["one"].add_(1)
+    with pytest.raises(InvalidModel, match="its parameter one outside the optimizer's update"):
+        staging.finish()
+
+
+def test_reserving_leaves_off_when_the_buffers_are_wanted() -> None:
+    staging, tensors = Staging(), several()
+    staging.stop_reserving()
+    staging.reserve("model/", tensors)
+    staged = staging.copy_later("model/", tensors)
+    staging.finish()
+    assert torch.equal(staged["large"], tensors["large"])
+
+
+class Counting(PlainModel):
+    """Changes a parameter and a buffer in its forward, as no optimizer would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.seen: torch.Tensor
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.calls.add_(1)
+            self.seen.add_(1)
+        return super().forward(ids)
+
+
+@pytest.fixture
+def replicated() -> Iterator[list[Replicated]]:
+    engines: list[Replicated] = []
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def one_step(model: nn.Module, engines: list[Replicated]) -> Replicated:
+    engine = Replicated(model, _plan(), Processes(Place(), need_group=False), blocks=[])
+    engines.append(engine)
+    engine.backward(engine.model(torch.ones(1, 4, dtype=torch.int64)).sum())
+    engine.update(0.1)
+    return engine
+
+
+def _plan() -> Plan:
+    options = TrainerOptions.model_validate(
+        {"batch_size": 1, "gradient_accumulate_every": 1, "seq_len": 4, "max_steps": 1}
+    )
+    facts = Facts(1, "cpu", False, 1, 4, 1, 1 << 30, True, "data")
+    return decide(options, facts, None)
+
+
+@pytest.mark.parametrize("model", [plain, Counting])
+def test_a_snapshot_holds_the_state_of_its_step_whatever_a_forward_changes(
+    model: type[nn.Module], replicated: list[Replicated]
+) -> None:
+    engine, staging = one_step(model(), replicated), Staging()
+    weights = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
+    moments = {key: t.clone() for key, t in optimizer_tensors(engine.optimizer, engine.module)[0].items()}
+    staged, (optimizer, _) = engine.stage_weights(staging, weights), engine.stage_optimizer(staging)
+    engine.backward(engine.model(torch.ones(1, 4, dtype=torch.int64)).sum())
+    staging.finish()
+    engine.update(0.1)
+    assert staged.keys() == weights.keys()
+    assert all(torch.equal(staged[name], tensor) for name, tensor in weights.items())
+    assert all(torch.equal(optimizer[key], tensor) for key, tensor in moments.items())
+    assert not torch.equal(staged["embedding.weight"], engine.module.state_dict()["embedding.weight"])

@@ -3,7 +3,6 @@
 import argparse
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from tests.chaos.databases import DatabaseUnderFire, PostgresUnderFire, SqliteUnderFire
 from tests.chaos.game import Game
+from tests.harness.children import end_in_order_on_sigterm
 from tests.harness.postgres import PostgresServer
 
 LIMIT_SECONDS = 3600.0
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS, help="the storm ends then in any case")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started and mounted is ended
+    end_in_order_on_sigterm()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)

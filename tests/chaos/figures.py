@@ -17,6 +17,7 @@ from tests.chaos.databases import SqliteUnderFire, Standing
 from tests.chaos.fleet import Fleet, Host, running_fleet
 from tests.chaos.orders import Order, spec_of
 from tests.chaos.users import Users
+from tests.harness.children import end_in_order_on_sigterm
 from tests.harness.waiting import wait_until
 from zeta_core.contract.settings import LEASE_SECONDS
 
@@ -150,7 +151,7 @@ MEASUREMENTS: tuple[Callable[[Laboratory], list[Figure]], ...] = (
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started and mounted is ended
+    end_in_order_on_sigterm()
     folder = Path(tempfile.mkdtemp(prefix="figures-"))
     figures: list[Figure] = []
     try:

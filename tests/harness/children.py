@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
@@ -63,3 +65,12 @@ def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, t
         except subprocess.TimeoutExpired:
             child.kill()
     return child.wait()
+
+
+def end_in_order_on_sigterm() -> None:
+    """Let SIGTERM end this process by an exception, so that what it started and mounted is ended on its way out."""
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -30,6 +30,13 @@ DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
 }
 
 
+def train_on_by_format(formats: Iterable[str]) -> TrainOn | str:
+    """What an unset ``train_on`` means for data of these formats; of several, the words for each."""
+    meant = {name: DEFAULT_TRAIN_ON[cast(RowFormat, name)] for name in formats}
+    words = sorted(set(meant.values())) or ["all"]
+    return words[0] if len(words) == 1 else ", ".join(f"{name}: {word}" for name, word in meant.items())
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Documents one after the other; ``ends`` is false for a piece that the next one goes on with."""

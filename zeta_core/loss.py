@@ -44,6 +44,14 @@ class LossOf:
     def isolates(self) -> bool:
         return bool(self.extras)
 
+    def check_labels(self, name: str, *, needed: bool) -> None:
+        """Raise `InvalidModel` where only some tokens are to be learned and the model never asks which."""
+        if needed and self.convention is Convention.RETURN_LOSS:
+            raise InvalidModel(
+                f"{name} answers with a loss over every token, so the loss cannot be on the answers alone; let its "
+                "forward return logits, or set train_on to 'all'."
+            )
+
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(sum over the targets of their cross-entropies in nats, an auxiliary loss of the model's own or None).
 

@@ -103,6 +103,10 @@ class Sequences:
         starts, ends = self.spans(indices)
         return int((ends - starts).sum())
 
+    def num_places(self, indices: NDArray[np.int64]) -> int:
+        """The tokens that these sequences have room for; without packing that is what they hold."""
+        return self.seq_len * len(indices) if self.pack else self.num_tokens(indices)
+
     def num_targets(self, indices: NDArray[np.int64]) -> int:
         """How many tokens of these sequences are learned: at most all but the first of each segment."""
         if self._num_targets is not None:

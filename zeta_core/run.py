@@ -17,17 +17,19 @@ import torch
 from torch import nn
 
 from zeta_core import checkpoint as checkpoints
+from zeta_core import data_report as data_reports
 from zeta_core import plan as planning
 from zeta_core import state as states
 from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.checkpoint import Checkpoint
 from zeta_core.compilation import compiled
+from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
 from zeta_core.contract.spec import BuiltinSource, Dataset, Lora, TrainerOptions, dataset_sources
 from zeta_core.data import Places, open_sources
-from zeta_core.encode import is_bytes
+from zeta_core.encode import is_bytes, train_on_by_format
 from zeta_core.evaluation import Evaluator, hold_out, stopped_early
 from zeta_core.failures import InvalidData
 from zeta_core.freezing import freeze
@@ -42,7 +44,7 @@ from zeta_core.model import (
     skeleton_of,
     values_per_token,
 )
-from zeta_core.packing import Sequences
+from zeta_core.packing import Overlong, Sequences
 from zeta_core.parallel import Engine, Processes
 from zeta_core.plan import Plan
 from zeta_core.report import Report
@@ -127,14 +129,14 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         model = located.build()
         for data in (tokens, held_out):
             check_vocabulary(model, 0 if data is None else data.largest_id)
-        facts = _facts(place, model, located, tokens, held_out)
+        facts = _facts(place, model, located, tokens, held_out, options.overlong)
         plan = planning.decide(options, facts, stored.plan if stored else None)
         if plan.eval_split:
             split = hold_out(tokens, plan.eval_split, plan.seed)
             tokens, held_out = split.train, split.held_out
         sequences = Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong)
         if not len(sequences):
-            raise InvalidData("The data holds no document of at least two tokens; give more text.")
+            raise InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
         plan = planning.with_length(plan, options, len(sequences))
         if plan.mixed_precision != "no" and not torch.cuda.is_available():
             report.warn("slow_precision", _SLOW_PRECISION.format(plan.mixed_precision))
@@ -148,6 +150,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if found is not None:
             states.load_weights(model, found.directory, saved.names)
         loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
+        loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
         if plan.pack and not loss_of.isolates and tokens.num_documents > 1:
             report.warn("documents_not_isolated", _NOT_ISOLATED.format(type(model).__name__))
         # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
@@ -180,7 +183,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         evaluator = None
         if held_out is not None:
             evaluator = _evaluator(run, plan, engine, loss_of, held_out, tokenizer, report)
-        resolved = _resolved(run, plan, run_id, engine.device, model, num_parameters, held_out)
+        data = data_reports.describe(tokens, sequences)
+        resolved = _resolved(run, plan, run_id, engine.device, model, num_parameters, held_out, data)
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
         if options.report_to and place.is_main:
             tracked = TrackedRun(options.entity_name or run_id, run_id, run.output_dir, progress.step, resolved)
@@ -191,6 +195,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             f"{options.entity_name or run_id}: {num_parameters:,} parameters, {plan.total_steps} steps of "
             f"{plan.global_batch} sequences of {plan.seq_len} tokens, on {place.world_size} x {engine.device.type}."
         )
+        data_reports.tell(data, sequences, report)
         if stored is not None:
             _say_resumed(report, progress, plan, stored.plan)
 
@@ -296,7 +301,12 @@ def _find_checkpoint(run: Run, report: Report) -> Checkpoint | None:
 
 
 def _facts(
-    place: Place, model: nn.Module, located: Located, tokens: TokenFile, held_out: TokenFile | None
+    place: Place,
+    model: nn.Module,
+    located: Located,
+    tokens: TokenFile,
+    held_out: TokenFile | None,
+    overlong: Overlong | None,
 ) -> planning.Facts:
     cuda = torch.cuda.is_available()
     return planning.Facts(
@@ -308,7 +318,7 @@ def _facts(
         values_per_token=values_per_token(model),
         free_bytes=free_memory_bytes(),
         from_scratch=not located.pretrained,
-        data=tokens.fingerprint,
+        data=tokens.fingerprint if overlong is None else f"{tokens.fingerprint} {overlong}",
         eval_data=None if held_out is None else held_out.fingerprint,
         base=base_fingerprint(model),
     )
@@ -347,6 +357,7 @@ def _resolved(
     model: nn.Module,
     num_parameters: int,
     held_out: TokenFile | None,
+    data: DataReport,
 ) -> dict[str, Any]:
     """The options with every default that was decided, and what they were decided from."""
     numbers = plan.stored()
@@ -358,7 +369,8 @@ def _resolved(
     decided = {
         **run.options.model_dump(mode="json"),
         **numbers,
-        "train_on": run.options.train_on or "all",
+        "train_on": run.options.train_on or train_on_by_format(data.formats),
+        "data_report": data.model_dump(mode="json"),
         "warmup_steps": plan.warmup_steps,
         "global_batch_size": plan.global_batch,
         "device": str(device),

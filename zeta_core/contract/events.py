@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.job import JobError, JobResult, JobStatus, StatusReason
 
 EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
@@ -75,11 +76,12 @@ class ProgressLine(_Line):
 
 
 class LogLine(_Line):
-    """One sentence of the trainer's own (the full text of the processes is ``train.log``)."""
+    """One sentence of the trainer's own (the full text of the processes is ``train.log``), with its figures."""
 
     type: Literal["log"] = "log"
     level: Literal["info", "warning", "error"] = "info"
     message: str
+    data: DataReport | None = None
 
 
 class CheckpointLine(_Line):

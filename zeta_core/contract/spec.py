@@ -276,9 +276,7 @@ class TrainerOptions(_Sent, Checked):
             for index, source in enumerate(dataset_sources(dataset)):
                 at = f"{place}.{index}" if isinstance(dataset, list) else place
                 if source.format not in ("auto", "preference") and self.method == "dpo":
-                    yield _fault(
-                        f"{at}.format", source.format, "method 'dpo' is trained on 'preference' pairs; use that"
-                    )
+                    yield _fault(f"{at}.format", source.format, "method 'dpo' reads 'preference' pairs; use that")
                 if source.format == "preference" and self.method != "dpo":
                     yield _fault(f"{at}.format", source.format, "it is for method 'dpo'; set method to that")
                 if source.format in ("text", "tokens") and self.train_on not in (None, "all"):

@@ -1,0 +1,45 @@
+"""What a run's data is, told before its first step: in a ``log`` event, and in ``resolved_spec`` as ``data_report``."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Lengths(BaseModel):
+    """The lengths of documents in tokens; ``p90`` and ``p99`` are percentiles."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    min: int
+    median: int
+    mean: float
+    p90: int
+    p99: int
+    max: int
+
+
+class DataReport(BaseModel):
+    """The documents of a run, whatever is held out aside; the two answers of a preference pair are two of them.
+
+    ``truncated`` documents lost their end to ``seq_len``, ``truncated_tokens`` in all, and ``dropped`` ones are not
+    trained on at all; ``empty`` ones held no text; ``split`` conversations became several documents, because the chat
+    template writes earlier turns otherwise later. ``duplicates`` are exact copies of an earlier document, null where
+    they were not looked for. ``supervised_share`` is that of the tokens whose prediction is learned, ``filled_share``
+    that of the sequences that is not padding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    formats: list[str]
+    documents: int
+    tokens: int
+    lengths: Lengths
+    sequences: int
+    supervised_share: float
+    filled_share: float
+    truncated: int = 0
+    truncated_tokens: int = 0
+    dropped: int = 0
+    empty: int = 0
+    split: int = 0
+    duplicates: int | None = None

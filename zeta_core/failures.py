@@ -43,6 +43,13 @@ class NonFiniteLoss(TrainingFailed):
     reason = StatusReason.NON_FINITE_LOSS
 
 
+class NoRoom(TrainingFailed):
+    """The disk has no room for the next checkpoint, which was not begun."""
+
+    code = "disk_full"
+    reason = StatusReason.DISK_FULL
+
+
 class CannotResume(TrainingFailed):
     """What ``resume_from_checkpoint`` names is not there, is damaged, or belongs to a run that was set up otherwise."""
 

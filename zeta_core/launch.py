@@ -2,19 +2,22 @@
 
 Guaranteed: every process of the run holds ``RUN_DIR/lock`` shared; the journal's last line is a status with a reason
 and an error, whatever happens but a kill that cannot be caught (its worker writes the line then); SIGTERM and the
-``stop`` file end the run after the current optimizer step, with a checkpoint unless it was cancelled. The exit code is
-0 when the run ended as it was told to, 1 when it failed.
+``stop`` file end the run after the current optimizer step, with a checkpoint unless it was cancelled; so does a worker
+that is gone, or not heard, for ``self_stop_seconds``, and after ``end_seconds`` of that the process ends at once. The
+exit code is 0 when the run ended as it was told to, 1 when it failed, `DISK_FULL_EXIT` when it found no room.
 """
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import fcntl
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,13 +26,25 @@ from pydantic import ValidationError
 
 from zeta_core.contract.events import ErrorLine, StatusLine
 from zeta_core.contract.job import STOP_ENDS, JobError, JobErrorEvidence, JobStatus, StatusReason, StopAction
-from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
+from zeta_core.contract.layout import (
+    ALIVE_FILE,
+    DISK_FULL_EXIT,
+    JOURNAL_FILE,
+    LOCK_FILE,
+    RUN_FILE,
+    STACKS_SIGNAL,
+    STOP_FILE,
+    RunFile,
+    StopFile,
+)
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
 from zeta_core.report import Console, Journal, Report
 from zeta_core.settings import Place, place, variables
+from zeta_core.supervision import Supervision
 
+STANDARD_ERROR = 2
 END_FILE = "rank-{}.end"  # how one rank of several ended: its status line
 
 
@@ -42,37 +57,71 @@ def main(run_dir: Path) -> int:
     here = place()
     lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
     fcntl.flock(lock, fcntl.LOCK_SH)
-    stop = Stop(run_dir / STOP_FILE)
+    faulthandler.register(STACKS_SIGNAL, file=STANDARD_ERROR, all_threads=True)
+    found_no_room = False  # then the others of several ranks must not wait for this one: elastic ends them
+    supervision = Supervision(run_dir / ALIVE_FILE)
+    stop = Stop(run_dir / STOP_FILE, supervision)
     signal.signal(signal.SIGTERM, stop.on_signal)
-    with closing(Journal(run_dir / JOURNAL_FILE)) as journal:
+    with closing(Journal(run_dir / JOURNAL_FILE)) as journal, closing(supervision):
         report = Report(journal, Console()) if here.is_main else Report()  # the console is train.log
         try:
             file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
+            journal.max_lines = file.journal_max_lines
+            supervision.watch(file, lambda: None if here.launched else journal.write(_handed_back()))
             if file.processes > 1 and not here.launched:
                 line = _train_in_processes(run_dir, file, stop)
             else:
                 line = _train(file, here, report, stop)
         except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
-            traceback.print_exception(error, file=sys.stderr)
-            reason, told = explain(error)
-            line = StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
-        if here.launched:
-            (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
-        else:
-            failure = line.error and ErrorLine(code=line.error.code, message=line.error.message, hint=line.error.hint)
-            if failure is not None:
-                journal.write(failure)
-            journal.write(line)
-            if failure is not None:
-                Console().write(failure)  # last: a log that cannot be written must not cost the journal its last line
-    return 1 if line.status is JobStatus.FAILED else 0
+            line = _end_by(error)
+            found_no_room = line.reason is StatusReason.DISK_FULL
+        if line.status is JobStatus.FAILED and supervision.is_lost:
+            line = _handed_back()  # a rank that ended for want of a worker took the others with it
+        try:
+            if here.launched:
+                (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
+            else:
+                _say_last(line, journal, Console())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return DISK_FULL_EXIT
+    return DISK_FULL_EXIT if found_no_room else int(line.status is JobStatus.FAILED)
+
+
+def _end_by(error: BaseException) -> StatusLine:
+    """The status line of a run that ``error`` ended. A full disk is no failure: the job goes on when there is room."""
+    with suppress(OSError):  # a log that cannot be written must not cost the journal its last line
+        traceback.print_exception(error, file=sys.stderr)
+    reason, told = explain(error)
+    if reason is StatusReason.DISK_FULL:
+        status, reason = STOP_ENDS["disk"]
+        return StatusLine(status=status, reason=reason, message=told.message)
+    return StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
+
+
+def _say_last(line: StatusLine, journal: Journal, console: Console) -> None:
+    failure: ErrorLine | None = None
+    if line.error is not None:
+        failure = ErrorLine(code=line.error.code, message=line.error.message, hint=line.error.hint)
+        journal.write(failure)
+    journal.write(line)
+    if failure is not None:
+        console.write(failure)
+
+
+def _handed_back() -> StatusLine:
+    status, reason = STOP_ENDS["hand_back"]
+    message = "The worker was not heard any more, so the training ended before another could be started."
+    return StatusLine(status=status, reason=reason, message=message)
 
 
 class Stop:
-    """Whether the run was asked to end: by the ``stop`` file, or by SIGTERM, which hands the job back."""
+    """Whether the run is to end: by the ``stop`` file, or to hand the job back, by SIGTERM or for want of a worker."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, supervision: Supervision) -> None:
         self._file = str(file)
+        self._supervision = supervision
         self._signalled = False
         self.write_on_signal = False  # in the process that starts the ranks: the file reaches all of them
 
@@ -85,7 +134,7 @@ class Stop:
         try:
             os.stat(self._file)
         except FileNotFoundError:
-            return "hand_back" if self._signalled else None
+            return "hand_back" if self._signalled or self._supervision.is_lost else None
         try:
             return StopFile.model_validate_json(Path(self._file).read_bytes()).action
         except ValidationError:
@@ -121,9 +170,12 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
         except ChildFailedError as error:
             killed = _killed_rank(error)
             ranks_failed = _first_failure(error)
+    ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
+    full = next((end for end in ends if end.reason is StatusReason.DISK_FULL), None)
+    if full is not None:
+        return full
     if killed is not None:
         return killed  # what the ranks say that lost it follows from this
-    ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
     failed = sorted((end for end in ends if end.status is JobStatus.FAILED), key=lambda end: end.created_at)
     if failed:
         return failed[0]

@@ -7,11 +7,11 @@ fsync; the worker publishes lines as they come). Ranks other than the first say 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,12 @@ from zeta_core.contract.events import (
     WarningLine,
 )
 
+SECONDS_BEYOND_LIMIT = 30.0
+_LIMIT_REACHED = (
+    "The journal has {} lines, which is its limit: from here on it tells checkpoints, the end, and a step now and "
+    "then; the log has the rest."
+)
+
 
 class Sink(Protocol):
     """Where lines go."""
@@ -37,16 +43,37 @@ class Sink(Protocol):
 
 
 class Journal:
-    """``events.jsonl`` of a run directory."""
+    """``events.jsonl`` of a run directory; beyond ``max_lines`` it tells checkpoints, the end, a step now and then."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_lines: int | None = None) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.max_lines = max_lines
+        self._num_lines = 0
+        self._progress_at = 0.0
 
     def write(self, line: JournalLine) -> None:
+        """Raises `OSError`; of a line that did not fit on the disk nothing is left."""
+        if self._is_left_out(line):
+            return
+        self._num_lines += 1
+        self._append(line)
+        if self._num_lines == self.max_lines:
+            self._append(WarningLine(code="journal_limit", message=_LIMIT_REACHED.format(self.max_lines)))
+
+    def _is_left_out(self, line: JournalLine) -> bool:
+        if self.max_lines is None or self._num_lines < self.max_lines:
+            return False
+        if isinstance(line, ProgressLine) and time.monotonic() - self._progress_at >= SECONDS_BEYOND_LIMIT:
+            self._progress_at = time.monotonic()
+            return False
+        return not isinstance(line, StatusLine | CheckpointLine | ErrorLine)
+
+    def _append(self, line: JournalLine) -> None:
         data = line.model_dump_json(exclude_none=True).encode() + b"\n"
         written = os.write(self._file, data)
         if written != len(data):
-            raise OSError(f"only {written} of {len(data)} bytes of a journal line were written")
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         os.close(self._file)
@@ -112,17 +139,6 @@ class Report:
     def write(self, line: JournalLine) -> None:
         for sink in self._sinks:
             sink.write(line)
-
-    @contextmanager
-    def also_to(self, sink: Sink) -> Generator[None]:
-        """Within it lines go to ``sink`` as well; it is closed at the end."""
-        before = self._sinks
-        self._sinks = (*before, sink)
-        try:
-            yield
-        finally:
-            self._sinks = before
-            sink.close()
 
     def phase(self, phase: Phase) -> None:
         self.write(ProgressLine(phase=phase))

@@ -1,11 +1,14 @@
 """Saves checkpoints while training goes on: one copy to memory holds it up, a thread writes the rest.
 
+One for which the disk has no room is not begun; the run ends there, and nothing is half written.
+
 One save is under way at a time; the next one, and the end of the run, wait for it, and what went wrong in it is raised
 there. It is reported only when it is durable and published.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,12 +26,15 @@ from zeta_core.checkpoint import Checkpoint
 from zeta_core.contract.checkpoint import CheckpointFormat, Manifest, ManifestFile
 from zeta_core.contract.events import CheckpointLine, utc_now
 from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.failures import NoRoom
 from zeta_core.lora import Adapter
 from zeta_core.parallel import Engine
 from zeta_core.report import Report
 from zeta_core.state import Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
 
 MERGED = "merged"  # of an adapter's checkpoint: the base with the adapter added, a model like any other
+
+SMALL_FILES_BYTES = 2**20  # configuration, tokenizer, plan, manifest
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class Saver:
         The first is written, the others share its bytes.
         """
         assert self._under_way is None, "wait for the save before"
-        part = self._processes.from_main(lambda: self._begin(names[0]))
+        part = self._processes.from_main(lambda: self._begin(names[0], snapshot))
         self._engine.write_now(part / TRAINING_STATE_NAME)
         self._under_way = self._thread.submit(self._write, part, names, snapshot, metrics)
 
@@ -168,10 +174,24 @@ class Saver:
             staging.stop_reserving()
             reserving.result()
 
-    def _begin(self, name: str) -> Path:
+    def _begin(self, name: str, snapshot: Snapshot) -> Path:
+        """The folder to write into. Raises `NoRoom`."""
         part = checkpoints.begin(self._output_dir, name)
+        needed, free = self._bytes_needed(snapshot), shutil.disk_usage(part).free
+        if needed > free:
+            raise NoRoom(
+                f"{name} needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk of output_dir.",
+                hint="Make room there; the run goes on from its newest checkpoint.",
+            )
         (part / TRAINING_STATE_NAME).mkdir()
         return part
+
+    def _bytes_needed(self, snapshot: Snapshot) -> int:
+        """As much as the checkpoint before, and not less than the tensors that will be written."""
+        shards = self._processes.world_size if self._engine.writes_shards else 1
+        tensors = sum(tensor.nbytes for tensor in snapshot.weights.values())
+        tensors += shards * sum(tensor.nbytes for tensor in snapshot.optimizer.values())
+        return max(tensors, 0 if self.newest is None else self.newest.size_bytes) + SMALL_FILES_BYTES
 
     def _write(
         self, part: Path, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]

@@ -12,6 +12,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -139,6 +141,17 @@ class Report:
     def write(self, line: JournalLine) -> None:
         for sink in self._sinks:
             sink.write(line)
+
+    @contextmanager
+    def also_to(self, sink: Sink) -> Generator[None]:
+        """Within it lines go to ``sink`` as well; it is closed at the end."""
+        before = self._sinks
+        self._sinks = (*before, sink)
+        try:
+            yield
+        finally:
+            self._sinks = before
+            sink.close()
 
     def phase(self, phase: Phase) -> None:
         self.write(ProgressLine(phase=phase))

@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.spec import Lora
 from zeta_core.failures import CannotTrain
-from zeta_core.model import embedding_rows
+from zeta_core.model import ADAPTER_CONFIG, embedding_rows
 from zeta_core.state import Tensors
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 _ADAPTER = "default"  # peft's name for the only adapter of a model
 _SAMPLED_VALUES = 1024  # of each weight, for the fingerprint of a base
@@ -83,7 +84,9 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
     if any(isinstance(part, LoraLayer) for part in model.modules()):
         raise CannotTrain("lora is given, but the model has LoRA layers already; leave one of them out.", param="lora")
     chosen = _targets(model, lora.target_modules)
-    repository, _, revision = (base_model or "").partition("@")
+    repository, revision = base_model, ""
+    if base_model is not None and is_hub_id(base_model):
+        repository, _, revision = base_model.partition("@")
     modules = dict(model.named_modules())
     config = LoraConfig(
         r=lora.r,
@@ -92,7 +95,7 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
         target_modules=_shortest(chosen, modules),
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in chosen),
         task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
-        base_model_name_or_path=repository or None,
+        base_model_name_or_path=repository,
         revision=revision or None,
     )
     torch.manual_seed(seed)

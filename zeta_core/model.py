@@ -8,6 +8,7 @@ a job names. Weights are read from safetensors only, nothing is unpickled, no mo
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tarfile
@@ -21,13 +22,19 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from zeta_core.contract.advice import Patch
+from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.layout import checkpoint_key, file_key
 from zeta_core.contract.spec import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.data import Places
 from zeta_core.failures import InvalidModel
+from zeta_core.gguf import gguf_tokenizer, is_gguf, load_gguf
 
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
-UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md")
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")
+UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".gguf")
+ADAPTER_CONFIG, MERGED = "adapter_config.json", "merged"  # of a LoRA checkpoint: what it is, and the whole model
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,10 +52,18 @@ class Located:
     build: Callable[[], nn.Module]
     name: str
     directory: Path | None = None  # where its files are
-    base_model: str | None = None  # the hub id with its commit
+    base_model: str | None = (
+        None  # what others find it by: a hub id with its commit, a checkpoint of a job, a file's id
+    )
     pretrained: bool = False
     from_caller: bool = False  # the caller's own object, trained in place
     dtype: torch.dtype | None = None  # that of its weights as they are stored; None: as built
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the weights."""
+        own = self.directory
+        return own is not None and (is_gguf(own) or any((own / name).is_file() for name in TOKENIZER_FILES))
 
 
 def locate_model(model: object, places: Places, cache: Path) -> Located:
@@ -56,7 +71,11 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
     match model:
         case nn.Module():
             name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
-            return Located(lambda: model, type(model).__name__, pretrained=bool(name), from_caller=True)
+            commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # there where it is from the hub
+            base = f"{name}@{commit}" if commit else None
+            return Located(
+                lambda: model, type(model).__name__, base_model=base, pretrained=bool(name), from_caller=True
+            )
         case ConfigModel():
             return _from_config(model.config)
         case JobModel():
@@ -65,18 +84,20 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
             directory = places.artifacts_root / checkpoint_key(model.job, model.checkpoint)
             if not directory.is_dir():
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
-            return _from_directory(directory, f"{model.job}/{model.checkpoint}")
+            name = f"{model.job}/{model.checkpoint}"
+            return _from_files(directory, name, places, cache, base_model=name)
         case FileModel():
-            return _from_directory(_unpacked(model.file, places, cache), model.file)
+            return _from_files(_unpacked(model.file, places, cache), model.file, places, cache, base_model=model.file)
         case BuilderModel():
             return _from_builder(model)
         case Path():
-            return _from_directory(model, str(model))
+            return _from_files(model, str(model), places, cache, base_model=str(model))
         case str():
-            if places.any_path and Path(model).expanduser().is_dir():
-                return _from_directory(Path(model).expanduser(), model)
+            local = Path(model).expanduser()
+            if places.any_path and (local.is_dir() or is_gguf(local)):
+                return _from_files(local, model, places, cache, base_model=model)
             directory, commit = from_hub(model, places, what="model")
-            return _from_directory(directory, model, base_model=f"{model.partition('@')[0]}@{commit}")
+            return _from_files(directory, model, places, cache, base_model=f"{model.partition('@')[0]}@{commit}")
         case _ if callable(model):
             return Located(lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable"))
         case _:
@@ -92,8 +113,7 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
     directory: Path | None = None
     match source:
         case None:
-            own = located.directory
-            directory = own if own is not None and any((own / name).is_file() for name in TOKENIZER_FILES) else None
+            directory = located.directory if located.has_tokenizer else None
         case str():
             local = Path(source).expanduser()
             directory = local if places.any_path and local.is_dir() else from_hub(source, places, what="tokenizer")[0]
@@ -109,6 +129,8 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
         return ByT5Tokenizer()
     from transformers import AutoTokenizer
 
+    if is_gguf(directory):
+        return gguf_tokenizer(directory)
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
@@ -125,13 +147,31 @@ def num_positions(model: nn.Module) -> int | None:
     return None
 
 
-def check_vocabulary(model: nn.Module, largest_id: int) -> None:
-    """Refuse data whose ids the embedding does not have, before the first step meets them."""
+def check_vocabulary(model: nn.Module, largest_id: int, patch: Patch | None) -> None:
+    """Refuse data whose ids the embedding does not have, before the first step meets them; ``patch`` is the cure."""
     rows = embedding_rows(model)
     if rows is not None and largest_id >= rows:
         raise InvalidModel(
-            f"The data holds token id {largest_id}, but the model's embedding has {rows} rows; give it a vocab_size of "
-            f"at least {largest_id + 1}, or name the tokenizer that belongs to it."
+            f"The data holds token id {largest_id}, but the model's embedding has {rows} rows.",
+            hint=f"Give it a vocab_size of at least {largest_id + 1}, or name the tokenizer that belongs to it.",
+            patch=patch,
+            evidence={"largest_token_id": largest_id, "embedding_rows": rows},
+        )
+
+
+def check_positions(model: nn.Module, seq_len: int) -> None:
+    """Refuse sequences longer than the positions of a model that has learned each of them (GPT-2): it has no more."""
+    limit = num_positions(model)
+    learned = any(
+        isinstance(part, nn.Embedding) and part.num_embeddings == limit and name.rpartition(".")[2] in _POSITION_TABLES
+        for name, part in model.named_modules()
+    )
+    if limit is not None and seq_len > limit and learned:
+        raise InvalidModel(
+            f"seq_len is {seq_len}, but the model has learned {limit} positions and has no more.",
+            hint=f"Use at most {limit}.",
+            patch={"seq_len": limit},
+            param="seq_len",
         )
 
 
@@ -191,6 +231,58 @@ def _from_config(config: dict[str, Any]) -> Located:
         return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
 
     return Located(lambda: _built(build), model_type)
+
+
+def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
+    """A model whose files are there: a Hugging Face directory, an adapter's checkpoint, or a GGUF file."""
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
+            return _from_adapter(path, name, places, cache, base_model=base_model)
+        path = next(iter(sorted(path.glob("*.gguf"))), path)
+    if is_gguf(path):
+        # A quantised model has no precision of its own to be written in; bfloat16 is what such models are published in.
+        return Located(lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16)
+    return _from_directory(path, name, base_model=base_model)
+
+
+def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
+    """A LoRA checkpoint as a model like any other: its merged weights, or its base with the adapter added."""
+    if (directory / MERGED / "config.json").is_file():
+        return _from_directory(directory / MERGED, name, base_model=base_model)
+    try:
+        about = cast("dict[str, Any]", json.loads((directory / ADAPTER_CONFIG).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"The {ADAPTER_CONFIG} of {name} cannot be read: {error}") from error
+    named = str(about.get("base_model_name_or_path") or "")
+    if not named or not (directory / "adapter_model.safetensors").is_file():
+        raise InvalidModel(
+            f"{name} is an adapter whose base has no name, so it cannot be loaded alone; train it again with "
+            "lora.save_merged, which stores the whole model beside it."
+        )
+    base = locate_model(_named_base(named, about.get("revision"), places), places, cache)
+
+    def build() -> nn.Module:
+        from peft import PeftModel
+
+        try:
+            adapted: Any = PeftModel.from_pretrained(base.build(), str(directory), local_files_only=True)
+            return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
+        except (ValueError, RuntimeError, KeyError, OSError) as error:
+            raise InvalidModel(f"The adapter {name} cannot be added to {named}: {error}") from error
+
+    return Located(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
+
+
+def _named_base(named: str, revision: object, places: Places) -> object:
+    """The source that an adapter's config names: a job's checkpoint, an uploaded file, a directory or a hub id."""
+    job, _, checkpoint = named.partition("/")
+    if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
+        return JobModel(job=job, checkpoint=checkpoint)
+    if is_id(named, "file"):
+        return FileModel(file=named)
+    if not places.any_path and not is_hub_id(named):
+        raise InvalidModel(f"The adapter's base is {named!r}, which is no Hub id; give the merged model instead.")
+    return f"{named}@{revision}" if revision else named
 
 
 def _from_directory(directory: Path, name: str, *, base_model: str | None = None) -> Located:
@@ -273,8 +365,8 @@ def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
 
 def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
     """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken."""
-    known = places.files.get(file_id)
-    if known is None or places.artifacts_root is None:
+    known = places.files.get(file_id, {})
+    if places.artifacts_root is None or not (places.artifacts_root / file_key(file_id)).is_file():
         raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
     target = cache / f"model-{file_id}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -294,7 +386,8 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
             aside.rename(target)
         os.utime(target)  # used now: a worker's cache forgets what nobody uses
     configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
-    configs = configs or sorted(target.rglob("tokenizer_config.json"), key=lambda path: len(path.parts))
+    for other in (ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
+        configs = configs or sorted(target.rglob(other), key=lambda path: len(path.parts))
     if not configs:
         raise InvalidModel(f"{known.get('filename', file_id)} holds no config.json; tar a Hugging Face directory.")
     return configs[0].parent

@@ -28,11 +28,10 @@ from zeta_core.contract.events import CheckpointLine, utc_now
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 from zeta_core.failures import NoRoom
 from zeta_core.lora import Adapter
+from zeta_core.model import MERGED
 from zeta_core.parallel import Engine
 from zeta_core.report import Report
-from zeta_core.state import Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
-
-MERGED = "merged"  # of an adapter's checkpoint: the base with the adapter added, a model like any other
+from zeta_core.state import FIXED_FILE, Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
 
 SMALL_FILES_BYTES = 2**20  # configuration, tokenizer, plan, manifest
 
@@ -122,6 +121,7 @@ class Saver:
         self._run_id = run_id
         self._export = export
         self._saved = saved
+        self.fixed: Tensors = {}  # what was made once and is kept with every checkpoint
         self.plan = plan  # replaced when the split into micro-batches changes
         self._report = report
         self._keep = keep
@@ -206,6 +206,8 @@ class Saver:
         if exported_exactly(part, trained):
             trained = {}
         write_state(part / TRAINING_STATE_NAME, snapshot, self.plan, trained)
+        if self.fixed:
+            save_file(self.fixed, part / TRAINING_STATE_NAME / FIXED_FILE)
 
         def manifest(files: list[ManifestFile]) -> Manifest:
             return Manifest(

@@ -32,6 +32,7 @@ def main(result_file: str, *cases: str) -> None:
         result = Trainer(model=model, seq_len=32, learning_rate=1e-2, seed=42, **options)
         results[name] = {
             "loss": result.train_loss,
+            "eval_loss": result.eval_loss,
             "steps_trained": result.steps_trained,
             "weight": float(torch.cat([p.detach().double().flatten() for p in model.parameters()]).abs().sum()),
         }

@@ -1,0 +1,69 @@
+"""Runs of the core in this process, with every line that they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zeta_core.contract.events import JournalLine, ProgressLine, SampleLine, StatusLine
+from zeta_core.contract.job import StopAction
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.validation import parse
+from zeta_core.data import Places
+from zeta_core.report import Report
+from zeta_core.run import Outcome, Run, execute
+from zeta_core.settings import Place
+
+
+class Lines:
+    """A sink that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.all: list[JournalLine] = []
+
+    def write(self, line: JournalLine) -> None:
+        self.all.append(line)
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def evaluations(self) -> dict[int, float]:
+        """The loss of each evaluated step."""
+        found = [line for line in self.all if isinstance(line, ProgressLine) and line.eval_loss is not None]
+        return {line.step or 0: line.eval_loss or 0.0 for line in found}
+
+    @property
+    def resolved_spec(self) -> dict[str, Any]:
+        """What was decided, as it was said when the training began."""
+        return next(line.resolved_spec for line in self.all if isinstance(line, StatusLine) and line.resolved_spec)
+
+    @property
+    def samples(self) -> list[SampleLine]:
+        return [line for line in self.all if isinstance(line, SampleLine)]
+
+
+def train(
+    model: object,
+    output_dir: Path,
+    *,
+    cache: Path,
+    resume: bool = False,
+    stop: Callable[[], StopAction | None] = lambda: None,
+    places: Places | None = None,
+    **options: Any,
+) -> tuple[Outcome, Lines]:
+    """Train a small model on small sequences, one process, here."""
+    asked = {"batch_size": 4, "gradient_accumulate_every": 1, "seq_len": 32, "learning_rate": 1e-2, **options}
+    lines = Lines()
+    run = Run(
+        options=parse(TrainerOptions, asked),
+        model=model,
+        output_dir=output_dir,
+        cache=cache,
+        places=places or Places(any_path=True),
+        resume_from=output_dir if resume else None,
+        stop=stop,
+    )
+    return execute(run, Place(), Report(lines)), lines

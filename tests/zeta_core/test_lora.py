@@ -1,0 +1,189 @@
+"""LoRA: the base untouched, the adapter in peft's layout, merged weights that are base plus adapter, exact resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from tests.zeta_core.models import llama, plain
+from tests.zeta_core.runs import train
+from zeta_core.contract.errors import InvalidSpec
+from zeta_core.contract.spec import JobModel
+from zeta_core.data import Places
+from zeta_core.failures import CannotResume, CannotTrain, InvalidModel
+
+IDS = torch.arange(3, 35)[None]
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=384, n_positions=64))
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        answer = model(IDS)
+    return getattr(answer, "logits", answer)
+
+
+@pytest.mark.parametrize(
+    ("build", "changes"),
+    [
+        (lambda: llama(tie_word_embeddings=True), {}),
+        (gpt2, {"target_modules": ["c_attn", "c_fc", "wpe"]}),
+        (gpt2, {"target_modules": r"transformer\.h\.1\..*c_proj"}),
+    ],
+    ids=["llama", "gpt2 Conv1D and Embedding", "gpt2 by pattern"],
+)
+def test_the_adapter_loads_in_peft_on_the_untouched_base_and_merged_is_their_sum(
+    build: Any, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    base = build()
+    base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    lora = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.1, "save_merged": True, **changes}
+    outcome, lines = train(str(tmp_path / "base"), tmp_path / "out", cache=tmp_path, max_steps=4, lora=lora)
+    final = tmp_path / "out" / "final"
+    manifest = json.loads((final / "manifest.json").read_text())
+    assert manifest["format"] == "adapter"
+    roles = {file["path"]: file["role"] for file in manifest["files"]}
+    assert (roles["adapter_model.safetensors"], roles["adapter_config.json"]) == ("adapter", "adapter")
+    assert roles["merged/model.safetensors"] == "weights"
+    adapter = load_file(final / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert any(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name or "ding_B" in name)
+    assert lines.resolved_spec["num_trained_parameters"] == sum(tensor.numel() for tensor in adapter.values())
+
+    untouched: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in untouched.state_dict().items())
+    alone = logits(untouched.float())
+    adapted = PeftModel.from_pretrained(untouched, str(final))
+    assert not torch.allclose(logits(adapted), alone, atol=1e-3)
+    by_name: Any = AutoPeftModelForCausalLM.from_pretrained(final, dtype=torch.float32)
+    assert torch.equal(logits(by_name), logits(adapted))
+    merged: Any = AutoModelForCausalLM.from_pretrained(final / "merged")
+    assert merged.dtype == torch.bfloat16
+    sums = adapted.merge_and_unload().state_dict()
+    for name, tensor in merged.state_dict().items():
+        assert torch.equal(tensor, sums[name].to(torch.bfloat16)), name
+
+    # What was trained is small, and the state with it; the steps in between have no merged model.
+    assert outcome.progress.step == 4
+    state = [file for file in manifest["files"] if file["role"] == "state" and file["path"].endswith(".safetensors")]
+    assert sum(file["size"] for file in state) < 4 * (final / "adapter_model.safetensors").stat().st_size
+
+
+def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"lora": {"r": 2, "lora_dropout": 0.2}, "lr_scheduler": "constant", "seed": 7}
+    for model in ("plain", "llama"):
+        built: Any = plain if model == "plain" else llama
+        train(built(), tmp_path / model, cache=tmp_path, max_steps=4, **asked)
+        train(built(), tmp_path / f"{model}-parts", cache=tmp_path, max_steps=2, **asked)
+        del asked["seed"]
+        train(built(), tmp_path / f"{model}-parts", cache=tmp_path, resume=True, max_steps=4, **asked)
+        asked["seed"] = 7
+        files = [tmp_path / folder / "final" / "adapter_model.safetensors" for folder in (model, f"{model}-parts")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    adapted = PeftModel.from_pretrained(plain(), str(tmp_path / "plain" / "final"))
+    assert not torch.allclose(logits(adapted), logits(plain()), atol=1e-3)
+    other = llama()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(CannotResume, match="not the base that the run was started with"):
+        train(other, tmp_path / "llama", cache=tmp_path, resume=True, max_steps=5, **asked)
+
+
+def test_the_base_keeps_its_precision_where_the_run_computes_in_it(tmp_path: Path) -> None:
+    for precision, expected in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        model = llama().bfloat16()
+        train(model, tmp_path / precision, cache=tmp_path, max_steps=1, lora={"r": 2}, mixed_precision=precision)
+        kinds = {("lora_" in name, parameter.dtype) for name, parameter in model.named_parameters()}
+        assert kinds == {(True, torch.float32), (False, expected)}
+
+
+def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -> None:
+    """By its base where that has a name, merged where it has none, and a clear word where neither is there."""
+    saved: Any = llama()
+    saved.save_pretrained(tmp_path / "artifacts" / "jobs" / "job_base" / "checkpoints" / "final")
+    places = Places(artifacts_root=tmp_path / "artifacts")
+
+    def fine_tune(job: str, of: Any, **lora: Any) -> Path:
+        folder = tmp_path / "artifacts" / "jobs" / job / "checkpoints"
+        train(of, folder, cache=tmp_path, places=places, max_steps=2, lora={"r": 2, **lora})
+        return folder / "final"
+
+    base, adapter = "job_01m0000000000000000000base", "job_01m00000000000000000000one"
+    (tmp_path / "artifacts" / "jobs" / "job_base").rename(tmp_path / "artifacts" / "jobs" / base)
+    first = fine_tune(adapter, JobModel(job=base))
+    config = json.loads((first / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"{base}/final"
+    assert str(tmp_path) not in (first / "adapter_config.json").read_text()
+
+    untouched: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "jobs" / base / "checkpoints/final")
+    expected = PeftModel.from_pretrained(untouched, str(first)).merge_and_unload().state_dict()
+    train(JobModel(job=adapter), tmp_path / "full", cache=tmp_path, places=places, max_steps=1, learning_rate=1e-12)
+    found = load_file(tmp_path / "full" / "final" / "model.safetensors")
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
+    assert json.loads((tmp_path / "full" / "final" / "manifest.json").read_text())["base_model"] == f"{adapter}/final"
+
+    nameless = fine_tune("job_01m00000000000000000000two", llama())
+    with pytest.raises(InvalidModel, match=r"lora\.save_merged"):
+        train(nameless, tmp_path / "refused", cache=tmp_path, max_steps=1)
+    merged = fine_tune("job_01m0000000000000000000three", llama(), save_merged=True)
+    train(merged, tmp_path / "from-merged", cache=tmp_path, max_steps=1)
+    assert (tmp_path / "from-merged" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_prj"], "names 'q_prj', which is not in LlamaForCausalLM; its linear layers and embeddings are: down_proj"),
+        (["norm"], "names 'model.norm', a LlamaRMSNorm, which LoRA does not adapt"),
+        (["lm_head"], "names 'lm_head', whose weight is also that of 'model.embed_tokens'"),
+        ("q_proj", "is 'q_proj', which is the whole name of no layer"),
+        ("(", "which is no regular expression"),
+    ],
+)
+def test_targets_that_are_not_there_are_answered_with_those_that_are(
+    targets: Any, message: str, tmp_path: Path
+) -> None:
+    lora = {"target_modules": targets}
+    with pytest.raises(CannotTrain) as raised:
+        train(llama(tie_word_embeddings=True), tmp_path / "out", cache=tmp_path, max_steps=1, lora=lora)
+    assert message in raised.value.message
+    assert "q_proj" in raised.value.message
+
+
+# --- Freezing ---------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_weights_stay_and_are_in_the_checkpoint(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"freeze": ["model.embed_tokens.*", "model.layers.0.*"], "lr_scheduler": "constant"}
+    train(llama(), tmp_path / "out", cache=tmp_path, max_steps=2, **asked)
+    train(llama(), tmp_path / "out", cache=tmp_path, resume=True, max_steps=3, lr_scheduler="constant")
+    before, after = llama().state_dict(), load_file(tmp_path / "out" / "final" / "model.safetensors")
+    assert after.keys() == before.keys()
+    same = {name for name in after if torch.equal(after[name], before[name])}
+    assert same == {name for name in before if name.startswith(("model.embed_tokens.", "model.layers.0."))}
+    optimizer = load_file(tmp_path / "out" / "final" / "training_state" / "optimizer.safetensors")
+    assert not any(name.startswith("model.layers.0.") for name in optimizer)
+
+
+def test_a_pattern_that_matches_nothing_or_everything_is_refused(tmp_path: Path) -> None:
+    for freeze, message in (
+        (["layers.9*"], "has 'layers.9\\*', which no parameter's name"),
+        (["*"], "no parameter to"),
+    ):
+        with pytest.raises(CannotTrain, match=message):
+            train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, freeze=freeze)
+    with pytest.raises(InvalidSpec, match="lora trains its adapter alone"):
+        train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, freeze=["*"], lora={})

@@ -1,0 +1,59 @@
+"""A GGUF file as a model to train: its weights taken out of their quantisation, a model like any other after that.
+
+transformers reads the file (it needs the package ``gguf``) and then refuses to save what it read, because the config
+still says that the model is quantised (transformers 5.23); so that is taken out of it here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from zeta_core.failures import InvalidModel
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
+def load_gguf(path: Path, name: str) -> nn.Module:
+    """The causal language model in the file, in float32. Raises `InvalidModel`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        config = read.config.to_dict()
+        config.pop("quantization_config", None)
+        config.pop("dtype", None)
+        plain = AutoConfig.for_model(config.pop("model_type"), **config)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(plain)
+        model.load_state_dict(read.state_dict(), assign=True)
+        model.tie_weights()
+        # What is computed from the config alone is in no state dict, and was made without storage here.
+        for part, whole in zip(model.modules(), read.modules(), strict=True):
+            for buffer, value in whole.named_buffers(recurse=False):
+                setattr(part, buffer, value)
+        model.generation_config = read.generation_config
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return cast(nn.Module, model)
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """The tokenizer in the file. Raises `InvalidModel`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:
+        raise _unreadable(path.name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> InvalidModel:
+    if isinstance(error, ImportError):
+        return InvalidModel(f"{name} is a GGUF file, which the package gguf reads; install it: pip install gguf")
+    return InvalidModel(f"The GGUF model {name} cannot be read: {type(error).__name__}: {str(error)[:300]}")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -27,8 +28,9 @@ from pydantic import BaseModel
 from zeta import download, event_stream, upload
 from zeta.settings import environment, find_server
 from zeta.transport import BadAnswer, Transport, Unreachable, read_answer
-from zeta_core.contract.answers import FilePurpose, Page, StoredFile, Worker
+from zeta_core.contract.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.checkpoint import Manifest
+from zeta_core.contract.commands import FROM_START
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job, JobStatus
@@ -80,13 +82,7 @@ class Client:
 
         Raises `InvalidSpec` naming every bad field.
         """
-        sent = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
-        try:
-            body = json.dumps(sent, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use JSON's own types.") from error
-        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())}
-        return read_answer(Job, self._transport.request("POST", "/v1/jobs", content=body, headers=headers))
+        return self._create("/v1/jobs", _sent(spec), idempotency_key)
 
     def jobs(
         self,
@@ -106,7 +102,35 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Ask for the job's end; `wait` returns when nothing of it is left."""
-        return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{_part(job_id)}/cancel"))
+        return self._command(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Ask a job to save a checkpoint and to free its device; its status is ``paused`` when it has."""
+        return self._command(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again, to go on from its newest checkpoint."""
+        return self._command(job_id, "resume")
+
+    def rerun(
+        self,
+        job_id: str,
+        patch: Mapping[str, Any] | None = None,
+        *,
+        from_checkpoint: str = FROM_START,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """A new job out of this one's spec under a JSON merge patch, in which ``None`` removes a field.
+
+        ``from_checkpoint`` is ``start``, ``latest`` or ``step-N``; what a resumed run may have different is held by
+        the server. Raises `InvalidSpec` naming every bad field.
+        """
+        body = {"patch": dict(patch or {}), "from": from_checkpoint}
+        return self._create(f"/v1/jobs/{_part(job_id)}/rerun", body, idempotency_key)
+
+    def delete(self, job_id: str) -> DeletedObject:
+        """Delete an ended job with its artifacts."""
+        return read_answer(DeletedObject, self._transport.request("DELETE", f"/v1/jobs/{_part(job_id)}"))
 
     def wait(
         self,
@@ -260,6 +284,11 @@ class Client:
     def workers(self) -> list[Worker]:
         return list(self._pages(Worker, "/v1/workers", {}, None))
 
+    def drain(self, worker: str, *, draining: bool = True) -> Worker:
+        """Have a worker hand back its jobs and get no new ones, or (``draining=False``) work again; admin only."""
+        word = "drain" if draining else "undrain"
+        return read_answer(Worker, self._transport.request("POST", f"/v1/workers/{quote(worker, safe='')}/{word}"))
+
     def is_ready(self) -> bool:
         """Whether the service says that it is ready for jobs; nothing is retried."""
         try:
@@ -267,6 +296,13 @@ class Client:
                 return True
         except (httpx.TransportError, ZetaError):
             return False
+
+    def _command(self, job_id: str, command: str) -> Job:
+        return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{_part(job_id)}/{command}"))
+
+    def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())}
+        return read_answer(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
 
     def _pages(
         self, model: type[AnswerT], path: str, params: Mapping[str, Any], limit: int | None
@@ -282,6 +318,17 @@ class Client:
                 return
             after = page.last_id
             left = None if left is None else left - len(page.data)
+
+
+def _sent(spec: JobSpec | Mapping[str, Any]) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
+
+
+def _json(sent: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(sent, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use JSON's own types.") from error
 
 
 def _part(text: str) -> str:

@@ -188,6 +188,54 @@ def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
     assert service.command("cancel", job_id).returncode == 1
 
 
+def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(service: Service, client: Client) -> None:
+    job_id = client.submit(ENDLESS_JOB).id
+
+    def steps() -> int:
+        step: Any = (client.job(job_id).progress or {}).get("step")
+        return int(step or 0)
+
+    wait_until(steps, 60, "the first step")
+    assert "saves a checkpoint" in service.command("pause", job_id).stdout
+    wait_until(lambda: client.job(job_id).status == "paused", 60, "the pause")
+    wait_until(lambda: client.workers()[0].slots[0].job_id is None, 20, "the device to be free")
+    assert client.job(job_id).attempt == 1, client.job(job_id).attempts
+    paused_at = client.checkpoint(job_id, "latest").step
+    assert service.command("pause", job_id).returncode == 1  # it is paused already
+    assert json.loads(service.command("resume", job_id, "--json").stdout)["status"] in ("queued", "running")
+    wait_until(lambda: steps() > paused_at, 60, "the next step after the pause")
+    assert client.job(job_id).attempts[1].first_step == paused_at + 1
+    assert service.command("cancel", job_id).returncode == 0
+    assert service.command("wait", job_id).returncode == 3
+
+    changed = ("--set", f"max_steps={paused_at + 2}", "--set", "time_limit_seconds=3600")
+    refused = service.command("rerun", job_id, "--from", "latest", *changed, "--set", "seed=8")
+    assert (refused.returncode, "seed" in refused.stderr, "start" in refused.stderr) == (2, True, True)
+    done = service.command("rerun", job_id, "--from", f"step-{paused_at}", *changed, "--follow", timeout_seconds=240)
+    assert done.returncode == 0, done.stderr
+    child = client.jobs(limit=1)[0]
+    assert (child.parent, child.attempts[0].first_step) == (job_id, paused_at + 1)
+
+    short = client.submit({**ENDLESS_JOB, "time_limit_seconds": 1})
+    ended = client.wait(short.id, timeout_seconds=120)
+    assert (ended.status, ended.status_reason, ended.checkpoints) == ("failed", "time_limit", 1)
+
+    assert json.loads(service.command("delete", job_id, "--json").stdout)["deleted"] is True
+    assert service.command("job", job_id).returncode == 1
+
+
+def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, client: Client) -> None:
+    (worker,) = client.workers()
+    drained = json.loads(service.command("worker", "drain", worker.name, "--json").stdout)
+    assert (drained["status"], drained["draining"]) == ("draining", True)
+    assert "draining" in service.command("workers").stdout
+    waiting = client.submit(TINY_JOB)
+    wait_until(lambda: "drained" in str(client.job(waiting.id).waiting_reason), 20, "the reason to wait")
+    client.cancel(waiting.id)
+    assert "ready" in service.command("worker", "undrain", worker.name).stdout
+    assert service.command("worker", "drain", "nobody").returncode == 1
+
+
 def test_login_stores_what_works_and_nothing_else(service: Service, tmp_path: Path) -> None:
     environment = {name: value for name, value in service.environment().items() if not name.startswith("ZETA_")}
     environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}

@@ -41,8 +41,8 @@ def test_help_lists_the_commands_and_is_fast(environment: dict[str, str]) -> Non
         assert done.returncode == 0
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     names = (
-        "submit jobs job wait logs events cancel checkpoints download upload files workers config login up down "
-        "status server worker migrate"
+        "submit jobs job wait logs events cancel pause resume rerun delete checkpoints download upload files workers "
+        "config login up down status server worker migrate"
     )
     listed = {
         line.split()[0]
@@ -72,7 +72,7 @@ def test_every_command_takes_json_but_those_that_become_a_process() -> None:
         for name, command in commands.commands.items()
         if not any("--json" in parameter.opts for parameter in command.params)
     ]
-    assert without == ["server", "worker", "migrate"]
+    assert without == ["server", "migrate", "worker"]
 
 
 @pytest.mark.parametrize("words", [["jobs"], ["job", "@last"], ["workers"], ["status"], ["download", "@last"]])

@@ -1,4 +1,4 @@
-"""The commands about jobs that exist: list, show, wait, cancel, events, logs."""
+"""What jobs are and say: list, show, wait, events, logs."""
 
 from __future__ import annotations
 
@@ -111,21 +111,6 @@ def wait(
     else:
         print(ending(job))
     raise typer.Exit(exit_of_job(job))
-
-
-@app.command(rich_help_panel=JOBS)
-def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job; what it has stored stays."""
-    from zeta.cli.connect import full_id
-    from zeta.cli.output import print_json
-    from zeta.client import Client
-
-    with Client() as client:
-        job = client.cancel(full_id(client, job_id))
-    if as_json:
-        print_json(job)
-    else:
-        print(f"{job.id} is {job.status}" + (", its end is under way." if job.requested_action else "."))
 
 
 @app.command(rich_help_panel=JOBS)

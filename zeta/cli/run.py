@@ -11,14 +11,22 @@ from typing import NoReturn
 
 # In this order `zeta --help` lists their commands.
 # isort: off
-from zeta.cli import submit, jobs, artifacts, service, login
+from zeta.cli import submit, jobs, commands, artifacts, service, workers, login
 
 # isort: on
 from zeta.cli.app import app
 from zeta.cli.exits import Exit, exit_of_error
 from zeta_core.contract.errors import AuthenticationFailed, ZetaError
 
-COMMANDS = (submit, jobs, artifacts, service, login)  # each adds its own to the app when it is imported
+COMMANDS = (
+    submit,
+    jobs,
+    commands,
+    artifacts,
+    service,
+    workers,
+    login,
+)  # each adds its own to the app when it is imported
 
 
 def main() -> NoReturn:

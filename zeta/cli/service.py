@@ -1,4 +1,4 @@
-"""The commands about the service itself: up, down, status, workers, and its parts one by one."""
+"""The commands about the service itself: up, down, status, and its parts one by one."""
 
 from __future__ import annotations
 
@@ -115,50 +115,12 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=SERVICE)
-def workers(as_json: AsJson = False) -> None:
-    """List workers, their slots, and what runs where."""
-    from zeta.cli.output import print_list, print_table, size
-    from zeta.client import Client
-
-    with Client() as client:
-        found = client.workers()
-    if as_json:
-        print_list(found)
-        return
-    rows = [
-        (
-            worker.name,
-            worker.status,
-            worker.host,
-            slot.slot,
-            slot.name,
-            size(slot.memory_bytes),
-            slot.job_id,
-            worker.last_seen_at,
-        )
-        for worker in found
-        for slot in worker.slots
-    ]
-    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "SEEN")
-    print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")
-
-
-@app.command(rich_help_panel=SERVICE)
 def server(host: Host = None, port: Port = None, home: Home = None) -> None:
     """Run the API alone, in the foreground.
 
     Its parts: ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY, ZETA_WORKER_SECRET.
     """
-    _become("server", "server", "fastapi", host=host, port=port, home=home)
-
-
-@app.command(rich_help_panel=SERVICE)
-def worker(home: Home = None) -> None:
-    """Run one worker alone, in the foreground.
-
-    Its parts: ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_WORKER_SECRET.
-    """
-    _become("worker", "worker", "celery", home=home)
+    become("server", "server", "fastapi", host=host, port=port, home=home)
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -167,10 +129,10 @@ def migrate(home: Home = None) -> None:
 
     It is the one of ZETA_DATABASE_URL, or SQLite in the home.
     """
-    _become("migrations", "server", "alembic", home=home)
+    become("migrations", "server", "alembic", home=home)
 
 
-def _become(module: str, extra: str, part: str, **flags: object) -> None:
+def become(module: str, extra: str, part: str, **flags: object) -> None:
     """Replace this process by ``python -m module``; the flags become its ``ZETA_*`` settings."""
     import importlib.util
     import os

@@ -1,0 +1,80 @@
+"""The commands about workers: list them, run one, drain one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zeta.cli.app import SERVICE, AsJson, app
+from zeta.cli.service import Home, become
+
+worker_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(worker_app, name="worker", rich_help_panel=SERVICE)
+
+WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name, as `zeta workers` lists it.")]
+
+
+@worker_app.callback()
+def worker(context: typer.Context, home: Home = None) -> None:
+    """Run one worker alone, in the foreground; or drain one that runs.
+
+    Its parts: ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_WORKER_SECRET.
+    """
+    if context.invoked_subcommand is None:
+        become("worker", "worker", "celery", home=home)
+
+
+@worker_app.command()
+def drain(name: WorkerName, as_json: AsJson = False) -> None:
+    """Have a worker hand back its jobs, each with a checkpoint, and get no new ones, also after its restart."""
+    _set_draining(name, True, as_json)
+
+
+@worker_app.command()
+def undrain(name: WorkerName, as_json: AsJson = False) -> None:
+    """Let a drained worker work again."""
+    _set_draining(name, False, as_json)
+
+
+def _set_draining(name: str, draining: bool, as_json: bool) -> None:
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        found = client.drain(name, draining=draining)
+    if as_json:
+        print_json(found)
+        return
+    jobs = [slot.job_id for slot in found.slots if slot.job_id is not None]
+    under_way = f" It hands back {', '.join(jobs)}." if draining and jobs else ""
+    print(f"{found.name} is {found.status}.{under_way}")
+
+
+@app.command(rich_help_panel=SERVICE)
+def workers(as_json: AsJson = False) -> None:
+    """List workers, their slots, and what runs where."""
+    from zeta.cli.output import print_list, print_table, size
+    from zeta.client import Client
+
+    with Client() as client:
+        found = client.workers()
+    if as_json:
+        print_list(found)
+        return
+    rows = [
+        (
+            worker.name,
+            worker.status,
+            worker.host,
+            slot.slot,
+            slot.name,
+            size(slot.memory_bytes),
+            slot.job_id,
+            worker.last_seen_at,
+        )
+        for worker in found
+        for slot in worker.slots
+    ]
+    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "SEEN")
+    print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")

@@ -13,7 +13,9 @@ from server.database.tables import EventRow
 from server.service import Service
 from zeta_core.contract.answers import Curves
 
-SERIES = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "epoch")
+_PROGRESS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "epoch")
+_USAGE = ("mfu", "data_wait_share", "checkpoint_blocked_share", "peak_memory_bytes")
+SERIES = (*_PROGRESS, *_USAGE)
 _BATCH = 2000
 
 
@@ -35,6 +37,8 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
                 # The new attempt goes on from a checkpoint: what the one before did beyond it was thrown away.
                 by_step = {earlier: point for earlier, point in by_step.items() if earlier < step}
                 attempt = of_attempt
+            memory: dict[str, int] = fields.get("memory") or {}
+            fields = {**fields, "peak_memory_bytes": sum(memory.values()) or None}
             known = {name: fields[name] for name in SERIES if fields.get(name) is not None}
             by_step[step] = {**by_step.get(step, {}), **known}
         if len(rows) < _BATCH:

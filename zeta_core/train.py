@@ -66,7 +66,7 @@ class Course:
         self.sampler = Sampler(len(sequences), plan.seed)
         self.staging = Staging()
         self.steps_trained = 0
-        self.meter = Meter(report, plan, len(sequences))
+        self.meter = Meter(report, plan, len(sequences), engine)
         self.saved_step = progress.step if saver.newest is not None else -1
         self.saved_at = time.monotonic()
         self.seconds_saving = self.seconds_evaluating = 0.0
@@ -81,19 +81,22 @@ class Course:
         begun, before = self.saved_at - self.seconds_evaluating, progress.train_seconds
         while stop is None and not self.is_done:
             learning_rate = self._learning_rate(progress.step)
-            window = self.sampler.sequences(
-                progress.consumed_sequences,
-                min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
-            )
-            num_targets = self.sequences.num_targets(window)
+            with self.meter.data:
+                window = self.sampler.sequences(
+                    progress.consumed_sequences,
+                    min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
+                )
+                num_targets = self.sequences.num_targets(window)
             loss_sum = self._accumulate_within_memory(window, num_targets)
+            self.meter.usage.computed()
             grad_norm = engine.clip(plan.max_grad_norm)
             asked = self.asked_to_stop() if engine.processes.is_main else None
             due = self._save_is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(loss_sum, grad_norm, asked, due)
             if self._is_to_be_computed_again(loss_sum, norm):
                 continue
-            self.staging.finish()  # what the save before this step still copies, the update changes
+            with self.meter.saving:
+                self.staging.finish()  # what the save before this step still copies, the update changes
             norm = engine.update(learning_rate) or norm
 
             progress.step += 1
@@ -173,7 +176,8 @@ class Course:
         micro = list(micro_batches(window, micro_batch=plan.batch_size, world_size=place.world_size, rank=place.rank))
         total = torch.zeros((), device=engine.device)
         for number, (rows, num_counting) in enumerate(micro, 1):
-            batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
+            with self.meter.data:
+                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
             with engine.micro_step(last=number == len(micro)):
                 loss, auxiliary = self.loss_of(engine.model, batch)
                 share = loss / max(1, num_targets)
@@ -187,6 +191,9 @@ class Course:
         self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, asked: StopAction | None, due: bool
     ) -> tuple[float, float, StopAction | None, bool]:
         """One exchange per step: the loss of all ranks, and what any one of them wants to happen next."""
+        if self.engine.processes.world_size == 1:
+            total, norm = torch.stack((loss_sum, grad_norm.to(loss_sum))).tolist()
+            return total, norm, asked, due
         flags = [due, *(asked == action for action in STOP_ACTIONS)]
         own = torch.stack((loss_sum, grad_norm.to(loss_sum), *loss_sum.new_tensor(flags)))
         total, norm, save, *wanted = self.engine.processes.sum(own)
@@ -233,8 +240,9 @@ class Course:
         """Copy the run's state to memory and let it be written, under each name, while training goes on."""
         started = time.monotonic()
         self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
-        self.saver.wait_for_room()
-        self.saver.save(names, self._snapshot(names), self.progress.metrics)
+        with self.meter.saving:
+            self.saver.wait_for_room()
+            self.saver.save(names, self._snapshot(names), self.progress.metrics)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
         self.seconds_saving += self.saved_at - started

@@ -180,7 +180,9 @@ def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attem
     job_id = rows.job()
     first = [{"phase": "training", "step": step, "loss": 10.0 - step, "tokens": step * 8} for step in range(1, 7)]
     rows.attempt(job_id, progress=[{"phase": "loading_data"}, *first], to=JobStatus.QUEUED)
-    second = [{"phase": "training", "step": step, "loss": 1.0 * step, "learning_rate": 0.1} for step in (5, 6, 7)]
+    usage = {"data_wait_share": 0.01, "memory": {"cuda:0": 3, "cuda:1": 4}}
+    shown = {"phase": "training", "learning_rate": 0.1, **usage}
+    second = [{**shown, "step": step, "loss": 1.0 * step} for step in (5, 6, 7)]
     evaluated = {"phase": "evaluating", "step": 7, "eval_loss": 0.5}
     rows.attempt(job_id, progress=[*second, evaluated], to=JobStatus.SUCCEEDED)
     metrics = http.get(f"/v1/jobs/{job_id}/metrics").json()
@@ -190,6 +192,8 @@ def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attem
     assert metrics["eval_loss"] == [None] * 6 + [0.5]
     assert metrics["learning_rate"] == [None] * 4 + [0.1] * 3
     assert metrics["tokens"] == [8, 16, 24, 32, None, None, None]
+    assert metrics["data_wait_share"] == [None] * 4 + [0.01] * 3
+    assert metrics["peak_memory_bytes"] == [None] * 4 + [7] * 3
     assert {len(values) for name, values in metrics.items() if name != "object"} == {7}
     lines = http.get(f"/v1/jobs/{job_id}/metrics", headers={"Accept": "text/csv"})
     assert lines.headers["content-type"].startswith("text/csv")

@@ -60,7 +60,10 @@ class Page(_Answer, Generic[ItemT]):
 
 
 class Curves(_Answer):
-    """A job's curves: arrays of equal length, ``null`` where a step has no such value; a step is an optimizer step."""
+    """A job's curves: arrays of equal length, ``null`` where a step has no such value; a step is an optimizer step.
+
+    The last ones are empty where an older server does not tell them; ``peak_memory_bytes`` is of the first process.
+    """
 
     object: Literal["metrics"] = "metrics"
     step: list[int]
@@ -71,6 +74,10 @@ class Curves(_Answer):
     tokens: list[int | None]
     tokens_per_second: list[float | None]
     epoch: list[float | None]
+    mfu: list[float | None] = []
+    data_wait_share: list[float | None] = []
+    checkpoint_blocked_share: list[float | None] = []
+    peak_memory_bytes: list[int | None] = []
 
 
 class Health(_Answer):

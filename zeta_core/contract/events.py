@@ -54,6 +54,9 @@ class ProgressLine(_Line):
 
     ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``eval_loss`` the mean over
     the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at most.
+    ``mfu`` (model FLOPs utilization, null where the device's peak is not known) and the shares are from 0 to 1:
+    ``data_wait_share`` and ``checkpoint_blocked_share`` of the time since the last line. ``memory_parts`` are bytes of
+    weights, gradients, optimizer and activations, in an attempt's first line.
     While data is read, ``documents`` are those tokenized so far and ``share`` (0 to 1) is how much of it was read.
     """
 
@@ -71,8 +74,12 @@ class ProgressLine(_Line):
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None
+    data_wait_share: float | None = None
+    checkpoint_blocked_share: float | None = None
     eta_seconds: float | None = None
     memory: dict[str, int] | None = None
+    memory_parts: dict[str, int] | None = None
 
 
 class LogLine(_Line):

@@ -1,0 +1,88 @@
+"""What a run makes of its machine is told in its progress lines: arithmetic, waiting, memory by part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from tests.zeta_core.models import llama, plain
+from zeta_core.contract.events import JOURNAL_LINE, ProgressLine
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.data import Places
+from zeta_core.meter import Clock
+from zeta_core.report import Journal, Report
+from zeta_core.run import Run, execute
+from zeta_core.settings import Place
+from zeta_core.usage import Usage, flops_per_token, peak_flops
+
+
+def test_flops_of_a_token_are_six_for_each_weight_that_is_multiplied_and_the_attention() -> None:
+    model = llama(tie_word_embeddings=False)
+    embedding = model.get_input_embeddings().weight.numel()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    multiplied = sum(parameter.numel() for parameter in model.parameters()) - embedding
+    attention = 12 * 2 * 32 * 64  # layers x (heads x size) x tokens
+    assert flops_per_token(model, 64) == 6 * multiplied + attention
+    tied = llama(tie_word_embeddings=True)  # the embedding is the head, too
+    assert flops_per_token(tied, 64) == 6 * sum(parameter.numel() for parameter in tied.parameters()) + attention
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    assert flops_per_token(model, 64) == 4 * multiplied + attention
+
+
+def test_a_module_without_a_config_counts_its_weights_and_a_cpu_has_no_peak() -> None:
+    model = plain()
+    assert flops_per_token(model, 64) == 6 * sum(parameter.numel() for parameter in model.parameters())
+    assert peak_flops(torch.device("cpu"), "bf16") is None
+
+
+def test_a_clock_tells_its_share_once() -> None:
+    clock = Clock()
+    clock.seconds = 0.5
+    assert (clock.share_of(2.0), clock.share_of(2.0), clock.share_of(0.0)) == (0.25, 0.0, None)
+
+
+def test_activations_are_what_forward_and_backward_took_at_most_beside_the_gradients() -> None:
+    model = torch.nn.Linear(4, 4)
+    usage = Usage()
+    held = torch.ones(64 << 20, dtype=torch.uint8)
+    del held
+    usage.computed()
+    more = torch.ones(256 << 20, dtype=torch.uint8)  # after forward and backward: not theirs
+    usage.computed()
+    parts = usage.parts(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert len(more) > 0
+    assert parts["weights"] == parts["gradients"] == 20 * 4
+    assert parts["optimizer"] == 0
+    if "activations" in parts:  # the system tells
+        assert 60 << 20 < parts["activations"] < 128 << 20
+
+
+def test_progress_lines_tell_the_shares_of_waiting_and_the_first_one_the_memory_by_part(tmp_path: Path) -> None:
+    given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 4, "checkpointing_steps": 2}
+    report = Report(Journal(tmp_path / "events.jsonl"))
+    options = TrainerOptions.model_validate(given)
+    places = Places(any_path=True)
+    model = llama()
+    run = Run(options=options, model=model, output_dir=tmp_path / "out", cache=tmp_path / "cache", places=places)
+    execute(run, Place(), report)
+    report.close()
+    lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in (tmp_path / "events.jsonl").open()]
+    told = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
+    first, last = told[0], told[-1]
+    assert last.step == 4
+    assert (first.mfu, last.mfu) == (None, None)
+    assert 0 < (first.data_wait_share or 0) < 1
+    assert 0 < (last.data_wait_share or 0) < 1
+    assert first.checkpoint_blocked_share is not None
+    assert 0 < (last.checkpoint_blocked_share or 0) < 1  # the save after step 2
+    assert last.memory_parts is None
+    assert first.memory_parts is not None
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert weights <= first.memory_parts["weights"] < 1.1 * weights  # and the rotary embedding's buffers
+    assert first.memory_parts["gradients"] == weights
+    assert first.memory_parts["optimizer"] >= 2 * weights
+    assert first.memory_parts.get("activations", 0) >= 0
+    assert first.memory is not None
+    assert list(first.memory) == ["cuda:0" if torch.cuda.is_available() else "cpu"]

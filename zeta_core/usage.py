@@ -1,0 +1,127 @@
+"""What a training makes of its machine: the share of its arithmetic that it uses, and its memory by part."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from zeta_core.contract.spec import Precision
+
+# Dense bf16 (and fp16) FLOPs a second by the manufacturer's data sheets, without sparsity, for boards of full power;
+# the first name that is part of the device's counts. What is not here has no MFU: a guess would look like a figure.
+PEAK_FLOPS = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+)
+
+
+def peak_flops(device: torch.device, precision: Precision) -> float | None:
+    """FLOPs a second that the device can do at best in this precision; None where that is not known (any CPU)."""
+    if device.type != "cuda" or precision == "no":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS if part in name), None)
+
+
+def flops_per_token(model: nn.Module, seq_len: int) -> float:
+    """FLOPs that forward and backward of one token need: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
+
+    N: weights, but for embeddings that are only looked up; a frozen weight (LoRA's base) has no gradient of its own and
+    counts 4. L layers, H heads of size Q, T tokens of a sequence; where the model has no such config, N alone. What
+    activation checkpointing computes again does not count.
+    """
+    looked_up = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    looked_up -= {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}  # a tied one is the head
+    flops = sum(
+        (6.0 if parameter.requires_grad else 4.0) * _whole_size(parameter)
+        for parameter in model.parameters()
+        if id(parameter) not in looked_up
+    )
+    config: Any = getattr(model, "config", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "hidden_size", None)
+    if isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int):
+        head_size = getattr(config, "head_dim", None) or width // heads
+        flops += 12.0 * layers * heads * head_size * seq_len
+    return flops
+
+
+def _whole_size(parameter: nn.Parameter) -> int:
+    """Its number of weights, also where this process holds a share (ZeRO-3 keeps the number apart)."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak_memory() -> dict[str, int]:
+    """The most bytes used so far: by tensors on a GPU, by the whole process on a CPU."""
+    if torch.cuda.is_available():
+        device = torch.cuda.current_device()
+        return {f"cuda:{device}": torch.cuda.max_memory_allocated(device)}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+
+class Usage:
+    """The memory of this process by part, as it is in the first step; made before that, when the weights are there."""
+
+    def __init__(self) -> None:
+        self._before = _begin_peak()
+        self._computed: int | None = None
+
+    def computed(self) -> None:
+        """Forward and backward of the first step are done, its update is not."""
+        if self._before is not None and self._computed is None:
+            self._computed = max(0, sum(peak_memory().values()) - self._before)
+
+    def parts(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+        """Bytes: what weights, their gradients and the optimizer's state take, and ``activations``.
+
+        The last is what forward and backward needed at most beside weights and gradients, everything temporary
+        included; it is left out where the system does not tell (no Linux, no GPU).
+        """
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        gradients = _bytes(trained)
+        parts = {
+            "weights": _bytes([*module.parameters(), *module.buffers()]),
+            "gradients": gradients,
+            "optimizer": _bytes(value for value in state if isinstance(value, torch.Tensor)),
+        }
+        if self._computed is not None:
+            parts["activations"] = max(0, self._computed - gradients)
+        return parts
+
+
+def _begin_peak() -> int | None:
+    """Let `peak_memory` count from now on; returns the bytes in use, None where that cannot be done."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark of this process: proc(5)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)

@@ -95,6 +95,16 @@ def host_gone(fleet: Fleet, dice: Random) -> Blow:
     fleet.add_host()
 
 
+def worker_gone(fleet: Fleet, dice: Random) -> Blow:
+    """For ever; its trainings live until they notice that nobody supervises them. Another machine takes its place."""
+    host = dice.choice(fleet.hosts)
+    hit = running(fleet, host)
+    host.end(signal.SIGKILL)
+    fleet.retire(host)
+    yield Hit(hit, dice.uniform(0.0, 3.0), ends_attempts=True)
+    fleet.add_host()
+
+
 def line_cut(fleet: Fleet, dice: Random) -> Blow:
     return _cut(fleet, dice, dice.uniform(1.0, SELF_STOP_SECONDS - 2.0))
 
@@ -207,8 +217,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("worker killed (kill -9), restarted while its trainings go on", worker_killed, 4),
     Fault("worker told to stop (SIGTERM), restarted", worker_told_to_stop, 2),
     Fault("host gone for ever, another one started", host_gone, 2),
+    Fault("worker gone for ever, its trainings left behind", worker_gone, 2),
     Fault("network cut between a worker and Redis", line_cut, 2),
-    Fault("the same, for longer than the lease", line_cut_for_longer_than_the_lease, 1),
+    Fault("network cut for longer than the lease", line_cut_for_longer_than_the_lease, 1),
     Fault("server killed (kill -9), restarted", server_killed, 3),
     Fault("server told to stop (SIGTERM), restarted", server_told_to_stop, 1),
     Fault("every server killed at once, restarted", every_server_killed, 1),

@@ -2,8 +2,8 @@
 
 ``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
 ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``). ``child=stubborn`` starts a grandchild in a
-session of its own that ignores SIGTERM. It looks for the stop file after each step, as the trainer does. Its weights
-are a chain of hashes, so that a step which is left out or made twice shows in them.
+session of its own that ignores SIGTERM. It looks for the stop file, and whether its worker is heard, after each step,
+as the trainer does. Its weights are a chain of hashes, so that a step which is left out or made twice shows in them.
 """
 
 import fcntl
@@ -19,8 +19,9 @@ from typing import Any
 
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.events import CheckpointLine, JournalLine, ProgressLine, StatusLine, utc_now
-from zeta_core.contract.job import JobResult, JobStatus, StatusReason
-from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
+from zeta_core.contract.job import STOP_ENDS, JobResult, JobStatus, StatusReason
+from zeta_core.contract.layout import ALIVE_FILE, JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
+from zeta_core.supervision import Supervision
 
 WEIGHTS_FILE = "model.safetensors"
 STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
@@ -45,6 +46,8 @@ class SmallTraining:
         self.then = str(metadata.get("then", "succeed"))
         self.child = str(metadata.get("child", ""))
         self.weights = b""
+        self.supervision = Supervision(directory / ALIVE_FILE)
+        self.supervision.watch(self.order, on_end=lambda: None)
 
     def run(self) -> int:
         print(f"attempt {self.order.attempt} begins", flush=True)
@@ -62,6 +65,8 @@ class SmallTraining:
                 self.save(f"step-{step}", step)
             if (self.directory / STOP_FILE).exists():
                 return self.obey(StopFile.model_validate_json((self.directory / STOP_FILE).read_text()), step)
+            if self.supervision.is_lost:
+                return self.obey(StopFile(action="hand_back"), step)
         if self.then == "exit":
             return 7
         if self.then == "kill":
@@ -75,12 +80,10 @@ class SmallTraining:
         return 0
 
     def obey(self, stop: StopFile, step: int) -> int:
-        if stop.action == "cancel":
-            self.say(StatusLine(status=JobStatus.CANCELLED, reason=StatusReason.CANCELLED_BY_USER))
-        else:
+        status, reason = STOP_ENDS[stop.action]
+        if stop.action != "cancel" and not (self.output / f"step-{step}").exists():
             self.save(f"step-{step}", step)
-            status = JobStatus.QUEUED if stop.action == "hand_back" else JobStatus.PAUSED
-            self.say(StatusLine(status=status))
+        self.say(StatusLine(status=status, reason=reason))
         return 0
 
     def save(self, name: str, step: int) -> None:

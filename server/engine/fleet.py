@@ -1,7 +1,8 @@
 """The workers as this server sees them: their last heartbeats, and for how long each has been silent.
 
 Times are this server's monotonic clock, never the clocks of others, and count only while Redis can be reached: silence
-begins anew when this server starts and when Redis returns, because a worker cannot be heard through a dead Redis.
+begins anew when this server starts, when Redis returns, and when this server itself stood still (stopped by a signal, a
+suspended machine), because a worker cannot be heard through a dead Redis or by a server that does not listen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from datetime import datetime
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, WORKERS_HASH, Heartbeat, verify
 
+STOOD_STILL_SECONDS = 5.0  # Redis is asked twice a second
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
 
 logger = logging.getLogger(__name__)
@@ -35,13 +37,14 @@ class Fleet:
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
         self._watching_since: float | None = None
+        self._looked_at = clock()
         self.looked = False  # Redis was asked at least once
         self._refused: set[str] = set()
 
     @property
     def watching(self) -> bool:
-        """Whether Redis answered the last time it was asked."""
-        return self._watching_since is not None
+        """Whether Redis answered the last time it was asked, which is not long ago."""
+        return self._watching_since is not None and self._clock() - self._looked_at < STOOD_STILL_SECONDS
 
     def unreachable(self) -> None:
         """Redis did not answer: nobody's silence counts until it does."""
@@ -52,6 +55,9 @@ class Fleet:
         """Take in the whole hash of heartbeats; whether a worker came, or changed what it offers."""
         self.looked = True
         now, changed = self._clock(), False
+        if now - self._looked_at > STOOD_STILL_SECONDS:
+            self._watching_since = None
+        self._looked_at = now
         first_look = self._watching_since is None
         if self._watching_since is None:
             self._watching_since = now
@@ -98,7 +104,7 @@ class Fleet:
         if self._watching_since is None:
             return 0.0
         seen = self._seen.get(worker)
-        return self._clock() - max(seen.moved_at if seen else self._watching_since, self._watching_since)
+        return self._looked_at - max(seen.moved_at if seen else self._watching_since, self._watching_since)
 
     def _read(self, name: str, text: str) -> Heartbeat | None:
         """The signed heartbeat in one field of the hash; a bad one is told once and left alone."""

@@ -1,0 +1,58 @@
+"""For how long a worker is silent: by this server's own clock, and only while it listens."""
+
+from server.engine.fleet import Fleet
+from tests.harness.played_worker import signed_heartbeat
+
+LEASE_SECONDS = 120.0
+
+
+class Hearing:
+    """A fleet of one worker with a clock that the test moves; it looks twice a second, as the engine does."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.beat = 0
+        self.fleet = Fleet("secret", lambda: self.now)
+        self.look(beats=True)
+        self.look(beats=True)
+
+    def look(self, *, beats: bool) -> None:
+        self.beat += beats
+        self.fleet.update({"w": signed_heartbeat("secret", "w", self.beat)})
+
+    def listen(self, seconds: float, *, beats: bool) -> None:
+        for _ in range(int(seconds * 2)):
+            self.now += 0.5
+            self.look(beats=beats)
+
+
+def test_silence_is_counted_from_the_last_beat_that_was_heard() -> None:
+    hearing = Hearing()
+    hearing.listen(LEASE_SECONDS + 1, beats=True)
+    assert hearing.fleet.silent_seconds("w") == 0
+    hearing.listen(LEASE_SECONDS + 1, beats=False)
+    assert hearing.fleet.silent_seconds("w") == LEASE_SECONDS + 1
+    assert not hearing.fleet.is_alive("w")
+
+
+def test_an_outage_of_redis_counts_as_nobodys_silence() -> None:
+    hearing = Hearing()
+    hearing.listen(60, beats=False)
+    hearing.now += 10 * LEASE_SECONDS
+    hearing.fleet.unreachable()
+    assert hearing.fleet.silent_seconds("w") == 0
+    hearing.listen(10, beats=False)
+    assert hearing.fleet.silent_seconds("w") == 9.5
+    assert not hearing.fleet.is_alive("nobody")
+
+
+def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_before_it_looked() -> None:
+    hearing = Hearing()
+    hearing.now += 10 * LEASE_SECONDS  # its process was stopped, and whichever loop wakes first asks
+    assert not hearing.fleet.watching
+    assert hearing.fleet.silent_seconds("w") == 0
+    hearing.look(beats=False)
+    assert hearing.fleet.watching
+    assert hearing.fleet.silent_seconds("w") == 0
+    hearing.listen(LEASE_SECONDS, beats=False)
+    assert hearing.fleet.silent_seconds("w") == LEASE_SECONDS

@@ -32,6 +32,7 @@ from zeta_core.contract.answers import DeletedObject, FilePurpose, Page, StoredF
 from zeta_core.contract.checkpoint import Manifest
 from zeta_core.contract.commands import FROM_START
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
+from zeta_core.contract.estimate import Estimate
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job, JobStatus
 from zeta_core.contract.spec import JobSpec
@@ -83,6 +84,14 @@ class Client:
         Raises `InvalidSpec` naming every bad field.
         """
         return self._create("/v1/jobs", _sent(spec), idempotency_key)
+
+    def validate(self, spec: JobSpec | Mapping[str, Any]) -> Estimate:
+        """The checks of `submit` without a job, and what is known of it before it runs."""
+        headers = {"Content-Type": "application/json"}
+        body = _json(_sent(spec))
+        return read_answer(
+            Estimate, self._transport.request("POST", "/v1/jobs/validate", content=body, headers=headers)
+        )
 
     def jobs(
         self,

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from server import commands, deletions, jobs, reruns, submissions
+from server import commands, deletions, estimates, jobs, reruns, submissions
 from server.bodies import read_json
 from server.callers import TheCaller
 from server.job_query import JobQuery
 from server.service import TheService
 from zeta_core.contract.answers import DeletedObject, Page
+from zeta_core.contract.estimate import Estimate
 from zeta_core.contract.job import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -33,6 +34,12 @@ async def submit_job(
 ) -> Job:
     """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
     return _created(response, *await submissions.submit(service, caller, await read_json(request), idempotency_key))
+
+
+@router.post("/validate", openapi_extra=_body("JobSpec", required=True))
+async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
+    """The checks of a submission without a job, and what is known of it before it runs."""
+    return await estimates.validate(service, caller, await read_json(request))
 
 
 @router.get("")

@@ -1,4 +1,4 @@
-"""`zeta submit`: a spec out of a file and options, local paths uploaded, the job created and, on request, followed."""
+"""`zeta submit` and `zeta validate`: a spec out of a file and options, local paths uploaded first."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from zeta.cli.app import JOBS, AsJson, app
 if TYPE_CHECKING:
     from zeta.client import Client
 
+SpecFile = Annotated[
+    Path | None, typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input.")
+]
+Model = Annotated[
+    str | None, typer.Option(help="A Hub id, a folder, .tar or config.json here, job_...[/step-N] or @last.")
+]
+Data = Annotated[str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of every weight.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K.L=V", help="Set a field, such as learning_rate=1e-4."),
+]
+
 
 @app.command(rich_help_panel=JOBS)
 def submit(
-    spec: Annotated[
-        Path | None,
-        typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A Hub id, a folder, .tar or config.json here, job_...[/step-N] or @last.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")
-    ] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of every weight.")] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="K.L=V", help="Set a field, such as learning_rate=1e-4.")
-    ] = None,
+    spec: SpecFile = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    settings: Settings = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +53,48 @@ def submit(
             print(f"{job.id} is {job.status}." + ("" if follow else f" Follow it: zeta wait {job.id}"), flush=True)
         if follow:
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))
+
+
+@app.command(rich_help_panel=JOBS)
+def validate(
+    spec: SpecFile = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a job without submitting it, and say what is known of it. Local files are uploaded first."""
+    from zeta.cli.output import duration, print_fields, print_json, size
+    from zeta.client import Client
+    from zeta.local_inputs import upload_local
+
+    wanted = _read(spec, model, data, lora, settings or [])
+    with Client() as client:
+        wanted = _with_full_job(client, wanted)
+        found = client.validate(upload_local(wanted, client.upload, _say))
+    if as_json:
+        print_json(found)
+        return
+    memory = None if found.memory is None else f"{size(found.memory.bytes)} {found.memory.meaning}"
+    disk = None if found.disk is None else f"{size(found.disk.bytes)} {found.disk.meaning}"
+    time = None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}"
+    known: dict[str, object] = {
+        "parameters": found.parameters,
+        "trainable_parameters": found.trainable_parameters,
+        "steps": found.steps,
+        "tokens": found.tokens,
+        "memory": memory,
+        "disk": disk,
+        "time": time,
+    }
+    print("The job is valid.")
+    print_fields(
+        [
+            (name.replace("_", " "), value or f"not known yet: {found.pending.get(name, '')}")
+            for name, value in known.items()
+        ]
+    )
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:

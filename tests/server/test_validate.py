@@ -1,0 +1,95 @@
+"""POST /v1/jobs/validate: a submission's checks without a job, and what is known before it runs."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.parameters import count_parameters
+from tests.server.rows import Rows
+from tests.server.serving import SPEC, error_of
+
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+}
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "vocab_size": 90,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", **TINY},
+        {"model_type": "llama", **TINY, "num_key_value_heads": None, "tie_word_embeddings": True, "head_dim": 16},
+        {"model_type": "llama", **TINY, "attention_bias": True, "mlp_bias": True},
+        {"model_type": "mistral", **TINY},
+        {"model_type": "qwen2", **TINY, "tie_word_embeddings": True},
+        GPT2,
+        {**GPT2, "n_inner": 40, "tie_word_embeddings": False},
+    ],
+    ids=lambda config: f"{config['model_type']}-{len(config)}",
+)
+def test_parameters_are_counted_as_the_real_model_has_them(config: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    given = {name: value for name, value in config.items() if name != "model_type"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **given))
+    assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_what_a_config_does_not_say_is_not_guessed() -> None:
+    assert count_parameters({"model_type": "llama", **TINY, "vocab_size": None}) is None
+    assert count_parameters({"model_type": "mistral", **TINY, "num_key_value_heads": None}) is None
+    assert count_parameters({"model_type": "mamba", **TINY}) is None
+
+
+def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(rows: Rows, http: httpx.Client) -> None:
+    before = http.get("/v1/jobs").json()
+    spec = {**SPEC, "model": {"config": {"model_type": "llama", **TINY}}}
+    answer = http.post("/v1/jobs/validate", json=spec)
+    assert answer.status_code == 200
+    found = answer.json()
+    parameters = count_parameters(spec["model"]["config"])
+    assert (found["object"], found["valid"], found["parameters"]) == ("validation", True, parameters)
+    assert (found["steps"], found["tokens"]) == (4, 4 * 32 * 64)
+    assert found["memory"]["bytes"] == 16 * (parameters or 0)
+    assert found["resolved_spec"]["learning_rate"] == 3e-4
+    assert found["disk"] is None
+    assert found["time"] is None
+    assert set(found["pending"]) == {"disk", "time"}
+
+    unknown = http.post("/v1/jobs/validate", json={**SPEC, "max_steps": None}).json()
+    for name in ("parameters", "trainable_parameters", "steps", "tokens", "memory", "disk", "time"):
+        assert unknown[name] is None
+        assert unknown["pending"][name].endswith(".")
+
+    job_id = rows.job()
+    rows.attempt(job_id)
+    rows.checkpoint(job_id, "step-4", 4, {"model.safetensors": ("weights", b"w")})
+    rows.change(job_id, resolved_spec={**SPEC, "num_parameters": 1234, "files": {}})
+    of_a_job = http.post("/v1/jobs/validate", json={**SPEC, "model": {"job": job_id, "checkpoint": "latest"}}).json()
+    assert (of_a_job["parameters"], of_a_job["resolved_spec"]["model"]["checkpoint"]) == (1234, "step-4")
+    assert [job["id"] for job in http.get("/v1/jobs").json()["data"] if job["id"] != job_id] == [
+        job["id"] for job in before["data"]
+    ]
+
+
+def test_what_a_submission_would_refuse_is_refused_alike(http: httpx.Client) -> None:
+    for bad in ({**SPEC, "batch_size": 0}, {**SPEC, "dataset": {"file": "file_00000000000000000000"}}, {}, [1]):
+        validated, submitted = http.post("/v1/jobs/validate", json=bad), http.post("/v1/jobs", json=bad)
+        assert validated.status_code == submitted.status_code == 422
+        assert error_of(validated) == error_of(submitted)

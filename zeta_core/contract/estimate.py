@@ -1,0 +1,39 @@
+"""What can be said of a job before it runs: the answer of ``POST /v1/jobs/validate``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Stored(BaseModel):
+    """Frozen; a client keeps the fields of a newer server."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Bytes(_Stored):
+    bytes: int
+    meaning: str
+
+
+class Seconds(_Stored):
+    seconds: float
+    meaning: str
+
+
+class Estimate(_Stored):
+    """A spec that would be accepted, and what follows from it; a null is explained in ``pending``."""
+
+    object: Literal["validation"] = "validation"
+    valid: Literal[True] = True
+    resolved_spec: dict[str, Any]
+    parameters: int | None = Field(default=None, description="of the model, each shared tensor once")
+    trainable_parameters: int | None = None
+    steps: int | None = Field(default=None, description="optimizer steps")
+    tokens: int | None = Field(default=None, description="trained on at most: full sequences")
+    memory: Bytes | None = Field(default=None, description="of the device")
+    disk: Bytes | None = Field(default=None, description="of the artifact store")
+    time: Seconds | None = None
+    pending: dict[str, str] = Field(default={}, description="why a field is null, by its name")

@@ -5,21 +5,43 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from collections.abc import Mapping
 
+from pydantic import JsonValue
+
+from zeta_core.contract.advice import Patch, in_words
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job import REASON_SENTENCES, JobError, JobErrorEvidence, StatusReason
 
 
 class TrainingFailed(ZetaError):
-    """A training that cannot start or go on; ``reason`` is the contract's word for it, ``hint`` the cure."""
+    """A training that cannot start or go on; ``reason`` is the contract's word for it, ``hint`` the cure.
+
+    ``patch`` is the cure as a JSON merge patch of the spec, ``evidence`` what was measured. As a string it says all but
+    the evidence, so that a script's traceback ends with the advice.
+    """
 
     type = "training_error"
     code = "train_error"
     reason: StatusReason = StatusReason.TRAIN_ERROR
 
-    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None, param: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        patch: Patch | None = None,
+        evidence: Mapping[str, JsonValue] | None = None,
+        code: str | None = None,
+        param: str | None = None,
+    ):
         super().__init__(message, code=code, param=param)
         self.hint = hint
+        self.patch = patch
+        self.evidence = dict(evidence or {})
+
+    def __str__(self) -> str:
+        return in_words(self.message, self.hint, self.patch)
 
 
 class InvalidData(TrainingFailed):
@@ -41,6 +63,13 @@ class NonFiniteLoss(TrainingFailed):
 
     code = "non_finite_loss"
     reason = StatusReason.NON_FINITE_LOSS
+
+
+class OutOfMemory(TrainingFailed):
+    """Memory ran out, or what is surely needed is more than there is."""
+
+    code = "out_of_memory"
+    reason = StatusReason.OUT_OF_MEMORY
 
 
 class NoRoom(TrainingFailed):
@@ -65,11 +94,14 @@ class CannotTrain(TrainingFailed):
 def explain(error: BaseException) -> tuple[StatusReason, JobError]:
     """The reason and the error object of the contract for any exception that ended a training."""
     if isinstance(error, TrainingFailed):
-        return error.reason, JobError(code=error.code, message=error.message, hint=error.hint)
+        evidence = JobErrorEvidence.model_validate(error.evidence)
+        return error.reason, JobError(
+            code=error.code, message=error.message, hint=error.hint, patch=error.patch, evidence=evidence
+        )
     if isinstance(error, ZetaError):
         return StatusReason.TRAIN_ERROR, JobError(code=error.code, message=error.message)
     reason = StatusReason.TRAIN_ERROR
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _is_cpu_allocation(error):
+    if is_out_of_memory(error):
         reason = StatusReason.OUT_OF_MEMORY
     elif _is_disk_full(error):
         reason = StatusReason.DISK_FULL
@@ -80,6 +112,11 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
         hint=REASON_SENTENCES[reason],
         evidence=JobErrorEvidence(log_tail=text[-4000:]),
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host (where the kernel mostly kills instead)."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _is_cpu_allocation(error)
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -41,7 +41,7 @@ from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
 from zeta_core.report import Console, Journal, Report
-from zeta_core.settings import Place, place, variables
+from zeta_core.settings import Place, job_id, place, variables
 from zeta_core.supervision import Supervision
 
 STANDARD_ERROR = 2
@@ -63,7 +63,7 @@ def main(run_dir: Path) -> int:
     stop = Stop(run_dir / STOP_FILE, supervision)
     signal.signal(signal.SIGTERM, stop.on_signal)
     with closing(Journal(run_dir / JOURNAL_FILE)) as journal, closing(supervision):
-        report = Report(journal, Console()) if here.is_main else Report()  # the console is train.log
+        report = Report(journal, Console(job_id())) if here.is_main else Report()  # the console is train.log
         try:
             file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
             journal.max_lines = file.journal_max_lines
@@ -81,7 +81,7 @@ def main(run_dir: Path) -> int:
             if here.launched:
                 (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
             else:
-                _say_last(line, journal, Console())
+                _say_last(line, journal, Console(job_id()))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -103,7 +103,9 @@ def _end_by(error: BaseException) -> StatusLine:
 def _say_last(line: StatusLine, journal: Journal, console: Console) -> None:
     failure: ErrorLine | None = None
     if line.error is not None:
-        failure = ErrorLine(code=line.error.code, message=line.error.message, hint=line.error.hint)
+        failure = ErrorLine(
+            code=line.error.code, message=line.error.message, hint=line.error.hint, patch=line.error.patch
+        )
         journal.write(failure)
     journal.write(line)
     if failure is not None:

@@ -89,6 +89,16 @@ class Sequences:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def pads(self) -> bool:
+        """Whether sequences are shorter than the place they have: not where text flows from one to the next."""
+        return not self.pack or self._bins is not None
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sequence in its batch; those that are not packed are as long as the longest beside them."""
+        return self.seq_len if self.pack else self.num_tokens(np.arange(len(self))) / max(1, len(self))
+
     def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last token of each sequence that is one stretch of tokens."""
         assert self._bins is None, "a filled sequence has several"
@@ -232,7 +242,10 @@ def _fitted(
     if overlong == "error" and too_long.any():
         raise InvalidData(
             f"{tokens.place(first)}: has {ends[first] - starts[first]} tokens, more than the {seq_len} of seq_len, as "
-            f"{int(too_long.sum())} of {len(starts)} documents; raise seq_len, or set overlong to 'truncate' or 'drop'."
+            f"{int(too_long.sum())} of {len(starts)} documents.",
+            hint="Raise seq_len, or set overlong to 'truncate' or 'drop'.",
+            patch={"overlong": "truncate"},
+            evidence={"overlong_documents": int(too_long.sum()), "longest_tokens": int((ends - starts).max())},
         )
     kept = ~too_long if overlong == "drop" else np.ones_like(too_long)
     cut = too_long & kept

@@ -204,7 +204,7 @@ class Replicated:
         return nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
 
     def update(self, learning_rate: float) -> float | None:
-        """Apply the update; returns the gradient's norm where only this knows it."""
+        """Apply the update; returns the gradient's norm where only this knows it, NaN where so it was not applied."""
         if self._stays_between_updates is None:
             self._stays_between_updates = self._written == self._times_written()
         for group in self.optimizer.param_groups:

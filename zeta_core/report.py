@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import JsonValue
+
+from zeta_core.contract.advice import Advice, Patch, in_words
 from zeta_core.contract.events import (
     CheckpointLine,
     ErrorLine,
@@ -82,9 +85,10 @@ class Journal:
 
 
 class Console:
-    """The same lines as sentences for people, on standard output."""
+    """The same lines as sentences for people, on standard output; advice names the job's rerun where it is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str | None = None) -> None:
+        self._job_id = job_id
         self._phase: Phase | None = None
 
     def write(self, line: JournalLine) -> None:
@@ -102,9 +106,9 @@ class Console:
             case LogLine():
                 return line.message
             case WarningLine():
-                return f"Warning: {line.message}"
+                return f"Warning: {in_words(line.message, line.hint, line.patch, self._job_id)}"
             case ErrorLine():
-                return f"Error: {line.message}"
+                return f"Error: {in_words(line.message, line.hint, line.patch, self._job_id)}"
             case CheckpointLine():
                 return f"Saved {line.name} (step {line.step}, {line.bytes / 1e6:.1f} MB)."
             case SampleLine():
@@ -159,8 +163,19 @@ class Report:
     def log(self, message: str) -> None:
         self.write(LogLine(message=message))
 
-    def warn(self, code: str, message: str) -> None:
-        self.write(WarningLine(code=code, message=message))
+    def warn(
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        patch: Patch | None = None,
+        evidence: dict[str, JsonValue] | None = None,
+    ) -> None:
+        self.write(WarningLine(code=code, message=message, hint=hint, patch=patch, evidence=evidence))
+
+    def advise(self, advice: Advice) -> None:
+        self.warn(advice.code, advice.message, hint=advice.hint, patch=advice.patch, evidence=advice.evidence or None)
 
     def close(self) -> None:
         for sink in self._sinks:

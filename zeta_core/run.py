@@ -21,7 +21,9 @@ from zeta_core import data_report as data_reports
 from zeta_core import plan as planning
 from zeta_core import state as states
 from zeta_core.activation import checkpointed, repeated_blocks
+from zeta_core.advice import Setup, padding_note, vocabulary_patch
 from zeta_core.checkpoint import Checkpoint
+from zeta_core.contract import defaults
 from zeta_core.compilation import compiled
 from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.events import StatusLine
@@ -35,8 +37,10 @@ from zeta_core.failures import InvalidData
 from zeta_core.freezing import freeze
 from zeta_core.lora import add_adapter, base_fingerprint
 from zeta_core.loss import LossOf, find_loss
+from zeta_core.memory import check_it_can_fit, explained
 from zeta_core.model import (
     Located,
+    check_positions,
     check_vocabulary,
     locate_model,
     locate_tokenizer,
@@ -59,13 +63,6 @@ from zeta_core.trackers import TrackedRun, Trackers, openers
 from zeta_core.trackers import require as require_trackers
 from zeta_core.train import Course
 
-_NOT_ISOLATED = (
-    "{}'s forward takes no attention mask or positions that keep documents apart, so those that share a sequence see "
-    "one another; pack=False gives each document sequences of its own."
-)
-_SLOW_PRECISION = (
-    "mixed_precision is {!r}, and a CPU without instructions for it is several times slower with it than with 'no'."
-)
 _PRECISION_WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -119,6 +116,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
 
     with ExitStack() as stack:
+        memory = stack.enter_context(explained())
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available()))
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
@@ -127,8 +125,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         stored = None if found is None else states.read_state(found.directory)
         torch.manual_seed(planning.seed_of(options, stored.plan if stored else None))
         model = located.build()
-        for data in (tokens, held_out):
-            check_vocabulary(model, 0 if data is None else data.largest_id)
+        largest_id = max(data.largest_id for data in (tokens, held_out) if data is not None)
+        check_vocabulary(model, largest_id, vocabulary_patch(options, run.model, located, largest_id + 1))
         facts = _facts(place, model, located, tokens, held_out, options.overlong)
         plan = planning.decide(options, facts, stored.plan if stored else None)
         if plan.eval_split:
@@ -138,8 +136,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if not len(sequences):
             raise InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
         plan = planning.with_length(plan, options, len(sequences))
-        if plan.mixed_precision != "no" and not torch.cuda.is_available():
-            report.warn("slow_precision", _SLOW_PRECISION.format(plan.mixed_precision))
+        check_positions(model, plan.seq_len)
+        memory.plan = plan
         torch.set_num_threads(plan.threads)
         if torch.cuda.is_available():
             stack.enter_context(_deterministic_kernels())
@@ -151,8 +149,13 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             states.load_weights(model, found.directory, saved.names)
         loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
         loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
-        if plan.pack and not loss_of.isolates and tokens.num_documents > 1:
-            report.warn("documents_not_isolated", _NOT_ISOLATED.format(type(model).__name__))
+        setup = Setup(options, plan, facts, located, model, loss_of, tokens.num_documents)
+        for advice in setup.advice():
+            report.advise(advice)
+        if note := padding_note(tokenizer, sequences, loss_of):
+            report.log(note)
+        may_split = place.world_size == 1 and plan.strategy != "zero" and defaults.batch_split(options) == (None, None)
+        check_it_can_fit(model, plan, sequences.mean_length, may_split=may_split)
         # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
         apart = located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
@@ -216,11 +219,10 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             output_dir=run.output_dir,
             checkpointing_steps=options.checkpointing_steps,
             asked_to_stop=run.stop,
-            may_split=place.world_size == 1
-            and plan.strategy != "zero"
-            and options.batch_size is None
-            and options.gradient_accumulate_every is None,
+            watch=setup.watch(report.advise),
+            may_split=may_split,
         )
+        memory.course = course
         stopped = course.train()
         newest = course.finish(stopped)
         if apart and newest is not None:

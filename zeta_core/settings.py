@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
+from zeta_core.contract.layout import MARK_JOB
 from zeta_core.contract.settings import Settings
 
 
@@ -36,6 +37,11 @@ def place() -> Place:
     return Place(rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"]), launched=True)
 
 
+def job_id() -> str | None:
+    """The job that this process trains, or ``None`` in a script."""
+    return os.environ.get(MARK_JOB)
+
+
 def free_memory_bytes() -> int:
     """Memory that this process can still have: what the kernel calls available, within the control group's limit."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -53,6 +59,17 @@ def compiler() -> str | None:
     """The C++ compiler that torch would use: the one that ``CXX`` names, else the first of the usual ones."""
     named = os.environ.get("CXX")
     return next((found for name in ((named,) if named else ("g++", "clang++", "c++")) if (found := which(name))), None)
+
+
+def total_memory_bytes() -> int:
+    """All the memory that the processes of this host, or of its control group of either version, can have."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path("/sys/fs/cgroup", file).read_text()))
+        except (OSError, ValueError):
+            continue  # the other version, or no limit ("max")
+    return total
 
 
 def tracker_project() -> str:

@@ -21,6 +21,7 @@ from zeta_core import checkpoint as checkpoints
 from zeta_core import state as states
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.divergence import Watch, not_finite_in
 from zeta_core.evaluation import Evaluator, stopped_early
 from zeta_core.failures import NonFiniteLoss
 from zeta_core.loss import LossOf
@@ -55,9 +56,10 @@ class Course:
         output_dir: Path,
         checkpointing_steps: int | Literal["epoch"] | None,
         asked_to_stop: Callable[[], StopAction | None],
+        watch: Watch,
         may_split: bool,
     ) -> None:
-        self.may_split = may_split
+        self.watch, self.may_split = watch, may_split
         self.plan, self.engine, self.loss_of = plan, engine, loss_of
         self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
         self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
@@ -87,17 +89,22 @@ class Course:
                     min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
                 )
                 num_targets = self.sequences.num_targets(window)
-            loss_sum = self._accumulate_within_memory(window, num_targets)
+            own_loss_sum = self._accumulate_within_memory(window, num_targets)
             self.meter.usage.computed()
             grad_norm = engine.clip(plan.max_grad_norm)
             asked = self.asked_to_stop() if engine.processes.is_main else None
             due = self._save_is_due(progress.step + 1, len(window))
-            loss_sum, norm, stop, due = self._agree(loss_sum, grad_norm, asked, due)
-            if self._is_to_be_computed_again(loss_sum, norm):
+            loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, asked, due)
+            if not math.isfinite(loss_sum):
+                raise self._not_finite("loss", begins_here=not own_loss_sum.isfinite().item())
+            if not math.isfinite(norm):
+                self._compute_again(window, num_targets)
                 continue
             with self.meter.saving:
                 self.staging.finish()  # what the save before this step still copies, the update changes
             norm = engine.update(learning_rate) or norm
+            if not math.isfinite(norm):  # DeepSpeed knows it only now, and has not updated
+                raise self._not_finite("gradient", begins_here=True)
 
             progress.step += 1
             progress.consumed_sequences += len(window)
@@ -110,6 +117,9 @@ class Course:
                 self.report.log(f"Compiled: the first step took {time.monotonic() - begun:.1f} s with it.")
             if self.steps_trained == 1:
                 self.saver.prepare(self.staging)
+            self.watch.step(
+                progress.step, loss=loss_sum / max(1, num_targets), learning_rate=learning_rate, grad_norm=norm
+            )
             self.meter.step(
                 progress,
                 loss_sum=loss_sum,
@@ -160,10 +170,13 @@ class Course:
             states.restore_random(random_state)
             self.plan = self.plan.with_half_the_micro_batch()
             self.saver.plan = self.plan.stored()
+            split = self.plan.batch_size, self.plan.gradient_accumulate_every
             self.report.warn(
                 "micro_batch_halved",
-                f"Memory ran out: batch_size is {self.plan.batch_size} and gradient_accumulate_every "
-                f"{self.plan.gradient_accumulate_every} from here on, with the same global batch.",
+                f"Memory ran out: batch_size is {split[0]} and gradient_accumulate_every {split[1]} from here on, "
+                "with the same global batch.",
+                hint="Nothing needs to be done; a later run that is given this split does not have to find it.",
+                patch={"batch_size": split[0], "gradient_accumulate_every": split[1]},
             )
 
     def _accumulate(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
@@ -201,20 +214,29 @@ class Course:
         stop: StopAction | None = next((action for action in reversed(STOP_ACTIONS) if asked_by_any[action]), None)
         return total, norm / self.engine.processes.world_size, stop, bool(save)
 
-    def _is_to_be_computed_again(self, loss_sum: float, norm: float) -> bool:
-        """Whether the loss scale may be why a gradient is not finite. Raises `NonFiniteLoss` where it is not."""
-        if math.isfinite(loss_sum) and math.isfinite(norm):
-            return False
-        step = self.progress.step + 1
-        if math.isfinite(loss_sum) and (scale := self.engine.back_off()) is not None:
+    def _compute_again(self, window: NDArray[np.int64], num_targets: int) -> None:
+        """The gradient is not finite: forget it where the loss scale may be why, else raise `NonFiniteLoss`.
+
+        To tell where it begins it is computed once more, because clipping has made all of it not a number.
+        """
+        engine = self.engine
+        if (scale := engine.back_off()) is not None:
+            step = self.progress.step + 1
             self.report.log(f"The gradient of step {step} overflowed fp16; again with a loss scale of {scale:,g}.")
-            return True
-        what = "gradient" if math.isfinite(loss_sum) else "loss"
-        wider = "Use mixed_precision 'bf16' or 'no', whose range is wider. " if self.engine.loss_scale else ""
-        raise NonFiniteLoss(
-            f"The {what} of step {step} is not finite; the update was not made.",
-            hint=f"{wider}Lower learning_rate or max_grad_norm, or look at the data of that step.",
-        )
+            return
+        engine.forget_gradients()
+        self._accumulate(window, num_targets)
+        raise self._not_finite("gradient", begins_here=bool(not_finite_in(engine.module.named_parameters())))
+
+    def _not_finite(self, what: str, *, begins_here: bool) -> NonFiniteLoss:
+        """What every rank raises together; ``begins_here``: on this one."""
+        engine = self.engine
+        if what == "loss":
+            engine.forget_gradients()  # they follow from the loss; of the weights, one may be the cause
+        everywhere = engine.processes.gather((begins_here, not_finite_in(engine.module.named_parameters())))
+        ranks = [rank for rank, (begins, _) in enumerate(everywhere) if begins]
+        tensors = next((names for begins, names in everywhere if begins and names), [])
+        return self.watch.not_finite(self.progress.step + 1, what=what, ranks=ranks, tensors=tensors)
 
     def _learning_rate(self, updates: int) -> float:
         plan = self.plan

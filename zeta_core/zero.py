@@ -8,6 +8,7 @@ only ever read from a checkpoint whose manifest was verified, and only with the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 from torch import nn
 
-from zeta_core.failures import CannotResume, CannotTrain, NonFiniteLoss
+from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel import Replicated
 from zeta_core.plan import Plan
 from zeta_core.state import Staging, Stored, Tensors
@@ -140,9 +141,7 @@ class Zero(Replicated):
             group["lr"] = learning_rate
         engine.step()
         if getattr(engine.optimizer, "overflow", False):
-            raise NonFiniteLoss(
-                "A gradient is not finite; the update was not made.", hint="Lower learning_rate or max_grad_norm."
-            )
+            return math.nan  # the update was not made
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 

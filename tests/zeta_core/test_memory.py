@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zeta_core.advised import applied, train
 from tests.zeta_core.models import PlainModel, llama, plain
 from zeta import Trainer
 from zeta_core.activation import checkpointed, repeated_blocks
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.failures import OutOfMemory, explain
+from zeta_core.memory import Parts, check_it_can_fit, least_needed
+from zeta_core.plan import Facts, decide, with_length
 
 
 class Small(PlainModel):
@@ -45,10 +50,109 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_split_is_kept(
     assert "Memory ran out" not in capsys.readouterr().out
 
 
-def test_a_split_that_was_asked_for_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Device(PlainModel):
+    """Runs out of memory, as a GPU says it, when a forward keeps more than ``num_bytes`` for its gradient."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__()
+        self.num_bytes = num_bytes
+        self.free = num_bytes
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.free = self.num_bytes
+        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
+            return super().forward(ids)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.free -= tensor.numel() * tensor.element_size()
+        if self.free < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return tensor
+
+
+def test_each_advice_about_memory_is_applied_until_the_run_fits(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"seq_len": 512, "batch_size": 6, "gradient_accumulate_every": 2, "max_steps": 1}
+    patches: list[object] = []
+    while True:
+        try:
+            outcome, _ = train(tmp_path, Device(100_000), spec)
+            break
+        except OutOfMemory as error:
+            reason, told = explain(error)
+            patches.append(told.patch)
+            spec = applied(spec, told.patch)
+    assert patches == [
+        {"batch_size": 3, "gradient_accumulate_every": 4},
+        {"batch_size": 1, "gradient_accumulate_every": 12},
+        {"use_activation_checkpointing": True},
+        {"seq_len": 256},
+    ]
+    assert (reason, told.code) == ("out_of_memory", "out_of_memory")
+    assert outcome.progress.consumed_sequences == 12, "the global batch is still that which was asked for"
+    evidence = told.evidence.model_extra or {}
+    assert (evidence["step"], evidence["batch_size"], evidence["seq_len"]) == (1, 1, 512)
+    assert evidence["memory"]["weights"] == sum(4 * p.numel() for p in PlainModel().parameters())
+    assert "OutOfMemoryError: CUDA out of memory" in evidence["error"]
+
+
+def test_a_script_reads_the_advice_in_the_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemory) as raised:
         Trainer(model=Small(), seq_len=32, max_steps=1, batch_size=4, output_dir=tmp_path / "out")
+    assert str(raised.value).endswith(
+        "Use batch_size 2 with gradient_accumulate_every 2: the global batch stays the same. "
+        "Set batch_size=2, gradient_accumulate_every=2."
+    )
+    assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_what_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    spec = {"seq_len": 256, "batch_size": 10**6, "max_steps": 1, "learning_rate": 1e-3}
+    with pytest.raises(OutOfMemory, match=r"needs at least 732 GiB per process \(.*logits 732 GiB\), and there are"):
+        train(tmp_path, llama(), spec)
+
+
+def test_the_patch_of_a_refusal_is_what_fits() -> None:
+    model = llama()
+    asked = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256)
+    plan = with_length(decide(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
+    needed = least_needed(model, plan, 256)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    assert needed == Parts(4 * num_parameters, 4 * num_parameters, 8 * num_parameters, 8 * 6 * 256 * 384)
+    check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total)
+    check_it_can_fit(model, plan, 256, may_split=True, capacity=needed.total // 2)
+    with pytest.raises(OutOfMemory) as raised:
+        check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total // 2)
+    assert (raised.value.code, raised.value.patch) == ("cannot_fit", {"batch_size": 1, "gradient_accumulate_every": 12})
+    with pytest.raises(OutOfMemory, match="train an adapter with lora") as raised:
+        check_it_can_fit(model, plan, 256, may_split=False, capacity=8 * num_parameters)
+    assert raised.value.patch is None, "no smaller batch makes the weights smaller"
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_full_is_told_with_its_parts_and_the_patched_run_fits(tmp_path: Path) -> None:
+    config = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32000, "max_position_embeddings": 1024}
+    spec: dict[str, Any] = {"seq_len": 1024, "batch_size": 64, "max_steps": 1, "learning_rate": 1e-4}
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 24 * 2**30 / total))
+    try:
+        errors: list[OutOfMemory] = []
+        while len(errors) < 6:
+            try:
+                train(tmp_path, llama(**config), spec)
+                break
+            except OutOfMemory as error:
+                errors.append(error)
+                spec = applied(spec, error.patch)
+        assert 0 < len(errors) < 6, f"{len(errors)} patches, at last {spec}"
+        evidence = errors[0].evidence
+        memory, peak = evidence["memory"], evidence["peak_bytes"]
+        assert isinstance(memory, dict)
+        assert memory["weights"] == sum(4 * p.numel() for p in llama(**config).parameters())
+        assert isinstance(peak, int)
+        assert 2**30 < peak <= 24 * 2**30
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from zeta_core.contract.advice import Patch
 from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.job import JobError, JobResult, JobStatus, StatusReason
 
@@ -109,9 +110,14 @@ class SampleLine(_Line):
 
 
 class WarningLine(_Line):
+    """Something to know, while the run goes on; ``patch`` is a JSON merge patch of the spec, ``evidence`` figures."""
+
     type: Literal["warning"] = "warning"
     code: str
     message: str
+    hint: str | None = None
+    patch: Patch | None = None
+    evidence: dict[str, JsonValue] | None = None
     stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
 
 
@@ -120,6 +126,7 @@ class ErrorLine(_Line):
     code: str
     message: str
     hint: str | None = None
+    patch: Patch | None = None
 
 
 JournalLine = Annotated[

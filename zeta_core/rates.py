@@ -1,0 +1,102 @@
+"""Which learning rates are usual for what is trained by which optimizer, and a word about one that is not.
+
+A rate outside of these ranges is no error: it is asked for, and used. The ranges are wide, so that a warning means
+something: the largest and smallest that were seen to work, and some.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from zeta_core.contract.advice import Advice
+from zeta_core.contract.spec import Optimizer
+
+Trained = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
+
+# The rate of each optimizer over that of AdamW, of the smallest and of the largest usual rate.
+#   sgd        momentum 0.9 and no division by the gradient's size: up to some hundred times AdamW's
+#   lion       its update has the size of its rate: 3 to 10 times smaller (Chen et al. 2023, arXiv 2302.06675, sec. 5)
+#   adafactor  multiplied by each weight's own size: 1e-3 to 1e-2 for T5 (Shazeer, Stern 2018, arXiv 1804.04235)
+#   muon       scaled to AdamW's size of updates (Liu et al. 2025, arXiv 2502.16982, sec. 2.2)
+_OVER_ADAMW: dict[Optimizer, tuple[float, float]] = {
+    "adamw": (1, 1),
+    "sgd": (10, 1000),
+    "lion": (0.05, 0.5),
+    "adafactor": (1, 10),
+    "muon": (1, 1),
+}
+
+
+@dataclass(frozen=True)
+class UsualRates:
+    """From ``low`` to ``high``, both usual; ``typical`` is a good first try."""
+
+    low: float
+    typical: float
+    high: float
+
+
+def pretraining_rate(num_parameters: int) -> float:
+    """AdamW's peak rate for a model of this size: Kaplan et al. 2020 (arXiv 2001.08361), equation D.1.
+
+    1.3e-3 at 1 M parameters, 6e-4 at 135 M, 3.5e-4 at 1 B; not below 1e-4, where the formula ends.
+    """
+    return max(1e-4, 0.003239 - 0.0001395 * math.log(max(1000, num_parameters)))
+
+
+def usual_rates(optimizer: Optimizer, trained: Trained, num_parameters: int) -> UsualRates:
+    """The usual rates; ``num_parameters`` are those of the whole model.
+
+    | AdamW        | low   | typical | high        | seen to work                                                |
+    |--------------|-------|---------|-------------|-------------------------------------------------------------|
+    | from scratch | F/100 | F       | 10 F        | 6e-4 for 125 M, 6e-5 for 175 B (Brown et al. 2020, arXiv    |
+    |              |       |         |             | 2005.14165, table 2.1); small models bear more              |
+    | all weights  | 1e-7  | 2e-5    | 3 F: above, | 5e-6 (Lambert et al. 2024, arXiv 2411.15124), 2e-5 (Touvron |
+    |              |       |         | it is train-| et al. 2023, arXiv 2307.09288), 1e-3 for 135 M and 360 M    |
+    |              |       |         | ing anew    | (huggingface/alignment-handbook, recipes/smollm2)           |
+    | LoRA         | 1e-6  | 2e-4    | 20 F, but   | 1e-4 and 2e-4 (Dettmers et al. 2023, arXiv 2305.14314): ten |
+    |              |       |         | 1e-2        | times that of all weights                                   |
+    | DPO          | 1e-9  | 1e-6    | 1e-4        | 1e-6 (Rafailov et al. 2023, arXiv 2305.18290, appendix B),  |
+    |              |       |         |             | 5e-6 with LoRA (alignment-handbook, recipes/zephyr-7b-beta) |
+
+    F is `pretraining_rate`.
+    """
+    formula = pretraining_rate(num_parameters)
+    rates = {
+        "training from scratch": UsualRates(formula / 100, formula, 10 * formula),
+        "fine-tuning all weights": UsualRates(1e-7, 2e-5, 3 * formula),
+        "training a LoRA adapter": UsualRates(1e-6, 2e-4, min(1e-2, 20 * formula)),
+        "DPO": UsualRates(1e-9, 1e-6, 1e-4),
+    }[trained]
+    low, high = _OVER_ADAMW[optimizer]
+    return UsualRates(rates.low * low, rates.typical * math.sqrt(low * high), rates.high * high)
+
+
+def unusual_rate(learning_rate: float, optimizer: Optimizer, trained: Trained, num_parameters: int) -> Advice | None:
+    """What to say about a rate that is not usual; None of one that is."""
+    usual = usual_rates(optimizer, trained, num_parameters)
+    if usual.low <= learning_rate <= usual.high:
+        return None
+    typical = rounded(usual.typical)
+    high = learning_rate > usual.high
+    what = "The loss may rise instead of falling" if high else "The model may hardly change"
+    return Advice(
+        code="unusual_learning_rate",
+        message=f"learning_rate is {learning_rate:g}, and for {trained} with {optimizer} {rounded(usual.low):g} to "
+        f"{rounded(usual.high):g} is usual. {what}.",
+        hint=f"Begin with {typical:g}.",
+        patch={"learning_rate": typical},
+        evidence={
+            "learning_rate": learning_rate,
+            "usual_low": rounded(usual.low),
+            "usual_high": rounded(usual.high),
+            "num_parameters": num_parameters,
+        },
+    )
+
+
+def rounded(rate: float) -> float:
+    """To one digit that counts: what a person would write."""
+    return float(f"{rate:.0e}")

@@ -27,7 +27,7 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v "$$python"; break; }; done)
 endif
 
-.PHONY: help setup demo serve test test-all chaos check format pins clean distclean
+.PHONY: help setup demo serve test test-all chaos bench check format pins clean distclean
 
 help:
 	@echo 'make setup      .venv with pinned dependencies; .venv/bin/zeta is there after it'
@@ -35,6 +35,7 @@ help:
 	@echo 'make serve      the service on this machine, in the foreground (zeta up)'
 	@echo 'make test       the tests; make test-all adds the slow ones'
 	@echo 'make chaos      the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
+	@echo 'make bench      speed against the peers in the same run, as one table (about 12 minutes); QUESTION=throughput for one'
 	@echo 'make check      format, lint and types, changing nothing; make format changes'
 	@echo 'make pins       write constraints.txt from .venv, after its versions were raised and the tests passed'
 	@echo 'make clean      remove caches; make distclean removes .venv too'
@@ -55,6 +56,9 @@ test-all: setup
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(or $(JOBS),100) --database $(or $(DATABASE),postgresql)
+
+bench: setup
+	@$(BIN)/python -W ignore -m benchmarks $(QUESTION)
 
 check: setup
 	@$(BIN)/ruff format --check .

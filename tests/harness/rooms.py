@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS = frozenset({"zeta", "zeta_core", "server", "worker", "migrations", "tests"})
+OURS = frozenset({"zeta", "zeta_core", "server", "worker", "migrations", "tests", "benchmarks"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Peak memory of a training with and without activation checkpointing, where activations are most of it.
+
+``python -m benchmarks.activation_memory yes|no`` trains two steps and prints the bytes that the process used at most,
+beyond what it had after a tiny training, which had loaded all code.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import work
+from benchmarks.answer import Answer, ratio_of_rounds
+from benchmarks.work import FULL, SMALL, Size
+
+BATCH_SIZE, SEQ_LEN, VOCABULARY = 16, 512, 384
+WITH, WITHOUT = "with", "without"
+
+
+def peak_bytes(size: Size, *, checkpointing: bool) -> int:
+    _train(SMALL, checkpointing=checkpointing)
+    before = _most_bytes()
+    _train(size, checkpointing=checkpointing)
+    return max(1, _most_bytes() - before)
+
+
+def _train(size: Size, *, checkpointing: bool) -> None:
+    batch_size, steps = size.of(BATCH_SIZE, 1), 2
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = work.token_file(Path(folder), num_tokens=2 * steps * batch_size * SEQ_LEN, vocabulary=VOCABULARY)
+        work.train_ours(
+            work.llama(size, num_hidden_layers=8, vocab_size=VOCABULARY),
+            Path(folder) / "ours",
+            dataset=tokens,
+            seq_len=SEQ_LEN,
+            batch_size=batch_size,
+            max_steps=steps,
+            use_activation_checkpointing=checkpointing,
+        )
+
+
+def _most_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _peak_in_a_process(checkpointing: bool) -> int:
+    command = [sys.executable, "-m", "benchmarks.activation_memory", "yes" if checkpointing else "no"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def measure(size: Size) -> Answer:
+    figures: dict[str, list[float]] = {WITH: [], WITHOUT: []}
+    for _ in range(max(1, size.rounds // 4)):
+        for name, checkpointing in ((WITH, True), (WITHOUT, False)):
+            peak = _peak_in_a_process(checkpointing) if size.isolated else peak_bytes(size, checkpointing=checkpointing)
+            figures[name].append(peak / 2**20)
+    return Answer(
+        question="Peak memory, with activation checkpointing by without",
+        unit="MiB",
+        figures=figures,
+        ratio=ratio_of_rounds(figures[WITH], figures[WITHOUT]),
+        bar=0.6,
+        better="at most",
+        notes=f"8 layers of 256, {BATCH_SIZE} x {SEQ_LEN} tokens; beyond what the process had before.",
+    )
+
+
+if __name__ == "__main__":
+    print(peak_bytes(FULL, checkpointing=sys.argv[1] == "yes"))

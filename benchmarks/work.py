@@ -1,0 +1,174 @@
+"""The work that all contestants do: one model, one file of tokens, one order of batches, one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zeta_core.contract.layout import STOP_FILE
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.data import Places
+from zeta_core.report import Journal, Report
+from zeta_core.run import Outcome, Run, execute
+from zeta_core.sampler import Sampler
+from zeta_core.settings import Place
+
+SEED = 42
+LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 3e-4, 0.1, (0.9, 0.95), 1.0
+SMALL_VOCABULARY = 384  # bytes and a few ids of their own
+NEVER = 10**9  # a number of steps that no run here reaches
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. The full size is what the bars are about; the small one only shows that all still runs."""
+
+    rounds: int
+    steps: int  # measured in each round, after the first ones
+    large: bool
+    isolated: bool  # in processes of their own, where memory is what is measured
+
+    def of(self, full: int, small: int) -> int:
+        return full if self.large else small
+
+
+FULL = Size(rounds=4, steps=6, large=True, isolated=True)
+SMALL = Size(rounds=1, steps=2, large=False, isolated=False)
+WARM_UP_STEPS = 2
+
+
+def llama(size: Size, **changes: Any) -> nn.Module:
+    """6.8 million parameters: hidden 256, 6 layers, vocabulary 4,096 (a small one where only the form counts)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    shape: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "vocab_size": 4096,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
+    if not size.large:
+        changes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        changes["vocab_size"] = SMALL_VOCABULARY
+    return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
+
+
+def token_file(folder: Path, *, num_tokens: int, vocabulary: int) -> Path:
+    """Ids below ``vocabulary``, drawn as a language draws them, few often and many seldom; one document."""
+    generator = np.random.default_rng(SEED)
+    drawn = np.minimum(generator.zipf(1.2, num_tokens), vocabulary) - 1
+    file = folder / f"tokens-{num_tokens}.npy"
+    np.save(file, drawn.astype(np.uint16))
+    return file
+
+
+def batches(tokens: Path, *, seq_len: int, batch_size: int, steps: int) -> list[torch.Tensor]:
+    """The batches that a run of ours takes from the file, in its order."""
+    ids = np.load(tokens, mmap_mode="r")
+    sampler = Sampler(len(ids) // seq_len, SEED)
+    rows = sampler.sequences(0, batch_size * steps)
+    blocks = torch.from_numpy(np.stack([ids[row * seq_len : (row + 1) * seq_len] for row in rows]).astype(np.int64))
+    return list(blocks.split(batch_size))
+
+
+def train_ours(
+    model: nn.Module,
+    folder: Path,
+    *,
+    dataset: Path | None = None,
+    stop: Callable[[], Any] | None = None,
+    tokenizer: object = None,
+    resume_from: Path | None = None,
+    **options: Any,
+) -> Outcome:
+    """A run as a job has it: with its journal, its stop file, its output directory; no checkpoint but the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given: dict[str, Any] = {
+        "gradient_accumulate_every": 1,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "checkpointing_steps": NEVER,
+        "seed": SEED,
+        "use_pretokenized": dataset is not None and dataset.suffix == ".npy",
+        **options,
+    }
+    if dataset is not None:
+        given["dataset"] = {"path": str(dataset)}
+    run = Run(
+        options=TrainerOptions.model_validate(given),
+        model=model,
+        output_dir=folder / "output",
+        cache=folder / "cache",
+        places=Places(any_path=True),
+        tokenizer=tokenizer,
+        resume_from=resume_from,
+        stop=stop if stop is not None else lambda: "cancel" if (folder / STOP_FILE).exists() else None,
+    )
+    report = Report(Journal(folder / "events.jsonl"))
+    try:
+        return execute(run, Place(), report)
+    finally:
+        report.close()
+
+
+def adamw(model: nn.Module) -> torch.optim.AdamW:
+    """The optimizer that a run of ours has."""
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    kept = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
+
+
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    from transformers import get_cosine_schedule_with_warmup
+
+    return get_cosine_schedule_with_warmup(optimizer, max(1, round(0.03 * steps)), steps)
+
+
+def trainer_arguments(folder: Path, *, batch_size: int, steps: int, **changes: Any) -> Any:
+    """Those of `transformers.Trainer` for the same work: nothing saved, nothing logged, no tracker."""
+    from transformers import TrainingArguments
+
+    given: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": batch_size,
+        "max_steps": steps,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "optim": "adamw_torch_fused",
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": MAX_GRAD_NORM,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "seed": SEED,
+    }
+    return TrainingArguments(**{**given, **changes})
+
+
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Batches as the rows that a `DataLoader` makes them of."""
+
+    def __init__(self, batches: Sequence[torch.Tensor]) -> None:
+        self._rows = torch.cat(list(batches))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._rows[index], "labels": self._rows[index]}

@@ -1,0 +1,56 @@
+"""The benchmarks still run: all of them, with tiny sizes, whose figures mean nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import answer
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """More would spin for one another, beside the other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.timeout(240)
+def test_every_question_is_answered_with_figures_of_all_contestants_in_a_table_and_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(answer, "RESULTS", tmp_path / "results")
+    assert benchmarks.main(["--small"]) == 0
+    printed = capsys.readouterr().out
+    [file] = (tmp_path / "results").iterdir()
+    written = json.loads(file.read_text())
+    assert len(written["answers"]) == len(benchmarks.QUESTIONS)
+    for found in written["answers"]:
+        assert f"| {found['question']} |" in printed
+        assert found["ratio"] > 0
+        assert all(math.isfinite(value) and value > 0 for values in found["figures"].values() for value in values)
+    assert written["machine"]["cores"] >= 1
+
+
+def test_an_unknown_question_is_refused_with_the_names_of_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmarks.main(["throughputs"])
+    assert "there are loop-overhead, throughput" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("better", "met"), [("at most", True), ("at least", False)])
+def test_a_bar_is_met_from_its_own_side(better: str, met: bool) -> None:
+    about = {"question": "How fast?", "unit": "s", "figures": {"zeta": [2.0, 1.0, 4.0]}, "ratio": 0.5, "bar": 1.0}
+    row = answer.Answer(**about, better=better)  # pyright: ignore[reportArgumentType]
+    assert row.met is met
+    assert answer.ratio_of_rounds([1.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 1.0
+    assert "zeta 2 (1 – 4)" in answer.table([row])

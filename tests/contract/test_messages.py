@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from zeta_core.contract.messages import CONTRACT_VERSION, FROM_WORKER, BadSignature, Claim, sign, verify
+import pytest
+from pydantic import BaseModel
+
+from zeta_core.contract.messages import (
+    CONTRACT_VERSION,
+    FROM_WORKER,
+    BadSignature,
+    Claim,
+    ClaimAnswer,
+    HandOver,
+    Heartbeat,
+    JournalAck,
+    JournalBatch,
+    StopOrder,
+    sign,
+    verify,
+)
 
 CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
 
@@ -36,3 +52,48 @@ def test_fields_of_a_newer_version_are_kept() -> None:
     body = {**CLAIM.model_dump(), "contract_version": CONTRACT_VERSION + 1, "new_field": 7}
     read = FROM_WORKER.validate_python(body)
     assert read.model_dump()["new_field"] == 7
+
+
+# What version 1 wrote, word for word: workers are upgraded one after the other, and all of them go on meanwhile.
+OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "hand_over": (
+        HandOver,
+        {"job_id": "job_1", "attempt": 1, "worker": "w", "slots": [0], "spec": {}, "resolved_spec": {}, "processes": 1},
+    ),
+    "claim": (Claim, {"job_id": "job_1", "attempt": 1, "worker": "w", "incarnation": "i"}),
+    "claim_answer": (ClaimAnswer, {"job_id": "job_1", "attempt": 1, "incarnation": "i", "granted": True}),
+    "journal_batch": (
+        JournalBatch,
+        {"job_id": "job_1", "attempt": 1, "worker": "w", "first_line": 1, "lines": [{"type": "log", "message": "m"}]},
+    ),
+    "journal_ack": (JournalAck, {"job_id": "job_1", "attempt": 1, "stored_line": 1, "fenced": False}),
+    "stop_order": (StopOrder, {"job_id": "job_1", "attempt": 1, "action": "hand_back"}),
+    "heartbeat": (
+        Heartbeat,
+        {
+            "worker": "w",
+            "incarnation": "i",
+            "beat": 1,
+            "version": "0.1.0",
+            "host": "h",
+            "started_at": "2026-11-22T00:00:00Z",
+            "cores": 2,
+            "memory_bytes": 1,
+            "labels": {},
+            "stopping": False,
+            "slots": [
+                {"slot": 0, "kind": "cpu", "name": "2 cores", "memory_bytes": 1, "job_id": None, "attempt": None}
+            ],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OF_VERSION_1)
+def test_messages_of_the_neighbouring_versions_are_read(kind: str) -> None:
+    model, body = OF_VERSION_1[kind]
+    assert model.model_validate({"contract_version": 1, **body})
+    newer = {**body, "contract_version": CONTRACT_VERSION + 1, "new_field": {"nested": [1]}}
+    read = model.model_validate(newer).model_dump()
+    assert (read["contract_version"], read["new_field"]) == (CONTRACT_VERSION + 1, {"nested": [1]})
+    assert model.model_validate_json(model.model_validate(newer).model_dump_json()) == model.model_validate(newer)

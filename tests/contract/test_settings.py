@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.settings import Settings
+from zeta_core.contract.settings import FleetSettings, Settings
 
 
 class ExampleSettings(Settings):
@@ -37,3 +37,18 @@ def test_a_wrong_value_is_named_and_a_secret_is_never_shown() -> None:
     with pytest.raises(InvalidSettings, match="ZETA_PORT is 'x'"):
         ExampleSettings.from_environment({"ZETA_PORT": "x"})
     assert ExampleSettings.from_environment({"ZETA_API_KEY": "abc"}).masked()["ZETA_API_KEY"] == "***"
+
+
+def test_a_training_that_is_not_heard_stops_itself_in_time_for_a_save_before_its_lease_ends() -> None:
+    def limits(**variables: str) -> tuple[float, float, float]:
+        read = FleetSettings.from_environment({"ZETA_WORKER_SECRET": "s", **variables})
+        return read.self_stop_seconds, read.end_seconds, read.lease_seconds
+
+    assert limits() == (90, 117, 120)
+    assert limits(ZETA_LEASE_SECONDS="60") == (45, 58.5, 60)
+    assert limits(ZETA_SELF_STOP_SECONDS="20") == (20, 110, 120)
+    for wrong in ("120", "inf", "nan", "0"):
+        with pytest.raises(InvalidSettings, match="ZETA_SELF_STOP_SECONDS is"):
+            limits(ZETA_SELF_STOP_SECONDS=wrong)
+    with pytest.raises(InvalidSettings, match=r"less than ZETA_LEASE_SECONDS \(20\)"):
+        limits(ZETA_LEASE_SECONDS="20", ZETA_SELF_STOP_SECONDS="30")

@@ -1,13 +1,19 @@
-"""``python -m zeta_core RUN_DIR``."""
+"""``python -m zeta_core RUN_DIR`` trains a run directory, ``python -m zeta_core check FILE`` tells what it would be."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from zeta_core.launch import main
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m zeta_core RUN_DIR")
-    sys.exit(main(Path(sys.argv[1]).absolute()))
+    match sys.argv[1:]:
+        case ["check", file]:
+            from zeta_core import check
+
+            sys.exit(check.main(file))
+        case [run_dir]:
+            from zeta_core import launch
+
+            sys.exit(launch.main(Path(run_dir).absolute()))
+        case _:
+            sys.exit("usage: python -m zeta_core RUN_DIR | python -m zeta_core check FILE")

@@ -90,6 +90,7 @@ class Places:
     data_root: Path | None = None
     any_path: bool = False
     hub: bool = True
+    weights: bool = True  # off: of a model only its config and tokenizer are fetched, and it is built from the config
 
 
 def open_sources(dataset: Sequence[DatasetSource], places: Places, *, pretokenized: bool) -> list[Source]:

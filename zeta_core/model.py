@@ -34,6 +34,7 @@ from zeta_core.gguf import gguf_tokenizer, is_gguf, load_gguf
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")
 UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".gguf")
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 ADAPTER_CONFIG, MERGED = "adapter_config.json", "merged"  # of a LoRA checkpoint: what it is, and the whole model
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,6 +59,7 @@ class Located:
     pretrained: bool = False
     from_caller: bool = False  # the caller's own object, trained in place
     dtype: torch.dtype | None = None  # that of its weights as they are stored; None: as built
+    needs_weights: bool = False  # nothing but them says what it is, and they are not wanted (`Places.weights`)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -238,17 +240,19 @@ def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_mode
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / ADAPTER_CONFIG).is_file():
             return _from_adapter(path, name, places, cache, base_model=base_model)
+        if not places.weights:
+            return Located(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
         path = next(iter(sorted(path.glob("*.gguf"))), path)
     if is_gguf(path):
         # A quantised model has no precision of its own to be written in; bfloat16 is what such models are published in.
         return Located(lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16)
-    return _from_directory(path, name, base_model=base_model)
+    return _from_directory(path, name, places, base_model=base_model)
 
 
 def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
     """A LoRA checkpoint as a model like any other: its merged weights, or its base with the adapter added."""
     if (directory / MERGED / "config.json").is_file():
-        return _from_directory(directory / MERGED, name, base_model=base_model)
+        return _from_directory(directory / MERGED, name, places, base_model=base_model)
     try:
         about = cast("dict[str, Any]", json.loads((directory / ADAPTER_CONFIG).read_bytes()))
     except (OSError, ValueError) as error:
@@ -260,6 +264,8 @@ def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, ba
             "lora.save_merged, which stores the whole model beside it."
         )
     base = locate_model(_named_base(named, about.get("revision"), places), places, cache)
+    if not places.weights:
+        return base
 
     def build() -> nn.Module:
         from peft import PeftModel
@@ -285,12 +291,13 @@ def _named_base(named: str, revision: object, places: Places) -> object:
     return f"{named}@{revision}" if revision else named
 
 
-def _from_directory(directory: Path, name: str, *, base_model: str | None = None) -> Located:
-    from transformers import AutoConfig
+def _from_directory(directory: Path, name: str, places: Places, *, base_model: str | None = None) -> Located:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (directory / "config.json").is_file():
         raise InvalidModel(f"{name} has no config.json; give the directory of a Hugging Face causal language model.")
-    if not any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+    stored = any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
+    if places.weights and not stored:
         raise InvalidModel(
             f"{name} has no model.safetensors; save it with save_pretrained (pickled weights are not read)."
         )
@@ -301,9 +308,13 @@ def _from_directory(directory: Path, name: str, *, base_model: str | None = None
         raise InvalidModel(f"The config of {name} cannot be read: {said[:300]}") from error
     dtype = getattr(config, "dtype", None)
     dtype = dtype if isinstance(dtype, torch.dtype) else None
-    return Located(
-        lambda: _load(directory, name), name, directory, base_model, pretrained=True, dtype=dtype or torch.float32
-    )
+
+    def build() -> nn.Module:
+        if places.weights:
+            return _load(directory, name)
+        return _built(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
+
+    return Located(build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32)
 
 
 def _load(directory: Path, name: str) -> nn.Module:
@@ -353,7 +364,7 @@ def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = [f"*{suffix}" for suffix in UNPACKED_SUFFIXES]
+    patterns = [f"*{suffix}" for suffix in _suffixes(places)]
     try:
         path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except HFValidationError as error:
@@ -363,12 +374,17 @@ def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
     return path, path.name
 
 
+def _suffixes(places: Places) -> tuple[str, ...]:
+    """Of the files that models consist of, those that are wanted."""
+    return tuple(suffix for suffix in UNPACKED_SUFFIXES if places.weights or suffix not in WEIGHT_SUFFIXES)
+
+
 def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
     """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken."""
     known = places.files.get(file_id, {})
     if places.artifacts_root is None or not (places.artifacts_root / file_key(file_id)).is_file():
         raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
-    target = cache / f"model-{file_id}"
+    target = cache / (f"model-{file_id}" if places.weights else f"config-{file_id}")
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
@@ -378,7 +394,7 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
             try:
                 with tarfile.open(places.artifacts_root / file_key(file_id), "r:") as archive:
                     for member in archive:
-                        if member.isfile() and Path(member.name).suffix in UNPACKED_SUFFIXES:
+                        if member.isfile() and Path(member.name).suffix in _suffixes(places):
                             archive.extract(member, aside, filter="data")
             except (tarfile.TarError, OSError) as error:
                 said = str(error).replace(str(cache), "")[:300]
@@ -388,6 +404,8 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
     configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
     for other in (ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
         configs = configs or sorted(target.rglob(other), key=lambda path: len(path.parts))
+    if not configs and not places.weights:
+        return target
     if not configs:
         raise InvalidModel(f"{known.get('filename', file_id)} holds no config.json; tar a Hugging Face directory.")
     return configs[0].parent

@@ -1,0 +1,163 @@
+"""``python -m zeta_core check``: what a run would be, without weights, data or training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.zeta_core.models import LLAMA_CONFIG, llama
+from tests.zeta_core.run_directories import ROOT, SPEC
+from zeta_core.check import check
+from zeta_core.contract.check import CheckAnswer
+from zeta_core.contract.layout import file_key
+
+BIG = {
+    **LLAMA_CONFIG,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+
+
+def answer_to(spec: dict[str, Any], **file: Any) -> CheckAnswer:
+    return check(json.dumps({"spec": {**SPEC, **spec}, **file}))
+
+
+def test_the_command_answers_in_json_alone_and_by_its_exit_code(tmp_path: Path) -> None:
+    for spec, code in ((SPEC, 0), ({**SPEC, "batch_size": -1, "optimiser": "adamw"}, 1)):
+        (tmp_path / "spec.json").write_text(json.dumps(spec))
+        done = subprocess.run(
+            [sys.executable, "-m", "zeta_core", "check", str(tmp_path / "spec.json")],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},  # noqa: TID251 - a child's environment
+        )
+        assert done.returncode == code, done.stderr
+        answer = CheckAnswer.model_validate_json(done.stdout)
+        assert answer.ok == (code == 0)
+    assert {detail.param: detail.suggestion for detail in answer.details} == {
+        "batch_size": None,
+        "optimiser": "optimizer",
+    }
+
+
+def test_a_small_model_is_known_to_the_byte() -> None:
+    answer = answer_to({"epochs": None})
+    parameters = sum(parameter.numel() for parameter in llama().parameters())
+    assert answer.ok
+    assert (answer.num_parameters, answer.num_trained_parameters) == (parameters, parameters)
+    assert answer.memory is not None
+    assert (answer.memory.weights, answer.memory.gradients) == (4 * parameters, 4 * parameters)
+    assert answer.memory.optimizer == 8 * parameters
+    assert answer.isolates is True
+    assert answer.vocabulary is not None
+    assert (answer.vocabulary.embedding_rows, answer.vocabulary.tokenizer_size, answer.vocabulary.fits) == (
+        384,
+        384,
+        True,
+    )
+    assert (answer.total_steps, answer.tokens) == (6, 6 * 4 * 32)
+    assert answer.checkpoint_bytes == 12 * parameters
+    resolved = answer.resolved_spec or {}
+    assert (resolved["mixed_precision"], resolved["global_batch_size"], resolved["seed"]) == ("no", 4, 42)
+    assert set(answer.pending) == {"time"}
+
+
+@pytest.mark.parametrize("asked", [{}, {"use_activation_checkpointing": True}, {"mixed_precision": "bf16"}])
+def test_activations_are_estimated_close_to_what_autograd_keeps(asked: dict[str, Any]) -> None:
+    config = {**LLAMA_CONFIG, "num_hidden_layers": 6}
+    answer = answer_to({"model": {"config": config}, "seq_len": 128, "batch_size": 4, **asked})
+    assert answer.memory is not None
+    plain = answer_to({"model": {"config": config}, "seq_len": 128, "batch_size": 4}).memory
+    assert plain is not None
+    kept = dict[int, torch.Tensor]()
+    model = llama(num_hidden_layers=6)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.zeros(4, 128, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(ids, use_cache=False).logits.float()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert 0.9 * real < (plain.activations or 0) < 1.6 * real
+    if asked:
+        assert 0 < (answer.memory.activations or 0) < 0.8 * (plain.activations or 0)
+
+
+def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
+    spec = {"model": {"config": BIG}, "seq_len": 2048, "use_fsdp": True, "max_steps": None, "optimizer": "lion"}
+    answer = answer_to(spec, processes=8)
+    assert answer.num_parameters == 70_553_706_496
+    assert answer.memory is not None
+    assert answer.memory.weights == 4 * 70_553_706_496 // 8
+    assert answer.memory.optimizer == answer.memory.weights
+    assert answer.isolates is True
+    assert answer.total_steps is None
+    assert "tokenized" in answer.pending["total_steps"]
+
+
+def test_an_adapter_is_what_is_trained() -> None:
+    answer = answer_to({"lora": {"r": 4}})
+    whole = answer_to({})
+    assert answer.num_parameters == whole.num_parameters
+    assert 0 < (answer.num_trained_parameters or 0) < (whole.num_parameters or 0) / 2
+    assert answer.memory is not None
+    assert answer.memory.optimizer == 8 * (answer.num_trained_parameters or 0)
+    assert answer.memory.activations is not None
+
+
+def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
+    model: Any = llama()
+    model.save_pretrained(tmp_path / "model")
+    store = tmp_path / "artifacts" / file_key("file_1")
+    store.parent.mkdir(parents=True)
+    with tarfile.open(store, "w") as archive:
+        archive.add(tmp_path / "model", "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    answer = answer_to(
+        {"model": {"file": "file_1"}, "tokenizer": {"builtin": "bytes"}},
+        artifacts_root=str(tmp_path / "artifacts"),
+        cache_dir=str(tmp_path / "cache"),
+        resolved_spec={"files": {"file_1": {"filename": "model.tar"}}},
+    )
+    assert answer.ok, answer.details
+    assert answer.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert not list((tmp_path / "cache").rglob("*.safetensors")), "only the config was taken out of the archive"
+    assert (answer.resolved_spec or {})["learning_rate"] == SPEC["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "param", "code"),
+    [
+        ({"model": {"config": {"model_type": "nothing"}}}, "model", "invalid_model"),
+        ({"model": "org/name"}, "model", "invalid_model"),
+        ({"model": {"file": "file_9"}}, "model", "invalid_model"),
+        ({"optimizer": "muon", "use_deepspeed": 2}, "optimizer", "invalid_value"),
+    ],
+)
+def test_a_fault_names_its_field(spec: dict[str, Any], param: str, code: str) -> None:
+    answer = answer_to(spec, hub=False)
+    assert not answer.ok
+    assert [(detail.param, detail.code) for detail in answer.details] == [(param, code)]
+
+
+def test_what_is_no_json_is_told_as_that() -> None:
+    assert [detail.code for detail in check("{").details] == ["invalid_json"]

@@ -1,0 +1,240 @@
+"""``python -m zeta_core check FILE``: what a run would be, found out without training, weights or data.
+
+Guaranteed: no weights are fetched or read (a config and a tokenizer are), models are built without storage but for a
+small one of the same architecture, nothing is written but the caches of configs and tokenizers, and standard output
+holds one JSON object, a `CheckAnswer`, whatever libraries print. It takes as long as it takes: the caller limits it.
+FILE is a ``run.json``, of which only ``spec`` is needed, or a spec alone; ``-`` is standard input.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from zeta_core.contract import defaults
+from zeta_core.contract.check import CheckAnswer, Vocabulary
+from zeta_core.contract.errors import ErrorDetail, ZetaError
+from zeta_core.contract.layout import RunFile
+from zeta_core.contract.spec import JobSpec, Lora
+from zeta_core.contract.validation import parse
+
+PROBED_VALUES = 20_000_000  # parameters of the small model that is asked whether it keeps documents apart
+_PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+
+
+def main(source: str) -> int:
+    """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1."""
+    with _standard_output_kept() as out:
+        answer = check(sys.stdin.read() if source == "-" else Path(source).read_text())
+        out.write(answer.model_dump_json() + "\n")
+    return 0 if answer.ok else 1
+
+
+def check(text: str) -> CheckAnswer:
+    """The answer for what a file says; every fault of it is in the answer."""
+    try:
+        content = json.loads(text)
+        given = content.get("spec", content) if isinstance(content, dict) else content
+        spec = parse(JobSpec, given)
+        with tempfile.TemporaryDirectory() as scratch:
+            usual = {"job_id": "check", "attempt": 0, "output_dir": scratch, "artifacts_root": scratch}
+            given_file = cast("dict[str, Any]", content) if "spec" in content else {"spec": given}
+            return _checked(spec, RunFile.model_validate({**usual, **given_file}))
+    except ZetaError as error:
+        return CheckAnswer(ok=False, details=_details(error))
+    except ValueError as error:
+        return CheckAnswer(
+            ok=False, details=[ErrorDetail(message=f"The file is not JSON: {error}", code="invalid_json")]
+        )
+
+
+def _details(error: ZetaError) -> list[ErrorDetail]:
+    said = error.body().error
+    return said.details or [
+        ErrorDetail(param=said.param or _PARAM.get(said.code), message=said.message, code=said.code)
+    ]
+
+
+_PARAM = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
+
+
+def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
+    import torch
+    from torch import nn
+
+    from zeta_core import plan as planning
+    from zeta_core.data import Places
+    from zeta_core.estimate import activation_bytes, memory_of, optimizer_bytes
+    from zeta_core.freezing import freeze
+    from zeta_core.lora import add_adapter
+    from zeta_core.model import embedding_rows, locate_model, locate_tokenizer, num_positions, values_per_token
+    from zeta_core.settings import free_memory_bytes
+    from zeta_core.zero import zero_config
+
+    files = file.resolved_spec.get("files")
+    places = Places(
+        files=cast("dict[str, dict[str, Any]]", files) if isinstance(files, dict) else {},
+        artifacts_root=Path(file.artifacts_root),
+        hub=file.hub,
+        weights=False,
+    )
+    cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
+    located = locate_model(spec.model, places, cache)
+    if located.needs_weights:
+        unknown = ("num_parameters", "num_trained_parameters", "memory", "vocabulary", "isolates", "checkpoint_bytes")
+        return CheckAnswer(
+            ok=True,
+            resolved_spec=defaults.resolve(spec),
+            pending=dict.fromkeys(unknown, "only the model's weights say it, which are read when the training starts"),
+        )
+    tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
+    pending = {"time": "it is measured when the training runs"}
+
+    def adapted() -> nn.Module:
+        model = located.build()
+        if spec.lora is not None:
+            add_adapter(model, Lora(**spec.lora.model_dump()), base_model=located.base_model, seed=0)
+        else:
+            if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
+                model.float()
+            freeze(model, spec.freeze)
+        return model
+
+    with torch.device("meta"):
+        base = located.build()
+        trained_model = adapted()
+    cuda = torch.cuda.is_available()
+    facts = planning.Facts(
+        world_size=file.processes,
+        device="cuda" if cuda else "cpu",
+        supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        threads=torch.get_num_threads(),
+        positions=num_positions(base),
+        values_per_token=values_per_token(base),
+        free_bytes=free_memory_bytes(),
+        from_scratch=not located.pretrained,
+        data="",
+    )
+    plan = planning.decide(spec, facts, None)
+    if spec.max_steps is not None:
+        plan = planning.with_length(plan, spec, 1)
+    else:
+        pending |= dict.fromkeys(("total_steps", "tokens"), "the data is tokenized when the training starts")
+    stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
+
+    try:
+        activations = activation_bytes(located.build, plan)  # of an adapter's base, too: no more than these
+    except Exception as error:  # noqa: BLE001 - a model may look at numbers that are not there; that is no fault of it
+        activations = None
+        pending["memory.activations"] = f"this model cannot be run without numbers ({type(error).__name__})"
+    isolates: bool | None = None
+    if plan.pack:
+        isolates = _isolates(base)
+        if isolates is None:
+            pending["isolates"] = "no small model of this architecture could be asked; the training finds out"
+
+    trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
+    rows, size = embedding_rows(base), len(tokenizer)
+    resolved = {**defaults.resolve(spec), **_numbers(plan.stored()), "global_batch_size": plan.global_batch}
+    return CheckAnswer(
+        ok=True,
+        resolved_spec=resolved,
+        num_parameters=sum(parameter.numel() for parameter in base.parameters()),
+        num_trained_parameters=sum(parameter.numel() for parameter in trained),
+        memory=memory_of(trained_model, plan, activations, zero_stage=stage),
+        vocabulary=Vocabulary(embedding_rows=rows, tokenizer_size=size, fits=None if rows is None else size <= rows),
+        isolates=isolates,
+        total_steps=plan.total_steps or None,
+        tokens=plan.total_sequences * plan.seq_len or None,
+        checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
+        + optimizer_bytes(trained_model, trained, plan),
+        pending=pending,
+    )
+
+
+def _numbers(plan: dict[str, Any]) -> dict[str, Any]:
+    """What the plan knows and the spec's words do not; what only the data tells is left out."""
+    left_out = {"global_batch", "warmup", "data", "eval_data", "total_steps", "total_sequences", "base"}
+    return {name: value for name, value in plan.items() if name not in left_out}
+
+
+def _checkpoint_bytes(model: Any, dtype: Any) -> int:
+    """The weights as they are exported, and in float32 beside them where that is another precision."""
+    import torch
+
+    saved = [p for p in model.parameters() if p.requires_grad]
+    if len(saved) == len(list(model.parameters())) or not any("lora_" in name for name, _ in model.named_parameters()):
+        saved = list(model.parameters())
+    each = dtype.itemsize + (0 if dtype == torch.float32 else torch.float32.itemsize)
+    return sum(parameter.numel() for parameter in saved) * each
+
+
+# --- Whether documents are kept apart ---------------------------------------------------------------------------------
+
+
+def _isolates(model: Any) -> bool | None:
+    """Ask a small model of the same architecture; ``None`` where there is no way to make one."""
+    import torch
+    from transformers import PreTrainedModel
+
+    from zeta_core.loss import find_loss
+
+    if not isinstance(model, PreTrainedModel):
+        return None
+    for shrink in (_fewer_layers, _narrower):
+        try:
+            config = shrink(model.config)
+            with torch.device("meta"):
+                size = sum(parameter.numel() for parameter in type(model)(config).parameters())
+            if size <= PROBED_VALUES:
+                torch.manual_seed(0)
+                return find_loss(type(model)(config), sample_ids=_PROBE, isolate=True).isolates
+        except Exception:  # noqa: BLE001 - a config that cannot be shrunk this way; the next way, or the training
+            continue
+    return None
+
+
+def _fewer_layers(config: Any) -> Any:
+    """Two layers of each kind that the architecture names, and a vocabulary of a few words."""
+    small = copy.deepcopy(config)
+    for name in ("num_hidden_layers", "n_layer", "num_layers"):
+        if hasattr(small, name):
+            setattr(small, name, 2)
+    if isinstance(getattr(small, "layer_types", None), list):
+        small.layer_types = small.layer_types[:2]
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(small, name, None)
+    small.vocab_size = 64
+    return small
+
+
+def _narrower(config: Any) -> Any:
+    """Besides, eight values for each head."""
+    small = _fewer_layers(config)
+    heads = next(getattr(small, name) for name in ("num_attention_heads", "n_head") if hasattr(small, name))
+    for name, value in (("hidden_size", 8 * heads), ("n_embd", 8 * heads), ("head_dim", 8), ("intermediate_size", 64)):
+        if getattr(small, name, None) is not None:
+            setattr(small, name, value)
+    return small
+
+
+@contextmanager
+def _standard_output_kept() -> Generator[Any]:
+    """The real standard output, while whatever else is printed goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(kept, "w", closefd=False) as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,61 @@
+"""What ``python -m zeta_core check`` answers of a spec: all that needs torch or transformers to be known.
+
+A worker runs it on request and the server passes the answer on (``POST /v1/jobs/validate``). A field that is null has
+its reason in ``pending``, by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from zeta_core.contract.errors import ErrorDetail
+
+
+class _Answer(BaseModel):
+    """Frozen; a reader keeps the fields of a newer worker."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class MemoryEstimate(_Answer):
+    """Bytes of one process; ``activations`` are what one micro-batch leaves for its gradient.
+
+    Not in it: the libraries' own memory, and what the allocator loses between its blocks.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+    total: int | None
+
+
+class Vocabulary(_Answer):
+    """``fits``: whether the embedding has a row for every id of the tokenizer."""
+
+    embedding_rows: int | None
+    tokenizer_size: int
+    fits: bool | None
+
+
+class CheckAnswer(_Answer):
+    """``ok`` is false where ``details`` names faults; what could be found out beside them is said as well.
+
+    ``isolates``: whether documents that are packed into one sequence do not see one another. ``tokens`` are those of
+    the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state.
+    """
+
+    ok: bool
+    details: list[ErrorDetail] = []
+    resolved_spec: dict[str, Any] | None = None
+    num_parameters: int | None = None
+    num_trained_parameters: int | None = None
+    memory: MemoryEstimate | None = None
+    vocabulary: Vocabulary | None = None
+    isolates: bool | None = None
+    total_steps: int | None = None
+    tokens: int | None = None
+    checkpoint_bytes: int | None = None
+    pending: dict[str, str] = {}

@@ -1,0 +1,135 @@
+"""What is different on a GPU: defaults, kernels, memory that runs out for real, and bits that stay the same.
+
+Each test is skipped, with the reason, where there is no NVIDIA GPU; the ones of several GPUs where there is one only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.harness.gpus import count_gpus
+from tests.zeta_core.models import PlainModel, llama, plain
+from tests.zeta_core.test_parallel import case, results
+from zeta import Trainer
+from zeta_core.optimizer import build_optimizer
+from zeta_core.state import Staging
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+ASKED: dict[str, Any] = {"seq_len": 64, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+
+
+def plan_of(output_dir: Path) -> dict[str, Any]:
+    return json.loads((output_dir / "final" / "training_state" / "state.json").read_text())["plan"]
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()])
+
+
+def test_a_gpu_trains_in_bf16_with_fused_kernels_unasked(tmp_path: Path) -> None:
+    model = llama()
+    result = Trainer(model=model, max_steps=3, output_dir=tmp_path / "out", **ASKED)
+    expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    assert plan_of(tmp_path / "out")["mixed_precision"] == expected
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters()), "the trained weights are float32"
+    reference = Trainer(model=llama(), max_steps=3, output_dir=tmp_path / "no", mixed_precision="no", **ASKED)
+    assert result.train_loss == pytest.approx(reference.train_loss, abs=2e-2)
+    on_gpu = plain().cuda()
+    optimizer = build_optimizer("adamw", on_gpu, learning_rate=1e-3, weight_decay=0.1, blocks=[on_gpu])
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_what_is_saved_goes_through_pinned_memory() -> None:
+    weight = torch.randn(64, 64, device="cuda")
+    staging = Staging()
+    for copies in (staging.copy("now/", {"weight": weight}), staging.copy_later("later/", {"weight": weight})):
+        staging.finish()
+        torch.cuda.synchronize()
+        assert copies["weight"].is_pinned()
+        assert torch.equal(copies["weight"], weight.cpu())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_the_same_seed_gives_the_same_bits_straight_or_resumed(precision: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {**ASKED, "mixed_precision": precision}
+    models = [llama(attention_dropout=0.2) for _ in range(4)]
+    Trainer(model=models[0], max_steps=6, output_dir=tmp_path / "one", **asked)
+    Trainer(model=models[1], max_steps=6, output_dir=tmp_path / "other", **asked)
+    Trainer(model=models[2], max_steps=3, output_dir=tmp_path / "parts", **asked)
+    Trainer(
+        model=models[3], max_steps=6, output_dir=tmp_path / "parts", resume_from_checkpoint=tmp_path / "parts", **asked
+    )
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert torch.equal(weights(models[0]), weights(models[3]))
+
+
+class Steep(PlainModel):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 30 * super().forward(ids)
+
+
+def test_the_loss_scale_of_fp16_is_halved_on_a_gpu_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    result = Trainer(model=Steep(), max_steps=3, output_dir=tmp_path / "out", mixed_precision="fp16", **ASKED)
+    assert "overflowed fp16; again with a loss scale of 32,768" in capsys.readouterr().out
+    assert result.steps == 3
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A GPU of 600 MB, as far as torch's allocator is concerned."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(600e6 / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_global_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "max_position_embeddings": 1024}
+    out = tmp_path / "out"
+    Trainer(model=llama(**wide), seq_len=1024, max_steps=2, output_dir=out, mixed_precision="no")
+    assert "Memory ran out: batch_size is" in capsys.readouterr().out
+    plan = plan_of(out)
+    assert plan["batch_size"] < 32
+    assert plan["batch_size"] * plan["gradient_accumulate_every"] == 32
+    again = Trainer(
+        model=llama(**wide), seq_len=1024, max_steps=3, output_dir=out, mixed_precision="no", resume_from_checkpoint=out
+    )
+    assert again.steps_trained == 1
+    assert "Memory ran out" not in capsys.readouterr().out, "the split that fits is kept"
+
+
+def test_compiled_blocks_train_the_same_on_a_gpu(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {**ASKED, "mixed_precision": "no", "max_steps": 3}
+    eager = Trainer(model=llama(), output_dir=tmp_path / "eager", **asked)
+    compiled = Trainer(model=llama(), output_dir=tmp_path / "compiled", compile=True, **asked)
+    assert compiled.train_loss == pytest.approx(eager.train_loss, abs=1e-3)
+
+
+@pytest.mark.skipif(count_gpus() < 2, reason="NCCL between processes needs two GPUs")
+def test_two_gpus_train_the_same_as_one(tmp_path: Path) -> None:
+    same: dict[str, Any] = {"model": "tied llama", "mixed_precision": "no"}
+    alone = results(tmp_path, 1, [case("alone", world=1, **same)])["alone"]
+    strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
+    strategies["fsdp2 muon"] = {"use_fsdp": True, "optimizer": "muon"}
+    found = results(tmp_path, 2, [case(name, world=2, **same, **more) for name, more in strategies.items()])
+    for name in ("ddp", "fsdp2"):
+        assert found[name]["loss"] == pytest.approx(alone["loss"], abs=1e-4), name
+    assert found["fsdp2 muon"]["steps_trained"] == 5

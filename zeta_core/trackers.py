@@ -10,7 +10,6 @@ of that id, MLflow the run with that tag. TensorBoard's files lie in ``output_di
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import queue
@@ -185,7 +184,8 @@ def _wandb(run: TrackedRun) -> GeneralTracker:
 
 
 def _mlflow(run: TrackedRun) -> GeneralTracker:
-    mlflow: Any = importlib.import_module("mlflow")  # asked for by name, as `require` did: it is no part of [train]
+    import mlflow  # pyright: ignore[reportMissingImports] - no part of [train]; `require` has asked for it
+
     client: Any = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(tracker_project())
     same = f"tags.`{_RUN_TAG}` = '{run.run_id}'"

@@ -38,6 +38,7 @@ ROOMS = (
         theirs=frozenset(
             {"torch", "accelerate", "datasets", "transformers", "deepspeed", "peft", "safetensors", "numpy", "pyarrow"}
             | {"pydantic", "huggingface_hub", "filelock"}
+            | {"mlflow"}  # where a run reports to it; to the other trackers accelerate speaks
         ),
         never=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"}),
     ),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.zeta_core.models import PlainModel, llama, plain
+from tests.zeta_core.models import PlainModel, llama
 from zeta import Trainer
 from zeta_core.contract.job import StatusReason
 from zeta_core.failures import NonFiniteLoss
@@ -93,14 +93,3 @@ def test_what_is_not_finite_ends_the_run_before_the_update(
     assert ("bf16" in (raised.value.hint or "")) == (precision == "fp16")
     assert all(torch.equal(old, new) for old, new in zip(before, trained.parameters(), strict=True))
     assert not list((tmp_path / "out").glob("step-*"))
-
-
-def test_a_cpu_is_not_slowed_down_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Trainer(model=plain(), max_steps=1, output_dir=tmp_path / "unset", **ASKED)
-    state = json.loads((tmp_path / "unset" / "final" / "training_state" / "state.json").read_text())
-    expected = "no" if not torch.cuda.is_available() else state["plan"]["mixed_precision"]
-    assert state["plan"]["mixed_precision"] == expected
-    assert "several times slower" not in capsys.readouterr().out
-    if not torch.cuda.is_available():
-        Trainer(model=plain(), max_steps=1, output_dir=tmp_path / "asked", mixed_precision="bf16", **ASKED)
-        assert "mixed_precision is 'bf16'" in capsys.readouterr().out

@@ -1,0 +1,56 @@
+"""What ``use_deepspeed`` may be, and that it does not contradict what the Trainer decides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.failures import CannotTrain
+from zeta_core.plan import Facts, Plan, decide
+from zeta_core.zero import zero_config
+
+
+def plan(**options: Any) -> Plan:
+    asked = TrainerOptions(batch_size=3, gradient_accumulate_every=2, **options)
+    return decide(asked, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "stage"),
+    [(True, 2), (1, 1), (3, 3), ({"zero_optimization": {"stage": 1}}, 1), ({}, 2), ("zero.json", 3)],
+)
+def test_a_flag_a_stage_a_config_and_a_file_name_a_stage(
+    asked: Any, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = {"zero_optimization": {"stage": 3}, "train_batch_size": "auto", "gradient_clipping": 0.5}
+    Path("zero.json").write_text(json.dumps(file))
+    config = zero_config(asked, plan(max_grad_norm=0.5))
+    assert config["zero_optimization"]["stage"] == stage
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (3, 2)
+    assert (config["train_batch_size"], config["gradient_clipping"]) == (12, 0.5)
+
+
+def test_the_trainers_precision_is_deepspeeds() -> None:
+    assert zero_config(True, plan(mixed_precision="bf16"))["bf16"] == {"enabled": True}
+    assert "bf16" not in zero_config(True, plan())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"train_batch_size": 16}, "train_batch_size to 16, the Trainer to 12"),
+        ({"gradient_clipping": 2.0}, "gradient_clipping to 2.0"),
+        ({"optimizer": {"type": "Adam"}}, "a section 'optimizer'"),
+        ({"fp16": {"enabled": True}}, "enables fp16, and mixed_precision is 'no'"),
+        ({"zero_optimization": {"stage": 0}}, "ZeRO stage 0; use 1, 2 or 3"),
+        ("nowhere.json", "cannot be read as a JSON config"),
+    ],
+)
+def test_what_contradicts_the_trainer_is_refused(asked: Any, message: str) -> None:
+    with pytest.raises(CannotTrain, match=message):
+        zero_config(asked, plan())

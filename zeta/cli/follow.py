@@ -13,6 +13,7 @@ from typing import Any
 from zeta.cli.exits import Exit, exit_of_job
 from zeta.cli.output import duration, ending, print_json
 from zeta.client import Client
+from zeta_core.contract.advice import in_words
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job
@@ -36,7 +37,7 @@ def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_second
 
 def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Job:
     """Show the job until it has ended, then how it ended; a Ctrl-C is the caller's."""
-    with _view(as_json) as view:
+    with _view(as_json, job_id) as view:
         job = client.wait(
             job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_tell_interruption
         )
@@ -69,7 +70,8 @@ class JsonView(View):
 class PlainView(View):
     """One sentence in a line; of the progress events one every few seconds, and each change of phase."""
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
         self._phase: str | None = None
         self._shown_at: datetime | None = None
         self._held: str | None = None
@@ -79,11 +81,15 @@ class PlainView(View):
             if self._held is not None:
                 print(self._held, flush=True)
                 self._held = None
-            line = None if _is_end(event) else sentence(event)
+            line = None if _is_end(event) else sentence(event, self._job_id)
             if line is not None:
                 print(line, flush=True)
             return
         fields = _fields(event)
+        if fields.get("eval_loss") is not None:
+            self._held = None
+            print(progress_line(fields), flush=True)
+            return
         is_new_phase = fields.get("phase") != self._phase
         is_due = self._shown_at is None or (event.created_at - self._shown_at).total_seconds() >= PLAIN_LINE_SECONDS
         line = progress_line(fields)
@@ -97,18 +103,21 @@ class PlainView(View):
 class TerminalView(View):
     """A progress bar, with everything else scrolling by above it."""
 
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
+    def __init__(self, progress: Any, job_id: str) -> None:
+        self._progress, self._job_id = progress, job_id
         self._figures = ""
         self._task = progress.add_task("waiting", total=None, figures="")
 
     def show(self, event: Event) -> None:
         if event.type != "progress":
-            line = None if _is_end(event) else sentence(event)
+            line = None if _is_end(event) else sentence(event, self._job_id)
             if line is not None:
                 self._progress.console.print(line, markup=False, highlight=False)
             return
         fields = _fields(event)
+        if fields.get("eval_loss") is not None:
+            self._progress.console.print(progress_line(fields), markup=False, highlight=False)
+            return
         self._figures = _figures(fields) or self._figures  # a phase that measures nothing keeps the last ones
         self._progress.update(
             self._task,
@@ -119,8 +128,8 @@ class TerminalView(View):
         )
 
 
-def sentence(event: Event) -> str | None:
-    """An event in one line; ``None`` where it says nothing to people."""
+def sentence(event: Event, job_id: str) -> str | None:
+    """An event in one line, with the command that applies its advice; ``None`` where it says nothing to people."""
     fields = _fields(event)
     if event.type == "progress":
         return progress_line(fields)
@@ -130,10 +139,9 @@ def sentence(event: Event) -> str | None:
     if event.type == "checkpoint":
         return f"checkpoint {fields.get('name')} is stored (step {fields.get('step')})"
     if event.type == "sample":
-        return f"sample at step {fields.get('step')}: {fields.get('prompt')}{fields.get('text')}"
+        return f"sample at step {fields.get('step')}: {fields.get('prompt')!r} -> {fields.get('text')!r}"
     if event.type in ("warning", "error"):
-        hint = f" {fields['hint']}" if fields.get("hint") else ""
-        return f"{event.type}: {fields.get('message')}{hint}"
+        return f"{event.type}: {in_words(str(fields.get('message')), fields.get('hint'), fields.get('patch'), job_id)}"
     return str(fields.get("message", ""))
 
 
@@ -148,6 +156,10 @@ def progress_line(fields: dict[str, Any]) -> str:
 
 def _figures(fields: dict[str, Any]) -> str:
     words: list[str] = []
+    if fields.get("eval_loss") is not None:
+        words.append(f"held-out loss {fields['eval_loss']:.4f}")
+    if fields.get("perplexity") is not None:
+        words.append(f"perplexity {fields['perplexity']:.4g}")
     if fields.get("loss") is not None:
         words.append(f"loss {fields['loss']:.4f}")
     if fields.get("tokens_per_second") is not None:
@@ -171,12 +183,12 @@ def _tell_interruption(error: ZetaError) -> None:
 
 
 @contextmanager
-def _view(as_json: bool) -> Generator[View]:
+def _view(as_json: bool, job_id: str) -> Generator[View]:
     if as_json:
         yield JsonView()
         return
     if not sys.stdout.isatty():
-        yield PlainView()
+        yield PlainView(job_id)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -188,4 +200,4 @@ def _view(as_json: bool) -> Generator[View]:
         TextColumn("{task.fields[figures]}", markup=False),
     )
     with Progress(*columns, console=Console()) as progress:
-        yield TerminalView(progress)
+        yield TerminalView(progress, job_id)

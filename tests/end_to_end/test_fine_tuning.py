@@ -1,0 +1,76 @@
+"""Fine-tuning through the whole service: an adapter on another job's model, evaluated, followed and downloaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.end_to_end.specs import tiny_job
+from tests.harness.service import Service, wait_for_end
+
+PROMPT = torch.arange(40, 72)[None]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(PROMPT).logits
+
+
+@pytest.mark.timeout(300)
+def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, service: Service, tmp_path: Path) -> None:
+    # What cannot mean anything is refused at the door.
+    for fields, param in (
+        ({"early_stopping_patience": 2}, "early_stopping_patience"),
+        ({"eval_split": 0.9}, "eval_split"),
+    ):
+        refused = http.post("/v1/jobs", json=tiny_job(**fields))
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
+
+    base = wait_for_end(http, http.post("/v1/jobs", json=tiny_job(max_steps=4)).json()["id"])
+    assert base["status"] == "succeeded", service.log()
+    settings = ["eval_split=0.05", "eval_steps=4", "max_steps=8", "seq_len=64", "batch_size=4", "learning_rate=0.01"]
+    words = [word for setting in (*settings, "lora.save_merged=true") for word in ("--set", setting)]
+    followed = service.command("submit", "--model", base["id"], "--data", "python-docs", "--lora", *words, "--follow")
+    assert followed.returncode == 0, followed.stdout + followed.stderr + service.log()
+    assert "held-out loss" in followed.stdout
+    job = json.loads(service.command("job", "@last", "--json").stdout)
+    assert job["resolved_spec"]["lora"]["target_modules"] == "all-linear"
+
+    # The held-out loss falls, in events, curves, checkpoints and the result alike.
+    events = http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
+    told = {e["step"]: e["eval_loss"] for e in events if e["type"] == "progress" and e.get("eval_loss") is not None}
+    assert {e["phase"] for e in events if e.get("eval_loss") is not None} == {"evaluating"}
+    assert list(told) == [4, 8]
+    assert told[8] < told[4]
+    assert job["result"]["eval_loss"] == told[8]
+    assert job["result"]["best_checkpoint"] == "best"
+    curves = http.get(f"/v1/jobs/{job['id']}/metrics").json()
+    assert {s: v for s, v in zip(curves["step"], curves["eval_loss"], strict=True) if v is not None} == told
+    samples = [event for event in events if event["type"] == "sample"]
+    assert [event["step"] for event in samples] == [4, 4, 4, 8, 8, 8]
+    assert [event["text"] for event in samples[:3]] != [event["text"] for event in samples[3:]]
+
+    folders: dict[str, Path] = {}
+    for name, of in (("best", job), ("final", job), ("base", base)):
+        folders[name] = tmp_path / name
+        checkpoint = "final" if name == "base" else name
+        words = ["download", of["id"], "--checkpoint", checkpoint, "-o", str(folders[name])]
+        downloaded = service.command(*words)
+        assert downloaded.returncode == 0, downloaded.stdout + downloaded.stderr
+    manifest = http.get(f"/v1/jobs/{job['id']}/checkpoints/best").json()
+    assert (manifest["format"], manifest["step"], manifest["base_model"]) == ("adapter", 8, f"{base['id']}/final")
+    assert manifest["metrics"]["eval_loss"] == told[8]
+
+    untouched: Any = AutoModelForCausalLM.from_pretrained(folders["base"])
+    before = logits(untouched)
+    adapted = logits(PeftModel.from_pretrained(untouched, str(folders["best"])))
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    merged: Any = AutoModelForCausalLM.from_pretrained(folders["final"] / "merged")
+    assert torch.allclose(logits(merged), adapted, atol=1e-5)
+    config = json.loads((folders["final"] / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"{base['id']}/final"

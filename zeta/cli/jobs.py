@@ -53,7 +53,7 @@ def list_jobs(
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show one job."""
     from zeta.cli.connect import full_id
-    from zeta.cli.output import print_fields, print_json, progress_cell
+    from zeta.cli.output import advice_rows, print_fields, print_json, progress_cell
     from zeta.client import Client
 
     with Client() as client:
@@ -61,7 +61,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(job)
         return
-    waiting, error, result = job.waiting_reason, job.error, job.result
+    waiting, result = job.waiting_reason, job.result
     print_fields(
         (
             ("id", job.id),
@@ -80,7 +80,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("finished", job.finished_at),
             ("checkpoints", job.checkpoints),
             ("final checkpoint", job.final_checkpoint),
-            ("error", None if error is None else f"{error.message} {error.hint or ''}".strip()),
+            *advice_rows(job),
         )
     )
 
@@ -133,7 +133,10 @@ def events(
             if as_json:
                 print_json(event)
             else:
-                print(f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {sentence(event)}", flush=True)
+                print(
+                    f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {sentence(event, found)}",
+                    flush=True,
+                )
 
 
 @app.command(rich_help_panel=JOBS)

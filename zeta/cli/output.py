@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from zeta_core.contract.advice import in_words, rerun_command
 from zeta_core.contract.answers import Page
 from zeta_core.contract.job import Job
 
@@ -98,8 +99,27 @@ def ending(job: Job) -> str:
     reason = f" ({job.status_reason})" if job.status_reason is not None else ""
     words = f"{job.id} {job.status}{reason}"
     if job.error is not None:
-        words += f": {job.error.message}" + (f" {job.error.hint}" if job.error.hint else "")
-    return words if job.status == "cancelled" else f"{words} Its log: zeta logs {job.id}"
+        words += f": {in_words(job.error.message, job.error.hint, job.error.patch, job.id)}"
+    if job.status == "cancelled":
+        return words
+    space = "\n" if job.error is not None and job.error.patch else " "  # a command ends its line
+    return f"{words}{space}Its log: zeta logs {job.id}"
+
+
+def advice_rows(job: Job) -> list[tuple[str, object]]:
+    """What the job was warned of and why it failed, each with the command that applies its advice."""
+    rows: list[tuple[str, object]] = []
+    for warning in job.warnings:
+        rows += _advised("warning", job.id, warning)
+    if job.error is not None:
+        rows += _advised("error", job.id, job.error.model_dump())
+    return rows
+
+
+def _advised(name: str, job_id: str, said: dict[str, Any]) -> list[tuple[str, object]]:
+    patch = said.get("patch")
+    rows: list[tuple[str, object]] = [(name, in_words(str(said.get("message")), said.get("hint"), None))]
+    return [*rows, ("  apply it", rerun_command(job_id, patch))] if patch else rows
 
 
 def progress_cell(job: Job) -> str | None:

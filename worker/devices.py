@@ -59,12 +59,6 @@ def memory_bytes() -> int:
     return min(total, int(limit[0])) if limit and limit[0].isdigit() else total
 
 
-def count_oom_kills() -> int | None:
-    """How often the kernel killed a process of this control group for memory; ``None`` where it does not say."""
-    words = _words("/sys/fs/cgroup/memory.events")
-    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else None
-
-
 def _gpus(visible: str | None) -> list[tuple[str, str, int]]:
     """(word in CUDA_VISIBLE_DEVICES, name, memory in bytes) of each GPU that may be used."""
     try:

@@ -18,10 +18,10 @@ import psutil
 from pydantic import ValidationError
 
 from worker import processes
-from worker.devices import count_oom_kills
 from worker.launch import start_training
 from zeta_core.contract.job import REASON_SENTENCES, STOP_ACTIONS, JobError, JobErrorEvidence, StatusReason, StopAction
 from zeta_core.contract.layout import ALIVE_FILE, DISK_FULL_EXIT, LOG_FILE, STOP_FILE, StopFile
+from zeta_core.contract.oom import count_oom_kills, killed_for_memory
 
 LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
 CANCEL_SECONDS = 5.0  # where there is nothing to save: after this a stopped training is asked by SIGTERM
@@ -131,15 +131,10 @@ class Training:
         if status < 0:
             name = signal.Signals(-status).name
             evidence = evidence.model_copy(update={"exit_code": None, "signal": name})
-            kills = count_oom_kills()
-            if status == -signal.SIGKILL and kills is not None and kills > (self._oom_kills or 0):
-                message = "The kernel killed the training process because memory ran out."
-                return StatusReason.OUT_OF_MEMORY, JobError(
-                    code=StatusReason.OUT_OF_MEMORY,
-                    message=message,
-                    hint="Use a smaller batch_size with a larger gradient_accumulate_every, or a shorter seq_len.",
-                    evidence=evidence,
-                )
+            if status == -signal.SIGKILL:
+                error = killed_for_memory(self.directory, self._oom_kills, evidence)
+                if error is not None:
+                    return StatusReason.OUT_OF_MEMORY, error
             message = f"The training process was killed by {name}."
             return StatusReason.PROCESS_KILLED, JobError(
                 code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence

@@ -25,7 +25,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from zeta_core.contract.events import ErrorLine, StatusLine
-from zeta_core.contract.job import STOP_ENDS, JobError, JobErrorEvidence, JobStatus, StatusReason, StopAction
+from zeta_core.contract.job import (
+    REASON_SENTENCES,
+    STOP_ENDS,
+    JobError,
+    JobErrorEvidence,
+    JobStatus,
+    StatusReason,
+    StopAction,
+)
 from zeta_core.contract.layout import (
     ALIVE_FILE,
     DISK_FULL_EXIT,
@@ -37,6 +45,7 @@ from zeta_core.contract.layout import (
     RunFile,
     StopFile,
 )
+from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
@@ -96,7 +105,8 @@ def _end_by(error: BaseException) -> StatusLine:
     reason, told = explain(error)
     if reason is StatusReason.DISK_FULL:
         status, reason = STOP_ENDS["disk"]
-        return StatusLine(status=status, reason=reason, message=told.message)
+        message = told.message if isinstance(error, TrainingFailed) else f"{REASON_SENTENCES[reason]} ({told.message})"
+        return StatusLine(status=status, reason=reason, message=message)
     return StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
 
 
@@ -164,13 +174,14 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
     stop.write_on_signal = True
+    oom_kills = count_oom_kills()
     killed: StatusLine | None = None
     ranks_failed: str | None = None
     with variables(OMP_NUM_THREADS=str(threads)):
         try:
             elastic_launch(config, sys.executable)("-m", "zeta_core", str(run_dir))
         except ChildFailedError as error:
-            killed = _killed_rank(error)
+            killed = _killed_rank(error, run_dir, oom_kills)
             ranks_failed = _first_failure(error)
     ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
     full = next((end for end in ends if end.reason is StatusReason.DISK_FULL), None)
@@ -186,13 +197,17 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
     return ends[0]
 
 
-def _killed_rank(error: Any) -> StatusLine | None:
+def _killed_rank(error: Any, run_dir: Path, oom_kills: OomKills) -> StatusLine | None:
     """How the run ended if one of its ranks was killed from outside (elastic itself ends the others by SIGTERM)."""
     for rank, failure in error.failures.items():
         if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
             reason = StatusReason.PROCESS_KILLED
             evidence = JobErrorEvidence(signal=name, rank=rank)
+            memory = killed_for_memory(run_dir, oom_kills, evidence) if name == "SIGKILL" else None
+            if memory is not None:
+                reason = StatusReason.OUT_OF_MEMORY
+                return StatusLine(status=JobStatus.FAILED, reason=reason, message=memory.message, error=memory)
             said = JobError(code=reason, message=f"Rank {rank} was ended by {name} from outside.", evidence=evidence)
             return StatusLine(status=JobStatus.FAILED, reason=reason, message=said.message, error=said)
     return None

@@ -1,0 +1,38 @@
+"""A control group of the kernel with little memory: processes in it are killed when they want more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness.waiting import wait_until
+
+
+@contextmanager
+def memory_group(limit_bytes: int) -> Iterator[Path]:
+    """The ``cgroup.procs`` file that a process joins by writing its number; skips where groups cannot be made."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    paths = {controllers: path.lstrip("/") for _, controllers, path in lines}
+    if "memory" in paths:
+        root, limit = Path("/sys/fs/cgroup/memory") / paths["memory"], "memory.limit_in_bytes"
+    else:
+        root, limit = Path("/sys/fs/cgroup") / paths.get("", ""), "memory.max"
+    group = root / f"zeta-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            (group / limit).write_text(str(limit_bytes))
+        except OSError as error:
+            pytest.skip(f"no control group can be limited here: {error}")
+        yield group / "cgroup.procs"
+    finally:
+        procs = group / "cgroup.procs"
+        wait_until(lambda: not procs.read_text(), 10, "the control group to be empty")
+        group.rmdir()

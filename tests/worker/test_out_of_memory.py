@@ -1,0 +1,86 @@
+"""A training that the kernel kills for memory: known by what the kernel counts, with advice that makes it fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.reruns import merged
+from tests.harness.memory_group import memory_group
+from tests.harness.waiting import wait_until
+from tests.zeta_core.run_directories import ROOT, end_of, make_run
+from worker.training import Training
+from zeta_core.contract.job import JobErrorEvidence, JobStatus, StatusReason
+from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
+
+# The logits of a micro-batch of 32 are 1 GB, and training holds three such arrays of them.
+WIDE: dict[str, Any] = {
+    "model": {"config": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+                         "num_attention_heads": 2, "vocab_size": 32_000, "max_position_embeddings": 256}},
+    "seq_len": 256,
+    "batch_size": 32,
+    "gradient_accumulate_every": 1,
+    "max_steps": 1,
+}  # fmt: skip
+LIMIT_BYTES = 2_600_000_000
+
+
+def trained_in_group(run_dir: Path, procs: Path) -> Training:
+    """The run directory, trained by a real process in the group, until nothing of it is left."""
+    join = f"echo $$ > {shlex.quote(str(procs))}; exec {shlex.quote(sys.executable)} -m zeta_core {run_dir}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
+    environment |= {"ZETA_JOB_ID": "job_test", "ZETA_ATTEMPT": run_dir.name}
+    training = Training(run_dir, "job_test", 1, grace_seconds=5)
+    training.start(["/bin/sh", "-c", join], environment)
+    wait_until(lambda: training.is_gone(said_its_last=False, can_save=False), 120, "the training to end")
+    return training
+
+
+@pytest.mark.timeout(300)
+def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path: Path) -> None:
+    with memory_group(LIMIT_BYTES) as procs:
+        run_dir = make_run(tmp_path, 1, spec=WIDE)
+        reason, error = trained_in_group(run_dir, procs).failure(has_spoken=True)
+        assert (reason, error.code, error.evidence.signal) == ("out_of_memory", "out_of_memory", "SIGKILL"), error
+        assert error.patch == {"batch_size": 16, "gradient_accumulate_every": 2}
+        assert "batch_size 16 with gradient_accumulate_every 2" in (error.hint or "")
+        evidence = error.evidence.model_extra or {}
+        assert (evidence["batch_size"], evidence["seq_len"]) == (32, 256)
+        assert evidence["oom_kills_counted_by"] in ("group", "machine")
+
+        patched = make_run(tmp_path / "rerun", 1, spec=merged(WIDE, error.patch))
+        trained_in_group(patched, procs)
+        assert end_of(patched).status is JobStatus.SUCCEEDED
+
+
+def test_a_kill_by_somebody_else_is_not_called_out_of_memory(tmp_path: Path) -> None:
+    before = count_oom_kills()
+    evidence = JobErrorEvidence(signal=signal.Signals.SIGKILL.name)
+    assert killed_for_memory(tmp_path, before, evidence) is None
+    assert before.since(before) is None
+    assert OomKills(3, 9).since(OomKills(2, 8)) == "group"
+    assert OomKills(None, 9).since(OomKills(None, 8)) == "machine"
+    assert OomKills(None, None).since(OomKills(None, None)) is None
+
+
+def test_the_advice_knows_what_the_run_had_found_out_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"spec": {"seq_len": 64}, "resolved_spec": {"batch_size": None}}))
+    resolved = {"batch_size": 8, "gradient_accumulate_every": 4, "seq_len": 64}
+    lines: list[dict[str, Any]] = [
+        {"type": "status", "status": "running", "resolved_spec": resolved},
+        {"type": "progress", "phase": "training", "step": 3, "memory": {"cpu": 123}},
+        {"type": "warning", "code": "micro_batch_halved", "patch": {"batch_size": 4, "gradient_accumulate_every": 8}},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"type": "prog')
+    error = killed_for_memory(tmp_path, OomKills(-1, -1), JobErrorEvidence(rank=1))
+    assert error is not None
+    assert error.code == StatusReason.OUT_OF_MEMORY
+    assert error.patch == {"batch_size": 2, "gradient_accumulate_every": 16}
+    assert (error.evidence.rank, (error.evidence.model_extra or {})["memory"]) == (1, {"cpu": 123})

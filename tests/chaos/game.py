@@ -14,6 +14,7 @@ from tests.chaos.promises import PROMISES, Evidence, nothing_is_left
 from tests.chaos.storm import Storm
 from tests.chaos.users import Users, upload
 from tests.harness.waiting import wait_until
+from zeta_core.contract.job import JobStatus
 
 AT_ONCE = 10  # jobs of the users that are not ended: four run, the others wait for a slot
 REFERENCE_SECONDS = 240.0
@@ -55,6 +56,8 @@ class Game:
             self._say(f"{len(undisturbed)} undisturbed run(s) ...")
             users.serve(undisturbed, at_once=len(undisturbed))
             assert users.all_ended.wait(REFERENCE_SECONDS), fleet.logs()
+            for job in fleet.database.jobs().values():
+                assert job.status == JobStatus.SUCCEEDED, f"an undisturbed run is {job.status}: {job.error}"
             users.serve(wanted, at_once=AT_ONCE)
             storm = Storm(fleet, users, faults, self._weather, self._say)
             storm.rage(limit_seconds=limit_seconds, rounds=rounds)

@@ -72,7 +72,7 @@ def reference_orders(wanted: Sequence[Order], file_id: str) -> list[Order]:
     """The undisturbed run of each real kind among these."""
     ordered = {order.kind for order in wanted}
     return [
-        Order(f"reference-{kind}", kind, spec_of(kind, file_id))
+        Order(f"reference-{kind}", kind, spec_of(kind, file_id) | {"max_retries": 0})
         for kind in KINDS
         if kind in ordered and kind != "small"
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,32 @@ def memory_bytes() -> int:
     total = int(psutil.virtual_memory().total)
     limit = _words("/sys/fs/cgroup/memory.max")
     return min(total, int(limit[0])) if limit and limit[0].isdigit() else total
+
+
+def memory_holders(devices: Sequence[str]) -> set[int]:
+    """The processes that hold memory on these GPUs, by the numbers that the driver knows them by.
+
+    In a container with process numbers of its own those are the host's, and tell nothing here.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return set()
+    try:
+        holders: set[int] = set()
+        for word in devices:
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(word))
+                if word.isdigit()
+                else pynvml.nvmlDeviceGetHandleByUUID(word.encode())
+            )
+            holders.update(int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        return holders
+    except pynvml.NVMLError as error:
+        logger.warning("The driver does not say who uses the GPUs %s: %s.", ", ".join(devices), error)
+        return set()
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _gpus(visible: str | None) -> list[tuple[str, str, int]]:

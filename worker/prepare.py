@@ -6,6 +6,7 @@ takes for a run. What lies in the output and not in the store never happened, an
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def prepare(order: RunFile, directory: Path, store: ArtifactStore, *, resume: st
     if is_own:
         resume_from = output / name
         store.fetch_checkpoint(job_id, name, resume_from)
+        _refuse_without_room(resume_from)
     elif resume is not None:
         if not NAME_PATTERN.match(name):
             raise BrokenCheckpoint(f"{resume!r} is no checkpoint of a job.")
@@ -37,6 +39,13 @@ def prepare(order: RunFile, directory: Path, store: ArtifactStore, *, resume: st
     temporary = directory / f"{RUN_FILE}.new"
     temporary.write_text(order.model_dump_json(indent=2))
     temporary.replace(directory / RUN_FILE)
+
+
+def _refuse_without_room(checkpoint: Path) -> None:
+    """The next checkpoint is as large as this one: without room for it there is nothing to start for."""
+    needed = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    if needed > shutil.disk_usage(checkpoint).free:
+        raise OSError(errno.ENOSPC, f"the next checkpoint needs {needed / 1e6:.1f} MB")
 
 
 def _clear_output(output: Path, store: ArtifactStore, job_id: str, *, keep: str | None) -> None:

@@ -1,4 +1,8 @@
-"""How much room is left where this worker works and where it stores checkpoints, asked of the system now and then."""
+"""How much room is left where this worker works and where it stores checkpoints, asked of the system now and then.
+
+A little of it is kept back in a file. When the disk is full to the last byte that is given up, so that the last lines
+of the trainings, which say just this, can still be written.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 LOOK_SECONDS = 2.0
+RESERVE_BYTES = 2**20
 ENOUGH_AGAIN = 1.25  # low until this many times the mark is free: a job is not paused and resumed again and again
 
 logger = logging.getLogger(__name__)
@@ -18,8 +23,10 @@ logger = logging.getLogger(__name__)
 class Room:
     """``is_low``: less than ``min_free_bytes`` is free on one of ``folders``; ``free_bytes`` is the least of them."""
 
-    def __init__(self, folders: Sequence[Path], *, min_free_bytes: int, executor: Executor) -> None:
+    def __init__(self, folders: Sequence[Path], reserve: Path, *, min_free_bytes: int, executor: Executor) -> None:
+        """``reserve`` is the file with what is kept back."""
         self._folders = folders
+        self._reserve = reserve
         self._min_free_bytes = min_free_bytes
         self._executor = executor
         self._look: Future[int | None] | None = None
@@ -35,7 +42,17 @@ class Room:
             self._look = None
         if self._look is None and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
-            self._look = self._executor.submit(_least_free, self._folders)
+            self._look = self._executor.submit(self._find_out)
+
+    def give_up_reserve(self) -> None:
+        """The disk is full: leave room for a few lines."""
+        self._reserve.unlink(missing_ok=True)
+
+    def _find_out(self) -> int | None:
+        free = _least_free(self._folders)
+        if not self.is_low and free is not None and free > RESERVE_BYTES and not self._reserve.exists():
+            self._reserve.write_bytes(bytes(RESERVE_BYTES))
+        return free
 
     def _judge(self, free_bytes: int | None) -> None:
         self.free_bytes = free_bytes

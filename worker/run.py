@@ -89,7 +89,10 @@ class Run:
         self._resume = resume
         self.directory = place.settings.root / run_directory(order.job_id, order.attempt)
         self._output = Path(order.output_dir)
-        self._training = Training(self.directory, order.job_id, order.attempt, place.settings.stop_grace_seconds)
+        self._devices = devices_of(order, slots)
+        self._training = Training(
+            self.directory, order.job_id, order.attempt, place.settings.stop_grace_seconds, self._devices
+        )
         limit = order.resolved_spec.get("save_total_limit") or order.spec.get("save_total_limit")
         self._shelf = Shelf(
             place.store,
@@ -153,6 +156,9 @@ class Run:
 
     def step(self) -> list[BaseModel]:
         """Do what can be done now; returns the messages to send."""
+        if self._publisher.is_done and self.phase != Phase.OVER:
+            self._forget()
+            return []
         if self._publisher.fenced and self.phase in (Phase.PREPARING, Phase.TRAINING, Phase.PUBLISHING):
             self._end_fenced()
             return []
@@ -185,16 +191,13 @@ class Run:
         self.phase = Phase.PREPARING
 
     def acknowledged(self, ack: JournalAck) -> None:
-        if self.phase == Phase.CLAIMING:
-            return
-        self._publisher.acknowledge(ack)
-        if self._publisher.is_done:
-            self._forget()
+        if self.phase != Phase.CLAIMING:
+            self._publisher.acknowledge(ack)
 
     def stop(self, action: StopAction) -> None:
         if self.phase == Phase.CLAIMING:
             self.phase = Phase.OVER  # not granted yet: the server makes the hand-over again, elsewhere
-        elif self.phase != Phase.OVER and self.directory.is_dir():
+        elif self.phase != Phase.OVER:
             self._training.stop(action)
 
     def heard(self) -> None:
@@ -259,14 +262,12 @@ class Run:
         self.phase = Phase.TRAINING
 
     def _environment(self) -> dict[str, str]:
-        resources = self._order.spec.get("resources")
-        wants_none = isinstance(resources, dict) and resources.get("gpus") == 0
         return training_environment(
             own_environment(),
             job_id=self.job_id,
             attempt=self.attempt,
             threads=max(1, count_cores() // self._place.num_slots),
-            devices=[] if wants_none else [slot.device for slot in self.slots if slot.device is not None],
+            devices=self._devices,
             hub=self._order.hub,
             job_env=self._place.settings.job_env,
         )
@@ -318,10 +319,18 @@ class Run:
 
     def _forget(self) -> None:
         """The store has all that counts; an attempt that goes on elsewhere fetches it from there."""
-        self.phase = Phase.OVER
         if self.directory.is_dir():
             (self.directory / PUBLISHED_FILE).touch()
         if self._output.is_dir():
             doomed = self._output.with_name(f"doomed-{self.attempt}")
             self._output.rename(doomed)  # at once: the next attempt here must not meet what is being removed
             self._place.executor.submit(shutil.rmtree, doomed)
+        self.phase = Phase.OVER
+
+
+def devices_of(order: RunFile, slots: Sequence[Slot]) -> tuple[str, ...]:
+    """The GPUs of the slots, in the words of ``CUDA_VISIBLE_DEVICES``; none where the job asked for none."""
+    resources = order.spec.get("resources")
+    if isinstance(resources, dict) and resources.get("gpus") == 0:
+        return ()
+    return tuple(slot.device for slot in slots if slot.device is not None)

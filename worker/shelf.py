@@ -2,7 +2,8 @@
 
 It does not wait for the publication of earlier lines: while Redis is away the training goes on saving, and removes its
 old checkpoints. A store that refuses (a full disk, a lost mount) is tried again for a minute; then the line is
-published as the reason why its checkpoint is not there, and without its final one a training did not succeed.
+published as the reason why its checkpoint is not there, and without its final one a training did not succeed: it is
+paused until the disk has room, or has failed.
 """
 
 from __future__ import annotations
@@ -84,11 +85,12 @@ class Shelf:
             return self._replaced[number]
         if self._not_stored is None or line.get("type") != "status" or line.get("status") != JobStatus.SUCCEEDED:
             return line
+        is_full = self._not_stored.code == StatusReason.DISK_FULL
         return StatusLine(
-            status=JobStatus.FAILED,
+            status=JobStatus.PAUSED if is_full else JobStatus.FAILED,
             reason=StatusReason(self._not_stored.code),
             message=self._not_stored.message,
-            error=self._not_stored,
+            error=None if is_full else self._not_stored,
         ).model_dump(mode="json")
 
     def published(self, name: str) -> None:

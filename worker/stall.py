@@ -1,9 +1,10 @@
 """Notices a training that makes no step any more, by its journal, and asks its processes where they are.
 
 Stalled: in the phase ``training``, with at least `MIN_PACES` paces known, it has said nothing for ``factor`` times the
-median time of a step, and for ``floor_seconds`` at least. Loading, the first steps (a model may be compiled in them),
-evaluating and saving are not counted. Counted is time that this process itself went through: a machine that was asleep
-stalls nobody. A training that stands still before its first steps is not noticed; ``time_limit_seconds`` ends it.
+median time of a step, and for ``floor_seconds`` at least; a save gets `PATIENCE` times that. Loading, evaluating and
+the first steps (a model may be compiled in them) are not counted. Counted is time that this process itself went
+through: a machine that was asleep stalls nobody. A training that stands still before its first steps is not noticed;
+``time_limit_seconds`` ends it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
 
 MIN_PACES = 5
 NUM_PACES = 101
+PATIENCE = {"training": 1, "saving": 6}
 LONGEST_TICK_SECONDS = 1.0
 ANSWER_SECONDS = 2.0  # from the signal to the stack in the log
 STACKS_BYTES = 16 * 1024
@@ -39,16 +41,16 @@ class Watchdog:
         self._clock = clock
         self._paces: deque[float] = deque(maxlen=NUM_PACES)  # seconds per step
         self._before: tuple[int, datetime] | None = None
-        self._is_training = False
+        self._phase = ""
         self._idle_seconds = 0.0
         self._looked_at = clock()
 
     def saw(self, line: Mapping[str, Any]) -> None:
         """A progress line; the pace is that of the writer's clock, of which one jump spoils one value."""
-        self._is_training = line.get("phase") == "training"
+        self._phase = str(line.get("phase"))
         self._idle_seconds = 0.0
         step, said_at = line.get("step"), _time(line.get("created_at"))
-        if not self._is_training or not isinstance(step, int) or said_at is None:
+        if self._phase != "training" or not isinstance(step, int) or said_at is None:
             self._before = None
             return
         if self._before is not None and step > self._before[0]:
@@ -60,9 +62,9 @@ class Watchdog:
         now = self._clock()
         self._idle_seconds += min(now - self._looked_at, LONGEST_TICK_SECONDS)
         self._looked_at = now
-        if not self._is_training or len(self._paces) < MIN_PACES:
+        if self._phase not in PATIENCE or len(self._paces) < MIN_PACES:
             return None
-        limit = max(self._floor_seconds, self._factor * median(self._paces))
+        limit = PATIENCE[self._phase] * max(self._floor_seconds, self._factor * median(self._paces))
         return self._idle_seconds if self._idle_seconds > limit else None
 
     @property

@@ -8,6 +8,7 @@ then not be published, and what a killed worker left behind, is found by the nex
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import signal
@@ -55,13 +56,16 @@ class Supervisor:
         self._resting: dict[tuple[str, int], float] = {}  # after trouble: when to step it again, monotonic
         self._stopping = False
         self._room = Room(
-            (settings.root, settings.artifacts), min_free_bytes=settings.disk_min_free_bytes, executor=self._executor
+            (settings.root, settings.artifacts),
+            settings.root / "reserve",
+            min_free_bytes=settings.disk_min_free_bytes,
+            executor=self._executor,
         )
         self._report = self._now()
         self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
         self._pulse = Pulse(settings, incarnation, version, lambda: self._report)
-        self._heard_at = 0.0
+        self._heard_at = self._pulse.heard_at  # when it began: no beat was taken yet
         self._swept_at = float("-inf")
         self._sweeping: Future[None] | None = None
 
@@ -168,9 +172,19 @@ class Supervisor:
                 self._tell_to_stop(run, unheard_seconds)
                 for message in run.step():
                     self._link.post((type(message).__name__, *key), message)
-            except Exception:
+            except Exception as error:
                 # One run's trouble must not leave the others without a supervisor; it is stepped again.
-                logger.exception("Attempt %d of %s cannot go on; it is tried again", run.attempt, run.job_id)
+                is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if is_full:
+                    self._room.give_up_reserve()
+                logger.error(
+                    "Attempt %d of %s cannot go on and is tried again: %s",
+                    run.attempt,
+                    run.job_id,
+                    error,
+                    exc_info=not is_full,
+                    extra={"action": "trouble", "job_id": run.job_id, "attempt": run.attempt},
+                )
                 self._resting[key] = time.monotonic() + TROUBLE_SECONDS
             if run.is_over:
                 del self._runs[key]

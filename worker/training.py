@@ -1,7 +1,8 @@
 """One attempt's process tree: started here or found alive, told to stop, and known to be gone.
 
-Gone means: the first process has ended, no living process carries the mark, and the exclusive lock can be had. What is
-left after the first process is ended: asked (SIGTERM), then killed.
+Gone means: the first process has ended, no living process carries the mark, the exclusive lock can be had, and by the
+driver none of its processes holds memory on its GPUs. What is left after the first process is ended: asked (SIGTERM),
+then killed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import psutil
 from pydantic import ValidationError
 
 from worker import processes
+from worker.devices import memory_holders
 from worker.launch import start_training
 from zeta_core.contract.job import REASON_SENTENCES, STOP_ACTIONS, JobError, JobErrorEvidence, StatusReason, StopAction
 from zeta_core.contract.layout import ALIVE_FILE, DISK_FULL_EXIT, LOG_FILE, STOP_FILE, StopFile
@@ -26,19 +28,27 @@ from zeta_core.contract.oom import count_oom_kills, killed_for_memory
 LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
 CANCEL_SECONDS = 5.0  # where there is nothing to save: after this a stopped training is asked by SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
+COUNT_SECONDS = 10.0  # how often the processes of a training on GPUs are noted
+DRIVER_SECONDS = 60.0  # then the driver is not believed any more
 LOG_TAIL_BYTES = 4000
 
 logger = logging.getLogger(__name__)
 
 
 class Training:
-    def __init__(self, directory: Path, job_id: str, attempt: int, grace_seconds: float) -> None:
+    def __init__(
+        self, directory: Path, job_id: str, attempt: int, grace_seconds: float, devices: Sequence[str] = ()
+    ) -> None:
         """Nothing is started; a tree that already runs (its worker was killed) is simply found."""
         self.directory = directory
         self.job_id = job_id
         self.attempt = attempt
         self.stop_action: StopAction | None = None
         self._grace_seconds = grace_seconds
+        self._devices = devices
+        self._numbers: set[int] = set()  # of every process of it that was seen
+        self._next_count = 0.0
+        self._holding_since: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._oom_kills = count_oom_kills()
         self._stopped_at = 0.0
@@ -77,13 +87,15 @@ class Training:
         self.stop_action = action
         self._stopped_at = time.monotonic()
         self._asked = False
+        if not self.directory.is_dir():
+            return  # still being prepared: it will not be started
         temporary = self.directory / f"{STOP_FILE}.new"
         try:
             temporary.write_text(StopFile(action=action).model_dump_json())
             temporary.replace(self.directory / STOP_FILE)
         except OSError as error:
             self._tell(f"could not be given its stop file, and is asked by SIGTERM ({error})")
-            processes.send(processes.marked(self.job_id, self.attempt), signal.SIGTERM)
+            processes.send(self._marked(), signal.SIGTERM)
 
     def kill(self) -> None:
         """End every process of the attempt now; `is_gone` goes on with that until it is so."""
@@ -100,13 +112,16 @@ class Training:
         if self._gone:
             return True
         now = time.monotonic()
+        if self._devices and now >= self._next_count:
+            self._next_count = now + COUNT_SECONDS
+            self._marked()
         if self._process is not None and self._process.poll() is None:
             self._press(now, said_its_last=said_its_last, can_save=can_save)
             return False
         if now < self._next_look:
             return False
         self._next_look = now + LOOK_SECONDS
-        left = processes.marked(self.job_id, self.attempt)
+        left = self._marked()
         if self._process is None and left:
             # Found alive: which of them is the first is not known, so the tree is one.
             self._press(now, said_its_last=said_its_last, can_save=can_save)
@@ -116,7 +131,7 @@ class Training:
         if left:
             self._end_what_is_left(left, now)
             return False
-        self._gone = processes.is_unlocked(self.directory)
+        self._gone = processes.is_unlocked(self.directory) and not self._holds_memory(now)
         return self._gone
 
     def failure(self, *, has_spoken: bool) -> tuple[StatusReason, JobError]:
@@ -167,13 +182,29 @@ class Training:
         if not self._asked:
             self._asked = True
             self._tell("did not end in time and is asked to by SIGTERM")
-            processes.send(processes.marked(self.job_id, self.attempt), signal.SIGTERM)
+            processes.send(self._marked(), signal.SIGTERM)
         elif now - since >= limit + min(KILL_SECONDS, self._grace_seconds):
             self._tell("did not end when asked and is killed")
             self._kill_all()
 
+    def _marked(self) -> list[psutil.Process]:
+        found = processes.marked(self.job_id, self.attempt)
+        self._numbers.update(process.pid for process in found)
+        return found
+
+    def _holds_memory(self, now: float) -> bool:
+        """Whether the driver still lists one of its processes, which it does for a while after the end of one."""
+        left = self._numbers & memory_holders(self._devices) if self._devices else set[int]()
+        if not left:
+            return False
+        self._holding_since = self._holding_since or now
+        if now - self._holding_since < DRIVER_SECONDS:
+            return True
+        self._tell(f"is gone, but the driver says that {sorted(left)} hold memory on its GPUs")
+        return False
+
     def _kill_all(self) -> None:
-        processes.send(processes.marked(self.job_id, self.attempt), signal.SIGKILL)
+        processes.send(self._marked(), signal.SIGKILL)
 
     def _end_what_is_left(self, left: Sequence[psutil.Process], now: float) -> None:
         if self._left_since is None:

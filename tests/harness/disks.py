@@ -17,7 +17,7 @@ class SmallDisk:
         """Raises `OSError` where nothing can be mounted."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self._ballast = directory / ".ballast"
+        self.ballast = directory / ".ballast"
         command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
         if mounted.returncode != 0:
@@ -25,7 +25,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave no byte free."""
-        with self._ballast.open("ab", buffering=0) as ballast:
+        with self.ballast.open("ab", buffering=0) as ballast:
             for chunk in (CHUNK_BYTES, 4096, 1):
                 with contextlib.suppress(OSError):
                     while ballast.write(b"\0" * chunk) == chunk:
@@ -33,7 +33,7 @@ class SmallDisk:
 
     def free(self) -> None:
         """Give back what `fill` took."""
-        self._ballast.unlink(missing_ok=True)
+        self.ballast.unlink(missing_ok=True)
 
     def close(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.directory)], check=True, capture_output=True)

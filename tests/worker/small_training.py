@@ -1,11 +1,14 @@
 """A small real training program for tests of the supervision: it speaks the run directory's language, without torch.
 
 ``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
-``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``). ``child=stubborn`` starts a grandchild in a
-session of its own that ignores SIGTERM. It looks for the stop file, and whether its worker is heard, after each step,
-as the trainer does. Its weights are a chain of hashes, so that a step which is left out or made twice shows in them.
+``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``). ``child=stubborn`` starts a
+grandchild in a session of its own that ignores SIGTERM. It looks for the stop file, and whether its worker is heard,
+after each step, as the trainer does. Its weights are a chain of hashes, so that a step which is left out or made twice
+shows in them.
 """
 
+import errno
+import faulthandler
 import fcntl
 import hashlib
 import json
@@ -20,7 +23,17 @@ from typing import Any
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.events import CheckpointLine, JournalLine, ProgressLine, StatusLine, utc_now
 from zeta_core.contract.job import STOP_ENDS, JobResult, JobStatus, StatusReason
-from zeta_core.contract.layout import ALIVE_FILE, JOURNAL_FILE, LOCK_FILE, RUN_FILE, STOP_FILE, RunFile, StopFile
+from zeta_core.contract.layout import (
+    ALIVE_FILE,
+    DISK_FULL_EXIT,
+    JOURNAL_FILE,
+    LOCK_FILE,
+    RUN_FILE,
+    STACKS_SIGNAL,
+    STOP_FILE,
+    RunFile,
+    StopFile,
+)
 from zeta_core.supervision import Supervision
 
 WEIGHTS_FILE = "model.safetensors"
@@ -42,17 +55,20 @@ class SmallTraining:
         metadata: Any = self.order.spec.get("metadata") or {}
         self.steps = int(metadata.get("steps", "3"))
         self.seconds_per_step = float(metadata.get("seconds_per_step", "0.02"))
+        self.seconds_to_load = float(metadata.get("seconds_to_load", "0"))
         self.checkpoint_every = int(metadata.get("checkpoint_every", "0"))
         self.then = str(metadata.get("then", "succeed"))
         self.child = str(metadata.get("child", ""))
         self.weights = b""
         self.supervision = Supervision(directory / ALIVE_FILE)
-        self.supervision.watch(self.order, on_end=lambda: None)
+        self.supervision.watch(self.order, on_end=self.hand_back)
+        faulthandler.register(STACKS_SIGNAL)
 
     def run(self) -> int:
         print(f"attempt {self.order.attempt} begins", flush=True)
         if self.child == "stubborn":
             subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
+        threading.Event().wait(self.seconds_to_load)
         first = self._resumed_step()
         self.say(StatusLine(status=JobStatus.RUNNING, resolved_spec={"micro_batch_size": 1, "first": first}))
         for step in range(first + 1, self.steps + 1):
@@ -86,6 +102,10 @@ class SmallTraining:
         self.say(StatusLine(status=status, reason=reason))
         return 0
 
+    def hand_back(self) -> None:
+        status, reason = STOP_ENDS["hand_back"]
+        self.say(StatusLine(status=status, reason=reason))
+
     def save(self, name: str, step: int) -> None:
         directory = self.output / f".{name}.new"
         directory.mkdir(parents=True)
@@ -118,4 +138,7 @@ class SmallTraining:
 
 
 if __name__ == "__main__":
-    sys.exit(SmallTraining(Path(sys.argv[1])).run())
+    try:
+        sys.exit(SmallTraining(Path(sys.argv[1])).run())
+    except OSError as error:
+        sys.exit(DISK_FULL_EXIT if error.errno == errno.ENOSPC else 1)

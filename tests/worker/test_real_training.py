@@ -1,9 +1,13 @@
 """The worker with the real training core: ``python -m zeta_core RUN_DIR`` as it is launched in production."""
 
+import psutil
 import pytest
 
 from tests.end_to_end.specs import tiny_job
 from tests.harness.fleet import Bench
+from tests.harness.service import marked_processes
+from tests.harness.waiting import wait_until
+from zeta_core.contract.checkpoint import step_of
 
 
 @pytest.mark.slow
@@ -26,3 +30,52 @@ def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_
     assert job.result["tokens"] > 0
     assert {"final", "step-200"} <= set(fleet.checkpoints(job_id))
     fleet.check_events(job_id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_of_two_ranks_one_may_be_killed_or_stand_still_and_all_may_be_told_to_end(fleet: Bench) -> None:
+    """Four attempts of one job on two processes; each ends by another fault, and the next goes on behind it."""
+    fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_STALL_MIN_SECONDS="5", ZETA_STALL_FACTOR="5")
+    spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20, resources={"processes": 2})
+    job_id = fleet.submit(spec=spec)
+
+    def go_on_to(attempt: int) -> dict[str, psutil.Process]:
+        """The processes by their rank (``""`` starts the others) when the attempt has made and saved some steps."""
+        wait_until(lambda: fleet.job(job_id).attempt == attempt, 60, f"attempt {attempt}")
+        wait_until(lambda: fleet.attempts(job_id)[-1].first_step, 100, "a step")
+        first = fleet.attempts(job_id)[-1].first_step or 0
+        wait_until(lambda: newest_of(fleet, job_id) > first + 20, 60, "a checkpoint")
+        return {process.environ().get("RANK", ""): process for process in map(psutil.Process, marked_processes(job_id))}
+
+    ranks = go_on_to(1)
+    assert sorted(ranks) == ["", "0", "1"]
+    ranks["1"].kill()
+    go_on_to(2)["1"].suspend()
+    ranks = go_on_to(3)
+    saved = newest_of(fleet, job_id)
+    ranks[""].terminate()
+    go_on_to(4)
+    fleet.request(job_id, "pause")
+    job = fleet.wait_for_status(job_id, "paused", 60)
+
+    one, two, three, four = fleet.attempts(job_id)
+    assert [attempt.reason for attempt in (one, two, three, four)] == [
+        "process_killed",
+        "stalled",
+        "handed_back",
+        "paused_by_user",
+    ]
+    assert (one.last_step or 0) >= (two.first_step or 0) > (one.last_step or 0) - 21, "steps lost: at most an interval"
+    assert four.first_step == (three.last_step or 0) + 1 > saved, "no step is lost by SIGTERM"
+    (warning,) = [warning for warning in job.warnings if warning["code"] == "stalled"]
+    assert "stacks of process" in warning["message"]
+    assert "rank 0" in warning["message"]
+    assert "No answer came from rank 1" in warning["message"]
+    assert "train.py" in warning["stacks"]
+    assert not marked_processes(job_id)
+    fleet.check_events(job_id)
+
+
+def newest_of(fleet: Bench, job_id: str) -> int:
+    return max((step_of(name) or 0 for name in fleet.checkpoints(job_id)), default=0)

@@ -1,0 +1,73 @@
+"""The state machine of one attempt, stepped by the test: what happens when it is stopped before it has begun."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tests.harness.waiting import wait_until
+from worker.devices import Slot
+from worker.run import Place, Run
+from worker.settings import WorkerSettings
+from worker.store import ArtifactStore
+from zeta_core.contract.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
+
+GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    """Until it is set, the one thread that prepares runs is busy."""
+    return threading.Event()
+
+
+@pytest.fixture
+def run(tmp_path: Path, gate: threading.Event) -> Iterator[Run]:
+    settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(gate.wait, 30)
+        place = Place(
+            settings, "i", ArtifactStore(settings.artifacts), executor, (str(tmp_path / "none"),), num_slots=1
+        )
+        message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
+        yield Run.handed_over(place, message, [Slot(0, "cpu", "cores", 1)])
+        gate.set()
+
+
+def lines_of(messages: list[BaseModel]) -> list[dict[str, Any]]:
+    return [line for message in messages if isinstance(message, JournalBatch) for line in message.lines]
+
+
+def test_a_run_stopped_while_it_is_prepared_starts_nothing_and_is_handed_back(run: Run, gate: threading.Event) -> None:
+    (claim,) = run.step()
+    assert isinstance(claim, Claim)
+    run.answered(GRANTED)
+    run.stop("hand_back")
+    assert run.step() == []
+    gate.set()
+    (line,) = wait_until(lambda: lines_of(run.step()), 10, "the last line")
+    assert (line["type"], line["status"], line["reason"]) == ("status", "queued", "handed_back")
+    assert not (run.directory / "train.log").exists()
+    run.acknowledged(JournalAck(job_id="job_1", attempt=1, stored_line=1))
+    assert run.step() == []
+    assert (run.is_over, (run.directory / "published").exists()) == (True, True)
+
+
+def test_a_run_stopped_before_it_was_granted_is_simply_left(run: Run) -> None:
+    run.step()
+    run.stop("hand_back")
+    assert run.is_over
+    run.answered(GRANTED)
+    assert (run.is_over, run.step(), run.directory.exists()) == (True, [], False)
+
+
+def test_a_program_that_cannot_be_started_is_a_failed_launch(run: Run, gate: threading.Event) -> None:
+    run.step()
+    run.answered(GRANTED)
+    gate.set()
+    lines = wait_until(lambda: lines_of(run.step()), 10, "the last line")
+    assert (lines[-1]["status"], lines[-1]["reason"]) == ("failed", "launch_failed")

@@ -81,8 +81,15 @@ def _bring(source: Path, target: Path) -> None:
     _remove(partial)
     try:
         partial.mkdir()
-        for file in files:
-            _bring_file(source, partial, file)
+        try:
+            for file in files:
+                _bring_file(source, partial, file)
+        except BrokenCheckpoint:
+            if _manifest_bytes(source) == manifest:
+                raise
+        if _manifest_bytes(source) != manifest:
+            _remove(partial)
+            return _bring(source, target)  # a training replaced its `best` meanwhile: that one is brought
         with (partial / MANIFEST_NAME).open("wb") as stored:
             stored.write(manifest)
             stored.flush()

@@ -1,8 +1,12 @@
 """The artifact store: whole checkpoints or none, by links or by verified copies."""
 
 import hashlib
+import itertools
 import os
+import shutil
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,38 @@ def test_a_checkpoint_is_stored_by_links_whole_and_once(store: ArtifactStore, tm
     assert stored.stat().st_ino == inode
     assert store.is_stored("job_1", "step-3", local)
     assert [entry.name for entry in stored.parent.iterdir()] == ["step-3"]
+
+
+def test_a_best_that_is_replaced_while_it_is_brought_is_stored_as_one_of_the_two(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    """As a training does it: the older one is renamed, the newer one takes its name, the older one goes."""
+    output = tmp_path / "output"
+    local = make_checkpoint(output, 0, b"%08d" % 0, name="best")
+    stop = threading.Event()
+
+    def replace() -> None:
+        for step in itertools.count(1):
+            if stop.is_set():
+                return
+            newer = make_checkpoint(output / "aside", step, b"%08d" % step, name="best")
+            older = local.rename(output / "step-older")
+            newer.rename(local)
+            shutil.rmtree(older)
+
+    training = threading.Thread(target=replace)
+    training.start()
+    try:
+        for _ in range(200):
+            with suppress(BrokenCheckpoint):  # for a moment there is none
+                store.put_checkpoint("job_1", "best", local)
+            stored = store.checkpoint("job_1", "best")
+            if stored.exists():
+                manifest = Manifest.model_validate_json((stored / "manifest.json").read_bytes())
+                assert (stored / "model.safetensors").read_bytes() == b"%08d" % manifest.step
+    finally:
+        stop.set()
+        training.join()
 
 
 def test_from_another_file_system_the_files_are_copied_and_verified(store: ArtifactStore, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@
 | queued: handed back                                        | queued, at once; no failure                           |
 | failed: `train_error`, `process_killed`, `launch_failed`,  | queued, up to `max_retries` failures in a row         |
 |   `stalled`                                                |                                                       |
-| failed: `train_error` with a code of `LIES_IN_THE_SPEC`    | failed                                                |
-| failed: `out_of_memory`                                    | queued once, failed the second time in the same job   |
+| failed: `train_error`, `out_of_memory` with a code of      | failed                                                |
+|   `LIES_IN_THE_SPEC`                                       |                                                       |
+| failed: `out_of_memory` otherwise                          | queued once, failed the second time in the same job   |
 | failed: `disk_full`                                        | paused until there is room, up to `max_retries`       |
 | failed: `invalid_data`, `invalid_model`, `non_finite_loss` | failed: another attempt would meet it again           |
 | failed: `time_limit`                                       | failed, with a checkpoint to go on from               |
@@ -51,8 +52,8 @@ RETRIED = frozenset(
         StatusReason.OUT_OF_MEMORY,
     }
 )
-# Train errors that lie in the spec: the next attempt would meet them again.
-LIES_IN_THE_SPEC = frozenset({"cannot_resume", "cannot_train", "invalid_spec", "invalid_request"})
+# Errors that lie in the spec: the next attempt would meet them again.
+LIES_IN_THE_SPEC = frozenset({"cannot_resume", "cannot_train", "cannot_fit", "invalid_spec", "invalid_request"})
 RUNNING = frozenset({JobStatus.RUNNING})
 
 
@@ -146,7 +147,7 @@ async def _is_tried_again(session: AsyncSession, job: JobRow, attempt: int, reas
     """Whether another attempt may well not meet the failure again, and is still allowed."""
     if reason not in RETRIED or job.failures > job.max_retries:
         return False
-    if reason == StatusReason.TRAIN_ERROR and code in LIES_IN_THE_SPEC:
+    if code in LIES_IN_THE_SPEC:
         return False
     return reason != StatusReason.OUT_OF_MEMORY or not await _ran_out_of_memory_before(session, job, attempt)
 

@@ -141,6 +141,20 @@ def test_memory_that_runs_out_is_tried_once_more_and_not_twice(database: Bench) 
     assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "failed"
 
 
+def test_what_cannot_fit_is_not_tried_again_and_keeps_its_patch(database: Bench) -> None:
+    job_id = database.submit()
+    error = {
+        "code": "cannot_fit",
+        "message": "It needs more.",
+        "patch": {"batch_size": 1},
+        "evidence": {"needed_bytes": 9},
+    }
+    job = tell(database, job_id, status("failed", reason="out_of_memory", error=error))
+    assert (job.status, job.error and job.error["patch"]) == ("failed", {"batch_size": 1})
+    assert job.error is not None
+    assert job.error["evidence"]["needed_bytes"] == 9
+
+
 def test_a_full_disk_pauses_the_job_until_there_is_room_and_ends_it_when_the_retries_are_used_up(
     database: Bench,
 ) -> None:

@@ -10,6 +10,7 @@ through: a machine that was asleep stalls nobody. A training that stands still b
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -109,7 +110,7 @@ class StackDumps:
         with self._log.open("ab") as log:
             log.write(f"--- Stacks of {name}:\n".encode())
         self._asked = _Asked(process, name, _size(self._log), now)
-        processes.send([process], STACKS_SIGNAL)
+        processes.send([process], signal.Signals[STACKS_SIGNAL])
         return False
 
     def summary(self) -> str:
@@ -140,7 +141,7 @@ def _answers(process: psutil.Process) -> bool:
     except OSError:
         return False
     caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
-    return bool(caught & 1 << (STACKS_SIGNAL - 1))
+    return bool(caught & 1 << (signal.Signals[STACKS_SIGNAL] - 1))
 
 
 def _time(value: object) -> datetime | None:

@@ -66,7 +66,7 @@ def main(run_dir: Path) -> int:
     here = place()
     lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
     fcntl.flock(lock, fcntl.LOCK_SH)
-    faulthandler.register(STACKS_SIGNAL, file=STANDARD_ERROR, all_threads=True)
+    faulthandler.register(signal.Signals[STACKS_SIGNAL], file=STANDARD_ERROR, all_threads=True)
     found_no_room = False  # then the others of several ranks must not wait for this one: elastic ends them
     supervision = Supervision(run_dir / ALIVE_FILE)
     stop = Stop(run_dir / STOP_FILE, supervision)

@@ -62,7 +62,7 @@ class SmallTraining:
         self.weights = b""
         self.supervision = Supervision(directory / ALIVE_FILE)
         self.supervision.watch(self.order, on_end=self.hand_back)
-        faulthandler.register(STACKS_SIGNAL)
+        faulthandler.register(signal.Signals[STACKS_SIGNAL])
 
     def run(self) -> int:
         print(f"attempt {self.order.attempt} begins", flush=True)

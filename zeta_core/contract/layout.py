@@ -6,7 +6,6 @@ Names only. The two sides of a run (worker and training process) speak through t
 
 from __future__ import annotations
 
-import signal
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -62,7 +61,7 @@ LOG_FILE = "train.log"  # out: standard output and error of every process of the
 PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people
 LOCK_FILE = "lock"  # held shared (flock) by every process of the run
 
-STACKS_SIGNAL = signal.SIGUSR2  # a process of a run that gets it writes the stacks of its threads into its log
+STACKS_SIGNAL = "SIGUSR2"  # a process of a run that gets it writes the stacks of its threads into its log
 DISK_FULL_EXIT = 28  # of a process that could not even say in its journal that the disk is full (the number of ENOSPC)
 
 MARK_JOB = "ZETA_JOB_ID"  # in the environment of every process of a run

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,19 @@ from zeta_core.contract.spec import JobSpec, Lora
 from zeta_core.contract.validation import parse
 
 PROBED_VALUES = 20_000_000  # parameters of the small model that is asked whether it keeps documents apart
+_PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
 _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 
 def main(source: str) -> int:
     """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1."""
     with _standard_output_kept() as out:
-        answer = check(sys.stdin.read() if source == "-" else Path(source).read_text())
+        try:
+            answer = check(sys.stdin.read() if source == "-" else Path(source).read_text())
+        except Exception as error:  # noqa: BLE001 - whoever asked reads JSON, and people the traceback
+            traceback.print_exception(error, file=sys.stderr)
+            message = f"The check failed itself: {type(error).__name__}: {error}"
+            answer = CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
         out.write(answer.model_dump_json() + "\n")
     return 0 if answer.ok else 1
 
@@ -56,13 +63,10 @@ def check(text: str) -> CheckAnswer:
 
 
 def _details(error: ZetaError) -> list[ErrorDetail]:
-    said = error.body().error
-    return said.details or [
-        ErrorDetail(param=said.param or _PARAM.get(said.code), message=said.message, code=said.code)
-    ]
-
-
-_PARAM = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
+    if error.details:
+        return list(error.details)
+    message = " ".join((error.message, getattr(error, "hint", None) or "")).strip()
+    return [ErrorDetail(param=error.param or _PARAMS.get(error.code), message=message, code=error.code)]
 
 
 def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:

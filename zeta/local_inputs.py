@@ -24,6 +24,7 @@ from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 
 BUILTIN_NAMES = ("python-docs",)
+MODEL_SIGNS = ("config.json", "*.gguf")
 
 Upload = Callable[[Path, FilePurpose], StoredFile]
 Say = Callable[[str], None]
@@ -141,15 +142,16 @@ def _told(path: Path, upload: Upload, say: Say) -> str:
 
 
 def upload_model(path: Path, upload: Upload) -> StoredFile:
-    """A .tar as it is, or a Hugging Face folder packed as one. Raises `InvalidRequest` for anything else."""
-    if path.is_dir():
+    """A .tar as it is, or a Hugging Face folder or GGUF file packed as one. Raises `InvalidRequest` for others."""
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         with tempfile.TemporaryDirectory(prefix="zeta-model-") as folder:
-            packed = Path(folder) / f"{path.resolve().name}.tar"
+            packed = Path(folder) / f"{path.resolve().name.removesuffix('.gguf')}.tar"
             pack_model(path, packed)
             return upload(packed, "model")
     if path.exists() and not tarfile.is_tarfile(path):
         raise InvalidRequest(
-            f"model is {str(path)!r}, which is no .tar; name a Hugging Face folder, or a .tar of one.", param="model"
+            f"model is {str(path)!r}, which is no .tar; name a Hugging Face folder, a .tar of one, or a .gguf file.",
+            param="model",
         )
     return upload(path, "model")
 
@@ -158,18 +160,18 @@ def pack_model(folder: Path, target: Path) -> None:
     """A Hugging Face folder as a .tar whose bytes depend on the files' names and contents alone.
 
     Links are followed (the Hub's cache is made of them); hidden files and ``training_state/`` stay out. Raises
-    `InvalidRequest` where the folder has no ``config.json``.
+    `InvalidRequest` where the folder is no model (``config.json`` or a GGUF file). A GGUF file is packed by itself.
     """
-    if not (folder / "config.json").is_file():
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in MODEL_SIGNS):
         raise InvalidRequest(
             f"model is {str(folder)!r}, a folder without config.json; name a folder that `save_pretrained` wrote.",
             param="model",
             code="invalid_model",
         )
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
-        for file in _model_files(folder):
+        for file in _model_files(folder) if folder.is_dir() else (folder,):
             with file.open("rb") as stream:
-                entry = tarfile.TarInfo(file.relative_to(folder).as_posix())
+                entry = tarfile.TarInfo(file.name if file == folder else file.relative_to(folder).as_posix())
                 entry.size = file.stat().st_size
                 entry.mode = 0o644
                 archive.addfile(entry, stream)

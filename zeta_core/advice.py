@@ -17,7 +17,8 @@ from zeta_core.contract.advice import Advice, Patch
 from zeta_core.contract.spec import ConfigModel, TrainerOptions
 from zeta_core.divergence import Watch
 from zeta_core.loss import Convention, LossOf
-from zeta_core.model import Located, embedding_rows, num_positions
+from zeta_core.model import Located
+from zeta_core.model_facts import embedding_rows, num_positions
 from zeta_core.packing import Sequences
 from zeta_core.plan import Facts, Plan
 from zeta_core.rates import Trained, UsualRates, unusual_rate, usual_rates

@@ -78,7 +78,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.estimate import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.freezing import freeze
     from zeta_core.lora import add_adapter
-    from zeta_core.model import embedding_rows, locate_model, locate_tokenizer, num_positions, values_per_token
+    from zeta_core.model import locate_model, locate_tokenizer
+    from zeta_core.model_facts import embedding_rows, num_positions, values_per_token
     from zeta_core.settings import free_memory_bytes
     from zeta_core.zero import zero_config
 

@@ -25,7 +25,8 @@ from transformers.pytorch_utils import Conv1D
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.spec import Lora
 from zeta_core.failures import CannotTrain
-from zeta_core.model import ADAPTER_CONFIG, embedding_rows
+from zeta_core.model import ADAPTER_CONFIG
+from zeta_core.model_facts import embedding_rows
 from zeta_core.state import Tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -7,7 +7,6 @@ a job names. Weights are read from safetensors only, nothing is unpickled, no mo
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from zeta_core.contract.advice import Patch
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.layout import checkpoint_key, file_key
@@ -31,8 +29,6 @@ from zeta_core.data import Places
 from zeta_core.failures import InvalidModel
 from zeta_core.gguf import gguf_tokenizer, is_gguf, load_gguf
 
-POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
-_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")
 UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".gguf")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 ADAPTER_CONFIG, MERGED = "adapter_config.json", "merged"  # of a LoRA checkpoint: what it is, and the whole model
@@ -87,7 +83,7 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
             if not directory.is_dir():
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
             name = f"{model.job}/{model.checkpoint}"
-            return _from_files(directory, name, places, cache, base_model=name)
+            return _from_files(directory, name, places, cache, base_model=name, ours=True)
         case FileModel():
             return _from_files(_unpacked(model.file, places, cache), model.file, places, cache, base_model=model.file)
         case BuilderModel():
@@ -139,79 +135,6 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
         raise InvalidModel(f"The tokenizer in {directory.name} cannot be loaded: {error}") from error
 
 
-def num_positions(model: nn.Module) -> int | None:
-    """The most tokens a sequence may have, where the model or its config says so."""
-    for holder in (getattr(model, "config", None), model):
-        for name in POSITION_NAMES:
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None
-
-
-def check_vocabulary(model: nn.Module, largest_id: int, patch: Patch | None) -> None:
-    """Refuse data whose ids the embedding does not have, before the first step meets them; ``patch`` is the cure."""
-    rows = embedding_rows(model)
-    if rows is not None and largest_id >= rows:
-        raise InvalidModel(
-            f"The data holds token id {largest_id}, but the model's embedding has {rows} rows.",
-            hint=f"Give it a vocab_size of at least {largest_id + 1}, or name the tokenizer that belongs to it.",
-            patch=patch,
-            evidence={"largest_token_id": largest_id, "embedding_rows": rows},
-        )
-
-
-def check_positions(model: nn.Module, seq_len: int) -> None:
-    """Refuse sequences longer than the positions of a model that has learned each of them (GPT-2): it has no more."""
-    limit = num_positions(model)
-    learned = any(
-        isinstance(part, nn.Embedding) and part.num_embeddings == limit and name.rpartition(".")[2] in _POSITION_TABLES
-        for name, part in model.named_modules()
-    )
-    if limit is not None and seq_len > limit and learned:
-        raise InvalidModel(
-            f"seq_len is {seq_len}, but the model has learned {limit} positions and has no more.",
-            hint=f"Use at most {limit}.",
-            patch={"seq_len": limit},
-            param="seq_len",
-        )
-
-
-def embedding_rows(model: nn.Module) -> int | None:
-    """How many token ids the model has an embedding for, where that can be told."""
-    getter = getattr(model, "get_input_embeddings", None)
-    if callable(getter):
-        try:
-            found = getter()
-        except NotImplementedError:
-            found = None
-        if isinstance(found, nn.Embedding):
-            return found.num_embeddings
-    named = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
-    token = [part for name, part in named if "pos" not in name.lower()]
-    return token[0].num_embeddings if token else None
-
-
-def values_per_token(model: nn.Module) -> int:
-    """A rough count of the numbers that one token leaves behind for its gradient: twice every linear layer's output."""
-    outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]
-    return 2 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)
-
-
-def skeleton_of(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """The same Hugging Face model without storage: what its files are written with. None for a plain module."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        return None
-    config = copy.deepcopy(model.config)
-    config.use_cache = True if getattr(config, "use_cache", None) is not None else None
-    with torch.device("meta"):
-        skeleton = type(model)(config)
-    skeleton.generation_config = copy.deepcopy(model.generation_config)
-    return nn.Module.to(skeleton, dtype)
-
-
 # --- Sources ----------------------------------------------------------------------------------------------------------
 
 
@@ -235,10 +158,16 @@ def _from_config(config: dict[str, Any]) -> Located:
     return Located(lambda: _built(build), model_type)
 
 
-def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
-    """A model whose files are there: a Hugging Face directory, an adapter's checkpoint, or a GGUF file."""
+def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_model: str, ours: bool = False) -> Located:
+    """A model whose files are there: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
+
+    ``ours``: they were written by a training here. What another adapter names as its base, nobody has looked at: it
+    could be another project's job, or a hub repository that the operator did not open.
+    """
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / ADAPTER_CONFIG).is_file():
+            if not ours and not places.any_path:
+                raise InvalidModel(f"{name} is an adapter without its base; upload the model that they make together.")
             return _from_adapter(path, name, places, cache, base_model=base_model)
         if not places.weights:
             return Located(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)

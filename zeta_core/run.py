@@ -38,12 +38,10 @@ from zeta_core.freezing import freeze
 from zeta_core.lora import add_adapter, base_fingerprint
 from zeta_core.loss import LossOf, find_loss
 from zeta_core.memory import check_it_can_fit, explained
-from zeta_core.model import (
-    Located,
+from zeta_core.model import Located, locate_model, locate_tokenizer
+from zeta_core.model_facts import (
     check_positions,
     check_vocabulary,
-    locate_model,
-    locate_tokenizer,
     num_positions,
     skeleton_of,
     values_per_token,

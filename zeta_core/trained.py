@@ -11,7 +11,8 @@ from zeta_core import state as states
 from zeta_core.contract.spec import Lora
 from zeta_core.freezing import freeze
 from zeta_core.lora import add_adapter
-from zeta_core.model import Located, skeleton_of
+from zeta_core.model import Located
+from zeta_core.model_facts import skeleton_of
 from zeta_core.plan import Plan
 from zeta_core.saving import Export
 from zeta_core.state import Saved

@@ -132,6 +132,13 @@ def test_the_same_model_gives_the_same_bytes_whenever_and_wherever_it_is_packed(
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_gguf_file_is_packed_alone(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    pack_model(tmp_path / "small.gguf", tmp_path / "small.tar")
+    with tarfile.open(tmp_path / "small.tar") as archive:
+        assert archive.getnames() == ["small.gguf"]
+
+
 def test_a_config_file_is_a_model_from_scratch(tmp_path: Path) -> None:
     file = model_folder(tmp_path / "llama") / "config.json"
     assert resolved({"model": str(file)}, Sent()) == {"model": {"config": {"model_type": "llama"}}}

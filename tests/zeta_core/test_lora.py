@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.spec import JobModel
+from zeta_core.contract.spec import FileModel, JobModel
 from zeta_core.data import Places
 from zeta_core.failures import CannotResume, CannotTrain, InvalidModel
 
@@ -134,6 +135,15 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
     found = load_file(tmp_path / "full" / "final" / "model.safetensors")
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
     assert json.loads((tmp_path / "full" / "final" / "manifest.json").read_text())["base_model"] == f"{adapter}/final"
+
+    # What somebody else's adapter names as its base is nobody's word here.
+    packed = tmp_path / "artifacts" / "files" / "file_01m0"
+    packed.parent.mkdir()
+    with tarfile.open(packed, "w") as archive:
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            archive.add(first / file, file)
+    with pytest.raises(InvalidModel, match="is an adapter without its base"):
+        train(FileModel(file="file_01m0"), tmp_path / "theirs", cache=tmp_path, places=places, max_steps=1)
 
     nameless = fine_tune("job_01m00000000000000000000two", llama())
     with pytest.raises(InvalidModel, match=r"lora\.save_merged"):

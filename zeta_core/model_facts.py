@@ -1,0 +1,87 @@
+"""What can be told of a model that is built: its vocabulary, its positions, its size, and itself without storage."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from zeta_core.contract.advice import Patch
+from zeta_core.failures import InvalidModel
+
+POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """The most tokens a sequence may have, where the model or its config says so."""
+    for holder in (getattr(model, "config", None), model):
+        for name in POSITION_NAMES:
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def check_vocabulary(model: nn.Module, largest_id: int, patch: Patch | None) -> None:
+    """Refuse data whose ids the embedding does not have, before the first step meets them; ``patch`` is the cure."""
+    rows = embedding_rows(model)
+    if rows is not None and largest_id >= rows:
+        raise InvalidModel(
+            f"The data holds token id {largest_id}, but the model's embedding has {rows} rows.",
+            hint=f"Give it a vocab_size of at least {largest_id + 1}, or name the tokenizer that belongs to it.",
+            patch=patch,
+            evidence={"largest_token_id": largest_id, "embedding_rows": rows},
+        )
+
+
+def check_positions(model: nn.Module, seq_len: int) -> None:
+    """Refuse sequences longer than the positions of a model that has learned each of them (GPT-2): it has no more."""
+    limit = num_positions(model)
+    learned = any(
+        isinstance(part, nn.Embedding) and part.num_embeddings == limit and name.rpartition(".")[2] in _POSITION_TABLES
+        for name, part in model.named_modules()
+    )
+    if limit is not None and seq_len > limit and learned:
+        raise InvalidModel(
+            f"seq_len is {seq_len}, but the model has learned {limit} positions and has no more.",
+            hint=f"Use at most {limit}.",
+            patch={"seq_len": limit},
+            param="seq_len",
+        )
+
+
+def embedding_rows(model: nn.Module) -> int | None:
+    """How many token ids the model has an embedding for, where that can be told."""
+    getter = getattr(model, "get_input_embeddings", None)
+    if callable(getter):
+        try:
+            found = getter()
+        except NotImplementedError:
+            found = None
+        if isinstance(found, nn.Embedding):
+            return found.num_embeddings
+    named = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
+    token = [part for name, part in named if "pos" not in name.lower()]
+    return token[0].num_embeddings if token else None
+
+
+def values_per_token(model: nn.Module) -> int:
+    """A rough count of the numbers that one token leaves behind for its gradient: twice every linear layer's output."""
+    outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]
+    return 2 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)
+
+
+def skeleton_of(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    """The same Hugging Face model without storage: what its files are written with. None for a plain module."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return None
+    config = copy.deepcopy(model.config)
+    config.use_cache = True if getattr(config, "use_cache", None) is not None else None
+    with torch.device("meta"):
+        skeleton = type(model)(config)
+    skeleton.generation_config = copy.deepcopy(model.generation_config)
+    return nn.Module.to(skeleton, dtype)

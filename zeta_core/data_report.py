@@ -32,7 +32,7 @@ def describe(tokens: TokenFile, sequences: Sequences) -> DataReport:
             max=int(lengths.max()),
         ),
         sequences=len(sequences),
-        supervised_share=round(sequences.num_targets(every) / max(1, num_tokens), 4),
+        supervised_share=round(sequences.num_learned(every) / max(1, num_tokens), 4),
         filled_share=round(num_tokens / sequences.num_places(every), 4),
         truncated=sequences.fit.num_truncated,
         truncated_tokens=sequences.fit.num_cut_tokens,

@@ -25,6 +25,7 @@ from zeta_core.loss import LossOf
 from zeta_core.packing import Sequences
 from zeta_core.parallel import Engine
 from zeta_core.plan import Plan
+from zeta_core.preference import rewards_of
 from zeta_core.report import Report
 from zeta_core.sampling import Samples
 from zeta_core.state import Progress, perplexity
@@ -118,6 +119,8 @@ class Evaluator:
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
         with self._without_a_trace() as model:
             loss, stop = self._mean_loss(model, micro_batch, asked_to_stop)
+            measures = self._loss_of.take_measures()
+            rewards = None if measures is None else rewards_of(self._engine.processes.sum(measures))
             if stop is not None:
                 return stop
             if not math.isfinite(loss):
@@ -138,7 +141,8 @@ class Evaluator:
                 step=step,
                 total_steps=self._total_steps,
                 eval_loss=loss,
-                perplexity=perplexity(loss),
+                perplexity=perplexity(loss) if self._loss_of.is_likelihood else None,
+                rewards=rewards,
             )
         )
         for line in lines:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class LossOf:
     extras: tuple[Extra, ...] = ()
     fixed: tuple[tuple[str, Any], ...] = ()
     auxiliary_weight: float = 0.0
+
+    is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
 
     @property
     def isolates(self) -> bool:
@@ -76,6 +78,10 @@ class LossOf:
             mean = loss_in(self.call(model, batch, return_loss=True))
         assert mean is not None
         return mean.float() * counting, None
+
+    def take_measures(self) -> torch.Tensor | None:
+        """What a loss measures beside itself, summed over the calls since the last time; here nothing."""
+        return None
 
     def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
         values: dict[str, Any] = {**dict(self.fixed), **more}

@@ -8,6 +8,7 @@ from types import TracebackType
 from zeta_core.contract.events import ProgressLine
 from zeta_core.parallel import Engine
 from zeta_core.plan import Plan
+from zeta_core.preference import rewards_of
 from zeta_core.report import Report
 from zeta_core.state import Progress
 from zeta_core.usage import Usage, flops_per_token, peak_flops, peak_memory
@@ -54,15 +55,26 @@ class Meter:
         self._num_targets = self._tokens = 0
         self._tokens_before: int | None = None
         self._first = True
+        self._measures: list[float] | None = None
         self._paced_from: tuple[float, int] | None = None  # when the first step was told: it is slower than the others
 
     def step(
-        self, progress: Progress, *, loss_sum: float, num_targets: int, grad_norm: float, learning_rate: float
+        self,
+        progress: Progress,
+        *,
+        loss_sum: float,
+        num_targets: int,
+        grad_norm: float,
+        learning_rate: float,
+        measures: list[float] | None = None,
     ) -> None:
         """Count one applied update; say so when it is time: the first, the last, and about once a second.
 
         ``learning_rate`` is the schedule's after that many updates: it is 0 after the last one of a cosine.
         """
+        if measures is not None:
+            before = self._measures or [0.0] * len(measures)
+            self._measures = [sum(both) for both in zip(before, measures, strict=True)]
         self._loss_sum += loss_sum
         self._num_targets += num_targets
         self._steps += 1
@@ -90,10 +102,12 @@ class Meter:
                 checkpoint_blocked_share=checkpoint_blocked,
                 eta_seconds=round((self._plan.total_steps - progress.step) * self._seconds_per_step(now, progress), 1),
                 memory=peak_memory(),
+                rewards=None if self._measures is None else rewards_of(self._measures),
                 memory_parts=self._memory_parts() if self._first else None,
             )
         )
         self._first = False
+        self._measures = None
         self._paced_from = self._paced_from or (now, progress.step)
         self._at = now
         self._tokens_before = progress.tokens

@@ -62,7 +62,10 @@ class Sequences:
     and a conversation is truncated. Raises `InvalidData` for ``"error"``, naming the first.
     """
 
-    def __init__(self, tokens: TokenFile, seq_len: int, *, pack: bool, overlong: Overlong | None = None) -> None:
+    def __init__(
+        self, tokens: TokenFile, seq_len: int, *, pack: bool, overlong: Overlong | None = None, together: int = 1
+    ) -> None:
+        """Of ``together`` documents in turn, all are taken or none."""
         self._tokens = tokens
         self._offsets = np.asarray(tokens.offsets)
         self.seq_len = seq_len
@@ -73,7 +76,7 @@ class Sequences:
         self._bins: _Bins | None = None
         self._num_targets: NDArray[np.int64] | None = None  # of each sequence, where they are not told by the offsets
         if tokens.has_whole_documents or overlong is not None:
-            self._starts, self._ends, self.fit = _fitted(tokens, seq_len, overlong)
+            self._starts, self._ends, self.fit = _fitted(tokens, seq_len, overlong, together)
             self._num_targets = _learned(tokens, self._starts, self._ends)
             if pack:
                 self._bins = _Bins.filled(self._ends - self._starts, seq_len)
@@ -116,6 +119,10 @@ class Sequences:
     def num_places(self, indices: NDArray[np.int64]) -> int:
         """The tokens that these sequences have room for; without packing that is what they hold."""
         return self.seq_len * len(indices) if self.pack else self.num_tokens(indices)
+
+    def num_learned(self, indices: NDArray[np.int64]) -> int:
+        """How many of their tokens are learned, whatever the loss is the mean over."""
+        return Sequences.num_targets(self, indices)
 
     def num_targets(self, indices: NDArray[np.int64]) -> int:
         """How many tokens of these sequences are learned: at most all but the first of each segment."""
@@ -230,7 +237,7 @@ class _Bins:
 
 
 def _fitted(
-    tokens: TokenFile, seq_len: int, overlong: Overlong | None
+    tokens: TokenFile, seq_len: int, overlong: Overlong | None, together: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Fit]:
     """Start and end of every part that is trained on: a document or, of text that is longer, its parts."""
     offsets = np.asarray(tokens.offsets)
@@ -252,6 +259,7 @@ def _fitted(
     num_cut_tokens = int((ends - starts)[cut].sum()) - seq_len * int(cut.sum())
     ends[cut] = starts[cut] + seq_len
     kept[cut] = _learned(tokens, starts[cut], ends[cut]) > 0  # an answer may lie beyond the cut
+    kept = kept.reshape(-1, together).all(axis=1).repeat(together)
     cut &= kept
     dropped = ~kept
     fit = Fit(

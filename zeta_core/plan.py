@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zeta_core.contract import defaults
-from zeta_core.contract.spec import Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.contract.spec import Dpo, Optimizer, Precision, Schedule, TrainerOptions
 from zeta_core.failures import CannotResume
 from zeta_core.schedule import warmup_updates
 
@@ -38,6 +38,7 @@ KEPT = (
     "early_stopping_patience",
     "lora",
     "freeze",
+    "beta",
     "base",
 )
 EVALUATIONS = 10  # of a run that does not say eval_steps, evenly spaced, the last one at its end
@@ -75,6 +76,7 @@ class Plan:
     lora: dict[str, Any] | None  # what the adapter is; whether it is also saved merged is no matter of the training
     freeze: list[str]
     base: str | None  # fingerprint of the weights that an adapter is added to
+    beta: float | None  # of method dpo; None: sft
 
     @property
     def evaluates(self) -> bool:
@@ -129,7 +131,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
     wanted = Plan(
         seed=seed_of(options, stored),
         seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
-        pack=options.pack,
+        pack=options.pack and options.method != "dpo",  # each answer has a row of its own
         global_batch=batch_size * accumulate * facts.world_size,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
@@ -155,6 +157,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         lora=None if options.lora is None else options.lora.model_dump(exclude={"save_merged"}),
         freeze=options.freeze,
         base=facts.base if options.lora is not None or (stored is not None and stored.get("lora")) else None,
+        beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
     )
     return wanted if stored is None else _continued(wanted, options, stored)
 
@@ -205,12 +208,17 @@ def _cpu_micro_batch(options: TrainerOptions, facts: Facts) -> int:
     return max(1, min(CPU_MICRO_BATCH, fitting))
 
 
-_OPTION_OF = {"warmup": "warmup_steps", "global_batch": "batch_size", "strategy": "use_fsdp/use_deepspeed"}
+_OPTION_OF = {
+    "warmup": "warmup_steps",
+    "global_batch": "batch_size",
+    "strategy": "use_fsdp/use_deepspeed",
+    "beta": "dpo.beta",
+}
 
 
 def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
     given = {name for name in options.model_fields_set if getattr(options, name) is not None}
-    given |= {"data", "eval_data", "base", "strategy", "global_batch"}
+    given |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
     values: dict[str, Any] = {}
     for name in KEPT:
         if name not in stored:  # saved before there was such a thing

@@ -23,8 +23,8 @@ from zeta_core import state as states
 from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.advice import Setup, padding_note, vocabulary_patch
 from zeta_core.checkpoint import Checkpoint
-from zeta_core.contract import defaults
 from zeta_core.compilation import compiled
+from zeta_core.contract import defaults
 from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
@@ -38,10 +38,12 @@ from zeta_core.freezing import freeze
 from zeta_core.lora import add_adapter, base_fingerprint
 from zeta_core.loss import LossOf, find_loss
 from zeta_core.memory import check_it_can_fit, explained
-from zeta_core.model import Located, locate_model, locate_tokenizer
-from zeta_core.model_facts import (
+from zeta_core.model import (
+    Located,
     check_positions,
     check_vocabulary,
+    locate_model,
+    locate_tokenizer,
     num_positions,
     skeleton_of,
     values_per_token,
@@ -49,11 +51,12 @@ from zeta_core.model_facts import (
 from zeta_core.packing import Overlong, Sequences
 from zeta_core.parallel import Engine, Processes
 from zeta_core.plan import Plan
+from zeta_core.preference import DpoLoss, Pairs, prepare_reference
 from zeta_core.report import Report
 from zeta_core.sampling import Samples
 from zeta_core.saving import Export, Saver
 from zeta_core.settings import Place, free_memory_bytes, library_environment
-from zeta_core.state import Progress, Saved
+from zeta_core.state import Progress, Saved, Tensors
 from zeta_core.strategy import build_engine
 from zeta_core.token_cache import prepare_tokens
 from zeta_core.tokens import TokenFile
@@ -130,7 +133,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if plan.eval_split:
             split = hold_out(tokens, plan.eval_split, plan.seed)
             tokens, held_out = split.train, split.held_out
-        sequences = Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong)
+        sequences = _sequences(tokens, plan, options)
+        evaluated = None if held_out is None else _sequences(held_out, plan, options)
         if not len(sequences):
             raise InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
         plan = planning.with_length(plan, options, len(sequences))
@@ -146,6 +150,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if found is not None:
             states.load_weights(model, found.directory, saved.names)
         loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
+        if plan.beta is not None:
+            loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
         loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
         setup = Setup(options, plan, facts, located, model, loss_of, tokens.num_documents)
         for advice in setup.advice():
@@ -171,6 +177,11 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             deepspeed=options.use_deepspeed,
         )
         stack.callback(engine.close)
+        reference: Tensors = {}
+        if isinstance(loss_of, DpoLoss):
+            pairs = [some for some in (sequences, evaluated) if isinstance(some, Pairs)]
+            reference = prepare_reference(engine, loss_of, pairs, plan.batch_size, stored)
+            report.log(f"The reference knows {sum(map(len, pairs)):,} pairs.")
 
         progress = Progress()
         states.seed_everything(plan.seed, place.rank)
@@ -182,8 +193,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             else:
                 states.seed_everything(plan.seed, place.rank, progress.step)
         evaluator = None
-        if held_out is not None:
-            evaluator = _evaluator(run, plan, engine, loss_of, held_out, tokenizer, report)
+        if held_out is not None and evaluated is not None:
+            evaluator = _evaluator(run, plan, engine, loss_of, held_out, evaluated, tokenizer, report)
         data = data_reports.describe(tokens, sequences)
         resolved = _resolved(run, plan, run_id, engine.device, model, num_parameters, held_out, data)
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
@@ -204,6 +215,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         saver = Saver(run.output_dir, run_id, export, saved, plan.stored(), engine, report, keep=keep)
         stack.callback(saver.close)
         saver.newest = found
+        saver.fixed = reference
         course = Course(
             plan=plan,
             engine=engine,
@@ -254,6 +266,12 @@ def _tokens(run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Re
     )
 
 
+def _sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Sequences:
+    if plan.beta is not None:
+        return Pairs(tokens, plan.seq_len, overlong=options.overlong)
+    return Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong)
+
+
 def _choose_what_is_trained(
     model: nn.Module, located: Located, plan: Plan, tokenizer: Any, *, merge: bool
 ) -> tuple[Saved, Export]:
@@ -281,9 +299,15 @@ def _merges(options: TrainerOptions) -> bool:
 
 
 def _evaluator(
-    run: Run, plan: Plan, engine: Engine, loss_of: LossOf, held_out: TokenFile, tokenizer: Any, report: Report
+    run: Run,
+    plan: Plan,
+    engine: Engine,
+    loss_of: LossOf,
+    held_out: TokenFile,
+    sequences: Sequences,
+    tokenizer: Any,
+    report: Report,
 ) -> Evaluator:
-    sequences = Sequences(held_out, plan.seq_len, pack=plan.pack, overlong=run.options.overlong)
     # Ids that came as they are have no text, unless somebody said which tokenizer they are of.
     named = run.tokenizer is not None or run.options.tokenizer is not None or not is_bytes(tokenizer)
     text = tokenizer if named or not run.options.use_pretokenized else None
@@ -361,7 +385,7 @@ def _resolved(
 ) -> dict[str, Any]:
     """The options with every default that was decided, and what they were decided from."""
     numbers = plan.stored()
-    del numbers["global_batch"], numbers["warmup"]  # said below by the names of the contract
+    del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # said below by the names of the contract
     if plan.lora is not None:
         numbers["lora"] = {**plan.lora, "save_merged": _merges(run.options)}
     if held_out is not None:
@@ -378,6 +402,7 @@ def _resolved(
         "num_parameters": num_parameters,
         "num_trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "run_id": run_id,
+        "dpo": None if plan.beta is None else {"beta": plan.beta},
     }
     if run.options.max_steps is None:
         decided["epochs"] = planning.defaults.epochs(run.options)

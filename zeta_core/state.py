@@ -29,6 +29,7 @@ from zeta_core.failures import CannotResume, InvalidModel
 Tensors = dict[str, torch.Tensor]
 Bytes = NDArray[np.uint8]
 
+FIXED_FILE = "fixed.safetensors"
 LARGEST_EXPONENT = 700.0  # of a perplexity that is still a number
 _PIECE_BYTES = 8 << 20  # of a copy that two threads share: small enough to end together
 
@@ -368,6 +369,11 @@ class Stored:
     progress: Progress
     random: list[dict[str, Any]]
     optimizer_values: dict[str, Any]
+
+    def fixed(self) -> Tensors:
+        """What was made once, at the first start, and is kept with every checkpoint."""
+        file = self.folder / FIXED_FILE
+        return load_file(file) if file.is_file() else {}
 
     def optimizer_tensors(self) -> Tensors:
         file = self.folder / "optimizer.safetensors"

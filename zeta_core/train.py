@@ -95,6 +95,7 @@ class Course:
             asked = self.asked_to_stop() if engine.processes.is_main else None
             due = self._save_is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, asked, due)
+            measures = self.loss_of.take_measures()
             if not math.isfinite(loss_sum):
                 raise self._not_finite("loss", begins_here=not own_loss_sum.isfinite().item())
             if not math.isfinite(norm):
@@ -126,6 +127,7 @@ class Course:
                 num_targets=num_targets,
                 grad_norm=norm,
                 learning_rate=self._learning_rate(progress.step),
+                measures=None if measures is None else engine.processes.sum(measures),
             )
             stop = self._evaluate_and_save(due=due, stop=stop)
         return stop
@@ -167,6 +169,7 @@ class Course:
                 if not self.may_split or self.plan.batch_size == 1:
                     raise
             self.engine.forget_gradients()
+            self.loss_of.take_measures()
             states.restore_random(random_state)
             self.plan = self.plan.with_half_the_micro_batch()
             self.saver.plan = self.plan.stored()
@@ -264,7 +267,11 @@ class Course:
         self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
         with self.meter.saving:
             self.saver.wait_for_room()
-            self.saver.save(names, self._snapshot(names), self.progress.metrics)
+        metrics = self.progress.metrics
+        if not self.loss_of.is_likelihood:
+            metrics.pop("perplexity", None)
+        with self.meter.saving:
+            self.saver.save(names, self._snapshot(names), metrics)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
         self.seconds_saving += self.saved_at - started

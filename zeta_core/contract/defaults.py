@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zeta_core.contract.spec import BuilderModel, ConfigModel, JobSpec, ModelSource, TrainerOptions, context_limit
+from zeta_core.contract.spec import BuilderModel, ConfigModel, Dpo, JobSpec, ModelSource, TrainerOptions, context_limit
 
 GLOBAL_BATCH_SEQUENCES = 32
 SEED = 42
@@ -75,4 +75,5 @@ def resolve(spec: JobSpec) -> dict[str, Any]:
         "seq_len": seq_len(spec, context_limit(spec.model)),
         "seed": SEED if spec.seed is None else spec.seed,
         "weight_decay": WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay,
+        "dpo": (spec.dpo or Dpo()).model_dump() if spec.method == "dpo" else None,
     }

@@ -59,6 +59,8 @@ class ProgressLine(_Line):
     ``data_wait_share`` and ``checkpoint_blocked_share`` of the time since the last line. ``memory_parts`` are bytes of
     weights, gradients, optimizer and activations, in an attempt's first line.
     While data is read, ``documents`` are those tokenized so far and ``share`` (0 to 1) is how much of it was read.
+    With method ``dpo`` a loss is the mean over pairs, and ``rewards`` are means too: ``chosen``, ``rejected``, their
+    ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher one.
     """
 
     type: Literal["progress"] = "progress"
@@ -80,6 +82,7 @@ class ProgressLine(_Line):
     checkpoint_blocked_share: float | None = None
     eta_seconds: float | None = None
     memory: dict[str, int] | None = None
+    rewards: dict[str, float] | None = None
     memory_parts: dict[str, int] | None = None
 
 

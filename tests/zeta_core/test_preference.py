@@ -1,0 +1,215 @@
+"""DPO: the loss of the published formula, a reference that stays, and a model that comes to prefer what was chosen."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import ByT5Tokenizer
+
+from tests.zeta_core import chat_templates as shapes
+from tests.zeta_core.chat_templates import byte_tokenizer
+from tests.zeta_core.models import WithLabels, llama
+from tests.zeta_core.runs import Lines, train
+from tests.zeta_core.test_chat import documents
+from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.validation import parse
+from zeta_core.data import Places, open_sources
+from zeta_core.failures import InvalidData, InvalidModel
+from zeta_core.loss import find_loss
+from zeta_core.preference import DpoLoss, Pairs, rewards_of
+from zeta_core.report import Report
+from zeta_core.token_cache import prepare_tokens
+from zeta_core.tokens import TokenFile
+
+
+def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair_rows(count: int) -> list[dict[str, Any]]:
+    """Prompts whose chosen answers are words and whose rejected answers are noise."""
+    noise = np.random.default_rng(0)
+    return [
+        {
+            "prompt": f"Say {number}: ",
+            "chosen": "yes it is " * (1 + number % 2),
+            "rejected": "".join(chr(int(c)) for c in noise.integers(33, 126, 12)),
+        }
+        for number in range(count)
+    ]
+
+
+def tokens_of(tmp_path: Path, rows: list[Any], tokenizer: Any, *, method: str = "dpo") -> TokenFile:
+    path = write_pairs(tmp_path / "pairs.jsonl", rows)
+    options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
+    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    return prepare_tokens(sources, tokenizer, tmp_path / "cache", Report(), method=method)
+
+
+def rewards_in(lines: Lines) -> list[dict[str, float]]:
+    return [line.rewards for line in lines.all if isinstance(line, ProgressLine) and line.rewards is not None]
+
+
+def dpo(rows: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    path = tmp_path / "pairs.jsonl"
+    if not path.exists():
+        write_pairs(path, pair_rows(rows))
+    return {"dataset": {"path": str(path)}, "method": "dpo", "seq_len": 64, "learning_rate": 1e-3, **more}
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "learned"),
+    [
+        ({"prompt": "Hi", "chosen": " yes", "rejected": " no"}, [" yes<|end|>", " no<|end|>"]),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Hi"}],
+                "chosen": [{"role": "assistant", "content": "yes"}],
+                "rejected": [{"role": "assistant", "content": "no"}],
+            },
+            ["yes<|im_end|>\n", "no<|im_end|>\n"],
+        ),
+        (
+            {  # two whole conversations that begin alike
+                "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}],
+                "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"}],
+            },
+            ["yes<|im_end|>\n", "no<|im_end|>\n"],
+        ),
+    ],
+    ids=["text", "messages", "conversations"],
+)
+def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[str], tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.CHATML)
+    told = documents(tokens_of(tmp_path, [row], tokenizer), tokenizer)
+    assert [stretches for _, stretches in told] == [[learned[0]], [learned[1]]]
+    assert told[0][0].removesuffix(learned[0]) == told[1][0].removesuffix(learned[1])
+
+
+def test_pairs_are_for_dpo_and_dpo_is_for_pairs(tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match="preference rows, which method 'sft' does not train on; set method to 'dpo'"):
+        tokens_of(tmp_path, pair_rows(2), ByT5Tokenizer(), method="sft")
+    with pytest.raises(
+        InvalidData, match="text rows, which method 'dpo' does not train on; give rows of prompt, chosen"
+    ):
+        tokens_of(tmp_path, [{"text": "words"}], ByT5Tokenizer())
+
+
+def test_a_pair_is_kept_or_dropped_as_one(tmp_path: Path) -> None:
+    rows = [*pair_rows(2), {"prompt": "x" * 90, "chosen": "a", "rejected": "b"}]
+    tokens = tokens_of(tmp_path, rows, ByT5Tokenizer())
+    pairs = Pairs(tokens, 64, overlong=None)
+    assert len(pairs) == 2
+    assert pairs.fit.dropped_at == "pairs.jsonl, line 3"
+    assert pairs.num_targets(np.array([0, 1])) == 2
+    assert pairs.num_tokens(np.array([1])) == int(tokens.offsets[4] - tokens.offsets[2])
+
+
+# --- The loss ---------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> None:
+    """Rafailov et al. 2023, equation 7, written out token by token."""
+    model, before = llama(), llama()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    tokens = tokens_of(tmp_path, pair_rows(5), ByT5Tokenizer())
+    pairs = Pairs(tokens, 64, overlong=None)
+
+    def log_probability(of: Any, document: int) -> float:
+        start, end = int(tokens.offsets[document]), int(tokens.offsets[document + 1])
+        ids = np.asarray(tokens.ids[start:end]).astype(np.int64)
+        with torch.no_grad():
+            told = torch.log_softmax(of(torch.from_numpy(ids)[None], use_cache=False).logits[0].double(), -1)
+        assert tokens.supervised is not None
+        return sum(float(told[at - 1, ids[at]]) for at in range(1, len(ids)) if tokens.supervised[start + at])
+
+    pairs.reference_2P = np.array([log_probability(before, document) for document in range(10)], dtype=np.float32)
+    beta, expected, chosen, rejected = 0.3, 0.0, [], []
+    for pair in range(5):
+        gains = [log_probability(model, d) - pairs.reference_2P[d] for d in (2 * pair, 2 * pair + 1)]
+        chosen.append(beta * gains[0])
+        rejected.append(beta * gains[1])
+        expected += -math.log(1 / (1 + math.exp(-beta * (gains[0] - gains[1]))))
+
+    asked = find_loss(model, sample_ids=[5, 6, 7, 8], isolate=False)
+    loss_of = DpoLoss.of(asked, beta, "llama")
+    model.eval()
+    whole, _ = loss_of(model, pairs.batch(np.arange(5), 5))
+    assert whole.item() == pytest.approx(expected, abs=1e-4)
+    measures = loss_of.take_measures()
+    assert measures is not None
+    told = rewards_of(measures.tolist())
+    assert told["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
+    assert told["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
+    assert told["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
+    # Split in any way, with a pair that only fills a place, the losses and their gradient are the same.
+    parts = [loss_of(model, pairs.batch(np.array(rows), count))[0] for rows, count in (([0, 1, 0], 2), ([4, 3, 2], 3))]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-5)
+    gradient = torch.autograd.grad(whole, list(model.parameters()))
+    split = torch.autograd.grad(parts[0] + parts[1], list(model.parameters()))
+    for ours, theirs in zip(gradient, split, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_a_model_that_gives_no_logits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match="WithLabels answers with a loss and no logits, and method 'dpo' needs"):
+        train(WithLabels(), tmp_path / "out", cache=tmp_path, **dpo(4, tmp_path, max_steps=1))
+
+
+# --- Runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "lora_dropout": 0.1}], ids=["all weights", "lora"])
+def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lora: Any, tmp_path: Path) -> None:
+    base = llama(attention_dropout=0.1)
+    base.save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
+    asked = dpo(40, tmp_path, max_steps=12, eval_split=0.2, eval_steps=6, checkpointing_steps=100, learning_rate=1e-2)
+    asked |= {"lora": lora, "dpo": {"beta": 0.5}, "warmup_steps": 0}
+    model = str(tmp_path / "base")
+    straight, lines = train(model, tmp_path / "straight", cache=tmp_path, **asked)
+    told = rewards_in(lines)
+    assert lines.evaluations[12] < math.log(2), "the held-out pairs are told apart, too"
+    assert told[-1]["margin"] > 0.5
+    assert told[-1]["accuracy"] > 0.9
+    assert straight.result.train_loss is not None
+    assert straight.result.train_loss < math.log(2)
+    resolved = lines.resolved_spec
+    assert (resolved["dpo"], resolved["train_on"], resolved["pack"]) == ({"beta": 0.5}, "completion", False)
+    assert not any(line.perplexity for line in lines.all if isinstance(line, ProgressLine))
+
+    asked_times = iter(range(100))
+    stopped, _ = train(
+        model,
+        tmp_path / "halves",
+        cache=tmp_path,
+        stop=lambda: "hand_back" if next(asked_times) >= 7 else None,
+        **asked,
+    )
+    assert stopped.stopped == "hand_back"
+    train(model, tmp_path / "halves", cache=tmp_path, resume=True, **asked)
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    files = [(tmp_path / run / "final" / name).read_bytes() for run in ("straight", "halves")]
+    assert files[0] == files[1]
+
+
+def test_the_first_step_is_at_log_two_and_the_default_rate_is_that_of_dpo(tmp_path: Path) -> None:
+    asked = dpo(8, tmp_path, max_steps=1)
+    del asked["learning_rate"]
+    outcome, lines = train(llama(), tmp_path / "out", cache=tmp_path, learning_rate=None, **asked)
+    assert outcome.result.train_loss == pytest.approx(math.log(2), abs=1e-6)
+    assert lines.resolved_spec["learning_rate"] == 1e-6
+    assert rewards_in(lines)[0] == {"chosen": 0.0, "rejected": 0.0, "margin": 0.0, "accuracy": 0.0}

@@ -22,6 +22,7 @@ from zeta_core import plan as planning
 from zeta_core import state as states
 from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.advice import Setup, padding_note, vocabulary_patch
+from zeta_core.allocator import keeping_freed_memory
 from zeta_core.checkpoint import Checkpoint
 from zeta_core.compilation import compiled
 from zeta_core.contract import defaults
@@ -143,6 +144,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         torch.set_num_threads(plan.threads)
         if torch.cuda.is_available():
             stack.enter_context(_deterministic_kernels())
+        else:
+            stack.enter_context(keeping_freed_memory())
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
         num_parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,43 @@
+"""Freed memory is kept while a CPU trains, and given back afterwards; seen in a process of its own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CHILD = """
+import resource
+from pathlib import Path
+from zeta_core.allocator import keeping_freed_memory
+
+SIZE = 64 << 20
+PAGES = SIZE // resource.getpagesize()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = bytearray(SIZE)
+    block[:: resource.getpagesize()] = b"x" * PAGES
+    del block
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / PAGES
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) / PAGES
+
+faults()
+usual = faults()
+before = resident()
+with keeping_freed_memory():
+    faults()
+    kept = faults()
+    within = resident()
+print(usual > 0.9, kept < 0.1, within - before > 0.9, resident() - before < 0.1)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, which alone is tuned")
+def test_what_is_freed_is_there_again_within_and_given_back_after() -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True"] * 4

@@ -1,0 +1,37 @@
+"""Memory of the C library while a CPU trains: what one step frees, the next one has again.
+
+By default glibc maps large blocks anew for each tensor and gives them back when it is freed, so every step of a small
+Llama (6.8 M parameters, 2,048 tokens) has the kernel clear 280,000 pages again; that was a fifth of its time. Here
+freed memory stays with the process until the run ends. The price: its peak is somewhat larger, because blocks of many
+sizes share one heap. GPUs have torch's own caching allocator, and other C libraries are left as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Generator
+from contextlib import contextmanager
+
+# mallopt(3). After a run the thresholds are those that glibc's own adjustment, which ends for good where one of them is
+# set, reaches at most: DEFAULT_MMAP_THRESHOLD_MAX, and twice that.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+NEVER_TRIM, NO_MAPPINGS = -1, 0
+USUAL = ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20))
+
+
+@contextmanager
+def keeping_freed_memory() -> Generator[None]:
+    """Within it freed memory is kept for the next use; afterwards it is given back."""
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_MAX, NO_MAPPINGS)
+    library.mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
+    try:
+        yield
+    finally:
+        for parameter, value in USUAL:
+            library.mallopt(parameter, value)
+        library.malloc_trim(0)

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import work
+from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
+from benchmarks.contestants import turn_of
 from benchmarks.work import Size
 from zeta_core.state import Staging
 from zeta_core.train import Course
@@ -101,9 +102,10 @@ def ours(size: Size, folder: Path, tokens: Path) -> Waits:
     return waits
 
 
-def save_state(size: Size, folder: Path, batches: list[torch.Tensor]) -> Waits:
+def save_state(size: Size, folder: Path, tokens: Path) -> Waits:
     from accelerate import Accelerator
 
+    batches = work.batches(tokens, seq_len=SEQ_LEN, batch_size=BATCH_SIZE, steps=_steps(size))
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = model_of(size)
     model, optimizer = accelerator.prepare(model, work.adamw(model))
@@ -135,13 +137,9 @@ def measure(size: Size) -> Answer:
     for turn in range(max(1, size.rounds // 2)):
         with tempfile.TemporaryDirectory() as folder:
             tokens = work.token_file(Path(folder), num_tokens=2 * SEQ_LEN * steps, vocabulary=vocabulary)
-            batches = work.batches(tokens, seq_len=SEQ_LEN, batch_size=BATCH_SIZE, steps=steps)
-            runs: list[tuple[str, Callable[[], Waits]]] = [
-                (OURS, lambda: ours(size, Path(folder) / "ours", tokens)),  # noqa: B023 - called within the turn
-                (SAVE_STATE, lambda: save_state(size, Path(folder) / "peer", batches)),  # noqa: B023
-            ]
-            for name, run in runs[:: 1 if turn % 2 == 0 else -1]:
-                waits = run()
+            runs = [(OURS, OURS, ours), (SAVE_STATE, loops.ACCELERATE, save_state)]
+            for name, process, train in runs[:: 1 if turn % 2 == 0 else -1]:
+                waits = turn_of(process, size, train, size, Path(folder) / process, tokens)
                 assert len(waits.saves) == SAVES, (name, waits.saves)
                 blocked[name] += waits.saves
                 later[name].append(waits.seconds_later())

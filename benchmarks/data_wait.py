@@ -9,22 +9,26 @@ from pathlib import Path
 
 from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer
+from benchmarks.contestants import turn_of
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import Size
 from zeta_core.contract.events import JOURNAL_LINE, ProgressLine
 
 
+def one_round(size: Size, folder: Path) -> float:
+    """The mean of the shares that a run tells after its first step."""
+    loops.ours(loops.task(size, folder, 2 * size.steps), work.llama(size), Stopwatch(skip=0))
+    with (folder / "ours" / "events.jsonl").open() as journal:
+        lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in journal]
+    told = [line for line in lines if isinstance(line, ProgressLine) and line.data_wait_share is not None]
+    return statistics.mean(line.data_wait_share or 0.0 for line in told[1:])
+
+
 def measure(size: Size) -> Answer:
-    steps = 2 * size.steps
     shares: list[float] = []
     for _ in range(max(1, size.rounds // 2)):
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            loops.ours(loops.task(size, folder, steps), work.llama(size), Stopwatch(skip=0))
-            with (folder / "ours" / "events.jsonl").open() as journal:
-                lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in journal]
-            told = [line for line in lines if isinstance(line, ProgressLine) and line.data_wait_share is not None]
-            shares.append(statistics.mean(line.data_wait_share or 0.0 for line in told[1:]))
+            shares.append(turn_of(OURS, size, one_round, size, Path(name)))
     return Answer(
         question="Share of the time that training waits for data",
         unit="share",

@@ -13,8 +13,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from benchmarks import work
+from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
+from benchmarks.contestants import turn_of
 from benchmarks.work import Size
 from zeta_core.evaluation import Evaluator
 from zeta_core.sampling import Samples
@@ -69,9 +70,10 @@ def ours(size: Size, folder: Path, trained: Path, held_out: Path) -> float:
     return only
 
 
-def peer(size: Size, folder: Path, rows: work.Rows) -> float:
+def peer(size: Size, folder: Path, held_out: Path, num_sequences: int) -> float:
     from transformers import Trainer
 
+    rows = work.Rows(work.batches(held_out, seq_len=SEQ_LEN, batch_size=num_sequences, steps=1))
     arguments = work.trainer_arguments(
         folder, batch_size=BATCH_SIZE, steps=2, per_device_eval_batch_size=BATCH_SIZE, prediction_loss_only=True
     )
@@ -91,12 +93,11 @@ def measure(size: Size) -> Answer:
             folder = Path(name)
             trained = work.token_file(folder, num_tokens=4 * BATCH_SIZE * SEQ_LEN, vocabulary=VOCABULARY)
             held_out = work.token_file(folder, num_tokens=num_sequences * SEQ_LEN, vocabulary=VOCABULARY)
-            rows = work.Rows(work.batches(held_out, seq_len=SEQ_LEN, batch_size=num_sequences, steps=1))
             for contestant in (OURS, PEER)[:: 1 if turn % 2 == 0 else -1]:
                 if contestant == OURS:
-                    seconds = ours(size, folder / "ours", trained, held_out)
+                    seconds = turn_of(OURS, size, ours, size, folder / "ours", trained, held_out)
                 else:
-                    seconds = peer(size, folder / "peer", rows)
+                    seconds = turn_of(loops.TRAINER, size, peer, size, folder / "peer", held_out, num_sequences)
                 speed[contestant].append(num_sequences * (SEQ_LEN - 1) / seconds)
     return Answer(
         question="Evaluation of the same tokens, ours by Trainer.evaluate's",

@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks import work
 from benchmarks.answer import OURS
+from benchmarks.contestants import turn_of
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -121,11 +122,15 @@ def measured(size: Size) -> dict[str, list[Stopwatch]]:
     names = list(LOOPS)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(size.rounds):
-            given = task(size, Path(folder) / f"{turn}", size.steps + WARM_UP_STEPS)
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                stopwatch = Stopwatch(skip=WARM_UP_STEPS)
-                LOOPS[name](given, work.llama(size), stopwatch)
-                assert len(stopwatch.steps) == size.steps, name
-                stopwatches[name].append(stopwatch)
+                place = Path(folder) / f"{turn}-{name}"
+                stopwatches[name].append(turn_of(name, size, one_round, name, size, place))
     return stopwatches
+
+
+def one_round(name: str, size: Size, folder: Path) -> Stopwatch:
+    stopwatch = Stopwatch(skip=WARM_UP_STEPS)
+    LOOPS[name](task(size, folder, size.steps + WARM_UP_STEPS), work.llama(size), stopwatch)
+    assert len(stopwatch.steps) == size.steps, name
+    return stopwatch

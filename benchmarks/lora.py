@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
+from benchmarks.contestants import turn_of
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -28,17 +29,21 @@ def peer(task: loops.Task, stopwatch: Stopwatch) -> None:
     loops.trainer(task, adapted, stopwatch)
 
 
+def one_round(name: str, size: Size, folder: Path) -> float:
+    """Tokens a second."""
+    task, stopwatch = loops.task(size, folder, size.steps + WARM_UP_STEPS), Stopwatch(skip=WARM_UP_STEPS)
+    (ours if name == OURS else peer)(task, stopwatch)
+    assert len(stopwatch.steps) == size.steps
+    return task.tokens_per_step / stopwatch.seconds_per_step
+
+
 def measure(size: Size) -> Answer:
     speed: dict[str, list[float]] = {OURS: [], PEER: []}
-    steps = size.steps + WARM_UP_STEPS
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(size.rounds):
-            task = loops.task(size, Path(folder) / f"{turn}", steps)
-            for name, train in [(OURS, ours), (PEER, peer)][:: 1 if turn % 2 == 0 else -1]:
-                stopwatch = Stopwatch(skip=WARM_UP_STEPS)
-                train(task, stopwatch)
-                assert len(stopwatch.steps) == size.steps
-                speed[name].append(task.tokens_per_step / stopwatch.seconds_per_step)
+            for name in (OURS, PEER)[:: 1 if turn % 2 == 0 else -1]:
+                process = OURS if name == OURS else loops.TRAINER
+                speed[name].append(turn_of(process, size, one_round, name, size, Path(folder) / f"{turn}-{name}"))
     return Answer(
         question="LoRA on identical work, ours by peft + transformers.Trainer's",
         unit="tokens/s",

@@ -13,8 +13,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from benchmarks import work
+from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
+from benchmarks.contestants import turn_of
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -71,11 +72,15 @@ def padded(size: Size, folder: Path, documents: list[str], steps: int) -> float:
 def measure(size: Size) -> Answer:
     documents = paragraphs()
     speed: dict[str, list[float]] = {OURS: [], PADDED: []}
-    contestants = [(OURS, packed, size.steps), (PADDED, padded, 2 * size.steps)]  # the peer's batches are uneven
+    contestants = [
+        (OURS, OURS, packed, size.steps),
+        (PADDED, loops.TRAINER, padded, 2 * size.steps),  # its batches are uneven
+    ]
     for turn in range(max(1, size.rounds - 1)):
-        for name, train, steps in contestants[:: 1 if turn % 2 == 0 else -1]:
+        for name, process, train, steps in contestants[:: 1 if turn % 2 == 0 else -1]:
             with tempfile.TemporaryDirectory() as folder:
-                speed[name].append(train(size, Path(folder), documents, steps + WARM_UP_STEPS))
+                steps_in_all = steps + WARM_UP_STEPS
+                speed[name].append(turn_of(process, size, train, size, Path(folder), documents, steps_in_all))
     return Answer(
         question="Real documents of mixed length, ours packed by Trainer's padded",
         unit="learned tokens/s",

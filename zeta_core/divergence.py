@@ -5,7 +5,8 @@ heal within tens of steps (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1)
 badly initialised. So what is watched is the smoothed loss, against its own minimum, for many steps in a row:
 
 - smoothed: exponentially, over about a twentieth of the run, 5 to 50 steps;
-- far above: more than half a nat, and three times what the loss usually misses its smoothed value by;
+- far above: more than half a nat, and three times what the loss usually misses its smoothed value by (a nat, until
+  that is known);
 - not healing: it has come less than half of the way back;
 - for long: twice the smoothing's steps in a row. Four times sooner where it is also a nat worse than guessing among all
   tokens (ln V), after the warm-up, which only a run that has lost what it knew is.
@@ -33,6 +34,7 @@ from zeta_core.rates import UsualRates, rounded
 
 FAR_ABOVE = 0.5  # nats
 FAR_ABOVE_MISSES = 3.0  # mean absolute differences of the loss to its smoothed value
+UNKNOWN_MISS = 1.0  # nats; that of the noisiest usual losses, until as many steps are known as are smoothed over
 WORSE_THAN_GUESSING = 1.0  # nats above ln V
 STEPS_REMEMBERED = 16
 NAMES_TOLD = 5
@@ -76,9 +78,10 @@ class Watch:
         self._horizon = min(50, max(5, plan.total_steps // 20))
         self._smoothed, self._misses = _Smoothed(self._horizon), _Smoothed(self._horizon)
         self._recent: deque[dict[str, JsonValue]] = deque(maxlen=STEPS_REMEMBERED)
+        self._num_steps = 0
         self._last = self._lowest = math.inf
         self._lowest_step = 0
-        self._usual_miss = math.inf  # at the lowest
+        self._usual_miss = UNKNOWN_MISS  # at the lowest
         self._peak = -math.inf  # since the lowest
         self._steps_above = 0
         self._has_spoken = False
@@ -86,14 +89,16 @@ class Watch:
     def step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
         """One applied update: the mean ``loss`` of its targets, in nats, and the rate that it was applied with."""
         self._recent.append({"step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm})
-        miss = self._misses.add(abs(loss - self._last)) if self._last < math.inf else math.inf
+        self._num_steps += 1
+        miss = self._misses.add(abs(loss - self._last)) if self._last < math.inf else 0.0
         smoothed = self._last = self._smoothed.add(loss)
         if smoothed < self._lowest:
-            self._lowest, self._lowest_step, self._usual_miss = smoothed, step, miss
+            self._lowest, self._lowest_step = smoothed, step
+            self._usual_miss = miss if self._num_steps >= self._horizon else max(UNKNOWN_MISS, miss)
             self._peak, self._steps_above = -math.inf, 0
             return
         self._peak = max(self._peak, smoothed)
-        margin = max(FAR_ABOVE, FAR_ABOVE_MISSES * (self._usual_miss if self._usual_miss < math.inf else 0.0))
+        margin = max(FAR_ABOVE, FAR_ABOVE_MISSES * self._usual_miss)
         is_above = smoothed > self._lowest + margin and smoothed > (self._lowest + self._peak) / 2
         self._steps_above = self._steps_above + 1 if is_above else 0
         patience = 2 * self._horizon
@@ -153,8 +158,9 @@ class Watch:
     def _calmer(self) -> Patch:
         """A learning rate that is usual, and well below this one; a real warm-up; a bound on the gradient."""
         plan = self._plan
-        rate = plan.learning_rate / 4 if plan.learning_rate <= self._usual.high else self._usual.typical
-        patch: Patch = {"learning_rate": rounded(min(rate, plan.learning_rate / 4))}
+        calmer = plan.learning_rate / 5
+        rate = calmer if plan.learning_rate <= self._usual.high else min(calmer, self._usual.typical)
+        patch: Patch = {"learning_rate": rounded(rate)}
         if plan.warmup_steps < 0.1 * plan.total_steps:
             patch["warmup_steps"] = 0.1
         if plan.max_grad_norm > 1:

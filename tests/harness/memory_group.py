@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.harness.waiting import wait_until
 
 
 @contextmanager
-def memory_group(limit_bytes: int) -> Iterator[Path]:
+def memory_group(limit_bytes: int) -> Generator[Path]:
     """The ``cgroup.procs`` file that a process joins by writing its number; skips where groups cannot be made."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     paths = {controllers: path.lstrip("/") for _, controllers, path in lines}

@@ -14,6 +14,7 @@ from tests.zeta_core.advised import applied, train
 from tests.zeta_core.models import PlainModel, llama, plain
 from zeta import Trainer
 from zeta_core.activation import checkpointed, repeated_blocks
+from zeta_core.contract.job import JobError, StatusReason
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.failures import OutOfMemory, explain
 from zeta_core.memory import Parts, check_it_can_fit, least_needed
@@ -72,21 +73,21 @@ class Device(PlainModel):
 
 def test_each_advice_about_memory_is_applied_until_the_run_fits(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"seq_len": 512, "batch_size": 6, "gradient_accumulate_every": 2, "max_steps": 1}
-    patches: list[object] = []
-    while True:
+    outcome, ends = None, list[tuple[StatusReason, JobError]]()
+    while outcome is None:
         try:
             outcome, _ = train(tmp_path, Device(100_000), spec)
-            break
         except OutOfMemory as error:
-            reason, told = explain(error)
-            patches.append(told.patch)
-            spec = applied(spec, told.patch)
+            ends.append(explain(error))
+            spec = applied(spec, ends[-1][1].patch)
+    patches = [error.patch for _, error in ends]
     assert patches == [
         {"batch_size": 3, "gradient_accumulate_every": 4},
         {"batch_size": 1, "gradient_accumulate_every": 12},
         {"use_activation_checkpointing": True},
         {"seq_len": 256},
     ]
+    reason, told = ends[-1]
     assert (reason, told.code) == ("out_of_memory", "out_of_memory")
     assert outcome.progress.consumed_sequences == 12, "the global batch is still that which was asked for"
     evidence = told.evidence.model_extra or {}
@@ -114,7 +115,7 @@ def test_what_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> Non
 
 def test_the_patch_of_a_refusal_is_what_fits() -> None:
     model = llama()
-    asked = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256)
+    asked = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256, warmup_steps=0.03)
     plan = with_length(decide(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
     needed = least_needed(model, plan, 256)
     num_parameters = sum(p.numel() for p in model.parameters())

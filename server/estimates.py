@@ -1,7 +1,7 @@
-"""Validation: the checks of a submission without a job, and what the server alone can say of it.
+"""Validation: the checks of a submission without a job, and what follows from the spec.
 
-The server knows the spec, given configs and the jobs that ran here; it loads no model and reads no data. What only a
-worker could find out is null, with the reason in ``pending``.
+A worker is asked for what needs torch and transformers (`engine.checks`). Where none answers, the server says what it
+knows alone: the spec, given configs, and the jobs that ran here. What is null then has its reason in ``pending``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from server.parameters import count_parameters
 from server.references import check_first_rows, check_references, check_training_state, with_named_checkpoint
 from server.resuming import check_exact_resume
 from server.service import Service
+from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.estimate import Bytes, Estimate
 from zeta_core.contract.spec import ConfigModel, JobModel, JobSpec
-from zeta_core.contract.validation import parse
+from zeta_core.contract.validation import error_of, parse
 
 # Weights, their gradients and AdamW's two moments, each a float32 (https://arxiv.org/abs/1910.02054, section 3.1).
 ADAMW_BYTES_PER_PARAMETER = 16
@@ -27,6 +28,15 @@ _LEAST_MEMORY = "at least: weights, gradients and the optimizer's state; activat
 _MODEL_UNREAD = "The model is read when the job starts; its files were not opened to answer this."
 _CONFIG_OPEN = "The config leaves numbers to the defaults of its model_type, or is of a type that only a worker knows."
 _DATA_UNREAD = "The data is counted when the job starts; with max_steps the number of steps is known before."
+_ASK_A_WORKER = "Only a worker can tell."
+_MEMORY = "of one process: weights, gradients, the optimizer's state and activations; libraries come on top"
+_OUR_NAME = {
+    "num_parameters": "parameters",
+    "num_trained_parameters": "trainable_parameters",
+    "total_steps": "steps",
+    "checkpoint_bytes": "disk",
+    "memory.activations": "memory",
+}
 _NOT_MEASURED = "It depends on the device and is measured by the first steps; see the job's progress."
 
 
@@ -41,7 +51,44 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
         await check_exact_resume(session, spec)
         parameters, unknown = await _parameters(session, spec)
     resolved = {**resolve(spec), "files": files}
-    return _estimate(spec, resolved, parameters, unknown)
+    alone = _estimate(spec, resolved, parameters, unknown)
+    processes = spec.resources.processes or max(1, spec.resources.gpus or 1)
+    sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
+    found = await service.engine.checks.ask(sent, resolved, processes)
+    if isinstance(found, str):
+        pending = {**alone.pending, **dict.fromkeys(("vocabulary", "isolates"), _ASK_A_WORKER)}
+        return alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})
+    if not found.ok:
+        raise error_of(list(found.details))
+    return _with(alone, found, spec)
+
+
+def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
+    """What the server knows, and on top of it what a worker found out."""
+    values: dict[str, Any] = {
+        "parameters": found.num_parameters,
+        "trainable_parameters": found.num_trained_parameters,
+        "steps": found.total_steps,
+        "tokens": found.tokens,
+        "vocabulary": found.vocabulary,
+        "isolates": found.isolates,
+    }
+    if found.memory is not None and found.memory.total is not None:
+        parts = {name: number for name, number in found.memory.model_dump().items() if name != "total"}
+        values["memory"] = Bytes.model_validate({"bytes": found.memory.total, "meaning": _MEMORY, **parts})
+    if found.checkpoint_bytes is not None:
+        most = spec.save_total_limit + 1
+        meaning = f"at most {most} checkpoints of {found.checkpoint_bytes} bytes with their training state"
+        values["disk"] = Bytes(bytes=found.checkpoint_bytes * most, meaning=meaning)
+    known = {name: value for name, value in values.items() if value is not None}
+    told = {_OUR_NAME.get(name, name): why for name, why in found.pending.items()}
+    pending = {name: why for name, why in {**alone.pending, **told}.items() if name not in known}
+    resolved = {**(found.resolved_spec or {}), "files": alone.resolved_spec["files"]}
+    update = {**known, "pending": pending, "resolved_spec": {**alone.resolved_spec, **resolved}}
+    for name in ("vocabulary", "isolates"):
+        if name not in known:
+            pending.setdefault(name, _ASK_A_WORKER)
+    return alone.model_copy(update=update)
 
 
 async def _parameters(session: AsyncSession, spec: JobSpec) -> tuple[int | None, str]:

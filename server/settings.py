@@ -33,6 +33,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         ge=1,
         description="log, sample and progress events kept of one job; the cut is told, and all else is always kept",
     )
+    check_seconds: float = Field(default=30, gt=0, description="what a worker gets to look at a spec for validation")
     claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
 
     def hub_allows(self, hub_id: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from worker.checks import Checks
 from worker.consumer import Consumer
 from worker.devices import Slot, find_slots
 from worker.link import Link
@@ -32,7 +33,7 @@ from worker.store import ArtifactStore
 from worker.sweep import sweep
 from worker.training import KILL_SECONDS
 from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
-from zeta_core.contract.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
+from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
 TICK_SECONDS = 0.1
 TROUBLE_SECONDS = 2.0
@@ -63,6 +64,7 @@ class Supervisor:
         )
         self._report = self._now()
         self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
+        self._checks = Checks(settings, command, lambda result: self._link.post(("check", result.check_id), result))
         self._consumer = Consumer(settings, self._inbox)
         self._pulse = Pulse(settings, incarnation, version, lambda: self._report)
         self._heard_at = self._pulse.heard_at  # when it began: no beat was taken yet
@@ -89,6 +91,7 @@ class Supervisor:
             self._sweep()
         if self._runs:
             logger.warning("%d run(s) are not published yet; the next start does it.", len(self._runs))
+        self._checks.stop()
         self._consumer.stop()
         self._pulse.stop()
         self._link.stop()
@@ -129,6 +132,9 @@ class Supervisor:
             case StopOrder(job_id=job_id, attempt=attempt, action=action):
                 if run := self._runs.get((job_id, attempt)):
                     run.stop(action)
+            case CheckRequest():
+                if not self._stopping:
+                    self._checks.take(message)
             case _:
                 raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
 

@@ -195,6 +195,18 @@ class DrainRow(Table):
     created_at: Mapped[datetime]
 
 
+class CheckRow(Table):
+    """What a worker found out about a spec; ``id`` is the SHA-256 of what was checked."""
+
+    __tablename__ = "checks"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    worker: Mapped[str]
+    answer: Mapped[dict[str, Any] | None]
+    failure: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class IdempotencyRow(Table):
     """A submission that was answered: the same key and body within 24 hours is the same job."""
 

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from server.database.db import Database
+from server.engine.checks import Checks
 from server.engine.courier import Courier
 from server.engine.fleet import Fleet
 from server.engine.keeper import DATABASE_AWAY, Keeper, tell_worker
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """What the HTTP side needs of it: `wake` after it queued or changed a job, `stored` to follow events, `workers`."""
+    """What the HTTP side needs: `wake` after it changed a job, `stored` to follow events, `workers`, `checks`."""
 
     def __init__(self, database: Database, settings: ServerSettings) -> None:
         self.database = database
@@ -50,6 +51,7 @@ class Engine:
         self._keeper = Keeper(database, self._redis, settings, self.stored, self.wake)
         self._scheduler = Scheduler(database, self._fleet, self._courier.send, claim_seconds=settings.claim_seconds)
         self._watch = Watch(database, self._fleet, self._tell, self.stored, self.wake, lease=settings.lease_seconds)
+        self.checks = Checks(database, self._fleet, self._tell, limit_seconds=settings.check_seconds)
         self._look_outage = Outage("Redis cannot be reached")
         self._stopping = asyncio.Event()
         self._wakers: list[asyncio.Event] = []

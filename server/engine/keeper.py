@@ -24,7 +24,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from server.database.db import Database
-from server.engine import journal
+from server.engine import checks, journal
 from server.engine.claims import answer_claim
 from server.engine.link import REDIS_AWAY, Outage
 from server.engine.stored import Stored
@@ -34,7 +34,9 @@ from zeta_core.contract.messages import (
     SERVER_GROUP,
     SERVER_STREAM,
     BadSignature,
+    CheckResult,
     Claim,
+    FromWorker,
     JournalBatch,
     sign,
     verify,
@@ -135,7 +137,7 @@ class Keeper:
         """Apply one message and answer it. Only a database that is away leaves it in the stream."""
         try:
             message = FROM_WORKER.validate_python(verify(fields, self._secret, channel=SERVER_STREAM))
-            answer = await (self._claim(message) if isinstance(message, Claim) else self._batch(message))
+            answer = await self._apply(message)
             self._database_outage.ended()
         except DATABASE_AWAY as error:
             self._database_outage.began(error)
@@ -158,6 +160,18 @@ class Keeper:
             await self._redis.xdel(SERVER_STREAM, message_id)
         except REDIS_AWAY as error:
             self._redis_outage.began(error)  # the worker repeats what it hears no answer to
+
+    async def _apply(self, message: FromWorker) -> tuple[str, BaseModel] | None:
+        """Apply a message in a transaction of its own; returns the answer and whom it is for."""
+        match message:
+            case Claim():
+                return await self._claim(message)
+            case JournalBatch():
+                return await self._batch(message)
+            case CheckResult():
+                async with self._database.write() as session:
+                    await checks.keep(session, message)
+                return None
 
     async def _claim(self, claim: Claim) -> tuple[str, BaseModel]:
         async with self._database.write() as session:

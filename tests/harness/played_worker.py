@@ -16,6 +16,7 @@ from zeta_core.contract.messages import (
     Claim,
     ClaimAnswer,
     DeviceReport,
+    FromWorker,
     Heartbeat,
     JournalAck,
     JournalBatch,
@@ -70,7 +71,7 @@ class PlayedWorker:
     def batch(self, job_id: str, first_line: int, *lines: dict[str, Any], attempt: int = 1) -> JournalBatch:
         return JournalBatch(job_id=job_id, attempt=attempt, worker=self.name, first_line=first_line, lines=list(lines))
 
-    def say(self, message: Claim | JournalBatch) -> None:
+    def say(self, message: FromWorker) -> None:
         self.say_raw({**sign(message, self._secret, channel=SERVER_STREAM)})
 
     def say_raw(self, fields: dict[Any, Any]) -> None:
@@ -81,7 +82,7 @@ class PlayedWorker:
 
         def next_one() -> ToWorker | None:
             for message in self.heard():
-                if isinstance(message, kind) and message.job_id == job_id:
+                if isinstance(message, kind) and getattr(message, "job_id", None) == job_id:
                     return message
             return None
 

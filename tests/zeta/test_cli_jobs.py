@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,7 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
 
 
 def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, client: Client) -> None:
+    wait_until(lambda: client.workers()[0].status == "ready", 20, "the worker to have been heard twice")
     (worker,) = client.workers()
     drained = json.loads(service.command("worker", "drain", worker.name, "--json").stdout)
     assert (drained["status"], drained["draining"]) == ("draining", True)
@@ -234,6 +236,27 @@ def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, cl
     client.cancel(waiting.id)
     assert "ready" in service.command("worker", "undrain", worker.name).stdout
     assert service.command("worker", "drain", "nobody").returncode == 1
+
+
+def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
+    service: Service, client: Client, tmp_path: Path
+) -> None:
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps(TINY_JOB))
+    found = json.loads(service.command("validate", str(spec), "--json").stdout)
+    assert found["isolates"] is True
+    assert found["vocabulary"]["fits"] is True
+    assert found["steps"] == 8
+    assert found["disk"]["bytes"] > 4 * found["parameters"]
+    assert found["memory"]["activations"] > 0
+    assert set(found["pending"]) == {"time"}
+    before = time.monotonic()
+    assert client.validate(TINY_JOB).parameters == found["parameters"]
+    assert time.monotonic() - before < 2.0  # it was not asked again
+    shown = service.command("validate", str(spec))
+    assert (shown.returncode, "The job is valid." in shown.stdout) == (0, True)
+    unknown = service.command("validate", str(spec), "--set", "model.config.model_type=nonsense")
+    assert (unknown.returncode, "nonsense" in unknown.stderr) == (2, True)
 
 
 def test_login_stores_what_works_and_nothing_else(service: Service, tmp_path: Path) -> None:

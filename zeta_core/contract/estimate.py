@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zeta_core.contract.check import Vocabulary
+
 
 class _Stored(BaseModel):
     """Frozen; a client keeps the fields of a newer server."""
@@ -36,4 +38,6 @@ class Estimate(_Stored):
     memory: Bytes | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
     time: Seconds | None = None
+    vocabulary: Vocabulary | None = None
+    isolates: bool | None = Field(default=None, description="whether packed documents do not see one another")
     pending: dict[str, str] = Field(default={}, description="why a field is null, by its name")

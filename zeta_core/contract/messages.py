@@ -3,8 +3,8 @@
 | where                         | from -> to       | what                                                         |
 |-------------------------------|------------------|--------------------------------------------------------------|
 | Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
-| stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`                                      |
-| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`                     |
+| stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
+| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`, `CheckRequest`     |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`                       |
 
 Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
@@ -22,10 +22,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.job import StopAction
 
 CONTRACT_VERSION = 2
 TIME_LIMIT_VERSION = 2  # workers from this version on know the stop orders ``time_limit`` and ``disk``
+CHECK_VERSION = 2  # ... and `CheckRequest`
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -112,6 +114,27 @@ class StopOrder(_Message):
     action: StopAction
 
 
+class CheckRequest(_Message):
+    """Run ``python -m zeta_core check`` on a spec, within the limit; it is asked once, and nobody waits longer."""
+
+    kind: Literal["check_request"] = "check_request"
+    check_id: str  # the SHA-256 of what is checked: the answer is kept under it
+    spec: dict[str, JsonValue]
+    resolved_spec: dict[str, JsonValue]
+    processes: int = 1
+    limit_seconds: float
+
+
+class CheckResult(_Message):
+    """What a check found out, or why it found out nothing."""
+
+    kind: Literal["check_result"] = "check_result"
+    check_id: str
+    worker: str
+    answer: CheckAnswer | None = None
+    failure: str | None = None
+
+
 class DeviceReport(BaseModel):
     """One slot of a worker: a GPU, or the CPU of a host that has none."""
 
@@ -142,9 +165,9 @@ class Heartbeat(_Message):
     slots: list[DeviceReport]
 
 
-FromWorker = Annotated[Claim | JournalBatch, Field(discriminator="kind")]
+FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
-ToWorker = Annotated[ClaimAnswer | JournalAck | StopOrder, Field(discriminator="kind")]
+ToWorker = Annotated[ClaimAnswer | JournalAck | StopOrder | CheckRequest, Field(discriminator="kind")]
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 
 

@@ -1,0 +1,98 @@
+"""Asks a worker what only torch and transformers know of a spec, and keeps the answers for a while.
+
+The answer may reach any server that reads the workers' stream, so it goes through the database, under the SHA-256 of
+what was checked: the same question within `KEPT_SECONDS` is not asked again. Nothing is repeated: who asks waits for so
+long and no longer, and is told why there is no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.db import Database
+from server.database.tables import CheckRow
+from server.engine.fleet import Fleet
+from server.engine.link import REDIS_AWAY
+from zeta_core.contract.check import CheckAnswer
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
+
+KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
+LOOK_SECONDS = 0.25
+
+Tell = Callable[[str, BaseModel], Awaitable[None]]
+
+
+class Checks:
+    def __init__(self, database: Database, fleet: Fleet, tell: Tell, *, limit_seconds: float) -> None:
+        self._database = database
+        self._fleet = fleet
+        self._tell = tell
+        self._limit_seconds = limit_seconds
+
+    async def ask(self, spec: dict[str, Any], resolved_spec: dict[str, Any], processes: int) -> CheckAnswer | str:
+        """What a worker says of the spec, or a sentence that says why none does."""
+        asked = json.dumps([spec, resolved_spec, processes], sort_keys=True, separators=(",", ":"))
+        check_id = hashlib.sha256(asked.encode()).hexdigest()
+        now = utc_now()
+        kept = await self._kept(check_id, now - timedelta(seconds=KEPT_SECONDS))
+        if isinstance(kept, CheckAnswer):
+            return kept
+        worker = self._choose()
+        if worker is None:
+            return "No worker is connected that could look."
+        request = CheckRequest(
+            check_id=check_id,
+            spec=spec,
+            resolved_spec=resolved_spec,
+            processes=processes,
+            limit_seconds=self._limit_seconds,
+        )
+        try:
+            await self._tell(worker.worker, request)
+        except REDIS_AWAY:
+            return "Redis cannot be reached, so no worker can be asked."
+        deadline = time.monotonic() + self._limit_seconds
+        while time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+            found = await self._kept(check_id, now)
+            if found is not None:
+                return found
+        return f"The worker {worker.worker} did not answer within {self._limit_seconds:g} s; ask again."
+
+    def _choose(self) -> Heartbeat | None:
+        """The worker with the most free slots."""
+        able = [
+            beat
+            for beat in self._fleet.workers()
+            if self._fleet.is_alive(beat.worker) and not beat.stopping and beat.contract_version >= CHECK_VERSION
+        ]
+        return max(able, key=lambda beat: sum(slot.job_id is None for slot in beat.slots), default=None)
+
+    async def _kept(self, check_id: str, since: datetime) -> CheckAnswer | str | None:
+        async with self._database.read() as session:
+            row = await session.get(CheckRow, check_id)
+        if row is None or row.created_at < since:
+            return None
+        return row.failure if row.answer is None else CheckAnswer.model_validate(row.answer)
+
+
+async def keep(session: AsyncSession, result: CheckResult) -> None:
+    """Store what a worker found out, and forget what is too old."""
+    now = utc_now()
+    answer = result.answer.model_dump(mode="json") if result.answer is not None else None
+    failure = result.failure or ("The worker found out nothing." if answer is None else None)
+    await session.execute(delete(CheckRow).where(CheckRow.created_at < now - timedelta(seconds=KEPT_SECONDS)))
+    await session.merge(
+        CheckRow(id=result.check_id, worker=result.worker, answer=answer, failure=failure, created_at=now)
+    )

@@ -1,0 +1,67 @@
+"""Two servers on one database and one Redis: no work is done twice, and one of them may go at any time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from server.database.db import Database
+from server.engine.engine import Engine
+from tests.harness.fleet import Bench, bench
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from zeta_core.contract.layout import PUBLISHED_FILE
+from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+    url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
+    with bench(tmp_path, redis_url, url) as made:
+        made.start_engine()
+        yield made
+
+
+def test_two_servers_start_every_job_once_store_every_line_once_and_obey_every_command(
+    fleet: Bench, shared_valkey: ValkeyServer
+) -> None:
+    async def open_second() -> tuple[Database, Engine]:
+        database = Database(fleet.settings.database)  # connections of its own, as another process has
+        engine = Engine(database, fleet.settings)
+        await engine.start()
+        return database, engine
+
+    async def close(database: Database, engine: Engine) -> None:
+        await engine.stop()
+        await database.close()
+
+    second = fleet.loop.run(open_second())
+    for name in ("w1", "w2"):
+        fleet.start_worker(name, ZETA_WORKER_SLOTS="2")
+    jobs = [fleet.submit(steps="60", checkpoint_every="10") for _ in range(6)]
+    endless = [fleet.submit(steps="100000") for _ in range(2)]
+    for job_id, action in zip(endless, ("pause", "cancel"), strict=True):
+        fleet.wait_for_step(job_id, 2)
+        fleet.request(job_id, action)
+    fleet.wait_for_status(endless[0], "paused")
+    fleet.wait_for_status(endless[1], "cancelled")
+    last = [fleet.submit(steps="60", checkpoint_every="10") for _ in range(4)]
+    fleet.wait_for_step(last[0], 2)
+    with shared_valkey.client() as client:
+        assert _readers(client) == 2
+        fleet.loop.run(close(*second))  # its share of the messages goes to the other one
+        for job_id in (*jobs, *last):
+            fleet.wait_for_status(job_id, "succeeded", 60)
+        assert _readers(client) == 1
+    for job_id in (*jobs, *endless, *last):
+        assert [attempt.attempt for attempt in fleet.attempts(job_id)] == [1]
+        fleet.check_events(job_id)
+    started = [file.parent for file in fleet.settings.home.glob(f"**/runs/*/*/{PUBLISHED_FILE}")]
+    wait_until(lambda: len(started) == 12, 1, "one run directory for each job")
+
+
+def _readers(client: "redis.Redis") -> int:
+    groups: list[dict[str, object]] = list(client.xinfo_groups(SERVER_STREAM))  # pyright: ignore[reportArgumentType]
+    (group,) = [group for group in groups if group["name"] == SERVER_GROUP]
+    return int(str(group["consumers"]))

@@ -66,7 +66,8 @@ def test_of_two_ranks_one_may_be_killed_or_stand_still_and_all_may_be_told_to_en
         "handed_back",
         "paused_by_user",
     ]
-    assert (one.last_step or 0) >= (two.first_step or 0) > (one.last_step or 0) - 21, "steps lost: at most an interval"
+    lost = (one.last_step or 0) + 1 - (two.first_step or 0)
+    assert 0 <= lost <= 40, "at most an interval, and the steps of the next one beside which a checkpoint is written"
     assert four.first_step == (three.last_step or 0) + 1 > saved, "no step is lost by SIGTERM"
     (warning,) = [warning for warning in job.warnings if warning["code"] == "stalled"]
     assert "stacks of process" in warning["message"]

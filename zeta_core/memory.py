@@ -7,14 +7,13 @@ cannot fit; where it turns out not to, the error says what was held, and by whic
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from pydantic import JsonValue
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.advice import NO_LESS_MEMORY, Patch, less_memory
 from zeta_core.contract.spec import Optimizer
@@ -22,6 +21,7 @@ from zeta_core.failures import OutOfMemory, is_out_of_memory
 from zeta_core.plan import Plan
 from zeta_core.settings import total_memory_bytes
 from zeta_core.train import Course
+from zeta_core.usage import num_bytes
 
 # Bytes of state for each trained value: two moments in float32, or one, or factors of a matrix that come to little.
 STATE_BYTES: dict[Optimizer, int] = {"adamw": 8, "sgd": 4, "lion": 4, "muon": 4, "adafactor": 0}
@@ -58,7 +58,7 @@ def least_needed(model: nn.Module, plan: Plan, mean_length: float) -> Parts:
     ``mean_length`` is that of the sequences in tokens, padding included: some micro-batch has as many in each.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights, gradients = _bytes(model.parameters()), _bytes(trained)
+    weights, gradients = num_bytes(model.parameters()), num_bytes(trained)
     state = STATE_BYTES[plan.optimizer] * sum(parameter.numel() for parameter in trained)
     if plan.strategy == "zero":
         weights, gradients = weights // 2, gradients // 2  # perhaps in half precision; what is split, its stage says
@@ -129,9 +129,9 @@ def held(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
     parameters = list(module.parameters())
     state = [value for values in optimizer.state.values() for value in values.values()]
     return Parts(
-        _bytes(parameters),
-        _bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
-        _bytes(value for value in state if isinstance(value, torch.Tensor)),
+        num_bytes(parameters),
+        num_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        num_bytes(value for value in state if isinstance(value, torch.Tensor)),
     )
 
 
@@ -178,11 +178,6 @@ def _num_logits(model: nn.Module) -> int:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head.weight.shape[0] if isinstance(head, nn.Linear) else 0
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def _size(number_of_bytes: int) -> str:

@@ -99,11 +99,11 @@ class Usage:
         """
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         state = [value for values in optimizer.state.values() for value in values.values()]
-        gradients = _bytes(trained)
+        gradients = num_bytes(trained)
         parts = {
-            "weights": _bytes([*module.parameters(), *module.buffers()]),
+            "weights": num_bytes([*module.parameters(), *module.buffers()]),
             "gradients": gradients,
-            "optimizer": _bytes(value for value in state if isinstance(value, torch.Tensor)),
+            "optimizer": num_bytes(value for value in state if isinstance(value, torch.Tensor)),
         }
         if self._computed is not None:
             parts["activations"] = max(0, self._computed - gradients)
@@ -122,6 +122,7 @@ def _begin_peak() -> int | None:
         return None
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """What tensors take on this process, of a sharded one its share."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
     return sum(tensor.numel() * tensor.element_size() for tensor in local)

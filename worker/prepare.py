@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worker.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.checkpoint import NAME_PATTERN
-from zeta_core.contract.layout import ALIVE_FILE, RUN_FILE, RunFile
+from zeta_core.contract.layout import RUN_FILE, RunFile
 
 
 def prepare(order: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None) -> None:
@@ -35,7 +35,6 @@ def prepare(order: RunFile, directory: Path, store: ArtifactStore, *, resume: st
             raise BrokenCheckpoint(f"{resume!r} is no checkpoint of a job.")
         resume_from = store.checkpoint(job_id, name)
     order = order.model_copy(update={"resume_from": None if resume_from is None else str(resume_from)})
-    (directory / ALIVE_FILE).touch()
     temporary = directory / f"{RUN_FILE}.new"
     temporary.write_text(order.model_dump_json(indent=2))
     temporary.replace(directory / RUN_FILE)

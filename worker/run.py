@@ -116,7 +116,7 @@ class Run:
             attempt=order.attempt,
             worker=settings.worker_name,
         )
-        self._began = time.monotonic()
+        self._began = self._heard_at = time.monotonic()
         self._claimed_at = 0.0
         self._preparing: Future[None] | None = None
         self._last_word: StatusLine | None = None  # how the attempt ended, where its worker knows better
@@ -200,10 +200,11 @@ class Run:
         elif self.phase != Phase.OVER:
             self._training.stop(action)
 
-    def heard(self) -> None:
-        """The worker has been heard: a training that can know it goes on."""
+    def heard(self, at: float) -> None:
+        """The worker was heard at this moment of the monotonic clock: a training that can know it goes on."""
+        self._heard_at = at
         if self.phase == Phase.TRAINING:
-            self._training.touch()
+            self._training.heard(at)
 
     def kill(self) -> None:
         """End it now, saved or not: the server may soon start it elsewhere."""
@@ -244,6 +245,7 @@ class Run:
         error = self._preparing.exception()
         if error is None and self._training.stop_action is None:
             try:
+                self._training.heard(self._heard_at)
                 self._training.start(self._place.command, self._environment())
             except OSError as not_started:
                 error = not_started

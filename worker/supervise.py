@@ -164,7 +164,9 @@ class Supervisor:
             logger.info("Attempt %d of %s is not claimed: %s.", message.attempt, message.job_id, refusal)
             return
         slots = [known[slot] for slot in message.slots]
-        self._runs[message.job_id, message.attempt] = Run.handed_over(self._place, message, slots)
+        run = Run.handed_over(self._place, message, slots)
+        run.heard(self._pulse.heard_at)
+        self._runs[message.job_id, message.attempt] = run
 
     def _step_runs(self) -> None:
         heard, unheard_seconds = self._pulse.heard_at > self._heard_at, time.monotonic() - self._pulse.heard_at
@@ -174,7 +176,7 @@ class Supervisor:
                 continue
             try:
                 if heard:
-                    run.heard()
+                    run.heard(self._heard_at)
                 self._tell_to_stop(run, unheard_seconds)
                 for message in run.step():
                     self._link.post((type(message).__name__, *key), message)

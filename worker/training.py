@@ -76,9 +76,13 @@ class Training:
         except (FileNotFoundError, ValidationError):
             return  # none was given, or by a version with other orders: the server repeats its own
 
-    def touch(self) -> None:
-        """Let the training know that its worker is there and is heard."""
-        (self.directory / ALIVE_FILE).touch()
+    def heard(self, at: float) -> None:
+        """Let the training know when its worker was last heard (`time.monotonic`, which all processes here share)."""
+        file = os.open(self.directory / ALIVE_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(file, f"{at:020.3f}\n".encode(), 0)  # in place, so that a disk that fills does not refuse it
+        finally:
+            os.close(file)
 
     def stop(self, action: StopAction) -> None:
         """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing."""

@@ -78,7 +78,7 @@ def main(run_dir: Path) -> int:
             journal.max_lines = file.journal_max_lines
             supervision.watch(file, lambda: None if here.launched else journal.write(_handed_back()))
             if file.processes > 1 and not here.launched:
-                line = _train_in_processes(run_dir, file, stop)
+                line = _train_in_processes(run_dir, file, stop, supervision)
             else:
                 line = _train(file, here, report, stop)
         except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
@@ -153,7 +153,7 @@ class Stop:
             return None  # it is still being written; the next step reads it whole
 
 
-def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
+def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: Supervision) -> StatusLine:
     """Start the ranks with torch elastic, without restarts, and wait until none is left; returns how they ended."""
     import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -173,6 +173,8 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop) -> StatusLine:
         # SIGTERM is ours: it becomes the stop file, which lets the ranks save; elastic would end them.
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
+    if supervision.is_lost:
+        return _handed_back()  # ranks that start now might not know yet what this process knows when it has to end
     stop.write_on_signal = True
     oom_kills = count_oom_kills()
     killed: StatusLine | None = None

@@ -1,8 +1,9 @@
-"""Whether this run's worker is still there and heard: it touches ``alive`` in the run directory while it is.
+"""Whether this run's worker is still there and heard: while it is, it writes when into ``alive`` in the run directory.
 
-Looked at by a thread, so that a process notices while it loads, trains or saves. Counted is this process's own
-monotonic time since the file was last seen to change: a wall clock that jumps changes nothing, and a process that was
-stopped for long looks first and judges then.
+Looked at by a thread, so that a process notices while it loads, trains or saves. Counted is the monotonic clock that
+all processes of a machine share: a wall clock that jumps changes nothing, and a process that starts late (a rank, or
+one that loads for long) counts from when the worker was heard, not from its own start. A process that was stopped for
+long looks first and judges then.
 """
 
 from __future__ import annotations
@@ -38,20 +39,22 @@ class Supervision:
 
     def _watch(self, self_stop_seconds: float, end_seconds: float, on_end: Callable[[], None]) -> None:
         tick = min(LONGEST_TICK_SECONDS, self_stop_seconds / 20)
-        seen, since = self._stamp(), time.monotonic()
-        while not self._closed.wait(tick):
-            stamp, now = self._stamp(), time.monotonic()
-            if stamp != seen:
-                seen, since = stamp, now
-            self.is_lost = now - since >= self_stop_seconds
-            if now - since >= end_seconds:
+        heard_at = time.monotonic()  # until the file says it
+        while True:
+            heard_at = self._heard_at() or heard_at
+            unheard_seconds = time.monotonic() - heard_at
+            self.is_lost = unheard_seconds >= self_stop_seconds
+            if unheard_seconds >= end_seconds:
                 try:
                     on_end()
                 finally:
                     os._exit(1)
+            if self._closed.wait(tick):
+                return
 
-    def _stamp(self) -> int | None:
+    def _heard_at(self) -> float | None:
+        """What the file says; ``None`` where it is not there, or met half written."""
         try:
-            return os.stat(self._file).st_mtime_ns
-        except FileNotFoundError:
+            return float(self._file.read_text())
+        except (FileNotFoundError, ValueError):
             return None

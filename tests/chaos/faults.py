@@ -174,14 +174,14 @@ def flushall(fleet: Fleet, dice: Random) -> Blow:
 def database_locked(fleet: Fleet, dice: Random) -> Blow:
     hit = running(fleet)
     with fleet.database.locked():
-        yield Hit(hit, dice.uniform(1.0, 8.0))
+        yield Hit(hit, _short_or_longer_than_the_lease(dice))
 
 
 def database_down(fleet: Fleet, dice: Random) -> Blow:
     if isinstance(fleet.database, PostgresUnderFire):
         hit = running(fleet)
         fleet.database.crash()
-        yield Hit(hit, dice.uniform(0.0, 6.0))
+        yield Hit(hit, _short_or_longer_than_the_lease(dice))
         fleet.database.start_again()
 
 
@@ -208,6 +208,10 @@ def clock_jumps(fleet: Fleet, dice: Random) -> Blow:
         fleet.clocks[name].jump(dice.choice([-7200, -300, 300, 7200]))
         yield Hit(running(fleet), dice.uniform(1.0, 8.0))
         fleet.clocks[name].jump(0)
+
+
+def _short_or_longer_than_the_lease(dice: Random) -> float:
+    return dice.uniform(0.0, 6.0) if dice.random() < 0.7 else LEASE_SECONDS + dice.uniform(0.0, 6.0)
 
 
 FAULTS: tuple[Fault, ...] = (

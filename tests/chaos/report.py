@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.promises import Evidence
@@ -9,12 +10,17 @@ from tests.chaos.storm import Struck
 from zeta_core.contract.job import JobStatus
 
 HEAD = (
-    "| fault | struck | jobs hit | attempts lost | the jobs hit ended | longest recovery |\n|---|---|---|---|---|---|"
+    "| fault | struck | jobs hit | new attempts | the jobs hit ended | recovery: median, longest |\n"
+    "|---|---|---|---|---|---|"
 )
 
 
 def table(struck: Sequence[Struck], evidence: Evidence) -> str:
-    """A line for each fault; recovery is from its mending until the last job that it hit had a new stored step."""
+    """A line for each fault.
+
+    A job that a fault hit has recovered when it has a new stored step (in a new attempt, if this one was ended by the
+    fault), counted from the fault's mending, whatever struck it meanwhile.
+    """
     lines = [HEAD]
     for fault in FAULTS:
         mine = [one for one in struck if one.fault is fault]
@@ -27,7 +33,7 @@ def table(struck: Sequence[Struck], evidence: Evidence) -> str:
             str(len(set(hit))),
             str(sum(len(one.attempts_lost) for one in mine)),
             ", ".join(f"{count} {status}" for status, count in sorted(ends.items())) or "–",
-            f"{max(recoveries):.1f} s" if recoveries else "–",
+            f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

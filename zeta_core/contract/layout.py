@@ -55,7 +55,7 @@ def output_directory(job_id: str) -> PurePosixPath:
 
 RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start, never changed
 STOP_FILE = "stop"  # in: a `StopFile`; the training looks for it after every optimizer step
-ALIVE_FILE = "alive"  # in: touched while its worker is heard, so that a training that is not can tell
+ALIVE_FILE = "alive"  # in: when its worker was last heard, in seconds of this machine's monotonic clock
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
 PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people

@@ -52,4 +52,4 @@ def summary(struck: Sequence[Struck], evidence: Evidence) -> str:
 
 
 def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return "; ".join(f"{count} {name}" for name, count in sorted(counts.items()))

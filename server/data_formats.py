@@ -9,7 +9,6 @@ from pathlib import PurePath
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.formats import DATA_SUFFIXES, MODEL_SUFFIXES, ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
-
 from zeta_core.contract.rows import RowFormat, fault_in, format_of
 
 SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}

@@ -181,8 +181,8 @@ def _write(
     if written.num_tokens < 2:
         names = ", ".join(source.name for source in sources)
         raise InvalidData(f"{names}: holds no text to train on; give at least one document of some words.")
-    np.save(aside / "offsets.npy", np.cumsum([0, *written.lengths], dtype=np.int64))
-    np.save(aside / "rows.npy", np.array(written.rows, dtype=np.int64))
+    np.save(aside / "offsets.npy", written.offsets)
+    np.save(aside / "rows.npy", written.rows)
     meta = {"version": FORMAT_VERSION, "dtype": dtype.str, "supervised": supervised, **written.meta()}
     (aside / "meta.json").write_text(json.dumps(meta))
     for file in aside.iterdir():
@@ -190,7 +190,7 @@ def _write(
             os.fsync(opened.fileno())
     aside.rename(directory)
     written.tell(1.0)
-    documents = "1 document" if len(written.lengths) == 1 else f"{len(written.lengths):,} documents"
+    documents = "1 document" if written.num_documents == 1 else f"{written.num_documents:,} documents"
     report.log(f"Tokenized {documents} into {written.num_tokens:,} tokens.")
 
 
@@ -208,13 +208,14 @@ class _Written:
         self._largest = 0
         self._num_empty = self._num_split = 0
         self._templated = False
-        self.lengths: list[int] = []
-        self.rows: list[int] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.int64]] = []
+        self.num_documents = 0
         self.num_tokens = 0
 
     def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
         """Count the documents of a unit; returns which of its tokens are learned."""
-        before = len(self.lengths)
+        before = self.num_documents
         learned_N = encoded.supervised_N
         if learned_N is None and self._supervised:
             learned_N = np.ones(len(encoded.ids_N), dtype=np.bool_)
@@ -222,15 +223,13 @@ class _Written:
             learned_N[starts[1:] if self._open_length else starts] = False
         if encoded.ends_D.all() and not self._open_length:
             full = encoded.lengths_D > 0
-            self.lengths += encoded.lengths_D[full].tolist()
-            self.rows += encoded.rows_D[full].tolist()
-            self._hashes.append(encoded.hashes_D[full])
+            self._take(encoded.lengths_D[full], encoded.rows_D[full], encoded.hashes_D[full])
             self._num_empty += int((~full).sum())
         else:
             self._add_pieces(encoded)
         self.num_tokens += len(encoded.ids_N)
         self._largest = max(self._largest, int(encoded.ids_N.max(initial=0)))
-        self._documents[source] += len(self.lengths) - before
+        self._documents[source] += self.num_documents - before
         self._num_split += encoded.num_split
         self._templated |= encoded.templated
         if time.monotonic() - self._told_at >= SECONDS_BETWEEN_LINES:
@@ -248,16 +247,29 @@ class _Written:
             self._open_hash = digest if not self._open_length else content_hash(b"%d %d" % (self._open_hash, digest))
             self._open_length += length
             if ends and self._open_length:
-                self.lengths.append(self._open_length)
-                self.rows.append(row)
-                self._hashes.append(np.array([self._open_hash], dtype=np.uint64))
+                whole = (np.array([self._open_length]), np.array([row]), np.array([self._open_hash], dtype=np.uint64))
+                self._take(*whole)
             self._num_empty += bool(ends and not self._open_length)
             if ends:
                 self._open_length = 0
 
+    def _take(self, lengths: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
+        self._lengths.append(lengths)
+        self._rows.append(rows)
+        self._hashes.append(hashes)
+        self.num_documents += len(lengths)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        return np.cumsum(np.concatenate(([0], *self._lengths)), dtype=np.int64)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.concatenate(self._rows).astype(np.int64)
+
     def tell(self, share: float) -> None:
         self._told_at = time.monotonic()
-        line = ProgressLine(phase="loading_data", documents=len(self.lengths), share=round(min(1.0, share), 4))
+        line = ProgressLine(phase="loading_data", documents=self.num_documents, share=round(min(1.0, share), 4))
         self._report.write(line)
 
     def meta(self) -> dict[str, Any]:
@@ -271,7 +283,7 @@ class _Written:
         return {
             "largest_id": self._largest,
             "num_tokens": self.num_tokens,
-            "num_documents": len(self.lengths),
+            "num_documents": self.num_documents,
             "num_duplicates": int(len(hashes) - len(np.unique(hashes))),
             "num_empty": self._num_empty,
             "num_split": self._num_split,

@@ -37,7 +37,7 @@ class TokenFile:
 
     `where` tells the place of a position in ``ids`` and ``supervised``. The latter says of each token whether it is
     learned (never a document's first); ``None``: all are. A preference pair is two documents, the chosen one first.
-    ``num_duplicates`` is ``None`` where documents were not compared.
+    The counts are those of all that was read, parts or not; ``num_duplicates`` is ``None`` where nothing was compared.
     """
 
     ids: Ids
@@ -93,7 +93,6 @@ class TokenFile:
             origins=tuple(
                 replace(origin, num_documents=int(count)) for origin, count in zip(self.origins, taken, strict=True)
             ),
-            num_duplicates=None,
             shifts=self.where(starts) - offsets[:-1],
         )
 

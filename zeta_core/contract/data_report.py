@@ -24,7 +24,7 @@ class DataReport(BaseModel):
     ``truncated`` documents lost their end to ``seq_len``, ``truncated_tokens`` in all, and ``dropped`` ones are not
     trained on at all; ``empty`` ones held no text; ``split`` conversations became several documents, because the chat
     template writes earlier turns otherwise later. ``duplicates`` are exact copies of an earlier document, null where
-    they were not looked for. ``supervised_share`` is that of the tokens whose prediction is learned, ``filled_share``
+    they were not looked for; these three count what is held out, too. ``supervised_share`` is that of the tokens whose prediction is learned, ``filled_share``
     that of the sequences that is not padding.
     """
 

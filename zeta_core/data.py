@@ -184,7 +184,9 @@ def _hub_units(rows: Any) -> Iterator[Unit]:
         last = min(len(rows), first + _UNIT_ROWS)
 
         def load(first: int = first, last: int = last) -> Iterator[Row]:
-            return (Row(index + 1, rows[index]) for index in range(first, last))
+            columns: dict[str, list[Any]] = rows[first:last]
+            values = zip(*columns.values(), strict=True)
+            return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first + 1))
 
         yield Unit(load, last)
 

@@ -22,10 +22,10 @@ class DataReport(BaseModel):
     """The documents of a run, whatever is held out aside; the two answers of a preference pair are two of them.
 
     ``truncated`` documents lost their end to ``seq_len``, ``truncated_tokens`` in all, and ``dropped`` ones are not
-    trained on at all; ``empty`` ones held no text; ``split`` conversations became several documents, because the chat
-    template writes earlier turns otherwise later. ``duplicates`` are exact copies of an earlier document, null where
-    they were not looked for; these three count what is held out, too. ``supervised_share`` is that of the tokens whose prediction is learned, ``filled_share``
-    that of the sequences that is not padding.
+    trained on at all. ``empty`` ones held no text; ``split`` conversations became several documents, because the chat
+    template writes earlier turns otherwise later; ``duplicates`` are exact copies of an earlier document, null where
+    they were not looked for: these three count what is held out, too. ``supervised_share`` is that of the tokens whose
+    prediction is learned, ``filled_share`` that of the sequences that is not padding.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import JobRow
@@ -70,11 +71,12 @@ async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
 def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
     """Each field that must not change and does: its name, its value, and the one that the run was started with."""
     now: dict[str, Any] = spec.model_dump(mode="json")
+    asked = _with_defaults(resumed.spec)
     given = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
     for name in type(spec).model_fields:
         if name in _FREE or name not in given or name not in resumed.resolved_spec:
             continue
-        resolved, sent = resumed.resolved_spec[name], resumed.spec.get(name)
+        resolved, sent = resumed.resolved_spec[name], asked.get(name)
         if name == "use_deepspeed":  # which stage of it, a resumed run may choose
             same = bool(now[name]) == bool(sent)
         else:
@@ -83,6 +85,14 @@ def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, obje
         if not same:
             yield name, now[name], sent if resolved is None else resolved
     yield from _changed_global_batch(spec, resumed.resolved_spec)
+
+
+def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
+    """A spec that was accepted once, its objects with all their fields; as it was sent where today's words differ."""
+    try:
+        return JobSpec.model_validate(sent).model_dump(mode="json")
+    except ValidationError:
+        return sent
 
 
 def _changed_global_batch(spec: JobSpec, resolved: dict[str, Any]) -> Iterator[tuple[str, object, object]]:

@@ -187,6 +187,11 @@ def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exac
     assert rerun(http, parent, patch={**patch, **weights}).status_code == 201
     plain = {**SPEC, "resume_from_checkpoint": parent, "learning_rate": 0.002}
     assert error_of(http.post("/v1/jobs", json=plain))["code"] == "changed_on_resume"
+    # What a worker wrote down shorter than the spec has it is no change.
+    rows.change(parent, spec={**SPEC, "lora": {"r": 8}}, resolved_spec={**SPEC, "lora": {"r": 8}, "files": {}})
+    assert rerun(http, parent, **at("latest")).status_code == 201
+    wrong = rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest"))
+    assert error_of(wrong)["param"] == "lora"
     # From the start of a rerun is the start, not its parent's checkpoint.
     assert "resume_from_checkpoint" not in rerun(http, job["id"]).json()["spec"]
 

@@ -168,7 +168,9 @@ def test_a_hand_over_to_a_worker_that_falls_silent_goes_to_another(database: Ben
     job_id = database.submit()
     stepped.hear(first=1)
     assert stepped.step() == [(job_id, "first")]
-    stepped.now += 20
+    for _ in range(20):  # seconds in which the server listens
+        stepped.now += 1
+        stepped.fleet.update({})
     stepped.hear(second=1)
     assert stepped.step() == [(job_id, "second")]
 

@@ -71,27 +71,6 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
 
 
-def test_silence_counts_on_this_servers_clock_and_only_while_redis_can_be_reached() -> None:
-    clock = [1000.0]
-    fleet = Fleet(SECRET, lambda: clock[0])
-    fleet.update({})
-    fleet.update({"w": signed_heartbeat(SECRET, "w", 1)})
-    clock[0] += 50
-    fleet.update({"w": signed_heartbeat(SECRET, "w", 1)})
-    assert (fleet.silent_seconds("w"), fleet.silent_seconds("never heard")) == (50, 50)
-    assert not fleet.is_alive("w")
-    fleet.unreachable()
-    clock[0] += 1000
-    assert fleet.silent_seconds("w") == 0
-    fleet.update({})  # Redis is back, and empty
-    assert fleet.silent_seconds("w") == 0
-    clock[0] += 10
-    assert fleet.silent_seconds("w") == 10
-    fleet.update({"w": signed_heartbeat(SECRET, "w", 2)})
-    assert fleet.silent_seconds("w") == 0
-    assert fleet.is_alive("w")
-
-
 def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -> None:
     fleet = Fleet(SECRET)
     fleet.update({"a": signed_heartbeat("another", "a", 1), "b": signed_heartbeat(SECRET, "a", 1), "c": "nonsense"})

@@ -77,19 +77,27 @@ class Template:
 
 
 def conversation(
-    template: Template, messages: Sequence[Any], tools: list[dict[str, Any]] | None, train_on: TrainOn
+    template: Template,
+    messages: Sequence[Any],
+    tools: list[dict[str, Any]] | None,
+    train_on: TrainOn,
+    *,
+    after: int = 0,
 ) -> list[Text]:
-    """The texts of one conversation: one, or several where the template changes earlier turns."""
+    """The texts of one conversation: one, or several where the template changes earlier turns.
+
+    The first ``after`` messages are a prompt, of which nothing is learned.
+    """
     said = [plain(message) for message in messages]
     if train_on == "all":
         text = template.render(said, tools)
         return [Text(text, ((0, len(text)),))]
-    turns = [index for index, message in enumerate(said) if message["role"] == "assistant"]
+    turns = [index for index, message in enumerate(said) if message["role"] == "assistant" and index >= after]
     if not turns:
         raise Unlearnable("has no assistant turn, so there is nothing to learn from it; remove it, or add the answer.")
     texts: list[Text] = []
     for turn in turns if train_on == "assistant" else turns[-1:]:
-        answered = answer(template, said[:turn], said[turn : turn + 1], tools)
+        answered = _answer(template, said[:turn], said[turn], tools)
         if texts and answered.text.startswith(texts[-1].text):
             earlier = texts.pop()
             answered = Text(answered.text, earlier.spans + answered.spans)
@@ -97,12 +105,10 @@ def conversation(
     return texts
 
 
-def answer(
-    template: Template, prompt: Sequence[Message], turns: Sequence[Message], tools: list[dict[str, Any]] | None
-) -> Text:
-    """The text of a prompt and the turns that answer it, which are learned. Raises `Unlearnable`."""
+def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools: list[dict[str, Any]] | None) -> Text:
+    """The text of a prompt and the turn that answers it, which is learned. Raises `Unlearnable`."""
     before = template.render(prompt, tools, prompt=True)
-    text = template.render([*prompt, *turns], tools)
+    text = template.render([*prompt, turn], tools)
     if not text.startswith(before) or len(text) == len(before):
         raise Unlearnable(
             "the tokenizer's chat template does not write the answer after the prompt for it, so what the model would "
@@ -123,7 +129,7 @@ def prompt_and_completion(
     assert template is not None
     if train_on != "completion":
         return conversation(template, [*prompt, *completion], tools, train_on)
-    return [answer(template, [plain(m) for m in prompt], [plain(m) for m in completion], tools)]
+    return conversation(template, [*prompt, *completion], tools, "assistant", after=len(prompt))
 
 
 def plain(message: Mapping[str, Any]) -> Message:

@@ -180,10 +180,12 @@ class Encoder:
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if any(said[-1]["role"] != "assistant" for said in (chosen, rejected)):
             raise Unlearnable("chosen and rejected must each end with an assistant turn.")
-        return [
-            chat.prompt_and_completion(self.template, prompt, said, tools, "completion")[0]
-            for said in (chosen, rejected)
+        answers = [
+            chat.prompt_and_completion(self.template, prompt, said, tools, "completion") for said in (chosen, rejected)
         ]
+        if any(len(texts) > 1 for texts in answers):
+            raise Unlearnable("the chat template does not write the turns of an answer as one text; give it one turn.")
+        return [texts[0] for texts in answers]
 
     @property
     def template(self) -> Template:

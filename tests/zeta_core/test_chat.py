@@ -138,6 +138,19 @@ def test_tools_and_their_answers_are_read_and_calls_are_learned(tmp_path: Path) 
     assert '{"type": "function", "function": {"name": "add"}}\n1+1<|eot_id|>' in text
 
 
+def test_of_a_completion_with_a_tools_answer_in_it_only_the_assistant_is_learned(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.LLAMA3)
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    completion = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "Two"},
+    ]
+    tokens = tokens_of(tmp_path, [{"prompt": WITH_SYSTEM[:2], "completion": completion}], tokenizer)
+    [(_, learned)] = documents(tokens, tokenizer)
+    assert learned == ['{"name": "add", "parameters": {"a": 1}}<|eot_id|>', "Two<|eot_id|>"]
+
+
 def test_a_template_that_strips_and_a_tokenizer_that_merges_across_a_turns_edge_are_marked_right(
     tmp_path: Path,
 ) -> None:

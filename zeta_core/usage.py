@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from collections.abc import Iterable
@@ -15,15 +16,17 @@ from torch.distributed.tensor import DTensor
 from zeta_core.contract.spec import Precision
 
 # Dense bf16 (and fp16) FLOPs a second by the manufacturer's data sheets, without sparsity, for boards of full power;
-# the first name that is part of the device's counts. What is not here has no MFU: a guess would look like a figure.
+# the first that stands as words in the device's name counts. What is not here has no MFU: a guess would look like one.
 PEAK_FLOPS = (
     ("B200", 2250e12),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("A100", 312e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("L4", 121e12),
     ("A10G", 70e12),
     ("A10", 125e12),
@@ -34,8 +37,12 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """FLOPs a second that the device can do at best in this precision; None where that is not known (any CPU)."""
     if device.type != "cuda" or precision == "no":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK_FLOPS if part in name), None)
+    return peak_flops_of(torch.cuda.get_device_name(device))
+
+
+def peak_flops_of(name: str) -> float | None:
+    """The same by the name that the driver gives the device."""
+    return next((flops for words, flops in PEAK_FLOPS if re.search(rf"\b{words}\b", name)), None)
 
 
 def flops_per_token(model: nn.Module, seq_len: int) -> float:

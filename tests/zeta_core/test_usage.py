@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.zeta_core.models import llama, plain
@@ -15,7 +16,7 @@ from zeta_core.meter import Clock
 from zeta_core.report import Journal, Report
 from zeta_core.run import Run, execute
 from zeta_core.settings import Place
-from zeta_core.usage import Usage, flops_per_token, peak_flops
+from zeta_core.usage import Usage, flops_per_token, peak_flops, peak_flops_of
 
 
 def test_flops_of_a_token_are_six_for_each_weight_that_is_multiplied_and_the_attention() -> None:
@@ -35,6 +36,21 @@ def test_a_module_without_a_config_counts_its_weights_and_a_cpu_has_no_peak() ->
     model = plain()
     assert flops_per_token(model, 64) == 6 * sum(parameter.numel() for parameter in model.parameters())
     assert peak_flops(torch.device("cpu"), "bf16") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_devices_peak_is_known_by_its_name_or_not_at_all(name: str, flops: float | None) -> None:
+    assert peak_flops_of(name) == flops
 
 
 def test_a_clock_tells_its_share_once() -> None:

@@ -47,6 +47,7 @@ class Samples:
         self._processes, self._device, self._report = processes, device, report
         self._prompts_BT = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
         self._num_tokens = min(NUM_TOKENS, seq_len - self._prompts_BT.shape[1])
+        self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model keeps what it has read
         # A model that only answers with a loss has nothing to say.
         speaks = tokenizer is not None and loss_of.convention is not Convention.LABELS
         self._speaks = speaks and self._prompts_BT.size > 0
@@ -55,14 +56,29 @@ class Samples:
         """One line for each beginning. Every rank calls this, because a sharded model needs them all."""
         if not self._speaks:
             return []
+        with torch.compiler.set_stance("force_eager"):  # lengths that occur once are not worth compiling for
+            rows = self._continued(model)
+        if not rows:
+            self._report.log("This model gives no logits for the next token, so no samples are written.")
+            self._speaks = False
+        length = self._prompts_BT.shape[1]
+        return [SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(row[length:])) for row in rows]
+
+    def _continued(self, model: nn.Module) -> list[list[int]]:
+        """The beginnings with what the model adds to them; nothing where it cannot."""
         generator = torch.Generator().manual_seed(self._seed)
         began = time.monotonic()
         ids_BT = torch.from_numpy(self._prompts_BT).to(self._device)
+        past: Any = None
         for _ in range(self._num_tokens):
-            logits_BV = self._next_logits(model, ids_BT)
+            if self._remembers:
+                unread_BT = ids_BT if past is None else ids_BT[:, -1:]
+                answer = model(input_ids=unread_BT, past_key_values=past, use_cache=True)
+                past = getattr(answer, "past_key_values", None)
+                logits_BV = answer.logits[:, -1, : len(self._tokenizer)]
+            else:
+                logits_BV = self._next_logits(model, ids_BT)
             if logits_BV is None:
-                self._report.log("This model gives no logits for the next token, so no samples are written.")
-                self._speaks = False
                 return []
             weights_BV = torch.softmax(logits_BV.float().cpu() / TEMPERATURE, dim=-1)
             drawn_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
@@ -74,9 +90,7 @@ class Samples:
             ids_BT = torch.cat((ids_BT, torch.tensor(drawn, device=self._device).long()[:, None]), dim=1)
             if stop:
                 break
-        length = self._prompts_BT.shape[1]
-        rows = ids_BT.tolist()
-        return [SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(row[length:])) for row in rows]
+        return ids_BT.tolist()
 
     def _next_logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
         logits_BTV = self._logits(model, ids_BT)

@@ -2,7 +2,7 @@
 
 Trusted: nothing. A file is read as text, JSON, parquet or Arrow, never unpickled, and no data set's own code runs.
 Every fault names the file as its sender called it and the line (or row), and is `InvalidData`. A source is read in
-units of about a megabyte that are cheap to pass over, so that several processes can each parse their own share of it.
+units of a quarter of a megabyte that are cheap to pass over, so that several processes can each parse their own share of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zeta_core.contract.rows import RowFormat, fault_in, format_of
 from zeta_core.contract.spec import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.failures import InvalidData
 
-UNIT_BYTES = 1 << 20
+UNIT_BYTES = 1 << 18  # small beside what a process gets, so that all have about as much to do
 _UNIT_ROWS = 256  # of a table: conversations are long, and their Python objects are many times their size
 
 

@@ -35,7 +35,7 @@ from zeta_core.report import Report
 from zeta_core.tokenizing import encoded_units
 from zeta_core.tokens import WHOLE_FORMATS, Ids, Origin, TokenFile, flat_tokens
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SECONDS_BETWEEN_LINES = 1.0
 
 

@@ -2,7 +2,7 @@
 
 Trusted: nothing. A file is read as text, JSON, parquet or Arrow, never unpickled, and no data set's own code runs.
 Every fault names the file as its sender called it and the line (or row), and is `InvalidData`. A source is read in
-units of a quarter of a megabyte that are cheap to pass over, so that several processes can each parse their own share of it.
+units of a quarter of a megabyte that are cheap to pass over, so that several processes can each parse a share of it.
 """
 
 from __future__ import annotations

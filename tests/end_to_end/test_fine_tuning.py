@@ -31,11 +31,13 @@ def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, serv
         refused = http.post("/v1/jobs", json=tiny_job(**fields))
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
 
-    base = wait_for_end(http, http.post("/v1/jobs", json=tiny_job(max_steps=4)).json()["id"])
+    base = wait_for_end(http, http.post("/v1/jobs", json=tiny_job(max_steps=40)).json()["id"])
     assert base["status"] == "succeeded", service.log()
-    settings = ["eval_split=0.05", "eval_steps=4", "max_steps=8", "seq_len=64", "batch_size=4", "learning_rate=0.01"]
+    numbers = tmp_path / "numbers.jsonl"  # another language than the base has learned, and an easy one
+    numbers.write_text("".join(json.dumps({"text": f"{n} {n + 1} {n + 2} " * 20}) + "\n" for n in range(100, 300)))
+    settings = ["eval_split=0.1", "eval_steps=12", "max_steps=24", "seq_len=64", "batch_size=4", "learning_rate=0.002"]
     words = [word for setting in (*settings, "lora.save_merged=true") for word in ("--set", setting)]
-    followed = service.command("submit", "--model", base["id"], "--data", "python-docs", "--lora", *words, "--follow")
+    followed = service.command("submit", "--model", base["id"], "--data", str(numbers), "--lora", *words, "--follow")
     assert followed.returncode == 0, followed.stdout + followed.stderr + service.log()
     assert "held-out loss" in followed.stdout
     job = json.loads(service.command("job", "@last", "--json").stdout)
@@ -45,14 +47,14 @@ def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, serv
     events = http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
     told = {e["step"]: e["eval_loss"] for e in events if e["type"] == "progress" and e.get("eval_loss") is not None}
     assert {e["phase"] for e in events if e.get("eval_loss") is not None} == {"evaluating"}
-    assert list(told) == [4, 8]
-    assert told[8] < told[4]
-    assert job["result"]["eval_loss"] == told[8]
+    assert list(told) == [12, 24]
+    assert told[24] < told[12]
+    assert job["result"]["eval_loss"] == told[24]
     assert job["result"]["best_checkpoint"] == "best"
     curves = http.get(f"/v1/jobs/{job['id']}/metrics").json()
     assert {s: v for s, v in zip(curves["step"], curves["eval_loss"], strict=True) if v is not None} == told
     samples = [event for event in events if event["type"] == "sample"]
-    assert [event["step"] for event in samples] == [4, 4, 4, 8, 8, 8]
+    assert [event["step"] for event in samples] == [12, 12, 12, 24, 24, 24]
     assert [event["text"] for event in samples[:3]] != [event["text"] for event in samples[3:]]
 
     folders: dict[str, Path] = {}
@@ -63,12 +65,12 @@ def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, serv
         downloaded = service.command(*words)
         assert downloaded.returncode == 0, downloaded.stdout + downloaded.stderr
     manifest = http.get(f"/v1/jobs/{job['id']}/checkpoints/best").json()
-    assert (manifest["format"], manifest["step"], manifest["base_model"]) == ("adapter", 8, f"{base['id']}/final")
-    assert manifest["metrics"]["eval_loss"] == told[8]
+    assert (manifest["format"], manifest["step"], manifest["base_model"]) == ("adapter", 24, f"{base['id']}/final")
+    assert manifest["metrics"]["eval_loss"] == told[24]
 
     untouched: Any = AutoModelForCausalLM.from_pretrained(folders["base"])
     before = logits(untouched)
-    adapted = logits(PeftModel.from_pretrained(untouched, str(folders["best"])))
+    adapted = logits(PeftModel.from_pretrained(untouched, str(folders["final"])))
     assert not torch.allclose(adapted, before, atol=1e-3)
     merged: Any = AutoModelForCausalLM.from_pretrained(folders["final"] / "merged")
     assert torch.allclose(logits(merged), adapted, atol=1e-5)

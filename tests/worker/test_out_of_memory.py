@@ -30,7 +30,7 @@ WIDE: dict[str, Any] = {
     "gradient_accumulate_every": 1,
     "max_steps": 1,
 }  # fmt: skip
-LIMIT_BYTES = 3_600_000_000
+LIMIT_BYTES = 2_600_000_000
 
 
 def trained_in_group(run_dir: Path, procs: Path) -> Training:

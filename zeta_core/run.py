@@ -26,46 +26,36 @@ from zeta_core.allocator import keeping_freed_memory
 from zeta_core.checkpoint import Checkpoint
 from zeta_core.compilation import compiled
 from zeta_core.contract import defaults
-from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
-from zeta_core.contract.spec import BuiltinSource, Dataset, Lora, TrainerOptions, dataset_sources
+from zeta_core.contract.spec import BuiltinSource, Dataset, TrainerOptions, dataset_sources
 from zeta_core.data import Places, open_sources
-from zeta_core.encode import is_bytes, train_on_by_format
-from zeta_core.evaluation import Evaluator, hold_out, stopped_early
+from zeta_core.decided import merges, resolved_spec, say_resumed
+from zeta_core.encode import is_bytes
+from zeta_core.evaluation import Evaluator, hold_out
 from zeta_core.failures import InvalidData
-from zeta_core.freezing import freeze
-from zeta_core.lora import add_adapter, base_fingerprint
+from zeta_core.lora import base_fingerprint
 from zeta_core.loss import LossOf, find_loss
 from zeta_core.memory import check_it_can_fit, explained
-from zeta_core.model import (
-    Located,
-    check_positions,
-    check_vocabulary,
-    locate_model,
-    locate_tokenizer,
-    num_positions,
-    skeleton_of,
-    values_per_token,
-)
+from zeta_core.model import Located, locate_model, locate_tokenizer
+from zeta_core.model_facts import check_positions, check_vocabulary, num_positions, values_per_token
 from zeta_core.packing import Overlong, Sequences
 from zeta_core.parallel import Engine, Processes
 from zeta_core.plan import Plan
 from zeta_core.preference import DpoLoss, Pairs, prepare_reference
 from zeta_core.report import Report
 from zeta_core.sampling import Samples
-from zeta_core.saving import Export, Saver
+from zeta_core.saving import Saver
 from zeta_core.settings import Place, free_memory_bytes, library_environment
-from zeta_core.state import Progress, Saved, Tensors
+from zeta_core.state import Progress, Tensors
 from zeta_core.strategy import build_engine
 from zeta_core.token_cache import prepare_tokens
 from zeta_core.tokens import TokenFile
 from zeta_core.trackers import TrackedRun, Trackers, openers
 from zeta_core.trackers import require as require_trackers
 from zeta_core.train import Course
-
-_PRECISION_WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+from zeta_core.trained import choose_what_is_trained
 
 
 @dataclass(frozen=True)
@@ -149,7 +139,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        saved, export = _choose_what_is_trained(model, located, plan, tokenizer, merge=_merges(options))
+        saved, export = choose_what_is_trained(model, located, plan, tokenizer, merge=merges(options))
+        num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if found is not None:
             states.load_weights(model, found.directory, saved.names)
         loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
@@ -199,7 +190,13 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if held_out is not None and evaluated is not None:
             evaluator = _evaluator(run, plan, engine, loss_of, held_out, evaluated, tokenizer, report)
         data = data_reports.describe(tokens, sequences)
-        resolved = _resolved(run, plan, run_id, engine.device, model, num_parameters, held_out, data)
+        resolved = {
+            **resolved_spec(options, plan, held_out, data),
+            "device": str(engine.device),
+            "num_parameters": num_parameters,
+            "num_trained_parameters": num_trained,
+            "run_id": run_id,
+        }
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
         if options.report_to and place.is_main:
             tracked = TrackedRun(options.entity_name or run_id, run_id, run.output_dir, progress.step, resolved)
@@ -212,7 +209,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         )
         data_reports.tell(data, sequences, report)
         if stored is not None:
-            _say_resumed(report, progress, plan, stored.plan)
+            say_resumed(report, progress, plan, stored.plan)
 
         keep = options.save_total_limit
         saver = Saver(run.output_dir, run_id, export, saved, plan.stored(), engine, report, keep=keep)
@@ -273,32 +270,6 @@ def _sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Sequen
     if plan.beta is not None:
         return Pairs(tokens, plan.seq_len, overlong=options.overlong)
     return Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong)
-
-
-def _choose_what_is_trained(
-    model: nn.Module, located: Located, plan: Plan, tokenizer: Any, *, merge: bool
-) -> tuple[Saved, Export]:
-    """Put in the adapter, or freeze what is not trained; which weights a checkpoint holds, and how they are written.
-
-    What is trained is in float32, whatever it is stored in. The base of an adapter keeps its own precision where the
-    run computes in that, and is in float32 elsewhere.
-    """
-    dtype = located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    skeleton = skeleton_of(model, dtype)
-    if plan.lora is None:
-        model.float()
-        freeze(model, plan.freeze)
-        weights, aliases = states.unique_weights(model.state_dict())
-        return Saved(frozenset(weights), aliases), Export(skeleton, tokenizer, dtype, located.base_model)
-    model.to(dtype if plan.mixed_precision == _PRECISION_WORDS.get(dtype) else torch.float32)
-    adapter = add_adapter(model, Lora(**plan.lora), base_model=located.base_model, seed=plan.seed)
-    weights, aliases = states.unique_weights(model.state_dict())
-    saved = Saved(adapter.names, aliases, whole=frozenset(weights) if merge else None)
-    return saved, Export(skeleton, tokenizer, dtype, located.base_model, adapter)
-
-
-def _merges(options: TrainerOptions) -> bool:
-    return options.lora is not None and options.lora.save_merged
 
 
 def _evaluator(
@@ -374,59 +345,3 @@ def _sample(tokens: TokenFile) -> list[int]:
         if len(ids) >= 6
         else [ids[0], other] * 3
     )
-
-
-def _resolved(
-    run: Run,
-    plan: Plan,
-    run_id: str,
-    device: torch.device,
-    model: nn.Module,
-    num_parameters: int,
-    held_out: TokenFile | None,
-    data: DataReport,
-) -> dict[str, Any]:
-    """The options with every default that was decided, and what they were decided from."""
-    numbers = plan.stored()
-    del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # said below by the names of the contract
-    if plan.lora is not None:
-        numbers["lora"] = {**plan.lora, "save_merged": _merges(run.options)}
-    if held_out is not None:
-        numbers |= {"eval_documents": held_out.num_documents, "eval_tokens": held_out.num_tokens}
-    decided = {
-        **run.options.model_dump(mode="json"),
-        **numbers,
-        "train_on": run.options.train_on or train_on_by_format(data.formats),
-        "data_report": data.model_dump(mode="json"),
-        "warmup_steps": plan.warmup_steps,
-        "global_batch_size": plan.global_batch,
-        "device": str(device),
-        "dtype": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision],
-        "num_parameters": num_parameters,
-        "num_trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "run_id": run_id,
-        "dpo": None if plan.beta is None else {"beta": plan.beta},
-    }
-    if run.options.max_steps is None:
-        decided["epochs"] = planning.defaults.epochs(run.options)
-    return decided
-
-
-def _say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str, Any]) -> None:
-    report.log(f"Resumed after step {progress.step} of {plan.total_steps}.")
-    if stopped_early(progress, plan):
-        report.log("This run stopped early and is finished; start from its weights to train it further.")
-    elif progress.step >= plan.total_steps:
-        report.log("This run is finished; raise max_steps or epochs to train it further.")
-    elif before["total_steps"] != plan.total_steps:
-        report.warn(
-            "schedule_changed",
-            f"The run has {plan.total_steps} steps now instead of {before['total_steps']}; the learning rate follows "
-            "the schedule of the new length from here on.",
-        )
-    if before["world_size"] != plan.world_size:
-        report.warn(
-            "world_size_changed",
-            f"The run goes on with {plan.world_size} processes instead of {before['world_size']}: the same sequences "
-            "in the same order, with other random numbers for dropout.",
-        )

@@ -160,7 +160,9 @@ class Zero(Replicated):
         return {}, {}
 
     def write_now(self, folder: Path) -> None:
-        cast(Any, self.model).save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+        engine = cast(Any, self.model)
+        engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=frozen)
         if self.processes.is_main:
             for script in folder.glob("*.py"):  # DeepSpeed leaves its converters in every checkpoint
                 script.unlink()
@@ -171,6 +173,9 @@ class Zero(Replicated):
                 f"The run was saved by {stored.plan['world_size']} processes under ZeRO, which only as many can read; "
                 "use that number again, or start from the weights: give the checkpoint's directory as model."
             )
-        path, _ = cast(Any, self.model).load_checkpoint(str(stored.folder), tag=_TAG, load_lr_scheduler_states=False)
+        # Not strict: weights that are not trained are the model's own, and not in these files.
+        path, _ = cast(Any, self.model).load_checkpoint(
+            str(stored.folder), tag=_TAG, load_lr_scheduler_states=False, load_module_strict=False
+        )
         if path is None:
             raise CannotResume(f"DeepSpeed found nothing to load in {stored.folder}.")

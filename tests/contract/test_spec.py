@@ -130,6 +130,28 @@ def test_a_misspelt_field_is_answered_with_the_nearest_name() -> None:
     assert faults_of({"learning_rat": 1e-3})["learning_rat"].suggestion == "learning_rate"
 
 
+@pytest.mark.parametrize(
+    ("sent", "param", "suggestion"),
+    [
+        ({"lora": {"rank": 8}}, "lora.rank", "lora.r"),
+        ({"lora": {"lora_r": 8}}, "lora.lora_r", "lora.r"),
+        ({"lora": {"alpha": 8}}, "lora.alpha", "lora.lora_alpha"),
+        ({"lora": {"target_module": "all-linear"}}, "lora.target_module", "lora.target_modules"),
+        ({"lora": {"bias": "none"}}, "lora.bias", None),
+        ({"resources": {"num_gpus": 1}}, "resources.num_gpus", "resources.gpus"),
+        ({"dataset": {"file": "file_1", "formats": "text"}}, "dataset.formats", "dataset.format"),
+        ({"dataset": [{"hub": "a/b", "splits": "train"}]}, "dataset.0.splits", "dataset.0.split"),
+        ({"logging_steps": 1}, "logging_steps", None),
+        ({"trainer": "dpo"}, "trainer", None),
+    ],
+)
+def test_a_name_inside_an_object_is_answered_with_its_whole_name_and_a_far_one_with_none(
+    sent: dict[str, Any], param: str, suggestion: str | None
+) -> None:
+    fault = faults_of(sent)[param]
+    assert (fault.code, fault.suggestion) == ("unknown_field", suggestion)
+
+
 def test_a_bad_value_is_repeated_in_its_message_but_never_at_length() -> None:
     fault = faults_of({"optimizer": "adam" * 10_000})["optimizer"]
     assert "adam" in fault.message

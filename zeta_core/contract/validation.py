@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,38 +13,73 @@ from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, 
 # Names that other trainers use for the same thing, and ours.
 OTHER_NAMES: dict[str, str] = {
     "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "per_gpu_train_batch_size": "batch_size",
     "train_batch_size": "batch_size",
     "micro_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulate_every",
     "num_train_epochs": "epochs",
     "num_epochs": "epochs",
     "save_steps": "checkpointing_steps",
+    "save_strategy": "checkpointing_steps",
+    "max_checkpoints": "save_total_limit",
+    "resume": "resume_from_checkpoint",
     "max_seq_length": "seq_len",
     "max_length": "seq_len",
     "sequence_length": "seq_len",
     "block_size": "seq_len",
+    "model_max_length": "seq_len",
+    "context_length": "seq_len",
     "lr": "learning_rate",
     "lr_scheduler_type": "lr_scheduler",
     "optim": "optimizer",
     "warmup_ratio": "warmup_steps",
     "num_warmup_steps": "warmup_steps",
+    "warmup": "warmup_steps",
     "gradient_checkpointing": "use_activation_checkpointing",
     "fsdp": "use_fsdp",
     "deepspeed": "use_deepspeed",
+    "zero_stage": "use_deepspeed",
     "torch_compile": "compile",
     "packing": "pack",
+    "sample_packing": "pack",
     "bf16": "mixed_precision",
     "fp16": "mixed_precision",
+    "dtype": "mixed_precision",
+    "torch_dtype": "mixed_precision",
     "clip_grad_norm": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "gradient_clipping": "max_grad_norm",
+    "random_seed": "seed",
     "run_name": "entity_name",
+    "job_name": "entity_name",
+    "name": "entity_name",
+    "tags": "metadata",
+    "labels": "metadata",
+    "timeout": "time_limit_seconds",
+    "max_time": "time_limit_seconds",
+    "max_attempts": "max_retries",
     "model_name_or_path": "model",
     "model_name": "model",
+    "base_model": "model",
+    "pretrained_model_name_or_path": "model",
     "train_dataset": "dataset",
     "data": "dataset",
     "datasets": "dataset",
+    "train_data": "dataset",
+    "training_data": "dataset",
     "training_file": "dataset",
     "train_file": "dataset",
     "tokenizer_name": "tokenizer",
+    "use_lora": "lora",
+    "peft": "lora",
+    "adapter": "lora",
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target_modules": "lora.target_modules",
+    "merge_adapter": "lora.save_merged",
+    "save_merged": "lora.save_merged",
     "lora_r": "lora.r",
     "lora_rank": "lora.r",
     "lora_alpha": "lora.lora_alpha",
@@ -53,10 +88,23 @@ OTHER_NAMES: dict[str, str] = {
     "load_in_4bit": "lora.quantize",
     "peft_config": "lora",
     "evaluation_steps": "eval_steps",
+    "evaluation_strategy": "eval_steps",
+    "eval_strategy": "eval_steps",
+    "eval_every": "eval_steps",
+    "validation_split": "eval_split",
+    "val_size": "eval_split",
+    "val_dataset": "eval_dataset",
+    "validation_dataset": "eval_dataset",
+    "patience": "early_stopping_patience",
     "eval_dataset_size": "eval_split",
     "test_size": "eval_split",
     "max_train_steps": "max_steps",
+    "total_steps": "max_steps",
+    "train_steps": "max_steps",
     "beta": "dpo.beta",
+    "dpo_beta": "dpo.beta",
+    "training_method": "method",
+    "train_on_inputs": "train_on",
     "assistant_only_loss": "train_on",
     "completion_only_loss": "train_on",
     "truncation": "overlong",
@@ -64,6 +112,11 @@ OTHER_NAMES: dict[str, str] = {
     "load_best_model_at_end": "early_stopping_patience",
     "num_gpus": "resources.gpus",
     "gpus": "resources.gpus",
+    "nodes": "resources.nodes",
+    "num_nodes": "resources.nodes",
+    "num_processes": "resources.processes",
+    "nproc_per_node": "resources.processes",
+    "world_size": "resources.processes",
 }
 
 _TYPE_WORDS = {
@@ -146,8 +199,32 @@ def nearest(name: str, known: tuple[str, ...]) -> str | None:
     """The field that somebody who wrote ``name`` most likely meant."""
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return close[0] if close else None
+
+
+def _meant(path: list[str], model: type[BaseModel]) -> str | None:
+    """The whole name of the field that somebody who wrote ``path`` most likely meant: ``lora.rank`` is ``lora.r``."""
+    *parents, name = path
+    if not parents:
+        return nearest(name, _names(model))
+    models = [model]
+    for part in parents:
+        if not part.isdigit():
+            fields = (owner.model_fields.get(part) for owner in models)
+            models = [inner for field in fields if field is not None for inner in _models_in(field.annotation)]
+    place = ".".join(parents)
+    if (theirs := OTHER_NAMES.get(name, "")).startswith(f"{place}."):
+        return theirs
+    close = difflib.get_close_matches(name, {known for inner in models for known in _names(inner)}, n=1, cutoff=0.7)
+    return f"{place}.{close[0]}" if close else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's annotation allows, out of its unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
@@ -175,7 +252,7 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
     param = ".".join(location) or None
     said = shown(value)
     if kind == "extra_forbidden":
-        meant = nearest(location[-1], _names(model)) if len(location) == 1 else None
+        meant = _meant(location, model)
         cure = f"did you mean {meant!r}?" if meant else "leave it out."
         return ErrorDetail(
             param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=meant

@@ -48,6 +48,11 @@ def check(text: str) -> CheckAnswer:
     """The answer for what a file says; every fault of it is in the answer."""
     try:
         content = json.loads(text)
+    except ValueError as error:
+        return CheckAnswer(
+            ok=False, details=[ErrorDetail(message=f"The file is not JSON: {error}", code="invalid_json")]
+        )
+    try:
         given = content.get("spec", content) if isinstance(content, dict) else content
         spec = parse(JobSpec, given)
         with tempfile.TemporaryDirectory() as scratch:
@@ -56,10 +61,6 @@ def check(text: str) -> CheckAnswer:
             return _checked(spec, RunFile.model_validate({**usual, **given_file}))
     except ZetaError as error:
         return CheckAnswer(ok=False, details=_details(error))
-    except ValueError as error:
-        return CheckAnswer(
-            ok=False, details=[ErrorDetail(message=f"The file is not JSON: {error}", code="invalid_json")]
-        )
 
 
 def _details(error: ZetaError) -> list[ErrorDetail]:

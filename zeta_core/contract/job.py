@@ -61,7 +61,8 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.NON_FINITE_LOSS: "The loss or a gradient was not finite; lower learning_rate or max_grad_norm.",
     StatusReason.INVALID_DATA: "The data cannot be trained on; `error` names the file and the line.",
     StatusReason.INVALID_MODEL: "The model cannot be built or loaded; `error` says what is wrong with it.",
-    StatusReason.TIME_LIMIT: "The job used up its time_limit_seconds.",
+    StatusReason.TIME_LIMIT: "The job used up its time_limit_seconds; rerun it with a larger one: from its "
+    "newest checkpoint it goes on where it stopped.",
     StatusReason.DISK_FULL: "No room was left on the disk for a checkpoint.",
     StatusReason.WORKER_LOST: "The worker that ran the job was lost more often than is allowed.",
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",

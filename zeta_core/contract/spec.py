@@ -270,6 +270,9 @@ class TrainerOptions(_Sent, Checked):
     def _method_faults(self) -> Iterator[ErrorDetail]:
         """What a method does not read, and formats that are of another one."""
         if self.dpo is not None and self.method != "dpo":
+        if self.lora is not None and not self.lora.target_modules:
+            cure = "name the layers to adapt, or use 'all-linear'"
+            found.append(_fault("lora.target_modules", self.lora.target_modules, cure))
             yield _fault("dpo", self.dpo, "it is read by method 'dpo' alone; set method, or leave it out")
         if self.method == "dpo" and self.train_on not in (None, "completion"):
             yield _fault("train_on", self.train_on, "method 'dpo' learns from the answers alone; leave it out")

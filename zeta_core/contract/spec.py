@@ -263,6 +263,9 @@ class TrainerOptions(_Sent, Checked):
         found += self._evaluation_faults()
         if self.lora is not None and self.freeze:
             found.append(_fault("freeze", self.freeze, "lora trains its adapter alone; leave one of them out"))
+        if self.lora is not None and not self.lora.target_modules:
+            cure = "name the layers to adapt, or use 'all-linear'"
+            found.append(_fault("lora.target_modules", self.lora.target_modules, cure))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
         return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]
@@ -270,9 +273,6 @@ class TrainerOptions(_Sent, Checked):
     def _method_faults(self) -> Iterator[ErrorDetail]:
         """What a method does not read, and formats that are of another one."""
         if self.dpo is not None and self.method != "dpo":
-        if self.lora is not None and not self.lora.target_modules:
-            cure = "name the layers to adapt, or use 'all-linear'"
-            found.append(_fault("lora.target_modules", self.lora.target_modules, cure))
             yield _fault("dpo", self.dpo, "it is read by method 'dpo' alone; set method, or leave it out")
         if self.method == "dpo" and self.train_on not in (None, "completion"):
             yield _fault("train_on", self.train_on, "method 'dpo' learns from the answers alone; leave it out")

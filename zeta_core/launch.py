@@ -86,6 +86,8 @@ def main(run_dir: Path) -> int:
             found_no_room = line.reason is StatusReason.DISK_FULL
         if line.status is JobStatus.FAILED and supervision.is_lost:
             line = _handed_back()  # a rank that ended for want of a worker took the others with it
+        elif line.status is JobStatus.FAILED and stop.was_signalled:
+            line = _interrupted(line, stop())
         try:
             if here.launched:
                 (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
@@ -128,17 +130,31 @@ def _handed_back() -> StatusLine:
     return StatusLine(status=status, reason=reason, message=message)
 
 
+def _interrupted(line: StatusLine, ordered: StopAction | None) -> StatusLine:
+    """How a run ends that was ended by SIGTERM where it could not stop by itself, such as in a compiler it waits for.
+
+    SIGTERM reaches every process of the run, and what those report that were cut short is no failure of the job's. An
+    error that the run knows by name stays one.
+    """
+    if ordered is None or line.reason is not StatusReason.TRAIN_ERROR:
+        return line
+    if line.error is not None and line.error.code != StatusReason.TRAIN_ERROR:
+        return line
+    status, reason = STOP_ENDS[ordered]
+    return StatusLine(status=status, reason=reason, message=f"{REASON_SENTENCES[reason]} (Ended by SIGTERM.)")
+
+
 class Stop:
     """Whether the run is to end: by the ``stop`` file, or to hand the job back, by SIGTERM or for want of a worker."""
 
     def __init__(self, file: Path, supervision: Supervision) -> None:
         self._file = str(file)
         self._supervision = supervision
-        self._signalled = False
+        self.was_signalled = False
         self.write_on_signal = False  # in the process that starts the ranks: the file reaches all of them
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._signalled = True
+        self.was_signalled = True
         if self.write_on_signal and not os.path.exists(self._file):
             Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
 
@@ -146,7 +162,7 @@ class Stop:
         try:
             os.stat(self._file)
         except FileNotFoundError:
-            return "hand_back" if self._signalled or self._supervision.is_lost else None
+            return "hand_back" if self.was_signalled or self._supervision.is_lost else None
         try:
             return StopFile.model_validate_json(Path(self._file).read_bytes()).action
         except ValidationError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,45 @@ def test_cancel_ends_without_a_checkpoint(tmp_path: Path) -> None:
     assert run_here(run_dir) == 0
     assert (end_of(run_dir).status, end_of(run_dir).reason) == ("cancelled", "cancelled_by_user")
     assert not list((tmp_path / "output").glob("step-*"))
+
+
+_WAITS_FOR_A_CHILD = """
+import pathlib, subprocess, torch
+class Model(torch.nn.Module):
+    def __init__(self, file):
+        super().__init__()
+        self.file, self.embedding, self.head = pathlib.Path(file), torch.nn.Embedding(384, 8), torch.nn.Linear(8, 384)
+    def forward(self, input_ids):
+        if torch.is_grad_enabled():
+            child = subprocess.Popen(["sleep", "60"])
+            self.file.write_text(str(child.pid))
+            raise RuntimeError(f"the child ended with {child.wait()}")
+        return self.head(self.embedding(input_ids))
+"""
+
+
+def test_what_sigterm_cuts_short_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed, pid_file = tmp_path / "installed", tmp_path / "pid"
+    (installed / "waiting_model-1.dist-info").mkdir(parents=True)
+    (installed / "waiting_model-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: waiting-model\n")
+    (installed / "waiting_model-1.dist-info" / "entry_points.txt").write_text(
+        "[zeta.models]\nw = waiting_model:Model\n"
+    )
+    (installed / "waiting_model.py").write_text(_WAITS_FOR_A_CHILD)
+    monkeypatch.syspath_prepend(str(installed))
+
+    def end_when_it_waits() -> None:
+        wait_until(lambda: pid_file.exists() and pid_file.read_text(), 30, "the model's child")
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+
+    run_dir = make_run(tmp_path, spec={"model": {"builder": "w", "arguments": {"file": str(pid_file)}}})
+    ending = threading.Thread(target=end_when_it_waits)
+    ending.start()
+    assert run_here(run_dir) == 0
+    ending.join()
+    assert (end_of(run_dir).status, end_of(run_dir).reason) == ("queued", "handed_back")
+    assert not [line for line in journal(run_dir) if isinstance(line, ErrorLine)]
 
 
 def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:

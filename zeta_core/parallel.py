@@ -53,9 +53,10 @@ class Processes:
             else:
                 dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT)
                 self._own_group = True
-        if place.launched and dist.get_world_size() != place.world_size:
+        if dist.is_initialized() and dist.get_world_size() != place.world_size:
             raise CannotTrain(
-                f"The launcher promised {place.world_size} processes and {dist.get_world_size()} came together."
+                f"The launcher promised {place.world_size} processes and {dist.get_world_size()} came together.",
+                hint="Let torchrun or `accelerate launch` start the script, and the Trainer connect its processes.",
             )
 
     @property
@@ -155,6 +156,9 @@ class Replicated:
 
     def _expect(self, expected: DistributedType) -> None:
         found, count = self.accelerator.distributed_type, self.accelerator.num_processes
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.type != device:
+            raise CannotTrain(f"Accelerate took the device {self.device} where {device!r} was meant.")
         if found != expected or count != self.processes.world_size:
             raise CannotTrain(
                 f"Accelerate set up {found} with {count} processes where {expected} with {self.processes.world_size} "

@@ -47,9 +47,9 @@ from zeta_core.preference import DpoLoss, Pairs, prepare_reference
 from zeta_core.report import Report
 from zeta_core.sampling import Samples
 from zeta_core.saving import Saver
-from zeta_core.settings import Place, free_memory_bytes, library_environment
+from zeta_core.settings import Place, asked_of_accelerate, free_memory_bytes, library_environment
 from zeta_core.state import Progress, Tensors
-from zeta_core.strategy import build_engine
+from zeta_core.strategy import build_engine, check_launcher
 from zeta_core.token_cache import prepare_tokens
 from zeta_core.tokens import TokenFile
 from zeta_core.trackers import TrackedRun, Trackers, openers
@@ -107,6 +107,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
     held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
 
+    asked = asked_of_accelerate()
     with ExitStack() as stack:
         memory = stack.enter_context(explained())
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available()))
@@ -121,6 +122,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         check_vocabulary(model, largest_id, vocabulary_patch(options, run.model, located, largest_id + 1))
         facts = _facts(place, model, located, tokens, held_out, options.overlong)
         plan = planning.decide(options, facts, stored.plan if stored else None)
+        check_launcher(asked, plan, cuda=torch.cuda.is_available())
         if plan.eval_split:
             split = hold_out(tokens, plan.eval_split, plan.seed)
             tokens, held_out = split.train, split.held_out

@@ -13,6 +13,13 @@ from shutil import which
 from zeta_core.contract.layout import MARK_JOB
 from zeta_core.contract.oom import group_files
 from zeta_core.contract.settings import Settings
+from zeta_core.failures import CannotTrain
+
+# What says that this is one of several processes in words that torch does not read: of MPI's launchers, by their kind.
+_SEVERAL = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# What Accelerate would take from the environment and the Trainer decides by itself.
+_DECIDED_HERE = ("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_",
+                 "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS", "FSDP_")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,31 @@ class Place:
 
 
 def place() -> Place:
-    """The place of this process. Only a launcher's whole set of variables counts; a lone ``RANK`` does not."""
+    """The place of this process. Only a launcher's whole set of variables counts; a lone ``RANK`` does not.
+
+    Raises `CannotTrain` where something promises several processes and does not say how they find one another: each
+    would train alone on all the data.
+    """
     environment = os.environ
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        for name in _SEVERAL:
+            if environment.get(name, "1") not in ("", "1"):
+                raise _unconnected(f"{name} is {environment[name]!r}, and no launcher says how the processes connect.")
+        if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys():  # what it sets where it was asked for several
+            raise _unconnected("`accelerate launch` was asked for several processes and started one, without a rank.")
         return Place()
     rank = int(environment["RANK"])
     return Place(rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"]), launched=True)
+
+
+def _unconnected(what: str) -> CannotTrain:
+    how = "`torchrun --nproc-per-node N script.py` or `accelerate launch --multi_gpu --num_processes N script.py`"
+    return CannotTrain(what, hint=f"Start them with {how}, on CPUs too; for one process, unset it.")
+
+
+def asked_of_accelerate() -> dict[str, str]:
+    """What ``accelerate launch``, its config or something left over asks of Accelerate, by the variables' names."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_DECIDED_HERE)}
 
 
 def job_id() -> str | None:
@@ -90,8 +116,11 @@ def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
     """What libraries read from the environment while a run lasts; afterwards it is as it was.
 
     Accelerate itself writes into it when it is given a plugin, and a second run of this process would inherit that.
+    What it would take from there, `strategy.check_launcher` has held against the Trainer's own words.
     """
     before = dict(os.environ)
+    for name in asked_of_accelerate():
+        del os.environ[name]
     defaults = {"TOKENIZERS_PARALLELISM": "true"}
     if cuda:
         defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch.use_deterministic_algorithms asks for it

@@ -106,18 +106,18 @@ def test_the_three_examples_of_the_documentation_in_one_folder(
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.zeta_core.models import plain
+from tests.zeta_core.models import llama, plain
 from zeta import Trainer
-model = plain(dropout=0.1)
+model = {model}
 Trainer(gradient_accumulate_every=2, batch_size=32, seq_len=128, model=model, learning_rate=0.001, seed=42,
         output_dir='./models/'{more})
 """
 
 
-def _start(folder: Path, more: str = "") -> subprocess.Popen[bytes]:
+def _start(folder: Path, more: str = "", model: str = "plain(dropout=0.1)") -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # noqa: TID251 - a child's environment
     with (folder / "log.txt").open("ab") as log:
-        command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT), more=more)]
+        command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT), model=model, more=more)]
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
@@ -144,6 +144,27 @@ def test_the_second_example_goes_on_after_a_killed_first_one(own_folder: Path) -
     assert _start(other).wait(timeout=100) == 0
     weights = [folder / "models" / "final" / "model.safetensors" for folder in (own_folder, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.timeout(240)
+def test_the_second_example_goes_on_after_a_killed_first_one_with_a_llama(own_folder: Path) -> None:
+    process = _start(own_folder, ", checkpointing_steps=5", "llama()")
+    wait_until((own_folder / "models" / "checkpoint.pt").exists, 60, "a checkpoint")
+    process.kill()
+    process.wait()
+    example: dict[str, Any] = {
+        "gradient_accumulate_every": 2,
+        "batch_size": 32,
+        "seq_len": 128,
+        "learning_rate": 0.001,
+        "seed": 42,
+    }
+    second = Trainer(model=llama(), resume_from_checkpoint="./models/checkpoint.pt", output_dir="./models/", **example)
+    assert 0 < second.steps_trained < second.steps
+    straight = Trainer(model=llama(), output_dir="./straight/", **example)
+    assert straight.train_loss == second.train_loss
+    files = [Path(folder, "final", "model.safetensors").read_bytes() for folder in ("models", "straight")]
+    assert files[0] == files[1]
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -1,0 +1,94 @@
+"""Under torchrun: sets Accelerate up in each of the ways that it accepts and that do not train what was asked for.
+
+``misconfigured_script.py RESULT_FILE``: what our engines answer to each, as JSON of the first rank.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from torch import nn
+
+from tests.zeta_core.models import plain
+from tests.zeta_core.test_parallel import why_no_deepspeed
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.validation import parse
+from zeta_core.failures import CannotTrain
+from zeta_core.parallel import Processes, Replicated
+from zeta_core.plan import Facts, decide
+from zeta_core.settings import Place, library_environment, place
+from zeta_core.sharded import Sharded
+from zeta_core.zero import Zero, zero_config
+
+
+def fresh(*args: Any, **kwargs: Any) -> Accelerator:
+    AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage]
+    return Accelerator(*args, **kwargs)
+
+
+class WithoutCpu(Replicated):
+    """C1: each rank alone on all the data."""
+
+    def _accelerator(self) -> Accelerator:
+        return fresh()
+
+
+class OnlyBackend(Replicated):
+    """C3: the data shared out, and gradients never exchanged."""
+
+    def _accelerator(self) -> Accelerator:
+        return fresh(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+
+
+class PluginDropped(Sharded):
+    """C2: the plugin dropped in silence, and plain DDP."""
+
+    def _accelerator(self) -> Accelerator:
+        return fresh(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+
+    def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
+        return Replicated._wrap(self, blocks)
+
+
+class ZeroDropped(Zero):
+    """C2 with DeepSpeed's plugin."""
+
+    def _accelerator(self) -> Accelerator:
+        return fresh(cpu=True, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=self._config))
+
+
+def answer(build: Callable[[], object]) -> str:
+    try:
+        return f"accepted: {build()}"
+    except CannotTrain as error:
+        return error.message
+
+
+def main(result_file: str) -> None:
+    asked = parse(TrainerOptions, {"batch_size": 2, "gradient_accumulate_every": 1})
+    plan = decide(asked, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
+    answers: dict[str, str] = {}
+    with library_environment(deepspeed=why_no_deepspeed() is None, cuda=False):
+        processes = Processes(place(), need_group=True)
+        answers["right"] = answer(lambda: type(Replicated(plain(), plan, processes, blocks=[]).model).__name__)
+        for engine in (WithoutCpu, OnlyBackend, PluginDropped):
+            answers[engine.__name__] = answer(lambda of=engine: of(plain(), plan, processes, blocks=[]))
+        if why_no_deepspeed() is None:
+            config = zero_config(2, plan)
+            answers["ZeroDropped"] = answer(lambda: ZeroDropped(plain(), plan, processes, blocks=[], config=config))
+        answers["connected by the script"] = answer(lambda: Processes(Place(), need_group=False))
+    if dist.get_rank() == 0:
+        Path(result_file).write_text(json.dumps(answers))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

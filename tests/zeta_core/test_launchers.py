@@ -1,0 +1,133 @@
+"""How a script's processes may be started, and that no set-up trains something else than what was asked, in silence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.zeta_core.models import plain
+from tests.zeta_core.runs import train
+from tests.zeta_core.test_parallel import SCRIPT, case, environment, why_no_deepspeed
+from zeta_core.failures import CannotTrain
+from zeta_core.settings import Place, place
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def launched(folder: Path, *words: str) -> tuple[int, str]:
+    """The exit code, and all that was said."""
+    command = subprocess.run(
+        words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=150
+    )
+    return command.returncode, command.stdout.decode()
+
+
+@pytest.mark.timeout(300)
+def test_accelerate_launch_trains_one_process_or_several_and_never_one_instead_of_several(tmp_path: Path) -> None:
+    def train(world: int, flag: str, *cases: dict[str, Any]) -> tuple[int, str]:
+        start = [*ACCELERATE, flag, "--num_processes", str(world), "--main_process_port", "0"]
+        return launched(tmp_path, *start, str(SCRIPT), f"{flag}.json", *map(json.dumps, cases))
+
+    code, said = train(1, "--cpu", case("alone", world=1))
+    assert code == 0, said
+    code, said = train(2, "--multi_gpu", case("ddp", world=2), case("fsdp2", world=2, use_fsdp=True))
+    assert code == 0, said
+    alone = json.loads((tmp_path / "--cpu.json").read_text())["alone"]
+    found: dict[str, Any] = json.loads((tmp_path / "--multi_gpu.json").read_text())
+    assert found.keys() == {"ddp", "fsdp2"}
+    for result in found.values():
+        assert result["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert result["weight"] == pytest.approx(alone["weight"], rel=1e-5)
+    code, said = train(2, "--cpu", case("refused", world=2))
+    assert code == 1
+    assert "asked for several processes and started one" in said
+    assert "torchrun --nproc-per-node" in said
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.timeout(200)
+def test_each_set_up_that_accelerate_accepts_and_that_trains_something_else_is_an_error(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("misconfigured_script.py"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    code, said = launched(tmp_path, *torchrun, script, "answers.json")
+    assert code == 0, said
+    answers: dict[str, str] = json.loads((tmp_path / "answers.json").read_text())
+    assert answers.pop("right") == "accepted: DistributedDataParallel"
+    messages = {
+        "WithoutCpu": "set up DistributedType.NO with 1 processes where DistributedType.MULTI_CPU with 2 was",
+        "OnlyBackend": "set up DistributedType.NO with 2 processes where DistributedType.MULTI_CPU with 2 was",
+        "PluginDropped": "use_fsdp did not shard the model: DistributedDataParallel",
+        "ZeroDropped": "set up DistributedType.MULTI_CPU with 2 processes where DistributedType.DEEPSPEED with 2 was",
+        "connected by the script": "promised 1 processes and 2 came together",
+    }
+    if why_no_deepspeed() is not None:
+        del messages["ZeroDropped"]
+    assert answers.keys() == messages.keys()
+    for name, message in messages.items():
+        assert message in answers[name]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+        {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+    ],
+    ids=lambda variables: " ".join(variables),
+)
+def test_several_processes_that_cannot_find_one_another_are_refused(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CannotTrain, match="torchrun --nproc-per-node N"):
+        place()
+
+
+def test_a_lone_rank_or_a_world_of_one_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert place() == Place()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "say use_fsdp=True"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "say use_deepspeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "no Megatron-LM"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "for which it is 'no'"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "say compile=True"),
+    ],
+)
+def test_what_is_left_over_of_accelerates_variables_is_an_error_where_it_asks_for_more(
+    name: str, value: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(CannotTrain, match=f"sets {name} to {value!r}") as raised:
+        train(plain(), tmp_path / "out", cache=tmp_path, max_steps=1)
+    assert cure in (raised.value.hint or "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_accelerates_variables_that_agree_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agree = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no",
+             "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7",
+             "FSDP_ACTIVATION_CHECKPOINTING": "true"}  # fmt: skip
+    plainly, _ = train(plain(), tmp_path / "plainly", cache=tmp_path, max_steps=2, use_fsdp=True)
+    for name, value in agree.items():
+        monkeypatch.setenv(name, value)
+    with_them, _ = train(plain(), tmp_path / "with", cache=tmp_path, max_steps=2, use_fsdp=True)
+    assert with_them.progress.loss_sum == plainly.progress.loss_sum
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    with pytest.raises(CannotTrain, match="took the device meta"):
+        train(plain(), tmp_path / "meta", cache=tmp_path, max_steps=2)

@@ -17,11 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import StoredCheckpoint
 from server.auth import Caller
-from server.database.newest import checkpoints_newest_first
+from server.database.newest import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow
 from server.jobs import find_job
 from server.ranges import Content, FilePart, Part
-from server.references import LATEST
 from server.service import Service
 from zeta_core.contract.answers import Page
 from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest, ManifestFile

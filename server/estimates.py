@@ -52,9 +52,8 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
         parameters, unknown = await _parameters(session, spec)
     resolved = {**resolve(spec), "files": files}
     alone = _estimate(spec, resolved, parameters, unknown)
-    processes = spec.resources.processes or max(1, spec.resources.gpus or 1)
     sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
-    found = await service.engine.checks.ask(sent, resolved, processes)
+    found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes)
     if isinstance(found, str):
         pending = {**alone.pending, **dict.fromkeys(("vocabulary", "isolates"), _ASK_A_WORKER)}
         return alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.data_formats import FIRST_ROWS_BYTES, fault_in_first_rows, unreadable
-from server.database.newest import checkpoints_newest_first
+from server.database.newest import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.service import Service
 from server.settings import ServerSettings
@@ -33,8 +33,6 @@ from zeta_core.contract.spec import (
     dataset_sources,
 )
 from zeta_core.contract.validation import error_of
-
-LATEST = "latest"
 
 
 async def check_references(

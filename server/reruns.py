@@ -7,10 +7,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.newest import checkpoints_newest_first
+from server.database.newest import LATEST, newest_to_resume
 from server.database.tables import CheckpointRow, JobRow
 from server.jobs import find_job
-from server.references import LATEST
 from server.service import Service
 from server.submissions import answered_before, create, submission
 from zeta_core.contract.commands import FROM_START, Rerun
@@ -51,7 +50,7 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str 
     if named == FROM_START:
         return None
     if named == LATEST:
-        found = await session.scalar(checkpoints_newest_first(parent.id).where(CheckpointRow.name != "best").limit(1))
+        found = await newest_to_resume(session, parent.id)
     else:
         row = await session.get(CheckpointRow, (parent.id, named))
         found = row.name if row else None

@@ -15,13 +15,14 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, and_, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.db import Database
 from server.database.drains import drained_workers
+from server.database.newest import newest_to_resume
 from server.database.state import lock_job
-from server.database.tables import CheckpointRow, JobRow
+from server.database.tables import JobRow
 from server.engine.courier import NOT_SENT
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.fleet import Fleet
@@ -175,7 +176,7 @@ class Scheduler:
                 slots=slots,
                 spec=_spec_of(job),
                 resolved_spec=job.resolved_spec,
-                processes=resources.processes or max(1, resources.gpus or 1),
+                processes=resources.num_processes,
                 resume_from=await _resume_from(session, job),
             )
         try:
@@ -299,24 +300,14 @@ def _spec_of(job: JobRow) -> dict[str, Any]:
 
 async def _resume_from(session: AsyncSession, job: JobRow) -> str | None:
     """The job's own newest stored checkpoint; before it has one, the checkpoint that its spec names."""
-    own = await _newest_checkpoint(session, job.id)
+    own = await newest_to_resume(session, job.id)
     if own is not None:
         return f"{job.id}/{own}"
     named = job.spec.get("resume_from_checkpoint")
     if not isinstance(named, str):
         return None
     other, _, name = named.partition("/")
-    return f"{other}/{name or await _newest_checkpoint(session, other) or 'final'}"
-
-
-async def _newest_checkpoint(session: AsyncSession, job_id: str) -> str | None:
-    """The checkpoint of the highest step; of several of one step a ``step-N``, which keeps its training state."""
-    newest = (
-        select(CheckpointRow.name)
-        .where(CheckpointRow.job_id == job_id, CheckpointRow.name != "best")
-        .order_by(CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc())
-    )
-    return await session.scalar(newest.limit(1))
+    return f"{other}/{name or await newest_to_resume(session, other) or 'final'}"
 
 
 def _reason(wait: Wait, since: datetime) -> dict[str, Any]:

@@ -63,8 +63,7 @@ def seq_len(options: TrainerOptions, limit: int | None) -> int | None:
 def resolve(spec: JobSpec) -> dict[str, Any]:
     """The spec with every default that its words decide; ``global_batch_size`` is in sequences."""
     batch_size, accumulate = batch_split(spec)
-    processes = spec.resources.processes or max(1, spec.resources.gpus or 1) * spec.resources.nodes
-    known = None if batch_size is None or accumulate is None else batch_size * accumulate * processes
+    known = None if batch_size is None or accumulate is None else batch_size * accumulate * spec.resources.num_processes
     return {
         **spec.model_dump(mode="json"),
         "batch_size": batch_size,

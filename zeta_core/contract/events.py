@@ -7,7 +7,7 @@ by (job, attempt, line from 1). An *event* is a stored line, or a sentence of th
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
@@ -16,7 +16,6 @@ from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.job import JobError, JobResult, JobStatus, StatusReason
 
 EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
-EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
 Phase = Literal["fetching", "loading_data", "loading_model", "training", "evaluating", "saving"]
 

@@ -18,7 +18,7 @@ from zeta_core.contract.job import JobError, JobErrorEvidence, StatusReason
 from zeta_core.contract.layout import JOURNAL_FILE, RUN_FILE
 
 _COUNTS = ("memory.events", "memory.oom_control")
-_ABOUT_MEMORY = ("batch_size", "gradient_accumulate_every", "seq_len", "use_activation_checkpointing")
+_ABOUT_MEMORY = ("batch_size", "seq_len", "use_activation_checkpointing")
 MESSAGES = {
     "group": "The kernel killed the training process because memory ran out.",
     "machine": "The training process was killed by SIGKILL while the kernel killed processes because memory ran out.",
@@ -55,9 +55,7 @@ def killed_for_memory(run_dir: Path, before: OomKills, evidence: JobErrorEvidenc
         return None
     options, figures = _last_known(run_dir)
     cure = less_memory(options)
-    known = {
-        name: options[name] for name in ("batch_size", "seq_len", "use_activation_checkpointing") if name in options
-    }
+    known = {name: options[name] for name in _ABOUT_MEMORY if name in options}
     return JobError(
         code=StatusReason.OUT_OF_MEMORY,
         message=MESSAGES[where],

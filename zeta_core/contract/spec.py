@@ -185,6 +185,11 @@ class Resources(_Sent):
     nodes: int = Field(default=1, ge=1, le=1024)
     processes: int | None = Field(default=None, ge=1, le=1024, description="unset: one per GPU, or 1")
 
+    @property
+    def num_processes(self) -> int:
+        """The processes of a training: its world size."""
+        return self.processes or max(1, self.gpus or 1) * self.nodes
+
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)

@@ -141,6 +141,11 @@ def _told(path: Path, upload: Upload, say: Say) -> str:
     return stored.id
 
 
+def looks_like_a_model(path: Path) -> bool:
+    """Whether it is sent as a model where nobody says what it is: by its name, and data is no folder or archive."""
+    return path.is_dir() or path.suffix in (".tar", ".gguf")
+
+
 def upload_model(path: Path, upload: Upload) -> StoredFile:
     """A .tar as it is, or a Hugging Face folder or GGUF file packed as one. Raises `InvalidRequest` for others."""
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):

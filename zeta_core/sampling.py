@@ -1,5 +1,6 @@
 """A few lines of a model's own at each evaluation: held-out beginnings, continued by it.
 
+Of a conversation the beginning is all that comes before its first learned answer; of a text its first tokens.
 Cheap: at most `NUM_TOKENS` calls on `NUM_PROMPTS` short sequences, cut off after `MOST_SECONDS`. Deterministic: the
 same beginnings and the same random numbers each time, from a generator of its own, so that what changes is the model.
 B sequences, T tokens, V entries of the vocabulary.
@@ -23,7 +24,9 @@ from zeta_core.report import Report
 from zeta_core.tokens import TokenFile
 
 NUM_PROMPTS = 3
-NUM_PROMPT_TOKENS = 32
+NUM_PROMPT_TOKENS = 32  # of a text
+MOST_PROMPT_TOKENS = 256  # of a conversation, the last ones
+MOST_DOCUMENTS = 1000  # among which beginnings of equal length are looked for
 NUM_TOKENS = 32
 TEMPERATURE = 0.8
 MOST_SECONDS = 10.0
@@ -45,7 +48,9 @@ class Samples:
         """``tokenizer`` None: there is no text for these ids, and nothing is written."""
         self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
         self._processes, self._device, self._report = processes, device, report
-        self._prompts_BT = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
+        self._prompts_BT = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
+        if not self._prompts_BT.size:
+            self._prompts_BT = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
         self._num_tokens = min(NUM_TOKENS, seq_len - self._prompts_BT.shape[1])
         self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model keeps what it has read
         # A model that only answers with a loss has nothing to say.
@@ -62,7 +67,10 @@ class Samples:
             self._report.log("This model gives no logits for the next token, so no samples are written.")
             self._speaks = False
         length = self._prompts_BT.shape[1]
-        return [SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(row[length:])) for row in rows]
+        return [
+            SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(self._until_end(row[length:])))
+            for row in rows
+        ]
 
     def _continued(self, model: nn.Module) -> list[list[int]]:
         """The beginnings with what the model adds to them; nothing where it cannot."""
@@ -111,10 +119,40 @@ class Samples:
         except TypeError:  # its forward cannot be called without targets
             return None
 
-    def _text(self, ids: list[int]) -> str:
+    def _until_end(self, ids: list[int]) -> list[int]:
         end = self._tokenizer.eos_token_id
-        ids = ids[: ids.index(end)] if end in ids else ids
+        return ids[: ids.index(end)] if end in ids else ids
+
+    def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _questions(tokens: TokenFile, most: int) -> NDArray[np.int64]:
+    """What comes before the first answers of a few conversations, at most ``most`` tokens; none where there are none.
+
+    They are read together, so they are of one length: those that differ least are taken, and cut to the shortest at
+    their beginnings.
+    """
+    if tokens.supervised is None or not tokens.has_whole_documents:
+        return np.empty((0, 0), dtype=np.int64)
+    step = 2 if tokens.holds_pairs else 1  # both answers of a pair have one prompt
+    conversations = np.arange(0, tokens.num_documents, step)[:MOST_DOCUMENTS]
+    starts, lengths = tokens.offsets[conversations], np.zeros(len(conversations), dtype=np.int64)
+    for index, (start, end) in enumerate(zip(starts, tokens.offsets[conversations + 1], strict=True)):
+        places = tokens.where(np.arange(int(start), int(end)))
+        lengths[index] = int(np.argmax(tokens.supervised[places]))  # 0: nothing of it is learned
+    asked = np.flatnonzero(lengths > 1)  # at 1 all of it is learned: a text
+    if not len(asked):
+        return np.empty((0, 0), dtype=np.int64)
+    by_length = asked[np.argsort(lengths[asked], kind="stable")]
+    count = min(NUM_PROMPTS, len(asked))
+    shown = np.minimum(lengths[by_length], most)
+    spreads = shown[count - 1 :] - shown[: len(shown) - count + 1]
+    alike = np.flatnonzero(spreads == spreads.min())
+    first = alike[len(alike) // 2]
+    chosen, length = np.sort(by_length[first : first + count]), int(shown[first])
+    ends = starts[chosen] + lengths[chosen]
+    return tokens.ids[tokens.where(ends[:, None] + np.arange(-length, 0))].astype(np.int64)
 
 
 def _beginnings(tokens: TokenFile, length: int) -> NDArray[np.int64]:

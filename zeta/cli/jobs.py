@@ -75,10 +75,12 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("step", progress_cell(job)),
             ("loss", (job.progress or {}).get("loss")),
             ("mean loss", None if result is None else result.train_loss),
+            ("held-out loss", (job.progress or {}).get("eval_loss") if result is None else result.eval_loss),
             ("created", job.created_at),
             ("started", job.started_at),
             ("finished", job.finished_at),
             ("checkpoints", job.checkpoints),
+            ("best checkpoint", None if result is None else result.best_checkpoint),
             ("final checkpoint", job.final_checkpoint),
             *advice_rows(job),
         )

@@ -91,9 +91,11 @@ def ending(job: Job) -> str:
     """How an ended job ended, in one or two sentences, with what to do next."""
     if job.status == "succeeded":
         loss = job.result.train_loss if job.result is not None else None
+        held_out = job.result.eval_loss if job.result is not None else None
         took = job.result.train_seconds if job.result is not None else None
         words = f"{job.id} succeeded"
         words += f", mean loss {loss:.4f}" if loss is not None else ""
+        words += f", held-out loss {held_out:.4f}" if held_out is not None else ""
         words += f", trained for {duration(took)}" if took is not None else ""
         return f"{words}. Its checkpoint: zeta download {job.id}"
     reason = f" ({job.status_reason})" if job.status_reason is not None else ""

@@ -17,7 +17,7 @@ SpecFile = Annotated[
     Path | None, typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input.")
 ]
 Model = Annotated[
-    str | None, typer.Option(help="A Hub id, a folder, .tar or config.json here, job_...[/step-N] or @last.")
+    str | None, typer.Option(help="A Hub id; a folder, .tar, .gguf or config.json here; job_...[/step-N] or @last.")
 ]
 Data = Annotated[str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")]
 Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of every weight.")]

@@ -1,0 +1,129 @@
+"""A real model, SmolLM2-135M, tuned on real conversations and real preferences through the whole service, on a CPU.
+
+Learning rates of the adapters are high and the steps few, so that the effect is plain after some minutes.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.end_to_end.conversations import as_lines, real_conversations
+from tests.harness.real_model import smollm2
+from tests.harness.service import Service, wait_for_end
+
+JOB_SECONDS = 600.0  # for one of the three; about a quarter of it on two quiet cores
+SIZES: dict[str, Any] = {"seq_len": 192, "batch_size": 2, "gradient_accumulate_every": 1, "checkpointing_steps": 1000}
+QUESTION = [{"role": "user", "content": "Hello, how are you doing today?"}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * JOB_SECONDS)
+def test_a_real_model_learns_from_real_conversations_and_preferences(
+    http: httpx.Client, service: Service, tmp_path: Path
+) -> None:
+    uploaded = service.command("upload", str(smollm2()), "--json")
+    assert uploaded.returncode == 0, uploaded.stdout + uploaded.stderr
+    base = json.loads(uploaded.stdout)
+    assert base["purpose"] == "model"
+    conversations = real_conversations(128)
+    chats = tmp_path / "chats.jsonl"
+    chats.write_bytes(as_lines([{"messages": one} for one in conversations]))
+
+    # An adapter, by the command.
+    settings = [*_words(SIZES), "eval_split=0.06", "eval_steps=4", "max_steps=8", "learning_rate=0.001"]
+    words = [word for setting in (*settings, "lora.save_merged=true") for word in ("--set", setting)]
+    source = ["--model", base["id"], "--data", str(chats), "--lora"]
+    followed = service.command("submit", *source, *words, "--follow", timeout_seconds=JOB_SECONDS)
+    assert followed.returncode == 0, followed.stdout + followed.stderr + service.log()
+    assert "held-out loss" in followed.stdout
+    tuned = json.loads(service.command("job", "@last", "--json").stdout)
+    assert tuned["resolved_spec"]["train_on"] == "assistant"
+    events = _events(http, tuned)
+    held_out = _held_out_losses(events)
+    assert list(held_out) == [4, 8]
+    assert held_out[8] < held_out[4]
+    lines = {
+        step: [event["text"] for event in events if event["type"] == "sample" and event["step"] == step]
+        for step in held_out
+    }
+    assert len(lines[8]) == 3
+    prompts = [event["prompt"] for event in events if event["type"] == "sample"]
+    assert all(prompt.endswith("<|im_end|>\n<|im_start|>assistant\n") for prompt in prompts), prompts
+    assert lines[4] != lines[8]
+    _the_adapter_fits_the_untouched_base(service, tuned["id"], tmp_path / "adapter")
+
+    # Every weight, over HTTP, at the rate that is the default for it.
+    data = {"dataset": tuned["spec"]["dataset"], "model": {"file": base["id"]}}
+    full = _run(http, service, {**data, **SIZES, "eval_split": 0.06, "eval_steps": 1, "max_steps": 3})
+    assert full["resolved_spec"]["learning_rate"] == 2e-5
+    assert full["resolved_spec"]["num_trained_parameters"] == full["resolved_spec"]["num_parameters"] == 134_515_008
+    losses = _held_out_losses(_events(http, full))
+    assert losses[1] > losses[2] > losses[3]
+
+    # What somebody said next is preferred to what was said elsewhere; the adapter's model is where it begins.
+    pairs = [
+        {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
+        for one, other in zip(conversations[:6], conversations[6:12], strict=True)
+    ]
+    sent = http.post("/v1/files", files={"file": ("pairs.jsonl", as_lines(pairs))}, data={"purpose": "dataset"})
+    method = {"method": "dpo", "lora": {"r": 8}, "learning_rate": 5e-4, "max_steps": 6}
+    source = {"model": {"job": tuned["id"]}, "dataset": {"file": sent.raise_for_status().json()["id"]}}
+    preferred = _run(http, service, {**SIZES, **source, **method})
+    told = [event for event in _events(http, preferred) if event.get("rewards")]
+    assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert told[0]["rewards"]["margin"] == pytest.approx(0, abs=1e-3)
+    assert told[-1]["rewards"]["margin"] > 0.1, told
+    assert told[-1]["rewards"]["accuracy"] == 1.0
+
+
+def _the_adapter_fits_the_untouched_base(service: Service, job_id: str, folder: Path) -> None:
+    """In peft, on the base as its publisher has it; the merged weights are what peft merges, in bfloat16."""
+    downloaded = service.command("download", job_id, "-o", str(folder))
+    assert downloaded.returncode == 0, downloaded.stdout + downloaded.stderr
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    file = smollm2()
+    untouched: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    before = _logits(untouched, asked)
+    adapted: Any = PeftModel.from_pretrained(untouched, str(folder))
+    with_adapter = _logits(adapted, asked)
+    change = (with_adapter - before).abs().max()
+    assert change > 1
+    merged: Any = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32)
+    assert (_logits(merged, asked) - with_adapter).abs().max() < 0.05 * change  # bfloat16 has three digits
+    stored = merged.state_dict()
+    for name, weight in adapted.merge_and_unload().state_dict().items():
+        assert torch.equal(weight.bfloat16().float(), stored[name]), name
+
+
+def _logits(model: Any, asked: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**asked).logits
+
+
+def _run(http: httpx.Client, service: Service, spec: dict[str, Any]) -> dict[str, Any]:
+    """A job that succeeds."""
+    answer = http.post("/v1/jobs", json=spec)
+    assert answer.status_code == 201, answer.text
+    job = wait_for_end(http, answer.json()["id"], JOB_SECONDS)
+    assert job["status"] == "succeeded", service.log()
+    return job
+
+
+def _events(http: httpx.Client, job: dict[str, Any]) -> list[dict[str, Any]]:
+    return http.get(f"/v1/jobs/{job['id']}/events?limit=1000").raise_for_status().json()["data"]
+
+
+def _held_out_losses(events: list[dict[str, Any]]) -> dict[int, float]:
+    return {event["step"]: event["eval_loss"] for event in events if event.get("eval_loss") is not None}
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in settings.items()]

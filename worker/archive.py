@@ -1,5 +1,7 @@
 """Brings an attempt's log to the artifact store while it runs and, when nothing is left of it, all that is missing.
 
+That is the end of its log, TensorBoard's files, and checkpoints that the training changed in the end.
+
 A store that refuses (a full disk, a lost mount) is tried again for a minute; then the attempt ends with what is there.
 """
 
@@ -14,6 +16,7 @@ from worker.joblog import JobLog
 from worker.link import Outage
 from worker.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.layout import TENSORBOARD_DIRECTORY
 
 LOG_SECONDS = 1.0
 TRIES_SECONDS = 60.0
@@ -81,8 +84,11 @@ class Archive:
         return False
 
     def _complete(self, succeeded: bool) -> None:
-        """The whole log; and checkpoints as the training left them in the end (it strips what is not needed)."""
+        """The whole log, the curves, and checkpoints as the training left them in the end (it strips some)."""
         self._log.complete()
+        curves = self._output / TENSORBOARD_DIRECTORY
+        if curves.is_dir():
+            self._store.put_curves(self._job_id, curves)
         if not succeeded or not self._output.is_dir():
             return
         for entry in sorted(self._output.iterdir()):

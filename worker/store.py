@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from zeta_core.contract.checkpoint import Manifest, ManifestFile, step_of, surplus
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, tensorboard_key
 
 COPY_BYTES = 4 * 2**20
 # Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
@@ -52,6 +52,10 @@ class ArtifactStore:
         """Whether the store has exactly the checkpoint that lies in ``local``."""
         manifest = _manifest_bytes(local)
         return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
+
+    def put_curves(self, job_id: str, source: Path) -> None:
+        """Copy TensorBoard's files; those of each attempt have names of their own. Raises `OSError`."""
+        shutil.copytree(source, self.root / tensorboard_key(job_id), dirs_exist_ok=True)
 
     def prune(self, job_id: str, save_total_limit: int, *, published_step: int) -> None:
         """Remove the ``step-N`` beyond the newest ``save_total_limit`` of those up to ``published_step``.

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from zeta_core.contract.events import JournalLine, ProgressLine
+from zeta_core.contract.layout import TENSORBOARD_DIRECTORY
 from zeta_core.failures import CannotTrain
 from zeta_core.settings import tracker_project
 
@@ -168,7 +169,7 @@ def openers(names: Sequence[Name], run: TrackedRun) -> dict[str, Callable[[], Ge
 
 def _tensorboard(run: TrackedRun) -> GeneralTracker:
     folder = re.sub(r"[^\w.+-]+", "_", run.name).strip(".") or run.run_id
-    tracker = TensorBoardTracker(folder, run.output_dir / "tensorboard", purge_step=run.step + 1)
+    tracker = TensorBoardTracker(folder, run.output_dir / TENSORBOARD_DIRECTORY, purge_step=run.step + 1)
     tracker.start()
     tracker.log({"spec": f"```json\n{json.dumps(dict(run.spec), indent=1)}\n```"}, step=run.step)
     return tracker

@@ -8,13 +8,14 @@ from tests.harness.fleet import Bench
 from tests.harness.service import marked_processes
 from tests.harness.waiting import wait_until
 from zeta_core.contract.checkpoint import step_of
+from zeta_core.contract.layout import tensorboard_key
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_end(fleet: Bench) -> None:
     first = fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30")
-    job_id = fleet.submit(spec=tiny_job(max_steps=200, checkpointing_steps=100))
+    job_id = fleet.submit(spec=tiny_job(max_steps=200, checkpointing_steps=100, report_to=["tensorboard"]))
     fleet.wait_for_step(job_id, 5, 120)
     first.terminate()
     assert first.wait(60) == 0, fleet.logs()
@@ -29,6 +30,8 @@ def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_
     assert job.result is not None
     assert job.result["tokens"] > 0
     assert {"final", "step-200"} <= set(fleet.checkpoints(job_id))
+    curves = list((fleet.settings.artifacts / tensorboard_key(job_id)).rglob("events.out.*"))
+    assert len(curves) == 2, "of each attempt, kept when its output directory is gone"
     fleet.check_events(job_id)
 
 

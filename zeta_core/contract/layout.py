@@ -25,6 +25,14 @@ def log_key(job_id: str, attempt: int) -> PurePosixPath:
     return PurePosixPath("jobs", job_id, "logs", f"attempt-{attempt}.log")
 
 
+TENSORBOARD_DIRECTORY = "tensorboard"
+
+
+def tensorboard_key(job_id: str) -> PurePosixPath:
+    """What the attempts of a job that reports to TensorBoard wrote, for ``tensorboard --logdir``."""
+    return PurePosixPath("jobs", job_id, TENSORBOARD_DIRECTORY)
+
+
 def job_key(job_id: str) -> PurePosixPath:
     return PurePosixPath("jobs", job_id)
 

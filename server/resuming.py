@@ -18,7 +18,8 @@ from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of, shown
 
-# What may change: how a step's work is split, how long the run is, what is kept of it and watched.
+# What may change: how a step's work is split, how long the run is, what is kept of it, who is told. It must be no more
+# than what `zeta_core.plan.KEPT` leaves free, or a worker refuses what was accepted here.
 _FREE = frozenset(
     {
         "batch_size",
@@ -27,8 +28,6 @@ _FREE = frozenset(
         "epochs",
         "checkpointing_steps",
         "save_total_limit",
-        "eval_steps",
-        "early_stopping_patience",
         "report_to",
         "entity_name",
         "output_dir",

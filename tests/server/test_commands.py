@@ -192,6 +192,11 @@ def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exac
     assert rerun(http, parent, **at("latest")).status_code == 201
     wrong = rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest"))
     assert error_of(wrong)["param"] == "lora"
+    # When it is evaluated decides which checkpoint is the best and when it stops: the training would refuse it, too.
+    evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
+    rows.change(parent, spec=evaluated, resolved_spec={**evaluated, "files": {}})
+    answer = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))
+    assert {detail["param"] for detail in error_of(answer)["details"]} == {"eval_steps", "early_stopping_patience"}
     # From the start of a rerun is the start, not its parent's checkpoint.
     assert "resume_from_checkpoint" not in rerun(http, job["id"]).json()["spec"]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from zeta_core.contract.commands import Rerun
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
 from zeta_core.contract.spec import FileSource, JobSpec, TrainerOptions, dataset_sources
 from zeta_core.contract.validation import OTHER_NAMES, parse
@@ -164,6 +165,13 @@ def test_a_bad_value_is_repeated_in_its_message_but_never_at_length() -> None:
 def test_a_body_that_is_no_object_is_refused(body: object) -> None:
     with pytest.raises(InvalidRequest, match="must be a JSON object"):
         parse(JobSpec, body)
+
+
+def test_a_word_that_does_not_fit_its_pattern_is_told_what_fits() -> None:
+    with pytest.raises(
+        ZetaError, match="from is 'yesterday'; it must be 'start', 'latest', or the name of a checkpoint"
+    ):
+        parse(Rerun, {"from": "yesterday"})
 
 
 def test_one_error_lists_what_is_missing() -> None:

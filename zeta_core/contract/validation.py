@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
 
@@ -271,6 +272,10 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
             allowed = words.format(**context)
             message = f"{param} is {said}; it must be {allowed}."
             return ErrorDetail(param=param, message=message, code="out_of_range")
+    if kind == "string_pattern_mismatch" and (field := _field(location, model)) is not None and field.description:
+        return ErrorDetail(
+            param=param, message=f"{param} is {said}; it must be {field.description}.", code="invalid_value"
+        )
     if kind in _LENGTH_WORDS:
         allowed = _LENGTH_WORDS[kind].format(**context)
         return ErrorDetail(param=param, message=f"{param} is {said}; it must be {allowed}.", code="invalid_value")
@@ -289,6 +294,11 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
             param=param, message=f"{param} is {said}; it must be {_TYPE_WORDS[kind]}.", code="invalid_type"
         )
     return ErrorDetail(param=param, message=f"{param} is {said}: {fault['msg']}.", code="invalid_value")
+
+
+def _field(path: list[str], model: type[BaseModel]) -> FieldInfo | None:
+    """The field of that name which ``model`` itself has."""
+    return next((field for name, field in model.model_fields.items() if [field.alias or name] == path), None)
 
 
 def _names(model: type[BaseModel]) -> tuple[str, ...]:

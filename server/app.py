@@ -14,9 +14,9 @@ from server.numbers import JobNumbers, RequestNumbers
 from server.routes import checkpoints, files, followed, jobs, operations, workers
 from server.service import Service
 from server.trail import Trail
-from server.version import VERSION
 from zeta_core.contract import events
 from zeta_core.contract.commands import Rerun
+from zeta_core.contract.distribution import version
 from zeta_core.contract.spec import JobSpec
 
 REF = "#/components/schemas/{model}"
@@ -35,7 +35,7 @@ def create_app(service: Service) -> FastAPI:
     """The application over an opened service."""
     app = FastAPI(
         title="Zeta",
-        version=VERSION,
+        version=version(),
         summary="A self-hosted training service for causal language models",
         docs_url=None,  # the pages load their scripts from elsewhere
         redoc_url=None,

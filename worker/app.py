@@ -7,15 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from worker.launch import TRAINER_COMMAND
 from worker.settings import WorkerSettings
 from worker.supervise import Supervisor
+from zeta_core.contract.distribution import version
 from zeta_core.contract.errors import InvalidSettings
 
-DISTRIBUTION = "zeta-train"
 EX_USAGE = 2
 
 
@@ -36,7 +35,7 @@ def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
         print(error.message, file=sys.stderr)
         return EX_USAGE
     try:
-        return Supervisor(settings, version=_version(), command=command).run()
+        return Supervisor(settings, version=version(), command=command).run()
     finally:
         os.close(lock)
 
@@ -54,10 +53,3 @@ def _lock_name(root: Path, name: str) -> int:
             param="ZETA_WORKER_NAME",
         ) from error
     return descriptor
-
-
-def _version() -> str:
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "0+checkout"  # run from a checkout that is not installed

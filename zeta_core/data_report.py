@@ -6,6 +6,7 @@ import numpy as np
 
 from zeta_core.contract.data_report import DataReport, Lengths
 from zeta_core.contract.events import LogLine
+from zeta_core.failures import InvalidData
 from zeta_core.packing import Sequences
 from zeta_core.report import Report
 from zeta_core.tokens import TokenFile
@@ -40,6 +41,20 @@ def describe(tokens: TokenFile, sequences: Sequences) -> DataReport:
         empty=tokens.num_empty,
         split=tokens.num_split,
         duplicates=tokens.num_duplicates,
+    )
+
+
+def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
+    """The error of data that gives no sequence, with how many of its documents are too long, and the first of them."""
+    dropped = sequences.fit.num_dropped
+    if not dropped:
+        return InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
+    return InvalidData(
+        f"None of the {tokens.num_documents:,} documents can be trained on: {dropped:,} are longer than the "
+        f"{sequences.seq_len:,} tokens of seq_len, or their answer lies beyond it; the first is "
+        f"{sequences.fit.dropped_at}.",
+        hint=f"Raise seq_len; the longest document has {int(np.diff(tokens.offsets).max()):,} tokens.",
+        evidence={"dropped_documents": dropped},
     )
 
 

@@ -34,7 +34,6 @@ from zeta_core.data import Places, open_sources
 from zeta_core.decided import merges, resolved_spec, say_resumed
 from zeta_core.encode import is_bytes
 from zeta_core.evaluation import Evaluator, hold_out
-from zeta_core.failures import InvalidData
 from zeta_core.lora import base_fingerprint
 from zeta_core.loss import LossOf, find_loss
 from zeta_core.memory import check_it_can_fit, explained
@@ -129,7 +128,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         sequences = _sequences(tokens, plan, options)
         evaluated = None if held_out is None else _sequences(held_out, plan, options)
         if not len(sequences):
-            raise InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
+            raise data_reports.nothing_to_train(tokens, sequences)
         plan = planning.with_length(plan, options, len(sequences))
         check_positions(model, plan.seq_len)
         memory.plan = plan

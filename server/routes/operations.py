@@ -8,8 +8,8 @@ from sqlalchemy import select
 from server import numbers
 from server.callers import TheCaller
 from server.service import TheService
-from server.version import VERSION
 from zeta_core.contract.answers import Health
+from zeta_core.contract.distribution import version
 
 router = APIRouter(tags=["operations"])
 
@@ -18,7 +18,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/healthz")
 async def is_live() -> Health:
     """Whether this process answers at all; asks nothing of its parts."""
-    return Health(status="ok", version=VERSION)
+    return Health(status="ok", version=version())
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -29,7 +29,7 @@ async def is_ready(service: TheService) -> Health:
         await session.execute(select(1))
     redis = "ok" if service.engine.redis_ok else "not reachable; jobs are taken and wait"
     status = "ok" if service.engine.redis_ok else "degraded"
-    return Health(status=status, version=VERSION, parts={"database": "ok", "redis": redis})
+    return Health(status=status, version=version(), parts={"database": "ok", "redis": redis})
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

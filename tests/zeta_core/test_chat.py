@@ -21,6 +21,7 @@ from zeta_core.contract.events import WarningLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
 from zeta_core.data import Places, open_sources
+from zeta_core.data_report import nothing_to_train
 from zeta_core.failures import InvalidData
 from zeta_core.packing import IGNORED, Sequences
 from zeta_core.report import Report
@@ -344,6 +345,16 @@ def test_a_conversation_longer_than_a_sequence_is_an_error_where_that_is_asked_f
         InvalidData, match=r"^chat\.jsonl, line 2: has 52 tokens, more than the 40 of seq_len, as 1 of 2"
     ):
         Sequences(tokens, 40, pack=True, overlong="error")
+
+
+def test_where_no_answer_fits_the_error_says_how_long_the_documents_are(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(shapes.CHATML))
+    error = nothing_to_train(tokens, Sequences(tokens, 20, pack=True))
+    assert error.message == (
+        "None of the 2 documents can be trained on: 2 are longer than the 20 tokens of seq_len, or their answer lies "
+        "beyond it; the first is chat.jsonl, line 1."
+    )
+    assert error.hint == "Raise seq_len; the longest document has 52 tokens."
 
 
 def test_text_and_conversations_share_sequences_and_text_goes_on_in_the_next(tmp_path: Path) -> None:

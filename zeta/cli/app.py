@@ -27,9 +27,9 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, the beginn
 
 def print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from zeta_core.contract.distribution import version
 
-        typer.echo(f"zeta {version('zeta-train')}")
+        typer.echo(f"zeta {version()}")
         raise typer.Exit
 
 

@@ -1,0 +1,15 @@
+"""The distribution that every room is installed from, and its version."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+DISTRIBUTION = "zeta-train"
+
+
+def version() -> str:
+    """The installed version."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "0+checkout"  # run from a checkout that is not installed

@@ -59,6 +59,8 @@ class Source:
     word: str = "row"
     flat: Path | None = None  # a flat file of ids, used where it lies
     num_bytes: int = 0  # about how much there is to tokenize
+    number: int = 0  # of the spec's source that this is, or is a file of
+    weight: float | None = None  # of that source
 
     def place(self, number: int) -> str:
         """Where a row is, for people; a text file is one place."""
@@ -96,17 +98,18 @@ class Places:
 def open_sources(dataset: Sequence[DatasetSource], places: Places, *, pretokenized: bool) -> list[Source]:
     """Find every source and look at its outside; nothing but files' bytes (for the fingerprint) is read yet."""
     sources: list[Source] = []
-    for source in dataset:
+    for number, source in enumerate(dataset):
         reader = _Reader(source, pretokenized or source.format == "tokens")
         match source:
             case BuiltinSource():
-                sources.append(_python_docs())
+                found = [_python_docs()]
             case FileSource():
-                sources += [_uploaded(reader, file_id, places) for file_id in source.file_ids]
+                found = [_uploaded(reader, file_id, places) for file_id in source.file_ids]
             case PathSource():
-                sources += [reader.open(file, file.name) for file in _matching(source.path, places, reader.suffixes)]
+                found = [reader.open(file, file.name) for file in _matching(source.path, places, reader.suffixes)]
             case HubSource():
-                sources.append(_from_hub(reader, source, places))
+                found = [_from_hub(reader, source, places)]
+        sources += [replace(one, number=number, weight=source.weight) for one in found]
     return sources
 
 

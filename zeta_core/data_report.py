@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from zeta_core.contract.data_report import DataReport, Lengths
+from zeta_core.contract.data_report import DataReport, Lengths, SourceShare
 from zeta_core.contract.events import LogLine
 from zeta_core.failures import InvalidData
 from zeta_core.packing import Sequences
+from zeta_core.plan import Plan
 from zeta_core.report import Report
+from zeta_core.sampler import Mixture, sampler_of
 from zeta_core.tokens import TokenFile
 
 _MOST_SUPERVISED = 1_000_000  # sequences that are counted one by one; of more, evenly chosen ones
 
 
-def describe(tokens: TokenFile, sequences: Sequences) -> DataReport:
-    """The figures of the data as it is cut into ``sequences``; it takes no second pass over the ids."""
+def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
+    """The figures of the data as cut into ``sequences`` and seen by the run; it takes no second pass over the ids."""
     lengths = np.diff(tokens.offsets)
     p50, p90, p99 = (int(p) for p in np.percentile(lengths, (50, 90, 99), method="lower"))
     every = np.arange(len(sequences), step=max(1, len(sequences) // _MOST_SUPERVISED))
@@ -41,7 +43,35 @@ def describe(tokens: TokenFile, sequences: Sequences) -> DataReport:
         empty=tokens.num_empty,
         split=tokens.num_split,
         duplicates=tokens.num_duplicates,
+        sources=_shares(tokens, sequences, plan),
     )
+
+
+def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceShare]:
+    sampler = sampler_of(sequences, plan.seed)
+    if tokens.mix is None or not isinstance(sampler, Mixture):
+        return []
+    total = plan.total_sequences
+    of_origins = list(zip(tokens.mix.source_of, tokens.origins, strict=True))
+    bounds = tokens.source_bounds
+    found: list[SourceShare] = []
+    for number, seen in enumerate(sampler.seen(total)):
+        names = [origin.name for source, origin in of_origins if source == number]
+        first, last = bounds[number : number + 2]
+        held = int(np.diff(sampler.bounds)[number])
+        found.append(
+            SourceShare(
+                name=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
+                documents=int(last - first),
+                tokens=int(tokens.offsets[last] - tokens.offsets[first]),
+                sequences=held,
+                share=round(tokens.mix.shares[number], 6),
+                seen=seen,
+                seen_share=round(seen / total, 6),
+                passes=round(seen / held, 4),
+            )
+        )
+    return found
 
 
 def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
@@ -69,6 +99,9 @@ def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
     more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "duplicates": data.duplicates}
     told = [f"{count:,} {word}" for word, count in more.items() if count]
     report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
+    if data.sources:
+        mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
+        report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
     fit = sequences.fit
     if fit.num_truncated:
         report.warn(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,6 +39,9 @@ _DRAW = 0x4E1D  # tells the draw of held-out documents from the orders of the ep
 # --- What is held out -------------------------------------------------------------------------------------------------
 
 
+_Stretches = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
+
+
 @dataclass(frozen=True)
 class Split:
     train: TokenFile
@@ -45,7 +49,8 @@ class Split:
 
 
 def hold_out(tokens: TokenFile, share: float, seed: int) -> Split:
-    """A ``share`` of the documents, drawn by ``seed``, is held out; the rest is trained on. Pairs stay together.
+    """A ``share`` of the documents, drawn by ``seed``, is held out; the rest is trained on. Pairs stay together,
+    and of sources with weights each gives its own share.
 
     Where there are too few for a whole one (a single long text), the end of the longest document is held out instead,
     ``share`` of all tokens. Raises `InvalidData` where nothing would be left of either.
@@ -53,30 +58,48 @@ def hold_out(tokens: TokenFile, share: float, seed: int) -> Split:
     together = 2 if tokens.holds_pairs else 1
     starts, ends = np.asarray(tokens.offsets[:-1]), np.asarray(tokens.offsets[1:])
     about = hashlib.sha256(f"{tokens.fingerprint} {share} {seed}".encode()).hexdigest()[:32]
-    num_units = tokens.num_documents // together
-    num_held = round(share * num_units)
-    if num_held:
-        draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, _DRAW))))
-        held = np.zeros(num_units, dtype=bool)
-        held[draw.permutation(num_units)[:num_held]] = True
-        held = np.repeat(held, together)
-        return Split(
-            tokens.parts(starts[~held], ends[~held], f"{about}-train"),
-            tokens.parts(starts[held], ends[held], f"{about}-eval"),
-        )
+    trained: list[_Stretches] = []
+    held_out: list[_Stretches] = []
+    for source, (first, last) in enumerate(pairwise(tokens.source_bounds)):
+        own = starts[first:last], ends[first:last]
+        num_units = int(last - first) // together
+        num_held = round(share * num_units)
+        if num_held:
+            key = (seed, _DRAW) if tokens.mix is None else (seed, _DRAW, source)
+            draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+            held = np.zeros(num_units, dtype=bool)
+            held[draw.permutation(num_units)[:num_held]] = True
+            held = np.repeat(held, together)
+            trained.append((own[0][~held], own[1][~held]))
+            held_out.append((own[0][held], own[1][held]))
+        elif num_units:
+            kept, end = _end_of_longest(*own, share, num_units=num_units, whole=bool(tokens.whole_D[first:last].any()))
+            trained.append(kept)
+            held_out.append(end)
+    return Split(
+        tokens.parts(*_joined(trained), f"{about}-train"),
+        tokens.parts(*_joined(held_out), f"{about}-eval"),
+    )
+
+
+def _joined(stretches: list[_Stretches]) -> _Stretches:
+    return np.concatenate([starts for starts, _ in stretches]), np.concatenate([ends for _, ends in stretches])
+
+
+def _end_of_longest(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], share: float, *, num_units: int, whole: bool
+) -> tuple[_Stretches, _Stretches]:
+    """The documents without the end of the longest one, and that end."""
     longest = int(np.argmax(ends - starts))
-    cut = int(ends[longest]) - max(2, round(share * tokens.num_tokens))
-    if tokens.has_whole_documents or cut - starts[longest] < 2:
+    cut = int(ends[longest]) - max(2, round(share * int((ends - starts).sum())))
+    if whole or cut - starts[longest] < 2:
         raise InvalidData(
-            f"eval_split is {share}, of which {num_units} documents make no whole one; give a larger share, more data, "
-            "or an eval_dataset."
+            f"eval_split is {share}, of which {num_units} documents make no whole one; give a larger share, more "
+            "data, or an eval_dataset."
         )
     shortened = ends.copy()
     shortened[longest] = cut
-    return Split(
-        tokens.parts(starts, shortened, f"{about}-train"),
-        tokens.parts(np.array([cut]), ends[[longest]], f"{about}-eval"),
-    )
+    return (starts, shortened), (np.array([cut]), ends[[longest]])
 
 
 # --- Evaluating -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Token files become sequences of ``seq_len``: packed, with documents kept apart; or one document each.
 
 Text is packed without padding: a document goes on in the next sequence. Conversations are never cut: each lies whole in
-one sequence, which is filled by best fit, and `Fit` says what became of those longer than ``seq_len``.
+one sequence, which is filled by best fit, and `Fit` says what became of those longer than ``seq_len``. Of sources
+with shares each is cut and packed by itself, so that a sequence is of one source.
 
 Shapes: B sequences, T tokens of each. A *segment* is the part of one document in one sequence; attention stays within
 it, positions count from its start, and its first token is never a target (its context is another document).
@@ -9,7 +10,9 @@ it, positions count from its start, and its first token is never a target (its c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -75,22 +78,42 @@ class Sequences:
         self._ends: NDArray[np.int64] | None = None
         self._bins: _Bins | None = None
         self._num_targets: NDArray[np.int64] | None = None  # of each sequence, where they are not told by the offsets
+        source_starts = self._offsets[tokens.source_bounds]
         if tokens.has_whole_documents or overlong is not None:
             self._starts, self._ends, self.fit = _fitted(tokens, seq_len, overlong, together)
             self._num_targets = _learned(tokens, self._starts, self._ends)
             if pack:
-                self._bins = _Bins.filled(self._ends - self._starts, seq_len)
+                lengths, bounds = self._ends - self._starts, np.searchsorted(self._starts, source_starts)
+                self._bins = _Bins.joined([_Bins.filled(lengths[a:b], seq_len) for a, b in pairwise(bounds)])
                 self._num_targets = self._bins.sums(self._num_targets)
             self._count = len(self._num_targets)
+        elif pack and tokens.mix is not None:
+            self._starts, self._ends = _predicting(*_parts(source_starts[:-1], source_starts[1:], seq_len))
+            self._count = len(self._starts)
         elif pack:
             full, rest = divmod(tokens.num_tokens, seq_len)
             self._count = full + (rest >= 2)  # a single token predicts nothing
         else:
-            self._starts, self._ends = _document_parts(self._offsets, seq_len)
+            self._starts, self._ends = _predicting(*_parts(self._offsets[:-1], self._offsets[1:], seq_len))
             self._count = len(self._starts)
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """Of each source, of the sequences seen; ``None``: each sequence is seen equally often."""
+        return None if self._tokens.mix is None else self._tokens.mix.shares
+
+    @property
+    def source_bounds(self) -> NDArray[np.int64]:
+        """The first sequence of each source with a share, and the number of all."""
+        if self._starts is None:
+            return np.array([0, self._count], dtype=np.int64)
+        starts = self._starts if self._bins is None else self._starts[self._bins.parts[self._bins.firsts[:-1]]]
+        source_starts = self._offsets[self._tokens.source_bounds]
+        owner = np.searchsorted(source_starts[1:], starts, "right")
+        return np.cumsum(np.concatenate(([0], np.bincount(owner, minlength=len(source_starts) - 1))), dtype=np.int64)
 
     @property
     def pads(self) -> bool:
@@ -163,7 +186,7 @@ class Sequences:
     def _stretches(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions, and the document of each (-1: padding), of sequences that are one stretch of tokens."""
         starts, ends = self.spans(indices)
-        length = self.seq_len if self.pack and self._starts is None else int((ends - starts).max())
+        length = self.seq_len if self.pack else int((ends - starts).max())
         at_BT = starts[:, None] + np.arange(length)
         inside_BT = at_BT < ends[:, None]
         at_BT = np.minimum(at_BT, ends[:, None] - 1)
@@ -228,6 +251,20 @@ class _Bins:
         bins = _Bins(parts, firsts, np.empty(0, np.int64))
         return _Bins(parts, firsts, bins.sums(lengths))
 
+    @staticmethod
+    def joined(bins: Sequence[_Bins]) -> _Bins:
+        """Those of parts that follow one another."""
+        if len(bins) == 1:
+            return bins[0]
+        before = np.cumsum([0, *(len(some.parts) for some in bins)])
+        return _Bins(
+            np.concatenate([some.parts + first for some, first in zip(bins, before[:-1], strict=True)]),
+            np.append(
+                np.concatenate([b.firsts[:-1] + first for b, first in zip(bins, before, strict=False)]), before[-1]
+            ),
+            np.concatenate([some.num_tokens for some in bins]),
+        )
+
     def sums(self, of_parts: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each sequence, the sum over its parts."""
         return np.add.reduceat(of_parts[self.parts], self.firsts[:-1]) if len(self.parts) else np.empty(0, np.int64)
@@ -242,9 +279,7 @@ def _fitted(
     """Start and end of every part that is trained on: a document or, of text that is longer, its parts."""
     offsets = np.asarray(tokens.offsets)
     starts, ends = offsets[:-1].copy(), offsets[1:].copy()
-    whole = np.repeat([origin.whole for origin in tokens.origins], [o.num_documents for o in tokens.origins])
-    whole = whole.astype(np.bool_) if len(whole) else np.zeros(len(starts), np.bool_)
-    too_long = (ends - starts > seq_len) & (whole | (overlong is not None))
+    too_long = (ends - starts > seq_len) & (tokens.whole_D | (overlong is not None))
     first = int(np.argmax(too_long))
     if overlong == "error" and too_long.any():
         raise InvalidData(
@@ -285,9 +320,8 @@ def _learned(tokens: TokenFile, starts: NDArray[np.int64], ends: NDArray[np.int6
     return np.where(first < last, counted, 0)
 
 
-def _document_parts(offsets: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and end of every part of at most ``seq_len`` tokens of every document; parts of one token are left out."""
-    starts, ends = _parts(offsets[:-1], offsets[1:], seq_len)
+def _predicting(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those stretches of more than a single token, which predicts nothing."""
     useful = ends - starts >= 2
     return starts[useful], ends[useful]
 

@@ -55,6 +55,10 @@ class Pairs(Sequences):
     def __len__(self) -> int:
         return super().__len__() // 2
 
+    @property
+    def source_bounds(self) -> NDArray[np.int64]:
+        return super().source_bounds // 2
+
     def num_tokens(self, indices: NDArray[np.int64]) -> int:
         return super().num_tokens(_answers(indices))
 

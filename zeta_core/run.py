@@ -190,7 +190,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         evaluator = None
         if held_out is not None and evaluated is not None:
             evaluator = _evaluator(run, plan, engine, loss_of, held_out, evaluated, tokenizer, report)
-        data = data_reports.describe(tokens, sequences)
+        data = data_reports.describe(tokens, sequences, plan)
         resolved = {
             **resolved_spec(options, plan, held_out, data),
             "device": str(engine.device),

@@ -33,7 +33,7 @@ from zeta_core.encode import Encoded, Encoder, content_hash
 from zeta_core.failures import InvalidData
 from zeta_core.report import Report
 from zeta_core.tokenizing import encoded_units
-from zeta_core.tokens import WHOLE_FORMATS, Ids, Origin, TokenFile, flat_tokens
+from zeta_core.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
 
 FORMAT_VERSION = 3
 SECONDS_BETWEEN_LINES = 1.0
@@ -85,7 +85,7 @@ def prepare_tokens(
             "The tokenizer has no chat template, so conversations are written in ChatML, and the template is saved "
             "with the tokenizer; name a tokenizer with its own to use that.",
         )
-    return tokens
+    return tokens.mixed(Mix.of(sources))  # shares are no part of the cache: other weights need no new tokens
 
 
 def _refuse_method(formats: Sequence[str], method: str) -> None:

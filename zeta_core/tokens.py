@@ -32,6 +32,26 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Sources with weights: ``shares`` of the sequences seen, one in sum, and ``source_of`` each `Origin`."""
+
+    shares: tuple[float, ...]
+    source_of: tuple[int, ...]
+
+    @staticmethod
+    def of(sources: Sequence[Source]) -> Mix | None:
+        """``None`` for sources without weights, which follow one another, and for a single one."""
+        weights = {source.number: source.weight for source in sources if source.weight is not None}
+        if len(weights) < 2:
+            return None
+        assert len(weights) == len({source.number for source in sources}), "the spec refuses a weight for some alone"
+        largest = max(weights.values())  # so that a sum is never infinite
+        total = sum(weight / largest for weight in weights.values())
+        shares = tuple(weights[number] / largest / total for number in sorted(weights))
+        return Mix(shares, tuple(source.number for source in sources))
+
+
+@dataclass(frozen=True)
 class TokenFile:
     """Documents as token ids: document ``d`` lies at the positions ``offsets[d]`` to ``offsets[d + 1]``, never empty.
 
@@ -51,6 +71,7 @@ class TokenFile:
     num_empty: int = 0
     num_split: int = 0
     shifts: NDArray[np.int64] | None = None  # of each document, from its positions to its places; None: they are equal
+    mix: Mix | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -65,6 +86,22 @@ class TokenFile:
         return sorted({origin.row_format for origin in self.origins})
 
     @property
+    def whole_D(self) -> NDArray[np.bool_]:
+        """Of each document whether it must not be cut to fill a sequence."""
+        if not self.origins:
+            return np.zeros(self.num_documents, np.bool_)
+        return np.repeat([origin.whole for origin in self.origins], [o.num_documents for o in self.origins])
+
+    @property
+    def source_bounds(self) -> NDArray[np.int64]:
+        """The first document of each source with a share, and the number of all; without shares all are one source."""
+        if self.mix is None:
+            return np.array([0, self.num_documents], dtype=np.int64)
+        counts = np.zeros(len(self.mix.shares), dtype=np.int64)
+        np.add.at(counts, np.array(self.mix.source_of), [origin.num_documents for origin in self.origins])
+        return np.cumsum(np.concatenate(([0], counts)), dtype=np.int64)
+
+    @property
     def has_whole_documents(self) -> bool:
         """Whether there are documents that must not be cut to fill a sequence: conversations and pairs."""
         return any(origin.whole for origin in self.origins)
@@ -72,6 +109,13 @@ class TokenFile:
     @property
     def holds_pairs(self) -> bool:
         return any(origin.row_format == "preference" for origin in self.origins)
+
+    def mixed(self, mix: Mix | None) -> TokenFile:
+        """These tokens, their sources seen by share; the fingerprint is that of the order, too."""
+        if mix is None:
+            return self
+        about = f"{self.fingerprint} {mix.shares} {mix.source_of}"
+        return replace(self, mix=mix, fingerprint=hashlib.sha256(about.encode()).hexdigest()[:32])
 
     def where(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         """The places of positions."""

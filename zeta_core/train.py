@@ -30,7 +30,7 @@ from zeta_core.packing import Sequences
 from zeta_core.parallel import Engine
 from zeta_core.plan import Plan
 from zeta_core.report import Report
-from zeta_core.sampler import Sampler, micro_batches
+from zeta_core.sampler import micro_batches, sampler_of
 from zeta_core.saving import Saver
 from zeta_core.schedule import factor
 from zeta_core.state import Progress, Saved, Snapshot, Staging
@@ -65,7 +65,7 @@ class Course:
         self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
         self.saved, self.evaluator = saved, evaluator
         self.saved_weights = saved.names  # of the newest checkpoint
-        self.sampler = Sampler(len(sequences), plan.seed)
+        self.sampler = sampler_of(sequences, plan.seed)
         self.staging = Staging()
         self.steps_trained = 0
         self.meter = Meter(report, plan, len(sequences), engine)

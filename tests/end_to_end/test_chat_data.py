@@ -60,7 +60,10 @@ def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx
         {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
         for one, other in zip(conversations[:8], conversations[8:16], strict=True)
     ]
-    preferences = {"file": upload(http, "pairs.jsonl", as_lines(pairs)), "format": "preference"}
+    preferences = [
+        {"file": upload(http, f"pairs-{weight}.jsonl", as_lines(some)), "format": "preference", "weight": weight}
+        for weight, some in ((1, pairs[:4]), (3, pairs[4:]))
+    ]
     method = {"method": "dpo", "dpo": {"beta": 0.5}, "learning_rate": 0.01}
     preferred, events = run(
         http, service, **{"model": {"job": job["id"]}, "dataset": preferences, "lora": {"r": 8}, **method}
@@ -68,6 +71,8 @@ def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx
     rewards = [event["rewards"] for event in events if event.get("rewards")]
     assert rewards[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert preferred["resolved_spec"]["dpo"] == {"beta": 0.5}
+    seen = preferred["resolved_spec"]["data_report"]["sources"]
+    assert [(one["name"], one["seen_share"]) for one in seen] == [("pairs-1.jsonl", 0.25), ("pairs-3.jsonl", 0.75)]
     losses = [event["loss"] for event in events if event["type"] == "progress" and event.get("loss") is not None]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert rewards[-1]["margin"] > 0, json.dumps(rewards)

@@ -14,11 +14,6 @@ from zeta_core.contract.validation import shown
 def faults(options: BaseModel) -> list[ErrorDetail]:
     """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
     details: list[ErrorDetail] = []
-    dataset = getattr(options, "dataset", None)
-    sources = dataset if isinstance(dataset, list) else [dataset]
-    for source in sources:
-        if source is not None and source.weight is not None:
-            details.append(_detail("dataset.weight", source.weight, "leave it out; sources follow one another"))
     quantize = getattr(getattr(options, "lora", None), "quantize", None)
     if quantize is not None:
         details.append(_detail("lora.quantize", quantize, "leave it out; the base keeps its own precision"))

@@ -18,6 +18,24 @@ class Lengths(BaseModel):
     max: int
 
 
+class SourceShare(BaseModel):
+    """A source with a weight: what it holds, and what the whole run sees of it.
+
+    ``seen`` counts sequences, of which ``share`` is asked for; ``passes`` is how often each of its own is seen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    documents: int
+    tokens: int
+    sequences: int
+    share: float
+    seen: int
+    seen_share: float
+    passes: float
+
+
 class DataReport(BaseModel):
     """The documents of a run, whatever is held out aside; the two answers of a preference pair are two of them.
 
@@ -25,7 +43,8 @@ class DataReport(BaseModel):
     trained on at all. ``empty`` ones held no text; ``split`` conversations became several documents, because the chat
     template writes earlier turns otherwise later; ``duplicates`` are exact copies of an earlier document, null where
     they were not looked for: these three count what is held out, too. ``supervised_share`` is that of the tokens whose
-    prediction is learned, ``filled_share`` that of the sequences that is not padding.
+    prediction is learned, ``filled_share`` that of the sequences that is not padding. ``sources`` are those with
+    weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -43,3 +62,4 @@ class DataReport(BaseModel):
     empty: int = 0
     split: int = 0
     duplicates: int | None = None
+    sources: list[SourceShare] = []

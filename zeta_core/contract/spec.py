@@ -38,7 +38,9 @@ class _Sent(BaseModel):
 class _Source(_Sent):
     format: DataFormat = "auto"
     columns: dict[str, str] = Field(default={}, description="our column name to the data's, such as {'text': 'body'}")
-    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    weight: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
+    )
 
 
 class FileSource(_Source):
@@ -273,7 +275,22 @@ class TrainerOptions(_Sent, Checked):
             found.append(_fault("lora.target_modules", self.lora.target_modules, cure))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
+        found += self._weight_faults()
         return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]
+
+    def _weight_faults(self) -> Iterator[ErrorDetail]:
+        """Weights are shares, so all sources have one or none has; what is evaluated is seen once."""
+        sources = dataset_sources(self.dataset)
+        if any(source.weight is not None for source in sources):
+            for index, source in enumerate(sources):
+                if source.weight is None:
+                    param = f"dataset.{index}.weight"
+                    message = f"{param} is required, as other sources have one; give every source a weight, or none."
+                    yield ErrorDetail(param=param, message=message, code="missing_field")
+        for index, source in enumerate(dataset_sources(self.eval_dataset)):
+            if source.weight is not None:
+                at = f"eval_dataset.{index}" if isinstance(self.eval_dataset, list) else "eval_dataset"
+                yield _fault(f"{at}.weight", source.weight, "every held-out document is evaluated once; leave it out")
 
     def _method_faults(self) -> Iterator[ErrorDetail]:
         """What a method does not read, and formats that are of another one."""

@@ -58,7 +58,8 @@ class LossOf:
         """(sum over the targets of their cross-entropies in nats, an auxiliary loss of the model's own or None).
 
         Only the sum is scaled by numbers of tokens. Conventions that answer with a mean are multiplied by the number
-        of targets that it was taken over, which for `RETURN_LOSS` is every token but each sequence's first.
+        of targets, which the step divides by; for `RETURN_LOSS`, too, whose mean is over some tokens more (the first
+        ones of documents within a sequence).
         """
         if self.convention is Convention.LOGITS:
             answer = self.call(model, batch)
@@ -74,7 +75,6 @@ class LossOf:
         elif self.convention is Convention.TARGETS:
             mean = loss_in(self.call(model, batch, targets=shifted(labels_BT)))
         else:
-            counting = batch.ids_BT[:, 1:].numel() if counting else 0
             mean = loss_in(self.call(model, batch, return_loss=True))
         assert mean is not None
         return mean.float() * counting, None

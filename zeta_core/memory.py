@@ -19,12 +19,13 @@ from zeta_core.contract.advice import NO_LESS_MEMORY, Patch, less_memory
 from zeta_core.contract.spec import Optimizer
 from zeta_core.failures import OutOfMemory, is_out_of_memory
 from zeta_core.plan import Plan
-from zeta_core.settings import total_memory_bytes
+from zeta_core.settings import free_memory_bytes, total_memory_bytes
 from zeta_core.train import Course
 from zeta_core.usage import num_bytes
 
 # Bytes of state for each trained value: two moments in float32, or one, or factors of a matrix that come to little.
 STATE_BYTES: dict[Optimizer, int] = {"adamw": 8, "sgd": 4, "lion": 4, "muon": 4, "adafactor": 0}
+FLOAT32_BYTES = 4
 # Of each logit while the loss goes backward: its logarithmic softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
 
@@ -88,6 +89,16 @@ def check_it_can_fit(
         evidence={"needed_bytes": needed.total, "capacity_bytes": capacity, "memory": needed.as_evidence()},
         code="cannot_fit",
     )
+
+
+def has_plenty(model: nn.Module, plan: Plan, mean_length: float, values_per_token: int) -> bool:
+    """Whether a CPU has twice the memory free that a rough count says, so that a peak a quarter higher harms nothing.
+
+    The count is what `least_needed` knows and, from ``values_per_token``, the activations of a micro-batch.
+    """
+    activations = FLOAT32_BYTES * plan.batch_size * plan.seq_len * values_per_token
+    needed = least_needed(model, plan, mean_length).total + activations
+    return 2 * needed <= min(free_memory_bytes(), total_memory_bytes()) // plan.world_size
 
 
 def _patch_that_fits(model: nn.Module, plan: Plan, mean_length: float, capacity: int) -> Patch | None:

@@ -36,7 +36,7 @@ from zeta_core.encode import is_bytes
 from zeta_core.evaluation import Evaluator, hold_out
 from zeta_core.lora import base_fingerprint
 from zeta_core.loss import LossOf, find_loss
-from zeta_core.memory import check_it_can_fit, explained
+from zeta_core.memory import check_it_can_fit, explained, has_plenty
 from zeta_core.model import Located, locate_model, locate_tokenizer
 from zeta_core.model_facts import check_positions, check_vocabulary, num_positions, values_per_token
 from zeta_core.packing import Overlong, Sequences
@@ -135,8 +135,6 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         torch.set_num_threads(plan.threads)
         if torch.cuda.is_available():
             stack.enter_context(_deterministic_kernels())
-        else:
-            stack.enter_context(keeping_freed_memory())
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -155,6 +153,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             report.log(note)
         may_split = place.world_size == 1 and plan.strategy != "zero" and defaults.batch_split(options) == (None, None)
         check_it_can_fit(model, plan, sequences.mean_length, may_split=may_split)
+        ours = not torch.cuda.is_available()  # torch keeps the memory of a GPU itself
+        if ours and has_plenty(model, plan, sequences.mean_length, facts.values_per_token):
+            stack.enter_context(keeping_freed_memory())
         # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
         apart = located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
@@ -204,8 +205,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             trackers = Trackers(report.warn)
             trackers.start(openers(options.report_to, tracked), required=stored is None)
             stack.enter_context(report.also_to(trackers))
+        some = "" if num_trained == num_parameters else f", {num_trained:,} of them trained"
         report.log(
-            f"{options.entity_name or run_id}: {num_parameters:,} parameters, {plan.total_steps} steps of "
+            f"{options.entity_name or run_id}: {num_parameters:,} parameters{some}, {plan.total_steps} steps of "
             f"{plan.global_batch} sequences of {plan.seq_len} tokens, on {place.world_size} x {engine.device.type}."
         )
         data_reports.tell(data, sequences, report)

@@ -100,6 +100,7 @@ class Course:
                 raise self._not_finite("loss", begins_here=not own_loss_sum.isfinite().item())
             if not math.isfinite(norm):
                 self._compute_again(window, num_targets)
+                stop = None  # asked again, and answered with a checkpoint, when the step is done
                 continue
             with self.meter.saving:
                 self.staging.finish()  # what the save before this step still copies, the update changes

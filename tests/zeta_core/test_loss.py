@@ -45,6 +45,14 @@ def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], conv
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
 
 
+def test_a_loss_over_every_token_is_not_scaled_up_where_documents_are_short() -> None:
+    batch = Sequences(random_documents([4] * 16), 16, pack=True).batch(np.arange(4), 4)
+    assert batch.num_targets == 4 * 12 < batch.ids_BT[:, 1:].numel()
+    model = _module(models.WithReturnLoss)
+    found, _ = find_loss(model, sample_ids=SAMPLE, isolate=False)(model, batch)
+    torch.testing.assert_close(found / batch.num_targets, model(batch.ids_BT, return_loss=True))
+
+
 def test_a_hugging_face_model_is_asked_for_logits_without_a_cache() -> None:
     asked = find_loss(models.llama(), sample_ids=SAMPLE, isolate=True)
     assert asked.convention is Convention.LOGITS

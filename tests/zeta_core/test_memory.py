@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.contract.job import JobError, StatusReason
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.failures import OutOfMemory, explain
-from zeta_core.memory import Parts, check_it_can_fit, least_needed
+from zeta_core.memory import Parts, check_it_can_fit, has_plenty, least_needed
 from zeta_core.plan import Facts, decide, with_length
 
 
@@ -179,3 +180,11 @@ def test_recomputed_activations_give_the_same_gradient_with_dropout(build: objec
 def test_a_module_without_repeated_blocks_is_one_block() -> None:
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
     assert repeated_blocks(model) == [model]
+
+
+def test_freed_memory_is_kept_only_where_it_is_plenty() -> None:
+    facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
+    plan = with_length(decide(TrainerOptions(seq_len=32, max_steps=1), facts, None), TrainerOptions(max_steps=1), 100)
+    assert has_plenty(plain(), plan, 32, values_per_token=1_000)
+    assert not has_plenty(plain(), plan, 32, values_per_token=1 << 40)
+    assert not has_plenty(plain(), replace(plan, world_size=1 << 40), 32, values_per_token=1_000)

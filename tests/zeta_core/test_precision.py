@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.zeta_core import runs
 from tests.zeta_core.models import PlainModel, llama
 from zeta import Trainer
 from zeta_core.contract.job import StatusReason
@@ -62,6 +63,20 @@ def test_a_step_that_overflows_is_computed_again_and_the_scale_is_kept(
     assert again.steps_trained == 1
     state = json.loads((out / "final" / "training_state" / "state.json").read_text())
     assert state["optimizer_values"]["loss_scale"]["scale"] <= scale, "it was not tried from the start again"
+
+
+def test_a_stop_that_comes_with_an_overflow_waits_for_the_step_and_its_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome, _ = runs.train(
+        Steep(),
+        out,
+        cache=tmp_path,
+        stop=lambda: "pause",
+        max_steps=3,
+        mixed_precision="fp16",
+    )
+    assert (outcome.stopped, outcome.steps_trained) == ("pause", 1)
+    assert outcome.checkpoint == out / "step-1"
 
 
 class Broken(PlainModel):

@@ -39,7 +39,8 @@ def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, serv
     words = [word for setting in (*settings, "lora.save_merged=true") for word in ("--set", setting)]
     followed = service.command("submit", "--model", base["id"], "--data", str(numbers), "--lora", *words, "--follow")
     assert followed.returncode == 0, followed.stdout + followed.stderr + service.log()
-    assert "held-out loss" in followed.stdout
+    assert "of them trained" in followed.stdout
+    assert followed.stdout.count(" held-out loss ") == 3  # two evaluations, and how it ended
     job = json.loads(service.command("job", "@last", "--json").stdout)
     assert job["resolved_spec"]["lora"]["target_modules"] == "all-linear"
 

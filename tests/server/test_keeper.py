@@ -17,12 +17,6 @@ from tests.harness.waiting import wait_until
 from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, JournalAck, StopOrder, sign
 
 
-@pytest.fixture
-def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
-    with shared_valkey.client() as connected:
-        yield connected
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
     url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None

@@ -13,16 +13,9 @@ from server.engine import orders
 from server.engine.engine import Engine
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, status
-from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import StopOrder
-
-
-@pytest.fixture
-def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
-    with shared_valkey.client() as connected:
-        yield connected
 
 
 @pytest.fixture

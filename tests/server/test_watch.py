@@ -9,15 +9,8 @@ import redis
 from server.engine.fleet import Fleet
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
-from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.messages import SERVER_STREAM, JournalAck, StopOrder
-
-
-@pytest.fixture
-def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
-    with shared_valkey.client() as connected:
-        yield connected
 
 
 @pytest.fixture

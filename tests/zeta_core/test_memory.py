@@ -184,7 +184,8 @@ def test_a_module_without_repeated_blocks_is_one_block() -> None:
 
 def test_freed_memory_is_kept_only_where_it_is_plenty() -> None:
     facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
-    plan = with_length(decide(TrainerOptions(seq_len=32, max_steps=1), facts, None), TrainerOptions(max_steps=1), 100)
+    asked = TrainerOptions(seq_len=32, max_steps=1, warmup_steps=0.03)
+    plan = with_length(decide(asked, facts, None), asked, 100)
     assert has_plenty(plain(), plan, 32, values_per_token=1_000)
     assert not has_plenty(plain(), plan, 32, values_per_token=1 << 40)
     assert not has_plenty(plain(), replace(plan, world_size=1 << 40), 32, values_per_token=1_000)

@@ -1,4 +1,4 @@
-"""One server for the tests of a file that do not stop or break it."""
+"""One server for the tests of a file that do not stop or break it, and the Redis of a worker that a test plays."""
 
 from collections.abc import Iterator
 

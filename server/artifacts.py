@@ -119,14 +119,6 @@ class ArtifactStore:
         assert is_id(file_id, "file"), f"{file_id!r} is no file id"
         return self._path(file_key(file_id))
 
-    def first_bytes(self, file_id: str, count: int) -> bytes:
-        """The beginning of an uploaded file; nothing where it is gone."""
-        try:
-            with self.file_path(file_id).open("rb") as file:
-                return file.read(count)
-        except FileNotFoundError:
-            return b""
-
     def log_path(self, job_id: str, attempt: int) -> Path:
         assert is_id(job_id, "job"), f"{job_id!r} is no job id"
         return self._path(log_key(job_id, attempt))

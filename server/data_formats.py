@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import PurePath
 
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.formats import DATA_SUFFIXES, MODEL_SUFFIXES, ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
-from zeta_core.contract.rows import RowFormat, fault_in, format_of
 
 SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}
-FIRST_BYTES = 512  # enough for each check of an upload
-FIRST_ROWS_BYTES = 64 * 1024  # of a file that a job names: its first rows are looked at
+FIRST_BYTES = 512  # enough for each check
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     ".parquet": (b"PAR1",),
     ".npy": (b"\x93NUMPY",),
@@ -43,38 +39,6 @@ def unreadable(filename: str, *, as_tokens: bool) -> str | None:
     cure = "leave out use_pretokenized" if as_tokens else "set use_pretokenized"
     what = "token ids" if as_tokens else "text"
     return f"is {filename[:100]!r}, and {what} come from {', '.join(allowed)} files; {cure}, or give another file."
-
-
-def fault_in_first_rows(
-    filename: str, beginning: bytes, row_format: RowFormat | None, columns: Mapping[str, str], method: str
-) -> str | None:
-    """What is wrong with a row that lies whole in the ``beginning`` of a JSON-lines file, with its line; else ``None``.
-
-    ``row_format`` ``None`` means what the first row tells. The training says the same of any other row.
-    """
-    if PurePath(filename).suffix.lower() != ".jsonl":
-        return None
-    lines = beginning.split(b"\n")
-    if len(beginning) >= FIRST_ROWS_BYTES:
-        lines.pop()  # it may go on
-    for number, raw in enumerate(lines, 1):
-        place = f"{filename[:100]}, line {number}"
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            row = json.loads(text) if text else None
-        except UnicodeDecodeError as error:
-            return f"{place}: is not UTF-8 text (byte {raw[error.start]:#04x}); save it as UTF-8."
-        except (ValueError, RecursionError) as error:
-            return f"{place}: is not JSON ({error})."
-        if not text:
-            continue
-        if row_format is None:
-            row_format = (format_of(row, columns) if isinstance(row, Mapping) else None) or "text"
-            if (row_format == "preference") != (method == "dpo"):
-                return f"{place}: is a {row_format} row, which method {method!r} does not train on."
-        if fault := fault_in(row, row_format, columns):
-            return f"{place}: {fault}"
-    return None
 
 
 def check_beginning(filename: str, beginning: bytes) -> None:

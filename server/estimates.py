@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.tables import JobRow
 from server.parameters import count_parameters
-from server.references import check_first_rows, check_references, check_training_state, with_named_checkpoint
+from server.references import check_references, check_training_state, with_named_checkpoint
 from server.resuming import check_exact_resume
 from server.service import Service
 from zeta_core.contract.check import CheckAnswer
@@ -44,7 +44,6 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
     """What a submission of ``data`` would be. Raises what the submission would raise."""
     spec = parse(JobSpec, data)
     await check_training_state(service, caller, spec)
-    await check_first_rows(service, caller, spec)
     async with service.database.read() as session:
         files = await check_references(session, service.settings, caller.project, spec)
         spec = await with_named_checkpoint(session, spec)

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.data_formats import FIRST_ROWS_BYTES, fault_in_first_rows, unreadable
+from server.data_formats import unreadable
 from server.database.newest import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.service import Service
@@ -67,29 +67,6 @@ async def check_references(
     if details:
         raise error_of(details)
     return files
-
-
-async def check_first_rows(service: Service, caller: Caller, spec: JobSpec) -> None:
-    """Refuse uploaded JSON lines whose first rows show already that the job cannot train on them.
-
-    What is not there, or another project's, is told by `check_references`. Raises `InvalidSpec` naming the line.
-    """
-    looked_at: list[tuple[str, Any, str, str]] = []
-    async with service.database.read() as session:
-        for place, source in _datasets(spec):
-            for file_id in source.file_ids if isinstance(source, FileSource) else ():
-                row = await session.get(FileRow, file_id)
-                if row is not None and row.project == caller.project and row.filename.lower().endswith(".jsonl"):
-                    looked_at.append((place, source, file_id, row.filename))
-    details: list[ErrorDetail] = []
-    for place, source, file_id, filename in looked_at:
-        beginning = await asyncio.to_thread(service.store.first_bytes, file_id, FIRST_ROWS_BYTES)
-        row_format = "tokens" if spec.use_pretokenized else None if source.format == "auto" else source.format
-        fault = fault_in_first_rows(filename, beginning, row_format, source.columns, spec.method)
-        if fault is not None:
-            details.append(ErrorDetail(param=f"{place}.file", message=f"{place}.file: {fault}", code="invalid_data"))
-    if details:
-        raise error_of(details)
 
 
 def _datasets(spec: JobSpec) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from server.database import events
 from server.database.tables import IdempotencyRow, JobRow
 from server.job_objects import describe_one
 from server.jobs import first_waiting_reason
-from server.references import check_first_rows, check_references, check_training_state, with_named_checkpoint
+from server.references import check_references, check_training_state, with_named_checkpoint
 from server.resuming import check_exact_resume
 from server.service import Service
 from zeta_core.contract.defaults import resolve
@@ -75,7 +75,6 @@ async def create(
     """A new job of ``data``, a spec as it was sent, or the one that the same request got in the meantime."""
     spec = parse(JobSpec, data)
     await check_training_state(service, caller, spec)
-    await check_first_rows(service, caller, spec)
     key = request.idempotency_key
     async with service.database.write() as session:
         if key is not None:

@@ -18,9 +18,9 @@ from typing import Any, cast
 from zeta_core.contract.formats import ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
-from zeta_core.contract.rows import RowFormat, fault_in, format_of
 from zeta_core.contract.spec import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.failures import InvalidData
+from zeta_core.rows import RowFormat, fault_in, format_of
 
 UNIT_BYTES = 1 << 18  # small beside what a process gets, so that all have about as much to do
 _UNIT_ROWS = 256  # of a table: conversations are long, and their Python objects are many times their size

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from zeta_core import chat
 from zeta_core.chat import Template, Text, TrainOn, Unlearnable
-from zeta_core.contract.rows import RowFormat, tools_of
 from zeta_core.data import Row, Source
 from zeta_core.failures import InvalidData
+from zeta_core.rows import RowFormat, tools_of
 
 DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
     "text": "all",

@@ -36,9 +36,9 @@ def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx
     chat = {"file": upload(http, "chat.jsonl", as_lines(rows)), "columns": {"messages": "turns"}}
 
     broken = upload(http, "broken.jsonl", as_lines([*rows[:2], {"turns": [{"role": "robot", "content": "x"}]}]))
-    refused = http.post("/v1/jobs", json=tiny_job(dataset={**chat, "file": broken}))
-    assert refused.status_code == 422
-    assert "broken.jsonl, line 3: 'turns': message 1 has the role 'robot'" in refused.json()["error"]["message"]
+    failed = wait_for_end(http, http.post("/v1/jobs", json=tiny_job(dataset={**chat, "file": broken})).json()["id"])
+    assert (failed["status"], failed["status_reason"]) == ("failed", "invalid_data")
+    assert "broken.jsonl, line 3: 'turns': message 1 has the role 'robot'" in failed["error"]["message"]
 
     job, events = run(http, service, model=MODEL, dataset=chat, eval_split=0.1, eval_steps=4)
     assert job["resolved_spec"]["train_on"] == "assistant"

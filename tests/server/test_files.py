@@ -126,7 +126,7 @@ def test_a_file_of_no_known_format_or_an_empty_one_is_refused(
     ("name", "content", "as_text", "as_tokens"),
     [
         ("a.md", TEXT, True, False),
-        ("a.jsonl", b'{"text": "x", "input_ids": [1]}\n', True, True),
+        ("a.jsonl", b'{"text": "x"}\n', True, True),
         ("a.parquet", b"PAR1" + TEXT, True, True),
         ("a.arrow", b"ARROW1\0\0" + TEXT, True, True),
         ("a.npy", b"\x93NUMPY" + TEXT, False, True),
@@ -144,36 +144,6 @@ def test_known_formats_are_taken_and_a_job_is_told_which_it_cannot_read(
         if answer.status_code != 201:
             error = error_of(answer)
             assert (answer.status_code, error["param"], error["code"]) == (422, "dataset.file", "unknown_format")
-
-
-CHAT = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-
-
-@pytest.mark.parametrize(
-    ("content", "fields", "message"),
-    [
-        (CHAT + b"{\n", {}, "chat.jsonl, line 2: is not JSON"),
-        (CHAT + b"\n" + CHAT.replace(b"user", b"robot"), {}, "chat.jsonl, line 3: 'messages': message 1 has the role"),
-        (CHAT, {"format": "text"}, "chat.jsonl, line 1: has no 'text' (it has: messages)"),
-        (CHAT, {"columns": {"messages": "turns"}}, "chat.jsonl, line 1: has no 'text'"),
-        (b'{"text": "\xff"}', {}, "chat.jsonl, line 1: is not UTF-8 text (byte 0xff)"),
-        (b'{"prompt": "a", "chosen": "b", "rejected": "c"}', {}, "is a preference row, which method 'sft' does not"),
-        (CHAT, {}, None),
-        (b'{"turns": ' + CHAT[13:], {"columns": {"messages": "turns"}}, None),
-        (b'{"text": "' + b"x" * 70_000 + b'"}\n{', {}, None),
-    ],
-)
-def test_first_rows_that_cannot_be_trained_on_are_refused_with_their_line(
-    http: httpx.Client, content: bytes, fields: dict[str, Any], message: str | None
-) -> None:
-    dataset = {"file": upload(http, "chat.jsonl", content).json()["id"], **fields}
-    answer = http.post("/v1/jobs", json={**SPEC, "dataset": dataset})
-    if message is None:
-        assert answer.status_code == 201, answer.text
-        return
-    error = error_of(answer)
-    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_data", "dataset.file")
-    assert message in error["message"]
 
 
 def test_a_model_is_a_tar_and_no_dataset(http: httpx.Client) -> None:

@@ -73,9 +73,9 @@ def test_a_bad_spec_ends_with_2_and_names_every_fault(service: Service, tmp_path
     assert "batch_size" in done.stderr
     assert "checkpointing_steps" in done.stderr
     assert "Traceback" not in done.stderr
-    lora = service.command("submit", "--model", "org/name", "--data", "python-docs", "--lora")
+    lora = service.command("submit", "--model", "org/name", "--data", "python-docs", "--lora", "--set", "lora.r=0")
     assert lora.returncode == 2
-    assert "lora" in lora.stderr
+    assert "lora.r" in lora.stderr
 
 
 def test_jobs_are_listed_and_shown_for_people_and_for_programs(service: Service, finished: Job) -> None:
@@ -219,7 +219,8 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
 
     short = client.submit({**ENDLESS_JOB, "time_limit_seconds": 1})
     ended = client.wait(short.id, timeout_seconds=120)
-    assert (ended.status, ended.status_reason, ended.checkpoints) == ("failed", "time_limit", 1)
+    assert (ended.status, ended.status_reason) == ("failed", "time_limit")
+    assert ended.checkpoints == (ended.attempts[-1].last_step is not None)  # what was trained by then is kept
 
     assert json.loads(service.command("delete", job_id, "--json").stdout)["deleted"] is True
     assert service.command("job", job_id).returncode == 1

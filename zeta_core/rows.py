@@ -1,4 +1,4 @@
-"""What a row of training data may look like, by its format: told alike by the server's first look and the training.
+"""What a row of training data may look like, by its format.
 
 A row is one object of a JSON-lines file, or one row of a table. `format_of` finds the format that ``auto`` means, and
 `fault_in` says in one sentence what is wrong with a row, ready to follow the name of its file and line.

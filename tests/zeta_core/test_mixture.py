@@ -160,10 +160,10 @@ def test_a_weighted_run_stopped_within_an_epoch_goes_on_to_the_same_bits(
     assert 0 < first.progress.consumed_sequences % report["sequences"] < report["sequences"], "within an epoch"
     other = [dataset[0], {**dataset[1], "weight": 2}]
     with pytest.raises(CannotResume, match="The data is not what the run was started with"):
-        train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **(asked | {"dataset": other}))
+        train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **{**asked, "dataset": other})
     doubled = [{**one, "weight": 2 * one["weight"]} for one in dataset]  # the same shares
     second, _ = train(
-        lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **(asked | {"dataset": doubled})
+        lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **{**asked, "dataset": doubled}
     )
     assert second.progress.loss_sum == straight.progress.loss_sum
     final = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]

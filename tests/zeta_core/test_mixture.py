@@ -158,13 +158,12 @@ def test_a_weighted_run_stopped_within_an_epoch_goes_on_to_the_same_bits(
     first, _ = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, stop=stop, **asked)
     assert first.stopped == "pause"
     assert 0 < first.progress.consumed_sequences % report["sequences"] < report["sequences"], "within an epoch"
-    other = [dataset[0], {**dataset[1], "weight": 2}]
+    other: dict[str, Any] = {**asked, "dataset": [dataset[0], {**dataset[1], "weight": 2}]}
     with pytest.raises(CannotResume, match="The data is not what the run was started with"):
-        train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **{**asked, "dataset": other})
-    doubled = [{**one, "weight": 2 * one["weight"]} for one in dataset]  # the same shares
-    second, _ = train(
-        lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **{**asked, "dataset": doubled}
-    )
+        train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **other)
+    doubled = [{**one, "weight": 2 * one["weight"]} for one in dataset]
+    same_shares: dict[str, Any] = {**asked, "dataset": doubled}
+    second, _ = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **same_shares)
     assert second.progress.loss_sum == straight.progress.loss_sum
     final = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]
     assert final[0].read_bytes() == final[1].read_bytes()

@@ -96,7 +96,7 @@ def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
         f"{lengths.max:,}), {data.sequences:,} sequences of up to {sequences.seq_len:,}, {data.supervised_share:.0%} "
         "supervised"
     )
-    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "duplicates": data.duplicates}
+    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
     told = [f"{count:,} {word}" for word, count in more.items() if count]
     report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
     if data.sources:

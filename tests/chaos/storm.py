@@ -28,7 +28,6 @@ class Struck:
 
     fault: Fault
     hit: Hit
-    began_at: float  # monotonic
     before: dict[str, Standing]
     mended_at: float | None = None
     mended: dict[str, Standing] | None = None
@@ -103,7 +102,7 @@ class Storm:
         if hit is None:
             return
         now = time.monotonic()
-        struck = Struck(fault, hit, now, before)
+        struck = Struck(fault, hit, before)
         self.struck.append(struck)
         lasts = f" for {hit.lasts_seconds:.1f} s" if hit.lasts_seconds else ""
         self._say(f"{now - self._began:6.1f} s  {fault.name}{lasts}; {len(hit.jobs)} job(s) ran there")

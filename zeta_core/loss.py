@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal, cast
 
@@ -59,7 +59,7 @@ class LossOf:
 
         Only the sum is scaled by numbers of tokens. Conventions that answer with a mean are multiplied by the number
         of targets, which the step divides by; for `RETURN_LOSS`, too, whose mean is over some tokens more (the first
-        ones of documents within a sequence).
+        ones of documents within a sequence). Rows without a target, which fill a place, are not shown to it.
         """
         if self.convention is Convention.LOGITS:
             answer = self.call(model, batch)
@@ -75,7 +75,9 @@ class LossOf:
         elif self.convention is Convention.TARGETS:
             mean = loss_in(self.call(model, batch, targets=shifted(labels_BT)))
         else:
-            mean = loss_in(self.call(model, batch, return_loss=True))
+            counts_B = (batch.labels_BT != IGNORED).any(1)
+            shown = replace(batch, ids_BT=batch.ids_BT[counts_B]) if counting else batch
+            mean = loss_in(self.call(model, shown, return_loss=True))
         assert mean is not None
         return mean.float() * counting, None
 

@@ -96,10 +96,6 @@ class Processes:
             dist.all_reduce(values)
         return cast("list[float]", values.tolist())
 
-    def wait_for_all(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
-
     def close(self) -> None:
         if self._own_group and dist.is_initialized():
             dist.destroy_process_group()

@@ -61,9 +61,13 @@ class Room:
     def has_gpus(self) -> bool:
         return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
 
+    def gpus_for(self, resources: Resources) -> int:
+        """How many GPUs the job gets here; unset means one where there are some."""
+        return resources.gpus if resources.gpus is not None else int(self.has_gpus())
+
     def slots_for(self, resources: Resources) -> int | None:
         """How many slots the job takes here; ``None`` where it could never run."""
-        gpus = resources.gpus if resources.gpus is not None else int(self.has_gpus())
+        gpus = self.gpus_for(resources)
         if gpus and not self.has_gpus():
             return None
         needed = max(1, gpus)
@@ -122,13 +126,14 @@ class Scheduler:
             if row.not_before is not None and 0 < (row.not_before - now).total_seconds() <= MAX_BACKOFF_SECONDS:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
                 continue
-            choice = choose(rooms, Resources.model_validate(row.resources or {}), timed=row.time_limit is not None)
+            resources = _resources(row)
+            choice = choose(rooms, resources, timed=row.time_limit is not None)
             if isinstance(choice, Wait):
                 waits.append((row, choice))
                 continue
             room, slots = choice
             room.free = [slot for slot in room.free if slot not in slots]
-            await self._hand_over(row.id, row.attempt, room.heartbeat, slots)
+            await self._hand_over(row.id, row.attempt, room.heartbeat, slots, gpus=room.gpus_for(resources))
         await self._explain(waits)
 
     async def _withdraw_unclaimed(self, given: Sequence[Queued]) -> None:
@@ -155,7 +160,7 @@ class Scheduler:
             job.worker, job.slots, job.handed_over_at, job.waiting_reason = None, None, None, None
             return True
 
-    async def _hand_over(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int]) -> None:
+    async def _hand_over(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int], *, gpus: int) -> None:
         """Commit the choice, then send it. One that another server made meanwhile is left alone."""
         async with self._database.write() as session:
             if not self._database.is_sqlite:
@@ -168,7 +173,8 @@ class Scheduler:
             now = utc_now()
             job.worker, job.slots, job.handed_over_at = beat.worker, list(slots), now
             job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
-            resources = Resources.model_validate(job.spec.get("resources") or {})
+            resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": gpus})
+            job.resolved_spec = {**job.resolved_spec, "resources": resources.model_dump()}
             message = HandOver(
                 job_id=job.id,
                 attempt=job.attempt + 1,
@@ -221,6 +227,7 @@ _COLUMNS = select(
     JobRow.not_before,
     JobRow.waiting_reason,
     JobRow.spec["resources"].label("resources"),
+    JobRow.resolved_spec["resources"].label("decided_resources"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
 ).where(JobRow.status == JobStatus.QUEUED)
 _WAITING = (
@@ -238,6 +245,14 @@ def _behind(row: Queued) -> ColumnElement[bool]:
         and_(JobRow.priority == row.priority, JobRow.created_at > row.created_at),
         and_(JobRow.priority == row.priority, JobRow.created_at == row.created_at, JobRow.id > row.id),
     )
+
+
+def _resources(row: Queued) -> Resources:
+    """As asked; a job that was started once stays on GPUs, or without, because its bits depend on that."""
+    asked = Resources.model_validate(row.resources or {})
+    if asked.gpus is not None or not row.attempt:
+        return asked
+    return asked.model_copy(update={"gpus": (row.decided_resources or {}).get("gpus")})
 
 
 def choose(rooms: Sequence[Room], resources: Resources, *, timed: bool = False) -> tuple[Room, list[int]] | Wait:
@@ -292,10 +307,10 @@ async def _taken_slots(session: AsyncSession) -> dict[str, set[int]]:
 
 
 def _spec_of(job: JobRow) -> dict[str, Any]:
-    """The spec as it was sent, but for ``latest``: each attempt gets the checkpoint that it meant at the start."""
-    resolved = job.resolved_spec.get("model")
-    names_a_job = isinstance(resolved, dict) and "job" in resolved
-    return {**job.spec, "model": resolved} if names_a_job else job.spec
+    """The spec as it was sent, but for what the first start decided: what ``latest`` meant, and whether it has GPUs."""
+    spec = {**job.spec, "resources": job.resolved_spec["resources"]}
+    model = job.resolved_spec.get("model")
+    return {**spec, "model": model} if isinstance(model, dict) and "job" in model else spec
 
 
 async def _resume_from(session: AsyncSession, job: JobRow) -> str | None:

@@ -37,7 +37,7 @@ def trained_in_group(run_dir: Path, procs: Path) -> Training:
     """The run directory, trained by a real process in the group, until nothing of it is left."""
     join = f"echo $$ > {shlex.quote(str(procs))}; exec {shlex.quote(sys.executable)} -m zeta_core {run_dir}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
-    environment |= {"ZETA_JOB_ID": "job_test", "ZETA_ATTEMPT": run_dir.name}
+    environment |= {"ZETA_JOB_ID": "job_test", "ZETA_ATTEMPT": "1"}
     training = Training(run_dir, "job_test", 1, grace_seconds=5)
     training.start(["/bin/sh", "-c", join], environment)
     wait_until(lambda: training.is_gone(said_its_last=False, can_save=False), 120, "the training to end")

@@ -106,3 +106,12 @@ def test_the_gradient_of_any_split_is_that_of_the_full_batch(
     full = _gradient(kind, window, sequences, len(window), 1)
     split = _gradient(kind, window, sequences, micro, world)
     assert ((split - full).norm() / full.norm()).item() < 1e-6
+
+
+def test_rows_that_fill_a_place_are_no_part_of_a_models_own_mean() -> None:
+    """Seven sequences in fours, over two ranks: of the last three one rank has two, the other one and a filler."""
+    sequences = Sequences(random_documents([7 * 16]), 16, pack=True)
+    assert len(sequences) == 7
+    full = _gradient(lambda: _module(models.WithReturnLoss), list(range(7)), sequences, 7, 1)
+    split = _gradient(lambda: _module(models.WithReturnLoss), list(range(7)), sequences, 2, 2)
+    assert ((split - full).norm() / full.norm()).item() < 1e-6

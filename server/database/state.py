@@ -22,6 +22,7 @@ from zeta_core.contract.job import (
     REASON_SENTENCES,
     TRANSITIONS,
     WAITING_SENTENCES,
+    JobError,
     JobStatus,
     StatusReason,
     WaitingCode,
@@ -45,6 +46,7 @@ async def change_status(
     reason: StatusReason | None = None,
     attempt_reason: StatusReason | None = None,
     message: str | None = None,
+    error: JobError | None = None,
     line: int | None = None,
     created_at: datetime | None = None,
     details: dict[str, Any] | None = None,
@@ -52,8 +54,9 @@ async def change_status(
     """Move ``job`` (locked by `lock_job`) to ``to`` and append its ``status`` event; ``None`` if it is not as expected.
 
     ``attempt_reason`` says why the attempt ended where that differs from the job's ``reason`` (``process_killed``, and
-    the job is ``retrying``). ``line`` is the journal line that asked for the change, or ``None`` for the server's own;
-    ``details`` are further fields of the event.
+    the job is ``retrying``). ``error`` says what failed: the event tells it, and it is the job's own only if the job
+    ends with it. ``line`` is the journal line that asked for the change, or ``None`` for the server's own; ``details``
+    are further fields of the event.
     """
     if JobStatus(job.status) not in expect or job.attempt != attempt:
         return None
@@ -69,12 +72,15 @@ async def change_status(
     if to != JobStatus.RUNNING:
         job.worker, job.slots, job.handed_over_at = None, None, None
         job.requested_action = None
+    told = error.model_dump(mode="json", exclude_none=True) if error is not None else None
+    job.error = told if to in ENDED else None
     if to in ENDED:
         job.finished_at = now
     fields = {
         "status": to.value,
         "reason": reason,
         "message": message or (REASON_SENTENCES[reason] if reason else None),
+        "error": told,
     }
     await events.append(
         session,

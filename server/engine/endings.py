@@ -16,6 +16,9 @@
 | failed: `time_limit`                                       | failed, with a checkpoint to go on from               |
 | its worker is lost                                         | queued, up to `MAX_LOSSES` in a row; no failure       |
 
+A job has an ``error`` only when it has ended with it. What failed in an attempt that is not the last is told by the
+event of its end, by the attempt's ``reason``, and by a warning with its advice.
+
 ``failures`` counts failures in a row without a new checkpoint, ``losses`` the lost workers; a new checkpoint sets both
 back. What the user ordered meanwhile (cancel, pause) comes before a retry, and before a failure too; nothing is tried
 again when the job's ``time_limit_seconds`` is used up.
@@ -31,13 +34,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import running_time
 from server.database.state import change_status
 from server.database.tables import AttemptRow, JobRow
-from zeta_core.contract.events import StatusLine, utc_now
-from zeta_core.contract.job import (
-    REASON_SENTENCES,
-    JobError,
-    JobStatus,
-    StatusReason,
-)
+from server.database.warnings import warn
+from zeta_core.contract.events import StatusLine, WarningLine, utc_now
+from zeta_core.contract.job import ENDED, REASON_SENTENCES, JobError, JobStatus, StatusReason
 
 MAX_LOSSES = 10
 MAX_BACKOFF_SECONDS = 300.0
@@ -74,7 +73,6 @@ async def end_attempt(session: AsyncSession, job: JobRow, *, attempt: int, line:
     elif said.status == JobStatus.PAUSED and job.requested_action != "pause":
         await _paused_unasked(session, job, attempt, line=line, said=said)
     else:
-        job.error = None
         if said.status == JobStatus.SUCCEEDED and said.result is not None:
             job.result = said.result.model_dump(mode="json")
         await _change(session, job, said.status, attempt, line=line, reason=_REASONS[said.status])
@@ -102,8 +100,8 @@ async def lose_worker(session: AsyncSession, job: JobRow, *, attempt: int, why: 
     job.losses += 1
     lost = StatusReason.WORKER_LOST
     if job.losses > MAX_LOSSES and job.requested_action is None:
-        job.error = JobError(code=lost, message=f"{why} {REASON_SENTENCES[lost]}").model_dump(mode="json")
-        await _change(session, job, JobStatus.FAILED, attempt, reason=lost, message=why)
+        error = JobError(code=lost, message=f"{why} {REASON_SENTENCES[lost]}")
+        await _change(session, job, JobStatus.FAILED, attempt, reason=lost, message=why, error=error)
         return
     await _queued_again(
         session,
@@ -119,7 +117,6 @@ async def _failed(session: AsyncSession, job: JobRow, *, attempt: int, line: int
     reason = said.reason or StatusReason.TRAIN_ERROR
     error = said.error or JobError(code=reason, message=said.message or REASON_SENTENCES[reason])
     job.failures += 1
-    job.error = error.model_dump(mode="json")
     ordered = job.requested_action == "cancel" or (
         job.requested_action == "pause" and reason != StatusReason.TIME_LIMIT  # a job without time could not go on
     )
@@ -166,7 +163,6 @@ async def _queued_again(
     """Queue the job for its next attempt, unless the user meanwhile asked for something else."""
     if job.requested_action is not None:
         to = JobStatus.CANCELLED if job.requested_action == "cancel" else JobStatus.PAUSED
-        job.error = None
         await _change(
             session, job, to, attempt, line=line, reason=_REASONS[to], attempt_reason=attempt_reason or reason
         )
@@ -195,7 +191,6 @@ async def _out_of_time(
     """The attempt ended for another reason, and there is no time for a next one."""
     reason = StatusReason.TIME_LIMIT
     error = JobError(code=reason, message=REASON_SENTENCES[reason])
-    job.error = error.model_dump(mode="json")
     await _change(
         session, job, JobStatus.FAILED, attempt, line=line, reason=reason, attempt_reason=attempt_reason, error=error
     )
@@ -229,10 +224,23 @@ async def _change(
         reason=reason,
         attempt_reason=attempt_reason,
         message=message,
+        error=error,
         line=line,
-        details={"error": error.model_dump(mode="json", exclude_none=True)} if error else None,
     )
     assert changed is not None, f"{job.id} was looked at under its lock and is not running attempt {attempt}"
+    if error is not None and to not in ENDED:
+        warn(job, _of_the_attempt(attempt, error))
+
+
+def _of_the_attempt(attempt: int, error: JobError) -> WarningLine:
+    """What failed in an attempt that another one may follow."""
+    return WarningLine(
+        code="attempt_failed",
+        message=f"Attempt {attempt} failed: {error.message}",
+        hint=error.hint,
+        patch=error.patch,
+        evidence={"attempt": attempt, "code": error.code},
+    )
 
 
 async def _ran_out_of_memory_before(session: AsyncSession, job: JobRow, attempt: int) -> bool:

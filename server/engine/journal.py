@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import events
 from server.database.state import lock_job
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
+from server.database.warnings import warn
 from server.engine import endings
 from server.settings import ServerSettings
 from zeta_core.contract.checkpoint import surplus
@@ -37,7 +38,6 @@ from zeta_core.contract.job import JobStatus
 from zeta_core.contract.messages import JournalAck, JournalBatch
 from zeta_core.contract.spec import TrainerOptions
 
-MAX_WARNINGS = 100
 MAX_EVENTS = int(ServerSettings.model_fields["max_job_events"].default)
 LIMITED: frozenset[EventType] = frozenset({"log", "sample", "progress"})
 DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
@@ -117,7 +117,7 @@ async def _store(
         case CheckpointLine():
             await _keep_checkpoint(session, job, attempt, line)
         case WarningLine():
-            _warn(job, line)
+            warn(job, line)
         case _:
             pass
     if line.type in LIMITED and not await _is_kept(session, job, attempt, max_events):
@@ -142,7 +142,7 @@ async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_
         job.num_limited_events += 1
         message = f"From here on this job's logs, samples and progress are not kept: it has {max_events} of them."
         line = WarningLine(code="events_cut", message=message)
-        _warn(job, line)
+        warn(job, line)
         fields = line.model_dump(mode="json", exclude={"type", "created_at"})
         await events.append(
             session,
@@ -154,11 +154,6 @@ async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_
             fields=fields,
         )
     return False
-
-
-def _warn(job: JobRow, line: WarningLine) -> None:
-    told = line.model_dump(mode="json", exclude={"type"}, exclude_none=True)
-    job.warnings = [*job.warnings, told][-MAX_WARNINGS:]
 
 
 async def _keep_checkpoint(session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine) -> None:

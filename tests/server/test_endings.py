@@ -112,8 +112,15 @@ def test_an_accident_is_tried_again_until_the_retries_are_used_up(database: Benc
     job = tell(database, job_id, progress(1), status("failed", reason=reason, message="It broke."))
     assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 1)
     assert job.not_before is None  # the first retry does not wait
-    job = tell(database, job_id, status("failed", reason=reason, message="It broke."))
-    assert (job.status, job.status_reason, job.attempt) == ("failed", reason, 2)
+    attempt = start(database, job_id)
+    job = database.job(job_id)
+    assert (job.status, job.error) == ("running", None)  # an error is of the job's end
+    (warning,) = job.warnings
+    assert (warning["code"], warning["message"]) == ("attempt_failed", "Attempt 1 failed: It broke.")
+    assert warning["evidence"] == {"attempt": 1, "code": reason}
+    apply(database, job_id, attempt, status("failed", reason=reason, message="It broke."))
+    job = database.job(job_id)
+    assert (job.status, job.status_reason, job.attempt, len(job.warnings)) == ("failed", reason, 2, 1)
     assert job.error is not None
     assert (job.error["code"], job.error["message"]) == (reason, "It broke.")
     assert [attempt.reason for attempt in database.attempts(job_id)] == [reason, reason]
@@ -164,7 +171,7 @@ def test_a_full_disk_pauses_the_job_until_there_is_room_and_ends_it_when_the_ret
     assert (job.waiting_reason or {})["code"] == "disk"
     queue_again(database, job_id)
     job = tell(database, job_id, status("failed", reason="disk_full", message="No space."))
-    assert (job.status, job.status_reason, job.failures) == ("paused", "disk_full", 1)
+    assert (job.status, job.status_reason, job.failures, job.error) == ("paused", "disk_full", 1, None)
     queue_again(database, job_id)
     job = tell(database, job_id, status("failed", reason="disk_full", message="No space."))
     assert (job.status, job.status_reason, (job.error or {})["message"]) == ("failed", "disk_full", "No space.")
@@ -272,12 +279,14 @@ def test_a_job_keeps_so_many_logs_and_progress_events_and_one_warning_says_where
     assert (job.progress or {})["step"] == 6
 
 
-def test_success_stores_the_result_and_forgets_the_error_of_earlier_attempts(database: Bench) -> None:
+def test_success_stores_the_result_and_keeps_the_advice_about_an_earlier_attempt_as_a_warning(database: Bench) -> None:
     job_id = database.submit()
-    assert tell(database, job_id, status("failed", reason="process_killed")).error is not None
+    error = {"code": "out_of_memory", "message": "Memory ran out.", "hint": "Halve it.", "patch": {"batch_size": 2}}
+    tell(database, job_id, status("failed", reason="out_of_memory", error=error))
     result = {"train_loss": 1.5, "tokens": 10}
     job = tell(database, job_id, progress(1, loss=2.0), progress(2), status("succeeded", result=result))
     assert (job.status, job.status_reason, job.error) == ("succeeded", "completed", None)
+    assert (job.warnings[0]["hint"], job.warnings[0]["patch"]) == ("Halve it.", {"batch_size": 2})
     assert (job.result or {})["train_loss"] == 1.5
     assert (job.progress or {})["loss"] == 2.0  # what a line does not say stays as it was
     assert job.finished_at is not None

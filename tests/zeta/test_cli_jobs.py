@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -206,6 +207,7 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
     assert json.loads(service.command("resume", job_id, "--json").stdout)["status"] in ("queued", "running")
     wait_until(lambda: steps() > paused_at, 60, "the next step after the pause")
     assert client.job(job_id).attempts[1].first_step == paused_at + 1
+    assert re.search(r"^attempt +2, after paused_by_user$", service.command("job", job_id).stdout, re.MULTILINE)
     assert service.command("cancel", job_id).returncode == 0
     assert service.command("wait", job_id).returncode == 3
 

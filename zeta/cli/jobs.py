@@ -53,7 +53,7 @@ def list_jobs(
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show one job."""
     from zeta.cli.connect import full_id
-    from zeta.cli.output import advice_rows, print_fields, print_json, progress_cell
+    from zeta.cli.output import advice_rows, attempt_cell, print_fields, print_json, progress_cell
     from zeta.client import Client
 
     with Client() as client:
@@ -70,7 +70,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("waiting for", None if waiting is None else f"{waiting.message} ({waiting.code})"),
             ("queue position", job.queue_position),
             ("name", job.entity_name),
-            ("attempt", job.attempt or None),
+            ("attempt", attempt_cell(job)),
             ("worker", job.worker),
             ("step", progress_cell(job)),
             ("loss", (job.progress or {}).get("loss")),

@@ -124,6 +124,14 @@ def _advised(name: str, job_id: str, said: dict[str, Any]) -> list[tuple[str, ob
     return [*rows, ("  apply it", rerun_command(job_id, patch))] if patch else rows
 
 
+def attempt_cell(job: Job) -> str | None:
+    """Which start of the job this is, and how the earlier ones ended."""
+    if not job.attempt:
+        return None
+    earlier = [attempt.reason or "unknown" for attempt in job.attempts if attempt.attempt < job.attempt]
+    return f"{job.attempt}, after {', '.join(earlier)}" if earlier else str(job.attempt)
+
+
 def progress_cell(job: Job) -> str | None:
     """How far a job is: step and total."""
     progress = job.progress or {}

@@ -198,7 +198,7 @@ class Job(BaseModel):
     progress: dict[str, JsonValue] | None = None
     worker: str | None = None
     result: JobResult | None = None
-    error: JobError | None = None
+    error: JobError | None = Field(default=None, description="why the job failed; null until it has ended")
     warnings: list[dict[str, JsonValue]] = []
     checkpoints: int = 0
     final_checkpoint: str | None = None

@@ -17,8 +17,8 @@ from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
 from benchmarks.contestants import turn_of
 from benchmarks.work import Size
-from zeta_core.evaluation import Evaluator
-from zeta_core.sampling import Samples
+from zeta_core.objective.evaluation import Evaluator
+from zeta_core.objective.sampling import Samples
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 8, 256, 384
 PEER = "Trainer.evaluate"

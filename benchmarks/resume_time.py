@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import work
 from benchmarks.answer import Answer, ratio_of_rounds
 from benchmarks.work import SMALL, Size
-from zeta_core import checkpoint as checkpoints
+from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
 
 EARLY, LATE = 10, 10_000

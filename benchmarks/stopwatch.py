@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zeta_core import loss
+from zeta_core.objective import loss
 
 
 @dataclass(frozen=True)

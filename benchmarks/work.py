@@ -13,10 +13,10 @@ from torch import nn
 
 from zeta_core.contract.layout import STOP_FILE
 from zeta_core.contract.spec import TrainerOptions
-from zeta_core.data import Places
-from zeta_core.report import Journal, Report
+from zeta_core.data.sampler import Sampler
+from zeta_core.data.sources import Places
+from zeta_core.report.journal import Journal, Report
 from zeta_core.run import Outcome, Run, execute
-from zeta_core.sampler import Sampler
 from zeta_core.settings import Place
 
 SEED = 42

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.rooms import ROOMS, Room, violations
+from tests.harness.rooms import ROOMS, Room, upward_imports, violations
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +29,24 @@ NOT_LOADED = "zeta.trainer,migrations.env"
 
 def test_every_import_of_every_room_keeps_to_the_table() -> None:
     assert violations(ROOT) == []
+
+
+def test_the_parts_of_the_training_core_import_downwards_only() -> None:
+    assert upward_imports(ROOT) == []
+
+
+def test_an_import_that_points_up_and_a_part_without_a_floor_are_told(tmp_path: Path) -> None:
+    core = tmp_path / "zeta_core"
+    for part in ("data", "model", "elsewhere"):
+        (core / part).mkdir(parents=True)
+    (core / "data/rows.py").write_text("from zeta_core.contract import spec\nfrom zeta_core.model import sources\n")
+    (core / "model/sources.py").write_text("from zeta_core import objective\nfrom zeta_core.data import rows\n")
+    (core / "elsewhere/more.py").write_text("import json\n")
+    assert upward_imports(tmp_path) == [
+        "zeta_core/data/rows.py:2: data imports model, which is not below it.",
+        "zeta_core.elsewhere stands on no floor.",
+        "zeta_core/model/sources.py:1: model imports objective, which is not below it.",
+    ]
 
 
 def test_every_package_that_is_shipped_is_a_room() -> None:

@@ -107,8 +107,8 @@ def Trainer(
 
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path) -> TrainResult:
-    from zeta_core.data import Places
-    from zeta_core.report import Console, Report
+    from zeta_core.data.sources import Places
+    from zeta_core.report.journal import Console, Report
     from zeta_core.run import Run, execute
     from zeta_core.settings import home, place
 

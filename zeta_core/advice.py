@@ -1,7 +1,7 @@
 """What is worth saying about a run before its first step: its learning rate, its precision, its padding.
 
-Nothing here changes the run. What cannot be trained is refused where it is met (`memory`, `model`, `packing`), what
-goes wrong later is told by `divergence`.
+Nothing here changes the run. What cannot be trained is refused where it is met (`memory.needs`, `model`, `data.packing`), what
+goes wrong later is told by `train.divergence`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import nn
 
 from zeta_core.contract.advice import Advice, Patch
 from zeta_core.contract.spec import ConfigModel, TrainerOptions
-from zeta_core.divergence import Watch
-from zeta_core.loss import Convention, LossOf
-from zeta_core.model import Located
-from zeta_core.model_facts import embedding_rows, num_positions
-from zeta_core.packing import Sequences
+from zeta_core.data.packing import Sequences
+from zeta_core.model.facts import embedding_rows, num_positions
+from zeta_core.model.sources import Located
+from zeta_core.objective.loss import Convention, LossOf
+from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Facts, Plan
-from zeta_core.rates import Trained, UsualRates, unusual_rate, usual_rates
+from zeta_core.train.divergence import Watch
 
 
 @dataclass(frozen=True)

@@ -75,14 +75,14 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from torch import nn
 
     from zeta_core import plan as planning
-    from zeta_core.data import Places
-    from zeta_core.estimate import activation_bytes, memory_of, optimizer_bytes
-    from zeta_core.freezing import freeze
-    from zeta_core.lora import add_adapter
-    from zeta_core.model import locate_model, locate_tokenizer
-    from zeta_core.model_facts import embedding_rows, num_positions, values_per_token
+    from zeta_core.data.sources import Places
+    from zeta_core.memory.estimate import activation_bytes, memory_of, optimizer_bytes
+    from zeta_core.model.facts import embedding_rows, num_positions, values_per_token
+    from zeta_core.model.freezing import freeze
+    from zeta_core.model.lora import add_adapter
+    from zeta_core.model.sources import locate_model, locate_tokenizer
+    from zeta_core.parallel.zero import zero_config
     from zeta_core.settings import free_memory_bytes
-    from zeta_core.zero import zero_config
 
     files = file.resolved_spec.get("files")
     places = Places(
@@ -190,7 +190,7 @@ def _isolates(model: Any) -> bool | None:
     import torch
     from transformers import PreTrainedModel
 
-    from zeta_core.loss import find_loss
+    from zeta_core.objective.loss import find_loss
 
     if not isinstance(model, PreTrainedModel):
         return None

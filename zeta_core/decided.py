@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from zeta_core.checkpoint.state import Progress
 from zeta_core.contract import defaults
 from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.spec import TrainerOptions
-from zeta_core.encode import train_on_by_format
-from zeta_core.evaluation import stopped_early
+from zeta_core.data.encode import train_on_by_format
+from zeta_core.data.tokens import TokenFile
+from zeta_core.objective.evaluation import stopped_early
 from zeta_core.plan import Plan
-from zeta_core.report import Report
-from zeta_core.state import Progress
-from zeta_core.tokens import TokenFile
+from zeta_core.report.journal import Report
 
 
 def merges(options: TrainerOptions) -> bool:

@@ -49,7 +49,7 @@ from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
-from zeta_core.report import Console, Journal, Report
+from zeta_core.report.journal import Console, Journal, Report
 from zeta_core.settings import Place, job_id, place, variables
 from zeta_core.supervision import Supervision
 
@@ -239,7 +239,7 @@ def _first_failure(error: Any) -> str:
 def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], StopAction | None]) -> StatusLine:
     spec = parse(JobSpec, _with_split(file))
 
-    from zeta_core.data import Places
+    from zeta_core.data.sources import Places
     from zeta_core.run import Run, execute
 
     output_dir = Path(file.output_dir).absolute()

@@ -9,7 +9,7 @@ from typing import Any
 from zeta_core.contract import defaults
 from zeta_core.contract.spec import Dpo, Optimizer, Precision, Schedule, TrainerOptions
 from zeta_core.failures import CannotResume
-from zeta_core.schedule import warmup_updates
+from zeta_core.optim.schedule import warmup_updates
 
 # Sequences of a micro-batch on a CPU, where the operating system kills instead of raising when memory runs out: small
 # enough for any machine that can hold the model; larger ones are not faster there.

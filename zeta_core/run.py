@@ -16,45 +16,46 @@ from typing import Any
 import torch
 from torch import nn
 
-from zeta_core import checkpoint as checkpoints
-from zeta_core import data_report as data_reports
 from zeta_core import plan as planning
-from zeta_core import state as states
-from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.advice import Setup, padding_note, vocabulary_patch
-from zeta_core.allocator import keeping_freed_memory
-from zeta_core.checkpoint import Checkpoint
-from zeta_core.compilation import compiled
+from zeta_core.checkpoint import directory as checkpoints
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.directory import Checkpoint
+from zeta_core.checkpoint.state import Progress, Tensors
 from zeta_core.contract import defaults
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
 from zeta_core.contract.spec import BuiltinSource, Dataset, TrainerOptions, dataset_sources
-from zeta_core.data import Places, open_sources
+from zeta_core.data import report as data_reports
+from zeta_core.data.encode import is_bytes
+from zeta_core.data.packing import Overlong, Sequences
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import TokenFile
 from zeta_core.decided import merges, resolved_spec, say_resumed
-from zeta_core.encode import is_bytes
-from zeta_core.evaluation import Evaluator, hold_out
-from zeta_core.lora import base_fingerprint
-from zeta_core.loss import LossOf, find_loss
-from zeta_core.memory import check_it_can_fit, explained, has_plenty
-from zeta_core.model import Located, locate_model, locate_tokenizer
-from zeta_core.model_facts import check_positions, check_vocabulary, num_positions, values_per_token
-from zeta_core.packing import Overlong, Sequences
-from zeta_core.parallel import Engine, Processes
+from zeta_core.memory.allocator import keeping_freed_memory
+from zeta_core.memory.needs import check_it_can_fit, has_plenty
+from zeta_core.model.activation import checkpointed, repeated_blocks
+from zeta_core.model.compilation import compiled
+from zeta_core.model.facts import check_positions, check_vocabulary, num_positions, values_per_token
+from zeta_core.model.lora import base_fingerprint
+from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+from zeta_core.model.trained import choose_what_is_trained
+from zeta_core.objective.evaluation import Evaluator, hold_out
+from zeta_core.objective.loss import LossOf, find_loss
+from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
+from zeta_core.objective.sampling import Samples
+from zeta_core.parallel.processes import Engine, Processes
+from zeta_core.parallel.strategy import build_engine, check_launcher
 from zeta_core.plan import Plan
-from zeta_core.preference import DpoLoss, Pairs, prepare_reference
-from zeta_core.report import Report
-from zeta_core.sampling import Samples
-from zeta_core.saving import Saver
+from zeta_core.report.journal import Report
+from zeta_core.report.trackers import TrackedRun, Trackers, openers
+from zeta_core.report.trackers import require as require_trackers
 from zeta_core.settings import Place, asked_of_accelerate, free_memory_bytes, library_environment
-from zeta_core.state import Progress, Tensors
-from zeta_core.strategy import build_engine, check_launcher
-from zeta_core.token_cache import prepare_tokens
-from zeta_core.tokens import TokenFile
-from zeta_core.trackers import TrackedRun, Trackers, openers
-from zeta_core.trackers import require as require_trackers
-from zeta_core.train import Course
-from zeta_core.trained import choose_what_is_trained
+from zeta_core.train.loop import Course
+from zeta_core.train.out_of_memory import explained
+from zeta_core.train.saving import Saver
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,21 @@ ROOMS = (
     ),
 )
 
+# Inside the training core: parts of one floor do not know each other, and each knows those of the floors below it.
+FLOORS = (
+    frozenset({"failures", "supervision"}),
+    frozenset({"settings", "checkpoint", "optim"}),
+    frozenset({"plan", "report"}),
+    frozenset({"data", "parallel"}),
+    frozenset({"model", "objective"}),
+    frozenset({"decided", "memory"}),
+    frozenset({"check", "train"}),
+    frozenset({"advice"}),
+    frozenset({"run"}),
+    frozenset({"launch"}),
+    frozenset({"__main__"}),
+)
+
 
 @dataclass(frozen=True)
 class Import:
@@ -128,6 +143,29 @@ def violations(root: Path, rooms: tuple[Room, ...] = ROOMS) -> list[str]:
         for found in imports_of(file, root)
         if (broken := _broken_rule(found, room, root)) is not None
     ]
+
+
+def upward_imports(root: Path) -> list[str]:
+    """Every import of ``zeta_core`` that does not point down `FLOORS`, and every part that stands on none of them."""
+    floor_of = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+    (core,) = (room for room in ROOMS if room.package == "zeta_core")
+    found: list[str] = []
+    for file in room_files(root, core):
+        part = file.relative_to(root / core.package).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        if part not in floor_of:
+            found.append(f"{core.package}.{part} stands on no floor.")
+            continue
+        for entry in imports_of(file, root):
+            for module in [f"{entry.module}.{name}" for name in entry.names] or [entry.module]:
+                names = module.split(".")
+                other = names[1] if names[0] == core.package and len(names) > 1 else part
+                if other not in {part, "contract"} and floor_of.get(other, len(FLOORS)) >= floor_of[part]:
+                    found.append(
+                        f"{file.relative_to(root)}:{entry.line}: {part} imports {other}, which is not below it."
+                    )
+    return found
 
 
 def _broken_rule(found: Import, room: Room, root: Path) -> str | None:

@@ -22,11 +22,11 @@ from tests.zeta_core.test_parallel import why_no_deepspeed
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.failures import CannotTrain
-from zeta_core.parallel import Processes, Replicated
+from zeta_core.parallel.processes import Processes, Replicated
+from zeta_core.parallel.sharded import Sharded
+from zeta_core.parallel.zero import Zero, zero_config
 from zeta_core.plan import Facts, decide
 from zeta_core.settings import Place, library_environment, place
-from zeta_core.sharded import Sharded
-from zeta_core.zero import Zero, zero_config
 
 
 def fresh(*args: Any, **kwargs: Any) -> Accelerator:

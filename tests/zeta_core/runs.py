@@ -10,8 +10,8 @@ from zeta_core.contract.events import JournalLine, ProgressLine, SampleLine, Sta
 from zeta_core.contract.job import StopAction
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
-from zeta_core.data import Places
-from zeta_core.report import Report
+from zeta_core.data.sources import Places
+from zeta_core.report.journal import Report
 from zeta_core.run import Outcome, Run, execute
 from zeta_core.settings import Place
 

@@ -16,17 +16,17 @@ from tests.harness.real_model import smollm2
 from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
-from zeta_core.chat import DEFAULT_TEMPLATE
 from zeta_core.contract.events import WarningLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
-from zeta_core.data import Places, open_sources
-from zeta_core.data_report import nothing_to_train
+from zeta_core.data.chat import DEFAULT_TEMPLATE
+from zeta_core.data.packing import IGNORED, Sequences
+from zeta_core.data.report import nothing_to_train
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.packing import IGNORED, Sequences
-from zeta_core.report import Report
-from zeta_core.token_cache import prepare_tokens
-from zeta_core.tokens import TokenFile
+from zeta_core.report.journal import Report
 
 TWO_TURNS = [
     {"role": "user", "content": "Hi"},

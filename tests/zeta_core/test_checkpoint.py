@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zeta_core import checkpoint as checkpoints
+from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.events import utc_now
 from zeta_core.failures import CannotResume

@@ -12,8 +12,9 @@ from torch import nn
 
 from tests.zeta_core.models import llama
 from zeta import Trainer
-from zeta_core import compilation, settings
+from zeta_core import settings
 from zeta_core.failures import CannotTrain
+from zeta_core.model import compilation
 
 ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 LACKING = compilation.why_not()

@@ -14,11 +14,11 @@ from transformers import ByT5Tokenizer
 
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
-from zeta_core.data import Places, open_sources
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report import Report
-from zeta_core.token_cache import prepare_tokens
-from zeta_core.tokens import TokenFile
+from zeta_core.report.journal import Report
 
 TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
 

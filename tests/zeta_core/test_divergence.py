@@ -10,9 +10,9 @@ import pytest
 
 from zeta_core.contract.advice import Advice
 from zeta_core.contract.spec import TrainerOptions
-from zeta_core.divergence import Watch
+from zeta_core.optim.rates import UsualRates
 from zeta_core.plan import Facts, decide, with_length
-from zeta_core.rates import UsualRates
+from zeta_core.train.divergence import Watch
 
 STEPS = 1000
 NOISE = random.Random(0)

@@ -11,9 +11,9 @@ import torch
 from tests.harness.real_model import smollm2
 from tests.zeta_core.models import VOCABULARY
 from tests.zeta_core.runs import train
+from zeta_core.checkpoint.state import read_weights
 from zeta_core.contract.events import WarningLine
 from zeta_core.contract.spec import ConfigModel
-from zeta_core.state import read_weights
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

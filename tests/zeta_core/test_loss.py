@@ -11,10 +11,10 @@ from torch import nn
 
 from tests.zeta_core import models
 from tests.zeta_core.token_files import random_documents
+from zeta_core.data.packing import Sequences
+from zeta_core.data.sampler import micro_batches
 from zeta_core.failures import InvalidModel
-from zeta_core.loss import Convention, find_loss
-from zeta_core.packing import Sequences
-from zeta_core.sampler import micro_batches
+from zeta_core.objective.loss import Convention, find_loss
 
 SAMPLE = [5, 6, 7, 8, 9, 10, 11, 12]
 

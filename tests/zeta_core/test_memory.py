@@ -14,11 +14,11 @@ from torch import nn
 from tests.zeta_core.advised import applied, train
 from tests.zeta_core.models import PlainModel, llama, plain
 from zeta import Trainer
-from zeta_core.activation import checkpointed, repeated_blocks
 from zeta_core.contract.job import JobError, StatusReason
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.failures import OutOfMemory, explain
-from zeta_core.memory import Parts, check_it_can_fit, has_plenty, least_needed
+from zeta_core.memory.needs import Parts, check_it_can_fit, has_plenty, least_needed
+from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.plan import Facts, decide, with_length
 
 

@@ -15,12 +15,12 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.job import StopAction
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
-from zeta_core.data import Places, open_sources
-from zeta_core.evaluation import hold_out
+from zeta_core.data.packing import Sequences
+from zeta_core.data.sampler import Mixture, micro_batches
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.tokens import Mix, Origin, TokenFile
 from zeta_core.failures import CannotResume, InvalidData
-from zeta_core.packing import Sequences
-from zeta_core.sampler import Mixture, micro_batches
-from zeta_core.tokens import Mix, Origin, TokenFile
+from zeta_core.objective.evaluation import hold_out
 
 BOUNDS = np.array([0, 30, 130, 137])
 SHARES = (0.5, 0.3, 0.2)

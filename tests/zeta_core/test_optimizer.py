@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.zeta_core.models import llama, plain
-from zeta_core.activation import repeated_blocks
 from zeta_core.failures import CannotTrain
-from zeta_core.muon import Muon, orthogonalised
-from zeta_core.optimizer import build_optimizer, orthogonal_matrices, parameter_groups
+from zeta_core.model.activation import repeated_blocks
+from zeta_core.optim.muon import Muon, orthogonalised
+from zeta_core.optim.optimizer import build_optimizer, orthogonal_matrices, parameter_groups
 
 
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:

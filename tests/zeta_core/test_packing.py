@@ -11,8 +11,8 @@ from torch import nn
 
 from tests.zeta_core.models import VOCABULARY, llama
 from tests.zeta_core.token_files import random_documents, token_file
-from zeta_core.loss import find_loss, logits_of
-from zeta_core.packing import IGNORED, Sequences
+from zeta_core.data.packing import IGNORED, Sequences
+from zeta_core.objective.loss import find_loss, logits_of
 
 
 def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:

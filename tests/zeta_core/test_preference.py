@@ -21,13 +21,13 @@ from tests.zeta_core.test_parallel import case, results, why_no_deepspeed
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
-from zeta_core.data import Places, open_sources
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData, InvalidModel
-from zeta_core.loss import find_loss
-from zeta_core.preference import DpoLoss, Pairs, rewards_of
-from zeta_core.report import Report
-from zeta_core.token_cache import prepare_tokens
-from zeta_core.tokens import TokenFile
+from zeta_core.objective.loss import find_loss
+from zeta_core.objective.preference import DpoLoss, Pairs, rewards_of
+from zeta_core.report.journal import Report
 
 
 def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:

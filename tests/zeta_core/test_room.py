@@ -15,7 +15,7 @@ from zeta_core import launch
 from zeta_core.contract.events import JOURNAL_LINE, LogLine, ProgressLine, StatusLine, WarningLine
 from zeta_core.contract.job import JobStatus
 from zeta_core.contract.layout import DISK_FULL_EXIT
-from zeta_core.report import Journal
+from zeta_core.report.journal import Journal
 
 
 @pytest.fixture

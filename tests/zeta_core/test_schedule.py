@@ -7,7 +7,7 @@ import math
 import pytest
 
 from zeta_core.contract.spec import Schedule
-from zeta_core.schedule import factor, warmup_updates
+from zeta_core.optim.schedule import factor, warmup_updates
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from tests.zeta_core.models import PlainModel, plain
+from zeta_core.checkpoint.state import Staging, optimizer_tensors
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.failures import InvalidModel
-from zeta_core.parallel import Processes, Replicated
+from zeta_core.parallel.processes import Processes, Replicated
 from zeta_core.plan import Facts, Plan, decide
 from zeta_core.settings import Place
-from zeta_core.state import Staging, optimizer_tensors
 
 KINDS = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 

@@ -18,15 +18,15 @@ from transformers import ByT5Tokenizer
 from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
-from zeta_core import encode, tokenizing
 from zeta_core.contract.events import LogLine, ProgressLine
 from zeta_core.contract.spec import TrainerOptions, dataset_sources
 from zeta_core.contract.validation import parse
-from zeta_core.data import Places, Row, Source, open_sources
+from zeta_core.data import encode, tokenizing
+from zeta_core.data.sources import Places, Row, Source, open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData, TrainingFailed
-from zeta_core.report import Report
-from zeta_core.token_cache import prepare_tokens
-from zeta_core.tokens import TokenFile
+from zeta_core.report.journal import Report
 
 NUM_ROWS = 2_400
 
@@ -57,7 +57,7 @@ def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the data were large and the machine too."""
-    monkeypatch.setattr("zeta_core.data.UNIT_BYTES", 1 << 15)
+    monkeypatch.setattr("zeta_core.data.sources.UNIT_BYTES", 1 << 15)
     monkeypatch.setattr(tokenizing, "BYTES_PER_PROCESS", 1 << 15)
     monkeypatch.setattr(tokenizing, "_cores", lambda: 3)
 
@@ -106,7 +106,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
 def test_progress_tells_documents_and_the_share_that_is_done(
     several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeta_core.token_cache.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("zeta_core.data.token_cache.SECONDS_BETWEEN_LINES", 0.0)
     kept = Lines()
     report = Report(kept)
     tokenizer = byte_tokenizer(shapes.CHATML)

@@ -17,7 +17,7 @@ from tests.zeta_core.models import plain
 from zeta import Trainer
 from zeta_core.contract.events import LogLine, ProgressLine
 from zeta_core.failures import CannotTrain
-from zeta_core.trackers import MOST_WAITING, Trackers
+from zeta_core.report.trackers import MOST_WAITING, Trackers
 
 ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 

@@ -11,12 +11,12 @@ import torch
 from tests.zeta_core.models import llama, plain
 from zeta_core.contract.events import JOURNAL_LINE, ProgressLine
 from zeta_core.contract.spec import TrainerOptions
-from zeta_core.data import Places
-from zeta_core.meter import Clock
-from zeta_core.report import Journal, Report
+from zeta_core.data.sources import Places
+from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_flops_of
+from zeta_core.report.journal import Journal, Report
 from zeta_core.run import Run, execute
 from zeta_core.settings import Place
-from zeta_core.usage import Usage, flops_per_token, peak_flops, peak_flops_of
+from zeta_core.train.meter import Clock
 
 
 def test_flops_of_a_token_are_six_for_each_weight_that_is_multiplied_and_the_attention() -> None:

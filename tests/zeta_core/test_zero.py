@@ -10,8 +10,8 @@ import pytest
 
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.failures import CannotTrain
+from zeta_core.parallel.zero import zero_config
 from zeta_core.plan import Facts, Plan, decide
-from zeta_core.zero import zero_config
 
 
 def plan(**options: Any) -> Plan:

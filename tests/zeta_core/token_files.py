@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zeta_core.tokens import TokenFile
+from zeta_core.data.tokens import TokenFile
 
 
 def token_file(*documents: list[int]) -> TokenFile:

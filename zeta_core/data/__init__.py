@@ -1,0 +1,1 @@
+"""Data, from the sources of a spec to the sequences of a step: rows, tokens in one cached file, packing, order."""

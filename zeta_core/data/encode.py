@@ -1,0 +1,243 @@
+"""Rows become token ids, and for conversations and pairs which of the tokens are learned.
+
+An `Encoder` knows nothing of files and processes: it is given the rows of one unit and answers with arrays, so that it
+can work here or in a forked process. N tokens, D documents or pieces of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeta_core.data import chat
+from zeta_core.data.chat import Template, Text, TrainOn, Unlearnable
+from zeta_core.data.rows import RowFormat, tools_of
+from zeta_core.data.sources import Row, Source
+from zeta_core.failures import InvalidData
+
+DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
+    "text": "all",
+    "tokens": "all",
+    "messages": "assistant",
+    "prompt_completion": "completion",
+    "preference": "completion",
+}
+
+
+def train_on_by_format(formats: Iterable[str]) -> TrainOn | str:
+    """What an unset ``train_on`` means for data of these formats; of several, the words for each."""
+    meant = {name: DEFAULT_TRAIN_ON[cast(RowFormat, name)] for name in formats}
+    words = sorted(set(meant.values())) or ["all"]
+    return words[0] if len(words) == 1 else ", ".join(f"{name}: {word}" for name, word in meant.items())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Documents one after the other; ``ends`` is false for a piece that the next one goes on with."""
+
+    ids_N: NDArray[Any]
+    lengths_D: NDArray[np.int64]
+    ends_D: NDArray[np.bool_]
+    rows_D: NDArray[np.int64]  # the row or line that each came from, 0 for a text file
+    hashes_D: NDArray[np.uint64]  # of the ids, to find exact duplicates by
+    supervised_N: NDArray[np.bool_] | None = None  # the tokens that are learned; None: all
+    num_split: int = 0  # conversations that became several documents
+    templated: bool = False  # a chat template was used
+
+
+class Encoder:
+    """Tokenizes what one run reads. ``dtype`` is that of the ids; ``train_on`` ``None`` means by format."""
+
+    def __init__(self, tokenizer: Any, dtype: np.dtype[Any], *, train_on: TrainOn | None, method: str) -> None:
+        self._tokenizer = tokenizer
+        self._dtype = dtype
+        self._train_on: TrainOn | None = train_on
+        self._method = method
+        self._template: Template | None = None
+
+    def encode(self, source: Source, rows: Iterable[Row]) -> Encoded:
+        """The documents of some rows. Raises `InvalidData` naming the row that cannot be trained on."""
+        match source.row_format:
+            case "tokens":
+                return self._ids(source, list(rows))
+            case "text":
+                return self._texts(source, list(rows))
+            case _:
+                return self._conversations(source, rows)
+
+    # --- text and ids ---
+
+    def _ids(self, source: Source, rows: list[Row]) -> Encoded:
+        arrays = [np.asarray(source.fields(row)["input_ids"], dtype=np.int64) for row in rows]
+        for row, array in zip(rows, arrays, strict=True):
+            if int(array.max(initial=0)) > np.iinfo(self._dtype).max:
+                place = source.place(row.number)
+                raise InvalidData(f"{place}: holds token ids of more than 32 bits, which no model has.")
+        return self._documents([array.astype(self._dtype) for array in arrays], rows)
+
+    def _texts(self, source: Source, rows: list[Row]) -> Encoded:
+        if self._train_on not in (None, "all"):
+            raise InvalidData(
+                f"{source.name} is plain text, which has no turns, and train_on is {self._train_on!r}; use 'all', or "
+                "give conversations or pairs of prompt and completion."
+            )
+        texts = [cast(str, source.fields(row)["text"]) for row in rows]
+        end = self._tokenizer.eos_token_id
+        closing = np.array([] if end is None else [end], dtype=self._dtype)
+        arrays = [
+            np.concatenate((ids, closing)) if row.ends_document and len(ids) else ids
+            for row, ids in zip(rows, self._plain(texts), strict=True)
+        ]
+        return self._documents(arrays, rows)
+
+    def _plain(self, texts: list[str]) -> list[NDArray[Any]]:
+        if is_bytes(self._tokenizer):
+            # ByT5's ids are the bytes, three special ids below them (Xue et al. 2021, arXiv 2105.13626, section 3.1).
+            three = self._dtype.type(3)
+            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self._dtype) + three for text in texts]
+        return self._tokenize(texts)
+
+    def _tokenize(self, texts: list[str]) -> list[NDArray[Any]]:
+        if not texts:
+            return []
+        rows = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [np.asarray(row, dtype=self._dtype) for row in rows["input_ids"]]
+
+    def _documents(
+        self, arrays: list[NDArray[Any]], rows: Sequence[Row], supervised_N: NDArray[np.bool_] | None = None
+    ) -> Encoded:
+        return Encoded(
+            ids_N=np.concatenate(arrays) if arrays else np.empty(0, self._dtype),
+            lengths_D=np.array([len(array) for array in arrays], dtype=np.int64),
+            ends_D=np.array([row.ends_document for row in rows], dtype=np.bool_),
+            rows_D=np.array([row.number for row in rows], dtype=np.int64),
+            hashes_D=np.array([content_hash(array.tobytes()) for array in arrays], dtype=np.uint64),
+            supervised_N=supervised_N,
+            templated=self._template is not None,
+        )
+
+    # --- conversations ---
+
+    def _conversations(self, source: Source, rows: Iterable[Row]) -> Encoded:
+        texts: list[Text] = []
+        owners: list[Row] = []
+        num_split = 0
+        for row in rows:
+            fields = source.fields(row)
+            try:
+                found = self._rendered(source, fields)
+            except Unlearnable as error:
+                raise InvalidData(f"{source.place(row.number)}: {error}") from error
+            num_split += source.row_format != "preference" and len(found) > 1
+            texts += found
+            owners += [row] * len(found)
+        arrays: list[NDArray[Any]] = []
+        masks: list[NDArray[np.bool_]] = []
+        for row, (ids, learned) in zip(owners, self._marked(texts), strict=True):
+            if not learned[1:].any():  # nothing is before the first token to tell it by
+                raise InvalidData(
+                    f"{source.place(row.number)}: has nothing to learn: no token of an answer; remove it, or fill it."
+                )
+            learned[0] = False
+            arrays.append(ids)
+            masks.append(learned)
+        supervised_N = np.concatenate(masks) if masks else np.empty(0, np.bool_)
+        return replace(self._documents(arrays, owners, supervised_N), num_split=num_split)
+
+    def _rendered(self, source: Source, fields: dict[str, Any]) -> list[Text]:
+        assert source.row_format is not None
+        tools = tools_of(fields.get("tools"))
+        train_on = self._train_on or DEFAULT_TRAIN_ON[source.row_format]
+        match source.row_format:
+            case "messages":
+                return chat.conversation(self.template, fields["messages"], tools, train_on)
+            case "prompt_completion":
+                prompt, completion = fields["prompt"], fields["completion"]
+                template = None if isinstance(prompt, str) else self.template
+                return chat.prompt_and_completion(template, prompt, completion, tools, train_on)
+            case _:
+                return self._pair(fields, tools)
+
+    def _pair(self, fields: dict[str, Any], tools: list[dict[str, Any]] | None) -> list[Text]:
+        """The chosen and the rejected answer, each with its prompt; both are one answer to the same prompt."""
+        prompt, chosen, rejected = fields.get("prompt"), fields["chosen"], fields["rejected"]
+        if isinstance(chosen, str):
+            return [
+                chat.prompt_and_completion(None, prompt, said, tools, "completion")[0] for said in (chosen, rejected)
+            ]
+        if isinstance(prompt, str) and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+            prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, list):  # two whole conversations, which begin alike
+            shared = 0
+            while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+                shared += 1
+            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        if any(said[-1]["role"] != "assistant" for said in (chosen, rejected)):
+            raise Unlearnable("chosen and rejected must each end with an assistant turn.")
+        answers = [
+            chat.prompt_and_completion(self.template, prompt, said, tools, "completion") for said in (chosen, rejected)
+        ]
+        if any(len(texts) > 1 for texts in answers):
+            raise Unlearnable("the chat template does not write the turns of an answer as one text; give it one turn.")
+        return [texts[0] for texts in answers]
+
+    @property
+    def template(self) -> Template:
+        if self._template is None:
+            self._template = Template(self._tokenizer)
+        return self._template
+
+    def _marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
+        """The ids of each text, and which of them are learned.
+
+        A text is tokenized whole, as it is when the model is used. Cut at the ends of its spans it nearly always gives
+        the same ids, whose numbers are then the places; else each beginning is tokenized by itself, and a token across
+        the end of a prompt, which the prompt alone does not have, counts as the prompt's.
+        """
+        bounds = [sorted({0, len(text.text), *(at for span in text.spans for at in span)}) for text in texts]
+        pieces = [[text.text[a:b] for a, b in pairwise(at)] for text, at in zip(texts, bounds, strict=True)]
+        whole = self._tokenize([text.text for text in texts])
+        parts = iter(self._tokenize([piece for some in pieces for piece in some]))
+        for text, ids, at in zip(texts, whole, bounds, strict=True):
+            own = [next(parts) for _ in at[1:]]
+            if np.array_equal(np.concatenate(own), ids):
+                places = dict(zip(at, np.cumsum([0, *map(len, own)]), strict=True))
+            else:
+                places = {0: 0, len(text.text): len(ids)}
+                between = [bound for bound in at if bound not in places]
+                heads = self._tokenize([text.text[:bound] for bound in between])
+                places |= {bound: _shared(head, ids) for bound, head in zip(between, heads, strict=True)}
+                starts = {start for start, _ in text.spans} & set(between)
+                for bound, head in zip(between, heads, strict=True):
+                    if bound in starts and places[bound] < len(head):
+                        places[bound] = min(places[bound] + 1, len(ids))
+            learned = np.zeros(len(ids), dtype=np.bool_)
+            for start, stop in text.spans:
+                learned[places[start] : places[stop]] = True
+            end = self._tokenizer.eos_token_id
+            if text.ends and end is not None:
+                ids, learned = np.append(ids, self._dtype.type(end)), np.append(learned, True)
+            yield ids, learned
+
+
+def _shared(first: NDArray[Any], second: NDArray[Any]) -> int:
+    """How many tokens two lists begin with alike."""
+    count = min(len(first), len(second))
+    different = np.flatnonzero(first[:count] != second[:count])
+    return int(different[0]) if len(different) else count
+
+
+def is_bytes(tokenizer: Any) -> bool:
+    """Whether this is the byte-level tokenizer that needs no files."""
+    return type(tokenizer).__name__ == "ByT5Tokenizer"
+
+
+def content_hash(content: bytes) -> int:
+    """64 bits of a content: two of a million different documents are taken for equal once in 40 million data sets."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

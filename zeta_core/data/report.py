@@ -1,0 +1,124 @@
+"""The data report: what a run is about to train on, in figures and in one sentence, and what to be warned of in it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zeta_core.contract.data_report import DataReport, Lengths, SourceShare
+from zeta_core.contract.events import LogLine
+from zeta_core.data.packing import Sequences
+from zeta_core.data.sampler import Mixture, sampler_of
+from zeta_core.data.tokens import TokenFile
+from zeta_core.failures import InvalidData
+from zeta_core.plan import Plan
+from zeta_core.report.journal import Report
+
+_MOST_SUPERVISED = 1_000_000  # sequences that are counted one by one; of more, evenly chosen ones
+
+
+def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
+    """The figures of the data as cut into ``sequences`` and seen by the run; it takes no second pass over the ids."""
+    lengths = np.diff(tokens.offsets)
+    p50, p90, p99 = (int(p) for p in np.percentile(lengths, (50, 90, 99), method="lower"))
+    every = np.arange(len(sequences), step=max(1, len(sequences) // _MOST_SUPERVISED))
+    num_tokens = sequences.num_tokens(every)
+    return DataReport(
+        formats=tokens.formats,
+        documents=tokens.num_documents,
+        tokens=tokens.num_tokens,
+        lengths=Lengths(
+            min=int(lengths.min()),
+            median=p50,
+            mean=round(float(lengths.mean()), 1),
+            p90=p90,
+            p99=p99,
+            max=int(lengths.max()),
+        ),
+        sequences=len(sequences),
+        supervised_share=round(sequences.num_learned(every) / max(1, num_tokens), 4),
+        filled_share=round(num_tokens / sequences.num_places(every), 4),
+        truncated=sequences.fit.num_truncated,
+        truncated_tokens=sequences.fit.num_cut_tokens,
+        dropped=sequences.fit.num_dropped,
+        empty=tokens.num_empty,
+        split=tokens.num_split,
+        duplicates=tokens.num_duplicates,
+        sources=_shares(tokens, sequences, plan),
+    )
+
+
+def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceShare]:
+    sampler = sampler_of(sequences, plan.seed)
+    if tokens.mix is None or not isinstance(sampler, Mixture):
+        return []
+    total = plan.total_sequences
+    of_origins = list(zip(tokens.mix.source_of, tokens.origins, strict=True))
+    bounds = tokens.source_bounds
+    found: list[SourceShare] = []
+    for number, seen in enumerate(sampler.seen(total)):
+        names = [origin.name for source, origin in of_origins if source == number]
+        first, last = bounds[number : number + 2]
+        held = int(np.diff(sampler.bounds)[number])
+        found.append(
+            SourceShare(
+                name=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
+                documents=int(last - first),
+                tokens=int(tokens.offsets[last] - tokens.offsets[first]),
+                sequences=held,
+                share=round(tokens.mix.shares[number], 6),
+                seen=seen,
+                seen_share=round(seen / total, 6),
+                passes=round(seen / held, 4),
+            )
+        )
+    return found
+
+
+def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
+    """The error of data that gives no sequence, with how many of its documents are too long, and the first of them."""
+    dropped = sequences.fit.num_dropped
+    if not dropped:
+        return InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
+    return InvalidData(
+        f"None of the {tokens.num_documents:,} documents can be trained on: {dropped:,} are longer than the "
+        f"{sequences.seq_len:,} tokens of seq_len, or their answer lies beyond it; the first is "
+        f"{sequences.fit.dropped_at}.",
+        hint=f"Raise seq_len; the longest document has {int(np.diff(tokens.offsets).max()):,} tokens.",
+        evidence={"dropped_documents": dropped},
+    )
+
+
+def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
+    """One ``log`` event with the figures, and a warning for each thing that somebody may not expect."""
+    lengths = data.lengths
+    said = (
+        f"Data: {data.documents:,} documents, {data.tokens:,} tokens ({lengths.median:,} in the median, at most "
+        f"{lengths.max:,}), {data.sequences:,} sequences of up to {sequences.seq_len:,}, {data.supervised_share:.0%} "
+        "supervised"
+    )
+    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
+    told = [f"{count:,} {word}" for word, count in more.items() if count]
+    report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
+    if data.sources:
+        mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
+        report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
+    fit = sequences.fit
+    if fit.num_truncated:
+        report.warn(
+            "documents_truncated",
+            f"{fit.num_truncated:,} of {data.documents:,} documents are longer than seq_len and lose their end, "
+            f"{fit.num_cut_tokens:,} tokens in all; the first is {fit.truncated_at}. Raise seq_len, or set overlong to "
+            "'drop' or 'error'.",
+        )
+    if fit.num_dropped:
+        report.warn(
+            "documents_dropped",
+            f"{fit.num_dropped:,} of {data.documents:,} documents are not trained on, as they are longer than seq_len "
+            f"or their answer lies beyond it; the first is {fit.dropped_at}. Raise seq_len.",
+        )
+    if data.split:
+        report.warn(
+            "conversations_split",
+            f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
+            "otherwise once later ones follow; their history is read again for each turn.",
+        )

@@ -1,0 +1,292 @@
+"""Data becomes tokens once: a flat memory-mapped file of ids with the offset of every document, cached by content.
+
+The cache entry of a data set is the directory ``<cache>/tokens-<hash>/``: ``tokens.bin`` (little-endian uint16 or
+uint32), ``offsets.npy`` (int64, one more than there are documents), ``rows.npy`` (the line each came from) and
+``meta.json``; where only some tokens are learned, ``supervised.bin`` holds a byte for each.
+
+Guaranteed: it is written aside, flushed, and renamed under a file lock, so that of several ranks or jobs one does the
+work and the others wait for it; what is there is whole, and is measured before it is used. The hash covers the bytes of
+the data, the tokenizer with its chat template, what is learned, and the version of this format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from zeta_core.contract.events import ProgressLine
+from zeta_core.data.chat import DEFAULT_TEMPLATE, Template, TrainOn
+from zeta_core.data.encode import Encoded, Encoder, content_hash
+from zeta_core.data.sources import Source
+from zeta_core.data.tokenizing import encoded_units
+from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
+from zeta_core.failures import InvalidData
+from zeta_core.report.journal import Report
+
+FORMAT_VERSION = 3
+SECONDS_BETWEEN_LINES = 1.0
+
+
+def prepare_tokens(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    cache: Path,
+    report: Report,
+    *,
+    train_on: TrainOn | None = None,
+    method: str = "sft",
+    processes: int = 1,
+) -> TokenFile:
+    """The tokens of ``sources``, from the cache or made now by up to ``processes`` processes.
+
+    A tokenizer without a chat template gets the default one where conversations are read. Raises `InvalidData`, also
+    where there are fewer than two tokens.
+    """
+    if any(source.flat is not None for source in sources):
+        _refuse_method(["tokens"], method)
+        return flat_tokens(sources)
+    about = {
+        "version": FORMAT_VERSION,
+        "tokenizer": fingerprint(tokenizer),
+        "sources": [s.fingerprint for s in sources],
+        "train_on": train_on,
+        "method": method,
+    }
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    directory = cache / f"tokens-{key}"
+    found = _read(directory, key)
+    if found is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(directory, report):
+            found = _read(directory, key)
+            if found is None:
+                told = [source.told() for source in sources]
+                _refuse_method([str(source.row_format) for source in told], method)
+                _write(told, tokenizer, train_on, method, directory, report, processes)
+                found = _read(directory, key)
+    assert found is not None, "what was written is there"
+    os.utime(directory)  # used now: a worker's cache forgets what nobody uses
+    tokens, templated = found
+    if templated and Template(tokenizer).is_default:
+        report.warn(
+            "default_chat_template",
+            "The tokenizer has no chat template, so conversations are written in ChatML, and the template is saved "
+            "with the tokenizer; name a tokenizer with its own to use that.",
+        )
+    return tokens.mixed(Mix.of(sources))  # shares are no part of the cache: other weights need no new tokens
+
+
+def _refuse_method(formats: Sequence[str], method: str) -> None:
+    """Preference pairs are for DPO, and DPO is for preference pairs."""
+    for row_format in formats:
+        if (row_format == "preference") != (method == "dpo"):
+            cure = "set method to 'dpo'" if row_format == "preference" else "give rows of prompt, chosen and rejected"
+            raise InvalidData(f"The data holds {row_format} rows, which method {method!r} does not train on; {cure}.")
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """What the ids of a tokenizer depend on, and the text of conversations, as a hash."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    inside = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = getattr(tokenizer, "chat_template", None) or DEFAULT_TEMPLATE
+    special = json.dumps(getattr(tokenizer, "special_tokens_map", {}), sort_keys=True, default=str)
+    text = f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {inside} {json.dumps(template)} {special}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- The cache --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(directory: Path, report: Report) -> Generator[None]:
+    """Holds the lock of a cache entry, and says so where somebody else is at work on it."""
+    lock = FileLock(f"{directory}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report.log("Another process tokenizes the same data; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read(directory: Path, key: str) -> tuple[TokenFile, bool] | None:
+    """The entry and whether a chat template was used for it; ``None`` where there is none, or not all of it."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        num_tokens, dtype = int(meta["num_tokens"]), np.dtype(meta["dtype"])
+        files = {"tokens.bin": num_tokens * dtype.itemsize, "supervised.bin": num_tokens if meta["supervised"] else 0}
+        if any(size and (directory / name).stat().st_size != size for name, size in files.items()):
+            return None
+        offsets = np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        rows = np.load(directory / "rows.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError):
+        return None
+    if len(offsets) != meta["num_documents"] + 1 or len(rows) != meta["num_documents"]:
+        return None
+    supervised = np.memmap(directory / "supervised.bin", np.bool_, "r") if meta["supervised"] else None
+    tokens = TokenFile(
+        ids=cast(Ids, np.memmap(directory / "tokens.bin", dtype=dtype, mode="r")),
+        offsets=cast("NDArray[np.int64]", offsets),
+        largest_id=meta["largest_id"],
+        fingerprint=key,
+        supervised=supervised,
+        rows=cast("NDArray[np.int64]", rows),
+        origins=tuple(Origin(**origin) for origin in meta["origins"]),
+        num_duplicates=meta["num_duplicates"],
+        num_empty=meta["num_empty"],
+        num_split=meta["num_split"],
+    )
+    return tokens, bool(meta["templated"])
+
+
+def _write(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    train_on: TrainOn | None,
+    method: str,
+    directory: Path,
+    report: Report,
+    processes: int,
+) -> None:
+    aside = directory.with_name(directory.name + ".part")
+    for left_over in (aside, directory):  # of a process or a machine that ended in between
+        shutil.rmtree(left_over, ignore_errors=True)
+    aside.mkdir()
+    ids_given = any(source.row_format == "tokens" for source in sources)
+    dtype = np.dtype("<u4") if len(tokenizer) > 1 << 16 or ids_given else np.dtype("<u2")
+    supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
+    encoder = Encoder(tokenizer, dtype, train_on=train_on, method=method)
+    written = _Written(sources, supervised, report)
+    with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
+        for number, position, encoded in encoded_units(sources, encoder, processes=processes):
+            ids.write(encoded.ids_N.tobytes())
+            learned_N = written.add(number, position, encoded)
+            if supervised:
+                mask.write(learned_N.tobytes())
+    if written.num_tokens < 2:
+        names = ", ".join(source.name for source in sources)
+        raise InvalidData(f"{names}: holds no text to train on; give at least one document of some words.")
+    np.save(aside / "offsets.npy", written.offsets)
+    np.save(aside / "rows.npy", written.rows)
+    meta = {"version": FORMAT_VERSION, "dtype": dtype.str, "supervised": supervised, **written.meta()}
+    (aside / "meta.json").write_text(json.dumps(meta))
+    for file in aside.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    aside.rename(directory)
+    written.tell(1.0)
+    documents = "1 document" if written.num_documents == 1 else f"{written.num_documents:,} documents"
+    report.log(f"Tokenized {documents} into {written.num_tokens:,} tokens.")
+
+
+class _Written:
+    """What was written so far, and the progress lines that tell it."""
+
+    def __init__(self, sources: Sequence[Source], supervised: bool, report: Report) -> None:
+        self._sources = sources
+        self._supervised = supervised
+        self._report = report
+        self._told_at = time.monotonic()
+        self._open_length = self._open_hash = 0
+        self._hashes: list[NDArray[np.uint64]] = []
+        self._documents = [0] * len(sources)
+        self._largest = 0
+        self._num_empty = self._num_split = 0
+        self._templated = False
+        self._lengths: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.int64]] = []
+        self.num_documents = 0
+        self.num_tokens = 0
+
+    def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
+        """Count the documents of a unit; returns which of its tokens are learned."""
+        before = self.num_documents
+        learned_N = encoded.supervised_N
+        if learned_N is None and self._supervised:
+            learned_N = np.ones(len(encoded.ids_N), dtype=np.bool_)
+            starts = (np.cumsum(encoded.lengths_D) - encoded.lengths_D)[encoded.lengths_D > 0]
+            learned_N[starts[1:] if self._open_length else starts] = False
+        if encoded.ends_D.all() and not self._open_length:
+            full = encoded.lengths_D > 0
+            self._take(encoded.lengths_D[full], encoded.rows_D[full], encoded.hashes_D[full])
+            self._num_empty += int((~full).sum())
+        else:
+            self._add_pieces(encoded)
+        self.num_tokens += len(encoded.ids_N)
+        self._largest = max(self._largest, int(encoded.ids_N.max(initial=0)))
+        self._documents[source] += self.num_documents - before
+        self._num_split += encoded.num_split
+        self._templated |= encoded.templated
+        if time.monotonic() - self._told_at >= SECONDS_BETWEEN_LINES:
+            done = sum(other.num_bytes for other in self._sources[:source])
+            here = self._sources[source]
+            done += here.num_bytes * position / max(1, here.size)
+            self.tell(done / max(1, sum(other.num_bytes for other in self._sources)))
+        return np.empty(0, np.bool_) if learned_N is None else learned_N
+
+    def _add_pieces(self, encoded: Encoded) -> None:
+        """Documents that came in several pieces; their hash is that of the pieces' hashes."""
+        for length, ends, row, digest in zip(
+            encoded.lengths_D.tolist(), encoded.ends_D, encoded.rows_D.tolist(), encoded.hashes_D.tolist(), strict=True
+        ):
+            self._open_hash = digest if not self._open_length else content_hash(b"%d %d" % (self._open_hash, digest))
+            self._open_length += length
+            if ends and self._open_length:
+                whole = (np.array([self._open_length]), np.array([row]), np.array([self._open_hash], dtype=np.uint64))
+                self._take(*whole)
+            self._num_empty += bool(ends and not self._open_length)
+            if ends:
+                self._open_length = 0
+
+    def _take(self, lengths: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
+        self._lengths.append(lengths)
+        self._rows.append(rows)
+        self._hashes.append(hashes)
+        self.num_documents += len(lengths)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        return np.cumsum(np.concatenate(([0], *self._lengths)), dtype=np.int64)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.concatenate(self._rows).astype(np.int64)
+
+    def tell(self, share: float) -> None:
+        self._told_at = time.monotonic()
+        line = ProgressLine(phase="loading_data", documents=self.num_documents, share=round(min(1.0, share), 4))
+        self._report.write(line)
+
+    def meta(self) -> dict[str, Any]:
+        hashes = np.concatenate(self._hashes)
+        if any(source.row_format == "preference" for source in self._sources):
+            hashes = hashes[::2] ^ (hashes[1::2] * np.uint64(3))  # a pair is one sample
+        origins: Iterable[Origin] = (
+            Origin(source.name, source.word, str(source.row_format), count)
+            for source, count in zip(self._sources, self._documents, strict=True)
+        )
+        return {
+            "largest_id": self._largest,
+            "num_tokens": self.num_tokens,
+            "num_documents": self.num_documents,
+            "num_duplicates": int(len(hashes) - len(np.unique(hashes))),
+            "num_empty": self._num_empty,
+            "num_split": self._num_split,
+            "templated": self._templated,
+            "origins": [asdict(origin) for origin in origins],
+        }

@@ -1,0 +1,179 @@
+"""Documents as token ids in one flat, memory-mapped array: what sequences are cut from, whatever it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeta_core.data.sources import Source
+from zeta_core.failures import InvalidData
+
+Ids = NDArray[np.uint16] | NDArray[np.uint32]
+WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # a document of these is never cut to fill a sequence
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The source of some documents, which follow those of the sources before it; ``word`` is its word for a row."""
+
+    name: str
+    word: str
+    row_format: str
+    num_documents: int
+
+    @property
+    def whole(self) -> bool:
+        return self.row_format in WHOLE_FORMATS
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Sources with weights: ``shares`` of the sequences seen, one in sum, and ``source_of`` each `Origin`."""
+
+    shares: tuple[float, ...]
+    source_of: tuple[int, ...]
+
+    @staticmethod
+    def of(sources: Sequence[Source]) -> Mix | None:
+        """``None`` for sources without weights, which follow one another, and for a single one."""
+        weights = {source.number: source.weight for source in sources if source.weight is not None}
+        if len(weights) < 2:
+            return None
+        assert len(weights) == len({source.number for source in sources}), "the spec refuses a weight for some alone"
+        largest = max(weights.values())  # so that a sum is never infinite
+        total = sum(weight / largest for weight in weights.values())
+        shares = tuple(weights[number] / largest / total for number in sorted(weights))
+        return Mix(shares, tuple(source.number for source in sources))
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Documents as token ids: document ``d`` lies at the positions ``offsets[d]`` to ``offsets[d + 1]``, never empty.
+
+    `where` tells the place of a position in ``ids`` and ``supervised``. The latter says of each token whether it is
+    learned (never a document's first); ``None``: all are. A preference pair is two documents, the chosen one first.
+    The counts are those of all that was read, parts or not; ``num_duplicates`` is ``None`` where nothing was compared.
+    """
+
+    ids: Ids
+    offsets: NDArray[np.int64]
+    largest_id: int
+    fingerprint: str
+    supervised: NDArray[np.bool_] | None = None
+    rows: NDArray[np.int64] | None = None
+    origins: tuple[Origin, ...] = ()
+    num_duplicates: int | None = None
+    num_empty: int = 0
+    num_split: int = 0
+    shifts: NDArray[np.int64] | None = None  # of each document, from its positions to its places; None: they are equal
+    mix: Mix | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def formats(self) -> list[str]:
+        return sorted({origin.row_format for origin in self.origins})
+
+    @property
+    def whole_D(self) -> NDArray[np.bool_]:
+        """Of each document whether it must not be cut to fill a sequence."""
+        if not self.origins:
+            return np.zeros(self.num_documents, np.bool_)
+        return np.repeat([origin.whole for origin in self.origins], [o.num_documents for o in self.origins])
+
+    @property
+    def source_bounds(self) -> NDArray[np.int64]:
+        """The first document of each source with a share, and the number of all; without shares all are one source."""
+        if self.mix is None:
+            return np.array([0, self.num_documents], dtype=np.int64)
+        counts = np.zeros(len(self.mix.shares), dtype=np.int64)
+        np.add.at(counts, np.array(self.mix.source_of), [origin.num_documents for origin in self.origins])
+        return np.cumsum(np.concatenate(([0], counts)), dtype=np.int64)
+
+    @property
+    def has_whole_documents(self) -> bool:
+        """Whether there are documents that must not be cut to fill a sequence: conversations and pairs."""
+        return any(origin.whole for origin in self.origins)
+
+    @property
+    def holds_pairs(self) -> bool:
+        return any(origin.row_format == "preference" for origin in self.origins)
+
+    def mixed(self, mix: Mix | None) -> TokenFile:
+        """These tokens, their sources seen by share; the fingerprint is that of the order, too."""
+        if mix is None:
+            return self
+        about = f"{self.fingerprint} {mix.shares} {mix.source_of}"
+        return replace(self, mix=mix, fingerprint=hashlib.sha256(about.encode()).hexdigest()[:32])
+
+    def where(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of positions."""
+        if self.shifts is None:
+            return at
+        return at + self.shifts[np.searchsorted(self.offsets, at, "right") - 1]
+
+    def parts(self, starts: NDArray[np.int64], ends: NDArray[np.int64], fingerprint: str) -> TokenFile:
+        """The stretches between ``starts`` and ``ends``, each within a document, as documents on the same arrays."""
+        owner = np.searchsorted(self.offsets, starts, "right") - 1
+        offsets = np.cumsum(np.concatenate(([0], ends - starts)), dtype=np.int64)
+        of_source = np.repeat(np.arange(len(self.origins)), [origin.num_documents for origin in self.origins])
+        taken = np.bincount(of_source[owner], minlength=len(self.origins)) if self.origins else ()
+        return replace(
+            self,
+            offsets=offsets,
+            fingerprint=fingerprint,
+            rows=None if self.rows is None else self.rows[owner],
+            origins=tuple(
+                replace(origin, num_documents=int(count)) for origin, count in zip(self.origins, taken, strict=True)
+            ),
+            shifts=self.where(starts) - offsets[:-1],
+        )
+
+    def place(self, document: int) -> str:
+        """The file and line that a document came from."""
+        number = int(self.rows[document]) if self.rows is not None else 0
+        for origin in self.origins:
+            if document < origin.num_documents:
+                return f"{origin.name}, {origin.word} {number}" if number else origin.name
+            document -= origin.num_documents
+        return f"document {document + 1}"
+
+
+def flat_tokens(sources: Sequence[Source]) -> TokenFile:
+    """A flat file of ids as it lies: ``.npy`` of any unsigned or positive integers, ``.bin`` of little-endian uint16.
+
+    ``<name>.offsets.npy`` beside it holds where each document begins, and the end; without it all is one document.
+    """
+    if len(sources) > 1:
+        raise InvalidData(f"{sources[0].name} is a flat file of ids; give it alone, or all data as rows of input_ids.")
+    path, name = sources[0].flat, sources[0].name
+    assert path is not None
+    try:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False) if name.endswith(".npy") else np.memmap(path, "<u2", "r")
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{name} is not readable as a flat file of ids: {error}") from error
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
+        raise InvalidData(f"{name} has shape {ids.shape} of {ids.dtype}; give one row of at least two whole numbers.")
+    smallest, largest = int(ids.min()), int(ids.max())
+    if smallest < 0:
+        raise InvalidData(f"{name} holds {smallest}; token ids are not negative.")
+    beside = path.with_name(f"{path.stem}.offsets.npy")
+    digest = sources[0].fingerprint
+    offsets = np.array([0, len(ids)], dtype=np.int64)
+    if beside.is_file():
+        offsets = np.asarray(np.load(beside, allow_pickle=False)).astype(np.int64)
+        if offsets[0] != 0 or offsets[-1] != len(ids) or not (np.diff(offsets) > 0).all():
+            raise InvalidData(f"{beside.name} must rise from 0 to the {len(ids)} ids of {name}.")
+        digest += hashlib.sha256(offsets.tobytes()).hexdigest()
+    return TokenFile(cast(Ids, ids), offsets, largest, hashlib.sha256(digest.encode()).hexdigest()[:32])

@@ -1,0 +1,79 @@
+"""How a model is written for others to load: as Hugging Face loads it, an adapter as peft does, or the bare tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zeta_core.checkpoint.state import Tensors
+from zeta_core.contract.checkpoint import CheckpointFormat
+from zeta_core.model.lora import Adapter
+from zeta_core.model.sources import MERGED
+
+
+@dataclass(frozen=True)
+class Export:
+    """How the weights are written for others to load. ``skeleton`` is the Hugging Face model without storage."""
+
+    skeleton: nn.Module | None
+    tokenizer: Any
+    dtype: torch.dtype | None  # None: each tensor as it is
+    base_model: str | None
+    adapter: Adapter | None = None
+
+    @property
+    def format(self) -> CheckpointFormat:
+        if self.adapter is not None:
+            return "adapter"
+        return "module" if self.skeleton is None else "huggingface"
+
+    def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
+        """Write what is loaded; of an adapter also the merged model, where ``weights`` has the base, too."""
+        self.tokenizer.save_pretrained(folder)
+        if self.adapter is None:
+            self._write_model(folder, weights, aliases)
+            return
+        self.adapter.write(folder, weights)
+        if len(weights) > len(self.adapter.names):
+            merged = folder / MERGED
+            merged.mkdir()
+            name_of = self.adapter.base_name
+            self._write_model(
+                merged, self.adapter.merged(weights), {name_of(a): name_of(name) for a, name in aliases.items()}
+            )
+            self.tokenizer.save_pretrained(merged)
+
+    def _write_model(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
+        if self.skeleton is None:
+            # One entry of metadata: safetensors writes several in any order, and equal weights are equal files here.
+            # Names that are tied to another are left out; `safetensors.torch.load_model` puts them back.
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        else:
+            tensors = {name: self._cast(tensor) for name, tensor in weights.items()}
+            tensors |= {alias: tensors[name] for alias, name in aliases.items()}
+            with quiet():
+                self.skeleton.save_pretrained(folder, state_dict=tensors)  # pyright: ignore[reportCallIssue]
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Without the progress bars of transformers: what is saved and loaded is said by the report."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,340 @@
+"""From a model source to an ``nn.Module`` in float32, its tokenizer, and what a checkpoint must say of it.
+
+Trusted: modules and callables that a script hands over, and builders installed on this machine. Not trusted: anything
+a job names. Weights are read from safetensors only, nothing is unpickled, no model's own code runs
+(``trust_remote_code`` is never on), and an archive is unpacked into a fresh folder that its members cannot leave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.identifiers import is_hub_id, is_id
+from zeta_core.contract.layout import checkpoint_key, file_key
+from zeta_core.contract.spec import BuilderModel, ConfigModel, FileModel, JobModel
+from zeta_core.data.sources import Places
+from zeta_core.failures import InvalidModel
+from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
+
+UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".gguf")
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+ADAPTER_CONFIG, MERGED = "adapter_config.json", "merged"  # of a LoRA checkpoint: what it is, and the whole model
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that was found but not built yet."""
+
+    build: Callable[[], nn.Module]
+    name: str
+    directory: Path | None = None  # where its files are
+    base_model: str | None = (
+        None  # what others find it by: a hub id with its commit, a checkpoint of a job, a file's id
+    )
+    pretrained: bool = False
+    from_caller: bool = False  # the caller's own object, trained in place
+    dtype: torch.dtype | None = None  # that of its weights as they are stored; None: as built
+    needs_weights: bool = False  # nothing but them says what it is, and they are not wanted (`Places.weights`)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the weights."""
+        own = self.directory
+        return own is not None and (is_gguf(own) or any((own / name).is_file() for name in TOKENIZER_FILES))
+
+
+def locate_model(model: object, places: Places, cache: Path) -> Located:
+    """Find a model, fetching or unpacking its files where needed. Raises `InvalidModel`."""
+    match model:
+        case nn.Module():
+            name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
+            commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # there where it is from the hub
+            base = f"{name}@{commit}" if commit else None
+            return Located(
+                lambda: model, type(model).__name__, base_model=base, pretrained=bool(name), from_caller=True
+            )
+        case ConfigModel():
+            return _from_config(model.config)
+        case JobModel():
+            if places.artifacts_root is None:
+                raise InvalidModel(f"model names {model.job}, but a script has no jobs; give a directory instead.")
+            directory = places.artifacts_root / checkpoint_key(model.job, model.checkpoint)
+            if not directory.is_dir():
+                raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
+            name = f"{model.job}/{model.checkpoint}"
+            return _from_files(directory, name, places, cache, base_model=name, ours=True)
+        case FileModel():
+            return _from_files(_unpacked(model.file, places, cache), model.file, places, cache, base_model=model.file)
+        case BuilderModel():
+            return _from_builder(model)
+        case Path():
+            return _from_files(model, str(model), places, cache, base_model=str(model))
+        case str():
+            local = Path(model).expanduser()
+            if places.any_path and (local.is_dir() or is_gguf(local)):
+                return _from_files(local, model, places, cache, base_model=model)
+            directory, commit = from_hub(model, places, what="model")
+            return _from_files(directory, model, places, cache, base_model=f"{model.partition('@')[0]}@{commit}")
+        case _ if callable(model):
+            return Located(lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable"))
+        case _:
+            raise InvalidModel(
+                f"model is {model!r}; give an nn.Module, a callable that builds one, a hub id or a local directory."
+            )
+
+
+def locate_tokenizer(source: object, located: Located, places: Places, cache: Path) -> Any:
+    """The named tokenizer, else the model's own, else bytes. Raises `InvalidModel`."""
+    from transformers import ByT5Tokenizer
+
+    directory: Path | None = None
+    match source:
+        case None:
+            directory = located.directory if located.has_tokenizer else None
+        case str():
+            local = Path(source).expanduser()
+            directory = local if places.any_path and local.is_dir() else from_hub(source, places, what="tokenizer")[0]
+        case FileModel():
+            directory = _unpacked(source.file, places, cache)
+        case _ if hasattr(source, "file"):
+            directory = _unpacked(cast(Any, source).file, places, cache)
+        case _ if hasattr(source, "builtin"):
+            directory = None
+        case _:
+            return source  # a tokenizer object of a script
+    if directory is None:
+        return ByT5Tokenizer()
+    from transformers import AutoTokenizer
+
+    if is_gguf(directory):
+        return gguf_tokenizer(directory)
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise InvalidModel(f"The tokenizer in {directory.name} cannot be loaded: {error}") from error
+
+
+# --- Sources ----------------------------------------------------------------------------------------------------------
+
+
+def _from_config(config: dict[str, Any]) -> Located:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(config)
+    model_type = values.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise InvalidModel("model.config has no model_type; name the architecture, such as 'llama'.")
+    try:
+        resolved = AutoConfig.for_model(model_type, **values)
+    except Exception as error:
+        raise InvalidModel(f"model.config is no {model_type} config: {str(error)[:300]}") from error
+    if getattr(resolved, "auto_map", None):
+        raise InvalidModel("model.config has an auto_map; code of a model's own never runs here, leave it out.")
+
+    def build() -> object:
+        return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
+
+    return Located(lambda: _built(build), model_type)
+
+
+def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_model: str, ours: bool = False) -> Located:
+    """A model whose files are there: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
+
+    ``ours``: they were written by a training here. What another adapter names as its base, nobody has looked at: it
+    could be another project's job, or a hub repository that the operator did not open.
+    """
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
+            if not ours and not places.any_path:
+                raise InvalidModel(f"{name} is an adapter without its base; upload the model that they make together.")
+            return _from_adapter(path, name, places, cache, base_model=base_model)
+        if not places.weights:
+            return Located(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
+        path = next(iter(sorted(path.glob("*.gguf"))), path)
+    if is_gguf(path):
+        # A quantised model has no precision of its own to be written in; bfloat16 is what such models are published in.
+        return Located(lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16)
+    return _from_directory(path, name, places, base_model=base_model)
+
+
+def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
+    """A LoRA checkpoint as a model like any other: its merged weights, or its base with the adapter added."""
+    if (directory / MERGED / "config.json").is_file():
+        return _from_directory(directory / MERGED, name, places, base_model=base_model)
+    try:
+        about = cast("dict[str, Any]", json.loads((directory / ADAPTER_CONFIG).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"The {ADAPTER_CONFIG} of {name} cannot be read: {error}") from error
+    named = str(about.get("base_model_name_or_path") or "")
+    if not named or not (directory / "adapter_model.safetensors").is_file():
+        raise InvalidModel(
+            f"{name} is an adapter whose base has no name, so it cannot be loaded alone; train it again with "
+            "lora.save_merged, which stores the whole model beside it."
+        )
+    base = locate_model(_named_base(named, about.get("revision"), places), places, cache)
+    if not places.weights:
+        return base
+
+    def build() -> nn.Module:
+        from peft import PeftModel
+
+        try:
+            adapted: Any = PeftModel.from_pretrained(base.build(), str(directory), local_files_only=True)
+            return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
+        except (ValueError, RuntimeError, KeyError, OSError) as error:
+            raise InvalidModel(f"The adapter {name} cannot be added to {named}: {error}") from error
+
+    return Located(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
+
+
+def _named_base(named: str, revision: object, places: Places) -> object:
+    """The source that an adapter's config names: a job's checkpoint, an uploaded file, a directory or a hub id."""
+    job, _, checkpoint = named.partition("/")
+    if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
+        return JobModel(job=job, checkpoint=checkpoint)
+    if is_id(named, "file"):
+        return FileModel(file=named)
+    if not places.any_path and not is_hub_id(named):
+        raise InvalidModel(f"The adapter's base is {named!r}, which is no Hub id; give the merged model instead.")
+    return f"{named}@{revision}" if revision else named
+
+
+def _from_directory(directory: Path, name: str, places: Places, *, base_model: str | None = None) -> Located:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (directory / "config.json").is_file():
+        raise InvalidModel(f"{name} has no config.json; give the directory of a Hugging Face causal language model.")
+    stored = any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
+    if places.weights and not stored:
+        raise InvalidModel(
+            f"{name} has no model.safetensors; save it with save_pretrained (pickled weights are not read)."
+        )
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        said = str(error).replace(str(directory), name)  # where a worker unpacked it is nobody's business
+        raise InvalidModel(f"The config of {name} cannot be read: {said[:300]}") from error
+    dtype = getattr(config, "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else None
+
+    def build() -> nn.Module:
+        if places.weights:
+            return _load(directory, name)
+        return _built(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
+
+    return Located(build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32)
+
+
+def _load(directory: Path, name: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise InvalidModel(f"The model {name} cannot be loaded: {error}") from error
+    model, about = loaded
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise InvalidModel(f"The weights of {name} lack {len(missing)} tensors, {missing[0]} among them.")
+    return cast(nn.Module, model)
+
+
+def _from_builder(source: BuilderModel) -> Located:
+    found = tuple(entry_points(group="zeta.models", name=source.builder))
+    if not found:
+        known = ", ".join(sorted(entry_points(group="zeta.models").names)) or "none"
+        raise InvalidModel(f"model.builder is {source.builder!r}, which is not installed here (installed: {known}).")
+    return Located(lambda: _built(lambda: found[0].load()(**source.arguments)), source.builder)
+
+
+def _built(build: Callable[[], object]) -> nn.Module:
+    try:
+        model = build()
+    except Exception as error:
+        raise InvalidModel(f"The model cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidModel(f"The builder returned {type(model).__name__}, not an nn.Module.")
+    return model
+
+
+def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
+    """The local snapshot of a hub repository ``org/name[@revision]`` and its commit; no pickles are fetched."""
+    repository, _, revision = name.partition("@")
+    if not places.hub:
+        raise InvalidModel(f"{what} is {name!r}, but ZETA_HUB is off here; upload it as a file, or set ZETA_HUB=on.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = [f"*{suffix}" for suffix in _suffixes(places)]
+    try:
+        path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a hub id org/name.") from error
+    except Exception as error:
+        raise InvalidModel(f"{what} {name!r} cannot be fetched from the hub: {error}") from error
+    return path, path.name
+
+
+def _suffixes(places: Places) -> tuple[str, ...]:
+    """Of the files that models consist of, those that are wanted."""
+    return tuple(suffix for suffix in UNPACKED_SUFFIXES if places.weights or suffix not in WEIGHT_SUFFIXES)
+
+
+def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
+    """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken."""
+    known = places.files.get(file_id, {})
+    if places.artifacts_root is None or not (places.artifacts_root / file_key(file_id)).is_file():
+        raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
+    target = cache / (f"model-{file_id}" if places.weights else f"config-{file_id}")
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            aside = target.with_name(target.name + ".part")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            try:
+                with tarfile.open(places.artifacts_root / file_key(file_id), "r:") as archive:
+                    for member in archive:
+                        if member.isfile() and Path(member.name).suffix in _suffixes(places):
+                            archive.extract(member, aside, filter="data")
+            except (tarfile.TarError, OSError) as error:
+                said = str(error).replace(str(cache), "")[:300]
+                raise InvalidModel(f"{known.get('filename', file_id)} is no readable .tar: {said}") from error
+            aside.rename(target)
+        os.utime(target)  # used now: a worker's cache forgets what nobody uses
+    configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
+    for other in (ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
+        configs = configs or sorted(target.rglob(other), key=lambda path: len(path.parts))
+    if not configs and not places.weights:
+        return target
+    if not configs:
+        raise InvalidModel(f"{known.get('filename', file_id)} holds no config.json; tar a Hugging Face directory.")
+    return configs[0].parent

@@ -1,0 +1,220 @@
+"""Evaluation: the loss on documents that are not trained on, every target counted once, and without a trace.
+
+Guaranteed: the number does not depend on how many processes there are (but for the order of a sum); dropout is off;
+random states and the model's modes are put back, so that a run with evaluations trains to the same bits as one without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.state import Progress, perplexity
+from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.data.packing import Sequences
+from zeta_core.data.tokens import TokenFile
+from zeta_core.failures import InvalidData, NonFiniteLoss
+from zeta_core.objective.loss import LossOf
+from zeta_core.objective.preference import rewards_of
+from zeta_core.objective.sampling import Samples
+from zeta_core.parallel.processes import Engine
+from zeta_core.plan import Plan
+from zeta_core.report.journal import Report
+
+_STOP_LOOKS = 16  # micro-batches between two looks at whether the run is to stop
+_DRAW = 0x4E1D  # tells the draw of held-out documents from the orders of the epochs, which have the same seed
+
+
+# --- What is held out -------------------------------------------------------------------------------------------------
+
+
+_Stretches = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
+
+
+@dataclass(frozen=True)
+class Split:
+    train: TokenFile
+    held_out: TokenFile
+
+
+def hold_out(tokens: TokenFile, share: float, seed: int) -> Split:
+    """A ``share`` of the documents, drawn by ``seed``, is held out; the rest is trained on. Pairs stay together,
+    and of sources with weights each gives its own share.
+
+    Where there are too few for a whole one (a single long text), the end of the longest document is held out instead,
+    ``share`` of all tokens. Raises `InvalidData` where nothing would be left of either.
+    """
+    together = 2 if tokens.holds_pairs else 1
+    starts, ends = np.asarray(tokens.offsets[:-1]), np.asarray(tokens.offsets[1:])
+    about = hashlib.sha256(f"{tokens.fingerprint} {share} {seed}".encode()).hexdigest()[:32]
+    trained: list[_Stretches] = []
+    held_out: list[_Stretches] = []
+    for source, (first, last) in enumerate(pairwise(tokens.source_bounds)):
+        own = starts[first:last], ends[first:last]
+        num_units = int(last - first) // together
+        num_held = round(share * num_units)
+        if num_held:
+            key = (seed, _DRAW) if tokens.mix is None else (seed, _DRAW, source)
+            draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+            held = np.zeros(num_units, dtype=bool)
+            held[draw.permutation(num_units)[:num_held]] = True
+            held = np.repeat(held, together)
+            trained.append((own[0][~held], own[1][~held]))
+            held_out.append((own[0][held], own[1][held]))
+        elif num_units:
+            kept, end = _end_of_longest(*own, share, num_units=num_units, whole=bool(tokens.whole_D[first:last].any()))
+            trained.append(kept)
+            held_out.append(end)
+    return Split(
+        tokens.parts(*_joined(trained), f"{about}-train"),
+        tokens.parts(*_joined(held_out), f"{about}-eval"),
+    )
+
+
+def _joined(stretches: list[_Stretches]) -> _Stretches:
+    return np.concatenate([starts for starts, _ in stretches]), np.concatenate([ends for _, ends in stretches])
+
+
+def _end_of_longest(
+    starts: NDArray[np.int64], ends: NDArray[np.int64], share: float, *, num_units: int, whole: bool
+) -> tuple[_Stretches, _Stretches]:
+    """The documents without the end of the longest one, and that end."""
+    longest = int(np.argmax(ends - starts))
+    cut = int(ends[longest]) - max(2, round(share * int((ends - starts).sum())))
+    if whole or cut - starts[longest] < 2:
+        raise InvalidData(
+            f"eval_split is {share}, of which {num_units} documents make no whole one; give a larger share, more "
+            "data, or an eval_dataset."
+        )
+    shortened = ends.copy()
+    shortened[longest] = cut
+    return (starts, shortened), (np.array([cut]), ends[[longest]])
+
+
+# --- Evaluating -------------------------------------------------------------------------------------------------------
+
+
+def stopped_early(progress: Progress, plan: Plan) -> bool:
+    """Whether so many evaluations in a row as `early_stopping_patience` says were no better than the best."""
+    patience = plan.early_stopping_patience
+    return patience is not None and progress.evaluations_since_best >= patience
+
+
+class Evaluator:
+    """Evaluates a run every ``eval_steps`` and at its end, and keeps its best loss and how long ago that was."""
+
+    def __init__(
+        self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: Samples, report: Report
+    ) -> None:
+        assert plan.eval_steps is not None
+        self._every, self._total_steps = plan.eval_steps, plan.total_steps
+        self._engine, self._loss_of, self._report = engine, loss_of, report
+        self._held_out, self._samples = held_out, samples
+        self._num_targets = held_out.num_targets(np.arange(len(held_out))) if len(held_out) else 0
+        if not self._num_targets:
+            raise InvalidData("The held-out data holds no document of at least two tokens; give more text.")
+
+    def is_due(self, progress: Progress) -> bool:
+        """Whether this step is one to evaluate after, and was not evaluated yet."""
+        step = progress.step
+        return step > progress.evaluated_step and (step % self._every == 0 or step >= self._total_steps)
+
+    def evaluate(
+        self, progress: Progress, micro_batch: int, asked_to_stop: Callable[[], StopAction | None]
+    ) -> StopAction | None:
+        """Evaluate, write it into ``progress``, and let the model write a few lines.
+
+        Returns why the run is to stop, in which case nothing was written: it is evaluated when the run goes on.
+        Raises `NonFiniteLoss`.
+        """
+        step = progress.step
+        self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
+        with self._without_a_trace() as model:
+            loss, stop = self._mean_loss(model, micro_batch, asked_to_stop)
+            measures = self._loss_of.take_measures()
+            rewards = None if measures is None else rewards_of(self._engine.processes.sum(measures))
+            if stop is not None:
+                return stop
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"The loss on the held-out data after step {step} is not finite.",
+                    hint="Lower learning_rate or max_grad_norm, or look at the held-out data.",
+                )
+            lines = self._samples.write(model, step)
+        best = progress.best_loss
+        progress.evaluated_step, progress.eval_loss = step, loss
+        if best is None or loss < best:
+            progress.best_step, progress.best_loss, progress.evaluations_since_best = step, loss, 0
+        else:
+            progress.evaluations_since_best += 1
+        self._report.write(
+            ProgressLine(
+                phase="evaluating",
+                step=step,
+                total_steps=self._total_steps,
+                eval_loss=loss,
+                perplexity=perplexity(loss) if self._loss_of.is_likelihood else None,
+                rewards=rewards,
+            )
+        )
+        for line in lines:
+            self._report.write(line)
+        return None
+
+    @contextmanager
+    def _without_a_trace(self) -> Generator[nn.Module]:
+        random_state = states.random_state()
+        try:
+            with self._engine.evaluating() as model:
+                yield model
+        finally:
+            states.restore_random(random_state)
+
+    def _mean_loss(
+        self, model: nn.Module, micro_batch: int, asked_to_stop: Callable[[], StopAction | None]
+    ) -> tuple[float, StopAction | None]:
+        """The mean over all targets of all ranks; every rank calls the model equally often."""
+        processes, device = self._engine.processes, self._engine.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.place.rank)
+        for number, (rows, num_counting) in enumerate(parts):
+            if number % _STOP_LOOKS == 0 and (stop := self._agreed_stop(asked_to_stop)) is not None:
+                return 0.0, stop
+            batch = self._held_out.batch(rows, num_counting, isolate=self._loss_of.isolates).to(device)
+            total += self._loss_of(model, batch)[0]
+        return processes.sum(total.reshape(1))[0] / self._num_targets, None
+
+    def _agreed_stop(self, asked_to_stop: Callable[[], StopAction | None]) -> StopAction | None:
+        processes = self._engine.processes
+        asked = asked_to_stop() if processes.is_main else None
+        if processes.world_size == 1:
+            return asked
+        flags = torch.tensor([asked == action for action in STOP_ACTIONS], device=self._engine.device).double()
+        wanted = processes.sum(flags)
+        by_action = dict(zip(STOP_ACTIONS, wanted, strict=True))
+        return next((action for action in reversed(STOP_ACTIONS) if by_action[action]), None)
+
+
+def _shares(
+    num_sequences: int, micro_batch: int, world_size: int, rank: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """This rank's sequences of each micro-batch, and how many of them count.
+
+    Each sequence belongs to one rank. One that has none in the last micro-batch is given one that counts for nothing,
+    because a sharded model is called by all ranks together.
+    """
+    for start in range(0, num_sequences, micro_batch * world_size):
+        rows = np.arange(start, min(start + micro_batch * world_size, num_sequences))
+        own = rows[rank::world_size]
+        yield (own, len(own)) if len(own) else (rows[:1], 0)

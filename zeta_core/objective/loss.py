@@ -1,0 +1,271 @@
+"""How a model is asked for its loss, found out by asking: next-token cross-entropy, summed over the targets.
+
+A model answers in one of four ways (`Convention`), and keeps the documents of a packed sequence apart by what it is
+given (`extras`): both are tried on a tiny input before training, never assumed from a name. B sequences, T tokens,
+V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zeta_core.data.packing import IGNORED, Batch
+from zeta_core.failures import InvalidModel
+
+Extra = Literal["attention_mask", "position_ids"]
+
+
+class Convention(Enum):
+    LOGITS = "logits"  # returns (B, T, V), or something that holds them
+    LABELS = "labels"  # returns the mean loss for labels that it shifts itself (Hugging Face)
+    TARGETS = "targets"  # returns the mean loss for targets that are shifted already (nanoGPT)
+    RETURN_LOSS = "return_loss"  # returns the mean loss over a whole sequence, which it shifts itself (Zeta's wrappers)
+
+
+@dataclass(frozen=True)
+class LossOf:
+    """Calls a model on a batch; the model may be wrapped by then."""
+
+    convention: Convention
+    ids_name: str | None  # the keyword of the ids; None: they are the first positional argument
+    extras: tuple[Extra, ...] = ()
+    fixed: tuple[tuple[str, Any], ...] = ()
+    auxiliary_weight: float = 0.0
+
+    is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
+
+    @property
+    def isolates(self) -> bool:
+        return bool(self.extras)
+
+    def check_labels(self, name: str, *, needed: bool) -> None:
+        """Raise `InvalidModel` where only some tokens are to be learned and the model never asks which."""
+        if needed and self.convention is Convention.RETURN_LOSS:
+            raise InvalidModel(
+                f"{name} answers with a loss over every token, so the loss cannot be on the answers alone; let its "
+                "forward return logits, or set train_on to 'all'."
+            )
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(sum over the targets of their cross-entropies in nats, an auxiliary loss of the model's own or None).
+
+        Only the sum is scaled by numbers of tokens. Conventions that answer with a mean are multiplied by the number
+        of targets, which the step divides by; for `RETURN_LOSS`, too, whose mean is over some tokens more (the first
+        ones of documents within a sequence). Rows without a target, which fill a place, are not shown to it.
+        """
+        if self.convention is Convention.LOGITS:
+            answer = self.call(model, batch)
+            logits_BTV = logits_of(answer)
+            assert logits_BTV is not None
+            auxiliary = getattr(answer, "aux_loss", None) if self.auxiliary_weight else None
+            total = cross_entropy_sum(logits_BTV, batch.labels_BT)
+            return total, None if auxiliary is None else auxiliary * self.auxiliary_weight
+        counting = batch.num_targets
+        labels_BT = batch.labels_BT if counting else batch.ids_BT  # a mean over nothing is not a number
+        if self.convention is Convention.LABELS:
+            mean = loss_in(self.call(model, batch, labels=labels_BT))
+        elif self.convention is Convention.TARGETS:
+            mean = loss_in(self.call(model, batch, targets=shifted(labels_BT)))
+        else:
+            counts_B = (batch.labels_BT != IGNORED).any(1)
+            shown = replace(batch, ids_BT=batch.ids_BT[counts_B]) if counting else batch
+            mean = loss_in(self.call(model, shown, return_loss=True))
+        assert mean is not None
+        return mean.float() * counting, None
+
+    def take_measures(self) -> torch.Tensor | None:
+        """What a loss measures beside itself, summed over the calls since the last time; here nothing."""
+        return None
+
+    def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
+        values: dict[str, Any] = {**dict(self.fixed), **more}
+        if "attention_mask" in self.extras and batch.mask_B1TT is not None:
+            values["attention_mask"] = batch.mask_B1TT
+        if "position_ids" in self.extras:
+            values["position_ids"] = batch.positions_BT
+        if self.ids_name is not None:
+            return model(**{self.ids_name: batch.ids_BT}, **values)
+        return model(batch.ids_BT, **values)
+
+
+def shifted(labels_BT: torch.Tensor) -> torch.Tensor:
+    """For every position the label of the next one; nothing follows the last."""
+    return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+
+
+def cross_entropy_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """In float32 whatever the logits are in; the logits are not copied to be shifted, the labels are."""
+    targets = shifted(labels_BT).flatten()
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def logits_of(answer: Any) -> torch.Tensor | None:
+    """The (B, T, V) logits in what a model returned, if there are any."""
+    found = getattr(answer, "logits", None)
+    if found is None and isinstance(answer, Mapping):
+        found = cast(Mapping[str, Any], answer).get("logits")
+    candidates: Iterable[Any] = (found,)
+    if found is None:
+        candidates = cast("Iterable[Any]", answer) if isinstance(answer, tuple | list) else (answer,)
+    for candidate in candidates:
+        if isinstance(candidate, torch.Tensor) and candidate.dim() == 3 and candidate.is_floating_point():
+            return candidate
+    return None
+
+
+def loss_in(answer: Any) -> torch.Tensor | None:
+    """The scalar loss in what a model returned, if there is one."""
+    found = getattr(answer, "loss", None)
+    if found is None and isinstance(answer, Mapping):
+        found = cast(Mapping[str, Any], answer).get("loss")
+    candidates: Iterable[Any] = (found,)
+    if found is None:
+        candidates = cast("Iterable[Any]", answer) if isinstance(answer, tuple | list) else (answer,)
+    for candidate in candidates:
+        if isinstance(candidate, torch.Tensor) and candidate.numel() == 1 and candidate.is_floating_point():
+            return candidate.reshape(())
+    return None
+
+
+# --- Finding out ------------------------------------------------------------------------------------------------------
+
+
+def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool) -> LossOf:
+    """How this model (not wrapped yet) is asked. ``sample_ids``: at least four, not all of them equal.
+
+    Runs it a few times without gradients, in evaluation mode, with every random state put back. Raises `InvalidModel`.
+    """
+    parameters = _parameters(model)
+    hugging_face = hasattr(model, "config") and "input_ids" in parameters
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    fixed: dict[str, Any] = {}
+    if hugging_face and "use_cache" in parameters:
+        fixed["use_cache"] = False  # with a cache, packed documents attend to one another
+    auxiliary = 0.0
+    if hugging_face and getattr(model.config, "output_router_logits", False):
+        auxiliary = float(getattr(model.config, "router_aux_loss_coef", 0.0))
+    ids_name = "input_ids" if hugging_face else None
+    was_training = model.training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        model.eval()
+        try:
+            probe = _Probe(model, sample_ids, device)
+            asked = probe.convention(ids_name, fixed, parameters, auxiliary)
+            return probe.isolating(asked, parameters) if isolate else asked
+        finally:
+            model.train(was_training)
+
+
+def _parameters(model: nn.Module) -> frozenset[str]:
+    signature = inspect.signature(model.forward)
+    return frozenset(signature.parameters)
+
+
+class _Probe:
+    """A sequence of two segments on the model's device, and what the model says to it."""
+
+    def __init__(self, model: nn.Module, sample_ids: list[int], device: torch.device) -> None:
+        self.model = model
+        half = min(6, len(sample_ids) // 2)
+        self.half = half
+        self.ids_BT = torch.tensor([sample_ids[: 2 * half]], device=device)
+
+    def batch(self, ids_BT: torch.Tensor | None = None) -> Batch:
+        ids_BT = self.ids_BT if ids_BT is None else ids_BT
+        at = torch.arange(2 * self.half, device=ids_BT.device)
+        segment = at // self.half
+        labels_BT = ids_BT.masked_fill((at % self.half == 0)[None], IGNORED)
+        mask = (segment[:, None] == segment[None, :]) & (at[:, None] >= at[None, :])
+        return Batch(ids_BT, labels_BT, (at % self.half)[None], mask[None, None], 2 * (self.half - 1))
+
+    def convention(
+        self, ids_name: str | None, fixed: dict[str, Any], parameters: frozenset[str], auxiliary: float
+    ) -> LossOf:
+        problems: list[str] = []
+        for convention in Convention:
+            keyword = None if convention is Convention.LOGITS else convention.value
+            if keyword is not None and keyword not in parameters:
+                continue
+            values = dict(fixed)
+            asked = LossOf(convention, ids_name, (), tuple(values.items()), auxiliary)
+            try:
+                if convention is Convention.LOGITS:
+                    logits = logits_of(asked.call(self.model, self.batch()))
+                    found = logits is not None and logits.shape[:2] == self.ids_BT.shape
+                else:
+                    found = loss_in(self._answer(asked)) is not None
+            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+                problems.append(f"{convention.value}: {type(error).__name__}: {error}")
+                continue
+            if found:
+                return asked
+        tried = f" ({'; '.join(problems)[:600]})" if problems else ""
+        raise InvalidModel(
+            f"{type(self.model).__name__} returns neither logits of shape (batch, tokens, vocabulary) for token "
+            f"ids nor a loss for labels=, targets= or return_loss=True; let its forward do one of these{tried}."
+        )
+
+    def _answer(self, asked: LossOf) -> Any:
+        batch = self.batch()
+        match asked.convention:
+            case Convention.LABELS:
+                return asked.call(self.model, batch, labels=batch.labels_BT)
+            case Convention.TARGETS:
+                return asked.call(self.model, batch, targets=shifted(batch.labels_BT))
+            case _:
+                return asked.call(self.model, batch, return_loss=True)
+
+    def isolating(self, asked: LossOf, parameters: frozenset[str]) -> LossOf:
+        """The first way of calling under which the second segment does not see the first; else ``asked`` as it is."""
+        if asked.convention is not Convention.LOGITS:
+            return asked
+        ways: tuple[tuple[Extra, ...], ...] = (
+            ("attention_mask", "position_ids"),
+            ("attention_mask",),
+            ("position_ids",),
+        )
+        if self._slides():
+            ways = (("position_ids",), *ways[:2])  # a mask of ours would take the place of the sliding window
+        for extras in ways:
+            if all(extra in parameters for extra in extras):
+                way = LossOf(asked.convention, asked.ids_name, extras, asked.fixed, asked.auxiliary_weight)
+                try:
+                    if self._keeps_apart(way):
+                        return way
+                except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+                    continue  # this model's argument of that name means something else; the next way is tried
+        return asked
+
+    def _slides(self) -> bool:
+        config = getattr(self.model, "config", None)
+        return bool(getattr(config, "sliding_window", None)) or "flash" in str(
+            getattr(config, "_attn_implementation", "")
+        )
+
+    def _keeps_apart(self, way: LossOf) -> bool:
+        half = self.half
+        before = self._logits(way, self.ids_BT)
+        first_changed = self._changes(way, before, at=0)
+        second_changed = self._changes(way, before, at=half)
+        return not first_changed[half:].any() and bool(second_changed[-1]) and not second_changed[:half].any()
+
+    def _changes(self, way: LossOf, before_TV: torch.Tensor, *, at: int) -> torch.Tensor:
+        """For each position, whether its logits change with the token at ``at``."""
+        ids_BT = self.ids_BT.clone()
+        others = self.ids_BT[self.ids_BT != ids_BT[0, at]]
+        ids_BT[0, at] = others[0]
+        after_TV = self._logits(way, ids_BT)
+        return (after_TV - before_TV).abs().amax(-1) > 1e-6 * before_TV.abs().amax().clamp(min=1e-3)
+
+    def _logits(self, way: LossOf, ids_BT: torch.Tensor) -> torch.Tensor:
+        logits = logits_of(way.call(self.model, self.batch(ids_BT)))
+        assert logits is not None
+        return logits[0].float()

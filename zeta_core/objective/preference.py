@@ -1,0 +1,187 @@
+"""Direct preference optimization: pairs of answers, the loss that prefers one, and the reference to hold it against.
+
+The loss of a pair is -log σ(β (π_c - r_c - (π_r - r_r))), with π and r the log-probabilities of the chosen and the
+rejected answer under the model that is trained and under the reference (Rafailov et al. 2023, arXiv 2305.18290,
+equation 7); its mean over the pairs of the global batch is minimized. The reference is the model as the run found it:
+with LoRA the base, whose adapter adds nothing yet. Its log-probabilities are computed once, before the first step, and
+kept with every checkpoint, because nothing else of that model is left later.
+
+Shapes: P pairs, R = 2 P answers, the chosen ones first, T tokens, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from zeta_core.checkpoint.state import Stored, Tensors
+from zeta_core.data.packing import IGNORED, Batch, Overlong, Sequences
+from zeta_core.data.sampler import micro_batches
+from zeta_core.data.tokens import TokenFile
+from zeta_core.failures import CannotResume, InvalidData, InvalidModel
+from zeta_core.objective.loss import Convention, LossOf, logits_of, shifted
+from zeta_core.parallel.processes import Engine
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """Answers with their prompts, a row each; ``num_targets`` is the number of pairs that count."""
+
+    reference_R: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    counts_P: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # 1, or 0 for a pair that fills a place
+
+    def to(self, device: torch.device) -> PairBatch:
+        moved = dict[str, Any](vars(super().to(device)))
+        moved |= {"reference_R": self.reference_R.to(device), "counts_P": self.counts_P.to(device)}
+        return PairBatch(**moved)
+
+
+class Pairs(Sequences):
+    """Preference pairs by index; each answer has a row of its own, with its prompt. What is counted is pairs."""
+
+    def __init__(self, tokens: TokenFile, seq_len: int, *, overlong: Overlong | None) -> None:
+        if not tokens.holds_pairs:
+            raise InvalidData("method 'dpo' needs rows of prompt, chosen and rejected; the data holds none.")
+        super().__init__(tokens, seq_len, pack=False, overlong=overlong, together=2)
+        self.reference_2P = np.zeros(2 * len(self), dtype=np.float32)  # chosen and rejected of each pair, in turn
+
+    def __len__(self) -> int:
+        return super().__len__() // 2
+
+    @property
+    def source_bounds(self) -> NDArray[np.int64]:
+        return super().source_bounds // 2
+
+    def num_tokens(self, indices: NDArray[np.int64]) -> int:
+        return super().num_tokens(_answers(indices))
+
+    def num_learned(self, indices: NDArray[np.int64]) -> int:
+        return super().num_learned(_answers(indices))
+
+    def num_targets(self, indices: NDArray[np.int64]) -> int:
+        """The pairs: their mean loss is minimized, however long their answers are."""
+        return len(indices)
+
+    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> PairBatch:
+        answers_R = _answers(indices)
+        rows = dict[str, Any](vars(super().batch(answers_R, len(answers_R), isolate=isolate)))
+        counts_P = (np.arange(len(indices)) < num_counting).astype(np.float32)
+        rows |= {
+            "num_targets": num_counting,
+            "reference_R": torch.from_numpy(self.reference_2P[answers_R]),
+            "counts_P": torch.from_numpy(counts_P),
+        }
+        return PairBatch(**rows)
+
+
+def _answers(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The documents of pairs: all chosen answers, then all rejected ones."""
+    return np.concatenate((2 * indices, 2 * indices + 1))
+
+
+@dataclass(frozen=True)
+class DpoLoss(LossOf):
+    """Asks a model as `LossOf` does and answers with the sum of the pairs' losses."""
+
+    beta: float = 0.1
+    sums: list[torch.Tensor] = field(default_factory=list[torch.Tensor], compare=False)
+    is_likelihood: ClassVar[bool] = False
+
+    @staticmethod
+    def of(asked: LossOf, beta: float, name: str) -> DpoLoss:
+        """Raises `InvalidModel` for a model that keeps its logits for itself."""
+        if asked.convention is not Convention.LOGITS:
+            raise InvalidModel(
+                f"{name} answers with a loss and no logits, and method 'dpo' needs the log-probability of each answer; "
+                "let its forward return logits."
+            )
+        return DpoLoss(**vars(asked), beta=beta)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(sum of the losses of the pairs that count, None)."""
+        assert isinstance(batch, PairBatch)
+        gained_R = self.log_probabilities(model, batch) - batch.reference_R
+        chosen_P, rejected_P = (self.beta * gained_R).chunk(2)
+        with torch.no_grad():
+            prefers_P = (chosen_P > rejected_P).to(chosen_P.dtype)
+            rewards = torch.stack((chosen_P, rejected_P, prefers_P, torch.ones_like(chosen_P)))
+            self.sums.append((rewards * batch.counts_P).sum(1))
+        return (-F.logsigmoid(chosen_P - rejected_P) * batch.counts_P).sum(), None
+
+    def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Of each row's answer, summed over its tokens, in float32."""
+        logits_RTV = logits_of(self.call(model, batch))
+        assert logits_RTV is not None
+        targets_RT = shifted(batch.labels_BT)
+        losses = F.cross_entropy(
+            logits_RTV.flatten(0, 1).float(), targets_RT.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return -losses.view(targets_RT.shape).sum(1)
+
+    def take_measures(self) -> torch.Tensor | None:
+        """Sums over the pairs since the last call: rewards chosen and rejected, how often the first is higher, pairs.
+
+        The rewards are β (π - r) of each answer.
+        """
+        taken = torch.stack(self.sums).sum(0) if self.sums else None
+        self.sums.clear()
+        return taken
+
+
+def rewards_of(sums: list[float]) -> dict[str, float]:
+    """Means over the pairs of what `DpoLoss.take_measures` summed over all ranks."""
+    chosen, rejected, prefers, num_pairs = sums
+    mean = 1 / max(1.0, num_pairs)
+    return {
+        "chosen": chosen * mean,
+        "rejected": rejected * mean,
+        "margin": (chosen - rejected) * mean,
+        "accuracy": prefers * mean,
+    }
+
+
+# --- The reference ----------------------------------------------------------------------------------------------------
+
+_FILE_KEYS = ("train", "eval")  # in the order that pairs are given
+
+
+def prepare_reference(
+    engine: Engine, loss_of: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: Stored | None
+) -> Tensors:
+    """Give pairs (those trained on, those held out) their reference: computed now, or that of the run that goes on.
+
+    Returns what is kept with the run. Every rank calls it together. Raises `CannotResume`.
+    """
+    kept: Tensors = {}
+    given: Tensors = {} if stored is None else stored.fixed()
+    for key, some in zip(_FILE_KEYS, pairs, strict=False):
+        if stored is None:
+            some.reference_2P = _log_probabilities(engine, loss_of, some, micro_batch)
+        elif key not in given or len(given[key]) != len(some.reference_2P):
+            raise CannotResume("The checkpoint does not hold the reference of these pairs; start from its weights.")
+        else:
+            some.reference_2P = given[key].numpy()
+        kept[key] = torch.from_numpy(some.reference_2P)
+    return kept
+
+
+def _log_probabilities(engine: Engine, loss_of: DpoLoss, pairs: Pairs, micro_batch: int) -> NDArray[np.float32]:
+    """Of all answers under the model as it is; each rank computes its share."""
+    place = engine.processes.place
+    found = np.zeros(2 * len(pairs), dtype=np.float64)
+    every = np.arange(len(pairs))
+    shares = micro_batches(every, micro_batch=micro_batch, world_size=place.world_size, rank=place.rank)
+    with engine.evaluating() as model:
+        for rows, num_counting in shares:
+            batch = pairs.batch(rows, num_counting, isolate=loss_of.isolates).to(engine.device)
+            told_R = loss_of.log_probabilities(model, batch).double().cpu().numpy()
+            found[_answers(rows[:num_counting])] = np.concatenate([part[:num_counting] for part in np.split(told_R, 2)])
+    total = engine.processes.sum(torch.from_numpy(found).to(engine.device))
+    return np.array(total, dtype=np.float32)

@@ -1,0 +1,163 @@
+"""A few lines of a model's own at each evaluation: held-out beginnings, continued by it.
+
+Of a conversation the beginning is all that comes before its first learned answer; of a text its first tokens.
+Cheap: at most `NUM_TOKENS` calls on `NUM_PROMPTS` short sequences, cut off after `MOST_SECONDS`. Deterministic: the
+same beginnings and the same random numbers each time, from a generator of its own, so that what changes is the model.
+B sequences, T tokens, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from zeta_core.contract.events import SampleLine
+from zeta_core.data.packing import Batch
+from zeta_core.data.tokens import TokenFile
+from zeta_core.objective.loss import Convention, LossOf, logits_of
+from zeta_core.parallel.processes import Processes
+from zeta_core.report.journal import Report
+
+NUM_PROMPTS = 3
+NUM_PROMPT_TOKENS = 32  # of a text
+MOST_PROMPT_TOKENS = 256  # of a conversation, the last ones
+MOST_DOCUMENTS = 1000  # among which beginnings of equal length are looked for
+NUM_TOKENS = 32
+TEMPERATURE = 0.8
+MOST_SECONDS = 10.0
+
+
+class Samples:
+    def __init__(
+        self,
+        held_out: TokenFile,
+        seq_len: int,
+        loss_of: LossOf,
+        tokenizer: Any,
+        processes: Processes,
+        device: torch.device,
+        report: Report,
+        *,
+        seed: int,
+    ) -> None:
+        """``tokenizer`` None: there is no text for these ids, and nothing is written."""
+        self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
+        self._processes, self._device, self._report = processes, device, report
+        self._prompts_BT = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
+        if not self._prompts_BT.size:
+            self._prompts_BT = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
+        self._num_tokens = min(NUM_TOKENS, seq_len - self._prompts_BT.shape[1])
+        self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model keeps what it has read
+        # A model that only answers with a loss has nothing to say.
+        speaks = tokenizer is not None and loss_of.convention is not Convention.LABELS
+        self._speaks = speaks and self._prompts_BT.size > 0
+
+    def write(self, model: nn.Module, step: int) -> list[SampleLine]:
+        """One line for each beginning. Every rank calls this, because a sharded model needs them all."""
+        if not self._speaks:
+            return []
+        with torch.compiler.set_stance("force_eager"):  # lengths that occur once are not worth compiling for
+            rows = self._continued(model)
+        if not rows:
+            self._report.log("This model gives no logits for the next token, so no samples are written.")
+            self._speaks = False
+        length = self._prompts_BT.shape[1]
+        return [
+            SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(self._until_end(row[length:])))
+            for row in rows
+        ]
+
+    def _continued(self, model: nn.Module) -> list[list[int]]:
+        """The beginnings with what the model adds to them; nothing where it cannot."""
+        generator = torch.Generator().manual_seed(self._seed)
+        began = time.monotonic()
+        ids_BT = torch.from_numpy(self._prompts_BT).to(self._device)
+        past: Any = None
+        for _ in range(self._num_tokens):
+            if self._remembers:
+                unread_BT = ids_BT if past is None else ids_BT[:, -1:]
+                answer = model(input_ids=unread_BT, past_key_values=past, use_cache=True)
+                past = getattr(answer, "past_key_values", None)
+                logits_BV = answer.logits[:, -1, : len(self._tokenizer)]
+            else:
+                logits_BV = self._next_logits(model, ids_BT)
+            if logits_BV is None:
+                return []
+            weights_BV = torch.softmax(logits_BV.float().cpu() / TEMPERATURE, dim=-1)
+            drawn_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
+            is_main = self._processes.is_main
+            too_long = float(time.monotonic() - began > MOST_SECONDS)
+            # The first rank's word is everybody's: what it drew, and whether time is up.
+            said = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
+            *drawn, stop = self._processes.sum(said.to(self._device))
+            ids_BT = torch.cat((ids_BT, torch.tensor(drawn, device=self._device).long()[:, None]), dim=1)
+            if stop:
+                break
+        return ids_BT.tolist()
+
+    def _next_logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
+        logits_BTV = self._logits(model, ids_BT)
+        length = ids_BT.shape[1]
+        if logits_BTV is not None and length > 1 and logits_BTV.shape[1] == length - 1:
+            # A wrapper that keeps the last token for its loss: it is given one more to keep.
+            logits_BTV = self._logits(model, torch.cat((ids_BT, ids_BT[:, -1:]), dim=1))
+            length += 1
+        if logits_BTV is None or logits_BTV.shape[1] not in (1, ids_BT.shape[1]):
+            return None
+        return logits_BTV[:, -1, : len(self._tokenizer)]
+
+    def _logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
+        positions_BT = torch.arange(ids_BT.shape[1], device=self._device).expand_as(ids_BT)
+        batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, mask_B1TT=None, num_targets=0)
+        try:
+            return logits_of(self._loss_of.call(model, batch))
+        except TypeError:  # its forward cannot be called without targets
+            return None
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = self._tokenizer.eos_token_id
+        return ids[: ids.index(end)] if end in ids else ids
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _questions(tokens: TokenFile, most: int) -> NDArray[np.int64]:
+    """What comes before the first answers of a few conversations, at most ``most`` tokens; none where there are none.
+
+    They are read together, so they are of one length: those that differ least are taken, and cut to the shortest at
+    their beginnings.
+    """
+    if tokens.supervised is None or not tokens.has_whole_documents:
+        return np.empty((0, 0), dtype=np.int64)
+    step = 2 if tokens.holds_pairs else 1  # both answers of a pair have one prompt
+    conversations = np.arange(0, tokens.num_documents, step)[:MOST_DOCUMENTS]
+    starts, lengths = tokens.offsets[conversations], np.zeros(len(conversations), dtype=np.int64)
+    for index, (start, end) in enumerate(zip(starts, tokens.offsets[conversations + 1], strict=True)):
+        places = tokens.where(np.arange(int(start), int(end)))
+        lengths[index] = int(np.argmax(tokens.supervised[places]))  # 0: nothing of it is learned
+    asked = np.flatnonzero(lengths > 1)  # at 1 all of it is learned: a text
+    if not len(asked):
+        return np.empty((0, 0), dtype=np.int64)
+    by_length = asked[np.argsort(lengths[asked], kind="stable")]
+    count = min(NUM_PROMPTS, len(asked))
+    shown = np.minimum(lengths[by_length], most)
+    spreads = shown[count - 1 :] - shown[: len(shown) - count + 1]
+    alike = np.flatnonzero(spreads == spreads.min())
+    first = alike[len(alike) // 2]
+    chosen, length = np.sort(by_length[first : first + count]), int(shown[first])
+    ends = starts[chosen] + lengths[chosen]
+    return tokens.ids[tokens.where(ends[:, None] + np.arange(-length, 0))].astype(np.int64)
+
+
+def _beginnings(tokens: TokenFile, length: int) -> NDArray[np.int64]:
+    """The first ``length`` tokens of the first few documents that have them; of the longest one where none has."""
+    starts, lengths = np.asarray(tokens.offsets[:-1]), np.diff(tokens.offsets)
+    length = max(1, min(length, int(lengths.max()) - 1))
+    chosen = starts[lengths > length][:NUM_PROMPTS]
+    return tokens.ids[tokens.where(chosen[:, None] + np.arange(length))].astype(np.int64)

@@ -1,0 +1,1 @@
+"""The update: optimizers, their usual rates, the schedule, the loss scale."""

@@ -1,0 +1,290 @@
+"""Processes, devices and how the model is spread over them; nothing here falls back to something else in silence.
+
+Accelerate sets up devices, precision, DDP and DeepSpeed; FSDP2 is applied with torch's own ``fully_shard``, because on
+processes without an accelerator the plugin of Accelerate turns into plain DDP. After set-up the distributed type, the
+number of processes and the class of the wrapped model are asserted: each misconfiguration that Accelerate would accept
+(every rank alone on all the data, gradients not exchanged, the plugin dropped) is `CannotTrain` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from safetensors.torch import save_file
+from torch import nn
+from torch._C._distributed_c10d import HashStore
+from torch.nn.parallel import DistributedDataParallel
+
+from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer, times_written
+from zeta_core.failures import CannotTrain
+from zeta_core.optim.optimizer import build_optimizer
+from zeta_core.optim.scaling import LossScale
+from zeta_core.plan import Plan
+from zeta_core.settings import Place
+
+GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough that a hang is seen
+
+_LOSS_SCALE = "loss_scale"  # among the optimizer's plain values, whose other names have a slash
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of a run: who this one is, and the few words that they exchange."""
+
+    def __init__(self, place: Place, *, need_group: bool) -> None:
+        self.place = place
+        self._own_group = False
+        if (place.launched or need_group) and not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            if torch.cuda.is_available():
+                torch.cuda.set_device(place.local_rank)
+            if place.launched:
+                dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+            else:
+                dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT)
+                self._own_group = True
+        if dist.is_initialized() and dist.get_world_size() != place.world_size:
+            raise CannotTrain(
+                f"The launcher promised {place.world_size} processes and {dist.get_world_size()} came together.",
+                hint="Let torchrun or `accelerate launch` start the script, and the Trainer connect its processes.",
+            )
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.is_main
+
+    @property
+    def world_size(self) -> int:
+        return self.place.world_size
+
+    def from_main(self, decide: Callable[[], T]) -> T:
+        """What the first rank decides, on every rank. Its exception is raised on every rank, too."""
+        if self.world_size == 1:
+            return decide()
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = decide()
+            except Exception as error:  # noqa: BLE001 - raised below, on every rank
+                answer[1] = error
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        return cast(T, answer[0])
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: torch.Tensor) -> list[float]:
+        """The element-wise sum over ranks as numbers: the one wait for the device in an optimizer step."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return cast("list[float]", values.tolist())
+
+    def close(self) -> None:
+        if self._own_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Replicated:
+    """The whole model on every process: one alone, or DDP."""
+
+    writes_shards = False  # every rank writes a part of the optimizer's state
+
+    def __init__(self, model: nn.Module, plan: Plan, processes: Processes, *, blocks: list[nn.Module]) -> None:
+        self.processes = processes
+        self.module = model
+        self._plan = plan
+        self.accelerator = self._accelerator()
+        self.device = cast(torch.device, self.accelerator.device)
+        self.optimizer: torch.optim.Optimizer
+        self.loss_scale = LossScale(self.device.type) if plan.mixed_precision == "fp16" else None
+        self.model = self._wrap(blocks)
+        self._check()
+        self._written = self._times_written()
+        self._stays_between_updates: bool | None = None  # known at the first update
+
+    # --- set-up ---
+
+    def _accelerator(self) -> Accelerator:
+        AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - kept by process, not by object
+        cpu = not torch.cuda.is_available()
+        return Accelerator(cpu=cpu, mixed_precision="no")  # autocast is ours, so that logits are not copied to float32
+
+    def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
+        self.module.to(self.device)
+        self.optimizer = self._build_optimizer(blocks)
+        return cast(nn.Module, self.accelerator.prepare_model(self.module))
+
+    def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
+        plan = self._plan
+        return build_optimizer(
+            plan.optimizer,
+            self.module,
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            blocks=blocks,
+        )
+
+    def _check(self) -> None:
+        world = self.processes.world_size
+        expected = DistributedType.NO
+        if world > 1:
+            expected = DistributedType.MULTI_GPU if self.device.type == "cuda" else DistributedType.MULTI_CPU
+        self._expect(expected)
+        if world > 1 and not isinstance(self.model, DistributedDataParallel):
+            raise CannotTrain(f"{world} processes were started, but the model is {type(self.model).__name__}, not DDP.")
+
+    def _expect(self, expected: DistributedType) -> None:
+        found, count = self.accelerator.distributed_type, self.accelerator.num_processes
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.type != device:
+            raise CannotTrain(f"Accelerate took the device {self.device} where {device!r} was meant.")
+        if found != expected or count != self.processes.world_size:
+            raise CannotTrain(
+                f"Accelerate set up {found} with {count} processes where {expected} with {self.processes.world_size} "
+                "was asked for; start the script with torchrun or `accelerate launch` and no config of its own."
+            )
+
+    # --- one optimizer step ---
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Generator[None]:
+        """Forward and backward of one micro-batch happen in here; gradients are exchanged in the ``last`` one."""
+        exchange = nullcontext() if last or self.processes.world_size == 1 else self.accelerator.no_sync(self.model)
+        with exchange, self._autocast():
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Generator[nn.Module]:
+        """The model to call for an evaluation: no dropout, no gradient; afterwards it is in the modes it was in.
+
+        Where it is sharded, every rank must call it equally often.
+        """
+        modes = [(part, part.training) for part in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                yield self.module
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._plan.mixed_precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """``loss`` is this rank's share of the global loss; the ranks' gradients are summed (DDP takes their mean)."""
+        loss = loss * self.processes.world_size
+        if self.loss_scale is None:
+            loss.backward()
+        else:
+            self.loss_scale.backward(loss)
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Clip the gradient of the whole model and return its norm before that."""
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
+
+    def update(self, learning_rate: float) -> float | None:
+        """Apply the update; returns the gradient's norm where only this knows it, NaN where so it was not applied."""
+        if self._stays_between_updates is None:
+            self._stays_between_updates = self._written == self._times_written()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.loss_scale is None:
+            self.optimizer.step()
+        else:
+            self.loss_scale.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return None
+
+    def back_off(self) -> float | None:
+        """Gradients that are not finite are dropped, and the loss scale, which is returned, is halved.
+
+        ``None`` where there is no scale, or none is left to blame: then they are the model's own.
+        """
+        scale = None if self.loss_scale is None else self.loss_scale.back_off()
+        if scale is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        return scale
+
+    def forget_gradients(self) -> None:
+        """After memory ran out within a step: drop what was accumulated."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _times_written(self) -> list[int]:
+        return [times_written(parameter) for parameter in self.module.parameters()]
+
+    # --- state ---
+
+    def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
+        """The whole weights of these names in memory, on the first rank; nothing on the others.
+
+        Parameters may be copied while the next step computes, unless this model is one that changes them by itself.
+        Buffers (running means) are copied now: a forward may change them.
+        """
+        if not self.processes.is_main:
+            return {}
+        parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        weights = {name: t for name, t in self.module.state_dict().items() if name in names}
+        if not self._stays_between_updates:
+            return staging.copy("model/", weights)
+        staged = staging.copy("model/", {name: t for name, t in weights.items() if name not in parameters})
+        later = staging.copy_later("model/", {name: t for name, t in weights.items() if name in parameters})
+        return {name: later[name] if name in later else staged[name] for name in weights}
+
+    def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
+        """This rank's part of the optimizer's state in memory: tensors, and plain values."""
+        if not self.processes.is_main:
+            return {}, {}
+        tensors, values = optimizer_tensors(self.optimizer, self.module)
+        if self.loss_scale is not None:
+            values[_LOSS_SCALE] = self.loss_scale.stored()
+        return staging.copy_later("optimizer/", tensors), values
+
+    def reserve(self, staging: Staging, names: Collection[str]) -> None:
+        """Make the buffers that the first save will need; called beside the training, after its first update."""
+        if self.processes.is_main:
+            staging.reserve("model/", {name: t for name, t in self.module.state_dict().items() if name in names})
+            staging.reserve("optimizer/", optimizer_tensors(self.optimizer, self.module)[0])
+
+    def write_shard(self, folder: Path, optimizer: Tensors) -> None:
+        """Write this rank's part; where `writes_shards` is off, only the first rank is asked."""
+        if optimizer:
+            save_file(optimizer, folder / "optimizer.safetensors")
+
+    def write_now(self, folder: Path) -> None:
+        """What must be written before training goes on; nothing here."""
+
+    def restore_optimizer(self, stored: Stored) -> None:
+        values = {key: value for key, value in stored.optimizer_values.items() if key != _LOSS_SCALE}
+        if self.loss_scale is not None:
+            self.loss_scale.restore(stored.optimizer_values[_LOSS_SCALE])
+        restore_optimizer(self.optimizer, self.module, stored.optimizer_tensors(), values)
+
+    def close(self) -> None:
+        self.accelerator.free_memory()
+        AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage]
+
+
+Engine = Replicated

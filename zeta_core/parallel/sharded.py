@@ -1,0 +1,184 @@
+"""FSDP2: every process keeps a share of each parameter, its gradient and its optimizer state.
+
+Torch's own ``fully_shard`` per repeated block, then the rest (embedding, head and last norm in one group, so that a
+tied weight stays one). One process is a legal world. Each rank writes its share of the optimizer's state as one
+safetensors file, whose header says which rows of which whole tensor it holds; any number of ranks can read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import DistributedType
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors
+from zeta_core.failures import CannotResume, CannotTrain
+from zeta_core.parallel.processes import Replicated
+
+
+class Sharded(Replicated):
+    """The model split over all processes."""
+
+    writes_shards = True
+
+    def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
+        if self._plan.mixed_precision == "fp16":
+            raise CannotTrain("mixed_precision is 'fp16', which use_fsdp cannot scale; use 'bf16' or 'no'.")
+        names = [name for name, _ in self.module.named_parameters()]
+        mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
+        half = torch.bfloat16 if self._plan.mixed_precision == "bf16" else None
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+        for block in blocks:
+            if block is not self.module:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        if names != [name for name, _ in self.module.named_parameters()]:
+            raise CannotTrain(
+                "Sharding changed which parameters are tied; tie only weights outside the repeated blocks."
+            )
+        self.optimizer = self._build_optimizer(blocks)
+        return self.module
+
+    def _check(self) -> None:
+        world = self.processes.world_size
+        replicated = DistributedType.MULTI_GPU if self.device.type == "cuda" else DistributedType.MULTI_CPU
+        self._expect(replicated if world > 1 else DistributedType.NO)
+        loose = [
+            name
+            for name, parameter in self.module.named_parameters()
+            if not isinstance(parameter, DTensor) or parameter.device_mesh.size() != world
+        ]
+        if not isinstance(self.model, FSDPModule) or loose:
+            raise CannotTrain(f"use_fsdp did not shard the model: {type(self.model).__name__}, {loose[:3]} are whole.")
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Generator[None]:
+        cast(FSDPModule, self.model).set_requires_gradient_sync(last)
+        yield
+
+    @contextmanager
+    def evaluating(self) -> Generator[nn.Module]:
+        with super().evaluating() as model:
+            try:
+                yield model
+            finally:
+                for part in self.module.modules():
+                    if isinstance(part, FSDPModule):
+                        part.reshard()  # no backward pass does it after this forward
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)  # the policy of `fully_shard` has the precision
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    # --- state ---
+
+    def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
+        """The whole weights, gathered one after the other; only the first rank keeps them."""
+        staged: Tensors = {}
+        for name, tensor in self.module.state_dict().items():
+            if name not in names:
+                continue
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self.processes.is_main:
+                staged |= staging.copy("model/", {name: whole})
+        return staged
+
+    def reserve(self, staging: Staging, names: Collection[str]) -> None:
+        """Nothing: whole weights exist only while a save gathers them."""
+
+    def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
+        tensors, values = optimizer_tensors(self.optimizer, self.module)
+        local = {key: t.to_local() if isinstance(t, DTensor) else t for key, t in tensors.items()}
+        self._rows = {key: _rows(t) for key, t in tensors.items() if isinstance(t, DTensor)}
+        return staging.copy_later("optimizer/", local), values
+
+    def write_shard(self, folder: Path, optimizer: Tensors) -> None:
+        place = self.processes.place
+        file = folder / f"optimizer-{place.rank + 1:05d}-of-{place.world_size:05d}.safetensors"
+        held = {key: tensor for key, tensor in optimizer.items() if key in self._rows or place.is_main}
+        save_file(held, file, metadata={"first_rows": json.dumps(self._rows)})
+
+    def restore_optimizer(self, stored: Stored) -> None:
+        """Read this rank's rows of every tensor, from however many files they were written to."""
+        parts = _Parts(sorted(stored.folder.glob("optimizer-*-of-*.safetensors")))
+        parameters = dict(self.module.named_parameters())
+        state = cast("dict[Any, dict[str, Any]]", self.optimizer.state)
+        for key in parts.keys:
+            name, _, entry = key.rpartition("/")
+            parameter = parameters.get(name)
+            if not isinstance(parameter, DTensor):
+                raise CannotResume(f"The optimizer's state names {name!r}, which the model does not have.")
+            if key not in parts.sharded:
+                value = parts.whole(key)
+                fused = any(group.get("fused") for group in self.optimizer.param_groups)
+                state[parameter][entry] = value.to(parameter.device) if fused else value
+                continue
+            local = parts.rows(key, _rows(parameter), parameter.to_local())
+            state[parameter][entry] = DTensor.from_local(
+                local,
+                parameter.device_mesh,
+                parameter.placements,
+                shape=parameter.shape,
+                stride=parameter.stride(),
+                run_check=False,
+            )
+        for key, value in stored.optimizer_values.items():
+            name, _, entry = key.rpartition("/")
+            state[parameters[name]][entry] = value
+
+
+def _rows(tensor: DTensor) -> int:
+    """The first row of the whole tensor that this rank holds; FSDP2 cuts dimension 0 as ``torch.chunk`` does."""
+    assert tensor.placements == (Shard(0),)
+    mesh = tensor.device_mesh
+    chunk = -(-tensor.shape[0] // mesh.size())
+    return min(mesh.get_local_rank() * chunk, tensor.shape[0])
+
+
+class _Parts:
+    """The files of all ranks that wrote."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._at: dict[str, list[tuple[int, Path]]] = {}
+        self.sharded: set[str] = set()
+        for file in files:
+            with safe_open(file, framework="pt") as part:
+                first_rows = cast("dict[str, int]", json.loads((part.metadata() or {}).get("first_rows", "{}")))
+                for key in part.keys():  # noqa: SIM118 - not a mapping
+                    self._at.setdefault(key, []).append((first_rows.get(key, 0), file))
+                    if key in first_rows:
+                        self.sharded.add(key)
+        self.keys = sorted(self._at)
+
+    def whole(self, key: str) -> torch.Tensor:
+        with safe_open(self._at[key][0][1], framework="pt") as part:
+            return part.get_tensor(key)
+
+    def rows(self, key: str, first: int, like: torch.Tensor) -> torch.Tensor:
+        """Rows ``first`` on, as many as ``like`` has, on its device."""
+        pieces: list[torch.Tensor] = []
+        wanted = range(first, first + like.shape[0])
+        for start, file in sorted(self._at[key], key=lambda at: at[0]):
+            with safe_open(file, framework="pt") as part:
+                held = part.get_slice(key)
+                overlap = range(max(start, wanted.start), min(start + held.get_shape()[0], wanted.stop))
+                if len(overlap):
+                    pieces.append(held[overlap.start - start : overlap.stop - start])
+        found = torch.cat(pieces) if pieces else torch.empty_like(like, device="cpu")
+        if found.shape != like.shape:
+            raise CannotResume(f"{key} has {found.shape[0]} of the {like.shape[0]} rows that this process needs.")
+        return found.to(like.device)

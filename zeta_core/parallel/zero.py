@@ -1,0 +1,181 @@
+"""DeepSpeed ZeRO 1, 2 and 3 through Accelerate, on GPUs and, over gloo, on CPU processes.
+
+DeepSpeed applies the update, clips and checks for overflow in one call, so a gradient that is not finite is found
+there: the update is not made, and the run ends. Its checkpoints are its own files and read with pickle by it: they are
+only ever read from a checkpoint whose manifest was verified, and only with the number of processes that wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from torch import nn
+
+from zeta_core.checkpoint.state import Staging, Stored, Tensors
+from zeta_core.failures import CannotResume, CannotTrain
+from zeta_core.parallel.processes import Replicated
+from zeta_core.plan import Plan
+
+DEFAULT_STAGE = 2
+_TAG = "deepspeed"
+
+
+def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's config for what ``use_deepspeed`` asks; it must not contradict what the Trainer decides."""
+    if isinstance(asked, str):
+        try:
+            config = cast("dict[str, Any]", json.loads(Path(asked).read_text()))
+        except (OSError, ValueError) as error:
+            raise CannotTrain(f"use_deepspeed is {asked!r}, which cannot be read as a JSON config: {error}") from error
+    elif isinstance(asked, dict):
+        config = dict(asked)
+    else:
+        config = {"zero_optimization": {"stage": DEFAULT_STAGE if asked is True else asked}}
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": plan.batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulate_every,
+        "train_batch_size": plan.batch_size * plan.gradient_accumulate_every * plan.world_size,
+        "gradient_clipping": plan.max_grad_norm,
+    }
+    for name, value in ours.items():
+        if config.get(name, "auto") not in ("auto", value):
+            raise CannotTrain(
+                f"use_deepspeed sets {name} to {config[name]}, the Trainer to {value}; leave it out there."
+            )
+    for name in ("optimizer", "scheduler"):
+        if name in config:
+            raise CannotTrain(f"use_deepspeed has a section {name!r}; leave it out and name it to the Trainer.")
+    for name in ("bf16", "fp16"):
+        section = cast("dict[str, Any]", config.get(name) or {})
+        if section.get("enabled") not in (None, False, "auto") and plan.mixed_precision != name:
+            raise CannotTrain(
+                f"use_deepspeed enables {name}, and mixed_precision is {plan.mixed_precision!r} for the Trainer; leave "
+                "it out there and say it to the Trainer."
+            )
+    zero = {"stage": DEFAULT_STAGE, **cast("dict[str, Any]", config.get("zero_optimization") or {})}
+    if zero["stage"] not in (1, 2, 3):
+        raise CannotTrain(f"use_deepspeed asks for ZeRO stage {zero['stage']}; use 1, 2 or 3.")
+    zero["stage3_gather_16bit_weights_on_model_save"] = True
+    half = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}.get(plan.mixed_precision, {})
+    fixed = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "steps_per_print": 1 << 30}
+    return {**config, **ours, **half, **fixed}
+
+
+class Zero(Replicated):
+    """The model under a DeepSpeed engine."""
+
+    def __init__(self, *args: Any, config: dict[str, Any], **kwargs: Any) -> None:
+        self._config = config
+        self.stage = int(config["zero_optimization"]["stage"])
+        super().__init__(*args, **kwargs)
+
+    def _accelerator(self) -> Accelerator:
+        AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage]
+        plugin = DeepSpeedPlugin(hf_ds_config=self._config)
+        handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
+        return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=cast(Any, handlers))
+
+    def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
+        self.module.to(self.device)
+        self.optimizer = self._build_optimizer(blocks)
+        engine, optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        self.optimizer = optimizer
+        return cast(nn.Module, engine)
+
+    def _check(self) -> None:
+        from deepspeed import DeepSpeedEngine
+
+        self._expect(DistributedType.DEEPSPEED)
+        if not isinstance(self.model, DeepSpeedEngine):
+            raise CannotTrain(f"use_deepspeed was asked for, but the model is {type(self.model).__name__}.")
+        engine = cast(Any, self.model)
+        if engine.zero_optimization_stage() != self.stage or engine.world_size != self.processes.world_size:
+            raise CannotTrain(
+                f"DeepSpeed set up ZeRO {engine.zero_optimization_stage()} on {engine.world_size} processes instead of "
+                f"ZeRO {self.stage} on {self.processes.world_size}."
+            )
+        accumulates = engine.gradient_accumulation_steps()
+        if accumulates != self._plan.gradient_accumulate_every:
+            raise CannotTrain(f"DeepSpeed accumulates {accumulates} micro-batches, the Trainer another number.")
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Generator[None]:
+        cast(Any, self.model).set_gradient_accumulation_boundary(last)
+        self._last = last
+        yield
+
+    @contextmanager
+    def evaluating(self) -> Generator[nn.Module]:
+        with super().evaluating():
+            self.model.eval()
+            try:
+                yield self.model  # DeepSpeed's own call gathers what it has split
+            finally:
+                self.model.train()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)  # DeepSpeed's config has the precision
+
+    def backward(self, loss: torch.Tensor) -> None:
+        engine = cast(Any, self.model)
+        engine.backward(loss * self.processes.world_size, scale_wrt_gas=False)
+        if not self._last:
+            engine.step()  # counts the micro-step; the update is `update`'s
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Nothing yet: DeepSpeed clips in its step."""
+        return torch.zeros((), device=self.device)
+
+    def update(self, learning_rate: float) -> float | None:
+        engine = cast(Any, self.model)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        engine.step()
+        if getattr(engine.optimizer, "overflow", False):
+            return math.nan  # the update was not made
+        norm = engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    # --- state ---
+
+    def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
+        whole = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self.model))
+        if not self.processes.is_main:
+            return {}
+        return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name in names})
+
+    def reserve(self, staging: Staging, names: Collection[str]) -> None:
+        """Nothing: whole weights exist only while a save gathers them."""
+
+    def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
+        return {}, {}
+
+    def write_now(self, folder: Path) -> None:
+        frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+        engine = cast(Any, self.model)
+        engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=frozen)
+        if self.processes.is_main:
+            for script in folder.glob("*.py"):  # DeepSpeed leaves its converters in every checkpoint
+                script.unlink()
+
+    def restore_optimizer(self, stored: Stored) -> None:
+        if stored.plan["world_size"] != self.processes.world_size:
+            raise CannotResume(
+                f"The run was saved by {stored.plan['world_size']} processes under ZeRO, which only as many can read; "
+                "use that number again, or start from the weights: give the checkpoint's directory as model."
+            )
+        # Not strict: weights that are not trained are the model's own, and not in these files.
+        path, _ = cast(Any, self.model).load_checkpoint(
+            str(stored.folder), tag=_TAG, load_lr_scheduler_states=False, load_module_strict=False
+        )
+        if path is None:
+            raise CannotResume(f"DeepSpeed found nothing to load in {stored.folder}.")

@@ -1,0 +1,1 @@
+"""What a run says: lines of the journal, and curves for trackers."""

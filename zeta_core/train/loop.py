@@ -1,0 +1,309 @@
+"""The training loop: from the first optimizer step to the last checkpoint, top to bottom.
+
+A step is an optimizer step. Its gradient is that of the mean loss over all target tokens of its global batch, however
+that is split into micro-batches and over processes. Between two steps, and only there, the run can be saved or stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeta_core.checkpoint import directory as checkpoints
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.state import Progress, Saved, Snapshot, Staging
+from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.data.packing import Sequences
+from zeta_core.data.sampler import micro_batches, sampler_of
+from zeta_core.failures import NonFiniteLoss
+from zeta_core.objective.evaluation import Evaluator, stopped_early
+from zeta_core.objective.loss import LossOf
+from zeta_core.optim.schedule import factor
+from zeta_core.parallel.processes import Engine
+from zeta_core.plan import Plan
+from zeta_core.report.journal import Report
+from zeta_core.train.divergence import Watch, not_finite_in
+from zeta_core.train.meter import Meter
+from zeta_core.train.saving import Saver
+
+FIRST_SAVE_SECONDS, USUAL_SAVE_SECONDS, MOST_TIME_SAVING = 4.0, 600.0, 0.05
+
+
+class Course:
+    """The loop over optimizer steps, and what happens between two of them."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        engine: Engine,
+        loss_of: LossOf,
+        sequences: Sequences,
+        progress: Progress,
+        saved: Saved,
+        saver: Saver,
+        evaluator: Evaluator | None,
+        report: Report,
+        output_dir: Path,
+        checkpointing_steps: int | Literal["epoch"] | None,
+        asked_to_stop: Callable[[], StopAction | None],
+        watch: Watch,
+        may_split: bool,
+    ) -> None:
+        self.watch, self.may_split = watch, may_split
+        self.plan, self.engine, self.loss_of = plan, engine, loss_of
+        self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
+        self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
+        self.saved, self.evaluator = saved, evaluator
+        self.saved_weights = saved.names  # of the newest checkpoint
+        self.sampler = sampler_of(sequences, plan.seed)
+        self.staging = Staging()
+        self.steps_trained = 0
+        self.meter = Meter(report, plan, len(sequences), engine)
+        self.saved_step = progress.step if saver.newest is not None else -1
+        self.saved_at = time.monotonic()
+        self.seconds_saving = self.seconds_evaluating = 0.0
+
+    def train(self) -> StopAction | None:
+        """Run to the last step, or until it is asked to stop; returns why it stopped, None at the end."""
+        plan, engine, progress = self.plan, self.engine, self.progress  # of the plan, only the split can change
+        engine.model.train()
+        stop = self._evaluate_and_save(due=False, stop=None)  # a stop may have come before an evaluation
+        self.report.phase("training")
+        self.saved_at = time.monotonic()
+        begun, before = self.saved_at - self.seconds_evaluating, progress.train_seconds
+        while stop is None and not self.is_done:
+            learning_rate = self._learning_rate(progress.step)
+            with self.meter.data:
+                window = self.sampler.sequences(
+                    progress.consumed_sequences,
+                    min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
+                )
+                num_targets = self.sequences.num_targets(window)
+            own_loss_sum = self._accumulate_within_memory(window, num_targets)
+            self.meter.usage.computed()
+            grad_norm = engine.clip(plan.max_grad_norm)
+            asked = self.asked_to_stop() if engine.processes.is_main else None
+            due = self._save_is_due(progress.step + 1, len(window))
+            loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, asked, due)
+            measures = self.loss_of.take_measures()
+            if not math.isfinite(loss_sum):
+                raise self._not_finite("loss", begins_here=not own_loss_sum.isfinite().item())
+            if not math.isfinite(norm):
+                self._compute_again(window, num_targets)
+                stop = None  # asked again, and answered with a checkpoint, when the step is done
+                continue
+            with self.meter.saving:
+                self.staging.finish()  # what the save before this step still copies, the update changes
+            norm = engine.update(learning_rate) or norm
+            if not math.isfinite(norm):  # DeepSpeed knows it only now, and has not updated
+                raise self._not_finite("gradient", begins_here=True)
+
+            progress.step += 1
+            progress.consumed_sequences += len(window)
+            progress.tokens += self.sequences.num_tokens(window)
+            progress.loss_sum += loss_sum
+            progress.num_targets += num_targets
+            progress.train_seconds = before + time.monotonic() - begun - self.seconds_evaluating
+            self.steps_trained += 1
+            if self.steps_trained == 1 and plan.compile:
+                self.report.log(f"Compiled: the first step took {time.monotonic() - begun:.1f} s with it.")
+            if self.steps_trained == 1:
+                self.saver.prepare(self.staging)
+            self.watch.step(
+                progress.step, loss=loss_sum / max(1, num_targets), learning_rate=learning_rate, grad_norm=norm
+            )
+            self.meter.step(
+                progress,
+                loss_sum=loss_sum,
+                num_targets=num_targets,
+                grad_norm=norm,
+                learning_rate=self._learning_rate(progress.step),
+                measures=None if measures is None else engine.processes.sum(measures),
+            )
+            stop = self._evaluate_and_save(due=due, stop=stop)
+        return stop
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left to be trained: the last one is reached, or evaluations stopped getting better."""
+        return self.progress.step >= self.plan.total_steps or stopped_early(self.progress, self.plan)
+
+    def _evaluate_and_save(self, *, due: bool, stop: StopAction | None) -> StopAction | None:
+        """What happens between two steps; returns why the run is to stop, None to go on."""
+        progress, names = self.progress, list[str]()
+        if stop is None and self.evaluator is not None and self.evaluator.is_due(progress):
+            started = time.monotonic()
+            stop = self.evaluator.evaluate(progress, self.plan.batch_size, self.asked_to_stop)
+            self.seconds_evaluating += time.monotonic() - started
+            self.meter.skip(time.monotonic() - started)
+            if stop is None and progress.best_step == progress.step:
+                names.append("best")
+            if stop is None and self.is_done and progress.step < self.plan.total_steps:
+                self.report.log(f"Stopped early: the best evaluation was that after step {progress.best_step}.")
+        if (due or stop is not None) and stop != "cancel" and self.saved_step != progress.step:
+            names.insert(0, f"step-{progress.step}")
+        if names:
+            self.save(*names)
+        return stop
+
+    def _accumulate_within_memory(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
+        """Halve the micro-batch and double the accumulation while memory runs out; the global batch stays.
+
+        Only where the user left both to the Trainer, and in one process: ranks cannot agree on it within a collective.
+        The step is computed again from its own random state, and the split that fits is stored with the run.
+        """
+        random_state = states.random_state() if self.may_split else {}
+        while True:
+            try:
+                return self._accumulate(window, num_targets)
+            except torch.OutOfMemoryError:
+                if not self.may_split or self.plan.batch_size == 1:
+                    raise
+            self.engine.forget_gradients()
+            self.loss_of.take_measures()
+            states.restore_random(random_state)
+            self.plan = self.plan.with_half_the_micro_batch()
+            self.saver.plan = self.plan.stored()
+            split = self.plan.batch_size, self.plan.gradient_accumulate_every
+            self.report.warn(
+                "micro_batch_halved",
+                f"Memory ran out: batch_size is {split[0]} and gradient_accumulate_every {split[1]} from here on, "
+                "with the same global batch.",
+                hint="Nothing needs to be done; a later run that is given this split does not have to find it.",
+                patch={"batch_size": split[0], "gradient_accumulate_every": split[1]},
+            )
+
+    def _accumulate(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
+        """Forward and backward over one global batch; returns the sum of this rank's losses, on the device.
+
+        The gradient is that of the mean over the targets of all micro-batches of all ranks, whatever the split.
+        """
+        plan, engine = self.plan, self.engine
+        place = engine.processes.place
+        micro = list(micro_batches(window, micro_batch=plan.batch_size, world_size=place.world_size, rank=place.rank))
+        total = torch.zeros((), device=engine.device)
+        for number, (rows, num_counting) in enumerate(micro, 1):
+            with self.meter.data:
+                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
+            with engine.micro_step(last=number == len(micro)):
+                loss, auxiliary = self.loss_of(engine.model, batch)
+                share = loss / max(1, num_targets)
+                if auxiliary is not None:
+                    share = share + auxiliary / (len(micro) * place.world_size)
+                engine.backward(share)
+            total += loss.detach()
+        return total
+
+    def _agree(
+        self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, asked: StopAction | None, due: bool
+    ) -> tuple[float, float, StopAction | None, bool]:
+        """One exchange per step: the loss of all ranks, and what any one of them wants to happen next."""
+        if self.engine.processes.world_size == 1:
+            total, norm = torch.stack((loss_sum, grad_norm.to(loss_sum))).tolist()
+            return total, norm, asked, due
+        flags = [due, *(asked == action for action in STOP_ACTIONS)]
+        own = torch.stack((loss_sum, grad_norm.to(loss_sum), *loss_sum.new_tensor(flags)))
+        total, norm, save, *wanted = self.engine.processes.sum(own)
+        asked_by_any = dict(zip(STOP_ACTIONS, wanted, strict=True))
+        stop: StopAction | None = next((action for action in reversed(STOP_ACTIONS) if asked_by_any[action]), None)
+        return total, norm / self.engine.processes.world_size, stop, bool(save)
+
+    def _compute_again(self, window: NDArray[np.int64], num_targets: int) -> None:
+        """The gradient is not finite: forget it where the loss scale may be why, else raise `NonFiniteLoss`.
+
+        To tell where it begins it is computed once more, because clipping has made all of it not a number.
+        """
+        engine = self.engine
+        if (scale := engine.back_off()) is not None:
+            step = self.progress.step + 1
+            self.report.log(f"The gradient of step {step} overflowed fp16; again with a loss scale of {scale:,g}.")
+            return
+        engine.forget_gradients()
+        self._accumulate(window, num_targets)
+        raise self._not_finite("gradient", begins_here=bool(not_finite_in(engine.module.named_parameters())))
+
+    def _not_finite(self, what: str, *, begins_here: bool) -> NonFiniteLoss:
+        """What every rank raises together; ``begins_here``: on this one."""
+        engine = self.engine
+        if what == "loss":
+            engine.forget_gradients()  # they follow from the loss; of the weights, one may be the cause
+        everywhere = engine.processes.gather((begins_here, not_finite_in(engine.module.named_parameters())))
+        ranks = [rank for rank, (begins, _) in enumerate(everywhere) if begins]
+        tensors = next((names for begins, names in everywhere if begins and names), [])
+        return self.watch.not_finite(self.progress.step + 1, what=what, ranks=ranks, tensors=tensors)
+
+    def _learning_rate(self, updates: int) -> float:
+        plan = self.plan
+        share = factor(plan.lr_scheduler, updates, warmup=plan.warmup_steps, total_steps=plan.total_steps)
+        return plan.learning_rate * share
+
+    def _save_is_due(self, step: int, window: int) -> bool:
+        """By number of steps or by epochs as asked; else by time: early at first, then about every ten minutes."""
+        every = self.checkpointing_steps
+        if every == "epoch":
+            consumed = self.progress.consumed_sequences
+            return (consumed + window) // len(self.sequences) > consumed // len(self.sequences)
+        if isinstance(every, int):
+            return step % every == 0
+        if not self.engine.processes.is_main or self.saver.busy or step == self.plan.total_steps:
+            return False
+        trained = self.progress.train_seconds
+        pause = min(max(trained, FIRST_SAVE_SECONDS), USUAL_SAVE_SECONDS)
+        affordable = self.seconds_saving <= MOST_TIME_SAVING * max(trained, FIRST_SAVE_SECONDS)
+        return affordable and time.monotonic() - self.saved_at >= pause
+
+    def save(self, *names: str) -> None:
+        """Copy the run's state to memory and let it be written, under each name, while training goes on."""
+        started = time.monotonic()
+        self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
+        with self.meter.saving:
+            self.saver.wait_for_room()
+        metrics = self.progress.metrics
+        if not self.loss_of.is_likelihood:
+            metrics.pop("perplexity", None)
+        with self.meter.saving:
+            self.saver.save(names, self._snapshot(names), metrics)
+        self.saved_step = self.progress.step
+        self.saved_at = time.monotonic()
+        self.seconds_saving += self.saved_at - started
+
+    def _snapshot(self, names: Sequence[str]) -> Snapshot:
+        engine = self.engine
+        weights = engine.stage_weights(self.staging, self.saved.of(names))
+        self.saved_weights = self.saved.of(names)
+        tensors, values = engine.stage_optimizer(self.staging)
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        random_states = engine.processes.gather(states.random_state())
+        progress = replace(self.progress)
+        return Snapshot(weights, self.saved.aliases, tensors, values, random_states, progress, self.staging.finish)
+
+    def finish(self, stopped: StopAction | None) -> Path | None:
+        """Save the end and wait for it; returns the newest checkpoint. A run that trained no step changes nothing."""
+        processes, newest = self.engine.processes, self.saver.newest
+        unchanged = (
+            not self.steps_trained
+            and newest is not None
+            and newest.directory.name == "final"
+            and newest.directory.parent.resolve() == self.output_dir.resolve()
+        )
+        if stopped is None and not unchanged:
+            if self.saved_step != self.progress.step or self.saved_weights != self.saved.of(["final"]):
+                self.save("final")
+            else:
+                self.saver.save_copy("final")
+        newest = self.saver.wait()
+        if processes.is_main and stopped is None:
+            checkpoints.strip_old_states(self.output_dir)
+        directory = None if newest is None else newest.directory
+        return processes.from_main(lambda: directory)

@@ -1,0 +1,140 @@
+"""Progress lines: about one a second, each over all steps since the one before it, and what their time went into."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from zeta_core.checkpoint.state import Progress
+from zeta_core.contract.events import ProgressLine
+from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
+from zeta_core.objective.preference import rewards_of
+from zeta_core.parallel.processes import Engine
+from zeta_core.plan import Plan
+from zeta_core.report.journal import Report
+
+SECONDS_BETWEEN_LINES = 1.0
+
+
+class Clock:
+    """Sums up the seconds that are spent within it."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+    def share_of(self, seconds: float) -> float | None:
+        """Which part of ``seconds`` it was, from 0 to 1; then it starts anew."""
+        spent, self.seconds = self.seconds, 0.0
+        return round(min(1.0, spent / seconds), 5) if seconds > 0 else None
+
+
+class Meter:
+    """``data`` and ``saving`` are for the loop to spend in what holds up the maths; ``usage`` looks at the memory.
+
+    MFU is the share of the devices' peak that the model's own arithmetic makes of it (Chowdhery et al. 2022, PaLM,
+    appendix B): tokens/s x `flops_per_token` / (`peak_flops` x processes).
+    """
+
+    def __init__(self, report: Report, plan: Plan, num_sequences: int, engine: Engine) -> None:
+        self.data, self.saving, self.usage = Clock(), Clock(), Usage()
+        self._report = report
+        self._plan = plan
+        self._num_sequences = num_sequences
+        self._engine = engine
+        peak = peak_flops(engine.device, plan.mixed_precision)
+        flops = flops_per_token(engine.module, plan.seq_len)
+        self._tokens_per_second_at_peak = None if peak is None else peak * plan.world_size / flops
+        self._at = self._begun = time.monotonic()
+        self._steps = 0
+        self._loss_sum = 0.0
+        self._num_targets = self._tokens = 0
+        self._tokens_before: int | None = None
+        self._first = True
+        self._measures: list[float] | None = None
+        self._paced_from: tuple[float, int] | None = None  # when the first step was told: it is slower than the others
+
+    def step(
+        self,
+        progress: Progress,
+        *,
+        loss_sum: float,
+        num_targets: int,
+        grad_norm: float,
+        learning_rate: float,
+        measures: list[float] | None = None,
+    ) -> None:
+        """Count one applied update; say so when it is time: the first, the last, and about once a second.
+
+        ``learning_rate`` is the schedule's after that many updates: it is 0 after the last one of a cosine.
+        """
+        if measures is not None:
+            before = self._measures or [0.0] * len(measures)
+            self._measures = [sum(both) for both in zip(before, measures, strict=True)]
+        self._loss_sum += loss_sum
+        self._num_targets += num_targets
+        self._steps += 1
+        now = time.monotonic()
+        last = progress.step >= self._plan.total_steps
+        if not (self._first or last or now - self._at >= SECONDS_BETWEEN_LINES):
+            return
+        seconds = now - self._at
+        speed = self._speed(progress.tokens, seconds)
+        at_peak = self._tokens_per_second_at_peak
+        data_wait, checkpoint_blocked = self.data.share_of(seconds), self.saving.share_of(seconds)
+        self._report.write(
+            ProgressLine(
+                phase="training",
+                step=progress.step,
+                total_steps=self._plan.total_steps,
+                epoch=round(progress.consumed_sequences / self._num_sequences, 4),
+                tokens=progress.tokens,
+                loss=self._loss_sum / max(1, self._num_targets),
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                tokens_per_second=None if speed is None else round(speed, 1),
+                mfu=None if speed is None or at_peak is None else round(speed / at_peak, 4),
+                data_wait_share=data_wait,
+                checkpoint_blocked_share=checkpoint_blocked,
+                eta_seconds=round((self._plan.total_steps - progress.step) * self._seconds_per_step(now, progress), 1),
+                memory=peak_memory(),
+                rewards=None if self._measures is None else rewards_of(self._measures),
+                memory_parts=self._memory_parts() if self._first else None,
+            )
+        )
+        self._first = False
+        self._measures = None
+        self._paced_from = self._paced_from or (now, progress.step)
+        self._at = now
+        self._tokens_before = progress.tokens
+        self._steps = 0
+        self._loss_sum = 0.0
+        self._num_targets = 0
+
+    def skip(self, seconds: float) -> None:
+        """These last seconds were no training (an evaluation), and slow nothing down."""
+        self._at += seconds
+        if self._paced_from is not None:
+            self._paced_from = (self._paced_from[0] + seconds, self._paced_from[1])
+
+    def _speed(self, tokens: int, seconds: float) -> float | None:
+        """Tokens a second since the line before; the first steps, which set much up, have none."""
+        if self._tokens_before is None or seconds <= 0:
+            return None
+        return (tokens - self._tokens_before) / seconds
+
+    def _memory_parts(self) -> dict[str, int] | None:
+        if self._plan.strategy == "zero":  # DeepSpeed keeps them in places of its own
+            return None
+        return self.usage.parts(self._engine.module, self._engine.optimizer)
+
+    def _seconds_per_step(self, now: float, progress: Progress) -> float:
+        """The pace since the first step: steps vary several-fold on a busy machine, their mean does not."""
+        if self._paced_from is None:
+            return (now - self._at) / self._steps
+        since, step = self._paced_from
+        return (now - since) / max(1, progress.step - step)

@@ -1,0 +1,190 @@
+"""Saves checkpoints while training goes on: one copy to memory holds it up, a thread writes the rest.
+
+One for which the disk has no room is not begun; the run ends there, and nothing is half written.
+
+One save is under way at a time; the next one, and the end of the run, wait for it, and what went wrong in it is raised
+there. It is reported only when it is durable and published.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from zeta_core.checkpoint import directory as checkpoints
+from zeta_core.checkpoint.directory import Checkpoint
+from zeta_core.checkpoint.state import FIXED_FILE, Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
+from zeta_core.contract.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.events import CheckpointLine, utc_now
+from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.failures import NoRoom
+from zeta_core.model.export import Export
+from zeta_core.parallel.processes import Engine
+from zeta_core.report.journal import Report
+
+SMALL_FILES_BYTES = 2**20  # configuration, tokenizer, plan, manifest
+
+
+class Saver:
+    """The checkpoints of one run. Every rank has one; the first writes all, but for the others' shards of the state."""
+
+    def __init__(
+        self,
+        output_dir: Path,
+        run_id: str,
+        export: Export,
+        saved: Saved,
+        plan: dict[str, Any],
+        engine: Engine,
+        report: Report,
+        *,
+        keep: int,
+    ) -> None:
+        self._engine = engine
+        self._processes = engine.processes
+        # Threads of all ranks tell one another that their shards are written; training's own group is not theirs.
+        together = engine.writes_shards and engine.processes.world_size > 1
+        self._group: Any = dist.new_group(backend="gloo") if together else None
+        self._output_dir = output_dir
+        self._run_id = run_id
+        self._export = export
+        self._saved = saved
+        self.fixed: Tensors = {}  # what was made once and is kept with every checkpoint
+        self.plan = plan  # replaced when the split into micro-batches changes
+        self._report = report
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: Future[Checkpoint | None] | None = None
+        self._reserving: tuple[Staging, Future[None]] | None = None
+        self.newest: Checkpoint | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._under_way is not None and not self._under_way.done()
+
+    def wait(self) -> Checkpoint | None:
+        """Wait for the save under way and raise what went wrong in it; the newest checkpoint, on the first rank."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            self.newest = under_way.result()
+        return self.newest
+
+    def prepare(self, staging: Staging) -> None:
+        """Make room for the first save beside the training."""
+        if self._under_way is None and self.newest is None:
+            self._reserving = staging, self._thread.submit(self._engine.reserve, staging, self._saved.names)
+
+    def save(self, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        """Start to complete and write ``snapshot``, which must not be changed before `wait`, under each of ``names``.
+
+        The first is written, the others share its bytes.
+        """
+        assert self._under_way is None, "wait for the save before"
+        part = self._processes.from_main(lambda: self._begin(names[0], snapshot))
+        self._engine.write_now(part / TRAINING_STATE_NAME)
+        self._under_way = self._thread.submit(self._write, part, names, snapshot, metrics)
+
+    def save_copy(self, name: str) -> None:
+        """The newest checkpoint under another name as well."""
+        newest = self.wait()
+        if self._processes.is_main:
+            assert newest is not None
+            self.newest = self._announce(checkpoints.copy_as(newest, self._output_dir, name))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+    def wait_for_room(self) -> None:
+        """Wait until the buffers are free for the next save."""
+        self.wait()
+        if self._reserving is not None:
+            (staging, reserving), self._reserving = self._reserving, None
+            staging.stop_reserving()
+            reserving.result()
+
+    def _begin(self, name: str, snapshot: Snapshot) -> Path:
+        """The folder to write into. Raises `NoRoom`."""
+        part = checkpoints.begin(self._output_dir, name)
+        needed, free = self._bytes_needed(snapshot), shutil.disk_usage(part).free
+        if needed > free:
+            part.rmdir()
+            raise NoRoom(
+                f"{name} needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk of output_dir.",
+                hint="Make room there; the run goes on from its newest checkpoint.",
+            )
+        (part / TRAINING_STATE_NAME).mkdir()
+        return part
+
+    def _bytes_needed(self, snapshot: Snapshot) -> int:
+        """As much as the checkpoint before, and not less than the tensors that will be written."""
+        shards = self._processes.world_size if self._engine.writes_shards else 1
+        tensors = sum(tensor.nbytes for tensor in snapshot.weights.values())
+        tensors += shards * sum(tensor.nbytes for tensor in snapshot.optimizer.values())
+        return max(tensors, 0 if self.newest is None else self.newest.size_bytes) + SMALL_FILES_BYTES
+
+    def _write(
+        self, part: Path, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]
+    ) -> Checkpoint | None:
+        snapshot.complete()
+        if self._processes.is_main or self._engine.writes_shards:
+            self._write_shard(part / TRAINING_STATE_NAME, snapshot)
+        if not self._processes.is_main:
+            return None
+        self._export.write(part, snapshot.weights, snapshot.aliases)
+        trained = {name: t for name, t in snapshot.weights.items() if name in self._saved.names}
+        if exported_exactly(part, trained):
+            trained = {}
+        write_state(part / TRAINING_STATE_NAME, snapshot, self.plan, trained)
+        if self.fixed:
+            save_file(self.fixed, part / TRAINING_STATE_NAME / FIXED_FILE)
+
+        def manifest(files: list[ManifestFile]) -> Manifest:
+            return Manifest(
+                run_id=self._run_id,
+                name=names[0],
+                format=self._export.format,
+                base_model=self._export.base_model,
+                step=snapshot.progress.step,
+                tokens=snapshot.progress.tokens,
+                metrics=metrics,
+                created_at=utc_now(),
+                files=files,
+            )
+
+        written = self._announce(checkpoints.publish(part, self._output_dir, manifest))
+        for name in names[1:]:
+            self._announce(checkpoints.copy_as(written, self._output_dir, name))
+        return written
+
+    def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
+        """Write this rank's part of the state, and go on when every rank has; raises what went wrong on any."""
+        fault: Exception | None = None
+        try:
+            self._engine.write_shard(folder, snapshot.optimizer)
+        except Exception as error:  # noqa: BLE001 - told to every rank, then raised
+            fault = error
+        faults: list[str | None] = [None if fault is None else f"{type(fault).__name__}: {fault}"]
+        if self._group is not None:
+            faults *= self._processes.world_size
+            dist.all_gather_object(faults, faults[0], group=self._group)
+        if fault is not None:
+            raise fault
+        told = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
+        if told:
+            raise OSError(f"A checkpoint was not written: {'; '.join(told)}")
+
+    def _announce(self, published: Checkpoint) -> Checkpoint:
+        """Point at what is durable, remove what it replaces, and say so, in this order."""
+        checkpoints.point_at(published, self._output_dir)
+        checkpoints.prune(self._output_dir, self._run_id, self._keep)
+        manifest = published.manifest
+        self._report.write(
+            CheckpointLine(name=manifest.name, step=manifest.step, metrics=manifest.metrics, bytes=published.size_bytes)
+        )
+        return published

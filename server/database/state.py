@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
+from server.database.newest import resume_from
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import (
@@ -76,10 +77,13 @@ async def change_status(
     job.error = told if to in ENDED else None
     if to in ENDED:
         job.finished_at = now
+    said = message or (REASON_SENTENCES[reason] if reason else None)
+    if to == JobStatus.QUEUED and job.attempt:
+        said = f"{said or ''} {await _where_it_goes_on(session, job)}".lstrip()
     fields = {
         "status": to.value,
         "reason": reason,
-        "message": message or (REASON_SENTENCES[reason] if reason else None),
+        "message": said,
         "error": told,
     }
     await events.append(
@@ -92,6 +96,14 @@ async def change_status(
         fields={name: value for name, value in {**fields, **(details or {})}.items() if value is not None},
     )
     return job
+
+
+async def _where_it_goes_on(session: AsyncSession, job: JobRow) -> str:
+    """Where the next attempt of a job that was started before begins."""
+    checkpoint = await resume_from(session, job)
+    if checkpoint is None:
+        return "There is no checkpoint yet: the next attempt begins at the first step."
+    return f"The next attempt goes on from {checkpoint.removeprefix(f'{job.id}/')}."
 
 
 async def hold(session: AsyncSession, job: JobRow) -> None:

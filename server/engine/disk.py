@@ -14,7 +14,7 @@ from zeta_core.contract.job import JobStatus, StatusReason
 
 # Without it, a job whose checkpoint does not fit although its worker is above its mark would start all the time.
 REST_SECONDS = 10.0
-MESSAGE = "There is room on the disk again; the job goes on from its newest checkpoint."
+MESSAGE = "There is room on the disk again."
 
 
 async def queue_what_waits_for_room(database: Database) -> list[str]:

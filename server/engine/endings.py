@@ -109,7 +109,7 @@ async def lose_worker(session: AsyncSession, job: JobRow, *, attempt: int, why: 
         attempt,
         reason=StatusReason.RETRYING,
         attempt_reason=lost,
-        message=f"{why} The next attempt resumes from the newest checkpoint.",
+        message=why,
     )
 
 
@@ -133,7 +133,7 @@ async def _failed(session: AsyncSession, job: JobRow, *, attempt: int, line: int
             line=line,
             reason=StatusReason.RETRYING,
             attempt_reason=reason,
-            message=f"{error.message} The next attempt resumes from the newest checkpoint.",
+            message=error.message,
             error=error,
         )
         return

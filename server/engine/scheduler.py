@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.db import Database
 from server.database.drains import drained_workers
-from server.database.newest import newest_to_resume
+from server.database.newest import resume_from
 from server.database.state import lock_job
 from server.database.tables import JobRow
 from server.engine.courier import NOT_SENT
@@ -183,7 +183,7 @@ class Scheduler:
                 spec=_spec_of(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.num_processes,
-                resume_from=await _resume_from(session, job),
+                resume_from=await resume_from(session, job),
             )
         try:
             await self._send(message)
@@ -311,18 +311,6 @@ def _spec_of(job: JobRow) -> dict[str, Any]:
     spec = {**job.spec, "resources": job.resolved_spec["resources"]}
     model = job.resolved_spec.get("model")
     return {**spec, "model": model} if isinstance(model, dict) and "job" in model else spec
-
-
-async def _resume_from(session: AsyncSession, job: JobRow) -> str | None:
-    """The job's own newest stored checkpoint; before it has one, the checkpoint that its spec names."""
-    own = await newest_to_resume(session, job.id)
-    if own is not None:
-        return f"{job.id}/{own}"
-    named = job.spec.get("resume_from_checkpoint")
-    if not isinstance(named, str):
-        return None
-    other, _, name = named.partition("/")
-    return f"{other}/{name or await newest_to_resume(session, other) or 'final'}"
 
 
 def _reason(wait: Wait, since: datetime) -> dict[str, Any]:

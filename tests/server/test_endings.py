@@ -223,6 +223,27 @@ def test_the_second_failure_in_a_row_waits_and_a_new_checkpoint_forgets_the_fail
     assert [backoff_seconds(failures) for failures in (1, 2, 3, 4, 9)] == [0, 5, 20, 80, 300]
 
 
+def test_the_sentence_of_a_next_attempt_says_where_it_goes_on(database: Bench) -> None:
+    job_id = database.submit()
+    tell(database, job_id, status("failed", reason="process_killed", message="It was killed."))
+    tell(database, job_id, checkpoint(5), status("queued", reason="handed_back", message="The worker stops."))
+    lose(database, job_id)
+    other = database.submit(spec=spec(resume_from_checkpoint="job_1/step-8"))
+    tell(database, other, status("paused", reason="disk_full"))
+    queue_again(database, other)
+    sentences = [
+        event.fields["message"]
+        for event in (*database.events(job_id), *database.events(other))
+        if event.fields.get("status") == "queued"
+    ]
+    assert sentences == [
+        "It was killed. There is no checkpoint yet: the next attempt begins at the first step.",
+        "The worker stops. The next attempt goes on from step-5.",
+        "It is gone. The next attempt goes on from step-5.",
+        "The job was resumed. The next attempt goes on from job_1/step-8.",
+    ]
+
+
 def test_a_hand_back_counts_as_no_failure(database: Bench) -> None:
     job_id = database.submit(max_retries=0)
     for _ in range(3):

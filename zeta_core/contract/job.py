@@ -68,11 +68,10 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",
     StatusReason.PROCESS_KILLED: "The training process was killed by a signal from outside.",
     StatusReason.STALLED: "The training made no step for far longer than its steps take; its log shows where it was.",
-    StatusReason.PAUSED_BY_USER: "The job was paused on request; resume it to go on from its newest checkpoint.",
-    StatusReason.RESUMED: "The job goes on from its newest checkpoint.",
-    StatusReason.HANDED_BACK: "The worker handed the job back: it stops, is drained, or could not be heard; the next "
-    "attempt goes on from the newest checkpoint.",
-    StatusReason.RETRYING: "The last attempt failed; the next one resumes from the newest checkpoint.",
+    StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` lets it go on.",
+    StatusReason.RESUMED: "The job was resumed.",
+    StatusReason.HANDED_BACK: "The worker handed the job back: it stops, is drained, or could not be heard.",
+    StatusReason.RETRYING: "The last attempt failed; the job is tried again.",
 }
 
 

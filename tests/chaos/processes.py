@@ -22,20 +22,24 @@ class TrainingProcess:
 
 def trainings(home: Path | None = None) -> list[TrainingProcess]:
     """The living ones, of the worker with this home or of all."""
-    return [found for found in _marked() if home is None or found.directory.is_relative_to(home)]
+    return list(_marked(home))
 
 
-def _marked() -> Iterator[TrainingProcess]:
+def _marked(home: Path | None) -> Iterator[TrainingProcess]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-            if MARK_JOB in environment and process.status() != psutil.STATUS_ZOMBIE:
-                yield TrainingProcess(
-                    process,
-                    job_id=environment[MARK_JOB],
-                    attempt=int(environment[MARK_ATTEMPT]),
-                    rank=environment.get("RANK"),
-                    directory=Path(process.cwd()),
-                )
+            if MARK_JOB not in environment or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            directory = Path(process.cwd())
+            if home is not None and not directory.is_relative_to(home):
+                continue  # of another test that runs beside this one: its marks may say anything
+            yield TrainingProcess(
+                process,
+                job_id=environment[MARK_JOB],
+                attempt=int(environment[MARK_ATTEMPT]),
+                rank=environment.get("RANK"),
+                directory=directory,
+            )
         except (psutil.Error, OSError):
             continue  # it ended meanwhile, or is another user's

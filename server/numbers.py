@@ -10,10 +10,10 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from server.database.tables import JobRow
+from server.database.tables import JobEndRow, JobRow
 from server.service import Service
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import ENDED, JobStatus
+from zeta_core.contract.job import JobStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 WAIT_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
@@ -36,7 +36,7 @@ class RequestNumbers:
 
 
 class _Ends(Collector):
-    """A counter whose total lives in the database, so that it survives restarts."""
+    """A counter whose total lives in the database, so that it survives restarts and deleted jobs."""
 
     def __init__(self) -> None:
         self.by_reason: dict[str, int] = {}
@@ -71,15 +71,14 @@ class JobNumbers:
         """Everything that the registry holds, in Prometheus's text format."""
         async with service.database.read() as session:
             by_status = await session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
-            ended = select(JobRow.status_reason, func.count()).where(JobRow.status.in_(ENDED))
-            by_reason = await session.execute(ended.group_by(JobRow.status_reason))
+            by_reason = await session.execute(select(JobEndRow.reason, JobEndRow.count))
             starts = await session.execute(
                 select(JobRow.created_at, JobRow.started_at).where(JobRow.started_at > self._seen_until)
             )
         counts: dict[str, int] = dict(by_status.tuples().all())
         for status in JobStatus:
             self._jobs.labels(status.value).set(counts.get(status.value, 0))
-        self._ends.by_reason = {reason or "unknown": count for reason, count in by_reason.tuples()}
+        self._ends.by_reason = dict(by_reason.tuples().all())
         for created_at, started_at in starts.tuples():
             if started_at is not None:
                 self._waits.observe(max(0.0, (started_at - created_at).total_seconds()))

@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
 from server.database.newest import resume_from
-from server.database.tables import AttemptRow, JobRow
+from server.database.tables import AttemptRow, JobEndRow, JobRow
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import (
     ENDED,
@@ -77,6 +78,8 @@ async def change_status(
     job.error = told if to in ENDED else None
     if to in ENDED:
         job.finished_at = now
+        assert reason is not None, f"{job.id} ends without a reason"
+        await _count_end(session, reason)
     said = message or (REASON_SENTENCES[reason] if reason else None)
     if to == JobStatus.QUEUED and job.attempt:
         said = f"{said or ''} {await _where_it_goes_on(session, job)}".lstrip()
@@ -96,6 +99,15 @@ async def change_status(
         fields={name: value for name, value in {**fields, **(details or {})}.items() if value is not None},
     )
     return job
+
+
+async def _count_end(session: AsyncSession, reason: StatusReason) -> None:
+    """One more job that ended so; the row is made by whoever needs it first."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    first = insert(JobEndRow).values(reason=reason, count=1)
+    await session.execute(
+        first.on_conflict_do_update(index_elements=[JobEndRow.reason], set_={"count": JobEndRow.count + 1})
+    )
 
 
 async def _where_it_goes_on(session: AsyncSession, job: JobRow) -> str:

@@ -207,6 +207,15 @@ class CheckRow(Table):
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 
+class JobEndRow(Table):
+    """How many jobs ever ended with a reason; `state.change_status` alone counts. Deleted ones stay counted."""
+
+    __tablename__ = "job_ends"
+
+    reason: Mapped[str] = mapped_column(primary_key=True)
+    count: Mapped[int] = mapped_column(BigNumber)
+
+
 class IdempotencyRow(Table):
     """A submission that was answered: the same key and body within 24 hours is the same job."""
 

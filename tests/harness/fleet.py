@@ -17,7 +17,7 @@ import psutil
 from sqlalchemy import select
 
 from server.database.db import Database
-from server.database.tables import AttemptRow, CheckpointRow, EventRow, JobRow, Table
+from server.database.tables import AttemptRow, CheckpointRow, EventRow, JobEndRow, JobRow, Table
 from server.engine.engine import Engine
 from server.settings import ServerSettings
 from tests.harness.children import start_child
@@ -129,6 +129,10 @@ class Bench:
     def events(self, job_id: str) -> list[EventRow]:
         query = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq)
         return self.loop.run(_all(self.database, query))
+
+    def ends(self) -> dict[str, int]:
+        """How many jobs are counted to have ended, by reason."""
+        return {row.reason: row.count for row in self.loop.run(_all(self.database, select(JobEndRow)))}
 
     def checkpoints(self, job_id: str) -> list[str]:
         query = select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(CheckpointRow.name)

@@ -311,3 +311,4 @@ def test_success_stores_the_result_and_keeps_the_advice_about_an_earlier_attempt
     assert (job.result or {})["train_loss"] == 1.5
     assert (job.progress or {})["loss"] == 2.0  # what a line does not say stays as it was
     assert job.finished_at is not None
+    assert database.ends() == {"completed": 1}  # the attempt that failed is no end

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy import create_engine, insert, inspect, make_url, select, text
 
 from migrations.upgrade import newest_revision, upgrade
 from server.database.db import Database
 from server.database.schema import SCHEMA_REVISION, require_schema
-from server.database.tables import Table
+from server.database.tables import JobEndRow, JobRow, Table
 from tests.harness.ports import free_loopback_port
 from zeta_core.contract.errors import InvalidSettings, Unavailable
+from zeta_core.contract.events import utc_now
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -46,6 +47,28 @@ def test_the_tables_are_not_compared_in_vain(database_url: str) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) != []
     engine.dispose()
+
+
+def test_jobs_that_ended_before_their_ends_were_counted_are_counted_and_errors_are_of_ended_jobs(
+    database_url: str,
+) -> None:
+    upgrade(database_url)
+    engine = create_engine(sync_url(database_url))
+    ends = [("failed", "train_error"), ("failed", "train_error"), ("succeeded", "completed"), ("queued", "retrying")]
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE job_ends"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        for number, (status, reason) in enumerate(ends):
+            job = {"id": f"job_{number}", "status": status, "status_reason": reason, "error": {"code": reason}}
+            common = {"project": "p", "created_by": "k", "spec": {}, "resolved_spec": {}, "priority": 0}
+            connection.execute(insert(JobRow).values(**job, **common, max_retries=3, created_at=utc_now()))
+    upgrade(database_url)
+    with engine.connect() as connection:
+        counted = connection.execute(select(JobEndRow.reason, JobEndRow.count)).tuples().all()
+        errors = connection.execute(select(JobRow.error["code"].as_string()).order_by(JobRow.id)).scalars().all()
+    engine.dispose()
+    assert dict(counted) == {"train_error": 2, "completed": 1}
+    assert list(errors) == ["train_error", "train_error", "completed", None]
 
 
 def test_upgrading_twice_changes_nothing(database_url: str) -> None:

@@ -101,6 +101,10 @@ def test_the_numbers_tell_jobs_ends_and_waits_and_never_a_job(rows: Rows, http: 
     assert after["zeta_job_ends_total", ("completed",)] == 1
     assert after["zeta_job_ends_total", ("cancelled_by_user",)] == 1
     assert after["zeta_http_requests_total", ("POST", "/v1/jobs", "201")] == 2
+    assert http.delete(f"/v1/jobs/{done}").status_code == 200
+    deleted = numbers(http)
+    assert deleted["zeta_jobs", ("succeeded",)] == 0
+    assert deleted["zeta_job_ends_total", ("completed",)] == 1  # a counter never falls
     text = http.get("/metrics").text
     assert "zeta_queue_wait_seconds_bucket" in text
     assert not any(job_id in text for job_id in (queued, done, cancelled))

@@ -16,21 +16,17 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.acceptance import Accepted, accept, read_spec
 from server.auth import Caller
 from server.database import events
 from server.database.tables import IdempotencyRow, JobRow
 from server.job_objects import describe_one
 from server.jobs import first_waiting_reason
-from server.references import check_references, check_training_state, with_named_checkpoint
-from server.resuming import check_exact_resume
 from server.service import Service
-from zeta_core.contract.defaults import resolve
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import Job, JobStatus
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse
 
 IDEMPOTENCY_HOURS = 24
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
@@ -73,18 +69,14 @@ async def create(
     service: Service, caller: Caller, data: dict[str, Any], request: Submission, *, parent: str | None = None
 ) -> tuple[Job, bool]:
     """A new job of ``data``, a spec as it was sent, or the one that the same request got in the meantime."""
-    spec = parse(JobSpec, data)
-    await check_training_state(service, caller, spec)
+    spec = await read_spec(service, caller, data)
     key = request.idempotency_key
     async with service.database.write() as session:
         if key is not None:
             earlier = await _claim_key(session, caller, key, request.sent_sha256)
             if earlier is not None:
                 return await describe_one(session, earlier), True
-        files = await check_references(session, service.settings, caller.project, spec)
-        spec = await with_named_checkpoint(session, spec)
-        await check_exact_resume(session, spec)
-        row = _row(service, caller, spec, data, files, parent)
+        row = _row(service, caller, await accept(session, service, caller, spec), data, parent)
         session.add(row)
         if key is not None:
             await _keep_answer(session, caller, key, row.id)
@@ -97,10 +89,8 @@ async def create(
     return job, False
 
 
-def _row(
-    service: Service, caller: Caller, spec: JobSpec, data: Any, files: dict[str, Any], parent: str | None
-) -> JobRow:
-    now = utc_now()
+def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent: str | None) -> JobRow:
+    now, spec = utc_now(), accepted.spec
     return JobRow(
         id=new_id("job"),
         project=caller.project,
@@ -110,7 +100,7 @@ def _row(
         waiting_reason=first_waiting_reason(service),
         entity_name=spec.entity_name,
         spec=data,
-        resolved_spec={**resolve(spec), "files": files},
+        resolved_spec=accepted.resolved_spec,
         priority=spec.priority,
         attempt=0,
         failures=0,

@@ -1,0 +1,39 @@
+"""Everything that a spec must pass to become a job, and what it is then: one list for submitting and for validating."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.references import check_references, check_training_state, with_named_checkpoint
+from server.resuming import check_exact_resume
+from server.service import Service
+from zeta_core.contract.defaults import resolve
+from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.validation import parse
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A spec that a job can be made of: ``latest`` named, its defaults decided, its files described for workers."""
+
+    spec: JobSpec
+    resolved_spec: dict[str, Any]
+
+
+async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
+    """What is checked before the transaction: the words, and files of the artifact store. Raises `InvalidSpec`."""
+    spec = parse(JobSpec, data)
+    await check_training_state(service, caller, spec)
+    return spec
+
+
+async def accept(session: AsyncSession, service: Service, caller: Caller, spec: JobSpec) -> Accepted:
+    """What the database decides, and locks until the transaction ends. Raises `InvalidSpec`."""
+    files = await check_references(session, service.settings, caller.project, spec)
+    spec = await with_named_checkpoint(session, spec)
+    await check_exact_resume(session, spec)
+    return Accepted(spec, {**resolve(spec), "files": files})

@@ -10,17 +10,16 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.acceptance import accept, read_spec
 from server.auth import Caller
 from server.database.tables import JobRow
+from server.pace import expected_time
 from server.parameters import count_parameters
-from server.references import check_references, check_training_state, with_named_checkpoint
-from server.resuming import check_exact_resume
 from server.service import Service
 from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.defaults import resolve
 from zeta_core.contract.estimate import Bytes, Estimate
 from zeta_core.contract.spec import ConfigModel, JobModel, JobSpec
-from zeta_core.contract.validation import error_of, parse
+from zeta_core.contract.validation import error_of
 
 # Weights, their gradients and AdamW's two moments, each a float32 (https://arxiv.org/abs/1910.02054, section 3.1).
 ADAMW_BYTES_PER_PARAMETER = 16
@@ -38,27 +37,43 @@ _OUR_NAME = {
     "memory.activations": "memory",
 }
 _NOT_MEASURED = "It depends on the device and is measured by the first steps; see the job's progress."
+_RESUMED = "How much is left of a run that is resumed is known when its checkpoint is read."
 
 
 async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
     """What a submission of ``data`` would be. Raises what the submission would raise."""
-    spec = parse(JobSpec, data)
-    await check_training_state(service, caller, spec)
+    spec = await read_spec(service, caller, data)
     async with service.database.read() as session:
-        files = await check_references(session, service.settings, caller.project, spec)
-        spec = await with_named_checkpoint(session, spec)
-        await check_exact_resume(session, spec)
-        parameters, unknown = await _parameters(session, spec)
-    resolved = {**resolve(spec), "files": files}
+        accepted = await accept(session, service, caller, spec)
+        parameters, unknown = await _parameters(session, accepted.spec)
+    spec, resolved = accepted.spec, accepted.resolved_spec
     alone = _estimate(spec, resolved, parameters, unknown)
     sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
     found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes)
     if isinstance(found, str):
         pending = {**alone.pending, **dict.fromkeys(("vocabulary", "isolates"), _ASK_A_WORKER)}
-        return alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})
-    if not found.ok:
+        known = alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})
+    elif found.ok:
+        known = _with(alone, found, spec)
+    else:
         raise error_of(list(found.details))
-    return _with(alone, found, spec)
+    return await _with_time(service, caller, spec, known)
+
+
+async def _with_time(service: Service, caller: Caller, spec: JobSpec, known: Estimate) -> Estimate:
+    """What is known, and the time that its steps will take where an earlier job tells it."""
+    resolved = known.resolved_spec
+    if known.steps is None:
+        time = _DATA_UNREAD
+    elif spec.resume_from_checkpoint is not None:
+        time = _RESUMED
+    else:
+        num_sequences = known.steps * int(resolved["global_batch_size"])
+        async with service.database.read() as session:
+            time = await expected_time(session, service.engine, caller.project, spec, resolved, num_sequences)
+    if isinstance(time, str):
+        return known.model_copy(update={"pending": {**known.pending, "time": time}})
+    return known.model_copy(update={"time": time})
 
 
 def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
@@ -79,7 +94,7 @@ def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
         meaning = f"at most {most} checkpoints of {found.checkpoint_bytes} bytes with their training state"
         values["disk"] = Bytes(bytes=found.checkpoint_bytes * most, meaning=meaning)
     known = {name: value for name, value in values.items() if value is not None}
-    told = {_OUR_NAME.get(name, name): why for name, why in found.pending.items()}
+    told = {_OUR_NAME.get(name, name): why for name, why in found.pending.items() if name != "time"}
     pending = {name: why for name, why in {**alone.pending, **told}.items() if name not in known}
     resolved = {**(found.resolved_spec or {}), "files": alone.resolved_spec["files"]}
     update = {**known, "pending": pending, "resolved_spec": {**alone.resolved_spec, **resolved}}
@@ -101,7 +116,7 @@ async def _parameters(session: AsyncSession, spec: JobSpec) -> tuple[int | None,
 
 
 def _estimate(spec: JobSpec, resolved: dict[str, Any], parameters: int | None, unknown: str) -> Estimate:
-    pending: dict[str, str] = {"disk": _MODEL_UNREAD if parameters is None else _NOT_MEASURED, "time": _NOT_MEASURED}
+    pending: dict[str, str] = {"disk": _MODEL_UNREAD if parameters is None else _NOT_MEASURED}
     if parameters is None:
         pending["parameters"] = unknown
     trainable = parameters if spec.lora is None and not resolved.get("freeze") else None

@@ -72,6 +72,7 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     assert found["time"] is None
     assert set(found["pending"]) == {"disk", "time", "vocabulary", "isolates"}
     assert "No worker is connected" in found["pending"]["disk"]
+    assert "no worker is connected" in found["pending"]["time"]
 
     unknown = http.post("/v1/jobs/validate", json={**SPEC, "max_steps": None}).json()
     for name in ("parameters", "trainable_parameters", "steps", "tokens", "memory", "disk", "time"):

@@ -242,7 +242,7 @@ def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, cl
 
 
 def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
-    service: Service, client: Client, tmp_path: Path
+    service: Service, client: Client, finished: Job, tmp_path: Path
 ) -> None:
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps(TINY_JOB))
@@ -252,7 +252,11 @@ def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
     assert found["steps"] == 8
     assert found["disk"]["bytes"] > 4 * found["parameters"]
     assert found["memory"]["activations"] > 0
-    assert set(found["pending"]) == {"time"}
+    assert found["pending"] == {}
+    told_by, took = client.job(found["time"]["job"]), found["time"]["seconds"]
+    assert told_by.result is not None
+    assert took == pytest.approx(told_by.result.train_seconds, abs=0.06), "as many steps of the same work"
+    assert finished.status == "succeeded", "at least one such job has run"
     before = time.monotonic()
     assert client.validate(TINY_JOB).parameters == found["parameters"]
     assert time.monotonic() - before < 2.0  # it was not asked again

@@ -21,8 +21,13 @@ class Bytes(_Stored):
 
 
 class Seconds(_Stored):
+    """``job`` is the earlier one that the time is taken from; ``tokens_per_second`` is what that made of its device."""
+
     seconds: float
     meaning: str
+    job: str | None = None
+    device: str | None = None
+    tokens_per_second: float | None = None
 
 
 class Estimate(_Stored):
@@ -37,7 +42,7 @@ class Estimate(_Stored):
     tokens: int | None = Field(default=None, description="trained on at most: full sequences")
     memory: Bytes | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
-    time: Seconds | None = None
+    time: Seconds | None = Field(default=None, description="of the training, as an earlier job alike took it")
     vocabulary: Vocabulary | None = None
     isolates: bool | None = Field(default=None, description="whether packed documents do not see one another")
     pending: dict[str, str] = Field(default={}, description="why a field is null, by its name")

@@ -1,0 +1,150 @@
+"""How long a spec would train: told from an earlier job of the project that did the same work on such a device.
+
+Nothing is carried over from another model, another kind of work or another device: a device's speed depends on its
+shapes, its kernels and its memory in ways that no count of parameters tells. What is carried over is the time of one
+sequence, from the first step to the last. Of several such jobs the one that trained longest is taken: its first steps,
+which set much up, weigh least.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.tables import AttemptRow, JobRow
+from server.engine.engine import Engine
+from server.engine.scheduler import Room
+from zeta_core.contract.defaults import resolve
+from zeta_core.contract.estimate import Seconds
+from zeta_core.contract.job import JobStatus
+from zeta_core.contract.messages import Heartbeat
+from zeta_core.contract.spec import JobSpec, Resources
+
+NEWEST_JOBS = 200  # that succeeded are looked through
+# What decides how long a device takes for one sequence.
+_WORK = (
+    "model",
+    "method",
+    "seq_len",
+    "pack",
+    "batch_size",
+    "mixed_precision",
+    "compile",
+    "optimizer",
+    "lora",
+    "freeze",
+    "use_fsdp",
+    "use_deepspeed",
+    "use_activation_checkpointing",
+)
+_WORK_OF_ROWS = ("dataset", "overlong", "train_on")  # of sequences that are as long as their documents
+_NO_DEVICE = "It depends on the device, and no worker is connected that could run it; the first steps measure it."
+_NO_JOB = (
+    "No earlier job tells it: none of this project's that did the same work (model, method, seq_len, precision, batch) "
+    "on such a device ({}) has succeeded; the first steps measure it."
+)
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """A job that succeeded: what was asked of it, what was decided, and what it took."""
+
+    id: str
+    asked: dict[str, Any]
+    decided: dict[str, Any]
+    sequences: int
+    tokens: int
+    seconds: float
+
+
+async def expected_time(
+    session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: dict[str, Any], num_sequences: int
+) -> Seconds | str:
+    """The time that ``num_sequences`` of a spec will take, or why nothing tells it; ``resolved`` is all that is known.
+
+    The time is that of the training alone: waiting, the start and evaluations are not in it.
+    """
+    beats = {beat.worker: beat for beat in engine.workers()}
+    rooms = [Room(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
+    able = [room for room in rooms if room.slots_for(spec.resources) is not None]
+    wanted = {_device(room.heartbeat, room.gpus_for(spec.resources)) for room in able}
+    if not wanted:
+        return _NO_DEVICE
+    asked = resolve(spec)
+    alike = [job for job in await _succeeded(session, project, resolved["model"]) if _same_work(asked, resolved, job)]
+    workers: dict[str, set[str]] = defaultdict(set)
+    of_them = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in alike]))
+    for job_id, worker in (await session.execute(of_them)).tuples():
+        workers[job_id].add(worker)
+    for job in sorted(alike, key=lambda job: job.seconds, reverse=True):
+        gpus = int(str(job.decided.get("device")).startswith("cuda"))
+        devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
+        device = devices.pop() if len(devices) == 1 else None
+        if device is not None and device in wanted:
+            return _as_long_as(job, device, num_sequences)
+    return _NO_JOB.format(" or ".join(sorted(wanted)))
+
+
+def _as_long_as(job: _Earlier, device: str, num_sequences: int) -> Seconds:
+    return Seconds(
+        seconds=round(num_sequences * job.seconds / job.sequences, 1),
+        meaning=f"of training, each sequence taking as long as in {job.id} on such a device ({device}); waiting, the "
+        "start and evaluations come on top",
+        job=job.id,
+        device=device,
+        tokens_per_second=round(job.tokens / job.seconds, 1),
+    )
+
+
+def _device(beat: Heartbeat, gpus: int) -> str:
+    """The kind of device that a job gets on this worker: its GPUs by name, or its share of the cores."""
+    if gpus:
+        return ", ".join(sorted({slot.name for slot in beat.slots if slot.kind == "cuda"}))
+    cores = max(1, beat.cores // max(1, len(beat.slots)))
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
+
+
+async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[_Earlier]:
+    """The newest jobs of this model that trained from their start to their end and say what that took."""
+    columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec, JobRow.result, JobRow.progress)
+    ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
+    newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
+    found: list[_Earlier] = []
+    for job_id, sent, decided, result, progress in (await session.execute(newest)).tuples():
+        if decided.get("model") != model or sent.get("resume_from_checkpoint"):
+            continue
+        tokens, seconds = (result or {}).get("tokens"), (result or {}).get("train_seconds")
+        sequences = ((progress or {}).get("step") or 0) * (decided.get("global_batch_size") or 0)
+        sequences = min(sequences, decided.get("total_sequences") or sequences)  # the last batch may be smaller
+        if not (tokens and seconds and sequences):
+            continue
+        try:
+            asked = resolve(JobSpec.model_validate(sent))
+        except ValidationError:
+            continue  # in the words of an earlier version
+        found.append(_Earlier(job_id, asked, decided, sequences, tokens, seconds))
+    return found
+
+
+def _same_work(asked: dict[str, Any], resolved: dict[str, Any], job: _Earlier) -> bool:
+    """Whether every field that counts was asked for alike, or is the same once it is decided."""
+    as_long_as_documents = not asked["pack"] or asked["method"] == "dpo"
+    for name in (*_WORK, *_WORK_OF_ROWS) if as_long_as_documents else _WORK:
+        now, then = _work(name, resolved), _work(name, job.decided)
+        if _work(name, asked) != _work(name, job.asked) and (now is None or now != then):
+            return False
+    now, then = (Resources.model_validate(one["resources"]).num_processes for one in (asked, job.asked))
+    return now == then
+
+
+def _work(name: str, options: dict[str, Any]) -> Any:
+    """Without what is no part of it: an adapter that is saved merged as well trains like one that is not."""
+    value = options.get(name)
+    if name == "lora" and isinstance(value, dict):
+        return {key: part for key, part in value.items() if key != "save_merged"}
+    return value

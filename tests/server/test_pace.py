@@ -1,0 +1,86 @@
+"""The time of a spec is told by an earlier job that did the same work on such a device, and by nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.pace import expected_time
+from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.played_worker import PlayedWorker
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from tests.server.rows import Rows
+from tests.server.serving import SPEC
+from zeta_core.contract.defaults import resolve
+from zeta_core.contract.estimate import Seconds
+from zeta_core.contract.job import JobStatus
+from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.validation import parse
+
+DECIDED: dict[str, Any] = {"device": "cpu", "batch_size": 8, "global_batch_size": 32, "total_sequences": 128}
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+    with bench(tmp_path, redis_url) as made:
+        yield made
+
+
+def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, shared_valkey: ValkeyServer) -> None:
+    engine, rows = fleet.start_engine(), Rows(fleet.settings)
+
+    async def told(sent: dict[str, Any], resolved: dict[str, Any], project: str) -> Seconds | str:
+        spec = parse(JobSpec, {**SPEC, **sent})
+        async with fleet.database.read() as session:
+            return await expected_time(session, engine, project, spec, {**resolve(spec), **resolved}, 1280)
+
+    def time_of(sent: dict[str, Any] | None = None, *, project: str = "default", **resolved: Any) -> Seconds | str:
+        return fleet.loop.run(told(sent or {}, resolved, project))
+
+    def succeeded(seconds: float, spec: dict[str, Any] | None = None, **decided: Any) -> str:
+        """A job of 4 steps whose only attempt ran on the worker ``w1``."""
+        job_id = rows.job(spec=spec)
+        rows.attempt(job_id, progress=[{"phase": "training", "step": 4}], to=JobStatus.SUCCEEDED)
+        sent = parse(JobSpec, {**SPEC, **(spec or {})})
+        rows.change(
+            job_id,
+            resolved_spec={**resolve(sent), **DECIDED, **decided},
+            progress={"step": 4},
+            result={"tokens": 8000, "train_seconds": seconds},
+        )
+        return job_id
+
+    assert "no worker is connected" in str(time_of())
+    with shared_valkey.client() as client:
+        worker = PlayedWorker(client, SECRET, "w1")
+
+        def alive() -> bool:
+            worker.beat()
+            return engine.is_alive("w1")
+
+        wait_until(alive, 15, "the worker to be known")
+        assert "on such a device (1 CPU core)" in str(time_of())
+        succeeded(2.0)
+        longest = succeeded(4.0)
+        succeeded(8.0, {"resume_from_checkpoint": f"{longest}/step-4"})
+        succeeded(8.0, device="cuda:0")
+        succeeded(8.0, {"seq_len": 32})
+        unpacked = succeeded(1.0, {"pack": False})
+        alive()
+
+        time = time_of()
+        assert isinstance(time, Seconds)
+        assert (time.job, time.seconds, time.tokens_per_second) == (longest, 40.0, 2000.0)
+        assert longest in time.meaning
+        for same in ({"batch_size": 8}, {"learning_rate": 1.0, "metadata": {"a": "b"}}, {"max_steps": 9}):
+            assert isinstance(found := time_of(same, batch_size=8), Seconds), found
+        for other in ({"lora": {}}, {"batch_size": 4}, {"mixed_precision": "bf16"}, {"resources": {"processes": 2}}):
+            assert isinstance(time_of(other), str), other
+        assert isinstance(time_of(project="another"), str)
+        padded = time_of({"pack": False})  # such rows are as long as their documents
+        assert isinstance(padded, Seconds)
+        assert padded.job == unpacked
+        assert isinstance(time_of({"pack": False, "dataset": {"path": "other.txt"}}), str)
+        assert isinstance(time_of({"resources": {"gpus": 1}}), str), "no worker has a GPU"

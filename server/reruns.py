@@ -15,16 +15,8 @@ from server.submissions import answered_before, create, submission
 from zeta_core.contract.commands import FROM_START, Rerun
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job import Job
+from zeta_core.contract.spec import KINDS
 from zeta_core.contract.validation import parse
-
-# Objects of the spec that are of one of several kinds, told by these fields. One of another kind replaces the old one:
-# merged into it, it could never be valid.
-_KINDS = {
-    "model": frozenset({"config", "job", "file", "builder"}),
-    "dataset": frozenset({"file", "path", "hub", "builtin"}),
-    "eval_dataset": frozenset({"file", "path", "hub", "builtin"}),
-    "tokenizer": frozenset({"file", "builtin"}),
-}
 
 
 async def rerun(
@@ -76,10 +68,10 @@ def _patched(parent: JobRow, asked: Rerun, checkpoint: str | None) -> dict[str, 
     model = parent.resolved_spec.get("model")
     if isinstance(model, dict) and "job" in model:
         base["model"] = model
-    for name, kinds in _KINDS.items():
+    for name, kinds in KINDS.items():
         now, then = asked.patch.get(name), base.get(name)
-        if isinstance(now, dict) and isinstance(then, dict) and not kinds.isdisjoint(now.keys() - then.keys()):
-            base.pop(name)
+        if isinstance(now, dict) and isinstance(then, dict) and any(kind in now and kind not in then for kind in kinds):
+            base.pop(name)  # one of another kind replaces the old one: merged into it, it could never be valid
     spec = merged(base, asked.patch)
     spec.pop("resume_from_checkpoint", None)
     return spec if checkpoint is None else {**spec, "resume_from_checkpoint": f"{parent.id}/{checkpoint}"}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import redis
 
+from tests.harness.fleet import Bench
 from tests.harness.waiting import wait_until
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import (
@@ -38,6 +39,7 @@ class PlayedWorker:
         self._secret = secret
         self._slots = slots
         self._beat = 0
+        self._started: dict[str, int] = {}
 
     def beat(self, *running: tuple[str, int]) -> None:
         """A heartbeat that lists these (job, attempt) in the first slots."""
@@ -53,6 +55,19 @@ class PlayedWorker:
             incarnation=self.incarnation,
         )
         self._client.hset(WORKERS_HASH, self.name, signed)
+
+    def start(self, fleet: Bench, job_id: str, attempt: int = 1) -> None:
+        """Be heard until the job is handed over, claim it, and list it with what was started before."""
+        others = [(job, number) for job, number in self._started.items() if job != job_id]
+
+        def handed_over() -> bool:
+            self.beat(*others)
+            return fleet.job(job_id).worker == self.name
+
+        wait_until(handed_over, 15, f"{job_id} to be handed over")
+        assert self.claim(job_id, attempt).granted
+        self._started[job_id] = attempt
+        self.beat(*others, (job_id, attempt))
 
     def claim(self, job_id: str, attempt: int = 1) -> ClaimAnswer:
         """Ask, and wait for the answer."""

@@ -25,22 +25,10 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Ite
         yield made
 
 
-def start(fleet: Bench, worker: PlayedWorker, job_id: str, attempt: int = 1) -> None:
-    """Let the job be handed to the worker, which is heard meanwhile, and claim it."""
-
-    def handed_over() -> bool:
-        worker.beat()
-        return fleet.job(job_id).worker == worker.name
-
-    wait_until(handed_over, 15, f"{job_id} to be handed over")
-    assert worker.claim(job_id, attempt).granted
-
-
 def running_job(fleet: Bench, client: "redis.Redis") -> tuple[PlayedWorker, str]:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
-    start(fleet, worker, job_id)
-    worker.beat((job_id, 1))
+    worker.start(fleet, job_id)
     return worker, job_id
 
 
@@ -72,7 +60,7 @@ def test_what_an_ended_attempt_says_is_fenced_and_changes_nothing(fleet: Bench, 
     assert fleet.wait_for_status(job_id, "queued").status_reason == "retrying"
     repeated = worker.publish(job_id, 2, status("failed", reason="train_error"))
     assert (repeated.stored_line, repeated.fenced) == (2, True)
-    start(fleet, worker, job_id, 2)
+    worker.start(fleet, job_id, 2)
     late = worker.publish(job_id, 3, progress(50), status("succeeded"))
     assert (late.stored_line, late.fenced) == (2, True)
     job = fleet.job(job_id)
@@ -144,7 +132,7 @@ def test_checkpoints_are_kept_up_to_the_limit_and_reset_the_count_of_failures(
     worker, job_id = running_job(fleet, client)
     worker.publish(job_id, 1, checkpoint(2), status("failed", reason="process_killed"))
     assert fleet.wait_for_status(job_id, "queued").failures == 1
-    start(fleet, worker, job_id, 2)
+    worker.start(fleet, job_id, 2)
     worker.publish(job_id, 1, checkpoint(2), attempt=2)
     assert fleet.job(job_id).failures == 1  # nothing new was reached
     worker.publish(job_id, 2, *[checkpoint(step) for step in (4, 6, 8)], checkpoint(8, "final"), attempt=2)
@@ -166,8 +154,7 @@ def test_two_keepers_on_one_postgresql_store_every_line_once_in_order_without_a_
         worker = PlayedWorker(client, SECRET, slots=num_jobs)
         jobs = [one.submit() for _ in range(num_jobs)]
         for job_id in jobs:
-            start(one, worker, job_id)
-        worker.beat(*[(job_id, 1) for job_id in jobs])
+            worker.start(one, job_id)
 
         def tell(job_id: str, seed: int) -> None:
             """Overlapping batches, each sent twice, as fast as Redis takes them; then again what is not stored."""

@@ -29,16 +29,6 @@ def spec(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "dataset": {"builtin": "python-docs"}, **fields}
 
 
-def start(fleet: Bench, worker: PlayedWorker, job_id: str, attempt: int = 1) -> None:
-    def handed_over() -> bool:
-        worker.beat()
-        return fleet.job(job_id).worker == worker.name
-
-    wait_until(handed_over, 15, f"{job_id} to be handed over")
-    assert worker.claim(job_id, attempt).granted
-    worker.beat((job_id, attempt))
-
-
 def hear_order(worker: PlayedWorker, job_id: str) -> str:
     order = worker.hear(StopOrder, job_id)
     assert isinstance(order, StopOrder)
@@ -66,7 +56,7 @@ def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_
     monkeypatch.setattr(orders, "NOTE_SECONDS", 0.1)
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=60))
-    start(fleet, worker, job_id)
+    worker.start(fleet, job_id)
 
     def noted() -> float:
         worker.beat((job_id, 1))
@@ -75,7 +65,7 @@ def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_
     wait_until(lambda: noted() > 0.3, 15, "the running time to be written down")
     worker.publish(job_id, 1, progress(3), status("failed", reason="process_killed"))
     change(fleet, AttemptRow, (job_id, 1), ran_seconds=59.0)  # as if the first attempt had run so long
-    start(fleet, worker, job_id, 2)
+    worker.start(fleet, job_id, 2)
     fleet.stop_engine()  # the count outlasts the server
     fleet.start_engine()
     worker.beat((job_id, 2))
@@ -94,7 +84,7 @@ def test_a_clock_that_jumps_neither_shortens_a_running_job_nor_holds_up_a_restin
 ) -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=3600))
-    start(fleet, worker, job_id)
+    worker.start(fleet, job_id)
     worker.beat((job_id, 1))
     wait_until(lambda: fleet.attempts(job_id)[0].ran_seconds is not None, 15, "the engine to count its time")
     # The same difference as a clock that is now two hours ahead.
@@ -106,7 +96,7 @@ def test_a_clock_that_jumps_neither_shortens_a_running_job_nor_holds_up_a_restin
     assert not [message for message in worker.heard() if isinstance(message, StopOrder)]
     worker.publish(job_id, 4, status("queued", reason="handed_back"))
     change(fleet, JobRow, job_id, not_before=utc_now() + timedelta(hours=2))
-    start(fleet, worker, job_id, 2)
+    worker.start(fleet, job_id, 2)
 
 
 def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained(
@@ -114,7 +104,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained
 ) -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
-    start(fleet, worker, job_id)
+    worker.start(fleet, job_id)
 
     async def drain(draining: bool) -> None:
         async with fleet.database.write() as session:
@@ -137,7 +127,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained
     wait_until(lambda: "drained" in explained(), 20, "the reason to wait")
     assert fleet.job(job_id).worker is None
     fleet.loop.run(drain(False))
-    start(fleet, worker, job_id, 2)
+    worker.start(fleet, job_id, 2)
     assert fleet.job(job_id).failures == 0
 
 
@@ -147,7 +137,7 @@ def test_a_job_that_waits_for_room_on_the_disk_goes_on_by_itself(
     monkeypatch.setattr("server.engine.disk.REST_SECONDS", 0.0)
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
-    start(fleet, worker, job_id)
+    worker.start(fleet, job_id)
     worker.disk_low = True
     worker.beat((job_id, 1))
     wait_until(lambda: engine_of(fleet).workers()[0].disk_low, 15, "the server to know")
@@ -162,7 +152,7 @@ def test_a_job_that_waits_for_room_on_the_disk_goes_on_by_itself(
     wait_until(lambda: waits() == {job_id: "disk", other: "disk"}, 20, "both to wait for the disk")
     assert fleet.job(job_id).status == "paused"
     worker.disk_low = False
-    start(fleet, worker, job_id, 2)
+    worker.start(fleet, job_id, 2)
     resumed = [event.fields for event in fleet.events(job_id) if event.fields.get("reason") == "resumed"]
     assert "room" in resumed[0]["message"]
     fleet.check_events(job_id)

@@ -20,20 +20,10 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
         yield made
 
 
-def start(fleet: Bench, worker: PlayedWorker, job_id: str, attempt: int = 1) -> None:
-    def handed_over() -> bool:
-        worker.beat()
-        return fleet.job(job_id).worker == worker.name
-
-    wait_until(handed_over, 15, f"{job_id} to be handed over")
-    assert worker.claim(job_id, attempt).granted
-    worker.beat((job_id, attempt))
-
-
 def test_a_stop_order_is_repeated_until_the_job_has_moved_on(fleet: Bench, client: "redis.Redis") -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
-    start(fleet, worker, job_id)
+    worker.start(fleet, job_id)
     fleet.request(job_id, "cancel")
     for _ in range(2):
         worker.beat((job_id, 1))
@@ -49,11 +39,11 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
 ) -> None:
     silent, other = PlayedWorker(client, SECRET, "silent"), PlayedWorker(client, SECRET, "other")
     job_id = fleet.submit()
-    start(fleet, silent, job_id)
+    silent.start(fleet, job_id)
     wait_until(lambda: fleet.job(job_id).status == "queued", 15, "the lease to run out")
     (attempt,) = fleet.attempts(job_id)
     assert (attempt.reason, fleet.job(job_id).losses, fleet.job(job_id).failures) == ("worker_lost", 1, 0)
-    start(fleet, other, job_id, 2)
+    other.start(fleet, job_id, 2)
 
     def told() -> bool:
         silent.beat((job_id, 1))
@@ -77,7 +67,7 @@ def test_an_engine_stops_and_starts_again_however_often_while_workers_speak(
         fleet.start_engine()
         worker = PlayedWorker(client, SECRET)
         job_id = fleet.submit()
-        start(fleet, worker, job_id)
+        worker.start(fleet, job_id)
         stored = 0
         for _ in range(10):
             stored = worker.publish(job_id, stored + 1, progress(stored + 1)).stored_line

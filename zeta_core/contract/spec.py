@@ -75,13 +75,17 @@ def _tag(kind: str) -> str:
     return f"<{kind}>"
 
 
-def _keys(value: Any) -> Any:
-    return value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+def _kind(value: Any, kinds: tuple[str, ...], default: str) -> str:
+    """The member of a union that ``value`` means: the first of ``kinds`` that it has as a field."""
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+    return _tag(next((kind for kind in kinds if kind in keys), default))
+
+
+_SOURCES = ("file", "path", "hub", "builtin")
 
 
 def _source_kind(value: Any) -> str:
-    keys = _keys(value)
-    return _tag(next((kind for kind in ("file", "path", "hub", "builtin") if kind in keys), "path"))
+    return _kind(value, _SOURCES, "path")
 
 
 DatasetSource = Annotated[
@@ -126,11 +130,11 @@ class BuilderModel(_Sent):
     arguments: dict[str, JsonValue] = {}
 
 
+_MODELS = ("config", "job", "file", "builder")
+
+
 def _model_kind(value: Any) -> str:
-    if isinstance(value, str):
-        return _tag("hub")
-    keys = _keys(value)
-    return _tag(next((kind for kind in ("config", "job", "file", "builder") if kind in keys), "config"))
+    return _tag("hub") if isinstance(value, str) else _kind(value, _MODELS, "config")
 
 
 HubModel = Annotated[str, Field(min_length=1, max_length=300)]
@@ -152,11 +156,11 @@ class BuiltinTokenizer(_Sent):
     builtin: Literal["bytes"]
 
 
+_TOKENIZERS = ("file", "builtin")
+
+
 def _tokenizer_kind(value: Any) -> str:
-    if isinstance(value, str):
-        return _tag("hub")
-    keys = _keys(value)
-    return _tag("file" if "file" in keys else "builtin")
+    return _tag("hub") if isinstance(value, str) else _kind(value, _TOKENIZERS, "builtin")
 
 
 TokenizerSource = Annotated[
@@ -165,6 +169,14 @@ TokenizerSource = Annotated[
     | Annotated[BuiltinTokenizer, Tag("<builtin>")],
     Discriminator(_tokenizer_kind),
 ]
+
+# Fields of a spec whose objects are of one of several kinds, and the names of theirs that tell the kinds apart.
+KINDS: dict[str, tuple[str, ...]] = {
+    "model": _MODELS,
+    "dataset": _SOURCES,
+    "eval_dataset": _SOURCES,
+    "tokenizer": _TOKENIZERS,
+}
 
 # --- Methods ----------------------------------------------------------------------------------------------------------
 

@@ -87,10 +87,9 @@ class LossOf:
 
     def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
         values: dict[str, Any] = {**dict(self.fixed), **more}
-        if "attention_mask" in self.extras and batch.mask_B1TT is not None:
-            values["attention_mask"] = batch.mask_B1TT
-        if "position_ids" in self.extras:
-            values["position_ids"] = batch.positions_BT
+        if batch.mask_B1TT is not None:  # else each sequence is one document from its start, as models take it to be
+            given = {"attention_mask": batch.mask_B1TT, "position_ids": batch.positions_BT}
+            values |= {extra: given[extra] for extra in self.extras}
         if self.ids_name is not None:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)

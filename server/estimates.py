@@ -18,7 +18,8 @@ from server.parameters import count_parameters
 from server.service import Service
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.estimate import Bytes, Estimate
-from zeta_core.contract.spec import ConfigModel, JobModel, JobSpec
+from zeta_core.contract.sources import ConfigModel, JobModel
+from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of
 
 # Weights, their gradients and AdamW's two moments, each a float32 (https://arxiv.org/abs/1910.02054, section 3.1).

@@ -21,17 +21,17 @@ from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.spec import (
+from zeta_core.contract.sources import (
     Dataset,
     FileModel,
     FileSource,
     FileTokenizer,
     HubSource,
     JobModel,
-    JobSpec,
     PathSource,
     dataset_sources,
 )
+from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of
 
 

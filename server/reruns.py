@@ -15,7 +15,7 @@ from server.submissions import answered_before, create, submission
 from zeta_core.contract.commands import FROM_START, Rerun
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job import Job
-from zeta_core.contract.spec import KINDS
+from zeta_core.contract.sources import KINDS
 from zeta_core.contract.validation import parse
 
 

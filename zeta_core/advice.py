@@ -1,7 +1,7 @@
 """What is worth saying about a run before its first step: its learning rate, its precision, its padding.
 
-Nothing here changes the run. What cannot be trained is refused where it is met (`memory.needs`, `model`, `data.packing`), what
-goes wrong later is told by `train.divergence`.
+Nothing here changes the run. What cannot be trained is refused where it is met (`memory.needs`, `model`,
+`data.packing`), what goes wrong later is told by `train.divergence`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from zeta_core.contract.advice import Advice, Patch
-from zeta_core.contract.spec import ConfigModel, TrainerOptions
+from zeta_core.contract.sources import ConfigModel
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data.packing import Sequences
 from zeta_core.model.facts import embedding_rows, num_positions
 from zeta_core.model.sources import Located

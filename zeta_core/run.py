@@ -26,7 +26,8 @@ from zeta_core.contract import defaults
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
-from zeta_core.contract.spec import BuiltinSource, Dataset, TrainerOptions, dataset_sources
+from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data import report as data_reports
 from zeta_core.data.encode import is_bytes
 from zeta_core.data.packing import Overlong, Sequences

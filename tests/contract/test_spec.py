@@ -8,7 +8,8 @@ import pytest
 
 from zeta_core.contract.commands import Rerun
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
-from zeta_core.contract.spec import FileSource, JobSpec, TrainerOptions, dataset_sources
+from zeta_core.contract.sources import FileSource, dataset_sources
+from zeta_core.contract.spec import JobSpec, TrainerOptions
 from zeta_core.contract.validation import OTHER_NAMES, parse
 
 SMALLEST: dict[str, Any] = {

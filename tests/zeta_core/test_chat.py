@@ -17,7 +17,8 @@ from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.events import WarningLine
-from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data.chat import DEFAULT_TEMPLATE
 from zeta_core.data.packing import IGNORED, Sequences

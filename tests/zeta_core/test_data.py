@@ -12,7 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import ByT5Tokenizer
 
-from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens

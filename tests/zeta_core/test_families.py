@@ -13,7 +13,7 @@ from tests.zeta_core.models import VOCABULARY
 from tests.zeta_core.runs import train
 from zeta_core.checkpoint.state import read_weights
 from zeta_core.contract.events import WarningLine
-from zeta_core.contract.spec import ConfigModel
+from zeta_core.contract.sources import ConfigModel
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

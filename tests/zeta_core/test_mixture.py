@@ -13,7 +13,8 @@ import pytest
 from tests.zeta_core.models import plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.job import StopAction
-from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sampler import Mixture, micro_batches

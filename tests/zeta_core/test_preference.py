@@ -19,7 +19,8 @@ from tests.zeta_core.runs import Lines, train
 from tests.zeta_core.test_chat import documents
 from tests.zeta_core.test_parallel import case, results, why_no_deepspeed
 from zeta_core.contract.events import ProgressLine
-from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens

@@ -19,7 +19,8 @@ from tests.zeta_core import chat_templates as shapes
 from tests.zeta_core.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.events import LogLine, ProgressLine
-from zeta_core.contract.spec import TrainerOptions, dataset_sources
+from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data import encode, tokenizing
 from zeta_core.data.sources import Places, Row, Source, open_sources

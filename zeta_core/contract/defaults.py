@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zeta_core.contract.spec import BuilderModel, ConfigModel, Dpo, JobSpec, ModelSource, TrainerOptions, context_limit
+from zeta_core.contract.sources import BuilderModel, ConfigModel, ModelSource, context_limit
+from zeta_core.contract.spec import Dpo, JobSpec, TrainerOptions
 
 GLOBAL_BATCH_SEQUENCES = 32
 SEED = 42

@@ -10,178 +10,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import Field, JsonValue
 
 from zeta_core.contract import availability
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.deepspeed import cure_for_a_job
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
+from zeta_core.contract.sources import (
+    ConfigModel,
+    Dataset,
+    HubSource,
+    ModelSource,
+    Sent,
+    TokenizerSource,
+    context_limit,
+    dataset_sources,
+)
 from zeta_core.contract.validation import Checked, shown
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
-DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
 MAX_STEPS = 10**9
 
-
-class _Sent(BaseModel):
-    """What a client sends: frozen, strict about names, JSON types taken as they are (no "3" for 3)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-# --- Data -------------------------------------------------------------------------------------------------------------
-
-
-class _Source(_Sent):
-    format: DataFormat = "auto"
-    columns: dict[str, str] = Field(default={}, description="our column name to the data's, such as {'text': 'body'}")
-    weight: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
-    )
-
-
-class FileSource(_Source):
-    """An uploaded file, or several that are read one after the other."""
-
-    file: str | Annotated[list[str], Field(min_length=1)]
-
-    @property
-    def file_ids(self) -> list[str]:
-        return [self.file] if isinstance(self.file, str) else list(self.file)
-
-
-class PathSource(_Source):
-    """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
-
-    path: str = Field(min_length=1)
-
-
-class HubSource(_Source):
-    hub: str = Field(min_length=1)
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-class BuiltinSource(_Source):
-    builtin: Literal["python-docs"]
-
-
-def _tag(kind: str) -> str:
-    """The name of a union's member, in brackets: `validation` tells it so from a field in an error's location."""
-    return f"<{kind}>"
-
-
-def _kind(value: Any, kinds: tuple[str, ...], default: str) -> str:
-    """The member of a union that ``value`` means: the first of ``kinds`` that it has as a field."""
-    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
-    return _tag(next((kind for kind in kinds if kind in keys), default))
-
-
-_SOURCES = ("file", "path", "hub", "builtin")
-
-
-def _source_kind(value: Any) -> str:
-    return _kind(value, _SOURCES, "path")
-
-
-DatasetSource = Annotated[
-    Annotated[FileSource, Tag("<file>")]
-    | Annotated[PathSource, Tag("<path>")]
-    | Annotated[HubSource, Tag("<hub>")]
-    | Annotated[BuiltinSource, Tag("<builtin>")],
-    Discriminator(_source_kind),
-]
-Dataset = Annotated[
-    Annotated[DatasetSource, Tag("<one>")]
-    | Annotated[list[DatasetSource], Field(min_length=1, max_length=64), Tag("<list>")],
-    Discriminator(lambda value: _tag("list" if isinstance(value, list) else "one")),
-]
-
-# --- Model and tokenizer ----------------------------------------------------------------------------------------------
-
-
-class ConfigModel(_Sent):
-    """A model built from scratch out of a Hugging Face config; ``model_type`` names its architecture."""
-
-    config: dict[str, JsonValue]
-
-
-class JobModel(_Sent):
-    """The weights of an earlier job's checkpoint."""
-
-    job: str
-    checkpoint: str = "final"
-
-
-class FileModel(_Sent):
-    """An uploaded .tar of a Hugging Face directory."""
-
-    file: str
-
-
-class BuilderModel(_Sent):
-    """A function installed on the workers under the entry-point group ``zeta.models``."""
-
-    builder: str = Field(min_length=1)
-    arguments: dict[str, JsonValue] = {}
-
-
-_MODELS = ("config", "job", "file", "builder")
-
-
-def _model_kind(value: Any) -> str:
-    return _tag("hub") if isinstance(value, str) else _kind(value, _MODELS, "config")
-
-
-HubModel = Annotated[str, Field(min_length=1, max_length=300)]
-ModelSource = Annotated[
-    Annotated[HubModel, Tag("<hub>")]
-    | Annotated[ConfigModel, Tag("<config>")]
-    | Annotated[JobModel, Tag("<job>")]
-    | Annotated[FileModel, Tag("<file>")]
-    | Annotated[BuilderModel, Tag("<builder>")],
-    Discriminator(_model_kind),
-]
-
-
-class FileTokenizer(_Sent):
-    file: str
-
-
-class BuiltinTokenizer(_Sent):
-    builtin: Literal["bytes"]
-
-
-_TOKENIZERS = ("file", "builtin")
-
-
-def _tokenizer_kind(value: Any) -> str:
-    return _tag("hub") if isinstance(value, str) else _kind(value, _TOKENIZERS, "builtin")
-
-
-TokenizerSource = Annotated[
-    Annotated[HubModel, Tag("<hub>")]
-    | Annotated[FileTokenizer, Tag("<file>")]
-    | Annotated[BuiltinTokenizer, Tag("<builtin>")],
-    Discriminator(_tokenizer_kind),
-]
-
-# Fields of a spec whose objects are of one of several kinds, and the names of theirs that tell the kinds apart.
-KINDS: dict[str, tuple[str, ...]] = {
-    "model": _MODELS,
-    "dataset": _SOURCES,
-    "eval_dataset": _SOURCES,
-    "tokenizer": _TOKENIZERS,
-}
 
 # --- Methods ----------------------------------------------------------------------------------------------------------
 
 
-class Lora(_Sent):
+class Lora(Sent):
     r: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32, gt=0)
     lora_dropout: float = Field(default=0, ge=0, lt=1)
@@ -190,11 +47,11 @@ class Lora(_Sent):
     quantize: Literal["nf4"] | None = Field(default=None, description="the base in 4 bits, as QLoRA has it")
 
 
-class Dpo(_Sent):
+class Dpo(Sent):
     beta: float = Field(default=0.1, gt=0)
 
 
-class Resources(_Sent):
+class Resources(Sent):
     gpus: int | None = Field(default=None, ge=0, le=1024, description="unset: 1 where a worker has GPUs, else 0")
     nodes: int = Field(default=1, ge=1, le=1024)
     processes: int | None = Field(default=None, ge=1, le=1024, description="unset: one per GPU, or 1")
@@ -213,7 +70,7 @@ Metadata = Annotated[
 # --- The spec ---------------------------------------------------------------------------------------------------------
 
 
-class TrainerOptions(_Sent, Checked):
+class TrainerOptions(Sent, Checked):
     """Every parameter of ``Trainer`` but the model itself. ``None`` means the documented default, recorded when known.
 
     A step is an optimizer step; a global batch is ``batch_size`` x ``gradient_accumulate_every`` x processes sequences
@@ -266,7 +123,7 @@ class TrainerOptions(_Sent, Checked):
     dpo: Dpo | None = None
     train_on: Literal["assistant", "completion", "all"] | None = None
     save_total_limit: int = Field(default=3, ge=2, le=1000)
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
 
     def faults(self) -> list[ErrorDetail]:
         """The rules between fields, and the words that are not available yet."""
@@ -352,7 +209,7 @@ class JobSpec(TrainerOptions):
     priority: int = Field(default=0, ge=-100, le=100)
     max_retries: int = Field(default=3, ge=0, le=100)
     time_limit_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default={})
 
     placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"builtin": "python-docs"}}
 
@@ -393,24 +250,6 @@ class JobSpec(TrainerOptions):
         for param, value, form in named:
             if isinstance(value, str) and not is_hub_id(value):
                 yield _fault(param, value, f"it is no Hub id; use '{form}', or upload it with POST /v1/files")
-
-
-def context_limit(model: ModelSource) -> int | None:
-    """The number of positions that a given config allows, in tokens; ``None`` where it does not say."""
-    if not isinstance(model, ConfigModel):
-        return None
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
-        value = model.config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
-
-
-def dataset_sources(dataset: Dataset | None) -> list[DatasetSource]:
-    """A dataset as the list of its sources; none is the empty list."""
-    if dataset is None:
-        return []
-    return list(dataset) if isinstance(dataset, list) else [dataset]
 
 
 def _fault(param: str, value: object, cure: str) -> ErrorDetail:

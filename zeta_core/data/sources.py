@@ -18,7 +18,7 @@ from typing import Any, cast
 from zeta_core.contract.formats import ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
-from zeta_core.contract.spec import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
+from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.data.rows import RowFormat, fault_in, format_of
 from zeta_core.failures import InvalidData
 

@@ -24,7 +24,7 @@ from torch import nn
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.layout import checkpoint_key, file_key
-from zeta_core.contract.spec import BuilderModel, ConfigModel, FileModel, JobModel
+from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf

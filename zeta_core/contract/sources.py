@@ -1,0 +1,180 @@
+"""Where a job's data, model and tokenizer come from: the kinds that a spec can name, told apart by a key of theirs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+
+DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
+
+
+class Sent(BaseModel):
+    """What a client sends: frozen, strict about names, JSON types taken as they are (no "3" for 3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+class _Source(Sent):
+    format: DataFormat = "auto"
+    columns: dict[str, str] = Field(default={}, description="our column name to the data's, such as {'text': 'body'}")
+    weight: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
+    )
+
+
+class FileSource(_Source):
+    """An uploaded file, or several that are read one after the other."""
+
+    file: str | Annotated[list[str], Field(min_length=1)]
+
+    @property
+    def file_ids(self) -> list[str]:
+        return [self.file] if isinstance(self.file, str) else list(self.file)
+
+
+class PathSource(_Source):
+    """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
+
+    path: str = Field(min_length=1)
+
+
+class HubSource(_Source):
+    hub: str = Field(min_length=1)
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class BuiltinSource(_Source):
+    builtin: Literal["python-docs"]
+
+
+def _tag(kind: str) -> str:
+    """The name of a union's member, in brackets: `validation` tells it so from a field in an error's location."""
+    return f"<{kind}>"
+
+
+def _kind(value: Any, kinds: tuple[str, ...], default: str) -> str:
+    """The member of a union that ``value`` means: the first of ``kinds`` that it has as a field."""
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+    return _tag(next((kind for kind in kinds if kind in keys), default))
+
+
+_SOURCES = ("file", "path", "hub", "builtin")
+
+
+def _source_kind(value: Any) -> str:
+    return _kind(value, _SOURCES, "path")
+
+
+DatasetSource = Annotated[
+    Annotated[FileSource, Tag("<file>")]
+    | Annotated[PathSource, Tag("<path>")]
+    | Annotated[HubSource, Tag("<hub>")]
+    | Annotated[BuiltinSource, Tag("<builtin>")],
+    Discriminator(_source_kind),
+]
+Dataset = Annotated[
+    Annotated[DatasetSource, Tag("<one>")]
+    | Annotated[list[DatasetSource], Field(min_length=1, max_length=64), Tag("<list>")],
+    Discriminator(lambda value: _tag("list" if isinstance(value, list) else "one")),
+]
+
+# --- Model and tokenizer ----------------------------------------------------------------------------------------------
+
+
+class ConfigModel(Sent):
+    """A model built from scratch out of a Hugging Face config; ``model_type`` names its architecture."""
+
+    config: dict[str, JsonValue]
+
+
+class JobModel(Sent):
+    """The weights of an earlier job's checkpoint."""
+
+    job: str
+    checkpoint: str = "final"
+
+
+class FileModel(Sent):
+    """An uploaded .tar of a Hugging Face directory."""
+
+    file: str
+
+
+class BuilderModel(Sent):
+    """A function installed on the workers under the entry-point group ``zeta.models``."""
+
+    builder: str = Field(min_length=1)
+    arguments: dict[str, JsonValue] = {}
+
+
+_MODELS = ("config", "job", "file", "builder")
+
+
+def _model_kind(value: Any) -> str:
+    return _tag("hub") if isinstance(value, str) else _kind(value, _MODELS, "config")
+
+
+HubModel = Annotated[str, Field(min_length=1, max_length=300)]
+ModelSource = Annotated[
+    Annotated[HubModel, Tag("<hub>")]
+    | Annotated[ConfigModel, Tag("<config>")]
+    | Annotated[JobModel, Tag("<job>")]
+    | Annotated[FileModel, Tag("<file>")]
+    | Annotated[BuilderModel, Tag("<builder>")],
+    Discriminator(_model_kind),
+]
+
+
+class FileTokenizer(Sent):
+    file: str
+
+
+class BuiltinTokenizer(Sent):
+    builtin: Literal["bytes"]
+
+
+_TOKENIZERS = ("file", "builtin")
+
+
+def _tokenizer_kind(value: Any) -> str:
+    return _tag("hub") if isinstance(value, str) else _kind(value, _TOKENIZERS, "builtin")
+
+
+TokenizerSource = Annotated[
+    Annotated[HubModel, Tag("<hub>")]
+    | Annotated[FileTokenizer, Tag("<file>")]
+    | Annotated[BuiltinTokenizer, Tag("<builtin>")],
+    Discriminator(_tokenizer_kind),
+]
+
+# Fields of a spec whose objects are of one of several kinds, and the names of theirs that tell the kinds apart.
+KINDS: dict[str, tuple[str, ...]] = {
+    "model": _MODELS,
+    "dataset": _SOURCES,
+    "eval_dataset": _SOURCES,
+    "tokenizer": _TOKENIZERS,
+}
+
+
+def context_limit(model: ModelSource) -> int | None:
+    """The number of positions that a given config allows, in tokens; ``None`` where it does not say."""
+    if not isinstance(model, ConfigModel):
+        return None
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
+        value = model.config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def dataset_sources(dataset: Dataset | None) -> list[DatasetSource]:
+    """A dataset as the list of its sources; none is the empty list."""
+    if dataset is None:
+        return []
+    return list(dataset) if isinstance(dataset, list) else [dataset]

@@ -16,6 +16,7 @@ import typer.main
 from tests.harness.ports import free_loopback_port
 from tests.harness.service import ZETA, clean_environment
 from zeta.cli.run import app
+from zeta_core.contract.errors import ErrorBody
 
 HELP_SECONDS = 0.5
 
@@ -62,6 +63,27 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(environment: dict[str, s
     assert done.returncode == 2
     assert "Error" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_with_json_every_error_is_one_line_in_the_shape_of_the_api_and_standard_output_stays_empty(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    nowhere = {**environment, "ZETA_URL": f"http://127.0.0.1:{free_loopback_port()}"}
+    missing = str(tmp_path / "missing.yaml")
+    for used, words, status, code, param, suggestion in (
+        (environment, ["nonsense", "--json"], 2, "invalid_usage", None, None),
+        (environment, ["jobs", "--json", "--limt", "3"], 2, "invalid_usage", "--limt", "--limit"),
+        (environment, ["submit", missing, "--json"], 2, "unreadable_spec", None, None),
+        ({**environment, "ZETA_PORT": "many"}, ["up", "--json"], 2, "invalid_settings", "ZETA_PORT", None),
+        (environment, ["job", "@last", "--json"], 4, "unreachable", None, None),
+        (nowhere, ["jobs", "--json"], 4, "unreachable", None, None),
+    ):
+        done = zeta(used, *words)
+        assert (done.returncode, done.stdout) == (status, ""), done
+        (line,) = done.stderr.splitlines()
+        error = ErrorBody.model_validate_json(line).error
+        assert (error.code, error.param) == (code, param), error
+        assert [detail.suggestion for detail in error.details][:1] == ([suggestion] if param else []), error
 
 
 def test_every_command_takes_json_but_those_that_become_a_process() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from zeta.cli.exits import Exit, exit_of_job
-from zeta.cli.output import duration, ending, print_json
+from zeta.cli.output import duration, ending, notice, print_json
 from zeta.client import Client
 from zeta_core.contract.advice import in_words
 from zeta_core.contract.errors import ZetaError
@@ -28,9 +28,9 @@ def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_second
     try:
         job = show(client, job_id, as_json=as_json, timeout_seconds=timeout_seconds)
     except KeyboardInterrupt:
-        print(
+        notice(
             f"\nDetached: {job_id} goes on. Come back with `zeta wait {job_id}`, end it with `zeta cancel {job_id}`.",
-            file=sys.stderr,
+            as_json=as_json,
         )
         return Exit.INTERRUPTED
     return exit_of_job(job)
@@ -40,7 +40,7 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
     """Show the job until it has ended, then how it ended; a Ctrl-C is the caller's."""
     with _view(as_json, job_id) as view:
         job = client.wait(
-            job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_tell_interruption
+            job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_interruption(as_json)
         )
     if as_json:
         print_json(job)
@@ -49,9 +49,9 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
     return job
 
 
-def wait_quietly(client: Client, job_id: str, timeout_seconds: float | None) -> Job:
+def wait_quietly(client: Client, job_id: str, timeout_seconds: float | None, *, as_json: bool) -> Job:
     """Wait without showing anything."""
-    return client.wait(job_id, timeout_seconds=timeout_seconds, on_interruption=_tell_interruption)
+    return client.wait(job_id, timeout_seconds=timeout_seconds, on_interruption=_interruption(as_json))
 
 
 class View(ABC):
@@ -181,8 +181,9 @@ def _fields(event: Event) -> dict[str, Any]:
     return event.model_extra or {}
 
 
-def _tell_interruption(error: ZetaError) -> None:
-    print(f"{error.message} Trying again.", file=sys.stderr)
+def _interruption(as_json: bool) -> Callable[[ZetaError], None]:
+    """What tells people that the connection is cut for a while."""
+    return lambda error: notice(f"{error.message} Trying again.", as_json=as_json)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def wait(
         found = full_id(client, job_id)
         if sys.stdout.isatty() and not as_json:
             raise typer.Exit(follow(client, found, timeout_seconds=timeout))
-        job = wait_quietly(client, found, timeout)
+        job = wait_quietly(client, found, timeout, as_json=as_json)
     if as_json:
         print_json(job)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,12 @@ from zeta_core.contract.job import Job
 def print_json(value: BaseModel | dict[str, Any]) -> None:
     """One object on one line."""
     print(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value), flush=True)
+
+
+def notice(sentence: str, *, as_json: bool) -> None:
+    """Something to know meanwhile, for people; with ``--json`` standard error is kept for the error alone."""
+    if not as_json:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def print_list(items: Sequence[BaseModel]) -> None:

@@ -1,4 +1,4 @@
-"""The entry point: run a command, and turn what it raises into a sentence and an exit status."""
+"""The entry point: run a command, and turn what it raises into a sentence, or JSON, and an exit status."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import typer
 
 # In this order `zeta --help` lists their commands.
 # isort: off
@@ -16,7 +19,7 @@ from zeta.cli import submit, jobs, commands, artifacts, service, workers, login
 # isort: on
 from zeta.cli.app import app
 from zeta.cli.exits import Exit, exit_of_error
-from zeta_core.contract.errors import AuthenticationFailed, ZetaError
+from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest, ZetaError
 
 COMMANDS = (
     submit,
@@ -29,21 +32,38 @@ COMMANDS = (
 )  # each adds its own to the app when it is imported
 
 
+# What the command line library raises for wrong usage, by its public subclass: with it or as a part of it comes click.
+_WrongUsage: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class Defect(ZetaError):
+    """A fault of the command line's own."""
+
+    type = "internal_error"
+    code = "defect"
+
+
 def main() -> NoReturn:
     """``zeta ...``: `sys.argv` decides, the process ends."""
-    sys.exit(_run())
+    sys.exit(_run(sys.argv[1:]))
 
 
-def _run() -> int:
+def _run(words: Sequence[str]) -> int:
+    as_json = "--json" in words[: words.index("--") if "--" in words else None]  # known where the words are wrong, too
     try:
-        app(prog_name="zeta")
+        ended: object = app(words, prog_name="zeta", standalone_mode=not as_json)
+        return ended if isinstance(ended, int) else Exit.SUCCEEDED
     except SystemExit as ended:  # how the command line library ends, usage errors included
         return ended.code if isinstance(ended.code, int) else Exit.SUCCEEDED if ended.code is None else Exit.FAILED
+    except _WrongUsage as error:
+        _tell(_of_usage(error), as_json)
+        return Exit.USAGE
     except ZetaError as error:
-        _tell(error)
+        _tell(error, as_json)
         return exit_of_error(error)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        if not as_json:
+            print("Interrupted.", file=sys.stderr)
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,13 +71,30 @@ def _run() -> int:
     except Exception as error:  # noqa: BLE001 - ours to mend; the user gets a sentence, and the rest in a file
         report = Path(tempfile.gettempdir()) / f"zeta-defect-{os.getpid()}.txt"
         report.write_text("".join(traceback.format_exception(error)))
-        print(f"Error: a defect of zeta ({error!r}); please report it with {report}.", file=sys.stderr)
+        _tell(Defect(f"a defect of zeta ({error!r}); please report it with {report}."), as_json)
         return Exit.FAILED
-    return Exit.SUCCEEDED
 
 
-def _tell(error: ZetaError) -> None:
-    """The error's sentence, and the other faults of the same request where it has several."""
+def _of_usage(error: Any) -> InvalidRequest:
+    """Wrong usage in the contract's shape: which option or argument, what is wrong with it, and the cure."""
+    parameter = getattr(error, "param", None)
+    names: Sequence[str] = getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or ""]
+    command = error.ctx.command_path if error.ctx is not None else "zeta"
+    sentence = str(error.format_message()).strip().removesuffix(".")
+    similar: Sequence[str] = getattr(error, "possibilities", None) or ()
+    return InvalidRequest(
+        f"{sentence}; `{command} --help` says what there is.",
+        code="invalid_usage",
+        param=names[-1] or None,
+        suggestion=similar[0] if similar else None,
+    )
+
+
+def _tell(error: ZetaError, as_json: bool) -> None:
+    """The error's sentence, and the other faults of the same request where it has several; or its JSON, in one line."""
+    if as_json:
+        print(error.body().model_dump_json(), file=sys.stderr)
+        return
     print(f"Error: {error.message}", file=sys.stderr)
     if isinstance(
         error, AuthenticationFailed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,14 +40,14 @@ def submit(
 ) -> None:
     """Submit a training job."""
     from zeta.cli.follow import follow as follow_job
-    from zeta.cli.output import print_json
+    from zeta.cli.output import notice, print_json
     from zeta.client import Client
     from zeta.local_inputs import upload_local
 
     wanted = _read(spec, model, data, lora, settings or [])
     with Client() as client:
         wanted = _with_full_job(client, wanted)
-        job = client.submit(upload_local(wanted, client.upload, _say))
+        job = client.submit(upload_local(wanted, client.upload, partial(notice, as_json=as_json)))
         if as_json:
             print_json(job)
         else:
@@ -65,14 +66,14 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check a job without submitting it, and say what is known of it. Local files are uploaded first."""
-    from zeta.cli.output import duration, print_fields, print_json, size
+    from zeta.cli.output import duration, notice, print_fields, print_json, size
     from zeta.client import Client
     from zeta.local_inputs import upload_local
 
     wanted = _read(spec, model, data, lora, settings or [])
     with Client() as client:
         wanted = _with_full_job(client, wanted)
-        found = client.validate(upload_local(wanted, client.upload, _say))
+        found = client.validate(upload_local(wanted, client.upload, partial(notice, as_json=as_json)))
     if as_json:
         print_json(found)
         return
@@ -129,7 +130,3 @@ def _with_full_job(client: Client, wanted: dict[str, Any]) -> dict[str, Any]:
     if job != LAST and not job.startswith("job_"):
         return wanted
     return {**wanted, "model": f"{full_id(client, job)}{separator}{checkpoint}"}
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
-from zeta_core.contract.validation import error_of
+from zeta_core.contract.validation import error_of, value_detail
 
 STATUS_OF_TYPE: dict[str, int] = {
     "malformed_request_error": 400,
@@ -140,7 +140,6 @@ async def _invalid_parameters(request: Request, error: Exception) -> JSONRespons
 def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str]) -> ErrorDetail:
     context = fault.get("ctx", {})
     param = str(fault["loc"][1]) if len(fault["loc"]) > 1 else context.get("name")
-    shown = repr(fault["input"])[:80]
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(param), known, n=1)
         cure = f"did you mean {close[0]!r}?" if close else f"this route knows {', '.join(known) or 'none'}."
@@ -148,8 +147,7 @@ def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str]) -> ErrorDe
         return ErrorDetail(
             param=param, message=message, code="unknown_parameter", suggestion=close[0] if close else None
         )
-    said = str(context.get("error", fault["msg"]))
-    return ErrorDetail(param=param, message=f"{param} is {shown}: {said}.", code="invalid_parameter")
+    return value_detail(param, fault).model_copy(update={"code": "invalid_parameter"})
 
 
 def _parameters(request: Request) -> list[str]:

@@ -122,9 +122,12 @@ OTHER_NAMES: dict[str, str] = {
 
 _TYPE_WORDS = {
     "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "string_type": "a string",
     "list_type": "a list",
     "dict_type": "an object",
@@ -249,7 +252,7 @@ def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseMo
 
 
 def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> ErrorDetail:
-    kind, location, value, context = fault["type"], _location(fault["loc"], data), fault["input"], fault.get("ctx", {})
+    kind, location, value = fault["type"], _location(fault["loc"], data), fault["input"]
     param = ".".join(location) or None
     said = shown(value)
     if kind == "extra_forbidden":
@@ -260,6 +263,17 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
         )
     if kind == "missing":
         return ErrorDetail(param=param, message=f"{param} is required; add it.", code="missing_field")
+    if kind == "string_pattern_mismatch" and (field := _field(location, model)) is not None and field.description:
+        return ErrorDetail(
+            param=param, message=f"{param} is {said}; it must be {field.description}.", code="invalid_value"
+        )
+    return value_detail(param, fault)
+
+
+def value_detail(param: str | None, fault: Any) -> ErrorDetail:
+    """What is wrong with the value of ``param``, out of one of pydantic's faults: the value, and what it must be."""
+    kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
+    said = shown(value)
     if kind == "value_error":
         return ErrorDetail(param=param, message=f"{param} is {said}: {context['error']}.", code="invalid_value")
     for bound, words in (
@@ -272,10 +286,6 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
             allowed = words.format(**context)
             message = f"{param} is {said}; it must be {allowed}."
             return ErrorDetail(param=param, message=message, code="out_of_range")
-    if kind == "string_pattern_mismatch" and (field := _field(location, model)) is not None and field.description:
-        return ErrorDetail(
-            param=param, message=f"{param} is {said}; it must be {field.description}.", code="invalid_value"
-        )
     if kind in _LENGTH_WORDS:
         allowed = _LENGTH_WORDS[kind].format(**context)
         return ErrorDetail(param=param, message=f"{param} is {said}; it must be {allowed}.", code="invalid_value")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from worker.settings import WorkerSettings
 from worker.supervise import Supervisor
 from zeta_core.contract.distribution import version
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.contract.messages import new_incarnation
 
 EX_USAGE = 2
 
@@ -30,18 +32,22 @@ def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
     logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
     try:
         settings = WorkerSettings.of_this_process()
-        lock = _lock_name(settings.root, settings.worker_name)
+        lock, place = _lock_name(settings.root, settings.worker_name)
+        try:
+            return Supervisor(settings, new_incarnation(place), version=version(), command=command).run()
+        finally:
+            os.close(lock)
     except InvalidSettings as error:
         print(error.message, file=sys.stderr)
         return EX_USAGE
-    try:
-        return Supervisor(settings, version=version(), command=command).run()
-    finally:
-        os.close(lock)
 
 
-def _lock_name(root: Path, name: str) -> int:
-    """Two workers of one name on one home would take each other's trainings for their own."""
+def _lock_name(root: Path, name: str) -> tuple[int, str]:
+    """The lock, and the name that this folder got when it was made.
+
+    Two workers of one name on one home would take each other's trainings for their own; one that starts in another
+    folder must not be taken for the one that knows what was left in this.
+    """
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -52,4 +58,8 @@ def _lock_name(root: Path, name: str) -> int:
             f"ZETA_WORKER_NAME is {name!r}, and a worker of that name already runs in {root}; choose another name.",
             param="ZETA_WORKER_NAME",
         ) from error
-    return descriptor
+    place = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip()
+    if not place:
+        place = secrets.token_hex(8)
+        os.pwrite(descriptor, f"{place}\n".encode(), 0)
+    return descriptor, place

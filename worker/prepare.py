@@ -1,7 +1,8 @@
 """Sets up a run directory before its training starts, and brings the checkpoint that it goes on from.
 
 ``run.json`` appears whole or not at all, and last: a worker that was killed before leaves a directory that no later one
-takes for a run. What lies in the output and not in the store never happened, and is removed.
+takes for a run. What lies in the output and not in the store never happened, and is removed; so is what lies in the
+store and is newer than the checkpoint to go on from: its attempt ended before the server had heard of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def prepare(order: RunFile, directory: Path, store: ArtifactStore, *, resume: st
     is_own = resume is not None and job_id == order.job_id and NAME_PATTERN.match(name) is not None
     _clear_output(output, store, order.job_id, keep=name if is_own else None)
     resume_from: Path | None = None
+    store.forget_after(order.job_id, name if is_own else None)
     if is_own:
         resume_from = output / name
         store.fetch_checkpoint(job_id, name, resume_from)

@@ -21,15 +21,18 @@ from zeta_core.contract.layout import LOCK_FILE, MARK_ATTEMPT, MARK_JOB
 
 def marked(job_id: str, attempt: int) -> list[psutil.Process]:
     """The living processes with the attempt's mark (a zombie is dead)."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            environment = process.environ()
-        except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or is another user's
-        if environment.get(MARK_JOB) == job_id and environment.get(MARK_ATTEMPT) == str(attempt):
-            found.append(process)
-    return [process for process in found if _is_alive(process)]
+    return [found for found, number in _of_job(job_id) if number == attempt and _is_alive(found)]
+
+
+def earlier(job_id: str, attempt: int) -> list[psutil.Process]:
+    """The living processes of the job's attempts before ``attempt``."""
+    return [found for found, number in _of_job(job_id) if number < attempt and _is_alive(found)]
+
+
+def working_in(run_directory: Path) -> list[psutil.Process]:
+    """The living processes with the mark of the attempt that has this run directory (``.../JOB/attempt-N``)."""
+    job_id, number = run_directory.parent.name, run_directory.name.removeprefix("attempt-")
+    return marked(job_id, int(number)) if number.isdigit() else []
 
 
 def holders(run_directory: Path) -> list[psutil.Process]:
@@ -70,6 +73,20 @@ def is_unlocked(run_directory: Path) -> bool:
         return False
     finally:
         os.close(descriptor)  # gives the lock back
+
+
+def _of_job(job_id: str) -> list[tuple[psutil.Process, int]]:
+    """The processes with the job's mark, each with its attempt."""
+    found: list[tuple[psutil.Process, int]] = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or is another user's
+        attempt = environment.get(MARK_ATTEMPT, "")
+        if environment.get(MARK_JOB) == job_id and attempt.isdigit():
+            found.append((process, int(attempt)))
+    return found
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -1,4 +1,9 @@
-"""The heartbeat: a thread with a connection of its own, so that a slow claim or publication never looks like death."""
+"""The heartbeat: a thread with a connection of its own, so that a slow claim or publication never looks like death.
+
+Each beat reads what it replaces, and so meets another worker of the same name. Two of them would take each other's
+messages, and the server could not tell whose training is lost; the one that started later gives way, and one that finds
+the last beat of another folder waits first whether a next one follows.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import redis
+
 from worker.devices import count_cores, memory_bytes
 from worker.link import REDIS_AWAY, Outage, connect
 from worker.settings import WorkerSettings
+from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import HEARTBEAT_SECONDS, WORKERS_HASH, DeviceReport, Heartbeat, sign
+from zeta_core.contract.messages import HEARTBEAT_SECONDS, WORKERS_HASH, DeviceReport, Heartbeat, place_of, sign, verify
+
+DOUBT_SECONDS = 2.5 * HEARTBEAT_SECONDS
+DOUBT_LOOK_SECONDS = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +60,9 @@ class Pulse:
         self._now = threading.Event()
         self._stopped = threading.Event()
         self.heard_at = time.monotonic()  # when the last beat that Redis took was begun
+        self.is_sure = threading.Event()  # that no other worker of this name is there, or that one is
+        self.taken: InvalidSettings | None = None  # why this worker has to give way
+        self._met: dict[str, int] = {}  # the last beat of each other process that was met
         self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
 
     def start(self) -> None:
@@ -67,6 +81,10 @@ class Pulse:
     def _beat_on(self) -> None:
         outage = Outage("The heartbeat cannot be sent")
         with connect(self._settings.redis_url) as client:
+            self._wait_for_another(client)
+            self.is_sure.set()
+            if self.taken is not None:
+                return
             while True:
                 last = self._stopped.is_set()
                 self._now.clear()
@@ -74,14 +92,61 @@ class Pulse:
                 signed = sign(self._heartbeat(), self._settings.worker_secret, channel=WORKERS_HASH)
                 try:
                     begun = time.monotonic()
-                    client.hset(WORKERS_HASH, self._settings.worker_name, json.dumps(signed))
+                    earlier = self._replace(client, json.dumps(signed))
                     self.heard_at = begun
                     outage.ended()
+                    if other := self._other(earlier):
+                        self._meet(other)
                 except REDIS_AWAY as error:
                     outage.began(error)
                 if last:
                     return
                 self._now.wait(HEARTBEAT_SECONDS)
+
+    def _wait_for_another(self, client: redis.Redis) -> None:
+        """Announce nothing before it is known whether the worker that announced itself by this name lives."""
+        deadline = time.monotonic() + DOUBT_SECONDS
+        while self.taken is None and time.monotonic() < deadline:
+            try:
+                other = self._other(client.hget(WORKERS_HASH, self._settings.worker_name))
+            except REDIS_AWAY:
+                return  # each beat looks again
+            if other is None or place_of(other.incarnation) in (place_of(self._incarnation), None):
+                return
+            self._meet(other)
+            if self._stopped.wait(DOUBT_LOOK_SECONDS):
+                return
+
+    def _replace(self, client: redis.Redis, beat: str) -> str | bytes | None:
+        """Write the beat; returns what was there."""
+        name = self._settings.worker_name
+        with client.pipeline(transaction=False) as pipeline:
+            pipeline.hget(WORKERS_HASH, name)
+            pipeline.hset(WORKERS_HASH, name, beat)
+            earlier, _ = pipeline.execute()
+        return earlier
+
+    def _other(self, entry: str | bytes | None) -> Heartbeat | None:
+        """The beat of another process of this name."""
+        if entry is None:
+            return None
+        try:
+            beat = verify(json.loads(entry), self._settings.worker_secret, channel=WORKERS_HASH)
+            other = Heartbeat.model_validate(beat)
+        except (ValueError, TypeError, AttributeError):
+            return None  # not signed by us: the server ignores it, too
+        return None if other.incarnation == self._incarnation else other
+
+    def _meet(self, other: Heartbeat) -> None:
+        """Give way to a process that goes on beating, unlike the one that this one follows, and was here before."""
+        goes_on = other.beat > self._met.get(other.incarnation, other.beat)
+        self._met[other.incarnation] = other.beat
+        if goes_on and (other.started_at, other.incarnation) < (self._started_at, self._incarnation):
+            self.taken = InvalidSettings(
+                f"ZETA_WORKER_NAME is {other.worker!r}, and a worker of that name already runs on {other.host}; "
+                "choose another name.",
+                param="ZETA_WORKER_NAME",
+            )
 
     def _heartbeat(self) -> Heartbeat:
         report = self._report()

@@ -6,12 +6,15 @@ of the trainings, which say just this, can still be written.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
+
+from worker.link import Outage
 
 LOOK_SECONDS = 2.0
 RESERVE_BYTES = 2**20
@@ -31,6 +34,7 @@ class Room:
         self._executor = executor
         self._look: Future[int | None] | None = None
         self._next_look = 0.0
+        self._trouble = Outage("The room on the disks cannot be told")
         self.free_bytes: int | None = None
         self.is_low = False
 
@@ -38,8 +42,15 @@ class Room:
         """Take in what the last look found and begin the next one; a disk that hangs holds up nobody."""
         now = time.monotonic()
         if self._look is not None and self._look.done():
-            self._judge(self._look.result())
-            self._look = None
+            look, self._look = self._look, None
+            error = look.exception()
+            if error is None:
+                self._trouble.ended()
+                self._judge(look.result())
+            elif isinstance(error, OSError):
+                self._trouble.began(error)  # a mount that is gone, a disk without inodes: not known is not full
+            else:
+                raise error
         if self._look is None and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             self._look = self._executor.submit(self._find_out)
@@ -50,8 +61,13 @@ class Room:
 
     def _find_out(self) -> int | None:
         free = _least_free(self._folders)
-        if not self.is_low and free is not None and free > RESERVE_BYTES and not self._reserve.exists():
-            self._reserve.write_bytes(bytes(RESERVE_BYTES))
+        if free is not None and free > max(RESERVE_BYTES, self._min_free_bytes) and not self._reserve.exists():
+            try:
+                self._reserve.write_bytes(bytes(RESERVE_BYTES))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                return 0  # bytes are free, but no inode is, or this user's share is used up
         return free
 
     def _judge(self, free_bytes: int | None) -> None:

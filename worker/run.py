@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from worker import processes
 from worker.archive import Archive
 from worker.devices import Slot, count_cores
 from worker.joblog import JobLog
@@ -117,6 +119,7 @@ class Run:
             worker=settings.worker_name,
         )
         self._began = self._heard_at = time.monotonic()
+        self._may_store = True  # until the worker is not heard for so long that the attempt may be over
         self._claimed_at = 0.0
         self._preparing: Future[None] | None = None
         self._last_word: StatusLine | None = None  # how the attempt ended, where its worker knows better
@@ -151,6 +154,12 @@ class Run:
         return run
 
     @property
+    def unheard_seconds(self) -> float:
+        """For how long the training was not told that its worker is heard; 0 where that is not known."""
+        at = self._training.last_heard()
+        return 0.0 if at is None else time.monotonic() - at
+
+    @property
     def is_over(self) -> bool:
         return self.phase == Phase.OVER
 
@@ -174,7 +183,8 @@ class Run:
                 self._finish()
             case Phase.OVER:
                 return []
-        self._shelf.step()
+        if self._may_store:
+            self._shelf.step()
         batch = self._publisher.due()
         return [batch] if batch is not None else []
 
@@ -203,11 +213,13 @@ class Run:
     def heard(self, at: float) -> None:
         """The worker was heard at this moment of the monotonic clock: a training that can know it goes on."""
         self._heard_at = at
+        self._may_store = True
         if self.phase == Phase.TRAINING:
             self._training.heard(at)
 
     def kill(self) -> None:
-        """End it now, saved or not: the server may soon start it elsewhere."""
+        """End it now, saved or not: the server may soon start it elsewhere, and the store is the next attempt's."""
+        self._may_store = False
         if self.phase == Phase.TRAINING:
             self._training.kill()
 
@@ -244,6 +256,11 @@ class Run:
             return
         error = self._preparing.exception()
         if error is None and self._training.stop_action is None:
+            if left := processes.earlier(self.job_id, self.attempt):
+                # Of a worker that is gone, or of another folder or name: the server has ended their attempts.
+                logger.warning("Attempt %d of %s waits for the end of an earlier one.", self.attempt, self.job_id)
+                processes.send(left, signal.SIGKILL)
+                return
             try:
                 self._training.heard(self._heard_at)
                 self._training.start(self._place.command, self._environment())

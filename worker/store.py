@@ -57,6 +57,27 @@ class ArtifactStore:
         """Copy TensorBoard's files; those of each attempt have names of their own. Raises `OSError`."""
         shutil.copytree(source, self.root / tensorboard_key(job_id), dirs_exist_ok=True)
 
+    def forget_after(self, job_id: str, name: str | None) -> None:
+        """Remove every ``step-N`` and ``final`` of a job that is newer than its checkpoint ``name``, or all of them.
+
+        Raises `BrokenCheckpoint` where ``name`` has no manifest.
+        """
+        last = -1 if name is None else self._manifest(job_id, name).step
+        folder = self.checkpoint(job_id, "final").parent
+        for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+            step = step_of(entry.name)
+            if entry.name == "final" and name != "final":
+                step = self._manifest(job_id, "final").step
+            if step is not None and step > last:
+                _remove(entry)
+
+    def _manifest(self, job_id: str, name: str) -> Manifest:
+        directory = self.checkpoint(job_id, name)
+        content = _manifest_bytes(directory)
+        if content is None:
+            raise BrokenCheckpoint(f"{name} is not in the store, or has no {MANIFEST_NAME}.")
+        return _parsed(content, directory)
+
     def prune(self, job_id: str, save_total_limit: int, *, published_step: int) -> None:
         """Remove the ``step-N`` beyond the newest ``save_total_limit`` of those up to ``published_step``.
 
@@ -76,10 +97,7 @@ def _bring(source: Path, target: Path) -> None:
         raise BrokenCheckpoint(f"{source.name} is not there or has no {MANIFEST_NAME}.")
     if manifest == _manifest_bytes(target):
         return
-    try:
-        files = Manifest.model_validate_json(manifest).files
-    except ValidationError as error:
-        raise BrokenCheckpoint(f"The manifest of {source.name} cannot be read: {error}") from error
+    files = _parsed(manifest, source).files
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     _remove(partial)
@@ -141,6 +159,13 @@ def _manifest_bytes(directory: Path) -> bytes | None:
         return (directory / MANIFEST_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _parsed(manifest: bytes, directory: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(manifest)
+    except ValidationError as error:
+        raise BrokenCheckpoint(f"The manifest of {directory.name} cannot be read: {error}") from error
 
 
 def _remove(directory: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import secrets
 import signal
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from worker import processes
 from worker.checks import Checks
 from worker.consumer import Consumer
 from worker.devices import Slot, find_slots
@@ -44,11 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    def __init__(self, settings: WorkerSettings, *, version: str, command: Sequence[str]) -> None:
+    def __init__(self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str]) -> None:
         self._settings = settings
         self._slots = find_slots(settings)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        incarnation = secrets.token_hex(8)
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
         self._place = Place(
             settings, incarnation, ArtifactStore(settings.artifacts), self._executor, command, len(self._slots)
@@ -72,18 +71,26 @@ class Supervisor:
         self._sweeping: Future[None] | None = None
 
     def run(self) -> int:
-        """Work until told to stop; returns the exit status."""
+        """Work until told to stop; returns the exit status. Raises `InvalidSettings` where its name is another's."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._find_runs()
         self._report = self._now()
-        for part in (self._pulse, self._link, self._consumer):
-            part.start()
+        self._pulse.start()
+        while not self._stopping and not self._pulse.is_sure.wait(TICK_SECONDS):
+            pass  # another worker's messages must not be taken
+        if self._pulse.taken is not None:
+            raise self._pulse.taken
+        self._link.start()
+        self._consumer.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, len(self._slots))
         deadline = float("inf")
         while not (self._stopping and (not self._runs or time.monotonic() > deadline)):
             self._take_in_messages()
             self._room.step()
+            if self._pulse.taken is not None and not self._stopping:
+                logger.error("%s", self._pulse.taken.message, extra={"action": "name_taken"})
+                self._stopping = True
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
             self._step_runs()
@@ -96,6 +103,8 @@ class Supervisor:
         self._pulse.stop()
         self._link.stop()
         self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._pulse.taken is not None:
+            raise self._pulse.taken
         return 0
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -169,15 +178,17 @@ class Supervisor:
         self._runs[message.job_id, message.attempt] = run
 
     def _step_runs(self) -> None:
-        heard, unheard_seconds = self._pulse.heard_at > self._heard_at, time.monotonic() - self._pulse.heard_at
-        self._heard_at = self._pulse.heard_at
+        heard_at, before = self._pulse.heard_at, self._heard_at
+        # A process that was frozen for long is heard again before it looks here; the silence counts all the same.
+        unheard_seconds = max(time.monotonic() - heard_at, heard_at - before)
+        self._heard_at = heard_at
         for key, run in list(self._runs.items()):
             if time.monotonic() < self._resting.get(key, 0.0):
                 continue
             try:
-                if heard:
-                    run.heard(self._heard_at)
                 self._tell_to_stop(run, unheard_seconds)
+                if heard_at > before:
+                    run.heard(heard_at)
                 for message in run.step():
                     self._link.post((type(message).__name__, *key), message)
             except Exception as error:
@@ -237,20 +248,26 @@ class Supervisor:
         )
 
     def _find_runs(self) -> None:
-        """Take up what an earlier process of this worker left: trainings that live, and ends not yet published."""
-        for file in sorted(self._settings.root.glob(f"runs/*/*/{RUN_FILE}")):
-            if (file.parent / PUBLISHED_FILE).exists():
+        """Take up what an earlier process of this worker left: trainings that live, and ends not yet published.
+
+        What cannot be taken up, for want of its ``run.json``, is ended: the server will start it again.
+        """
+        for directory in sorted(self._settings.root.glob("runs/*/attempt-*")):
+            if (directory / PUBLISHED_FILE).exists():
                 continue
             try:
-                order = RunFile.model_validate_json(file.read_text())
+                order = RunFile.model_validate_json((directory / RUN_FILE).read_text())
             except (OSError, ValidationError) as error:
-                logger.warning("The run in %s cannot be read and is left alone: %s", file.parent, error)
+                logger.warning("The run in %s cannot be taken up: %s", directory, error)
+                processes.send(processes.working_in(directory), signal.SIGKILL)
                 continue
             slots = [slot for slot in self._slots if slot.slot in order.slots] or [
                 Slot(number, "cpu", "no longer offered", 0) for number in order.slots[:1] or [len(self._slots)]
             ]
-            self._runs[order.job_id, order.attempt] = Run.found(self._place, order, slots)
+            run = self._runs[order.job_id, order.attempt] = Run.found(self._place, order, slots)
             logger.info("Attempt %d of %s is taken up again.", order.attempt, order.job_id)
+            if run.unheard_seconds >= self._settings.end_seconds:
+                run.kill()  # it stood still, or it would have ended by itself; the server may have started the next
 
     def _sweep(self) -> None:
         """Now and then, and more often where room is needed, remove what need not be kept."""

@@ -84,6 +84,14 @@ class Training:
         finally:
             os.close(file)
 
+    def last_heard(self) -> float | None:
+        """What `heard` was told last, by this or an earlier process of the worker since the machine was started."""
+        try:
+            at = float((self.directory / ALIVE_FILE).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return at if at <= time.monotonic() else None
+
     def stop(self, action: StopAction) -> None:
         """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing."""
         if self.stop_action is not None and STOP_ACTIONS.index(action) <= STOP_ACTIONS.index(self.stop_action):

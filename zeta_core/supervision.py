@@ -3,7 +3,7 @@
 Looked at by a thread, so that a process notices while it loads, trains or saves. Counted is the monotonic clock that
 all processes of a machine share: a wall clock that jumps changes nothing, and a process that starts late (a rank, or
 one that loads for long) counts from when the worker was heard, not from its own start. A process that was stopped for
-long looks first and judges then.
+long looks first and judges then; where its worker was not heard meanwhile either, both were, and it ends.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Supervision:
         tick = min(LONGEST_TICK_SECONDS, self_stop_seconds / 20)
         heard_at = time.monotonic()  # until the file says it
         while True:
-            heard_at = self._heard_at() or heard_at
-            unheard_seconds = time.monotonic() - heard_at
+            before, heard_at = heard_at, self._heard_at() or heard_at
+            # A machine that was frozen for long may hear its worker first; the silence counts all the same.
+            unheard_seconds = max(time.monotonic() - heard_at, heard_at - before)
             self.is_lost = unheard_seconds >= self_stop_seconds
             if unheard_seconds >= end_seconds:
                 try:

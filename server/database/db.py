@@ -22,6 +22,17 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from zeta_core.contract.errors import InvalidSettings
 
 BUSY_TIMEOUT_SECONDS = 30
+# Nobody waits for a PostgreSQL that does not answer: the loops go round again.
+POSTGRES_CONNECTION = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+# Transactions take milliseconds. One whose server stands still or is cut off must not hold a job's row, and with it all
+# other servers, for hours, which is how long TCP itself would wait.
+POSTGRES_SESSION = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'"
 
 
 class Database:
@@ -35,7 +46,7 @@ class Database:
             self._writer = _sqlite_engine(self.url, connections=1, begin="BEGIN IMMEDIATE")
             self._reader = _sqlite_engine(self.url, connections=4, begin="BEGIN")
         else:
-            self._writer = self._reader = create_async_engine(self.url, pool_size=8, max_overflow=8, pool_pre_ping=True)
+            self._writer = self._reader = _postgres_engine(self.url)
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncSession]:
@@ -92,5 +103,20 @@ def _sqlite_engine(url: str, *, connections: int, begin: str) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgres_engine(url: str) -> AsyncEngine:
+    engine = create_async_engine(
+        url, pool_size=8, max_overflow=8, pool_pre_ping=True, connect_args=dict(POSTGRES_CONNECTION)
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        cursor = connection.cursor()
+        cursor.execute(POSTGRES_SESSION)
+        cursor.close()
+        connection.commit()
 
     return engine

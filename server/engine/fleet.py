@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, WORKERS_HASH, Heartbeat, verify
+from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, WORKERS_HASH, Heartbeat, place_of, verify
 
 STOOD_STILL_SECONDS = 5.0  # Redis is asked twice a second
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
@@ -36,6 +36,7 @@ class Fleet:
         self._secret = secret
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
+        self._places: dict[tuple[str, str], float] = {}  # when a worker was last heard from a folder, monotonic
         self._watching_since: float | None = None
         self._looked_at = clock()
         self.looked = False  # Redis was asked at least once
@@ -74,6 +75,10 @@ class Fleet:
                 changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
                 changed = changed or earlier.heartbeat.disk_low != heartbeat.disk_low
                 self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=True)
+            else:
+                continue
+            if place := place_of(heartbeat.incarnation):
+                self._places[name, place] = now
         return changed
 
     def workers(self) -> list[Heartbeat]:
@@ -99,12 +104,16 @@ class Fleet:
             and self._clock() - max(seen.moved_at, self._watching_since) < HEARTBEAT_GONE_SECONDS
         )
 
-    def silent_seconds(self, worker: str) -> float:
-        """How long this server has listened to Redis without hearing the worker."""
+    def silent_seconds(self, worker: str, place: str | None = None) -> float:
+        """How long this server has listened to Redis without hearing the worker (from this folder, if one is given).
+
+        A worker by the same name in another folder says nothing of the trainings that were left in the first.
+        """
         if self._watching_since is None:
             return 0.0
         seen = self._seen.get(worker)
-        return self._looked_at - max(seen.moved_at if seen else self._watching_since, self._watching_since)
+        heard_at = (seen.moved_at if seen else None) if place is None else self._places.get((worker, place))
+        return self._looked_at - max(heard_at or self._watching_since, self._watching_since)
 
     def _read(self, name: str, text: str) -> Heartbeat | None:
         """The signed heartbeat in one field of the hash; a bad one is told once and left alone."""

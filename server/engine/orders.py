@@ -33,6 +33,7 @@ RUNNING = (
         JobRow.requested_action,
         JobRow.spec["time_limit_seconds"].label("time_limit_seconds"),
         AttemptRow.worker,
+        AttemptRow.incarnation,
         AttemptRow.started_at,
         AttemptRow.ran_seconds,
     )

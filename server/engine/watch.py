@@ -1,8 +1,10 @@
 """Watches running jobs: sends stop orders until they are obeyed, and ends the attempts of workers that are lost.
 
 A worker is lost to an attempt when its live process no longer lists it (it was restarted and found nothing, or gave
-up), or when it has been silent for ``lease_seconds`` while Redis could be reached. An attempt that a worker still lists
-although it is over is told so.
+up), or when it has been silent for ``lease_seconds`` while Redis could be reached. Only a process of the same folder
+can know that an attempt is gone: one by the same name elsewhere (another disk, another machine) may have taken the
+place of a worker whose training still runs, so then the lease counts. An attempt that a worker still lists although it
+is over is told so.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from server.engine.fleet import Fleet
 from server.engine.orders import RUNNING, Orders
 from server.engine.stored import Stored
 from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import Heartbeat, JournalAck
+from zeta_core.contract.messages import Heartbeat, JournalAck, place_of
 
 # A worker beats every 2 s and lists an attempt from the moment it got the hand-over: two beats may still be under way.
 UNLISTED_SECONDS = 5.0
@@ -73,16 +75,22 @@ class Watch:
         for row in running:
             key = (row.id, row.attempt)
             why: str | None = None
-            silent = self._fleet.silent_seconds(row.worker)
+            place = place_of(row.incarnation)
+            silent = self._fleet.silent_seconds(row.worker, place)
             if silent > self._lease_seconds:
                 why = f"The worker {row.worker} has not been heard for {silent:.0f} s."
-            elif self._fleet.is_alive(row.worker) and not self._lists(row.worker, key):
+            elif self._knows(row.worker, place) and not self._lists(row.worker, key):
                 unlisted[key] = self._unlisted_since.get(key, now)
                 if now - unlisted[key] > UNLISTED_SECONDS:
                     why = f"The worker {row.worker} no longer has the training."
             if why is not None:
                 await self._lose(row.id, row.attempt, why)
         self._unlisted_since = unlisted
+
+    def _knows(self, worker: str, place: str | None) -> bool:
+        """Whether the worker lives, in this folder: what it does not list is not there."""
+        beat = self._fleet.get(worker) if self._fleet.is_alive(worker) else None
+        return beat is not None and (place is None or place_of(beat.incarnation) in (place, None))
 
     def _lists(self, worker: str, key: tuple[str, int]) -> bool:
         beat = self._fleet.get(worker)

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database import db
 from server.database.db import Database
+from server.database.state import lock_job
 from server.engine.engine import Engine
 from tests.harness.fleet import Bench, bench
 from tests.harness.valkey import ValkeyServer
@@ -65,3 +69,25 @@ def _readers(client: "redis.Redis") -> int:
     groups: list[dict[str, object]] = list(client.xinfo_groups(SERVER_STREAM))  # pyright: ignore[reportArgumentType]
     (group,) = [group for group in groups if group["name"] == SERVER_GROUP]
     return int(str(group["consumers"]))
+
+
+def test_a_server_that_vanishes_in_the_middle_of_a_transaction_holds_up_the_others_for_seconds_only(
+    postgres_url: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = "SET lock_timeout = '500ms'; SET idle_in_transaction_session_timeout = '3s'"
+    monkeypatch.setattr(db, "POSTGRES_SESSION", short)
+    with bench(tmp_path, redis_url, postgres_url) as fleet:
+        fleet.start_engine()
+        job_id = fleet.submit(steps="3")
+
+        async def lock_and_vanish() -> AsyncSession:
+            session = AsyncSession(Database(fleet.settings.database)._writer)  # pyright: ignore[reportPrivateUsage]
+            await lock_job(session, job_id)
+            return session
+
+        vanished = fleet.loop.run(lock_and_vanish())
+        fleet.start_worker()
+        fleet.wait_for_status(job_id, "succeeded")
+        assert [attempt.attempt for attempt in fleet.attempts(job_id)] == [1]
+        with pytest.raises(DBAPIError):
+            fleet.loop.run(vanished.commit())

@@ -101,6 +101,42 @@ def test_a_training_whose_worker_vanished_for_ever_ends_by_itself_even_where_it_
     fleet.wait_for_status(hanging, "cancelled")
 
 
+def test_a_worker_back_in_another_folder_knows_nothing_of_what_it_left_which_ends_before_it_is_started_again(
+    fleet: Bench, tmp_path: Path
+) -> None:
+    elsewhere: dict[str, Any] = {**SHORT, "ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
+    worker = fleet.start_worker(**SHORT)
+    job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
+    fleet.wait_for_step(job_id, 25)
+    worker.kill()
+    worker.wait()
+    fleet.start_worker(ZETA_HOME=str(tmp_path / "other"), **elsewhere)
+    (training,) = marked_processes(job_id)
+    wait_until(lambda: training not in marked_processes(job_id), 30, "the training to end by itself")
+    assert fleet.job(job_id).attempt == 1, "the server started it while it still ran"
+    namesake = fleet.start_worker(ZETA_HOME=str(tmp_path / "third"), **elsewhere)
+    check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
+    assert namesake.wait(30) == 2, "two workers of one name take each other's messages"
+    assert "choose another name" in fleet.logs()
+
+
+def test_a_host_that_was_frozen_for_longer_than_the_lease_does_no_more_of_what_went_on_elsewhere(fleet: Bench) -> None:
+    worker = fleet.start_worker(**SHORT)
+    job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
+    fleet.wait_for_step(job_id, 25)
+    (training,) = marked_processes(job_id)
+    for process in (worker.pid, training):
+        os.kill(process, signal.SIGSTOP)
+    fleet.start_worker("w2", **SHORT)
+    wait_until(lambda: fleet.job(job_id).attempt == 2, 30, "the next attempt")
+    made = journal_steps(fleet, job_id)
+    for process in (training, worker.pid):
+        os.kill(process, signal.SIGCONT)
+    wait_until(lambda: training not in marked_processes(job_id), 30, "the training to end")
+    assert journal_steps(fleet, job_id) <= made + 1, "it trained on beside its successor"
+    check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
+
+
 def test_redis_away_for_longer_than_trainings_wait_hands_them_back_and_they_go_on_when_it_returns(
     fleet: Bench, own_valkey: ValkeyServer
 ) -> None:

@@ -1,8 +1,4 @@
-"""Workers that stop, are killed, come back, or come back without their runs; slots. Each test has its own worker."""
-
-import os
-import shutil
-import signal
+"""Workers that stop, are killed and come back; slots. Each test has its own worker."""
 
 from tests.harness.fleet import Bench
 from tests.harness.service import marked_processes
@@ -49,24 +45,6 @@ def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_nex
     fleet.start_worker()
     assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
     assert fleet.checkpoints(job_id) == ["final"]
-    fleet.check_events(job_id)
-
-
-def test_a_worker_that_comes_back_without_its_run_loses_the_attempt_and_the_job_goes_on(fleet: Bench) -> None:
-    worker = fleet.start_worker()
-    job_id = fleet.submit(steps="100", seconds_per_step="0.1", checkpoint_every="5")
-    wait_until(lambda: fleet.checkpoints(job_id), 20, "a checkpoint")
-    worker.kill()
-    worker.wait()
-    for training in marked_processes(job_id):
-        os.kill(training, signal.SIGKILL)
-    shutil.rmtree(fleet.settings.home / "workers")
-    fleet.start_worker()
-    wait_until(lambda: (fleet.attempts(job_id)[-1].first_step or 0) > 5, 30, "the second attempt to go on")
-    first, second = fleet.attempts(job_id)
-    assert (first.reason, second.attempt, second.reason) == ("worker_lost", 2, None)
-    fleet.request(job_id, "cancel")
-    fleet.wait_for_status(job_id, "cancelled")
     fleet.check_events(job_id)
 
 

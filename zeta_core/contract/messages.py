@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import secrets
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,17 @@ def worker_stream(worker: str) -> str:
     return f"zeta:worker:{worker}"
 
 
+def new_incarnation(place: str) -> str:
+    """The name of one process of a worker, ``PLACE.TOKEN``; ``place`` names its folder over restarts."""
+    return f"{place}.{secrets.token_hex(8)}"
+
+
+def place_of(incarnation: str) -> str | None:
+    """The folder of that process, which alone knows its trainings; ``None`` where an older worker does not tell it."""
+    place, dot, _ = incarnation.partition(".")
+    return place if dot else None
+
+
 class _Message(BaseModel):
     """Frozen; fields of a neighbouring version are kept, so versions can be upgraded one machine at a time."""
 
@@ -74,7 +86,7 @@ class Claim(_Message):
     job_id: str
     attempt: int
     worker: str
-    incarnation: str  # a new one each time the worker process starts
+    incarnation: str  # a new one each time the worker process starts (`new_incarnation`)
 
 
 class ClaimAnswer(_Message):
@@ -151,7 +163,7 @@ class DeviceReport(BaseModel):
 class Heartbeat(_Message):
     message: Literal["heartbeat"] = "heartbeat"
     worker: str
-    incarnation: str
+    incarnation: str  # `new_incarnation`
     beat: int  # grows by one each time
     version: str
     host: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -13,14 +13,12 @@ from server.database.tables import EventRow
 from server.service import Service
 from zeta_core.contract.answers import Curves
 
-_PROGRESS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "epoch")
-_USAGE = ("mfu", "data_wait_share", "checkpoint_blocked_share", "peak_memory_bytes")
-SERIES = (*_PROGRESS, *_USAGE)
+SERIES = tuple(name for name in Curves.model_fields if name not in ("object", "step"))
 _BATCH = 2000
 
 
 async def read_curves(service: Service, job_id: str, max_points: int | None) -> Curves:
-    """The curves, thinned out evenly to ``max_points`` (first and last step stay)."""
+    """The curves, thinned out evenly to ``max_points`` (ends stay, and evaluations where they can)."""
     by_step: dict[int, dict[str, Any]] = {}
     attempt = 0
     query = select(EventRow.seq, EventRow.attempt, EventRow.fields)
@@ -31,32 +29,49 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
             rows = (await session.execute(query.where(EventRow.seq > after))).tuples().all()
         for _seq, of_attempt, fields in rows:
             step = fields.get("step")
-            if not isinstance(step, int) or all(fields.get(name) is None for name in SERIES[:2]):
+            if not isinstance(step, int) or (fields.get("loss") is None and fields.get("eval_loss") is None):
                 continue
             if of_attempt != attempt:
                 # The new attempt goes on from a checkpoint: what the one before did beyond it was thrown away.
                 by_step = {earlier: point for earlier, point in by_step.items() if earlier < step}
                 attempt = of_attempt
-            memory: dict[str, int] = fields.get("memory") or {}
-            fields = {**fields, "peak_memory_bytes": sum(memory.values()) or None}
-            known = {name: fields[name] for name in SERIES if fields.get(name) is not None}
-            by_step[step] = {**by_step.get(step, {}), **known}
+            by_step[step] = {**by_step.get(step, {}), **_measured(fields)}
         if len(rows) < _BATCH:
             break
         after = rows[-1][0]
-    steps = thinned(sorted(by_step), max_points)
+    evaluated = {step for step, point in by_step.items() if "eval_loss" in point}
+    steps = thinned(sorted(by_step), max_points, evaluated)
     return Curves.model_validate(
         {"step": steps, **{name: [by_step[step].get(name) for step in steps] for name in SERIES}}
     )
 
 
-def thinned(steps: Sequence[int], max_points: int | None) -> list[int]:
-    """At most ``max_points`` of the steps, evenly chosen, with the last one always and the first if there is room."""
+def _measured(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a progress event measured, by the names of the curves."""
+    memory: dict[str, int] = fields.get("memory") or {}
+    rewards: dict[str, float] = fields.get("rewards") or {}
+    of = "rewards" if fields.get("eval_loss") is None else "eval_rewards"
+    told = {**fields, **{f"{of}_{name}": value for name, value in rewards.items()}}
+    told["peak_memory_bytes"] = sum(memory.values()) or None
+    return {name: told[name] for name in SERIES if told.get(name) is not None}
+
+
+def thinned(steps: Sequence[int], max_points: int | None, marked: Collection[int] = ()) -> list[int]:
+    """At most ``max_points`` of the steps, evenly chosen, with the last one always and the first if there is room.
+
+    A step of ``marked`` takes the place of the one that is chosen near it, so that rare values are not lost.
+    """
     if max_points is None or len(steps) <= max_points:
         return list(steps)
     if max_points == 1:
         return [steps[-1]]
-    return [steps[round(index * (len(steps) - 1) / (max_points - 1))] for index in range(max_points)]
+    distance = (len(steps) - 1) / (max_points - 1)
+    chosen = [round(point * distance) for point in range(max_points)]
+    for index, step in enumerate(steps):
+        point = round(index / distance)
+        if step in marked and 0 < point < max_points - 1:
+            chosen[point] = index
+    return [steps[index] for index in chosen]
 
 
 def as_csv(curves: Curves) -> str:

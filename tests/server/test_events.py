@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.curves import thinned
 from tests.harness.service import parse_sse
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
@@ -181,9 +182,10 @@ def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attem
     first = [{"phase": "training", "step": step, "loss": 10.0 - step, "tokens": step * 8} for step in range(1, 7)]
     rows.attempt(job_id, progress=[{"phase": "loading_data"}, *first], to=JobStatus.QUEUED)
     usage = {"data_wait_share": 0.01, "memory": {"cuda:0": 3, "cuda:1": 4}}
-    shown = {"phase": "training", "learning_rate": 0.1, **usage}
-    second = [{**shown, "step": step, "loss": 1.0 * step} for step in (5, 6, 7)]
-    evaluated = {"phase": "evaluating", "step": 7, "eval_loss": 0.5}
+    shown: dict[str, Any] = {"phase": "training", "learning_rate": 0.1, **usage}
+    second: list[dict[str, Any]] = [{**shown, "step": step, "loss": 1.0 * step} for step in (5, 6, 7)]
+    second[2]["rewards"] = {"chosen": 0.3, "rejected": 0.1, "margin": 0.2, "accuracy": 0.75}
+    evaluated = {"phase": "evaluating", "step": 7, "eval_loss": 0.5, "perplexity": 1.6, "rewards": {"margin": 0.1}}
     rows.attempt(job_id, progress=[*second, evaluated], to=JobStatus.SUCCEEDED)
     metrics = http.get(f"/v1/jobs/{job_id}/metrics").json()
     assert metrics["object"] == "metrics"
@@ -194,15 +196,35 @@ def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attem
     assert metrics["tokens"] == [8, 16, 24, 32, None, None, None]
     assert metrics["data_wait_share"] == [None] * 4 + [0.01] * 3
     assert metrics["peak_memory_bytes"] == [None] * 4 + [7] * 3
+    last = {name: values[-1] for name, values in metrics.items() if "rewards" in name or name == "perplexity"}
+    assert {name: value for name, value in last.items() if value is not None} == {
+        "perplexity": 1.6,
+        "rewards_chosen": 0.3,
+        "rewards_rejected": 0.1,
+        "rewards_margin": 0.2,
+        "rewards_accuracy": 0.75,
+        "eval_rewards_margin": 0.1,
+    }
     assert {len(values) for name, values in metrics.items() if name != "object"} == {7}
     lines = http.get(f"/v1/jobs/{job_id}/metrics", headers={"Accept": "text/csv"})
     assert lines.headers["content-type"].startswith("text/csv")
     assert lines.text.splitlines()[0].startswith("step,loss,eval_loss,learning_rate")
     assert lines.text.splitlines()[7].startswith("7,7.0,0.5,0.1,")
+    assert lines.text.splitlines()[0].split(",")[1:] == [name for name in metrics if name not in ("object", "step")]
     few = http.get(f"/v1/jobs/{job_id}/metrics?max_points=3").json()
     assert few["step"] == [1, 4, 7]
     assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=1").json()["step"] == [7]
     assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=100").json() == metrics
+
+
+def test_thinned_curves_keep_their_ends_and_their_evaluations() -> None:
+    steps = list(range(1, 1001))
+    evaluated = set(range(30, 1001, 30))
+    few = thinned(steps, 100, evaluated)
+    assert (len(few), few[0], few[-1]) == (100, 1, 1000)
+    assert few == sorted(set(few))
+    assert evaluated <= set(few)
+    assert thinned(steps, 2, evaluated) == [1, 1000]
 
 
 def test_metrics_of_a_job_that_said_nothing_are_empty_arrays(rows: Rows, http: httpx.Client) -> None:

@@ -63,6 +63,8 @@ class Curves(_Answer):
     """A job's curves: arrays of equal length, ``null`` where a step has no such value; a step is an optimizer step.
 
     The last ones are empty where an older server does not tell them; ``peak_memory_bytes`` is of the first process.
+    ``rewards_...`` are those of DPO (`ProgressLine.rewards`) over the pairs trained on; ``eval_...`` and ``perplexity``
+    are over what is held out.
     """
 
     object: Literal["metrics"] = "metrics"
@@ -78,6 +80,15 @@ class Curves(_Answer):
     data_wait_share: list[float | None] = []
     checkpoint_blocked_share: list[float | None] = []
     peak_memory_bytes: list[int | None] = []
+    perplexity: list[float | None] = []
+    rewards_chosen: list[float | None] = []
+    rewards_rejected: list[float | None] = []
+    rewards_margin: list[float | None] = []
+    rewards_accuracy: list[float | None] = []
+    eval_rewards_chosen: list[float | None] = []
+    eval_rewards_rejected: list[float | None] = []
+    eval_rewards_margin: list[float | None] = []
+    eval_rewards_accuracy: list[float | None] = []
 
 
 class Health(_Answer):

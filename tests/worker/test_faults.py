@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,12 @@ def test_a_host_that_was_frozen_for_longer_than_the_lease_does_no_more_of_what_w
     fleet.start_worker("w2", **SHORT)
     wait_until(lambda: fleet.job(job_id).attempt == 2, 30, "the next attempt")
     made = journal_steps(fleet, job_id)
-    for process in (training, worker.pid):
-        os.kill(process, signal.SIGCONT)
+    alive = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/alive"
+    told = alive.read_text()
+    os.kill(worker.pid, signal.SIGCONT)
+    wait_until(lambda: training not in marked_processes(job_id) or alive.read_text() != told, 30, "the worker's word")
+    with suppress(ProcessLookupError):
+        os.kill(training, signal.SIGCONT)
     wait_until(lambda: training not in marked_processes(job_id), 30, "the training to end")
     assert journal_steps(fleet, job_id) <= made + 1, "it trained on beside its successor"
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])

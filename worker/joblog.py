@@ -49,7 +49,11 @@ class JobLog:
             self._cut(size, limit)
 
     def complete(self) -> None:
-        """Store the rest; the attempt is over. Repeating it changes nothing. Raises `OSError`."""
+        """Store the rest; the attempt is over. Repeating it changes nothing. Raises `OSError`.
+
+        The folder is made for an empty log, too: a job of which the store has nothing is one that was deleted.
+        """
+        self._stored.parent.mkdir(parents=True, exist_ok=True)
         self.copy()
         begin_of_tail = self._bytes_of_this_attempt() + len(CUT_LINE)
         if _size(self._stored) >= begin_of_tail:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from zeta_core.contract.checkpoint import Manifest, ManifestFile, step_of, surplus
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, tensorboard_key
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
 
 COPY_BYTES = 4 * 2**20
 # Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
@@ -52,6 +52,11 @@ class ArtifactStore:
         """Whether the store has exactly the checkpoint that lies in ``local``."""
         manifest = _manifest_bytes(local)
         return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
+
+    def is_deleted(self, job_id: str) -> bool:
+        """Whether the server has removed all of a job whose attempt was completed here; a lost mount tells nothing."""
+        job = self.root / job_key(job_id)
+        return job.parent.is_dir() and not job.exists()
 
     def put_curves(self, job_id: str, source: Path) -> None:
         """Copy TensorBoard's files; those of each attempt have names of their own. Raises `OSError`."""

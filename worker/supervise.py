@@ -30,7 +30,7 @@ from worker.room import Room
 from worker.run import Place, Run
 from worker.settings import WorkerSettings
 from worker.store import ArtifactStore
-from worker.sweep import sweep
+from worker.sweep import sweep, sweep_deleted
 from worker.training import KILL_SECONDS
 from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
@@ -38,7 +38,7 @@ from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport,
 TICK_SECONDS = 0.1
 TROUBLE_SECONDS = 2.0
 PUBLISH_SECONDS = 10.0  # after the grace: for the last acknowledgements
-SWEEP_SECONDS, SWEEP_FOR_ROOM_SECONDS = 3600.0, 60.0
+SWEEP_SECONDS, SWEEP_FOR_ROOM_SECONDS, DELETED_SECONDS = 3600.0, 60.0, 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Supervisor:
         self._consumer = Consumer(settings, self._inbox)
         self._pulse = Pulse(settings, incarnation, version, lambda: self._report)
         self._heard_at = self._pulse.heard_at  # when it began: no beat was taken yet
-        self._swept_at = float("-inf")
+        self._swept_at = self._looked_at = float("-inf")
         self._sweeping: Future[None] | None = None
 
     def run(self) -> int:
@@ -275,15 +275,14 @@ class Supervisor:
             sweeping, self._sweeping = self._sweeping, None
             if error := sweeping.exception():
                 logger.warning("What is old could not be removed: %s", error, extra={"action": "sweep"})
-        now = time.monotonic()
-        pause = SWEEP_FOR_ROOM_SECONDS if self._room.is_low else SWEEP_SECONDS
-        if self._sweeping is not None or now - self._swept_at < pause:
+        if self._sweeping is not None:
             return
-        self._swept_at = now
-        self._sweeping = self._executor.submit(
-            sweep,
-            self._settings.root,
-            {run.job_id for run in self._runs.values()},
-            cache_max_bytes=self._settings.cache_max_bytes,
-            need_room=self._room.is_low,
-        )
+        now, root, settings = time.monotonic(), self._settings.root, self._settings
+        active_jobs = {run.job_id for run in self._runs.values()}
+        if now - self._swept_at >= (SWEEP_FOR_ROOM_SECONDS if self._room.is_low else SWEEP_SECONDS):
+            self._swept_at = now
+            most, is_low = settings.cache_max_bytes, self._room.is_low
+            self._sweeping = self._executor.submit(sweep, root, active_jobs, cache_max_bytes=most, need_room=is_low)
+        elif now - self._looked_at >= DELETED_SECONDS:
+            self._looked_at = now
+            self._sweeping = self._executor.submit(sweep_deleted, root, active_jobs, self._place.store)

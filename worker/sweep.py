@@ -8,7 +8,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from zeta_core.contract.layout import CACHE_DIRECTORY
+from worker.store import ArtifactStore
+from zeta_core.contract.layout import CACHE_DIRECTORY, PUBLISHED_FILE
 
 RUNS_KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
 CACHE_KEPT_SECONDS = 7 * 86_400.0  # a training touches what it uses; one that runs longer has its files open
@@ -37,6 +38,21 @@ def sweep(root: Path, active_jobs: Collection[str], *, cache_max_bytes: int, nee
         too_much = need_room or size > cache_max_bytes
         if age > CACHE_KEPT_SECONDS or (too_much and age > CACHE_IN_USE_SECONDS):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def sweep_deleted(root: Path, active_jobs: Collection[str], store: ArtifactStore) -> None:
+    """Remove the run directories of jobs that were deleted: nothing of theirs is left in ``store``.
+
+    Only of attempts that are published: nothing of those is alive, and nothing that they said is still to be told.
+    """
+    for job in root.glob("runs/*"):
+        if job.name in active_jobs or not store.is_deleted(job.name):
+            continue
+        for directory in job.glob("attempt-*"):
+            if (directory / PUBLISHED_FILE).exists():
+                shutil.rmtree(directory)
+        with suppress(OSError):  # something else is in it, or came into it meanwhile
+            job.rmdir()
 
 
 def _age_seconds(path: Path) -> float:

@@ -1,10 +1,13 @@
-"""What a worker's home does not keep: run directories of yesterday, and of the cache what nobody uses."""
+"""What a worker's home does not keep: old run directories, those of deleted jobs, of the cache what nobody uses."""
 
 import os
 import time
 from pathlib import Path
 
-from worker.sweep import sweep
+from worker.joblog import JobLog
+from worker.store import ArtifactStore
+from worker.sweep import sweep, sweep_deleted
+from zeta_core.contract.layout import PUBLISHED_FILE, log_key
 
 HOUR, DAY = 3600, 86_400
 
@@ -32,6 +35,20 @@ def test_run_directories_are_kept_a_day_and_those_of_jobs_that_run_are_left_alon
     assert names(tmp_path / "runs/job_ended") == ["attempt-2"]
     assert names(tmp_path / "runs/job_running") == ["attempt-1", "attempt-2"]
     assert names(tmp_path / "runs/job_old") == []  # gone with the next round, a day after it was emptied
+
+
+def test_of_a_deleted_job_what_is_published_goes_soon_and_nothing_where_the_store_is_not_there(tmp_path: Path) -> None:
+    root, store = tmp_path / "home", ArtifactStore(tmp_path / "artifacts")
+    for job in ("job_deleted", "job_kept", "job_running", "job_untold"):
+        make(root / f"runs/{job}/attempt-1", age_seconds=0)
+        (root / f"runs/{job}/attempt-1" / PUBLISHED_FILE).touch()
+    make(root / "runs/job_untold/attempt-2", age_seconds=0)
+    sweep_deleted(root, {"job_running"}, store)  # a lost mount
+    assert len(names(root / "runs")) == 4
+    JobLog(root / "none", store.root / log_key("job_kept", 1), max_bytes=10).complete()  # an attempt without a word
+    sweep_deleted(root, {"job_running"}, store)
+    assert names(root / "runs") == ["job_kept", "job_running", "job_untold"]
+    assert names(root / "runs/job_untold") == ["attempt-2"]
 
 
 def test_of_the_cache_goes_what_was_used_longest_ago_but_nothing_that_may_be_in_use(tmp_path: Path) -> None:

@@ -72,9 +72,10 @@ async def _with_time(service: Service, caller: Caller, spec: JobSpec, known: Est
         num_sequences = known.steps * int(resolved["global_batch_size"])
         async with service.database.read() as session:
             time = await expected_time(session, service.engine, caller.project, spec, resolved, num_sequences)
+    pending = {name: why for name, why in known.pending.items() if name != "time"}
     if isinstance(time, str):
-        return known.model_copy(update={"pending": {**known.pending, "time": time}})
-    return known.model_copy(update={"time": time})
+        return known.model_copy(update={"pending": {**pending, "time": time}})
+    return known.model_copy(update={"time": time, "pending": pending})
 
 
 def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
@@ -95,7 +96,7 @@ def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
         meaning = f"at most {most} checkpoints of {found.checkpoint_bytes} bytes with their training state"
         values["disk"] = Bytes(bytes=found.checkpoint_bytes * most, meaning=meaning)
     known = {name: value for name, value in values.items() if value is not None}
-    told = {_OUR_NAME.get(name, name): why for name, why in found.pending.items() if name != "time"}
+    told = {_OUR_NAME.get(name, name): why for name, why in found.pending.items()}
     pending = {name: why for name, why in {**alone.pending, **told}.items() if name not in known}
     resolved = {**(found.resolved_spec or {}), "files": alone.resolved_spec["files"]}
     update = {**known, "pending": pending, "resolved_spec": {**alone.resolved_spec, **resolved}}

@@ -1,27 +1,25 @@
-"""Runs ``python -m zeta_core check`` for the server: one at a time, within a limit, beside the trainings.
+"""Answers what the server asks about specs: one at a time, within a limit, beside the trainings.
 
-Guaranteed: a check has the environment of a training (no secret of the service) and no GPU, it is killed with all that
-it started when its time is over, and whatever happens to it becomes an answer. When a worker is killed, its check goes
-on to its own end, which is seconds away.
+Guaranteed: a check has the environment of a training (no secret of the service) and no GPU, and whatever happens to it
+becomes an answer. `CheckProcess` says how its process lives and ends.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from pydantic import ValidationError
 
+from worker.check_process import CheckProcess, Unanswered
 from worker.devices import count_cores
 from worker.launch import own_environment, training_environment
 from worker.settings import WorkerSettings
 from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.layout import CACHE_DIRECTORY, RunFile
+from zeta_core.contract.layout import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, CheckResult
 
 MOST_WAITING = 4  # more are answered at once: their askers would not wait for them
@@ -35,10 +33,20 @@ class Checks:
 
     def __init__(self, settings: WorkerSettings, command: Sequence[str], say: Callable[[CheckResult], None]) -> None:
         self._settings = settings
-        self._command = command
         self._say = say
+        environment = training_environment(
+            own_environment(),
+            job_id=NAME,
+            attempt=0,
+            threads=max(1, count_cores() // 2),
+            devices=[],
+            hub=settings.hub != "off",
+            job_env=(),
+        )
+        self._process = CheckProcess(command, environment, Path(tempfile.gettempdir()))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="check")
         self._waiting: set[str] = set()
+        self._stopping = False
 
     def take(self, request: CheckRequest) -> None:
         """Check it soon; one that waits already is not taken twice."""
@@ -51,10 +59,14 @@ class Checks:
         self._executor.submit(self._check, request)
 
     def stop(self) -> None:
-        """Take no more; a check under way ends within its limit."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """Take no more; a check under way ends within its limit, and its process then."""
+        self._stopping = True
+        self._executor.submit(self._process.end)
+        self._executor.shutdown(wait=False)
 
     def _check(self, request: CheckRequest) -> None:
+        if self._stopping:
+            return
         try:
             self._say(self._answer(request))
         except OSError as error:
@@ -77,36 +89,15 @@ class Checks:
                 hub=settings.hub != "off",
                 processes=request.processes,
             )
-            environment = training_environment(
-                own_environment(),
-                job_id=NAME,
-                attempt=0,
-                threads=max(1, count_cores() // 2),
-                devices=[],
-                hub=order.hub,
-                job_env=(),
-            )
-            process = subprocess.Popen(
-                [*self._command, "check", "-"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=scratch,
-                env=environment,
-                start_new_session=True,
-            )
+            file = Path(scratch, RUN_FILE)
+            file.write_text(order.model_dump_json())
             try:
-                out, err = process.communicate(order.model_dump_json().encode(), timeout=request.limit_seconds)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                return self._failed(request, f"The check took longer than {request.limit_seconds:g} s.")
-        try:
-            answer = CheckAnswer.model_validate_json(out)
-        except ValidationError:
-            last = err.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
-            logger.warning("A check ended with %d and said %s", process.returncode, last[0])
-            return self._failed(request, "The check ended without an answer; see the worker's log.")
+                out = self._process.ask(file, limit_seconds=request.limit_seconds)
+                answer = CheckAnswer.model_validate_json(out)
+            except (Unanswered, ValidationError) as error:
+                logger.warning("A check found out nothing: %s", error)
+                told = str(error) if isinstance(error, Unanswered) else "The check's answer cannot be read."
+                return self._failed(request, told)
         return CheckResult(check_id=request.check_id, worker=settings.worker_name, answer=answer)
 
     def _failed(self, request: CheckRequest, why: str) -> CheckResult:

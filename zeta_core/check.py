@@ -1,5 +1,8 @@
 """``python -m zeta_core check FILE``: what a run would be, found out without training, weights or data.
 
+``python -m zeta_core checks`` answers for one file after the other, whose paths are the lines of its standard input,
+until that is closed or none came for `IDLE_SECONDS`: imports, which take seconds, are made once.
+
 Guaranteed: no weights are fetched or read (a config and a tokenizer are), models are built without storage but for a
 small one of the same architecture, nothing is written but the caches of configs and tokenizers, and standard output
 holds one JSON object, a `CheckAnswer`, whatever libraries print. It takes as long as it takes: the caller limits it.
@@ -11,10 +14,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+import select
 import sys
 import tempfile
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +30,7 @@ from zeta_core.contract.layout import RunFile
 from zeta_core.contract.spec import JobSpec, Lora
 from zeta_core.contract.validation import parse
 
+IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
 PROBED_VALUES = 20_000_000  # parameters of the small model that is asked whether it keeps documents apart
 _PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
 _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
@@ -34,14 +39,28 @@ _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 def main(source: str) -> int:
     """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1."""
     with _standard_output_kept() as out:
-        try:
-            answer = check(sys.stdin.read() if source == "-" else Path(source).read_text())
-        except Exception as error:  # noqa: BLE001 - whoever asked reads JSON, and people the traceback
-            traceback.print_exception(error, file=sys.stderr)
-            message = f"The check failed itself: {type(error).__name__}: {error}"
-            answer = CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
+        answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
         out.write(answer.model_dump_json() + "\n")
     return 0 if answer.ok else 1
+
+
+def serve() -> int:
+    """Print the answer to each file that a line of standard input names, before the next line is read."""
+    with _standard_output_kept() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
+        while select.select([questions], [], [], IDLE_SECONDS)[0] and (path := questions.readline()):
+            answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
+            out.write(answer.model_dump_json() + "\n")
+            out.flush()
+    return 0
+
+
+def _answer(read: Callable[[], str]) -> CheckAnswer:
+    try:
+        return check(read())
+    except Exception as error:  # noqa: BLE001 - whoever asked reads JSON, and people the traceback
+        traceback.print_exception(error, file=sys.stderr)
+        message = f"The check failed itself: {type(error).__name__}: {error}"
+        return CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
 
 
 def check(text: str) -> CheckAnswer:
@@ -101,7 +120,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
             pending=dict.fromkeys(unknown, "only the model's weights say it, which are read when the training starts"),
         )
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
-    pending = {"time": "it is measured when the training runs"}
+    pending: dict[str, str] = {}
 
     def adapted() -> nn.Module:
         model = located.build()

@@ -28,7 +28,7 @@ from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
 
 KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.1
 
 Tell = Callable[[str, BaseModel], Awaitable[None]]
 

@@ -3,24 +3,29 @@
 import sys
 from pathlib import Path
 
+import psutil
+
 from tests.harness.waiting import wait_until
 from worker.checks import Checks
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import CheckRequest, CheckResult
 
-# Speaks the language of `python -m zeta_core check -`, without torch.
+# Speaks the language of `python -m zeta_core checks`, without torch.
 PROGRAM = """
 import json, os, sys, threading
-order = json.load(sys.stdin)
-assert sys.argv[1:] == ["check", "-"]
+assert sys.argv[1:] == ["checks"]
 assert not [name for name in os.environ if name.startswith("ZETA_") and name not in ("ZETA_JOB_ID", "ZETA_ATTEMPT")]
-match order["spec"]["does"]:
-    case "answer":
-        print(json.dumps({"ok": True, "num_parameters": order["resolved_spec"]["number"]}))
-    case "break":
-        sys.exit(3)
-    case "hang":
-        threading.Event().wait(600)
+for line in sys.stdin:
+    order = json.load(open(line.strip()))
+    match order["spec"]["does"]:
+        case "answer" | "answer and leave":
+            print(json.dumps({"ok": True, "num_parameters": order["resolved_spec"]["number"], "tokens": os.getpid()}))
+        case "break":
+            sys.exit("broken")
+        case "hang":
+            threading.Event().wait(600)
+    if order["spec"]["does"] == "answer and leave":
+        break
 """
 
 
@@ -30,15 +35,32 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
     said: dict[str, CheckResult] = {}
     checks = Checks(settings, (sys.executable, str(program)), lambda result: said.update({result.check_id: result}))
-    for does in ("answer", "answer", "break", "hang"):
-        checks.take(CheckRequest(check_id=does, spec={"does": does}, resolved_spec={"number": 5}, limit_seconds=2))
+
+    def take(name: str, does: str) -> None:
+        limit = 2 if does == "hang" else 60
+        checks.take(CheckRequest(check_id=name, spec={"does": does}, resolved_spec={"number": 5}, limit_seconds=limit))
+
+    def process_of(name: str) -> int:
+        answer = said[name].answer
+        assert answer is not None, said[name].failure
+        assert answer.num_parameters == 5
+        assert answer.tokens is not None
+        return answer.tokens
+
+    for name, does in (("first", "answer"), ("first", "answer"), ("second", "answer and leave"), ("third", "answer")):
+        take(name, does)
+    wait_until(lambda: said.keys() >= {"first", "second", "third"}, 30, "every answer")
+    assert process_of("first") == process_of("second") != process_of("third"), "one that has ended is started anew"
+    for does in ("break", "hang", "answer", "answer and leave"):
+        take(does, does)
     for number in range(4):
-        checks.take(CheckRequest(check_id=f"more {number}", spec={"does": "answer"}, resolved_spec={}, limit_seconds=2))
+        take(f"more {number}", "answer")
     assert any("checks to do already" in (result.failure or "") for result in said.values())
-    wait_until(lambda: said.keys() >= {"answer", "break", "hang"}, 30, "every answer")
-    checks.stop()
-    answer = said["answer"].answer
-    assert answer is not None
-    assert answer.num_parameters == 5
-    assert "without an answer" in (said["break"].failure or "")
+    wait_until(lambda: said.keys() >= {"break", "hang", "answer and leave"}, 30, "every answer")
+    assert "last words were: broken" in (said["break"].failure or "")
     assert "longer than 2 s" in (said["hang"].failure or "")
+    assert process_of("answer") == process_of("answer and leave") != process_of("third")
+    take("last", "answer")
+    wait_until(lambda: "last" in said, 30, "its answer")
+    checks.stop()
+    wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to be gone")

@@ -15,7 +15,7 @@ import torch
 
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.run_directories import ROOT, SPEC
-from zeta_core.check import check
+from zeta_core.check import check, main
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.layout import file_key
 
@@ -35,23 +35,38 @@ def answer_to(spec: dict[str, Any], **file: Any) -> CheckAnswer:
     return check(json.dumps({"spec": {**SPEC, **spec}, **file}))
 
 
-def test_the_command_answers_in_json_alone_and_by_its_exit_code(tmp_path: Path) -> None:
-    for spec, code in ((SPEC, 0), ({**SPEC, "batch_size": -1, "optimiser": "adamw"}, 1)):
-        (tmp_path / "spec.json").write_text(json.dumps(spec))
-        done = subprocess.run(
-            [sys.executable, "-m", "zeta_core", "check", str(tmp_path / "spec.json")],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},  # noqa: TID251 - a child's environment
-        )
-        assert done.returncode == code, done.stderr
-        answer = CheckAnswer.model_validate_json(done.stdout)
+WRONG = {**SPEC, "batch_size": -1, "optimiser": "adamw"}
+
+
+def test_the_command_answers_in_json_alone_and_by_its_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "spec.json"
+    for spec, code in ((SPEC, 0), (WRONG, 1)):
+        file.write_text(json.dumps(spec))
+        assert main(str(file)) == code
+        answer = CheckAnswer.model_validate_json(capfd.readouterr().out)
         assert answer.ok == (code == 0)
     assert {detail.param: detail.suggestion for detail in answer.details} == {
         "batch_size": None,
         "optimiser": "optimizer",
     }
+
+
+def test_one_process_answers_for_one_file_after_the_other_until_its_input_ends(tmp_path: Path) -> None:
+    (tmp_path / "wrong spec.json").write_text(json.dumps(WRONG))
+    done = subprocess.run(
+        [sys.executable, "-m", "zeta_core", "checks"],
+        input=f"{tmp_path / 'wrong spec.json'}\n{tmp_path / 'none.json'}\n",
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # noqa: TID251 - a child's environment
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [CheckAnswer.model_validate_json(line) for line in done.stdout.splitlines()]
+    codes = [{detail.code for detail in answer.details} for answer in answers]
+    assert codes == [{"out_of_range", "unknown_field"}, {"check_failed"}]
 
 
 def test_a_small_model_is_known_to_the_byte() -> None:
@@ -73,7 +88,7 @@ def test_a_small_model_is_known_to_the_byte() -> None:
     assert answer.checkpoint_bytes == 12 * parameters
     resolved = answer.resolved_spec or {}
     assert (resolved["mixed_precision"], resolved["global_batch_size"], resolved["seed"]) == ("no", 4, 42)
-    assert set(answer.pending) == {"time"}
+    assert answer.pending == {}
 
 
 @pytest.mark.parametrize("asked", [{}, {"use_activation_checkpointing": True}, {"mixed_precision": "bf16"}])

@@ -65,6 +65,16 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+# Mistral: no mark before an answer, and the system turn is written before the last question of all.
+MISTRAL = (
+    "{% set told = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% set said = messages[1:] if told else messages %}{{ bos_token }}"
+    "{% for m in said %}{% if m.role == 'user' %}"
+    "{{ '[INST]' + (told + '\n\n' if told and loop.last else '') + m.content + '[/INST]' }}"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+# Phi 3: the end token behind the last turn alone.
+PHI3 = CHATML.removesuffix("{% endif %}") + "{% else %}{{ eos_token }}{% endif %}"
 # DeepSeek R1: its prompt begins a thought that the conversation itself does not have.
 R1 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}{% else %}"

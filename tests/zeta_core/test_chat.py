@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from tests.harness.real_model import smollm2
@@ -34,6 +35,10 @@ TWO_TURNS = [
     {"role": "assistant", "content": "Hey!"},
     {"role": "user", "content": "Bye"},
     {"role": "assistant", "content": "So long."},
+]
+CALLING: list[Any] = [
+    {"role": "user", "content": "1+1"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {}}}]},
 ]
 WITH_SYSTEM = [{"role": "system", "content": "Be short."}, *TWO_TURNS]
 
@@ -71,9 +76,21 @@ def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
         (shapes.LLAMA3, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
         (shapes.LLAMA3, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
         (shapes.GEMMA, TWO_TURNS, ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"], 4 + 2 + 8 + 2),
+        (shapes.MISTRAL, TWO_TURNS, ["Hey!<|end|>", "So long.<|end|>"], 4 + 1 + 8 + 1),
+        (shapes.PHI3, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n<|end|>"], 4 + 2 + 8 + 3),
         (DEFAULT_TEMPLATE, WITH_SYSTEM, ["Hey!<|im_end|><|end|>\n", "So long.<|im_end|><|end|>\n"], 4 + 3 + 8 + 3),
     ],
-    ids=["chatml", "smollm2", "smollm2 with system", "llama 3.1", "llama 3.1 with system", "gemma", "default"],
+    ids=[
+        "chatml",
+        "smollm2",
+        "smollm2 with system",
+        "llama 3.1",
+        "llama 3.1 with system",
+        "gemma",
+        "mistral",
+        "phi 3",
+        "default",
+    ],
 )
 def test_the_assistants_turns_are_learned_and_nothing_else(
     template: str, messages: list[Any], learned: list[str], num_learned: int, tmp_path: Path
@@ -118,6 +135,16 @@ def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_
     ]
     assert tokens.num_split == 1
     assert [tokens.place(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
+
+
+def test_a_system_turn_that_moves_to_the_last_question_is_read_where_it_is_when_that_is_asked(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.MISTRAL)
+    tokens = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer)
+    begin = "<|begin_of_text|>"
+    assert documents(tokens, tokenizer) == [
+        (f"{begin}[INST]Be short.\n\nHi[/INST]Hey!<|end|>", ["Hey!<|end|>"]),
+        (f"{begin}[INST]Hi[/INST]Hey!<|end|>[INST]Be short.\n\nBye[/INST]So long.<|end|>", ["So long.<|end|>"]),
+    ]
 
 
 def test_tools_and_their_answers_are_read_and_calls_are_learned(tmp_path: Path) -> None:
@@ -185,10 +212,51 @@ def test_a_pair_of_texts_is_learned_from_where_the_completion_begins(tmp_path: P
     assert tokenizer.chat_template is None, "no conversation was written, so no template was needed"
 
 
-def test_a_pair_of_messages_goes_through_the_template(tmp_path: Path) -> None:
+def test_a_text_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> None:
+    """As Llama's, Gemma's and Mistral's do; a template writes that token by itself."""
+    tokenizer = byte_tokenizer(shapes.MISTRAL)
+    begin = "<|begin_of_text|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)]
+    )
+    pairs = tokens_of(tmp_path, [{"prompt": "Hi", "completion": " you"}], tokenizer)
+    assert documents(pairs, tokenizer) == [(f"{begin}Hi you<|end|>", [" you<|end|>"])]
+    chat = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer)
+    assert documents(chat, tokenizer)[0][0].count(begin) == 1
+    lines = tokens_of(tmp_path, [{"text": "One"}, {"text": "Two"}], tokenizer)
+    assert [text for text, _ in documents(lines, tokenizer)] == [f"{begin}One<|end|>", f"{begin}Two<|end|>"]
+    (tmp_path / "long.txt").write_text("A line of this text.\n" * 30_000)  # is read in several pieces
+    options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "long.txt")}})
+    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    whole = prepare_tokens(sources, tokenizer, tmp_path / "cache", Report())
+    assert np.flatnonzero(np.asarray(whole.ids) == tokenizer.bos_token_id).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        (TWO_TURNS[:3], TWO_TURNS[3:]),
+        (TWO_TURNS[:3], "So long."),
+        (TWO_TURNS[2], TWO_TURNS[3]),
+        ("Bye", TWO_TURNS[3:]),
+    ],
+    ids=["lists", "list and text", "messages", "text and list"],
+)
+def test_a_pair_of_turns_goes_through_the_template(prompt: Any, completion: Any, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(shapes.GEMMA)
-    tokens = tokens_of(tmp_path, [{"prompt": TWO_TURNS[:3], "completion": TWO_TURNS[3:]}], tokenizer)
-    assert documents(tokens, tokenizer)[0][1] == ["So long.<end_of_turn>\n"]
+    tokens = tokens_of(tmp_path, [{"prompt": prompt, "completion": completion}], tokenizer)
+    [(text, learned)] = documents(tokens, tokenizer)
+    assert learned == ["So long.<end_of_turn>\n"]
+    assert text.endswith("<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nSo long.<end_of_turn>\n")
+
+
+def test_a_turn_of_weight_zero_is_read_and_not_learned(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(shapes.CHATML)
+    messages = [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}, TWO_TURNS[2], {**TWO_TURNS[3], "weight": 1}]
+    tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
+    [(text, learned)] = documents(tokens, tokenizer)
+    assert learned == ["So long.<|im_end|>\n"]
+    assert "Hey!" in text
 
 
 def test_a_tokenizer_without_a_template_gets_the_default_one_and_is_warned_of(tmp_path: Path) -> None:
@@ -226,7 +294,7 @@ GOOD = {"messages": TWO_TURNS}
             {"messages": [{"role": "user", "content": 3}]},
             "message 1 has 'content' of type int, not text",
         ),
-        (shapes.CHATML, {"messages": "Hi"}, "'messages' is str; give a list of messages"),
+        (shapes.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
         (shapes.CHATML, {"messages": []}, "'messages' is empty"),
         (shapes.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn, so there is nothing to learn"),
         (shapes.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
@@ -238,7 +306,31 @@ GOOD = {"messages": TWO_TURNS}
             "begins with an assistant turn, which the tokenizer's chat template",
         ),
         (shapes.R1, {"messages": TWO_TURNS}, "does not write the answer after the prompt for it"),
-        (None, {"messages": TWO_TURNS, "tools": [{"name": "add"}]}, "the default chat template has no place for them"),
+        (
+            None,
+            {"messages": TWO_TURNS, "tools": [{"name": "add"}]},
+            "has the tool 'add', which the tokenizer's chat template does not write",
+        ),
+        (
+            shapes.CHATML,
+            {"messages": CALLING},
+            "calls the tool 'add', which the tokenizer's chat template does not write",
+        ),
+        (
+            shapes.CHATML,
+            {"messages": [*TWO_TURNS[:3], {"role": "assistant", "content": " "}]},
+            "turn that says nothing",
+        ),
+        (
+            shapes.CHATML,
+            {"messages": [{"role": "assistant", "content": None}]},
+            "message 1 has no 'content', and no 'tool_calls' in its place",
+        ),
+        (
+            shapes.CHATML,
+            {"messages": [{"role": "assistant", "content": "x", "weight": 2}]},
+            "message 1 has the weight 2",
+        ),
     ],
 )
 def test_a_conversation_that_cannot_be_learned_is_named_by_its_line(

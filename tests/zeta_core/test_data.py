@@ -84,7 +84,7 @@ def test_python_docs_are_on_every_machine(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl, line 2: is not JSON"),
         ("a.jsonl", b'{"text": "one"}\n\n{"body": "x"}\n', r"a\.jsonl, line 3: has no 'text' \(it has: body\)"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is int, not text"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is of type int, not text"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: is not an object"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),
         ("a.txt", b"", r"a\.txt is empty"),

@@ -89,8 +89,13 @@ def dpo(rows: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
             },
             ["yes<|im_end|>\n", "no<|im_end|>\n"],
         ),
+        ({"chosen": "Q: Hi A: yes", "rejected": "Q: Hi A: yet no"}, [" yes<|end|>", " yet no<|end|>"]),
+        (
+            {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "yes", "rejected": "no"},
+            ["yes<|im_end|>\n", "no<|im_end|>\n"],
+        ),
     ],
-    ids=["text", "messages", "conversations"],
+    ids=["text", "messages", "conversations", "texts that begin alike", "messages and texts"],
 )
 def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[str], tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(shapes.CHATML)

@@ -12,8 +12,9 @@ Trusted: nothing. Templates run in the sandbox of transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal, cast
 
 TrainOn = Literal["assistant", "completion", "all"]
@@ -29,8 +30,8 @@ DEFAULT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-# What Llama 3's templates call today: the date they fall back to themselves. The same data gives the same tokens.
-DATE = "26 Jul 2024"
+# What templates call today, so that the same data gives the same tokens: the date that Llama 3's fall back to.
+TODAY = date(2024, 7, 26)
 
 
 class Unlearnable(Exception):
@@ -39,11 +40,14 @@ class Unlearnable(Exception):
 
 @dataclass(frozen=True)
 class Text:
-    """What a model reads, and the spans of characters in it that it learns to write; ``ends`` adds the end token."""
+    """What a model reads, and the spans of characters in it that it learns to write.
+
+    ``plain``: no template wrote it, so it begins and ends with the tokens that the tokenizer has for that.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    ends: bool = False
+    plain: bool = False
 
 
 class Template:
@@ -59,14 +63,14 @@ class Template:
         """The text of ``messages``, with the beginning of an answer where ``prompt``. Raises `Unlearnable`."""
         if not messages and prompt and self.is_default:
             return "<|im_start|>assistant\n"  # transformers refuses an empty conversation
-        if self.is_default and (tools or any("tool_calls" in message for message in messages)):
-            raise Unlearnable("has tools, and the default chat template has no place for them; give the tokenizer one.")
         try:
-            return cast(
-                str,
-                self._tokenizer.apply_chat_template(
-                    list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, date_string=DATE
-                ),
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                date_string=TODAY.strftime("%d %b %Y"),
+                strftime_now=TODAY.strftime,
             )
         except Exception as error:  # a template may raise anything; jinja's own class is not ours to import
             said = str(error).strip().rstrip(".")[:200] or type(error).__name__
@@ -74,6 +78,13 @@ class Template:
                 said = "begins with an assistant turn, which the tokenizer's chat template cannot prompt for"
                 raise Unlearnable(f"{said}; put a user's turn before it.") from error
             raise Unlearnable(f"the tokenizer's chat template refuses the conversation: {said}.") from error
+        for tool in tools or ():
+            _refuse_unwritten("has the tool", tool, text)
+        return text
+
+    @property
+    def end(self) -> str:
+        return self._tokenizer.eos_token or ""
 
 
 def conversation(
@@ -91,45 +102,122 @@ def conversation(
     said = [plain(message) for message in messages]
     if train_on == "all":
         text = template.render(said, tools)
+        for message in said:
+            _refuse_lost_calls(message, text)
         return [Text(text, ((0, len(text)),))]
-    turns = [index for index, message in enumerate(said) if message["role"] == "assistant" and index >= after]
+    turns = [index for index, message in enumerate(said) if index >= after and _is_learned(message)]
     if not turns:
         raise Unlearnable("has no assistant turn, so there is nothing to learn from it; remove it, or add the answer.")
     texts: list[Text] = []
     for turn in turns if train_on == "assistant" else turns[-1:]:
         answered = _answer(template, said[:turn], said[turn], tools)
-        if texts and answered.text.startswith(texts[-1].text):
-            earlier = texts.pop()
-            answered = Text(answered.text, earlier.spans + answered.spans)
-        texts.append(answered)
+        joined = _joined(texts[-1], answered, template.end) if texts else None
+        if joined is not None:
+            texts.pop()
+        texts.append(joined or answered)
     return texts
+
+
+def _is_learned(message: Message) -> bool:
+    """Whether this is an assistant's turn, and not one that is marked as history (``"weight": 0``, as OpenAI's)."""
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools: list[dict[str, Any]] | None) -> Text:
     """The text of a prompt and the turn that answers it, which is learned. Raises `Unlearnable`."""
+    if not (turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")):
+        raise Unlearnable(
+            "has an assistant turn that says nothing, so there is nothing to learn; remove it, or fill it."
+        )
     before = template.render(prompt, tools, prompt=True)
     text = template.render([*prompt, turn], tools)
-    if not text.startswith(before) or len(text) == len(before):
-        raise Unlearnable(
-            "the tokenizer's chat template does not write the answer after the prompt for it, so what the model would "
-            "have to say cannot be told; give the tokenizer a template that does, or rows of prompt and completion."
-        )
+    if not text.startswith(before):
+        text = before + _after_the_same_end(template, prompt, tools, before, text)
+    if len(text) == len(before):
+        raise _not_after_the_prompt()
+    _refuse_lost_calls(turn, text[len(before) :])
     return Text(text, ((len(before), len(text)),))
 
 
+def _not_after_the_prompt() -> Unlearnable:
+    return Unlearnable(
+        "the tokenizer's chat template does not write the answer after the prompt for it, so what the model would "
+        "have to say cannot be told; give the tokenizer a template that does, or rows of prompt and completion."
+    )
+
+
+def _after_the_same_end(
+    template: Template, prompt: Sequence[Message], tools: list[dict[str, Any]] | None, before: str, text: str
+) -> str:
+    """The answer where its prompt is written otherwise once it is answered, found by how the prompt ends.
+
+    Mistral's templates put the system turn before the last user's, and only while that is the last turn of all. The
+    end is the last turn's content with all that follows it. Raises `Unlearnable`.
+    """
+    asked, last = template.render(prompt, tools), prompt[-1]["content"].strip() if prompt else ""
+    if not last or last not in asked or not before.startswith(asked):
+        raise _not_after_the_prompt()
+    end = before[asked.rindex(last) :]
+    if text.count(end) != 1:
+        raise _not_after_the_prompt()
+    return text.partition(end)[2]
+
+
+def _joined(earlier: Text, later: Text, end: str) -> Text | None:
+    """Both in one text, where the later one goes on with the earlier; ``None`` where it is written otherwise there.
+
+    Phi's templates write the end token after the last turn alone, behind the mark that ends each.
+    """
+    for text in (earlier.text, earlier.text.removesuffix(end)):
+        if later.text.startswith(text):
+            kept = tuple((start, min(stop, len(text))) for start, stop in earlier.spans)
+            return Text(later.text, kept + later.spans)
+    return None
+
+
+def _refuse_lost_calls(turn: Message, text: str) -> None:
+    for call in turn.get("tool_calls", ()):
+        _refuse_unwritten("calls the tool", call, text)
+
+
+def _refuse_unwritten(what: str, tool: Any, text: str) -> None:
+    """Raise `Unlearnable` where a template left out a tool or a call: its name is nowhere in the text."""
+    inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
+    if isinstance(name, str) and name not in text:
+        raise Unlearnable(
+            f"{what} {name!r}, which the tokenizer's chat template does not write; use a tokenizer whose template "
+            "knows tools."
+        )
+
+
 def prompt_and_completion(
-    template: Template | None, prompt: Any, completion: Any, tools: list[dict[str, Any]] | None, train_on: TrainOn
+    template: Callable[[], Template],
+    prompt: Any,
+    completion: Any,
+    tools: list[dict[str, Any]] | None,
+    train_on: TrainOn,
 ) -> list[Text]:
-    """The text of a pair of texts, as it stands with the end token, or of two lists of messages."""
-    if isinstance(prompt, str):
-        text = prompt + cast(str, completion)
+    """The text of a pair of texts, as it stands, or of two conversations by the template.
+
+    Where one of them has turns and the other is a text, that is a turn: the user's, or the assistant's.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str):
+        text = prompt + completion
         if train_on == "assistant":
             raise Unlearnable("is plain text, which has no assistant turns; use train_on 'completion' or 'all'.")
-        return [Text(text, ((0 if train_on == "all" else len(prompt), len(text)),), ends=True)]
-    assert template is not None
+        return [Text(text, ((0 if train_on == "all" else len(prompt), len(text)),), plain=True)]
+    asked, answered = turns_of(prompt, "user"), turns_of(completion, "assistant")
     if train_on != "completion":
-        return conversation(template, [*prompt, *completion], tools, train_on)
-    return conversation(template, [*prompt, *completion], tools, "assistant", after=len(prompt))
+        return conversation(template(), [*asked, *answered], tools, train_on)
+    return conversation(template(), [*asked, *answered], tools, "assistant", after=len(asked))
+
+
+def turns_of(said: Any, role: str) -> list[Any]:
+    """Messages as they are, a single one, or a text as what ``role`` says."""
+    if isinstance(said, str):
+        return [{"role": role, "content": said}]
+    return [said] if isinstance(said, Mapping) else said
 
 
 def plain(message: Mapping[str, Any]) -> Message:

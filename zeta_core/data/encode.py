@@ -7,7 +7,7 @@ can work here or in a forked process. N tokens, D documents or pieces of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -60,6 +60,9 @@ class Encoder:
         self._train_on: TrainOn | None = train_on
         self._method = method
         self._template: Template | None = None
+        end = tokenizer.eos_token_id
+        self._begin = np.array(_beginning(tokenizer), dtype=dtype)
+        self._end = np.array([] if end is None else [end], dtype=dtype)
 
     def encode(self, source: Source, rows: Iterable[Row]) -> Encoded:
         """The documents of some rows. Raises `InvalidData` naming the row that cannot be trained on."""
@@ -88,10 +91,13 @@ class Encoder:
                 "give conversations or pairs of prompt and completion."
             )
         texts = [cast(str, source.fields(row)["text"]) for row in rows]
-        end = self._tokenizer.eos_token_id
-        closing = np.array([] if end is None else [end], dtype=self._dtype)
+        none = self._end[:0]
         arrays = [
-            np.concatenate((ids, closing)) if row.ends_document and len(ids) else ids
+            np.concatenate(
+                (self._begin if row.begins_document else none, ids, self._end if row.ends_document else none)
+            )
+            if len(ids)
+            else ids
             for row, ids in zip(rows, self._plain(texts), strict=True)
         ]
         return self._documents(arrays, rows)
@@ -156,25 +162,26 @@ class Encoder:
         train_on = self._train_on or DEFAULT_TRAIN_ON[source.row_format]
         match source.row_format:
             case "messages":
-                return chat.conversation(self.template, fields["messages"], tools, train_on)
+                return chat.conversation(self.template(), fields["messages"], tools, train_on)
             case "prompt_completion":
                 prompt, completion = fields["prompt"], fields["completion"]
-                template = None if isinstance(prompt, str) else self.template
-                return chat.prompt_and_completion(template, prompt, completion, tools, train_on)
+                return chat.prompt_and_completion(self.template, prompt, completion, tools, train_on)
             case _:
                 return self._pair(fields, tools)
 
     def _pair(self, fields: dict[str, Any], tools: list[dict[str, Any]] | None) -> list[Text]:
         """The chosen and the rejected answer, each with its prompt; both are one answer to the same prompt."""
         prompt, chosen, rejected = fields.get("prompt"), fields["chosen"], fields["rejected"]
-        if isinstance(chosen, str):
+        if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list | Mapping):
+            if prompt is None:
+                prompt, chosen, rejected = _beginning_alike(chosen, rejected)
             return [
-                chat.prompt_and_completion(None, prompt, said, tools, "completion")[0] for said in (chosen, rejected)
+                chat.prompt_and_completion(self.template, prompt, said, tools, "completion")[0]
+                for said in (chosen, rejected)
             ]
-        if isinstance(prompt, str) and chosen[0]["role"] == rejected[0]["role"] == "assistant":
-            prompt = [{"role": "user", "content": prompt}]
-        if not isinstance(prompt, list):  # two whole conversations, which begin alike
-            shared = 0
+        chosen, rejected = chat.turns_of(chosen, "assistant"), chat.turns_of(rejected, "assistant")
+        if prompt is None or (isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"):
+            shared = 0  # two whole conversations, which begin alike
             while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
                 shared += 1
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
@@ -187,8 +194,8 @@ class Encoder:
             raise Unlearnable("the chat template does not write the turns of an answer as one text; give it one turn.")
         return [texts[0] for texts in answers]
 
-    @property
     def template(self) -> Template:
+        """The tokenizer's chat template, which it gets here where it has none."""
         if self._template is None:
             self._template = Template(self._tokenizer)
         return self._template
@@ -220,10 +227,28 @@ class Encoder:
             learned = np.zeros(len(ids), dtype=np.bool_)
             for start, stop in text.spans:
                 learned[places[start] : places[stop]] = True
-            end = self._tokenizer.eos_token_id
-            if text.ends and end is not None:
-                ids, learned = np.append(ids, self._dtype.type(end)), np.append(learned, True)
+            if text.plain:
+                ids = np.concatenate((self._begin, ids, self._end))
+                learned = np.pad(learned, (len(self._begin), 0))
+                learned = np.pad(learned, (0, len(self._end)), constant_values=True)
             yield ids, learned
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The tokens that this tokenizer puts before a text by itself: Llama's, Gemma's and Mistral's do, GPT-2's none."""
+    if is_bytes(tokenizer):
+        return []
+    marked, plain = (tokenizer("a", add_special_tokens=marks)["input_ids"] for marks in (True, False))
+    at = next((at for at in range(len(marked)) if marked[at : at + len(plain)] == plain), 0)
+    return list(marked[:at])
+
+
+def _beginning_alike(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """What two texts begin with alike, up to a space, and how each goes on; what they share cancels out in the loss."""
+    least = min(len(chosen), len(rejected))
+    different = next((at for at in range(least) if chosen[at] != rejected[at]), least)
+    shared = max(0, *(chosen.rfind(space, 0, different) for space in " \n"))
+    return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def _shared(first: NDArray[Any], second: NDArray[Any]) -> int:

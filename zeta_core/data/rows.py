@@ -16,7 +16,7 @@ Row = Mapping[str, object]
 ROLES = ("system", "user", "assistant", "tool")
 
 # The columns that each format reads, and those of them that a row must have. A ``preference`` row without ``prompt``
-# holds two whole conversations that begin alike.
+# holds two whole texts or conversations that begin alike.
 COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "text": ("text",),
     "messages": ("messages", "tools"),
@@ -64,7 +64,7 @@ def fault_in(row: object, row_format: RowFormat, columns: Mapping[str, str]) -> 
         case "prompt_completion":
             fault = _wrong_turns(values["prompt"], shown["prompt"])
             fault = fault or _wrong_turns(values["completion"], shown["completion"])
-            return fault or _wrong_mixture(values, shown, "prompt", "completion") or _wrong_tools(values["tools"])
+            return fault or _wrong_tools(values["tools"])
         case "preference":
             return _wrong_preference(values, shown)
 
@@ -83,42 +83,31 @@ def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
 
 
 def _wrong_text(value: object, shown: str) -> str | None:
-    return None if isinstance(value, str) else f"{shown} is {type(value).__name__}, not text."
+    return None if isinstance(value, str) else f"{shown} is {_kind(value)}, not text."
 
 
 def _wrong_turns(value: object, shown: str) -> str | None:
+    """A text, a message, or a list of them."""
     if isinstance(value, str):
-        return None if value else f"{shown} is empty."
+        return None if value.strip() else f"{shown} is empty."
+    if isinstance(value, Mapping):
+        value = [cast(Row, value)]
     if isinstance(value, list):
         return _wrong_messages(cast(object, value), shown)
-    return f"{shown} is {type(value).__name__}; give text, or a list of messages."
-
-
-def _wrong_mixture(values: Mapping[str, object], shown: Mapping[str, str], first: str, second: str) -> str | None:
-    if isinstance(values[first], str) == isinstance(values[second], str):
-        return None
-    return f"{shown[first]} and {shown[second]} must both be text, or both be lists of messages."
+    return f"{shown} is {_kind(value)}; give text, or a list of messages."
 
 
 def _wrong_preference(values: Mapping[str, object], shown: Mapping[str, str]) -> str | None:
-    for name in ("chosen", "rejected"):
-        if fault := _wrong_turns(values[name], shown[name]):
+    for name in ("chosen", "rejected", "prompt"):
+        optional = name == "prompt" and values[name] is None
+        if not optional and (fault := _wrong_turns(values[name], shown[name])):
             return fault
-    if fault := _wrong_mixture(values, shown, "chosen", "rejected"):
-        return fault
-    prompt = values["prompt"]
-    if prompt is None:
-        return f"has no {shown['prompt']}; it is needed beside text." if isinstance(values["chosen"], str) else None
-    if fault := _wrong_turns(prompt, shown["prompt"]):
-        return fault
-    if isinstance(prompt, list) and isinstance(values["chosen"], str):
-        return _wrong_mixture(values, shown, "prompt", "chosen")
     return _wrong_tools(values["tools"])
 
 
 def _wrong_messages(value: object, shown: str) -> str | None:
     if not isinstance(value, list):
-        return f"{shown} is {type(value).__name__}; give a list of messages."
+        return f"{shown} is {_kind(value)}; give a list of messages."
     if not value:
         return f"{shown} is empty; give at least one message."
     for number, message in enumerate(cast(list[object], value), 1):
@@ -138,15 +127,18 @@ def _wrong_message(message: object) -> str | None:
         return f"has no 'role' (it has: {has})."
     if role not in ROLES:
         return f"has the role {str(role)[:40]!r}; use {', '.join(ROLES)}."
+    if said.get("weight") not in (None, 0, 1):
+        return f"has the weight {str(said['weight'])[:40]}; use 0 for a turn that is not learned, or 1."
     calls = said.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
-        return f"has 'tool_calls' of type {type(calls).__name__}; give a list."
+        return f"has 'tool_calls' {_kind(calls)}; give a list."
     if isinstance(content, list):
         texts = all(isinstance(p, Mapping) and isinstance(cast(Row, p).get("text"), str) for p in cast(Any, content))
         return None if texts else "has a part of 'content' that is not text; only text can be trained on."
-    if content is None and (calls or said.get("reasoning_content")):
-        return None
-    return None if isinstance(content, str) else f"has 'content' of type {type(content).__name__}, not text."
+    if content is None:
+        spoken = calls or said.get("reasoning_content")
+        return None if spoken else "has no 'content', and no 'tool_calls' in its place."
+    return None if isinstance(content, str) else f"has 'content' {_kind(content)}, not text."
 
 
 def _wrong_tools(value: object) -> str | None:
@@ -157,4 +149,9 @@ def _wrong_tools(value: object) -> str | None:
     if tools is None:
         return None
     right = isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in cast(list[Any], tools))
-    return None if right else f"'tools' is {type(tools).__name__}; give a list of objects."
+    return None if right else f"'tools' is {_kind(tools)}; give a list of objects."
+
+
+def _kind(value: object) -> str:
+    """What a value is, in a user's words."""
+    return "null" if value is None else f"of type {type(value).__name__}"

@@ -28,11 +28,12 @@ _UNIT_ROWS = 256  # of a table: conversations are long, and their Python objects
 
 @dataclass(frozen=True)
 class Row:
-    """One row or line, numbered from 1, or a stretch of a text file (number 0) whose last piece ends the document."""
+    """One row or line, numbered from 1, or a stretch of a text file (number 0), which is one document in all."""
 
     number: int
     fields: Mapping[str, object]
     ends_document: bool = True
+    begins_document: bool = True
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,8 @@ def _text_units(path: Path, name: str, size: int) -> Iterator[Unit]:
 
         def load(number: int = number, block: bytes = block, last: bool = position >= size) -> Iterator[Row]:
             try:
-                yield Row(0, {"text": block.decode("utf-8-sig" if number == 1 else "utf-8")}, last)
+                text = block.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield Row(0, {"text": text}, ends_document=last, begins_document=number == 1)
             except UnicodeDecodeError as error:
                 line = number + block.count(b"\n", 0, error.start)
                 raise _not_utf8(name, line, block[error.start]) from error

@@ -35,7 +35,7 @@ from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, fl
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SECONDS_BETWEEN_LINES = 1.0
 
 

@@ -179,8 +179,6 @@ class Training:
             self._next_look = now + LOOK_SECONDS
             self._kill_all()
             return
-        limit: float | None = None
-        since = 0.0
         if self.stop_action is not None:
             saves = can_save and self.stop_action != "cancel"
             limit = self._grace_seconds if saves else min(CANCEL_SECONDS, self._grace_seconds)
@@ -188,14 +186,20 @@ class Training:
         elif said_its_last:
             self._overstayed_since = self._overstayed_since or now
             limit, since = self._grace_seconds, self._overstayed_since
-        if limit is None or now - since < limit or now < self._next_look:
+        else:
+            return
+        loads = self.stop_action is not None and not can_save  # it looks for no stop file yet, and hears SIGTERM
+        if now < self._next_look or (now - since < limit and (self._asked or not loads)):
             return
         self._next_look = now + LOOK_SECONDS
         if not self._asked:
             self._asked = True
-            self._tell("did not end in time and is asked to by SIGTERM")
+            if not loads:
+                self._tell("did not end in time and is asked to by SIGTERM")
             processes.send(self._marked(), signal.SIGTERM)
-        elif now - since >= limit + min(KILL_SECONDS, self._grace_seconds):
+        elif now - since >= limit + (
+            0.0 if loads and self.stop_action == "cancel" else min(KILL_SECONDS, self._grace_seconds)
+        ):
             self._tell("did not end when asked and is killed")
             self._kill_all()
 

@@ -3,8 +3,9 @@
 Guaranteed: every process of the run holds ``RUN_DIR/lock`` shared; the journal's last line is a status with a reason
 and an error, whatever happens but a kill that cannot be caught (its worker writes the line then); SIGTERM and the
 ``stop`` file end the run after the current optimizer step, with a checkpoint unless it was cancelled; so does a worker
-that is gone, or not heard, for ``self_stop_seconds``, and after ``end_seconds`` of that the process ends at once. The
-exit code is 0 when the run ended as it was told to, 1 when it failed, `DISK_FULL_EXIT` when it found no room.
+that is gone, or not heard, for ``self_stop_seconds``, and after ``end_seconds`` of that the process ends at once.
+Before the first step nothing is to be saved, and SIGTERM ends the run where it is. The exit code is 0 when the run
+ended as it was told to, 1 when it failed, `DISK_FULL_EXIT` when it found no room.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
@@ -81,9 +81,12 @@ def main(run_dir: Path) -> int:
                 line = _train_in_processes(run_dir, file, stop, supervision)
             else:
                 line = _train(file, here, report, stop)
+        except Interrupted:
+            line = _ended_by_sigterm(stop() or "hand_back")
         except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
             line = _end_by(error)
             found_no_room = line.reason is StatusReason.DISK_FULL
+        stop.ends_at_once = False  # the last line is to be written whole
         if line.status is JobStatus.FAILED and supervision.is_lost:
             line = _handed_back()  # a rank that ended for want of a worker took the others with it
         elif line.status is JobStatus.FAILED and stop.was_signalled:
@@ -140,23 +143,42 @@ def _interrupted(line: StatusLine, ordered: StopAction | None) -> StatusLine:
         return line
     if line.error is not None and line.error.code != StatusReason.TRAIN_ERROR:
         return line
+    return _ended_by_sigterm(ordered)
+
+
+def _ended_by_sigterm(ordered: StopAction) -> StatusLine:
     status, reason = STOP_ENDS[ordered]
     return StatusLine(status=status, reason=reason, message=f"{REASON_SENTENCES[reason]} (Ended by SIGTERM.)")
 
 
+class Interrupted(BaseException):
+    """SIGTERM came before the first step: nothing is to be saved. No `Exception`, which a library might hold back."""
+
+
 class Stop:
-    """Whether the run is to end: by the ``stop`` file, or to hand the job back, by SIGTERM or for want of a worker."""
+    """Whether the run is to end: by the ``stop`` file, or to hand the job back, by SIGTERM or for want of a worker.
+
+    While it ``ends_at_once``, SIGTERM raises `Interrupted`, once, wherever the main thread is.
+    """
 
     def __init__(self, file: Path, supervision: Supervision) -> None:
         self._file = str(file)
         self._supervision = supervision
         self.was_signalled = False
+        self.ends_at_once = True
         self.write_on_signal = False  # in the process that starts the ranks: the file reaches all of them
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.was_signalled = True
         if self.write_on_signal and not os.path.exists(self._file):
             Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
+        if self.ends_at_once:
+            self.ends_at_once = False
+            raise Interrupted
+
+    def steps_begin(self) -> None:
+        """From now on the run stops by itself, between two steps."""
+        self.ends_at_once = False
 
     def __call__(self) -> StopAction | None:
         try:
@@ -192,6 +214,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
     if supervision.is_lost:
         return _handed_back()  # ranks that start now might not know yet what this process knows when it has to end
     stop.write_on_signal = True
+    stop.ends_at_once = False  # each rank hears SIGTERM itself
     oom_kills = count_oom_kills()
     killed: StatusLine | None = None
     ranks_failed: str | None = None
@@ -236,7 +259,7 @@ def _first_failure(error: Any) -> str:
     return f"Rank {rank} ended with exit code {failure.exitcode}; see the log."
 
 
-def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], StopAction | None]) -> StatusLine:
+def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine:
     spec = parse(JobSpec, _with_split(file))
 
     from zeta_core.data.sources import Places
@@ -256,6 +279,7 @@ def _train(file: RunFile, here: Place, report: Report, stop: Callable[[], StopAc
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
         stop=stop,
+        steps_begin=stop.steps_begin,
     )
     outcome = execute(run, here, report)
     if outcome.stopped is None:

@@ -61,7 +61,10 @@ from zeta_core.train.saving import Saver
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be trained, from either door; paths are absolute. ``stop`` is asked after every optimizer step."""
+    """What is to be trained, from either door; paths are absolute. ``stop`` is asked after every optimizer step.
+
+    ``steps_begin`` is told on every rank when all is loaded: from then on there may be something to save.
+    """
 
     options: TrainerOptions
     model: object
@@ -71,6 +74,7 @@ class Run:
     resume_from: Path | None = None
     tokenizer: object = None
     stop: Callable[[], StopAction | None] = field(default=lambda: None)
+    steps_begin: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             may_split=may_split,
         )
         memory.course = course
+        run.steps_begin()
         stopped = course.train()
         newest = course.finish(stopped)
         if apart and newest is not None:

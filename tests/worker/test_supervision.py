@@ -60,6 +60,15 @@ def test_cancel_ends_a_training_that_never_looks_for_its_stop_file(fleet: Bench)
     assert not marked_processes(job_id)
 
 
+def test_a_training_that_loads_is_asked_to_end_at_once(fleet: Bench) -> None:
+    job_id = fleet.submit(seconds_to_load="600")
+    wait_until(lambda: marked_processes(job_id), 20, "the training to be started")
+    fleet.request(job_id, "pause")
+    assert fleet.wait_for_status(job_id, "paused").status_reason == "paused_by_user"
+    assert not marked_processes(job_id)
+    assert f"of {job_id} did not end" not in fleet.logs(), "no limit was waited for"
+
+
 def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 3)

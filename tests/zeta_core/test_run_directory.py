@@ -36,6 +36,17 @@ def weights(output_dir: Path) -> bytes:
     return (output_dir / "final" / "model.safetensors").read_bytes()
 
 
+def install_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, code: str, function: str) -> str:
+    """Install a model builder as an operator does; returns its name, by which a spec asks for it."""
+    about = tmp_path / "installed" / f"{module}-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\n")
+    (about / "entry_points.txt").write_text(f"[zeta.models]\n{module} = {module}:{function}\n")
+    (about.parent / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(about.parent))
+    return module
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with dropout that nothing disturbed."""
@@ -119,6 +130,48 @@ def test_cancel_ends_without_a_checkpoint(tmp_path: Path) -> None:
     assert not list((tmp_path / "output").glob("step-*"))
 
 
+_LOADS_FOR_LONG = """
+import pathlib, threading
+def build(file):
+    pathlib.Path(file).touch()
+    threading.Event().wait(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ordered", "end"), [("cancel", ("cancelled", "cancelled_by_user")), (None, ("queued", "handed_back"))]
+)
+def test_sigterm_before_the_first_step_ends_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: str | None, end: tuple[str, str]
+) -> None:
+    builder = install_builder(tmp_path, monkeypatch, "loading_model", _LOADS_FOR_LONG, "build")
+    begun = tmp_path / "begun"
+    run_dir = make_run(tmp_path, spec={"model": {"builder": builder, "arguments": {"file": str(begun)}}})
+
+    def order_when_it_loads() -> None:
+        wait_until(begun.exists, 30, "the model to be built")
+        if ordered is not None:
+            (run_dir / "stop").write_text(json.dumps({"action": ordered}))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ordering = threading.Thread(target=order_when_it_loads)
+    ordering.start()
+    assert run_here(run_dir) == 0
+    ordering.join()
+    assert (end_of(run_dir).status, end_of(run_dir).reason) == end
+    assert not [line for line in journal(run_dir) if isinstance(line, ErrorLine)]
+
+
+def test_what_the_first_attempt_decided_by_its_machine_holds_also_where_it_left_no_checkpoint(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    decided = {"threads": before + 2, "mixed_precision": "bf16"}
+    run_dir = make_run(tmp_path, 2, spec={"max_steps": 1}, resolved_spec=decided)
+    assert run_here(run_dir) == 0
+    torch.set_num_threads(before)
+    running = next(line for line in journal(run_dir) if isinstance(line, StatusLine))
+    assert {name: (running.resolved_spec or {})[name] for name in decided} == decided
+
+
 _WAITS_FOR_A_CHILD = """
 import pathlib, subprocess, torch
 class Model(torch.nn.Module):
@@ -135,21 +188,15 @@ class Model(torch.nn.Module):
 
 
 def test_what_sigterm_cuts_short_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed, pid_file = tmp_path / "installed", tmp_path / "pid"
-    (installed / "waiting_model-1.dist-info").mkdir(parents=True)
-    (installed / "waiting_model-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: waiting-model\n")
-    (installed / "waiting_model-1.dist-info" / "entry_points.txt").write_text(
-        "[zeta.models]\nw = waiting_model:Model\n"
-    )
-    (installed / "waiting_model.py").write_text(_WAITS_FOR_A_CHILD)
-    monkeypatch.syspath_prepend(str(installed))
+    builder = install_builder(tmp_path, monkeypatch, "waiting_model", _WAITS_FOR_A_CHILD, "Model")
+    pid_file = tmp_path / "pid"
 
     def end_when_it_waits() -> None:
         wait_until(lambda: pid_file.exists() and pid_file.read_text(), 30, "the model's child")
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
 
-    run_dir = make_run(tmp_path, spec={"model": {"builder": "w", "arguments": {"file": str(pid_file)}}})
+    run_dir = make_run(tmp_path, spec={"model": {"builder": builder, "arguments": {"file": str(pid_file)}}})
     ending = threading.Thread(target=end_when_it_waits)
     ending.start()
     assert run_here(run_dir) == 0

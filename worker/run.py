@@ -31,7 +31,7 @@ from worker.prepare import prepare
 from worker.publish import Publisher
 from worker.settings import WorkerSettings
 from worker.shelf import Shelf
-from worker.stall import StackDumps, Watchdog
+from worker.stall import StackDumps, Watchdog, effort_of
 from worker.store import ArtifactStore, BrokenCheckpoint
 from worker.training import Training
 from worker.verdict import failed, last_line, not_launched
@@ -104,7 +104,11 @@ class Run:
             save_total_limit=limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT,
         )
         settings = place.settings
-        self._watchdog = Watchdog(factor=settings.stall_factor, floor_seconds=settings.stall_min_seconds)
+        self._watchdog = Watchdog(
+            factor=settings.stall_factor,
+            floor_seconds=settings.stall_min_seconds,
+            effort=lambda: effort_of(processes.marked(order.job_id, order.attempt)),
+        )
         self._stacks: StackDumps | None = None
         self._stalled_seconds = 0.0
         self._journal = JournalReader(self.directory / JOURNAL_FILE, self._shelf.add, self._watchdog.saw)
@@ -314,7 +318,7 @@ class Run:
                 self._stacks = StackDumps(self.directory, self.job_id, self.attempt)
         elif self._last_word is None and self._stacks.step():
             message = (
-                f"No step for {self._stalled_seconds:.0f} s, where a step took {self._watchdog.pace:.2g} s. "
+                f"No step for {self._stalled_seconds:.0f} s, {self._watchdog.expectation()}. "
                 f"{self._stacks.summary()} The attempt is ended."
             )
             stacks = self._stacks.text()

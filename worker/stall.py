@@ -1,19 +1,22 @@
 """Notices a training that makes no step any more, by its journal, and asks its processes where they are.
 
-Stalled: in the phase ``training``, with `MIN_STEPS` steps told in this attempt, it has said nothing for ``factor``
-times the median time of a step, and for ``floor_seconds`` at least; a save gets `PATIENCE` times that. Loading,
-evaluating and the first steps (a model may be compiled in them) are not counted. Counted is time that this process
-itself went through: a machine that was asleep stalls nobody. A training that stands still before its first steps is
-not noticed; ``time_limit_seconds`` ends it.
+Stalled: it has said nothing for ``factor`` times what it takes, and for ``floor_seconds`` at least. What it takes is
+the median time of a step, with `MIN_STEPS` told in this attempt; a save gets `PATIENCE` times that, an evaluation has
+the time of the longest one before. Where that is not known yet (the first steps, in which a model may be compiled, and
+the first evaluation) only what does nothing at all is stalled: for half of ``floor_seconds`` its processes together
+used less than `IDLE_SHARE` of a core, and read and wrote next to nothing. Loading is not counted: it may wait for a
+network or for another job, and the libraries end what waits in vain. Counted is time that this process itself went
+through: a machine that was asleep stalls nobody.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +31,11 @@ from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
 MIN_STEPS = 5
 NUM_PACES = 101
 PATIENCE = {"training": 1, "saving": 6}
+WATCHED = ("training", "saving", "evaluating")
 LONGEST_TICK_SECONDS = 1.0
+IDLE_SHARE = 0.05
+EFFORT_SECONDS = 10.0  # between two looks at what the processes do
+BYTES_OF_A_SECOND = 2**20  # read or written, they count as a second of work
 ANSWER_SECONDS = 2.0  # from the signal to the stack in the log
 STACKS_BYTES = 16 * 1024
 
@@ -36,22 +43,36 @@ STACKS_BYTES = 16 * 1024
 class Watchdog:
     """Is told every progress line, and asked in every round of the supervising loop."""
 
-    def __init__(self, *, factor: float, floor_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        factor: float,
+        floor_seconds: float,
+        effort: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``effort``: the work that the processes have done so far, in seconds (`effort_of`); asked now and then."""
         self._factor = factor
         self._floor_seconds = floor_seconds
+        self._effort = effort
         self._clock = clock
         self._paces: deque[float] = deque(maxlen=NUM_PACES)  # seconds per step
         self._num_steps = 0  # of which the pace is known
         self._before: tuple[int, datetime] | None = None
+        self._evaluates_since: datetime | None = None
+        self._longest_evaluation: float | None = None  # seconds
         self._phase = ""
         self._idle_seconds = 0.0
+        self._idle_since: tuple[float, float] | None = None  # idle seconds and effort where doing nothing began
+        self._next_effort = 0.0  # in idle seconds
         self._looked_at = clock()
 
     def saw(self, line: Mapping[str, Any]) -> None:
         """A progress line; the pace is that of the writer's clock, of which one jump spoils one value."""
         self._phase = str(line.get("phase"))
-        self._idle_seconds = 0.0
+        self._idle_seconds, self._idle_since = 0.0, None
         step, said_at = line.get("step"), _time(line.get("created_at"))
+        self._time_evaluation(line, said_at)
         if self._phase == "saving":
             return  # goes on beside the next steps, whose pace it may take part in
         if self._phase != "training" or not isinstance(step, int) or said_at is None:
@@ -68,15 +89,72 @@ class Watchdog:
         now = self._clock()
         self._idle_seconds += min(now - self._looked_at, LONGEST_TICK_SECONDS)
         self._looked_at = now
-        if self._phase not in PATIENCE or self._num_steps < MIN_STEPS:
+        if self._phase not in WATCHED:
             return None
-        limit = PATIENCE[self._phase] * max(self._floor_seconds, self._factor * median(self._paces))
-        return self._idle_seconds if self._idle_seconds > limit else None
+        usual = self._usual_seconds
+        if usual is None:
+            stalled = self._idle_seconds > self._floor_seconds and self._does_nothing()
+        else:
+            patience = PATIENCE.get(self._phase, 1)
+            stalled = self._idle_seconds > patience * max(self._floor_seconds, self._factor * usual)
+        return self._idle_seconds if stalled else None
+
+    def expectation(self) -> str:
+        """What was known of the time that it takes, as the end of a sentence."""
+        if self._usual_seconds is None:
+            return "and its processes did nothing"
+        what = "an evaluation" if self._phase == "evaluating" else "a step"
+        return f"where {what} took {self._usual_seconds:.2g} s"
 
     @property
-    def pace(self) -> float:
-        """The median time of a step, in seconds."""
-        return median(self._paces)
+    def _usual_seconds(self) -> float | None:
+        """What the next line may take as far as it is known: the median step, or the longest evaluation before it."""
+        if self._num_steps < MIN_STEPS:
+            return None
+        pace = median(self._paces)
+        if self._phase != "evaluating":
+            return pace
+        return None if self._longest_evaluation is None else max(pace, self._longest_evaluation)
+
+    def _time_evaluation(self, line: Mapping[str, Any], said_at: datetime | None) -> None:
+        """An evaluation tells its beginning, and its loss at its end."""
+        if self._phase != "evaluating" or said_at is None:
+            self._evaluates_since = None
+        elif line.get("eval_loss") is None:
+            self._evaluates_since = said_at
+        elif self._evaluates_since is not None:
+            took = (said_at - self._evaluates_since).total_seconds()
+            self._longest_evaluation = max(0.0, took, self._longest_evaluation or 0.0)
+
+    def _does_nothing(self) -> bool:
+        """Whether its processes have done next to nothing for half of the floor; they are looked at now and then."""
+        if self._idle_since is not None and self._idle_seconds < self._next_effort:
+            return False
+        self._next_effort = self._idle_seconds + min(EFFORT_SECONDS, self._floor_seconds / 4)
+        effort = self._effort()
+        if self._idle_since is None:
+            self._idle_since = (self._idle_seconds, effort)
+            return False
+        seconds = self._idle_seconds - self._idle_since[0]
+        if effort - self._idle_since[1] > IDLE_SHARE * seconds:
+            self._idle_since = (self._idle_seconds, effort)
+            return False
+        return seconds >= self._floor_seconds / 2
+
+
+def effort_of(found: Iterable[psutil.Process]) -> float:
+    """The work that these processes have done so far: seconds of a core, and one for `BYTES_OF_A_SECOND` moved."""
+    done = 0.0
+    for process in found:
+        try:
+            times = process.cpu_times()
+            done += times.user + times.system
+            if sys.platform == "linux":
+                moved = process.io_counters()
+                done += (moved.read_chars + moved.write_chars) / BYTES_OF_A_SECOND
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return done
 
 
 @dataclass

@@ -260,7 +260,7 @@ def _first_failure(error: Any) -> str:
 
 
 def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine:
-    spec = parse(JobSpec, _with_split(file))
+    spec = parse(JobSpec, _as_first_decided(file))
 
     from zeta_core.data.sources import Places
     from zeta_core.run import Run, execute
@@ -278,6 +278,7 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
             hub=file.hub,
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
+        threads=threads if isinstance(threads := file.resolved_spec.get("threads"), int) else None,
         stop=stop,
         steps_begin=stop.steps_begin,
     )
@@ -288,12 +289,15 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
     return StatusLine(status=status, reason=reason, result=outcome.result)
 
 
-def _with_split(file: RunFile) -> dict[str, Any]:
-    """The spec as it was sent, with the split into micro-batches that an earlier attempt found for it."""
+def _as_first_decided(file: RunFile) -> dict[str, Any]:
+    """The spec as it was sent, with what its first attempt decided by its machine, checkpoint or not.
+
+    That is the split into micro-batches, and the precision.
+    """
     spec = dict(file.spec)
-    names = ("batch_size", "gradient_accumulate_every")
-    if all(spec.get(name) is None and file.resolved_spec.get(name) is not None for name in names):
-        spec |= {name: file.resolved_spec[name] for name in names}
+    for names in (("batch_size", "gradient_accumulate_every"), ("mixed_precision",)):
+        if all(spec.get(name) is None and file.resolved_spec.get(name) is not None for name in names):
+            spec |= {name: file.resolved_spec[name] for name in names}
     return spec
 
 

@@ -64,6 +64,7 @@ class Run:
     """What is to be trained, from either door; paths are absolute. ``stop`` is asked after every optimizer step.
 
     ``steps_begin`` is told on every rank when all is loaded: from then on there may be something to save.
+    ``threads`` of each process are those of an earlier attempt that left no checkpoint; bits depend on them.
     """
 
     options: TrainerOptions
@@ -73,6 +74,7 @@ class Run:
     places: Places
     resume_from: Path | None = None
     tokenizer: object = None
+    threads: int | None = None
     stop: Callable[[], StopAction | None] = field(default=lambda: None)
     steps_begin: Callable[[], None] = field(default=lambda: None)
 
@@ -125,7 +127,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         model = located.build()
         largest_id = max(data.largest_id for data in (tokens, held_out) if data is not None)
         check_vocabulary(model, largest_id, vocabulary_patch(options, run.model, located, largest_id + 1))
-        facts = _facts(place, model, located, tokens, held_out, options.overlong)
+        facts = _facts(place, model, located, tokens, held_out, options.overlong, run.threads)
         plan = planning.decide(options, facts, stored.plan if stored else None)
         check_launcher(asked, plan, cuda=torch.cuda.is_available())
         if plan.eval_split:
@@ -315,13 +317,14 @@ def _facts(
     tokens: TokenFile,
     held_out: TokenFile | None,
     overlong: Overlong | None,
+    threads: int | None,
 ) -> planning.Facts:
     cuda = torch.cuda.is_available()
     return planning.Facts(
         world_size=place.world_size,
         device="cuda" if cuda else "cpu",
         supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        threads=torch.get_num_threads(),
+        threads=threads or torch.get_num_threads(),
         positions=num_positions(model),
         values_per_token=values_per_token(model),
         free_bytes=free_memory_bytes(),

@@ -14,7 +14,8 @@ from worker.journal import JournalReader
 from worker.shelf import Shelf
 from zeta_core.contract.messages import MAX_BATCH_LINES, JournalAck, JournalBatch
 
-RESEND_SECONDS = 2.0
+RESEND_SECONDS = 2.0  # twice as long each time, so that a server which is away for days does not fill Redis
+LONGEST_RESEND_SECONDS = 16.0
 MAX_BATCH_BYTES = 512 * 1024
 
 
@@ -29,6 +30,7 @@ class Publisher:
         self._next = 1  # the first line that is not known to be stored
         self._batch: JournalBatch | None = None
         self._sent_at = 0.0
+        self._resend_seconds = RESEND_SECONDS
         self._end_released = False
 
     @property
@@ -51,9 +53,11 @@ class Publisher:
             return None
         now = time.monotonic()
         if self._batch is None:
-            self._batch = self._gather()
-        elif now - self._sent_at < RESEND_SECONDS:
+            self._batch, self._resend_seconds = self._gather(), RESEND_SECONDS
+        elif now - self._sent_at < self._resend_seconds:
             return None
+        else:
+            self._resend_seconds = min(2 * self._resend_seconds, LONGEST_RESEND_SECONDS)
         self._sent_at = now
         return self._batch
 

@@ -208,11 +208,11 @@ class Run:
         if self.phase != Phase.CLAIMING:
             self._publisher.acknowledge(ack)
 
-    def stop(self, action: StopAction) -> None:
+    def stop(self, action: StopAction, *, in_haste: bool = False) -> None:
         if self.phase == Phase.CLAIMING:
             self.phase = Phase.OVER  # not granted yet: the server makes the hand-over again, elsewhere
         elif self.phase != Phase.OVER:
-            self._training.stop(action)
+            self._training.stop(action, in_haste=in_haste)
 
     def heard(self, at: float) -> None:
         """The worker was heard at this moment of the monotonic clock: a training that can know it goes on."""
@@ -300,7 +300,8 @@ class Run:
         self._archive.copy_log()
         self._look_for_stall()
         ended = self._journal.last_line is not None
-        if not self._training.is_gone(said_its_last=ended, can_save=self._journal.has_steps):
+        needs = self._watchdog.needs_seconds
+        if not self._training.is_gone(said_its_last=ended, can_save=self._journal.has_steps, needs_seconds=needs):
             return
         self._journal.scan()
         if self._journal.last_line is None:

@@ -33,6 +33,7 @@ NUM_PACES = 101
 PATIENCE = {"training": 1, "saving": 6}
 WATCHED = ("training", "saving", "evaluating")
 LONGEST_TICK_SECONDS = 1.0
+SAVE_SECONDS = 600.0  # a large model on a slow disk
 IDLE_SHARE = 0.05
 EFFORT_SECONDS = 10.0  # between two looks at what the processes do
 BYTES_OF_A_SECOND = 2**20  # read or written, they count as a second of work
@@ -98,6 +99,12 @@ class Watchdog:
             patience = PATIENCE.get(self._phase, 1)
             stalled = self._idle_seconds > patience * max(self._floor_seconds, self._factor * usual)
         return self._idle_seconds if stalled else None
+
+    @property
+    def needs_seconds(self) -> float:
+        """How long a training may take to look for an order: its step under way, or its save."""
+        step = 2 * median(self._paces) if self._paces else 0.0
+        return step + (SAVE_SECONDS if self._phase == "saving" else 0.0)
 
     def expectation(self) -> str:
         """What was known of the time that it takes, as the end of a sentence."""

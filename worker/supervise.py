@@ -212,9 +212,9 @@ class Supervisor:
     def _tell_to_stop(self, run: Run, unheard_seconds: float) -> None:
         """What this worker orders by itself; whatever the server orders and is more urgent replaces it."""
         if self._stopping or unheard_seconds >= self._settings.self_stop_seconds:
-            run.stop("hand_back")
+            run.stop("hand_back", in_haste=True)
         if self._room.is_low:
-            run.stop("disk")
+            run.stop("disk", in_haste=True)
         if unheard_seconds >= self._settings.end_seconds:
             run.kill()
 

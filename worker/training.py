@@ -52,6 +52,8 @@ class Training:
         self._process: subprocess.Popen[bytes] | None = None
         self._oom_kills = count_oom_kills()
         self._stopped_at = 0.0
+        self._in_haste = False
+        self._needs_seconds = 0.0
         self._is_killed = False
         self._left_since: float | None = None
         self._overstayed_since: float | None = None
@@ -92,8 +94,12 @@ class Training:
             return None
         return at if at <= time.monotonic() else None
 
-    def stop(self, action: StopAction) -> None:
-        """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing."""
+    def stop(self, action: StopAction, *, in_haste: bool = False) -> None:
+        """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing.
+
+        ``in_haste``: the worker itself has to end, so that a long step or save gets no more than the grace.
+        """
+        self._in_haste = self._in_haste or in_haste
         if self.stop_action is not None and STOP_ACTIONS.index(action) <= STOP_ACTIONS.index(self.stop_action):
             return
         self.stop_action = action
@@ -115,12 +121,14 @@ class Training:
             self._is_killed = True
             self._kill_all()
 
-    def is_gone(self, *, said_its_last: bool, can_save: bool) -> bool:
+    def is_gone(self, *, said_its_last: bool, can_save: bool, needs_seconds: float = 0.0) -> bool:
         """Take one step towards the end and say whether it is reached; never blocks.
 
         ``said_its_last``: the journal has its last line, so the processes have no reason to live on. ``can_save``: it
-        has made a step, so that stopping it may take the time of a save.
+        has made a step, so that stopping it may take the time of a save. ``needs_seconds``: what its step or save under
+        way may take beyond the grace, where nothing has to be done in haste.
         """
+        self._needs_seconds = 0.0 if self._in_haste else needs_seconds
         if self._gone:
             return True
         now = time.monotonic()
@@ -181,7 +189,8 @@ class Training:
             return
         if self.stop_action is not None:
             saves = can_save and self.stop_action != "cancel"
-            limit = self._grace_seconds if saves else min(CANCEL_SECONDS, self._grace_seconds)
+            grace = self._grace_seconds
+            limit = grace + self._needs_seconds if saves else min(CANCEL_SECONDS, grace)
             since = self._stopped_at
         elif said_its_last:
             self._overstayed_since = self._overstayed_since or now

@@ -81,6 +81,7 @@ class Keeper:
         self._redis_outage = Outage("Redis cannot be read")
         self._database_outage = Outage("The database cannot be written")
         self._has_group = False
+        self._has_left = False  # messages that it read while the database was away
         self._take_over_at = 0.0  # monotonic: when to look again for what other readers left
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -125,13 +126,16 @@ class Keeper:
             if taken[1]:
                 return [(message_id, fields) for message_id, fields in taken[1] if fields]
             self._take_over_at = time.monotonic() + ABANDONED_MILLISECONDS / 1000
+        position = "0" if self._has_left else ">"
         answer: Any = await self._redis.xreadgroup(
-            SERVER_GROUP, self._name, {SERVER_STREAM: ">"}, count=READ_COUNT, block=BLOCK_MILLISECONDS
+            SERVER_GROUP, self._name, {SERVER_STREAM: position}, count=READ_COUNT, block=BLOCK_MILLISECONDS
         )
         streams = list(answer.values()) if isinstance(answer, dict) else [entries for _, entries in answer or []]
         entries = streams[0] if streams else []
         # RESP3 wraps the entries of a stream in one more list.
-        return entries[0] if entries and isinstance(entries[0], list) else entries
+        entries = entries[0] if entries and isinstance(entries[0], list) else entries
+        self._has_left = position == "0" and len(entries) == READ_COUNT
+        return [(message_id, fields) for message_id, fields in entries if fields]  # one that was trimmed has none
 
     async def _handle(self, message_id: str, fields: dict[str, str]) -> None:
         """Apply one message and answer it. Only a database that is away leaves it in the stream."""
@@ -141,6 +145,7 @@ class Keeper:
             self._database_outage.ended()
         except DATABASE_AWAY as error:
             self._database_outage.began(error)
+            self._has_left = True
             await asyncio.sleep(RETRY_SECONDS)
             return
         except BadSignature as error:

@@ -18,6 +18,7 @@ from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run
 from worker.training import Training
 from zeta_core.contract.events import StatusLine
+from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobError, JobErrorEvidence, JobStatus, StatusReason
 from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
 
@@ -37,8 +38,9 @@ def trained_in_group(run_dir: Path, procs: Path) -> Training:
     """The run directory, trained by a real process in the group, until nothing of it is left."""
     join = f"echo $$ > {shlex.quote(str(procs))}; exec {shlex.quote(sys.executable)} -m zeta_core {run_dir}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
-    environment |= {"ZETA_JOB_ID": "job_test", "ZETA_ATTEMPT": "1"}
-    training = Training(run_dir, "job_test", 1, grace_seconds=5)
+    job_id = new_id("job")  # the marks of tests that run side by side must differ
+    environment |= {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"}
+    training = Training(run_dir, job_id, 1, grace_seconds=5)
     training.start(["/bin/sh", "-c", join], environment)
     wait_until(lambda: training.is_gone(said_its_last=False, can_save=False), 120, "the training to end")
     return training

@@ -13,6 +13,9 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.service import marked_processes
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
+from worker.training import Training
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job import JobErrorEvidence
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,22 @@ def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) ->
     assert "OTHER" not in environment
     fleet.request(job_id, "cancel")
     fleet.wait_for_status(job_id, "cancelled")
+
+
+def test_a_long_step_is_waited_for_unless_the_worker_is_in_haste(tmp_path: Path) -> None:
+    deaf = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(2)"
+    ends: list[JobErrorEvidence] = []
+    for in_haste in (False, True):
+        directory = tmp_path / f"{in_haste}"
+        directory.mkdir()
+        job_id = new_id("job")
+        training = Training(directory, job_id, 1, grace_seconds=0.2)
+        training.start((sys.executable, "-c", deaf), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
+        training.stop("pause", in_haste=in_haste)
+        wait_until(
+            lambda ordered=training: ordered.is_gone(said_its_last=False, can_save=True, needs_seconds=60),
+            30,
+            "the training to end",
+        )
+        ends.append(training.failure(has_spoken=True)[1].evidence)
+    assert [(end.exit_code, end.signal) for end in ends] == [(0, None), (None, "SIGKILL")]

@@ -13,18 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.acceptance import accept, read_spec
 from server.auth import Caller
 from server.database.tables import JobRow
-from server.pace import expected_time
+from server.earlier import find_earlier
 from server.parameters import count_parameters
 from server.service import Service
 from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.estimate import Bytes, Estimate
+from zeta_core.contract.estimate import Bytes, Estimate, Memory
+from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
 from zeta_core.contract.sources import ConfigModel, JobModel
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of
 
-# Weights, their gradients and AdamW's two moments, each a float32 (https://arxiv.org/abs/1910.02054, section 3.1).
-ADAMW_BYTES_PER_PARAMETER = 16
-_LEAST_MEMORY = "at least: weights, gradients and the optimizer's state; activations come on top"
+_LEAST_MEMORY = "of one process, at least: weights, gradients and the optimizer's state; activations come on top"
+_DEEPSPEED = "DeepSpeed keeps its memory in places and precisions of its own, which a worker tells."
 _MODEL_UNREAD = "The model is read when the job starts; its files were not opened to answer this."
 _CONFIG_OPEN = "The config leaves numbers to the defaults of its model_type, or is of a type that only a worker knows."
 _DATA_UNREAD = "The data is counted when the job starts; with max_steps the number of steps is known before."
@@ -58,24 +58,28 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
         known = _with(alone, found, spec)
     else:
         raise error_of(list(found.details))
-    return await _with_time(service, caller, spec, known)
+    return await _with_earlier_job(service, caller, spec, known)
 
 
-async def _with_time(service: Service, caller: Caller, spec: JobSpec, known: Estimate) -> Estimate:
-    """What is known, and the time that its steps will take where an earlier job tells it."""
-    resolved = known.resolved_spec
+async def _with_earlier_job(service: Service, caller: Caller, spec: JobSpec, known: Estimate) -> Estimate:
+    """What is known, and where an earlier job tells it the time of its steps, and the memory that one held."""
+    resolved, time, memory = known.resolved_spec, None, known.memory
+    async with service.database.read() as session:
+        earlier = await find_earlier(session, service.engine, caller.project, spec, resolved)
     if known.steps is None:
-        time = _DATA_UNREAD
+        why = _DATA_UNREAD
     elif spec.resume_from_checkpoint is not None:
-        time = _RESUMED
+        why = _RESUMED
+    elif isinstance(earlier, str):
+        why = earlier
     else:
-        num_sequences = known.steps * int(resolved["global_batch_size"])
-        async with service.database.read() as session:
-            time = await expected_time(session, service.engine, caller.project, spec, resolved, num_sequences)
-    pending = {name: why for name, why in known.pending.items() if name != "time"}
-    if isinstance(time, str):
-        return known.model_copy(update={"pending": {**pending, "time": time}})
-    return known.model_copy(update={"time": time, "pending": pending})
+        job, device = earlier
+        why, time = None, job.time_of(known.steps * int(resolved["global_batch_size"]), device)
+    if memory is not None and not isinstance(earlier, str):
+        memory = memory.model_copy(update={"measured": earlier[0].measured_memory})
+    pending = {name: reason for name, reason in known.pending.items() if name != "time"}
+    pending |= {} if why is None else {"time": why}
+    return known.model_copy(update={"time": time, "memory": memory, "pending": pending})
 
 
 def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
@@ -89,8 +93,8 @@ def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
         "isolates": found.isolates,
     }
     if found.memory is not None and found.memory.total is not None:
-        parts = {name: number for name, number in found.memory.model_dump().items() if name != "total"}
-        values["memory"] = Bytes.model_validate({"bytes": found.memory.total, "meaning": _MEMORY, **parts})
+        parts = found.memory.model_dump(exclude={"total"})
+        values["memory"] = Memory.model_validate({"bytes": found.memory.total, "meaning": _MEMORY, **parts})
     if found.checkpoint_bytes is not None:
         most = spec.save_total_limit + 1
         meaning = f"at most {most} checkpoints of {found.checkpoint_bytes} bytes with their training state"
@@ -131,13 +135,13 @@ def _estimate(spec: JobSpec, resolved: dict[str, Any], parameters: int | None, u
         pending["tokens"] = _DATA_UNREAD if spec.max_steps is None else _MODEL_UNREAD
     else:
         tokens = spec.max_steps * int(resolved["global_batch_size"]) * int(resolved["seq_len"])
-    memory: Bytes | None = None
-    if trainable is None:
+    memory: Memory | None = None
+    if parameters is None or trainable is None:
         pending["memory"] = pending["trainable_parameters"]
-    elif spec.optimizer != "adamw" or spec.use_fsdp or spec.use_deepspeed:
-        pending["memory"] = _NOT_MEASURED
+    elif spec.use_deepspeed:
+        pending["memory"] = _DEEPSPEED
     else:
-        memory = Bytes(bytes=ADAMW_BYTES_PER_PARAMETER * trainable, meaning=_LEAST_MEMORY)
+        memory = _least_memory(spec, parameters, trainable)
     return Estimate(
         resolved_spec=resolved,
         parameters=parameters,
@@ -147,3 +151,15 @@ def _estimate(spec: JobSpec, resolved: dict[str, Any], parameters: int | None, u
         memory=memory,
         pending=pending,
     )
+
+
+def _least_memory(spec: JobSpec, parameters: int, trainable: int) -> Memory:
+    parts = memory_parts(
+        weights=FLOAT32_BYTES * parameters,
+        num_trained=trainable,
+        optimizer=least_state_bytes(spec.optimizer, trainable),
+        stage=FSDP_STAGE if spec.use_fsdp else 0,
+        num_processes=spec.resources.num_processes,
+    )
+    total = parts.weights + parts.gradients + parts.optimizer
+    return Memory(bytes=total, meaning=_LEAST_MEMORY, **parts.model_dump())

@@ -67,6 +67,9 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     assert (found["object"], found["valid"], found["parameters"]) == ("validation", True, parameters)
     assert (found["steps"], found["tokens"]) == (4, 4 * 32 * 64)
     assert found["memory"]["bytes"] == 16 * (parameters or 0)
+    sharded = {**spec, "optimizer": "lion", "use_fsdp": True, "resources": {"processes": 2}}
+    memory = http.post("/v1/jobs/validate", json=sharded).json()["memory"]
+    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == (2 * (parameters or 0),) * 3
     assert found["resolved_spec"]["learning_rate"] == 3e-4
     assert found["disk"] is None
     assert found["time"] is None

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.memory import MemoryParts
 
 
 class _Answer(BaseModel):
@@ -19,17 +20,10 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class MemoryEstimate(_Answer):
-    """Bytes of one process; ``activations`` are what one micro-batch leaves for its gradient.
+class MemoryEstimate(MemoryParts):
+    """What each process will hold; ``total`` is null where ``activations`` are."""
 
-    Not in it: the libraries' own memory, and what the allocator loses between its blocks.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int | None
-    total: int | None
+    total: int | None = None
 
 
 class Vocabulary(_Answer):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from zeta_core.contract.check import Vocabulary
+from zeta_core.contract.memory import MemoryParts
 
 
 class _Stored(BaseModel):
@@ -18,6 +19,18 @@ class _Stored(BaseModel):
 class Bytes(_Stored):
     bytes: int
     meaning: str
+
+
+class MeasuredMemory(MemoryParts):
+    """What an earlier ``job`` that did the same work held in its first step."""
+
+    job: str
+
+
+class Memory(Bytes, MemoryParts):
+    """Of each process, all parts together and each; ``measured`` is what an earlier job alike held, to compare."""
+
+    measured: MeasuredMemory | None = None
 
 
 class Seconds(_Stored):
@@ -40,7 +53,7 @@ class Estimate(_Stored):
     trainable_parameters: int | None = None
     steps: int | None = Field(default=None, description="optimizer steps")
     tokens: int | None = Field(default=None, description="trained on at most: full sequences")
-    memory: Bytes | None = Field(default=None, description="of the device")
+    memory: Memory | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
     time: Seconds | None = Field(default=None, description="of the training, as an earlier job alike took it")
     vocabulary: Vocabulary | None = None

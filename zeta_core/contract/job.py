@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from zeta_core.contract.memory import MemoryParts
+
 
 class JobStatus(StrEnum):
     QUEUED = "queued"
@@ -161,13 +163,18 @@ class JobError(_Stored):
 
 
 class JobResult(_Stored):
-    """What a finished training measured; losses are means per trained token in nats."""
+    """What a finished training measured; losses are means per trained token in nats.
+
+    ``memory`` is that of its first process in the first step of the last attempt, by the names of `MemoryParts`; null
+    where that trained no step, and with DeepSpeed, which keeps its memory in places of its own.
+    """
 
     train_loss: float | None = None
     eval_loss: float | None = None
     best_checkpoint: str | None = None
     tokens: int | None = None
     train_seconds: float | None = None
+    memory: MemoryParts | None = None
 
 
 class Job(BaseModel):

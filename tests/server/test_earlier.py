@@ -1,4 +1,4 @@
-"""The time of a spec is told by an earlier job that did the same work on such a device, and by nothing else."""
+"""Time and memory of a spec are told by an earlier job that did the same work on such a device, and by nothing else."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.pace import expected_time
+from server.earlier import Earlier, find_earlier
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker
 from tests.harness.valkey import ValkeyServer
@@ -14,12 +14,13 @@ from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import SPEC
 from zeta_core.contract.defaults import resolve
-from zeta_core.contract.estimate import Seconds
 from zeta_core.contract.job import JobStatus
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 
 DECIDED: dict[str, Any] = {"device": "cpu", "batch_size": 8, "global_batch_size": 32, "total_sequences": 128}
+
+MEMORY = {"weights": 4, "gradients": 4, "optimizer": 8, "activations": 100}
 
 
 @pytest.fixture
@@ -31,13 +32,14 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
 def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, shared_valkey: ValkeyServer) -> None:
     engine, rows = fleet.start_engine(), Rows(fleet.settings)
 
-    async def told(sent: dict[str, Any], resolved: dict[str, Any], project: str) -> Seconds | str:
+    async def find(sent: dict[str, Any], resolved: dict[str, Any], project: str) -> tuple[Earlier, str] | str:
         spec = parse(JobSpec, {**SPEC, **sent})
         async with fleet.database.read() as session:
-            return await expected_time(session, engine, project, spec, {**resolve(spec), **resolved}, 1280)
+            return await find_earlier(session, engine, project, spec, {**resolve(spec), **resolved})
 
-    def time_of(sent: dict[str, Any] | None = None, *, project: str = "default", **resolved: Any) -> Seconds | str:
-        return fleet.loop.run(told(sent or {}, resolved, project))
+    def told_by(sent: dict[str, Any] | None = None, *, project: str = "default", **resolved: Any) -> Earlier | str:
+        found = fleet.loop.run(find(sent or {}, resolved, project))
+        return found if isinstance(found, str) else found[0]
 
     def succeeded(seconds: float, spec: dict[str, Any] | None = None, **decided: Any) -> str:
         """A job of 4 steps whose only attempt ran on the worker ``w1``."""
@@ -48,11 +50,11 @@ def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, 
             job_id,
             resolved_spec={**resolve(sent), **DECIDED, **decided},
             progress={"step": 4},
-            result={"tokens": 8000, "train_seconds": seconds},
+            result={"tokens": 8000, "train_seconds": seconds, "memory": MEMORY},
         )
         return job_id
 
-    assert "no worker is connected" in str(time_of())
+    assert "no worker is connected" in str(told_by())
     with shared_valkey.client() as client:
         worker = PlayedWorker(client, SECRET, "w1")
 
@@ -61,7 +63,7 @@ def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, 
             return engine.is_alive("w1")
 
         wait_until(alive, 15, "the worker to be known")
-        assert "on such a device (1 CPU core)" in str(time_of())
+        assert "on such a device (1 CPU core)" in str(told_by())
         succeeded(2.0)
         longest = succeeded(4.0)
         succeeded(8.0, {"resume_from_checkpoint": f"{longest}/step-4"})
@@ -70,17 +72,20 @@ def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, 
         unpacked = succeeded(1.0, {"pack": False})
         alive()
 
-        time = time_of()
-        assert isinstance(time, Seconds)
+        found = told_by()
+        assert isinstance(found, Earlier)
+        time = found.time_of(1280, "1 CPU core")
         assert (time.job, time.seconds, time.tokens_per_second) == (longest, 40.0, 2000.0)
         assert longest in time.meaning
+        assert found.measured_memory is not None
+        assert found.measured_memory.model_dump() == {**MEMORY, "job": longest}
         for same in ({"batch_size": 8}, {"learning_rate": 1.0, "metadata": {"a": "b"}}, {"max_steps": 9}):
-            assert isinstance(found := time_of(same, batch_size=8), Seconds), found
+            assert isinstance(told_by(same, batch_size=8), Earlier), same
         for other in ({"lora": {}}, {"batch_size": 4}, {"mixed_precision": "bf16"}, {"resources": {"processes": 2}}):
-            assert isinstance(time_of(other), str), other
-        assert isinstance(time_of(project="another"), str)
-        padded = time_of({"pack": False})  # such rows are as long as their documents
-        assert isinstance(padded, Seconds)
-        assert padded.job == unpacked
-        assert isinstance(time_of({"pack": False, "dataset": {"path": "other.txt"}}), str)
-        assert isinstance(time_of({"resources": {"gpus": 1}}), str), "no worker has a GPU"
+            assert isinstance(told_by(other), str), other
+        assert isinstance(told_by(project="another"), str)
+        padded = told_by({"pack": False})  # such rows are as long as their documents
+        assert isinstance(padded, Earlier)
+        assert padded.id == unpacked
+        assert isinstance(told_by({"pack": False, "dataset": {"path": "other.txt"}}), str)
+        assert isinstance(told_by({"resources": {"gpus": 1}}), str), "no worker has a GPU"

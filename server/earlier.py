@@ -1,9 +1,9 @@
-"""How long a spec would train: told from an earlier job of the project that did the same work on such a device.
+"""The earlier job of a project that tells how long a spec would train, and what it would hold in memory.
 
-Nothing is carried over from another model, another kind of work or another device: a device's speed depends on its
-shapes, its kernels and its memory in ways that no count of parameters tells. What is carried over is the time of one
-sequence, from the first step to the last. Of several such jobs the one that trained longest is taken: its first steps,
-which set much up, weigh least.
+It is one that did the same work on such a device. Nothing is carried over from another model, another kind of work or
+another device: a device's speed depends on shapes, on kernels and on its memory in ways that no count of parameters
+tells. What is carried over is the time of one sequence, from the first step to the last. Of several such jobs the one
+that trained longest is taken: its first steps, which set much up, weigh least.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.database.tables import AttemptRow, JobRow
 from server.engine.engine import Engine
 from server.engine.scheduler import Room
 from zeta_core.contract.defaults import resolve
-from zeta_core.contract.estimate import Seconds
+from zeta_core.contract.estimate import MeasuredMemory, Seconds
 from zeta_core.contract.job import JobStatus
 from zeta_core.contract.messages import Heartbeat
 from zeta_core.contract.spec import JobSpec, Resources
@@ -51,7 +51,7 @@ _NO_JOB = (
 
 
 @dataclass(frozen=True)
-class _Earlier:
+class Earlier:
     """A job that succeeded: what was asked of it, what was decided, and what it took."""
 
     id: str
@@ -60,15 +60,28 @@ class _Earlier:
     sequences: int
     tokens: int
     seconds: float
+    memory: dict[str, Any] | None
+
+    def time_of(self, num_sequences: int, device: str) -> Seconds:
+        """That of the training alone: waiting, the start and evaluations are not in it."""
+        return Seconds(
+            seconds=round(num_sequences * self.seconds / self.sequences, 1),
+            meaning=f"of training, each sequence taking as long as in {self.id} on such a device ({device}); waiting, "
+            "the start and evaluations come on top",
+            job=self.id,
+            device=device,
+            tokens_per_second=round(self.tokens / self.seconds, 1),
+        )
+
+    @property
+    def measured_memory(self) -> MeasuredMemory | None:
+        return None if self.memory is None else MeasuredMemory.model_validate({**self.memory, "job": self.id})
 
 
-async def expected_time(
-    session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: dict[str, Any], num_sequences: int
-) -> Seconds | str:
-    """The time that ``num_sequences`` of a spec will take, or why nothing tells it; ``resolved`` is all that is known.
-
-    The time is that of the training alone: waiting, the start and evaluations are not in it.
-    """
+async def find_earlier(
+    session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: dict[str, Any]
+) -> tuple[Earlier, str] | str:
+    """The job with the name of its device, or why there is none; ``resolved`` is all that is known of the spec."""
     beats = {beat.worker: beat for beat in engine.workers()}
     rooms = [Room(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
     able = [room for room in rooms if room.slots_for(spec.resources) is not None]
@@ -86,19 +99,8 @@ async def expected_time(
         devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
         device = devices.pop() if len(devices) == 1 else None
         if device is not None and device in wanted:
-            return _as_long_as(job, device, num_sequences)
+            return job, device
     return _NO_JOB.format(" or ".join(sorted(wanted)))
-
-
-def _as_long_as(job: _Earlier, device: str, num_sequences: int) -> Seconds:
-    return Seconds(
-        seconds=round(num_sequences * job.seconds / job.sequences, 1),
-        meaning=f"of training, each sequence taking as long as in {job.id} on such a device ({device}); waiting, the "
-        "start and evaluations come on top",
-        job=job.id,
-        device=device,
-        tokens_per_second=round(job.tokens / job.seconds, 1),
-    )
 
 
 def _device(beat: Heartbeat, gpus: int) -> str:
@@ -109,12 +111,12 @@ def _device(beat: Heartbeat, gpus: int) -> str:
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
-async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[_Earlier]:
+async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Earlier]:
     """The newest jobs of this model that trained from their start to their end and say what that took."""
     columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec, JobRow.result, JobRow.progress)
     ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
     newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
-    found: list[_Earlier] = []
+    found: list[Earlier] = []
     for job_id, sent, decided, result, progress in (await session.execute(newest)).tuples():
         if decided.get("model") != model or sent.get("resume_from_checkpoint"):
             continue
@@ -127,11 +129,12 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[_E
             asked = resolve(JobSpec.model_validate(sent))
         except ValidationError:
             continue  # in the words of an earlier version
-        found.append(_Earlier(job_id, asked, decided, sequences, tokens, seconds))
+        memory = (result or {}).get("memory")
+        found.append(Earlier(job_id, asked, decided, sequences, tokens, seconds, memory))
     return found
 
 
-def _same_work(asked: dict[str, Any], resolved: dict[str, Any], job: _Earlier) -> bool:
+def _same_work(asked: dict[str, Any], resolved: dict[str, Any], job: Earlier) -> bool:
     """Whether every field that counts was asked for alike, or is the same once it is decided."""
     as_long_as_documents = not asked["pack"] or asked["method"] == "dpo"
     for name in (*_WORK, *_WORK_OF_ROWS) if as_long_as_documents else _WORK:

@@ -120,7 +120,8 @@ def test_the_patch_of_a_refusal_is_what_fits() -> None:
     plan = with_length(decide(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
     needed = least_needed(model, plan, 256)
     num_parameters = sum(p.numel() for p in model.parameters())
-    assert needed == Parts(4 * num_parameters, 4 * num_parameters, 8 * num_parameters, 8 * 6 * 256 * 384)
+    weights, logits = 4 * num_parameters, 8 * 6 * 256 * 384
+    assert needed == Parts(weights=weights, gradients=weights, optimizer=2 * weights, logits=logits)
     check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total)
     check_it_can_fit(model, plan, 256, may_split=True, capacity=needed.total // 2)
     with pytest.raises(OutOfMemory) as raised:

@@ -14,41 +14,38 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zeta_core.contract.check import MemoryEstimate
+from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.objective.loss import cross_entropy_sum, logits_of
 from zeta_core.optim.optimizer import orthogonal_matrices
 from zeta_core.plan import Plan
-
-FLOAT32 = 4  # bytes of a trained weight, of its gradient, and of each moment
 
 
 def memory_of(model: nn.Module, plan: Plan, activations: int | None, *, zero_stage: int) -> MemoryEstimate:
     """Of one process; ``model`` may be without storage. ``zero_stage`` is 0 where DeepSpeed is not used."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    gradients = FLOAT32 * sum(parameter.numel() for parameter in trained)
-    optimizer = optimizer_bytes(model, trained, plan)
-    stage = 3 if plan.strategy == "fsdp2" else zero_stage  # FSDP2 splits what ZeRO-3 does
-    weights //= plan.world_size if stage >= 3 else 1
-    gradients //= plan.world_size if stage >= 2 else 1
-    optimizer //= plan.world_size if stage >= 1 else 1
-    total = None if activations is None else weights + gradients + optimizer + activations
-    return MemoryEstimate(
-        weights=weights, gradients=gradients, optimizer=optimizer, activations=activations, total=total
+    parts = memory_parts(
+        weights=weights,
+        num_trained=sum(parameter.numel() for parameter in trained),
+        optimizer=optimizer_bytes(model, trained, plan),
+        stage=FSDP_STAGE if plan.strategy == "fsdp2" else zero_stage,
+        num_processes=plan.world_size,
     )
+    total = None if activations is None else parts.weights + parts.gradients + parts.optimizer + activations
+    return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total)
 
 
 def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -> int:
-    """The state of the whole optimizer, over all processes."""
+    """The state of the whole optimizer, over all processes: what is certain of it, and what the shapes add to that."""
     values = sum(parameter.numel() for parameter in trained)
+    least = least_state_bytes(plan.optimizer, values)
     match plan.optimizer:
-        case "adamw":
-            return 2 * FLOAT32 * values
-        case "sgd" | "lion":
-            return FLOAT32 * values
+        case "adamw" | "sgd" | "lion":
+            return least
         case "muon":
             matrices = sum(parameter.numel() for parameter in orthogonal_matrices(model, repeated_blocks(model)))
-            return FLOAT32 * (2 * values - matrices)
+            return least + FLOAT32_BYTES * (values - matrices)
         case "adafactor":
             factors = sum(
                 parameter.numel() // parameter.shape[-1] + parameter.numel() // parameter.shape[-2]
@@ -56,7 +53,7 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
                 else parameter.numel()
                 for parameter in trained
             )
-            return FLOAT32 * factors
+            return least + FLOAT32_BYTES * factors
 
 
 def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:

@@ -7,33 +7,26 @@ cannot fit; where it turns out not to, `zeta_core.train.out_of_memory` says what
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import torch
 from pydantic import JsonValue
 from torch import nn
 
 from zeta_core.contract.advice import NO_LESS_MEMORY, Patch, less_memory
-from zeta_core.contract.spec import Optimizer
+from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, MemoryParts, least_state_bytes, memory_parts
 from zeta_core.failures import OutOfMemory
 from zeta_core.memory.usage import num_bytes
 from zeta_core.plan import Plan
 from zeta_core.settings import free_memory_bytes, total_memory_bytes
 
-# Bytes of state for each trained value: two moments in float32, or one, or factors of a matrix that come to little.
-STATE_BYTES: dict[Optimizer, int] = {"adamw": 8, "sgd": 4, "lion": 4, "muon": 4, "adafactor": 0}
-FLOAT32_BYTES = 4
 # Of each logit while the loss goes backward: its logarithmic softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Bytes of one process, by what they are for."""
+class Parts(MemoryParts):
+    """What is certain of them; of the activations that are the ``logits`` alone."""
 
-    weights: int
-    gradients: int
-    optimizer: int
     logits: int = 0
 
     @property
@@ -41,10 +34,13 @@ class Parts:
         return self.weights + self.gradients + self.optimizer + self.logits
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {_size(size)}" for name, size in asdict(self).items() if size)
+        return ", ".join(f"{name} {_size(size)}" for name, size in self._sizes().items() if size)
 
     def as_evidence(self) -> dict[str, JsonValue]:
-        return dict(asdict(self))
+        return {**self._sizes()}
+
+    def _sizes(self) -> dict[str, int]:
+        return self.model_dump(exclude={"activations"})
 
 
 def least_needed(model: nn.Module, plan: Plan, mean_length: float) -> Parts:
@@ -52,15 +48,22 @@ def least_needed(model: nn.Module, plan: Plan, mean_length: float) -> Parts:
 
     ``mean_length`` is that of the sequences in tokens, padding included: some micro-batch has as many in each.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights, gradients = num_bytes(model.parameters()), num_bytes(trained)
-    state = STATE_BYTES[plan.optimizer] * sum(parameter.numel() for parameter in trained)
-    if plan.strategy == "zero":
-        weights, gradients = weights // 2, gradients // 2  # perhaps in half precision; what is split, its stage says
-    shares = 1 if plan.strategy == "replicated" else plan.world_size
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parts = memory_parts(
+        weights=num_bytes(model.parameters()),
+        num_trained=trained,
+        optimizer=least_state_bytes(plan.optimizer, trained),
+        stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # of DeepSpeed's stages the one that shares all
+        num_processes=plan.world_size,
+    )
+    half = 2 if plan.strategy == "zero" else 1  # perhaps it keeps weights and gradients in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
-    logits = int(LOGIT_BYTES * rows * min(mean_length, plan.seq_len) * _num_logits(model))
-    return Parts(weights // shares, gradients // shares, state // shares, logits)
+    return Parts(
+        weights=parts.weights // half,
+        gradients=parts.gradients // half,
+        optimizer=parts.optimizer,
+        logits=int(LOGIT_BYTES * rows * min(mean_length, plan.seq_len) * _num_logits(model)),
+    )
 
 
 def check_it_can_fit(
@@ -112,9 +115,9 @@ def held(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
     parameters = list(module.parameters())
     state = [value for values in optimizer.state.values() for value in values.values()]
     return Parts(
-        num_bytes(parameters),
-        num_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
-        num_bytes(value for value in state if isinstance(value, torch.Tensor)),
+        weights=num_bytes(parameters),
+        gradients=num_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        optimizer=num_bytes(value for value in state if isinstance(value, torch.Tensor)),
     )
 
 

@@ -131,12 +131,16 @@ class Evaluator:
         return step > progress.evaluated_step and (step % self._every == 0 or step >= self._total_steps)
 
     def evaluate(
-        self, progress: Progress, micro_batch: int, asked_to_stop: Callable[[], StopAction | None]
+        self,
+        progress: Progress,
+        micro_batch: int,
+        asked_to_stop: Callable[[], StopAction | None],
+        not_finite: Callable[[], NonFiniteLoss],
     ) -> StopAction | None:
         """Evaluate, write it into ``progress``, and let the model write a few lines.
 
-        Returns why the run is to stop, in which case nothing was written: it is evaluated when the run goes on.
-        Raises `NonFiniteLoss`.
+        Returns why the run is to stop, in which case nothing was written: it is evaluated when the run goes on. Raises
+        what ``not_finite`` makes, on every rank, where the loss is not.
         """
         step = progress.step
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
@@ -147,10 +151,7 @@ class Evaluator:
             if stop is not None:
                 return stop
             if not math.isfinite(loss):
-                raise NonFiniteLoss(
-                    f"The loss on the held-out data after step {step} is not finite.",
-                    hint="Lower learning_rate or max_grad_norm, or look at the held-out data.",
-                )
+                raise not_finite()
             lines = self._samples.write(model, step)
         best = progress.best_loss
         progress.evaluated_step, progress.eval_loss = step, loss

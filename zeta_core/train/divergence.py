@@ -129,11 +129,24 @@ class Watch:
 
         ``ranks`` are those where it began, ``tensors`` the first of the weights or gradients that have such numbers.
         """
+        message = f"The {what} of step {step} is not finite; the update was not made."
+        evidence: dict[str, JsonValue] = {"ranks": list[JsonValue](ranks)}
+        return self._explained(message, step, tensors, evidence, updates=step - 1, data="the data of that step")
+
+    def held_out_not_finite(self, step: int, *, tensors: list[str]) -> NonFiniteLoss:
+        """What to raise where the loss on the held-out data after ``step`` is not finite; what made it so is alike."""
+        message = f"The loss on the held-out data after step {step} is not finite."
+        return self._explained(message, step, tensors, {}, updates=step, data="the held-out data")
+
+    def _explained(
+        self, message: str, step: int, tensors: list[str], evidence: dict[str, JsonValue], *, updates: int, data: str
+    ) -> NonFiniteLoss:
+        """The error with its cure; ``updates`` were made before it, and ``data`` may be to blame as well."""
         weights = [name.removeprefix(_WEIGHT) for name in tensors if name.startswith(_WEIGHT)]
         if self._plan.mixed_precision == "fp16":
             patch: Patch = {"mixed_precision": "bf16" if self._supports_bf16 else "no"}
             hint = "fp16 ends at 65,504: use mixed_precision 'bf16' or 'no', whose range is wider."
-        elif step == 1:
+        elif not updates:
             patch = {}
             hint = (
                 f"The model came with weights that are not finite, {weights[0]} among them; mend it."
@@ -142,14 +155,9 @@ class Watch:
             )
         else:
             patch = self._calmer()
-            hint = f"Train with {_in_words(patch)}; if that does not help, look at the data of that step."
-        found = list[JsonValue](ranks), list[JsonValue](tensors)
-        return NonFiniteLoss(
-            f"The {what} of step {step} is not finite; the update was not made.",
-            hint=hint,
-            patch=patch or None,
-            evidence={**self._figures(step), "ranks": found[0], "tensors": found[1]},
-        )
+            hint = f"Train with {_in_words(patch)}; if that does not help, look at {data}."
+        evidence = {**self._figures(step), **evidence, "tensors": list[JsonValue](tensors)}
+        return NonFiniteLoss(message, hint=hint, patch=patch or None, evidence=evidence)
 
     def _figures(self, step: int) -> dict[str, JsonValue]:
         """``learning_rate`` is the peak of the schedule; the rate of each of the recent steps is with it."""

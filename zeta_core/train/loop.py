@@ -143,7 +143,8 @@ class Course:
         progress, names = self.progress, list[str]()
         if stop is None and self.evaluator is not None and self.evaluator.is_due(progress):
             started = time.monotonic()
-            stop = self.evaluator.evaluate(progress, self.plan.batch_size, self.asked_to_stop)
+            micro_batch, not_finite = self.plan.batch_size, self._held_out_not_finite
+            stop = self.evaluator.evaluate(progress, micro_batch, self.asked_to_stop, not_finite)
             self.seconds_evaluating += time.monotonic() - started
             self.meter.skip(time.monotonic() - started)
             if stop is None and progress.best_step == progress.step:
@@ -241,6 +242,12 @@ class Course:
         ranks = [rank for rank, (begins, _) in enumerate(everywhere) if begins]
         tensors = next((names for begins, names in everywhere if begins and names), [])
         return self.watch.not_finite(self.progress.step + 1, what=what, ranks=ranks, tensors=tensors)
+
+    def _held_out_not_finite(self) -> NonFiniteLoss:
+        """The same for an evaluation, whose loss is that of all ranks: each looks at its own weights."""
+        everywhere = self.engine.processes.gather(not_finite_in(self.engine.module.named_parameters()))
+        tensors = next((names for names in everywhere if names), [])
+        return self.watch.held_out_not_finite(self.progress.step, tensors=tensors)
 
     def _learning_rate(self, updates: int) -> float:
         plan = self.plan

@@ -10,7 +10,7 @@
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
-ARG EXTRAS=train,server,worker,postgres,s3
+ARG EXTRAS=train,quantize,server,worker,postgres,s3
 ARG TORCH_INDEX=
 ENV PATH=/opt/zeta/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 WORKDIR /source
@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt --no-build-isolation ".[$EXTRAS]"
 
 FROM python:${PYTHON_VERSION}-slim
-ARG EXTRAS=train,server,worker,postgres,s3
+ARG EXTRAS=train,quantize,server,worker,postgres,s3
 RUN case ",$EXTRAS," in *,deepspeed,*) \
         apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac
 # Named volumes take the owner of the folder they are first mounted on.

@@ -89,7 +89,7 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 		'(Debian: apt-get install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@[[ -x $(BIN)/python ]] || "$(PYTHON)" -m venv $(VENV)
 	@echo 'Setting up $(VENV) with' "$$($(BIN)/python -V)": \
-		'about 450 MB to download where nothing is cached (with the CPU build of torch), 2 GB on disk.'
+		'about 500 MB to download where nothing is cached (with the CPU build of torch), 2 GB on disk.'
 	@[[ -n "$(TORCH_INDEX)" || "$$(uname -s)" != Linux ]] || command -v nvidia-smi >/dev/null \
 		|| echo 'This machine shows no NVIDIA GPU, and for Linux PyPI has torch with CUDA, 2.5 GB more;' \
 			'the CPU build comes with: make setup TORCH_INDEX=URL (the CPU index that pytorch.org/get-started names)'
@@ -98,7 +98,7 @@ $(VENV)/.zeta-installed: pyproject.toml constraints.txt
 	@echo 'torch ...'
 	@$(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch  # what it needs comes from PyPI below
 	@echo 'everything else ...'
-	@$(INSTALL) --no-build-isolation --group dev --editable '.[train,server,worker,postgres,s3]'
+	@$(INSTALL) --no-build-isolation --group dev --editable '.[train,quantize,server,worker,postgres,s3]'
 	@touch $@
 	@echo 'Done: $(BIN)/zeta'
 

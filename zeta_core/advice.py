@@ -18,6 +18,7 @@ from zeta_core.contract.sources import ConfigModel
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data.packing import Sequences
 from zeta_core.model.facts import embedding_rows, num_positions
+from zeta_core.model.quantized import num_weights
 from zeta_core.model.sources import Located
 from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
@@ -47,7 +48,7 @@ class Setup:
 
     @property
     def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(num_weights(parameter) for parameter in self.model.parameters())
 
     @property
     def usual_rates(self) -> UsualRates:

@@ -27,7 +27,7 @@ from zeta_core.contract import defaults
 from zeta_core.contract.check import CheckAnswer, Vocabulary
 from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.layout import RunFile
-from zeta_core.contract.spec import JobSpec, Lora
+from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
@@ -91,18 +91,19 @@ def _details(error: ZetaError) -> list[ErrorDetail]:
 
 def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     import torch
-    from torch import nn
 
     from zeta_core import plan as planning
     from zeta_core.data.sources import Places
     from zeta_core.memory.estimate import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.model.facts import embedding_rows, num_positions, values_per_token
-    from zeta_core.model.freezing import freeze
-    from zeta_core.model.lora import add_adapter
+    from zeta_core.model.quantized import require as require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
+    from zeta_core.model.trained import prepare
     from zeta_core.parallel.zero import zero_config
     from zeta_core.settings import free_memory_bytes
 
+    if spec.lora is not None and spec.lora.quantize is not None:
+        require_bitsandbytes()
     files = file.resolved_spec.get("files")
     places = Places(
         files=cast("dict[str, dict[str, Any]]", files) if isinstance(files, dict) else {},
@@ -122,19 +123,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
     pending: dict[str, str] = {}
 
-    def adapted() -> nn.Module:
-        model = located.build()
-        if spec.lora is not None:
-            add_adapter(model, Lora(**spec.lora.model_dump()), base_model=located.base_model, seed=0)
-        else:
-            if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
-                model.float()
-            freeze(model, spec.freeze)
-        return model
-
     with torch.device("meta"):
-        base = located.build()
-        trained_model = adapted()
+        base, trained_model = located.build(), located.build()
     cuda = torch.cuda.is_available()
     facts = planning.Facts(
         world_size=file.processes,
@@ -148,6 +138,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         data="",
     )
     plan = planning.decide(spec, facts, None)
+    with torch.device("meta"):
+        prepare(trained_model, located, plan)
     if spec.max_steps is not None:
         plan = planning.with_length(plan, spec, 1)
     else:

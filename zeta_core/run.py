@@ -43,6 +43,7 @@ from zeta_core.model.facts import check_positions, check_vocabulary, num_positio
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
 from zeta_core.model.trained import choose_what_is_trained
+from zeta_core.model.quantized import require as require_bitsandbytes
 from zeta_core.objective.evaluation import Evaluator, hold_out
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
@@ -112,6 +113,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)
     tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
+    quantizes = options.lora is not None and options.lora.quantize is not None
+    if quantizes:
+        require_bitsandbytes()
     held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
 
     asked = asked_of_accelerate()
@@ -124,7 +128,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         found = processes.from_main(lambda: _find_checkpoint(run, report))
         stored = None if found is None else states.read_state(found.directory)
         torch.manual_seed(planning.seed_of(options, stored.plan if stored else None))
-        model = located.build()
+        model = located.mapped() if quantizes and located.mapped is not None else located.build()
         largest_id = max(data.largest_id for data in (tokens, held_out) if data is not None)
         check_vocabulary(model, largest_id, vocabulary_patch(options, run.model, located, largest_id + 1))
         facts = _facts(place, model, located, tokens, held_out, options.overlong, run.threads)
@@ -241,6 +245,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             checkpointing_steps=options.checkpointing_steps,
             asked_to_stop=run.stop,
             watch=setup.watch(report.advise),
+        some += " and the base in 4 bits" if quantizes else ""
             may_split=may_split,
         )
         memory.course = course

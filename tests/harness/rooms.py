@@ -39,6 +39,7 @@ ROOMS = (
             {"torch", "accelerate", "datasets", "transformers", "deepspeed", "peft", "safetensors", "numpy", "pyarrow"}
             | {"pydantic", "huggingface_hub", "filelock"}
             | {"mlflow"}  # where a run reports to it; to the other trackers accelerate speaks
+            | {"bitsandbytes"}  # where a base is held in 4 bits
         ),
         never=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"}),
     ),

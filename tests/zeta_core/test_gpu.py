@@ -123,6 +123,23 @@ def test_compiled_blocks_train_the_same_on_a_gpu(tmp_path: Path) -> None:
     assert compiled.train_loss == pytest.approx(eager.train_loss, abs=1e-3)
 
 
+def test_a_base_in_4_bits_is_trained_on_a_gpu_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    asked: dict[str, Any] = {**ASKED, "lora": {"r": 4, "quantize": "nf4"}}
+    models = [llama(hidden_size=256, intermediate_size=1024) for _ in range(4)]
+    straight = Trainer(model=models[0], max_steps=4, output_dir=tmp_path / "straight", **asked)
+    Trainer(model=models[1], max_steps=2, output_dir=tmp_path / "parts", **asked)
+    parts = tmp_path / "parts"
+    Trainer(model=models[2], max_steps=4, output_dir=parts, resume_from_checkpoint=parts, **asked)
+    files = [tmp_path / folder / "final" / "adapter_model.safetensors" for folder in ("straight", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    packed = [parameter for parameter in models[0].parameters() if parameter.dtype == torch.uint8]
+    assert len(packed) == 14
+    assert all(parameter.is_cuda for parameter in packed)
+    whole = Trainer(model=models[3], max_steps=4, output_dir=tmp_path / "whole", **{**asked, "lora": {"r": 4}})
+    assert straight.train_loss == pytest.approx(whole.train_loss, abs=0.1)
+
+
 @pytest.mark.skipif(count_gpus() < 2, reason="NCCL between processes needs two GPUs")
 def test_two_gpus_train_the_same_as_one(tmp_path: Path) -> None:
     same: dict[str, Any] = {"model": "tied llama", "mixed_precision": "no"}

@@ -105,10 +105,14 @@ def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path:
 
 def test_the_base_keeps_its_precision_where_the_run_computes_in_it(tmp_path: Path) -> None:
     for precision, expected in (("bf16", torch.bfloat16), ("no", torch.float32)):
-        model = llama().bfloat16()
+        model: Any = llama()
+        (before,) = {buffer.dtype for buffer in model.buffers()}
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()  # as from_pretrained has it, which leaves buffers as they are
         train(model, tmp_path / precision, cache=tmp_path, max_steps=1, lora={"r": 2}, mixed_precision=precision)
         kinds = {("lora_" in name, parameter.dtype) for name, parameter in model.named_parameters()}
         assert kinds == {(True, torch.float32), (False, expected)}
+        assert {buffer.dtype for buffer in model.buffers()} == {before}, "rotary frequencies keep their precision"
 
 
 def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -> None:

@@ -198,11 +198,15 @@ def _bytes_of(tensor: torch.Tensor) -> Bytes:
 
 @dataclass(frozen=True)
 class Saved:
-    """Which weights a checkpoint holds: by name, each storage once, and the other names of those that are tied."""
+    """Which weights a checkpoint holds: by name, each storage once, and the other names of those that are tied.
+
+    ``kept`` are weights of the whole that the model does not hold as they are: those of a quantised base.
+    """
 
     names: frozenset[str]
     aliases: dict[str, str]
     whole: frozenset[str] | None = None  # those of the whole model, where only a part is trained and the whole is asked
+    kept: Tensors = field(default_factory=dict[str, torch.Tensor])
 
     def of(self, checkpoints: Collection[str]) -> frozenset[str]:
         """The names for checkpoints that are called so: the whole model is for those that stay."""

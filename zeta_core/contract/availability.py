@@ -14,9 +14,6 @@ from zeta_core.contract.validation import shown
 def faults(options: BaseModel) -> list[ErrorDetail]:
     """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
     details: list[ErrorDetail] = []
-    quantize = getattr(getattr(options, "lora", None), "quantize", None)
-    if quantize is not None:
-        details.append(_detail("lora.quantize", quantize, "leave it out; the base keeps its own precision"))
     resources = getattr(options, "resources", None)
     for name in ("nodes", "gpus"):
         value = getattr(resources, name, None)

@@ -44,7 +44,7 @@ class Lora(Sent):
     lora_dropout: float = Field(default=0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     save_merged: bool = False
-    quantize: Literal["nf4"] | None = Field(default=None, description="the base in 4 bits, as QLoRA has it")
+    quantize: Literal["nf4"] | None = Field(default=None, description="the base's linear layers in 4 bits (QLoRA)")
 
 
 class Dpo(Sent):
@@ -219,6 +219,9 @@ class JobSpec(TrainerOptions):
             job, _, name = self.resume_from_checkpoint.partition("/")
             if not is_id(job, "job") or (name and not NAME_PATTERN.match(name)):
                 cure = "it names no job of this service; use 'job_...' or 'job_.../step-N'"
+        if self.lora is not None and self.lora.quantize is not None and (self.use_fsdp or self.use_deepspeed):
+            cure = "every process holds a base in 4 bits whole; leave it out, or use_fsdp and use_deepspeed"
+            yield _fault("lora.quantize", self.lora.quantize, cure)
                 found.append(_fault("resume_from_checkpoint", self.resume_from_checkpoint, cure))
         cure = cure_for_a_job(self.use_deepspeed)
         if cure is not None:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zeta_core.contract.check import MemoryEstimate
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
+from zeta_core.memory.usage import num_bytes
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.objective.loss import cross_entropy_sum, logits_of
 from zeta_core.optim.optimizer import orthogonal_matrices
@@ -24,7 +25,7 @@ from zeta_core.plan import Plan
 def memory_of(model: nn.Module, plan: Plan, activations: int | None, *, zero_stage: int) -> MemoryEstimate:
     """Of one process; ``model`` may be without storage. ``zero_stage`` is 0 where DeepSpeed is not used."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    weights = num_bytes(model.parameters())
     parts = memory_parts(
         weights=weights,
         num_trained=sum(parameter.numel() for parameter in trained),

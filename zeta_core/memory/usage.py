@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.spec import Precision
 
+from zeta_core.model.quantized import num_weights, scale_bytes
 # Dense bf16 (and fp16) FLOPs a second by the manufacturer's data sheets, without sparsity, for boards of full power;
 # the first that stands as words in the device's name counts. What is not here has no MFU: a guess would look like one.
 PEAK_FLOPS = (
@@ -70,8 +71,8 @@ def flops_per_token(model: nn.Module, seq_len: int) -> float:
 
 
 def _whole_size(parameter: nn.Parameter) -> int:
-    """Its number of weights, also where this process holds a share (ZeRO-3 keeps the number apart)."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    """Its number of weights, also where this process holds a share (ZeRO-3 keeps the number apart) or 4 bits each."""
+    return int(getattr(parameter, "ds_numel", num_weights(parameter)))
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -130,6 +131,6 @@ def _begin_peak() -> int | None:
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """What tensors take on this process, of a sharded one its share."""
+    """What tensors take on this process: of a sharded one its share, of a quantised one its scales, too."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+    return sum(tensor.numel() * tensor.element_size() + scale_bytes(tensor) for tensor in local)

@@ -67,6 +67,14 @@ def embedding_rows(model: nn.Module) -> int | None:
     return token[0].num_embeddings if token else None
 
 
+def gives_logits(layer: nn.Module, model: nn.Module) -> bool:
+    """Whether this linear layer gives the logits: said by a Hugging Face model, else told by its size."""
+    getter = getattr(model, "get_output_embeddings", None)
+    if callable(getter):
+        return layer is getter()
+    return isinstance(layer, nn.Linear) and layer.out_features == embedding_rows(model)
+
+
 def values_per_token(model: nn.Module) -> int:
     """A rough count of the numbers that one token leaves behind for its gradient: twice every linear layer's output."""
     outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]

@@ -26,7 +26,7 @@ from zeta_core.checkpoint.state import Tensors
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.spec import Lora
 from zeta_core.failures import CannotTrain
-from zeta_core.model.facts import embedding_rows
+from zeta_core.model.facts import gives_logits
 from zeta_core.model.sources import ADAPTER_CONFIG
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -132,7 +132,7 @@ def _targets(model: nn.Module, wanted: str | list[str]) -> list[str]:
     able = {name: part for name, part in modules.items() if isinstance(part, nn.Linear | Conv1D | nn.Embedding)}
     if wanted == ALL_LINEAR:
         chosen = [
-            name for name, part in able.items() if not isinstance(part, nn.Embedding) and not _speaks(part, model)
+            name for name, part in able.items() if not isinstance(part, nn.Embedding) and not gives_logits(part, model)
         ]
         if not chosen:
             raise _refused(f"lora.target_modules is {wanted!r}, but this model has no linear layer", able)
@@ -177,14 +177,6 @@ def _refused(what: str, able: Mapping[str, nn.Module]) -> CannotTrain:
         f"{ALL_LINEAR!r}.",
         param="lora.target_modules",
     )
-
-
-def _speaks(layer: nn.Module, model: nn.Module) -> bool:
-    """Whether this linear layer gives the logits: said by a Hugging Face model, else told by its size."""
-    getter = getattr(model, "get_output_embeddings", None)
-    if callable(getter):
-        return layer is getter()
-    return isinstance(layer, nn.Linear) and layer.out_features == embedding_rows(model)
 
 
 def _shortest(chosen: list[str], modules: Mapping[str, nn.Module]) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from filelock import FileLock
@@ -56,6 +56,7 @@ class Located:
     from_caller: bool = False  # the caller's own object, trained in place
     dtype: torch.dtype | None = None  # that of its weights as they are stored; None: as built
     needs_weights: bool = False  # nothing but them says what it is, and they are not wanted (`Places.weights`)
+    mapped: Callable[[], nn.Module] | None = None  # builds it in the precision of its files, mapped from there
 
     @property
     def has_tokenizer(self) -> bool:
@@ -243,16 +244,23 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
             return _load(directory, name)
         return _built(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
 
-    return Located(build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32)
+    mapped = (lambda: _load(directory, name, "auto")) if places.weights else None
+    return Located(build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, mapped=mapped)
 
 
-def _load(directory: Path, name: str) -> nn.Module:
+def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> nn.Module:
     from transformers import AutoModelForCausalLM
+    quantized_by = cast("dict[str, Any]", getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if quantized_by == "bitsandbytes":
+        raise InvalidModel(
+            f"The weights of {name} are quantized by bitsandbytes already; name the model that they were made from, "
+            "and ask for lora.quantize where its base is to be in 4 bits."
+        )
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -10,33 +10,68 @@ from torch import nn
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Saved
 from zeta_core.contract.spec import Lora
+from zeta_core.failures import CannotTrain
 from zeta_core.model.export import Export
 from zeta_core.model.facts import skeleton_of
 from zeta_core.model.freezing import freeze
-from zeta_core.model.lora import add_adapter
+from zeta_core.model.lora import Adapter, add_adapter
+from zeta_core.model.quantized import quantize
 from zeta_core.model.sources import Located
 from zeta_core.plan import Plan
 
-_PRECISION_WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+_COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_what_is_trained(
     model: nn.Module, located: Located, plan: Plan, tokenizer: Any, *, merge: bool
 ) -> tuple[Saved, Export]:
-    """Put in the adapter, or freeze what is not trained; which weights a checkpoint holds, and how they are written.
+    """`prepare` the model; which weights a checkpoint of it holds, and how they are written.
+
+    ``merge``: the base with the adapter added is written, too. A base that is quantised is kept for that as it was.
+    """
+    dtype = _stored_precision(model, located)
+    skeleton = skeleton_of(model, dtype)
+    keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
+    kept, aliases_of_kept = states.unique_weights(model.state_dict() if keep else {})
+    adapter = prepare(model, located, plan)
+    export = Export(skeleton, tokenizer, dtype, located.base_model, adapter)
+    weights, aliases = states.unique_weights(model.state_dict())
+    if adapter is None:
+        saved = Saved(frozenset(weights), aliases)
+    elif keep:
+        saved = Saved(adapter.names, aliases_of_kept, whole=adapter.names | kept.keys(), kept=kept)
+    else:
+        saved = Saved(adapter.names, aliases, whole=frozenset(weights) if merge else None)
+    return saved, export
+
+
+def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
+    """Put in the adapter, or freeze what is not trained, in place. Raises `CannotTrain`.
 
     What is trained is in float32, whatever it is stored in. The base of an adapter keeps its own precision where the
-    run computes in that, and is in float32 elsewhere.
+    run computes in that, and is in float32 elsewhere; its linear layers are in 4 bits where that is asked for. Buffers
+    stay as they are built: rotary frequencies in half precision would put far tokens in the wrong places.
     """
-    dtype = located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    skeleton = skeleton_of(model, dtype)
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        raise CannotTrain(
+            f"The weights of this {type(model).__name__} are quantized already; load it without a quantization_config, "
+            "and ask for lora.quantize where its base is to be in 4 bits.",
+            param="model",
+        )
     if plan.lora is None:
         model.float()
         freeze(model, plan.freeze)
-        weights, aliases = states.unique_weights(model.state_dict())
-        return Saved(frozenset(weights), aliases), Export(skeleton, tokenizer, dtype, located.base_model)
-    model.to(dtype if plan.mixed_precision == _PRECISION_WORDS.get(dtype) else torch.float32)
-    adapter = add_adapter(model, Lora(**plan.lora), base_model=located.base_model, seed=plan.seed)
-    weights, aliases = states.unique_weights(model.state_dict())
-    saved = Saved(adapter.names, aliases, whole=frozenset(weights) if merge else None)
-    return saved, Export(skeleton, tokenizer, dtype, located.base_model, adapter)
+        return None
+    lora, computed_in = Lora(**plan.lora), _COMPUTED_IN[plan.mixed_precision]
+    stored_in = _stored_precision(model, located)
+    if lora.quantize is not None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        quantize(model, computed_in, device)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(stored_in if stored_in == computed_in else torch.float32)
+    return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+
+
+def _stored_precision(model: nn.Module, located: Located) -> torch.dtype:
+    return located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,0 +1,174 @@
+"""QLoRA: a base in 4 bits for real (bitsandbytes computes with them on CPUs, too), and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from tests.zeta_core.models import LLAMA_CONFIG, llama, plain
+from tests.zeta_core.runs import train
+from tests.zeta_core.test_check import answer_to
+from tests.zeta_core.test_preference import dpo, rewards_in
+from zeta_core.contract.errors import InvalidSpec
+from zeta_core.contract.events import ProgressLine
+from zeta_core.failures import CannotTrain, InvalidModel
+from zeta_core.memory.usage import flops_per_token, num_bytes
+from zeta_core.model import quantized
+
+pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 192, "tie_word_embeddings": True}
+IDS = torch.arange(3, 35)[None]
+CPU = torch.device("cpu")
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def in_4_bits(**changes: Any) -> nn.Module:
+    model = llama(**{**SHAPE, **changes})
+    quantized.quantize(model, torch.float32, CPU)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_computes_with_the_weights_that_it_stands_for(dtype: torch.dtype) -> None:
+    """Forward and the gradient for its input are those of the dequantised weights, before and after an evaluation."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(192, 64), nn.Linear(64, 10, bias=False))
+    weight = model.get_parameter("0.weight").detach().to(dtype)
+    quantized.quantize(model, dtype, CPU)
+    layer: Any = model.get_submodule("0")
+    again = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert again.dtype == dtype
+    assert 0.05 < (again - weight).float().norm() / weight.float().norm() < 0.12, "nf4 keeps a tenth"
+    for mode in (True, False, True):
+        x = torch.randn(8, 192, dtype=dtype, requires_grad=mode)
+        expected = nn.functional.linear(x, again, layer.bias)
+        found = layer.train(mode)(x)
+        assert torch.equal(found, expected)
+        if mode:
+            gradients = [torch.autograd.grad(y.float().square().sum(), x)[0] for y in (found, expected)]
+            assert torch.equal(*gradients)
+
+
+def test_linear_layers_take_an_eighth_and_all_else_stays_as_it_is() -> None:
+    model, base = in_4_bits(), llama(**SHAPE)
+    linear = {name for name, part in base.named_modules() if type(part) is nn.Linear} - {"lm_head"}
+    packed = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert packed.keys() == linear
+    assert model.get_parameter("model.embed_tokens.weight") is model.get_parameter("lm_head.weight")
+    for name, parameter in base.named_parameters():
+        if name.removesuffix(".weight") not in linear:
+            assert torch.equal(parameter, model.get_parameter(name)), name
+    # What is said of its size agrees with what is held, and is known of a model without storage.
+    states = [cast(Any, parameter).quant_state for parameter in packed.values()]
+    held = sum(p.numel() for p in packed.values())
+    held += sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
+    assert num_bytes(packed.values()) == held
+    with torch.device("meta"):
+        empty = llama(**SHAPE)
+    quantized.quantize(empty, torch.float32, CPU)
+    assert num_bytes(empty.parameters()) == num_bytes(model.parameters())
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    for each in (model, base):
+        each.requires_grad_(False)
+    assert flops_per_token(model, 32) == flops_per_token(base, 32)
+
+
+def test_an_adapter_of_a_base_in_4_bits_is_trained_merged_and_used_again(tmp_path: Path) -> None:
+    base: Any = llama(**SHAPE)
+    base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    asked: dict[str, Any] = {"cache": tmp_path, "mixed_precision": "bf16", "use_activation_checkpointing": True}
+    asked |= {"lora": {"r": 4, "quantize": "nf4", "save_merged": True}, "eval_split": 0.1, "eval_steps": 2}
+    _, lines = train(str(tmp_path / "base"), tmp_path / "out", max_steps=4, **asked)
+    final = tmp_path / "out" / "final"
+    assert lines.resolved_spec["lora"]["quantize"] == "nf4"
+    assert lines.resolved_spec["num_parameters"] == sum(p.numel() for p in base.parameters())
+    (memory,) = (line.memory_parts for line in lines.all if isinstance(line, ProgressLine) and line.memory_parts)
+    assert dict(memory)["weights"] < num_bytes(base.parameters()), "bfloat16 takes four times as much as nf4"
+    assert lines.evaluations[4] < lines.evaluations[2]
+
+    # Others find the base as it was, and the merged model is that with the adapter, as peft would make it.
+    assert json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tmp_path / "base")
+    untouched: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    sums: Any = PeftModel.from_pretrained(untouched, str(final)).merge_and_unload().state_dict()
+    merged: Any = AutoModelForCausalLM.from_pretrained(final / "merged")
+    assert "quantization_config" not in (final / "merged" / "config.json").read_text()
+    for name, tensor in merged.state_dict().items():
+        assert torch.equal(tensor, sums[name].to(torch.bfloat16)), name
+    state = [file for file in (final / "training_state").iterdir() if file.suffix == ".safetensors"]
+    assert not any("base_layer" in key for file in state for key in load_file(file)), "the base is stored nowhere"
+
+    # The same base, or another precision of it, under a second adapter.
+    _, again = train(str(final), tmp_path / "next", cache=tmp_path, max_steps=1, lora={"r": 2, "quantize": "nf4"})
+    assert again.resolved_spec["num_trained_parameters"] * 2 == lines.resolved_spec["num_trained_parameters"]
+
+
+def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"cache": tmp_path, "lora": {"r": 2, "lora_dropout": 0.2, "quantize": "nf4"}}
+    asked |= {"lr_scheduler": "constant", "eval_split": 0.1, "eval_steps": 1}
+    train(llama, tmp_path / "whole", max_steps=4, **asked)
+    train(llama, tmp_path / "parts", max_steps=2, **asked)
+    train(llama, tmp_path / "parts", resume=True, max_steps=4, **asked)
+    files = [tmp_path / folder / "final" / "adapter_model.safetensors" for folder in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_preferences_have_the_base_in_4_bits_as_their_reference(tmp_path: Path) -> None:
+    asked = dpo(12, tmp_path, lora={"r": 4, "quantize": "nf4"}, max_steps=6)
+    _, lines = train(llama(**SHAPE), tmp_path / "out", cache=tmp_path, **asked)
+    told = rewards_in(lines)
+    assert told[0]["margin"] == 0, "the adapter adds nothing yet, and the reference is computed with the same layers"
+    assert told[-1]["margin"] > 0
+
+
+def test_an_estimate_knows_4_bits() -> None:
+    model = {"config": {**LLAMA_CONFIG, **SHAPE}}
+    whole = answer_to({"model": model, "lora": {"r": 4}})
+    packed = answer_to({"model": model, "lora": {"r": 4, "quantize": "nf4"}})
+    assert (packed.num_parameters, packed.num_trained_parameters) == (
+        whole.num_parameters,
+        whole.num_trained_parameters,
+    )
+    assert packed.memory is not None
+    assert packed.memory.weights == num_bytes(in_4_bits().parameters()) + 4 * (whole.num_trained_parameters or 0)
+
+
+def test_where_it_cannot_take_effect_it_is_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"cache": tmp_path, "max_steps": 1, "lora": {"quantize": "nf4"}}
+    strategies: list[dict[str, Any]] = [{"use_fsdp": True}, {"use_deepspeed": 2}]
+    for strategy in strategies:
+        with pytest.raises(InvalidSpec, match="every process holds a base in 4 bits whole"):
+            train(plain(), tmp_path / "out", **asked, **strategy)
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=384, n_positions=64))
+    with pytest.raises(CannotTrain, match="GPT2LMHeadModel has no linear layers of its own") as raised:
+        train(gpt2, tmp_path / "out", **asked)
+    assert (raised.value.code, raised.value.patch) == ("cannot_quantize", {"lora": {"quantize": None}})
+    with pytest.raises(CannotTrain, match="are quantized already; load it without a quantization_config"):
+        train(in_4_bits(), tmp_path / "out", cache=tmp_path, max_steps=1, lora={})
+    saved: Any = llama()
+    saved.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidModel, match="are quantized by bitsandbytes already; name the model"):
+        train(str(tmp_path / "saved"), tmp_path / "out", **asked)
+    monkeypatch.setattr(quantized, "FIRST_VERSION", (99, 0))
+    with pytest.raises(CannotTrain, match=r"needs bitsandbytes 99\.0 or newer, and .* is installed here"):
+        train("not/read", tmp_path / "out", **asked)

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionInTime
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -79,8 +80,8 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    app.add_exception_handler(OperationalError, _database_away)
-    app.add_exception_handler(InterfaceError, _database_away)
+    for away in (OperationalError, InterfaceError, NoConnectionInTime):
+        app.add_exception_handler(away, _database_away)
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {

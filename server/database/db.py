@@ -5,7 +5,8 @@ busy handler and get a tail of over a second (measured in the project's baseline
 and never wait for the writer. On PostgreSQL both doors share one pool.
 
 Guarantees: `write()` is one transaction, committed when the block ends and rolled back when it raises; on SQLite it
-holds the write lock from its first statement. Neither door may be held across network or disk work.
+holds the write lock from its first statement, and raises `WriterBusy` where its turn does not come. Neither door may be
+held across network or disk work.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import TimeoutError as WriterBusy
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from zeta_core.contract.errors import InvalidSettings
 
-BUSY_TIMEOUT_SECONDS = 30
+# Another program may lock an SQLite file for long: then those who wait are told so, instead of all waiting in a row.
+BUSY_TIMEOUT_SECONDS = 10
+WRITER_TIMEOUT_SECONDS = 15.0
 # Nobody waits for a PostgreSQL that does not answer: the loops go round again.
 POSTGRES_CONNECTION = {
     "connect_timeout": 5,
@@ -55,8 +60,16 @@ class Database:
             async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
                 yield session
             return
-        async with self._write_lock, AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
-            yield session
+        try:
+            async with asyncio.timeout(WRITER_TIMEOUT_SECONDS):
+                await self._write_lock.acquire()
+        except TimeoutError as error:
+            raise WriterBusy(f"no turn to write came for {WRITER_TIMEOUT_SECONDS:g} s") from error
+        try:
+            async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+                yield session
+        finally:
+            self._write_lock.release()
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
@@ -72,7 +85,12 @@ class Database:
 
 def async_url(url: str) -> str:
     """The URL with the driver that this server uses: aiosqlite, or psycopg in its asynchronous form."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidSettings(
+            "ZETA_DATABASE_URL is no database URL; use sqlite:///FILE or postgresql://...", param="ZETA_DATABASE_URL"
+        ) from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)

@@ -18,7 +18,7 @@ from zeta_core.contract.job import JobStatus
 
 AT_ONCE = 10  # jobs of the users that are not ended: four run, the others wait for a slot
 REFERENCE_SECONDS = 240.0
-CLEANING_SECONDS = 10.0  # for what an ended attempt leaves to be removed
+CLEANING_SECONDS = 30.0  # for what an ended attempt leaves to be removed
 CALM_SECONDS = 420.0  # longer than the longest pause before a retry
 
 

@@ -26,9 +26,9 @@ class Case:
         self._users = Users(fleet.servers)
         self._database_file = database_file
         self._users.serve([Order("only", "small", spec_of("small", "", steps=12, seconds_per_step=0.01))], at_once=1)
-        assert self._users.all_ended.wait(60), fleet.logs()
+        assert self._users.all_ended.wait(120), fleet.logs()
         (job_id,) = self._users.accepted
-        wait_until(lambda: not self.broken(), 10, "nothing to be left")
+        wait_until(lambda: not self.broken(), 60, "nothing to be left")
         self.witness = fleet.folder / WITNESS_DIRECTORY / f"{job_id}.jsonl"
         self.final = fleet.store / checkpoint_key(job_id, "final")
         (self.log,) = [directory / LOG_FILE for directory in fleet.run_directories()]

@@ -25,7 +25,7 @@ MAIN_FAULTS = (
 SHARES: dict[Kind, int] = {"small": 85, "real": 15}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_handful_of_jobs_keeps_every_promise_under_each_main_fault(tmp_path: Path) -> None:
     said: list[str] = []
     database = SqliteUnderFire(tmp_path / "zeta.db")

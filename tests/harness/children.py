@@ -56,7 +56,7 @@ def start_child(
         )
 
 
-def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, timeout_seconds: float = 20) -> int:
+def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, timeout_seconds: float = 60) -> int:
     """Stop a child with its own signal, with SIGKILL after the time-out; returns its exit status."""
     if child.poll() is None:
         child.send_signal(stop_signal)

@@ -41,7 +41,7 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, Answer], timeout_seconds: float = 30) -> Answer:
+    def run(self, coroutine: Coroutine[Any, Any, Answer], timeout_seconds: float = 90) -> Answer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_seconds)
 
     def call(self, function: Any) -> None:
@@ -138,7 +138,7 @@ class Bench:
         query = select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(CheckpointRow.name)
         return self.loop.run(_all(self.database, query))
 
-    def wait_for_status(self, job_id: str, status: str, timeout_seconds: float = 30) -> JobRow:
+    def wait_for_status(self, job_id: str, status: str, timeout_seconds: float = 90) -> JobRow:
         def reached() -> JobRow | None:
             job = self.job(job_id)
             wrong_end = job.status in ENDED and job.status != status
@@ -152,7 +152,7 @@ class Bench:
         assert found is not None
         return found
 
-    def wait_for_step(self, job_id: str, step: int, timeout_seconds: float = 30) -> None:
+    def wait_for_step(self, job_id: str, step: int, timeout_seconds: float = 90) -> None:
         try:
             wait_until(
                 lambda: ((self.job(job_id).progress or {}).get("step") or 0) >= step,

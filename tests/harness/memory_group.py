@@ -34,5 +34,5 @@ def memory_group(limit_bytes: int) -> Generator[Path]:
         yield group / "cgroup.procs"
     finally:
         procs = group / "cgroup.procs"
-        wait_until(lambda: not procs.read_text(), 10, "the control group to be empty")
+        wait_until(lambda: not procs.read_text(), 60, "the control group to be empty")
         group.rmdir()

@@ -101,7 +101,7 @@ class PlayedWorker:
                     return message
             return None
 
-        found = wait_until(next_one, 15, f"a {kind.__name__} about {job_id}")
+        found = wait_until(next_one, 60, f"a {kind.__name__} about {job_id}")
         assert found is not None
         return found
 

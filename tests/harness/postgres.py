@@ -71,7 +71,7 @@ class PostgresServer:
             account=self._account,
             stop_signal=IMMEDIATE_SHUTDOWN,
         )
-        wait_until(self._answers, 30, f"PostgreSQL to answer on port {self.port}")
+        wait_until(self._answers, 90, f"PostgreSQL to answer on port {self.port}")
 
     def stop(self) -> None:
         self._end(FAST_SHUTDOWN)

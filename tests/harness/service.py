@@ -18,7 +18,7 @@ from tests.harness.ports import free_loopback_port
 from tests.harness.waiting import wait_until
 
 ZETA = Path(sys.executable).parent / "zeta"
-START_SECONDS = 60.0
+START_SECONDS = 100.0
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class ValkeyServer:
         command: list[str | Path] = [valkey_binary(), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", self.directory, "--appendonly", "yes", "--save", "", "--daemonize", "no"]
         self._process = start_child(command, log_file=self.directory / "valkey.log")
-        wait_until(self._answers, 20, f"Valkey to answer at {self.url}")
+        wait_until(self._answers, 60, f"Valkey to answer at {self.url}")
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; what it had acknowledged is in the append-only file."""

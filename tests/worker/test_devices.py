@@ -29,4 +29,4 @@ def test_a_process_holds_memory_on_its_gpu_until_it_is_gone() -> None:
     finally:
         holder.kill()
         holder.wait()
-    wait_until(lambda: holder.pid not in memory_holders(("0",)), 30, "the driver to give the memory back")
+    wait_until(lambda: holder.pid not in memory_holders(("0",)), 60, "the driver to give the memory back")

@@ -43,11 +43,11 @@ def test_a_job_submitted_and_finished_around_an_outage_of_redis(own_fleet: Bench
     waiting = own_fleet.submit(steps="3")
     engine = own_fleet.engine
     assert engine is not None
-    wait_until(lambda: not engine.redis_ok, 10, "the server to notice the outage")
+    wait_until(lambda: not engine.redis_ok, 60, "the server to notice the outage")
     wait_until(
-        lambda: "Redis" in ((own_fleet.job(waiting).waiting_reason or {}).get("message") or ""), 10, "the reason"
+        lambda: "Redis" in ((own_fleet.job(waiting).waiting_reason or {}).get("message") or ""), 60, "the reason"
     )
-    wait_until(lambda: (own_fleet.settings.artifacts / f"jobs/{running}/checkpoints/step-30").is_dir(), 20, "step-30")
+    wait_until(lambda: (own_fleet.settings.artifacts / f"jobs/{running}/checkpoints/step-30").is_dir(), 60, "step-30")
     assert own_fleet.job(running).status == "running"
     own_valkey.start()
     assert own_fleet.wait_for_status(running, "succeeded").attempt == 1

@@ -49,7 +49,7 @@ def test_a_run_stopped_while_it_is_prepared_starts_nothing_and_is_handed_back(ru
     run.stop("hand_back")
     assert run.step() == []
     gate.set()
-    (line,) = wait_until(lambda: lines_of(run.step()), 10, "the last line")
+    (line,) = wait_until(lambda: lines_of(run.step()), 60, "the last line")
     assert (line["type"], line["status"], line["reason"]) == ("status", "queued", "handed_back")
     assert not (run.directory / "train.log").exists()
     run.acknowledged(JournalAck(job_id="job_1", attempt=1, stored_line=1))
@@ -69,5 +69,5 @@ def test_a_program_that_cannot_be_started_is_a_failed_launch(run: Run, gate: thr
     run.step()
     run.answered(GRANTED)
     gate.set()
-    lines = wait_until(lambda: lines_of(run.step()), 10, "the last line")
+    lines = wait_until(lambda: lines_of(run.step()), 60, "the last line")
     assert (lines[-1]["status"], lines[-1]["reason"]) == ("failed", "launch_failed")

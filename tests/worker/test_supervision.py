@@ -65,7 +65,7 @@ def test_cancel_ends_a_training_that_never_looks_for_its_stop_file(fleet: Bench)
 
 def test_a_training_that_loads_is_asked_to_end_at_once(fleet: Bench) -> None:
     job_id = fleet.submit(seconds_to_load="600")
-    wait_until(lambda: marked_processes(job_id), 20, "the training to be started")
+    wait_until(lambda: marked_processes(job_id), 60, "the training to be started")
     fleet.request(job_id, "pause")
     assert fleet.wait_for_status(job_id, "paused").status_reason == "paused_by_user"
     assert not marked_processes(job_id)
@@ -83,7 +83,7 @@ def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
 
 def test_a_killed_training_is_started_again_from_its_newest_checkpoint(fleet: Bench) -> None:
     job_id = fleet.submit(steps="60", checkpoint_every="5", seconds_per_step="0.05")
-    wait_until(lambda: fleet.checkpoints(job_id), 20, "a checkpoint")
+    wait_until(lambda: fleet.checkpoints(job_id), 60, "a checkpoint")
     (training,) = marked_processes(job_id)
     os.kill(training, signal.SIGKILL)
     job = fleet.wait_for_status(job_id, "succeeded")

@@ -10,7 +10,7 @@ def test_a_worker_told_to_stop_hands_its_job_back_and_another_goes_on(fleet: Ben
     job_id = fleet.submit(steps="40", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
     first.terminate()
-    assert first.wait(20) == 0
+    assert first.wait(60) == 0
     job = fleet.job(job_id)
     assert (job.status, job.status_reason, job.failures, job.losses) == ("queued", "handed_back", 0, 0)
     assert not marked_processes(job_id)
@@ -41,7 +41,7 @@ def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_nex
     fleet.wait_for_step(job_id, 3)
     worker.kill()
     worker.wait()
-    wait_until(lambda: not marked_processes(job_id), 20, "the training to end")
+    wait_until(lambda: not marked_processes(job_id), 60, "the training to end")
     fleet.start_worker()
     assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
     assert fleet.checkpoints(job_id) == ["final"]
@@ -50,8 +50,8 @@ def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_nex
 
 def test_two_workers_of_one_name_on_one_home_are_refused(fleet: Bench) -> None:
     fleet.start_worker("w1")
-    wait_until(lambda: (fleet.settings.home / "workers/w1/worker.lock").exists(), 10, "the first worker's lock")
-    assert fleet.start_worker("w1").wait(20) == 2
+    wait_until(lambda: (fleet.settings.home / "workers/w1/worker.lock").exists(), 60, "the first worker's lock")
+    assert fleet.start_worker("w1").wait(60) == 2
     assert "choose another name" in fleet.logs()
 
 

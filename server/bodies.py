@@ -1,4 +1,7 @@
-"""JSON request bodies: read no further than the limit, and refuse what the databases or JSON itself cannot hold."""
+"""JSON request bodies: read no further than the limit, and refuse what the databases or JSON itself cannot hold.
+
+A name that an object holds twice is refused too: every parser keeps another of the two values, and none tells.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from zeta_core.contract.errors import InvalidRequest, MalformedRequest, TooLarge
 
 MAX_JSON_BYTES = 2**20
 MAX_DEPTH = 100
+MAX_DIGITS = 400  # more than the largest float has, and fewer than Python refuses to read
 
 
 async def read_json(request: Request, *, empty: Any = None) -> Any:
@@ -23,8 +27,10 @@ async def read_json(request: Request, *, empty: Any = None) -> Any:
     if not content and empty is not None:
         return empty
     try:
-        data = json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        data = json.loads(content, parse_constant=_refuse_constant, parse_int=_whole_number, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise _too_deep() from error
+    except ValueError as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise MalformedRequest(f"The body is not JSON: {reason}{where}.", code="invalid_json") from error
@@ -55,10 +61,35 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits is beyond any that can be stored")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        _refuse_unstorable(twice, "(name)", 0)
+        shown = twice[:80]
+        raise InvalidRequest(
+            f"{shown!r} is given twice in one object; keep one of them.", code="duplicate_field", param=shown
+        )
+    return found
+
+
+def _too_deep() -> MalformedRequest:
+    return MalformedRequest(
+        f"The body is nested more than {MAX_DEPTH} levels deep; send fewer levels.", code="too_deep"
+    )
+
+
 def _refuse_unstorable(value: Any, param: str, depth: int) -> None:
     """JSON allows what no database stores: the character NUL, half a surrogate pair, numbers beyond any float."""
     if depth > MAX_DEPTH:
-        raise MalformedRequest(f"The body is nested more than {MAX_DEPTH} levels deep.", code="too_deep")
+        raise _too_deep()
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise InvalidRequest(

@@ -24,7 +24,7 @@ def check_name(filename: str, purpose: FilePurpose) -> None:
     allowed = SUFFIXES[purpose]
     if suffix not in allowed:
         raise InvalidRequest(
-            f"file is {filename[:100]!r}, which is no known {purpose} format; use {' or '.join(allowed)}.",
+            f"file is {filename[:100]!r}, which is no known {purpose} format; use {_either(allowed)}.",
             code="unknown_format",
             param="file",
         )
@@ -45,7 +45,11 @@ def check_beginning(filename: str, beginning: bytes) -> None:
     """Raise `InvalidRequest` for an empty file, or one whose first bytes are not what its name says."""
     suffix = PurePath(filename).suffix.lower()
     if not beginning:
-        raise InvalidRequest(f"file is {filename[:100]!r}, which is empty.", code="empty_file", param="file")
+        raise InvalidRequest(
+            f"file is {filename[:100]!r}, which is empty; send one that holds something.",
+            code="empty_file",
+            param="file",
+        )
     if suffix in _BEGINNINGS:
         fits = beginning.startswith(_BEGINNINGS[suffix])
     elif suffix == ".tar":
@@ -57,7 +61,12 @@ def check_beginning(filename: str, beginning: bytes) -> None:
     if not fits:
         what = "UTF-8 text" if suffix in (*TEXT_SUFFIXES, ".jsonl") else f"a {suffix} file"
         raise InvalidRequest(
-            f"file is {filename[:100]!r}, whose first bytes are not those of {what}.",
+            f"file is {filename[:100]!r}, whose first bytes are not those of {what}; "
+            "save it as such, or give it the ending of what it is.",
             code="unknown_format",
             param="file",
         )
+
+
+def _either(suffixes: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))

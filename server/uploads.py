@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.artifacts import ArtifactStore, Incoming
@@ -45,17 +45,18 @@ async def receive(request: Request, store: ArtifactStore, max_bytes: int) -> Upl
     incoming = await asyncio.to_thread(store.open_incoming)
     try:
         form = _Form(max_bytes)
-        await _read(request.stream(), form, MultipartParser(boundary, form.callbacks()), incoming)
+        await _read(request.stream(), form, boundary, incoming)
         return _complete(form, incoming)
     except BaseException:
         incoming.drop()
         raise
 
 
-async def _read(body: AsyncIterable[bytes], form: _Form, parser: MultipartParser, incoming: Incoming) -> None:
+async def _read(body: AsyncIterable[bytes], form: _Form, boundary: bytes, incoming: Incoming) -> None:
     """Parse the body while a thread hashes and writes what was parsed before: two batches in memory at most."""
     writing: asyncio.Task[None] | None = None
     try:
+        parser = MultipartParser(boundary, form.callbacks())
         async for chunk in body:
             parser.write(chunk)
             form.check()
@@ -67,7 +68,7 @@ async def _read(body: AsyncIterable[bytes], form: _Form, parser: MultipartParser
             await writing
         await asyncio.to_thread(incoming.write, form.take())
         parser.finalize()
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise MalformedRequest(f"The body is not multipart/form-data: {error}.", code="invalid_multipart") from error
     finally:
         if writing is not None:

@@ -22,7 +22,7 @@ def curl_session() -> str:
     return blocks[0]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_curl_session_of_the_readme_works_word_for_word(tmp_path: Path) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:

@@ -12,7 +12,7 @@ from zeta_core.contract.layout import tensorboard_key
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_end(fleet: Bench) -> None:
     first = fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30")
     job_id = fleet.submit(spec=tiny_job(max_steps=200, checkpointing_steps=100, report_to=["tensorboard"]))

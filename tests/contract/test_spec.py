@@ -192,6 +192,29 @@ def test_a_trainer_takes_the_same_fields_without_model_and_dataset() -> None:
     assert dataset_sources(options.dataset) == []
 
 
+@pytest.mark.parametrize(
+    ("patch", "param", "code", "said"),
+    [
+        ({"dataset": {}}, "dataset", "missing_field", "it must have one of 'file', 'path', 'hub' or 'builtin'"),
+        ({"dataset": {"fle": "x"}}, "dataset.fle", "unknown_field", "did you mean 'dataset.file'?"),
+        ({"dataset": [{"path": "x", "hub": "a/b"}]}, "dataset.0", "invalid_value", "has 'path' and 'hub'; keep one"),
+        ({"model": {"pickle": "x"}}, "model", "missing_field", "one of 'config', 'job', 'file' or 'builder'"),
+        (
+            {"dataset": {"builtin": "python-docs", "columns": {"txt": "body"}}},
+            "dataset.columns.txt",
+            "unknown_field",
+            "the columns are text, messages, tools",
+        ),
+    ],
+)
+def test_an_object_names_one_kind_and_columns_that_are_read(
+    patch: dict[str, Any], param: str, code: str, said: str
+) -> None:
+    faults = faults_of(patch)
+    assert list(faults) == [param]
+    assert (faults[param].code, said in faults[param].message) == (code, True), faults[param].message
+
+
 def test_a_dataset_is_one_source_or_a_list_of_them() -> None:
     spec = parse(JobSpec, {**SMALLEST, "dataset": [{"file": ["file_1", "file_2"]}, {"builtin": "python-docs"}]})
     first, second = dataset_sources(spec.dataset)

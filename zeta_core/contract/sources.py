@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from zeta_core.contract.validation import NOT_ONE_KIND
+
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
+# Our names of the columns that the formats read.
+COLUMNS = ("text", "messages", "tools", "prompt", "completion", "chosen", "rejected", "input_ids")
 
 
 class Sent(BaseModel):
@@ -58,17 +63,26 @@ def _tag(kind: str) -> str:
     return f"<{kind}>"
 
 
-def _kind(value: Any, kinds: tuple[str, ...], default: str) -> str:
-    """The member of a union that ``value`` means: the first of ``kinds`` that it has as a field."""
-    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
-    return _tag(next((kind for kind in kinds if kind in keys), default))
+def _kind(value: Any, kinds: tuple[str, ...]) -> str | None:
+    """The member of a union that ``value`` means: the one of ``kinds`` that it has as a field, if it is only one.
+
+    What is no object at all is held against any of them, whose fault says so.
+    """
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else kinds[:1]
+    named = [kind for kind in kinds if kind in keys]
+    return _tag(named[0]) if len(named) == 1 else None
+
+
+def _told_by(kind: Callable[[Any], str | None], kinds: tuple[str, ...]) -> Discriminator:
+    """Tells the members of a union apart; `validation` makes a sentence of the error, of no kind or of several."""
+    return Discriminator(kind, custom_error_type=NOT_ONE_KIND, custom_error_message=" ".join(kinds))
 
 
 _SOURCES = ("file", "path", "hub", "builtin")
 
 
-def _source_kind(value: Any) -> str:
-    return _kind(value, _SOURCES, "path")
+def _source_kind(value: Any) -> str | None:
+    return _kind(value, _SOURCES)
 
 
 DatasetSource = Annotated[
@@ -76,7 +90,7 @@ DatasetSource = Annotated[
     | Annotated[PathSource, Tag("<path>")]
     | Annotated[HubSource, Tag("<hub>")]
     | Annotated[BuiltinSource, Tag("<builtin>")],
-    Discriminator(_source_kind),
+    _told_by(_source_kind, _SOURCES),
 ]
 Dataset = Annotated[
     Annotated[DatasetSource, Tag("<one>")]
@@ -116,8 +130,8 @@ class BuilderModel(Sent):
 _MODELS = ("config", "job", "file", "builder")
 
 
-def _model_kind(value: Any) -> str:
-    return _tag("hub") if isinstance(value, str) else _kind(value, _MODELS, "config")
+def _model_kind(value: Any) -> str | None:
+    return _tag("hub") if isinstance(value, str) else _kind(value, _MODELS)
 
 
 HubModel = Annotated[str, Field(min_length=1, max_length=300)]
@@ -127,7 +141,7 @@ ModelSource = Annotated[
     | Annotated[JobModel, Tag("<job>")]
     | Annotated[FileModel, Tag("<file>")]
     | Annotated[BuilderModel, Tag("<builder>")],
-    Discriminator(_model_kind),
+    _told_by(_model_kind, _MODELS),
 ]
 
 
@@ -142,15 +156,15 @@ class BuiltinTokenizer(Sent):
 _TOKENIZERS = ("file", "builtin")
 
 
-def _tokenizer_kind(value: Any) -> str:
-    return _tag("hub") if isinstance(value, str) else _kind(value, _TOKENIZERS, "builtin")
+def _tokenizer_kind(value: Any) -> str | None:
+    return _tag("hub") if isinstance(value, str) else _kind(value, _TOKENIZERS)
 
 
 TokenizerSource = Annotated[
     Annotated[HubModel, Tag("<hub>")]
     | Annotated[FileTokenizer, Tag("<file>")]
     | Annotated[BuiltinTokenizer, Tag("<builtin>")],
-    Discriminator(_tokenizer_kind),
+    _told_by(_tokenizer_kind, _TOKENIZERS),
 ]
 
 # Fields of a spec whose objects are of one of several kinds, and the names of theirs that tell the kinds apart.

@@ -19,6 +19,7 @@ from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.sources import (
     ConfigModel,
+    COLUMNS,
     Dataset,
     HubSource,
     ModelSource,
@@ -27,7 +28,7 @@ from zeta_core.contract.sources import (
     context_limit,
     dataset_sources,
 )
-from zeta_core.contract.validation import Checked, shown
+from zeta_core.contract.validation import Checked, nearest, shown
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
@@ -169,6 +170,17 @@ class TrainerOptions(Sent, Checked):
             yield _fault("train_on", self.train_on, "method 'dpo' learns from the answers alone; leave it out")
         for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
             for index, source in enumerate(dataset_sources(dataset)):
+    def _column_faults(self) -> Iterator[ErrorDetail]:
+        """Names that no format reads, which would be passed over in silence."""
+        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
+            for index, source in enumerate(dataset_sources(dataset)):
+                at = f"{place}.{index}" if isinstance(dataset, list) else place
+                for name in source.columns.keys() - set(COLUMNS):
+                    param = f"{at}.columns.{name[:80]}"
+                    message = f"{param!r} is not a known field; the columns are {', '.join(COLUMNS)}."
+                    meant = nearest(name, COLUMNS)
+                    yield ErrorDetail(param=param, message=message, code="unknown_field", suggestion=meant)
+
                 at = f"{place}.{index}" if isinstance(dataset, list) else place
                 if source.format not in ("auto", "preference") and self.method == "dpo":
                     yield _fault(f"{at}.format", source.format, "method 'dpo' reads 'preference' pairs; use that")
@@ -195,6 +207,9 @@ class TrainerOptions(Sent, Checked):
             yield _fault("optimizer", self.optimizer, cure)
         if self.mixed_precision == "fp16" and (self.use_fsdp or self.use_deepspeed):
             cure = "its loss is scaled for whole gradients, and these are split; use 'bf16' or 'no'"
+        if self.use_deepspeed in ({}, ""):
+            cure = "it asks for nothing; use true, a stage from 1 to 3, or a config, or leave it out"
+            yield _fault("use_deepspeed", self.use_deepspeed, cure)
             yield _fault("mixed_precision", self.mixed_precision, cure)
         if self.compile and self.use_deepspeed:
             yield _fault("compile", self.compile, "use_deepspeed rebuilds the blocks' calls; leave one of them out")

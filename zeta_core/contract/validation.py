@@ -16,9 +16,12 @@ OTHER_NAMES: dict[str, str] = {
     "per_device_train_batch_size": "batch_size",
     "per_device_eval_batch_size": "batch_size",
     "per_gpu_train_batch_size": "batch_size",
+    "per_device_batch_size": "batch_size",
     "train_batch_size": "batch_size",
     "micro_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulate_every",
+    "gradient_accumulation": "gradient_accumulate_every",
+    "accumulation_steps": "gradient_accumulate_every",
     "num_train_epochs": "epochs",
     "num_epochs": "epochs",
     "save_steps": "checkpointing_steps",
@@ -52,6 +55,8 @@ OTHER_NAMES: dict[str, str] = {
     "grad_clip": "max_grad_norm",
     "gradient_clipping": "max_grad_norm",
     "random_seed": "seed",
+    "data_seed": "seed",
+    "wd": "weight_decay",
     "run_name": "entity_name",
     "job_name": "entity_name",
     "name": "entity_name",
@@ -72,7 +77,9 @@ OTHER_NAMES: dict[str, str] = {
     "training_file": "dataset",
     "train_file": "dataset",
     "tokenizer_name": "tokenizer",
+    "tokenizer_name_or_path": "tokenizer",
     "use_lora": "lora",
+    "use_peft": "lora",
     "peft": "lora",
     "adapter": "lora",
     "rank": "lora.r",
@@ -94,10 +101,6 @@ OTHER_NAMES: dict[str, str] = {
     "eval_every": "eval_steps",
     "validation_split": "eval_split",
     "val_size": "eval_split",
-    "bnb_4bit_quant_type": "lora.quantize",
-    "quantization_config": "lora.quantize",
-    "quantization": "lora.quantize",
-    "qlora": "lora.quantize",
     "val_dataset": "eval_dataset",
     "validation_dataset": "eval_dataset",
     "patience": "early_stopping_patience",
@@ -151,6 +154,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Checked(BaseModel):
+NOT_ONE_KIND = "not_one_kind"  # the error of an object that is of none, or of several, of the kinds in its message
+
     """A model with rules between its fields; `parse` tells their faults beside those of single fields."""
 
     placeholders: ClassVar[dict[str, Any]] = {}  # stand in for required fields that are wrong, so the rules can be held
@@ -238,8 +243,14 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
     """One detail for each bad field: what a union says once for each of its members becomes one sentence."""
     details: dict[str, ErrorDetail] = {}
-    for fault in error.errors(include_url=False):
-        detail = _detail(fault, data, model)
+    found = (
+        detail
+        for fault in error.errors(include_url=False)
+        for detail in (
+            _kind_details(fault, data, model) if fault["type"] == NOT_ONE_KIND else [_detail(fault, data, model)]
+        )
+    )
+    for detail in found:
         key = detail.param or detail.message
         earlier = details.get(key)
         if earlier is not None and "; it must be " in earlier.message and "; it must be " in detail.message:
@@ -259,6 +270,31 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
     kind, location, value = fault["type"], _location(fault["loc"], data), fault["input"]
     param = ".".join(location) or None
     said = shown(value)
+def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
+    """An object that names two kinds is told which; one that names none, which there are, or what its name means."""
+    location, value, kinds = _location(fault["loc"], data), fault["input"], fault["msg"].split()
+    param = ".".join(location)
+    named = [kind for kind in kinds if kind in value]
+    if named:
+        message = f"{param} has {' and '.join(repr(kind) for kind in named)}; keep one of them."
+        return [ErrorDetail(param=param, message=message, code="invalid_value")]
+    unknown = [
+        ErrorDetail(
+            param=f"{param}.{name}",
+            message=f"{f'{param}.{name}'!r} is not a known field; did you mean {meant!r}?",
+            code="unknown_field",
+            suggestion=meant,
+        )
+        for name in value
+        if (meant := _meant([*location, name], model)) is not None and meant != f"{param}.{name}"
+    ]
+    choice = f"{', '.join(repr(kind) for kind in kinds[:-1])} or {kinds[-1]!r}"
+    missing = ErrorDetail(
+        param=param, message=f"{param} is {shown(value)}; it must have one of {choice}.", code="missing_field"
+    )
+    return unknown or [missing]
+
+
     if kind == "extra_forbidden":
         meant = _meant(location, model)
         cure = f"did you mean {meant!r}?" if meant else "leave it out."
@@ -330,7 +366,7 @@ def _location(loc: tuple[Any, ...], data: object) -> list[str]:
             path.append(str(part))
             at = at[part]
         elif isinstance(at, list) and isinstance(part, int) and part < len(at):
-            path.append(str(part))
+            path.append(_cut(str(part)))
             at = at[part]
         elif last and isinstance(at, Mapping) and isinstance(part, str) and not _is_member_name(part):
             path.append(part)  # a missing field

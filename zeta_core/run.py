@@ -41,9 +41,9 @@ from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
 from zeta_core.model.facts import check_positions, check_vocabulary, num_positions, values_per_token
 from zeta_core.model.lora import base_fingerprint
+from zeta_core.model.quantized import require as require_bitsandbytes
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
 from zeta_core.model.trained import choose_what_is_trained
-from zeta_core.model.quantized import require as require_bitsandbytes
 from zeta_core.objective.evaluation import Evaluator, hold_out
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
@@ -108,14 +108,14 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     """Train as ``run`` says. Raises `TrainingFailed`, and whatever a model or a library raises."""
     options = run.options
     require_trackers(options.report_to)
+    quantizes = options.lora is not None and options.lora.quantize is not None
+    if quantizes:
+        require_bitsandbytes()
     report.phase("loading_data")
     located = locate_model(run.model, run.places, run.cache)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)
     tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
-    quantizes = options.lora is not None and options.lora.quantize is not None
-    if quantizes:
-        require_bitsandbytes()
     held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
 
     asked = asked_of_accelerate()
@@ -218,6 +218,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             trackers.start(openers(options.report_to, tracked), required=stored is None)
             stack.enter_context(report.also_to(trackers))
         some = "" if num_trained == num_parameters else f", {num_trained:,} of them trained"
+        some += " and the base in 4 bits" if quantizes else ""
         report.log(
             f"{options.entity_name or run_id}: {num_parameters:,} parameters{some}, {plan.total_steps} steps of "
             f"{plan.global_batch} sequences of {plan.seq_len} tokens, on {place.world_size} x {engine.device.type}."
@@ -245,7 +246,6 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             checkpointing_steps=options.checkpointing_steps,
             asked_to_stop=run.stop,
             watch=setup.watch(report.advise),
-        some += " and the base in 4 bits" if quantizes else ""
             may_split=may_split,
         )
         memory.course = course

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.spec import Precision
-
 from zeta_core.model.quantized import num_weights, scale_bytes
+
 # Dense bf16 (and fp16) FLOPs a second by the manufacturer's data sheets, without sparsity, for boards of full power;
 # the first that stands as words in the device's name counts. What is not here has no MFU: a guess would look like one.
 PEAK_FLOPS = (

@@ -236,6 +236,12 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
     except Exception as error:
         said = str(error).replace(str(directory), name)  # where a worker unpacked it is nobody's business
         raise InvalidModel(f"The config of {name} cannot be read: {said[:300]}") from error
+    quantized_by = cast("dict[str, Any]", getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if quantized_by == "bitsandbytes":
+        raise InvalidModel(
+            f"The weights of {name} are quantized by bitsandbytes already; name the model that they were made from, "
+            "and ask for lora.quantize where its base is to be in 4 bits."
+        )
     dtype = getattr(config, "dtype", None)
     dtype = dtype if isinstance(dtype, torch.dtype) else None
 
@@ -250,12 +256,6 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
 
 def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> nn.Module:
     from transformers import AutoModelForCausalLM
-    quantized_by = cast("dict[str, Any]", getattr(config, "quantization_config", None) or {}).get("quant_method")
-    if quantized_by == "bitsandbytes":
-        raise InvalidModel(
-            f"The weights of {name} are quantized by bitsandbytes already; name the model that they were made from, "
-            "and ask for lora.quantize where its base is to be in 4 bits."
-        )
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

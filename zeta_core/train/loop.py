@@ -255,8 +255,6 @@ class Course:
         return plan.learning_rate * share
 
     def _save_is_due(self, step: int, window: int) -> bool:
-        kept = {name: tensor for name, tensor in self.saved.kept.items() if name in self.saved_weights}
-        weights = {**engine.stage_weights(self.staging, self.saved_weights - kept.keys()), **kept}
         """By number of steps or by epochs as asked; else by time: early at first, then about every ten minutes."""
         every = self.checkpointing_steps
         if every == "epoch":
@@ -289,6 +287,8 @@ class Course:
     def _snapshot(self, names: Sequence[str]) -> Snapshot:
         engine = self.engine
         self.saved_weights = self.saved.of(names)
+        kept = {name: tensor for name, tensor in self.saved.kept.items() if name in self.saved_weights}
+        weights = {**engine.stage_weights(self.staging, self.saved_weights - kept.keys()), **kept}
         tensors, values = engine.stage_optimizer(self.staging)
         if engine.device.type == "cuda":
             torch.cuda.synchronize()

@@ -145,6 +145,12 @@ ModelSource = Annotated[
 ]
 
 
+class NamedModel(Sent):
+    """A model that a script names as a job does, by an object."""
+
+    model: ModelSource
+
+
 class FileTokenizer(Sent):
     file: str
 

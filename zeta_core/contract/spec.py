@@ -18,8 +18,8 @@ from zeta_core.contract.deepspeed import cure_for_a_job
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.sources import (
-    ConfigModel,
     COLUMNS,
+    ConfigModel,
     Dataset,
     HubSource,
     ModelSource,
@@ -146,6 +146,7 @@ class TrainerOptions(Sent, Checked):
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
         found += self._weight_faults()
+        found += self._column_faults()
         return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]
 
     def _weight_faults(self) -> Iterator[ErrorDetail]:
@@ -162,14 +163,6 @@ class TrainerOptions(Sent, Checked):
                 at = f"eval_dataset.{index}" if isinstance(self.eval_dataset, list) else "eval_dataset"
                 yield _fault(f"{at}.weight", source.weight, "every held-out document is evaluated once; leave it out")
 
-    def _method_faults(self) -> Iterator[ErrorDetail]:
-        """What a method does not read, and formats that are of another one."""
-        if self.dpo is not None and self.method != "dpo":
-            yield _fault("dpo", self.dpo, "it is read by method 'dpo' alone; set method, or leave it out")
-        if self.method == "dpo" and self.train_on not in (None, "completion"):
-            yield _fault("train_on", self.train_on, "method 'dpo' learns from the answers alone; leave it out")
-        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
-            for index, source in enumerate(dataset_sources(dataset)):
     def _column_faults(self) -> Iterator[ErrorDetail]:
         """Names that no format reads, which would be passed over in silence."""
         for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
@@ -181,6 +174,14 @@ class TrainerOptions(Sent, Checked):
                     meant = nearest(name, COLUMNS)
                     yield ErrorDetail(param=param, message=message, code="unknown_field", suggestion=meant)
 
+    def _method_faults(self) -> Iterator[ErrorDetail]:
+        """What a method does not read, and formats that are of another one."""
+        if self.dpo is not None and self.method != "dpo":
+            yield _fault("dpo", self.dpo, "it is read by method 'dpo' alone; set method, or leave it out")
+        if self.method == "dpo" and self.train_on not in (None, "completion"):
+            yield _fault("train_on", self.train_on, "method 'dpo' learns from the answers alone; leave it out")
+        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
+            for index, source in enumerate(dataset_sources(dataset)):
                 at = f"{place}.{index}" if isinstance(dataset, list) else place
                 if source.format not in ("auto", "preference") and self.method == "dpo":
                     yield _fault(f"{at}.format", source.format, "method 'dpo' reads 'preference' pairs; use that")
@@ -199,6 +200,9 @@ class TrainerOptions(Sent, Checked):
 
     def _strategy_faults(self) -> Iterator[ErrorDetail]:
         """What would not be what it is called once the model is split over processes."""
+        if self.use_deepspeed in ({}, ""):
+            cure = "it asks for nothing; use true, a stage from 1 to 3, or a config, or leave it out"
+            yield _fault("use_deepspeed", self.use_deepspeed, cure)
         if self.use_deepspeed and self.optimizer in ("adafactor", "muon"):
             cure = "it needs whole matrices, and DeepSpeed trains flat pieces of them; use 'adamw', or no use_deepspeed"
             yield _fault("optimizer", self.optimizer, cure)
@@ -207,10 +211,10 @@ class TrainerOptions(Sent, Checked):
             yield _fault("optimizer", self.optimizer, cure)
         if self.mixed_precision == "fp16" and (self.use_fsdp or self.use_deepspeed):
             cure = "its loss is scaled for whole gradients, and these are split; use 'bf16' or 'no'"
-        if self.use_deepspeed in ({}, ""):
-            cure = "it asks for nothing; use true, a stage from 1 to 3, or a config, or leave it out"
-            yield _fault("use_deepspeed", self.use_deepspeed, cure)
             yield _fault("mixed_precision", self.mixed_precision, cure)
+        if self.lora is not None and self.lora.quantize is not None and (self.use_fsdp or self.use_deepspeed):
+            cure = "every process holds a base in 4 bits whole; leave it out, or use_fsdp and use_deepspeed"
+            yield _fault("lora.quantize", self.lora.quantize, cure)
         if self.compile and self.use_deepspeed:
             yield _fault("compile", self.compile, "use_deepspeed rebuilds the blocks' calls; leave one of them out")
 
@@ -234,9 +238,6 @@ class JobSpec(TrainerOptions):
             job, _, name = self.resume_from_checkpoint.partition("/")
             if not is_id(job, "job") or (name and not NAME_PATTERN.match(name)):
                 cure = "it names no job of this service; use 'job_...' or 'job_.../step-N'"
-        if self.lora is not None and self.lora.quantize is not None and (self.use_fsdp or self.use_deepspeed):
-            cure = "every process holds a base in 4 bits whole; leave it out, or use_fsdp and use_deepspeed"
-            yield _fault("lora.quantize", self.lora.quantize, cure)
                 found.append(_fault("resume_from_checkpoint", self.resume_from_checkpoint, cure))
         cure = cure_for_a_job(self.use_deepspeed)
         if cure is not None:

@@ -94,6 +94,10 @@ OTHER_NAMES: dict[str, str] = {
     "lora_dropout": "lora.lora_dropout",
     "target_modules": "lora.target_modules",
     "load_in_4bit": "lora.quantize",
+    "bnb_4bit_quant_type": "lora.quantize",
+    "quantization_config": "lora.quantize",
+    "quantization": "lora.quantize",
+    "qlora": "lora.quantize",
     "peft_config": "lora",
     "evaluation_steps": "eval_steps",
     "evaluation_strategy": "eval_steps",
@@ -150,12 +154,12 @@ _LENGTH_WORDS = {
     "too_long": "of at most {max_length} entries",
 }
 
+NOT_ONE_KIND = "not_one_kind"  # the error of an object that is of none, or of several, of the kinds in its message
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Checked(BaseModel):
-NOT_ONE_KIND = "not_one_kind"  # the error of an object that is of none, or of several, of the kinds in its message
-
     """A model with rules between its fields; `parse` tells their faults beside those of single fields."""
 
     placeholders: ClassVar[dict[str, Any]] = {}  # stand in for required fields that are wrong, so the rules can be held
@@ -266,10 +270,6 @@ def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseMo
     return list(details.values())
 
 
-def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> ErrorDetail:
-    kind, location, value = fault["type"], _location(fault["loc"], data), fault["input"]
-    param = ".".join(location) or None
-    said = shown(value)
 def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
     """An object that names two kinds is told which; one that names none, which there are, or what its name means."""
     location, value, kinds = _location(fault["loc"], data), fault["input"], fault["msg"].split()
@@ -295,6 +295,10 @@ def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -
     return unknown or [missing]
 
 
+def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> ErrorDetail:
+    kind, location, value = fault["type"], _location(fault["loc"], data), fault["input"]
+    param = ".".join(location) or None
+    said = shown(value)
     if kind == "extra_forbidden":
         meant = _meant(location, model)
         cure = f"did you mean {meant!r}?" if meant else "leave it out."
@@ -363,10 +367,10 @@ def _location(loc: tuple[Any, ...], data: object) -> list[str]:
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
         if isinstance(at, Mapping) and part in at:
-            path.append(str(part))
+            path.append(_cut(str(part)))
             at = at[part]
         elif isinstance(at, list) and isinstance(part, int) and part < len(at):
-            path.append(_cut(str(part)))
+            path.append(str(part))
             at = at[part]
         elif last and isinstance(at, Mapping) and isinstance(part, str) and not _is_member_name(part):
             path.append(part)  # a missing field
@@ -384,5 +388,8 @@ def shown(value: object) -> str:
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    text = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

@@ -44,7 +44,8 @@ def upgrade(url: str) -> str:
                 command.upgrade(_configuration(connection), "head")
     except OperationalError as error:
         shown = make_url(url).render_as_string(hide_password=True)
-        raise Unavailable(f"ZETA_DATABASE_URL is {shown!r}, which cannot be opened: {error.orig}.") from error
+        reason = str(error.orig).strip().splitlines()[0]
+        raise Unavailable(f"ZETA_DATABASE_URL is {shown!r}, which cannot be opened: {reason}.") from error
     finally:
         engine.dispose()
     if current == head:

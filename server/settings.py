@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zeta_core.contract.settings import FleetSettings, Settings
+from zeta_core.contract.settings import ApiKey, FleetSettings, Settings
 
 GIBIBYTE = 2**30
 
@@ -25,7 +25,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
-    api_key: str | None = Field(default=None, min_length=1)
+    api_key: ApiKey | None = None
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
     max_job_events: int = Field(

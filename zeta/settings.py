@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta.up.home import Home
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.settings import Settings
+from zeta_core.contract.settings import ApiKey, Settings
 
 
 def environment() -> dict[str, str]:
@@ -36,7 +36,7 @@ class ClientSettings(Settings):
     """What ``ZETA_*`` tells a client."""
 
     url: str | None = None
-    api_key: str | None = None
+    api_key: ApiKey | None = None
 
 
 class Login(BaseModel):

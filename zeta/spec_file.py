@@ -92,6 +92,8 @@ def _json(file: Path, text: str) -> Any:
         raise InvalidRequest(
             f"{file} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.", code="invalid_spec_file"
         ) from error
+    except RecursionError as error:
+        raise _endless(str(file)) from error
 
 
 def _yaml(where: str, text: str) -> Any:
@@ -103,7 +105,16 @@ def _yaml(where: str, text: str) -> Any:
         raise InvalidRequest(f"{where} is not YAML: {error.problem}{place}.", code="invalid_spec_file") from error
     except (YAMLError, ValueError) as error:
         raise InvalidRequest(f"{where} is not YAML: {str(error).splitlines()[0]}.", code="invalid_spec_file") from error
-    return _plain(value, where, ())
+    except RecursionError as error:
+        raise _endless(where) from error
+    try:
+        return _plain(value, where, ())
+    except RecursionError as error:  # an alias within the node that it names
+        raise _endless(where) from error
+
+
+def _endless(where: str) -> InvalidRequest:
+    return InvalidRequest(f"{where} is nested too deep, or holds itself.", code="invalid_spec_file")
 
 
 def _plain(value: Any, where: str, path: tuple[str, ...]) -> Any:

@@ -38,7 +38,8 @@ async def _revision(database: Database) -> str | None:
         async with database.read() as session:
             await session.execute(select(1))
     except OperationalError as error:
-        raise Unavailable(f"The database of ZETA_DATABASE_URL cannot be opened: {error.orig}.") from error
+        reason = str(error.orig).strip().splitlines()[0]
+        raise Unavailable(f"The database of ZETA_DATABASE_URL cannot be opened: {reason}.") from error
     try:
         async with database.read() as session:
             return await session.scalar(select(_VERSION.c.version_num))

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.settings import FleetSettings, Settings
+from zeta_core.contract.settings import ApiKey, FleetSettings, RedisUrl, Settings
 
 
 class ExampleSettings(Settings):
     port: int = 8400
-    api_key: str | None = None
+    api_key: ApiKey | None = None
+    redis_url: RedisUrl | None = None
 
 
 def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default() -> None:
@@ -36,6 +37,11 @@ def test_a_secret_given_twice_or_from_a_missing_file_is_refused(tmp_path: Path) 
 def test_a_wrong_value_is_named_and_a_secret_is_never_shown() -> None:
     with pytest.raises(InvalidSettings, match="ZETA_PORT is 'x'"):
         ExampleSettings.from_environment({"ZETA_PORT": "x"})
+    with pytest.raises(InvalidSettings, match=r"ZETA_API_KEY is \(hidden\): it must be printable ASCII"):
+        ExampleSettings.from_environment({"ZETA_API_KEY": "schlüssel"})
+    for wrong in ("localhost:6379", "http://localhost", "redis://localhost:x", "redis://localhost:0"):
+        with pytest.raises(InvalidSettings, match=r"ZETA_REDIS_URL is \(hidden\): "):
+            ExampleSettings.from_environment({"ZETA_REDIS_URL": wrong})
     assert ExampleSettings.from_environment({"ZETA_API_KEY": "abc"}).masked()["ZETA_API_KEY"] == "***"
 
 

@@ -270,14 +270,18 @@ def test_login_stores_what_works_and_nothing_else(service: Service, tmp_path: Pa
     environment = {name: value for name, value in service.environment().items() if not name.startswith("ZETA_")}
     environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
 
-    def zeta(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([ZETA, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    def zeta(*words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ZETA, *words], env=environment, input=typed, capture_output=True, text=True, timeout=60, check=False
+        )
 
     wrong = tmp_path / "wrong.key"
     wrong.write_text("wrong\n")
     refused = zeta("login", service.url, "--key-file", str(wrong))
     assert refused.returncode == 1
+    assert zeta("login", service.url, typed="ключ\n").returncode == 2
     assert zeta("jobs").returncode == 4
+    assert zeta("login", service.url, typed=(service.home / "admin.key").read_text()).returncode == 0
     assert zeta("login", service.url, "--key-file", str(service.home / "admin.key")).returncode == 0
     assert zeta("jobs").returncode == 0
     assert zeta("logout").returncode == 0

@@ -42,6 +42,8 @@ def test_a_date_stays_the_text_that_was_written(tmp_path: Path) -> None:
         ("metadata: {1: a}", "metadata.1"),
         ("learning_rate: .nan", "learning_rate"),
         ("x: !!python/object:os.system {}", "not YAML"),
+        ("a: &x [*x]", "holds itself"),
+        ("[" * 5000, "nested too deep"),
     ],
 )
 def test_what_is_no_spec_is_refused_with_the_place(tmp_path: Path, text: str, expected: str) -> None:

@@ -42,7 +42,8 @@ def config(as_json: AsJson = False) -> None:
 def login(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where the server is, such as http://gpu-box:8400.")],
     key_file: Annotated[
-        Path | None, typer.Option(help="A file with the API key; unset: ZETA_API_KEY, else it is asked for.")
+        Path | None,
+        typer.Option(help="A file with the API key; unset: ZETA_API_KEY, else it is asked for, or a line is read."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,6 +51,8 @@ def login(
 
     They are tried first, and stored only if they work.
     """
+    import sys
+
     from zeta.cli.output import print_json
     from zeta.client import Client
     from zeta.settings import ClientSettings, Login, checked_url, environment, store_login
@@ -62,8 +65,9 @@ def login(
         variables["ZETA_API_KEY_FILE"] = str(key_file)
     key = ClientSettings.from_environment(variables).api_key
     if key is None:
-        key = typer.prompt("API key", hide_input=True, err=True).strip()
-    if not key:
+        typed = typer.prompt("API key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+        key = ClientSettings.from_environment({"ZETA_API_KEY": typed}).api_key
+    if key is None:
         raise InvalidSettings("No API key was given; the server's operator has one.")
     with Client(address, key) as client:
         client.jobs(limit=1)

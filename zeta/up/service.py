@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -27,10 +28,11 @@ from zeta.client import Client
 from zeta.up.child import Child
 from zeta.up.home import Home, UpState
 from zeta.up.settings import UpSettings, child_environment, worker_name
-from zeta.up.valkey import Valkey
+from zeta.up.valkey import ANSWER_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 
 READY_SECONDS = 90.0  # a slow disk and a cold Python take their time
+REDIS_SECONDS = 10.0  # for one of the user's own, which may be starting beside us
 PROBE_SECONDS = 0.1
 WORKER_MARGIN_SECONDS = 15.0  # beyond its own grace
 SERVER_STOP_SECONDS = 15.0
@@ -117,6 +119,13 @@ class Service:
             valkey = Valkey(home, _free_port("127.0.0.1"))
             child("valkey", valkey.command, signal.SIGTERM)
             self._await(valkey.answers, "Valkey answers")
+        else:
+            given = settings.redis_url
+            self._await(
+                lambda: _listens(given),
+                f"Redis listens at {_place(given)} (ZETA_REDIS_URL; unset: one of its own)",
+                REDIS_SECONDS,
+            )
         self._migrate(environment)
         # A worker that is killed leaves its trainings running for their grace; the next one adopts them. Stopping it
         # in order would need the server, which ends at the same moment.
@@ -147,9 +156,9 @@ class Service:
                 f"The migrations of the database failed: {lines[-1]} (see {log_file}).", code="migrations"
             )
 
-    def _await(self, true: Callable[[], bool], what: str) -> None:
+    def _await(self, true: Callable[[], bool], what: str, seconds: float = READY_SECONDS) -> None:
         """Wait until it is true, a stop signal comes (`_Stopped`), or a child ends (`Unavailable`)."""
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + seconds
         while not true():
             for child in self._children:
                 status = child.poll()
@@ -160,10 +169,8 @@ class Service:
                         code="child_ended",
                     )
             if time.monotonic() >= deadline:
-                raise Unavailable(
-                    f"It took more than {READY_SECONDS:g} s until {what}; the logs in {self.home.logs} say why.",
-                    code="not_ready",
-                )
+                logs = f"; the logs in {self.home.logs} say why" if self._children else ""
+                raise Unavailable(f"It took more than {seconds:g} s until {what}{logs}.", code="not_ready")
             self._sleep(PROBE_SECONDS)
             if self._signals:
                 raise _Stopped
@@ -292,6 +299,26 @@ def _local_url(host: str, port: int) -> str:
     """How this machine reaches the server: an address that means "all of them" is reached by loopback."""
     reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{reached}:{port}"
+
+
+def _place(redis_url: str) -> str:
+    """Where a Redis is, without its password."""
+    parts = urlsplit(redis_url)
+    return parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+def _listens(redis_url: str) -> bool:
+    """Whether something takes connections there; what it is, the server and the worker find out."""
+    parts = urlsplit(redis_url)
+    try:
+        if parts.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(parts.path)
+        else:
+            socket.create_connection((parts.hostname or "localhost", parts.port or 6379), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _has_worker(client: Client, name: str, started_at: float) -> bool:

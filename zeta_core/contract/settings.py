@@ -9,16 +9,35 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from zeta_core.contract.errors import InvalidSettings
 
 PREFIX = "ZETA_"
 LEASE_SECONDS = 120.0
 _OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_KEY = re.compile(r"[!-~]+\Z")
+
+
+def _api_key(value: str) -> str:
+    if not _KEY.match(value):
+        raise ValueError("it must be printable ASCII without spaces, as an HTTP header carries it")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("it must begin with redis://, rediss:// or unix://")
+    if urlsplit(value).port == 0:  # a port that is no number is a ValueError already
+        raise ValueError("its port is 0")
+    return value
+
+
+ApiKey = Annotated[str, AfterValidator(_api_key)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 
 
 class Settings(BaseModel):
@@ -55,7 +74,8 @@ class Settings(BaseModel):
             if first["type"] == "missing":
                 raise InvalidSettings(f"{variable} is not set; set it, or {variable}_FILE.", param=variable) from error
             shown = "(hidden)" if str(first["loc"][0] if first["loc"] else "") in cls.secrets else repr(first["input"])
-            raise InvalidSettings(f"{variable} is {shown}: {first['msg']}.", param=variable) from error
+            reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
+            raise InvalidSettings(f"{variable} is {shown}: {reason}.", param=variable) from error
         return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
 
     def masked(self) -> dict[str, str]:
@@ -78,7 +98,7 @@ class FleetSettings(Settings):
     trainings save and end, and have ended at `end_seconds`, before the server at ``lease_seconds`` starts them again.
     """
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     artifacts_url: str | None = Field(default=None, description="unset: a folder in the home")
     worker_secret: str = Field(min_length=1, description="signs every message between them")
     data_root: Path | None = Field(default=None, description="the folder that {'path': ...} may name; unset: none")
@@ -137,7 +157,7 @@ def _folder(url: str) -> Path:
         raise ValueError(f"{scheme}:// is no artifact store; name a folder that server and workers share")
     path = Path(unquote(urlsplit(url).path) if "://" in url else url).expanduser()
     if not path.is_absolute():
-        raise ValueError("it must be an absolute path, or file:///...")
+        raise ValueError("it must be an absolute path, or file:// and one")
     return path
 
 

@@ -155,4 +155,8 @@ def _parameters(request: Request) -> list[str]:
     """The names of the parameters that the route of ``request`` knows, out of the published description."""
     operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
     operation = operations.get(request.method.lower(), {})
-    return [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"]
+    return [
+        f"{parameter['name']}[k]" if parameter.get("style") == "deepObject" else parameter["name"]
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "query"
+    ]

@@ -24,6 +24,17 @@ def _body(model: str, *, required: bool) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": {"application/json": schema}}}
 
 
+# ``metadata[k]=v``: the model of the query cannot list names that clients choose.
+METADATA = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "metadata[k]=v: only jobs whose metadata has this entry; several narrow the list",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+
+
 @router.post("", status_code=201, openapi_extra=_body("JobSpec", required=True))
 async def submit_job(
     service: TheService,
@@ -42,7 +53,7 @@ async def validate_job(service: TheService, caller: TheCaller, request: Request)
     return await estimates.validate(service, caller, await read_json(request))
 
 
-@router.get("")
+@router.get("", openapi_extra={"parameters": [METADATA]})
 async def list_jobs(service: TheService, caller: TheCaller, asked: Annotated[JobQuery, Query()]) -> Page[Job]:
     """The jobs of the project, newest first."""
     return await jobs.list_jobs(service, caller, asked)

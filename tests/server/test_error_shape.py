@@ -136,6 +136,7 @@ def test_every_bad_field_is_named_with_its_value_and_cure(http: httpx.Client) ->
         ("jobs?status=suceeded", "status is 'suceeded'; it must be 'queued', 'running', 'paused',", "succeeded"),
         ("jobs?state=queued", "'state' is not a known parameter; did you mean 'status'?", "status"),
         ("jobs?entity_nam=x", "'entity_nam' is not a known parameter; did you mean 'entity_name'?", "entity_name"),
+        ("jobs?metadata=x", "'metadata' is not a known parameter; did you mean 'metadata[k]'?", "metadata[k]"),
         ("jobs?after=job_00000000000000000000", "after is 'job_00000000000000000000', which is no id here", None),
         ("jobs?after=%00", "after is ", None),
         ("files?after=x", "after is 'x', which is no id here; use the last_id of an earlier page.", None),

@@ -29,7 +29,10 @@ _MODEL_UNREAD = "The model is read when the job starts; its files were not opene
 _CONFIG_OPEN = "The config leaves numbers to the defaults of its model_type, or is of a type that only a worker knows."
 _DATA_UNREAD = "The data is counted when the job starts; with max_steps the number of steps is known before."
 _ASK_A_WORKER = "Only a worker can tell."
-_MEMORY = "of one process: weights, gradients, the optimizer's state and activations; libraries come on top"
+_MEMORY = (
+    "of one process: weights, gradients, the optimizer's state and what a micro-batch leaves for its gradient; what an "
+    "operation needs for a moment and what libraries hold come on top"
+)
 _OUR_NAME = {
     "num_parameters": "parameters",
     "num_trained_parameters": "trainable_parameters",

@@ -26,6 +26,7 @@ from zeta_core.contract import defaults
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobResult, JobStatus, StopAction
+from zeta_core.contract.memory import MemoryParts
 from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data import report as data_reports
@@ -91,6 +92,7 @@ class Outcome:
     checkpoint: Path | None
     best_checkpoint: Path | None
     stopped: StopAction | None
+    memory: MemoryParts | None = None  # of this process in its first step
 
     @property
     def result(self) -> JobResult:
@@ -101,6 +103,7 @@ class Outcome:
             best_checkpoint=None if done.best_step is None else "best",
             tokens=done.tokens,
             train_seconds=round(done.train_seconds, 3),
+            memory=self.memory,
         )
 
 
@@ -256,7 +259,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             states.load_weights(model, newest, saved.names)
         best = run.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None
-        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
+        held = course.meter.memory
+        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped, held)
 
 
 @contextmanager

@@ -252,6 +252,11 @@ def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
     assert found["steps"] == 8
     assert found["disk"]["bytes"] > 4 * found["parameters"]
     assert found["memory"]["activations"] > 0
+    measured = found["memory"]["measured"]
+    assert measured["gradients"] == found["memory"]["gradients"]
+    assert measured["weights"] == pytest.approx(found["memory"]["weights"], rel=0.01)
+    assert finished.result is not None
+    assert finished.result.memory is not None
     assert found["pending"] == {}
     told_by, took = client.job(found["time"]["job"]), found["time"]["seconds"]
     assert told_by.result is not None

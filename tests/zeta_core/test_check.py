@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.zeta_core.advised import train
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.run_directories import ROOT, SPEC
 from zeta_core.check import check, main
@@ -137,6 +138,18 @@ def test_an_adapter_is_what_is_trained() -> None:
     assert answer.memory is not None
     assert answer.memory.optimizer == 8 * (answer.num_trained_parameters or 0)
     assert answer.memory.activations is not None
+
+
+@pytest.mark.parametrize("asked", [{}, {"lora": {"r": 4}}, {"optimizer": "muon"}], ids=["all", "lora", "muon"])
+def test_a_run_holds_what_was_said_of_it_by_part(asked: dict[str, Any], tmp_path: Path) -> None:
+    said = answer_to(asked).memory
+    outcome, _ = train(tmp_path, llama(), {"max_steps": 1, "learning_rate": 1e-3, **asked})
+    held = outcome.result.memory
+    assert said is not None
+    assert held is not None
+    assert held.gradients == said.gradients
+    assert held.weights == pytest.approx(said.weights, rel=0.01)  # buffers of a few bytes are held, too
+    assert held.optimizer == pytest.approx(said.optimizer, rel=0.01)  # and the number of the step beside each tensor
 
 
 def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:

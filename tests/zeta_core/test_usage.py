@@ -69,10 +69,10 @@ def test_activations_are_what_forward_and_backward_took_at_most_beside_the_gradi
     usage.computed()
     parts = usage.parts(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert len(more) > 0
-    assert parts["weights"] == parts["gradients"] == 20 * 4
-    assert parts["optimizer"] == 0
-    if "activations" in parts:  # the system tells
-        assert 60 << 20 < parts["activations"] < 128 << 20
+    assert parts.weights == parts.gradients == 20 * 4
+    assert parts.optimizer == 0
+    if parts.activations is not None:  # the system tells
+        assert 60 << 20 < parts.activations < 128 << 20
 
 
 def test_progress_lines_tell_the_shares_of_waiting_and_the_first_one_the_memory_by_part(tmp_path: Path) -> None:

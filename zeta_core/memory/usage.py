@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from zeta_core.contract.memory import MemoryParts
 from zeta_core.contract.spec import Precision
 from zeta_core.model.quantized import num_weights, scale_bytes
 
@@ -99,23 +100,21 @@ class Usage:
         if self._before is not None and self._computed is None:
             self._computed = max(0, sum(peak_memory().values()) - self._before)
 
-    def parts(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-        """Bytes: what weights, their gradients and the optimizer's state take, and ``activations``.
+    def parts(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> MemoryParts:
+        """What weights, their gradients and the optimizer's state take, and ``activations``.
 
         The last is what forward and backward needed at most beside weights and gradients, everything temporary
-        included; it is left out where the system does not tell (no Linux, no GPU).
+        included; it is None where the system does not tell (no Linux, no GPU).
         """
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         state = [value for values in optimizer.state.values() for value in values.values()]
         gradients = num_bytes(trained)
-        parts = {
-            "weights": num_bytes([*module.parameters(), *module.buffers()]),
-            "gradients": gradients,
-            "optimizer": num_bytes(value for value in state if isinstance(value, torch.Tensor)),
-        }
-        if self._computed is not None:
-            parts["activations"] = max(0, self._computed - gradients)
-        return parts
+        return MemoryParts(
+            weights=num_bytes([*module.parameters(), *module.buffers()]),
+            gradients=gradients,
+            optimizer=num_bytes(value for value in state if isinstance(value, torch.Tensor)),
+            activations=None if self._computed is None else max(0, self._computed - gradients),
+        )
 
 
 def _begin_peak() -> int | None:

@@ -10,6 +10,7 @@ All functions block; call them in a thread.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -54,7 +55,7 @@ class Incoming:
         self.num_bytes = 0
 
     def write(self, pieces: Iterable[memoryview]) -> None:
-        """Append ``pieces``. Raises `Unavailable` when the disk is full."""
+        """Append ``pieces``. Raises `Unavailable` when the disk is full, or refuses."""
         try:
             for piece in pieces:
                 self._sha256.update(piece)
@@ -63,7 +64,7 @@ class Incoming:
                 while remaining:
                     remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
-            raise Unavailable(f"The upload could not be stored: {error.strerror}.", code="disk_full") from error
+            raise _refused(error) from error
 
     @property
     def sha256(self) -> str:
@@ -71,10 +72,13 @@ class Incoming:
         return self._sha256.hexdigest()
 
     def keep(self, target: Path) -> None:
-        """Give the file its place: flushed to the disk, then renamed."""
-        os.fsync(self._file.fileno())
-        self._path.replace(target)
-        sync_directory(target.parent)
+        """Give the file its place: flushed to the disk, then renamed. Raises `Unavailable`."""
+        try:
+            os.fsync(self._file.fileno())
+            self._path.replace(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise _refused(error) from error
         self._file.close()
 
     def drop(self) -> None:
@@ -108,8 +112,11 @@ class ArtifactStore:
         return max(0, shutil.disk_usage(self.root).free - KEEP_FREE_BYTES)
 
     def open_incoming(self) -> Incoming:
-        """A new, locked temporary file on the store's own file system."""
-        handle, name = tempfile.mkstemp(dir=self.root / INCOMING, prefix="upload-")
+        """A new, locked temporary file on the store's own file system. Raises `Unavailable`."""
+        try:
+            handle, name = tempfile.mkstemp(dir=self.root / INCOMING, prefix="upload-")
+        except OSError as error:
+            raise _refused(error) from error
         file = os.fdopen(handle, "wb", buffering=0)
         assert _lock(file), f"the new temporary file {name} is locked by somebody else"
         return Incoming(file, Path(name))
@@ -146,6 +153,11 @@ class ArtifactStore:
 
     def _path(self, key: PurePosixPath) -> Path:
         return self.root.joinpath(*key.parts)
+
+
+def _refused(error: OSError) -> Unavailable:
+    code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_unavailable"
+    return Unavailable(f"The upload could not be stored: {error.strerror}.", code=code)
 
 
 def sync_directory(directory: Path) -> None:

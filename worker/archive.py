@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -49,8 +50,11 @@ class Archive:
         self._next_try = now + LOG_SECONDS
         self._work = self._executor.submit(self._log.copy)
 
-    def complete(self, *, succeeded: bool) -> bool:
-        """Store what is missing; whether it is done, or has been tried for long enough."""
+    def complete(self, *, succeeded: bool, keep: Collection[str]) -> bool:
+        """Store what is missing; whether it is done, or has been tried for long enough.
+
+        ``keep`` stays as it is in the store: other jobs go on from it, with the state that the training took off.
+        """
         if self._is_working():
             return False
         now = time.monotonic()
@@ -63,7 +67,7 @@ class Archive:
             return True
         if not self._completing or now >= self._next_try:
             self._completing, self._next_try = True, now + REST_SECONDS
-            self._work = self._executor.submit(self._complete, succeeded)
+            self._work = self._executor.submit(self._complete, succeeded, frozenset(keep))
         return False
 
     def _is_working(self) -> bool:
@@ -83,7 +87,7 @@ class Archive:
         self._trouble.began(error)
         return False
 
-    def _complete(self, succeeded: bool) -> None:
+    def _complete(self, succeeded: bool, keep: frozenset[str]) -> None:
         """The whole log, the curves, and checkpoints as the training left them in the end (it strips some)."""
         self._log.complete()
         curves = self._output / TENSORBOARD_DIRECTORY
@@ -93,5 +97,5 @@ class Archive:
             return
         for entry in sorted(self._output.iterdir()):
             stored = self._store.checkpoint(self._job_id, entry.name)
-            if NAME_PATTERN.match(entry.name) and stored.is_dir():
+            if NAME_PATTERN.match(entry.name) and stored.is_dir() and entry.name not in keep:
                 self._store.put_checkpoint(self._job_id, entry.name, entry)

@@ -66,7 +66,7 @@ class Publisher:
         if self._batch is not None and not ack.fenced:
             stored = self._batch.lines[: max(0, ack.stored_line + 1 - self._batch.first_line)]
             for name in [str(line.get("name")) for line in stored if line.get("type") == "checkpoint"]:
-                self._shelf.published(name)
+                self._shelf.published(name, keep=ack.keep)
         if ack.stored_line + 1 != self._next or ack.fenced:
             self._next, self._batch = ack.stored_line + 1, None
         self.fenced = ack.fenced and not self.is_done

@@ -330,7 +330,7 @@ class Run:
     def _finish(self) -> None:
         """Nothing of the attempt is left: complete the store, then let the last line go."""
         succeeded = self._journal.last_status == JobStatus.SUCCEEDED
-        if self._publisher.only_the_end_is_left and self._archive.complete(succeeded=succeeded):
+        if self._publisher.only_the_end_is_left and self._archive.complete(succeeded=succeeded, keep=self._shelf.keep):
             self._publisher.release_end()
 
     def _end_fenced(self) -> None:

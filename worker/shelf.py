@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Collection
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Shelf:
         self._trouble = Outage(f"The artifact store refuses a checkpoint of {job_id}")
         self._replaced: dict[int, dict[str, Any]] = {}
         self._not_stored: JobError | None = None
+        self.keep = frozenset[str]()  # what other jobs need, as the server said with the last checkpoint
 
     def add(self, number: int, name: str) -> None:
         """Line ``number`` of the journal tells of the checkpoint ``name``."""
@@ -93,11 +95,12 @@ class Shelf:
             error=None if is_full else self._not_stored,
         ).model_dump(mode="json")
 
-    def published(self, name: str) -> None:
-        """The server has stored the line of this checkpoint: the store may forget what it replaces."""
+    def published(self, name: str, *, keep: Collection[str]) -> None:
+        """The server has stored the line of this checkpoint: the store may forget what it replaces, except ``keep``."""
+        self.keep = frozenset(keep)
         step = step_of(name)
         if step is not None:
-            self._executor.submit(self._prune, step)
+            self._executor.submit(self._prune, step, self.keep)
 
     def _done(self) -> None:
         self._waiting.pop(0)
@@ -116,8 +119,8 @@ class Shelf:
             reason = StatusReason.DISK_FULL if full else StatusReason.TRAIN_ERROR
             self._not_stored = JobError(code=reason, message=message)
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, step: int, keep: frozenset[str]) -> None:
         try:
-            self._store.prune(self._job_id, self._save_total_limit, published_step=step)
+            self._store.prune(self._job_id, self._save_total_limit, published_step=step, keep=keep)
         except OSError as error:
             logger.warning("Old checkpoints of %s could not be removed: %s", self._job_id, error)

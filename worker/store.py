@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -83,8 +84,10 @@ class ArtifactStore:
             raise BrokenCheckpoint(f"{name} is not in the store, or has no {MANIFEST_NAME}.")
         return _parsed(content, directory)
 
-    def prune(self, job_id: str, save_total_limit: int, *, published_step: int) -> None:
-        """Remove the ``step-N`` beyond the newest ``save_total_limit`` of those up to ``published_step``.
+    def prune(
+        self, job_id: str, save_total_limit: int, *, published_step: int, keep: Collection[str] = frozenset()
+    ) -> None:
+        """Remove the ``step-N`` beyond the newest ``save_total_limit`` up to ``published_step``, not ``keep``.
 
         Later ones may be here already, but until the server knows them the earlier ones are what it resumes from.
         """
@@ -92,7 +95,8 @@ class ArtifactStore:
         entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         known = [name for name in entries if (step := step_of(name)) is not None and step <= published_step]
         for name in surplus(known, save_total_limit):
-            _remove(folder / name)
+            if name not in keep:
+                _remove(folder / name)
 
 
 def _bring(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ follows still counts (the job's own progress, the next line), it is only not kep
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
+from server.database.needed import needed_checkpoints
 from server.database.state import lock_job
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from server.database.warnings import warn
@@ -61,17 +63,21 @@ async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int =
         return Applied(_ack(batch, 0, fenced=True), 0, False)
     if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
         return Applied(_ack(batch, attempt.stored_line, fenced=True), 0, False)
+    needed = set[str]()
+    if any(raw.get("type") == "checkpoint" for raw in batch.lines):
+        needed = await needed_checkpoints(session, job)
     stored = 0
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != attempt.stored_line + 1:
             continue
-        await _store(session, job, attempt, number, readable(raw), max_events)
+        await _store(session, job, attempt, number, readable(raw), max_events, needed)
         attempt.stored_line = number
         stored += 1
         if job.status != JobStatus.RUNNING:
             break
     ended = job.status != JobStatus.RUNNING
-    return Applied(_ack(batch, attempt.stored_line, fenced=False), stored, ended)
+    ack = _ack(batch, attempt.stored_line, fenced=False).model_copy(update={"keep": sorted(needed)})
+    return Applied(ack, stored, ended)
 
 
 def readable(raw: dict[str, Any]) -> JournalLine:
@@ -99,7 +105,13 @@ def storable(value: Any) -> Any:
 
 
 async def _store(
-    session: AsyncSession, job: JobRow, attempt: AttemptRow, number: int, line: JournalLine, max_events: int
+    session: AsyncSession,
+    job: JobRow,
+    attempt: AttemptRow,
+    number: int,
+    line: JournalLine,
+    max_events: int,
+    needed: Collection[str],
 ) -> None:
     fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
     match line:
@@ -115,7 +127,7 @@ async def _store(
                 attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
                 attempt.last_step = line.step
         case CheckpointLine():
-            await _keep_checkpoint(session, job, attempt, line)
+            await _keep_checkpoint(session, job, attempt, line, needed)
         case WarningLine():
             warn(job, line)
         case _:
@@ -156,7 +168,9 @@ async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_
     return False
 
 
-async def _keep_checkpoint(session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine) -> None:
+async def _keep_checkpoint(
+    session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine, needed: Collection[str]
+) -> None:
     """Record a stored checkpoint, and forget those that its worker removes because of ``save_total_limit``."""
     newest = await session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id))
     if newest is None or line.step > newest:
@@ -175,7 +189,7 @@ async def _keep_checkpoint(session: AsyncSession, job: JobRow, attempt: AttemptR
     await session.flush()
     names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
     limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
-    gone = surplus(names, limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT)
+    gone = set(surplus(names, limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT)) - set(needed)
     if gone:
         await session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(gone)))
 

@@ -301,6 +301,10 @@ def test_a_disk_that_fills_up_under_an_upload_is_told_and_the_next_one_works(tmp
         assert (answer.status_code, error_of(answer)["code"]) == (503, "disk_full")
         assert incoming(server) == []
         assert upload(http).status_code == 201
+        folder = tmp_path / "home" / "artifacts" / "incoming"
+        folder.rename(folder.with_name("away"))  # as a mount that is gone, or read-only, refuses
+        answer = upload(http)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "storage_unavailable")
 
 
 @pytest.mark.timeout(240)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import update
 
+from server.database.tables import JobRow
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
@@ -179,6 +181,27 @@ def test_two_keepers_on_one_postgresql_store_every_line_once_in_order_without_a_
             one.check_events(job_id)
         consumers: Any = client.xinfo_consumers(SERVER_STREAM, SERVER_GROUP)
         assert len(consumers) == 2  # both have read
+
+
+def test_a_checkpoint_that_another_job_starts_from_stays_until_that_one_has_ended(
+    fleet: Bench, client: "redis.Redis"
+) -> None:
+    worker, job_id = running_job(fleet, client)
+    ack = worker.publish(job_id, 1, *[checkpoint(step) for step in (1, 2, 3)])
+    assert ack.keep == []
+    resumed = fleet.submit(spec={"model": "m", "resume_from_checkpoint": f"{job_id}/step-1"})
+    begun = fleet.submit(spec={"model": {"job": job_id, "checkpoint": "step-2"}})
+    ack = worker.publish(job_id, 4, *[checkpoint(step) for step in (4, 5, 6, 7)])
+    assert ack.keep == ["step-1", "step-2"]
+    assert fleet.checkpoints(job_id) == ["step-1", "step-2", "step-5", "step-6", "step-7"]
+
+    async def end(*others: str) -> None:
+        async with fleet.database.write() as session:
+            await session.execute(update(JobRow).where(JobRow.id.in_(others)).values(status="cancelled"))
+
+    fleet.loop.run(end(resumed, begun))
+    assert worker.publish(job_id, 8, checkpoint(8)).keep == []
+    assert fleet.checkpoints(job_id) == ["step-6", "step-7", "step-8"]
 
 
 def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:

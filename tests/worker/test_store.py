@@ -128,7 +128,7 @@ def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
     for step in (1, 2, 3, 10, 20):
         store.put_checkpoint("job_1", f"step-{step}", make_checkpoint(tmp_path / "output", step))
     store.put_checkpoint("job_1", "final", make_checkpoint(tmp_path / "output", 20, name="final"))
-    store.prune("job_1", 2, published_step=10)
+    store.prune("job_1", 2, published_step=10, keep=("step-2",))
     kept = sorted(entry.name for entry in store.checkpoint("job_1", "final").parent.iterdir())
-    assert kept == ["final", "step-10", "step-20", "step-3"]
+    assert kept == ["final", "step-10", "step-2", "step-20", "step-3"]
     store.prune("job_unknown", 2, published_step=10)

@@ -117,6 +117,7 @@ class JournalAck(_Message):
     attempt: int
     stored_line: int
     fenced: bool = False
+    keep: list[str] = []  # checkpoints that other jobs need: the worker does not remove them for newer ones
 
 
 class StopOrder(_Message):

@@ -92,7 +92,6 @@ class Outcome:
     checkpoint: Path | None
     best_checkpoint: Path | None
     stopped: StopAction | None
-    memory: MemoryParts | None = None  # of this process in its first step
 
     @property
     def result(self) -> JobResult:
@@ -103,7 +102,7 @@ class Outcome:
             best_checkpoint=None if done.best_step is None else "best",
             tokens=done.tokens,
             train_seconds=round(done.train_seconds, 3),
-            memory=self.memory,
+            memory=None if done.memory is None else MemoryParts.model_validate(done.memory),
         )
 
 
@@ -259,8 +258,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             states.load_weights(model, newest, saved.names)
         best = run.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None
-        held = course.meter.memory
-        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped, held)
+        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
 
 
 @contextmanager

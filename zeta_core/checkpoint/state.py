@@ -49,6 +49,7 @@ class Progress:
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_since_best: int = 0
+    memory: dict[str, int] | None = None  # bytes by part, in the first step of the last attempt that made one
 
     @property
     def train_loss(self) -> float | None:

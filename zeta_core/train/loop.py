@@ -130,6 +130,7 @@ class Course:
                 learning_rate=self._learning_rate(progress.step),
                 measures=None if measures is None else engine.processes.sum(measures),
             )
+            progress.memory = self.meter.memory
             stop = self._evaluate_and_save(due=due, stop=stop)
         return stop
 

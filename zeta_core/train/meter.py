@@ -7,7 +7,6 @@ from types import TracebackType
 
 from zeta_core.checkpoint.state import Progress
 from zeta_core.contract.events import ProgressLine
-from zeta_core.contract.memory import MemoryParts
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine
@@ -56,7 +55,7 @@ class Meter:
         self._num_targets = self._tokens = 0
         self._tokens_before: int | None = None
         self._first = True
-        self.memory: MemoryParts | None = None  # by part, when the first step was made
+        self.memory: dict[str, int] | None = None  # bytes by part, when the first step was made
         self._measures: list[float] | None = None
         self._paced_from: tuple[float, int] | None = None  # when the first step was told: it is slower than the others
 
@@ -107,7 +106,7 @@ class Meter:
                 eta_seconds=round((self._plan.total_steps - progress.step) * self._seconds_per_step(now, progress), 1),
                 memory=peak_memory(),
                 rewards=None if self._measures is None else rewards_of(self._measures),
-                memory_parts=self.memory.model_dump(exclude_none=True) if self._first and self.memory else None,
+                memory_parts=self.memory if self._first else None,
             )
         )
         self._first = False
@@ -131,10 +130,10 @@ class Meter:
             return None
         return (tokens - self._tokens_before) / seconds
 
-    def _memory_parts(self) -> MemoryParts | None:
+    def _memory_parts(self) -> dict[str, int] | None:
         if self._plan.strategy == "zero":  # DeepSpeed keeps them in places of its own
             return None
-        return self.usage.parts(self._engine.module, self._engine.optimizer)
+        return self.usage.parts(self._engine.module, self._engine.optimizer).model_dump(exclude_none=True)
 
     def _seconds_per_step(self, now: float, progress: Progress) -> float:
         """The pace since the first step: steps vary several-fold on a busy machine, their mean does not."""

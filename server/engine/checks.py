@@ -1,8 +1,8 @@
 """Asks a worker what only torch and transformers know of a spec, and keeps the answers for a while.
 
 The answer may reach any server that reads the workers' stream, so it goes through the database, under the SHA-256 of
-what was checked: the same question within `KEPT_SECONDS` is not asked again. Nothing is repeated: who asks waits for so
-long and no longer, and is told why there is no answer.
+what was checked: the same question within `KEPT_SECONDS` is not asked again. Who asks waits for so long and no longer,
+and is told why there is no answer; the worker has longer, and who asks again finds what it has found by then.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from zeta_core.contract.messages import CHECK_VERSION, CheckRequest, CheckResult
 
 KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
 LOOK_SECONDS = 0.1
+WORKER_FACTOR = 4.0  # of the time that is waited, the worker's own: on a busy machine libraries load for long
 
 Tell = Callable[[str, BaseModel], Awaitable[None]]
 
@@ -56,7 +57,7 @@ class Checks:
             spec=spec,
             resolved_spec=resolved_spec,
             processes=processes,
-            limit_seconds=self._limit_seconds,
+            limit_seconds=WORKER_FACTOR * self._limit_seconds,
         )
         try:
             await self._tell(worker.worker, request)

@@ -58,7 +58,7 @@ def test_a_check_is_asked_once_and_answered_from_what_is_kept(fleet: Bench, shar
         found = ask(fleet, engine, {})
         serving.join(15)
         assert isinstance(found, CheckAnswer)
-        assert (found.tokens, asked[0].spec, asked[0].limit_seconds) == (7, SPEC, 3.0)
+        assert (found.tokens, asked[0].spec, asked[0].limit_seconds) == (7, SPEC, 12.0)
         assert ask(fleet, engine, {}) == found
         assert worker.heard() == []
         alive()

@@ -188,7 +188,7 @@ class Run:
             case Phase.OVER:
                 return []
         if self._may_store:
-            self._shelf.step()
+            self._shelf.step(is_over=self.phase == Phase.PUBLISHING)
         batch = self._publisher.due()
         return [batch] if batch is not None else []
 

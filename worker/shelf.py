@@ -1,9 +1,9 @@
 """Puts the checkpoints of one attempt into the artifact store, in the journal's order, as soon as it tells of them.
 
 It does not wait for the publication of earlier lines: while Redis is away the training goes on saving, and removes its
-old checkpoints. A store that refuses (a full disk, a lost mount) is tried again for a minute; then the line is
-published as the reason why its checkpoint is not there, and without its final one a training did not succeed: it is
-paused until the disk has room, or has failed.
+old checkpoints. A store that refuses (a full disk, a lost mount) is tried again for a minute, or ten when the training
+is over; then the line is published as the reason why its checkpoint is not there, and without its final one a training
+did not succeed: it is paused until the disk has room, or has failed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from zeta_core.contract.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job import JobError, JobStatus, StatusReason
 
 TRIES_SECONDS = 60.0
+LAST_TRIES_SECONDS = 600.0  # for what an ended training leaves: the device is free, and its work would be lost
 REST_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,11 @@ class Shelf:
         """Line ``number`` of the journal tells of the checkpoint ``name``."""
         self._waiting.append((number, name))
 
-    def step(self) -> None:
-        """Go on with the checkpoint under way, or begin with the next one; returns at once."""
+    def step(self, *, is_over: bool = False) -> None:
+        """Go on with the checkpoint under way, or begin with the next one; returns at once.
+
+        ``is_over``: nothing of the training is left, so the store is tried for longer, unless it is full.
+        """
         if not self._waiting:
             return
         number, name = self._waiting[0]
@@ -71,7 +75,7 @@ class Shelf:
                 self._give_up(number, name, f"The checkpoint {name} could not be stored: {error}", error)
             elif not isinstance(error, OSError):
                 raise error
-            elif now - self._began < TRIES_SECONDS:
+            elif now - self._began < (LAST_TRIES_SECONDS if is_over and not _is_full(error) else TRIES_SECONDS):
                 self._trouble.began(error)
                 self._next_try = now + REST_SECONDS
             else:
@@ -115,8 +119,7 @@ class Shelf:
         logger.error("%s", message, extra={"action": "store", "job_id": self._job_id})
         self._replaced[number] = WarningLine(code="checkpoint_not_stored", message=message).model_dump(mode="json")
         if name == "final":
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = StatusReason.DISK_FULL if full else StatusReason.TRAIN_ERROR
+            reason = StatusReason.DISK_FULL if _is_full(error) else StatusReason.TRAIN_ERROR
             self._not_stored = JobError(code=reason, message=message)
 
     def _prune(self, step: int, keep: frozenset[str]) -> None:
@@ -124,3 +127,7 @@ class Shelf:
             self._store.prune(self._job_id, self._save_total_limit, published_step=step, keep=keep)
         except OSError as error:
             logger.warning("Old checkpoints of %s could not be removed: %s", self._job_id, error)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -139,16 +139,16 @@ def _bring_file(source: Path, partial: Path, file: ManifestFile) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         size = origin.stat().st_size
+        if size != file.size:
+            raise BrokenCheckpoint(f"{source.name}/{file.path} has {size} bytes, its manifest says {file.size}.")
+        try:
+            os.link(origin, place)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            _copy(origin, place, file)
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{source.name} lacks {file.path}, which its manifest lists.") from error
-    if size != file.size:
-        raise BrokenCheckpoint(f"{source.name}/{file.path} has {size} bytes, its manifest says {file.size}.")
-    try:
-        os.link(origin, place)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        _copy(origin, place, file)
 
 
 def _copy(origin: Path, place: Path, file: ManifestFile) -> None:

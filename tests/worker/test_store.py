@@ -6,11 +6,14 @@ import os
 import shutil
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.harness.waiting import wait_until
+from worker import shelf
 from worker.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.events import utc_now
@@ -132,3 +135,31 @@ def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
     kept = sorted(entry.name for entry in store.checkpoint("job_1", "final").parent.iterdir())
     assert kept == ["final", "step-10", "step-2", "step-20", "step-3"]
     store.prune("job_unknown", 2, published_step=10)
+
+
+def test_a_store_that_refuses_what_an_ended_training_leaves_is_tried_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "TRIES_SECONDS", 0.0)
+    monkeypatch.setattr(shelf, "REST_SECONDS", 0.01)
+    (tmp_path / "store").write_text("no folder")
+    make_checkpoint(tmp_path / "output", 5)
+    line = {"type": "checkpoint", "name": "step-5", "step": 5}
+
+    def stepped(one: shelf.Shelf, *, is_over: bool) -> bool:
+        one.step(is_over=is_over)
+        return one.is_settled(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        hasty, patient = [
+            shelf.Shelf(ArtifactStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
+            for _ in range(2)
+        ]
+        for one in (hasty, patient):
+            one.add(1, "step-5")
+        wait_until(lambda: stepped(hasty, is_over=False) or stepped(patient, is_over=True), 30, "the first to give up")
+        assert hasty.truth(1, line)["code"] == "checkpoint_not_stored"
+        assert not patient.is_settled(1)
+        (tmp_path / "store").unlink()
+        wait_until(lambda: stepped(patient, is_over=True), 30, "the store to be back")
+        assert patient.truth(1, line) == line

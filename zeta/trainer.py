@@ -8,16 +8,20 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from zeta_core.contract import availability
 from zeta_core.contract.errors import InvalidSpec
+from zeta_core.contract.sources import NamedModel
 from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import error_of, parse
+from zeta_core.contract.validation import error_of, parse, shown
 
 DEFAULT_OUTPUT_DIR = "zeta_output"
+_SWITCHES = ("use_fsdp", "use_activation_checkpointing", "use_pretokenized", "use_deepspeed")
+_SOURCES = ("dataset", "eval_dataset")
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,25 @@ def Trainer(
     use_deepspeed: bool | int | dict[str, Any] | str | None = None,
     **more: Any,
 ) -> TrainResult:
-    """Train ``model`` and return what came of it. Everything but the model may be left out.
+    """Train ``model`` and return what came of it. Everything but the model may be left out, or be None.
 
-    ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a hub id or a local directory. The
-    keyword-only extras are those of the HTTP spec: ``dataset`` and ``eval_dataset`` (also a path), ``eval_split``,
-    ``lora`` (also True), ``freeze``, ``tokenizer``, ``max_steps``, ``epochs``, ``optimizer`` and the rest of
-    `TrainerOptions`.
+    ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a config (of transformers, or as the
+    HTTP spec has it), a hub id or a local directory. The keyword-only extras are those of the HTTP spec: ``dataset``
+    and ``eval_dataset`` (also a path, or several), ``eval_split``, ``lora`` (also True), ``freeze``, ``tokenizer``,
+    ``max_steps``, ``epochs``, ``optimizer`` and the rest of `TrainerOptions`.
     Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a checkpoint after the current step
     and then ends the process as it would have.
 
     Raises `InvalidSpec` for an unknown keyword or a bad value, `TrainingFailed` for what only training can find out.
     """
-    if model is None:
+    if model is None or model == "":
         raise InvalidSpec(
-            "model is None; give an nn.Module, a callable that builds one, a hub id or a local directory.",
+            f"model is {model!r}; give an nn.Module, a callable that builds one, a config, a hub id or a local "
+            "directory.",
             param="model",
         )
+    if isinstance(model, dict):
+        model = parse(NamedModel, {"model": model}).model
     documented: dict[str, Any] = {
         "gradient_accumulate_every": gradient_accumulate_every,
         "batch_size": batch_size,
@@ -85,25 +92,56 @@ def Trainer(
         "learning_rate": learning_rate,
         "seed": seed,
         "use_pretokenized": use_pretokenized,
-        "resume_from_checkpoint": None if resume_from_checkpoint is None else os.fspath(resume_from_checkpoint),
+        "resume_from_checkpoint": resume_from_checkpoint,
         "checkpointing_steps": checkpointing_steps,
         "weight_decay": weight_decay,
         "use_deepspeed": use_deepspeed,
     }
     tokenizer = more.pop("tokenizer", None)
-    if isinstance(tokenizer, str | dict) or tokenizer is None:
+    if isinstance(tokenizer, str | dict | os.PathLike) or tokenizer is None:
         documented["tokenizer"] = tokenizer
         tokenizer = None
-    for name in ("dataset", "eval_dataset"):
-        if isinstance(more.get(name), str | os.PathLike):
-            more[name] = {"path": os.fspath(more[name])}
+    for name in _SOURCES:
+        given = more.get(name)
+        more[name] = [_source(one) for one in given] if isinstance(given, list) else _source(given)
     if isinstance(more.get("lora"), bool):
         more["lora"] = {} if more["lora"] else None
-    given = {name: value for name, value in documented.items() if value is not None and value is not False}
-    options = parse(TrainerOptions, {**given, **more})
+    options = parse(TrainerOptions, _said({**documented, **more}))
     if faults := availability.faults(options):
         raise error_of(faults)
-    return _train(options, model, tokenizer, Path(output_dir if output_dir is not None else DEFAULT_OUTPUT_DIR))
+    return _train(options, model, tokenizer, _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir))
+
+
+def _source(given: Any) -> Any:
+    return {"path": os.fspath(given)} if isinstance(given, str | os.PathLike) else given
+
+
+def _directory(given: object) -> Path:
+    if not isinstance(given, str | os.PathLike) or not os.fspath(cast("str | os.PathLike[str]", given)):
+        raise InvalidSpec(f"output_dir is {shown(given)}; it must be a path.", param="output_dir")
+    return _path(cast("str | os.PathLike[str]", given))
+
+
+def _path(given: str | os.PathLike[str]) -> Path:
+    """Absolute; ``~`` is the user's home, and a name that only begins so stays one."""
+    return Path(os.path.expanduser(given)).absolute()
+
+
+def _said(keywords: dict[str, Any]) -> dict[str, Any]:
+    """What was said: None leaves a keyword out, and so does a switch that is off, which is no wish to change a run.
+
+    Paths are their text, and whole numbers of numpy are Python's. A name that nobody knows stays, to be told.
+    """
+    said: dict[str, Any] = {}
+    for name, value in keywords.items():
+        if name in TrainerOptions.model_fields and (value is None or (value is False and name in _SWITCHES)):
+            continue
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        elif isinstance(value, Integral) and not isinstance(value, int):
+            value = int(value)
+        said[name] = value
+    return said
 
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path) -> TrainResult:
@@ -116,15 +154,17 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
     report = Report(Console()) if here.is_main else Report()
     if options.dataset is None:
         report.log("No dataset was named: training on the Python language reference (pydoc_data.topics).")
+        if options.use_pretokenized:
+            report.warn("not_pretokenized", "use_pretokenized changes nothing here: that text is tokenized first.")
     resume = options.resume_from_checkpoint
     with _stopping_on_sigterm() as asked:
         run = Run(
             options=options,
             model=model,
-            output_dir=output_dir.absolute(),
+            output_dir=output_dir,
             cache=home() / "cache",
             places=Places(any_path=True),
-            resume_from=None if resume is None else Path(resume).absolute(),
+            resume_from=None if resume is None else _path(resume),
             tokenizer=tokenizer,
             stop=lambda: "hand_back" if asked.is_set() else None,
         )
@@ -139,7 +179,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
         eval_loss=progress.eval_loss,
         checkpoint=outcome.checkpoint,
         best_checkpoint=outcome.best_checkpoint,
-        output_dir=output_dir.absolute(),
+        output_dir=output_dir,
         run_id=outcome.run_id,
         tokens=progress.tokens,
         train_seconds=progress.train_seconds,
@@ -161,6 +201,6 @@ def _stopping_on_sigterm() -> Generator[threading.Event]:
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: one that is not Python's
     if asked.is_set():
         signal.raise_signal(signal.SIGTERM)

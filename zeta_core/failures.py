@@ -103,7 +103,7 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
     reason = StatusReason.TRAIN_ERROR
     if is_out_of_memory(error):
         reason = StatusReason.OUT_OF_MEMORY
-    elif _is_disk_full(error):
+    elif is_disk_full(error):
         reason = StatusReason.DISK_FULL
     text = "".join(traceback.format_exception(error))
     return reason, JobError(
@@ -119,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _is_cpu_allocation(error)
 
 
-def _is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Python's own error, or that of safetensors, which tells it in words only."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)

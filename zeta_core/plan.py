@@ -235,13 +235,22 @@ def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) ->
 
 def _refusal(name: str, then: object, now: object) -> str:
     shown = _OPTION_OF.get(name, name)
-    cure = "start from the weights instead: give the checkpoint's directory as model, and no resume_from_checkpoint"
+    cure = (
+        "start from the weights instead: give the checkpoint's directory as model (a module of your own: with its "
+        "model.safetensors loaded), and no resume_from_checkpoint"
+    )
     if name == "eval_data":
         return f"eval_dataset is not what the run was started with; give that one again, or {cure}."
     if name == "base":
         return f"The model is not the base that the run was started with; give that one again, or {cure}."
     if name == "data":
-        return f"The data is not what the run was started with, so its order cannot be continued; {cure}."
+        return (
+            "The data is not what the run was started with (its files, their weights, the tokenizer, train_on and "
+            f"overlong make it what it is), so its order cannot be continued; give the same again, or {cure}."
+        )
     if name == "global_batch":
         return f"The global batch is {now} sequences, but the run was started with {then}; keep it, or {cure}."
+    if name == "strategy":
+        asked = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(then), "neither of them")
+        return f"{shown} is {now!r}, but the run was started with {asked}; ask for the same again, or {cure}."
     return f"{shown} is {now!r}, but the run was started with {then!r}; leave it out, or {cure}."

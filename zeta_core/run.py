@@ -36,6 +36,7 @@ from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.decided import merges, resolved_spec, say_resumed
+from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.memory.allocator import keeping_freed_memory
 from zeta_core.memory.needs import check_it_can_fit, has_plenty
 from zeta_core.model.activation import checkpointed, repeated_blocks
@@ -126,6 +127,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available()))
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
+        stack.enter_context(_as_it_was())
         report.phase("loading_model")
         found = processes.from_main(lambda: _find_checkpoint(run, report))
         stored = None if found is None else states.read_state(found.directory)
@@ -149,6 +151,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         torch.set_num_threads(plan.threads)
         if torch.cuda.is_available():
             stack.enter_context(_deterministic_kernels())
+        processes.gather(None)  # every rank has read what it needs of a directory that is moved now
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -156,7 +159,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if found is not None:
             states.load_weights(model, found.directory, saved.names)
-        loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack)
+        loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack, largest_id=largest_id)
         if plan.beta is not None:
             loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
         loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
@@ -262,6 +265,18 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
 
 
 @contextmanager
+def _as_it_was() -> Generator[None]:
+    """What a training changes in its process, and a script or a notebook goes on with, is put back afterwards."""
+    random_state, threads = states.random_state(), torch.get_num_threads()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        states.restore_random(random_state)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _deterministic_kernels() -> Generator[None]:
     """The same seed gives the same bits on a GPU, too; a kernel that cannot is warned of by torch, not refused."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -345,13 +360,22 @@ def _facts(
 def _take_output_dir(run: Run, found: Checkpoint | None, plan: Plan, report: Report) -> str:
     """Make ``output_dir`` this run's: clean it, move aside what is not of its course; returns the run's id."""
     run_id = new_id("run") if found is None else found.manifest.run_id
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints.clean(run.output_dir)
     after = None if found is None else found.manifest.step
-    moved = checkpoints.set_aside(run.output_dir, after_step=after, run_id=run_id)
+    try:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints.clean(run.output_dir)
+        moved = checkpoints.set_aside(run.output_dir, after_step=after, run_id=run_id)
+        checkpoints.write_plan(run.output_dir, run_id, plan.stored())
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise CannotTrain(
+            f"output_dir is {str(run.output_dir)!r}, which cannot be written ({error.strerror}); name a directory "
+            "that can.",
+            param="output_dir",
+        ) from error
     if moved is not None:
         report.log(f"{run.output_dir} held checkpoints of an earlier run; they are in {moved} now.")
-    checkpoints.write_plan(run.output_dir, run_id, plan.stored())
     return run_id
 
 

@@ -15,8 +15,9 @@ from zeta_core.contract.oom import group_files
 from zeta_core.contract.settings import Settings
 from zeta_core.failures import CannotTrain
 
-# What says that this is one of several processes in words that torch does not read: of MPI's launchers, by their kind.
-_SEVERAL = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# What says that this is one of several processes in words that torch does not read: of MPI's launchers, by their kind,
+# and of `srun`, which alone sets the number of a step's tasks (that of the job is there in an sbatch script, too).
+_SEVERAL = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # What Accelerate would take from the environment and the Trainer decides by itself.
 _DECIDED_HERE = ("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_",
                  "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS", "FSDP_")  # fmt: skip
@@ -30,6 +31,7 @@ class Place:
     local_rank: int = 0
     world_size: int = 1
     launched: bool = False  # a launcher gave the address of the others
+    address: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -51,7 +53,9 @@ def place() -> Place:
             raise _unconnected("`accelerate launch` was asked for several processes and started one, without a rank.")
         return Place()
     rank = int(environment["RANK"])
-    return Place(rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"]), launched=True)
+    local_rank, world_size = int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"])
+    address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return Place(rank, local_rank, world_size, launched=True, address=address)
 
 
 def _unconnected(what: str) -> CannotTrain:

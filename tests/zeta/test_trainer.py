@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tests.harness.waiting import wait_until
-from tests.zeta_core.models import WithReturnLoss, llama, plain
+from tests.zeta_core.models import LLAMA_CONFIG, WithReturnLoss, llama, plain
 from zeta import Trainer
-from zeta_core.contract.errors import InvalidSpec
-from zeta_core.failures import CannotResume, NonFiniteLoss
+from zeta_core.contract.errors import InvalidSpec, ZetaError
+from zeta_core.failures import CannotResume, CannotTrain, NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST: dict[str, Any] = {
@@ -220,7 +226,9 @@ def test_the_split_of_the_global_batch_may_change_on_resume() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [plain(), lambda: WithReturnLoss(), llama()], ids=["module", "callable", "hugging face"]
+    "model",
+    [plain(), lambda: WithReturnLoss(), llama(), llama().config, {"config": LLAMA_CONFIG}],
+    ids=["module", "callable", "hugging face", "config", "config as the HTTP spec has it"],
 )
 def test_everything_but_the_model_may_be_left_out(model: object) -> None:
     result = Trainer(model=model, max_steps=1, seq_len=32)
@@ -265,6 +273,59 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name() -> None:
         Trainer(model=plain(), per_device_train_batch_size=4)
     with pytest.raises(InvalidSpec, match="model is None"):
         Trainer()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", False, "batch_size is false; it must be a whole number"),
+        ("learning_rate", "1e-3", "learning_rate is '1e-3'; it must be a number"),
+        ("resume_from_checkpoint", True, "resume_from_checkpoint is true; it must be a string"),
+        ("output_dir", 5, "output_dir is 5; it must be a path"),
+        ("output_dir", "", "output_dir is ''; it must be a path"),
+        ("use_deepspeed", {}, "it asks for nothing"),
+        ("tokenizer", 5, "tokenizer is 5; give a tokenizer"),
+        ("model", "", "model is ''; give an nn.Module"),
+        ("model", {"job": 3}, "model.job is 3; it must be a string"),
+        ("model", 5, "model is 5; give an nn.Module"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_the_name_and_the_cure(name: str, value: object, message: str) -> None:
+    keywords: dict[str, Any] = {"model": plain(), "max_steps": 1, **FAST, name: value}
+    with pytest.raises(ZetaError, match=re.escape(message)):
+        Trainer(**keywords)
+
+
+def test_none_leaves_a_keyword_out_and_numbers_of_numpy_and_paths_are_taken() -> None:
+    Path("text.txt").write_text("No more than this. " * 40)
+    numbers: dict[str, Any] = {**FAST, "seed": np.int64(3), "batch_size": np.int32(2), "learning_rate": np.float32(0.5)}
+    nothing = dict.fromkeys(("optimizer", "lr_scheduler", "warmup_steps", "pack", "report_to", "eval_dataset", "lora"))
+    result = Trainer(
+        model=plain(), dataset=[Path("text.txt")], output_dir=Path("out"), max_steps=1, **numbers, **nothing
+    )
+    assert result.checkpoint == Path("out/final").absolute()
+
+
+def test_an_output_directory_that_cannot_be_written_is_told_before_the_first_step() -> None:
+    Path("file").touch()
+    with pytest.raises(CannotTrain, match="which cannot be written"):
+        Trainer(model=plain(), output_dir="file/out", max_steps=1, **FAST)
+
+
+def test_a_run_leaves_its_process_as_it_was() -> None:
+    def state_of_the_process() -> list[Any]:
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        numpys: Any = np.random.get_state(legacy=True)
+        random_states = torch.get_rng_state().tolist(), random.getstate(), numpys[1].tolist()
+        threads = [thread.name for thread in threading.enumerate()], torch.get_num_threads()
+        return [dict(os.environ), sys.excepthook, dist.is_initialized(), handlers, random_states, threads]  # noqa: TID251
+
+    model, sharded = plain(dropout=0.1), plain()
+    before = state_of_the_process()
+    with torch.no_grad():  # a notebook's habit, and no matter of a training's
+        Trainer(model=model, output_dir="one", max_steps=1, **FAST)
+    Trainer(model=sharded, output_dir="two", max_steps=1, use_fsdp=True, **FAST)
+    assert state_of_the_process() == before
 
 
 def test_both_ways_of_sharding_are_refused_before_anything_starts() -> None:

@@ -58,6 +58,28 @@ class PlainModel(nn.Module):
         return self.head(x)
 
 
+class Skipping(PlainModel):
+    """Has a layer that is never called, and an expert for the few tokens of what is not English."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.never = nn.Linear(4, 4)
+        self.expert = nn.Linear(16, 16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        if (sent := ids > 200).any():
+            x = x.masked_scatter(sent[..., None], self.expert(x[sent]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def skipping() -> Skipping:
+    torch.manual_seed(0)
+    return Skipping()
+
+
 def plain(dropout: float = 0.0) -> PlainModel:
     torch.manual_seed(0)
     return PlainModel(dropout=dropout)

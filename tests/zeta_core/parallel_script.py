@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.zeta_core.models import llama, plain
+from tests.zeta_core.models import llama, plain, skipping
 from zeta import Trainer
 
 MODELS: dict[str, Any] = {
     "plain": plain,
     "dropout": lambda: plain(dropout=0.2),
+    "skipping": skipping,
     "tied llama": lambda: llama(tie_word_embeddings=True),
 }
 

@@ -98,8 +98,11 @@ def test_the_pointer_is_small_safe_to_load_and_useless_elsewhere(tmp_path: Path)
     elsewhere = tmp_path / "elsewhere" / "checkpoint.pt"
     elsewhere.parent.mkdir()
     shutil.copy(pointer, elsewhere)
-    with pytest.raises(CannotResume, match="move it back"):
-        find(elsewhere, output_dir)
+    save(tmp_path / "another", 5, run_id="run_2")
+    shutil.copy(pointer, tmp_path / "another" / "checkpoint.pt")
+    for moved in (elsewhere, tmp_path / "another" / "checkpoint.pt"):
+        with pytest.raises(CannotResume, match="move it back"):
+            find(moved, output_dir)
 
 
 def test_a_file_that_is_no_pointer_is_refused_and_not_unpickled(tmp_path: Path) -> None:
@@ -150,12 +153,27 @@ def test_after_success_only_the_newest_step_and_final_keep_their_state(tmp_path:
         save(tmp_path, step)
     newest = checkpoints.read(tmp_path / "step-2")
     assert newest is not None
-    checkpoints.copy_as(newest, tmp_path, "final")
+    checkpoints.copy_as(newest, tmp_path, "final", apart=True)
     checkpoints.strip_old_states(tmp_path)
     states = {found.directory.name: found.has_state for found in checkpoints.present(tmp_path)}
     assert states == {"final": True, "step-2": True, "step-1": False}
     assert all(checkpoints.damage(found) is None for found in checkpoints.present(tmp_path))
     assert not (tmp_path / "step-1" / "training_state").exists()
+    with pytest.raises(CannotResume, match="holds weights only: once a run has succeeded"):
+        find(tmp_path / "step-1", tmp_path)
+    (tmp_path / "final" / "model.safetensors").write_bytes(b"weighty 2")
+    found, warnings = find(tmp_path, tmp_path)
+    assert found is not None
+    assert (found.directory.name, warnings) == ("step-2", ["damaged_checkpoint"]), "final is a copy of its own"
+
+
+def test_an_output_directory_may_be_called_like_a_checkpoint(tmp_path: Path) -> None:
+    output_dir = tmp_path / "final"
+    save(output_dir, 2)
+    checkpoints.write_plan(output_dir, "run_1", {})
+    found, warnings = find(output_dir, output_dir)
+    assert found is not None
+    assert (found.directory, warnings) == (output_dir / "step-2", [])
 
 
 def _killed_at_operation(number: int, output_dir: Path) -> bool:

@@ -65,6 +65,8 @@ def test_a_text_file_is_one_document_and_a_folder_all_its_files(tmp_path: Path) 
         (folder / f"{number}.txt").write_text(text)
     assert text_of(tokens_of({"path": str(folder)}, tmp_path)) == TEXTS
     assert text_of(tokens_of({"path": str(folder / "*.txt")}, tmp_path)) == TEXTS
+    (folder / "part [1].txt").write_text("a name like a pattern")
+    assert text_of(tokens_of({"path": str(folder / "part [1].txt")}, tmp_path)) == ["a name like a pattern"]
 
 
 def test_another_column_can_be_named(tmp_path: Path) -> None:
@@ -84,6 +86,7 @@ def test_python_docs_are_on_every_machine(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl, line 2: is not JSON"),
         ("a.jsonl", b'{"text": "one"}\n\n{"body": "x"}\n', r"a\.jsonl, line 3: has no 'text' \(it has: body\)"),
+        ("a.jsonl", b'{"input_ids": [1]}\n', r"has no 'text' but 'input_ids'; set use_pretokenized"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is of type int, not text"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: is not an object"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness.ports import free_loopback_port
 from tests.zeta_core.models import plain
 from tests.zeta_core.runs import train
 from tests.zeta_core.test_parallel import SCRIPT, case, environment, why_no_deepspeed
 from zeta_core.failures import CannotTrain
+from zeta_core.parallel import processes
+from zeta_core.parallel.processes import Processes
 from zeta_core.settings import Place, place
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -79,6 +83,7 @@ def test_each_set_up_that_accelerate_accepts_and_that_trains_something_else_is_a
         {"WORLD_SIZE": "2", "RANK": "0"},
         {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"},
         {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
         {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
     ],
     ids=lambda variables: " ".join(variables),
@@ -90,6 +95,15 @@ def test_several_processes_that_cannot_find_one_another_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(CannotTrain, match="torchrun --nproc-per-node N"):
         place()
+
+
+def test_processes_that_never_come_are_told_of_with_where_they_were_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_loopback_port())}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "GROUP_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(CannotTrain, match=r"2 processes .* did not find one another at 127\.0\.0\.1:\d+ within"):
+        Processes(place(), need_group=False)
 
 
 def test_a_lone_rank_or_a_world_of_one_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,38 @@ def test_asking_leaves_the_random_state_as_it_was() -> None:
     assert model.training
 
 
+class _Particular(models.PlainModel):
+    """Takes ids by name only, will not go without a mask of two dimensions, and counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls: torch.Tensor
+        self.register_buffer("num_calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert attention_mask.dim() == 2
+        self.num_calls += 1
+        return super().forward(input_ids)
+
+
+def test_a_particular_forward_is_called_as_it_wants_to_be_and_left_as_it_was() -> None:
+    model = _module(_Particular)
+    asked = find_loss(model, sample_ids=SAMPLE, isolate=True)
+    assert model.num_calls == 0
+    batch = Sequences(random_documents([5, 40, 19]), 16, pack=True).batch(np.arange(4), 4)
+    plainly = find_loss(_module(models.PlainModel), sample_ids=SAMPLE, isolate=True)
+    assert asked(model, batch)[0] == plainly(_module(models.PlainModel), batch)[0]
+
+
+def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step() -> None:
+    class Narrow(models.PlainModel):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids)[..., :100]
+
+    with pytest.raises(InvalidModel, match="token id 229, but Narrow answers with 100 logits"):
+        find_loss(_module(Narrow), sample_ids=SAMPLE, isolate=True, largest_id=229)
+
+
 def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
     class Silent(nn.Module):
         def __init__(self) -> None:

@@ -22,6 +22,7 @@ def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:
     assert sequences.num_tokens(indices) == tokens.num_tokens
     batch = sequences.batch(indices, len(indices))
     assert batch.ids_BT.flatten()[: tokens.num_tokens].tolist() == tokens.ids.tolist()
+    assert sequences.batch(indices[-1:], 1).ids_BT.shape == (1, 62 % 16), "alone it needs no padding"
 
 
 def test_the_first_token_of_each_document_is_no_target_and_positions_restart() -> None:

@@ -77,17 +77,30 @@ def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
         strategies |= {f"zero-{stage}": {"use_deepspeed": stage} for stage in (1, 2, 3)}
     optimizers: dict[str, dict[str, Any]] = {
         f"{name} {optimizer}": {**strategies[name], "optimizer": optimizer}
-        for name, optimizer in (("ddp", "muon"), ("fsdp2", "muon"), ("fsdp2", "lion"), ("zero-2", "lion"))
+        for name, optimizer in (
+            ("ddp", "muon"),
+            ("fsdp2", "muon"),
+            ("fsdp2", "lion"),
+            ("fsdp2", "sgd"),
+            ("zero-2", "lion"),
+        )
         if name in strategies
     }
     for model, asked in (("plain", strategies | optimizers), ("tied llama", strategies)):
         folder = tmp_path / model
         folder.mkdir()
         used = sorted({str(more.get("optimizer", "adamw")) for more in asked.values()})
-        alone = results(folder, 1, [case(name, world=1, model=model, optimizer=name) for name in used])
-        found = results(folder, 2, [case(name, world=2, model=model, **more) for name, more in asked.items()])
-        for name, result in found.items():
-            expected = alone[asked[name].get("optimizer", "adamw")]
+        once = [case(name, world=1, model=model, optimizer=name) for name in used]
+        twice = [case(name, world=2, model=model, **more) for name, more in asked.items()]
+        if model == "plain":
+            # Also a model that leaves parameters out; and in one process one use of DeepSpeed after another.
+            once += [case(f"alone {name}", world=1, **strategies[name]) for name in strategies if name > "zero-1"]
+            once.append(case("skipping", world=1, model="skipping"))
+            twice.append(case("ddp skipping", world=2, model="skipping"))
+        alone = results(folder, 1, once)
+        found = results(folder, 2, twice)
+        for name, result in [*found.items(), *((name, alone[name]) for name in alone if name.startswith("alone"))]:
+            expected = alone["skipping" if "skipping" in name else asked.get(name, {}).get("optimizer", "adamw")]
             assert result["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
             assert result["weight"] == pytest.approx(expected["weight"], rel=1e-5), name
     # Each rank's file holds about half of the rows of every matrix.

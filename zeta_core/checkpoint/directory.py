@@ -101,7 +101,7 @@ def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Che
     """
     if given.name == POINTER or given.is_file():
         candidates = _pointed_at(given, output_dir)
-    elif (given / MANIFEST_NAME).exists() or _NAME.match(given.name):
+    elif (given / MANIFEST_NAME).exists() or (_NAME.match(given.name) and not (given / PLAN).is_file()):
         if not given.is_dir():
             raise CannotResume(f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint.")
         named = read(given)
@@ -126,6 +126,12 @@ def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Che
             return checkpoint
         warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {wrong}; the one before it is used.")
     folder = given.parent if given.name == POINTER else given
+    if candidates and not any(checkpoint.has_state for checkpoint in candidates):
+        raise CannotResume(
+            f"resume_from_checkpoint is {str(given)!r}, which holds weights only: once a run has succeeded, final, "
+            f"best and its newest step keep their {TRAINING_STATE_NAME}; go on from one of them, or give this "
+            "directory as model to start from its weights."
+        )
     if not candidates and folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
         return None
     raise CannotResume(
@@ -147,13 +153,14 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
     try:
         content = torch.load(pointer, weights_only=True)
         name, digest = str(content["name"]), str(content["manifest_sha256"])
+        run_id = str(content["run_id"])
     except Exception as error:
         raise CannotResume(f"{pointer} is no {POINTER} of this Trainer ({type(error).__name__}: {error}).") from error
-    beside = present(folder)
+    beside = [checkpoint for checkpoint in present(folder) if checkpoint.manifest.run_id == run_id]
     if not beside:
         raise CannotResume(
-            f"{pointer} names {name!r}, but no checkpoint is beside it: it only points and holds no weights. Give the "
-            "output_dir that it was written in, or move it back there."
+            f"{pointer} names {name!r} of {run_id}, but no checkpoint of that run is beside it: it only points and "
+            "holds no weights. Give the output_dir that it was written in, or move it back there."
         )
     named = [c for c in beside if c.directory.name == name and sha256_of(c.directory / MANIFEST_NAME) == digest]
     return [*named, *(c for c in beside if c not in named)]
@@ -197,15 +204,21 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
     return Checkpoint(target, content)
 
 
-def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str) -> Checkpoint:
-    """The same checkpoint under another name; its files share their bytes on the disk."""
+def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str, *, apart: bool = False) -> Checkpoint:
+    """The same checkpoint under another name; its files share their bytes on the disk.
+
+    Where ``apart``, and as far as the disk has plenty of room, they do not: damage to one then leaves the other whole.
+    """
+    apart = apart and shutil.disk_usage(output_dir).free > 4 * checkpoint.size_bytes
     part = begin(output_dir, name)
     for file in checkpoint.manifest.files:
-        (part / file.path).parent.mkdir(parents=True, exist_ok=True)
+        source, target = checkpoint.directory / file.path, part / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(checkpoint.directory / file.path, part / file.path)
-        except OSError:  # a file system without hard links
-            shutil.copy2(checkpoint.directory / file.path, part / file.path)
+            (shutil.copy2 if apart else os.link)(source, target)
+        except OSError:  # a file system without hard links, or no room after all
+            target.unlink(missing_ok=True)
+            (os.link if apart else shutil.copy2)(source, target)
     return publish(part, output_dir, lambda _: checkpoint.manifest.model_copy(update={"name": name}))
 
 

@@ -186,7 +186,7 @@ class Sequences:
     def _stretches(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions, and the document of each (-1: padding), of sequences that are one stretch of tokens."""
         starts, ends = self.spans(indices)
-        length = self.seq_len if self.pack else int((ends - starts).max())
+        length = int((ends - starts).max())  # of packed ones only the last is shorter, and may be alone here
         at_BT = starts[:, None] + np.arange(length)
         inside_BT = at_BT < ends[:, None]
         at_BT = np.minimum(at_BT, ends[:, None] - 1)

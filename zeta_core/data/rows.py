@@ -79,6 +79,8 @@ def tools_of(value: object) -> list[dict[str, Any]] | None:
 def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
     column = columns.get(name, name)
     has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
+    if "input_ids" in row and name == "text":
+        return f"has no {column!r} but 'input_ids'; set use_pretokenized to train on rows of token ids."
     return f'has no {column!r} (it has: {has}); name the right one with columns: {{"{name}": "..."}} in the source.'
 
 

@@ -149,6 +149,8 @@ def _matching(pattern: str, places: Places, suffixes: Sequence[str]) -> list[Pat
     base = root / given
     if base.is_dir():
         found = [path for path in sorted(base.rglob("*")) if path.suffix.lower() in suffixes and path.is_file()]
+    elif base.is_file():  # also where its name looks like a pattern
+        found = [base]
     else:
         found = [Path(path) for path in sorted(glob(str(base), recursive=True)) if Path(path).is_file()]
     if not places.any_path and any(not path.resolve().is_relative_to(root) for path in found):

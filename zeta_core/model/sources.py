@@ -23,7 +23,7 @@ from torch import nn
 
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
-from zeta_core.contract.layout import checkpoint_key, file_key
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key
 from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
@@ -97,11 +97,14 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
                 return _from_files(local, model, places, cache, base_model=model)
             directory, commit = from_hub(model, places, what="model")
             return _from_files(directory, model, places, cache, base_model=f"{model.partition('@')[0]}@{commit}")
+        case _ if hasattr(model, "model_type") and hasattr(model, "to_dict"):
+            return _from_config(cast(Any, model).to_dict())
         case _ if callable(model):
             return Located(lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable"))
         case _:
             raise InvalidModel(
-                f"model is {model!r}; give an nn.Module, a callable that builds one, a hub id or a local directory."
+                f"model is {model!r:.200}; give an nn.Module, a callable that builds one, a config, a hub id or a "
+                "local directory."
             )
 
 
@@ -122,8 +125,13 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
             directory = _unpacked(cast(Any, source).file, places, cache)
         case _ if hasattr(source, "builtin"):
             directory = None
-        case _:
+        case _ if hasattr(source, "get_vocab") and callable(source):
             return source  # a tokenizer object of a script
+        case _:
+            raise InvalidModel(
+                f"tokenizer is {source!r:.200}; give a tokenizer of transformers, its local directory or hub id, or "
+                '{"builtin": "bytes"}.'
+            )
     if directory is None:
         return ByT5Tokenizer()
     from transformers import AutoTokenizer
@@ -225,7 +233,12 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (directory / "config.json").is_file():
-        raise InvalidModel(f"{name} has no config.json; give the directory of a Hugging Face causal language model.")
+        cure = "give the directory of a Hugging Face causal language model"
+        if (directory / "final" / MANIFEST_NAME).is_file():
+            cure = f"give one of the checkpoints in it, such as {name.rstrip('/')}/final"
+        elif (directory / MANIFEST_NAME).is_file():
+            cure = "these are the weights of a module, which its own code builds; load them there and give the module"
+        raise InvalidModel(f"{name} has no config.json; {cure}.")
     stored = any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
     if places.weights and not stored:
         raise InvalidModel(
@@ -307,7 +320,9 @@ def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
     except HFValidationError as error:
         raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a hub id org/name.") from error
     except Exception as error:
-        raise InvalidModel(f"{what} {name!r} cannot be fetched from the hub: {error}") from error
+        here = "is no local directory, and " if places.any_path else ""
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the hub: {said:.300}") from error
     return path, path.name
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zeta_core.data.packing import IGNORED, Batch
-from zeta_core.failures import InvalidModel
+from zeta_core.failures import InvalidModel, is_out_of_memory
 
 Extra = Literal["attention_mask", "position_ids"]
 
@@ -39,6 +39,7 @@ class LossOf:
     extras: tuple[Extra, ...] = ()
     fixed: tuple[tuple[str, Any], ...] = ()
     auxiliary_weight: float = 0.0
+    needs_mask: bool = False  # a forward that is not called without one: where nothing is to hide, of ones (B, T)
 
     is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
 
@@ -87,6 +88,8 @@ class LossOf:
 
     def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
         values: dict[str, Any] = {**dict(self.fixed), **more}
+        if self.needs_mask:
+            values["attention_mask"] = torch.ones_like(batch.ids_BT)
         if batch.mask_B1TT is not None:  # else each sequence is one document from its start, as models take it to be
             given = {"attention_mask": batch.mask_B1TT, "position_ids": batch.positions_BT}
             values |= {extra: given[extra] for extra in self.extras}
@@ -137,10 +140,11 @@ def loss_in(answer: Any) -> torch.Tensor | None:
 # --- Finding out ------------------------------------------------------------------------------------------------------
 
 
-def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool) -> LossOf:
+def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool, largest_id: int = 0) -> LossOf:
     """How this model (not wrapped yet) is asked. ``sample_ids``: at least four, not all of them equal.
 
-    Runs it a few times without gradients, in evaluation mode, with every random state put back. Raises `InvalidModel`.
+    Runs it a few times without gradients, in evaluation mode, with every random state and buffer put back. Raises
+    `InvalidModel`, also where its logits leave out ids of the data, whose largest is ``largest_id``.
     """
     parameters = _parameters(model)
     hugging_face = hasattr(model, "config") and "input_ids" in parameters
@@ -151,21 +155,30 @@ def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool) -> Loss
     auxiliary = 0.0
     if hugging_face and getattr(model.config, "output_router_logits", False):
         auxiliary = float(getattr(model.config, "router_aux_loss_coef", 0.0))
-    ids_name = "input_ids" if hugging_face else None
+    ids = parameters.get("input_ids")
+    ids_name = "input_ids" if hugging_face or (ids is not None and ids.kind is ids.KEYWORD_ONLY) else None
+    mask = parameters.get("attention_mask")
+    needs_mask = mask is not None and mask.default is mask.empty
     was_training = model.training
+    buffers = [
+        (part, name, one, one.clone()) for part in model.modules() for name, one in part.named_buffers(recurse=False)
+    ]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         model.eval()
         try:
             probe = _Probe(model, sample_ids, device)
-            asked = probe.convention(ids_name, fixed, parameters, auxiliary)
-            return probe.isolating(asked, parameters) if isolate else asked
+            plain = LossOf(Convention.LOGITS, ids_name, (), tuple(fixed.items()), auxiliary, needs_mask)
+            asked = probe.convention(plain, frozenset(parameters))
+            probe.check_logits(largest_id)
+            return probe.isolating(asked, frozenset(parameters)) if isolate else asked
         finally:
             model.train(was_training)
+            for part, name, buffer, value in buffers:
+                setattr(part, name, buffer.copy_(value))
 
 
-def _parameters(model: nn.Module) -> frozenset[str]:
-    signature = inspect.signature(model.forward)
-    return frozenset(signature.parameters)
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters
 
 
 class _Probe:
@@ -176,6 +189,15 @@ class _Probe:
         half = min(6, len(sample_ids) // 2)
         self.half = half
         self.ids_BT = torch.tensor([sample_ids[: 2 * half]], device=device)
+        self._num_logits: int | None = None  # of each token, where the model answers with logits
+
+    def check_logits(self, largest_id: int) -> None:
+        if self._num_logits is not None and largest_id >= self._num_logits:
+            raise InvalidModel(
+                f"The data holds token id {largest_id}, but {type(self.model).__name__} answers with "
+                f"{self._num_logits} logits for each token; it must give one for every id of the tokenizer, as the "
+                "first of its results."
+            )
 
     def batch(self, ids_BT: torch.Tensor | None = None) -> Batch:
         ids_BT = self.ids_BT if ids_BT is None else ids_BT
@@ -185,23 +207,23 @@ class _Probe:
         mask = (segment[:, None] == segment[None, :]) & (at[:, None] >= at[None, :])
         return Batch(ids_BT, labels_BT, (at % self.half)[None], mask[None, None], 2 * (self.half - 1))
 
-    def convention(
-        self, ids_name: str | None, fixed: dict[str, Any], parameters: frozenset[str], auxiliary: float
-    ) -> LossOf:
+    def convention(self, plain: LossOf, parameters: frozenset[str]) -> LossOf:
         problems: list[str] = []
         for convention in Convention:
             keyword = None if convention is Convention.LOGITS else convention.value
             if keyword is not None and keyword not in parameters:
                 continue
-            values = dict(fixed)
-            asked = LossOf(convention, ids_name, (), tuple(values.items()), auxiliary)
+            asked = replace(plain, convention=convention)
             try:
                 if convention is Convention.LOGITS:
                     logits = logits_of(asked.call(self.model, self.batch()))
                     found = logits is not None and logits.shape[:2] == self.ids_BT.shape
+                    self._num_logits = logits.shape[-1] if logits is not None and found else None
                 else:
                     found = loss_in(self._answer(asked)) is not None
-            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            except Exception as error:  # a forward may raise anything where it is not called as it wants to be
+                if is_out_of_memory(error):
+                    raise
                 problems.append(f"{convention.value}: {type(error).__name__}: {error}")
                 continue
             if found:
@@ -235,12 +257,13 @@ class _Probe:
             ways = (("position_ids",), *ways[:2])  # a mask of ours would take the place of the sliding window
         for extras in ways:
             if all(extra in parameters for extra in extras):
-                way = LossOf(asked.convention, asked.ids_name, extras, asked.fixed, asked.auxiliary_weight)
+                way = replace(asked, extras=extras)
                 try:
                     if self._keeps_apart(way):
                         return way
-                except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-                    continue  # this model's argument of that name means something else; the next way is tried
+                except Exception as error:  # its argument of that name means something else
+                    if is_out_of_memory(error):
+                        raise
         return asked
 
     def _slides(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.spec import Optimizer
 from zeta_core.failures import CannotTrain, InvalidModel
@@ -51,7 +52,9 @@ def build_optimizer(
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":
-            return torch.optim.SGD(groups, lr=learning_rate, momentum=SGD_MOMENTUM, fused=_can_fuse(model))
+            whole = not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+            fused = whole and _can_fuse(model)  # torch has no such kernel for shards
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=SGD_MOMENTUM, fused=fused)
         case "lion":
             return Lion(groups, lr=learning_rate)
         case "adafactor":

@@ -8,6 +8,8 @@ number of processes and the class of the wrapped model are asserted: each miscon
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -18,10 +20,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from safetensors.torch import save_file
 from torch import nn
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer, times_written
@@ -44,12 +47,13 @@ class Processes:
     def __init__(self, place: Place, *, need_group: bool) -> None:
         self.place = place
         self._own_group = False
+        self._excepthook = sys.excepthook  # a process group puts one of its own there
         if (place.launched or need_group) and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             if torch.cuda.is_available():
                 torch.cuda.set_device(place.local_rank)
             if place.launched:
-                dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+                _connect(backend, place)
             else:
                 dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT)
                 self._own_group = True
@@ -97,8 +101,29 @@ class Processes:
         return cast("list[float]", values.tolist())
 
     def close(self) -> None:
-        if self._own_group and dist.is_initialized():
+        """End the group of one that was made here, so that a notebook's next run finds all as it was."""
+        if not self._own_group or not dist.is_initialized():
+            return
+        deepspeed: Any = sys.modules.get("deepspeed.comm")
+        if deepspeed is not None and deepspeed.is_initialized():
+            deepspeed.destroy_process_group()  # with the groups that it made of it and remembers
+        else:
             dist.destroy_process_group()
+        sys.excepthook = self._excepthook
+
+
+def _connect(backend: str, place: Place) -> None:
+    try:  # by itself, because a group that fails to be made leaves its number taken
+        store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
+    except dist.DistError as error:
+        raise CannotTrain(
+            f"The {place.world_size} processes that were promised did not find one another at {place.address} within "
+            f"{GROUP_TIMEOUT.total_seconds() / 60:.0f} minutes ({str(error).splitlines()[0]:.200}).",
+            hint="Start them all, with one MASTER_ADDR and MASTER_PORT; for one process, unset RANK and WORLD_SIZE.",
+        ) from error
+    store.set_timeout(GROUP_TIMEOUT)
+    store = PrefixStore("default_pg", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT)
 
 
 class Replicated:
@@ -121,10 +146,20 @@ class Replicated:
 
     # --- set-up ---
 
+    @property
+    def _may_skip_parameters(self) -> bool:
+        """Whether a forward may leave some of the parameters out: a layer that is never called, an expert that no token
+        of this batch is sent to. DDP has to look for them then, or it fails, on one rank only. The models of
+        transformers use all of theirs.
+        """
+        return not type(self.module).__module__.startswith("transformers.")
+
     def _accelerator(self) -> Accelerator:
         AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - kept by process, not by object
         cpu = not torch.cuda.is_available()
-        return Accelerator(cpu=cpu, mixed_precision="no")  # autocast is ours, so that logits are not copied to float32
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=self._may_skip_parameters)]
+        # Autocast is ours, so that logits are not copied to float32.
+        return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=cast(Any, handlers))
 
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         self.module.to(self.device)
@@ -167,7 +202,8 @@ class Replicated:
     def micro_step(self, *, last: bool) -> Generator[None]:
         """Forward and backward of one micro-batch happen in here; gradients are exchanged in the ``last`` one."""
         exchange = nullcontext() if last or self.processes.world_size == 1 else self.accelerator.no_sync(self.model)
-        with exchange, self._autocast():
+        with exchange, self._autocast(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # it is what is wanted
             yield
 
     @contextmanager

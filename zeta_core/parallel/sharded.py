@@ -36,6 +36,9 @@ class Sharded(Replicated):
         if self._plan.mixed_precision == "fp16":
             raise CannotTrain("mixed_precision is 'fp16', which use_fsdp cannot scale; use 'bf16' or 'no'.")
         names = [name for name, _ in self.module.named_parameters()]
+        scalar = next((name for name, parameter in self.module.named_parameters() if not parameter.dim()), None)
+        if scalar is not None:
+            raise CannotTrain(f"use_fsdp cannot shard {scalar}, which is a single number; give it the shape (1,).")
         mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
         half = torch.bfloat16 if self._plan.mixed_precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)

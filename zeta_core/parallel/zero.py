@@ -27,6 +27,7 @@ from zeta_core.plan import Plan
 
 DEFAULT_STAGE = 2
 _TAG = "deepspeed"
+_STAGE = "zero_stage"  # among the optimizer's plain values
 
 
 def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[str, Any]:
@@ -157,7 +158,7 @@ class Zero(Replicated):
         """Nothing: whole weights exist only while a save gathers them."""
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
-        return {}, {}
+        return {}, {_STAGE: self.stage}
 
     def write_now(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
@@ -168,6 +169,12 @@ class Zero(Replicated):
                 script.unlink()
 
     def restore_optimizer(self, stored: Stored) -> None:
+        stage = stored.optimizer_values.get(_STAGE, self.stage)
+        if stage != self.stage:
+            raise CannotResume(
+                f"use_deepspeed asks for ZeRO {self.stage}, but the run was started with ZeRO {stage}; ask for that "
+                "again, or start from the weights: give the checkpoint's directory as model."
+            )
         if stored.plan["world_size"] != self.processes.world_size:
             raise CannotResume(
                 f"The run was saved by {stored.plan['world_size']} processes under ZeRO, which only as many can read; "

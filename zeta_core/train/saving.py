@@ -91,11 +91,11 @@ class Saver:
         self._under_way = self._thread.submit(self._write, part, names, snapshot, metrics)
 
     def save_copy(self, name: str) -> None:
-        """The newest checkpoint under another name as well."""
+        """The newest checkpoint under another name as well: a second one to go on from, when there is room."""
         newest = self.wait()
         if self._processes.is_main:
             assert newest is not None
-            self.newest = self._announce(checkpoints.copy_as(newest, self._output_dir, name))
+            self.newest = self._announce(checkpoints.copy_as(newest, self._output_dir, name, apart=True))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

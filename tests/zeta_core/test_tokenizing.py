@@ -22,7 +22,7 @@ from zeta_core.contract.events import LogLine, ProgressLine
 from zeta_core.contract.sources import dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
-from zeta_core.data import encode, tokenizing
+from zeta_core.data import encode, sources, tokenizing
 from zeta_core.data.sources import Places, Row, Source, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
@@ -167,3 +167,16 @@ def test_rows_are_parsed_only_where_they_are_asked_for(several_sources: list[Pat
     assert units[-1].position == source.size
     last: list[Row] = list(units[-1].rows())
     assert last[-1].number == NUM_ROWS
+
+
+@pytest.mark.parametrize("text", ["語😀é" * 200, "語😀é a " * 90 + "\n" + "ab " * 90], ids=["one word", "words"])
+def test_a_text_of_one_long_line_is_read_in_pieces(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "UNIT_BYTES", 64)
+    monkeypatch.setattr(sources, "LONGEST_LINE", 100)
+    (tmp_path / "long.txt").write_text(text)
+    (source,) = sources_of(tmp_path / "long.txt")
+    rows = [row for unit in source.units() for row in unit.rows()]
+    assert "".join(str(row.fields["text"]) for row in rows) == text
+    assert max(len(str(row.fields["text"]).encode()) for row in rows) <= 64 + 100
+    assert [row.begins_document for row in rows] == [True, *[False] * (len(rows) - 1)]
+    assert [row.ends_document for row in rows] == [*[False] * (len(rows) - 1), True]

@@ -24,6 +24,7 @@ from zeta_core.failures import InvalidData
 
 IGNORED = -100  # the label that cross-entropy leaves out
 Overlong = Literal["error", "truncate", "drop"]
+PIECE_TOKENS = 1 << 22  # looked at together when learned tokens are counted
 
 
 @dataclass(frozen=True)
@@ -313,11 +314,16 @@ def _learned(tokens: TokenFile, starts: NDArray[np.int64], ends: NDArray[np.int6
     """How many tokens of each stretch are learned; its first one never is."""
     if tokens.supervised is None or not len(starts):
         return ends - starts - 1
-    first, last = tokens.where(starts), tokens.where(ends - 1)
-    # One sum from a stretch's second token to its end, one over what lies before the next (not used), and so on.
-    bounds = np.stack((first + 1, last + 1), axis=1).ravel()
-    counted = np.add.reduceat(np.append(tokens.supervised, False), bounds, dtype=np.int64)[::2]
-    return np.where(first < last, counted, 0)
+    begins, stops = tokens.where(starts) + 1, tokens.where(ends - 1) + 1
+    counts = np.zeros(len(starts), dtype=np.int64)
+    # They follow one another in the file, which is read in pieces: it may be larger than memory.
+    edges = np.searchsorted(begins, np.arange(begins[0], begins[-1] + PIECE_TOKENS, PIECE_TOKENS))
+    for low, high in pairwise(np.append(edges, len(begins)).tolist()):
+        if low < high:
+            at = int(begins[low])
+            before = np.cumsum(np.append(False, tokens.supervised[at : int(stops[high - 1])]), dtype=np.int64)
+            counts[low:high] = before[stops[low:high] - at] - before[begins[low:high] - at]
+    return counts
 
 
 def _predicting(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
@@ -23,6 +24,8 @@ from zeta_core.data.rows import RowFormat, fault_in, format_of
 from zeta_core.failures import InvalidData
 
 UNIT_BYTES = 1 << 18  # small beside what a process gets, so that all have about as much to do
+LONGEST_LINE = 1 << 22  # of a text, which may be one line of any length
+_READ_BYTES = 1 << 20  # of a column at once: a group of rows may be the whole file
 _UNIT_ROWS = 256  # of a table: conversations are long, and their Python objects are many times their size
 
 
@@ -191,7 +194,7 @@ def _hub_units(rows: Any) -> Iterator[Unit]:
 
         def load(first: int = first, last: int = last) -> Iterator[Row]:
             columns: dict[str, list[Any]] = rows[first:last]
-            values = zip(*columns.values(), strict=True)
+            values = zip(*map(_without_empty_fields, columns.values()), strict=True)
             return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first + 1))
 
         yield Unit(load, last)
@@ -245,24 +248,45 @@ class _Reader:
         return Source(name, about, measure, units, self.row_format, columns, word, num_bytes=size)
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """(number of the first line, whole lines of about `UNIT_BYTES`, position after them), a file from end to end."""
+def _blocks(path: Path, *, longest_line: int = -1) -> Iterator[tuple[int, bytes, int]]:
+    """(number of the first line, whole lines of about `UNIT_BYTES`, position after them), a file from end to end.
+
+    Of a line with more bytes than ``longest_line`` behind a block's own, the rest is a block of its own.
+    """
     number = 1
     with path.open("rb") as file:
         while block := file.read(UNIT_BYTES):
-            block += file.readline()
+            rest = file.readline(longest_line)
+            block += rest
+            if len(rest) == longest_line and not rest.endswith(b"\n"):
+                whole = _up_to_a_word(block)
+                file.seek(len(whole) - len(block), os.SEEK_CUR)
+                block = whole
             yield number, block, file.tell()
             number += block.count(b"\n")
 
 
-def _text_units(path: Path, name: str, size: int) -> Iterator[Unit]:
-    """The whole file is one document, in pieces of whole lines."""
-    for number, block, position in _blocks(path):
+def _up_to_a_word(block: bytes) -> bytes:
+    """What is before the last space, or at least before a character that is not all there."""
+    at = block.rfind(b" ")
+    if at > 0:
+        return block[:at]
+    end = len(block)
+    while end and len(block) - end < 4 and (block[end - 1] & 0xC0) == 0x80:
+        end -= 1
+    begun = end - 1 if block[end - 1] >= 0xC0 else end
+    return block[:begun] or block
 
-        def load(number: int = number, block: bytes = block, last: bool = position >= size) -> Iterator[Row]:
+
+def _text_units(path: Path, name: str, size: int) -> Iterator[Unit]:
+    """The whole file is one document, in pieces of whole lines, or of words where a line is very long."""
+    for number, block, position in _blocks(path, longest_line=LONGEST_LINE):
+
+        def load(number: int = number, block: bytes = block, position: int = position) -> Iterator[Row]:
+            begins = position == len(block)
             try:
-                text = block.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield Row(0, {"text": text}, ends_document=last, begins_document=number == 1)
+                text = block.decode("utf-8-sig" if begins else "utf-8")
+                yield Row(0, {"text": text}, ends_document=position >= size, begins_document=begins)
             except UnicodeDecodeError as error:
                 line = number + block.count(b"\n", 0, error.start)
                 raise _not_utf8(name, line, block[error.start]) from error
@@ -294,10 +318,28 @@ def _table_units(batches: Iterator[Any]) -> Iterator[Unit]:
             part = batch.slice(start, _UNIT_ROWS)
 
             def load(part: Any = part, first: int = position + 1) -> Iterator[Row]:
-                return (Row(first + index, row) for index, row in enumerate(part.to_pylist()))
+                columns = {name: _without_empty_fields(values) for name, values in part.to_pydict().items()}
+                values = zip(*columns.values(), strict=True)
+                return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first))
 
             position += part.num_rows
             yield Unit(load, position)
+
+
+def _without_empty_fields(values: list[Any]) -> list[Any]:
+    """A column without the fields that other rows alone have: each object of a table has those of all, most of them
+    null, which a chat template would write (into the arguments of a tool's call).
+    """
+    first = next((value for value in values if value), None)
+    inner = cast("list[Any]", first)[0] if isinstance(first, list) else first
+    return cast("list[Any]", _dense(values)) if isinstance(inner, dict) else values
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: _dense(inner) for name, inner in fields.items() if inner is not None}
+    return [_dense(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
 def _num_rows(path: Path, name: str, suffix: str) -> int:
@@ -317,7 +359,9 @@ def _parquet_batches(path: Path, name: str) -> Iterator[Any]:
     import pyarrow.parquet as parquet
 
     try:
-        yield from parquet.ParquetFile(path).iter_batches(batch_size=4 * _UNIT_ROWS)
+        yield from parquet.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False).iter_batches(
+            batch_size=4 * _UNIT_ROWS
+        )
     except pa.ArrowException as error:
         raise InvalidData(f"{name} is not readable as parquet: {error}") from error
 

@@ -151,12 +151,6 @@ class NamedModel(Sent):
     model: ModelSource
 
 
-class NamedModel(Sent):
-    """A model that a script names as a job does, by an object."""
-
-    model: ModelSource
-
-
 class FileTokenizer(Sent):
     file: str
 

@@ -203,9 +203,6 @@ class TrainerOptions(Sent, Checked):
         if self.use_deepspeed in ({}, ""):
             cure = "it asks for nothing; use true, a stage from 1 to 3, or a config, or leave it out"
             yield _fault("use_deepspeed", self.use_deepspeed, cure)
-        if self.use_deepspeed in ({}, ""):
-            cure = "it asks for nothing; use true, a stage from 1 to 3, or a config, or leave it out"
-            yield _fault("use_deepspeed", self.use_deepspeed, cure)
         if self.use_deepspeed and self.optimizer in ("adafactor", "muon"):
             cure = "it needs whole matrices, and DeepSpeed trains flat pieces of them; use 'adamw', or no use_deepspeed"
             yield _fault("optimizer", self.optimizer, cure)

@@ -140,17 +140,24 @@ def vocabulary_patch(options: TrainerOptions, model: object, located: Located, n
     return None
 
 
-def padding_note(tokenizer: Any, sequences: Sequences, loss_of: LossOf) -> str | None:
+def padding_advice(tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan) -> Advice | None:
     """How sequences of unequal length share a batch, where the tokenizer has no token for that.
 
     The rest of a shorter one holds ids of real tokens, behind its last own one: causal attention does not look there,
     and no position of it has a target. So neither a new token nor more rows of the embedding are needed, and the end of
-    a document is learned, which it is not where people use its token as padding.
+    a document is learned, which it is not where people use its token as padding. Without ``pack`` there is a patch.
     """
     masks = loss_of.convention is not Convention.RETURN_LOSS
     if not masks or not sequences.pads or getattr(tokenizer, "pad_token", "") is not None:
         return None
-    return (
-        "The tokenizer has no padding token, and none is needed: what fills the end of a shorter sequence is seen by "
-        "no other token and left out of the loss. Tokenizer and embedding stay as they are."
+    fills = not plan.pack and plan.beta is None
+    return Advice(
+        code="tokenizer_without_padding",
+        message="The tokenizer has no padding token, and none is needed: what fills the end of a shorter sequence is "
+        "seen by no other token and left out of the loss. Tokenizer and embedding stay as they are.",
+        hint="With pack little is left to fill: several documents share a sequence, and do not see one another."
+        if fills
+        else None,
+        patch={"pack": True} if fills else None,
+        evidence={"pad_token": None, "pack": plan.pack, "mean_tokens": round(sequences.mean_length, 1)},
     )

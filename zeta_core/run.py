@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from zeta_core import plan as planning
-from zeta_core.advice import Setup, padding_note, vocabulary_patch
+from zeta_core.advice import Setup, padding_advice, vocabulary_patch
 from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
@@ -166,8 +166,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         setup = Setup(options, plan, facts, located, model, loss_of, tokens.num_documents)
         for advice in setup.advice():
             report.advise(advice)
-        if note := padding_note(tokenizer, sequences, loss_of):
-            report.log(note)
+        if padding := padding_advice(tokenizer, sequences, loss_of, plan):
+            report.advise(padding) if padding.patch else report.log(padding.message)
         may_split = place.world_size == 1 and plan.strategy != "zero" and defaults.batch_split(options) == (None, None)
         check_it_can_fit(model, plan, sequences.mean_length, may_split=may_split)
         ours = not torch.cuda.is_available()  # torch keeps the memory of a GPU itself

@@ -8,7 +8,7 @@ from typing import Any
 from server.reruns import merged
 from tests.zeta_core.runs import Lines
 from tests.zeta_core.runs import train as train_into
-from zeta_core.contract.events import LogLine, WarningLine
+from zeta_core.contract.events import WarningLine
 from zeta_core.run import Outcome
 
 
@@ -28,7 +28,3 @@ def applied(spec: dict[str, Any], patch: dict[str, Any] | None) -> dict[str, Any
 def warnings(lines: Lines) -> dict[str, WarningLine]:
     """The warnings by their codes."""
     return {line.code: line for line in lines.all if isinstance(line, WarningLine)}
-
-
-def sentences(lines: Lines) -> list[str]:
-    return [line.message for line in lines.all if isinstance(line, LogLine)]

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tests.zeta_core.advised import applied, sentences, train, warnings
+from tests.zeta_core.advised import applied, train, warnings
 from tests.zeta_core.models import LLAMA_CONFIG, VOCABULARY, PlainModel, WithReturnLoss, llama, plain
 from zeta_core.contract.sources import ConfigModel
 from zeta_core.failures import InvalidData, InvalidModel, NonFiniteLoss, TrainingFailed, explain
@@ -224,11 +224,15 @@ def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path:
     }
     model = llama(vocab_size=90)
     together, lines = train(tmp_path, model, spec)
-    assert any("has no padding token, and none is needed" in sentence for sentence in sentences(lines))
+    advice = warnings(lines)["tokenizer_without_padding"]
+    assert "has no padding token, and none is needed" in advice.message
+    assert advice.evidence == {"pad_token": None, "pack": False, "mean_tokens": 11.0}
     assert model.get_parameter("model.embed_tokens.weight").shape[0] == 90
     alone, _ = train(tmp_path, llama(vocab_size=90), {**spec, "batch_size": 1, "gradient_accumulate_every": 4})
     assert together.progress.train_loss == pytest.approx(alone.progress.train_loss, abs=1e-6), "no padding is learned"
     assert together.progress.eval_loss == pytest.approx(alone.progress.eval_loss, abs=1e-6)
+    _, lines = train(tmp_path, llama(vocab_size=90), applied(spec, advice.patch))
+    assert not warnings(lines)
 
 
 def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tmp_path: Path) -> None:

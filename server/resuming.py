@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import JobRow
+from zeta_core.contract.deepspeed import stage_of
 from zeta_core.contract.defaults import batch_split
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec import JobSpec
@@ -76,14 +77,20 @@ def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, obje
         if name in _FREE or name not in given or name not in resumed.resolved_spec:
             continue
         resolved, sent = resumed.resolved_spec[name], asked.get(name)
-        if name == "use_deepspeed":  # which stage of it, a resumed run may choose
-            same = bool(now[name]) == bool(sent)
-        else:
-            unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet
-            same = unknown or now[name] in (resolved, sent)
-        if not same:
+        unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet
+        then = [_of_the_training(name, value) for value in (resolved, sent)]
+        if not unknown and _of_the_training(name, now[name]) not in then:
             yield name, now[name], sent if resolved is None else resolved
     yield from _changed_global_batch(spec, resumed.resolved_spec)
+
+
+def _of_the_training(name: str, value: Any) -> Any:
+    """What of a field's value the training depends on: of DeepSpeed the stage, of an adapter not how it is saved."""
+    if name == "use_deepspeed":
+        return stage_of(value)
+    if name == "lora" and value is not None:
+        return {key: part for key, part in value.items() if key != "save_merged"}
+    return value
 
 
 def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,11 @@ def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exac
     assert rerun(http, parent, **at("latest")).status_code == 201
     wrong = rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest"))
     assert error_of(wrong)["param"] == "lora"
+    # Nor is how an adapter is saved, and another word for the same stage; another stage is.
+    assert rerun(http, parent, patch={"lora": {"save_merged": True}}, **at("latest")).status_code == 201
+    rows.change(parent, spec={**SPEC, "use_deepspeed": True}, resolved_spec={**SPEC, "use_deepspeed": True})
+    assert rerun(http, parent, patch={"use_deepspeed": 2}, **at("latest")).status_code == 201
+    assert error_of(rerun(http, parent, patch={"use_deepspeed": 3}, **at("latest")))["param"] == "use_deepspeed"
     # When it is evaluated decides which checkpoint is the best and when it stops: the training would refuse it, too.
     evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
     rows.change(parent, spec=evaluated, resolved_spec={**evaluated, "files": {}})

@@ -19,6 +19,16 @@ ALLOWED_KEYS = (
 )
 
 
+DEFAULT_STAGE = 2
+
+
+def stage_of(asked: bool | int | dict[str, Any] | None) -> Any:
+    """The ZeRO stage that is asked for: `DEFAULT_STAGE` where only DeepSpeed is, ``None`` where it is not."""
+    if isinstance(asked, dict):
+        return (asked.get("zero_optimization") or {}).get("stage", DEFAULT_STAGE)
+    return DEFAULT_STAGE if asked is True else asked or None
+
+
 def cure_for_a_job(asked: bool | int | dict[str, Any] | str | None) -> str | None:
     """Why a job must not say this, with the cure; ``None`` where it may. A script of one's own may say anything."""
     if isinstance(asked, str):

@@ -21,11 +21,11 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupK
 from torch import nn
 
 from zeta_core.checkpoint.state import Staging, Stored, Tensors
+from zeta_core.contract.deepspeed import DEFAULT_STAGE, stage_of
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
 
-DEFAULT_STAGE = 2
 _TAG = "deepspeed"
 _STAGE = "zero_stage"  # among the optimizer's plain values
 
@@ -40,7 +40,7 @@ def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[st
     elif isinstance(asked, dict):
         config = dict(asked)
     else:
-        config = {"zero_optimization": {"stage": DEFAULT_STAGE if asked is True else asked}}
+        config = {"zero_optimization": {"stage": stage_of(asked)}}
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulate_every,

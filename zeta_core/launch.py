@@ -17,7 +17,8 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import closing, suppress
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -176,6 +177,16 @@ class Stop:
             self.ends_at_once = False
             raise Interrupted
 
+    @contextmanager
+    def held_back(self) -> Generator[None]:
+        """SIGTERM waits meanwhile: thrown into the start of torch's C++, an exception aborts the process."""
+        ends_at_once, self.ends_at_once = self.ends_at_once, False
+        yield
+        self.ends_at_once = ends_at_once
+        if ends_at_once and self.was_signalled:
+            self.ends_at_once = False
+            raise Interrupted
+
     def steps_begin(self) -> None:
         """From now on the run stops by itself, between two steps."""
         self.ends_at_once = False
@@ -193,9 +204,10 @@ class Stop:
 
 def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: Supervision) -> StatusLine:
     """Start the ranks with torch elastic, without restarts, and wait until none is left; returns how they ended."""
-    import torch
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with stop.held_back():
+        import torch
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for old in run_dir.glob(END_FILE.format("*")):
         old.unlink()
@@ -262,8 +274,9 @@ def _first_failure(error: Any) -> str:
 def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine:
     spec = parse(JobSpec, _as_first_decided(file))
 
-    from zeta_core.data.sources import Places
-    from zeta_core.run import Run, execute
+    with stop.held_back():
+        from zeta_core.data.sources import Places
+        from zeta_core.run import Run, execute
 
     output_dir = Path(file.output_dir).absolute()
     run = Run(

@@ -162,6 +162,25 @@ def test_sigterm_before_the_first_step_ends_the_run_at_once(
     assert not [line for line in journal(run_dir) if isinstance(line, ErrorLine)]
 
 
+def test_sigterm_while_torch_is_imported_waits_for_the_end_of_that_and_interrupts_once(tmp_path: Path) -> None:
+    stop = launch.Stop(tmp_path / "stop", launch.Supervision(tmp_path / "alive"))
+    imported: list[bool] = []
+
+    def import_it() -> None:
+        with stop.held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            imported.append(True)
+
+    before = signal.signal(signal.SIGTERM, stop.on_signal)
+    try:
+        with pytest.raises(launch.Interrupted):
+            import_it()
+        import_it()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert imported == [True, True]
+
+
 def test_what_the_first_attempt_decided_by_its_machine_holds_also_where_it_left_no_checkpoint(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     decided = {"threads": before + 2, "mixed_precision": "bf16"}

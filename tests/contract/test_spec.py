@@ -66,6 +66,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"quantize": "int8"}}, "lora.quantize", "invalid_value"),
         ({"lora": {"quantize": "nf4"}, "use_fsdp": True}, "lora.quantize", "invalid_value"),
         ({"lora": {"quantize": "nf4"}, "use_deepspeed": 2}, "lora.quantize", "invalid_value"),
+        ({"lora": {"quantize": "nf4"}, "compile": True}, "compile", "invalid_value"),
         ({"lora": {"r": 0}}, "lora.r", "out_of_range"),
         ({"lora": {"target_modules": []}}, "lora.target_modules", "invalid_value"),
         ({"lora": {"target_modules": ""}}, "lora.target_modules", "invalid_value"),

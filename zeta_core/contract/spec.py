@@ -212,9 +212,12 @@ class TrainerOptions(Sent, Checked):
         if self.mixed_precision == "fp16" and (self.use_fsdp or self.use_deepspeed):
             cure = "its loss is scaled for whole gradients, and these are split; use 'bf16' or 'no'"
             yield _fault("mixed_precision", self.mixed_precision, cure)
-        if self.lora is not None and self.lora.quantize is not None and (self.use_fsdp or self.use_deepspeed):
-            cure = "every process holds a base in 4 bits whole; leave it out, or use_fsdp and use_deepspeed"
-            yield _fault("lora.quantize", self.lora.quantize, cure)
+        if self.lora is not None and self.lora.quantize is not None:
+            if self.use_fsdp or self.use_deepspeed:
+                cure = "every process holds a base in 4 bits whole; leave it out, or use_fsdp and use_deepspeed"
+                yield _fault("lora.quantize", self.lora.quantize, cure)
+            if self.compile:
+                yield _fault("compile", True, "a base in 4 bits is not compiled; leave this out, or lora.quantize")
         if self.compile and self.use_deepspeed:
             yield _fault("compile", self.compile, "use_deepspeed rebuilds the blocks' calls; leave one of them out")
 

@@ -38,6 +38,7 @@ from zeta_core.data.tokens import TokenFile
 from zeta_core.decided import merges, resolved_spec, say_resumed
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.memory.allocator import keeping_freed_memory
+from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.memory.needs import check_it_can_fit, has_plenty
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
@@ -115,6 +116,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     if quantizes:
         require_bitsandbytes()
     report.phase("loading_data")
+    if run.resume_from is None:  # what is left out there is as the run was started
+        check_before_loading(run.model, options, run.places, run.cache, world_size=place.world_size)
     located = locate_model(run.model, run.places, run.cache)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)

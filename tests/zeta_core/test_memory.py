@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from tests.zeta_core.advised import applied, train
-from tests.zeta_core.models import PlainModel, llama, plain
+from tests.zeta_core.models import LLAMA_CONFIG, PlainModel, llama, plain
 from zeta import Trainer
 from zeta_core.contract.job import JobError, StatusReason
+from zeta_core.contract.sources import ConfigModel
 from zeta_core.contract.spec import TrainerOptions
+from zeta_core.data.sources import Places
 from zeta_core.failures import OutOfMemory, explain
+from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.memory.needs import Parts, check_it_can_fit, has_plenty, least_needed
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.plan import Facts, decide, with_length
@@ -112,6 +115,41 @@ def test_what_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> Non
     spec = {"seq_len": 256, "batch_size": 10**6, "max_steps": 1, "learning_rate": 1e-3}
     with pytest.raises(OutOfMemory, match=r"needs at least 732 GiB per process \(.*logits 732 GiB\), and there are"):
         train(tmp_path, llama(), spec)
+
+
+def test_what_can_never_fit_is_refused_before_its_model_or_data_is_touched(tmp_path: Path) -> None:
+    wide = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 64, "vocab_size": 1 << 18}
+    spec = {"seq_len": 32, "batch_size": 1, "max_steps": 1, "learning_rate": 1e-3}
+    with pytest.raises(OutOfMemory, match=r"needs at least .* GiB per process \(weights .*\), and there are") as raised:
+        train(tmp_path, ConfigModel(config={**LLAMA_CONFIG, **wide}), spec)
+    assert (raised.value.code, raised.value.patch) == ("cannot_fit", None)
+    assert not (tmp_path / "cache").exists(), "no data was read for it"
+
+
+def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_adapter_as_the_patch(
+    tmp_path: Path,
+) -> None:
+    model: Any = llama(hidden_size=256, intermediate_size=512)
+    model.config.save_pretrained(tmp_path / "model")  # there are no weights that it could read
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+
+    def check(capacity: int, **spec: Any) -> None:
+        options = TrainerOptions.model_validate(spec)
+        places = Places(any_path=True)
+        check_before_loading(tmp_path / "model", options, places, tmp_path, world_size=1, capacity=capacity)
+
+    check(4 * weights)
+    check(2 * weights, optimizer="adafactor")
+    before = torch.random.get_rng_state()
+    with pytest.raises(OutOfMemory) as raised:
+        check(2 * weights)
+    assert raised.value.patch == {"lora": {}}
+    check(2 * weights, **applied({}, raised.value.patch))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for spec in ({}, {"lora": {}}):
+        with pytest.raises(OutOfMemory, match="a smaller model") as raised:
+            check(weights // 2, **spec)
+        assert raised.value.patch is None
 
 
 def test_the_patch_of_a_refusal_is_what_fits() -> None:

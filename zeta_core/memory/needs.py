@@ -1,8 +1,9 @@
 """What a run surely needs of memory, what there is, and what to change when it was not enough.
 
 The needs are a lower bound made of what is certain: weights, their gradients, the optimizer's state, and the logits of
-one micro-batch. Activations come on top and are not guessed. So a run is refused before its first step only where it
-cannot fit; where it turns out not to, `zeta_core.train.out_of_memory` says what was held, and by which part.
+one micro-batch. Activations come on top and are not guessed. So a run is refused only where it cannot fit: before its
+model is loaded (`before_loading`), and before its first step, when the data is known too; where it turns out not to,
+`zeta_core.train.out_of_memory` says what was held, and by which part.
 """
 
 from __future__ import annotations
@@ -79,9 +80,15 @@ def check_it_can_fit(
     if needed.total <= capacity:
         return
     patch = _patch_that_fits(model, smallest, mean_length, capacity)
-    raise OutOfMemory(
+    hint = NO_LESS_MEMORY if patch is None else "With the patch what is certain fits; activations come on top."
+    raise refusal(needed, capacity, hint=hint, patch=patch)
+
+
+def refusal(needed: Parts, capacity: int, *, hint: str, patch: Patch | None = None) -> OutOfMemory:
+    """What to raise where what is certain does not fit."""
+    return OutOfMemory(
         f"Training needs at least {_size(needed.total)} per process ({needed}), and there are {_size(capacity)}.",
-        hint=NO_LESS_MEMORY if patch is None else "With the patch what is certain fits; activations come on top.",
+        hint=hint,
         patch=patch,
         evidence={"needed_bytes": needed.total, "capacity_bytes": capacity, "memory": needed.as_evidence()},
         code="cannot_fit",

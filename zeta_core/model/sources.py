@@ -196,7 +196,7 @@ def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, ba
     except (OSError, ValueError) as error:
         raise InvalidModel(f"The {ADAPTER_CONFIG} of {name} cannot be read: {error}") from error
     named = str(about.get("base_model_name_or_path") or "")
-    if not named or not (directory / "adapter_model.safetensors").is_file():
+    if not named or (places.weights and not (directory / "adapter_model.safetensors").is_file()):
         raise InvalidModel(
             f"{name} is an adapter whose base has no name, so it cannot be loaded alone; train it again with "
             "lora.save_merged, which stores the whole model beside it."

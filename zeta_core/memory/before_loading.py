@@ -1,0 +1,100 @@
+"""Refuses a model that can never be trained here before its weights are fetched, read or built.
+
+What is certain without data, of a config and the options: weights, gradients and the optimizer's state (`needs`). On a
+CPU this is where a run too large ends: Linux would kill it while it loads, without a word of its own. Looked at are
+models that have a config; a script's own module is there already, and what builds one is not run twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zeta_core import plan as planning
+from zeta_core.contract.advice import NO_LESS_MEMORY
+from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, memory_parts
+from zeta_core.contract.sources import ConfigModel, FileModel, JobModel
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.data.sources import Places
+from zeta_core.memory.needs import Parts, capacity_of, least_needed, refusal
+from zeta_core.model.facts import num_positions, values_per_token
+from zeta_core.model.freezing import freeze
+from zeta_core.model.gguf import is_gguf
+from zeta_core.model.sources import Located, locate_model
+from zeta_core.plan import Facts, Plan
+from zeta_core.settings import free_memory_bytes
+
+QUANTIZED_BYTES = 0.5  # of a weight in 4 bits; not all of them are
+LORA_HINT = (
+    "With the patch an adapter is trained instead of every weight, and what is certain fits; activations come on top."
+)
+
+
+def check_before_loading(
+    model: object,
+    options: TrainerOptions,
+    places: Places,
+    cache: Path,
+    *,
+    world_size: int,
+    capacity: int | None = None,
+) -> None:
+    """Raise `OutOfMemory` where what is certain is more than a process can have at all (``capacity``, in bytes).
+
+    Raises `InvalidModel` where the model's config cannot be had, as loading it would.
+    """
+    if not isinstance(model, ConfigModel | JobModel | FileModel | str | Path):
+        return
+    located = locate_model(model, replace(places, weights=False), cache)
+    if located.needs_weights or (located.directory is not None and is_gguf(located.directory)):
+        return
+    with torch.device("meta"):
+        model = located.build()
+    plan = planning.decide(options, _facts(model, located, world_size), None)
+    capacity = capacity or capacity_of(plan)
+    needed = _least_with_adapter(model, located, plan) if plan.lora is not None else _least(model, plan)
+    if needed.total <= capacity:
+        return
+    may_adapt = located.pretrained and plan.lora is None and not plan.freeze
+    if may_adapt and _least_with_adapter(model, located, plan).total <= capacity:
+        raise refusal(needed, capacity, hint=LORA_HINT, patch={"lora": {}})
+    raise refusal(needed, capacity, hint=NO_LESS_MEMORY)
+
+
+def _facts(model: nn.Module, located: Located, world_size: int) -> Facts:
+    """What can be decided from without data and without an earlier run."""
+    cuda = torch.cuda.is_available()
+    return Facts(
+        world_size=world_size,
+        device="cuda" if cuda else "cpu",
+        supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        threads=torch.get_num_threads(),
+        positions=num_positions(model),
+        values_per_token=values_per_token(model),
+        free_bytes=free_memory_bytes(),
+        from_scratch=not located.pretrained,
+        data="",
+    )
+
+
+def _least(model: nn.Module, plan: Plan) -> Parts:
+    """`least_needed` of every weight that is not frozen, without a token of data."""
+    model.float()
+    freeze(model, plan.freeze)
+    return least_needed(model, plan, mean_length=0)
+
+
+def _least_with_adapter(model: nn.Module, located: Located, plan: Plan) -> Parts:
+    """The base alone, at its smallest: an adapter is little beside it, and takes seconds to be put in."""
+    each: float = (
+        located.dtype.itemsize if located.dtype is not None and plan.mixed_precision != "no" else FLOAT32_BYTES
+    )
+    if plan.lora is not None and plan.lora["quantize"] is not None:
+        each = QUANTIZED_BYTES
+    weights = int(each * sum(parameter.numel() for parameter in model.parameters()))
+    stage = 0 if plan.strategy == "replicated" else FSDP_STAGE
+    parts = memory_parts(weights=weights, num_trained=0, optimizer=0, stage=stage, num_processes=plan.world_size)
+    return Parts(weights=parts.weights, gradients=0, optimizer=0)

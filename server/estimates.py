@@ -19,6 +19,7 @@ from server.service import Service
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.estimate import Bytes, Estimate, Memory
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
+from zeta_core.contract.rate_search import FOUND_AT_THE_START
 from zeta_core.contract.sources import ConfigModel, JobModel
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of
@@ -133,6 +134,8 @@ def _estimate(spec: JobSpec, resolved: dict[str, Any], parameters: int | None, u
         pending["trainable_parameters"] = unknown if parameters is None else "A worker knows which weights are trained."
     if spec.max_steps is None:
         pending["steps"] = _DATA_UNREAD
+    if resolved["learning_rate"] is None:
+        pending["learning_rate"] = FOUND_AT_THE_START
     tokens: int | None = None
     if spec.max_steps is None or resolved["seq_len"] is None:
         pending["tokens"] = _DATA_UNREAD if spec.max_steps is None else _MODEL_UNREAD

@@ -53,7 +53,7 @@ def Trainer(
     model: Any = None,
     use_fsdp: bool = False,
     use_activation_checkpointing: bool = False,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     seed: int | None = None,
     use_pretokenized: bool = False,
     resume_from_checkpoint: str | os.PathLike[str] | None = None,

@@ -27,6 +27,7 @@ from zeta_core.contract import defaults
 from zeta_core.contract.check import CheckAnswer, Vocabulary
 from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.layout import RunFile
+from zeta_core.contract.rate_search import FOUND_AT_THE_START
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 
@@ -160,6 +161,9 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
     resolved = {**defaults.resolve(spec), **_numbers(plan.stored()), "global_batch_size": plan.global_batch}
+    if not plan.learning_rate:
+        resolved["learning_rate"] = None
+        pending["learning_rate"] = FOUND_AT_THE_START
     return CheckAnswer(
         ok=True,
         resolved_spec=resolved,

@@ -47,6 +47,7 @@ from zeta_core.contract.layout import (
     StopFile,
 )
 from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
+from zeta_core.contract.rate_search import FIND
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
@@ -305,12 +306,14 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
 def _as_first_decided(file: RunFile) -> dict[str, Any]:
     """The spec as it was sent, with what its first attempt decided by its machine, checkpoint or not.
 
-    That is the split into micro-batches, and the precision.
+    That is the split into micro-batches, and the precision; and the learning rate, where it was found.
     """
     spec = dict(file.spec)
     for names in (("batch_size", "gradient_accumulate_every"), ("mixed_precision",)):
         if all(spec.get(name) is None and file.resolved_spec.get(name) is not None for name in names):
             spec |= {name: file.resolved_spec[name] for name in names}
+    if spec.get("learning_rate") == FIND and file.resolved_spec.get("learning_rate") is not None:
+        spec["learning_rate"] = file.resolved_spec["learning_rate"]
     return spec
 
 

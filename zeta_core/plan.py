@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zeta_core.contract import defaults
+from zeta_core.contract.rate_search import FIND
 from zeta_core.contract.spec import Dpo, Optimizer, Precision, Schedule, TrainerOptions
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
@@ -46,7 +47,10 @@ EVALUATIONS = 10  # of a run that does not say eval_steps, evenly spaced, the la
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's numbers. Batches count sequences; a step is an optimizer step; ``warmup`` is as the user gave it."""
+    """A run's numbers. Batches count sequences; a step is an optimizer step; ``warmup`` is as the user gave it.
+
+    ``learning_rate`` is 0 as long as it is to be found.
+    """
 
     seed: int
     seq_len: int
@@ -135,7 +139,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         global_batch=batch_size * accumulate * facts.world_size,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
-        learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch),
+        learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch) or 0.0,
         weight_decay=defaults.WEIGHT_DECAY if options.weight_decay is None else options.weight_decay,
         optimizer=options.optimizer,
         lr_scheduler=options.lr_scheduler,
@@ -218,6 +222,8 @@ _OPTION_OF = {
 
 def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
     given = {name for name in options.model_fields_set if getattr(options, name) is not None}
+    if options.learning_rate == FIND:
+        given.remove("learning_rate")  # it was found, or given, when the run was started
     given |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
     values: dict[str, Any] = {}
     for name in KEPT:

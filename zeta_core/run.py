@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ from zeta_core.report.trackers import require as require_trackers
 from zeta_core.settings import Place, asked_of_accelerate, free_memory_bytes, library_environment
 from zeta_core.train.loop import Course
 from zeta_core.train.out_of_memory import explained
+from zeta_core.train.rate_search import find_learning_rate
 from zeta_core.train.saving import Saver
 
 
@@ -167,8 +168,6 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
         loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
         setup = Setup(options, plan, facts, located, model, loss_of, tokens.num_documents)
-        for advice in setup.advice():
-            report.advise(advice)
         if padding := padding_advice(tokenizer, sequences, loss_of, plan):
             report.advise(padding) if padding.patch else report.log(padding.message)
         may_split = place.world_size == 1 and plan.strategy != "zero" and defaults.batch_split(options) == (None, None)
@@ -176,6 +175,28 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         ours = not torch.cuda.is_available()  # torch keeps the memory of a GPU itself
         if ours and has_plenty(model, plan, sequences.mean_length, facts.values_per_token):
             stack.enter_context(keeping_freed_memory())
+        if not plan.learning_rate:
+            decided = find_learning_rate(
+                model,
+                plan,
+                processes,
+                loss_of=loss_of,
+                sequences=sequences,
+                deepspeed=options.use_deepspeed,
+                usual=setup.usual_rates,
+                report=report,
+                asked_to_stop=run.stop,
+                may_split=may_split,
+                memory=memory,
+            )
+            if not isinstance(decided, Plan):
+                return Outcome(run_id, Progress(), 0, plan.total_steps, None, None, decided)
+            plan = memory.plan = decided
+            setup = replace(setup, plan=plan)
+            if place.is_main:
+                checkpoints.write_plan(run.output_dir, run_id, plan.stored())
+        for advice in setup.advice():
+            report.advise(advice)
         # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
         apart = located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
@@ -256,7 +277,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             watch=setup.watch(report.advise),
             may_split=may_split,
         )
-        memory.course = course
+        memory.trains = course
         run.steps_begin()
         stopped = course.train()
         newest = course.finish(stopped)

@@ -43,6 +43,7 @@ def test_the_learning_rate_follows_what_is_trained() -> None:
     assert resolved(model="org/name")["learning_rate"] == 2e-5
     assert resolved(model={"builder": "name"})["learning_rate"] == 3e-4
     assert resolved(learning_rate=0.5)["learning_rate"] == 0.5
+    assert resolved(learning_rate="find")["learning_rate"] is None
 
 
 def test_what_is_given_stays_as_it_is() -> None:

@@ -77,10 +77,13 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     assert "No worker is connected" in found["pending"]["disk"]
     assert "no worker is connected" in found["pending"]["time"]
 
-    unknown = http.post("/v1/jobs/validate", json={**SPEC, "max_steps": None}).json()
+    later = {**SPEC, "max_steps": None, "learning_rate": "find"}
+    unknown = http.post("/v1/jobs/validate", json=later).json()
     for name in ("parameters", "trainable_parameters", "steps", "tokens", "memory", "disk", "time"):
         assert unknown[name] is None
         assert unknown["pending"][name].endswith(".")
+    assert unknown["resolved_spec"]["learning_rate"] is None
+    assert "found by a test before the first step" in unknown["pending"]["learning_rate"]
 
     job_id = rows.job()
     rows.attempt(job_id)

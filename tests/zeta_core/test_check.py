@@ -120,6 +120,7 @@ def test_activations_are_estimated_close_to_what_autograd_keeps(asked: dict[str,
 
 def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
     spec = {"model": {"config": BIG}, "seq_len": 2048, "use_fsdp": True, "max_steps": None, "optimizer": "lion"}
+    spec["learning_rate"] = "find"
     answer = answer_to(spec, processes=8)
     assert answer.num_parameters == 70_553_706_496
     assert answer.memory is not None
@@ -128,6 +129,8 @@ def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
     assert answer.isolates is True
     assert answer.total_steps is None
     assert "tokenized" in answer.pending["total_steps"]
+    assert (answer.resolved_spec or {"learning_rate": 1})["learning_rate"] is None
+    assert "found by a test" in answer.pending["learning_rate"]
 
 
 def test_an_adapter_is_what_is_trained() -> None:

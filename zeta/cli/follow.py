@@ -159,6 +159,8 @@ def progress_line(fields: dict[str, Any]) -> str:
 
 def _figures(fields: dict[str, Any]) -> str:
     words: list[str] = []
+    if fields.get("share") is not None:  # of what is no step: data that is read, a learning rate that is looked for
+        words.append(f"{fields['share']:.0%}")
     if fields.get("eval_loss") is not None:
         words.append(f"held-out loss {fields['eval_loss']:.4f}")
     if fields.get("perplexity") is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zeta_core.contract.rate_search import FIND
 from zeta_core.contract.sources import BuilderModel, ConfigModel, ModelSource, context_limit
 from zeta_core.contract.spec import Dpo, JobSpec, TrainerOptions
 
@@ -31,10 +32,13 @@ def batch_split(options: TrainerOptions) -> tuple[int | None, int | None]:
     return options.batch_size or max(1, GLOBAL_BATCH_SEQUENCES // accumulate), accumulate
 
 
-def learning_rate(options: TrainerOptions, *, from_scratch: bool) -> float:
-    """The learning rate that is used: AdamW from scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO 1e-6."""
+def learning_rate(options: TrainerOptions, *, from_scratch: bool) -> float | None:
+    """The learning rate that is used: AdamW from scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO 1e-6.
+
+    None where it is to be found.
+    """
     if options.learning_rate is not None:
-        return options.learning_rate
+        return None if options.learning_rate == FIND else options.learning_rate
     if options.method == "dpo":
         return 1e-6
     if options.lora is not None:

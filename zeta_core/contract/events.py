@@ -14,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 from zeta_core.contract.advice import Patch
 from zeta_core.contract.data_report import DataReport
 from zeta_core.contract.job import JobError, JobResult, JobStatus, StatusReason
+from zeta_core.contract.rate_search import RateSearch
 
 EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
 
-Phase = Literal["fetching", "loading_data", "loading_model", "training", "evaluating", "saving"]
+Phase = Literal[
+    "fetching", "loading_data", "loading_model", "finding_learning_rate", "training", "evaluating", "saving"
+]
 
 
 def utc_now() -> datetime:
@@ -58,6 +61,7 @@ class ProgressLine(_Line):
     ``data_wait_share`` and ``checkpoint_blocked_share`` of the time since the last line. ``memory_parts`` are bytes of
     weights, gradients, optimizer and activations, in an attempt's first line.
     While data is read, ``documents`` are those tokenized so far and ``share`` (0 to 1) is how much of it was read.
+    While the learning rate is looked for, ``share`` is how much of that is done; what it computes is no step.
     With method ``dpo`` a loss is the mean over pairs, and ``rewards`` are means too: ``chosen``, ``rejected``, their
     ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher one.
     """
@@ -91,7 +95,7 @@ class LogLine(_Line):
     type: Literal["log"] = "log"
     level: Literal["info", "warning", "error"] = "info"
     message: str
-    data: DataReport | None = None
+    data: DataReport | RateSearch | None = None
 
 
 class CheckpointLine(_Line):

@@ -17,6 +17,7 @@ from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.deepspeed import cure_for_a_job
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
+from zeta_core.contract.rate_search import FIND, SHORTEST_RUN, Find
 from zeta_core.contract.sources import (
     COLUMNS,
     ConfigModel,
@@ -86,7 +87,9 @@ class TrainerOptions(Sent, Checked):
     entity_name: str | None = Field(default=None, min_length=1, max_length=200)
     use_fsdp: bool = False
     use_activation_checkpointing: bool = False
-    learning_rate: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
+    learning_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None = Field(
+        default=None, description="'find': by a test of up to 100 updates before the first step"
+    )
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     use_pretokenized: bool = False
     resume_from_checkpoint: str | None = Field(default=None, min_length=1)
@@ -145,6 +148,10 @@ class TrainerOptions(Sent, Checked):
             found.append(_fault("lora.target_modules", self.lora.target_modules, cure))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
+        finds = self.learning_rate == FIND and self.resume_from_checkpoint is None
+        if finds and self.max_steps is not None and self.max_steps < SHORTEST_RUN:
+            cure = f"its test needs {SHORTEST_RUN} steps or more, and max_steps is {self.max_steps}; use a number"
+            found.append(_fault("learning_rate", self.learning_rate, cure))
         found += self._weight_faults()
         found += self._column_faults()
         return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]

@@ -163,7 +163,7 @@ def prepare_reference(
     given: Tensors = {} if stored is None else stored.fixed()
     for key, some in zip(_FILE_KEYS, pairs, strict=False):
         if stored is None:
-            some.reference_2P = _log_probabilities(engine, loss_of, some, micro_batch)
+            some.reference_2P = reference_of(engine, loss_of, some, micro_batch)
         elif key not in given or len(given[key]) != len(some.reference_2P):
             raise CannotResume("The checkpoint does not hold the reference of these pairs; start from its weights.")
         else:
@@ -172,11 +172,16 @@ def prepare_reference(
     return kept
 
 
-def _log_probabilities(engine: Engine, loss_of: DpoLoss, pairs: Pairs, micro_batch: int) -> NDArray[np.float32]:
-    """Of all answers under the model as it is; each rank computes its share."""
+def reference_of(
+    engine: Engine, loss_of: DpoLoss, pairs: Pairs, micro_batch: int, *, which: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """The log-probabilities of all answers under the model as it is, or of ``which`` pairs' and 0 for the others'.
+
+    Each rank computes its share.
+    """
     place = engine.processes.place
     found = np.zeros(2 * len(pairs), dtype=np.float64)
-    every = np.arange(len(pairs))
+    every = np.arange(len(pairs)) if which is None else which
     shares = micro_batches(every, micro_batch=micro_batch, world_size=place.world_size, rank=place.rank)
     with engine.evaluating() as model:
         for rows, num_counting in shares:

@@ -23,7 +23,7 @@ from zeta_core.checkpoint.state import Progress, Saved, Snapshot, Staging
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.job import STOP_ACTIONS, StopAction
 from zeta_core.data.packing import Sequences
-from zeta_core.data.sampler import micro_batches, sampler_of
+from zeta_core.data.sampler import sampler_of
 from zeta_core.failures import NonFiniteLoss
 from zeta_core.objective.evaluation import Evaluator, stopped_early
 from zeta_core.objective.loss import LossOf
@@ -31,6 +31,7 @@ from zeta_core.optim.schedule import factor
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
+from zeta_core.train.accumulation import Accumulation
 from zeta_core.train.divergence import Watch, not_finite_in
 from zeta_core.train.meter import Meter
 from zeta_core.train.saving import Saver
@@ -59,8 +60,7 @@ class Course:
         watch: Watch,
         may_split: bool,
     ) -> None:
-        self.watch, self.may_split = watch, may_split
-        self.plan, self.engine, self.loss_of = plan, engine, loss_of
+        self.watch, self.engine, self.loss_of = watch, engine, loss_of
         self.output_dir, self.checkpointing_steps, self.asked_to_stop = output_dir, checkpointing_steps, asked_to_stop
         self.sequences, self.progress, self.saver, self.report = sequences, progress, saver, report
         self.saved, self.evaluator = saved, evaluator
@@ -69,6 +69,8 @@ class Course:
         self.staging = Staging()
         self.steps_trained = 0
         self.meter = Meter(report, plan, len(sequences), engine)
+        reading = self.meter.data
+        self.accumulation = Accumulation(plan, engine, loss_of, sequences, report, reading, may_split=may_split)
         self.saved_step = progress.step if saver.newest is not None else -1
         self.saved_at = time.monotonic()
         self.seconds_saving = self.seconds_evaluating = 0.0
@@ -89,7 +91,7 @@ class Course:
                     min(progress.consumed_sequences + plan.global_batch, plan.total_sequences),
                 )
                 num_targets = self.sequences.num_targets(window)
-            own_loss_sum = self._accumulate_within_memory(window, num_targets)
+            own_loss_sum = self.accumulation.gradient(window, num_targets)
             self.meter.usage.computed()
             grad_norm = engine.clip(plan.max_grad_norm)
             asked = self.asked_to_stop() if engine.processes.is_main else None
@@ -135,6 +137,19 @@ class Course:
         return stop
 
     @property
+    def plan(self) -> Plan:
+        return self.accumulation.plan  # of which the split can have changed
+
+    @property
+    def step(self) -> int:
+        """The one that is under way, or the next."""
+        return self.progress.step + 1
+
+    @property
+    def doing(self) -> str:
+        return f"step {self.step}"
+
+    @property
     def is_done(self) -> bool:
         """Whether no step is left to be trained: the last one is reached, or evaluations stopped getting better."""
         return self.progress.step >= self.plan.total_steps or stopped_early(self.progress, self.plan)
@@ -157,54 +172,6 @@ class Course:
         if names:
             self.save(*names)
         return stop
-
-    def _accumulate_within_memory(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
-        """Halve the micro-batch and double the accumulation while memory runs out; the global batch stays.
-
-        Only where the user left both to the Trainer, and in one process: ranks cannot agree on it within a collective.
-        The step is computed again from its own random state, and the split that fits is stored with the run.
-        """
-        random_state = states.random_state() if self.may_split else {}
-        while True:
-            try:
-                return self._accumulate(window, num_targets)
-            except torch.OutOfMemoryError:
-                if not self.may_split or self.plan.batch_size == 1:
-                    raise
-            self.engine.forget_gradients()
-            self.loss_of.take_measures()
-            states.restore_random(random_state)
-            self.plan = self.plan.with_half_the_micro_batch()
-            self.saver.plan = self.plan.stored()
-            split = self.plan.batch_size, self.plan.gradient_accumulate_every
-            self.report.warn(
-                "micro_batch_halved",
-                f"Memory ran out: batch_size is {split[0]} and gradient_accumulate_every {split[1]} from here on, "
-                "with the same global batch.",
-                hint="Nothing needs to be done; a later run that is given this split does not have to find it.",
-                patch={"batch_size": split[0], "gradient_accumulate_every": split[1]},
-            )
-
-    def _accumulate(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
-        """Forward and backward over one global batch; returns the sum of this rank's losses, on the device.
-
-        The gradient is that of the mean over the targets of all micro-batches of all ranks, whatever the split.
-        """
-        plan, engine = self.plan, self.engine
-        place = engine.processes.place
-        micro = list(micro_batches(window, micro_batch=plan.batch_size, world_size=place.world_size, rank=place.rank))
-        total = torch.zeros((), device=engine.device)
-        for number, (rows, num_counting) in enumerate(micro, 1):
-            with self.meter.data:
-                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
-            with engine.micro_step(last=number == len(micro)):
-                loss, auxiliary = self.loss_of(engine.model, batch)
-                share = loss / max(1, num_targets)
-                if auxiliary is not None:
-                    share = share + auxiliary / (len(micro) * place.world_size)
-                engine.backward(share)
-            total += loss.detach()
-        return total
 
     def _agree(
         self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, asked: StopAction | None, due: bool
@@ -231,7 +198,7 @@ class Course:
             self.report.log(f"The gradient of step {step} overflowed fp16; again with a loss scale of {scale:,g}.")
             return
         engine.forget_gradients()
-        self._accumulate(window, num_targets)
+        self.accumulation.gradient(window, num_targets)
         raise self._not_finite("gradient", begins_here=bool(not_finite_in(engine.module.named_parameters())))
 
     def _not_finite(self, what: str, *, begins_here: bool) -> NonFiniteLoss:
@@ -279,6 +246,7 @@ class Course:
         metrics = self.progress.metrics
         if not self.loss_of.is_likelihood:
             metrics.pop("perplexity", None)
+        self.saver.plan = self.plan.stored()
         with self.meter.saving:
             self.saver.save(names, self._snapshot(names), metrics)
         self.saved_step = self.progress.step

@@ -1,0 +1,95 @@
+"""The beginnings of runs whose learning rate is found, or given, and what they say.
+
+As a script it is one of several processes: ``rate_searches.py FOLDER STRATEGY...`` trains each strategy with a found
+rate, then with that rate as a number, and leaves the checkpoints of both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tests.zeta_core.models import llama
+from tests.zeta_core.runs import Lines
+from zeta_core.contract.events import JOURNAL_LINE, LogLine, ProgressLine
+from zeta_core.contract.job import StopAction
+from zeta_core.contract.rate_search import RateSearch
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.validation import parse
+from zeta_core.data.sources import Places
+from zeta_core.report.journal import Report
+from zeta_core.run import Outcome, Run, execute
+from zeta_core.settings import Place, place
+
+STRATEGIES: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}, "zero-2": {"use_deepspeed": 2}}
+
+
+def begin(
+    model: object,
+    output_dir: Path,
+    *,
+    place: Place | None = None,
+    stop: Callable[[Lines], StopAction | None] = lambda lines: "hand_back" if _trains(lines) else None,
+    resume: bool = False,
+    **options: Any,
+) -> tuple[Outcome, Lines]:
+    """The first step or two of a run of 200, up to a checkpoint; the search in it has 20 updates."""
+    asked: dict[str, Any] = {
+        "learning_rate": "find",
+        "max_steps": 200,
+        "batch_size": 4,
+        "gradient_accumulate_every": 1,
+        "seq_len": 32,
+        **options,
+    }
+    lines = Lines()
+    run = Run(
+        options=parse(TrainerOptions, asked),
+        model=model,
+        output_dir=output_dir,
+        cache=output_dir.parent / "cache",
+        places=Places(any_path=True),
+        resume_from=output_dir if resume else None,
+        stop=lambda: stop(lines),
+    )
+    place = place or Place()
+    return execute(run, place, Report(lines) if place.is_main else Report()), lines
+
+
+def _trains(lines: Lines) -> bool:
+    return any(isinstance(line, ProgressLine) and line.phase == "training" and line.step for line in lines.all)
+
+
+def search_in(lines: Lines) -> tuple[str, RateSearch]:
+    """The sentence and the figures of the search, as a reader of the journal has them."""
+    read = [JOURNAL_LINE.validate_json(line.model_dump_json(exclude_none=True)) for line in lines.all]
+    return next(
+        (line.message, line.data) for line in read if isinstance(line, LogLine) and isinstance(line.data, RateSearch)
+    )
+
+
+def weights(output_dir: Path, file: str = "model.safetensors") -> bytes:
+    """Of the newest checkpoint."""
+    newest = max(output_dir.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    return (newest / file).read_bytes()
+
+
+def main(folder: Path, *strategies: str) -> None:
+    here = place()
+    for name in strategies:
+        found = folder / f"{name}-found"
+        begin(llama(attention_dropout=0.1), found, place=here, **STRATEGIES[name])
+        dist.barrier()
+        rate = json.loads((found / "plan.json").read_text())["learning_rate"]
+        begin(
+            llama(attention_dropout=0.1), folder / f"{name}-given", place=here, learning_rate=rate, **STRATEGIES[name]
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

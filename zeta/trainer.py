@@ -68,7 +68,7 @@ def Trainer(
     ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a config (of transformers, or as the
     HTTP spec has it), a hub id or a local directory. The keyword-only extras are those of the HTTP spec: ``dataset``
     and ``eval_dataset`` (also a path, or several), ``eval_split``, ``lora`` (also True), ``freeze``, ``tokenizer``,
-    ``max_steps``, ``epochs``, ``optimizer`` and the rest of `TrainerOptions`.
+    ``max_steps``, ``epochs``, ``optimizer`` and the rest of `TrainerOptions`. ``learning_rate`` may be ``"find"``.
     Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a checkpoint after the current step
     and then ends the process as it would have.
 

@@ -165,6 +165,11 @@ def test_the_patch_of_a_refusal_is_what_fits() -> None:
     with pytest.raises(OutOfMemory) as raised:
         check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total // 2)
     assert (raised.value.code, raised.value.patch) == ("cannot_fit", {"batch_size": 1, "gradient_accumulate_every": 12})
+    with pytest.raises(OutOfMemory) as raised:
+        check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total - 1)
+    one = least_needed(model, replace(plan, batch_size=1), 256).total
+    assert one <= needed.total // 2 < least_needed(model, replace(plan, batch_size=3), 256).total
+    assert raised.value.patch == {"batch_size": 1, "gradient_accumulate_every": 12}, "3 would fit, without activations"
     with pytest.raises(OutOfMemory, match="train an adapter with lora") as raised:
         check_it_can_fit(model, plan, 256, may_split=False, capacity=8 * num_parameters)
     assert raised.value.patch is None, "no smaller batch makes the weights smaller"

@@ -80,6 +80,9 @@ def check_it_can_fit(
     if needed.total <= capacity:
         return
     patch = _patch_that_fits(model, smallest, mean_length, capacity)
+    roomy = _patch_that_fits(model, smallest, mean_length, capacity // 2)
+    if roomy is not None and roomy.keys() <= {"batch_size", "gradient_accumulate_every"}:
+        patch = roomy  # the same numbers, and as much again for the activations
     hint = NO_LESS_MEMORY if patch is None else "With the patch what is certain fits; activations come on top."
     raise refusal(needed, capacity, hint=hint, patch=patch)
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.check_process import CheckProcess, Unanswered
-from worker.devices import count_cores
+from worker.devices import Slot, count_cores
 from worker.launch import own_environment, training_environment
 from worker.settings import WorkerSettings
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.layout import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, CheckResult
+from zeta_core.contract.spec import Resources
 
 MOST_WAITING = 4  # more are answered at once: their askers would not wait for them
 NAME = "check"  # stands for a job's id in the marks of its process
@@ -31,8 +32,15 @@ logger = logging.getLogger(__name__)
 class Checks:
     """``say`` sends a result to the server; it is called from a thread."""
 
-    def __init__(self, settings: WorkerSettings, command: Sequence[str], say: Callable[[CheckResult], None]) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        command: Sequence[str],
+        slots: Sequence[Slot],
+        say: Callable[[CheckResult], None],
+    ) -> None:
         self._settings = settings
+        self._gpu = next((slot for slot in slots if slot.kind == "cuda"), None)
         self._say = say
         environment = training_environment(
             own_environment(),
@@ -76,6 +84,7 @@ class Checks:
 
     def _answer(self, request: CheckRequest) -> CheckResult:
         settings = self._settings
+        gpu = None if Resources.model_validate(request.spec.get("resources") or {}).gpus == 0 else self._gpu
         with tempfile.TemporaryDirectory(prefix="zeta-check-") as scratch:
             order = RunFile(
                 job_id=NAME,
@@ -88,6 +97,8 @@ class Checks:
                 data_root=str(settings.data_root) if settings.data_root else None,
                 hub=settings.hub != "off",
                 processes=request.processes,
+                device="cpu" if gpu is None else "cuda",
+                supports_bf16=gpu is not None and gpu.supports_bf16,
             )
             file = Path(scratch, RUN_FILE)
             file.write_text(order.model_dump_json())

@@ -19,6 +19,8 @@ import pynvml
 
 from worker.settings import WorkerSettings
 
+FIRST_WITH_BF16 = 8  # major compute capability, Ampere: what torch.cuda.is_bf16_supported looks at
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class Slot:
     name: str
     memory_bytes: int
     device: str | None = None
+    supports_bf16: bool = False
 
 
 def find_slots(settings: WorkerSettings) -> list[Slot]:
@@ -41,7 +44,7 @@ def find_slots(settings: WorkerSettings) -> list[Slot]:
         return [Slot(slot, "cpu", f"{count_cores()} cores", memory_bytes() // number) for slot in range(number)]
     number = settings.worker_slots or len(gpus)
     chosen = [gpus[slot % len(gpus)] for slot in range(number)]
-    return [Slot(slot, "cuda", name, memory, device) for slot, (device, name, memory) in enumerate(chosen)]
+    return [Slot(slot, "cuda", name, memory, device, bf16) for slot, (device, name, memory, bf16) in enumerate(chosen)]
 
 
 def count_cores() -> int:
@@ -86,8 +89,8 @@ def memory_holders(devices: Sequence[str]) -> set[int]:
         pynvml.nvmlShutdown()
 
 
-def _gpus(visible: str | None) -> list[tuple[str, str, int]]:
-    """(word in CUDA_VISIBLE_DEVICES, name, memory in bytes) of each GPU that may be used."""
+def _gpus(visible: str | None) -> list[tuple[str, str, int, bool]]:
+    """(word in CUDA_VISIBLE_DEVICES, name, memory in bytes, bf16 or not) of each GPU that may be used."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -95,7 +98,12 @@ def _gpus(visible: str | None) -> list[tuple[str, str, int]]:
     try:
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         known = {
-            word: (word, _text(pynvml.nvmlDeviceGetName(gpu)), int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total))
+            word: (
+                word,
+                _text(pynvml.nvmlDeviceGetName(gpu)),
+                int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
+                pynvml.nvmlDeviceGetCudaComputeCapability(gpu)[0] >= FIRST_WITH_BF16,
+            )
             for index, gpu in enumerate(gpus)
             for word in (str(index), _text(pynvml.nvmlDeviceGetUUID(gpu)))
         }

@@ -63,7 +63,9 @@ class Supervisor:
         )
         self._report = self._now()
         self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
-        self._checks = Checks(settings, command, lambda result: self._link.post(("check", result.check_id), result))
+        self._checks = Checks(
+            settings, command, self._slots, lambda result: self._link.post(("check", result.check_id), result)
+        )
         self._consumer = Consumer(settings, self._inbox)
         self._pulse = Pulse(settings, incarnation, version, lambda: self._report)
         self._heard_at = self._pulse.heard_at  # when it began: no beat was taken yet

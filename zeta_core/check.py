@@ -126,11 +126,14 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     with torch.device("meta"):
         base, trained_model = located.build(), located.build()
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() if file.device is None else file.device == "cuda"
+    supports_bf16 = file.supports_bf16
+    if file.device is None:
+        supports_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     facts = planning.Facts(
         world_size=file.processes,
         device="cuda" if cuda else "cpu",
-        supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        supports_bf16=supports_bf16,
         threads=torch.get_num_threads(),
         positions=num_positions(base),
         values_per_token=values_per_token(base),

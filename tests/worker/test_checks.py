@@ -7,6 +7,7 @@ import psutil
 
 from tests.harness.waiting import wait_until
 from worker.checks import Checks
+from worker.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import CheckRequest, CheckResult
 
@@ -17,6 +18,7 @@ assert sys.argv[1:] == ["checks"]
 assert not [name for name in os.environ if name.startswith("ZETA_") and name not in ("ZETA_JOB_ID", "ZETA_ATTEMPT")]
 for line in sys.stdin:
     order = json.load(open(line.strip()))
+    assert (order["device"], order["supports_bf16"]) == ("cuda", True), "of what it would get, seen or not"
     match order["spec"]["does"]:
         case "answer" | "answer and leave":
             print(json.dumps({"ok": True, "num_parameters": order["resolved_spec"]["number"], "tokens": os.getpid()}))
@@ -34,7 +36,8 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     program.write_text(PROGRAM)
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
     said: dict[str, CheckResult] = {}
-    checks = Checks(settings, (sys.executable, str(program)), lambda result: said.update({result.check_id: result}))
+    command, gpu = (sys.executable, str(program)), Slot(0, "cuda", "a GPU", 1, "0", supports_bf16=True)
+    checks = Checks(settings, command, [gpu], lambda result: said.update({result.check_id: result}))
 
     def take(name: str, does: str) -> None:
         limit = 2 if does == "hang" else 60

@@ -90,6 +90,9 @@ def test_a_small_model_is_known_to_the_byte() -> None:
     resolved = answer.resolved_spec or {}
     assert (resolved["mixed_precision"], resolved["global_batch_size"], resolved["seed"]) == ("no", 4, 42)
     assert answer.pending == {}
+    on_a_gpu = answer_to({"batch_size": None, "gradient_accumulate_every": None}, device="cuda", supports_bf16=True)
+    resolved = on_a_gpu.resolved_spec or {}
+    assert (resolved["mixed_precision"], resolved["batch_size"]) == ("bf16", 32), "as it would be there"
 
 
 @pytest.mark.parametrize("asked", [{}, {"use_activation_checkpointing": True}, {"mixed_precision": "bf16"}])

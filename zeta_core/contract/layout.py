@@ -7,6 +7,7 @@ Names only. The two sides of a run (worker and training process) speak through t
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -96,6 +97,8 @@ class RunFile(BaseModel):
     self_stop_seconds: float | None = None  # ``alive`` not touched for so long: save and end; none: nobody touches it
     end_seconds: float | None = None  # ... and for so long: end at once
     journal_max_lines: int | None = None  # beyond it only what matters is told
+    device: Literal["cpu", "cuda"] | None = None  # of a check, which sees no GPU: what the training would get
+    supports_bf16: bool = False  # ... and whether that has instructions for it
 
 
 class StopFile(BaseModel):

@@ -127,35 +127,35 @@ def _start(folder: Path, more: str = "", model: str = "plain(dropout=0.1)") -> s
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_second_example_goes_on_after_a_killed_first_one(own_folder: Path) -> None:
     """Killed before its first checkpoint, then after one; the end is the same, to the bit."""
     resume = ", resume_from_checkpoint='./models/checkpoint.pt'"
     pointer = own_folder / "models" / "checkpoint.pt"
     process = _start(own_folder)
-    wait_until(lambda: "step 1/" in (own_folder / "log.txt").read_text(), 60, "the first step")
+    wait_until(lambda: "step 1/" in (own_folder / "log.txt").read_text(), 180, "the first step")
     process.kill()
     process.wait()
     assert not pointer.exists()
 
     process = _start(own_folder, resume + ", checkpointing_steps=5")
-    wait_until(pointer.exists, 60, "a checkpoint")
+    wait_until(pointer.exists, 180, "a checkpoint")
     process.kill()
     process.wait()
-    assert _start(own_folder, resume).wait(timeout=100) == 0
+    assert _start(own_folder, resume).wait(timeout=300) == 0
     assert "Resumed after step" in (own_folder / "log.txt").read_text()
 
     other = own_folder / "straight"
     other.mkdir()
-    assert _start(other).wait(timeout=100) == 0
+    assert _start(other).wait(timeout=300) == 0
     weights = [folder / "models" / "final" / "model.safetensors" for folder in (own_folder, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_second_example_goes_on_after_a_killed_first_one_with_a_llama(own_folder: Path) -> None:
     process = _start(own_folder, ", checkpointing_steps=5", "llama()")
-    wait_until((own_folder / "models" / "checkpoint.pt").exists, 60, "a checkpoint")
+    wait_until((own_folder / "models" / "checkpoint.pt").exists, 180, "a checkpoint")
     process.kill()
     process.wait()
     example: dict[str, Any] = {

@@ -69,8 +69,15 @@ class Setup:
         yield from self._sharing()
 
     def _sharing(self) -> Iterator[Advice]:
-        """Documents that share a sequence, and sequences that share a batch."""
+        """Tokens, documents and sequences that see what they should not."""
         model = type(self.model).__name__
+        if self.loss_of.looks_ahead:
+            yield Advice(
+                code="looks_ahead",
+                message=f"What {model} says of a token depends on the tokens after it, so it sees what it is to "
+                "predict: its loss falls fast, and it learns nothing that generates text.",
+                hint="Give it a causal mask, or take a causal model (for BERT's kind, is_decoder in its config).",
+            )
         if self.plan.pack and not self.loss_of.isolates and self.num_documents > 1:
             yield Advice(
                 code="documents_not_isolated",

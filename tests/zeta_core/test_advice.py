@@ -245,6 +245,16 @@ def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tm
     assert warnings(lines)["padding_is_learned"].patch == {"pack": True}
 
 
+def test_a_model_that_sees_what_it_is_to_predict_is_told(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"intermediate_size": 32, "vocab_size": 400, "max_position_embeddings": 64}
+    spec: dict[str, Any] = {"max_steps": 1, "seq_len": 32}
+    _, lines = train(tmp_path, ConfigModel(config={**config, **sizes}), spec)
+    assert "sees what it is to predict" in warnings(lines)["looks_ahead"].message
+    _, lines = train(tmp_path, ConfigModel(config={**config, **sizes, "is_decoder": True}), spec)
+    assert "looks_ahead" not in warnings(lines)
+
+
 def test_a_document_that_is_too_long_is_refused_with_the_patch_that_cuts_it(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"overlong": "error", "seq_len": 64, "max_steps": 1}
     error = refused(tmp_path, llama(), spec, InvalidData)

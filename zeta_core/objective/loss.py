@@ -40,6 +40,7 @@ class LossOf:
     fixed: tuple[tuple[str, Any], ...] = ()
     auxiliary_weight: float = 0.0
     needs_mask: bool = False  # a forward that is not called without one: where nothing is to hide, of ones (B, T)
+    looks_ahead: bool = False  # what it says of a token depends on later ones, which it is to predict
 
     is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
 
@@ -170,6 +171,7 @@ def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool, largest
             plain = LossOf(Convention.LOGITS, ids_name, (), tuple(fixed.items()), auxiliary, needs_mask)
             asked = probe.convention(plain, frozenset(parameters))
             probe.check_logits(largest_id)
+            asked = replace(asked, looks_ahead=probe.looks_ahead(asked))
             return probe.isolating(asked, frozenset(parameters)) if isolate else asked
         finally:
             model.train(was_training)
@@ -243,6 +245,13 @@ class _Probe:
                 return asked.call(self.model, batch, targets=shifted(batch.labels_BT))
             case _:
                 return asked.call(self.model, batch, return_loss=True)
+
+    def looks_ahead(self, asked: LossOf) -> bool:
+        """Whether the last token changes what is said of those before it; a loss alone does not tell."""
+        if asked.convention is not Convention.LOGITS:
+            return False
+        changed = self._changes(asked, self._logits(asked, self.ids_BT), at=2 * self.half - 1)
+        return bool(changed[:-1].any())
 
     def isolating(self, asked: LossOf, parameters: frozenset[str]) -> LossOf:
         """The first way of calling under which the second segment does not see the first; else ``asked`` as it is."""

@@ -93,7 +93,7 @@ def test_an_adapter_of_a_base_in_4_bits_is_trained_merged_and_used_again(tmp_pat
     base: Any = llama(**SHAPE)
     base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
     asked: dict[str, Any] = {"cache": tmp_path, "mixed_precision": "bf16", "use_activation_checkpointing": True}
-    asked |= {"lora": {"r": 4, "quantize": "nf4", "save_merged": True}, "eval_split": 0.1, "eval_steps": 2}
+    asked |= {"lora": {"r": 4, "quantize": "nf4", "save_merged": True}, "eval_split": 0.01, "eval_steps": 2}
     _, lines = train(str(tmp_path / "base"), tmp_path / "out", max_steps=4, **asked)
     final = tmp_path / "out" / "final"
     assert lines.resolved_spec["lora"]["quantize"] == "nf4"
@@ -120,7 +120,7 @@ def test_an_adapter_of_a_base_in_4_bits_is_trained_merged_and_used_again(tmp_pat
 
 def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"cache": tmp_path, "lora": {"r": 2, "lora_dropout": 0.2, "quantize": "nf4"}}
-    asked |= {"lr_scheduler": "constant", "eval_split": 0.1, "eval_steps": 1}
+    asked |= {"lr_scheduler": "constant", "eval_split": 0.01, "eval_steps": 1}
     train(llama, tmp_path / "whole", max_steps=4, **asked)
     train(llama, tmp_path / "parts", max_steps=2, **asked)
     train(llama, tmp_path / "parts", resume=True, max_steps=4, **asked)

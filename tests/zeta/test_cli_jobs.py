@@ -176,7 +176,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
     following.send_signal(signal.SIGINT)
     _, said = following.communicate(timeout=30)
     assert following.returncode == 130
-    assert "Detached" in said
+    assert "Detached" in json.loads(said)["error"]["message"]
     assert job_id in said
     assert client.job(job_id).status == "running"
 

@@ -22,16 +22,23 @@ SHOWN_PROMPT = 80  # characters of what a sample continues, its last ones
 PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no terminal, by the events' own clock
 
 
+class Detached(ZetaError):
+    """Ctrl-C: the job goes on without its reader."""
+
+    type = "interrupted"
+    code = "detached"
+
+
 def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Exit:
     """Show the job until it has ended, then how it ended; the exit status says the same to programs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where a shell started us with `&`
     try:
         job = show(client, job_id, as_json=as_json, timeout_seconds=timeout_seconds)
     except KeyboardInterrupt:
-        notice(
-            f"\nDetached: {job_id} goes on. Come back with `zeta wait {job_id}`, end it with `zeta cancel {job_id}`.",
-            as_json=as_json,
+        left = Detached(
+            f"Detached: {job_id} goes on. Come back with `zeta wait {job_id}`, end it with `zeta cancel {job_id}`."
         )
+        print(left.body().model_dump_json() if as_json else f"\n{left.message}", file=sys.stderr)
         return Exit.INTERRUPTED
     return exit_of_job(job)
 

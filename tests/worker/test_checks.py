@@ -52,14 +52,14 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
 
     for name, does in (("first", "answer"), ("first", "answer"), ("second", "answer and leave"), ("third", "answer")):
         take(name, does)
-    wait_until(lambda: said.keys() >= {"first", "second", "third"}, 30, "every answer")
+    wait_until(lambda: said.keys() >= {"first", "second", "third"}, 60, "every answer")
     assert process_of("first") == process_of("second") != process_of("third"), "one that has ended is started anew"
     for does in ("break", "hang", "answer", "answer and leave"):
         take(does, does)
     for number in range(4):
         take(f"more {number}", "answer")
     assert any("checks to do already" in (result.failure or "") for result in said.values())
-    wait_until(lambda: said.keys() >= {"break", "hang", "answer and leave"}, 30, "every answer")
+    wait_until(lambda: said.keys() >= {"break", "hang", "answer and leave"}, 60, "every answer")
     assert "last words were: broken" in (said["break"].failure or "")
     assert "longer than 2 s" in (said["hang"].failure or "")
     assert process_of("answer") == process_of("answer and leave") != process_of("third")

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
-from server.answers import ERROR_RESPONSES, answer_errors
+from server.http.answers import ERROR_RESPONSES, answer_errors
 from server.numbers import JobNumbers, RequestNumbers
 from server.routes import checkpoints, files, followed, jobs, operations, workers
 from server.service import Service

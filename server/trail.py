@@ -15,7 +15,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.answers import ServerFault, error_answer
+from server.http.answers import ServerFault, error_answer
 from server.numbers import RequestNumbers
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from server.auth import ADMIN_SCOPE, Caller
 from server.database.drains import drained_workers
 from server.database.tables import DrainRow
 from server.engine.engine import Engine
-from server.pages import PageQuery, page
+from server.http.pages import PageQuery, page
 from server.service import Service
 from zeta_core.contract.answers import Page, Worker
 from zeta_core.contract.errors import NotFound, PermissionDenied

@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from server import checkpoints
 from server.callers import TheCaller
-from server.pages import PageQuery
-from server.ranges import serve
+from server.http.pages import PageQuery
+from server.http.ranges import serve
+from server.jobs import checkpoints
 from server.service import TheService
 from zeta_core.contract.answers import Page
 from zeta_core.contract.checkpoint import Manifest

@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from server import files
 from server.callers import TheCaller
-from server.pages import PageQuery
-from server.ranges import serve
+from server.files import rows as files
+from server.http.pages import PageQuery
+from server.http.ranges import serve
 from server.service import TheService
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 

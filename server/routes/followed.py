@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from server import curves, logs, stream
 from server.callers import TheCaller
-from server.jobs import require_job
-from server.live import LiveResponse
-from server.pages import DEFAULT_LIMIT, MAX_LIMIT
+from server.http.live import LiveResponse
+from server.http.pages import DEFAULT_LIMIT, MAX_LIMIT
+from server.jobs import curves, logs, stream
+from server.jobs.reading import require_job
 from server.service import TheService
 from zeta_core.contract.answers import Curves, Page
 from zeta_core.contract.events import Event

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from server import commands, deletions, estimates, jobs, reruns, submissions
-from server.bodies import read_json
 from server.callers import TheCaller
-from server.job_query import JobQuery
+from server.http.bodies import read_json
+from server.jobs import commands, deletions
+from server.jobs import reading as jobs
+from server.jobs.query import JobQuery
 from server.service import TheService
+from server.submitting import estimates, reruns, submissions
 from zeta_core.contract.answers import DeletedObject, Page
 from zeta_core.contract.estimate import Estimate
 from zeta_core.contract.job import Job

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from server import workers
 from server.callers import TheCaller
-from server.pages import PageQuery
+from server.http.pages import PageQuery
 from server.service import TheService
 from zeta_core.contract.answers import Page, Worker
 

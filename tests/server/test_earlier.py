@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.earlier import Earlier, find_earlier
+from server.submitting.earlier import Earlier, find_earlier
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker
 from tests.harness.valkey import ValkeyServer

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.reruns import merged
+from server.submitting.reruns import merged
 from tests.harness.memory_group import memory_group
 from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run

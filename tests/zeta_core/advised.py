@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.reruns import merged
+from server.submitting.reruns import merged
 from tests.zeta_core.runs import Lines
 from tests.zeta_core.runs import train as train_into
 from zeta_core.contract.events import WarningLine

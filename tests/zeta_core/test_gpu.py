@@ -136,7 +136,8 @@ def test_a_base_in_4_bits_is_trained_on_a_gpu_and_resumed_to_the_same_bits(tmp_p
     packed = [parameter for parameter in models[0].parameters() if parameter.dtype == torch.uint8]
     assert len(packed) == 14
     assert all(parameter.is_cuda for parameter in packed)
-    whole = Trainer(model=models[3], max_steps=4, output_dir=tmp_path / "whole", **{**asked, "lora": {"r": 4}})
+    asked["lora"] = {"r": 4}
+    whole = Trainer(model=models[3], max_steps=4, output_dir=tmp_path / "whole", **asked)
     assert straight.train_loss == pytest.approx(whole.train_loss, abs=0.1)
 
 

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database import running_time, state
 from server.database.tables import JobRow
-from server.job_objects import describe_one
-from server.jobs import find_job, first_waiting_reason
+from server.jobs.objects import describe_one
+from server.jobs.reading import find_job, first_waiting_reason
 from server.service import Service
 from zeta_core.contract.commands import ANSWERS, Accepted, Command, Effect, situation_of
 from zeta_core.contract.errors import Conflict

@@ -12,9 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.data_formats import unreadable
 from server.database.newest import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
+from server.files.formats import unreadable
 from server.service import Service
 from server.settings import ServerSettings
 from zeta_core.contract.answers import FilePurpose

@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.state import lock_job
 from server.database.tables import JobRow
-from server.job_objects import describe, describe_one
-from server.job_query import JobQuery, matching
-from server.pages import newest_first, page
+from server.http.pages import newest_first, page
+from server.jobs.objects import describe, describe_one
+from server.jobs.query import JobQuery, matching
 from server.service import Service
 from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import NotFound

@@ -19,8 +19,8 @@ from server.artifacts import StoredCheckpoint
 from server.auth import Caller
 from server.database.newest import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow
-from server.jobs import find_job
-from server.ranges import Content, FilePart, Part
+from server.http.ranges import Content, FilePart, Part
+from server.jobs.reading import find_job
 from server.service import Service
 from zeta_core.contract.answers import Page
 from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest, ManifestFile

@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.acceptance import accept, read_spec
 from server.auth import Caller
 from server.database.tables import JobRow
-from server.earlier import find_earlier
-from server.parameters import count_parameters
 from server.service import Service
+from server.submitting.acceptance import accept, read_spec
+from server.submitting.earlier import find_earlier
+from server.submitting.parameters import count_parameters
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.estimate import Bytes, Estimate, Memory
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from server.answers import RangeNotSatisfiable
+from server.http.answers import RangeNotSatisfiable
 
 CHUNK_BYTES = 1 << 20  # 3.5 times faster than the usual 64 KiB
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")

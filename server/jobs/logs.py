@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from server.database.tables import AttemptRow, JobRow
-from server.live import HasLeft
+from server.http.live import HasLeft
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job import ENDED, JobStatus

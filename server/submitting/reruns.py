@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.newest import LATEST, newest_to_resume
 from server.database.tables import CheckpointRow, JobRow
-from server.jobs import find_job
+from server.jobs.reading import find_job
 from server.service import Service
-from server.submissions import answered_before, create, submission
+from server.submitting.submissions import answered_before, create, submission
 from zeta_core.contract.commands import FROM_START, Rerun
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job import Job

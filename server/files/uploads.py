@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.artifacts import ArtifactStore, Incoming
-from server.data_formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
+from server.files.formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, TooLarge, Unavailable
 from zeta_core.contract.validation import error_of, nearest

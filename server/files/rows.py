@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import FileRow, JobRow
-from server.pages import PageQuery, newest_first, page, storable
-from server.ranges import Content, FilePart
+from server.files.uploads import MAX_FORM_BYTES, receive
+from server.http.pages import PageQuery, newest_first, page, storable
+from server.http.ranges import Content, FilePart
 from server.service import Service
-from server.uploads import MAX_FORM_BYTES, receive
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 from zeta_core.contract.errors import Conflict, NotFound, QuotaExceeded
 from zeta_core.contract.events import utc_now

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import Select, select
 
 from server.database.tables import JobRow
-from server.pages import PageQuery, storable
+from server.http.pages import PageQuery, storable
 from zeta_core.contract.job import JobStatus
 
 _METADATA = re.compile(r"^metadata\[([^\"\\\]]+)\]$")  # without what would end a path in SQLite's JSON

@@ -16,13 +16,13 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.acceptance import Accepted, accept, read_spec
 from server.auth import Caller
 from server.database import events
 from server.database.tables import IdempotencyRow, JobRow
-from server.job_objects import describe_one
-from server.jobs import first_waiting_reason
+from server.jobs.objects import describe_one
+from server.jobs.reading import first_waiting_reason
 from server.service import Service
+from server.submitting.acceptance import Accepted, accept, read_spec
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id

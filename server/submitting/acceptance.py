@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.references import check_references, check_training_state, with_named_checkpoint
-from server.resuming import check_exact_resume
 from server.service import Service
+from server.submitting.references import check_references, check_training_state, with_named_checkpoint
+from server.submitting.resuming import check_exact_resume
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse

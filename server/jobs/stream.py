@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import EventRow, JobRow
-from server.live import HasLeft
+from server.http.live import HasLeft
 from server.service import Service
 from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import InvalidRequest

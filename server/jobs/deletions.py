@@ -9,9 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.commands import accepted
 from server.database.tables import IdempotencyRow, JobRow
-from server.jobs import find_job
+from server.jobs.commands import accepted
+from server.jobs.reading import find_job
 from server.removal import remove_deleted
 from server.service import Service
 from zeta_core.contract.answers import DeletedObject

@@ -1,0 +1,1 @@
+"""Files that clients upload: told apart, stored as they arrive, listed."""

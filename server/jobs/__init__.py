@@ -1,0 +1,1 @@
+"""Jobs that are there: read, commanded, followed, deleted, and what they have stored."""

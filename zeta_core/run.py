@@ -7,8 +7,8 @@ first rank decides what is read from and moved in ``output_dir``; the others are
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from zeta_core.advice import Setup, padding_advice, vocabulary_patch
 from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
-from zeta_core.checkpoint.state import Progress, Tensors
+from zeta_core.checkpoint.state import Progress, Stored, Tensors
 from zeta_core.contract import defaults
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
@@ -53,6 +53,7 @@ from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
 from zeta_core.objective.sampling import Samples
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine, check_launcher
+from zeta_core.parallel.surroundings import as_it_was, deterministic_kernels
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.report.trackers import TrackedRun, Trackers, openers
@@ -131,7 +132,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=torch.cuda.is_available()))
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
-        stack.enter_context(_as_it_was())
+        stack.enter_context(as_it_was())
         report.phase("loading_model")
         found = processes.from_main(lambda: _find_checkpoint(run, report))
         stored = None if found is None else states.read_state(found.directory)
@@ -154,7 +155,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         memory.plan = plan
         torch.set_num_threads(plan.threads)
         if torch.cuda.is_available():
-            stack.enter_context(_deterministic_kernels())
+            stack.enter_context(deterministic_kernels())
         processes.gather(None)  # every rank has read what it needs of a directory that is moved now
         run_id = processes.from_main(lambda: _take_output_dir(run, found, plan, report))
 
@@ -206,13 +207,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
         if plan.use_activation_checkpointing:
             stack.enter_context(checkpointed(blocks))
-        engine = build_engine(
-            trained,
-            plan,
-            processes,
-            blocks=blocks,
-            deepspeed=options.use_deepspeed,
-        )
+        engine = build_engine(trained, plan, processes, blocks=blocks, deepspeed=options.use_deepspeed)
         stack.callback(engine.close)
         reference: Tensors = {}
         if isinstance(loss_of, DpoLoss):
@@ -220,15 +215,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             reference = prepare_reference(engine, loss_of, pairs, plan.batch_size, stored)
             report.log(f"The reference knows {sum(map(len, pairs)):,} pairs.")
 
-        progress = Progress()
-        states.seed_everything(plan.seed, place.rank)
-        if stored is not None:
-            progress = stored.progress
-            engine.restore_optimizer(stored)
-            if len(stored.random) == place.world_size:
-                states.restore_random(stored.random[place.rank])
-            else:
-                states.seed_everything(plan.seed, place.rank, progress.step)
+        progress = _begin_or_go_on(engine, stored, plan, place)
         evaluator = None
         if held_out is not None and evaluated is not None:
             evaluator = _evaluator(run, plan, engine, loss_of, held_out, evaluated, tokenizer, report)
@@ -241,15 +228,16 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             "run_id": run_id,
         }
         report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
+        name = options.entity_name or run_id
         if options.report_to and place.is_main:
-            tracked = TrackedRun(options.entity_name or run_id, run_id, run.output_dir, progress.step, resolved)
+            tracked = TrackedRun(name, run_id, run.output_dir, progress.step, resolved)
             trackers = Trackers(report.warn)
             trackers.start(openers(options.report_to, tracked), required=stored is None)
             stack.enter_context(report.also_to(trackers))
         some = "" if num_trained == num_parameters else f", {num_trained:,} of them trained"
         some += " and the base in 4 bits" if quantizes else ""
         report.log(
-            f"{options.entity_name or run_id}: {num_parameters:,} parameters{some}, {plan.total_steps} steps of "
+            f"{name}: {num_parameters:,} parameters{some}, {plan.total_steps} steps of "
             f"{plan.global_batch} sequences of {plan.seq_len} tokens, on {place.world_size} x {engine.device.type}."
         )
         data_reports.tell(data, sequences, report)
@@ -288,29 +276,6 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
 
 
-@contextmanager
-def _as_it_was() -> Generator[None]:
-    """What a training changes in its process, and a script or a notebook goes on with, is put back afterwards."""
-    random_state, threads = states.random_state(), torch.get_num_threads()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        states.restore_random(random_state)
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _deterministic_kernels() -> Generator[None]:
-    """The same seed gives the same bits on a GPU, too; a kernel that cannot is warned of by torch, not refused."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
 def _tokens(run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Report) -> TokenFile:
     sources = open_sources(dataset_sources(dataset), run.places, pretokenized=run.options.use_pretokenized)
     return prepare_tokens(
@@ -328,6 +293,19 @@ def _sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Sequen
     if plan.beta is not None:
         return Pairs(tokens, plan.seq_len, overlong=options.overlong)
     return Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong)
+
+
+def _begin_or_go_on(engine: Engine, stored: Stored | None, plan: Plan, place: Place) -> Progress:
+    """Seed this rank; where a checkpoint is gone on from, give back the optimizer's state and the random states."""
+    states.seed_everything(plan.seed, place.rank)
+    if stored is None:
+        return Progress()
+    engine.restore_optimizer(stored)
+    if len(stored.random) == place.world_size:
+        states.restore_random(stored.random[place.rank])
+    else:
+        states.seed_everything(plan.seed, place.rank, stored.progress.step)
+    return stored.progress
 
 
 def _evaluator(

@@ -92,7 +92,7 @@ async def find_earlier(
     alike = [job for job in await _succeeded(session, project, resolved["model"]) if _same_work(asked, resolved, job)]
     workers: dict[str, set[str]] = defaultdict(set)
     of_them = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in alike]))
-    for job_id, worker in (await session.execute(of_them)).tuples():
+    for job_id, worker in await session.execute(of_them):
         workers[job_id].add(worker)
     for job in sorted(alike, key=lambda job: job.seconds, reverse=True):
         gpus = int(str(job.decided.get("device")).startswith("cuda"))
@@ -117,7 +117,7 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Ea
     ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
     newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
     found: list[Earlier] = []
-    for job_id, sent, decided, result, progress in (await session.execute(newest)).tuples():
+    for job_id, sent, decided, result, progress in await session.execute(newest):
         if decided.get("model") != model or sent.get("resume_from_checkpoint"):
             continue
         tokens, seconds = (result or {}).get("tokens"), (result or {}).get("train_seconds")

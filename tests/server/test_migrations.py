@@ -64,7 +64,7 @@ def test_jobs_that_ended_before_their_ends_were_counted_are_counted_and_errors_a
             connection.execute(insert(JobRow).values(**job, **common, max_retries=3, created_at=utc_now()))
     upgrade(database_url)
     with engine.connect() as connection:
-        counted = connection.execute(select(JobEndRow.reason, JobEndRow.count)).tuples().all()
+        counted = connection.execute(select(JobEndRow.reason, JobEndRow.count)).all()
         errors = connection.execute(select(JobRow.error["code"].as_string()).order_by(JobRow.id)).scalars().all()
     engine.dispose()
     assert dict(counted) == {"train_error": 2, "completed": 1}

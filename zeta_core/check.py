@@ -96,12 +96,11 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core import plan as planning
     from zeta_core.data.sources import Places
     from zeta_core.memory.estimate import activation_bytes, memory_of, optimizer_bytes
-    from zeta_core.model.facts import embedding_rows, num_positions, values_per_token
+    from zeta_core.model.facts import embedding_rows, facts_without_data
     from zeta_core.model.quantized import require as require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
     from zeta_core.model.trained import prepare
     from zeta_core.parallel.zero import zero_config
-    from zeta_core.settings import free_memory_bytes
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
@@ -126,20 +125,12 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     with torch.device("meta"):
         base, trained_model = located.build(), located.build()
-    cuda = torch.cuda.is_available() if file.device is None else file.device == "cuda"
-    supports_bf16 = file.supports_bf16
-    if file.device is None:
-        supports_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    facts = planning.Facts(
+    facts = facts_without_data(
+        base,
+        pretrained=located.pretrained,
         world_size=file.processes,
-        device="cuda" if cuda else "cpu",
-        supports_bf16=supports_bf16,
-        threads=torch.get_num_threads(),
-        positions=num_positions(base),
-        values_per_token=values_per_token(base),
-        free_bytes=free_memory_bytes(),
-        from_scratch=not located.pretrained,
-        data="",
+        device=file.device,
+        supports_bf16=file.supports_bf16,
     )
     plan = planning.decide(spec, facts, None)
     with torch.device("meta"):

@@ -42,7 +42,7 @@ from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.memory.needs import check_it_can_fit, has_plenty
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
-from zeta_core.model.facts import check_positions, check_vocabulary, num_positions, values_per_token
+from zeta_core.model.facts import check_positions, check_vocabulary, facts_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.model.quantized import require as require_bitsandbytes
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
@@ -58,7 +58,7 @@ from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.report.trackers import TrackedRun, Trackers, openers
 from zeta_core.report.trackers import require as require_trackers
-from zeta_core.settings import Place, asked_of_accelerate, free_memory_bytes, library_environment
+from zeta_core.settings import Place, asked_of_accelerate, library_environment
 from zeta_core.train.loop import Course
 from zeta_core.train.out_of_memory import explained
 from zeta_core.train.rate_search import find_learning_rate
@@ -343,16 +343,10 @@ def _facts(
     overlong: Overlong | None,
     threads: int | None,
 ) -> planning.Facts:
-    cuda = torch.cuda.is_available()
-    return planning.Facts(
-        world_size=place.world_size,
-        device="cuda" if cuda else "cpu",
-        supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        threads=threads or torch.get_num_threads(),
-        positions=num_positions(model),
-        values_per_token=values_per_token(model),
-        free_bytes=free_memory_bytes(),
-        from_scratch=not located.pretrained,
+    known = facts_without_data(model, pretrained=located.pretrained, world_size=place.world_size)
+    return replace(
+        known,
+        threads=threads or known.threads,
         data=tokens.fingerprint if overlong is None else f"{tokens.fingerprint} {overlong}",
         eval_data=None if held_out is None else held_out.fingerprint,
         base=base_fingerprint(model),

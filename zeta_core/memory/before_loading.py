@@ -20,12 +20,11 @@ from zeta_core.contract.sources import ConfigModel, FileModel, JobModel
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data.sources import Places
 from zeta_core.memory.needs import Parts, capacity_of, least_needed, refusal
-from zeta_core.model.facts import num_positions, values_per_token
+from zeta_core.model.facts import facts_without_data
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.sources import Located, locate_model
-from zeta_core.plan import Facts, Plan
-from zeta_core.settings import free_memory_bytes
+from zeta_core.plan import Plan
 
 QUANTIZED_BYTES = 0.5  # of a weight in 4 bits; not all of them are
 LORA_HINT = (
@@ -53,7 +52,8 @@ def check_before_loading(
         return
     with torch.device("meta"):
         model = located.build()
-    plan = planning.decide(options, _facts(model, located, world_size), None)
+    facts = facts_without_data(model, pretrained=located.pretrained, world_size=world_size)
+    plan = planning.decide(options, facts, None)
     capacity = capacity or capacity_of(plan)
     needed = _least_with_adapter(model, located, plan) if plan.lora is not None else _least(model, plan)
     if needed.total <= capacity:
@@ -62,22 +62,6 @@ def check_before_loading(
     if may_adapt and _least_with_adapter(model, located, plan).total <= capacity:
         raise refusal(needed, capacity, hint=LORA_HINT, patch={"lora": {}})
     raise refusal(needed, capacity, hint=NO_LESS_MEMORY)
-
-
-def _facts(model: nn.Module, located: Located, world_size: int) -> Facts:
-    """What can be decided from without data and without an earlier run."""
-    cuda = torch.cuda.is_available()
-    return Facts(
-        world_size=world_size,
-        device="cuda" if cuda else "cpu",
-        supports_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        threads=torch.get_num_threads(),
-        positions=num_positions(model),
-        values_per_token=values_per_token(model),
-        free_bytes=free_memory_bytes(),
-        from_scratch=not located.pretrained,
-        data="",
-    )
 
 
 def _least(model: nn.Module, plan: Plan) -> Parts:

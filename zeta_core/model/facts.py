@@ -1,4 +1,4 @@
-"""What can be told of a model that is built: its vocabulary, its positions, its size, and itself without storage."""
+"""What can be told of a model that is built, its size, positions and vocabulary, and what a run decides from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import nn
 
 from zeta_core.contract.advice import Patch
 from zeta_core.failures import InvalidModel
+from zeta_core.plan import Facts
+from zeta_core.settings import free_memory_bytes
 
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")
@@ -22,6 +24,31 @@ def num_positions(model: nn.Module) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None
+
+
+def facts_without_data(
+    model: nn.Module,
+    *,
+    pretrained: bool,
+    world_size: int,
+    device: str | None = None,
+    supports_bf16: bool = False,
+) -> Facts:
+    """What is decided from before the data is known; on this process's own device where none is named."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        supports_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Facts(
+        world_size=world_size,
+        device=device,
+        supports_bf16=supports_bf16,
+        threads=torch.get_num_threads(),
+        positions=num_positions(model),
+        values_per_token=values_per_token(model),
+        free_bytes=free_memory_bytes(),
+        from_scratch=not pretrained,
+        data="",
+    )
 
 
 def check_vocabulary(model: nn.Module, largest_id: int, patch: Patch | None) -> None:

@@ -43,7 +43,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
     return decided
 
 
-def say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str, Any]) -> None:
+def say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str, Any], *, threads_told: bool) -> None:
     """Where a resumed run goes on, and what is not as it was before."""
     report.log(f"Resumed after step {progress.step} of {plan.total_steps}.")
     if stopped_early(progress, plan):
@@ -61,4 +61,10 @@ def say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str
             "world_size_changed",
             f"The run goes on with {plan.world_size} processes instead of {before['world_size']}: the same sequences "
             "in the same order, with other random numbers for dropout.",
+        )
+    if threads_told and plan.threads > 1:  # one computes alike however it came to be one
+        report.warn(
+            "threads_changed",
+            f"The run computes with {plan.threads} threads, as before, but torch was told so after its start, which "
+            f"can change the last bits of a gradient; started with OMP_NUM_THREADS={plan.threads} it does not.",
         )

@@ -82,7 +82,8 @@ def main(run_dir: Path) -> int:
             if file.processes > 1 and not here.launched:
                 line = _train_in_processes(run_dir, file, stop, supervision)
             else:
-                line = _train(file, here, report, stop)
+                with variables(**_threads_as_first_decided(file)):  # torch reads it when it is imported
+                    line = _train(file, here, report, stop)
         except Interrupted:
             line = _ended_by_sigterm(stop() or "hand_back")
         except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
@@ -212,7 +213,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
 
     for old in run_dir.glob(END_FILE.format("*")):
         old.unlink()
-    threads = max(1, torch.get_num_threads() // file.processes)
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // file.processes))}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -231,7 +232,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
     oom_kills = count_oom_kills()
     killed: StatusLine | None = None
     ranks_failed: str | None = None
-    with variables(OMP_NUM_THREADS=str(threads)):
+    with variables(**(threads | _threads_as_first_decided(file))):
         try:
             elastic_launch(config, sys.executable)("-m", "zeta_core", str(run_dir))
         except ChildFailedError as error:
@@ -292,7 +293,7 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
             hub=file.hub,
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
-        threads=threads if isinstance(threads := file.resolved_spec.get("threads"), int) else None,
+        threads=_threads(file),
         stop=stop,
         steps_begin=stop.steps_begin,
     )
@@ -315,6 +316,17 @@ def _as_first_decided(file: RunFile) -> dict[str, Any]:
     if spec.get("learning_rate") == FIND and file.resolved_spec.get("learning_rate") is not None:
         spec["learning_rate"] = file.resolved_spec["learning_rate"]
     return spec
+
+
+def _threads(file: RunFile) -> int | None:
+    """With how many threads each process of the first attempt computed; other ones give other bits."""
+    threads = file.resolved_spec.get("threads")
+    return threads if isinstance(threads, int) else None
+
+
+def _threads_as_first_decided(file: RunFile) -> dict[str, str]:
+    threads = _threads(file)
+    return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
 
 
 def _files(file: RunFile) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
 from zeta_core.objective.sampling import Samples
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine, check_launcher
-from zeta_core.parallel.surroundings import as_it_was, deterministic_kernels
+from zeta_core.parallel.surroundings import as_it_was, compute_with, deterministic_kernels
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.report.trackers import TrackedRun, Trackers, openers
@@ -153,7 +153,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         plan = planning.with_length(plan, options, len(sequences))
         check_positions(model, plan.seq_len)
         memory.plan = plan
-        torch.set_num_threads(plan.threads)
+        told = compute_with(plan.threads)
         if torch.cuda.is_available():
             stack.enter_context(deterministic_kernels())
         processes.gather(None)  # every rank has read what it needs of a directory that is moved now
@@ -242,7 +242,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         )
         data_reports.tell(data, sequences, report)
         if stored is not None:
-            say_resumed(report, progress, plan, stored.plan)
+            say_resumed(report, progress, plan, stored.plan, threads_told=told)
 
         keep = options.save_total_limit
         saver = Saver(run.output_dir, run_id, export, saved, plan.stored(), engine, report, keep=keep)

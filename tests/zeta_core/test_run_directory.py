@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,25 @@ def test_sigterm_while_torch_is_imported_waits_for_the_end_of_that_and_interrupt
     assert imported == [True, True]
 
 
+_TRAINS_AND_TELLS_ITS_THREADS = """
+import pathlib, sys
+from zeta_core.launch import main
+code = main(pathlib.Path(sys.argv[1]))
+import torch
+print("threads", torch.get_num_threads())
+sys.exit(code)
+"""
+
+
 def test_what_the_first_attempt_decided_by_its_machine_holds_also_where_it_left_no_checkpoint(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    decided = {"threads": before + 2, "mixed_precision": "bf16"}
+    decided = {"threads": 2, "mixed_precision": "bf16"}
     run_dir = make_run(tmp_path, 2, spec={"max_steps": 1}, resolved_spec=decided)
-    assert run_here(run_dir) == 0
-    torch.set_num_threads(before)
+    with start(run_dir, sys.executable, "-c", _TRAINS_AND_TELLS_ITS_THREADS) as training:
+        assert training.wait(60) == 0
     running = next(line for line in journal(run_dir) if isinstance(line, StatusLine))
     assert {name: (running.resolved_spec or {})[name] for name in decided} == decided
+    # Torch took the number as its own when it was imported: told later, it gives other bits.
+    assert f"threads {min(2, os.cpu_count() or 1)}" in (run_dir / "train.log").read_text()
 
 
 _WAITS_FOR_A_CHILD = """

@@ -40,7 +40,7 @@ class Answer:
 
 
 def ratio_of_rounds(ours: Sequence[float], peers: Sequence[float]) -> float:
-    """The median of the rounds' ratios: neighbours in time saw the same machine."""
+    """The median of the ratios of rounds, or of single turns: neighbours in time saw the same machine."""
     return statistics.median(a / b for a, b in zip(ours, peers, strict=True))
 
 

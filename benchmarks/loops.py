@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import work
 from benchmarks.answer import OURS
-from benchmarks.contestants import turn_of
+from benchmarks.contestants import side_by_side
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -32,10 +32,6 @@ class Task:
     steps: int
     seq_len: int
     batches: Sequence[torch.Tensor]
-
-    @property
-    def tokens_per_step(self) -> int:
-        return BATCH_SIZE * self.seq_len
 
 
 def task(size: Size, folder: Path, steps: int) -> Task:
@@ -114,18 +110,16 @@ LOOPS: dict[str, Callable[[Task, nn.Module, Stopwatch], None]] = {
 
 @cache
 def measured(size: Size) -> dict[str, list[Stopwatch]]:
-    """A stopwatch for each loop and round; the loops take turns at going first.
+    """A stopwatch for each loop and round; the loops take turns step by step.
 
     Asked for by several questions, run once.
     """
     stopwatches: dict[str, list[Stopwatch]] = {name: [] for name in LOOPS}
-    names = list(LOOPS)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(size.rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                place = Path(folder) / f"{turn}-{name}"
-                stopwatches[name].append(turn_of(name, size, one_round, name, size, place))
+            rounds = {name: partial(one_round, name, size, Path(folder) / f"{turn}-{name}") for name in LOOPS}
+            for name, stopwatch in side_by_side(size, rounds).items():
+                stopwatches[name].append(stopwatch)
     return stopwatches
 
 
@@ -134,3 +128,12 @@ def one_round(name: str, size: Size, folder: Path) -> Stopwatch:
     LOOPS[name](task(size, folder, size.steps + WARM_UP_STEPS), work.llama(size), stopwatch)
     assert len(stopwatch.steps) == size.steps, name
     return stopwatch
+
+
+def tokens_per_step(size: Size) -> int:
+    return BATCH_SIZE * size.of(SEQ_LEN, 16)
+
+
+def seconds_of_turns(rounds: Sequence[Stopwatch]) -> list[float]:
+    """Of each step of every round."""
+    return [step.wall for watch in rounds for step in watch.steps]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
-from benchmarks.contestants import turn_of
+from benchmarks.contestants import side_by_side
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -29,26 +30,30 @@ def peer(task: loops.Task, stopwatch: Stopwatch) -> None:
     loops.trainer(task, adapted, stopwatch)
 
 
-def one_round(name: str, size: Size, folder: Path) -> float:
-    """Tokens a second."""
+def one_round(name: str, size: Size, folder: Path) -> Stopwatch:
     task, stopwatch = loops.task(size, folder, size.steps + WARM_UP_STEPS), Stopwatch(skip=WARM_UP_STEPS)
     (ours if name == OURS else peer)(task, stopwatch)
     assert len(stopwatch.steps) == size.steps
-    return task.tokens_per_step / stopwatch.seconds_per_step
+    return stopwatch
 
 
 def measure(size: Size) -> Answer:
-    speed: dict[str, list[float]] = {OURS: [], PEER: []}
+    watches: dict[str, list[Stopwatch]] = {OURS: [], PEER: []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(size.rounds):
-            for name in (OURS, PEER)[:: 1 if turn % 2 == 0 else -1]:
-                process = OURS if name == OURS else loops.TRAINER
-                speed[name].append(turn_of(process, size, one_round, name, size, Path(folder) / f"{turn}-{name}"))
+            rounds = {
+                process: partial(one_round, name, size, Path(folder) / f"{turn}-{process}")
+                for name, process in ((OURS, OURS), (PEER, loops.TRAINER))
+            }
+            found = side_by_side(size, rounds)
+            watches[OURS].append(found[OURS])
+            watches[PEER].append(found[loops.TRAINER])
+    tokens = loops.tokens_per_step(size)
     return Answer(
         question="LoRA on identical work, ours by peft + transformers.Trainer's",
         unit="tokens/s",
-        figures=speed,
-        ratio=ratio_of_rounds(speed[OURS], speed[PEER]),
+        figures={name: [tokens / watch.seconds_per_step for watch in rounds] for name, rounds in watches.items()},
+        ratio=ratio_of_rounds(loops.seconds_of_turns(watches[PEER]), loops.seconds_of_turns(watches[OURS])),
         bar=1.0,
         better="at least",
         notes=f"Rank {RANK} in all linear layers of 6.8 M parameters, 8 x 256 tokens a step.",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
-from benchmarks.contestants import turn_of
+from benchmarks.contestants import side_by_side
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -72,15 +73,19 @@ def padded(size: Size, folder: Path, documents: list[str], steps: int) -> float:
 def measure(size: Size) -> Answer:
     documents = paragraphs()
     speed: dict[str, list[float]] = {OURS: [], PADDED: []}
-    contestants = [
-        (OURS, OURS, packed, size.steps),
-        (PADDED, loops.TRAINER, padded, 2 * size.steps),  # its batches are uneven
-    ]
-    for turn in range(max(1, size.rounds - 1)):
-        for name, process, train, steps in contestants[:: 1 if turn % 2 == 0 else -1]:
-            with tempfile.TemporaryDirectory() as folder:
-                steps_in_all = steps + WARM_UP_STEPS
-                speed[name].append(turn_of(process, size, train, size, Path(folder), documents, steps_in_all))
+    steps = 2 * size.steps + WARM_UP_STEPS  # the peer's batches are uneven
+    for _ in range(max(1, size.rounds - 1)):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            found = side_by_side(
+                size,
+                {
+                    OURS: partial(packed, size, folder, documents, steps),
+                    loops.TRAINER: partial(padded, size, folder, documents, steps),
+                },
+            )
+        speed[OURS].append(found[OURS])
+        speed[PADDED].append(found[loops.TRAINER])
     return Answer(
         question="Real documents of mixed length, ours packed by Trainer's padded",
         unit="learned tokens/s",

@@ -38,7 +38,7 @@ class Size:
         return full if self.large else small
 
 
-FULL = Size(rounds=4, steps=6, large=True, isolated=True)
+FULL = Size(rounds=4, steps=8, large=True, isolated=True)
 SMALL = Size(rounds=1, steps=2, large=False, isolated=False)
 WARM_UP_STEPS = 2
 

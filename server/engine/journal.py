@@ -122,7 +122,8 @@ async def _store(
             if line.resolved_spec is not None:
                 job.resolved_spec = {**job.resolved_spec, **line.resolved_spec}
         case ProgressLine():
-            job.progress = {**(job.progress or {}), **fields}
+            now = {name: value for name, value in fields.items() if name != "steps"}  # a curve, not where the job is
+            job.progress = {**(job.progress or {}), **now}
             if line.step is not None:
                 attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
                 attempt.last_step = line.step

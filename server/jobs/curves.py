@@ -31,11 +31,14 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
             step = fields.get("step")
             if not isinstance(step, int) or (fields.get("loss") is None and fields.get("eval_loss") is None):
                 continue
+            each: list[dict[str, Any]] = fields.get("steps") or []
             if of_attempt != attempt:
                 # The new attempt goes on from a checkpoint: what the one before did beyond it was thrown away.
-                by_step = {earlier: point for earlier, point in by_step.items() if earlier < step}
+                first = min([step, *(one["step"] for one in each)])
+                by_step = {earlier: point for earlier, point in by_step.items() if earlier < first}
                 attempt = of_attempt
-            by_step[step] = {**by_step.get(step, {}), **_measured(fields)}
+            for told in (fields, *each):  # a step's own figures stand before the means of several
+                by_step[told["step"]] = {**by_step.get(told["step"], {}), **_measured(told)}
         if len(rows) < _BATCH:
             break
         after = rows[-1][0]

@@ -217,6 +217,22 @@ def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attem
     assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=100").json() == metrics
 
 
+def test_a_line_over_several_steps_gives_the_curves_each_of_them_with_its_own_figures(
+    rows: Rows, http: httpx.Client
+) -> None:
+    job_id = rows.job()
+    each = [{"step": step, "loss": 10.0 - step, "grad_norm": 1.0 * step, "tokens": step} for step in range(2, 6)]
+    line = {"phase": "training", "step": 5, "loss": 6.5, "tokens": 5, "tokens_per_second": 9.0, "steps": each}
+    rows.attempt(job_id, progress=[{"phase": "training", "step": 1, "loss": 9.0}, line], to=JobStatus.QUEUED)
+    again = {**line, "steps": [{"step": step, "loss": 0.5} for step in (4, 5)]}
+    rows.attempt(job_id, progress=[again], to=JobStatus.SUCCEEDED)
+    metrics = http.get(f"/v1/jobs/{job_id}/metrics").json()
+    assert metrics["step"] == [1, 2, 3, 4, 5]
+    assert metrics["loss"] == [9.0, 8.0, 7.0, 0.5, 0.5]
+    assert metrics["grad_norm"] == [None, 2.0, 3.0, None, None]
+    assert metrics["tokens_per_second"] == [None, None, None, None, 9.0]
+
+
 def test_thinned_curves_keep_their_ends_and_their_evaluations() -> None:
     steps = list(range(1, 1001))
     evaluated = set(range(30, 1001, 30))

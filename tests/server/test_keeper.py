@@ -40,7 +40,7 @@ def stored_steps(fleet: Bench, job_id: str) -> list[int]:
 
 def test_the_same_line_twice_changes_nothing_and_a_gap_is_not_jumped(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
-    first = [progress(1, loss=2.0), progress(2, loss=1.5)]
+    first = [progress(1, loss=2.0), progress(2, loss=1.5, steps=[{"step": 1}, {"step": 2}])]
     assert worker.publish(job_id, 1, *first).stored_line == 2
     before = fleet.events(job_id)
     assert worker.publish(job_id, 1, *first).stored_line == 2
@@ -50,7 +50,8 @@ def test_the_same_line_twice_changes_nothing_and_a_gap_is_not_jumped(fleet: Benc
     assert [(event.seq, event.line, event.fields) for event in after] == [
         (event.seq, event.line, event.fields) for event in before
     ]
-    assert (fleet.job(job_id).progress or {})["step"] == 2
+    now = fleet.job(job_id).progress or {}
+    assert (now["step"], now["loss"], "steps" in now) == (2, 1.5, False)
     assert worker.publish(job_id, 2, progress(2), progress(3)).stored_line == 3  # overlapping: only the new is stored
     assert stored_steps(fleet, job_id) == [1, 2, 3]
     fleet.check_events(job_id)

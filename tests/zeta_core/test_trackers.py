@@ -15,7 +15,7 @@ from accelerate.tracking import GeneralTracker
 from tests.harness.waiting import wait_until
 from tests.zeta_core.models import plain
 from zeta import Trainer
-from zeta_core.contract.events import LogLine, ProgressLine
+from zeta_core.contract.events import LogLine, ProgressLine, StepFigures
 from zeta_core.failures import CannotTrain
 from zeta_core.report.trackers import MOST_WAITING, Trackers
 
@@ -141,10 +141,11 @@ def test_one_that_fails_is_warned_of_once_and_the_others_go_on() -> None:
     failing, good = Failing(), Recorded()
     trackers = Trackers(lambda _, message: warnings.append(message))
     trackers.start({"failing": lambda: failing, "good": lambda: good}, required=True)
-    for line in (at(1), LogLine(message="no curve"), ProgressLine(phase="saving", step=1), at(2)):
+    several = at(4).model_copy(update={"steps": [StepFigures(step=step, loss=2.0) for step in (2, 3, 4)]})
+    for line in (at(1), LogLine(message="no curve"), ProgressLine(phase="saving", step=1), several):
         trackers.write(line)
     trackers.close()
-    assert good.steps == [1, 2]
+    assert good.steps == [1, 2, 3, 4]
     assert good.finished
     assert len(warnings) == 1
     assert "failing failed (ConnectionError: the service is gone)" in warnings[0]

@@ -75,8 +75,10 @@ def test_activations_are_what_forward_and_backward_took_at_most_beside_the_gradi
         assert 60 << 20 < parts.activations < 128 << 20
 
 
-def test_progress_lines_tell_the_shares_of_waiting_and_the_first_one_the_memory_by_part(tmp_path: Path) -> None:
-    given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 4, "checkpointing_steps": 2}
+def test_progress_lines_tell_every_step_and_the_shares_of_waiting_and_the_first_one_the_memory_by_part(
+    tmp_path: Path,
+) -> None:
+    given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 7, "checkpointing_steps": 3}
     report = Report(Journal(tmp_path / "events.jsonl"))
     options = TrainerOptions.model_validate(given)
     places = Places(any_path=True)
@@ -87,12 +89,19 @@ def test_progress_lines_tell_the_shares_of_waiting_and_the_first_one_the_memory_
     lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in (tmp_path / "events.jsonl").open()]
     told = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
     first, last = told[0], told[-1]
-    assert last.step == 4
+    assert [(line.step, [one.step for one in line.steps or []]) for line in told[:2]] == [(1, []), (3, [2, 3])]
+    each = [one for line in told for one in line.steps or [line]]
+    assert [one.step for one in each] == list(range(1, 8)), (
+        "none is lost, however quick, and a save tells all before it"
+    )
+    assert all(one.loss and one.grad_norm and one.tokens == 64 * (one.step or 0) for one in each)
+    assert told[1].loss == pytest.approx(sum(one.loss or 0.0 for one in each[1:3]) / 2)
+    assert last.step == 7
     assert (first.mfu, last.mfu) == (None, None)
     assert 0 < (first.data_wait_share or 0) < 1
     assert 0 < (last.data_wait_share or 0) < 1
     assert first.checkpoint_blocked_share is not None
-    assert 0 < (last.checkpoint_blocked_share or 0) < 1  # the save after step 2
+    assert 0 < (last.checkpoint_blocked_share or 0) < 1  # the save after step 6
     assert last.memory_parts is None
     assert first.memory_parts is not None
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())

@@ -62,6 +62,8 @@ class Page(_Answer, Generic[ItemT]):
 class Curves(_Answer):
     """A job's curves: arrays of equal length, ``null`` where a step has no such value; a step is an optimizer step.
 
+    Each of a run's first 1000 steps is there (`STEPS_TOLD_EACH`), of later ones about one a second, whose ``loss`` and
+    rewards are then means over the steps since the one before it.
     The last ones are empty where an older server does not tell them; ``peak_memory_bytes`` is of the first process.
     ``rewards_...`` are those of DPO (`ProgressLine.rewards`) over the pairs trained on; ``eval_...`` and ``perplexity``
     are over what is held out.

@@ -23,6 +23,9 @@ Phase = Literal[
 ]
 
 
+STEPS_TOLD_EACH = 1000  # a short run's curve is whole, and a long one's events are bounded
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -52,12 +55,27 @@ class StatusLine(_Line):
     error: JobError | None = None
 
 
+class StepFigures(BaseModel):
+    """One optimizer step's own figures, by the names that `ProgressLine` has for those of several."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    step: int
+    epoch: float | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    rewards: dict[str, float] | None = None
+
+
 class ProgressLine(_Line):
     """Where the training is. A step is an optimizer step; ``tokens`` are those trained on since the run's start.
 
-    ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``eval_loss`` the mean over
-    the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at most.
-    ``mfu`` (model FLOPs utilization, null where the device's peak is not known) and the shares are from 0 to 1:
+    ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``steps``, where they are
+    several, has each of them with its own figures, up to the run's step `STEPS_TOLD_EACH`. ``eval_loss`` is the mean
+    over the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at
+    most. ``mfu`` (model FLOPs utilization, null where the device's peak is not known) and the shares are from 0 to 1:
     ``data_wait_share`` and ``checkpoint_blocked_share`` of the time since the last line. ``memory_parts`` are bytes of
     weights, gradients, optimizer and activations, in an attempt's first line.
     While data is read, ``documents`` are those tokenized so far and ``share`` (0 to 1) is how much of it was read.
@@ -87,6 +105,7 @@ class ProgressLine(_Line):
     memory: dict[str, int] | None = None
     rewards: dict[str, float] | None = None
     memory_parts: dict[str, int] | None = None
+    steps: list[StepFigures] | None = None
 
 
 class LogLine(_Line):

@@ -64,7 +64,7 @@ class Trackers:
     def __init__(self, warn: Warn, *, close_seconds: float = CLOSE_SECONDS) -> None:
         self._warn = warn
         self._close_seconds = close_seconds
-        self._waiting: queue.Queue[Point | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[list[Point] | None] = queue.Queue(MOST_WAITING)
         self._dropped = 0
         self._started = threading.Event()
         self._faults: list[str] = []
@@ -86,15 +86,11 @@ class Trackers:
         """Hand a line on; never waits."""
         if not isinstance(line, ProgressLine) or line.step is None:
             return
-        values = {f"train/{name}": value for name in _CURVES if (value := getattr(line, name)) is not None}
-        if line.loss is None:
-            values = {}
-        if line.eval_loss is not None:
-            values["eval/loss"] = line.eval_loss
-        if not values:
+        points = _points(line.step, line)
+        if not points:
             return
         try:
-            self._waiting.put_nowait((line.step, values))
+            self._waiting.put_nowait(points)
         except queue.Full:
             self._dropped += 1
 
@@ -127,8 +123,9 @@ class Trackers:
             except Exception as error:  # noqa: BLE001 - told by `start`
                 self._faults.append(f"{name} cannot be started ({_said(error)})")
         self._started.set()
-        while (point := self._waiting.get()) is not None:
-            self._each(alive, _logging(*point))
+        while (points := self._waiting.get()) is not None:
+            for point in points:
+                self._each(alive, _logging(*point))
         self._each(alive, lambda tracker: tracker.finish())
 
     def _each(self, alive: dict[str, GeneralTracker], act: Callable[[GeneralTracker], None]) -> None:
@@ -138,6 +135,18 @@ class Trackers:
             except Exception as error:  # noqa: BLE001 - a tracker must not end a training, whatever it raises
                 del alive[name]
                 self._warn("tracker_failed", f"{name} failed ({_said(error)}); the training goes on without it.")
+
+
+def _points(step: int, line: ProgressLine) -> list[Point]:
+    """What trackers are told of a line, and of each step that it tells; a step's own figures before the means."""
+    by_step: dict[int, dict[str, float]] = {step: {}}
+    for one in (line, *(line.steps or ())):
+        if one.loss is not None:
+            told = {f"train/{name}": value for name in _CURVES if (value := getattr(one, name, None)) is not None}
+            by_step[one.step or step] = {**by_step.get(one.step or step, {}), **told}
+    if line.eval_loss is not None:
+        by_step[step]["eval/loss"] = line.eval_loss
+    return [(at, by_step[at]) for at in sorted(by_step) if by_step[at]]
 
 
 def _logging(step: int, values: dict[str, float]) -> Callable[[GeneralTracker], None]:

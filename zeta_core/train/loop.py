@@ -134,6 +134,7 @@ class Course:
             )
             progress.memory = self.meter.memory
             stop = self._evaluate_and_save(due=due, stop=stop)
+        self.meter.tell()
         return stop
 
     @property
@@ -204,6 +205,7 @@ class Course:
     def _not_finite(self, what: str, *, begins_here: bool) -> NonFiniteLoss:
         """What every rank raises together; ``begins_here``: on this one."""
         engine = self.engine
+        self.meter.tell()
         if what == "loss":
             engine.forget_gradients()  # they follow from the loss; of the weights, one may be the cause
         everywhere = engine.processes.gather((begins_here, not_finite_in(engine.module.named_parameters())))
@@ -240,6 +242,7 @@ class Course:
     def save(self, *names: str) -> None:
         """Copy the run's state to memory and let it be written, under each name, while training goes on."""
         started = time.monotonic()
+        self.meter.tell()
         self.report.write(ProgressLine(phase="saving", step=self.progress.step, total_steps=self.plan.total_steps))
         with self.meter.saving:
             self.saver.wait_for_room()

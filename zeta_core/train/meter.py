@@ -1,4 +1,8 @@
-"""Progress lines: about one a second, each over all steps since the one before it, and what their time went into."""
+"""Progress lines: about one a second, each over all steps since the one before it, and what their time went into.
+
+Each of the first steps of a run is told with its own figures too, in the line that comes next; a line comes before each
+checkpoint, so a run that goes on from one has told every step up to it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import time
 from types import TracebackType
 
 from zeta_core.checkpoint.state import Progress
-from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.events import STEPS_TOLD_EACH, ProgressLine, StepFigures
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine
@@ -50,9 +54,11 @@ class Meter:
         flops = flops_per_token(engine.module, plan.seq_len)
         self._tokens_per_second_at_peak = None if peak is None else peak * plan.world_size / flops
         self._at = self._begun = time.monotonic()
+        self._newest: StepFigures | None = None  # of the last step, until a line tells it
+        self._each: list[StepFigures] = []  # of those since the last line that are told each
         self._steps = 0
         self._loss_sum = 0.0
-        self._num_targets = self._tokens = 0
+        self._num_targets = 0
         self._tokens_before: int | None = None
         self._first = True
         self.memory: dict[str, int] | None = None  # bytes by part, when the first step was made
@@ -79,12 +85,29 @@ class Meter:
         self._loss_sum += loss_sum
         self._num_targets += num_targets
         self._steps += 1
-        now = time.monotonic()
+        self._newest = StepFigures(
+            step=progress.step,
+            epoch=round(progress.consumed_sequences / self._num_sequences, 4),
+            tokens=progress.tokens,
+            loss=loss_sum / max(1, num_targets),
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            rewards=None if measures is None else rewards_of(measures),
+        )
+        if progress.step <= STEPS_TOLD_EACH:
+            self._each.append(self._newest)
         last = progress.step >= self._plan.total_steps
-        if not (self._first or last or now - self._at >= SECONDS_BETWEEN_LINES):
+        if self._first or last or time.monotonic() - self._at >= SECONDS_BETWEEN_LINES:
+            self.tell()
+
+    def tell(self) -> None:
+        """Say what is not said yet, if anything: a line over the steps since the one before it."""
+        newest = self._newest
+        if newest is None:
             return
+        now = time.monotonic()
         seconds = now - self._at
-        speed = self._speed(progress.tokens, seconds)
+        speed = None if newest.tokens is None else self._speed(newest.tokens, seconds)
         at_peak = self._tokens_per_second_at_peak
         data_wait, checkpoint_blocked = self.data.share_of(seconds), self.saving.share_of(seconds)
         if self._first:
@@ -92,28 +115,30 @@ class Meter:
         self._report.write(
             ProgressLine(
                 phase="training",
-                step=progress.step,
+                step=newest.step,
                 total_steps=self._plan.total_steps,
-                epoch=round(progress.consumed_sequences / self._num_sequences, 4),
-                tokens=progress.tokens,
+                epoch=newest.epoch,
+                tokens=newest.tokens,
                 loss=self._loss_sum / max(1, self._num_targets),
-                learning_rate=learning_rate,
-                grad_norm=grad_norm,
+                learning_rate=newest.learning_rate,
+                grad_norm=newest.grad_norm,
                 tokens_per_second=None if speed is None else round(speed, 1),
                 mfu=None if speed is None or at_peak is None else round(speed / at_peak, 4),
                 data_wait_share=data_wait,
                 checkpoint_blocked_share=checkpoint_blocked,
-                eta_seconds=round((self._plan.total_steps - progress.step) * self._seconds_per_step(now, progress), 1),
+                eta_seconds=round((self._plan.total_steps - newest.step) * self._seconds_per_step(now, newest.step), 1),
                 memory=peak_memory(),
                 rewards=None if self._measures is None else rewards_of(self._measures),
                 memory_parts=self.memory if self._first else None,
+                steps=None if self._each in ([], [newest]) else self._each,
             )
         )
         self._first = False
+        self._newest, self._each = None, []
         self._measures = None
-        self._paced_from = self._paced_from or (now, progress.step)
+        self._paced_from = self._paced_from or (now, newest.step)
         self._at = now
-        self._tokens_before = progress.tokens
+        self._tokens_before = newest.tokens
         self._steps = 0
         self._loss_sum = 0.0
         self._num_targets = 0
@@ -135,9 +160,9 @@ class Meter:
             return None
         return self.usage.parts(self._engine.module, self._engine.optimizer).model_dump(exclude_none=True)
 
-    def _seconds_per_step(self, now: float, progress: Progress) -> float:
+    def _seconds_per_step(self, now: float, step: int) -> float:
         """The pace since the first step: steps vary several-fold on a busy machine, their mean does not."""
         if self._paced_from is None:
             return (now - self._at) / self._steps
-        since, step = self._paced_from
-        return (now - since) / max(1, progress.step - step)
+        since, first = self._paced_from
+        return (now - since) / max(1, step - first)

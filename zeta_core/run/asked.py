@@ -1,0 +1,62 @@
+"""What is asked of a run, from either door, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zeta_core.checkpoint.state import Progress
+from zeta_core.contract.job import JobResult, StopAction
+from zeta_core.contract.memory import MemoryParts
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.data.sources import Places
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained, from either door; paths are absolute. ``stop`` is asked after every optimizer step.
+
+    ``steps_begin`` is told on every rank when all is loaded: from then on there may be something to save.
+    ``threads`` of each process are those of an earlier attempt that left no checkpoint; bits depend on them.
+    """
+
+    options: TrainerOptions
+    model: object
+    output_dir: Path
+    cache: Path
+    places: Places
+    resume_from: Path | None = None
+    tokenizer: object = None
+    threads: int | None = None
+    stop: Callable[[], StopAction | None] = field(default=lambda: None)
+    steps_begin: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def quantizes(self) -> bool:
+        return self.options.lora is not None and self.options.lora.quantize is not None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: with its last step (``stopped`` None), or because it was asked to."""
+
+    run_id: str
+    progress: Progress
+    steps_trained: int
+    total_steps: int
+    checkpoint: Path | None
+    best_checkpoint: Path | None
+    stopped: StopAction | None
+
+    @property
+    def result(self) -> JobResult:
+        done = self.progress
+        return JobResult(
+            train_loss=done.train_loss,
+            eval_loss=done.eval_loss,
+            best_checkpoint=None if done.best_step is None else "best",
+            tokens=done.tokens,
+            train_seconds=round(done.train_seconds, 3),
+            memory=None if done.memory is None else MemoryParts.model_validate(done.memory),
+        )

@@ -1,0 +1,85 @@
+"""What trains a learner: the engine that holds it on this process or many, and what evaluates it beside its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.state import Progress, Tensors
+from zeta_core.data.encode import is_bytes
+from zeta_core.model.activation import checkpointed, repeated_blocks
+from zeta_core.model.compilation import compiled
+from zeta_core.objective.evaluation import Evaluator
+from zeta_core.objective.loss import LossOf
+from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
+from zeta_core.objective.sampling import Samples
+from zeta_core.parallel.processes import Engine, Processes
+from zeta_core.parallel.strategy import build_engine
+from zeta_core.plan import Plan
+from zeta_core.report.journal import Report
+from zeta_core.run.asked import Run
+from zeta_core.run.decision import Decision
+from zeta_core.run.inputs import Earlier, Inputs
+from zeta_core.settings import Place
+
+
+@contextmanager
+def engine_of(model: nn.Module, run: Run, plan: Plan, processes: Processes, report: Report) -> Generator[Engine]:
+    """The engine of the plan's strategy, its blocks compiled and recomputed as asked; closed at the end."""
+    with ExitStack() as stack:
+        blocks = repeated_blocks(model)
+        if plan.compile:
+            stack.enter_context(compiled(blocks))
+            report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
+        if plan.use_activation_checkpointing:
+            stack.enter_context(checkpointed(blocks))
+        engine = build_engine(model, plan, processes, blocks=blocks, deepspeed=run.options.use_deepspeed)
+        stack.callback(engine.close)
+        yield engine
+
+
+def reference_for(
+    engine: Engine, loss_of: LossOf, decision: Decision, earlier: Earlier | None, report: Report
+) -> Tensors:
+    """What the model before its first step says of every pair, kept with each checkpoint; empty but for DPO."""
+    if not isinstance(loss_of, DpoLoss):
+        return {}
+    held_out = None if decision.held_out is None else decision.held_out.sequences
+    pairs = [some for some in (decision.sequences, held_out) if isinstance(some, Pairs)]
+    stored = None if earlier is None else earlier.state
+    reference = prepare_reference(engine, loss_of, pairs, decision.plan.batch_size, stored)
+    report.log(f"The reference knows {sum(map(len, pairs)):,} pairs.")
+    return reference
+
+
+def begin_or_go_on(engine: Engine, earlier: Earlier | None, plan: Plan, place: Place) -> Progress:
+    """Seed this rank; where a checkpoint is gone on from, give back the optimizer's state and the random states."""
+    states.seed_everything(plan.seed, place.rank)
+    if earlier is None:
+        return Progress()
+    stored = earlier.state
+    engine.restore_optimizer(stored)
+    if len(stored.random) == place.world_size:
+        states.restore_random(stored.random[place.rank])
+    else:
+        states.seed_everything(plan.seed, place.rank, stored.progress.step)
+    return stored.progress
+
+
+def evaluator_of(
+    run: Run, inputs: Inputs, decision: Decision, engine: Engine, loss_of: LossOf, report: Report
+) -> Evaluator | None:
+    """What evaluates on the held-out data and lets the model write; None where nothing is held out."""
+    plan, held_out = decision.plan, decision.held_out
+    if held_out is None:
+        return None
+    # Ids that came as they are have no text, unless somebody said which tokenizer they are of.
+    named = run.tokenizer is not None or run.options.tokenizer is not None or not is_bytes(inputs.tokenizer)
+    text = inputs.tokenizer if named or not run.options.use_pretokenized else None
+    samples = Samples(
+        held_out.tokens, plan.seq_len, loss_of, text, engine.processes, engine.device, report, seed=plan.seed
+    )
+    return Evaluator(plan, engine, loss_of, held_out.sequences, samples, report)

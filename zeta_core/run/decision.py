@@ -1,0 +1,104 @@
+"""What a run decides when its model and its data are there: the plan, and the sequences that are trained on and held
+out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from zeta_core import plan as planning
+from zeta_core.advice import vocabulary_patch
+from zeta_core.contract import defaults
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.data import report as data_reports
+from zeta_core.data.packing import Sequences
+from zeta_core.data.tokens import TokenFile
+from zeta_core.model.facts import check_positions, check_vocabulary, facts_without_data
+from zeta_core.model.lora import base_fingerprint
+from zeta_core.objective.evaluation import hold_out
+from zeta_core.objective.preference import Pairs
+from zeta_core.parallel.strategy import check_launcher
+from zeta_core.plan import Facts, Plan
+from zeta_core.run.asked import Run
+from zeta_core.run.inputs import Earlier, Inputs
+from zeta_core.settings import Place
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokens, and the sequences that they are cut into."""
+
+    tokens: TokenFile
+    sequences: Sequences
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``may_split``: the Trainer may use smaller micro-batches where memory runs out."""
+
+    facts: Facts
+    plan: Plan
+    trained_on: Data
+    held_out: Data | None
+    may_split: bool
+
+    @property
+    def sequences(self) -> Sequences:
+        return self.trained_on.sequences
+
+
+def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
+    """The model with its first weights, drawn by the run's seed where it has none; a base for 4 bits stays mapped."""
+    torch.manual_seed(planning.seed_of(run.options, earlier.plan if earlier else None))
+    located = inputs.located
+    model = located.mapped() if run.quantizes and located.mapped is not None else located.build()
+    patch = vocabulary_patch(run.options, run.model, located, inputs.largest_id + 1)
+    check_vocabulary(model, inputs.largest_id, patch)
+    return model
+
+
+def decide(
+    run: Run, inputs: Inputs, model: nn.Module, earlier: Earlier | None, asked: Mapping[str, str], place: Place
+) -> Decision:
+    """The whole plan. ``asked`` are Accelerate's variables as they were found, with which it must agree.
+
+    Raises `CannotResume` where the run that is gone on with was another, `InvalidData` where nothing is to be trained.
+    """
+    options = run.options
+    facts = _facts(run, inputs, model, place)
+    plan = planning.decide(options, facts, earlier.plan if earlier else None)
+    check_launcher(asked, plan, cuda=torch.cuda.is_available())
+    tokens, held_out = inputs.tokens, inputs.held_out
+    if plan.eval_split:
+        split = hold_out(tokens, plan.eval_split, plan.seed)
+        tokens, held_out = split.train, split.held_out
+    trained_on = _cut(tokens, plan, options)
+    evaluated = None if held_out is None else _cut(held_out, plan, options)
+    if not len(trained_on.sequences):
+        raise data_reports.nothing_to_train(tokens, trained_on.sequences)
+    plan = planning.with_length(plan, options, len(trained_on.sequences))
+    check_positions(model, plan.seq_len)
+    nobody_said = defaults.batch_split(options) == (None, None)
+    may_split = place.world_size == 1 and plan.strategy != "zero" and nobody_said
+    return Decision(facts, plan, trained_on, evaluated, may_split)
+
+
+def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
+    known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=place.world_size)
+    data, overlong = inputs.tokens.fingerprint, run.options.overlong
+    return replace(
+        known,
+        threads=run.threads or known.threads,
+        data=data if overlong is None else f"{data} {overlong}",
+        eval_data=None if inputs.held_out is None else inputs.held_out.fingerprint,
+        base=base_fingerprint(model),
+    )
+
+
+def _cut(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:
+    if plan.beta is not None:
+        return Data(tokens, Pairs(tokens, plan.seq_len, overlong=options.overlong))
+    return Data(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))

@@ -1,0 +1,152 @@
+"""A run from its options to its outcome: everything around the training loop, in the order in which it happens.
+
+Data is tokenized before any process group exists, so no rank waits in a collective for another that still reads. The
+first rank decides what is read from and moved in ``output_dir``; the others are told.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+
+from zeta_core.advice import Setup
+from zeta_core.checkpoint import directory as checkpoints
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.state import Progress
+from zeta_core.contract.job import StopAction
+from zeta_core.memory.allocator import keeping_freed_memory
+from zeta_core.memory.needs import has_plenty
+from zeta_core.parallel.processes import Processes
+from zeta_core.parallel.surroundings import as_it_was, compute_with, deterministic_kernels
+from zeta_core.plan import Plan
+from zeta_core.report.journal import Report
+from zeta_core.run.asked import Outcome, Run
+from zeta_core.run.assembly import begin_or_go_on, engine_of, evaluator_of, reference_for
+from zeta_core.run.decision import Decision, build_model, decide
+from zeta_core.run.inputs import find_earlier, read
+from zeta_core.run.learner import Learner, prepare, setup_of
+from zeta_core.run.output import take_output_dir, told
+from zeta_core.settings import Place, asked_of_accelerate, library_environment
+from zeta_core.train.loop import Course
+from zeta_core.train.out_of_memory import Known, explained
+from zeta_core.train.rate_search import find_learning_rate
+from zeta_core.train.saving import Saver
+
+
+def execute(run: Run, place: Place, report: Report) -> Outcome:
+    """Train as ``run`` says. Raises `TrainingFailed`, and whatever a model or a library raises."""
+    options, cuda = run.options, torch.cuda.is_available()
+    inputs = read(run, place, report)
+
+    asked = asked_of_accelerate()
+    with ExitStack() as stack:
+        memory = stack.enter_context(explained())
+        stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=cuda))
+        processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
+        stack.callback(processes.close)
+        stack.enter_context(as_it_was())
+
+        report.phase("loading_model")
+        earlier = find_earlier(run, processes, report)
+        model = build_model(run, inputs, earlier)
+        decision = decide(run, inputs, model, earlier, asked, place)
+        plan = memory.plan = decision.plan
+        threads_told = compute_with(plan.threads)
+        if cuda:
+            stack.enter_context(deterministic_kernels())
+        processes.gather(None)  # every rank has read what it needs of a directory that is moved now
+        run_id = processes.from_main(lambda: take_output_dir(run, earlier, plan, report))
+
+        learner = prepare(run, inputs, decision, model, earlier, report)
+        mean_length = decision.sequences.mean_length
+        if not cuda and has_plenty(model, plan, mean_length, decision.facts.values_per_token):
+            stack.enter_context(keeping_freed_memory())  # torch keeps the memory of a GPU itself
+        setup = setup_of(run, inputs, decision, learner)
+        if not plan.learning_rate:
+            found = _search(run, setup, decision, learner, processes, report, memory)
+            if not isinstance(found, Plan):
+                return Outcome(run_id, Progress(), 0, plan.total_steps, None, None, stopped=found)
+            plan = memory.plan = found
+            decision, setup = replace(decision, plan=plan), replace(setup, plan=plan)
+            if place.is_main:
+                checkpoints.write_plan(run.output_dir, run_id, plan.stored())
+        for advice in setup.advice():
+            report.advise(advice)
+
+        # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
+        apart = inputs.located.from_caller and plan.strategy != "replicated"
+        trained = copy.deepcopy(model) if apart else model
+        engine = stack.enter_context(engine_of(trained, run, plan, processes, report))
+        reference = reference_for(engine, learner.loss_of, decision, earlier, report)
+        progress = begin_or_go_on(engine, earlier, plan, place)
+        evaluator = evaluator_of(run, inputs, decision, engine, learner.loss_of, report)
+        begins = told(run, run_id, decision, learner, engine, progress, earlier, report, threads_told=threads_told)
+        stack.enter_context(begins)
+
+        saver = Saver(
+            run.output_dir,
+            run_id,
+            learner.export,
+            learner.saved,
+            plan.stored(),
+            engine,
+            report,
+            keep=options.save_total_limit,
+        )
+        stack.callback(saver.close)
+        saver.newest = None if earlier is None else earlier.checkpoint
+        saver.fixed = reference
+        course = Course(
+            plan=plan,
+            engine=engine,
+            loss_of=learner.loss_of,
+            sequences=decision.sequences,
+            progress=progress,
+            saved=learner.saved,
+            saver=saver,
+            evaluator=evaluator,
+            report=report,
+            output_dir=run.output_dir,
+            checkpointing_steps=options.checkpointing_steps,
+            asked_to_stop=run.stop,
+            watch=setup.watch(report.advise),
+            may_split=decision.may_split,
+        )
+        memory.trains = course
+        run.steps_begin()
+        stopped = course.train()
+        newest = course.finish(stopped)
+
+        if apart and newest is not None:
+            states.load_weights(model, newest, learner.saved.names)
+        best = run.output_dir / "best"
+        best = best if progress.best_step is not None and best.is_dir() else None
+        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
+
+
+def _search(
+    run: Run,
+    setup: Setup,
+    decision: Decision,
+    learner: Learner,
+    processes: Processes,
+    report: Report,
+    memory: Known,
+) -> Plan | StopAction:
+    """The plan with a learning rate that was looked for; or why the run is to stop."""
+    return find_learning_rate(
+        learner.model,
+        decision.plan,
+        processes,
+        loss_of=learner.loss_of,
+        sequences=decision.sequences,
+        deepspeed=run.options.use_deepspeed,
+        usual=setup.usual_rates,
+        report=report,
+        asked_to_stop=run.stop,
+        may_split=decision.may_split,
+        memory=memory,
+    )

@@ -1,0 +1,96 @@
+"""What a run reads: where its model and tokenizer are, its data as tokens, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zeta_core.checkpoint import directory as checkpoints
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.directory import Checkpoint
+from zeta_core.checkpoint.state import Stored
+from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
+from zeta_core.data.sources import open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import TokenFile
+from zeta_core.memory.before_loading import check_before_loading
+from zeta_core.model.quantized import require as require_bitsandbytes
+from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+from zeta_core.parallel.processes import Processes
+from zeta_core.report.journal import Report
+from zeta_core.report.trackers import require as require_trackers
+from zeta_core.run.asked import Run
+from zeta_core.settings import Place
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is there before a model is built; ``held_out`` are the tokens of an ``eval_dataset``."""
+
+    located: Located
+    tokenizer: Any
+    tokens: TokenFile
+    held_out: TokenFile | None
+
+    @property
+    def largest_id(self) -> int:
+        return max(data.largest_id for data in (self.tokens, self.held_out) if data is not None)
+
+
+def read(run: Run, place: Place, report: Report) -> Inputs:
+    """Find the model and its tokenizer, and turn the data into tokens; what is asked and missing here ends the run."""
+    options = run.options
+    require_trackers(options.report_to)
+    if run.quantizes:
+        require_bitsandbytes()
+    report.phase("loading_data")
+    if run.resume_from is None:  # what is left out there is as the run was started
+        check_before_loading(run.model, options, run.places, run.cache, world_size=place.world_size)
+    located = locate_model(run.model, run.places, run.cache)
+    wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
+    tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)
+    tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
+    held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
+    return Inputs(located, tokenizer, tokens, held_out)
+
+
+def _tokens(run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Report) -> TokenFile:
+    sources = open_sources(dataset_sources(dataset), run.places, pretokenized=run.options.use_pretokenized)
+    return prepare_tokens(
+        sources,
+        tokenizer,
+        run.cache,
+        report,
+        train_on=run.options.train_on,
+        method=run.options.method,
+        processes=torch.get_num_threads() * place.world_size,
+    )
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The checkpoint that a run goes on from, and what it stores beside the weights."""
+
+    checkpoint: Checkpoint
+    state: Stored
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        return self.state.plan
+
+
+def find_earlier(run: Run, processes: Processes, report: Report) -> Earlier | None:
+    """The checkpoint to resume from, chosen by the first rank and read by each; None: the run begins."""
+    found = processes.from_main(lambda: _find_checkpoint(run, report))
+    return None if found is None else Earlier(found, states.read_state(found.directory))
+
+
+def _find_checkpoint(run: Run, report: Report) -> Checkpoint | None:
+    if run.resume_from is None:
+        return None
+    found = checkpoints.find(run.resume_from, run.output_dir, report.warn)
+    if found is None:
+        report.warn("no_checkpoint_yet", f"{run.output_dir} has no checkpoint yet, so its run begins again.")
+    return found

@@ -1,0 +1,79 @@
+"""The model as it learns: what of it is trained and saved, with which weights it begins, and how its loss is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from zeta_core.advice import Setup, padding_advice
+from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.state import Saved
+from zeta_core.data.tokens import TokenFile
+from zeta_core.decided import merges
+from zeta_core.memory.needs import check_it_can_fit
+from zeta_core.model.export import Export
+from zeta_core.model.trained import choose_what_is_trained
+from zeta_core.objective.loss import LossOf, find_loss
+from zeta_core.objective.preference import DpoLoss
+from zeta_core.report.journal import Report
+from zeta_core.run.asked import Run
+from zeta_core.run.decision import Decision
+from zeta_core.run.inputs import Earlier, Inputs
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model that is not spread over processes yet; ``num_parameters`` are those before an adapter was added."""
+
+    model: nn.Module
+    loss_of: LossOf
+    saved: Saved
+    export: Export
+    num_parameters: int
+    num_trained: int
+
+
+def prepare(
+    run: Run, inputs: Inputs, decision: Decision, model: nn.Module, earlier: Earlier | None, report: Report
+) -> Learner:
+    """Make of ``model``, in place, what is trained. Raises where it cannot learn this data, or surely has no room."""
+    plan, tokens = decision.plan, decision.trained_on.tokens
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, merge=merges(run.options))
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if earlier is not None:
+        states.load_weights(model, earlier.checkpoint.directory, saved.names)
+    loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack, largest_id=inputs.largest_id)
+    if plan.beta is not None:
+        loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
+    loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
+    if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan):
+        report.advise(padding) if padding.patch else report.log(padding.message)
+    check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
+    return Learner(model, loss_of, saved, export, num_parameters, num_trained)
+
+
+def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
+    """The run as advice is given on it."""
+    return Setup(
+        run.options,
+        decision.plan,
+        decision.facts,
+        inputs.located,
+        learner.model,
+        learner.loss_of,
+        decision.trained_on.tokens.num_documents,
+    )
+
+
+def _sample(tokens: TokenFile) -> list[int]:
+    """A few ids of the data to try the model with, at least two of them different."""
+    ids = [int(token) for token in tokens.ids[:64]]
+    different = sorted(set(ids))
+    other = next((token for token in different if token != ids[0]), 0 if ids[0] else 1)
+    return (
+        [*ids[:6], *[other if token == ids[0] else token for token in ids[:6]]]
+        if len(ids) >= 6
+        else [ids[0], other] * 3
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.rooms import ROOMS, Room, upward_imports, violations
+from tests.harness.rooms import FLOORS, ROOMS, Room, upward_imports, violations
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,8 +31,9 @@ def test_every_import_of_every_room_keeps_to_the_table() -> None:
     assert violations(ROOT) == []
 
 
-def test_the_parts_of_the_training_core_import_downwards_only() -> None:
-    assert upward_imports(ROOT) == []
+@pytest.mark.parametrize("package", FLOORS)
+def test_the_parts_of_a_room_with_floors_import_downwards_only(package: str) -> None:
+    assert upward_imports(ROOT, package) == []
 
 
 def test_an_import_that_points_up_and_a_part_without_a_floor_are_told(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_an_import_that_points_up_and_a_part_without_a_floor_are_told(tmp_path: 
     (core / "data/rows.py").write_text("from zeta_core.contract import spec\nfrom zeta_core.model import sources\n")
     (core / "model/sources.py").write_text("from zeta_core import objective\nfrom zeta_core.data import rows\n")
     (core / "elsewhere/more.py").write_text("import json\n")
-    assert upward_imports(tmp_path) == [
+    assert upward_imports(tmp_path, "zeta_core") == [
         "zeta_core/data/rows.py:2: data imports model, which is not below it.",
         "zeta_core.elsewhere stands on no floor.",
         "zeta_core/model/sources.py:1: model imports objective, which is not below it.",

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.launch import TRAINER_COMMAND
 from worker.settings import WorkerSettings
 from worker.supervise import Supervisor
+from worker.training.launch import TRAINER_COMMAND
 from zeta_core.contract.distribution import version
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.messages import new_incarnation

@@ -20,18 +20,18 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker import processes
-from worker.checks import Checks
-from worker.consumer import Consumer
-from worker.devices import Slot, find_slots
-from worker.link import Link
-from worker.pulse import Pulse, Report
-from worker.room import Room
-from worker.run import Place, Run
+from worker.artifacts.store import ArtifactStore
+from worker.artifacts.sweep import sweep, sweep_deleted
+from worker.attempt.run import Place, Run
+from worker.checks.answer import Checks
+from worker.machine.devices import Slot, find_slots
+from worker.machine.disk import DiskSpace
+from worker.messaging.consumer import Consumer
+from worker.messaging.heartbeat import HeartbeatSender, Report
+from worker.messaging.link import Link
 from worker.settings import WorkerSettings
-from worker.store import ArtifactStore
-from worker.sweep import sweep, sweep_deleted
-from worker.training import KILL_SECONDS
+from worker.training import processes
+from worker.training.process_tree import KILL_SECONDS
 from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
@@ -55,7 +55,7 @@ class Supervisor:
         self._runs: dict[tuple[str, int], Run] = {}
         self._resting: dict[tuple[str, int], float] = {}  # after trouble: when to step it again, monotonic
         self._stopping = False
-        self._room = Room(
+        self._disk = DiskSpace(
             (settings.root, settings.artifacts),
             settings.root / "reserve",
             min_free_bytes=settings.disk_min_free_bytes,
@@ -67,8 +67,8 @@ class Supervisor:
             settings, command, self._slots, lambda result: self._link.post(("check", result.check_id), result)
         )
         self._consumer = Consumer(settings, self._inbox)
-        self._pulse = Pulse(settings, incarnation, version, lambda: self._report)
-        self._heard_at = self._pulse.heard_at  # when it began: no beat was taken yet
+        self._heartbeat = HeartbeatSender(settings, incarnation, version, lambda: self._report)
+        self._heard_at = self._heartbeat.heard_at  # when it began: no beat was taken yet
         self._swept_at = self._looked_at = float("-inf")
         self._sweeping: Future[None] | None = None
 
@@ -78,20 +78,20 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         self._find_runs()
         self._report = self._now()
-        self._pulse.start()
-        while not self._stopping and not self._pulse.is_sure.wait(TICK_SECONDS):
+        self._heartbeat.start()
+        while not self._stopping and not self._heartbeat.is_sure.wait(TICK_SECONDS):
             pass  # another worker's messages must not be taken
-        if self._pulse.taken is not None:
-            raise self._pulse.taken
+        if self._heartbeat.taken is not None:
+            raise self._heartbeat.taken
         self._link.start()
         self._consumer.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, len(self._slots))
         deadline = float("inf")
         while not (self._stopping and (not self._runs or time.monotonic() > deadline)):
             self._take_in_messages()
-            self._room.step()
-            if self._pulse.taken is not None and not self._stopping:
-                logger.error("%s", self._pulse.taken.message, extra={"action": "name_taken"})
+            self._disk.step()
+            if self._heartbeat.taken is not None and not self._stopping:
+                logger.error("%s", self._heartbeat.taken.message, extra={"action": "name_taken"})
                 self._stopping = True
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
@@ -102,11 +102,11 @@ class Supervisor:
             logger.warning("%d run(s) are not published yet; the next start does it.", len(self._runs))
         self._checks.stop()
         self._consumer.stop()
-        self._pulse.stop()
+        self._heartbeat.stop()
         self._link.stop()
         self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._pulse.taken is not None:
-            raise self._pulse.taken
+        if self._heartbeat.taken is not None:
+            raise self._heartbeat.taken
         return 0
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -117,7 +117,7 @@ class Supervisor:
         logger.info("Stopping: %d training(s) are asked to save and hand their jobs back.", len(self._runs))
         self._consumer.begin_to_stop()
         self._report = self._now()
-        self._pulse.beat_now()
+        self._heartbeat.beat_now()
         grace = self._settings.stop_grace_seconds
         return time.monotonic() + grace + min(KILL_SECONDS, grace) + PUBLISH_SECONDS
 
@@ -164,7 +164,7 @@ class Supervisor:
             "the worker is stopping"
             if self._stopping
             else "its disk is nearly full"
-            if self._room.is_low
+            if self._disk.is_low
             else "an earlier attempt is still ending"
             if older
             else f"slots {sorted(wanted)} are not free"
@@ -176,11 +176,11 @@ class Supervisor:
             return
         slots = [known[slot] for slot in message.slots]
         run = Run.handed_over(self._place, message, slots)
-        run.heard(self._pulse.heard_at)
+        run.heard(self._heartbeat.heard_at)
         self._runs[message.job_id, message.attempt] = run
 
     def _step_runs(self) -> None:
-        heard_at, before = self._pulse.heard_at, self._heard_at
+        heard_at, before = self._heartbeat.heard_at, self._heard_at
         # A process that was frozen for long is heard again before it looks here; the silence counts all the same.
         unheard_seconds = max(time.monotonic() - heard_at, heard_at - before)
         self._heard_at = heard_at
@@ -197,7 +197,7 @@ class Supervisor:
                 # One run's trouble must not leave the others without a supervisor; it is stepped again.
                 is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 if is_full:
-                    self._room.give_up_reserve()
+                    self._disk.give_up_reserve()
                 logger.error(
                     "Attempt %d of %s cannot go on and is tried again: %s",
                     run.attempt,
@@ -215,7 +215,7 @@ class Supervisor:
         """What this worker orders by itself; whatever the server orders and is more urgent replaces it."""
         if self._stopping or unheard_seconds >= self._settings.self_stop_seconds:
             run.stop("hand_back", in_haste=True)
-        if self._room.is_low:
+        if self._disk.is_low:
             run.stop("disk", in_haste=True)
         if unheard_seconds >= self._settings.end_seconds:
             run.kill()
@@ -224,14 +224,14 @@ class Supervisor:
         """The next beat tells all; it comes at once where the server waits for the news."""
         before, self._report = self._report, self._now()
         if (before.slots, before.disk_low) != (self._report.slots, self._report.disk_low):
-            self._pulse.beat_now()
+            self._heartbeat.beat_now()
 
     def _now(self) -> Report:
         return Report(
             slots=self._slots_now(),
             stopping=self._stopping,
-            disk_free_bytes=self._room.free_bytes,
-            disk_low=self._room.is_low,
+            disk_free_bytes=self._disk.free_bytes,
+            disk_low=self._disk.is_low,
         )
 
     def _slots_now(self) -> tuple[DeviceReport, ...]:
@@ -281,9 +281,9 @@ class Supervisor:
             return
         now, root, settings = time.monotonic(), self._settings.root, self._settings
         active_jobs = {run.job_id for run in self._runs.values()}
-        if now - self._swept_at >= (SWEEP_FOR_ROOM_SECONDS if self._room.is_low else SWEEP_SECONDS):
+        if now - self._swept_at >= (SWEEP_FOR_ROOM_SECONDS if self._disk.is_low else SWEEP_SECONDS):
             self._swept_at = now
-            most, is_low = settings.cache_max_bytes, self._room.is_low
+            most, is_low = settings.cache_max_bytes, self._disk.is_low
             self._sweeping = self._executor.submit(sweep, root, active_jobs, cache_max_bytes=most, need_room=is_low)
         elif now - self._looked_at >= DELETED_SECONDS:
             self._looked_at = now

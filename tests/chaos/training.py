@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.chaos.processes import trainings
 from tests.worker.small_training import SmallTraining
-from worker.launch import TRAINER_COMMAND, own_environment
+from worker.training.launch import TRAINER_COMMAND, own_environment
 from zeta_core.contract.layout import RUN_FILE, RunFile
 
 WITNESS_DIRECTORY = "witness"  # beside the artifact store, one file of JSON lines for each job

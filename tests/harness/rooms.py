@@ -74,20 +74,31 @@ ROOMS = (
     ),
 )
 
-# Inside the training core: parts of one floor do not know each other, and each knows those of the floors below it.
-FLOORS = (
-    frozenset({"failures", "supervision"}),
-    frozenset({"settings", "checkpoint", "optim"}),
-    frozenset({"plan", "report"}),
-    frozenset({"data", "parallel"}),
-    frozenset({"model", "objective"}),
-    frozenset({"decided", "memory"}),
-    frozenset({"check", "train"}),
-    frozenset({"advice"}),
-    frozenset({"run"}),
-    frozenset({"launch"}),
-    frozenset({"__main__"}),
-)
+# Inside a room: parts of one floor do not know each other, and each knows those of the floors below it.
+FLOORS = {
+    "zeta_core": (
+        frozenset({"failures", "supervision"}),
+        frozenset({"settings", "checkpoint", "optim"}),
+        frozenset({"plan", "report"}),
+        frozenset({"data", "parallel"}),
+        frozenset({"model", "objective"}),
+        frozenset({"decided", "memory"}),
+        frozenset({"check", "train"}),
+        frozenset({"advice"}),
+        frozenset({"run"}),
+        frozenset({"launch"}),
+        frozenset({"__main__"}),
+    ),
+    "worker": (
+        frozenset({"settings", "outage"}),
+        frozenset({"machine", "artifacts"}),
+        frozenset({"messaging", "training"}),
+        frozenset({"checks", "attempt"}),
+        frozenset({"supervise"}),
+        frozenset({"app"}),
+        frozenset({"__main__"}),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -146,23 +157,24 @@ def violations(root: Path, rooms: tuple[Room, ...] = ROOMS) -> list[str]:
     ]
 
 
-def upward_imports(root: Path) -> list[str]:
-    """Every import of ``zeta_core`` that does not point down `FLOORS`, and every part that stands on none of them."""
-    floor_of = {part: number for number, parts in enumerate(FLOORS) for part in parts}
-    (core,) = (room for room in ROOMS if room.package == "zeta_core")
+def upward_imports(root: Path, package: str) -> list[str]:
+    """Every import of ``package`` that does not point down its `FLOORS`, and every part that stands on none of them."""
+    floors = FLOORS[package]
+    floor_of = {part: number for number, parts in enumerate(floors) for part in parts}
+    (room,) = (room for room in ROOMS if room.package == package)
     found: list[str] = []
-    for file in room_files(root, core):
-        part = file.relative_to(root / core.package).parts[0].removesuffix(".py")
+    for file in room_files(root, room):
+        part = file.relative_to(root / package).parts[0].removesuffix(".py")
         if part == "__init__":
             continue
         if part not in floor_of:
-            found.append(f"{core.package}.{part} stands on no floor.")
+            found.append(f"{package}.{part} stands on no floor.")
             continue
         for entry in imports_of(file, root):
             for module in [f"{entry.module}.{name}" for name in entry.names] or [entry.module]:
                 names = module.split(".")
-                other = names[1] if names[0] == core.package and len(names) > 1 else part
-                if other not in {part, "contract"} and floor_of.get(other, len(FLOORS)) >= floor_of[part]:
+                other = names[1] if names[0] == package and len(names) > 1 else part
+                if other not in {part, "contract"} and floor_of.get(other, len(floors)) >= floor_of[part]:
                     found.append(
                         f"{file.relative_to(root)}:{entry.line}: {part} imports {other}, which is not below it."
                     )

@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 
 from tests.harness.waiting import wait_until
-from worker.checks import Checks
-from worker.devices import Slot
+from worker.checks.answer import Checks
+from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import CheckRequest, CheckResult
 

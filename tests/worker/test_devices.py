@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests.harness.waiting import wait_until
-from worker.devices import memory_holders
+from worker.machine.devices import memory_holders
 
 HOLDER = "import torch; torch.zeros(1, device='cuda'); print('ready', flush=True); input()"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.journal import JournalReader
+from worker.attempt.journal import JournalReader
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.job import JobStatus
 

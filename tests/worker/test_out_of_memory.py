@@ -16,7 +16,7 @@ from server.submitting.reruns import merged
 from tests.harness.memory_group import memory_group
 from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run
-from worker.training import Training
+from worker.training.process_tree import Training
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobError, JobErrorEvidence, JobStatus, StatusReason

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from tests.harness.waiting import wait_until
-from worker.devices import Slot
-from worker.run import Place, Run
+from worker.artifacts.store import ArtifactStore
+from worker.attempt.run import Place, Run
+from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
-from worker.store import ArtifactStore
 from zeta_core.contract.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)

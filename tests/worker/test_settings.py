@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.devices import count_cores, find_slots
-from worker.launch import training_environment
+from worker.machine.devices import count_cores, find_slots
 from worker.settings import WorkerSettings
+from worker.training.launch import training_environment
 from zeta_core.contract.errors import InvalidSettings
 
 SECRET = {"ZETA_WORKER_SECRET": "s"}

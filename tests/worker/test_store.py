@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness.waiting import wait_until
-from worker import shelf
-from worker.store import ArtifactStore, BrokenCheckpoint
+from worker.artifacts import checkpoint_uploads
+from worker.artifacts.checkpoint_uploads import CheckpointUploads
+from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.events import utc_now
 
@@ -140,19 +141,19 @@ def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
 def test_a_store_that_refuses_what_an_ended_training_leaves_is_tried_for_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "TRIES_SECONDS", 0.0)
-    monkeypatch.setattr(shelf, "REST_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoint_uploads, "TRIES_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_uploads, "REST_SECONDS", 0.01)
     (tmp_path / "store").write_text("no folder")
     make_checkpoint(tmp_path / "output", 5)
     line = {"type": "checkpoint", "name": "step-5", "step": 5}
 
-    def stepped(one: shelf.Shelf, *, is_over: bool) -> bool:
+    def stepped(one: CheckpointUploads, *, is_over: bool) -> bool:
         one.step(is_over=is_over)
         return one.is_settled(1)
 
     with ThreadPoolExecutor(1) as pool:
         hasty, patient = [
-            shelf.Shelf(ArtifactStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
+            CheckpointUploads(ArtifactStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
             for _ in range(2)
         ]
         for one in (hasty, patient):

@@ -13,7 +13,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.service import marked_processes
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from worker.training import Training
+from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobErrorEvidence
 

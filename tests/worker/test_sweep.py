@@ -4,9 +4,9 @@ import os
 import time
 from pathlib import Path
 
-from worker.joblog import JobLog
-from worker.store import ArtifactStore
-from worker.sweep import sweep, sweep_deleted
+from worker.artifacts.job_log import JobLog
+from worker.artifacts.store import ArtifactStore
+from worker.artifacts.sweep import sweep, sweep_deleted
 from zeta_core.contract.layout import PUBLISHED_FILE, log_key
 
 HOUR, DAY = 3600, 86_400

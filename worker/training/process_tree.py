@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from worker import processes
-from worker.devices import memory_holders
-from worker.launch import start_training
+from worker.machine.devices import memory_holders
+from worker.training import processes
+from worker.training.launch import start_training
 from zeta_core.contract.job import REASON_SENTENCES, STOP_ACTIONS, JobError, JobErrorEvidence, StatusReason, StopAction
 from zeta_core.contract.layout import ALIVE_FILE, DISK_FULL_EXIT, LOG_FILE, STOP_FILE, StopFile
 from zeta_core.contract.oom import count_oom_kills, killed_for_memory

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.joblog import CUT_LINE, TAIL_BYTES, JobLog
+from worker.artifacts.job_log import CUT_LINE, TAIL_BYTES, JobLog
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from worker.link import Outage
-from worker.store import ArtifactStore, BrokenCheckpoint
+from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
+from worker.outage import Outage
 from zeta_core.contract.checkpoint import NAME_PATTERN, step_of
 from zeta_core.contract.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job import JobError, JobStatus, StatusReason
@@ -29,7 +29,7 @@ REST_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-class Shelf:
+class CheckpointUploads:
     def __init__(
         self, store: ArtifactStore, executor: Executor, job_id: str, output: Path, *, save_total_limit: int
     ) -> None:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import redis
 
-from worker.devices import count_cores, memory_bytes
-from worker.link import REDIS_AWAY, Outage, connect
+from worker.machine.devices import count_cores, memory_bytes
+from worker.messaging.link import REDIS_AWAY, connect
+from worker.outage import Outage
 from worker.settings import WorkerSettings
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.events import utc_now
@@ -40,7 +41,7 @@ class Report:
     disk_low: bool
 
 
-class Pulse:
+class HeartbeatSender:
     """``report`` is called from the thread for the worker as it is now."""
 
     def __init__(
@@ -63,7 +64,7 @@ class Pulse:
         self.is_sure = threading.Event()  # that no other worker of this name is there, or that one is
         self.taken: InvalidSettings | None = None  # why this worker has to give way
         self._met: dict[str, int] = {}  # the last beat of each other process that was met
-        self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from worker.journal import JournalReader
-from worker.shelf import Shelf
+from worker.artifacts.checkpoint_uploads import CheckpointUploads
+from worker.attempt.journal import JournalReader
 from zeta_core.contract.messages import MAX_BATCH_LINES, JournalAck, JournalBatch
 
 RESEND_SECONDS = 2.0  # twice as long each time, so that a server which is away for days does not fill Redis
@@ -20,10 +20,12 @@ MAX_BATCH_BYTES = 512 * 1024
 
 
 class Publisher:
-    def __init__(self, journal: JournalReader, shelf: Shelf, *, job_id: str, attempt: int, worker: str) -> None:
+    def __init__(
+        self, journal: JournalReader, uploads: CheckpointUploads, *, job_id: str, attempt: int, worker: str
+    ) -> None:
         self.fenced = False
         self._journal = journal
-        self._shelf = shelf
+        self._uploads = uploads
         self._job_id = job_id
         self._attempt = attempt
         self._worker = worker
@@ -66,7 +68,7 @@ class Publisher:
         if self._batch is not None and not ack.fenced:
             stored = self._batch.lines[: max(0, ack.stored_line + 1 - self._batch.first_line)]
             for name in [str(line.get("name")) for line in stored if line.get("type") == "checkpoint"]:
-                self._shelf.published(name, keep=ack.keep)
+                self._uploads.published(name, keep=ack.keep)
         if ack.stored_line + 1 != self._next or ack.fenced:
             self._next, self._batch = ack.stored_line + 1, None
         self.fenced = ack.fenced and not self.is_done
@@ -78,9 +80,9 @@ class Publisher:
             size += self._journal.size(number)
             if len(lines) >= MAX_BATCH_LINES or (lines and size > MAX_BATCH_BYTES):
                 break
-            if not self._shelf.is_settled(number) or (number == self._journal.last_line and not self._end_released):
+            if not self._uploads.is_settled(number) or (number == self._journal.last_line and not self._end_released):
                 break
-            lines.append(self._shelf.truth(number, self._journal.read(number)))
+            lines.append(self._uploads.truth(number, self._journal.read(number)))
         if not lines:
             return None
         return JournalBatch(

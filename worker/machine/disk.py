@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from worker.link import Outage
+from worker.outage import Outage
 
 LOOK_SECONDS = 2.0
 RESERVE_BYTES = 2**20
@@ -23,7 +23,7 @@ ENOUGH_AGAIN = 1.25  # low until this many times the mark is free: a job is not 
 logger = logging.getLogger(__name__)
 
 
-class Room:
+class DiskSpace:
     """``is_low``: less than ``min_free_bytes`` is free on one of ``folders``; ``free_bytes`` is the least of them."""
 
     def __init__(self, folders: Sequence[Path], reserve: Path, *, min_free_bytes: int, executor: Executor) -> None:

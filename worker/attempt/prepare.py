@@ -11,7 +11,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from worker.store import ArtifactStore, BrokenCheckpoint
+from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.layout import RUN_FILE, RunFile
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from worker.training import Training
+from worker.training.process_tree import Training
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.job import (
     REASON_SENTENCES,

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from worker.store import ArtifactStore
+from worker.artifacts.store import ArtifactStore
 from zeta_core.contract.layout import CACHE_DIRECTORY, PUBLISHED_FILE
 
 RUNS_KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people

@@ -13,9 +13,9 @@ from collections.abc import Collection
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from worker.joblog import JobLog
-from worker.link import Outage
-from worker.store import ArtifactStore, BrokenCheckpoint
+from worker.artifacts.job_log import JobLog
+from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
+from worker.outage import Outage
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.layout import TENSORBOARD_DIRECTORY
 

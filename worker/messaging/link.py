@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from worker.outage import Outage
 from zeta_core.contract.messages import SERVER_STREAM, TO_WORKER, BadSignature, sign, verify, worker_stream
 
 SOCKET_TIMEOUT_SECONDS = 2.0
@@ -37,26 +38,6 @@ def connect(url: str) -> redis.Redis:
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
-
-
-class Outage:
-    """Logs the beginning and the end of an outage of one line, and nothing in between."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._under_way = False
-
-    def began(self, error: BaseException) -> None:
-        if not self._under_way:
-            logger.warning(
-                "%s: %s. Trying again until it is back.", self._what, str(error).rstrip("."), extra={"action": "outage"}
-            )
-        self._under_way = True
-
-    def ended(self) -> None:
-        if self._under_way:
-            logger.info("%s: it is back.", self._what, extra={"action": "outage_over"})
-        self._under_way = False
 
 
 class Link:

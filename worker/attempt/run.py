@@ -21,20 +21,21 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from worker import processes
-from worker.archive import Archive
-from worker.devices import Slot, count_cores
-from worker.joblog import JobLog
-from worker.journal import JournalReader
-from worker.launch import own_environment, training_environment
-from worker.prepare import prepare
-from worker.publish import Publisher
+from worker.artifacts.archive import Archive
+from worker.artifacts.checkpoint_uploads import CheckpointUploads
+from worker.artifacts.job_log import JobLog
+from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
+from worker.attempt.journal import JournalReader
+from worker.attempt.prepare import prepare
+from worker.attempt.publish import Publisher
+from worker.attempt.verdict import failed, last_line, not_launched
+from worker.machine.devices import Slot, count_cores
 from worker.settings import WorkerSettings
-from worker.shelf import Shelf
-from worker.stall import StackDumps, Watchdog, effort_of
-from worker.store import ArtifactStore, BrokenCheckpoint
-from worker.training import Training
-from worker.verdict import failed, last_line, not_launched
+from worker.training import processes
+from worker.training.launch import own_environment, training_environment
+from worker.training.process_tree import Training
+from worker.training.stacks import StackDumps
+from worker.training.watchdog import Watchdog, effort_of
 from zeta_core.contract.events import StatusLine, WarningLine
 from zeta_core.contract.job import JobStatus, StatusReason, StopAction
 from zeta_core.contract.layout import (
@@ -96,7 +97,7 @@ class Run:
             self.directory, order.job_id, order.attempt, place.settings.stop_grace_seconds, self._devices
         )
         limit = order.resolved_spec.get("save_total_limit") or order.spec.get("save_total_limit")
-        self._shelf = Shelf(
+        self._uploads = CheckpointUploads(
             place.store,
             place.executor,
             order.job_id,
@@ -111,13 +112,13 @@ class Run:
         )
         self._stacks: StackDumps | None = None
         self._stalled_seconds = 0.0
-        self._journal = JournalReader(self.directory / JOURNAL_FILE, self._shelf.add, self._watchdog.saw)
+        self._journal = JournalReader(self.directory / JOURNAL_FILE, self._uploads.add, self._watchdog.saw)
         stored_log = place.store.root / log_key(order.job_id, order.attempt)
         log = JobLog(self.directory / LOG_FILE, stored_log, max_bytes=place.settings.log_max_bytes)
         self._archive = Archive(place.store, place.executor, order.job_id, self._output, log)
         self._publisher = Publisher(
             self._journal,
-            self._shelf,
+            self._uploads,
             job_id=order.job_id,
             attempt=order.attempt,
             worker=settings.worker_name,
@@ -188,7 +189,7 @@ class Run:
             case Phase.OVER:
                 return []
         if self._may_store:
-            self._shelf.step(is_over=self.phase == Phase.PUBLISHING)
+            self._uploads.step(is_over=self.phase == Phase.PUBLISHING)
         batch = self._publisher.due()
         return [batch] if batch is not None else []
 
@@ -330,7 +331,9 @@ class Run:
     def _finish(self) -> None:
         """Nothing of the attempt is left: complete the store, then let the last line go."""
         succeeded = self._journal.last_status == JobStatus.SUCCEEDED
-        if self._publisher.only_the_end_is_left and self._archive.complete(succeeded=succeeded, keep=self._shelf.keep):
+        if self._publisher.only_the_end_is_left and self._archive.complete(
+            succeeded=succeeded, keep=self._uploads.keep
+        ):
             self._publisher.release_end()
 
     def _end_fenced(self) -> None:

@@ -1,4 +1,4 @@
-"""Notices a training that makes no step any more, by its journal, and asks its processes where they are.
+"""Notices a training that makes no step any more, by its journal and by what its processes do.
 
 Stalled: it has said nothing for ``factor`` times what it takes, and for ``floor_seconds`` at least. What it takes is
 the median time of a step, with `MIN_STEPS` told in this attempt; a save gets `PATIENCE` times that, an evaluation has
@@ -11,22 +11,15 @@ through: a machine that was asleep stalls nobody.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
-
-from worker import processes
-from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
 
 MIN_STEPS = 5
 NUM_PACES = 101
@@ -37,8 +30,6 @@ SAVE_SECONDS = 600.0  # a large model on a slow disk
 IDLE_SHARE = 0.05
 EFFORT_SECONDS = 10.0  # between two looks at what the processes do
 BYTES_OF_A_SECOND = 2**20  # read or written, they count as a second of work
-ANSWER_SECONDS = 2.0  # from the signal to the stack in the log
-STACKS_BYTES = 16 * 1024
 
 
 class Watchdog:
@@ -164,82 +155,8 @@ def effort_of(found: Iterable[psutil.Process]) -> float:
     return done
 
 
-@dataclass
-class _Asked:
-    process: psutil.Process
-    name: str
-    log_size: int
-    asked_at: float
-
-
-class StackDumps:
-    """Has each process of an attempt write its stacks into the log, one after the other; never waits for one."""
-
-    def __init__(self, directory: Path, job_id: str, attempt: int) -> None:
-        self._log = directory / LOG_FILE
-        self._begin = _size(self._log)
-        self._left = [process for process in processes.marked(job_id, attempt) if _answers(process)]
-        self._asked: _Asked | None = None
-        self.told: list[str] = []
-        self.silent: list[str] = []
-
-    def step(self) -> bool:
-        """Go on; whether all have answered or had their time."""
-        now = time.monotonic()
-        if self._asked is not None:
-            answered = _size(self._log) > self._asked.log_size
-            if not answered and now - self._asked.asked_at < ANSWER_SECONDS:
-                return False
-            (self.told if answered else self.silent).append(self._asked.name)
-            self._asked = None
-            return False  # the next one a tick later: what one says stays together
-        if not self._left:
-            return True
-        process = self._left.pop(0)
-        name = _name(process)
-        with self._log.open("ab") as log:
-            log.write(f"--- Stacks of {name}:\n".encode())
-        self._asked = _Asked(process, name, _size(self._log), now)
-        processes.send([process], signal.Signals[STACKS_SIGNAL])
-        return False
-
-    def summary(self) -> str:
-        """Who answered and who did not, as sentences."""
-        told = f"The log has the stacks of {', '.join(self.told)}." if self.told else "No process told its stack."
-        return told + (f" No answer came from {', '.join(self.silent)}." if self.silent else "")
-
-    def text(self) -> str:
-        """What was written since, its end where it is long."""
-        with self._log.open("rb") as log:
-            log.seek(max(self._begin, _size(self._log) - STACKS_BYTES))
-            return log.read(STACKS_BYTES).decode("utf-8", "replace")
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        rank = process.environ().get("RANK")
-        stopped = " (stopped by a signal)" if process.status() == psutil.STATUS_STOPPED else ""
-    except psutil.Error:
-        return f"process {process.pid}"
-    return f"{'process' if rank is None else f'rank {rank}, process'} {process.pid}{stopped}"
-
-
-def _answers(process: psutil.Process) -> bool:
-    """Whether it has a handler for the signal, which would end any other process (known from Linux only)."""
-    try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    except OSError:
-        return False
-    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
-    return bool(caught & 1 << (signal.Signals[STACKS_SIGNAL] - 1))
-
-
 def _time(value: object) -> datetime | None:
     try:
         return datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:
         return None
-
-
-def _size(file: Path) -> int:
-    return os.stat(file).st_size if file.exists() else 0

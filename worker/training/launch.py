@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.processes import share_lock
+from worker.training.processes import share_lock
 from zeta_core.contract.layout import LOG_FILE, MARK_ATTEMPT, MARK_JOB
 
 TRAINER_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "zeta_core")  # -P: nothing is imported from RUN_DIR

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.check_process import CheckProcess, Unanswered
-from worker.devices import Slot, count_cores
-from worker.launch import own_environment, training_environment
+from worker.checks.process import CheckProcess, Unanswered
+from worker.machine.devices import Slot, count_cores
 from worker.settings import WorkerSettings
+from worker.training.launch import own_environment, training_environment
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.layout import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, CheckResult

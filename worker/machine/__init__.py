@@ -1,0 +1,1 @@
+"""What this machine offers: its devices, cores, memory and disk space."""

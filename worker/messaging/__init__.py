@@ -1,0 +1,1 @@
+"""What a worker hears and says over Redis: hand-overs through Celery, messages, heartbeats."""

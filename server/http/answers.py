@@ -130,7 +130,7 @@ def _allowed(request: Request) -> list[str]:
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
     """Bad path, query and header parameters, as FastAPI finds them."""
     assert isinstance(error, RequestValidationError)
-    known = _parameters(request)
+    known = known_parameters(request)
     details: dict[str, ErrorDetail] = {}
     for fault in error.errors():
         detail = _parameter_detail(fault, known)
@@ -151,10 +151,10 @@ def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str]) -> ErrorDe
     return value_detail(param, fault).model_copy(update={"code": "invalid_parameter"})
 
 
-def _parameters(request: Request) -> list[str]:
-    """The names of the parameters that the route of ``request`` knows, out of the published description."""
-    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
-    operation = operations.get(request.method.lower(), {})
+def known_parameters(request: Request) -> list[str]:
+    """The names of the query parameters that the route of ``request`` knows, out of the published description."""
+    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""), {})
+    operation = operations.get("get" if request.method == "HEAD" else request.method.lower(), {})
     return [
         f"{parameter['name']}[k]" if parameter.get("style") == "deepObject" else parameter["name"]
         for parameter in operation.get("parameters", [])

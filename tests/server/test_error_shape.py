@@ -162,6 +162,28 @@ def test_a_bad_parameter_is_named_with_its_value_and_cure(
     assert detail["suggestion"] == suggestion
 
 
+def test_every_route_refuses_a_parameter_that_it_does_not_know(server: ServerProcess, http: httpx.Client) -> None:
+    asked = [(method, path) for method, path in operations(http) if path not in OPEN]
+    asked += [("HEAD", path) for _, path in asked if path.endswith(("/content", "/archive", "/files/{path}"))]
+    for method, path in asked:
+        answer = http.request(method, filled(path), params={"stat": "x"})
+        assert answer.status_code == 422, (method, path, answer.text)
+        if method != "HEAD":
+            (detail,) = error_of(answer)["details"]
+            assert (detail["param"], detail["code"]) == ("stat", "unknown_parameter")
+    answer = http.post("/v1/jobs?dry_run=true&x=1", json=SPEC)
+    assert [detail["message"] for detail in error_of(answer)["details"]] == [
+        "'dry_run' is not a known parameter; this route knows none.",
+        "'x' is not a known parameter; this route knows none.",
+    ]
+    assert (
+        http.head(filled("/v1/jobs/{job_id}/checkpoints/{name}/archive"), params={"state": "true"}).status_code == 404
+    )
+    with server.http(None) as stranger:
+        assert stranger.get("/v1/jobs?x=1").status_code == 401
+        assert stranger.get("/healthz?x=1").status_code == 200
+
+
 def test_a_fault_of_our_own_is_a_500_that_tells_nothing_but_its_request_id(server: ServerProcess) -> None:
     with server.http() as http:
         job = submit(http)

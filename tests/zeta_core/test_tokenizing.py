@@ -22,10 +22,11 @@ from zeta_core.contract.events import LogLine, ProgressLine
 from zeta_core.contract.sources import dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
-from zeta_core.data import encode, sources, tokenizing
-from zeta_core.data.sources import Places, Row, Source, open_sources
+from zeta_core.data import encode, tokenizing, units
+from zeta_core.data.sources import Places, Source, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
+from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData, TrainingFailed
 from zeta_core.report.journal import Report
 
@@ -58,7 +59,7 @@ def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the data were large and the machine too."""
-    monkeypatch.setattr("zeta_core.data.sources.UNIT_BYTES", 1 << 15)
+    monkeypatch.setattr("zeta_core.data.units.UNIT_BYTES", 1 << 15)
     monkeypatch.setattr(tokenizing, "BYTES_PER_PROCESS", 1 << 15)
     monkeypatch.setattr(tokenizing, "_cores", lambda: 3)
 
@@ -154,6 +155,30 @@ def test_two_runs_at_once_make_the_tokens_once(several_sources: list[Path], tmp_
     assert "Another process tokenizes the same data; waiting for it." in said
 
 
+def test_what_is_meant_anyway_is_the_same_data_when_it_is_said(tmp_path: Path) -> None:
+    """Else it would be tokenized again, and a run that says it would not be resumed."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey!"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (tmp_path / "lines.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "notes.txt").write_text("Some words.\n")
+    chat, lines, notes = ({"path": str(tmp_path / name)} for name in ("chat.jsonl", "lines.jsonl", "notes.txt"))
+
+    def fingerprint(dataset: Any, train_on: Any = None) -> str:
+        options = parse(TrainerOptions, {"dataset": dataset, "train_on": train_on})
+        found = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+        tokenizer = byte_tokenizer(shapes.CHATML)
+        return prepare_tokens(found, tokenizer, tmp_path / "cache", Report(), train_on=options.train_on).fingerprint
+
+    own_names = {"format": "text", "columns": {"text": "text"}}
+    assert {fingerprint(lines), fingerprint({**lines, **own_names}, "all"), fingerprint([lines], "all")} == {
+        fingerprint([{**lines, "weight": 2}])
+    }
+    assert fingerprint(notes) == fingerprint({**notes, "format": "text"}, "all")
+    assert fingerprint(chat) == fingerprint({**chat, "format": "messages"}, "assistant")
+    assert len({fingerprint(chat), fingerprint(chat, "all"), fingerprint(chat, "completion")}) == 3
+    assert len({fingerprint([chat, lines]), fingerprint([chat, lines], "all")}) == 2
+
+
 def test_duplicates_and_empty_documents_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "b", "", "a", "a")))
     tokens = prepare([tmp_path / "a.jsonl"], tmp_path, processes=1, tokenizer=ByT5Tokenizer())
@@ -171,8 +196,8 @@ def test_rows_are_parsed_only_where_they_are_asked_for(several_sources: list[Pat
 
 @pytest.mark.parametrize("text", ["語😀é" * 200, "語😀é a " * 90 + "\n" + "ab " * 90], ids=["one word", "words"])
 def test_a_text_of_one_long_line_is_read_in_pieces(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "UNIT_BYTES", 64)
-    monkeypatch.setattr(sources, "LONGEST_LINE", 100)
+    monkeypatch.setattr(units, "UNIT_BYTES", 64)
+    monkeypatch.setattr(units, "LONGEST_LINE", 100)
     (tmp_path / "long.txt").write_text(text)
     (source,) = sources_of(tmp_path / "long.txt")
     rows = [row for unit in source.units() for row in unit.rows()]

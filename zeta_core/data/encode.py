@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from zeta_core.data import chat
 from zeta_core.data.chat import Template, Text, TrainOn, Unlearnable
 from zeta_core.data.rows import RowFormat, tools_of
-from zeta_core.data.sources import Row, Source
+from zeta_core.data.sources import Source
+from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData
 
 DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
@@ -35,6 +36,11 @@ def train_on_by_format(formats: Iterable[str]) -> TrainOn | str:
     meant = {name: DEFAULT_TRAIN_ON[cast(RowFormat, name)] for name in formats}
     words = sorted(set(meant.values())) or ["all"]
     return words[0] if len(words) == 1 else ", ".join(f"{name}: {word}" for name, word in meant.items())
+
+
+def unsaid(train_on: TrainOn | None, formats: Iterable[RowFormat]) -> TrainOn | None:
+    """``train_on``, but ``None`` where it says what data of these formats means by itself."""
+    return None if all(DEFAULT_TRAIN_ON[name] == train_on for name in formats) else train_on
 
 
 @dataclass(frozen=True)
@@ -180,11 +186,16 @@ class Encoder:
                 for said in (chosen, rejected)
             ]
         chosen, rejected = chat.turns_of(chosen, "assistant"), chat.turns_of(rejected, "assistant")
-        if prompt is None or (isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"):
+        asked = [] if prompt is None else chat.turns_of(prompt, "user")
+        repeated = asked == chosen[: len(asked)] == rejected[: len(asked)]
+        begun = isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"
+        if prompt is None or begun or repeated:
             shared = 0  # two whole conversations, which begin alike
             while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
                 shared += 1
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+            if chosen[0] != rejected[0] and not chosen[0]["role"] == rejected[0]["role"] == "assistant":
+                raise Unlearnable("chosen and rejected answer different prompts; give two answers to the same one.")
         if any(said[-1]["role"] != "assistant" for said in (chosen, rejected)):
             raise Unlearnable("chosen and rejected must each end with an assistant turn.")
         answers = [

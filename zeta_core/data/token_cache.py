@@ -6,7 +6,8 @@ uint32), ``offsets.npy`` (int64, one more than there are documents), ``rows.npy`
 
 Guaranteed: it is written aside, flushed, and renamed under a file lock, so that of several ranks or jobs one does the
 work and the others wait for it; what is there is whole, and is measured before it is used. The hash covers the bytes of
-the data, the tokenizer with its chat template, what is learned, and the version of this format.
+the data, the tokenizer with its chat template, what is learned, and the version of this format; what is said that is
+meant anyway (a format, ``train_on``) changes nothing of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from zeta_core.contract.events import ProgressLine
 from zeta_core.data.chat import DEFAULT_TEMPLATE, Template, TrainOn
-from zeta_core.data.encode import Encoded, Encoder, content_hash
+from zeta_core.data.encode import Encoded, Encoder, content_hash, unsaid
 from zeta_core.data.sources import Source
 from zeta_core.data.tokenizing import encoded_units
 from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
@@ -57,6 +58,8 @@ def prepare_tokens(
     if any(source.flat is not None for source in sources):
         _refuse_method(["tokens"], method)
         return flat_tokens(sources)
+    told = [source.told() for source in sources]
+    train_on = unsaid(train_on, [source.row_format for source in told if source.row_format is not None])
     about = {
         "version": FORMAT_VERSION,
         "tokenizer": fingerprint(tokenizer),
@@ -72,7 +75,6 @@ def prepare_tokens(
         with _locked(directory, report):
             found = _read(directory, key)
             if found is None:
-                told = [source.told() for source in sources]
                 _refuse_method([str(source.row_format) for source in told], method)
                 _write(told, tokenizer, train_on, method, directory, report, processes)
                 found = _read(directory, key)

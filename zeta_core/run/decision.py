@@ -89,6 +89,8 @@ def decide(
 def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
     known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=place.world_size)
     data, overlong = inputs.tokens.fingerprint, run.options.overlong
+    if overlong == "truncate" and inputs.tokens.whole_D.all():
+        overlong = None  # as conversations are anyway
     return replace(
         known,
         threads=run.threads or known.threads,

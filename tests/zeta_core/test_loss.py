@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,3 +148,33 @@ def test_rows_that_fill_a_place_are_no_part_of_a_models_own_mean() -> None:
     full = _gradient(lambda: _module(models.WithReturnLoss), list(range(7)), sequences, 7, 1)
     split = _gradient(lambda: _module(models.WithReturnLoss), list(range(7)), sequences, 2, 2)
     assert ((split - full).norm() / full.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("build", [models.llama, models.PlainModel])
+def test_only_positions_that_something_is_learned_from_are_asked_about(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = build()
+    documents = random_documents([200] * 8)
+    learned = np.arange(documents.num_tokens) % 200 >= 150  # the answers; the last position predicts nothing
+    sequences = Sequences(replace(documents, supervised=learned), 200, pack=True)
+    batch = sequences.batch(np.arange(4), 3)
+    assert batch.num_targets == 3 * 50
+    assert batch.asked_K is not None
+    assert len(batch.asked_K) == 64  # 50, and 14 more
+    assert set(range(149, 199)) <= set(batch.asked_K.tolist())
+
+    asked = find_loss(model, sample_ids=SAMPLE, isolate=True)
+    assert asked.answers_some == (build is models.llama)  # a module of somebody's own answers for all
+    num_logits: list[int] = []
+    head = nn.Module.get_submodule(model, "lm_head" if build is models.llama else "head")
+    head.register_forward_hook(lambda _m, _i, logits: num_logits.append(logits.shape[1]))
+    losses, gradients = list[float](), list[torch.Tensor]()
+    for way in (asked, replace(asked, answers_some=False)):
+        model.zero_grad()
+        loss, _ = way(model, batch)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert num_logits == [64 if asked.answers_some else 200, 200]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(*gradients)

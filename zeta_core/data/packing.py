@@ -24,6 +24,7 @@ from zeta_core.failures import InvalidData
 
 IGNORED = -100  # the label that cross-entropy leaves out
 Overlong = Literal["error", "truncate", "drop"]
+ASKED_MULTIPLE, ASKED_SHARE = 64, 0.9  # positions that a model is asked about: a multiple of so many, or all above it
 PIECE_TOKENS = 1 << 22  # looked at together when learned tokens are counted
 
 
@@ -36,6 +37,7 @@ class Batch:
     positions_BT: torch.Tensor
     mask_B1TT: torch.Tensor | None  # True where attention is allowed; None: plain causal attention says the same
     num_targets: int
+    asked_K: torch.Tensor | None = None  # positions whose next token some row learns, and a few more; None: all
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -45,7 +47,8 @@ class Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         mask = None if self.mask_B1TT is None else moved(self.mask_B1TT)
-        return Batch(moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT), mask, self.num_targets)
+        asked = None if self.asked_K is None else moved(self.asked_K)
+        return Batch(moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT), mask, self.num_targets, asked)
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ class Sequences:
             torch.from_numpy(np.arange(length) - begin_at_BT),
             mask,
             int((labels_BT != IGNORED).sum()),
+            _asked(labels_BT),
         )
 
     def _stretches(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -210,6 +214,18 @@ class Sequences:
                 document_BT[row, filled:stop] = part
                 filled = stop
         return at_BT, document_BT
+
+
+def _asked(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
+    """The positions that a model need be asked about, filled up to a multiple so that few shapes occur."""
+    asked_T = np.zeros(labels_BT.shape[1], dtype=bool)
+    asked_T[:-1] = (labels_BT[:, 1:] != IGNORED).any(0)
+    num_asked = int(asked_T.sum())
+    num_kept = -(-max(1, num_asked) // ASKED_MULTIPLE) * ASKED_MULTIPLE
+    if num_kept > ASKED_SHARE * len(asked_T):
+        return None
+    asked_T[np.flatnonzero(~asked_T)[: num_kept - num_asked]] = True
+    return torch.from_numpy(np.flatnonzero(asked_T))
 
 
 # --- Whole documents --------------------------------------------------------------------------------------------------
@@ -292,7 +308,7 @@ def _fitted(
         )
     kept = ~too_long if overlong == "drop" else np.ones_like(too_long)
     cut = too_long & kept
-    num_cut_tokens = int((ends - starts)[cut].sum()) - seq_len * int(cut.sum())
+    whole = ends - starts
     ends[cut] = starts[cut] + seq_len
     kept[cut] = _learned(tokens, starts[cut], ends[cut]) > 0  # an answer may lie beyond the cut
     kept = kept.reshape(-1, together).all(axis=1).repeat(together)
@@ -301,7 +317,7 @@ def _fitted(
     fit = Fit(
         num_truncated=int(cut.sum()),
         num_dropped=int(dropped.sum()),
-        num_cut_tokens=num_cut_tokens,
+        num_cut_tokens=int(whole[cut].sum()) - seq_len * int(cut.sum()),
         truncated_at=tokens.place(int(np.argmax(cut))) if cut.any() else None,
         dropped_at=tokens.place(int(np.argmax(dropped))) if dropped.any() else None,
     )

@@ -17,7 +17,7 @@ from zeta_core.contract.check import MemoryEstimate
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
 from zeta_core.memory.usage import num_bytes
 from zeta_core.model.activation import checkpointed, repeated_blocks
-from zeta_core.objective.loss import cross_entropy_sum, logits_of
+from zeta_core.objective.loss import cross_entropy_sum, logits_of, shifted
 from zeta_core.optim.optimizer import orthogonal_matrices
 from zeta_core.plan import Plan
 
@@ -87,7 +87,7 @@ def _kept(model: nn.Module, plan: Plan) -> int:
         options = {"use_cache": False} if hasattr(model, "config") else {}
         logits_BTV = logits_of(model(ids_BT, **options))
         if logits_BTV is not None:
-            cross_entropy_sum(logits_BTV, ids_BT)
+            cross_entropy_sum(logits_BTV, shifted(ids_BT))
     return kept.bytes
 
 

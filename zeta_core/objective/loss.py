@@ -1,8 +1,9 @@
 """How a model is asked for its loss, found out by asking: next-token cross-entropy, summed over the targets.
 
 A model answers in one of four ways (`Convention`), and keeps the documents of a packed sequence apart by what it is
-given (`extras`): both are tried on a tiny input before training, never assumed from a name. B sequences, T tokens,
-V entries of the vocabulary.
+given (`extras`): both are tried on a tiny input before training, never assumed from a name. So is whether it can leave
+out positions that nothing is learned from (`answers_some`), which spares logits: of a small model with a large
+vocabulary they are most of its memory. B sequences, T tokens, K of them asked about, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class LossOf:
     auxiliary_weight: float = 0.0
     needs_mask: bool = False  # a forward that is not called without one: where nothing is to hide, of ones (B, T)
     looks_ahead: bool = False  # what it says of a token depends on later ones, which it is to predict
+    answers_some: bool = False  # answers for the positions that it is asked about alone (`logits_to_keep`)
 
     is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
 
@@ -65,10 +67,10 @@ class LossOf:
         """
         if self.convention is Convention.LOGITS:
             answer = self.call(model, batch)
-            logits_BTV = logits_of(answer)
-            assert logits_BTV is not None
+            logits_BKV = logits_of(answer)
+            assert logits_BKV is not None
             auxiliary = getattr(answer, "aux_loss", None) if self.auxiliary_weight else None
-            total = cross_entropy_sum(logits_BTV, batch.labels_BT)
+            total = cross_entropy_sum(logits_BKV, self.targets(batch))
             return total, None if auxiliary is None else auxiliary * self.auxiliary_weight
         counting = batch.num_targets
         labels_BT = batch.labels_BT if counting else batch.ids_BT  # a mean over nothing is not a number
@@ -94,9 +96,16 @@ class LossOf:
         if batch.mask_B1TT is not None:  # else each sequence is one document from its start, as models take it to be
             given = {"attention_mask": batch.mask_B1TT, "position_ids": batch.positions_BT}
             values |= {extra: given[extra] for extra in self.extras}
+        if self.answers_some and batch.asked_K is not None:
+            values["logits_to_keep"] = batch.asked_K
         if self.ids_name is not None:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """(B, K): the targets of the logits that a call with this batch answers with."""
+        targets_BT = shifted(batch.labels_BT)
+        return targets_BT[:, batch.asked_K] if self.answers_some and batch.asked_K is not None else targets_BT
 
 
 def shifted(labels_BT: torch.Tensor) -> torch.Tensor:
@@ -104,10 +113,10 @@ def shifted(labels_BT: torch.Tensor) -> torch.Tensor:
     return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
 
 
-def cross_entropy_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """In float32 whatever the logits are in; the logits are not copied to be shifted, the labels are."""
-    targets = shifted(labels_BT).flatten()
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+def cross_entropy_sum(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
+    """In float32 whatever the logits are in; the logits were not copied to be shifted, the labels were."""
+    logits, targets = logits_BKV.flatten(0, 1).float(), targets_BK.flatten()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 def logits_of(answer: Any) -> torch.Tensor | None:
@@ -171,7 +180,8 @@ def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool, largest
             plain = LossOf(Convention.LOGITS, ids_name, (), tuple(fixed.items()), auxiliary, needs_mask)
             asked = probe.convention(plain, frozenset(parameters))
             probe.check_logits(largest_id)
-            asked = replace(asked, looks_ahead=probe.looks_ahead(asked))
+            some = probe.answers_some(asked, frozenset(parameters))
+            asked = replace(asked, looks_ahead=probe.looks_ahead(asked), answers_some=some)
             return probe.isolating(asked, frozenset(parameters)) if isolate else asked
         finally:
             model.train(was_training)
@@ -252,6 +262,23 @@ class _Probe:
             return False
         changed = self._changes(asked, self._logits(asked, self.ids_BT), at=2 * self.half - 1)
         return bool(changed[:-1].any())
+
+    def answers_some(self, asked: LossOf, parameters: frozenset[str]) -> bool:
+        """Whether it answers for some positions alone, and with the same logits."""
+        if asked.convention is not Convention.LOGITS or "logits_to_keep" not in parameters:
+            return False
+        asked_K = torch.tensor([1, self.half], device=self.ids_BT.device)
+        try:
+            answer = replace(asked, answers_some=True).call(self.model, replace(self.batch(), asked_K=asked_K))
+        except Exception as error:  # an older forward knows only how many of the last ones
+            if is_out_of_memory(error):
+                raise
+            return False
+        some_BKV, all_TV = logits_of(answer), self._logits(asked, self.ids_BT)
+        if some_BKV is None or some_BKV.shape[1] != len(asked_K):
+            return False
+        difference = (some_BKV[0].float() - all_TV[asked_K]).abs().amax()
+        return bool(difference <= 1e-4 * all_TV.abs().amax())
 
     def isolating(self, asked: LossOf, parameters: frozenset[str]) -> LossOf:
         """The first way of calling under which the second segment does not see the first; else ``asked`` as it is."""

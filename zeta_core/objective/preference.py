@@ -6,7 +6,7 @@ equation 7); its mean over the pairs of the global batch is minimized. The refer
 with LoRA the base, whose adapter adds nothing yet. Its log-probabilities are computed once, before the first step, and
 kept with every checkpoint, because nothing else of that model is left later.
 
-Shapes: P pairs, R = 2 P answers, the chosen ones first, T tokens, V entries of the vocabulary.
+Shapes: P pairs, R = 2 P answers, the chosen ones first, T tokens, K of them asked about, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zeta_core.data.packing import IGNORED, Batch, Overlong, Sequences
 from zeta_core.data.sampler import micro_batches
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import CannotResume, InvalidData, InvalidModel
-from zeta_core.objective.loss import Convention, LossOf, logits_of, shifted
+from zeta_core.objective.loss import Convention, LossOf, logits_of
 from zeta_core.parallel.processes import Engine
 
 
@@ -117,13 +117,13 @@ class DpoLoss(LossOf):
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Of each row's answer, summed over its tokens, in float32."""
-        logits_RTV = logits_of(self.call(model, batch))
-        assert logits_RTV is not None
-        targets_RT = shifted(batch.labels_BT)
+        logits_RKV = logits_of(self.call(model, batch))
+        assert logits_RKV is not None
+        targets_RK = self.targets(batch)
         losses = F.cross_entropy(
-            logits_RTV.flatten(0, 1).float(), targets_RT.flatten(), ignore_index=IGNORED, reduction="none"
+            logits_RKV.flatten(0, 1).float(), targets_RK.flatten(), ignore_index=IGNORED, reduction="none"
         )
-        return -losses.view(targets_RT.shape).sum(1)
+        return -losses.view(targets_RK.shape).sum(1)
 
     def take_measures(self) -> torch.Tensor | None:
         """Sums over the pairs since the last call: rewards chosen and rejected, how often the first is higher, pairs.

@@ -179,6 +179,36 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        ("model/config.json", tarfile.SYMTYPE, "is a link; tar the files themselves"),
+        ("notes.txt", tarfile.LNKTYPE, "is a link; tar the files themselves"),
+        ("../config.json", tarfile.REGTYPE, "leads out of the folder"),
+        ("/etc/passwd", tarfile.REGTYPE, "leads out of the folder"),
+        ("pipe", tarfile.FIFOTYPE, "is a device or the like"),
+    ],
+)
+def test_an_archive_that_holds_what_is_no_file_of_its_own_is_refused_by_name(
+    name: str, kind: bytes, told: str, tmp_path: Path
+) -> None:
+    store = tmp_path / "artifacts" / file_key("file_1")
+    store.parent.mkdir(parents=True)
+    with tarfile.open(store, "w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, "elsewhere"
+        archive.addfile(entry)
+    answer = answer_to(
+        {"model": {"file": "file_1"}},
+        artifacts_root=str(tmp_path / "artifacts"),
+        cache_dir=str(tmp_path / "cache"),
+        resolved_spec={"files": {"file_1": {"filename": "model.tar"}}},
+    )
+    [fault] = answer.details
+    assert (fault.param, fault.code) == ("model", "invalid_model")
+    assert fault.message.startswith(f"model.tar holds {name!r}, which {told}")
+
+
+@pytest.mark.parametrize(
     ("spec", "param", "code"),
     [
         ({"model": {"config": {"model_type": "nothing"}}}, "model", "invalid_model"),

@@ -55,6 +55,7 @@ class Encoded:
     supervised_N: NDArray[np.bool_] | None = None  # the tokens that are learned; None: all
     num_split: int = 0  # conversations that became several documents
     templated: bool = False  # a chat template was used
+    blank: bool = False  # its texts are white space, as far as they are not empty
 
 
 class Encoder:
@@ -106,7 +107,7 @@ class Encoder:
             else ids
             for row, ids in zip(rows, self._plain(texts), strict=True)
         ]
-        return self._documents(arrays, rows)
+        return replace(self._documents(arrays, rows), blank=not any(map(str.strip, texts)))
 
     def _plain(self, texts: list[str]) -> list[NDArray[Any]]:
         if is_bytes(self._tokenizer):

@@ -180,7 +180,7 @@ def _write(
             learned_N = written.add(number, position, encoded)
             if supervised:
                 mask.write(learned_N.tobytes())
-    if written.num_tokens < 2:
+    if written.num_tokens < 2 or written.blank:
         names = ", ".join(source.name for source in sources)
         raise InvalidData(f"{names}: holds no text to train on; give at least one document of some words.")
     np.save(aside / "offsets.npy", written.offsets)
@@ -214,6 +214,7 @@ class _Written:
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
         self.num_tokens = 0
+        self.blank = True  # nothing but white space
 
     def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
         """Count the documents of a unit; returns which of its tokens are learned."""
@@ -230,6 +231,7 @@ class _Written:
         else:
             self._add_pieces(encoded)
         self.num_tokens += len(encoded.ids_N)
+        self.blank &= encoded.blank
         self._largest = max(self._largest, int(encoded.ids_N.max(initial=0)))
         self._documents[source] += self.num_documents - before
         self._num_split += encoded.num_split

@@ -34,7 +34,7 @@ BYTES_PER_PROCESS = 2 << 20  # less is done sooner than a process is started
 MEMORY_PER_PROCESS = 512 << 20  # the units in work, many times their size as Python objects
 
 _ARRAYS = ("ids_N", "lengths_D", "ends_D", "rows_D", "hashes_D", "supervised_N")
-_VALUES = ("num_split", "templated")
+_VALUES = ("num_split", "templated", "blank")
 
 
 def encoded_units(sources: Sequence[Source], encoder: Encoder, *, processes: int) -> Iterator[tuple[int, int, Encoded]]:

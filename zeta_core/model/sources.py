@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 import torch
@@ -332,7 +332,10 @@ def _suffixes(places: Places) -> tuple[str, ...]:
 
 
 def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
-    """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken."""
+    """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken.
+
+    Raises `InvalidModel`, also where it holds a link, a device, or a path that leads out.
+    """
     known = places.files.get(file_id, {})
     if places.artifacts_root is None or not (places.artifacts_root / file_key(file_id)).is_file():
         raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
@@ -343,14 +346,16 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
             aside = target.with_name(target.name + ".part")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
+            filename = str(known.get("filename", file_id))
             try:
                 with tarfile.open(places.artifacts_root / file_key(file_id), "r:") as archive:
                     for member in archive:
+                        _refuse_unsafe(member, filename)
                         if member.isfile() and Path(member.name).suffix in _suffixes(places):
                             archive.extract(member, aside, filter="data")
             except (tarfile.TarError, OSError) as error:
                 said = str(error).replace(str(cache), "")[:300]
-                raise InvalidModel(f"{known.get('filename', file_id)} is no readable .tar: {said}") from error
+                raise InvalidModel(f"{filename} is no readable .tar: {said}") from error
             aside.rename(target)
         os.utime(target)  # used now: a worker's cache forgets what nobody uses
     configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
@@ -361,3 +366,17 @@ def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
     if not configs:
         raise InvalidModel(f"{known.get('filename', file_id)} holds no config.json; tar a Hugging Face directory.")
     return configs[0].parent
+
+
+def _refuse_unsafe(member: tarfile.TarInfo, filename: str) -> None:
+    """Raise `InvalidModel` for what is no file or folder of the archive's own, also where it would not be unpacked."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        what = "leads out of the folder that it is unpacked into; tar the model's directory from inside it"
+    elif member.issym() or member.islnk():
+        what = "is a link; tar the files themselves (tar --dereference --hard-dereference)"
+    elif not (member.isfile() or member.isdir()):
+        what = "is a device or the like; tar the files of the model alone"
+    else:
+        return
+    raise InvalidModel(f"{filename} holds {member.name[:200]!r}, which {what}.")

@@ -33,7 +33,7 @@ async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
 
 async def accept(session: AsyncSession, service: Service, caller: Caller, spec: JobSpec) -> Accepted:
     """What the database decides, and locks until the transaction ends. Raises `InvalidSpec`."""
-    files = await check_references(session, service.settings, caller.project, spec)
+    files = await check_references(session, service, caller.project, spec)
     spec = await with_named_checkpoint(session, spec)
     await check_exact_resume(session, spec)
     return Accepted(spec, {**resolve(spec), "files": files})

@@ -36,7 +36,7 @@ from zeta_core.contract.validation import error_of
 
 
 async def check_references(
-    session: AsyncSession, settings: ServerSettings, project: str, spec: JobSpec
+    session: AsyncSession, service: Service, project: str, spec: JobSpec
 ) -> dict[str, dict[str, Any]]:
     """The files that the job reads, ``{id: {"filename", "sha256", "purpose", "bytes"}}``, as workers need them.
 
@@ -44,7 +44,7 @@ async def check_references(
     naming every reference that leads nowhere.
     """
     files: dict[str, dict[str, Any]] = {}
-    details = list(_forbidden(settings, spec))
+    details = [*_closed_paths(service, spec), *_closed_hub_ids(service.settings, spec)]
     for named in _files(spec):
         param, file_id, purpose = named.param, named.file_id, named.purpose
         row = await session.get(FileRow, file_id, with_for_update={"read": True}) if is_id(file_id, "file") else None
@@ -107,15 +107,31 @@ def _checkpoints(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
         yield "resume_from_checkpoint", job_id, name or LATEST
 
 
-def _forbidden(settings: ServerSettings, spec: JobSpec) -> Iterator[ErrorDetail]:
-    """Paths outside the data root, and Hub ids that this server's operator did not open."""
+def _closed_paths(service: Service, spec: JobSpec) -> Iterator[ErrorDetail]:
+    """Paths outside the data root, or any where neither this server nor a worker that it knows of has one."""
+    opened = service.settings.data_root is not None
+    opened = opened or any(beat.data_root is not False for beat in service.engine.workers())
     for place, source in _datasets(spec):
-        if isinstance(source, PathSource) and not _inside_data_root(source.path):
+        if not isinstance(source, PathSource):
+            continue
+        param = f"{place}.path"
+        if not _inside_data_root(source.path):
             message = (
-                f"{place}.path is {source.path!r}, which leaves the workers' data root; "
+                f"{param} is {source.path!r}, which leaves the workers' data root; "
                 "give a path relative to ZETA_DATA_ROOT, without '..'."
             )
-            yield ErrorDetail(param=f"{place}.path", message=message, code="path_outside_root")
+            yield ErrorDetail(param=param, message=message, code="path_outside_root")
+        elif not opened:
+            message = (
+                f"{param} is {source.path!r}, and no folder of data is open to jobs here; upload the data with POST "
+                "/v1/files, or have ZETA_DATA_ROOT set on the server and its workers."
+            )
+            yield ErrorDetail(param=param, message=message, code="no_data_root")
+
+
+def _closed_hub_ids(settings: ServerSettings, spec: JobSpec) -> Iterator[ErrorDetail]:
+    """What this server's operator did not open of the Hub."""
+    for place, source in _datasets(spec):
         if isinstance(source, HubSource) and not settings.hub_allows(source.hub):
             yield _closed_hub(f"{place}.hub", source.hub, "POST /v1/files")
     if isinstance(spec.model, str) and not settings.hub_allows(spec.model):

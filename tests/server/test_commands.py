@@ -170,7 +170,13 @@ def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exac
         assert job["spec"]["resume_from_checkpoint"] == f"{parent}/{meant}"
     same = {"batch_size": 2, "gradient_accumulate_every": 4, "save_total_limit": 9, "epochs": 2, "max_steps": None}
     assert rerun(http, parent, patch=same, **at("latest")).status_code == 201
-    patch = {"learning_rate": 0.002, "seed": 1, "batch_size": 16, "use_fsdp": True, "dataset": {"path": "other.txt"}}
+    patch = {
+        "learning_rate": 0.002,
+        "seed": 1,
+        "batch_size": 16,
+        "use_fsdp": True,
+        "dataset": [SPEC["dataset"], SPEC["dataset"]],
+    }
     answer = rerun(http, parent, patch=patch, **at("latest"))
     assert answer.status_code == 422
     details = {detail["param"]: detail for detail in error_of(answer)["details"]}

@@ -149,6 +149,8 @@ def test_a_running_job_is_asked_to_end_and_asking_again_changes_nothing(
         ({"dataset": {"path": "/etc/passwd"}}, "dataset.path", "path_outside_root"),
         ({"dataset": {"path": "a/../../b"}}, "dataset.path", "path_outside_root"),
         ({"dataset": {"path": "~root/x"}}, "dataset.path", "path_outside_root"),
+        ({"dataset": [{"builtin": "python-docs"}, {"path": "a.txt"}]}, "dataset.1.path", "no_data_root"),
+        ({"eval_dataset": {"path": "a.txt"}}, "eval_dataset.path", "no_data_root"),
         ({"dataset": {"hub": "org/name"}}, "dataset.hub", "hub_not_allowed"),
         ({"model": "org/name"}, "model", "hub_not_allowed"),
         ({"tokenizer": "org/name"}, "tokenizer", "hub_not_allowed"),

@@ -132,6 +132,7 @@ def test_a_worker_is_listed_with_its_slots_and_what_runs_there(http: httpx.Clien
                 memory_bytes=1 << 38,
                 labels={"zone": "a"},
                 stopping=number == 1,
+                data_root=number == 0,
                 slots=slots,
             )
             redis.hset(WORKERS_HASH, name, json.dumps(sign(beat, secret, channel=WORKERS_HASH)))
@@ -147,6 +148,7 @@ def test_a_worker_is_listed_with_its_slots_and_what_runs_there(http: httpx.Clien
     ]
     assert first.status in ("ready", "gone")  # its heart beat only once
     assert second.status in ("stopping", "gone")
+    submit(http, dataset={"path": "corpus/*.txt"})  # a worker says that it has a folder for it
     page = http.get("/v1/workers?limit=1").json()
     assert (page["has_more"], page["last_id"]) == (True, "w-1")
     assert [one["name"] for one in http.get("/v1/workers?after=w-1").json()["data"]] == ["w-2"]

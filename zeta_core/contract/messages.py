@@ -5,7 +5,8 @@
 | Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
 | stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
 | stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`, `CheckRequest`     |
-| hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`                       |
+| hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
+|                               |                  | that of a worker which was silent for a day                  |
 
 Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
 harmless: a claim already granted to the same worker is granted again, a line already stored is not stored again, a
@@ -174,6 +175,7 @@ class Heartbeat(_Message):
     labels: dict[str, str] = {}
     stopping: bool = False
     disk_free_bytes: int | None = None  # the least that is free where it works and where it stores checkpoints
+    data_root: bool | None = None  # whether it opens a folder for {"path": ...}; an older worker does not tell
     disk_low: bool = False  # that is below its mark: it is offered no job, and pauses its trainings (`disk_full`)
     slots: list[DeviceReport]
 

@@ -50,6 +50,8 @@ def peak_flops_of(name: str) -> float | None:
 def flops_per_token(model: nn.Module, seq_len: int) -> float:
     """FLOPs that forward and backward of one token need: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
 
+    The head is counted for every token, also for those whose logits nothing is learned from and that are not computed.
+
     N: weights, but for embeddings that are only looked up; a frozen weight (LoRA's base) has no gradient of its own and
     counts 4. L layers, H heads of size Q, T tokens of a sequence; where the model has no such config, N alone. What
     activation checkpointing computes again does not count.

@@ -8,9 +8,10 @@ import pytest
 
 from zeta_core.contract.commands import Rerun
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
+from zeta_core.contract.other_names import OTHER_NAMES
 from zeta_core.contract.sources import FileSource, dataset_sources
 from zeta_core.contract.spec import JobSpec, TrainerOptions
-from zeta_core.contract.validation import OTHER_NAMES, parse
+from zeta_core.contract.validation import parse
 
 SMALLEST: dict[str, Any] = {
     "model": {"config": {"model_type": "llama", "max_position_embeddings": 128}},
@@ -55,7 +56,10 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"metadata": {"team": 1}}, "metadata.team", "invalid_type"),
         ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "invalid_value"),
         ({"dpo": {"beta": 0.1}}, "dpo", "invalid_value"),
-        ({"method": "dpo", "train_on": "all"}, "train_on", "invalid_value"),
+        ({"method": "dpo", "train_on": "all", "dataset": {"path": "a"}}, "train_on", "invalid_value"),
+        ({"method": "dpo", "dataset": {"builtin": "python-docs"}}, "dataset.builtin", "invalid_value"),
+        ({"dataset": {"builtin": "python-docs", "format": "messages"}}, "dataset.format", "invalid_value"),
+        ({"dataset": {"builtin": "python-docs"}, "train_on": "assistant"}, "train_on", "invalid_value"),
         ({"dataset": {"path": "a.jsonl", "format": "preference"}}, "dataset.format", "invalid_value"),
         ({"dataset": {"path": "a.jsonl", "weight": 0}}, "dataset.weight", "out_of_range"),
         ({"dataset": [{"path": "a", "weight": 2.0}, {"path": "b"}]}, "dataset.1.weight", "missing_field"),

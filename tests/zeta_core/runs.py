@@ -49,7 +49,7 @@ def train(
     output_dir: Path,
     *,
     cache: Path,
-    resume: bool = False,
+    resume: bool | Path = False,
     stop: Callable[[], StopAction | None] = lambda: None,
     places: Places | None = None,
     **options: Any,
@@ -63,7 +63,7 @@ def train(
         output_dir=output_dir,
         cache=cache,
         places=places or Places(any_path=True),
-        resume_from=output_dir if resume else None,
+        resume_from=resume if isinstance(resume, Path) else output_dir if resume else None,
         stop=stop,
     )
     return execute(run, Place(), Report(lines)), lines

@@ -73,6 +73,8 @@ def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
         (shapes.SMOLLM2, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
         (shapes.LLAMA3, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
         (shapes.LLAMA3, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (shapes.LLAMA3_FIRST, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (shapes.LLAMA3_FIRST, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
         (shapes.GEMMA, TWO_TURNS, ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"], 4 + 2 + 8 + 2),
         (shapes.MISTRAL, TWO_TURNS, ["Hey!<|end|>", "So long.<|end|>"], 4 + 1 + 8 + 1),
         (shapes.PHI3, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n<|end|>"], 4 + 2 + 8 + 3),
@@ -84,6 +86,8 @@ def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
         "smollm2 with system",
         "llama 3.1",
         "llama 3.1 with system",
+        "llama 3",
+        "llama 3 with system",
         "gemma",
         "mistral",
         "phi 3",
@@ -99,7 +103,9 @@ def test_the_assistants_turns_are_learned_and_nothing_else(
     assert stretches == learned
     assert tokens.supervised is not None
     assert int(tokens.supervised.sum()) == num_learned
-    assert text == tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
+    written = tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
+    prompt_after_the_end = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert text == (written.removesuffix(prompt_after_the_end) if template is shapes.LLAMA3_FIRST else written)
 
 
 def test_the_real_tokenizer_and_template_of_smollm2_learn_the_answers_alone(tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_
     answers = ["<think>\neasy\n</think>\n\n4<|im_end|>\n", "<think>\n\n</think>\n\n6<|im_end|>\n"]
     assert documents(tokens, tokenizer) == [
         (first + answers[0], [answers[0]]),
-        (first + "4<|im_end|>\n" + second + answers[1], [answers[1]]),
+        (first + "4<|im_end|>\n" + second + answers[1], ["6<|im_end|>\n"]),  # its empty thought is the prompt's
     ]
     assert tokens.num_split == 1
     assert [tokens.place(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
@@ -329,12 +335,22 @@ GOOD = {"messages": TWO_TURNS}
             {"messages": [{"role": "assistant", "content": "x", "weight": 2}]},
             "message 1 has the weight 2",
         ),
+        (
+            shapes.CHATML,
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]},
+            "message 1 has a tool call without a name",
+        ),
+        (
+            shapes.CHATML,
+            {"prompt": "a", "completion": "b", "tools": [{"name": "add"}]},
+            "has tools, which a plain text",
+        ),
     ],
 )
 def test_a_conversation_that_cannot_be_learned_is_named_by_its_line(
     template: str | None, row: Any, message: str, tmp_path: Path
 ) -> None:
-    rows = [row] if template in (shapes.R1, shapes.GEMMA) else [GOOD, row]
+    rows = [row] if template in (shapes.R1, shapes.GEMMA) or "prompt" in row else [GOOD, row]
     with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line {len(rows)}: .*{message}"):
         tokens_of(tmp_path, rows, byte_tokenizer(template))
 

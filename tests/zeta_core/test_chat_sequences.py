@@ -75,11 +75,13 @@ def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
 ) -> None:
     rows = chats([6, 30])
     rows.append({"messages": [{"role": "user", "content": "?" * 50}, {"role": "assistant", "content": "a"}]})
+    num_cut_tokens = {None: 12, "truncate": 12, "drop": 0}[overlong]
     tokens = tokens_of(tmp_path, rows, byte_tokenizer(shapes.CHATML))
     sequences = Sequences(tokens, 40, pack=True, overlong=overlong)
     fit = sequences.fit
     assert sorted(sequences.num_tokens(np.array([i])) for i in range(len(sequences))) == kept
     assert (fit.num_truncated, fit.num_dropped) == counts
+    assert fit.num_cut_tokens == num_cut_tokens, "those of the dropped one are no more cut than the rest of it"
     if overlong == "drop":
         assert fit.dropped_at == "chat.jsonl, line 2"
     else:  # the third's answer lies beyond the cut, so nothing of it could be learned

@@ -81,18 +81,48 @@ def test_python_docs_are_on_every_machine(tmp_path: Path) -> None:
     assert tokens.num_tokens > 300_000
 
 
+def _table(columns: list[str], value: bytes) -> bytes:
+    """A parquet file of one row, whose every column is text of these bytes."""
+    text = pa.array([value]).view(pa.string())
+    file = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_arrays([text] * len(columns), names=columns), file)
+    return file.getvalue().to_pybytes()
+
+
+def _damaged(table: bytes) -> bytes:
+    return table[:30] + bytes(60) + table[90:]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl, line 2: is not JSON"),
-        ("a.jsonl", b'{"text": "one"}\n\n{"body": "x"}\n', r"a\.jsonl, line 3: has no 'text' \(it has: body\)"),
+        (
+            "a.jsonl",
+            b'{"text": "one"}\n\n{"body": "x"}\n',
+            r"a\.jsonl, line 3: has no 'text' \(it has: body\), nor 'mes",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "\\uD83D\\uDE00"}\n{"text": "\\uD83D"}\n',
+            r"a\.jsonl, line 2: holds \\ud83d, half of a char",
+        ),
         ("a.jsonl", b'{"input_ids": [1]}\n', r"has no 'text' but 'input_ids'; set use_pretokenized"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is of type int, not text"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: is not an object"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),
         ("a.txt", b"", r"a\.txt is empty"),
         ("a.jsonl", b'{"text": ""}\n', r"holds no text to train on"),
+        ("a.jsonl", b'{"text": " "}\n{"text": "\\n\\t\\n"}\n', r"a\.jsonl: holds no text to train on"),
+        ("a.txt", b"\n \t \xc2\xa0\n" * 9, r"a\.txt: holds no text to train on; give at least one document of some"),
         ("a.parquet", b"no parquet", r"a\.parquet is not readable as parquet"),
+        ("a.parquet", _damaged(_table(["text"], b"fine " * 5000)), r"a\.parquet is not readable as parquet: Corrupt"),
+        ("a.parquet", _table(["text", "text"], b"fine"), r"a\.parquet has several columns called 'text'"),
+        (
+            "a.parquet",
+            _table(["text"], b"\xff\xfe"),
+            r"a\.parquet, rows 1 to 1: hold text that is not UTF-8 \(byte 0xff\)",
+        ),
         ("a.csv", b"a,b", r"a\.csv has no known format"),
     ],
 )

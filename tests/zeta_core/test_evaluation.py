@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.zeta_core.models import WithLabels, WithReturnLoss, WithTargets, llam
 from tests.zeta_core.runs import train
 from tests.zeta_core.token_files import random_documents
 from zeta_core.contract.errors import InvalidSpec
+from zeta_core.contract.events import CheckpointLine
 from zeta_core.contract.job import StopAction
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
@@ -182,6 +184,20 @@ def test_the_best_is_kept_and_the_run_stops_when_nothing_gets_better(tmp_path: P
     again, lines = train(plain, out, cache=tmp_path, resume=True, max_steps=60, **asked)
     assert (again.steps_trained, again.result) == (0, outcome.result)
     assert any("stopped early" in str(getattr(line, "message", "")) for line in lines.all)
+
+    # In another output_dir the best comes along, behind a checkpoint of the run's own.
+    elsewhere = tmp_path / "elsewhere"
+    moved, lines = train(plain, elsewhere, cache=tmp_path, resume=out / "final", max_steps=50, **asked)
+    assert (moved.result, moved.best_checkpoint) == (outcome.result, elsewhere / "best")
+    assert [(line.name, line.step) for line in lines.all if isinstance(line, CheckpointLine)] == [
+        ("final", end),
+        ("best", best),
+    ]
+    assert json.loads((elsewhere / "best" / "manifest.json").read_text())["files"] == manifests["best"]["files"]
+    shutil.rmtree(out / "best")
+    moved, lines = train(plain, tmp_path / "third", cache=tmp_path, resume=out / "final", max_steps=50, **asked)
+    assert (moved.result.best_checkpoint, moved.best_checkpoint) == (None, None)
+    assert any(getattr(line, "code", None) == "no_best_checkpoint" for line in lines.all)
 
 
 def test_a_run_that_is_stopped_within_an_evaluation_goes_on_as_if_it_was_not(held_out: str, tmp_path: Path) -> None:

@@ -89,19 +89,41 @@ def dpo(rows: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
             },
             ["yes<|im_end|>\n", "no<|im_end|>\n"],
         ),
+        (
+            {  # the prompt is given by itself too
+                "prompt": [{"role": "user", "content": "Hi"}],
+                "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}],
+                "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"}],
+            },
+            ["yes<|im_end|>\n", "no<|im_end|>\n"],
+        ),
         ({"chosen": "Q: Hi A: yes", "rejected": "Q: Hi A: yet no"}, [" yes<|end|>", " yet no<|end|>"]),
         (
             {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "yes", "rejected": "no"},
             ["yes<|im_end|>\n", "no<|im_end|>\n"],
         ),
     ],
-    ids=["text", "messages", "conversations", "texts that begin alike", "messages and texts"],
+    ids=[
+        "text",
+        "messages",
+        "conversations",
+        "conversations with their prompt",
+        "texts that begin alike",
+        "messages and texts",
+    ],
 )
 def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[str], tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(shapes.CHATML)
     told = documents(tokens_of(tmp_path, [row], tokenizer), tokenizer)
     assert [stretches for _, stretches in told] == [[learned[0]], [learned[1]]]
     assert told[0][0].removesuffix(learned[0]) == told[1][0].removesuffix(learned[1])
+    assert told[0][0].count("Hi") == 1
+
+
+def test_answers_to_different_prompts_are_refused(tmp_path: Path) -> None:
+    asked = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("Hi", "Bye")]
+    with pytest.raises(InvalidData, match=r"^pairs\.jsonl, line 1: chosen and rejected answer different prompts"):
+        tokens_of(tmp_path, [{"chosen": asked[0], "rejected": asked[1]}], byte_tokenizer(shapes.CHATML))
 
 
 def test_pairs_are_for_dpo_and_dpo_is_for_pairs(tmp_path: Path) -> None:

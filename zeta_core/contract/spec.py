@@ -20,6 +20,7 @@ from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.rate_search import FIND, SHORTEST_RUN, Find
 from zeta_core.contract.sources import (
     COLUMNS,
+    BuiltinSource,
     ConfigModel,
     Dataset,
     HubSource,
@@ -190,12 +191,20 @@ class TrainerOptions(Sent, Checked):
         for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
             for index, source in enumerate(dataset_sources(dataset)):
                 at = f"{place}.{index}" if isinstance(dataset, list) else place
-                if source.format not in ("auto", "preference") and self.method == "dpo":
-                    yield _fault(f"{at}.format", source.format, "method 'dpo' reads 'preference' pairs; use that")
-                if source.format == "preference" and self.method != "dpo":
-                    yield _fault(f"{at}.format", source.format, "it is for method 'dpo'; set method to that")
-                if source.format in ("text", "tokens") and self.train_on not in (None, "all"):
-                    yield _fault("train_on", self.train_on, f"{source.format} has no turns; use 'all', or leave it out")
+                row_format = source.format
+                if isinstance(source, BuiltinSource):
+                    if row_format not in ("auto", "text"):
+                        yield _fault(f"{at}.format", row_format, f"{source.builtin!r} is text; leave it out")
+                    elif self.method == "dpo":
+                        cure = "it is text, and method 'dpo' reads 'preference' pairs; name data of those"
+                        yield _fault(f"{at}.builtin", source.builtin, cure)
+                    row_format = "text"
+                elif row_format not in ("auto", "preference") and self.method == "dpo":
+                    yield _fault(f"{at}.format", row_format, "method 'dpo' reads 'preference' pairs; use that")
+                elif row_format == "preference" and self.method != "dpo":
+                    yield _fault(f"{at}.format", row_format, "it is for method 'dpo'; set method to that")
+                if row_format in ("text", "tokens") and self.train_on not in (None, "all"):
+                    yield _fault("train_on", self.train_on, f"{row_format} has no turns; use 'all', or leave it out")
 
     def _evaluation_faults(self) -> Iterator[ErrorDetail]:
         if self.eval_dataset is not None or self.eval_split:
@@ -240,7 +249,7 @@ class JobSpec(TrainerOptions):
     time_limit_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     metadata: Metadata = Field(default={})
 
-    placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"builtin": "python-docs"}}
+    placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"path": "data"}}
 
     def faults(self) -> list[ErrorDetail]:
         found = super().faults()

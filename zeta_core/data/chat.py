@@ -6,6 +6,10 @@ what it has to say when it is used, so it is right for any template, marked with
 template writes earlier turns otherwise once later ones follow (Qwen 3 leaves out their thinking), the turns do not fit
 into one text: each then becomes a text of its own, with the history as the template writes it at that point.
 
+Of the prompts that a template has for one answer, the longest that the answer follows counts: where it prompts for an
+answer without thinking by an empty thought (Qwen 3 with ``enable_thinking`` false), an answer without one is not taught
+to write that. A prompt that is written after the last turn whether asked for or not is none of the conversation.
+
 Trusted: nothing. Templates run in the sandbox of transformers.
 """
 
@@ -58,20 +62,14 @@ class Template:
         if not tokenizer.chat_template:
             tokenizer.chat_template = DEFAULT_TEMPLATE
         self.is_default = tokenizer.chat_template == DEFAULT_TEMPLATE
+        self._written_anyway = self._prompt_written_anyway()
 
     def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, prompt: bool = False) -> str:
         """The text of ``messages``, with the beginning of an answer where ``prompt``. Raises `Unlearnable`."""
         if not messages and prompt and self.is_default:
             return "<|im_start|>assistant\n"  # transformers refuses an empty conversation
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages),
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=prompt,
-                date_string=TODAY.strftime("%d %b %Y"),
-                strftime_now=TODAY.strftime,
-            )
+            text = self._render(messages, tools, prompt=prompt)
         except Exception as error:  # a template may raise anything; jinja's own class is not ours to import
             said = str(error).strip().rstrip(".")[:200] or type(error).__name__
             if not messages:
@@ -80,7 +78,44 @@ class Template:
             raise Unlearnable(f"the tokenizer's chat template refuses the conversation: {said}.") from error
         for tool in tools or ():
             _refuse_unwritten("has the tool", tool, text)
-        return text
+        return text if prompt else text.removesuffix(self._written_anyway)
+
+    def prompt_without_thinking(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str | None:
+        """The text of ``messages`` with the beginning of an answer that does not think; None where there is none."""
+        if "enable_thinking" not in self._tokenizer.chat_template:
+            return None
+        try:
+            return self._render(messages, tools, prompt=True, enable_thinking=False)
+        except Exception:  # noqa: BLE001 - a template may raise anything, as for a model that always thinks
+            return None
+
+    def _render(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, *, prompt: bool, **more: Any
+    ) -> str:
+        return self._tokenizer.apply_chat_template(
+            list(messages),
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            date_string=TODAY.strftime("%d %b %Y"),
+            strftime_now=TODAY.strftime,
+            **more,
+        )
+
+    def _prompt_written_anyway(self) -> str:
+        """The prompt for an answer where the template ends every conversation with it, as Llama 3's first one does.
+
+        It is what the template writes of no turn at all. An end token there is none: it ends the conversation.
+        """
+        asked: list[Message] = [{"role": "user", "content": "Hi"}]
+        answered: list[Message] = [*asked, {"role": "assistant", "content": "Hey"}]
+        try:
+            [nothing] = self._tokenizer.apply_chat_template([[]], tokenize=False)  # a batch of one without turns
+            texts = [self._render(turns, prompt=prompt) for turns in (asked, answered) for prompt in (False, True)]
+        except Exception:  # noqa: BLE001 - a template that refuses this, whatever it raises, is told by `render`
+            return ""
+        always = texts[0] == texts[1] and texts[2] == texts[3] and all(text.endswith(nothing) for text in texts)
+        return nothing if always and not (self.end and nothing.rstrip().endswith(self.end)) else ""
 
     @property
     def end(self) -> str:
@@ -131,6 +166,9 @@ def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools:
         )
     before = template.render(prompt, tools, prompt=True)
     text = template.render([*prompt, turn], tools)
+    thoughtless = template.prompt_without_thinking(prompt, tools)
+    if thoughtless is not None and len(thoughtless) > len(before) and text.startswith(thoughtless):
+        before = thoughtless
     if not text.startswith(before):
         text = before + _after_the_same_end(template, prompt, tools, before, text)
     if len(text) == len(before):
@@ -204,6 +242,8 @@ def prompt_and_completion(
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
+        if tools:
+            raise Unlearnable("has tools, which a plain text has no place for; give messages instead of texts.")
         if train_on == "assistant":
             raise Unlearnable("is plain text, which has no assistant turns; use train_on 'completion' or 'all'.")
         return [Text(text, ((0 if train_on == "all" else len(prompt), len(text)),), plain=True)]

@@ -81,7 +81,10 @@ def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
     has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
     if "input_ids" in row and name == "text":
         return f"has no {column!r} but 'input_ids'; set use_pretokenized to train on rows of token ids."
-    return f'has no {column!r} (it has: {has}); name the right one with columns: {{"{name}": "..."}} in the source.'
+    missing = f"{column!r} (it has: {has})"
+    if name == column == "text":  # also where no format was named, and the row is of none
+        missing += ", nor 'messages', nor 'prompt' and 'completion'"
+    return f'has no {missing}; name the right one with columns: {{"{name}": "..."}} in the source.'
 
 
 def _wrong_text(value: object, shown: str) -> str | None:
@@ -134,6 +137,8 @@ def _wrong_message(message: object) -> str | None:
     calls = said.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         return f"has 'tool_calls' {_kind(calls)}; give a list."
+    if not all(_is_call(call) for call in cast("list[object]", calls or [])):
+        return 'has a tool call without a name; give {"function": {"name": "...", "arguments": {...}}}.'
     if isinstance(content, list):
         texts = all(isinstance(p, Mapping) and isinstance(cast(Row, p).get("text"), str) for p in cast(Any, content))
         return None if texts else "has a part of 'content' that is not text; only text can be trained on."
@@ -141,6 +146,11 @@ def _wrong_message(message: object) -> str | None:
         spoken = calls or said.get("reasoning_content")
         return None if spoken else "has no 'content', and no 'tool_calls' in its place."
     return None if isinstance(content, str) else f"has 'content' {_kind(content)}, not text."
+
+
+def _is_call(call: object) -> bool:
+    inner = cast(Row, call).get("function", cast(object, call)) if isinstance(call, Mapping) else None
+    return isinstance(inner, Mapping) and isinstance(cast(Row, inner).get("name"), str)
 
 
 def _wrong_tools(value: object) -> str | None:

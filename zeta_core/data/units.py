@@ -106,7 +106,9 @@ def json_units(path: Path, name: str) -> Iterator[Unit]:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if line:
                         row = json.loads(line)
-                        if "\\ud" in line.lower():  # the escaped half of a character, perhaps without its other half
+                        if (
+                            "\\ud" in line or "\\uD" in line
+                        ):  # an escaped half of a character, perhaps without the other
                             json.dumps(row, ensure_ascii=False).encode()
                         yield Row(number, row)
                 except UnicodeDecodeError as error:
@@ -183,7 +185,9 @@ def parquet_batches(path: Path, name: str) -> Iterator[Any]:
         yield from parquet.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False).iter_batches(
             batch_size=4 * _UNIT_ROWS
         )
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # OSError without a number: what is packed in it is damaged
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise InvalidData(f"{name} is not readable as parquet: {error}") from error
 
 

@@ -7,7 +7,9 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Progress, Tensors
 from zeta_core.data.encode import is_bytes
 from zeta_core.model.activation import checkpointed, repeated_blocks
@@ -67,6 +69,33 @@ def begin_or_go_on(engine: Engine, earlier: Earlier | None, plan: Plan, place: P
     else:
         states.seed_everything(plan.seed, place.rank, stored.progress.step)
     return stored.progress
+
+
+def best_elsewhere(
+    run: Run, earlier: Earlier | None, progress: Progress, processes: Processes, report: Report
+) -> Checkpoint | None:
+    """The best checkpoint of a run that goes on in another ``output_dir``, where it is to be found too.
+
+    It lies beside the one that the run goes on from. Where it does not, the next evaluation begins a new best.
+    """
+    if earlier is None or progress.best_step is None:
+        return None
+    folder, run_id, step = earlier.checkpoint.directory.parent, earlier.checkpoint.manifest.run_id, progress.best_step
+
+    def find() -> tuple[bool, Checkpoint | None]:
+        if folder.resolve() == run.output_dir.resolve():
+            return True, None
+        found = checkpoints.read(folder / "best")
+        same = found is not None and (found.manifest.run_id, found.manifest.step) == (run_id, step)
+        if found is None or not same or checkpoints.damage(found) is not None:
+            report.warn("no_best_checkpoint", f"The best checkpoint, of step {step}, is not beside the one to resume.")
+            return False, None
+        return True, found
+
+    kept, found = processes.from_main(find)
+    if not kept:
+        progress.best_step = progress.best_loss = None
+    return found
 
 
 def evaluator_of(

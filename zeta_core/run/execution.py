@@ -24,7 +24,7 @@ from zeta_core.parallel.surroundings import as_it_was, compute_with, determinist
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Outcome, Run
-from zeta_core.run.assembly import begin_or_go_on, engine_of, evaluator_of, reference_for
+from zeta_core.run.assembly import begin_or_go_on, best_elsewhere, engine_of, evaluator_of, reference_for
 from zeta_core.run.decision import Decision, build_model, decide
 from zeta_core.run.inputs import find_earlier, read
 from zeta_core.run.learner import Learner, prepare, setup_of
@@ -98,6 +98,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         )
         stack.callback(saver.close)
         saver.newest = None if earlier is None else earlier.checkpoint
+        saver.best_elsewhere = best_elsewhere(run, earlier, progress, processes, report)
         saver.fixed = reference
         course = Course(
             plan=plan,

@@ -63,6 +63,7 @@ class Saver:
         self._under_way: Future[Checkpoint | None] | None = None
         self._reserving: tuple[Staging, Future[None]] | None = None
         self.newest: Checkpoint | None = None
+        self.best_elsewhere: Checkpoint | None = None  # of a run that came from another output_dir, until it is here
 
     @property
     def busy(self) -> bool:
@@ -96,6 +97,7 @@ class Saver:
         if self._processes.is_main:
             assert newest is not None
             self.newest = self._announce(checkpoints.copy_as(newest, self._output_dir, name, apart=True))
+            self._bring_best()
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -160,6 +162,9 @@ class Saver:
         written = self._announce(checkpoints.publish(part, self._output_dir, manifest))
         for name in names[1:]:
             self._announce(checkpoints.copy_as(written, self._output_dir, name))
+        if "best" in names:
+            self.best_elsewhere = None
+        self._bring_best()
         return written
 
     def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
@@ -183,8 +188,17 @@ class Saver:
         """Point at what is durable, remove what it replaces, and say so, in this order."""
         checkpoints.point_at(published, self._output_dir)
         checkpoints.prune(self._output_dir, self._run_id, self._keep)
+        self._say(published)
+        return published
+
+    def _bring_best(self) -> None:
+        """The best from elsewhere comes behind a checkpoint of this output_dir, so the run never resumes from it."""
+        best, self.best_elsewhere = self.best_elsewhere, None
+        if best is not None:
+            self._say(checkpoints.copy_as(best, self._output_dir, "best"))
+
+    def _say(self, published: Checkpoint) -> None:
         manifest = published.manifest
         self._report.write(
             CheckpointLine(name=manifest.name, step=manifest.step, metrics=manifest.metrics, bytes=published.size_bytes)
         )
-        return published

@@ -41,7 +41,16 @@ LLAMA3 = (
     "{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
-# Qwen 3: the thinking of turns before the last question is left out, and the last turn always has a place for it.
+# Llama 3's first: a prompt for an answer always, asked for or not, also behind the last answer.
+LLAMA3_FIRST = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+# Qwen 3: the thinking of turns before the last question is left out, the last turn always has a place for it, and an
+# answer without thinking is prompted for by an empty one.
 QWEN3 = (
     "{%- set ns = namespace(last=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
     "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
@@ -53,7 +62,9 @@ QWEN3 = (
     "{{- '<|im_start|>assistant\n<think>\n' + thought + '\n</think>\n\n' + content }}"
     "{%- else %}{{- '<|im_start|>assistant\n' + content }}{%- endif %}{{- '<|im_end|>\n' }}"
     "{%- else %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
 )
 # Gemma: no system turn, strict alternation, the assistant is called model.
 GEMMA = (

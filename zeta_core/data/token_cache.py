@@ -36,7 +36,7 @@ from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, fl
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SECONDS_BETWEEN_LINES = 1.0
 
 

@@ -14,6 +14,7 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
+from server.submitting.counted import find_counted, steps_of
 from server.submitting.earlier import find_earlier
 from server.submitting.parameters import count_parameters
 from zeta_core.contract.check import CheckAnswer
@@ -28,7 +29,10 @@ _LEAST_MEMORY = "of one process, at least: weights, gradients and the optimizer'
 _DEEPSPEED = "DeepSpeed keeps its memory in places and precisions of its own, which a worker tells."
 _MODEL_UNREAD = "The model is read when the job starts; its files were not opened to answer this."
 _CONFIG_OPEN = "The config leaves numbers to the defaults of its model_type, or is of a type that only a worker knows."
-_DATA_UNREAD = "The data is counted when the job starts; with max_steps the number of steps is known before."
+_DATA_UNREAD = (
+    "The data is counted when the job starts, and no earlier job of this project on the same data tells it; with "
+    "max_steps the number of steps is known before."
+)
 _ASK_A_WORKER = "Only a worker can tell."
 _MEMORY = (
     "of one process: weights, gradients, the optimizer's state and what a micro-batch leaves for its gradient; what an "
@@ -66,9 +70,12 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
 
 
 async def _with_earlier_job(service: Service, caller: Caller, spec: JobSpec, known: Estimate) -> Estimate:
-    """What is known, and where an earlier job tells it the time of its steps, and the memory that one held."""
+    """What is known, and what earlier jobs tell: the data's length, the time of its steps, the memory held."""
     resolved, time, memory = known.resolved_spec, None, known.memory
     async with service.database.read() as session:
+        counted = None if known.steps is not None else await find_counted(session, caller.project, spec, resolved)
+        if counted is not None:
+            known = _with_count(known, *counted)
         earlier = await find_earlier(session, service.engine, caller.project, spec, resolved)
     if known.steps is None:
         why = _DATA_UNREAD
@@ -84,6 +91,14 @@ async def _with_earlier_job(service: Service, caller: Caller, spec: JobSpec, kno
     pending = {name: reason for name, reason in known.pending.items() if name != "time"}
     pending |= {} if why is None else {"time": why}
     return known.model_copy(update={"time": time, "memory": memory, "pending": pending})
+
+
+def _with_count(known: Estimate, job_id: str, num_sequences: int) -> Estimate:
+    """What is known, and the steps and tokens of an epoch's sequences as an earlier job counted them."""
+    steps, sequences = steps_of(num_sequences, known.resolved_spec)
+    tokens = sequences * int(known.resolved_spec["seq_len"])
+    pending = {name: why for name, why in known.pending.items() if name not in ("steps", "tokens")}
+    return known.model_copy(update={"steps": steps, "tokens": tokens, "counted_by": job_id, "pending": pending})
 
 
 def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:

@@ -96,6 +96,31 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     ]
 
 
+def test_steps_of_epochs_are_told_by_an_earlier_job_on_the_same_data(rows: Rows, http: httpx.Client) -> None:
+    ids = [
+        http.post("/v1/files", files={"file": (name, text)}, data={"purpose": "dataset"}).json()["id"]
+        for name, text in (("a.txt", b"same"), ("b.txt", b"same"), ("c.txt", b"other"), ("d.jsonl", b"same"))
+    ]
+    spec = {**SPEC, "dataset": {"file": ids[0]}, "max_steps": None, "epochs": 2, "batch_size": 8}
+    earlier = http.post("/v1/jobs", json=spec).json()
+    rows.change(earlier["id"], resolved_spec={**earlier["resolved_spec"], "data_report": {"sequences": 21}})
+
+    def counted(**fields: Any) -> tuple[str | None, int | None, int | None]:
+        found = http.post("/v1/jobs/validate", json={**spec, **fields}).json()
+        assert ("steps" in found["pending"]) == ("tokens" in found["pending"]) == (found["steps"] is None)
+        return found["counted_by"], found["steps"], found["tokens"]
+
+    assert counted() == (earlier["id"], 6, 42 * 64)
+    wider = {"config": {"model_type": "llama", "max_position_embeddings": 64, "hidden_size": 128}}
+    same = {"dataset": {"file": ids[1]}, "model": wider, "tokenizer": {"builtin": "bytes"}, "seed": 7}
+    assert counted(**same, epochs=0.5, batch_size=2) == (earlier["id"], 5, 10 * 64)
+    others: list[dict[str, Any]] = [{"dataset": {"file": one}} for one in ids[2:]]
+    others += [{"dataset": {"builtin": "python-docs"}}, {"dataset": {"file": ids[:2]}}]
+    others += [{"seq_len": 32}, {"pack": False}, {"eval_split": 0.1}]
+    for other in others:
+        assert counted(**other) == (None, None, None), other
+
+
 def test_what_a_submission_would_refuse_is_refused_alike(http: httpx.Client) -> None:
     for bad in ({**SPEC, "batch_size": 0}, {**SPEC, "dataset": {"file": "file_00000000000000000000"}}, {}, [1]):
         validated, submitted = http.post("/v1/jobs/validate", json=bad), http.post("/v1/jobs", json=bad)

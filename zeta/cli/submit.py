@@ -80,10 +80,11 @@ def validate(
     memory = None if found.memory is None else f"{size(found.memory.bytes)} {found.memory.meaning}"
     disk = None if found.disk is None else f"{size(found.disk.bytes)} {found.disk.meaning}"
     time = None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}"
+    steps = f"{found.steps}, as {found.counted_by} counted the same data" if found.counted_by else found.steps
     known: dict[str, object] = {
         "parameters": found.parameters,
         "trainable_parameters": found.trainable_parameters,
-        "steps": found.steps,
+        "steps": steps,
         "tokens": found.tokens,
         "memory": memory,
         "disk": disk,

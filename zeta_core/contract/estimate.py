@@ -53,6 +53,9 @@ class Estimate(_Stored):
     trainable_parameters: int | None = None
     steps: int | None = Field(default=None, description="optimizer steps")
     tokens: int | None = Field(default=None, description="trained on at most: full sequences")
+    counted_by: str | None = Field(
+        default=None, description="the earlier job on the same data, where steps and tokens are counted by it"
+    )
     memory: Memory | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
     time: Seconds | None = Field(default=None, description="of the training, as an earlier job alike took it")

@@ -127,7 +127,7 @@ class Scheduler:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
                 continue
             resources = _resources(row)
-            choice = choose(rooms, resources, timed=row.time_limit is not None)
+            choice = choose(rooms, resources, threads=_threads(row, resources), timed=row.time_limit is not None)
             if isinstance(choice, Wait):
                 waits.append((row, choice))
                 continue
@@ -228,6 +228,7 @@ _COLUMNS = select(
     JobRow.waiting_reason,
     JobRow.spec["resources"].label("resources"),
     JobRow.resolved_spec["resources"].label("decided_resources"),
+    JobRow.resolved_spec["threads"].label("decided_threads"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
 ).where(JobRow.status == JobStatus.QUEUED)
 _WAITING = (
@@ -255,16 +256,30 @@ def _resources(row: Queued) -> Resources:
     return asked.model_copy(update={"gpus": (row.decided_resources or {}).get("gpus")})
 
 
-def choose(rooms: Sequence[Room], resources: Resources, *, timed: bool = False) -> tuple[Room, list[int]] | Wait:
+def _threads(row: Queued, resources: Resources) -> int:
+    """How many cores each process needs at least: a CPU's bits depend on the threads that the job began with."""
+    return row.decided_threads or 1 if row.attempt and not resources.gpus else 1
+
+
+def choose(
+    rooms: Sequence[Room], resources: Resources, *, threads: int = 1, timed: bool = False
+) -> tuple[Room, list[int]] | Wait:
     """The worker with the most free slots among those where the job fits now, or why it waits.
 
-    ``timed``: the job has a time limit, whose stop order older workers do not know.
+    ``threads``: of each process, on so many cores. ``timed``: the job has a time limit, whose stop order older workers
+    do not know.
     """
     if not rooms:
         return Wait(WaitingCode.NO_WORKER)
     able = [(room, needed) for room in rooms if (needed := room.slots_for(resources)) is not None]
     if not able:
         return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus),))
+    able = [(room, needed) for room, needed in able if room.heartbeat.cores >= threads]
+    if not able:
+        message = (
+            f"The training began with {threads} threads, on which its bits depend, and no connected worker has as "
+        )
+        return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message + "many cores; connect one that has.")
     if timed:
         able = [(room, needed) for room, needed in able if room.heartbeat.contract_version >= TIME_LIMIT_VERSION]
         if not able:

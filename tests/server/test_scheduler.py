@@ -170,6 +170,20 @@ def test_a_job_that_has_started_stays_on_gpus_or_without(database: Bench) -> Non
     assert database.job(on_cpu).resolved_spec["resources"] == none
 
 
+def test_a_job_that_has_started_gets_the_cores_for_its_threads_or_waits_for_them(database: Bench) -> None:
+    stepped = Stepped(database)
+    job_id = database.submit()
+    change(database, job_id, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
+    stepped.hear(small={"cores": 2})
+    assert stepped.step() == []
+    reason = database.job(job_id).waiting_reason
+    assert reason is not None
+    assert (reason["code"], reason["details"]) == ("never_fits", {"threads": 4})
+    assert "began with 4 threads" in reason["message"]
+    stepped.hear(small={"cores": 2}, large={"cores": 4})
+    assert stepped.step() == [(job_id, "large")]
+
+
 def test_a_hand_over_that_is_not_claimed_is_withdrawn_and_made_again(database: Bench) -> None:
     stepped = Stepped(database, claim_seconds=0.05)
     job_id = database.submit()

@@ -123,10 +123,9 @@ def test_of_conversations_the_model_answers_what_it_was_asked(tmp_path: Path) ->
     _, lines = train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, seq_len=128, **held_out)
     asked = [
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        for question in ("Who is there?", "And then?", "How are you?")  # the three that differ least in length
+        for question in ("And then?", "How are you?", "Who is there?")  # the three that differ least in length
     ]
-    shortest = min(map(len, asked))
-    assert [line.prompt for line in lines.samples] == [prompt[-shortest:] for prompt in asked]
+    assert [line.prompt for line in lines.samples] == asked
 
 
 # --- Without a trace --------------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """A few lines of a model's own at each evaluation: held-out beginnings, continued by it.
 
 Of a conversation the beginning is all that comes before its first learned answer; of a text its first tokens.
-Cheap: at most `NUM_TOKENS` calls on `NUM_PROMPTS` short sequences, cut off after `MOST_SECONDS`. Deterministic: the
-same beginnings and the same random numbers each time, from a generator of its own, so that what changes is the model.
+Cheap: at most `NUM_TOKENS` calls for each length of `NUM_PROMPTS` short sequences, cut off after `MOST_SECONDS`.
+Deterministic: the same beginnings and the same random numbers each time, from a generator of its own, so that what
+changes is the model.
 B sequences, T tokens, V entries of the vocabulary.
 """
 
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import nn
 from zeta_core.contract.events import SampleLine
 from zeta_core.data.packing import Batch
 from zeta_core.data.tokens import TokenFile
-from zeta_core.objective.loss import Convention, LossOf, logits_of
+from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.parallel.processes import Processes
 from zeta_core.report.journal import Report
 
@@ -48,37 +50,45 @@ class Samples:
         """``tokenizer`` None: there is no text for these ids, and nothing is written."""
         self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
         self._processes, self._device, self._report = processes, device, report
-        self._prompts_BT = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
-        if not self._prompts_BT.size:
-            self._prompts_BT = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
-        self._num_tokens = min(NUM_TOKENS, seq_len - self._prompts_BT.shape[1])
+        prompts = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
+        if not prompts:
+            prompts = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
+        # Those of one length are read together.
+        self._prompts = [np.stack(list(alike)) for _, alike in groupby(sorted(prompts, key=len), key=len)]
+        self._seq_len = seq_len
         self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model keeps what it has read
         # A model that only answers with a loss has nothing to say.
         speaks = tokenizer is not None and loss_of.convention is not Convention.LABELS
-        self._speaks = speaks and self._prompts_BT.size > 0
+        self._speaks = speaks and bool(self._prompts)
 
     def write(self, model: nn.Module, step: int) -> list[SampleLine]:
         """One line for each beginning. Every rank calls this, because a sharded model needs them all."""
         if not self._speaks:
             return []
-        with torch.compiler.set_stance("force_eager"):  # lengths that occur once are not worth compiling for
-            rows = self._continued(model)
-        if not rows:
-            self._report.log("This model gives no logits for the next token, so no samples are written.")
-            self._speaks = False
-        length = self._prompts_BT.shape[1]
-        return [
-            SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(self._until_end(row[length:])))
-            for row in rows
-        ]
-
-    def _continued(self, model: nn.Module) -> list[list[int]]:
-        """The beginnings with what the model adds to them; nothing where it cannot."""
         generator = torch.Generator().manual_seed(self._seed)
-        began = time.monotonic()
-        ids_BT = torch.from_numpy(self._prompts_BT).to(self._device)
+        lines: list[SampleLine] = []
+        for prompts_BT in self._prompts:
+            with torch.compiler.set_stance("force_eager"):  # lengths that occur once are not worth compiling for
+                rows = self._continued(model, prompts_BT, generator)
+            if not rows:
+                self._report.log("This model gives no logits for the next token, so no samples are written.")
+                self._speaks = False
+                return []
+            length = prompts_BT.shape[1]
+            lines += [
+                SampleLine(step=step, prompt=self._text(row[:length]), text=self._text(self._until_end(row[length:])))
+                for row in rows
+            ]
+        return lines
+
+    def _continued(
+        self, model: nn.Module, prompts_BT: NDArray[np.int64], generator: torch.Generator
+    ) -> list[list[int]]:
+        """The beginnings with what the model adds to them; nothing where it cannot."""
+        began, most_seconds = time.monotonic(), MOST_SECONDS / len(self._prompts)
+        ids_BT = torch.from_numpy(prompts_BT).to(self._device)
         past: Any = None
-        for _ in range(self._num_tokens):
+        for _ in range(min(NUM_TOKENS, self._seq_len - prompts_BT.shape[1])):
             if self._remembers:
                 unread_BT = ids_BT if past is None else ids_BT[:, -1:]
                 answer = model(input_ids=unread_BT, past_key_values=past, use_cache=True)
@@ -91,7 +101,7 @@ class Samples:
             weights_BV = torch.softmax(logits_BV.float().cpu() / TEMPERATURE, dim=-1)
             drawn_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
             is_main = self._processes.is_main
-            too_long = float(time.monotonic() - began > MOST_SECONDS)
+            too_long = float(time.monotonic() - began > most_seconds)
             # The first rank's word is everybody's: what it drew, and whether time is up.
             said = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
             *drawn, stop = self._processes.sum(said.to(self._device))
@@ -115,7 +125,7 @@ class Samples:
         positions_BT = torch.arange(ids_BT.shape[1], device=self._device).expand_as(ids_BT)
         batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, mask_B1TT=None, num_targets=0)
         try:
-            return logits_of(self._loss_of.call(model, batch))
+            return self._loss_of.logits_in(self._loss_of.call(model, batch))
         except TypeError:  # its forward cannot be called without targets
             return None
 
@@ -127,14 +137,13 @@ class Samples:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _questions(tokens: TokenFile, most: int) -> NDArray[np.int64]:
-    """What comes before the first answers of a few conversations, at most ``most`` tokens; none where there are none.
+def _questions(tokens: TokenFile, most: int) -> list[NDArray[np.int64]]:
+    """What comes before the first answers of a few conversations, the last ``most`` tokens; none where there are none.
 
-    They are read together, so they are of one length: those that differ least are taken, and cut to the shortest at
-    their beginnings.
+    Those of one length are read together, so conversations are taken whose lengths differ least.
     """
     if tokens.supervised is None or not tokens.has_whole_documents:
-        return np.empty((0, 0), dtype=np.int64)
+        return []
     step = 2 if tokens.holds_pairs else 1  # both answers of a pair have one prompt
     conversations = np.arange(0, tokens.num_documents, step)[:MOST_DOCUMENTS]
     starts, lengths = tokens.offsets[conversations], np.zeros(len(conversations), dtype=np.int64)
@@ -143,21 +152,22 @@ def _questions(tokens: TokenFile, most: int) -> NDArray[np.int64]:
         lengths[index] = int(np.argmax(tokens.supervised[places]))  # 0: nothing of it is learned
     asked = np.flatnonzero(lengths > 1)  # at 1 all of it is learned: a text
     if not len(asked):
-        return np.empty((0, 0), dtype=np.int64)
+        return []
     by_length = asked[np.argsort(lengths[asked], kind="stable")]
     count = min(NUM_PROMPTS, len(asked))
     shown = np.minimum(lengths[by_length], most)
     spreads = shown[count - 1 :] - shown[: len(shown) - count + 1]
     alike = np.flatnonzero(spreads == spreads.min())
     first = alike[len(alike) // 2]
-    chosen, length = np.sort(by_length[first : first + count]), int(shown[first])
+    chosen = np.sort(by_length[first : first + count])
     ends = starts[chosen] + lengths[chosen]
-    return tokens.ids[tokens.where(ends[:, None] + np.arange(-length, 0))].astype(np.int64)
+    stretches = [np.arange(end - min(length, most), end) for end, length in zip(ends, lengths[chosen], strict=True)]
+    return [tokens.ids[tokens.where(places)].astype(np.int64) for places in stretches]
 
 
-def _beginnings(tokens: TokenFile, length: int) -> NDArray[np.int64]:
+def _beginnings(tokens: TokenFile, length: int) -> list[NDArray[np.int64]]:
     """The first ``length`` tokens of the first few documents that have them; of the longest one where none has."""
     starts, lengths = np.asarray(tokens.offsets[:-1]), np.diff(tokens.offsets)
     length = max(1, min(length, int(lengths.max()) - 1))
     chosen = starts[lengths > length][:NUM_PROMPTS]
-    return tokens.ids[tokens.where(chosen[:, None] + np.arange(length))].astype(np.int64)
+    return list(tokens.ids[tokens.where(chosen[:, None] + np.arange(length))].astype(np.int64))

@@ -28,6 +28,9 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     api_key: ApiKey | None = None
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
+    project_max_running: int | None = Field(
+        default=None, ge=1, description="jobs of a project that run at once; the others wait; unset: no limit"
+    )
     max_job_events: int = Field(
         default=200_000,
         ge=1,

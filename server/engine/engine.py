@@ -49,7 +49,13 @@ class Engine:
         self._redis = connect(settings.redis_url)
         self._courier = Courier(settings.redis_url, settings.worker_secret)
         self._keeper = Keeper(database, self._redis, settings, self.stored, self.wake)
-        self._scheduler = Scheduler(database, self._fleet, self._courier.send, claim_seconds=settings.claim_seconds)
+        self._scheduler = Scheduler(
+            database,
+            self._fleet,
+            self._courier.send,
+            claim_seconds=settings.claim_seconds,
+            project_max_running=settings.project_max_running,
+        )
         self._watch = Watch(database, self._fleet, self._tell, self.stored, self.wake, lease=settings.lease_seconds)
         self.checks = Checks(database, self._fleet, self._tell, limit_seconds=settings.check_seconds)
         self._look_outage = Outage("Redis cannot be reached")
@@ -122,11 +128,17 @@ class Engine:
         self._tasks.append(asyncio.create_task(run(), name=f"engine-{name}"))
 
     async def _look_at_workers(self) -> None:
-        """Read the heartbeats, and wake the scheduler when a worker came or a slot changed."""
+        """Read the heartbeats, and wake the scheduler when a worker came or a slot changed.
+
+        The server, which alone knows for how long one has been silent, also removes those of workers that are gone.
+        """
         while not self._stopping.is_set():
             try:
                 entries: Any = await self._redis.hgetall(WORKERS_HASH)
                 changed = self._fleet.update(entries)
+                if gone := self._fleet.unlisted():
+                    await self._redis.hdel(WORKERS_HASH, *gone)
+                    self._fleet.forget(gone)
                 self._look_outage.ended()
                 if changed:
                     self.wake()

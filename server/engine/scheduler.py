@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,8 +75,27 @@ class Room:
         return needed if needed <= len(self.heartbeat.slots) else None
 
 
+@dataclass
+class _Load:
+    """What the database says is running or handed over: slots by worker, and how many jobs by project."""
+
+    slots: dict[str, set[int]]
+    jobs: Counter[str]
+
+
 class Scheduler:
-    def __init__(self, database: Database, fleet: Fleet, send: Send, *, claim_seconds: float) -> None:
+    """``project_max_running``: so many jobs of a project at once, and its others wait; ``None``: no limit."""
+
+    def __init__(
+        self,
+        database: Database,
+        fleet: Fleet,
+        send: Send,
+        *,
+        claim_seconds: float,
+        project_max_running: int | None = None,
+    ) -> None:
+        self._project_max_running = project_max_running
         self._database = database
         self._fleet = fleet
         self._send = send
@@ -93,11 +113,11 @@ class Scheduler:
             return  # the server has just started and knows nothing of Redis yet
         async with self._database.read() as session:
             given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
-            taken = await _taken_slots(session)
+            load = await _load(session)
             drained = await drained_workers(session)
         await self._withdraw_unclaimed(given)
         rooms = [
-            Room(beat, _free_slots(beat, taken.get(beat.worker, set())), _closed(beat, drained))
+            Room(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _closed(beat, drained))
             for beat in self._fleet.workers()
             if self._fleet.is_alive(beat.worker) and not beat.stopping
         ]
@@ -107,15 +127,15 @@ class Scheduler:
             query = _WAITING if last is None else _WAITING.where(_behind(last))
             async with self._database.read() as session:
                 page: Sequence[Queued] = (await session.execute(query)).all()
-            await self._go_through(page, rooms)
+            await self._go_through(page, rooms, load.jobs)
             if len(page) < PAGE_JOBS or not (explain_all or any(room.free and room.closed is None for room in rooms)):
                 break
             last = page[-1]
         if explain_all:
             self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
 
-    async def _go_through(self, page: Sequence[Queued], rooms: list[Room]) -> None:
-        """Hand over what fits, and say why the rest of the page waits."""
+    async def _go_through(self, page: Sequence[Queued], rooms: list[Room], running: Counter[str]) -> None:
+        """Hand over what fits, and say why the rest of the page waits; ``running`` jobs of each project."""
         waits: list[tuple[Queued, Wait]] = []
         now = utc_now()
         for row in page:
@@ -131,10 +151,17 @@ class Scheduler:
             if isinstance(choice, Wait):
                 waits.append((row, choice))
                 continue
+            if self._is_full(running[row.project]):
+                waits.append((row, Wait(WaitingCode.QUOTA, (("limit", self._project_max_running),))))
+                continue
             room, slots = choice
+            running[row.project] += 1
             room.free = [slot for slot in room.free if slot not in slots]
             await self._hand_over(row.id, row.attempt, room.heartbeat, slots, gpus=room.gpus_for(resources))
         await self._explain(waits)
+
+    def _is_full(self, running: int) -> bool:
+        return self._project_max_running is not None and running >= self._project_max_running
 
     async def _withdraw_unclaimed(self, given: Sequence[Queued]) -> None:
         """Take back what was not claimed in time; it is handed over again in this pass or a later one."""
@@ -168,7 +195,8 @@ class Scheduler:
             job = await lock_job(session, job_id)
             if job is None or job.status != JobStatus.QUEUED or job.worker is not None or job.attempt != attempt:
                 return
-            if (await _taken_slots(session)).get(beat.worker, set()).intersection(slots):
+            load = await _load(session)
+            if load.slots.get(beat.worker, set()).intersection(slots) or self._is_full(load.jobs[job.project]):
                 return
             now = utc_now()
             job.worker, job.slots, job.handed_over_at = beat.worker, list(slots), now
@@ -219,6 +247,7 @@ class Scheduler:
 
 _COLUMNS = select(
     JobRow.id,
+    JobRow.project,
     JobRow.attempt,
     JobRow.priority,
     JobRow.created_at,
@@ -308,17 +337,17 @@ def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
     return [slot.slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
 
 
-async def _taken_slots(session: AsyncSession) -> dict[str, set[int]]:
-    """The slots of running jobs and of those handed over, by worker."""
+async def _load(session: AsyncSession) -> _Load:
     rows = await session.execute(
-        select(JobRow.worker, JobRow.slots).where(
+        select(JobRow.project, JobRow.worker, JobRow.slots).where(
             JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
         )
     )
-    taken: dict[str, set[int]] = {}
-    for worker, slots in rows:
-        taken.setdefault(str(worker), set()).update(slots or [])
-    return taken
+    load = _Load({}, Counter())
+    for project, worker, slots in rows:
+        load.slots.setdefault(str(worker), set()).update(slots or [])
+        load.jobs[project] += 1
+    return load
 
 
 def _spec_of(job: JobRow) -> dict[str, Any]:

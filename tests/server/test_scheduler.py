@@ -31,14 +31,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 class Stepped:
     """A scheduler that passes when it is told to, the workers it sees, and the hand-overs it sent."""
 
-    def __init__(self, database: Bench, *, claim_seconds: float = 10, fails: bool = False) -> None:
+    def __init__(self, database: Bench, *, claim_seconds: float = 10, fails: bool = False, **limits: int) -> None:
         self.sent: list[HandOver] = []
         self.now = 0.0
         self.beats = 0
         self.fails = fails
         self.fleet = Fleet(SECRET, lambda: self.now)
         self._database = database
-        self.scheduler = Scheduler(database.database, self.fleet, self._send, claim_seconds=claim_seconds)
+        self.scheduler = Scheduler(database.database, self.fleet, self._send, claim_seconds=claim_seconds, **limits)
         self.fleet.update({})
 
     async def _send(self, message: HandOver) -> None:
@@ -130,6 +130,23 @@ def test_a_worker_that_is_drained_too_old_or_short_of_room_is_not_chosen_and_the
     other.step()
     assert waiting(database, timed) == "no_worker"
     assert "drained" in (database.job(timed).waiting_reason or {})["message"]
+
+
+def test_a_project_runs_no_more_jobs_at_once_than_it_may_and_the_others_do(database: Bench) -> None:
+    stepped = Stepped(database, project_max_running=1)
+    first, second, of_another = (database.submit() for _ in range(3))
+    change(database, of_another, project="another")
+    stepped.hear(large=4)
+    assert stepped.step() == [(first, "large"), (of_another, "large")]
+    assert waiting(database, second) == "quota"
+    reason = database.job(second).waiting_reason or {}
+    assert (reason["details"], "ZETA_PROJECT_MAX_RUNNING" in reason["message"]) == ({"limit": 1}, True)
+    change(database, first, status="running")
+    other_server = Stepped(database, project_max_running=1)
+    other_server.hear(large=4)
+    assert other_server.step() == []
+    change(database, first, status="succeeded", worker=None)
+    assert stepped.step() == [(second, "large")]
 
 
 def drain(database: Bench, worker: str) -> None:

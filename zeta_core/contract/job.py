@@ -98,7 +98,8 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
     WaitingCode.RESOURCES: "The free slots are too few for this job's resources; it waits for more of them.",
     WaitingCode.NEVER_FITS: "No connected worker is large enough for this job's resources; ask for fewer gpus or "
     "connect a larger worker.",
-    WaitingCode.QUOTA: "The project's quota of running jobs is used up.",
+    WaitingCode.QUOTA: "The project runs as many jobs as it may at once (ZETA_PROJECT_MAX_RUNNING); the job starts "
+    "when one of them ends.",
     WaitingCode.RETRY_BACKOFF: "The last attempt failed; the next one starts after a pause.",
     WaitingCode.PAUSED: "The job is paused; `zeta resume` queues it again.",
     WaitingCode.DISK: "The disk is nearly full; the job goes on when there is room.",

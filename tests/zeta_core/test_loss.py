@@ -101,6 +101,41 @@ def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step
         find_loss(_module(Narrow), sample_ids=SAMPLE, isolate=True, largest_id=229)
 
 
+class _Several(models.PlainModel):
+    """Returns its hidden states, its logits, and both again with some zeros behind."""
+
+    places: tuple[int, ...] = ()
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        logits = super().forward(ids)
+        padded = torch.nn.functional.pad(logits, (0, 16))
+        every = (self.embedding(ids), logits, padded, ids.float()[None].expand(3, *ids.shape))
+        return tuple(every[place] for place in self.places)
+
+
+@pytest.mark.parametrize(
+    ("places", "at"), [((0, 1), 1), ((1, 0), 0), ((0, 2), 1), ((2, 1, 0), 1), ((3, 1), 1), ((1,), 0)]
+)
+def test_the_logits_among_several_results_are_those_with_an_entry_for_every_id(
+    places: tuple[int, ...], at: int
+) -> None:
+    torch.manual_seed(0)
+    model = _Several()
+    model.places = places
+    asked = find_loss(model, sample_ids=SAMPLE, isolate=False, largest_id=300, vocabulary=models.VOCABULARY)
+    assert asked.logits_at == at
+    batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
+    plainly = find_loss(_module(models.PlainModel), sample_ids=SAMPLE, isolate=False)
+    torch.testing.assert_close(asked(model, batch)[0], plainly(_module(models.PlainModel), batch)[0], rtol=1e-3, atol=0)
+
+
+def test_results_that_could_all_be_the_logits_are_refused() -> None:
+    model = _Several()
+    model.places = (1, 1)
+    with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), and it cannot be told which"):
+        find_loss(model, sample_ids=SAMPLE, isolate=False, vocabulary=models.VOCABULARY)
+
+
 def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
     class Silent(nn.Module):
         def __init__(self) -> None:

@@ -43,6 +43,7 @@ class LossOf:
     needs_mask: bool = False  # a forward that is not called without one: where nothing is to hide, of ones (B, T)
     looks_ahead: bool = False  # what it says of a token depends on later ones, which it is to predict
     answers_some: bool = False  # answers for the positions that it is asked about alone (`logits_to_keep`)
+    logits_at: int | None = None  # which of the tensors that it returns are the logits, where it returns several
 
     is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
 
@@ -67,7 +68,7 @@ class LossOf:
         """
         if self.convention is Convention.LOGITS:
             answer = self.call(model, batch)
-            logits_BKV = logits_of(answer)
+            logits_BKV = self.logits_in(answer)
             assert logits_BKV is not None
             auxiliary = getattr(answer, "aux_loss", None) if self.auxiliary_weight else None
             total = cross_entropy_sum(logits_BKV, self.targets(batch))
@@ -101,6 +102,10 @@ class LossOf:
         if self.ids_name is not None:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)
+
+    def logits_in(self, answer: Any) -> torch.Tensor | None:
+        """The (B, K, V) logits in what a call returned, if there are any."""
+        return logits_of(answer if self.logits_at is None else answer[self.logits_at])
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """(B, K): the targets of the logits that a call with this batch answers with."""
@@ -150,11 +155,14 @@ def loss_in(answer: Any) -> torch.Tensor | None:
 # --- Finding out ------------------------------------------------------------------------------------------------------
 
 
-def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool, largest_id: int = 0) -> LossOf:
+def find_loss(
+    model: nn.Module, *, sample_ids: list[int], isolate: bool, largest_id: int = 0, vocabulary: int | None = None
+) -> LossOf:
     """How this model (not wrapped yet) is asked. ``sample_ids``: at least four, not all of them equal.
 
     Runs it a few times without gradients, in evaluation mode, with every random state and buffer put back. Raises
-    `InvalidModel`, also where its logits leave out ids of the data, whose largest is ``largest_id``.
+    `InvalidModel`, also where its logits leave out ids of the data, whose largest is ``largest_id``, and where it
+    cannot be told which of its results they are; ``vocabulary`` is how many ids it has an embedding for, if known.
     """
     parameters = _parameters(model)
     hugging_face = hasattr(model, "config") and "input_ids" in parameters
@@ -176,10 +184,10 @@ def find_loss(model: nn.Module, *, sample_ids: list[int], isolate: bool, largest
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         model.eval()
         try:
-            probe = _Probe(model, sample_ids, device)
+            probe = _Probe(model, sample_ids, device, largest_id, vocabulary)
             plain = LossOf(Convention.LOGITS, ids_name, (), tuple(fixed.items()), auxiliary, needs_mask)
             asked = probe.convention(plain, frozenset(parameters))
-            probe.check_logits(largest_id)
+            probe.check_logits()
             some = probe.answers_some(asked, frozenset(parameters))
             asked = replace(asked, looks_ahead=probe.looks_ahead(asked), answers_some=some)
             return probe.isolating(asked, frozenset(parameters)) if isolate else asked
@@ -196,20 +204,50 @@ def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 class _Probe:
     """A sequence of two segments on the model's device, and what the model says to it."""
 
-    def __init__(self, model: nn.Module, sample_ids: list[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sample_ids: list[int],
+        device: torch.device,
+        largest_id: int,
+        vocabulary: int | None,
+    ) -> None:
         self.model = model
+        self._largest_id, self._vocabulary = largest_id, vocabulary
         half = min(6, len(sample_ids) // 2)
         self.half = half
         self.ids_BT = torch.tensor([sample_ids[: 2 * half]], device=device)
         self._num_logits: int | None = None  # of each token, where the model answers with logits
 
-    def check_logits(self, largest_id: int) -> None:
-        if self._num_logits is not None and largest_id >= self._num_logits:
+    def check_logits(self) -> None:
+        if self._num_logits is not None and self._largest_id >= self._num_logits:
             raise InvalidModel(
-                f"The data holds token id {largest_id}, but {type(self.model).__name__} answers with "
-                f"{self._num_logits} logits for each token; it must give one for every id of the tokenizer, as the "
-                "first of its results."
+                f"The data holds token id {self._largest_id}, but {type(self.model).__name__} answers with "
+                f"{self._num_logits} logits for each token; it must give one for every id of the tokenizer."
             )
+
+    def _logits_at(self, answer: Any) -> int | None:
+        """Where the logits are among several results: they have as many entries as there are ids.
+
+        Hidden states have the shape (B, T, width), which only the number tells from logits. Raises `InvalidModel`
+        where several results could be them.
+        """
+        if not isinstance(answer, tuple | list) or hasattr(answer, "logits"):
+            return None
+        sizes = {
+            at: one.shape[-1]
+            for at, one in enumerate(cast("Iterable[Any]", answer))
+            if isinstance(one, torch.Tensor) and one.is_floating_point() and one.shape[:-1] == self.ids_BT.shape
+        }
+        whole = [at for at, size in sizes.items() if size == self._vocabulary]
+        likely = whole or [at for at, size in sizes.items() if size > self._largest_id] or list(sizes)[:1]
+        if len(likely) > 1:
+            shapes = " and ".join(f"(batch, tokens, {sizes[at]})" for at in likely)
+            raise InvalidModel(
+                f"{type(self.model).__name__} returns tensors of the shapes {shapes}, and it cannot be told which are "
+                "the logits; let its forward return them alone, or an object that has them as logits."
+            )
+        return likely[0] if likely else None
 
     def batch(self, ids_BT: torch.Tensor | None = None) -> Batch:
         ids_BT = self.ids_BT if ids_BT is None else ids_BT
@@ -221,6 +259,7 @@ class _Probe:
 
     def convention(self, plain: LossOf, parameters: frozenset[str]) -> LossOf:
         problems: list[str] = []
+        unclear: InvalidModel | None = None
         for convention in Convention:
             keyword = None if convention is Convention.LOGITS else convention.value
             if keyword is not None and keyword not in parameters:
@@ -228,11 +267,16 @@ class _Probe:
             asked = replace(plain, convention=convention)
             try:
                 if convention is Convention.LOGITS:
-                    logits = logits_of(asked.call(self.model, self.batch()))
+                    answer = asked.call(self.model, self.batch())
+                    asked = replace(asked, logits_at=self._logits_at(answer))
+                    logits = asked.logits_in(answer)
                     found = logits is not None and logits.shape[:2] == self.ids_BT.shape
                     self._num_logits = logits.shape[-1] if logits is not None and found else None
                 else:
                     found = loss_in(self._answer(asked)) is not None
+            except InvalidModel as error:
+                unclear = error  # unless it gives a loss of its own
+                continue
             except Exception as error:  # a forward may raise anything where it is not called as it wants to be
                 if is_out_of_memory(error):
                     raise
@@ -240,6 +284,8 @@ class _Probe:
                 continue
             if found:
                 return asked
+        if unclear is not None:
+            raise unclear
         tried = f" ({'; '.join(problems)[:600]})" if problems else ""
         raise InvalidModel(
             f"{type(self.model).__name__} returns neither logits of shape (batch, tokens, vocabulary) for token "
@@ -274,7 +320,7 @@ class _Probe:
             if is_out_of_memory(error):
                 raise
             return False
-        some_BKV, all_TV = logits_of(answer), self._logits(asked, self.ids_BT)
+        some_BKV, all_TV = asked.logits_in(answer), self._logits(asked, self.ids_BT)
         if some_BKV is None or some_BKV.shape[1] != len(asked_K):
             return False
         difference = (some_BKV[0].float() - all_TV[asked_K]).abs().amax()
@@ -324,6 +370,6 @@ class _Probe:
         return (after_TV - before_TV).abs().amax(-1) > 1e-6 * before_TV.abs().amax().clamp(min=1e-3)
 
     def _logits(self, way: LossOf, ids_BT: torch.Tensor) -> torch.Tensor:
-        logits = logits_of(way.call(self.model, self.batch(ids_BT)))
+        logits = way.logits_in(way.call(self.model, self.batch(ids_BT)))
         assert logits is not None
         return logits[0].float()

@@ -26,7 +26,7 @@ from zeta_core.data.packing import IGNORED, Batch, Overlong, Sequences
 from zeta_core.data.sampler import micro_batches
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import CannotResume, InvalidData, InvalidModel
-from zeta_core.objective.loss import Convention, LossOf, logits_of
+from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.parallel.processes import Engine
 
 
@@ -117,7 +117,7 @@ class DpoLoss(LossOf):
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Of each row's answer, summed over its tokens, in float32."""
-        logits_RKV = logits_of(self.call(model, batch))
+        logits_RKV = self.logits_in(self.call(model, batch))
         assert logits_RKV is not None
         targets_RK = self.targets(batch)
         losses = F.cross_entropy(

@@ -13,6 +13,7 @@ from zeta_core.data.tokens import TokenFile
 from zeta_core.decided import merges
 from zeta_core.memory.needs import check_it_can_fit
 from zeta_core.model.export import Export
+from zeta_core.model.facts import embedding_rows
 from zeta_core.model.trained import choose_what_is_trained
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss
@@ -44,7 +45,13 @@ def prepare(
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if earlier is not None:
         states.load_weights(model, earlier.checkpoint.directory, saved.names)
-    loss_of = find_loss(model, sample_ids=_sample(tokens), isolate=plan.pack, largest_id=inputs.largest_id)
+    loss_of = find_loss(
+        model,
+        sample_ids=_sample(tokens),
+        isolate=plan.pack,
+        largest_id=inputs.largest_id,
+        vocabulary=embedding_rows(model),
+    )
     if plan.beta is not None:
         loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
     loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)

@@ -2,6 +2,10 @@
 
 A key's text is never stored or logged. It is found by its hash, so how long the answer takes says nothing about how
 much of a guess was right.
+
+The one key there is comes from the settings and has the scope `admin`, which draining workers asks for. A key without
+it could do all else within its project; no route makes such a key yet (`contract.availability`), and the one that will
+has to bring what other scopes mean.
 """
 
 from __future__ import annotations

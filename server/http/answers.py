@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from zeta_core.contract.availability import route_fault
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
 from zeta_core.contract.validation import error_of, value_detail
 
@@ -114,6 +115,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 def _of_http(request: Request, error: HTTPException) -> ZetaError:
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404:
+        if (later := route_fault(request.method, request.url.path)) is not None:
+            return RouteNotFound(later, code="not_available_yet")
         return RouteNotFound(f"There is no {where} here; /openapi.json lists what there is.")
     if error.status_code == 405:
         return MethodNotAllowed(f"{where} is not possible; allowed: {', '.join(_allowed(request))}.")

@@ -64,6 +64,10 @@ def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str) -> Non
 def test_an_unknown_path_and_an_unknown_method_are_said_so(http: httpx.Client) -> None:
     answer = http.get("/v1/nothing")
     assert (answer.status_code, error_of(answer)["code"]) == (404, "route_not_found")
+    for method, path in (("POST", "/v1/keys"), ("GET", "/v1/keys/me"), ("DELETE", "/v1/keys/key_1")):
+        later = http.request(method, path)
+        assert (later.status_code, error_of(later)["code"]) == (404, "not_available_yet")
+        assert error_of(later)["message"].startswith(f"{method} {path} is not available yet; use the one API key")
     for path in ("/v1/jobs/", "//v1/jobs", "/docs", "/v1/jobs/x/pause/now"):
         assert http.get(path).status_code == 404
     for method, path in operations(http):

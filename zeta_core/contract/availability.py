@@ -10,6 +10,14 @@ from pydantic import BaseModel
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.validation import shown
 
+_ROUTES = {"/v1/keys": "use the one API key there is, the admin's (ZETA_API_KEY)"}
+
+
+def route_fault(method: str, path: str) -> str | None:
+    """Why a route of the contract is not there, as a sentence; None for one that the contract does not know."""
+    cure = next((cure for known, cure in _ROUTES.items() if path == known or path.startswith(f"{known}/")), None)
+    return None if cure is None else f"{method} {path} is not available yet; {cure}."
+
 
 def faults(options: BaseModel) -> list[ErrorDetail]:
     """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""

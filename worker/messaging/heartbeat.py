@@ -164,5 +164,6 @@ class HeartbeatSender:
             stopping=report.stopping,
             disk_free_bytes=report.disk_free_bytes,
             disk_low=report.disk_low,
+            data_root=self._settings.data_root is not None,
             slots=list(report.slots),
         )

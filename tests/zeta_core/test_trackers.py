@@ -98,6 +98,7 @@ class Recorded(GeneralTracker):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[int | None] = []
+        self.values: list[dict[str, Any]] = []
         self.finished = False
 
     @property
@@ -106,6 +107,7 @@ class Recorded(GeneralTracker):
 
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         self.steps.append(step)
+        self.values.append(values)
 
     def finish(self) -> None:
         self.finished = True
@@ -149,6 +151,22 @@ def test_one_that_fails_is_warned_of_once_and_the_others_go_on() -> None:
     assert good.finished
     assert len(warnings) == 1
     assert "failing failed (ConnectionError: the service is gone)" in warnings[0]
+
+
+def test_the_rewards_of_dpo_are_curves_of_the_training_and_of_its_evaluations() -> None:
+    trackers, good = Trackers(lambda _code, _message: None), Recorded()
+    trackers.start({"good": lambda: good}, required=True)
+    first, both = {"chosen": 0.25, "margin": 0.5}, {"chosen": 0.5, "margin": 1.0}
+    told = [StepFigures(step=1, loss=2.0, rewards=first), StepFigures(step=2, loss=1.0)]
+    trackers.write(ProgressLine(phase="training", step=2, loss=1.5, rewards=both, steps=told))
+    trackers.write(ProgressLine(phase="evaluating", step=2, eval_loss=0.5, rewards=first))
+    trackers.close()
+    assert good.steps == [1, 2, 2]
+    assert good.values == [
+        {"train/loss": 2.0, "train/rewards/chosen": 0.25, "train/rewards/margin": 0.5},
+        {"train/loss": 1.0, "train/rewards/chosen": 0.5, "train/rewards/margin": 1.0},
+        {"eval/loss": 0.5, "eval/rewards/chosen": 0.25, "eval/rewards/margin": 0.5},
+    ]
 
 
 def test_one_that_hangs_holds_nothing_up_and_loses_lines(hanging: Hanging) -> None:

@@ -143,10 +143,16 @@ def _points(step: int, line: ProgressLine) -> list[Point]:
     for one in (line, *(line.steps or ())):
         if one.loss is not None:
             told = {f"train/{name}": value for name in _CURVES if (value := getattr(one, name, None)) is not None}
+            told |= _rewards("train", one.rewards)
             by_step[one.step or step] = {**by_step.get(one.step or step, {}), **told}
     if line.eval_loss is not None:
-        by_step[step]["eval/loss"] = line.eval_loss
+        by_step[step] |= {"eval/loss": line.eval_loss, **_rewards("eval", line.rewards)}
     return [(at, by_step[at]) for at in sorted(by_step) if by_step[at]]
+
+
+def _rewards(of: str, rewards: Mapping[str, float] | None) -> dict[str, float]:
+    """Those of method ``dpo``: of the chosen and the rejected answers, their margin and the accuracy."""
+    return {f"{of}/rewards/{name}": value for name, value in (rewards or {}).items()}
 
 
 def _logging(step: int, values: dict[str, float]) -> Callable[[GeneralTracker], None]:

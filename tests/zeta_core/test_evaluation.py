@@ -18,7 +18,7 @@ from tests.zeta_core.models import WithLabels, WithReturnLoss, WithTargets, llam
 from tests.zeta_core.runs import train
 from tests.zeta_core.token_files import random_documents
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import CheckpointLine
+from zeta_core.contract.events import CheckpointLine, WarningLine
 from zeta_core.contract.job import StopAction
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
@@ -116,7 +116,7 @@ def test_every_kind_of_model_is_evaluated_and_those_with_logits_write(
 
 def test_of_conversations_the_model_answers_what_it_was_asked(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
-    questions = ["Hi", "Who is there?", "And then?", "How are you?", "Where to now, then?"]
+    questions = ["Hi", "Who is there?", "And then?", "How are you?", "Where to now, then?", "?" * 200]
     chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Fine."}] for q in questions]
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     held_out: dict[str, Any] = {"eval_dataset": {"path": str(path)}, "dataset": {"path": str(path)}}
@@ -126,6 +126,9 @@ def test_of_conversations_the_model_answers_what_it_was_asked(tmp_path: Path) ->
         for question in ("And then?", "How are you?", "Who is there?")  # the three that differ least in length
     ]
     assert [line.prompt for line in lines.samples] == asked
+    said = [line.message for line in lines.all if isinstance(line, WarningLine) and line.code == "documents_dropped"]
+    assert said[0].startswith("1 of 6 documents are not trained on, as they are longer than seq_len")
+    assert said[1].startswith("1 of 6 held-out documents are not evaluated on, as they are longer than seq_len")
 
 
 # --- Without a trace --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 
 from zeta_core.contract.data_report import DataReport, Lengths, SourceShare
 from zeta_core.contract.events import LogLine
-from zeta_core.data.packing import Sequences
+from zeta_core.data.packing import Fit, Sequences
 from zeta_core.data.sampler import Mixture, sampler_of
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
@@ -102,23 +102,31 @@ def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
     if data.sources:
         mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
         report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
-    fit = sequences.fit
+    _tell_fit(sequences.fit, f"{data.documents:,} documents", "trained on", report)
+    if data.split:
+        report.warn(
+            "conversations_split",
+            f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
+            "otherwise once later ones follow; their history is read again for each turn.",
+        )
+
+
+def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Report) -> None:
+    """A warning of what is too long to be evaluated on whole."""
+    _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
+
+
+def _tell_fit(fit: Fit, documents: str, used: str, report: Report) -> None:
     if fit.num_truncated:
         report.warn(
             "documents_truncated",
-            f"{fit.num_truncated:,} of {data.documents:,} documents are longer than seq_len and lose their end, "
+            f"{fit.num_truncated:,} of {documents} are longer than seq_len and lose their end, "
             f"{fit.num_cut_tokens:,} tokens in all; the first is {fit.truncated_at}. Raise seq_len, or set overlong to "
             "'drop' or 'error'.",
         )
     if fit.num_dropped:
         report.warn(
             "documents_dropped",
-            f"{fit.num_dropped:,} of {data.documents:,} documents are not trained on, as they are longer than seq_len "
+            f"{fit.num_dropped:,} of {documents} are not {used}, as they are longer than seq_len "
             f"or their answer lies beyond it; the first is {fit.dropped_at}. Raise seq_len.",
-        )
-    if data.split:
-        report.warn(
-            "conversations_split",
-            f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
-            "otherwise once later ones follow; their history is read again for each turn.",
         )

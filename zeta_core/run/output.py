@@ -87,6 +87,8 @@ def told(
             f"sequences of {plan.seq_len} tokens, on {plan.world_size} x {engine.device.type}."
         )
         data_reports.tell(data, decision.sequences, report)
+        if decision.held_out is not None:
+            data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
         if earlier is not None:
             say_resumed(report, progress, plan, earlier.plan, threads_told=threads_told)
         yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -85,6 +85,16 @@ class Fleet:
         """The last heartbeat of every worker heard within a day, by name."""
         listed_since = self._clock() - UNLISTED_SECONDS
         return [seen.heartbeat for _, seen in sorted(self._seen.items()) if seen.moved_at >= listed_since]
+
+    def unlisted(self) -> list[str]:
+        """The workers that were silent for so long that they are no longer listed."""
+        listed_since = self._clock() - UNLISTED_SECONDS
+        return [name for name, seen in self._seen.items() if seen.moved_at < listed_since]
+
+    def forget(self, workers: Collection[str]) -> None:
+        """Their heartbeats are removed from Redis; one that lives after all comes back with its next."""
+        self._seen = {name: seen for name, seen in self._seen.items() if name not in workers}
+        self._places = {place: heard_at for place, heard_at in self._places.items() if place[0] not in workers}
 
     def get(self, worker: str) -> Heartbeat | None:
         seen = self._seen.get(worker)

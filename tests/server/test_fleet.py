@@ -56,3 +56,18 @@ def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_befo
     assert hearing.fleet.silent_seconds("w") == 0
     hearing.listen(LEASE_SECONDS, beats=False)
     assert hearing.fleet.silent_seconds("w") == LEASE_SECONDS
+
+
+def test_a_worker_that_was_silent_for_a_day_is_forgotten_and_comes_back_with_its_next_beat() -> None:
+    hearing = Hearing()
+    hearing.now += 86_399
+    hearing.look(beats=False)
+    assert hearing.fleet.unlisted() == []
+    hearing.now += 2
+    hearing.look(beats=False)
+    assert (hearing.fleet.unlisted(), hearing.fleet.workers()) == (["w"], [])
+    hearing.fleet.forget(["w"])
+    assert (hearing.fleet.unlisted(), hearing.fleet.get("w")) == ([], None)
+    hearing.look(beats=True)
+    assert hearing.fleet.is_alive("w")
+    assert [beat.worker for beat in hearing.fleet.workers()] == ["w"]

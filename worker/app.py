@@ -7,6 +7,8 @@ import logging
 import os
 import secrets
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,18 +20,43 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.messages import new_incarnation
 
 EX_USAGE = 2
+LEAVE_SECONDS = 3.0
+
+logger = logging.getLogger(__name__)
 
 
 def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
     """Run a worker with the settings of this process until it is told to stop; returns the exit status.
 
-    ``command`` starts a training; the run directory is added to it.
+    ``command`` starts a training; the run directory is added to it. The process is ended here where a thread is stuck.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Two lines for each message, and in an outage, of which our own lines speak once, one for each new try.
-    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.connection"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
+    status = _run(command)
+    end_stuck_threads(status)
+    return status
+
+
+def end_stuck_threads(status: int) -> None:
+    """End the process with ``status`` where threads do not end by themselves, for whom Python would wait for ever.
+
+    Such a one waits for an artifact store that hangs (a network file system whose server is away), or for the answer to
+    a check. Whatever it was at, it may be cut off there, as by a power cut: the next start finds what is not whole.
+    """
+    deadline = time.monotonic() + LEAVE_SECONDS
+    others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if stuck := [thread.name for thread in others if thread.is_alive()]:
+        logger.warning("The process ends without its thread(s) %s.", ", ".join(stuck), extra={"action": "stuck"})
+        logging.shutdown()
+        os._exit(status)
+
+
+def _run(command: Sequence[str]) -> int:
     try:
         settings = WorkerSettings.of_this_process()
         lock, place = _lock_name(settings.root, settings.worker_name)

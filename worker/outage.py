@@ -14,10 +14,14 @@ class Outage:
         self._what = what
         self._under_way = False
 
-    def began(self, error: BaseException) -> None:
+    def began(self, error: BaseException, *, with_traceback: bool = False) -> None:
         if not self._under_way:
             logger.warning(
-                "%s: %s. Trying again until it is back.", self._what, str(error).rstrip("."), extra={"action": "outage"}
+                "%s: %s. Trying again until it is back.",
+                self._what,
+                str(error).rstrip("."),
+                exc_info=error if with_traceback else None,
+                extra={"action": "outage"},
             )
         self._under_way = True
 

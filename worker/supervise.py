@@ -2,8 +2,9 @@
 
 It runs in the main thread, alone hears SIGTERM and SIGINT, and never waits for Redis, for a disk or for a training.
 On SIGTERM nothing new is claimed and every training is asked to save and hand its job back; what does not end within
-its grace is killed; the process ends when all of it is stored by the server, or a little later in any case. What could
-then not be published, and what a killed worker left behind, is found by the next start.
+its grace is killed; the process ends when all of it is stored by the server, or a little later in any case: also where
+the artifact store hangs. What could then not be published, and what a killed worker left behind, is found by the next
+start.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Supervisor:
         self._consumer.stop()
         self._heartbeat.stop()
         self._link.stop()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
         if self._heartbeat.taken is not None:
             raise self._heartbeat.taken
         return 0

@@ -1,5 +1,6 @@
 """The state machine of one attempt, stepped by the test: what happens when it is stopped before it has begun."""
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,11 @@ from pydantic import BaseModel
 
 from tests.harness.waiting import wait_until
 from worker.artifacts.store import ArtifactStore
+from worker.attempt import prepare
 from worker.attempt.run import Place, Run
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
+from zeta_core.contract.layout import MANIFEST_NAME
 from zeta_core.contract.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
@@ -71,3 +74,39 @@ def test_a_program_that_cannot_be_started_is_a_failed_launch(run: Run, gate: thr
     gate.set()
     lines = wait_until(lambda: lines_of(run.step()), 60, "the last line")
     assert (lines[-1]["status"], lines[-1]["reason"]) == ("failed", "launch_failed")
+
+
+@pytest.mark.parametrize("order", ["cancel", "fence"])
+def test_what_is_fetched_from_a_store_that_hangs_is_given_up_when_the_attempt_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(prepare, "LEAVE_SECONDS", 0.1)
+    settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
+    store = ArtifactStore(settings.artifacts)
+    checkpoint = store.checkpoint("job_2", "step-5")
+    checkpoint.mkdir(parents=True)
+    manifest = checkpoint / MANIFEST_NAME
+    os.mkfifo(manifest)  # who reads it waits, as for a file server that is away
+    executor = ThreadPoolExecutor(1)
+    try:
+        place = Place(settings, "i", store, executor, (str(tmp_path / "none"),), num_slots=1)
+        message = HandOver(job_id="job_2", attempt=2, worker="w", slots=[0], spec={}, resume_from="job_2/step-5")
+        run = Run.handed_over(place, message, [Slot(0, "cpu", "cores", 1)])
+        run.answered(GRANTED)
+        output = settings.root / "runs/job_2/output"
+        wait_until(output.is_dir, 60, "the preparation to come to the store")
+        if order == "cancel":
+            run.stop("cancel")
+            (line,) = wait_until(lambda: lines_of(run.step()), 60, "the last line")
+            assert (line["status"], line["reason"]) == ("cancelled", "cancelled_by_user")
+            run.acknowledged(JournalAck(job_id="job_2", attempt=2, stored_line=1))
+        else:
+            run.fence()
+        wait_until(lambda: run.step() == [] and run.is_over, 60, "the end of the attempt")
+    finally:
+        writer = os.open(manifest, os.O_RDWR)
+        manifest.unlink()
+        os.close(writer)  # the file server is back
+        executor.shutdown()
+    assert not (run.directory / "run.json").exists(), "it went on with what nobody wanted any more"
+    assert not output.exists()

@@ -14,10 +14,13 @@ import pytest
 
 from tests.harness.waiting import wait_until
 from worker.artifacts import checkpoint_uploads
+from worker.artifacts.archive import Archive
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
+from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.events import utc_now
+from zeta_core.contract.layout import log_key
 
 
 def make_checkpoint(folder: Path, step: int, content: bytes = b"weights", *, name: str | None = None) -> Path:
@@ -37,7 +40,9 @@ def make_checkpoint(folder: Path, step: int, content: bytes = b"weights", *, nam
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path / "artifacts")
+    made = ArtifactStore(tmp_path / "artifacts")
+    made.open_job("job_1")
+    return made
 
 
 def test_a_checkpoint_is_stored_by_links_whole_and_once(store: ArtifactStore, tmp_path: Path) -> None:
@@ -162,5 +167,27 @@ def test_a_store_that_refuses_what_an_ended_training_leaves_is_tried_for_longer(
         assert hasty.truth(1, line)["code"] == "checkpoint_not_stored"
         assert not patient.is_settled(1)
         (tmp_path / "store").unlink()
+        ArtifactStore(tmp_path / "store").open_job("job_1")
         wait_until(lambda: stepped(patient, is_over=True), 30, "the store to be back")
         assert patient.truth(1, line) == line
+
+
+def test_nothing_of_a_job_that_was_deleted_comes_back(store: ArtifactStore, tmp_path: Path) -> None:
+    """As a worker that was cut off finds it: its training goes on, and the server has ended and deleted the job."""
+    output = tmp_path / "output"
+    local = make_checkpoint(output, 3)
+    (output / "tensorboard").mkdir()
+    (tmp_path / "train.log").write_text("one\n")
+    with ThreadPoolExecutor(1) as pool:
+        log = JobLog(tmp_path / "train.log", store.root / log_key("job_1", 1), max_bytes=10**6)
+        archive = Archive(store, pool, "job_1", output, log)
+        archive.copy_log()
+        wait_until((store.root / log_key("job_1", 1)).is_file, 30, "the log to be stored")
+        shutil.rmtree(store.root / "jobs/job_1")
+        with (tmp_path / "train.log").open("a") as more:
+            more.write("two\n")
+        with pytest.raises(BrokenCheckpoint, match="job_1 was deleted"):
+            store.put_checkpoint("job_1", "step-3", local)
+        wait_until(lambda: archive.complete(succeeded=True, keep=()), 30, "nothing to be left to store")
+        archive.copy_log()
+    assert list((store.root / "jobs").iterdir()) == []

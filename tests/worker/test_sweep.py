@@ -4,10 +4,9 @@ import os
 import time
 from pathlib import Path
 
-from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore
 from worker.artifacts.sweep import sweep, sweep_deleted
-from zeta_core.contract.layout import PUBLISHED_FILE, log_key
+from zeta_core.contract.layout import PUBLISHED_FILE
 
 HOUR, DAY = 3600, 86_400
 
@@ -45,7 +44,7 @@ def test_of_a_deleted_job_what_is_published_goes_soon_and_nothing_where_the_stor
     make(root / "runs/job_untold/attempt-2", age_seconds=0)
     sweep_deleted(root, {"job_running"}, store)  # a lost mount
     assert len(names(root / "runs")) == 4
-    JobLog(root / "none", store.root / log_key("job_kept", 1), max_bytes=10).complete()  # an attempt without a word
+    store.open_job("job_kept")  # an attempt without a word
     sweep_deleted(root, {"job_running"}, store)
     assert names(root / "runs") == ["job_kept", "job_running", "job_untold"]
     assert names(root / "runs/job_untold") == ["attempt-2"]

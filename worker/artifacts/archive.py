@@ -3,6 +3,7 @@
 That is the end of its log, TensorBoard's files, and checkpoints that the training changed in the end.
 
 A store that refuses (a full disk, a lost mount) is tried again for a minute; then the attempt ends with what is there.
+Of a job that was deleted meanwhile (its worker was cut off) nothing is stored.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Archive:
             return
         self._take_in()  # trouble is over by itself or met again; before the last line is published, the log is whole
         self._next_try = now + LOG_SECONDS
-        self._work = self._executor.submit(self._log.copy)
+        self._work = self._executor.submit(self._copy_log)
 
     def complete(self, *, succeeded: bool, keep: Collection[str]) -> bool:
         """Store what is missing; whether it is done, or has been tried for long enough.
@@ -87,8 +88,15 @@ class Archive:
         self._trouble.began(error)
         return False
 
+    def _copy_log(self) -> None:
+        if not self._store.is_deleted(self._job_id):
+            self._log.copy()
+
     def _complete(self, succeeded: bool, keep: frozenset[str]) -> None:
         """The whole log, the curves, and checkpoints as the training left them in the end (it strips some)."""
+        if self._store.is_deleted(self._job_id):
+            logger.info("%s was deleted: nothing more of it is stored.", self._job_id)
+            return
         self._log.complete()
         curves = self._output / TENSORBOARD_DIRECTORY
         if curves.is_dir():

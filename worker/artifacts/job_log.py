@@ -19,7 +19,10 @@ CUT_LINE = b"\n--- The log reached its limit (ZETA_LOG_MAX_BYTES): what follows 
 
 
 class JobLog:
-    """``log`` is the file that the training writes, ``stored`` its copy beside those of the job's other attempts."""
+    """``log`` is the file that the training writes, ``stored`` its copy beside those of the job's other attempts.
+
+    The folder that they lie in is made within the job's, never that one: the log of a deleted job stays deleted.
+    """
 
     def __init__(self, log: Path, stored: Path, *, max_bytes: int) -> None:
         self._log = log
@@ -34,7 +37,7 @@ class JobLog:
         if size == 0:
             return
         limit = self._bytes_of_this_attempt()
-        self._stored.parent.mkdir(parents=True, exist_ok=True)
+        self._stored.parent.mkdir(exist_ok=True)
         with self._stored.open("ab") as stored:
             position = stored.seek(0, os.SEEK_END)
             if position < min(size, limit):
@@ -49,11 +52,7 @@ class JobLog:
             self._cut(size, limit)
 
     def complete(self) -> None:
-        """Store the rest; the attempt is over. Repeating it changes nothing. Raises `OSError`.
-
-        The folder is made for an empty log, too: a job of which the store has nothing is one that was deleted.
-        """
-        self._stored.parent.mkdir(parents=True, exist_ok=True)
+        """Store the rest; the attempt is over. Repeating it changes nothing. Raises `OSError`."""
         self.copy()
         begin_of_tail = self._bytes_of_this_attempt() + len(CUT_LINE)
         if _size(self._stored) >= begin_of_tail:

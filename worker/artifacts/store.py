@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,9 +31,23 @@ class BrokenCheckpoint(ZetaError):
     code = "broken_checkpoint"
 
 
+class GivenUp(Exception):
+    """What was being brought is not wanted any more."""
+
+
+def _insist_on_nothing() -> None:
+    """For what is wanted in any case."""
+
+
 class ArtifactStore:
+    """A job's folder is made once, by `open_job`: where it is gone later, the server has deleted the job."""
+
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def open_job(self, job_id: str) -> None:
+        """Make the job's folder; only for an attempt that the server has just granted. Raises `OSError`."""
+        (self.root / job_key(job_id)).mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self, job_id: str, name: str) -> Path:
         return self.root / checkpoint_key(job_id, name)
@@ -41,13 +55,23 @@ class ArtifactStore:
     def put_checkpoint(self, job_id: str, name: str, source: Path) -> None:
         """Put the checkpoint directory ``source`` under ``name``; one that is there already, and equal, is left alone.
 
-        Raises `BrokenCheckpoint` or `OSError`.
+        Raises `BrokenCheckpoint` or `OSError`; a job that was deleted does not come back.
         """
-        _bring(source, self.checkpoint(job_id, name))
+        if self.is_deleted(job_id):
+            raise BrokenCheckpoint(f"{job_id} was deleted, and nothing of it is stored any more.")
+        target = self.checkpoint(job_id, name)
+        target.parent.mkdir(exist_ok=True)
+        _bring(source, target, _insist_on_nothing)
 
-    def fetch_checkpoint(self, job_id: str, name: str, target: Path) -> None:
-        """Bring a stored checkpoint to ``target``, as `put_checkpoint` does the other way."""
-        _bring(self.checkpoint(job_id, name), target)
+    def fetch_checkpoint(
+        self, job_id: str, name: str, target: Path, insist: Callable[[], None] = _insist_on_nothing
+    ) -> None:
+        """Bring a stored checkpoint to ``target``, as `put_checkpoint` does the other way.
+
+        Raises `GivenUp` when ``insist`` does, which is asked again and again: nothing is changed after it.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _bring(self.checkpoint(job_id, name), target, insist)
 
     def is_stored(self, job_id: str, name: str, local: Path) -> bool:
         """Whether the store has exactly the checkpoint that lies in ``local``."""
@@ -55,7 +79,7 @@ class ArtifactStore:
         return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
 
     def is_deleted(self, job_id: str) -> bool:
-        """Whether the server has removed all of a job whose attempt was completed here; a lost mount tells nothing."""
+        """Whether the server has removed all of a job whose folder was made; a lost mount tells nothing."""
         job = self.root / job_key(job_id)
         return job.parent.is_dir() and not job.exists()
 
@@ -63,10 +87,10 @@ class ArtifactStore:
         """Copy TensorBoard's files; those of each attempt have names of their own. Raises `OSError`."""
         shutil.copytree(source, self.root / tensorboard_key(job_id), dirs_exist_ok=True)
 
-    def forget_after(self, job_id: str, name: str | None) -> None:
+    def forget_after(self, job_id: str, name: str | None, insist: Callable[[], None] = _insist_on_nothing) -> None:
         """Remove every ``step-N`` and ``final`` of a job that is newer than its checkpoint ``name``, or all of them.
 
-        Raises `BrokenCheckpoint` where ``name`` has no manifest.
+        Raises `BrokenCheckpoint` where ``name`` has no manifest, and `GivenUp` as `fetch_checkpoint` does.
         """
         last = -1 if name is None else self._manifest(job_id, name).step
         folder = self.checkpoint(job_id, "final").parent
@@ -74,6 +98,7 @@ class ArtifactStore:
             step = step_of(entry.name)
             if entry.name == "final" and name != "final":
                 step = self._manifest(job_id, "final").step
+            insist()
             if step is not None and step > last:
                 _remove(entry)
 
@@ -99,46 +124,52 @@ class ArtifactStore:
                 _remove(folder / name)
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Make ``target`` the checkpoint that ``source`` is, by links where that is possible."""
+def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
+    """Make ``target`` the checkpoint that ``source`` is, by links where that is possible.
+
+    Each look at the other disk may last, so that what was wanted before it may not be so after it.
+    """
     manifest = _manifest_bytes(source)
+    insist()
     if manifest is None:
         raise BrokenCheckpoint(f"{source.name} is not there or has no {MANIFEST_NAME}.")
     if manifest == _manifest_bytes(target):
         return
     files = _parsed(manifest, source).files
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     _remove(partial)
     try:
         partial.mkdir()
         try:
             for file in files:
-                _bring_file(source, partial, file)
+                _bring_file(source, partial, file, insist)
         except BrokenCheckpoint:
             if _manifest_bytes(source) == manifest:
                 raise
         if _manifest_bytes(source) != manifest:
             _remove(partial)
-            return _bring(source, target)  # a training replaced its `best` meanwhile: that one is brought
+            return _bring(source, target, insist)  # a training replaced its `best` meanwhile: that one is brought
         with (partial / MANIFEST_NAME).open("wb") as stored:
             stored.write(manifest)
             stored.flush()
             os.fsync(stored.fileno())
     except OSError:
+        insist()
         _remove(partial)  # half a checkpoint must not take the room that a full disk lacks
         raise
+    insist()
     if target.exists():
         _remove(target)
     partial.rename(target)
     _sync_directory(target.parent)
 
 
-def _bring_file(source: Path, partial: Path, file: ManifestFile) -> None:
+def _bring_file(source: Path, partial: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
     origin, place = source / file.path, partial / file.path
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         size = origin.stat().st_size
+        insist()
         if size != file.size:
             raise BrokenCheckpoint(f"{source.name}/{file.path} has {size} bytes, its manifest says {file.size}.")
         try:
@@ -146,15 +177,16 @@ def _bring_file(source: Path, partial: Path, file: ManifestFile) -> None:
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            _copy(origin, place, file)
+            _copy(origin, place, file, insist)
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{source.name} lacks {file.path}, which its manifest lists.") from error
 
 
-def _copy(origin: Path, place: Path, file: ManifestFile) -> None:
+def _copy(origin: Path, place: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
     digest = hashlib.sha256()
     with origin.open("rb") as read, place.open("wb") as written:
         while chunk := read.read(COPY_BYTES):
+            insist()
             digest.update(chunk)
             written.write(chunk)
         written.flush()

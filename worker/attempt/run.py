@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.attempt.journal import JournalReader
-from worker.attempt.prepare import prepare
+from worker.attempt.prepare import Preparation
 from worker.attempt.publish import Publisher
 from worker.attempt.verdict import failed, last_line, not_launched
 from worker.machine.devices import Slot, count_cores
@@ -126,7 +126,7 @@ class Run:
         self._began = self._heard_at = time.monotonic()
         self._may_store = True  # until the worker is not heard for so long that the attempt may be over
         self._claimed_at = 0.0
-        self._preparing: Future[None] | None = None
+        self._preparation: Preparation | None = None
         self._last_word: StatusLine | None = None  # how the attempt ended, where its worker knows better
 
     @classmethod
@@ -200,9 +200,8 @@ class Run:
             logger.info("Attempt %d of %s was not granted: %s.", self.attempt, self.job_id, answer.reason)
             self.phase = Phase.OVER
             return
-        self._preparing = self._place.executor.submit(
-            prepare, self._order, self.directory, self._place.store, resume=self._resume
-        )
+        place = self._place
+        self._preparation = Preparation(place.executor, self._order, self.directory, place.store, resume=self._resume)
         self.phase = Phase.PREPARING
 
     def acknowledged(self, ack: JournalAck) -> None:
@@ -255,11 +254,22 @@ class Run:
             )
         ]
 
+    def _is_preparing(self) -> bool:
+        """Whether to wait for the preparation, which is given up where the attempt is stopped."""
+        if self._preparation is None or self._preparation.is_over:
+            return False
+        if self._training.stop_action is not None or self._publisher.fenced:
+            self._preparation.give_up()
+        return not self._preparation.is_over
+
     def _start_when_prepared(self) -> None:
-        assert self._preparing is not None
-        if not self._preparing.done():
+        assert self._preparation is not None
+        if self._is_preparing():
             return
-        error = self._preparing.exception()
+        if self._preparation.was_given_up:
+            self.phase = Phase.TRAINING  # of which there is nothing: its last line is what it was told
+            return
+        error = self._preparation.error()
         if error is None and self._training.stop_action is None:
             if left := processes.earlier(self.job_id, self.attempt):
                 # Of a worker that is gone, or of another folder or name: the server has ended their attempts.
@@ -331,13 +341,14 @@ class Run:
     def _finish(self) -> None:
         """Nothing of the attempt is left: complete the store, then let the last line go."""
         succeeded = self._journal.last_status == JobStatus.SUCCEEDED
-        if self._publisher.only_the_end_is_left and self._archive.complete(
-            succeeded=succeeded, keep=self._uploads.keep
-        ):
+        if not self._publisher.only_the_end_is_left:
+            return
+        # What was never started has no log, and its end must not wait for a store that hangs.
+        if not self._training.was_started or self._archive.complete(succeeded=succeeded, keep=self._uploads.keep):
             self._publisher.release_end()
 
     def _end_fenced(self) -> None:
-        if self._preparing is not None and not self._preparing.done():
+        if self._is_preparing():
             return
         self._training.kill()
         if self._training.is_gone(said_its_last=True, can_save=False):

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+import redis
 from celery import Celery
 from celery.app.amqp import AMQP
 from celery.worker import state
 from kombu.connection import Connection
 from pydantic import ValidationError
 
+from worker.outage import Outage
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import START_TASK, BadSignature, HandOver, verify, worker_queue
 
@@ -39,6 +42,21 @@ class _PromptConnection(Connection):
 
 class _Amqp(AMQP):
     Connection = _PromptConnection
+
+
+class _FailureFilter(logging.Filter):
+    """Takes what ended a controller out of Celery's log, which would have it at every new try."""
+
+    def __init__(self, tell: Callable[[BaseException], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if record.levelno < logging.CRITICAL or error is None:
+            return True
+        self._tell(error)
+        return False
 
 
 class Consumer:
@@ -97,6 +115,17 @@ class Consumer:
         self._inbox.put(message)
 
     def _consume(self) -> None:
+        outage = Outage(f"The queue {self._queue} cannot be read")
+
+        def tell(error: BaseException) -> None:
+            # What Redis says explains itself: a key of a wrong type, a right that is missing.
+            outage.began(error, with_traceback=not isinstance(error, redis.RedisError | OSError))
+
+        def ready(_consumer: object) -> None:
+            outage.ended()
+
+        failures = _FailureFilter(tell)
+        logging.getLogger("celery.worker").addFilter(failures)
         while not self._stopped.is_set():
             try:
                 controller: Any = self._celery.WorkController(
@@ -107,9 +136,11 @@ class Consumer:
                     without_gossip=True,
                     without_mingle=True,
                     without_heartbeat=True,
+                    ready_callback=ready,
                 )
                 controller.start()
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - told by the one who knows how often
                 # Celery itself goes on over a lost broker; anything else must not leave a worker that hears nothing.
-                logger.exception("The consumer of the queue %s ended and is started again", self._queue)
+                tell(error)
             self._stopped.wait(RESTART_SECONDS)
+        logging.getLogger("celery.worker").removeFilter(failures)

@@ -1,0 +1,31 @@
+"""How the worker's process ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# Opening a pipe that nobody writes waits for ever, as reading does where a file server is away.
+STUCK = """
+import logging, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from worker import app
+
+logging.basicConfig()
+app.LEAVE_SECONDS = 0.2
+executor = ThreadPoolExecutor(1, thread_name_prefix="store")
+executor.submit(Path(sys.argv[1]).read_bytes)
+executor.shutdown(wait=False, cancel_futures=True)
+app.end_stuck_threads(3)
+print("returned")
+"""
+
+
+def test_a_thread_that_waits_for_a_store_which_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "hanging")
+    command = [sys.executable, "-c", STUCK, str(tmp_path / "hanging")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "ends without its thread(s) store_0" in done.stderr

@@ -74,6 +74,8 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"r": 0}}, "lora.r", "out_of_range"),
         ({"lora": {"target_modules": []}}, "lora.target_modules", "invalid_value"),
         ({"lora": {"target_modules": ""}}, "lora.target_modules", "invalid_value"),
+        ({"lora": {"target_modules": [""]}}, "lora.target_modules", "invalid_value"),
+        ({"lora": {"target_modules": "q_proj|("}}, "lora.target_modules", "invalid_value"),
         ({"lora": {}, "freeze": ["*"]}, "freeze", "invalid_value"),
         ({"eval_split": 0.6}, "eval_split", "out_of_range"),
         ({"eval_steps": 5}, "eval_steps", "invalid_value"),

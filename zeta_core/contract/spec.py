@@ -7,6 +7,7 @@ its value and the cure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -144,8 +145,9 @@ class TrainerOptions(Sent, Checked):
         found += self._evaluation_faults()
         if self.lora is not None and self.freeze:
             found.append(_fault("freeze", self.freeze, "lora trains its adapter alone; leave one of them out"))
-        if self.lora is not None and not self.lora.target_modules:
-            cure = "name the layers to adapt, or use 'all-linear'"
+        wrong = None if self.lora is None else _wrong_targets(self.lora.target_modules)
+        if self.lora is not None and wrong is not None:
+            cure = f"{wrong}name the layers to adapt, or use 'all-linear'"
             found.append(_fault("lora.target_modules", self.lora.target_modules, cure))
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             found.append(_fault("warmup_steps", self.warmup_steps, "use a whole number of steps, or a share below 1"))
@@ -292,6 +294,17 @@ class JobSpec(TrainerOptions):
 
 def _fault(param: str, value: object, cure: str) -> ErrorDetail:
     return ErrorDetail(param=param, message=f"{param} is {shown(value)}; {cure}.", code="invalid_value")
+
+
+def _wrong_targets(targets: str | list[str]) -> str | None:
+    """What is wrong with names of layers, or a pattern of them, as a beginning of the cure; None where nothing is."""
+    if not targets or not all(targets):
+        return ""
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except re.error as error:
+        return f"it is no regular expression ({error}); "
+    return None
 
 
 def _relative_inside(path: str) -> bool:

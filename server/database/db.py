@@ -122,6 +122,12 @@ def _sqlite_engine(url: str, *, connections: int, begin: str) -> AsyncEngine:
     def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.exec_driver_sql(begin)
 
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def _let_go(connection: Any, _record: Any, _error: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        # A cancelled statement costs its connection, and SQLite keeps the transaction of a closed one for as long as
+        # anything refers to the statement: nobody could write. This waits for the statement, and ends the transaction.
+        connection.rollback()
+
     return engine
 
 

@@ -74,8 +74,8 @@ class Engine:
 
     async def stop(self) -> None:
         """End the loops; whatever was under way is taken up again by the next start."""
-        # Told, not cancelled: a cancellation in the middle of a transaction leaves its connection unusable, and one
-        # inside redis-py may be hidden by asyncio.wait_for (bpo-42130). Only what hangs is cancelled.
+        # Told, not cancelled: a cancellation in the middle of a statement costs its connection, and one inside redis-py
+        # may be hidden by asyncio.wait_for (bpo-42130). Only what hangs is cancelled.
         self._stopping.set()
         self.wake()
         left = set(self._tasks)

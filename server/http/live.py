@@ -1,8 +1,8 @@
 """Answers that go on until a job ends, and that notice by themselves when their reader has left.
 
 Starlette cancels the task of a streamed answer when its client leaves. A cancellation in the middle of a database
-statement costs its connection: SQLAlchemy drops it, and with SQLite its thread and its transaction stay. So these
-answers are never cancelled; what writes them asks `HasLeft` each time it has waited.
+statement costs its connection, which SQLAlchemy drops. So these answers are never cancelled; what writes them asks
+`HasLeft` each time it has waited.
 """
 
 from __future__ import annotations

@@ -100,7 +100,10 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
         revision=revision or None,
     )
     torch.manual_seed(seed)
-    inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    try:
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    except ValueError as error:  # peft knows layers that it cannot adapt, such as those that Mamba's kernels read
+        raise CannotTrain(f"peft refuses lora.target_modules: {error}", param="lora.target_modules") from error
     names: set[str] = set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -112,7 +115,11 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
             embeds = isinstance(part.get_base_layer(), nn.Embedding)
             transposed = embeds or bool(getattr(part, "fan_in_fan_out", False))
             layers[name] = _Layer(part.scaling[_ADAPTER], transposed, embeds)
-    written = {**config.to_dict(), "target_modules": sorted(cast("set[str]", config.target_modules))}
+    # peft holds names in sets, for models of experts also empty ones.
+    written = {
+        name: sorted(cast("set[str]", value)) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+    }
     return Adapter(frozenset(names), {**written, "inference_mode": True}, layers)
 
 

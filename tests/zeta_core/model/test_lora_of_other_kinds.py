@@ -1,0 +1,35 @@
+"""LoRA in models whose layers are not all of the usual kind: experts, and those that peft cannot adapt."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from tests.zeta_core.models import LLAMA_CONFIG
+from tests.zeta_core.runs import train
+from zeta_core.failures import CannotTrain
+
+
+def test_of_experts_the_linear_layers_are_adapted_and_what_peft_refuses_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {name: value for name, value in LLAMA_CONFIG.items() if name != "model_type"}
+    asked: dict[str, Any] = {"lora": {"r": 2}, "max_steps": 1, "cache": tmp_path}
+    experts = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=2))
+    untouched: Any = copy.deepcopy(experts)
+    train(experts, tmp_path / "experts", **asked)
+    adapted = PeftModel.from_pretrained(untouched, str(tmp_path / "experts" / "final"))
+    config: Any = adapted.peft_config["default"]
+    assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        assert torch.equal(adapted.eval()(ids).logits, experts.eval()(ids).logits)
+
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=4))
+    with pytest.raises(CannotTrain, match=r"^peft refuses lora\.target_modules: .*Mamba"):
+        train(mamba, tmp_path / "mamba", **asked)

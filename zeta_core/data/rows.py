@@ -35,8 +35,12 @@ def required(row_format: RowFormat) -> tuple[str, ...]:
 
 
 def format_of(row: Row, columns: Mapping[str, str]) -> RowFormat | None:
-    """The format that a row's columns tell; ``None`` where they fit none. ``columns`` maps our names to the data's."""
-    for row_format in ("messages", "preference", "prompt_completion", "text"):
+    """The format that a row's columns tell; ``None`` where they fit none. ``columns`` maps our names to the data's.
+
+    A format one of whose own columns is named there comes first: chosen answers may be read as completions.
+    """
+    formats: tuple[RowFormat, ...] = ("messages", "preference", "prompt_completion", "text")
+    for row_format in sorted(formats, key=lambda one: not columns.keys() & set(required(one))):
         if all(columns.get(name, name) in row for name in required(row_format)):
             return row_format
     return None
@@ -82,7 +86,7 @@ def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
     if "input_ids" in row and name == "text":
         return f"has no {column!r} but 'input_ids'; set use_pretokenized to train on rows of token ids."
     missing = f"{column!r} (it has: {has})"
-    if name == column == "text":  # also where no format was named, and the row is of none
+    if name == column == "text" and format_of(row, columns) is None:  # also where no format was named
         missing += ", nor 'messages', nor 'prompt' and 'completion'"
     return f'has no {missing}; name the right one with columns: {{"{name}": "..."}} in the source.'
 

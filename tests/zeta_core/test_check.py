@@ -121,6 +121,14 @@ def test_activations_are_estimated_close_to_what_autograd_keeps(asked: dict[str,
         assert 0 < (answer.memory.activations or 0) < 0.8 * (plain.activations or 0)
 
 
+def test_the_logits_and_their_gradient_are_counted_where_nothing_else_is_kept() -> None:
+    spec = {"model": {"config": {**LLAMA_CONFIG, "vocab_size": 8192}}, "seq_len": 128, "batch_size": 4}
+    memory = answer_to({**spec, "use_activation_checkpointing": True}).memory
+    logits = 4 * 4 * 128 * 8192
+    assert memory is not None
+    assert 3 * logits < (memory.activations or 0) < 4 * logits, "their logarithmic softmax, and its gradient behind it"
+
+
 def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
     spec = {"model": {"config": BIG}, "seq_len": 2048, "use_fsdp": True, "max_steps": None, "optimizer": "lion"}
     spec["learning_rate"] = "find"

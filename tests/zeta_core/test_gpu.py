@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.harness.gpus import count_gpus
 from tests.zeta_core.models import PlainModel, llama, plain
-from tests.zeta_core.test_parallel import case, results
+from tests.zeta_core.parallel.test_parallel import case, results
 from zeta import Trainer
 from zeta_core.checkpoint.state import Staging
 from zeta_core.optim.optimizer import build_optimizer

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.zeta_core.data.token_files import random_documents
 from tests.zeta_core.models import WithLabels, WithReturnLoss, WithTargets, llama, plain
 from tests.zeta_core.runs import train
-from tests.zeta_core.token_files import random_documents
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.events import CheckpointLine, WarningLine
 from zeta_core.contract.job import StopAction

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.zeta_core import models
-from tests.zeta_core.token_files import random_documents
+from tests.zeta_core.data.token_files import random_documents
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sampler import micro_batches
 from zeta_core.failures import InvalidModel

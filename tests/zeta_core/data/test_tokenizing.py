@@ -15,8 +15,8 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import ByT5Tokenizer
 
-from tests.zeta_core import chat_templates as shapes
-from tests.zeta_core.chat_templates import byte_tokenizer
+from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.events import LogLine, ProgressLine
 from zeta_core.contract.sources import dataset_sources

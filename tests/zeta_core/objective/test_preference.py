@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from tests.zeta_core import chat_templates as shapes
-from tests.zeta_core.chat_templates import byte_tokenizer
+from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data.chat_templates import byte_tokenizer
+from tests.zeta_core.data.test_chat import documents
 from tests.zeta_core.models import WithLabels, llama
+from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
 from tests.zeta_core.runs import Lines, train
-from tests.zeta_core.test_chat import documents
-from tests.zeta_core.test_parallel import case, results, why_no_deepspeed
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.sources import dataset_sources
 from zeta_core.contract.spec import TrainerOptions

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.harness.waiting import wait_until
-from tests.zeta_core import rate_searches
 from tests.zeta_core.models import PlainModel, llama, plain
-from tests.zeta_core.rate_searches import begin, search_in, weights
+from tests.zeta_core.objective.test_preference import pair_rows, write_pairs
+from tests.zeta_core.parallel.test_parallel import environment, why_no_deepspeed
 from tests.zeta_core.run_directories import end_of, journal, make_run, start
-from tests.zeta_core.test_parallel import environment, why_no_deepspeed
-from tests.zeta_core.test_preference import pair_rows, write_pairs
+from tests.zeta_core.train import rate_searches
+from tests.zeta_core.train.rate_searches import begin, search_in, weights
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.events import ProgressLine, StatusLine, WarningLine
 from zeta_core.contract.layout import STOP_FILE, StopFile

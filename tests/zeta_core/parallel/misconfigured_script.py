@@ -18,7 +18,7 @@ from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from tests.zeta_core.models import plain
-from tests.zeta_core.test_parallel import why_no_deepspeed
+from tests.zeta_core.parallel.test_parallel import why_no_deepspeed
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.failures import CannotTrain

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.zeta_core import chat_templates as shapes
-from tests.zeta_core.chat_templates import byte_tokenizer
-from tests.zeta_core.test_chat import GOOD, tokens_of
+from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data.chat_templates import byte_tokenizer
+from tests.zeta_core.data.test_chat import GOOD, tokens_of
 from zeta_core.contract.sources import dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zeta_core.data.token_files import random_documents, token_file
 from tests.zeta_core.models import VOCABULARY, llama
-from tests.zeta_core.token_files import random_documents, token_file
 from zeta_core.data.packing import IGNORED, Sequences
 from zeta_core.objective.loss import find_loss, logits_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.zeta_core.test_parallel import case, results, why_no_deepspeed
+from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
 
 EVALUATED: dict[str, Any] = {"eval_split": 0.01, "eval_steps": 3, "lr_scheduler": "constant"}
 LORA: dict[str, Any] = {**EVALUATED, "lora": {"r": 4, "lora_alpha": 8}}

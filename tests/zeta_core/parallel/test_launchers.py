@@ -13,8 +13,8 @@ import pytest
 
 from tests.harness.ports import free_loopback_port
 from tests.zeta_core.models import plain
+from tests.zeta_core.parallel.test_parallel import SCRIPT, case, environment, why_no_deepspeed
 from tests.zeta_core.runs import train
-from tests.zeta_core.test_parallel import SCRIPT, case, environment, why_no_deepspeed
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel import processes
 from zeta_core.parallel.processes import Processes

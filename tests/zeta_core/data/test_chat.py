@@ -14,8 +14,8 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from tests.harness.real_model import smollm2
-from tests.zeta_core import chat_templates as shapes
-from tests.zeta_core.chat_templates import byte_tokenizer
+from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.events import WarningLine
 from zeta_core.contract.sources import dataset_sources

@@ -1,17 +1,21 @@
 """How much memory a run will take, found out without taking it: shapes are computed, numbers are not.
 
 Weights, gradients and the optimizer's state follow from the parameters. Activations are counted by running the model
-on tensors without storage and adding up what autograd would keep (each storage once, the weights left out).
+forward and backward on tensors without storage, and adding up those that are there at once.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from zeta_core.contract.check import MemoryEstimate
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
@@ -58,56 +62,63 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
 
 
 def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
-    """What one micro-batch leaves for its gradient, in bytes. Raises whatever a model raises that looks at numbers."""
-    with FakeTensorMode():
+    """What forward and backward of one micro-batch hold at most beside weights and gradients, in bytes.
+
+    It is the peak of all tensors: what autograd keeps, the logits with their gradient, and with activation
+    checkpointing the block that is computed again. Gradients are there from the start, as in the second micro-batch of
+    a step. Not counted: what a kernel needs inside, and what an allocator keeps of what was freed. Raises whatever a
+    model raises that looks at numbers.
+    """
+    with FakeTensorMode(), ExitStack() as stack:
         model = build()
         model.train()
-        whole = _kept(model, plan)
-        if not plan.use_activation_checkpointing:
-            return whole
-        blocks = repeated_blocks(model)
-        inputs = _Kept(model)
-        hooks = [block.register_forward_pre_hook(lambda _, given: inputs.all_of(given)) for block in blocks]
-        with checkpointed(blocks):
-            outside = _kept(model, plan)
-        for hook in hooks:
-            hook.remove()
-        # The blocks' inputs stay; one block at a time has its inner activations, too.
-        return outside + inputs.bytes + (whole - outside) // len(blocks)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        if plan.use_activation_checkpointing:
+            stack.enter_context(checkpointed(repeated_blocks(model)))
+        live = stack.enter_context(_Live(model))
+        _forward_and_backward(model, plan)
+        return live.most_bytes
 
 
-def _kept(model: nn.Module, plan: Plan) -> int:
-    kept = _Kept(model)
+def _forward_and_backward(model: nn.Module, plan: Plan) -> None:
+    """One micro-batch; of a model that gives no logits the forward alone."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.mixed_precision)
     ids_BT = torch.zeros(plan.batch_size, plan.seq_len, dtype=torch.long)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(kept.one, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None),
-    ):
-        options = {"use_cache": False} if hasattr(model, "config") else {}
+    options = {"use_cache": False} if hasattr(model, "config") else {}
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         logits_BTV = logits_of(model(ids_BT, **options))
-        if logits_BTV is not None:
-            cross_entropy_sum(logits_BTV, shifted(ids_BT))
-    return kept.bytes
+        if logits_BTV is None:
+            return
+        loss = cross_entropy_sum(logits_BTV, shifted(ids_BT))
+    del logits_BTV  # as in training, where the loss alone is left of the call
+    torch.autograd.backward(loss)
 
 
-class _Kept:
-    """Storages, each counted once; those of the weights are not."""
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the storages that operations within it make, each for as long as somebody holds it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen: dict[int, torch.Tensor] = {_storage(p): p for p in model.parameters()}  # held, so that ids stay
-        self.bytes = 0
+        super().__init__()
+        known = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+        self._known = {_storage(tensor): tensor for tensor in (*known, *model.buffers())}  # held, so that ids stay
+        self._made = set[int]()
+        self._bytes = self.most_bytes = 0
 
-    def one(self, tensor: torch.Tensor) -> torch.Tensor:
-        if _storage(tensor) not in self._seen:
-            self._seen[_storage(tensor)] = tensor
-            self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and _storage(one) not in self._known and _storage(one) not in self._made:
+                size = one.untyped_storage().nbytes()
+                self._made.add(_storage(one))
+                self._bytes += size
+                self.most_bytes = max(self.most_bytes, self._bytes)
+                weakref.finalize(one.untyped_storage(), self._freed, _storage(one), size)
+        return result
 
-    def all_of(self, values: tuple[Any, ...]) -> None:
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                self.one(value)
+    def _freed(self, storage: int, size: int) -> None:
+        self._made.remove(storage)
+        self._bytes -= size
 
 
 def _storage(tensor: torch.Tensor) -> int:

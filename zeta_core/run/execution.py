@@ -17,7 +17,7 @@ from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Progress
 from zeta_core.contract.job import StopAction
-from zeta_core.memory.allocator import keeping_freed_memory
+from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.needs import has_plenty
 from zeta_core.parallel.processes import Processes
 from zeta_core.parallel.surroundings import as_it_was, compute_with, deterministic_kernels
@@ -62,8 +62,10 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
 
         learner = prepare(run, inputs, decision, model, earlier, report)
         mean_length = decision.sequences.mean_length
-        if not cuda and has_plenty(model, plan, mean_length, decision.facts.values_per_token):
-            stack.enter_context(keeping_freed_memory())  # torch keeps the memory of a GPU itself
+        if not cuda and plan.use_activation_checkpointing:  # torch keeps the memory of a GPU itself
+            stack.enter_context(giving_freed_memory_back())
+        elif not cuda and has_plenty(model, plan, mean_length, decision.facts.values_per_token):
+            stack.enter_context(keeping_freed_memory())
         setup = setup_of(run, inputs, decision, learner)
         if not plan.learning_rate:
             found = _search(run, setup, decision, learner, processes, report, memory)

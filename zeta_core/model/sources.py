@@ -139,9 +139,17 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
     if is_gguf(directory):
         return gguf_tokenizer(directory)
     try:
+        if _holds_bytes(directory):  # AutoTokenizer takes another class for the models of some families
+            return ByT5Tokenizer.from_pretrained(directory)
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise InvalidModel(f"The tokenizer in {directory.name} cannot be loaded: {error}") from error
+
+
+def _holds_bytes(directory: Path) -> bool:
+    """Whether the tokenizer that was saved here is the byte-level one."""
+    config = directory / "tokenizer_config.json"
+    return config.is_file() and json.loads(config.read_bytes()).get("tokenizer_class") == "ByT5Tokenizer"
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------

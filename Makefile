@@ -35,7 +35,7 @@ help:
 	@echo 'make serve      the service on this machine, in the foreground (zeta up)'
 	@echo 'make test       the tests; make test-all adds the slow ones'
 	@echo 'make chaos      the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
-	@echo 'make bench      speed against the peers in the same run, as one table (about 12 minutes); QUESTION=throughput for one'
+	@echo 'make bench      speed against the peers in the same run, as one table (about 8 minutes); QUESTION=throughput for one'
 	@echo 'make check      format, lint and types, changing nothing; make format changes'
 	@echo 'make pins       write constraints.txt from .venv, after its versions were raised and the tests passed'
 	@echo 'make clean      remove caches; make distclean removes .venv too'

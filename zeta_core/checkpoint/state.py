@@ -1,7 +1,7 @@
 """What a run is made of between two optimizer steps: taken to memory quickly, written and read without pickle.
 
-Weights and optimizer tensors are safetensors; numbers and random states are JSON and safetensors. `Staging` copies
-them into buffers that are kept from one checkpoint to the next, so that training is held up by one copy of memory.
+Weights and optimizer tensors are safetensors; numbers and random states are JSON. `Staging` copies the tensors into
+buffers that are kept from one checkpoint to the next, beside the next step where it can.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 By default glibc maps large blocks anew for each tensor and gives them back when it is freed, so every step of a small
 Llama (6.8 M parameters, 2,048 tokens) has the kernel clear 280,000 pages again; that was a fifth of its time. Here
 freed memory stays with the process until the run ends. The price: its peak is up to a quarter higher, because blocks
-of many sizes share one heap; so it is done only where memory is plenty (`memory.has_plenty`). GPUs have torch's own
-caching allocator, and other C libraries are left as they are.
+of many sizes share one heap; so it is done only where memory is plenty (`memory.needs.has_plenty`). GPUs have torch's
+own caching allocator, and other C libraries are left as they are.
 
 A run that computes its activations again to save memory gets the opposite: what is freed is given back at once. glibc
 raises the size from which it does so to 32 MB by itself, and then a forward whose tensors are 152 MB at most (the same

@@ -1,4 +1,4 @@
-"""Saves checkpoints while training goes on: one copy to memory holds it up, a thread writes the rest.
+"""Saves checkpoints beside the training: between two steps its state is listed or copied, a thread does the rest.
 
 One for which the disk has no room is not begun; the run ends there, and nothing is half written.
 

@@ -71,6 +71,7 @@ class Setup:
     def _sharing(self) -> Iterator[Advice]:
         """Tokens, documents and sequences that see what they should not."""
         model = type(self.model).__name__
+        computes_loss = self.loss_of.convention is Convention.RETURN_LOSS
         if self.loss_of.looks_ahead:
             yield Advice(
                 code="looks_ahead",
@@ -83,10 +84,12 @@ class Setup:
                 code="documents_not_isolated",
                 message=f"{model}'s forward takes no attention mask or positions that keep documents apart, so those "
                 "that share a sequence see one another.",
-                hint="pack=False gives each document sequences of its own.",
-                patch={"pack": False},
+                hint="Let its forward return logits and take a mask or positions; without pack it would learn padding."
+                if computes_loss
+                else "pack=False gives each document sequences of its own.",
+                patch=None if computes_loss else {"pack": False},
             )
-        if not self.plan.pack and self.loss_of.convention is Convention.RETURN_LOSS:
+        if not self.plan.pack and computes_loss:
             yield Advice(
                 code="padding_is_learned",
                 message=f"{model} computes the loss of whole sequences, so it learns what fills the end of the shorter "

@@ -83,13 +83,11 @@ class Fleet:
 
     def workers(self) -> list[Heartbeat]:
         """The last heartbeat of every worker heard within a day, by name."""
-        listed_since = self._clock() - UNLISTED_SECONDS
-        return [seen.heartbeat for _, seen in sorted(self._seen.items()) if seen.moved_at >= listed_since]
+        return [seen.heartbeat for _, seen in sorted(self._seen.items()) if self._is_listed(seen)]
 
     def unlisted(self) -> list[str]:
         """The workers that were silent for so long that they are no longer listed."""
-        listed_since = self._clock() - UNLISTED_SECONDS
-        return [name for name, seen in self._seen.items() if seen.moved_at < listed_since]
+        return [name for name, seen in self._seen.items() if not self._is_listed(seen)]
 
     def forget(self, workers: Collection[str]) -> None:
         """Their heartbeats are removed from Redis; one that lives after all comes back with its next."""
@@ -124,6 +122,11 @@ class Fleet:
         seen = self._seen.get(worker)
         heard_at = (seen.moved_at if seen else None) if place is None else self._places.get((worker, place))
         return self._looked_at - max(heard_at or self._watching_since, self._watching_since)
+
+    def _is_listed(self, seen: _Seen) -> bool:
+        if self._watching_since is None:
+            return True
+        return self._clock() - max(seen.moved_at, self._watching_since) <= UNLISTED_SECONDS
 
     def _read(self, name: str, text: str) -> Heartbeat | None:
         """The signed heartbeat in one field of the hash; a bad one is told once and left alone."""

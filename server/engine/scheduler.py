@@ -259,6 +259,7 @@ _COLUMNS = select(
     JobRow.resolved_spec["resources"].label("decided_resources"),
     JobRow.resolved_spec["threads"].label("decided_threads"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
+    JobRow.spec["resume_from_checkpoint"].label("resumed"),
 ).where(JobRow.status == JobStatus.QUEUED)
 _WAITING = (
     _COLUMNS.where(JobRow.worker.is_(None))
@@ -286,8 +287,14 @@ def _resources(row: Queued) -> Resources:
 
 
 def _threads(row: Queued, resources: Resources) -> int:
-    """How many cores each process needs at least: a CPU's bits depend on the threads that the job began with."""
-    return row.decided_threads or 1 if row.attempt and not resources.gpus else 1
+    """How many cores each process needs at least: a CPU's bits depend on the threads that the job began with.
+
+    One that resumes another job's checkpoint has the threads of that one, and may have begun where there are fewer
+    cores: it says so itself (the warning ``threads_changed``), and waits for none.
+    """
+    if not row.attempt or resources.gpus or row.resumed is not None:
+        return 1
+    return row.decided_threads if isinstance(row.decided_threads, int) else 1  # none before it is decided
 
 
 def choose(

@@ -108,9 +108,13 @@ def _checkpoints(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
 
 
 def _closed_paths(service: Service, spec: JobSpec) -> Iterator[ErrorDetail]:
-    """Paths outside the data root, or any where neither this server nor a worker that it knows of has one."""
-    opened = service.settings.data_root is not None
-    opened = opened or any(beat.data_root is not False for beat in service.engine.workers())
+    """Paths outside the data root, or any where neither this server nor a worker that it knows of has one.
+
+    A server that was started while Redis was away knows of none yet, and leaves it to the worker to refuse.
+    """
+    workers = service.engine.workers()
+    opened = service.settings.data_root is not None or any(beat.data_root is not False for beat in workers)
+    opened = opened or (not workers and not service.engine.redis_ok)
     for place, source in _datasets(spec):
         if not isinstance(source, PathSource):
             continue

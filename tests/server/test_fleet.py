@@ -1,5 +1,8 @@
 """For how long a worker is silent: by this server's own clock, and only while it listens."""
 
+import pytest
+
+from server.engine import fleet
 from server.engine.fleet import Fleet
 from tests.harness.played_worker import signed_heartbeat
 
@@ -58,14 +61,21 @@ def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_befo
     assert hearing.fleet.silent_seconds("w") == LEASE_SECONDS
 
 
-def test_a_worker_that_was_silent_for_a_day_is_forgotten_and_comes_back_with_its_next_beat() -> None:
+def test_a_worker_that_was_silent_for_a_day_is_forgotten_and_comes_back_with_its_next_beat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet, "UNLISTED_SECONDS", 60.0)
     hearing = Hearing()
-    hearing.now += 86_399
+    hearing.now += 1000  # this server stood still: the silence was its own
     hearing.look(beats=False)
+    hearing.listen(60, beats=False)
     assert hearing.fleet.unlisted() == []
-    hearing.now += 2
-    hearing.look(beats=False)
+    hearing.listen(1, beats=False)
     assert (hearing.fleet.unlisted(), hearing.fleet.workers()) == (["w"], [])
+    hearing.fleet.unreachable()
+    assert hearing.fleet.unlisted() == []
+    hearing.look(beats=False)
+    hearing.listen(61, beats=False)
     hearing.fleet.forget(["w"])
     assert (hearing.fleet.unlisted(), hearing.fleet.get("w")) == ([], None)
     hearing.look(beats=True)

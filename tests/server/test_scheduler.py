@@ -197,6 +197,12 @@ def test_a_job_that_has_started_gets_the_cores_for_its_threads_or_waits_for_them
     assert reason is not None
     assert (reason["code"], reason["details"]) == ("never_fits", {"threads": 4})
     assert "began with 4 threads" in reason["message"]
+    of_another_job = database.submit(spec={"model": "m", "resume_from_checkpoint": f"{job_id}/step-4"})
+    change(database, of_another_job, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
+    undecided = database.submit()
+    change(database, undecided, attempt=1, resolved_spec={"threads": None, "resources": {"gpus": 0}})
+    stepped.hear(small={"cores": 2, "slots": 2})
+    assert stepped.step() == [(of_another_job, "small"), (undecided, "small")]
     stepped.hear(small={"cores": 2}, large={"cores": 4})
     assert stepped.step() == [(job_id, "large")]
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from server.engine import fleet as workers_seen
 from server.engine.fleet import Fleet
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
-from zeta_core.contract.messages import SERVER_STREAM, JournalAck, StopOrder
+from zeta_core.contract.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopOrder
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_stop_order_is_repeated_until_the_job_has_moved_on(fleet: Bench, clien
 
 
 def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_told_when_it_returns(
-    fleet: Bench, client: "redis.Redis"
+    fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent, other = PlayedWorker(client, SECRET, "silent"), PlayedWorker(client, SECRET, "other")
     job_id = fleet.submit()
@@ -52,6 +53,15 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
 
     wait_until(told, 20, "the returned worker to be told that its attempt is over")
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
+
+    monkeypatch.setattr(workers_seen, "UNLISTED_SECONDS", 1.0)  # of a day
+    wait_until(lambda: client.hlen(WORKERS_HASH) == 0, 30, "the heartbeats of both to be removed")
+
+    def listed_again() -> bool:
+        other.beat((job_id, 2))
+        return fleet.engine is not None and [beat.worker for beat in fleet.engine.workers()] == ["other"]
+
+    wait_until(listed_again, 30, "one that lives after all to be listed again")
 
 
 def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -> None:

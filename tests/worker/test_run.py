@@ -16,7 +16,7 @@ from worker.attempt import prepare
 from worker.attempt.run import Place, Run
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
-from zeta_core.contract.layout import MANIFEST_NAME
+from zeta_core.contract.layout import LOG_FILE, MANIFEST_NAME, RunFile, log_key, run_directory
 from zeta_core.contract.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
@@ -73,6 +73,7 @@ def test_a_program_that_cannot_be_started_is_a_failed_launch(run: Run, gate: thr
     run.answered(GRANTED)
     gate.set()
     lines = wait_until(lambda: lines_of(run.step()), 60, "the last line")
+    assert RunFile.model_validate_json((run.directory / "run.json").read_bytes()).is_opened
     assert (lines[-1]["status"], lines[-1]["reason"]) == ("failed", "launch_failed")
 
 
@@ -110,3 +111,26 @@ def test_what_is_fetched_from_a_store_that_hangs_is_given_up_when_the_attempt_is
         executor.shutdown()
     assert not (run.directory / "run.json").exists(), "it went on with what nobody wanted any more"
     assert not output.exists()
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_an_attempt_of_an_older_worker_gets_its_folder_in_the_store_and_one_whose_job_was_deleted_does_not(
+    tmp_path: Path, is_opened: bool
+) -> None:
+    settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
+    store = ArtifactStore(settings.artifacts)
+    store.open_job("job_of_others")
+    order = RunFile(
+        job_id="job_3", attempt=1, spec={}, output_dir=str(tmp_path / "output"), artifacts_root=str(store.root)
+    )
+    told = order.model_dump(exclude={"is_opened"}) | ({"is_opened": True} if is_opened else {})
+    directory = settings.root / run_directory("job_3", 1)
+    directory.mkdir(parents=True)
+    (directory / LOG_FILE).write_text("one\n")
+    with ThreadPoolExecutor(1) as executor:
+        place = Place(settings, "i", store, executor, (), num_slots=1)
+        run = Run.found(place, RunFile.model_validate(told), [Slot(0, "cpu", "cores", 1)])
+        (line,) = wait_until(lambda: lines_of(run.step()), 60, "the last line")
+    assert line["status"] == "failed"
+    assert (store.root / log_key("job_3", 1)).exists() is not is_opened
+    assert store.is_deleted("job_3") is is_opened

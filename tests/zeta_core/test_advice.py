@@ -241,8 +241,15 @@ def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tm
     shared = warnings(lines)["documents_not_isolated"]
     _, lines = train(tmp_path, plain(), applied(spec, shared.patch))
     assert not warnings(lines)
-    _, lines = train(tmp_path, WithReturnLoss(), {**spec, "pack": False})
-    assert warnings(lines)["padding_is_learned"].patch == {"pack": True}
+    padded = {**spec, "pack": False}
+    _, lines = train(tmp_path, WithReturnLoss(), padded)
+    learned = warnings(lines)["padding_is_learned"]
+    assert learned.patch == {"pack": True}
+    _, lines = train(tmp_path, WithReturnLoss(), applied(padded, learned.patch))
+    assert "padding_is_learned" not in warnings(lines)
+    left = warnings(lines)["documents_not_isolated"]
+    assert left.patch is None, "the one before would be back"
+    assert "Let its forward return logits" in (left.hint or "")
 
 
 def test_a_model_that_sees_what_it_is_to_predict_is_told(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def prepare(
             raise BrokenCheckpoint(f"{resume!r} is no checkpoint of a job.")
         resume_from = store.checkpoint(job_id, name)
     insist()
-    order = order.model_copy(update={"resume_from": None if resume_from is None else str(resume_from)})
+    order = order.model_copy(
+        update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
+    )
     temporary = directory / f"{RUN_FILE}.new"
     temporary.write_text(order.model_dump_json(indent=2))
     temporary.replace(directory / RUN_FILE)

@@ -128,6 +128,7 @@ class Run:
         self._claimed_at = 0.0
         self._preparation: Preparation | None = None
         self._last_word: StatusLine | None = None  # how the attempt ended, where its worker knows better
+        self._is_opened = True  # the job's folder in the store was made: where it is gone, the job was deleted
 
     @classmethod
     def handed_over(cls, place: Place, message: HandOver, slots: Sequence[Slot]) -> Run:
@@ -156,6 +157,7 @@ class Run:
         """A run that an earlier process of this worker started: alive, or ended and not published yet."""
         run = cls(place, order, slots, resume=None, phase=Phase.TRAINING)
         run._training.take_up_order()
+        run._is_opened = order.is_opened
         return run
 
     @property
@@ -307,6 +309,10 @@ class Run:
         )
 
     def _watch_training(self) -> None:
+        if not self._is_opened:
+            # An older worker prepared it, and may have stored nothing yet. Here, because nothing may be stored before.
+            self._place.store.open_job(self.job_id)
+            self._is_opened = True
         self._journal.scan()
         self._archive.copy_log()
         self._look_for_stall()

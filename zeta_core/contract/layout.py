@@ -93,6 +93,7 @@ class RunFile(BaseModel):
     cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; none: in output_dir
     processes: int = 1
     slots: list[int] = []  # the worker's, for a worker that finds this run after its own restart
+    is_opened: bool = False  # the job's folder in the store was made; older workers made it when they stored something
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)
     self_stop_seconds: float | None = None  # ``alive`` not touched for so long: save and end; none: nobody touches it
     end_seconds: float | None = None  # ... and for so long: end at once

@@ -138,6 +138,9 @@ def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_
         (first + "4<|im_end|>\n" + second + answers[1], ["6<|im_end|>\n"]),  # its empty thought is the prompt's
     ]
     assert tokens.num_split == 1
+    assert tokens.supervised is not None
+    # <think> \n easy \n </think> \n \n 4 <|im_end|> \n, and 6 <|im_end|> \n
+    assert int(tokens.supervised.sum()) == (1 + 1 + 4 + 1 + 1 + 2 + 1 + 2) + (1 + 2)
     assert [tokens.place(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
 
 
@@ -301,6 +304,7 @@ GOOD = {"messages": TWO_TURNS}
         (shapes.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
         (shapes.CHATML, {"messages": []}, "'messages' is empty"),
         (shapes.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn, so there is nothing to learn"),
+        (shapes.CHATML, {"messages": [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}]}, "nothing to learn"),
         (shapes.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
         (shapes.CHATML, {"text": "words"}, r"has no 'messages' \(it has: text\)"),
         (shapes.GEMMA, {"messages": WITH_SYSTEM}, "chat template refuses the conversation: System role not supported"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.harness.memory_group import memory_group
 from tests.zeta_core.advised import applied, train
+from tests.zeta_core.memory import refused_runs
 from tests.zeta_core.models import LLAMA_CONFIG, PlainModel, llama, plain
+from tests.zeta_core.parallel.test_parallel import environment
 from zeta import Trainer
 from zeta_core.contract.job import JobError, StatusReason
 from zeta_core.contract.sources import ConfigModel
@@ -124,6 +130,20 @@ def test_what_can_never_fit_is_refused_before_its_model_or_data_is_touched(tmp_p
         train(tmp_path, ConfigModel(config={**LLAMA_CONFIG, **wide}), spec)
     assert (raised.value.code, raised.value.patch) == ("cannot_fit", None)
     assert not (tmp_path / "cache").exists(), "no data was read for it"
+
+
+@pytest.mark.timeout(200)
+def test_each_refusal_where_little_memory_can_be_had_has_a_patch_that_trains_there(tmp_path: Path) -> None:
+    with memory_group(2_600_000_000) as procs:
+        join = f"echo $$ > {shlex.quote(str(procs))}; exec {shlex.quote(sys.executable)} {refused_runs.__file__} {tmp_path}"
+        run = subprocess.run(["/bin/sh", "-c", join], env=environment(tmp_path), capture_output=True, timeout=180)
+    assert run.returncode == 0, run.stderr.decode()[-3000:]
+    batch, whole = map(json.loads, run.stdout.splitlines())
+    assert batch["patch"] == {"batch_size": 10, "gradient_accumulate_every": 4}
+    assert whole["patch"] == {"lora": {}}
+    for told in (batch, whole):
+        assert (told["code"], told["steps_trained"]) == ("cannot_fit", 1)
+        assert abs(told["capacity"] - 2_600_000_000) < 4096 * 16, "in whole pages"
 
 
 def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_adapter_as_the_patch(

@@ -70,6 +70,7 @@ def test_a_gguf_model_is_trained_and_saved_as_any_other(tmp_path: Path) -> None:
     data = tmp_path / "data.txt"
     data.write_text("The capital of France is Paris. The capital of Italy is Rome. " * 4)
     train(str(smollm2()), tmp_path / "out", dataset={"path": str(data)}, freeze=["model.layers.*"], **asked)
+    assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "final")
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out" / "final")
     assert loaded.dtype == torch.bfloat16

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from tests.zeta_core.advised import applied
 from tests.zeta_core.models import LLAMA_CONFIG, llama, plain
 from tests.zeta_core.objective.test_preference import dpo, rewards_in
 from tests.zeta_core.runs import train
@@ -160,6 +161,8 @@ def test_where_it_cannot_take_effect_it_is_refused_with_the_cure(
     with pytest.raises(CannotTrain, match="GPT2LMHeadModel has no linear layers of its own") as raised:
         train(gpt2, tmp_path / "out", **asked)
     assert (raised.value.code, raised.value.patch) == ("cannot_quantize", {"lora": {"quantize": None}})
+    outcome, _ = train(gpt2, tmp_path / "not-quantized", **applied(asked, raised.value.patch))
+    assert outcome.steps_trained == 1
     with pytest.raises(CannotTrain, match="are quantized already; load it without a quantization_config"):
         train(in_4_bits(), tmp_path / "out", cache=tmp_path, max_steps=1, lora={})
     saved: Any = llama()

@@ -143,7 +143,9 @@ class Broken(PlainModel):
 def test_a_loss_that_falls_at_no_rate_or_is_no_number_ends_the_run_with_its_cure(tmp_path: Path) -> None:
     with pytest.raises(CannotTrain, match="the loss fell at none of the rates from") as raised:
         begin(Deaf(), tmp_path / "deaf")
-    assert raised.value.patch is not None
+    rate = (raised.value.patch or {})["learning_rate"]
+    outcome, _ = begin(Deaf(), tmp_path / "deaf", learning_rate=rate, max_steps=2)
+    assert outcome.steps_trained == 2
     with pytest.raises(NonFiniteLoss, match="not finite, before any update"):
         begin(Broken(), tmp_path / "broken")
 

@@ -1,0 +1,46 @@
+"""Runs that surely do not fit, each with what is told of it, and then as its patch makes it: ``refused_runs.py FOLDER``.
+
+To be started where little memory can be had, such as in a control group of `tests.harness.memory_group`. Prints a JSON
+object for each: the code, the patch, the capacity that was seen, and the steps that were trained with the patch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.zeta_core.advised import applied, train
+from tests.zeta_core.models import llama
+from zeta_core.failures import OutOfMemory
+
+NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def told(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]:
+    try:
+        train(folder, model, spec)
+    except OutOfMemory as error:
+        outcome, _ = train(folder, model, applied(spec, error.patch))
+        seen = {"code": error.code, "patch": error.patch, "capacity": error.evidence["capacity_bytes"]}
+        return {**seen, "steps_trained": outcome.steps_trained}
+    return {"code": None}
+
+
+def main(folder: Path) -> None:
+    # The logits of 40 sequences and what the loss makes of them are 2.6 GB.
+    batch = {"seq_len": 256, "batch_size": 40, "gradient_accumulate_every": 1, "max_steps": 1}
+    print(json.dumps(told(folder, llama(**NARROW, vocab_size=32_000), batch)), flush=True)
+    # 0.66 GB of weights, three times as much for tuning them, and next to nothing for an adapter.
+    wide: Any = llama(**{**NARROW, "hidden_size": 512}, vocab_size=320_000, tie_word_embeddings=True)
+    wide.to(torch.bfloat16).save_pretrained(folder / "wide")
+    del wide
+    short = {"seq_len": 16, "batch_size": 1, "max_steps": 1, "learning_rate": 1e-4}
+    print(json.dumps(told(folder, str(folder / "wide"), short)), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -9,20 +9,27 @@ an existing folder (packed as a .tar), a .tar file or a ``config.json`` (a model
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.data_folder import Split, find_data_files
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.formats import DATA_SUFFIXES
+from zeta_core.contract.formats import suffixes_of
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.contract.printable import printable
 
+SHOWN_UPLOADS = 10  # files of a folder that are named one by one with their ids
+_DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 BUILTIN_NAMES = ("python-docs",)
 MODEL_SIGNS = ("config.json", "*.gguf")
 
@@ -33,73 +40,97 @@ Say = Callable[[str], None]
 def upload_local(spec: dict[str, Any], upload: Upload, say: Say) -> dict[str, Any]:
     """The spec with every local path uploaded; ``say`` is told each one. Raises `InvalidRequest` for a missing path."""
     changed = dict(spec)
-    for name in ("dataset", "eval_dataset"):
+    pretokenized = spec.get("use_pretokenized") is True
+    for name, split in _DATA_FIELDS.items():
+        data = _Data(name, split, pretokenized, upload, say)
         value = changed.get(name)
         if isinstance(value, list):
-            changed[name] = [_source(item, upload, say, name) for item in value]
+            changed[name] = [data.source(item) for item in cast("list[Any]", value)]
         elif value is not None:
-            changed[name] = _source(value, upload, say, name)
+            changed[name] = data.source(value)
     if "model" in changed:
         changed["model"] = _model(changed["model"], upload, say)
     return changed
 
 
-def _source(value: Any, upload: Upload, say: Say, name: str) -> Any:
-    if isinstance(value, str):
-        return _text_source(value, upload, say, name)
-    if isinstance(value, dict) and "file" in value:
-        files = value["file"]
-        if isinstance(files, str) and not is_id(files, "file"):
-            ids = _upload_data(_existing(files, f"{name}.file"), upload, say)
-            return {**value, "file": ids[0] if len(ids) == 1 else ids}
-        if isinstance(files, list):
-            return {**value, "file": [_file_id(item, upload, say, f"{name}.file") for item in files]}
-    return value
+@dataclass(frozen=True)
+class _Data:
+    """Uploads what one data field names here."""
 
+    name: str
+    split: Split
+    pretokenized: bool
+    upload: Upload
+    say: Say
 
-def _text_source(text: str, upload: Upload, say: Say, name: str) -> Any:
-    kind, separator, rest = text.partition(":")
-    if separator and kind in ("hub", "path") and rest:
-        return {kind: rest}
-    if is_id(text, "file"):
-        return {"file": text}
-    path = Path(text).expanduser()
-    if path.exists():
-        ids = _upload_data(path, upload, say)
-        return {"file": ids[0] if len(ids) == 1 else ids}
-    if text in BUILTIN_NAMES:
-        return {"builtin": text}
-    raise InvalidRequest(
-        f"{name} is {text!r}, and no such file or folder is here; write hub:{text} for a dataset of the Hub, "
-        f"path:{text} for a path on the workers, or one of {', '.join(BUILTIN_NAMES)}.",
-        param=name,
-        code="no_such_file",
-    )
+    def source(self, value: Any) -> Any:
+        if isinstance(value, str | os.PathLike):
+            return self._text_source(os.fspath(cast("str | os.PathLike[str]", value)))
+        if isinstance(value, dict) and "file" in value:
+            source = cast("dict[str, Any]", value)
+            files: Any = source["file"]
+            if isinstance(files, str | os.PathLike | list):
+                given = cast("list[Any]", files if isinstance(files, list) else [files])
+                ids = [one for item in given for one in self._file_ids(item, source.get("format"))]
+                return {**source, "file": ids if isinstance(files, list) or len(ids) > 1 else ids[0]}
+        return value
 
+    def _text_source(self, text: str) -> Any:
+        kind, separator, rest = text.partition(":")
+        if separator and kind in ("hub", "path") and rest:
+            return {kind: rest}
+        if is_id(text, "file"):
+            return {"file": text}
+        if exists(Path(text).expanduser()):
+            ids = self._uploaded(text, None)
+            return {"file": ids[0] if len(ids) == 1 else ids}
+        if text in BUILTIN_NAMES:
+            return {"builtin": text}
+        raise InvalidRequest(
+            f"{self.name} is {text!r}, but there is no such file or folder here; write hub:{text} for a dataset of the "
+            f"Hub, path:{text} for a path on the workers, or one of {', '.join(BUILTIN_NAMES)}.",
+            param=self.name,
+            code="no_such_file",
+        )
 
-def _file_id(item: Any, upload: Upload, say: Say, name: str) -> Any:
-    if not isinstance(item, str) or is_id(item, "file"):
-        return item
-    ids = _upload_data(_existing(item, name), upload, say)
-    if len(ids) != 1:
-        raise InvalidRequest(f"{name} is {item!r}, which is a folder; name its files.", param=name)
-    return ids[0]
+    def _file_ids(self, item: Any, data_format: Any) -> list[Any]:
+        if isinstance(item, os.PathLike):
+            item = os.fspath(cast("os.PathLike[str]", item))
+        if not isinstance(item, str) or is_id(item, "file"):
+            return [item]
+        _existing(item, f"{self.name}.file")
+        return self._uploaded(item, data_format)
 
-
-def _upload_data(path: Path, upload: Upload, say: Say) -> list[str]:
-    """A file, or the data files of a folder in the order of their names."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in DATA_SUFFIXES)
-        if not files:
-            raise InvalidRequest(
-                f"The folder {path} holds no data file ({', '.join(DATA_SUFFIXES)}); name one that does.",
-                code="no_such_file",
-            )
-    stored = [upload(file, "dataset") for file in files]
-    for file, answer in zip(files, stored, strict=True):
-        say(f"{file} is {answer.id} ({answer.bytes:,} bytes)")
-    return [answer.id for answer in stored]
+    def _uploaded(self, text: str, data_format: Any) -> list[str]:
+        """The ids of a file, or of the data files of a folder in the order of their names."""
+        path = Path(text).expanduser()
+        files: Sequence[Path] = (path,)
+        if path.is_dir():
+            suffixes = suffixes_of(data_format, pretokenized=self.pretokenized)
+            try:
+                found = find_data_files(path, suffixes, split=self.split)
+            except OSError as error:
+                raise InvalidRequest(
+                    f"The folder {shown_path(path)} cannot be read: {error.strerror}.", code="unreadable_file"
+                ) from error
+            if not found.used:
+                raise InvalidRequest(
+                    f"{self.name} is the folder {shown_path(path)}, which has no data file ({', '.join(suffixes)}). "
+                    f"{found.skipped_summary()}".rstrip(),
+                    param=self.name,
+                    code="no_such_file",
+                )
+            self.say(found.summary(text))
+            files = found.used
+        ids: list[str] = []
+        for number, file in enumerate(files, 1):
+            stored = self.upload(file, "dataset")
+            ids.append(stored.id)
+            if number <= SHOWN_UPLOADS:
+                self.say(f"{shown_path(file)} is {stored.id} ({stored.bytes:,} bytes)")
+        if len(files) > SHOWN_UPLOADS:
+            self.say(f"{len(files) - SHOWN_UPLOADS:,} more files are uploaded.")
+        return ids
 
 
 def _model(value: Any, upload: Upload, say: Say) -> Any:
@@ -189,10 +220,25 @@ def _model_files(folder: Path) -> Iterable[Path]:
             yield file
 
 
+def exists(path: Path) -> bool:
+    """Whether something has this name here; text that cannot be a path names nothing."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+            return False
+        raise InvalidRequest(f"{shown_path(path)} cannot be read: {error.strerror}.", code="unreadable_file") from error
+
+
+def shown_path(path: Path) -> str:
+    """A path as a message shows it."""
+    return printable(str(path))
+
+
 def _existing(text: str, name: str) -> Path:
     path = Path(text).expanduser()
-    if not path.exists():
+    if not exists(path):
         raise InvalidRequest(
-            f"{name} is {text!r}, and no such file or folder is here.", param=name, code="no_such_file"
+            f"{name} is {text!r}, but there is no such file or folder here.", param=name, code="no_such_file"
         )
     return path

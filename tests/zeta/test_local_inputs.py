@@ -78,6 +78,51 @@ def test_a_folder_of_data_is_uploaded_file_by_file_in_the_order_of_names(tmp_pat
     assert sent.files == [("a.txt", "dataset"), ("b.txt", "dataset")]
 
 
+def test_a_folder_says_what_is_used_and_skipped_before_the_upload(tmp_path: Path) -> None:
+    for name in ("rows.JSONL", "text.md", "ids.bin", "test.jsonl", ".git/config.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    said: list[str] = []
+    sent = Sent()
+    spec = upload_local({"dataset": str(tmp_path), "eval_dataset": str(tmp_path)}, sent, said.append)
+    trained, evaluated = spec["dataset"]["file"], spec["eval_dataset"]["file"]
+    assert dict(zip(sent.ids, [name for name, _ in sent.files], strict=True)) == {
+        trained[0]: "rows.JSONL",
+        trained[1]: "text.md",
+        evaluated[0]: "rows.JSONL",
+        evaluated[1]: "test.jsonl",
+        evaluated[2]: "text.md",
+    }
+    assert said[0].startswith(f"Using 2 data files of {tmp_path} (1 .jsonl, 1 .md): rows.JSONL, text.md. Skipped 3")
+    assert "ids.bin (not one of" in said[0]
+    assert "test.jsonl (held-out split: use it as eval_dataset" in said[0]
+    sent = Sent()
+    upload_local({"dataset": str(tmp_path), "use_pretokenized": True}, sent, said.append)
+    assert [name for name, _ in sent.files] == ["ids.bin", "rows.JSONL"]
+
+
+def test_a_folder_without_data_is_refused_with_what_was_skipped(tmp_path: Path) -> None:
+    for name in ("README.md", "validation.jsonl", "scan.pdf"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(InvalidRequest) as caught:
+        resolved({"dataset": str(tmp_path)}, Sent())
+    for words in ("no data file", "README.md (documentation)", "validation.jsonl (held-out split", "scan.pdf (not one"):
+        assert words in caught.value.message
+    sent = Sent()
+    resolved({"dataset": str(tmp_path / "validation.jsonl")}, sent)
+    assert sent.files == [("validation.jsonl", "dataset")]
+
+
+def test_folders_and_files_of_one_source_are_uploaded_in_order(tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for name in ("z.txt", "many/a.txt", "many/b.txt"):
+        (tmp_path / name).write_text(name)
+    sent, known = Sent(), new_id("file")
+    given = [str(tmp_path / "z.txt"), str(tmp_path / "many"), known]
+    assert resolved({"dataset": {"file": given}}, sent) == {"dataset": {"file": [*sent.ids, known]}}
+    assert [name for name, _ in sent.files] == ["z.txt", "a.txt", "b.txt"]
+
+
 def test_what_names_no_local_path_is_said_in_the_contracts_words() -> None:
     file, job = new_id("file"), new_id("job")
     sent = Sent()

@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from glob import glob
 from pathlib import Path
 from typing import Any, cast
 
-from zeta_core.contract.formats import ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
+from zeta_core.contract.data_folder import Split, find_data_files, split_glob
+from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, suffixes_of
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
@@ -92,8 +92,19 @@ class Places:
     weights: bool = True  # off: of a model only its config and tokenizer are fetched, and it is built from the config
 
 
-def open_sources(dataset: Sequence[DatasetSource], places: Places, *, pretokenized: bool) -> list[Source]:
-    """Find every source and look at its outside; nothing but files' bytes (for the fingerprint) is read yet."""
+def open_sources(
+    dataset: Sequence[DatasetSource],
+    places: Places,
+    *,
+    pretokenized: bool,
+    split: Split = "train",
+    on_folder: Callable[[str], None] = lambda _: None,
+) -> list[Source]:
+    """Find every source and look at its outside; nothing but files' bytes (for the fingerprint) is read yet.
+
+    ``split`` is what the data is for: files of the other split in a folder are skipped. ``on_folder`` receives a
+    sentence with the files of each folder or glob that are used and skipped.
+    """
     sources: list[Source] = []
     for number, source in enumerate(dataset):
         reader = _Reader(source, pretokenized or source.format == "tokens")
@@ -103,7 +114,8 @@ def open_sources(dataset: Sequence[DatasetSource], places: Places, *, pretokeniz
             case FileSource():
                 found = [_uploaded(reader, file_id, places) for file_id in source.file_ids]
             case PathSource():
-                found = [reader.open(file, file.name) for file in _matching(source.path, places, reader.suffixes)]
+                files = _matching(source.path, places, reader.suffixes, split, on_folder)
+                found = [reader.open(file, file.name) for file in files]
             case HubSource():
                 found = [_from_hub(reader, source, places)]
         sources += [replace(one, number=number, weight=source.weight) for one in found]
@@ -134,7 +146,9 @@ def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
     return reader.open(path, name, sha256=cast("str | None", known.get("sha256")))
 
 
-def _matching(pattern: str, places: Places, suffixes: Sequence[str]) -> list[Path]:
+def _matching(
+    pattern: str, places: Places, suffixes: Sequence[str], split: Split, on_folder: Callable[[str], None]
+) -> list[Path]:
     """The files that a path, folder or glob means, in order of name. Links that leave the data root are refused."""
     if places.any_path:
         root, given = Path.cwd(), Path(pattern).expanduser()
@@ -142,18 +156,36 @@ def _matching(pattern: str, places: Places, suffixes: Sequence[str]) -> list[Pat
         root, given = places.data_root.resolve(), Path(pattern)
     else:
         raise InvalidData(f"dataset.path is {pattern!r}, but this worker opens no folder: set ZETA_DATA_ROOT on it.")
-    base = root / given
-    if base.is_dir():
-        found = [path for path in sorted(base.rglob("*")) if path.suffix.lower() in suffixes and path.is_file()]
-    elif base.is_file():  # also where its name looks like a pattern
-        found = [base]
-    else:
-        found = [Path(path) for path in sorted(glob(str(base), recursive=True)) if Path(path).is_file()]
-    if not places.any_path and any(not path.resolve().is_relative_to(root) for path in found):
-        raise InvalidData(f"dataset.path is {pattern!r}, which leaves the data root; name a file inside it.")
-    if not found:
-        raise InvalidData(f"dataset.path is {pattern!r}, where no file is; name a {', '.join(suffixes)} file.")
-    return found
+    boundary = None if places.any_path else root
+    base, rest = root / given, None
+    try:
+        if not base.exists():
+            prefix, rest = split_glob(str(given))
+            base = root / prefix
+        if boundary is not None and not base.resolve().is_relative_to(boundary):
+            raise _leaves(pattern)
+        if rest is None and base.is_file():  # also where its name looks like a pattern
+            return [base]
+        if not base.is_dir():
+            raise _no_file(pattern, suffixes)
+        found = find_data_files(base, suffixes, split=split, pattern=rest, boundary=boundary)
+    except OSError as error:
+        raise InvalidData(f"dataset.path is {pattern!r}, which cannot be read: {error.strerror}.") from error
+    if found.leaves_boundary:
+        raise _leaves(pattern)
+    if not found.used:
+        raise _no_file(pattern, suffixes, found.skipped_summary())
+    on_folder(found.summary(pattern))
+    return list(found.used)
+
+
+def _leaves(pattern: str) -> InvalidData:
+    return InvalidData(f"dataset.path is {pattern!r}, which leaves the data root; name a file inside it.")
+
+
+def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> InvalidData:
+    found = f"dataset.path is {pattern!r}, where no data file is; name a {', '.join(suffixes)} file."
+    return InvalidData(f"{found} {skipped}".rstrip())
 
 
 def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
@@ -194,10 +226,8 @@ class _Reader:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """The endings of the files that can be read as what is wanted: token ids, rows, or text."""
-        if self.pretokenized:
-            return (*ROW_SUFFIXES, *TOKEN_SUFFIXES)
-        return ROW_SUFFIXES if self.row_format not in (None, "text") else (*ROW_SUFFIXES, *TEXT_SUFFIXES)
+        """The suffixes of the files that can be read as what is wanted: token ids, rows, or text."""
+        return suffixes_of(self.row_format, pretokenized=self.pretokenized)
 
     @property
     def row_format(self) -> RowFormat | None:

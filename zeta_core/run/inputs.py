@@ -11,6 +11,7 @@ from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Stored
+from zeta_core.contract.data_folder import Split
 from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
 from zeta_core.data.sources import open_sources
 from zeta_core.data.token_cache import prepare_tokens
@@ -52,12 +53,22 @@ def read(run: Run, place: Place, report: Report) -> Inputs:
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)
     tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
-    held_out = None if options.eval_dataset is None else _tokens(run, options.eval_dataset, tokenizer, place, report)
+    held_out = None
+    if options.eval_dataset is not None:
+        held_out = _tokens(run, options.eval_dataset, tokenizer, place, report, split="held_out")
     return Inputs(located, tokenizer, tokens, held_out)
 
 
-def _tokens(run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Report) -> TokenFile:
-    sources = open_sources(dataset_sources(dataset), run.places, pretokenized=run.options.use_pretokenized)
+def _tokens(
+    run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Report, *, split: Split = "train"
+) -> TokenFile:
+    sources = open_sources(
+        dataset_sources(dataset),
+        run.places,
+        pretokenized=run.options.use_pretokenized,
+        split=split,
+        on_folder=report.log,
+    )
     return prepare_tokens(
         sources,
         tokenizer,

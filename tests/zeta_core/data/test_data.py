@@ -12,7 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import ByT5Tokenizer
 
-from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.data_folder import Split
+from zeta_core.contract.sources import PathSource, dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data.sources import Places, open_sources
@@ -67,6 +68,35 @@ def test_a_text_file_is_one_document_and_a_folder_all_its_files(tmp_path: Path) 
     assert text_of(tokens_of({"path": str(folder / "*.txt")}, tmp_path)) == TEXTS
     (folder / "part [1].txt").write_text("a name like a pattern")
     assert text_of(tokens_of({"path": str(folder / "part [1].txt")}, tmp_path)) == ["a name like a pattern"]
+
+
+def test_a_folder_on_a_worker_is_read_as_a_client_uploads_it(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("train.txt", "test.txt", "README.md", ".ipynb_checkpoints/train.txt", "sub/B.TXT"):
+        (root / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "corpus" / name).write_text(name)
+    places = Places(data_root=root)
+
+    def texts(path: str, split: Split = "train") -> tuple[list[str], list[str]]:
+        said: list[str] = []
+        source = PathSource(path=path)
+        found = open_sources([source], places, pretokenized=False, split=split, on_folder=said.append)
+        return [one.name for one in found], said
+
+    assert texts("corpus")[0] == ["B.TXT", "train.txt"]
+    assert texts("corpus", "held_out")[0] == ["B.TXT", "test.txt"]
+    names, said = texts("corpus/**/*.txt")
+    assert names == ["train.txt"]
+    assert said[0].startswith("Using 1 data file of corpus/**/*.txt: train.txt. Skipped")
+    assert str(root) not in said[0]
+    assert texts("corpus/test.txt")[0] == ["test.txt"]
+    (root / "corpus" / "train.txt").unlink()
+    (root / "corpus" / "sub" / "B.TXT").unlink()
+    with pytest.raises(InvalidData, match=r"no data file.*README\.md \(documentation\).*test\.txt \(held-out split"):
+        texts("corpus")
+    (root / "corpus" / "out").symlink_to(tmp_path)
+    with pytest.raises(InvalidData, match="leaves the data root"):
+        texts("corpus")
 
 
 def test_another_column_can_be_named(tmp_path: Path) -> None:

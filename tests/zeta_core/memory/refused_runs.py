@@ -1,4 +1,4 @@
-"""Runs that surely do not fit, each with what is told of it, and then as its patch makes it: ``refused_runs.py FOLDER``.
+"""Runs that cannot fit: the refusal of each, then the run with its patch applied: ``refused_runs.py FOLDER``.
 
 To be started where little memory can be had, such as in a control group of `tests.harness.memory_group`. Prints a JSON
 object for each: the code, the patch, the capacity that was seen, and the steps that were trained with the patch.

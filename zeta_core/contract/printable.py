@@ -1,0 +1,35 @@
+"""Text from elsewhere (names, messages, logs), made safe to print: an allow-list of graphic characters.
+
+A terminal obeys control characters and escape sequences, and bidirectional overrides show text in another order than it
+has. Such characters are replaced by their escape (``\\x1b``, ``\\u202e``), so that a reader sees that they are there.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # parts of words in several scripts, and of emoji
+_UNDECODABLE = range(0xDC80, 0xDD00)  # a byte of a file name that is not UTF-8, as Python reads it (PEP 383)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """``text`` with every character escaped that is not graphic, a space, a joiner, or in ``keep``."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character if is_printable(character) or character in keep else _escaped(character) for character in text
+    )
+
+
+def is_printable(character: str) -> bool:
+    """Whether a terminal shows this character and does nothing else."""
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code in _UNDECODABLE:
+        return f"\\x{code - 0xDC00:02x}"
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -1,7 +1,8 @@
-"""Runs that cannot fit: the refusal of each, then the run with its patch applied: ``refused_runs.py FOLDER``.
+"""Start runs that cannot fit in memory, then train each one with the suggested patch: ``refused_runs.py FOLDER``.
 
-To be started where little memory can be had, such as in a control group of `tests.harness.memory_group`. Prints a JSON
-object for each: the code, the patch, the capacity that was seen, and the steps that were trained with the patch.
+Run it with a small memory limit, such as in a control group of `tests.harness.memory_group`. It writes one JSON object
+per run to ``FOLDER/outcomes.jsonl``: the error code, the patch, the detected capacity, and the steps trained with the
+patch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from zeta_core.failures import OutOfMemory
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def told(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]:
+def refusal(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]:
     try:
         train(folder, model, spec)
     except OutOfMemory as error:
@@ -33,13 +34,14 @@ def told(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]:
 def main(folder: Path) -> None:
     # The logits of 40 sequences and what the loss makes of them are 2.6 GB.
     batch = {"seq_len": 256, "batch_size": 40, "gradient_accumulate_every": 1, "max_steps": 1}
-    print(json.dumps(told(folder, llama(**NARROW, vocab_size=32_000), batch)), flush=True)
+    outcomes = [refusal(folder, llama(**NARROW, vocab_size=32_000), batch)]
     # 0.66 GB of weights, three times as much for tuning them, and next to nothing for an adapter.
     wide: Any = llama(**{**NARROW, "hidden_size": 512}, vocab_size=320_000, tie_word_embeddings=True)
     wide.to(torch.bfloat16).save_pretrained(folder / "wide")
     del wide
     short = {"seq_len": 16, "batch_size": 1, "max_steps": 1, "learning_rate": 1e-4}
-    print(json.dumps(told(folder, str(folder / "wide"), short)), flush=True)
+    outcomes.append(refusal(folder, str(folder / "wide"), short))
+    (folder / "outcomes.jsonl").write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
 
 
 if __name__ == "__main__":

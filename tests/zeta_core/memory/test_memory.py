@@ -135,11 +135,11 @@ def test_what_can_never_fit_is_refused_before_its_model_or_data_is_touched(tmp_p
 @pytest.mark.timeout(200)
 def test_each_refusal_where_little_memory_can_be_had_has_a_patch_that_trains_there(tmp_path: Path) -> None:
     with memory_group(2_600_000_000) as procs:
-        script = f"exec {shlex.quote(sys.executable)} {refused_runs.__file__} {tmp_path}"
-        join = f"echo $$ > {shlex.quote(str(procs))}; {script}"
+        command = f"exec {shlex.quote(sys.executable)} {refused_runs.__file__} {tmp_path}"
+        join = f"echo $$ > {shlex.quote(str(procs))}; {command}"
         run = subprocess.run(["/bin/sh", "-c", join], env=environment(tmp_path), capture_output=True, timeout=180)
     assert run.returncode == 0, run.stderr.decode()[-3000:]
-    batch, whole = map(json.loads, run.stdout.splitlines())
+    batch, whole = map(json.loads, (tmp_path / "outcomes.jsonl").read_text().splitlines())
     assert batch["patch"] == {"batch_size": 10, "gradient_accumulate_every": 4}
     assert whole["patch"] == {"lora": {}}
     for told in (batch, whole):

@@ -19,11 +19,12 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from worker.artifacts.store import ArtifactStore
 from worker.artifacts.sweep import sweep, sweep_deleted
 from worker.attempt.run import Place, Run
+from worker.attempt.unpublished import unpublished_runs
 from worker.checks.answer import Checks
 from worker.machine.devices import Slot, find_slots
 from worker.machine.disk import DiskSpace
@@ -31,9 +32,7 @@ from worker.messaging.consumer import Consumer
 from worker.messaging.heartbeat import HeartbeatSender, Report
 from worker.messaging.link import Link
 from worker.settings import WorkerSettings
-from worker.training import processes
 from worker.training.process_tree import KILL_SECONDS
-from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
 TICK_SECONDS = 0.1
@@ -251,19 +250,8 @@ class Supervisor:
         )
 
     def _find_runs(self) -> None:
-        """Take up what an earlier process of this worker left: trainings that live, and ends not yet published.
-
-        What cannot be taken up, for want of its ``run.json``, is ended: the server will start it again.
-        """
-        for directory in sorted(self._settings.root.glob("runs/*/attempt-*")):
-            if (directory / PUBLISHED_FILE).exists():
-                continue
-            try:
-                order = RunFile.model_validate_json((directory / RUN_FILE).read_text())
-            except (OSError, ValidationError) as error:
-                logger.warning("The run in %s cannot be taken up: %s", directory, error)
-                processes.send(processes.working_in(directory), signal.SIGKILL)
-                continue
+        """Adopt what an earlier process of this worker left: trainings that live, and ends not yet published."""
+        for order in unpublished_runs(self._settings.home, self._settings.root):
             slots = [slot for slot in self._slots if slot.slot in order.slots] or [
                 Slot(number, "cpu", "no longer offered", 0) for number in order.slots[:1] or [len(self._slots)]
             ]

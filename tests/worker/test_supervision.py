@@ -119,7 +119,7 @@ def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) ->
     )
     assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert SECRET not in environment.values()
-    assert {name for name in environment if name.startswith("ZETA_")} == {"ZETA_JOB_ID", "ZETA_ATTEMPT"}
+    assert {name for name in environment if name.startswith("ZETA_")} == {"ZETA_JOB_ID", "ZETA_ATTEMPT", "ZETA_RUN"}
     assert "OTHER" not in environment
     fleet.request(job_id, "cancel")
     fleet.wait_for_status(job_id, "cancelled")

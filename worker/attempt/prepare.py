@@ -16,7 +16,7 @@ from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, GivenUp
 from zeta_core.contract.checkpoint import NAME_PATTERN
-from zeta_core.contract.layout import RUN_FILE, RunFile
+from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 
 LEAVE_SECONDS = 5.0  # from giving a preparation up to leaving it alone
 
@@ -69,6 +69,9 @@ def prepare(
     Raises `OSError` (``ENOSPC`` where there is no room) and `BrokenCheckpoint`; and `GivenUp` when ``insist`` does,
     which is asked again and again.
     """
+    if (directory / PUBLISHED_FILE).exists():
+        # The database was restored from a backup, and counts this attempt again: the earlier one's journal is not its.
+        directory.rename(directory.with_name(f"superseded-{directory.name}-{time.time_ns()}"))
     directory.mkdir(parents=True, exist_ok=True)
     store.open_job(order.job_id)
     insist()

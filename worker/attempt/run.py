@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -91,7 +90,7 @@ class Run:
         self._order = order
         self._resume = resume
         self.directory = place.settings.root / run_directory(order.job_id, order.attempt)
-        self._output = Path(order.output_dir)
+        self._output = place.settings.root / output_directory(order.job_id)
         self._devices = devices_of(order, slots)
         self._training = Training(
             self.directory, order.job_id, order.attempt, place.settings.stop_grace_seconds, self._devices
@@ -108,7 +107,7 @@ class Run:
         self._watchdog = Watchdog(
             factor=settings.stall_factor,
             floor_seconds=settings.stall_min_seconds,
-            effort=lambda: effort_of(processes.marked(order.job_id, order.attempt)),
+            effort=lambda: effort_of(self._training.processes.alive()),
         )
         self._stacks: StackDumps | None = None
         self._stalled_seconds = 0.0
@@ -156,7 +155,7 @@ class Run:
     def found(cls, place: Place, order: RunFile, slots: Sequence[Slot]) -> Run:
         """A run that an earlier process of this worker started: alive, or ended and not published yet."""
         run = cls(place, order, slots, resume=None, phase=Phase.TRAINING)
-        run._training.take_up_order()
+        run._training.adopt()
         run._is_opened = order.is_opened
         return run
 
@@ -273,10 +272,7 @@ class Run:
             return
         error = self._preparation.error()
         if error is None and self._training.stop_action is None:
-            if left := processes.earlier(self.job_id, self.attempt):
-                # Of a worker that is gone, or of another folder or name: the server has ended their attempts.
-                logger.warning("Attempt %d of %s waits for the end of an earlier one.", self.attempt, self.job_id)
-                processes.send(left, signal.SIGKILL)
+            if self._is_earlier_one_alive():
                 return
             try:
                 self._training.heard(self._heard_at)
@@ -296,6 +292,26 @@ class Run:
                 return
             self._last_word = not_launched(error)
         self.phase = Phase.TRAINING
+
+    def _is_earlier_one_alive(self) -> bool:
+        """Whether an attempt that the server has ended lives on in this home, of a worker that is gone; it is killed.
+
+        What another home started is reported and left alone: it may be another service's, whose database this one's is
+        a copy of.
+        """
+        home, found = self._place.settings.home, self._training.processes
+        if left := found.of_earlier_attempts(home):
+            logger.warning("Attempt %d of %s waits for the end of an earlier one.", self.attempt, self.job_id)
+            processes.send(left, signal.SIGKILL)
+            return True
+        if others := found.of_other_homes(home):
+            logger.warning(
+                "%s also runs on this machine for another home, which this worker leaves alone: %s.",
+                self.job_id,
+                "; ".join(others),
+                extra={"action": "other_home", "job_id": self.job_id, "attempt": self.attempt},
+            )
+        return False
 
     def _environment(self) -> dict[str, str]:
         return training_environment(
@@ -333,7 +349,7 @@ class Run:
         if self._stacks is None:
             if seconds is not None and self._training.stop_action is None and self._journal.last_line is None:
                 self._stalled_seconds = seconds
-                self._stacks = StackDumps(self.directory, self.job_id, self.attempt)
+                self._stacks = StackDumps(self._training.processes)
         elif self._last_word is None and self._stacks.step():
             message = (
                 f"No step for {self._stalled_seconds:.0f} s, {self._watchdog.expectation()}. "

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.training.processes import share_lock
-from zeta_core.contract.layout import LOG_FILE, MARK_ATTEMPT, MARK_JOB
+from worker.training.processes import run_mark, share_lock
+from zeta_core.contract.layout import LOG_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
 
 TRAINER_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "zeta_core")  # -P: nothing is imported from RUN_DIR
 PASSED = (
@@ -75,7 +75,7 @@ def start_training(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=run_directory,
-                env=dict(environment),
+                env={**environment, MARK_RUN: run_mark(run_directory)},
                 start_new_session=True,
                 pass_fds=(lock,),
             )

@@ -1,12 +1,14 @@
-"""One attempt's process tree: started here or found alive, told to stop, and known to be gone.
+"""One attempt's process tree: started here or adopted, told to stop, and known to be gone.
 
 Gone means: the first process has ended, no living process carries the mark, the exclusive lock can be had, and by the
-driver none of its processes holds memory on its GPUs. What is left after the first process is ended: asked (SIGTERM),
-then killed.
+driver none of its processes holds memory on its GPUs. Processes that outlive the first one are ended: SIGTERM, then
+SIGKILL. An adopted tree (an earlier process of the worker started it) differs in two points only: whether its first
+process lives is looked up instead of waited for, and its exit status stays unknown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -21,16 +23,30 @@ from pydantic import ValidationError
 from worker.machine.devices import memory_holders
 from worker.training import processes
 from worker.training.launch import start_training
+from worker.training.processes import RunProcesses
 from zeta_core.contract.job import REASON_SENTENCES, STOP_ACTIONS, JobError, JobErrorEvidence, StatusReason, StopAction
-from zeta_core.contract.layout import ALIVE_FILE, DISK_FULL_EXIT, LOG_FILE, STOP_FILE, StopFile
-from zeta_core.contract.oom import count_oom_kills, killed_for_memory
+from zeta_core.contract.layout import (
+    ALIVE_FILE,
+    DISK_FULL_EXIT,
+    LOG_FILE,
+    PROCESS_FILE,
+    STOP_FILE,
+    ProcessFile,
+    StopFile,
+)
+from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
 
 LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
+SIGNAL_SECONDS = 0.5  # between two rounds of signals
 CANCEL_SECONDS = 5.0  # where there is nothing to save: after this a stopped training is asked by SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
 COUNT_SECONDS = 10.0  # how often the processes of a training on GPUs are noted
 DRIVER_SECONDS = 60.0  # then the driver is not believed any more
 LOG_TAIL_BYTES = 4000
+UNKNOWN_STATUS = (
+    "The training process ended without a final status. "
+    "Its exit status is unknown, because its worker was restarted while it ran; see the end of its log."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +55,11 @@ class Training:
     def __init__(
         self, directory: Path, job_id: str, attempt: int, grace_seconds: float, devices: Sequence[str] = ()
     ) -> None:
-        """Nothing is started; a tree that already runs (its worker was killed) is simply found."""
+        """Starts nothing; use `start` or `adopt`."""
         self.directory = directory
         self.job_id = job_id
         self.attempt = attempt
+        self.processes = RunProcesses(directory, job_id, attempt)
         self.stop_action: StopAction | None = None
         self._grace_seconds = grace_seconds
         self._devices = devices
@@ -50,6 +67,7 @@ class Training:
         self._next_count = 0.0
         self._holding_since: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._adopted: _AdoptedLeader | None = None
         self._oom_kills = count_oom_kills()
         self._stopped_at = 0.0
         self._in_haste = False
@@ -59,24 +77,36 @@ class Training:
         self._overstayed_since: float | None = None
         self._asked = False
         self._next_look = 0.0
+        self._next_signal = 0.0
         self._gone = False
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Raises `OSError` if the program cannot be started."""
         self._process = start_training(command, self.directory, environment)
+        told = ProcessFile(
+            pid=self._process.pid, group_oom_kills=self._oom_kills.group, machine_oom_kills=self._oom_kills.machine
+        )
+        with contextlib.suppress(OSError):  # a full disk must not cost the training that has just been started
+            (self.directory / PROCESS_FILE).write_text(told.model_dump_json())
 
-    @property
-    def was_started(self) -> bool:
-        """Whether this or an earlier process of the worker got as far as starting it."""
-        return self._process is not None or (self.directory / LOG_FILE).exists()
-
-    def take_up_order(self) -> None:
-        """Go on with an order that an earlier process of the worker gave."""
+    def adopt(self) -> None:
+        """Go on with what an earlier process of the worker started, and with the order that it gave."""
+        try:
+            recorded = ProcessFile.model_validate_json((self.directory / PROCESS_FILE).read_bytes())
+            self._oom_kills = OomKills(recorded.group_oom_kills, recorded.machine_oom_kills)
+        except (FileNotFoundError, ValidationError):
+            recorded = None  # an older worker started it, or this one was killed in that moment
+        self._adopted = _AdoptedLeader(self.processes, recorded.pid if recorded is not None else None)
         try:
             self.stop_action = StopFile.model_validate_json((self.directory / STOP_FILE).read_bytes()).action
             self._stopped_at = time.monotonic()
         except (FileNotFoundError, ValidationError):
             return  # none was given, or by a version with other orders: the server repeats its own
+
+    @property
+    def was_started(self) -> bool:
+        """Whether this or an earlier process of the worker got as far as starting it."""
+        return self._process is not None or (self.directory / LOG_FILE).exists()
 
     def heard(self, at: float) -> None:
         """Let the training know when its worker was last heard (`time.monotonic`, which all processes here share)."""
@@ -113,7 +143,7 @@ class Training:
             temporary.replace(self.directory / STOP_FILE)
         except OSError as error:
             self._tell(f"could not be given its stop file, and is asked by SIGTERM ({error})")
-            processes.send(self._marked(), signal.SIGTERM)
+            processes.send(self._alive(), signal.SIGTERM)
 
     def kill(self) -> None:
         """End every process of the attempt now; `is_gone` goes on with that until it is so."""
@@ -134,20 +164,16 @@ class Training:
         now = time.monotonic()
         if self._devices and now >= self._next_count:
             self._next_count = now + COUNT_SECONDS
-            self._marked()
-        if self._process is not None and self._process.poll() is None:
+            self._alive()
+        if self._is_led(now):
             self._press(now, said_its_last=said_its_last, can_save=can_save)
             return False
         if now < self._next_look:
             return False
         self._next_look = now + LOOK_SECONDS
-        left = self._marked()
-        if self._process is None and left:
-            # Found alive: which of them is the first is not known, so the tree is one.
-            self._press(now, said_its_last=said_its_last, can_save=can_save)
-            return False
+        left = self._alive()
         if not left and not processes.is_unlocked(self.directory):
-            left = processes.holders(self.directory)
+            left = self.processes.lock_holders()
         if left:
             self._end_what_is_left(left, now)
             return False
@@ -159,9 +185,13 @@ class Training:
         status = self._process.returncode if self._process is not None else None
         evidence = JobErrorEvidence(exit_code=status, log_tail=self._log_tail())
         if status is None:
-            message = "The training process ended while its worker was away."
+            # Without a known signal, a kill that the machine counted may be of any other program: the group's is ours.
+            if count_oom_kills().since(self._oom_kills) == "group":
+                error = killed_for_memory(self.directory, self._oom_kills, evidence)
+                if error is not None:
+                    return StatusReason.OUT_OF_MEMORY, error
             return StatusReason.PROCESS_KILLED, JobError(
-                code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence
+                code=StatusReason.PROCESS_KILLED, message=UNKNOWN_STATUS, evidence=evidence
             )
         if status < 0:
             name = signal.Signals(-status).name
@@ -181,10 +211,17 @@ class Training:
         message = f"The training process ended with exit code {status} without saying why; see the end of its log."
         return reason, JobError(code=reason, message=message, evidence=evidence)
 
+    def _is_led(self, now: float) -> bool:
+        """Whether the first process lives, so that the tree ends by itself once it is told to."""
+        if self._process is not None:
+            return self._process.poll() is None
+        return self._adopted is not None and self._adopted.is_alive(now)
+
     def _press(self, now: float, *, said_its_last: bool, can_save: bool) -> None:
         """While the first process lives: SIGTERM and SIGKILL when an order, or its own last word, is too long ago."""
-        if self._is_killed and now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
+        if now < self._next_signal:
+            return
+        if self._is_killed:
             self._kill_all()
             return
         if self.stop_action is not None:
@@ -198,22 +235,21 @@ class Training:
         else:
             return
         loads = self.stop_action is not None and not can_save  # it looks for no stop file yet, and hears SIGTERM
-        if now < self._next_look or (now - since < limit and (self._asked or not loads)):
+        if now - since < limit and (self._asked or not loads):
             return
-        self._next_look = now + LOOK_SECONDS
         if not self._asked:
             self._asked = True
             if not loads:
                 self._tell("did not end in time and is asked to by SIGTERM")
-            processes.send(self._marked(), signal.SIGTERM)
+            self._signal_all(signal.SIGTERM)
         elif now - since >= limit + (
             0.0 if loads and self.stop_action == "cancel" else min(KILL_SECONDS, self._grace_seconds)
         ):
             self._tell("did not end when asked and is killed")
             self._kill_all()
 
-    def _marked(self) -> list[psutil.Process]:
-        found = processes.marked(self.job_id, self.attempt)
+    def _alive(self) -> list[psutil.Process]:
+        found = self.processes.alive()
         self._numbers.update(process.pid for process in found)
         return found
 
@@ -229,7 +265,11 @@ class Training:
         return False
 
     def _kill_all(self) -> None:
-        processes.send(self._marked(), signal.SIGKILL)
+        self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        self._next_signal = time.monotonic() + SIGNAL_SECONDS
+        processes.send(self._alive(), number)
 
     def _end_what_is_left(self, left: Sequence[psutil.Process], now: float) -> None:
         if self._left_since is None:
@@ -255,3 +295,26 @@ class Training:
                 return log.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return None
+
+
+class _AdoptedLeader:
+    """Whether the first process of an adopted tree lives.
+
+    Where its process id is not known, every process of the tree is taken for the first, so that none is ended as a
+    leftover.
+    """
+
+    def __init__(self, tree: RunProcesses, pid: int | None) -> None:
+        self._tree = tree
+        self._is_known = pid is not None
+        self._process = next((process for process in tree.alive() if process.pid == pid), None)
+        self._any_alive = True
+        self._next_look = 0.0
+
+    def is_alive(self, now: float) -> bool:
+        if self._is_known:
+            return self._process is not None and processes.is_alive(self._process)
+        if self._any_alive and now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self._any_alive = bool(self._tree.alive())
+        return self._any_alive

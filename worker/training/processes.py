@@ -1,9 +1,13 @@
-"""Finds and kills the processes of one attempt, wherever they went.
+"""Finds and signals the processes of one attempt, and never those of another home.
 
-Every process of a run carries ``ZETA_JOB_ID`` and ``ZETA_ATTEMPT`` in its environment (a process group is not enough:
-launchers give each rank a session of its own) and holds ``RUN_DIR/lock`` shared. What this does not find: a process
-that was started with a clean environment and does not have the lock file open. A process's number may be given to
-another one at any time, so signals go through psutil, which compares the start times.
+Every process of a run carries ``ZETA_JOB_ID``, ``ZETA_ATTEMPT`` and ``ZETA_RUN`` in its environment (a process group is
+not enough: launchers give each rank a session of its own) and holds ``RUN_DIR/lock`` shared. ``ZETA_RUN`` is the
+identity of that lock file, so a copied home (a restored backup, a clone, a container in the same PID namespace) never
+recognizes the processes of the original as its own, and a renamed home does. A process without ``ZETA_RUN`` was started
+by an older worker; it belongs to the run directory that it works in or whose lock file it has open.
+
+A process that was started with a clean environment and does not have the lock file open is not found. A process id may
+be reused at any time, so signals go through psutil, which compares the start times.
 """
 
 from __future__ import annotations
@@ -11,41 +15,65 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from zeta_core.contract.layout import LOCK_FILE, MARK_ATTEMPT, MARK_JOB
+from zeta_core.contract.identity import FileIdentity
+from zeta_core.contract.layout import LOCK_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+
+_RECORD_BYTES = 200
 
 
-def marked(job_id: str, attempt: int) -> list[psutil.Process]:
-    """The living processes with the attempt's mark (a zombie is dead)."""
-    return [found for found, number in _of_job(job_id) if number == attempt and _is_alive(found)]
+@dataclass(frozen=True)
+class RunProcesses:
+    """The processes of the attempt with this run directory."""
 
+    directory: Path
+    job_id: str
+    attempt: int
 
-def earlier(job_id: str, attempt: int) -> list[psutil.Process]:
-    """The living processes of the job's attempts before ``attempt``."""
-    return [found for found, number in _of_job(job_id) if number < attempt and _is_alive(found)]
+    @classmethod
+    def of(cls, run_directory: Path) -> RunProcesses | None:
+        """Those of ``.../JOB/attempt-N``; ``None`` for a directory of another name."""
+        number = run_directory.name.removeprefix("attempt-")
+        return cls(run_directory, run_directory.parent.name, int(number)) if number.isdecimal() else None
 
+    def alive(self) -> list[psutil.Process]:
+        """The living processes with the attempt's mark (a zombie is dead)."""
+        return [
+            found.process
+            for found in _of_job(self.job_id)
+            if found.attempt == self.attempt and found.belongs_to(self.directory) and is_alive(found.process)
+        ]
 
-def working_in(run_directory: Path) -> list[psutil.Process]:
-    """The living processes with the mark of the attempt that has this run directory (``.../JOB/attempt-N``)."""
-    job_id, number = run_directory.parent.name, run_directory.name.removeprefix("attempt-")
-    return marked(job_id, int(number)) if number.isdigit() else []
+    def of_earlier_attempts(self, home: Path) -> list[psutil.Process]:
+        """The living processes of the job's earlier attempts, of any worker of this home."""
+        return [
+            found.process
+            for found in _of_job(self.job_id)
+            if found.attempt < self.attempt and found.is_of(home) and is_alive(found.process)
+        ]
 
+    def of_other_homes(self, home: Path) -> list[str]:
+        """The living processes that have the job's mark and belong to another home, described for a log message."""
+        return [
+            f"process {found.process.pid} (attempt {found.attempt}, in {_working_directory(found.process)})"
+            for found in _of_job(self.job_id)
+            if not found.is_of(home) and is_alive(found.process)
+        ]
 
-def holders(run_directory: Path) -> list[psutil.Process]:
-    """The living processes that have the run's lock file open, this one excepted."""
-    lock = os.path.realpath(run_directory / LOCK_FILE)
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and any(file.path == lock for file in process.open_files()):
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return [process for process in found if _is_alive(process)]
+    def lock_holders(self) -> list[psutil.Process]:
+        """The living processes that have the run's lock file open, this one excepted."""
+        lock = self.directory / LOCK_FILE
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid != os.getpid() and _has_open(process, lock) and is_alive(process)
+        ]
 
 
 def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
@@ -56,11 +84,35 @@ def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
             continue  # it ended meanwhile
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+# --- The lock of a run, which says which run directory this is -------------------------------------------------------
+
+
 def share_lock(run_directory: Path) -> int:
-    """Open and share the run's lock; the descriptor is for the first process to inherit and to be closed here."""
+    """Open and share the run's lock; the descriptor is for the first process to inherit and to be closed here.
+
+    The lock file records its own identity, by which a copy of the directory is recognized.
+    """
     descriptor = os.open(run_directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{FileIdentity.of(descriptor)}\n".encode(), 0)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def run_mark(run_directory: Path) -> str:
+    """The value of ``ZETA_RUN`` for the processes of this run directory."""
+    return FileIdentity.of(run_directory / LOCK_FILE).key
 
 
 def is_unlocked(run_directory: Path) -> bool:
@@ -75,22 +127,94 @@ def is_unlocked(run_directory: Path) -> bool:
         os.close(descriptor)  # gives the lock back
 
 
-def _of_job(job_id: str) -> list[tuple[psutil.Process, int]]:
-    """The processes with the job's mark, each with its attempt."""
-    found: list[tuple[psutil.Process, int]] = []
+def is_copied(run_directory: Path) -> bool | None:
+    """Whether this run directory is a copy of the one that its training was started in.
+
+    ``None`` where its lock file does not tell: nothing was started there yet, or by an older worker.
+    """
+    try:
+        descriptor = os.open(run_directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        recorded = FileIdentity.parse(os.pread(descriptor, _RECORD_BYTES, 0).decode("ascii", "replace"))
+        return None if recorded is None else not recorded.is_same_file(FileIdentity.of(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+# --- Processes by their marks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Marked:
+    process: psutil.Process
+    attempt: int
+    environment: Mapping[str, str]
+
+    def belongs_to(self, run_directory: Path) -> bool:
+        lock = run_directory / LOCK_FILE
+        if mark := self.environment.get(MARK_RUN):
+            try:
+                return mark == FileIdentity.of(lock).key
+            except FileNotFoundError:
+                return False
+        return _works_in(self.process, run_directory) or _has_open(self.process, lock)
+
+    def is_of(self, home: Path) -> bool:
+        """Whether it belongs to this attempt's run directory of any worker of the home."""
+        name = f"attempt-{self.attempt}"
+        return any(map(self.belongs_to, home.glob(f"workers/*/runs/{self.environment[MARK_JOB]}/{name}")))
+
+
+def _of_job(job_id: str) -> Iterator[_Marked]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
         except (psutil.Error, OSError):
             continue  # it ended meanwhile, or is another user's
         attempt = environment.get(MARK_ATTEMPT, "")
-        if environment.get(MARK_JOB) == job_id and attempt.isdigit():
-            found.append((process, int(attempt)))
-    return found
+        if environment.get(MARK_JOB) == job_id and attempt.isdecimal():
+            yield _Marked(process, int(attempt), environment)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def _works_in(process: psutil.Process, directory: Path) -> bool:
+    """Compared by identity: a process of another mount namespace may have the same path for another directory."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+        place = f"/proc/{process.pid}/cwd" if sys.platform == "linux" else process.cwd()
+        return FileIdentity.of(place) == FileIdentity.of(directory)
+    except (psutil.Error, OSError):
         return False
+
+
+def _has_open(process: psutil.Process, file: Path) -> bool:
+    """Compared by identity, as in `_works_in`; only files of that name are looked at."""
+    try:
+        wanted = FileIdentity.of(file)
+        if sys.platform != "linux":
+            return any(opened.path == os.path.realpath(file) for opened in process.open_files())
+        descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
+    except (psutil.Error, OSError):
+        return False
+    return any(_names(descriptor, file.name) and _is(descriptor, wanted) for descriptor in descriptors)
+
+
+def _names(descriptor: Path, name: str) -> bool:
+    try:
+        return os.readlink(descriptor).endswith(f"/{name}")
+    except OSError:
+        return False  # closed meanwhile
+
+
+def _is(descriptor: Path, wanted: FileIdentity) -> bool:
+    try:
+        return FileIdentity.of(descriptor) == wanted
+    except OSError:
+        return False
+
+
+def _working_directory(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except psutil.Error:
+        return "an unknown directory"

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from worker.training import processes
+from worker.training.processes import RunProcesses
 from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
 
 ANSWER_SECONDS = 2.0  # from the signal to the stack in the log
@@ -28,10 +29,10 @@ class _Asked:
 class StackDumps:
     """Has each process of an attempt write its stacks into the log, one after the other; never waits for one."""
 
-    def __init__(self, directory: Path, job_id: str, attempt: int) -> None:
-        self._log = directory / LOG_FILE
+    def __init__(self, found: RunProcesses) -> None:
+        self._log = found.directory / LOG_FILE
         self._begin = _size(self._log)
-        self._left = [process for process in processes.marked(job_id, attempt) if _answers(process)]
+        self._left = [process for process in found.alive() if _answers(process)]
         self._asked: _Asked | None = None
         self.told: list[str] = []
         self.silent: list[str] = []

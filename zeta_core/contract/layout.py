@@ -68,13 +68,15 @@ ALIVE_FILE = "alive"  # in: when its worker was last heard, in seconds of this m
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
 PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people
-LOCK_FILE = "lock"  # held shared (flock) by every process of the run
+LOCK_FILE = "lock"  # held shared (flock) by every process of the run; says which file it is, so that a copy is known
+PROCESS_FILE = "process.json"  # out, by the worker: a `ProcessFile` about the first process that it started
 
 STACKS_SIGNAL = "SIGUSR2"  # a process of a run that gets it writes the stacks of its threads into its log
 DISK_FULL_EXIT = 28  # of a process that could not even say in its journal that the disk is full (the number of ENOSPC)
 
 MARK_JOB = "ZETA_JOB_ID"  # in the environment of every process of a run
 MARK_ATTEMPT = "ZETA_ATTEMPT"
+MARK_RUN = "ZETA_RUN"  # ... and which run directory is its own: device and inode number of the lock file there
 
 
 class RunFile(BaseModel):
@@ -108,3 +110,13 @@ class StopFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     action: StopAction
+
+
+class ProcessFile(BaseModel):
+    """``process.json``: what a restarted worker must know about a training that an earlier worker process started."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    pid: int
+    group_oom_kills: int | None = None  # the kernel's counts when it was started, as `oom.OomKills`
+    machine_oom_kills: int | None = None

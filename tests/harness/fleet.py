@@ -17,7 +17,7 @@ import psutil
 from sqlalchemy import select
 
 from server.database.db import Database
-from server.database.tables import AttemptRow, CheckpointRow, EventRow, JobEndRow, JobRow, Table
+from server.database.tables import AttemptRow, CheckpointRow, DrainRow, EventRow, JobEndRow, JobRow, Table
 from server.engine.engine import Engine
 from server.settings import ServerSettings
 from tests.harness.children import start_child
@@ -117,6 +117,10 @@ class Bench:
 
     def request(self, job_id: str, action: str) -> None:
         self.loop.run(_request(self.database, job_id, action))
+        self.wake()
+
+    def drain(self, worker: str) -> None:
+        self.loop.run(_drain(self.database, worker))
         self.wake()
 
     def job(self, job_id: str) -> JobRow:
@@ -232,6 +236,11 @@ async def _request(database: Database, job_id: str, action: str) -> None:
     async with database.write() as session:
         job = await session.get_one(JobRow, job_id)
         job.requested_action = action
+
+
+async def _drain(database: Database, worker: str) -> None:
+    async with database.write() as session:
+        session.add(DrainRow(worker=worker, created_by="key_test", created_at=utc_now()))
 
 
 async def _get(database: Database, job_id: str) -> JobRow:

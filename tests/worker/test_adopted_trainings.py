@@ -1,0 +1,208 @@
+"""Trainings that a restarted worker adopts: every order and every end is enforced as for those it started itself."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+import pytest
+
+from tests.harness.fleet import Bench
+from tests.harness.service import marked_processes
+from tests.harness.waiting import wait_until
+from worker.training.process_tree import Training
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.contract.layout import PROCESS_FILE
+
+GRACE_SECONDS = 1.0
+How = Literal["started", "adopted", "adopted without a process file"]
+# Notes when it gets SIGTERM, and goes on.
+DEAF = """
+import pathlib, signal, sys, threading, time
+folder = pathlib.Path(sys.argv[-1])
+signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").write_text(str(time.monotonic())))
+(folder / "ready").touch()
+while True: threading.Event().wait(60)
+"""
+# Its first process ends at SIGTERM, and leaves one behind that does not.
+LEAVES_A_CHILD = f"""
+import subprocess, sys, threading
+subprocess.Popen([sys.executable, "-c", {DEAF!r}, sys.argv[-1]], start_new_session=True)
+threading.Event().wait(60)
+"""
+
+
+@dataclass
+class Ending:
+    """A training that does not react, and the times at which it was asked, killed and known to be gone."""
+
+    how: How
+    action: StopAction | None
+    training: Training
+    began: float
+    killed_at: float | None = None
+    is_gone: bool = False
+
+    def step(self) -> None:
+        self.is_gone = self.training.is_gone(said_its_last=self.action is None, can_save=True)
+        if self.killed_at is None and not self.training.processes.alive():
+            self.killed_at = time.monotonic()
+
+    @property
+    def asked_after_seconds(self) -> float:
+        return float((self.training.directory / "asked").read_text()) - self.began
+
+    @property
+    def killed_after_seconds(self) -> float:
+        assert self.killed_at is not None
+        return self.killed_at - self.began
+
+
+@pytest.fixture
+def started() -> Iterator[list[Training]]:
+    """The trainings as they were started; what a test leaves of them is killed."""
+    trainings: list[Training] = []
+    yield trainings
+    for training in trainings:
+        training.kill()
+        wait_until(lambda ended=training: ended.is_gone(said_its_last=True, can_save=False), 30, "the end")
+
+
+def begin(folder: Path, started: list[Training], how: How, program: str = DEAF) -> Training:
+    """A training as its worker knows it: the worker that started it, or one that was restarted since."""
+    folder.mkdir(parents=True)
+    job_id = new_id("job")
+    first = Training(folder, job_id, 1, GRACE_SECONDS)
+    first.start((sys.executable, "-c", program), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
+    started.append(first)
+    wait_until((folder / "ready").exists, 30, "the training to be ready")
+    if how == "started":
+        return first
+    if how == "adopted without a process file":
+        (folder / PROCESS_FILE).unlink()
+    adopted = Training(folder, job_id, 1, GRACE_SECONDS)
+    adopted.adopt()
+    return adopted
+
+
+def step_all(endings: list[Ending]) -> bool:
+    for ending in endings:
+        ending.step()
+    return all(ending.is_gone for ending in endings)
+
+
+def test_every_order_is_enforced_on_adopted_trainings_as_on_started_ones(
+    tmp_path: Path, started: list[Training]
+) -> None:
+    endings: list[Ending] = []
+    for how in get_args(How):
+        for action in (*STOP_ACTIONS, None):  # none: it stays after its last word
+            training = begin(tmp_path / f"{how}-{action}", started, how)
+            if action is not None:
+                training.stop(action)
+            endings.append(Ending(how, action, training, time.monotonic()))
+            endings[-1].step()
+    wait_until(lambda: step_all(endings), 60, "every training to be gone")
+    for ending in endings:
+        case = f"{ending.how}, {ending.action}"
+        assert GRACE_SECONDS - 0.1 <= ending.asked_after_seconds < ending.killed_after_seconds, case
+        assert ending.killed_after_seconds >= 2 * GRACE_SECONDS - 0.1, case
+
+
+def test_an_order_given_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
+    begin(tmp_path / "run", started, "started").stop("pause")
+    first = started[0]
+    adopted = Training(first.directory, first.job_id, 1, GRACE_SECONDS)
+    adopted.adopt()
+    assert adopted.stop_action == "pause"
+    ending = Ending("adopted", "pause", adopted, time.monotonic())
+    wait_until(lambda: step_all([ending]), 60, "the training to be gone")
+    assert ending.asked_after_seconds >= GRACE_SECONDS - 0.1
+
+
+def test_what_outlives_the_first_process_of_an_adopted_training_is_ended(
+    tmp_path: Path, started: list[Training]
+) -> None:
+    adopted = begin(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
+    assert len(adopted.processes.alive()) == 2
+    (leader,) = [one for one in adopted.processes.alive() if one.ppid() == os.getpid()]
+    leader.kill()
+    leader.wait(30)
+    wait_until(lambda: adopted.is_gone(said_its_last=False, can_save=True), 30, "the child to be ended")
+    assert (tmp_path / "run/asked").exists(), "it was asked before it was killed"
+
+
+def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
+    tmp_path: Path, started: list[Training]
+) -> None:
+    adopted = begin(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{DEAF}")
+    adopted.processes.alive()[0].kill()
+    wait_until(lambda: adopted.is_gone(said_its_last=False, can_save=True), 30, "the training to be gone")
+    reason, error = adopted.failure(has_spoken=True)
+    assert reason == "process_killed"
+    assert "exit status is unknown, because its worker was restarted" in error.message
+    assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")
+
+
+def test_every_command_reaches_a_training_that_hangs_when_its_worker_was_restarted(fleet: Bench) -> None:
+    worker = fleet.start_worker(ZETA_WORKER_SLOTS="4")
+    hanging: dict[str, Any] = {"steps": "3", "then": "hang"}
+    spec = {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": hanging, "time_limit_seconds": 15}
+    cancelled, paused, drained = (fleet.submit(**hanging) for _ in range(3))
+    limited = fleet.submit(spec=spec)
+    jobs = (cancelled, paused, drained, limited)
+    stopped: list[psutil.Process] = []
+    for job_id in jobs:
+        fleet.wait_for_step(job_id, 3)
+        stopped += map(psutil.Process, marked_processes(job_id))
+    worker.kill()
+    worker.wait()
+    for process in stopped:
+        process.suspend()  # as one that hangs in a driver: neither a stop file nor SIGTERM reaches it
+    fleet.start_worker(ZETA_WORKER_SLOTS="4")
+    wait_until(lambda: fleet.logs().count("is taken up again") == len(jobs), 60, "the trainings to be adopted")
+    fleet.request(cancelled, "cancel")
+    fleet.request(paused, "pause")
+    assert fleet.wait_for_status(cancelled, "cancelled").status_reason == "cancelled_by_user"
+    assert fleet.wait_for_status(paused, "paused").status_reason == "paused_by_user"
+    assert fleet.wait_for_status(limited, "failed").status_reason == "time_limit"
+    fleet.drain("w1")
+    job = fleet.wait_for_status(drained, "queued")
+    assert (job.status_reason, job.attempt, job.failures, job.losses) == ("handed_back", 1, 0, 0)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in stopped)
+    for job_id in jobs:
+        fleet.check_events(job_id)
+
+
+def test_a_worker_told_to_stop_ends_an_adopted_training_that_hangs(fleet: Bench) -> None:
+    worker = fleet.start_worker()
+    job_id = fleet.submit(steps="3", then="hang")
+    fleet.wait_for_step(job_id, 3)
+    worker.kill()
+    worker.wait()
+    (training,) = map(psutil.Process, marked_processes(job_id))
+    training.suspend()
+    restarted = fleet.start_worker()
+    wait_until(lambda: "is taken up again" in fleet.logs(), 60, "the training to be adopted")
+    restarted.send_signal(signal.SIGTERM)
+    assert restarted.wait(60) == 0
+    assert not marked_processes(job_id)
+    assert fleet.wait_for_status(job_id, "queued").status_reason == "handed_back"
+
+
+def test_an_adopted_training_that_stands_still_is_ended_by_the_watchdog(fleet: Bench) -> None:
+    short: dict[str, Any] = {"ZETA_STALL_MIN_SECONDS": "2", "ZETA_STALL_FACTOR": "2"}
+    worker = fleet.start_worker(**short)
+    job_id = fleet.submit(steps="3", then="hang", max_retries=0)
+    fleet.wait_for_step(job_id, 3)
+    worker.kill()
+    worker.wait()
+    fleet.start_worker(**short)
+    assert fleet.wait_for_status(job_id, "failed").status_reason == "stalled"
+    assert not marked_processes(job_id)

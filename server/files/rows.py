@@ -16,8 +16,7 @@ from server.http.ranges import Content, FilePart
 from server.service import Service
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 from zeta_core.contract.errors import Conflict, NotFound, QuotaExceeded
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.identifiers import is_id, new_id
+from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job import ENDED
 
 
@@ -27,15 +26,16 @@ async def upload(service: Service, caller: Caller, request: Request) -> StoredFi
     await _check_quota(service, caller, int(length) - MAX_FORM_BYTES if length.isdigit() else 0)
     received = await receive(request, service.store, service.settings.max_upload_bytes)
     incoming = received.incoming
+    file_id, created_at = new_id_at("file")
     row = FileRow(
-        id=new_id("file"),
+        id=file_id,
         project=caller.project,
         created_by=caller.key_id,
         filename=received.filename,
         bytes=incoming.num_bytes,
         sha256=incoming.sha256,
         purpose=received.purpose,
-        created_at=utc_now(),
+        created_at=created_at,
     )
     target = service.store.file_path(row.id)
     try:

@@ -1,8 +1,12 @@
-"""Lists: one page at a time, newest first, going on after the last id of the page before."""
+"""Lists: one page at a time, newest first, continued after the last id of the page before.
+
+An id carries the time at which its row was created, so a list continues after a row that was deleted meanwhile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,12 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import FileRow, JobRow
 from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.identifiers import IdPrefix, is_id, time_of
+from zeta_core.contract.validation import shown
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 
 ItemT = TypeVar("ItemT")
 RowT = TypeVar("RowT", JobRow, FileRow)
+
+_PREFIXES: dict[type[JobRow] | type[FileRow], IdPrefix] = {JobRow: "job", FileRow: "file"}
 
 
 class PageQuery(BaseModel):
@@ -30,17 +38,27 @@ class PageQuery(BaseModel):
 async def newest_first(
     session: AsyncSession, table: type[RowT], query: Select[RowT], asked: PageQuery
 ) -> tuple[list[RowT], bool]:
-    """The rows of one page of ``query``, and whether more follow. Raises `InvalidRequest` for an unknown ``after``."""
+    """The rows of one page of ``query``, and whether more follow. Raises `InvalidRequest` for an invalid ``after``."""
     if asked.after is not None:
-        start = await session.get(table, storable(asked.after))
+        start = await _place(session, table, asked.after)
         if start is None:
             raise InvalidRequest(
-                f"after is {asked.after!r}, which is no id here; use the last_id of an earlier page.", param="after"
+                f"after is {shown(asked.after)}, which is no id here; use the last_id of an earlier page.",
+                param="after",
             )
-        query = query.where(tuple_(table.created_at, table.id) < tuple_(start.created_at, start.id))
+        query = query.where(tuple_(table.created_at, table.id) < start)
     query = query.order_by(table.created_at.desc(), table.id.desc()).limit(asked.limit + 1)
     rows = list(await session.scalars(query))
     return rows[: asked.limit], len(rows) > asked.limit
+
+
+async def _place(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:
+    """Where a list continues after this id, whether or not its row still exists; ``None`` for an invalid id."""
+    if not is_id(after, _PREFIXES[table]):
+        return None
+    row = await session.get(table, after)
+    time = time_of(after) if row is None else row.created_at
+    return None if time is None else (time, after)
 
 
 def page(items: Sequence[ItemT], has_more: bool, id_of: Callable[[ItemT], Any]) -> Page[ItemT]:

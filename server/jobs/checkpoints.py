@@ -23,9 +23,10 @@ from server.http.ranges import Content, FilePart, Part
 from server.jobs.reading import find_job
 from server.service import Service
 from zeta_core.contract.answers import Page
-from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest, ManifestFile
+from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest, ManifestFile, step_of
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+from zeta_core.contract.validation import shown
 
 _BLOCK_BYTES = 512  # of a .tar
 _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}
@@ -34,13 +35,18 @@ _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8"
 async def list_checkpoints(
     service: Service, caller: Caller, job_id: str, after: str | None, limit: int
 ) -> Page[Manifest]:
-    """The manifests of the stored checkpoints, newest first. Raises `InvalidRequest` for an unknown ``after``."""
+    """The manifests of the stored checkpoints, newest first. Raises `InvalidRequest` for an invalid ``after``."""
     async with service.database.read() as session:
         await find_job(session, caller, job_id)
         names = list(await session.scalars(checkpoints_newest_first(job_id)))
-    if after is not None and after not in names:
-        raise InvalidRequest(f"after is {after!r}, which is no checkpoint of {job_id}.", param="after")
-    rest = names[names.index(after) + 1 :] if after is not None else names
+        if after is None:
+            rest = names
+        elif after in names:
+            rest = names[names.index(after) + 1 :]
+        elif (step := step_of(after)) is not None:  # it was removed; the step holds its place
+            rest = list(await session.scalars(checkpoints_newest_first(job_id).where(CheckpointRow.step <= step)))
+        else:
+            raise InvalidRequest(f"after is {shown(after)}, which is no checkpoint of {job_id}.", param="after")
     found = await asyncio.to_thread(lambda: [service.store.checkpoint(job_id, name) for name in rest[:limit]])
     data = [stored.manifest for stored in found if stored is not None]
     return Page(

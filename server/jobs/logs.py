@@ -1,11 +1,16 @@
 """A job's full log: what the processes of each attempt wrote, attempts in order, one line marking each.
 
 The text is the artifact store's, where the worker appends it; it is read in pieces, so its length does not matter.
+
+A plain text has no room for keep-alives: every byte that is sent is a byte of the log. A reader behind a proxy that
+cuts idle connections therefore sets ``quiet_seconds``: the answer ends regularly after so long without a byte, and
+the reader continues with ``offset``, the number of bytes that it has (docs/decisions/0020-http-limits-and-proxies.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,43 +57,87 @@ def _logged(service: Service, row: AttemptRow) -> LoggedAttempt:
     return LoggedAttempt(row.attempt, mark.encode(), path, row.finished_at is not None)
 
 
-async def text(
-    service: Service, job_id: str, *, attempt: int | None, tail: int | None, follow: bool, has_left: HasLeft
-) -> AsyncGenerator[bytes]:
-    """The log's bytes; ``tail`` is the number of last lines, ``follow`` goes on until the job or its reader is gone."""
-    attempts, has_ended = await read_attempts(service, job_id, attempt)
-    starts = await asyncio.to_thread(_tail_starts, attempts, tail) if tail is not None else {}
-    last = min(starts, default=1) - 1  # the attempts up to this one are told, or lie before the tail
+@dataclass(frozen=True)
+class LogReading:
+    """Which part of a job's log to read, and how long."""
+
+    attempt: int | None = None  # unset: all of them
+    tail: int | None = None  # only the last lines
+    offset: int = 0  # bytes of the answer that the reader has already
+    follow: bool = False  # until the job has ended
+    quiet_seconds: float | None = None  # a followed log: end after so long without a byte
+
+
+async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasLeft) -> AsyncGenerator[bytes]:
+    """The log's bytes without the first ``offset`` of them; a followed log ends with the job, or with its reader."""
+    attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
+    starts = await asyncio.to_thread(_tail_starts, attempts, wanted.tail) if wanted.tail is not None else {}
+    last = min(starts, default=1) - 1  # attempts up to this one were sent, or precede the tail
     between = b""
+    skip = _Skip(wanted.offset)
+    spoke = time.monotonic()
     with service.engine.stored.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
         while True:
             for logged in attempts:
                 if logged.number <= last:
                     continue
                 last = logged.number
-                yield between + logged.mark
+                if head := skip.rest_of(between + logged.mark):
+                    yield head
                 between = b""
-                offset = starts.get(logged.number, 0)
+                start = starts.get(logged.number, 0)
+                offset = start + skip.jump(await asyncio.to_thread(_size, logged.path) - start)
                 while True:
                     chunk = await asyncio.to_thread(_read, logged.path, offset)
                     if chunk:
                         offset += len(chunk)
                         between = b"" if chunk.endswith(b"\n") else b"\n"
-                        yield chunk
-                    elif not follow or logged.is_over or service.stopping.requested:
+                        if rest := skip.rest_of(chunk):
+                            yield rest
+                            spoke = time.monotonic()
+                    elif not wanted.follow or logged.is_over or service.stopping.requested:
                         break
                     else:
                         await subscription.wait(LOOK_SECONDS)
-                        if await has_left():
+                        if _is_quiet(spoke, wanted) or await has_left():
                             return
-                        now, has_ended = await read_attempts(service, job_id, attempt)
+                        now, has_ended = await read_attempts(service, job_id, wanted.attempt)
                         logged = next((one for one in now if one.number == logged.number), logged)
-            if not follow or has_ended or service.stopping.requested:
+            if not wanted.follow or has_ended or service.stopping.requested:
                 return
             await subscription.wait(LOOK_SECONDS)
-            if await has_left():
+            if _is_quiet(spoke, wanted) or await has_left():
                 return
-            attempts, has_ended = await read_attempts(service, job_id, attempt)
+            attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
+
+
+class _Skip:
+    """The bytes at the beginning of an answer that its reader has already."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+
+    def rest_of(self, piece: bytes) -> bytes:
+        rest = piece[self._num_bytes :]
+        self._num_bytes -= len(piece) - len(rest)
+        return rest
+
+    def jump(self, size: int) -> int:
+        """How many of the next ``size`` bytes need not be read; the last one is, as it may be a line's end."""
+        jumped = max(0, min(self._num_bytes, size - 1))
+        self._num_bytes -= jumped
+        return jumped
+
+
+def _is_quiet(spoke: float, wanted: LogReading) -> bool:
+    return wanted.quiet_seconds is not None and time.monotonic() - spoke >= wanted.quiet_seconds
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # nothing was written yet
+        return 0
 
 
 def _read(path: Path, offset: int) -> bytes:

@@ -14,6 +14,7 @@ from server.jobs import curves, logs, stream
 from server.jobs.reading import require_job
 from server.service import TheService
 from zeta_core.contract.answers import Curves, Page
+from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import Event
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["what a job says"])
@@ -35,6 +36,15 @@ class LogQuery(BaseModel):
     follow: bool = False
     tail: int | None = Field(default=None, ge=0, le=10**9, description="only so many last lines")
     attempt: int | None = Field(default=None, ge=1, le=10**9)
+    offset: int = Field(default=0, ge=0, lt=2**53, description="the bytes of this answer that are known already")
+    quiet_seconds: float | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        allow_inf_nan=False,
+        description="a followed log: end the answer after so long without a byte, before a proxy cuts it; "
+        "continue with `offset`",
+    )
 
 
 class CurveQuery(BaseModel):
@@ -70,10 +80,16 @@ async def read_logs(
     service: TheService, caller: TheCaller, request: Request, job_id: str, asked: Annotated[LogQuery, Query()]
 ) -> LiveResponse:
     """What the training processes wrote, attempts in order; `follow` goes on until the job has ended."""
+    if asked.tail is not None and asked.offset:
+        raise InvalidRequest(
+            f"offset is {asked.offset} and tail is {asked.tail}; the last lines change while the log grows, "
+            "so leave one of them out.",
+            param="offset",
+        )
     await require_job(service, caller, job_id)
     await logs.read_attempts(service, job_id, asked.attempt)
-    has_left = request.is_disconnected
-    text = logs.text(service, job_id, attempt=asked.attempt, tail=asked.tail, follow=asked.follow, has_left=has_left)
+    wanted = logs.LogReading(asked.attempt, asked.tail, asked.offset, asked.follow, asked.quiet_seconds)
+    text = logs.text(service, job_id, wanted, request.is_disconnected)
     return LiveResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
 
 

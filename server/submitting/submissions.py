@@ -25,7 +25,7 @@ from server.service import Service
 from server.submitting.acceptance import Accepted, accept, read_spec
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job import Job, JobStatus
 
 IDEMPOTENCY_HOURS = 24
@@ -90,9 +90,9 @@ async def create(
 
 
 def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent: str | None) -> JobRow:
-    now, spec = utc_now(), accepted.spec
+    (job_id, created_at), spec = new_id_at("job"), accepted.spec
     return JobRow(
-        id=new_id("job"),
+        id=job_id,
         project=caller.project,
         created_by=caller.key_id,
         parent=parent,
@@ -106,7 +106,7 @@ def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent
         failures=0,
         losses=0,
         max_retries=spec.max_retries,
-        created_at=now,
+        created_at=created_at,
         last_seq=0,
         warnings=[],
         job_metadata=dict(spec.metadata),

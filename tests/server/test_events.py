@@ -307,6 +307,41 @@ def test_a_followed_log_goes_on_over_the_next_attempt_until_the_job_has_ended(
     assert [line for line in reader.text.splitlines() if "===" not in line] == ["one", "two", "three"]
 
 
+def test_a_quiet_followed_log_ends_regularly_and_continues_by_offset(
+    server: ServerProcess, rows: Rows, http: httpx.Client
+) -> None:
+    """What a reader behind a proxy with an idle time-out does: each answer is whole, and no byte comes twice."""
+    job_id = rows.job()
+    path = f"/v1/jobs/{job_id}/logs"
+    assert http.get(f"{path}?follow=true&quiet_seconds=1").content == b""
+    rows.attempt(job_id, log="one\nno end")
+    read = http.get(f"{path}?follow=true&quiet_seconds=1").content
+    assert read.endswith(b"\none\nno end")
+    with rows.store.log_path(job_id, 1).open("a") as log:
+        log.write(" yet")
+    read += http.get(f"{path}?follow=true&quiet_seconds=1&offset={len(read)}").content
+    assert read.endswith(b"no end yet")
+    rows.end(job_id, JobStatus.CANCELLED)
+    whole = http.get(path).content
+    assert read == whole
+    for offset in range(len(whole) + 2):
+        assert http.get(f"{path}?offset={offset}").content == whole[offset:]
+
+
+def test_an_offset_counts_over_the_attempts(rows: Rows, http: httpx.Client) -> None:
+    job_id = rows.job()
+    rows.attempt(job_id, log="", to=JobStatus.QUEUED)
+    rows.attempt(job_id, log="x", to=JobStatus.QUEUED)
+    rows.attempt(job_id, log="yz\n", to=JobStatus.SUCCEEDED)
+    path = f"/v1/jobs/{job_id}/logs"
+    whole = http.get(path).content
+    assert [http.get(f"{path}?offset={at}").content for at in range(len(whole))] == [
+        whole[at:] for at in range(len(whole))
+    ]
+    refused = http.get(f"{path}?offset=3&tail=1")
+    assert (refused.status_code, error_of(refused)["param"]) == (422, "offset")
+
+
 def test_an_events_page_is_json_whatever_else_is_accepted(rows: Rows, http: httpx.Client) -> None:
     answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={"Accept": "application/json, */*"})
     assert json.loads(answer.text)["object"] == "list"

@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, field_validator
 FileRole = Literal["weights", "adapter", "tokenizer", "config", "state"]
 CheckpointFormat = Literal["huggingface", "module", "adapter"]
 
-NAME_PATTERN = re.compile(r"^(step-\d+|best|final)$")
+_STEP = r"step-[0-9]{1,18}"
+NAME_PATTERN = re.compile(rf"\A({_STEP}|best|final)\Z")
 
 
 def step_of(name: str) -> int | None:
     """N of ``step-N``; ``None`` for ``best`` and ``final``."""
-    return int(name.removeprefix("step-")) if re.fullmatch(r"step-\d+", name) else None
+    return int(name.removeprefix("step-")) if re.fullmatch(_STEP, name) else None
 
 
 def surplus(names: Iterable[str], save_total_limit: int) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
 import time
+from datetime import UTC, datetime
 from typing import Literal
 
 IdPrefix = Literal["job", "file", "key", "run"]
@@ -14,16 +16,62 @@ ID_PATTERN = re.compile(r"^(job|file|key|run)_[0-9a-z]{20,32}$")
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 HUB_ID_PATTERN = re.compile(rf"{_HUB_NAME}(?:/{_HUB_NAME})?(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u
+_TIME_CHARACTERS = 10
+_EARLIEST_MILLISECONDS = 1_577_836_800_000  # the year 2020: no id is older
+_LATEST_MILLISECONDS = 4_102_444_800_000  # the year 2100
+_CLOCK_STEP_MILLISECONDS = 60_000  # a clock that was set back by more is followed
+
+
+class _Clock:
+    """Milliseconds that grow with every call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next_milliseconds(self) -> int:
+        now = time.time_ns() // 1_000_000
+        with self._lock:
+            behind = self._last - now
+            self._last = self._last + 1 if 0 <= behind < _CLOCK_STEP_MILLISECONDS else now
+            return self._last
+
+
+_clock = _Clock()
 
 
 def new_id(prefix: IdPrefix) -> str:
-    """A new id such as ``job_01k9...``: 48 bits of milliseconds, then 70 random bits, 24 characters in all."""
-    milliseconds = time.time_ns() // 1_000_000
-    return f"{prefix}_{_encode(milliseconds, 10)}{_encode(secrets.randbits(70), 14)}"
+    """A new id such as ``job_01k9...``: 48 bits of milliseconds, then 70 random bits, 24 characters in all.
+
+    The ids of one process sort in the order in which it made them: no two of them carry the same millisecond.
+    """
+    return f"{prefix}_{_encode(_clock.next_milliseconds(), _TIME_CHARACTERS)}{_encode(secrets.randbits(70), 14)}"
+
+
+def new_id_at(prefix: IdPrefix) -> tuple[str, datetime]:
+    """A new id, and the time that it carries: a row's ``created_at``."""
+    made = new_id(prefix)
+    at = time_of(made)
+    assert at is not None, f"{made!r} carries no time"
+    return made, at
+
+
+def time_of(id_: str) -> datetime | None:
+    """The time that an id of `new_id` carries; ``None`` for text that it cannot have made."""
+    digits = id_.rpartition("_")[2]
+    if ID_PATTERN.fullmatch(id_) is None or len(digits) != ID_CHARACTERS or not set(digits) <= set(_ALPHABET):
+        return None
+    milliseconds = 0
+    for digit in digits[:_TIME_CHARACTERS]:
+        milliseconds = milliseconds * 32 + _ALPHABET.index(digit)
+    if not _EARLIEST_MILLISECONDS <= milliseconds < _LATEST_MILLISECONDS:
+        return None
+    seconds, rest = divmod(milliseconds, 1000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
 
 
 def is_id(text: str, prefix: IdPrefix) -> bool:
-    return text.startswith(f"{prefix}_") and ID_PATTERN.match(text) is not None
+    return text.startswith(f"{prefix}_") and ID_PATTERN.fullmatch(text) is not None
 
 
 def is_hub_id(text: str) -> bool:

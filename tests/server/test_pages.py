@@ -1,0 +1,78 @@
+"""Pages of a list: a cursor keeps its place when its row is deleted."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.rows import Rows
+from tests.server.serving import SPEC, error_of
+from zeta_core.contract.checkpoint import FileRole
+from zeta_core.contract.identifiers import new_id, new_id_at, time_of
+from zeta_core.contract.job import JobStatus
+
+WEIGHTS: dict[str, tuple[FileRole, bytes]] = {"model.safetensors": ("weights", b"w")}
+
+
+def delete_page_by_page(http: httpx.Client, path: str, params: dict[str, Any]) -> list[str]:
+    """Delete every row of a list, a page at a time; returns the ids in the order of the list."""
+    deleted: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        answer = http.get(path, params={**params, "limit": 2, **after})
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        for row in page["data"]:
+            assert http.delete(f"{path}/{row['id']}").status_code == 200
+            deleted.append(row["id"])
+        if not page["has_more"]:
+            return deleted
+        after = {"after": page["last_id"]}
+
+
+def test_files_that_are_deleted_page_by_page_are_all_listed(http: httpx.Client) -> None:
+    made = [
+        http.post("/v1/files", files={"file": (f"{number}.txt", b"the same text")}, data={"purpose": "dataset"}).json()
+        for number in range(7)
+    ]
+    deleted = delete_page_by_page(http, "/v1/files", {"sha256": made[0]["sha256"]})
+    assert deleted == [file["id"] for file in reversed(made)]
+
+
+def test_jobs_that_are_deleted_page_by_page_are_all_listed(http: httpx.Client) -> None:
+    made = [http.post("/v1/jobs", json={**SPEC, "entity_name": "deleted"}).json()["id"] for _ in range(5)]
+    for job_id in made:
+        http.post(f"/v1/jobs/{job_id}/cancel")
+    assert delete_page_by_page(http, "/v1/jobs", {"entity_name": "deleted"}) == made[::-1]
+
+
+def test_a_removed_checkpoint_keeps_its_place(rows: Rows, http: httpx.Client) -> None:
+    job_id = rows.job()
+    rows.attempt(job_id, to=JobStatus.SUCCEEDED)
+    for name, step in (("step-100", 100), ("best", 250), ("step-300", 300), ("step-400", 400), ("final", 400)):
+        rows.checkpoint(job_id, name, step, WEIGHTS)
+    path = f"/v1/jobs/{job_id}/checkpoints"
+
+    def names(after: str) -> list[str]:
+        return [one["name"] for one in http.get(path, params={"after": after}).json()["data"]]
+
+    assert names("step-350") == ["step-300", "best", "step-100"]
+    assert names("step-200") == ["step-100"]
+    assert names("step-1") == []
+    for after in ("latest", "step-", "step-1\n", "step-" + "9" * 5000, "step-٣"):
+        answer = http.get(path, params={"after": after})
+        assert (answer.status_code, error_of(answer)["param"]) == (422, "after")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/files"])
+@pytest.mark.parametrize("after", ["job_" + "0" * 24, "file_" + "z" * 24, "step-1", "job_" + "u" * 24, new_id("key")])
+def test_what_was_never_an_id_of_the_list_is_no_cursor(http: httpx.Client, path: str, after: str) -> None:
+    answer = http.get(path, params={"after": after})
+    assert (answer.status_code, error_of(answer)["param"]) == (422, "after")
+
+
+def test_ids_sort_as_they_were_made_and_carry_their_time() -> None:
+    made = [new_id_at("job") for _ in range(2000)]
+    assert made == sorted(made)
+    assert [at for _, at in made] == sorted({at for _, at in made})
+    assert all(time_of(id_) == at for id_, at in made)

@@ -26,6 +26,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
     api_key: ApiKey | None = None
+    max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="the JSON body of a request")
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
     project_max_running: int | None = Field(

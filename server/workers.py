@@ -16,6 +16,7 @@ from zeta_core.contract.answers import Page, Worker
 from zeta_core.contract.errors import NotFound, PermissionDenied
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import Heartbeat
+from zeta_core.contract.validation import shown
 
 
 async def list_workers(service: Service, asked: PageQuery) -> Page[Worker]:
@@ -39,7 +40,9 @@ async def set_draining(service: Service, caller: Caller, name: str, draining: bo
         )
     beat = next((beat for beat in service.engine.workers() if beat.worker == name), None)
     if beat is None:
-        raise NotFound(f"There is no worker {name!r}; GET /v1/workers lists those there are.", code="worker_not_found")
+        raise NotFound(
+            f"There is no worker {shown(name)}; GET /v1/workers lists those there are.", code="worker_not_found"
+        )
     async with service.database.write() as session:
         row = await session.get(DrainRow, name, with_for_update=True)
         if draining and row is None:

@@ -59,6 +59,7 @@ _BY_TYPE: dict[str, type[ZetaError]] = {
         errors.NotFound,
         errors.Conflict,
         errors.TooLarge,
+        errors.RequestTimeout,
         errors.QuotaExceeded,
         errors.Unavailable,
         errors.InvalidSettings,

@@ -18,6 +18,7 @@ from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 from zeta_core.contract.errors import Conflict, NotFound, QuotaExceeded
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job import ENDED
+from zeta_core.contract.validation import shown
 
 
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
@@ -92,14 +93,18 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
     """Remove a file. Raises `Conflict` while a job that has not ended needs it."""
     async with service.database.write() as session:
         row = await _find(session, caller, file_id, lock=True)
-        waiting = select(JobRow).where(JobRow.project == caller.project, JobRow.status.not_in(ENDED))
-        for job in await session.scalars(waiting):
-            if file_id in job.resolved_spec["files"]:
-                raise Conflict(
-                    f"File {file_id} is needed by {job.id}, which is {job.status}; "
-                    "cancel the job first, or wait for its end.",
-                    code="file_in_use",
-                )
+        waiting = select(JobRow.id, JobRow.status).where(
+            JobRow.project == caller.project,
+            JobRow.status.not_in(ENDED),
+            JobRow.resolved_spec["files"][file_id].as_string().is_not(None),
+        )
+        needing = (await session.execute(waiting.limit(1))).first()
+        if needing is not None:
+            raise Conflict(
+                f"File {file_id} is needed by {needing.id}, which is {needing.status}; "
+                "cancel the job first, or wait for its end.",
+                code="file_in_use",
+            )
         await session.delete(row)
     path = service.store.file_path(file_id)
     await asyncio.to_thread(path.unlink, missing_ok=True)
@@ -109,7 +114,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
 async def _find(session: AsyncSession, caller: Caller, file_id: str, *, lock: bool = False) -> FileRow:
     row = await session.get(FileRow, file_id, with_for_update=lock) if is_id(file_id, "file") else None
     if row is None or row.project != caller.project:
-        raise NotFound(f"There is no file {file_id!r}; GET /v1/files lists yours.", code="file_not_found")
+        raise NotFound(f"There is no file {shown(file_id)}; GET /v1/files lists yours.", code="file_not_found")
     return row
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from starlette.routing import Route
 
 from zeta_core.contract.availability import route_fault
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
-from zeta_core.contract.validation import error_of, value_detail
+from zeta_core.contract.validation import MAX_DETAILS, MAX_SUGGESTIONS, closest, cut, error_of, value_detail
 
 STATUS_OF_TYPE: dict[str, int] = {
     "malformed_request_error": 400,
@@ -25,6 +24,7 @@ STATUS_OF_TYPE: dict[str, int] = {
     "permission_error": 403,
     "not_found_error": 404,
     "method_not_allowed_error": 405,
+    "timeout_error": 408,
     "conflict_error": 409,
     "too_large_error": 413,
     "range_error": 416,
@@ -101,7 +101,7 @@ async def _database_away(_request: Request, error: Exception) -> JSONResponse:
 
 async def _client_left(_request: Request, error: Exception) -> JSONResponse:
     """Nobody hears this but the log's line of the request."""
-    return error_answer(MalformedRequest("The body ended before its end; send it again.", code="incomplete_body"))
+    return error_answer(MalformedRequest("The request body was truncated; send it again.", code="incomplete_body"))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -113,11 +113,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _of_http(request: Request, error: HTTPException) -> ZetaError:
-    where = f"{request.method} {request.url.path}"
+    where = f"{cut(request.method)} {cut(request.url.path)}"
     if error.status_code == 404:
         if (later := route_fault(request.method, request.url.path)) is not None:
             return RouteNotFound(later, code="not_available_yet")
-        return RouteNotFound(f"There is no {where} here; /openapi.json lists what there is.")
+        return RouteNotFound(f"Not found: {where}. See /openapi.json for the available routes.")
     if error.status_code == 405:
         return MethodNotAllowed(f"{where} is not possible; allowed: {', '.join(_allowed(request))}.")
     return MalformedRequest(f"{where} cannot be read: {error.detail}.")
@@ -135,22 +135,23 @@ async def _invalid_parameters(request: Request, error: Exception) -> JSONRespons
     assert isinstance(error, RequestValidationError)
     known = known_parameters(request)
     details: dict[str, ErrorDetail] = {}
-    for fault in error.errors():
-        detail = _parameter_detail(fault, known)
+    faults = error.errors()
+    for fault in faults[:MAX_DETAILS]:
+        detail = _parameter_detail(fault, known, search=len(details) < MAX_SUGGESTIONS)
         details.setdefault(detail.param or detail.message, detail)
-    return error_answer(error_of(list(details.values()), InvalidRequest))
+    return error_answer(error_of(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS)))
 
 
-def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str]) -> ErrorDetail:
+def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search: bool) -> ErrorDetail:
     context = fault.get("ctx", {})
-    param = str(fault["loc"][1]) if len(fault["loc"]) > 1 else context.get("name")
+    param = cut(str(fault["loc"][1] if len(fault["loc"]) > 1 else context.get("name", "query")))
     if fault["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(param), known, n=1)
-        cure = f"did you mean {close[0]!r}?" if close else f"this route knows {', '.join(known) or 'none'}."
+        close = closest(param, known) if search else None
+        cure = f"did you mean {close!r}?" if close else f"this route knows {', '.join(known) or 'none'}."
         message = f"{param!r} is not a known parameter; {cure}"
-        return ErrorDetail(
-            param=param, message=message, code="unknown_parameter", suggestion=close[0] if close else None
-        )
+        return ErrorDetail(param=param, message=message, code="unknown_parameter", suggestion=close)
+    if "sentence" in context:
+        return ErrorDetail(param=param, message=context["sentence"], code="invalid_parameter")
     return value_detail(param, fault).model_copy(update={"code": "invalid_parameter"})
 
 

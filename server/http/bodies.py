@@ -1,31 +1,47 @@
-"""JSON request bodies: read no further than the limit, and refuse what the databases or JSON itself cannot hold.
+"""JSON request bodies: bounded in size, depth and time, and free of what databases or terminals cannot take.
 
-A name that an object holds twice is refused too: every parser keeps another of the two values, and none tells.
+Guarantees: reading and checking a body takes time proportional to its size, which `ZETA_MAX_SPEC_BYTES` limits, and a
+large one is checked in a thread. A name that an object contains twice is refused: every parser keeps another of the
+two values, and none reports it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, NoReturn
 
 from fastapi import Request
 
-from zeta_core.contract.errors import InvalidRequest, MalformedRequest, TooLarge
+from zeta_core.contract.errors import InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
+from zeta_core.contract.text import control_character
+from zeta_core.contract.validation import cut
 
-MAX_JSON_BYTES = 2**20
 MAX_DEPTH = 100
 MAX_DIGITS = 400  # more than the largest float has, and fewer than Python refuses to read
+BODY_SECONDS = 60.0  # for the whole body to arrive
+INLINE_BYTES = 8 * 1024  # a body up to this size is checked at once, a larger one in a thread
 
 
-async def read_json(request: Request, *, empty: Any = None) -> Any:
+async def read_json(request: Request, max_bytes: int, *, empty: Any = None) -> Any:
     """The body as JSON data; ``empty``, if given, stands for no body at all.
 
-    Raises `TooLarge`, `MalformedRequest`, or `InvalidRequest` for text nobody can store.
+    Raises `TooLarge`, `MalformedRequest`, `RequestTimeout`, or `InvalidRequest` for text that cannot be stored.
     """
-    content = await _read(request)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await _read(request, max_bytes)
+    except TimeoutError as error:
+        raise RequestTimeout(f"The body did not arrive within {BODY_SECONDS:g} s; send it again.") from error
     if not content and empty is not None:
         return empty
+    if len(content) <= INLINE_BYTES:
+        return _checked(content)
+    return await asyncio.to_thread(_checked, content)
+
+
+def _checked(content: bytes) -> Any:
     try:
         data = json.loads(content, parse_constant=_refuse_constant, parse_int=_whole_number, object_pairs_hook=_object)
     except RecursionError as error:
@@ -34,27 +50,37 @@ async def read_json(request: Request, *, empty: Any = None) -> Any:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise MalformedRequest(f"The body is not JSON: {reason}{where}.", code="invalid_json") from error
-    _refuse_unstorable(data, "", 0)
+    try:
+        _refuse_unacceptable(data, 0)
+    except _Unacceptable as found:
+        param = ".".join(reversed(found.path)) or None
+        raise InvalidRequest(f"{param or 'The body'} {found.reason}.", code=found.code, param=param) from None
     return data
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, max_bytes: int) -> bytes:
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > MAX_JSON_BYTES:
-        raise _too_large()
+    if announced.isdigit() and (len(announced) > 18 or int(announced) > max_bytes):
+        raise _too_large(max_bytes)
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > MAX_JSON_BYTES:
-            raise _too_large()
+        if len(content) > max_bytes:
+            raise _too_large(max_bytes)
     return bytes(content)
 
 
-def _too_large() -> TooLarge:
+def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(
-        f"The body is larger than the {MAX_JSON_BYTES} bytes that a JSON body may have; "
+        f"The body is larger than the {max_bytes} bytes that a spec may have (ZETA_MAX_SPEC_BYTES); "
         "upload data with POST /v1/files and name it by its id."
     )
+
+
+def check_size(data: Any, max_bytes: int) -> None:
+    """Raise `TooLarge` for JSON data that could not have been sent as one body."""
+    if len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()) > max_bytes:
+        raise _too_large(max_bytes)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -70,14 +96,19 @@ def _whole_number(digits: str) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        _refuse_unstorable(twice, "(name)", 0)
-        shown = twice[:80]
-        raise InvalidRequest(
-            f"{shown!r} is given twice in one object; keep one of them.", code="duplicate_field", param=shown
-        )
+        raise _given_twice([name for name, _ in pairs])
     return found
+
+
+def _given_twice(names: list[str]) -> InvalidRequest:
+    seen: set[str] = set()
+    twice = next(name for name in names if name in seen or seen.add(name))
+    if (wrong := control_character(twice)) is not None:
+        return InvalidRequest(f"A name {_contains(wrong)}.", code="invalid_text")
+    shown = cut(twice)
+    return InvalidRequest(
+        f"{shown!r} is given twice in one object; keep one of them.", code="duplicate_field", param=shown
+    )
 
 
 def _too_deep() -> MalformedRequest:
@@ -86,28 +117,52 @@ def _too_deep() -> MalformedRequest:
     )
 
 
-def _refuse_unstorable(value: Any, param: str, depth: int) -> None:
-    """JSON allows what no database stores: the character NUL, half a surrogate pair, numbers beyond any float."""
+class _Unacceptable(Exception):
+    """A value that is refused, and the path to it, innermost part first: it grows while the exception rises."""
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+        self.path: list[str] = []
+
+
+def _refuse_unacceptable(value: Any, depth: int) -> None:
+    """Raise for what JSON allows and no database stores or no terminal shows, wherever it is."""
     if depth > MAX_DEPTH:
         raise _too_deep()
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise InvalidRequest(
-                f"{param or 'The body'} holds the character NUL or half a surrogate pair; remove it.",
-                code="invalid_text",
-                param=param or None,
-            )
+        _refuse_controls(value)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise InvalidRequest(
-                f"{param or 'The body'} is a number beyond the largest one that can be stored; use a smaller one.",
-                code="out_of_range",
-                param=param or None,
+            raise _Unacceptable(
+                "is a number beyond the largest one that can be stored; use a smaller one", "out_of_range"
             )
     elif isinstance(value, dict):
         for name, item in value.items():
-            _refuse_unstorable(name, f"{param}.(name)" if param else "(name)", depth + 1)
-            _refuse_unstorable(item, f"{param}.{name}" if param else name, depth + 1)
+            try:
+                _refuse_controls(name, in_line=True)
+            except _Unacceptable as found:
+                found.path.append("(name)")
+                raise
+            try:
+                _refuse_unacceptable(item, depth + 1)
+            except _Unacceptable as found:
+                found.path.append(cut(name))
+                raise
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_unstorable(item, f"{param}.{index}" if param else str(index), depth + 1)
+            try:
+                _refuse_unacceptable(item, depth + 1)
+            except _Unacceptable as found:
+                found.path.append(str(index))
+                raise
+
+
+def _refuse_controls(text: str, *, in_line: bool = False) -> None:
+    if (wrong := control_character(text, in_line=in_line)) is not None:
+        raise _Unacceptable(_contains(wrong), "invalid_text")
+
+
+def _contains(character: str) -> str:
+    return f"contains the control character {character}; remove it"

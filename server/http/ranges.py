@@ -18,6 +18,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from server.http.answers import RangeNotSatisfiable
+from zeta_core.contract.validation import shown
 
 CHUNK_BYTES = 1 << 20  # 3.5 times faster than the usual 64 KiB
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
@@ -85,7 +86,9 @@ def _range(header: str, num_bytes: int) -> tuple[int, int] | None:
         if last and int(last) < int(first):
             return None
     if start >= num_bytes or start == end:
-        raise RangeNotSatisfiable(f"Range is {header!r}, which is beyond the {num_bytes} bytes there are.", num_bytes)
+        raise RangeNotSatisfiable(
+            f"Range is {shown(header)}, which is beyond the {num_bytes} bytes there are.", num_bytes
+        )
     return start, end
 
 

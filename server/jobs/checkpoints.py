@@ -65,7 +65,7 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
     stored = await asyncio.to_thread(service.store.checkpoint, job_id, known) if known else None
     if stored is None:
         raise NotFound(
-            f"Job {job_id} has no checkpoint {name!r}; GET /v1/jobs/{job_id}/checkpoints lists what it has.",
+            f"Job {job_id} has no checkpoint {shown(name)}; GET /v1/jobs/{job_id}/checkpoints lists what it has.",
             code="checkpoint_not_found",
         )
     return stored
@@ -81,7 +81,9 @@ def file_content(stored: StoredCheckpoint, path: str) -> Content:
             media_type = _MEDIA_TYPES.get(name[name.rfind(".") :], "application/octet-stream")
             return Content((FilePart(stored.directory / path, file.size),), file.sha256, media_type, name)
     listed = ", ".join(file.path for file in stored.manifest.files[:20])
-    raise NotFound(f"Checkpoint {stored.manifest.name!r} has no file {path!r}; it has {listed}.", code="file_not_found")
+    raise NotFound(
+        f"Checkpoint {stored.manifest.name!r} has no file {shown(path)}; it has {listed}.", code="file_not_found"
+    )
 
 
 def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, state: bool) -> Content:
@@ -96,7 +98,7 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
     with_manifest = fits is None or fits.match(MANIFEST_NAME) is not None
     if not chosen and not with_manifest:
         raise NotFound(
-            f"include is {include!r}, which names no file of checkpoint {manifest.name!r}"
+            f"include is {shown(include)}, which names no file of checkpoint {manifest.name!r}"
             f"{'' if state else ' (training state is left out without state=true)'}.",
             code="nothing_included",
             param="include",

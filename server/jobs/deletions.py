@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
@@ -34,15 +34,26 @@ async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject
 
 async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
     """Raise `Conflict` while a job that goes on is a rerun of this one, resumes it, or starts from its weights."""
-    waiting = select(JobRow).where(JobRow.project == row.project, JobRow.status.not_in(ENDED), JobRow.id != row.id)
-    for other in await session.scalars(waiting):
-        why = _need(other, row.id)
-        if why is not None:
-            raise Conflict(
-                f"Job {row.id} is needed by {other.id}, which is {other.status} and {why}; "
-                "cancel that one first, or wait for its end.",
-                code="job_in_use",
-            )
+    resumes = JobRow.spec["resume_from_checkpoint"].as_string()
+    waiting = select(JobRow).where(
+        JobRow.project == row.project,
+        JobRow.status.not_in(ENDED),
+        JobRow.id != row.id,
+        or_(
+            resumes == row.id,
+            resumes.startswith(f"{row.id}/", autoescape=True),
+            JobRow.spec["model"]["job"].as_string() == row.id,
+            JobRow.parent == row.id,
+        ),
+    )
+    other = await session.scalar(waiting.limit(1))
+    why = _need(other, row.id) if other is not None else None
+    if other is not None and why is not None:
+        raise Conflict(
+            f"Job {row.id} is needed by {other.id}, which is {other.status} and {why}; "
+            "cancel that one first, or wait for its end.",
+            code="job_in_use",
+        )
 
 
 def _need(other: JobRow, job_id: str) -> str | None:

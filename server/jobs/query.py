@@ -12,7 +12,8 @@ from server.database.tables import JobRow
 from server.http.pages import PageQuery, storable
 from zeta_core.contract.job import JobStatus
 
-_METADATA = re.compile(r"^metadata\[([^\"\\\]]+)\]$")  # without what would end a path in SQLite's JSON
+MAX_METADATA = 16  # entries that a job has at most
+_METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without what would end a path in SQLite's JSON
 
 
 class JobQuery(PageQuery):
@@ -28,6 +29,9 @@ class JobQuery(PageQuery):
         for name in self.model_extra or {}:
             if not _METADATA.match(name):
                 raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
+        if (count := len(self.model_extra or {})) > MAX_METADATA:
+            sentence = f"metadata[k] is given {count} times; a job has at most {MAX_METADATA} entries."
+            raise PydanticCustomError("too_many", "{sentence}", {"name": "metadata", "sentence": sentence})
         return self
 
     @property
@@ -39,7 +43,7 @@ class JobQuery(PageQuery):
 def matching(project: str, asked: JobQuery) -> Select[JobRow]:
     query = select(JobRow).where(JobRow.project == project, JobRow.deleted_at.is_(None))
     if asked.status:
-        query = query.where(JobRow.status.in_(asked.status))
+        query = query.where(JobRow.status.in_(sorted(set(asked.status))))
     if asked.entity_name is not None:
         query = query.where(JobRow.entity_name == storable(asked.entity_name))
     for name, value in asked.metadata.items():

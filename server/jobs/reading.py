@@ -18,6 +18,7 @@ from zeta_core.contract.errors import NotFound
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job import WAITING_SENTENCES, Job, WaitingCode, WaitingReason
+from zeta_core.contract.validation import shown
 
 
 async def list_jobs(service: Service, caller: Caller, asked: JobQuery) -> Page[Job]:
@@ -43,7 +44,7 @@ async def find_job(session: AsyncSession, caller: Caller, job_id: str, *, lock: 
     if is_id(job_id, "job"):
         row = await (lock_job(session, job_id) if lock else session.get(JobRow, job_id))
     if row is None or row.project != caller.project or row.deleted_at is not None:
-        raise NotFound(f"There is no job {job_id!r}; GET /v1/jobs lists yours.", code="job_not_found")
+        raise NotFound(f"There is no job {shown(job_id)}; GET /v1/jobs lists yours.", code="job_not_found")
     return row
 
 

@@ -46,13 +46,14 @@ async def submit_job(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
     """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
-    return _created(response, *await submissions.submit(service, caller, await read_json(request), idempotency_key))
+    data = await read_json(request, service.settings.max_spec_bytes)
+    return _created(response, *await submissions.submit(service, caller, data, idempotency_key))
 
 
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
     """The checks of a submission without a job, and what is known of it before it runs."""
-    return await estimates.validate(service, caller, await read_json(request))
+    return await estimates.validate(service, caller, await read_json(request, service.settings.max_spec_bytes))
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
@@ -95,7 +96,7 @@ async def rerun_job(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
     """Create a job out of this one's spec, patched, from its start or from one of its checkpoints."""
-    data = await read_json(request, empty={})
+    data = await read_json(request, service.settings.max_spec_bytes, empty={})
     return _created(response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ class Accepted:
 
 
 async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
-    """What is checked before the transaction: the words, and files of the artifact store. Raises `InvalidSpec`."""
-    spec = parse(JobSpec, data)
+    """What is checked before the transaction: the fields, and files of the artifact store. Raises `InvalidSpec`."""
+    spec = await asyncio.to_thread(parse, JobSpec, data)
     await check_training_state(service, caller, spec)
     return spec
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.newest import LATEST, newest_to_resume
 from server.database.tables import CheckpointRow, JobRow
+from server.http.bodies import check_size
 from server.jobs.reading import find_job
 from server.service import Service
 from server.submitting.submissions import answered_before, create, submission
@@ -34,7 +35,9 @@ async def rerun(
     async with service.database.read() as session:
         parent = await find_job(session, caller, job_id)
         checkpoint = await _checkpoint(session, parent, asked.from_)
-    return await create(service, caller, _patched(parent, asked, checkpoint), request, parent=parent.id)
+    patched = _patched(parent, asked, checkpoint)
+    check_size(patched, service.settings.max_spec_bytes)  # patches of patches must not grow without a limit
+    return await create(service, caller, patched, request, parent=parent.id)
 
 
 async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str | None:

@@ -83,7 +83,7 @@ def test_an_unknown_path_and_an_unknown_method_are_said_so(http: httpx.Client) -
         (b"{", 400, "invalid_json"),
         (b'{"a": NaN}', 400, "invalid_json"),
         (b"\xff\xfe", 400, "invalid_json"),
-        (b"[" * 100_000, 400, "too_deep"),
+        (b"[" * 60_000, 400, "too_deep"),
         (b'{"model": ' + b'{"a":' * 150 + b"1" + b"}" * 151, 400, "too_deep"),
         (b'{"max_steps": ' + b"9" * 5000 + b"}", 400, "invalid_json"),
         (b'{"batch_size": 1, "batch_size": 2}', 422, "duplicate_field"),

@@ -118,6 +118,13 @@ class TooLarge(ZetaError):
     code = "too_large"
 
 
+class RequestTimeout(ZetaError):
+    """The request's body did not arrive in time."""
+
+    type = "timeout_error"
+    code = "request_timeout"
+
+
 class QuotaExceeded(ZetaError):
     type = "quota_error"
     code = "quota_exceeded"

@@ -14,6 +14,13 @@ DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preferenc
 COLUMNS = ("text", "messages", "tools", "prompt", "completion", "chosen", "rejected", "input_ids")
 
 
+# Bounds that ordinary use never meets: what a request may make the server look up is limited by the spec itself.
+MAX_FILES = 1000  # of one source
+MAX_SOURCES = 64
+Id = Annotated[str, Field(max_length=100)]
+Path = Annotated[str, Field(min_length=1, max_length=4096)]  # PATH_MAX of Linux
+
+
 class Sent(BaseModel):
     """What a client sends: frozen, strict about names, JSON types taken as they are (no "3" for 3)."""
 
@@ -25,7 +32,9 @@ class Sent(BaseModel):
 
 class _Source(Sent):
     format: DataFormat = "auto"
-    columns: dict[str, str] = Field(default={}, description="our column name to the data's, such as {'text': 'body'}")
+    columns: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=1000)]] = Field(
+        default={}, max_length=2 * len(COLUMNS), description="our column name to the data's, such as {'text': 'body'}"
+    )
     weight: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
     )
@@ -34,7 +43,7 @@ class _Source(Sent):
 class FileSource(_Source):
     """An uploaded file, or several that are read one after the other."""
 
-    file: str | Annotated[list[str], Field(min_length=1)]
+    file: Id | Annotated[list[Id], Field(min_length=1, max_length=MAX_FILES)]
 
     @property
     def file_ids(self) -> list[str]:
@@ -44,14 +53,14 @@ class FileSource(_Source):
 class PathSource(_Source):
     """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
 
-    path: str = Field(min_length=1)
+    path: Path
 
 
 class HubSource(_Source):
-    hub: str = Field(min_length=1)
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
+    hub: str = Field(min_length=1, max_length=300)
+    config: str | None = Field(default=None, max_length=300)
+    split: str = Field(default="train", max_length=300)
+    revision: str | None = Field(default=None, max_length=300)
 
 
 class BuiltinSource(_Source):
@@ -94,7 +103,7 @@ DatasetSource = Annotated[
 ]
 Dataset = Annotated[
     Annotated[DatasetSource, Tag("<one>")]
-    | Annotated[list[DatasetSource], Field(min_length=1, max_length=64), Tag("<list>")],
+    | Annotated[list[DatasetSource], Field(min_length=1, max_length=MAX_SOURCES), Tag("<list>")],
     Discriminator(lambda value: _tag("list" if isinstance(value, list) else "one")),
 ]
 
@@ -110,20 +119,20 @@ class ConfigModel(Sent):
 class JobModel(Sent):
     """The weights of an earlier job's checkpoint."""
 
-    job: str
-    checkpoint: str = "final"
+    job: Id
+    checkpoint: Id = "final"
 
 
 class FileModel(Sent):
     """An uploaded .tar of a Hugging Face directory."""
 
-    file: str
+    file: Id
 
 
 class BuilderModel(Sent):
     """A function installed on the workers under the entry-point group ``zeta.models``."""
 
-    builder: str = Field(min_length=1)
+    builder: str = Field(min_length=1, max_length=300)
     arguments: dict[str, JsonValue] = {}
 
 
@@ -152,7 +161,7 @@ class NamedModel(Sent):
 
 
 class FileTokenizer(Sent):
-    file: str
+    file: Id
 
 
 class BuiltinTokenizer(Sent):

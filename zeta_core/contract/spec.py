@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from zeta_core.contract import availability
 from zeta_core.contract.checkpoint import NAME_PATTERN
@@ -31,12 +31,14 @@ from zeta_core.contract.sources import (
     context_limit,
     dataset_sources,
 )
+from zeta_core.contract.text import in_one_line
 from zeta_core.contract.validation import Checked, nearest, shown
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 MAX_STEPS = 10**9
+_NON_ASCII_ESCAPE = re.compile(r"\\[uUN]")
 
 
 # --- Methods ----------------------------------------------------------------------------------------------------------
@@ -46,7 +48,10 @@ class Lora(Sent):
     r: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32, gt=0)
     lora_dropout: float = Field(default=0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
+    target_modules: (
+        Annotated[str, Field(max_length=1000)]
+        | Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=1000)]
+    ) = "all-linear"
     save_merged: bool = False
     quantize: Literal["nf4"] | None = Field(default=None, description="the base's linear layers in 4 bits (QLoRA)")
 
@@ -86,7 +91,7 @@ class TrainerOptions(Sent, Checked):
         default=None, ge=1, le=1_000_000, description="sequences per process and micro-batch"
     )
     seq_len: int | None = Field(default=None, ge=2, le=10_000_000, description="tokens per sequence")
-    entity_name: str | None = Field(default=None, min_length=1, max_length=200)
+    entity_name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = None
     use_fsdp: bool = False
     use_activation_checkpointing: bool = False
     learning_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None = Field(
@@ -94,9 +99,9 @@ class TrainerOptions(Sent, Checked):
     )
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     use_pretokenized: bool = False
-    resume_from_checkpoint: str | None = Field(default=None, min_length=1)
+    resume_from_checkpoint: str | None = Field(default=None, min_length=1, max_length=4096)
     checkpointing_steps: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
-    output_dir: str | None = Field(default=None, min_length=1, max_length=200)
+    output_dir: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = None
     weight_decay: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False)
     use_deepspeed: bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None = None
 
@@ -129,7 +134,7 @@ class TrainerOptions(Sent, Checked):
     dpo: Dpo | None = None
     train_on: Literal["assistant", "completion", "all"] | None = None
     save_total_limit: int = Field(default=3, ge=2, le=1000)
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[], max_length=16)
 
     def faults(self) -> list[ErrorDetail]:
         """The rules between fields, and the words that are not available yet."""
@@ -300,9 +305,13 @@ def _wrong_targets(targets: str | list[str]) -> str | None:
     """What is wrong with names of layers, or a pattern of them, as a beginning of the cure; None where nothing is."""
     if not targets or not all(targets):
         return ""
+    if isinstance(targets, list):
+        return None
+    if not targets.isascii() or _NON_ASCII_ESCAPE.search(targets):
+        return "a pattern of layers' names is plain ASCII; "  # compiling ranges of Unicode takes seconds
     try:
-        re.compile(targets if isinstance(targets, str) else "")
-    except re.error as error:
+        re.compile(targets)
+    except (re.error, RecursionError, OverflowError) as error:
         return f"it is no regular expression ({error}); "
     return None
 

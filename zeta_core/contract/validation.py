@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -35,6 +36,13 @@ _LENGTH_WORDS = {
     "too_long": "of at most {max_length} entries",
 }
 
+# One answer names so many faults and counts the rest; a request may contain thousands.
+MAX_DETAILS = 50
+# Similar names are searched for the first faults only, and for names about as long as those of fields.
+MAX_SUGGESTIONS = 10
+MAX_NAME_LENGTH = 60
+MAX_SHOWN = 80  # characters of a value that an error repeats
+
 NOT_ONE_KIND = "not_one_kind"  # the error of an object that is of none, or of several, of the kinds in its message
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -56,22 +64,23 @@ def parse(model: type[ModelT], data: object, *, error_class: type[ZetaError] = I
             f'The body must be a JSON object, got {shown(data)}. Send the fields as {{"name": value}}.',
             code="invalid_type",
         )
+    num_more = 0
     try:
         parsed = model.model_validate(data)
     except ValidationError as error:
-        details = _details(error, data, model)
+        faults = error.errors(include_url=False)
+        details, num_more = _details(faults, data, model)
         if issubclass(model, Checked):
-            details += _faults_of_the_rest(model, data, details)
+            details += _faults_of_the_rest(model, data, {str(fault["loc"][0]) for fault in faults if fault["loc"]})
     else:
         details = parsed.faults() if isinstance(parsed, Checked) else []
         if not details:
             return parsed
-    raise error_of(details, error_class) from None
+    raise error_of(details, error_class, num_more=num_more) from None
 
 
-def _faults_of_the_rest(model: type[Checked], data: Mapping[Any, Any], bad: list[ErrorDetail]) -> list[ErrorDetail]:
+def _faults_of_the_rest(model: type[Checked], data: Mapping[Any, Any], wrong: set[str]) -> list[ErrorDetail]:
     """The rules between those fields that are right by themselves."""
-    wrong = {(detail.param or "").partition(".")[0] for detail in bad}
     rest = {name: value for name, value in data.items() if name not in wrong and name in model.model_fields}
     try:
         parsed = model.model_validate({**model.placeholders, **rest})
@@ -80,42 +89,57 @@ def _faults_of_the_rest(model: type[Checked], data: Mapping[Any, Any], bad: list
     return [detail for detail in parsed.faults() if (detail.param or "").partition(".")[0] not in wrong]
 
 
-def error_of(details: list[ErrorDetail], error_class: type[ZetaError] = InvalidSpec) -> ZetaError:
-    """One error for a list of faults: the first one's sentence, and how many more there are."""
-    first = details[0]
-    more = f" ({len(details) - 1} more: see details)" if len(details) > 1 else ""
+def error_of(
+    details: Sequence[ErrorDetail], error_class: type[ZetaError] = InvalidSpec, *, num_more: int = 0
+) -> ZetaError:
+    """One error for a list of faults: the first one's sentence, and the number of the others.
+
+    It lists up to `MAX_DETAILS` of them; ``num_more`` faults were found beside ``details``.
+    """
+    first, listed = details[0], details[:MAX_DETAILS]
+    others = len(details) - 1 + num_more
+    first_listed = f"; the first {len(listed)} are listed" if len(listed) <= others else ""
+    more = f" ({others} more: see details{first_listed})" if others else ""
     return error_class(
         first.message + more,
-        code=first.code if len({detail.code for detail in details}) == 1 else error_class.code,
+        code=first.code if len({detail.code for detail in listed}) == 1 else error_class.code,
         param=first.param,
         suggestion=first.suggestion,
-        details=details,
+        details=listed,
     )
 
 
-def nearest(name: str, known: tuple[str, ...]) -> str | None:
-    """The field that somebody who wrote ``name`` most likely meant."""
+def nearest(name: str, known: Sequence[str], *, search: bool = True) -> str | None:
+    """The field that somebody who wrote ``name`` most likely meant; without ``search`` only by its other names."""
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return close[0] if close else None
+    return closest(name, known, cutoff=0.7) if search else None
 
 
-def _meant(path: list[str], model: type[BaseModel]) -> str | None:
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The most similar of the ``known`` names; none for a name that is much longer than theirs."""
+    if len(name) > MAX_NAME_LENGTH:
+        return None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def _meant(path: list[str], model: type[BaseModel], *, search: bool = True) -> str | None:
     """The whole name of the field that somebody who wrote ``path`` most likely meant: ``lora.rank`` is ``lora.r``."""
     *parents, name = path
     if not parents:
-        return nearest(name, _names(model))
+        return nearest(name, _names(model), search=search)
+    place = ".".join(parents)
+    if (theirs := OTHER_NAMES.get(name, "")).startswith(f"{place}."):
+        return theirs
+    if not search:
+        return None
     models = [model]
     for part in parents:
         if not part.isdigit():
             fields = (owner.model_fields.get(part) for owner in models)
             models = [inner for field in fields if field is not None for inner in _models_in(field.annotation)]
-    place = ".".join(parents)
-    if (theirs := OTHER_NAMES.get(name, "")).startswith(f"{place}."):
-        return theirs
-    close = difflib.get_close_matches(name, {known for inner in models for known in _names(inner)}, n=1, cutoff=0.7)
-    return f"{place}.{close[0]}" if close else None
+    close = closest(name, {known for inner in models for known in _names(inner)}, cutoff=0.7)
+    return f"{place}.{close}" if close else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -125,30 +149,41 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
-def _details(error: ValidationError, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
-    """One detail for each bad field: what a union says once for each of its members becomes one sentence."""
+def _details(faults: Sequence[Any], data: Mapping[Any, Any], model: type[BaseModel]) -> tuple[list[ErrorDetail], int]:
+    """One detail for each bad field, and the number of faults beyond `MAX_DETAILS` fields.
+
+    What a union reports once for each of its members becomes one sentence.
+    """
     details: dict[str, ErrorDetail] = {}
-    found = (
-        detail
-        for fault in error.errors(include_url=False)
-        for detail in (
-            _kind_details(fault, data, model) if fault["type"] == NOT_ONE_KIND else [_detail(fault, data, model)]
-        )
-    )
-    for detail in found:
-        key = detail.param or detail.message
-        earlier = details.get(key)
-        if earlier is not None and "; it must be " in earlier.message and "; it must be " in detail.message:
-            allowed = detail.message.split("; it must be ")[1]
-            if allowed.removesuffix(".") not in earlier.message:
-                message = f"{earlier.message.removesuffix('.')}, or {allowed}"
-                detail = earlier.model_copy(update={"message": message})
-            else:
-                detail = earlier
-        elif earlier is not None:
+    for index, fault in enumerate(faults):
+        if len(details) >= MAX_DETAILS:
+            return list(details.values()), len({other["loc"] for other in faults[index:]})
+        search = len(details) < MAX_SUGGESTIONS
+        for detail in _of_one_fault(fault, data, model, search=search):
+            _add(details, detail)
+    return list(details.values()), 0
+
+
+def _of_one_fault(fault: Any, data: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> list[ErrorDetail]:
+    if fault["type"] == NOT_ONE_KIND:
+        return _kind_details(fault, data, model)
+    return [_detail(fault, data, model, search=search)]
+
+
+def _add(details: dict[str, ErrorDetail], detail: ErrorDetail) -> None:
+    """Add the detail of a field, or what another member of a union allows to the field's earlier one."""
+    key = detail.param or detail.message
+    earlier = details.get(key)
+    if earlier is not None and "; it must be " in earlier.message and "; it must be " in detail.message:
+        allowed = detail.message.split("; it must be ")[1]
+        if allowed.removesuffix(".") not in earlier.message:
+            message = f"{earlier.message.removesuffix('.')}, or {allowed}"
+            detail = earlier.model_copy(update={"message": message})
+        else:
             detail = earlier
-        details[key] = detail
-    return list(details.values())
+    elif earlier is not None:
+        detail = earlier
+    details[key] = detail
 
 
 def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
@@ -166,7 +201,7 @@ def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -
             code="unknown_field",
             suggestion=meant,
         )
-        for name in value
+        for name in islice(value, MAX_SUGGESTIONS)
         if (meant := _meant([*location, name], model)) is not None and meant != f"{param}.{name}"
     ]
     choice = f"{', '.join(repr(kind) for kind in kinds[:-1])} or {kinds[-1]!r}"
@@ -176,12 +211,11 @@ def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -
     return unknown or [missing]
 
 
-def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> ErrorDetail:
-    kind, location, value = fault["type"], _location(fault["loc"], data), fault["input"]
+def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> ErrorDetail:
+    kind, location = fault["type"], _location(fault["loc"], data)
     param = ".".join(location) or None
-    said = shown(value)
     if kind == "extra_forbidden":
-        meant = _meant(location, model)
+        meant = _meant(location, model, search=search)
         cure = f"did you mean {meant!r}?" if meant else "leave it out."
         return ErrorDetail(
             param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=meant
@@ -190,7 +224,9 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> Erro
         return ErrorDetail(param=param, message=f"{param} is required; add it.", code="missing_field")
     if kind == "string_pattern_mismatch" and (field := _field(location, model)) is not None and field.description:
         return ErrorDetail(
-            param=param, message=f"{param} is {said}; it must be {field.description}.", code="invalid_value"
+            param=param,
+            message=f"{param} is {shown(fault['input'])}; it must be {field.description}.",
+            code="invalid_value",
         )
     return value_detail(param, fault)
 
@@ -217,12 +253,11 @@ def value_detail(param: str | None, fault: Any) -> ErrorDetail:
     if kind in ("literal_error", "enum"):
         expected = context["expected"]
         options = tuple(option.strip("' ") for option in expected.replace(" or ", ", ").split(", "))
-        close = difflib.get_close_matches(str(value), options, n=1)
         return ErrorDetail(
             param=param,
             message=f"{param} is {said}; it must be {expected}.",
             code="invalid_value",
-            suggestion=close[0] if close else None,
+            suggestion=closest(value, options) if isinstance(value, str) else None,
         )
     if kind in _TYPE_WORDS:
         return ErrorDetail(
@@ -248,7 +283,7 @@ def _location(loc: tuple[Any, ...], data: object) -> list[str]:
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
         if isinstance(at, Mapping) and part in at:
-            path.append(_cut(str(part)))
+            path.append(cut(str(part)))
             at = at[part]
         elif isinstance(at, list) and isinstance(part, int) and part < len(at):
             path.append(str(part))
@@ -269,8 +304,36 @@ def shown(value: object) -> str:
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return _cut(repr(value))
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > MAX_SHOWN:
+            break
+    return cut(text)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+def _pieces(value: object) -> Iterator[str]:
+    """``repr(value)`` in pieces, so that only the beginning of a large value is ever written."""
+    if isinstance(value, str):
+        yield repr(value[: MAX_SHOWN + 1])
+    elif isinstance(value, dict):
+        yield "{"
+        for index, (name, item) in enumerate(value.items()):
+            yield ", " if index else ""
+            yield from _pieces(name)
+            yield ": "
+            yield from _pieces(item)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for index, item in enumerate(value):
+            yield ", " if index else ""
+            yield from _pieces(item)
+        yield "]"
+    else:
+        yield repr(value)
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that is too long to be repeated."""
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -1,0 +1,208 @@
+"""A request that contains too much of something is refused at once, and others are answered meanwhile."""
+
+import json
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract.test_bounds import LARGE
+from tests.harness.valkey import ValkeyServer
+from tests.server.rows import Rows
+from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
+from zeta_core.contract.identifiers import new_id
+
+MAX_SPEC_BYTES = 64 * 1024
+LONGEST_PAUSE_SECONDS = 2.0  # of /healthz on a machine that is busy with other things
+
+
+@contextmanager
+def answering(server: ServerProcess) -> Generator[list[float]]:
+    """Ask /healthz over and over during the block; yields the seconds that each answer took."""
+    seconds: list[float] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        with server.http(None) as http:
+            while not is_over.is_set():
+                started = time.perf_counter()
+                assert http.get("/healthz").status_code == 200
+                seconds.append(time.perf_counter() - started)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def generous(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that takes specs of 4 MiB, so that only its checks protect it."""
+    home = tmp_path_factory.mktemp("generous")
+    with serving(home, shared_valkey.url, ZETA_MAX_SPEC_BYTES=str(2**22)) as process:
+        yield process
+
+
+def body_of(name: str, num_bytes: int) -> bytes:
+    """A spec with the fields of `LARGE`, of about this size."""
+    count = 64
+    while len(body := json.dumps({**SPEC, **LARGE[name](count)}).encode()) < num_bytes:
+        count = count * 3 // 2
+    return body
+
+
+def test_the_server_answers_others_while_it_checks_large_specs(generous: ServerProcess) -> None:
+    duplicates = ("{" + ",".join(f'"n{i}": 1' for i in range(60_000)) + ', "n1": 1}').encode()
+    bodies = [*(body_of(name, 500_000) for name in LARGE), duplicates]
+    with generous.http() as http, answering(generous) as seconds:
+        for body in bodies:
+            answer = http.post("/v1/jobs", content=body)
+            assert answer.status_code in (201, 422), answer.text[:200]
+            assert answer.elapsed.total_seconds() < 10
+            assert len(answer.content) < 128 * 1024 or answer.status_code == 201
+        assert http.get("/v1/jobs").status_code == 200
+    assert max(seconds) < LONGEST_PAUSE_SECONDS, sorted(seconds)[-5:]
+    assert sorted(seconds)[len(seconds) // 2] < 0.1
+
+
+def test_a_spec_has_a_limit_that_its_refusal_names(server: ServerProcess, http: httpx.Client) -> None:
+    def padded(num_bytes: int) -> bytes:
+        body = json.dumps(SPEC).encode()
+        return body + b" " * (num_bytes - len(body))
+
+    assert http.post("/v1/jobs/validate", content=padded(MAX_SPEC_BYTES)).status_code == 200
+    for path in ("/v1/jobs", "/v1/jobs/validate", f"/v1/jobs/{submit(http)['id']}/rerun"):
+        for content in (padded(MAX_SPEC_BYTES + 1), iter([padded(MAX_SPEC_BYTES + 1)])):
+            answer = http.post(path, content=content)
+            assert (answer.status_code, error_of(answer)["code"]) == (413, "too_large")
+            assert f"{MAX_SPEC_BYTES} bytes that a spec may have (ZETA_MAX_SPEC_BYTES)" in answer.text
+
+
+def test_reruns_of_reruns_do_not_grow_beyond_the_limit(http: httpx.Client) -> None:
+    def rerun(job_id: str, number: int) -> httpx.Response:
+        config = {f"field_{number}": "x" * 30_000}
+        return http.post(f"/v1/jobs/{job_id}/rerun", json={"patch": {"model": {"config": config}}})
+
+    first = rerun(submit(http)["id"], 1)
+    second = rerun(first.json()["id"], 2)
+    third = rerun(second.json()["id"], 3)
+    assert [answer.status_code for answer in (first, second, third)] == [201, 201, 413]
+    assert error_of(third)["code"] == "too_large"
+
+
+def test_a_thousand_files_are_found_by_one_query(server: ServerProcess, http: httpx.Client, rows: Rows) -> None:
+    """The files are looked up inside the write transaction, which must stay short."""
+    made = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
+    unknown = [new_id("file") for _ in range(999)]
+    with answering(server) as seconds:
+        answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made, *unknown]}})
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], len(error["details"])) == (422, "file_not_found", 50)
+    assert "998 more" in error["message"]
+    assert unknown[0] in error["message"]
+    assert max(seconds) < LONGEST_PAUSE_SECONDS
+    repeated = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made] * 1000}})
+    assert repeated.status_code == 201
+    too_many = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made] * 1001}})
+    assert "at most 1000 entries" in error_of(too_many)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "params"),
+    [
+        ("/v1/jobs", [(f"metadata[k{i}]", "v") for i in range(2000)]),
+        ("/v1/jobs", [(f"stat{i}", "v") for i in range(2000)]),
+        ("/v1/jobs", [("status", f"queue{i}") for i in range(2000)]),
+        ("/v1/workers", [(f"limi{i}", "1") for i in range(2000)]),
+        ("/v1/jobs/validate", [(f"limi{i}", "1") for i in range(2000)]),
+        ("/v1/jobs", [("after", "job_" + "0" * 20_000)]),
+        ("/v1/jobs", [("limit", "1" * 20_000)]),
+        ("/v1/files", [("x" * 20_000, "1")]),
+    ],
+)
+def test_a_query_of_thousands_of_parameters_is_refused(
+    server: ServerProcess, http: httpx.Client, path: str, params: Any
+) -> None:
+    method = "POST" if path.endswith("validate") else "GET"
+    with answering(server) as seconds:
+        answer = http.request(method, path, params=httpx.QueryParams(params))
+    assert answer.status_code == 422, answer.text[:300]
+    assert len(answer.content) < 32 * 1024
+    assert len(error_of(answer)["details"]) <= 50
+    assert answer.elapsed.total_seconds() < 5
+    assert max(seconds, default=0) < LONGEST_PAUSE_SECONDS
+
+
+def test_a_repeated_status_is_one_filter(http: httpx.Client) -> None:
+    job_id = submit(http, entity_name="repeated")["id"]
+    query = "&".join(["entity_name=repeated", *["status=queued"] * 2500])
+    assert [job["id"] for job in http.get(f"/v1/jobs?{query}").json()["data"]] == [job_id]
+
+
+def test_long_ids_paths_and_ranges_are_answered_shortly(http: httpx.Client) -> None:
+    file_id = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
+    for path in (f"/v1/jobs/{'j' * 20_000}", f"/v1/files/{'f' * 20_000}", f"/{'n' * 20_000}"):
+        answer = http.get(path)
+        assert (answer.status_code, len(answer.content) < 1000) == (404, True)
+    ranges = "bytes=" + ",".join(f"{i}-{i}" for i in range(3000))
+    many = http.get(f"/v1/files/{file_id}/content", headers={"Range": ranges})
+    assert (many.status_code, many.content) == (200, b"text")
+    tags = ",".join(f'"{i}"' for i in range(3000))
+    assert http.get(f"/v1/files/{file_id}/content", headers={"If-None-Match": tags}).status_code == 200
+
+
+def test_a_glob_of_many_stars_is_matched_at_once(server: ServerProcess, http: httpx.Client, rows: Rows) -> None:
+    job_id = rows.job()
+    files: dict[str, Any] = {"a" * 200: ("weights", b"w")}
+    rows.checkpoint(job_id, "step-1", 1, files)
+    with answering(server) as seconds:
+        answer = http.get(f"/v1/jobs/{job_id}/checkpoints/step-1/archive", params={"include": "*a" * 499 + "b"})
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
+    assert answer.elapsed.total_seconds() < 5
+    assert max(seconds, default=0) < LONGEST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("text", "character"),
+    [
+        ("\x1b[2J", "U+001B"),
+        ("\x9b31m", "U+009B"),
+        ("\u202eexe.txt", "U+202E"),
+        ("\u2066x", "U+2066"),
+        ("over\rwritten", "U+000D"),
+        ("bell\x07", "U+0007"),
+        ("\x7f", "U+007F"),
+    ],
+)
+def test_control_characters_are_refused_wherever_they_stand(http: httpx.Client, text: str, character: str) -> None:
+    for fields, param in (
+        ({"entity_name": text}, "entity_name"),
+        ({"metadata": {"note": text}}, "metadata.note"),
+        ({"metadata": {text: "x"}}, "metadata.(name)"),
+        ({"model": {"config": {"model_type": "llama", "names": ["a", text]}}}, "model.config.names.1"),
+        ({text: 1}, "(name)"),
+    ):
+        answer = http.post("/v1/jobs", json={**SPEC, **fields})
+        error = error_of(answer)
+        assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_text", param)
+        assert character in error["message"]
+        assert text not in answer.text
+
+
+def test_ordinary_text_of_any_script_is_kept(http: httpx.Client, tmp_path: Path) -> None:
+    metadata = {
+        "note": "line one\nline two\r\n\tindented",
+        "日本\u3000語": "no\u00a0break 👨\u200d👩\u200d👧 שלום\u200f",
+    }
+    job = submit(http, metadata=metadata, entity_name="e\u0301 日本\u3000語")
+    assert (job["metadata"], job["entity_name"]) == (metadata, "e\u0301 日本\u3000語")
+    several = http.post("/v1/jobs", json={**SPEC, "entity_name": "two\nlines"})
+    assert (several.status_code, error_of(several)["param"]) == (422, "entity_name")

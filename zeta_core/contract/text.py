@@ -1,0 +1,36 @@
+"""Control characters: what a user's text may not contain, because it would act on the terminal of whoever reads it.
+
+They are the C0 and C1 controls (escape sequences begin with one) and the characters that override the direction of
+text. Joiners, marks and every kind of space are ordinary text.
+"""
+
+from __future__ import annotations
+
+import re
+
+_DIRECTIONS = "\u202a-\u202e\u2066-\u2069"  # embeddings, overrides and isolates (Unicode TR 9)
+_UNSTORABLE = "\ud800-\udfff"  # half a surrogate pair; with NUL, what databases refuse
+_IN_TEXT = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_DIRECTIONS}{_UNSTORABLE}]|\r(?!\n)")
+_IN_LINE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{_DIRECTIONS}{_UNSTORABLE}]")
+
+
+def control_character(text: str, *, in_line: bool = False) -> str | None:
+    """The first control character of ``text`` as ``U+001B``, or ``None``.
+
+    Text of several lines may contain tabs and line ends; with ``in_line`` it may not.
+    """
+    match = (_IN_LINE if in_line else _IN_TEXT).search(text)
+    return None if match is None else f"U+{ord(match.group()):04X}"
+
+
+def in_one_line(value: str) -> str:
+    """``value``, for a pydantic validator. Raises `ValueError` where it contains a control character or a line end."""
+    found = control_character(value, in_line=True)
+    if found is not None:
+        raise ValueError(f"it contains the control character {found}; remove it")
+    return value
+
+
+def escape_controls(text: str, *, in_line: bool = True) -> str:
+    r"""``text`` with every control character written as ``\x1b``, for logs and terminals."""
+    return (_IN_LINE if in_line else _IN_TEXT).sub(lambda match: ascii(match.group())[1:-1], text)

@@ -22,7 +22,7 @@ from typing import Any, cast
 from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.data_folder import Split, find_data_files
-from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.formats import suffixes_of
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
@@ -126,8 +126,8 @@ class _Data:
         for number, file in enumerate(files, 1):
             stored = self.upload(file, "dataset")
             ids.append(stored.id)
-            if number <= SHOWN_UPLOADS:
-                self.say(f"{shown_path(file)} is {stored.id} ({stored.bytes:,} bytes)")
+            if number <= SHOWN_UPLOADS or stored.filename != file.name:
+                self.say(uploaded(file, stored))
         if len(files) > SHOWN_UPLOADS:
             self.say(f"{len(files) - SHOWN_UPLOADS:,} more files are uploaded.")
         return ids
@@ -168,7 +168,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _told(path: Path, upload: Upload, say: Say) -> str:
     stored = upload_model(path, upload)
-    say(f"{path} is {stored.id} ({stored.bytes:,} bytes)")
+    say(f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes)")
     return stored.id
 
 
@@ -182,7 +182,14 @@ def upload_model(path: Path, upload: Upload) -> StoredFile:
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         with tempfile.TemporaryDirectory(prefix="zeta-model-") as folder:
             packed = Path(folder) / f"{path.resolve().name.removesuffix('.gguf')}.tar"
-            pack_model(path, packed)
+            try:
+                pack_model(path, packed)
+            except OSError as error:
+                raise Unavailable(
+                    f"{shown_path(path)} cannot be packed in {tempfile.gettempdir()}: {error.strerror}; make room "
+                    "there, or set TMPDIR to another folder.",
+                    code="disk",
+                ) from error
             return upload(packed, "model")
     if path.exists() and not tarfile.is_tarfile(path):
         raise InvalidRequest(
@@ -218,6 +225,12 @@ def _model_files(folder: Path) -> Iterable[Path]:
         parts = file.relative_to(folder).parts
         if file.is_file() and parts[0] != TRAINING_STATE_NAME and not any(part.startswith(".") for part in parts):
             yield file
+
+
+def uploaded(path: Path, stored: StoredFile) -> str:
+    """What a local file became; its stored name, where that differs."""
+    name = "" if stored.filename == path.name else f", stored as {printable(stored.filename)}"
+    return f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes{name})"
 
 
 def exists(path: Path) -> bool:

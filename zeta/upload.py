@@ -1,18 +1,24 @@
-"""A local file to the service: hashed first, sent only if the service has not got it, streamed from the disk."""
+"""Upload a local file: hashed first, sent only if the service lacks it, streamed from the disk."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Callable
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import httpx
 
 from zeta.transport import Transport, read_answer
 from zeta_core.contract.answers import FilePurpose, Page, StoredFile
 from zeta_core.contract.errors import InvalidRequest, Unavailable
+from zeta_core.contract.printable import printable
 
 CHUNK_BYTES = 1 << 20
 ANSWER_SECONDS = 300.0  # the server may still be writing to a slow disk after the last byte
@@ -21,23 +27,46 @@ ANSWER_SECONDS = 300.0  # the server may still be writing to a slow disk after t
 def upload(
     transport: Transport, path: Path, purpose: FilePurpose, *, on_bytes: Callable[[int, int], None] | None = None
 ) -> StoredFile:
-    """The stored file with these bytes and this purpose, uploaded now unless it is there already.
+    """The stored file with these bytes and this purpose, uploaded now unless the service has it already.
 
-    Raises `InvalidRequest` for a path that is no readable file, an empty one, or one that changes meanwhile.
+    Raises `InvalidRequest` if the path is not a readable regular file, is empty, or changes during the upload.
     """
+    shown = printable(str(path))
     try:
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size == 0:
-                raise InvalidRequest(f"{path} is empty; there is nothing in it to upload.", code="empty_file")
+                raise InvalidRequest(f"{shown} is empty; there is nothing in it to upload.", code="empty_file")
             sha256 = _sha256(stream)
             return _known(transport, sha256, purpose) or _send(
                 transport, path.name, stream, size, sha256, purpose, on_bytes
             )
-    except IsADirectoryError as error:
-        raise InvalidRequest(f"{path} is a folder; name a file.", code="not_a_file") from error
     except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", code="unreadable_file") from error
+        raise InvalidRequest(f"{shown} cannot be read: {error.strerror or error}.", code="unreadable_file") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file. Raises `InvalidRequest` if it is something else."""
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits until another process writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as error:
+        raise InvalidRequest(f"{printable(str(path))} is not a valid path: {error}.", code="unreadable_file") from error
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise _not_a_file(path, stat.S_IFSOCK) from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise _not_a_file(path, mode)
+    return open(descriptor, "rb")
+
+
+def _not_a_file(path: Path, mode: int) -> InvalidRequest:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "device")
+    return InvalidRequest(f"{printable(str(path))} is a {kind}; name a regular file.", code="not_a_file")
 
 
 def _sha256(stream: BinaryIO) -> str:
@@ -63,20 +92,18 @@ def _send(
     on_bytes: Callable[[int, int], None] | None,
 ) -> StoredFile:
     pauses = transport.pauses()
+    form = _Form.of(purpose, name)
     while True:
         stream.seek(0)
-        body = _Counted(stream, size, on_bytes)
         try:
             with transport.stream(
                 "POST",
                 "/v1/files",
                 read_seconds=ANSWER_SECONDS,
-                data={"purpose": purpose},  # before the file, so that the server knows it when the bytes come
-                files={"file": (name, body, "application/octet-stream")},
+                headers=form.headers(size),
+                content=form.body(stream, size, on_bytes),
             ) as response:
                 response.read()
-        except httpx.LocalProtocolError as error:  # fewer bytes than were announced
-            raise _changed(name) from error
         except httpx.TransportError as error:
             # The answer may be what was lost: then the file is there now.
             if not pauses.wait():
@@ -96,24 +123,57 @@ def _send(
 
 
 def _changed(name: str) -> InvalidRequest:
-    return InvalidRequest(f"{name} changed while it was uploaded; upload it again.", code="file_changed")
+    return InvalidRequest(f"{printable(name)} changed while it was uploaded; upload it again.", code="file_changed")
 
 
-class _Counted:
-    """A file that tells how much of it was read; httpx asks its length by `seek` and `tell`."""
+def _sent_name(name: str) -> str:
+    """The name that a file is uploaded under: its own, with U+FFFD for each byte that is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
-    def __init__(self, stream: BinaryIO, size: int, on_bytes: Callable[[int, int], None] | None) -> None:
-        self._stream, self._size, self._on_bytes = stream, size, on_bytes
 
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._stream.tell())  # a file that grows meanwhile must not overrun its length
-        chunk = self._stream.read(left if size < 0 else min(size, left))
-        if self._on_bytes is not None:
-            self._on_bytes(self._stream.tell(), self._size)
-        return chunk
+@dataclass(frozen=True)
+class _Form:
+    """A multipart form with the purpose and one file.
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+    httpx's own forms escape only some characters of a file's name, and readers disagree on how to undo that. Here the
+    exact name is in ``filename*`` (RFC 5987); ``filename`` has it as browsers write it (WHATWG HTML, multipart form
+    data), for servers that read only that.
+    """
 
-    def tell(self) -> int:
-        return self._stream.tell()
+    name: str
+    boundary: str
+    beginning: bytes
+    end: bytes
+
+    @classmethod
+    def of(cls, purpose: FilePurpose, name: str) -> _Form:
+        boundary = secrets.token_hex(16)
+        name = _sent_name(name)
+        browser_name = name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")
+        disposition = f'form-data; name="file"; filename="{browser_name}"; filename*=UTF-8\'\'{quote(name, safe="")}'
+        beginning = (
+            # The purpose comes before the file, so that the server knows it when the bytes arrive.
+            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
+            f"--{boundary}\r\nContent-Disposition: {disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        )
+        return cls(name, boundary, beginning.encode(), f"\r\n--{boundary}--\r\n".encode())
+
+    def headers(self, size: int) -> dict[str, str]:
+        length = len(self.beginning) + size + len(self.end)
+        return {"Content-Type": f"multipart/form-data; boundary={self.boundary}", "Content-Length": str(length)}
+
+    def body(self, stream: BinaryIO, size: int, on_bytes: Callable[[int, int], None] | None) -> Iterator[bytes]:
+        """The form's bytes; of a file that grows meanwhile no more than ``size``, its announced length.
+
+        Raises `InvalidRequest` if the file became shorter, so that the request breaks off.
+        """
+        yield self.beginning
+        sent = 0
+        while chunk := stream.read(min(CHUNK_BYTES, size - sent)):
+            yield chunk
+            sent += len(chunk)
+            if on_bytes is not None:
+                on_bytes(sent, size)
+        if sent < size:
+            raise _changed(self.name)
+        yield self.end

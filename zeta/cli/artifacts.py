@@ -94,10 +94,11 @@ def upload(
 
     Bytes that the service has already are not sent again.
     """
-    from zeta.cli.output import print_json, size
+    from zeta.cli.output import notice, print_json, size
     from zeta.cli.transfer import shown_upload
     from zeta.client import Client
-    from zeta.local_inputs import looks_like_a_model, upload_model
+    from zeta.local_inputs import looks_like_a_model, upload_model, uploaded
+    from zeta_core.contract.printable import printable
 
     purpose = purpose or ("model" if looks_like_a_model(path) else "dataset")
     with Client() as client, shown_upload(sys.stderr) as on_bytes:
@@ -106,10 +107,12 @@ def upload(
             return client.upload(file, what, on_bytes=on_bytes)
 
         stored = upload_model(path, send) if purpose == "model" else send(path, purpose)
+    if purpose == "dataset" and stored.filename != path.name:
+        notice(f"{uploaded(path, stored)}.", as_json=as_json)
     if as_json:
         print_json(stored)
     else:
-        print(f"{stored.id}  {stored.filename}  {size(stored.bytes)}  sha256 {stored.sha256}")
+        print(f"{stored.id}  {printable(stored.filename)}  {size(stored.bytes)}  sha256 {stored.sha256}")
 
 
 @app.command(rich_help_panel=ARTIFACTS)

@@ -1,7 +1,8 @@
 """The artifact store: a folder that server and workers share, laid out by `contract.layout`.
 
 Guarantees: an upload appears under its key by one rename, after its bytes were flushed to the disk, or not at all; a
-temporary file is locked while it is written, so that cleaning up after a crash never takes one that is in use. Every
+temporary file is locked while it is written, so that cleaning up after a crash never takes one that is in use. Uploads
+never take the last `min_free_bytes` of the disk, which the database and the workers need. Every
 key is built from ids, names and manifest paths that were checked here: nothing a client sends can leave the folder.
 Not guaranteed: what happens when somebody else changes the folder's files.
 
@@ -17,7 +18,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
+from server.settings import ServerSettings
 from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
@@ -33,7 +36,7 @@ from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key, j
 logger = logging.getLogger(__name__)
 
 INCOMING = "incoming"  # uploads under way, on the same file system as what they become
-KEEP_FREE_BYTES = 256 * 2**20  # an upload that would leave less than this is refused
+_YOUNG_SECONDS = 60.0  # a temporary file may not be locked yet
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,17 @@ class StoredCheckpoint:
 class Incoming:
     """An upload under way: `write` its bytes, then `keep` it under a key or `drop` it. Hashes as it writes."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, min_free_bytes: int) -> None:
+        self.path = path
         self._file = file
-        self._path = path
+        self._min_free_bytes = min_free_bytes
         self._sha256 = hashlib.sha256()
         self.num_bytes = 0
 
-    def write(self, pieces: Iterable[memoryview]) -> None:
-        """Append ``pieces``. Raises `Unavailable` when the disk is full, or refuses."""
+    def write(self, pieces: Sequence[memoryview]) -> None:
+        """Append ``pieces``. Raises `Unavailable` when they would take the disk's reserve, or when it refuses."""
         try:
+            require_free(self.path.parent, sum(map(len, pieces)), self._min_free_bytes)
             for piece in pieces:
                 self._sha256.update(piece)
                 self.num_bytes += len(piece)
@@ -71,11 +76,17 @@ class Incoming:
         """The hex digest of what was written so far."""
         return self._sha256.hexdigest()
 
-    def keep(self, target: Path) -> None:
-        """Give the file its place: flushed to the disk, then renamed. Raises `Unavailable`."""
+    def flush(self) -> None:
+        """Flush the bytes to the disk, which takes long for a large file. Raises `Unavailable`."""
         try:
             os.fsync(self._file.fileno())
-            self._path.replace(target)
+        except OSError as error:
+            raise _refused(error) from error
+
+    def keep(self, target: Path) -> None:
+        """Rename the flushed file to ``target``. Raises `Unavailable`."""
+        try:
+            self.path.replace(target)
             sync_directory(target.parent)
         except OSError as error:
             raise _refused(error) from error
@@ -83,13 +94,14 @@ class Incoming:
 
     def drop(self) -> None:
         """Remove the file unless it was kept; harmless when repeated."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self._file.close()
 
 
 class ArtifactStore:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self.root = root
+        self._min_free_bytes = min_free_bytes
 
     def prepare(self) -> None:
         """Make the folders and remove what a killed server's uploads left. Raises `InvalidSettings`."""
@@ -102,24 +114,35 @@ class ArtifactStore:
                 param="ZETA_ARTIFACTS_URL",
             ) from error
         for left in (self.root / INCOMING).iterdir():
-            with left.open("rb") as file:
-                if _lock(file):
-                    left.unlink(missing_ok=True)
-                    logger.info("Removed %s, which an upload that never ended had left.", left)
+            _remove_if_left(left)
 
-    def free_bytes(self) -> int:
-        """The bytes that uploads may still take."""
-        return max(0, shutil.disk_usage(self.root).free - KEEP_FREE_BYTES)
+    def require_free(self, num_bytes: int) -> None:
+        """Raise `Unavailable` where an upload of so many bytes would take the disk's reserve."""
+        require_free(self.root, num_bytes, self._min_free_bytes)
 
-    def open_incoming(self) -> Incoming:
+    def open_incoming(self, project: str) -> Incoming:
         """A new, locked temporary file on the store's own file system. Raises `Unavailable`."""
         try:
-            handle, name = tempfile.mkstemp(dir=self.root / INCOMING, prefix="upload-")
+            handle, name = tempfile.mkstemp(dir=self.root / INCOMING, prefix=_incoming_prefix(project))
         except OSError as error:
             raise _refused(error) from error
         file = os.fdopen(handle, "wb", buffering=0)
         assert _lock(file), f"the new temporary file {name} is locked by somebody else"
-        return Incoming(file, Path(name))
+        return Incoming(file, Path(name), self._min_free_bytes)
+
+    def incoming_bytes(self, project: str, besides: Collection[Path]) -> int:
+        """The bytes of the project's open uploads but those ``besides``; what a killed server left is removed."""
+        num_bytes = 0
+        for path in (self.root / INCOMING).glob(f"{_incoming_prefix(project)}*"):
+            if path in besides:
+                continue
+            try:
+                status = path.stat()
+                if time.time() - status.st_mtime < _YOUNG_SECONDS or not _remove_if_left(path):
+                    num_bytes += status.st_size
+            except FileNotFoundError:
+                continue  # it has just ended
+        return num_bytes
 
     def file_path(self, file_id: str) -> Path:
         """Where the bytes of an uploaded file lie."""
@@ -153,6 +176,45 @@ class ArtifactStore:
 
     def _path(self, key: PurePosixPath) -> Path:
         return self.root.joinpath(*key.parts)
+
+
+def _incoming_prefix(project: str) -> str:
+    """A project's temporary files, whatever characters its name has."""
+    return f"upload-{hashlib.sha256(project.encode()).hexdigest()[:16]}-"
+
+
+def _remove_if_left(path: Path) -> bool:
+    """Remove a temporary file unless a running server holds it."""
+    with path.open("rb") as file:
+        if not _lock(file):
+            return False
+        path.unlink(missing_ok=True)
+    logger.info("Removed %s, which an interrupted upload left.", path)
+    return True
+
+
+def require_free(folder: Path, num_bytes: int, min_free_bytes: int) -> None:
+    """Raise `Unavailable` where writing ``num_bytes`` would leave less than ``min_free_bytes`` on the file system."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes - num_bytes < min_free_bytes:
+        raise Unavailable(
+            f"The upload needs {num_bytes} bytes now and its disk has {free_bytes} free, of which {min_free_bytes} "
+            "are reserved (ZETA_SERVER_MIN_FREE_BYTES); free space on it and send the file again.",
+            code="disk_full",
+        )
+
+
+def disk_state(settings: ServerSettings) -> str:
+    """``ok``, or which of the server's disks has less than its reserve free; no path, as anybody may read it."""
+    for name, folder in (("home", settings.home), ("artifact store", settings.artifacts)):
+        try:
+            free_bytes = shutil.disk_usage(folder).free
+        except OSError as error:
+            return f"the disk of the {name} cannot be reached: {error.strerror}"
+        if free_bytes < settings.server_min_free_bytes:
+            reserve = f"less than the reserve of {settings.server_min_free_bytes} (ZETA_SERVER_MIN_FREE_BYTES)"
+            return f"the disk of the {name} has {free_bytes} bytes free, {reserve}; free space on it"
+    return "ok"
 
 
 def _refused(error: OSError) -> Unavailable:

@@ -16,6 +16,7 @@ from server.database.db import Database
 from server.database.schema import require_schema
 from server.engine.engine import Engine
 from server.engine.stored import Subscription
+from server.files.quota import OpenUploads
 from server.removal import finish_deletions
 from server.settings import ServerSettings
 
@@ -47,6 +48,7 @@ class Service:
     database: Database
     store: ArtifactStore
     engine: Engine
+    uploads: OpenUploads
     stopping: Stopping = field(default_factory=Stopping)
 
 
@@ -56,7 +58,7 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
     database = Database(settings.database)
     try:
         await require_schema(database)
-        store = ArtifactStore(settings.artifacts)
+        store = ArtifactStore(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
         await asyncio.to_thread(store.prepare)
         await keep_admin_key(database, settings.api_key)
         engine = Engine(database, settings)
@@ -64,7 +66,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
         stopped = asyncio.Event()
         removal = asyncio.create_task(finish_deletions(database, store, stopped))
         try:
-            yield Service(settings, database, store, engine)
+            uploads = OpenUploads(database, store, settings.project_quota_bytes)
+            yield Service(settings, database, store, engine, uploads)
         finally:
             stopped.set()
             await engine.stop()

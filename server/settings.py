@@ -7,6 +7,7 @@ from pydantic import Field
 from zeta_core.contract.settings import ApiKey, FleetSettings, Settings
 
 GIBIBYTE = 2**30
+MIN_FREE_BYTES = 256 * 2**20
 
 
 class DatabaseSettings(Settings):
@@ -29,6 +30,11 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="the JSON body of a request")
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
+    upload_idle_seconds: float = Field(default=60, gt=0, description="an upload without a byte for so long ends")
+    upload_max_seconds: float = Field(default=24 * 3600, gt=0, description="an upload that takes longer ends")
+    server_min_free_bytes: int = Field(
+        default=MIN_FREE_BYTES, ge=0, description="of the artifact store's and the home's disk; uploads never take it"
+    )
     project_max_running: int | None = Field(
         default=None, ge=1, description="jobs of a project that run at once; the others wait; unset: no limit"
     )

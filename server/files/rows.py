@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import Request
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import FileRow, JobRow
-from server.files.uploads import MAX_FORM_BYTES, receive
+from server.files.uploads import MAX_FORM_BYTES, check_length, receive
 from server.http.pages import PageQuery, newest_first, page, storable
 from server.http.ranges import Content, FilePart
 from server.service import Service
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
-from zeta_core.contract.errors import Conflict, NotFound, QuotaExceeded
+from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job import ENDED
 from zeta_core.contract.validation import shown
@@ -24,49 +24,24 @@ from zeta_core.contract.validation import shown
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
     """Store the file of a multipart body. Raises `QuotaExceeded`, and what `uploads.receive` raises."""
     length = request.headers.get("content-length", "")
-    await _check_quota(service, caller, int(length) - MAX_FORM_BYTES if length.isdigit() else 0)
-    received = await receive(request, service.store, service.settings.max_upload_bytes)
-    incoming = received.incoming
-    file_id, created_at = new_id_at("file")
-    row = FileRow(
-        id=file_id,
-        project=caller.project,
-        created_by=caller.key_id,
-        filename=received.filename,
-        bytes=incoming.num_bytes,
-        sha256=incoming.sha256,
-        purpose=received.purpose,
-        created_at=created_at,
-    )
-    target = service.store.file_path(row.id)
-    try:
-        await _check_quota(service, caller, incoming.num_bytes)  # a chunked body told no length
-        await asyncio.to_thread(incoming.keep, target)
-        async with service.database.write() as session:
-            session.add(row)
-    except BaseException:
-        incoming.drop()
-        target.unlink(missing_ok=True)
-        raise
-    return _described(row)
-
-
-async def _check_quota(service: Service, caller: Caller, num_bytes: int) -> None:
-    """Raise `QuotaExceeded` where ``num_bytes`` more are beyond what the caller's project may store.
-
-    Uploads that end at the same moment may pass it together, each by less than its own size.
-    """
-    quota = service.settings.project_quota_bytes
-    if quota is None:
-        return
-    async with service.database.read() as session:
-        used = await session.scalar(select(func.sum(FileRow.bytes)).where(FileRow.project == caller.project)) or 0
-    if used + num_bytes > quota:
-        raise QuotaExceeded(
-            f"Project {caller.project!r} stores {used} of its {quota} bytes (ZETA_PROJECT_QUOTA_BYTES), and this file "
-            "does not fit; delete files that no job needs.",
-            param="file",
+    announced = int(length) - MAX_FORM_BYTES if length.isdigit() and len(length) <= 18 else 0
+    check_length(length, service.settings.max_upload_bytes)
+    await asyncio.to_thread(service.store.require_free, max(0, announced))
+    async with service.uploads.open(caller.project, max(0, announced)) as opened:
+        received = await receive(request, service.uploads, opened, service.settings)
+        file_id, created_at = new_id_at("file")
+        row = FileRow(
+            id=file_id,
+            project=caller.project,
+            created_by=caller.key_id,
+            filename=received.filename,
+            bytes=opened.incoming.num_bytes,
+            sha256=opened.incoming.sha256,
+            purpose=received.purpose,
+            created_at=created_at,
         )
+        await service.uploads.keep(opened, row)
+    return _described(row)
 
 
 async def list_files(service: Service, caller: Caller, sha256: str | None, asked: PageQuery) -> Page[StoredFile]:

@@ -1,13 +1,16 @@
 """Uploads: a multipart body parsed as it arrives, straight into the store's temporary file, hashed on the way.
 
 Guarantees: the body is never whole in memory nor on the disk twice; no byte of it is read before the caller was known
-and the announced length fitted the limit and the disk; whatever ends the upload early leaves nothing behind.
+and the announced length fitted the limit and the disk; every byte counts against the quota and the disk's reserve when
+it arrives (`server.files.quota`); whatever ends the upload early leaves nothing behind; an upload that stands still, or
+takes too long, is ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,52 +18,77 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.artifacts import ArtifactStore, Incoming
 from server.files.formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
+from server.files.quota import OpenUpload, OpenUploads
+from server.settings import ServerSettings
 from zeta_core.contract.answers import FilePurpose
-from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, TooLarge, Unavailable
+from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
 from zeta_core.contract.validation import error_of, nearest
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-WRITE_BYTES = 4 << 20  # one trip to a thread for so many bytes: hashing and writing them never hold up the loop
 MAX_FORM_BYTES = 64 * 1024  # beside the file itself: boundaries, part headers, `purpose`
 FIELDS = ("file", "purpose")
 
 
-@dataclass
-class Upload:
-    """A complete upload, still a temporary file."""
+@dataclass(frozen=True)
+class Received:
+    """The form of a complete upload, whose bytes are in its temporary file."""
 
     filename: str
     purpose: FilePurpose
-    incoming: Incoming
 
 
-async def receive(request: Request, store: ArtifactStore, max_bytes: int) -> Upload:
-    """Read the multipart body. Raises `TooLarge`, `MalformedRequest`, `InvalidRequest` or `Unavailable`."""
+async def receive(request: Request, uploads: OpenUploads, upload: OpenUpload, settings: ServerSettings) -> Received:
+    """Read the multipart body into the upload's temporary file.
+
+    Raises `TooLarge`, `MalformedRequest`, `InvalidRequest`, `RequestTimeout`, `QuotaExceeded` or `Unavailable`.
+    """
     boundary = _boundary(request.headers.get("content-type", ""))
-    _check_length(request.headers.get("content-length"), max_bytes, await asyncio.to_thread(store.free_bytes))
-    incoming = await asyncio.to_thread(store.open_incoming)
-    try:
-        form = _Form(max_bytes)
-        await _read(request.stream(), form, boundary, incoming)
-        return _complete(form, incoming)
-    except BaseException:
-        incoming.drop()
-        raise
+    form = _Form(settings.max_upload_bytes)
+    await _read(_in_time(request.stream(), settings), form, boundary, uploads, upload)
+    return _complete(form)
 
 
-async def _read(body: AsyncIterable[bytes], form: _Form, boundary: bytes, incoming: Incoming) -> None:
+async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> AsyncGenerator[bytes]:
+    """The body's pieces. Raises `RequestTimeout` where none comes for long, or the last one comes too late."""
+    idle, longest = settings.upload_idle_seconds, settings.upload_max_seconds
+    deadline = time.monotonic() + longest
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, min(idle, left))):
+                piece = await anext(body, None)
+        except TimeoutError as error:
+            if left <= idle:
+                raise RequestTimeout(
+                    f"The upload took longer than {longest:g} s (ZETA_UPLOAD_MAX_SECONDS); send a smaller file, or "
+                    "send it over a faster connection.",
+                    code="upload_timeout",
+                ) from error
+            raise RequestTimeout(
+                f"No byte of the upload arrived for {idle:g} s (ZETA_UPLOAD_IDLE_SECONDS); send it again.",
+                code="upload_timeout",
+            ) from error
+        if piece is None:
+            return
+        yield piece
+
+
+async def _read(
+    body: AsyncIterable[bytes], form: _Form, boundary: bytes, uploads: OpenUploads, upload: OpenUpload
+) -> None:
     """Parse the body while a thread hashes and writes what was parsed before: two batches in memory at most."""
     writing: asyncio.Task[None] | None = None
+    incoming = upload.incoming
     try:
         parser = MultipartParser(boundary, form.callbacks())
         async for chunk in body:
             parser.write(chunk)
             form.check()
-            if form.pending_bytes >= WRITE_BYTES:
+            await uploads.count(upload, form.num_bytes - upload.num_bytes)
+            if form.pending_bytes >= uploads.batch_bytes:
                 if writing is not None:
                     await writing
                 writing = asyncio.create_task(asyncio.to_thread(incoming.write, form.take()))
@@ -75,11 +103,11 @@ async def _read(body: AsyncIterable[bytes], form: _Form, boundary: bytes, incomi
             await asyncio.wait([writing])  # the file is not dropped under the thread that writes it
     if not form.is_whole:
         raise MalformedRequest(
-            "The multipart body ends before its last boundary; send it again.", code="incomplete_body"
+            "The multipart body is truncated: its last boundary is missing; send it again.", code="incomplete_body"
         )
 
 
-def _complete(form: _Form, incoming: Incoming) -> Upload:
+def _complete(form: _Form) -> Received:
     purpose = form.purpose()
     details: list[ErrorDetail] = []
     if form.filename is None:
@@ -93,7 +121,7 @@ def _complete(form: _Form, incoming: Incoming) -> Upload:
     assert purpose is not None
     check_name(form.filename, purpose)
     check_beginning(form.filename, bytes(form.beginning))
-    return Upload(form.filename, purpose, incoming)
+    return Received(form.filename, purpose)
 
 
 def _boundary(content_type: str) -> bytes:
@@ -108,17 +136,10 @@ def _boundary(content_type: str) -> bytes:
     return boundary
 
 
-def _check_length(header: str | None, max_bytes: int, free_bytes: int) -> None:
-    """What the length says before the first byte of the body is read; unknown in a chunked body."""
-    if header is None or not header.isdigit():
-        return
-    if int(header) > max_bytes + MAX_FORM_BYTES:
+def check_length(header: str, max_bytes: int) -> None:
+    """Raise `TooLarge` where the announced length is beyond the limit; a chunked body announces none."""
+    if header.isdigit() and (len(header) > 18 or int(header) > max_bytes + MAX_FORM_BYTES):
         raise _too_large(max_bytes)
-    if int(header) > free_bytes:
-        raise Unavailable(
-            f"The upload has {header} bytes and the artifact store has room for {free_bytes}; make room there.",
-            code="disk_full",
-        )
 
 
 def _too_large(max_bytes: int) -> TooLarge:

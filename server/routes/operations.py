@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
 from server import numbers
+from server.artifacts import disk_state
 from server.callers import TheCaller
 from server.service import TheService
 from zeta_core.contract.answers import Health
@@ -24,12 +27,14 @@ async def is_live() -> Health:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def is_ready(service: TheService) -> Health:
-    """Whether jobs can be taken: 503 without the database, and `degraded` without Redis, where they wait."""
+    """Whether jobs can be taken: 503 without the database; `degraded` without Redis (jobs wait) or disk space."""
     async with service.database.read() as session:
         await session.execute(select(1))
     redis = "ok" if service.engine.redis_ok else "not reachable; jobs are taken and wait"
-    status = "ok" if service.engine.redis_ok else "degraded"
-    return Health(status=status, version=version(), parts={"database": "ok", "redis": redis})
+    disk = await asyncio.to_thread(disk_state, service.settings)
+    parts = {"database": "ok", "redis": redis, "disk": disk}
+    status = "ok" if set(parts.values()) == {"ok"} else "degraded"
+    return Health(status=status, version=version(), parts=parts)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

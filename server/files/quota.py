@@ -1,0 +1,130 @@
+"""Open uploads, counted while their bytes arrive: against the quota of their project, and against the disk's reserve.
+
+Guarantees: the stored files of a project and what this process has received of its open uploads never exceed the quota
+together, whether or not an upload announced its length. Open uploads of other server processes count by the size of
+their temporary files, so several processes can exceed the quota by what they hold in memory, and not by more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from server.artifacts import ArtifactStore, Incoming
+from server.database.db import Database
+from server.database.tables import FileRow
+from zeta_core.contract.errors import QuotaExceeded
+
+FRESH_SECONDS = 1.0  # how long a sum of stored bytes is used again
+BATCH_BYTES = 4 << 20  # written by one trip to a thread where few uploads are open
+MIN_BATCH_BYTES = 256 << 10
+
+
+@dataclass(eq=False)
+class OpenUpload:
+    """One upload under way: its temporary file, and the bytes of the file that have arrived."""
+
+    project: str
+    incoming: Incoming
+    num_bytes: int = 0
+
+
+class OpenUploads:
+    """The open uploads of this process. One per process, used inside its event loop."""
+
+    def __init__(self, database: Database, store: ArtifactStore, quota_bytes: int | None) -> None:
+        self._database = database
+        self._store = store
+        self._quota_bytes = quota_bytes
+        self._open: set[OpenUpload] = set()
+        self._elsewhere: dict[str, tuple[float, int]] = {}  # by project: when it was counted, and the bytes
+        self._counting = asyncio.Lock()
+
+    @property
+    def batch_bytes(self) -> int:
+        """How much of one upload may wait in memory: less, the more uploads are open."""
+        return max(MIN_BATCH_BYTES, BATCH_BYTES // max(1, len(self._open)))
+
+    @asynccontextmanager
+    async def open(self, project: str, announced_bytes: int) -> AsyncGenerator[OpenUpload]:
+        """A new upload until the block ends; its temporary file is removed unless `keep` kept it.
+
+        Raises `QuotaExceeded` where the announced bytes do not fit, and `Unavailable`.
+        """
+        await self._require_room(project, announced_bytes, max_age_seconds=0)
+        upload = OpenUpload(project, await asyncio.to_thread(self._store.open_incoming, project))
+        self._open.add(upload)
+        try:
+            yield upload
+        finally:
+            self._open.discard(upload)
+            upload.incoming.drop()
+
+    async def count(self, upload: OpenUpload, num_bytes: int) -> None:
+        """Add bytes that have arrived. Raises `QuotaExceeded` with the first one beyond the quota."""
+        upload.num_bytes += num_bytes
+        await self._require_room(upload.project, 0, max_age_seconds=FRESH_SECONDS)
+
+    async def keep(self, upload: OpenUpload, row: FileRow) -> None:
+        """Make the upload a stored file: its bytes first, then its row. Raises `QuotaExceeded` and `Unavailable`."""
+        target = self._store.file_path(row.id)
+        await asyncio.to_thread(upload.incoming.flush)
+        async with self._counting:
+            await self._count_elsewhere(upload.project)
+            self._check(upload.project, 0)
+            try:
+                await asyncio.to_thread(upload.incoming.keep, target)
+                async with self._database.write() as session:
+                    session.add(row)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+            self._open.discard(upload)
+            self._add_elsewhere(upload.project, upload.num_bytes)
+
+    async def _require_room(self, project: str, num_bytes: int, *, max_age_seconds: float) -> None:
+        if self._quota_bytes is None:
+            return
+        counted_at, elsewhere = self._elsewhere.get(project, (0.0, 0))
+        is_fresh = time.monotonic() - counted_at < max_age_seconds
+        if is_fresh and elsewhere + self._open_bytes(project) + num_bytes <= self._quota_bytes:
+            return
+        async with self._counting:
+            await self._count_elsewhere(project)
+            self._check(project, num_bytes)
+
+    async def _count_elsewhere(self, project: str) -> None:
+        """Count what the project has stored, and the open uploads of other processes."""
+        if self._quota_bytes is None:
+            return
+        query = select(func.sum(FileRow.bytes)).where(FileRow.project == project)
+        async with self._database.read() as session:
+            stored = await session.scalar(query) or 0
+        own = {upload.incoming.path for upload in self._open}
+        others = await asyncio.to_thread(self._store.incoming_bytes, project, own)
+        self._elsewhere[project] = (time.monotonic(), int(stored) + others)
+
+    def _add_elsewhere(self, project: str, num_bytes: int) -> None:
+        if project in self._elsewhere:
+            counted_at, elsewhere = self._elsewhere[project]
+            self._elsewhere[project] = (counted_at, elsewhere + num_bytes)
+
+    def _open_bytes(self, project: str) -> int:
+        return sum(upload.num_bytes for upload in self._open if upload.project == project)
+
+    def _check(self, project: str, num_bytes: int) -> None:
+        if self._quota_bytes is None:
+            return
+        elsewhere, arrived = self._elsewhere[project][1], self._open_bytes(project)
+        if elsewhere + arrived + num_bytes > self._quota_bytes:
+            raise QuotaExceeded(
+                f"Project {project!r} stores {elsewhere} of its {self._quota_bytes} bytes "
+                f"(ZETA_PROJECT_QUOTA_BYTES), its open uploads have {arrived} more, and this file does not fit; "
+                "delete files that no job needs.",
+                param="file",
+            )

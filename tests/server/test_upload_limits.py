@@ -1,0 +1,211 @@
+"""What open uploads may take: counted while their bytes arrive, over all of a project's, whatever they announced."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.harness.disks import SmallDisk, can_mount
+from tests.harness.waiting import wait_until
+from tests.server.serving import API_KEY, ServerProcess, error_of, serving
+
+QUOTA = 20_000_000
+CHUNK = b"x" * 250_000
+HEAD = (
+    b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+)
+END = b"\r\n--b--\r\n"
+
+
+class Sender:
+    """A chunked upload that is sent piece by piece, and does not end by itself."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        self._send_head()
+        self.send(HEAD)
+
+    def _send_head(self) -> None:
+        self._connection.sendall(
+            f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n"
+            "Content-Type: multipart/form-data; boundary=b\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
+
+    def send(self, piece: bytes) -> bool:
+        """Whether the server still takes pieces."""
+        try:
+            self._connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+        except (ConnectionResetError, BrokenPipeError):
+            return False
+        return True
+
+    def end(self) -> None:
+        self.send(END)
+        with contextlib.suppress(OSError):
+            self._connection.sendall(b"0\r\n\r\n")
+
+    def answer(self) -> bytes:
+        """What the server has answered, until it closes the connection or the answer is whole."""
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while not received.endswith(b"}}") and (piece := self._connection.recv(65536)):
+                received += piece
+                if b"\r\n\r\n" in received and received.startswith(b"HTTP/1.1 2"):
+                    break
+        return received
+
+    def has_answer(self) -> bool:
+        self._connection.setblocking(False)
+        try:
+            return bool(self._connection.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+        finally:
+            self._connection.settimeout(30)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@contextlib.contextmanager
+def senders(server: ServerProcess) -> Generator[Callable[[], Sender]]:
+    opened: list[Sender] = []
+
+    def start() -> Sender:
+        opened.append(Sender(server))
+        return opened[-1]
+
+    try:
+        yield start
+    finally:
+        for sender in opened:
+            sender.close()
+
+
+def incoming_bytes(server: ServerProcess) -> int:
+    total = 0
+    for path in (server.settings.artifacts / "incoming").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def upload(http: httpx.Client, content: bytes) -> httpx.Response:
+    return http.post("/v1/files", files={"file": ("a.txt", content)}, data={"purpose": "dataset"})
+
+
+def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: str) -> None:
+    with (
+        serving(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES=str(QUOTA)) as server,
+        server.http() as http,
+        senders(server) as start,
+    ):
+        assert upload(http, b"x" * 4_000_000).status_code == 201
+        open_uploads = [start() for _ in range(13)]
+        refused: list[Sender] = []
+        for _ in range(40):  # 10 MB of each, 130 MB of all
+            for sender in [one for one in open_uploads if one not in refused]:
+                if not sender.send(CHUNK) or sender.has_answer():
+                    refused.append(sender)
+            assert incoming_bytes(server) <= QUOTA - 4_000_000
+        assert 10 <= len(refused) < 13, "the last ones fit when the others have ended"
+        answer = refused[0].answer()
+        assert not answer or (b"429" in answer.split(b"\r\n")[0] and b"quota_exceeded" in answer)
+        announced = upload(http, b"x" * 15_000_000)
+        assert (announced.status_code, error_of(announced)["code"]) == (429, "quota_exceeded")
+        assert "open uploads" in announced.text
+        (kept, *others) = [one for one in open_uploads if one not in refused]
+        for other in others:
+            other.close()
+        kept.end()
+        assert kept.answer().startswith(b"HTTP/1.1 201 ")
+        stored = sum(file["bytes"] for file in http.get("/v1/files").json()["data"])
+        assert stored == 14_000_000
+        wait_until(lambda: incoming_bytes(server) == 0, 10, "the temporary files to be gone")
+        assert upload(http, b"x" * 5_500_000).status_code == 201
+        assert upload(http, b"x" * 1_000_000).status_code == 429
+
+
+def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: str) -> None:
+    artifacts = {"ZETA_ARTIFACTS_URL": str(tmp_path / "artifacts"), "ZETA_PROJECT_QUOTA_BYTES": str(QUOTA)}
+    with (
+        serving(tmp_path / "one", redis_url, **artifacts) as one,
+        serving(tmp_path / "two", redis_url, **artifacts) as two,
+        senders(one) as start,
+        two.http() as http,
+    ):
+        sender = start()
+        for _ in range(56):
+            assert sender.send(CHUNK)
+        folder = tmp_path / "artifacts" / "incoming"
+        wait_until(lambda: sum(path.stat().st_size for path in folder.iterdir()) >= 8_000_000, 20, "bytes on the disk")
+        refused = upload(http, b"x" * 13_000_000)
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "quota_exceeded")
+        sender.close()
+        wait_until(lambda: upload(http, b"x" * 13_000_000).status_code == 201, 20, "the room to be free again")
+
+
+def test_uploads_leave_the_disks_reserve_to_the_database(tmp_path: Path, redis_url: str) -> None:
+    if not can_mount():
+        pytest.skip("a disk of its own needs root")
+    disk = SmallDisk(tmp_path / "disk", 48)
+    try:
+        reserve = {"ZETA_SERVER_MIN_FREE_BYTES": str(16 << 20)}
+        with (
+            serving(disk.directory / "home", redis_url, **reserve) as server,
+            server.http() as http,
+            senders(server) as start,
+        ):
+            assert http.get("/readyz").json()["parts"]["disk"] == "ok"
+            open_uploads = [start() for _ in range(6)]
+            refused: list[Sender] = []
+            for _ in range(48):  # 12 MB of each, 72 MB of all
+                for sender in [one for one in open_uploads if one not in refused]:
+                    if not sender.send(CHUNK) or sender.has_answer():
+                        refused.append(sender)
+            assert len(refused) >= 3
+            answer = refused[0].answer()
+            assert not answer or (b"503" in answer.split(b"\r\n")[0] and b"disk_full" in answer)
+            announced = upload(http, b"x" * (40 << 20))
+            assert (announced.status_code, error_of(announced)["code"]) == (503, "disk_full")
+            assert "ZETA_SERVER_MIN_FREE_BYTES" in announced.text
+            spec = {"model": {"config": {"model_type": "llama"}}, "dataset": {"builtin": "python-docs"}}
+            assert http.post("/v1/jobs", json=spec).status_code == 201
+            for sender in open_uploads:
+                sender.close()
+            disk.fill()
+            ready = http.get("/readyz").json()
+            assert ready["status"] != "ok"
+            assert "reserve" in ready["parts"]["disk"]
+            disk.free()
+            wait_until(lambda: http.get("/readyz").json()["parts"]["disk"] == "ok", 20, "room on the disk")
+    finally:
+        disk.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "sends_on"), [("ZETA_UPLOAD_IDLE_SECONDS", False), ("ZETA_UPLOAD_MAX_SECONDS", True)]
+)
+def test_an_upload_that_stands_still_or_trickles_is_ended(
+    tmp_path: Path, redis_url: str, setting: str, sends_on: bool
+) -> None:
+    with serving(tmp_path / "home", redis_url, **{setting: "1"}) as server, senders(server) as start:
+        sender = start()
+
+        def is_answered() -> bool:
+            if sends_on:
+                sender.send(b"x")
+            return sender.has_answer()
+
+        wait_until(is_answered, 20, "an answer")
+        answer = sender.answer()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert setting.encode() in answer
+        assert b"upload_timeout" in answer
+        wait_until(lambda: not list((server.settings.artifacts / "incoming").iterdir()), 10, "the file to be gone")

@@ -1,42 +1,112 @@
-"""A job spec as a person writes it: YAML 1.2 or JSON, with ``k.l=v`` on top. Names and values are left to the server.
+"""A job spec as a person writes it: YAML 1.2 or JSON, with ``k.l=v`` on top. Field names are left to the server.
 
-In YAML 1.2 ``1e-4`` is a number and ``no`` a string. What JSON has no word for (dates, sets, keys that are no
-strings) is refused here, with its place, except dates, which become the strings that were written.
+In YAML 1.2 ``1e-4`` is a number and ``no`` a string. The result has JSON's types only, and is read as strictly as the
+server reads a body: UTF-8, one document, no name twice in one object, no number that cannot be stored. A date stays the
+text that was written. Aliases and merge keys work, within a limit on what they expand to; other tags are refused.
 """
 
 from __future__ import annotations
 
 import json
-from datetime import date
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.printable import printable
 
 Spec = dict[str, Any]
 
+MAX_BYTES = 2**24  # no server can be set to accept more (ZETA_MAX_SPEC_BYTES)
+MAX_VALUES = 100_000  # after aliases are expanded
+MAX_DEPTH = 100  # as the server
+MAX_DIGITS = 400  # as the server
 
-def read_spec(file: Path, text: str | None = None) -> Spec:
-    """The spec in a file; ``text`` is its content where that comes from elsewhere (standard input).
+_CORE_TAGS = ("null", "bool", "str", "seq", "map")
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Constructor(SafeConstructor):
+    """Builds JSON's types only; what YAML 1.2's core schema does not know is text, or an error if it is tagged."""
+
+
+def _text_of(_constructor: _Constructor, node: Any) -> str:
+    return str(node.value)
+
+
+def _number_of(_constructor: _Constructor, node: Any) -> int | float | str:
+    """A number of the core schema; what only YAML 1.1 calls a number (``1_000``, ``1:30``, ``0b1``) is text."""
+    text = str(node.value)
+    if re.fullmatch(r"0o[0-7]+|0x[0-9a-fA-F]+", text):
+        return int(text, 0)
+    if re.fullmatch(r"[-+]?[0-9]+", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
+        return float(text)
+    if re.fullmatch(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", text):
+        return float(text.replace(".", ""))
+    return text
+
+
+_known = cast("dict[str | None, Any]", SafeConstructor.yaml_constructors)
+_Constructor.yaml_constructors = {
+    **{f"{_TAG}{name}": _known[f"{_TAG}{name}"] for name in _CORE_TAGS},
+    f"{_TAG}int": _number_of,
+    f"{_TAG}float": _number_of,
+    f"{_TAG}timestamp": _text_of,
+    f"{_TAG}value": _text_of,  # the plain scalar "="
+    None: SafeConstructor.construct_undefined,
+}
+
+
+def read_spec(file: Path, content: bytes | None = None) -> Spec:
+    """The spec in a file; ``content`` has the bytes if they come from elsewhere (standard input).
 
     Raises `InvalidRequest` naming the file and the line.
     """
-    if text is None:
+    name = printable(str(file))
+    if content is None:
         try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InvalidRequest(f"The spec {file} cannot be read: {reason}.", code="unreadable_spec") from error
-    value = _json(file, text) if file.suffix == ".json" else _yaml(str(file), text)
+            with file.open("rb") as stream:
+                content = stream.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InvalidRequest(f"The spec {name} cannot be read: {reason}.", code="unreadable_spec") from error
+    text = _text(name, content)
+    value = _json(name, text) if file.suffix.lower() == ".json" or _is_json(text) else _yaml(name, text)
     if not isinstance(value, dict):
-        shown = "empty" if value is None else f"a {type(value).__name__}"
+        shown = "empty" if value is None else f"a {_KINDS.get(type(value), 'value')}"
         raise InvalidRequest(
-            f"The spec {file} is {shown}; it must map field names to values.", code="invalid_spec_file"
+            f"The spec {name} is {shown}; it must map field names to values.", code="invalid_spec_file"
         )
-    return value
+    return cast(Spec, value)
+
+
+_KINDS = {list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+
+
+def _text(name: str, content: bytes) -> str:
+    """UTF-8 text without a byte order mark. Raises `InvalidRequest`."""
+    if len(content) > MAX_BYTES:
+        raise InvalidRequest(
+            f"The spec {name} has more than {MAX_BYTES:,} bytes; a spec names its data by a path or id.",
+            code="spec_too_large",
+        )
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
+        raise InvalidRequest(f"The spec {name} is UTF-16 or UTF-32 text; save it as UTF-8.", code="unreadable_spec")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InvalidRequest(
+            f"The spec {name} is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}); save it as UTF-8.",
+            code="unreadable_spec",
+        ) from error
 
 
 def apply_settings(spec: Spec, settings: list[str]) -> Spec:
@@ -47,90 +117,193 @@ def apply_settings(spec: Spec, settings: list[str]) -> Spec:
     changed: Spec = json.loads(json.dumps(spec))
     for setting in settings:
         path, separator, text = setting.partition("=")
-        keys = path.strip().split(".")
+        keys = [key.strip() for key in path.split(".")]
         if not separator or not all(keys):
-            raise InvalidRequest(
-                f"--set {setting!r} sets nothing; write a field and a value, such as --set lora.r=16.",
-                code="invalid_setting",
+            raise _invalid_setting(
+                f"--set {setting!r} sets nothing; write a field and a value, such as --set lora.r=16."
             )
-        _set(changed, keys, _yaml(f"--set {path}", text), setting)
+        try:
+            value = _yaml(f"--set {path}", text)
+        except InvalidRequest as error:
+            message = f"{error.message.rstrip('.')}; put text with special characters in quotes: {path}='\"...\"'."
+            raise _invalid_setting(message) from error
+        _set(changed, keys, value, setting)
     return changed
 
 
 def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
     at: Any = spec
     for index, key in enumerate(keys):
-        last = index == len(keys) - 1
+        where = ".".join(keys[:index])
         if isinstance(at, list):
-            if not key.isdecimal() or int(key) >= len(at):
-                where = ".".join(keys[:index])
-                raise InvalidRequest(
-                    f"--set {setting!r}: {where} is a list of {len(at)}; name a place from 0 to {len(at) - 1}.",
-                    code="invalid_setting",
-                )
-            place: Any = int(key)
+            items = cast("list[Any]", at)
+            if not _is_index(key) or int(key) >= len(items):
+                place = f"name a place from 0 to {len(items) - 1}" if items else f"set {where} itself"
+                raise _invalid_setting(f"--set {setting!r}: {where} is a list of {len(items)}; {place}.")
+            name: Any = int(key)
         elif isinstance(at, dict):
-            place = key
+            name = key
         else:
-            where = ".".join(keys[:index])
-            raise InvalidRequest(
-                f"--set {setting!r}: {where} is {at!r}, which has no fields; set {where} itself.",
-                code="invalid_setting",
-            )
-        if last:
-            at[place] = value
+            raise _invalid_setting(f"--set {setting!r}: {where} is {at!r}, which has no fields; set {where} itself.")
+        if index == len(keys) - 1:
+            at[name] = value
         else:
-            if isinstance(at, dict) and at.get(place) is None:
-                at[place] = {}
-            at = at[place]
+            if isinstance(at, dict) and cast(Spec, at).get(key) is None:
+                at[name] = {}
+            at = at[name]
 
 
-def _json(file: Path, text: str) -> Any:
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
+def _invalid_setting(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_setting")
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _is_json(text: str) -> bool:
+    """Whether the text is JSON under another suffix; a YAML parser is less exact about it, and far slower."""
+    if not text.lstrip().startswith("{"):
+        return False
     try:
-        return json.loads(text)
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    except (ValueError, RecursionError):  # JSON that `_json` refuses
+        return True
+    return True
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        value = json.loads(text, parse_int=_whole_number, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"{file} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.", code="invalid_spec_file"
-        ) from error
+        raise _invalid(f"{name} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    except ValueError as error:
+        raise _invalid(f"{name}: {error}.") from error
     except RecursionError as error:
-        raise _endless(str(file)) from error
+        raise _too_deep(name) from error
+    return _plain(value, name)
 
 
-def _yaml(where: str, text: str) -> Any:
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits is too large")
+    return int(digits)
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is given twice in one object; keep one of them")
+        found[key] = value
+    return found
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+def _yaml(name: str, text: str) -> Any:
+    version = re.search(r"^%YAML\s+(\S+)", text, re.MULTILINE)
+    if version is not None and version[1] != "1.2":
+        raise _invalid(f"{name} declares YAML {version[1]}; specs are YAML 1.2, remove the %YAML line.")
+    parser = YAML(typ="safe", pure=True)  # the C loader reads YAML 1.1
+    parser.Constructor = _Constructor
     try:
-        value = YAML(typ="safe", pure=True).load(text)  # the C loader speaks YAML 1.1
+        node: Node | None = parser.compose(text)
+        if node is None:
+            return None
+        _check_size(node, name)
+        value: Any = parser.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise InvalidRequest(f"{where} is not YAML: {error.problem}{place}.", code="invalid_spec_file") from error
+        raise _invalid(f"{name} is not YAML: {_problem(error)}{place}.") from error
     except (YAMLError, ValueError) as error:
-        raise InvalidRequest(f"{where} is not YAML: {str(error).splitlines()[0]}.", code="invalid_spec_file") from error
+        reason = printable(str(error).splitlines()[0])
+        raise _invalid(f"{name} is not YAML: {reason}.") from error
     except RecursionError as error:
-        raise _endless(where) from error
-    try:
-        return _plain(value, where, ())
-    except RecursionError as error:  # an alias within the node that it names
-        raise _endless(where) from error
+        raise _too_deep(name) from error
+    return _plain(value, name)
 
 
-def _endless(where: str) -> InvalidRequest:
-    return InvalidRequest(f"{where} is nested too deep, or holds itself.", code="invalid_spec_file")
+def _problem(error: MarkedYAMLError) -> str:
+    problem = printable(str(error.problem))
+    if "expected a single document" in str(error.context):
+        return "it has several documents (---); give one file for each job, a second document begins"
+    tag = re.search(r"constructor for the tag '([^']*)'", problem)
+    if tag is not None:
+        return f"the tag {tag[1].replace(_TAG, '!!')} has no meaning in a spec"
+    return problem
 
 
-def _plain(value: Any, where: str, path: tuple[str, ...]) -> Any:
+def _check_size(root: Node, name: str) -> None:
+    """Refuse a document that is nested too deep, holds itself, or whose aliases expand to too many values."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size_of(node: Node, depth: int) -> int:
+        key = id(node)
+        if key in sizes:
+            return sizes[key]
+        if key in open_nodes or depth > MAX_DEPTH:
+            raise _too_deep(name)
+        if isinstance(node, ScalarNode):
+            if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(str(node.value)) > MAX_DIGITS:
+                mark = node.start_mark
+                raise _invalid(
+                    f"{name}: the number in line {mark.line + 1} has more than {MAX_DIGITS} digits, which is too large."
+                )
+            return 1
+        open_nodes.add(key)
+        children: list[Node] = []
+        if isinstance(node, MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, SequenceNode):
+            children = list(node.value)
+        sizes[key] = 1 + sum(size_of(child, depth + 1) for child in children)
+        open_nodes.discard(key)
+        return sizes[key]
+
+    if size_of(root, 0) > MAX_VALUES:
+        raise _invalid(f"{name} has more than {MAX_VALUES:,} values once its aliases are expanded; write fewer.")
+
+
+def _invalid(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_spec_file")
+
+
+def _too_deep(name: str) -> InvalidRequest:
+    return _invalid(f"{name} is nested too deep (more than {MAX_DEPTH} levels), or holds itself.")
+
+
+def _plain(value: Any, name: str, path: tuple[str, ...] = ()) -> Any:
     """Only JSON's own types. Raises `InvalidRequest` naming the field of anything else."""
+    if len(path) > MAX_DEPTH:
+        raise _too_deep(name)
     if isinstance(value, dict):
-        for key in value:
+        fields = cast("dict[Any, Any]", value)
+        for key in fields:
             if not isinstance(key, str):
-                name = ".".join((*path, str(key)))
-                raise InvalidRequest(f'{where}: the name {name} must be a string; write it in "quotes".')
-        return {key: _plain(item, where, (*path, key)) for key, item in value.items()}
+                field = ".".join((*path, str(key)))
+                raise _invalid(f'{name}: the name {field} must be a string; write it in "quotes".')
+        return {key: _plain(item, name, (*path, key)) for key, item in fields.items()}
     if isinstance(value, list):
-        return [_plain(item, where, (*path, str(index))) for index, item in enumerate(value)]
-    if isinstance(value, date):
-        return value.isoformat()
-    if value is None or isinstance(value, bool | int | str):
+        items = cast("list[Any]", value)
+        return [_plain(item, name, (*path, str(index))) for index, item in enumerate(items)]
+    field = ".".join(path) or "the value"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**MAX_DIGITS:
+        raise _invalid(f"{name}: {field} is a number of more than {MAX_DIGITS} digits, which is too large.")
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        raise _invalid(f"{name}: {field} is {value}, which is not a JSON number.")
+    if value is None or isinstance(value, bool | int | str | float):
         return value
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        return value
-    raise InvalidRequest(f"{where}: {'.'.join(path) or 'the value'} is {value!r}, which JSON has no word for.")
+    raise _invalid(f"{name}: {field} is {value!r}, which JSON cannot express.")

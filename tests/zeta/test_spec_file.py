@@ -41,14 +41,96 @@ def test_a_date_stays_the_text_that_was_written(tmp_path: Path) -> None:
         ("", "is empty"),
         ("metadata: {1: a}", "metadata.1"),
         ("learning_rate: .nan", "learning_rate"),
-        ("x: !!python/object:os.system {}", "not YAML"),
+        ("x: !!python/object:os.system {}", "the tag !!python/object:os.system has no meaning"),
         ("a: &x [*x]", "holds itself"),
         ("[" * 5000, "nested too deep"),
+        ("a: &x {b: *x}", "holds itself"),
+        ("a: {b: {c: 1, c: 2}}", "duplicate key"),
+        ("a: 1\n---\nb: 2", "several documents"),
+        ("%YAML 1.1\n---\na: no", "declares YAML 1.1"),
+        ("a: !!set {x}", "the tag !!set has no meaning"),
+        ("a: !!binary aGk=", "the tag !!binary has no meaning"),
+        ("a: !env HOME", "the tag !env has no meaning"),
+        ("a: *gone", "undefined alias"),
+        ("a:\n\tb: 1", "in line 2"),
+        ("seed: 1" + "0" * 5000, "more than 400 digits"),
+        ("learning_rate: 1e999", "learning_rate is inf"),
+        ("? [a]\n: 1", "must be a string"),
+        ("just text", "is a string"),
     ],
 )
 def test_what_is_no_spec_is_refused_with_the_place(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(InvalidRequest, match=expected):
         read_spec(yaml_file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2001-12-14t21:59:43.10-05:00", "2001-12-14 21:59:43", "1_000", "1:30", "=", "0b11", "0777_1", "12e03x", "off"],
+)
+def test_what_yaml_1_2_does_not_call_a_number_or_boolean_is_text(text: str, tmp_path: Path) -> None:
+    expected = {"note": text, "list": [text], "k": text}
+    assert read_spec(yaml_file(tmp_path, f"note: {text}\nlist: [{text}]\nk: '{text}'\n")) == expected
+    assert apply_settings({}, [f"note={text}"]) == {"note": text}
+
+
+def test_numbers_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
+    spec = read_spec(yaml_file(tmp_path, "a: 017\nb: 0o17\nc: +3\nd: .5\ne: 1.\nf: -1E+2\ng: ~\nh: True\n"))
+    assert spec == {"a": 17, "b": 15, "c": 3, "d": 0.5, "e": 1.0, "f": -100.0, "g": None, "h": True}
+
+
+def test_aliases_and_merge_keys_work_within_a_limit(tmp_path: Path) -> None:
+    text = "dataset: &d {path: a.txt, weight: 1}\neval_dataset: {<<: *d, weight: 2}\nnote: [*d, *d]\n"
+    one = {"path": "a.txt", "weight": 1}
+    expected = {"dataset": one, "eval_dataset": {"path": "a.txt", "weight": 2}, "note": [one, one]}
+    assert read_spec(yaml_file(tmp_path, text)) == expected
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    merges = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+    )
+    for bomb in (laughs, merges):
+        with pytest.raises(InvalidRequest, match="more than 100,000 values"):
+            read_spec(yaml_file(tmp_path, bomb))
+
+
+@pytest.mark.parametrize("name", ["job.json", "job.JSON", "job.yaml", "job"])
+def test_json_is_read_as_strictly_as_the_server_reads_it(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    for text, expected in (
+        ('{"seed": 1, "lora": {"r": 1, "r": 2}}', "'r' is given twice in one object"),
+        ('{"seed": 1, "seed": 1}', "'seed' is given twice"),
+        ('{"learning_rate": NaN}', "NaN is not a JSON number"),
+        ('{"learning_rate": -Infinity}', "-Infinity is not a JSON number"),
+        ('{"learning_rate": 1e999}', "learning_rate is inf"),
+        ('{"seed": 1' + "0" * 5000 + "}", "digits"),
+        ('{"metadata": ' + '{"a": ' * 150 + "1" + "}" * 151, "nested too deep"),
+        ('{"metadata": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InvalidRequest, match=expected):
+            read_spec(file)
+    file.write_bytes(b"\xef\xbb\xbf" + b'{\n\t"seed": 3}\r\n')
+    assert read_spec(file) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: caf\xe9\nseed: 1".encode("latin-1"), "not UTF-8 text .byte 0xe9 in line 1.; save it as UTF-8"),
+        ("seed: 1".encode("utf-16"), "UTF-16 or UTF-32"),
+        ("seed: 1".encode("utf-16-le"), "UTF-16 or UTF-32"),
+        ("seed: 1".encode("utf-16-be"), "UTF-16 or UTF-32"),
+        (b"seed: \x00", "not YAML"),
+        (b"x: " + b"y" * (1 << 24), "more than 16,777,216 bytes"),
+        (b"\xef\xbb\xbf", "is empty"),
+    ],
+)
+def test_what_is_not_utf8_text_is_refused(content: bytes, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_bytes(content)
+    for given in (None, content):
+        with pytest.raises(InvalidRequest, match=expected):
+            read_spec(file, given)
 
 
 def test_a_missing_spec_and_broken_json_are_refused_with_the_file(tmp_path: Path) -> None:
@@ -91,6 +173,10 @@ def test_a_setting_may_be_a_whole_object() -> None:
         ("dataset.5.weight=1", "a place from 0 to 0"),
         ("dataset.first.weight=1", "a place from 0 to 0"),
         ("x=[1", "not YAML"),
+        ("note=@handle", "put text with special characters in quotes"),
+        ("dataset.-1.weight=1", "a place from 0 to 0"),
+        ("dataset.99999999999999999999.weight=1", "a place from 0 to 0"),
+        ("a=1\n---\nb", "several documents"),
     ],
 )
 def test_a_setting_that_fits_nowhere_is_refused_by_name(setting: str, expected: str) -> None:

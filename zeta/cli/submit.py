@@ -100,7 +100,7 @@ def validate(
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:
-    from zeta.spec_file import apply_settings, read_spec
+    from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
     from zeta_core.contract.errors import InvalidRequest
 
     if file is None:
@@ -108,7 +108,7 @@ def _read(file: Path | None, model: str | None, data: str | None, lora: bool, se
         if model is None and data is None and not settings:
             raise InvalidRequest("There is no job to submit; name a spec file, or give --model and --data.")
     elif str(file) == "-":
-        wanted = read_spec(Path("standard input"), sys.stdin.read())
+        wanted = read_spec(Path("standard input"), sys.stdin.buffer.read(MAX_BYTES + 1))
     else:
         wanted = read_spec(file)
     if model is not None:

@@ -71,6 +71,7 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool) -> Worker:
         last_seen_at=engine.last_seen_at(beat.worker) or beat.started_at,
         cores=beat.cores,
         memory_bytes=beat.memory_bytes,
+        cpu_kind=beat.cpu_kind,
         labels=beat.labels,
         slots=beat.slots,
     )

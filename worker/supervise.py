@@ -32,7 +32,9 @@ from worker.messaging.consumer import Consumer
 from worker.messaging.heartbeat import HeartbeatSender, Report
 from worker.messaging.link import Link
 from worker.settings import WorkerSettings
+from worker.training.launch import own_environment
 from worker.training.process_tree import KILL_SECONDS
+from zeta_core.contract.device_kind import cpu_kind
 from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
 
 TICK_SECONDS = 0.1
@@ -46,7 +48,7 @@ logger = logging.getLogger(__name__)
 class Supervisor:
     def __init__(self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str]) -> None:
         self._settings = settings
-        self._slots = find_slots(settings)
+        self._slots = find_slots(settings, own_environment())
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
         self._place = Place(
@@ -67,7 +69,9 @@ class Supervisor:
             settings, command, self._slots, lambda result: self._link.post(("check", result.check_id), result)
         )
         self._consumer = Consumer(settings, self._inbox)
-        self._heartbeat = HeartbeatSender(settings, incarnation, version, lambda: self._report)
+        self._heartbeat = HeartbeatSender(
+            settings, incarnation, version, lambda: self._report, cpu_kind=cpu_kind(own_environment())
+        )
         self._heard_at = self._heartbeat.heard_at  # when it began: no beat was taken yet
         self._swept_at = self._looked_at = float("-inf")
         self._sweeping: Future[None] | None = None
@@ -243,6 +247,7 @@ class Supervisor:
                 kind=slot.kind,
                 name=slot.name,
                 memory_bytes=slot.memory_bytes,
+                device_kind=slot.device_kind,
                 job_id=by_slot[slot.slot].job_id if slot.slot in by_slot else None,
                 attempt=by_slot[slot.slot].attempt if slot.slot in by_slot else None,
             )

@@ -177,6 +177,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 def _numbers(plan: dict[str, Any]) -> dict[str, Any]:
     """What the plan knows and the spec's words do not; what only the data tells is left out."""
     left_out = {"global_batch", "warmup", "data", "eval_data", "total_steps", "total_sequences", "base"}
+    left_out.add("device_kind")  # the training may get another device than the one that answers
     return {name: value for name, value in plan.items() if name not in left_out}
 
 

@@ -68,3 +68,14 @@ def say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str
             f"The run computes with {plan.threads} threads, as before, but torch was told so after its start, which "
             f"can change the last bits of a gradient; started with OMP_NUM_THREADS={plan.threads} it does not.",
         )
+
+
+def warn_of_another_device(report: Report, before: str | None, now: str | None) -> None:
+    """Say where exactness ends: another kind of device has other kernels. Unknown kinds are not compared."""
+    if before is None or now is None or before == now:
+        return
+    report.warn(
+        "device_changed",
+        f"The run was computed on {before} and continues on {now}. Other kernels round differently, so exactness ends "
+        "here: the results can differ in their last bits from those of a run that stays on one kind of device.",
+    )

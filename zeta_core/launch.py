@@ -294,6 +294,7 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
         threads=_threads(file),
+        device_kind=_device_kind(file),
         stop=stop,
         steps_begin=stop.steps_begin,
     )
@@ -322,6 +323,12 @@ def _threads(file: RunFile) -> int | None:
     """With how many threads each process of the first attempt computed; other ones give other bits."""
     threads = file.resolved_spec.get("threads")
     return threads if isinstance(threads, int) else None
+
+
+def _device_kind(file: RunFile) -> str | None:
+    """The kind of device that the last attempt computed on."""
+    kind = file.resolved_spec.get("device_kind")
+    return kind if isinstance(kind, str) else None
 
 
 def _threads_as_first_decided(file: RunFile) -> dict[str, str]:

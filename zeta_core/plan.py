@@ -69,6 +69,7 @@ class Plan:
     use_activation_checkpointing: bool
     compile: bool
     threads: int
+    device_kind: str | None  # the devices of this attempt; a later one may have others, and says so
     world_size: int
     total_steps: int
     total_sequences: int
@@ -116,6 +117,7 @@ class Facts:
     data: str
     eval_data: str | None = None
     base: str | None = None  # of the model's weights
+    device_kind: str | None = None
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
@@ -150,6 +152,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         use_activation_checkpointing=options.use_activation_checkpointing,
         compile=options.compile,
         threads=facts.threads,
+        device_kind=facts.device_kind,
         world_size=facts.world_size,
         total_steps=0,
         total_sequences=0,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
+from zeta_core.contract.device_kind import KERNEL_VARIABLES
 from zeta_core.contract.layout import MARK_JOB
 from zeta_core.contract.oom import group_files
 from zeta_core.contract.settings import Settings
@@ -66,6 +67,11 @@ def _unconnected(what: str) -> CannotTrain:
 def asked_of_accelerate() -> dict[str, str]:
     """What ``accelerate launch``, its config or something left over asks of Accelerate, by the variables' names."""
     return {name: value for name, value in os.environ.items() if name.startswith(_DECIDED_HERE)}
+
+
+def kernel_variables() -> dict[str, str]:
+    """The variables that select kernels, as they are set for this process."""
+    return {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ}
 
 
 def job_id() -> str | None:

@@ -124,6 +124,7 @@ class AttemptRow(Table):
     ran_seconds: Mapped[float | None] = mapped_column(
         Double
     )  # on the server's monotonic clock, of jobs with a time limit
+    device_kind: Mapped[str | None]  # null until the training reports it
 
 
 class EventRow(Table):

@@ -121,6 +121,8 @@ async def _store(
         case StatusLine():
             if line.resolved_spec is not None:
                 job.resolved_spec = {**job.resolved_spec, **line.resolved_spec}
+                kind = line.resolved_spec.get("device_kind")
+                attempt.device_kind = kind if isinstance(kind, str) else None
         case ProgressLine():
             now = {name: value for name, value in fields.items() if name != "steps"}  # a curve, not where the job is
             job.progress = {**(job.progress or {}), **now}

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import JsonValue
 from sqlalchemy import ColumnElement, and_, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,9 +26,10 @@ from server.database.tables import JobRow
 from server.engine.courier import NOT_SENT
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.fleet import Fleet
+from server.engine.placement import Room, Wait, choose
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
-from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, TIME_LIMIT_VERSION, HandOver, Heartbeat
+from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
 from zeta_core.contract.spec import Resources
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
@@ -40,39 +40,6 @@ EXPLAIN_SECONDS = 15.0
 logger = logging.getLogger(__name__)
 Queued = Any  # a row of `_COLUMNS`
 Send = Callable[[HandOver], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Why a job is not handed over now."""
-
-    code: WaitingCode
-    details: tuple[tuple[str, JsonValue], ...] = ()
-    message: str | None = None
-
-
-@dataclass
-class Room:
-    """One live worker in one pass: its slots, those still free, and why it takes no job although it lives."""
-
-    heartbeat: Heartbeat
-    free: list[int]
-    closed: Wait | None = None
-
-    def has_gpus(self) -> bool:
-        return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
-
-    def gpus_for(self, resources: Resources) -> int:
-        """How many GPUs the job gets here; unset means one where there are some."""
-        return resources.gpus if resources.gpus is not None else int(self.has_gpus())
-
-    def slots_for(self, resources: Resources) -> int | None:
-        """How many slots the job takes here; ``None`` where it could never run."""
-        gpus = self.gpus_for(resources)
-        if gpus and not self.has_gpus():
-            return None
-        needed = max(1, gpus)
-        return needed if needed <= len(self.heartbeat.slots) else None
 
 
 @dataclass
@@ -147,7 +114,13 @@ class Scheduler:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
                 continue
             resources = _resources(row)
-            choice = choose(rooms, resources, threads=_threads(row, resources), timed=row.time_limit is not None)
+            choice = choose(
+                rooms,
+                resources,
+                threads=_threads(row, resources),
+                timed=row.time_limit is not None,
+                device_kind=row.device_kind if isinstance(row.device_kind, str) else None,
+            )
             if isinstance(choice, Wait):
                 waits.append((row, choice))
                 continue
@@ -258,6 +231,7 @@ _COLUMNS = select(
     JobRow.spec["resources"].label("resources"),
     JobRow.resolved_spec["resources"].label("decided_resources"),
     JobRow.resolved_spec["threads"].label("decided_threads"),
+    JobRow.resolved_spec["device_kind"].label("device_kind"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
     JobRow.spec["resume_from_checkpoint"].label("resumed"),
 ).where(JobRow.status == JobStatus.QUEUED)
@@ -279,10 +253,16 @@ def _behind(row: Queued) -> ColumnElement[bool]:
 
 
 def _resources(row: Queued) -> Resources:
-    """As asked; a job that was started once stays on GPUs, or without, because its bits depend on that."""
+    """As asked; a job that was started once stays on GPUs, or without, because its bits depend on that.
+
+    So does, where exactness is asked for, one that resumes the checkpoint of another.
+    """
     asked = Resources.model_validate(row.resources or {})
-    if asked.gpus is not None or not row.attempt:
+    if asked.gpus is not None:
         return asked
+    if not row.attempt:
+        kind = row.device_kind if asked.exact else None
+        return asked if kind is None else asked.model_copy(update={"gpus": int(not kind.startswith("cpu:"))})
     return asked.model_copy(update={"gpus": (row.decided_resources or {}).get("gpus")})
 
 
@@ -295,42 +275,6 @@ def _threads(row: Queued, resources: Resources) -> int:
     if not row.attempt or resources.gpus or row.resumed is not None:
         return 1
     return row.decided_threads if isinstance(row.decided_threads, int) else 1  # none before it is decided
-
-
-def choose(
-    rooms: Sequence[Room], resources: Resources, *, threads: int = 1, timed: bool = False
-) -> tuple[Room, list[int]] | Wait:
-    """The worker with the most free slots among those where the job fits now, or why it waits.
-
-    ``threads``: of each process, on so many cores. ``timed``: the job has a time limit, whose stop order older workers
-    do not know.
-    """
-    if not rooms:
-        return Wait(WaitingCode.NO_WORKER)
-    able = [(room, needed) for room in rooms if (needed := room.slots_for(resources)) is not None]
-    if not able:
-        return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus),))
-    able = [(room, needed) for room, needed in able if room.heartbeat.cores >= threads]
-    if not able:
-        message = (
-            f"The training began with {threads} threads, on which its bits depend, and no connected worker has as "
-        )
-        return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message + "many cores; connect one that has.")
-    if timed:
-        able = [(room, needed) for room, needed in able if room.heartbeat.contract_version >= TIME_LIMIT_VERSION]
-        if not able:
-            return Wait(WaitingCode.WORKER_TOO_OLD)
-    closed = [room.closed for room, _ in able if room.closed is not None]
-    if len(closed) == len(able):
-        return closed[0]
-    able = [(room, needed) for room, needed in able if room.closed is None]
-    fitting = [(room, needed) for room, needed in able if len(room.free) >= needed]
-    if fitting:
-        room, needed = max(fitting, key=lambda pair: len(pair[0].free))
-        return room, room.free[:needed]
-    if any(room.free for room, _ in able):
-        return Wait(WaitingCode.RESOURCES, (("gpus", resources.gpus),))
-    return Wait(WaitingCode.WORKERS_BUSY)
 
 
 def _closed(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
@@ -358,8 +302,12 @@ async def _load(session: AsyncSession) -> _Load:
 
 
 def _spec_of(job: JobRow) -> dict[str, Any]:
-    """The spec as it was sent, but for what the first start decided: what ``latest`` meant, and whether it has GPUs."""
-    spec = {**job.spec, "resources": job.resolved_spec["resources"]}
+    """The spec as it was sent, but for what the first start decided: what ``latest`` meant, and whether it has GPUs.
+
+    ``resources.exact`` is the scheduler's alone, and workers of the version before refuse a field they do not know.
+    """
+    resources = {name: value for name, value in job.resolved_spec["resources"].items() if name != "exact"}
+    spec = {**job.spec, "resources": resources}
     model = job.resolved_spec.get("model")
     return {**spec, "model": model} if isinstance(model, dict) and "job" in model else spec
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.service import Service
 from server.submitting.references import check_references, check_training_state, with_named_checkpoint
-from server.submitting.resuming import check_exact_resume
+from server.submitting.resuming import check_exact_resume, device_kind_of
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
@@ -37,4 +37,7 @@ async def accept(session: AsyncSession, service: Service, caller: Caller, spec: 
     files = await check_references(session, service, caller.project, spec)
     spec = await with_named_checkpoint(session, spec)
     await check_exact_resume(session, spec)
-    return Accepted(spec, {**resolve(spec), "files": files})
+    resolved = {**resolve(spec), "files": files}
+    if spec.resume_from_checkpoint is not None:
+        resolved["device_kind"] = await device_kind_of(session, spec.resume_from_checkpoint)
+    return Accepted(spec, resolved)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, JobRow
 from server.engine.engine import Engine
-from server.engine.scheduler import Room
+from server.engine.placement import Room
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.estimate import MeasuredMemory, Seconds
 from zeta_core.contract.job import JobStatus

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.tables import JobRow
+from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.deepspeed import stage_of
 from zeta_core.contract.defaults import batch_split
 from zeta_core.contract.errors import ErrorDetail
@@ -66,6 +66,18 @@ async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
     ]
     if details:
         raise error_of(details)
+
+
+async def device_kind_of(session: AsyncSession, resumed: str) -> str | None:
+    """The kind of device that computed a checkpoint, ``job_...`` or ``job_.../step-N``; the next attempt prefers it."""
+    job_id, _, name = resumed.partition("/")
+    checkpoint = await session.get(CheckpointRow, (job_id, name)) if name else None
+    if checkpoint is not None:
+        attempt = await session.get(AttemptRow, (job_id, checkpoint.attempt))
+        return None if attempt is None else attempt.device_kind
+    job = await session.get(JobRow, job_id)
+    kind = None if job is None else job.resolved_spec.get("device_kind")
+    return kind if isinstance(kind, str) else None
 
 
 def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:

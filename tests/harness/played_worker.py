@@ -30,8 +30,17 @@ from zeta_core.contract.messages import (
 
 
 class PlayedWorker:
-    def __init__(self, client: "redis.Redis", secret: str, name: str = "played", *, slots: int = 1) -> None:
+    def __init__(
+        self,
+        client: "redis.Redis",
+        secret: str,
+        name: str = "played",
+        *,
+        slots: int = 1,
+        device_kind: str | None = "cpu:played",
+    ) -> None:
         self.name = name
+        self.device_kind = device_kind
         self.incarnation = f"{name}-1"
         self.stopping = False
         self.disk_low = False
@@ -53,6 +62,7 @@ class PlayedWorker:
             stopping=self.stopping,
             disk_low=self.disk_low,
             incarnation=self.incarnation,
+            device_kind=self.device_kind,
         )
         self._client.hset(WORKERS_HASH, self.name, signed)
 
@@ -144,6 +154,7 @@ def signed_heartbeat(
     disk_low: bool = False,
     incarnation: str = "first",
     contract_version: int = CONTRACT_VERSION,
+    device_kind: str | None = "cpu:played",
 ) -> str:
     """What a worker writes into its field of the hash."""
     listed = [*running, *[(None, None)] * (slots - len(running))]
@@ -159,8 +170,17 @@ def signed_heartbeat(
         stopping=stopping,
         disk_low=disk_low,
         contract_version=contract_version,
+        cpu_kind=device_kind,
         slots=[
-            DeviceReport(slot=slot, kind=kind, name=kind, memory_bytes=1, job_id=job_id, attempt=attempt)
+            DeviceReport(
+                slot=slot,
+                kind=kind,
+                name=kind,
+                memory_bytes=1,
+                device_kind=device_kind,
+                job_id=job_id,
+                attempt=attempt,
+            )
             for slot, (job_id, attempt) in enumerate(listed)
         ],
     )

@@ -58,14 +58,14 @@ def test_without_the_secret_there_is_no_worker() -> None:
 
 
 def test_a_machine_without_gpus_offers_its_cpu_in_as_many_slots_as_asked() -> None:
-    slots = find_slots(read(ZETA_WORKER_SLOTS="2").model_copy(update={"cuda_visible_devices": "-1"}))
+    slots = find_slots(read(ZETA_WORKER_SLOTS="2").model_copy(update={"cuda_visible_devices": "-1"}), {})
     assert [(slot.slot, slot.kind, slot.device) for slot in slots] == [(0, "cpu", None), (1, "cpu", None)]
     assert count_cores() >= 1
 
 
 @pytest.mark.gpu
 def test_a_machine_with_gpus_offers_one_slot_for_each_visible_one() -> None:
-    slots = find_slots(read().model_copy(update={"cuda_visible_devices": "0"}))
+    slots = find_slots(read().model_copy(update={"cuda_visible_devices": "0"}), {})
     assert [(slot.slot, slot.kind, slot.device) for slot in slots] == [(0, "cuda", "0")]
     assert slots[0].memory_bytes > 2**30
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ import psutil
 import pynvml
 
 from worker.settings import WorkerSettings
+from zeta_core.contract.device_kind import cpu_kind, gpu_kind
 
 FIRST_WITH_BF16 = 8  # major compute capability, Ampere: what torch.cuda.is_bf16_supported looks at
 
@@ -34,17 +35,43 @@ class Slot:
     memory_bytes: int
     device: str | None = None
     supports_bf16: bool = False
+    device_kind: str | None = None
 
 
-def find_slots(settings: WorkerSettings) -> list[Slot]:
-    """The slots, numbered from 0. More slots than GPUs share them in turn; fewer leave the last GPUs unused."""
+@dataclass(frozen=True)
+class _Gpu:
+    """A GPU as the driver describes it; ``device`` is its word in ``CUDA_VISIBLE_DEVICES``."""
+
+    device: str
+    name: str
+    memory_bytes: int
+    compute_capability: tuple[int, int]
+
+
+def find_slots(settings: WorkerSettings, environment: Mapping[str, str]) -> list[Slot]:
+    """The slots, numbered from 0. More slots than GPUs share them in turn; fewer leave the last GPUs unused.
+
+    ``environment`` is the worker's: its variables that select kernels reach every training.
+    """
     gpus = _gpus(settings.cuda_visible_devices)
     if not gpus:
-        number = settings.worker_slots or 1
-        return [Slot(slot, "cpu", f"{count_cores()} cores", memory_bytes() // number) for slot in range(number)]
+        number, kind = settings.worker_slots or 1, cpu_kind(environment)
+        memory = memory_bytes() // number
+        return [Slot(slot, "cpu", f"{count_cores()} cores", memory, device_kind=kind) for slot in range(number)]
     number = settings.worker_slots or len(gpus)
-    chosen = [gpus[slot % len(gpus)] for slot in range(number)]
-    return [Slot(slot, "cuda", name, memory, device, bf16) for slot, (device, name, memory, bf16) in enumerate(chosen)]
+    return [_slot_on(slot, gpus[slot % len(gpus)], environment) for slot in range(number)]
+
+
+def _slot_on(slot: int, gpu: _Gpu, environment: Mapping[str, str]) -> Slot:
+    return Slot(
+        slot,
+        "cuda",
+        gpu.name,
+        gpu.memory_bytes,
+        device=gpu.device,
+        supports_bf16=gpu.compute_capability[0] >= FIRST_WITH_BF16,
+        device_kind=gpu_kind(gpu.name, gpu.compute_capability, environment),
+    )
 
 
 def count_cores() -> int:
@@ -89,8 +116,8 @@ def memory_holders(devices: Sequence[str]) -> set[int]:
         pynvml.nvmlShutdown()
 
 
-def _gpus(visible: str | None) -> list[tuple[str, str, int, bool]]:
-    """(word in CUDA_VISIBLE_DEVICES, name, memory in bytes, bf16 or not) of each GPU that may be used."""
+def _gpus(visible: str | None) -> list[_Gpu]:
+    """The GPUs that may be used."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -98,11 +125,11 @@ def _gpus(visible: str | None) -> list[tuple[str, str, int, bool]]:
     try:
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         known = {
-            word: (
+            word: _Gpu(
                 word,
                 _text(pynvml.nvmlDeviceGetName(gpu)),
                 int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
-                pynvml.nvmlDeviceGetCudaComputeCapability(gpu)[0] >= FIRST_WITH_BF16,
+                _pair(pynvml.nvmlDeviceGetCudaComputeCapability(gpu)),
             )
             for index, gpu in enumerate(gpus)
             for word in (str(index), _text(pynvml.nvmlDeviceGetUUID(gpu)))
@@ -116,6 +143,11 @@ def _gpus(visible: str | None) -> list[tuple[str, str, int, bool]]:
         return [known[word] for word in words if word in known]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    major, minor = values
+    return int(major), int(minor)
 
 
 def _text(value: str | bytes) -> str:

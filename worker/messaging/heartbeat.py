@@ -50,11 +50,14 @@ class HeartbeatSender:
         incarnation: str,
         version: str,
         report: Callable[[], Report],
+        *,
+        cpu_kind: str | None,
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
         self._version = version
         self._report = report
+        self._cpu_kind = cpu_kind
         self._started_at = utc_now()
         self._cores, self._memory_bytes = count_cores(), memory_bytes()
         self._beat = 0
@@ -164,6 +167,7 @@ class HeartbeatSender:
             stopping=report.stopping,
             disk_free_bytes=report.disk_free_bytes,
             disk_low=report.disk_low,
+            cpu_kind=self._cpu_kind,
             data_root=self._settings.data_root is not None,
             slots=list(report.slots),
         )

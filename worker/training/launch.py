@@ -1,7 +1,8 @@
 """Starts the first process of a training, in a session of its own and with an environment built from a list.
 
-A training gets what Python and CUDA need, the Hub's variables, the proxies, the names in ``ZETA_JOB_ENV`` and its
-marks: nothing else of the worker's environment, so no secret of the service reaches code that a user's job runs.
+A training gets what Python and CUDA need, the variables that select kernels, the Hub's, the proxies, the names in
+``ZETA_JOB_ENV`` and its marks: nothing else of the worker's environment, so no secret of the service reaches code that
+a user's job runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from worker.training.processes import run_mark, share_lock
+from zeta_core.contract.device_kind import KERNEL_VARIABLES
 from zeta_core.contract.layout import LOG_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
 
 TRAINER_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "zeta_core")  # -P: nothing is imported from RUN_DIR
@@ -21,6 +23,7 @@ PASSED = (
     *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME"),
     *("HF_TOKEN", "HF_HOME", "HF_ENDPOINT"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *KERNEL_VARIABLES,
 )
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

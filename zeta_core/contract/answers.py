@@ -45,6 +45,7 @@ class Worker(_Answer):
     last_seen_at: datetime
     cores: int
     memory_bytes: int
+    cpu_kind: str | None = Field(default=None, description="the device kind of a training without GPUs")
     labels: dict[str, str] = {}
     slots: list[DeviceReport]
 

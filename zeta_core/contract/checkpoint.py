@@ -60,5 +60,6 @@ class Manifest(BaseModel):
     step: int
     tokens: int
     metrics: dict[str, float] = {}
+    device_kind: str | None = None  # of the devices that computed it; ``None`` in checkpoints of older versions
     created_at: datetime
     files: list[ManifestFile]

@@ -139,6 +139,7 @@ class WaitingReason(_Stored):
 class Attempt(_Stored):
     attempt: int
     worker: str
+    device_kind: str | None = Field(default=None, description="selects the kernels; null until the training begins")
     started_at: datetime
     finished_at: datetime | None = None
     reason: StatusReason | None = None

@@ -158,6 +158,7 @@ class DeviceReport(BaseModel):
     kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
+    device_kind: str | None = None  # see `device_kind`; an older worker does not report it
     job_id: str | None = None
     attempt: int | None = None
 
@@ -175,6 +176,7 @@ class Heartbeat(_Message):
     labels: dict[str, str] = {}
     stopping: bool = False
     disk_free_bytes: int | None = None  # the least that is free where it works and where it stores checkpoints
+    cpu_kind: str | None = None  # the device kind of a training without GPUs; an older worker does not report it
     data_root: bool | None = None  # whether it opens a folder for {"path": ...}; an older worker does not tell
     disk_low: bool = False  # that is below its mark: it is offered no job, and pauses its trainings (`disk_full`)
     slots: list[DeviceReport]

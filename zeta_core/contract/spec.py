@@ -64,6 +64,12 @@ class Resources(Sent):
     gpus: int | None = Field(default=None, ge=0, le=1024, description="unset: 1 where a worker has GPUs, else 0")
     nodes: int = Field(default=1, ge=1, le=1024)
     processes: int | None = Field(default=None, ge=1, le=1024, description="unset: one per GPU, or 1")
+    exact: bool = Field(
+        default=False,
+        description="true: a later attempt waits for a worker with the same kind of device, so its results are the "
+        "same to the last bit; false: it prefers one, and otherwise continues on another with the warning "
+        "device_changed",
+    )
 
     @property
     def num_processes(self) -> int:

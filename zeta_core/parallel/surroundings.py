@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from zeta_core.checkpoint import state as states
+from zeta_core.contract.device_kind import cpu_kind, gpu_kind
 
 
 @contextmanager
@@ -33,6 +34,13 @@ def compute_with(threads: int) -> bool:
         return False
     torch.set_num_threads(threads)
     return True
+
+
+def device_kind(variables: Mapping[str, str]) -> str | None:
+    """The kind of device that this process trains on, under these `settings.kernel_variables`."""
+    if torch.cuda.is_available():
+        return gpu_kind(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), variables)
+    return cpu_kind(variables, capability=torch.backends.cpu.get_cpu_capability())
 
 
 @contextmanager

@@ -18,7 +18,8 @@ class Run:
     """What is to be trained, from either door; paths are absolute. ``stop`` is asked after every optimizer step.
 
     ``steps_begin`` is told on every rank when all is loaded: from then on there may be something to save.
-    ``threads`` of each process are those of an earlier attempt that left no checkpoint; bits depend on them.
+    ``threads`` of each process and ``device_kind`` are those of an earlier attempt, which may have left no checkpoint;
+    bits depend on them.
     """
 
     options: TrainerOptions
@@ -29,6 +30,7 @@ class Run:
     resume_from: Path | None = None
     tokenizer: object = None
     threads: int | None = None
+    device_kind: str | None = None
     stop: Callable[[], StopAction | None] = field(default=lambda: None)
     steps_begin: Callable[[], None] = field(default=lambda: None)
 

@@ -61,14 +61,20 @@ def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
 
 
 def decide(
-    run: Run, inputs: Inputs, model: nn.Module, earlier: Earlier | None, asked: Mapping[str, str], place: Place
+    run: Run,
+    inputs: Inputs,
+    model: nn.Module,
+    earlier: Earlier | None,
+    asked: Mapping[str, str],
+    place: Place,
+    device_kind: str | None,
 ) -> Decision:
     """The whole plan. ``asked`` are Accelerate's variables as they were found, with which it must agree.
 
     Raises `CannotResume` where the run that is gone on with was another, `InvalidData` where nothing is to be trained.
     """
     options = run.options
-    facts = _facts(run, inputs, model, place)
+    facts = replace(_facts(run, inputs, model, place), device_kind=device_kind)
     plan = planning.decide(options, facts, earlier.plan if earlier else None)
     check_launcher(asked, plan, cuda=torch.cuda.is_available())
     tokens, held_out = inputs.tokens, inputs.held_out

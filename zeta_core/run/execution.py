@@ -20,7 +20,7 @@ from zeta_core.contract.job import StopAction
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.needs import has_plenty
 from zeta_core.parallel.processes import Processes
-from zeta_core.parallel.surroundings import as_it_was, compute_with, deterministic_kernels
+from zeta_core.parallel.surroundings import as_it_was, compute_with, deterministic_kernels, device_kind
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Outcome, Run
@@ -29,7 +29,7 @@ from zeta_core.run.decision import Decision, build_model, decide
 from zeta_core.run.inputs import find_earlier, read
 from zeta_core.run.learner import Learner, prepare, setup_of
 from zeta_core.run.output import take_output_dir, told
-from zeta_core.settings import Place, asked_of_accelerate, library_environment
+from zeta_core.settings import Place, asked_of_accelerate, kernel_variables, library_environment
 from zeta_core.train.loop import Course
 from zeta_core.train.out_of_memory import Known, explained
 from zeta_core.train.rate_search import find_learning_rate
@@ -41,7 +41,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
     options, cuda = run.options, torch.cuda.is_available()
     inputs = read(run, place, report)
 
-    asked = asked_of_accelerate()
+    asked, kernels = asked_of_accelerate(), kernel_variables()
     with ExitStack() as stack:
         memory = stack.enter_context(explained())
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=cuda))
@@ -52,7 +52,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         report.phase("loading_model")
         earlier = find_earlier(run, processes, report)
         model = build_model(run, inputs, earlier)
-        decision = decide(run, inputs, model, earlier, asked, place)
+        kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
+        decision = decide(run, inputs, model, earlier, asked, place, " + ".join(sorted(kinds)) or None)
         plan = memory.plan = decision.plan
         threads_told = compute_with(plan.threads)
         if cuda:

@@ -12,7 +12,7 @@ from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobStatus
 from zeta_core.data import report as data_reports
-from zeta_core.decided import resolved_spec, say_resumed
+from zeta_core.decided import resolved_spec, say_resumed, warn_of_another_device
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -91,4 +91,6 @@ def told(
             data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
         if earlier is not None:
             say_resumed(report, progress, plan, earlier.plan, threads_told=threads_told)
+        before = run.device_kind if earlier is None else earlier.plan.get("device_kind")
+        warn_of_another_device(report, before, plan.device_kind)
         yield

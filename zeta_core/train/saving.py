@@ -155,6 +155,7 @@ class Saver:
                 step=snapshot.progress.step,
                 tokens=snapshot.progress.tokens,
                 metrics=metrics,
+                device_kind=self.plan["device_kind"],
                 created_at=utc_now(),
                 files=files,
             )

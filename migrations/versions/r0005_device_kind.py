@@ -1,0 +1,19 @@
+"""The kind of device that each attempt computed on."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("attempts", sa.Column("device_kind", sa.String(), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("attempts", "device_kind")

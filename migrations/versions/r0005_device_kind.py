@@ -16,4 +16,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_column("attempts", "device_kind")
+    with op.batch_alter_table("attempts") as attempts:
+        attempts.drop_column("device_kind")

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from server.database.db import Database
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 
-SCHEMA_REVISION = "0004"  # of the newest migration (a test compares them)
+SCHEMA_REVISION = "0005"  # of the newest migration (a test compares them)
 _VERSION = table("alembic_version", column("version_num"))
 
 

@@ -57,6 +57,7 @@ def test_jobs_that_ended_before_their_ends_were_counted_are_counted_and_errors_a
     ends = [("failed", "train_error"), ("failed", "train_error"), ("succeeded", "completed"), ("queued", "retrying")]
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE job_ends"))
+        connection.execute(text("ALTER TABLE attempts DROP COLUMN device_kind"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
         for number, (status, reason) in enumerate(ends):
             job = {"id": f"job_{number}", "status": status, "status_reason": reason, "error": {"code": reason}}

@@ -207,6 +207,58 @@ def test_a_job_that_has_started_gets_the_cores_for_its_threads_or_waits_for_them
     assert stepped.step() == [(job_id, "large")]
 
 
+def test_the_next_attempt_prefers_the_kind_of_device_of_the_last_one(database: Bench) -> None:
+    stepped = Stepped(database)
+    first, second = database.submit(), database.submit()
+    for job_id in (first, second):
+        change(database, job_id, attempt=1, resolved_spec={"device_kind": "cpu:old", "resources": {"gpus": 0}})
+    stepped.hear(new={"slots": 4, "device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
+    assert stepped.step() == [(first, "old"), (second, "new")]
+
+
+def test_an_exact_job_waits_for_a_worker_with_its_kind_of_device(database: Bench) -> None:
+    stepped = Stepped(database)
+    spec = {"resources": {"gpus": 0, "exact": True}}
+    started = {"attempt": 1, "spec": spec, "resolved_spec": {"device_kind": "cpu:old", **spec}}
+    job_id, other = database.submit(), database.submit()
+    change(database, job_id, **started)
+    stepped.hear(new={"device_kind": "cpu:new"}, before={"device_kind": None, "slots": 2})
+    assert stepped.step() == [(other, "before")]
+    reason = database.job(job_id).waiting_reason or {}
+    assert (reason["code"], reason["details"]) == ("never_fits", {"device_kind": "cpu:old"})
+    assert "waits for a worker with the device kind cpu:old, because resources.exact is true" in reason["message"]
+
+    stepped.hear(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old", "running": [("job_other", 1)]})
+    assert stepped.step() == []
+    reason = database.job(job_id).waiting_reason or {}
+    assert (reason["code"], reason["details"]) == ("resources", {"device_kind": "cpu:old"})
+    assert "every such worker is busy" in reason["message"]
+
+    stepped.hear(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
+    assert stepped.step() == [(job_id, "old")]
+    assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}  # as older workers know it
+
+
+def test_an_exact_job_starts_where_its_kind_of_device_is_known(database: Bench) -> None:
+    stepped = Stepped(database)
+    new, resumed = database.submit(), database.submit()
+    change(database, new, spec={"resources": {"exact": True}})
+    change(
+        database,
+        resumed,
+        spec={"resources": {"exact": True}, "resume_from_checkpoint": "job_1/step-4"},
+        resolved_spec={"device_kind": "cpu:old"},
+    )
+    stepped.hear(before={"device_kind": None, "slots": 4})
+    assert stepped.step() == []
+    assert (waiting(database, new), waiting(database, resumed)) == ("worker_too_old", "worker_too_old")
+    stepped.hear(box={"kind": "cuda", "device_kind": "cpu:old"})
+    assert stepped.step() == [(new, "box")]
+    stepped.hear(box={"kind": "cuda", "device_kind": "cpu:old", "slots": 2})
+    assert stepped.step() == [(resumed, "box")]
+    assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}
+
+
 def test_a_hand_over_that_is_not_claimed_is_withdrawn_and_made_again(database: Bench) -> None:
     stepped = Stepped(database, claim_seconds=0.05)
     job_id = database.submit()

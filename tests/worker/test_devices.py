@@ -1,13 +1,17 @@
-"""What the driver says of the processes on a GPU."""
+"""What a machine offers: the processes on a GPU, and the kinds of its devices."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
-from worker.machine.devices import memory_holders
+from worker.machine.devices import find_slots, memory_holders
+from worker.settings import WorkerSettings
+from worker.training.launch import training_environment
 
 HOLDER = "import torch; torch.zeros(1, device='cuda'); print('ready', flush=True); input()"
 
@@ -30,3 +34,39 @@ def test_a_process_holds_memory_on_its_gpu_until_it_is_gone() -> None:
         holder.kill()
         holder.wait()
     wait_until(lambda: holder.pid not in memory_holders(("0",)), 60, "the driver to give the memory back")
+
+
+TELLS_ITS_KIND = """
+from zeta_core.parallel.surroundings import device_kind
+from zeta_core.settings import kernel_variables
+import torch
+print(device_kind(kernel_variables()))
+print(torch.__version__)
+"""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "unknown", "MKL_CBWR": "COMPATIBLE"}],
+)
+def test_a_worker_announces_the_device_kind_that_its_training_computes_on(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    own = {**clean_environment(), **variables}
+    settings = WorkerSettings(home=tmp_path, worker_secret="s", worker_slots=1)
+    (slot,) = find_slots(settings, own)
+    environment = training_environment(
+        own,
+        job_id="job_1",
+        attempt=1,
+        threads=1,
+        devices=[] if slot.device is None else [slot.device],
+        hub=False,
+        job_env=(),
+    )
+    training = subprocess.run(
+        [sys.executable, "-c", TELLS_ITS_KIND], env=environment, capture_output=True, text=True, timeout=240, check=True
+    )
+    kind, torch_version = training.stdout.splitlines()
+    assert slot.device_kind == kind
+    assert f"torch-{torch_version}" in kind.split(":")

@@ -37,6 +37,35 @@ def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_waits(fleet: Bench) -> None:
+    """One worker after the other; the second has other kernels, because its variables reach its trainings."""
+    first = fleet.start_worker("first", small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_WORKER_SLOTS="2")
+    exact, free = (
+        fleet.submit(spec=tiny_job(max_steps=300, checkpointing_steps=300, resources={"exact": exact}))
+        for exact in (True, False)
+    )
+    fleet.wait_for_step(exact, 5, 120)
+    fleet.wait_for_step(free, 5, 120)
+    first.terminate()
+    assert first.wait(60) == 0, fleet.logs()
+    fleet.start_worker("second", small=False, ATEN_CPU_CAPABILITY="default", MKL_CBWR="COMPATIBLE")
+    job = fleet.wait_for_status(free, "succeeded", 120)
+    one, two = fleet.attempts(free)
+    (warning,) = [warning for warning in job.warnings if warning["code"] == "device_changed"]
+    assert one.device_kind != two.device_kind == job.resolved_spec["device_kind"]
+    assert f"computed on {one.device_kind} and continues on {two.device_kind}" in warning["message"]
+
+    reason = fleet.job(exact).waiting_reason or {}
+    assert (reason["code"], reason["details"]) == ("never_fits", {"device_kind": one.device_kind})
+    assert "because resources.exact is true" in reason["message"]
+    fleet.start_worker("third", small=False)
+    job = fleet.wait_for_status(exact, "succeeded", 120)
+    assert [attempt.worker for attempt in fleet.attempts(exact)] == ["first", "third"]
+    assert "device_changed" not in [warning["code"] for warning in job.warnings]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_of_two_ranks_one_may_be_killed_or_stand_still_and_all_may_be_told_to_end(fleet: Bench) -> None:
     """Four attempts of one job on two processes; each ends by another fault, and the next goes on behind it."""
     fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_STALL_MIN_SECONDS="5", ZETA_STALL_FACTOR="5")

@@ -44,9 +44,10 @@ def make_run(directory: Path, attempt: int = 1, *, spec: Mapping[str, Any] | Non
     return run_dir
 
 
-def start(run_dir: Path, *program: str) -> subprocess.Popen[bytes]:
+def start(run_dir: Path, *program: str, **variables: str) -> subprocess.Popen[bytes]:
     """Train it in a process of its own, as a worker would; ``program``: by another program than zeta_core's own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, **own}  # noqa: TID251 - a child's environment
     command = [*(program or (sys.executable, "-m", "zeta_core")), str(run_dir)]
     return start_child(command, log_file=run_dir / "train.log", environment=environment)
 

@@ -1,0 +1,73 @@
+"""A run that is resumed on its kind of device is exact; on another kind it says that it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.zeta_core.models import LLAMA_CONFIG
+from tests.zeta_core.run_directories import end_of, journal, make_run, start
+from zeta_core.checkpoint.directory import read
+from zeta_core.checkpoint.state import read_weights
+from zeta_core.contract.events import StatusLine, WarningLine
+
+# Whatever this machine is, these make another kind of it.
+OTHER_KIND = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "DNNL_MAX_CPU_ISA": "SSE41"}
+SPEC: dict[str, Any] = {
+    "model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}},
+    "lr_scheduler": "constant",
+    "warmup_steps": 0,
+}
+
+
+def run(folder: Path, max_steps: int, *, variables: dict[str, str] | None = None, **order: Any) -> Path:
+    """The run directory of a whole run in a process of its own; ``order``: further fields of its run.json."""
+    run_dir = make_run(folder, spec={**SPEC, "max_steps": max_steps}, **order)
+    with start(run_dir, **(variables or {})) as training:
+        assert training.wait(240) == 0, (run_dir / "train.log").read_text()[-3000:]
+    assert end_of(run_dir).status == "succeeded"
+    return run_dir
+
+
+def final(run_dir: Path) -> Path:
+    return run_dir.parent / "output" / "final"
+
+
+def kind_of(run_dir: Path) -> str:
+    """As the resolved spec has it; the manifest of the last checkpoint has the same."""
+    running = next(line for line in journal(run_dir) if isinstance(line, StatusLine) and line.resolved_spec)
+    assert running.resolved_spec is not None
+    checkpoint = read(final(run_dir))
+    assert checkpoint is not None
+    assert checkpoint.manifest.device_kind == running.resolved_spec["device_kind"]
+    return running.resolved_spec["device_kind"]
+
+
+def warning(run_dir: Path) -> str | None:
+    lines = (line for line in journal(run_dir) if isinstance(line, WarningLine) and line.code == "device_changed")
+    return next((line.message for line in lines), None)
+
+
+def test_a_resumed_run_is_exact_on_its_kind_of_device_and_warns_on_another(tmp_path: Path) -> None:
+    straight = run(tmp_path / "straight", 6)
+    half = run(tmp_path / "half", 3)
+    same = run(tmp_path / "same", 6, resume_from=str(final(half)))
+    other = run(tmp_path / "other", 6, resume_from=str(final(half)), variables=OTHER_KIND)
+
+    weights, again = read_weights(final(straight)), read_weights(final(same))
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert kind_of(straight) == kind_of(half) == kind_of(same) != kind_of(other)
+    assert warning(straight) is warning(same) is None
+    message = warning(other) or ""
+    assert f"computed on {kind_of(half)} and continues on {kind_of(other)}" in message
+    assert "exactness ends here" in message
+
+
+def test_an_attempt_after_one_without_a_checkpoint_warns_as_well(tmp_path: Path) -> None:
+    begun = run(tmp_path / "begun", 1, resolved_spec={"device_kind": "cpu:of another machine"})
+    assert "computed on cpu:of another machine" in (warning(begun) or "")
+    older = run(tmp_path / "older", 1, resolved_spec={"threads": 1})
+    assert warning(older) is None

@@ -10,7 +10,8 @@ Of the prompts that a template has for one answer, the longest that the answer f
 answer without thinking by an empty thought (Qwen 3 with ``enable_thinking`` false), an answer without one is not taught
 to write that. A prompt that is written after the last turn whether asked for or not is none of the conversation.
 
-Trusted: nothing. Templates run in the sandbox of transformers.
+Trusted: nothing. Templates run in the sandbox of transformers, which keeps them from everything but memory and time:
+the process that renders has limits of both (`zeta_core.data.confined`), and a text has `MOST_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any, Literal, cast
 
 TrainOn = Literal["assistant", "completion", "all"]
@@ -36,6 +38,7 @@ DEFAULT_TEMPLATE = (
 )
 # What templates call today, so that the same data gives the same tokens: the date that Llama 3's fall back to.
 TODAY = date(2024, 7, 26)
+MOST_CHARACTERS = 1 << 24  # of a rendered conversation: several times the longest context of any model
 
 
 class Unlearnable(Exception):
@@ -62,7 +65,6 @@ class Template:
         if not tokenizer.chat_template:
             tokenizer.chat_template = DEFAULT_TEMPLATE
         self.is_default = tokenizer.chat_template == DEFAULT_TEMPLATE
-        self._written_anyway = self._prompt_written_anyway()
 
     def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, prompt: bool = False) -> str:
         """The text of ``messages``, with the beginning of an answer where ``prompt``. Raises `Unlearnable`."""
@@ -70,6 +72,8 @@ class Template:
             return "<|im_start|>assistant\n"  # transformers refuses an empty conversation
         try:
             text = self._render(messages, tools, prompt=prompt)
+        except (MemoryError, Unlearnable):
+            raise
         except Exception as error:  # a template may raise anything; jinja's own class is not ours to import
             said = str(error).strip().rstrip(".")[:200] or type(error).__name__
             if not messages:
@@ -86,13 +90,15 @@ class Template:
             return None
         try:
             return self._render(messages, tools, prompt=True, enable_thinking=False)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - a template may raise anything, as for a model that always thinks
             return None
 
     def _render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, *, prompt: bool, **more: Any
     ) -> str:
-        return self._tokenizer.apply_chat_template(
+        text = self._tokenizer.apply_chat_template(
             list(messages),
             tools=tools,
             tokenize=False,
@@ -101,8 +107,15 @@ class Template:
             strftime_now=TODAY.strftime,
             **more,
         )
+        if len(text) > MOST_CHARACTERS:
+            raise Unlearnable(
+                f"the tokenizer's chat template wrote {len(text):,} characters for this row, more than the "
+                f"{MOST_CHARACTERS:,} allowed; use a template that writes less, or remove the row."
+            )
+        return text
 
-    def _prompt_written_anyway(self) -> str:
+    @cached_property
+    def _written_anyway(self) -> str:
         """The prompt for an answer where the template ends every conversation with it, as Llama 3's first one does.
 
         It is what the template writes of no turn at all. An end token there is none: it ends the conversation.
@@ -112,6 +125,8 @@ class Template:
         try:
             [nothing] = self._tokenizer.apply_chat_template([[]], tokenize=False)  # a batch of one without turns
             texts = [self._render(turns, prompt=prompt) for turns in (asked, answered) for prompt in (False, True)]
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - a template that refuses this, whatever it raises, is told by `render`
             return ""
         always = texts[0] == texts[1] and texts[2] == texts[3] and all(text.endswith(nothing) for text in texts)

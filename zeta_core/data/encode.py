@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from zeta_core.data import chat
 from zeta_core.data.chat import Template, Text, TrainOn, Unlearnable
+from zeta_core.data.confined import Position
 from zeta_core.data.rows import RowFormat, tools_of
 from zeta_core.data.sources import Source
 from zeta_core.data.units import Row
@@ -71,25 +72,29 @@ class Encoder:
         self._begin = np.array(_beginning(tokenizer), dtype=dtype)
         self._end = np.array([] if end is None else [end], dtype=dtype)
 
-    def encode(self, source: Source, rows: Iterable[Row]) -> Encoded:
-        """The documents of some rows. Raises `InvalidData` naming the row that cannot be trained on."""
-        match source.row_format:
-            case "tokens":
-                return self._ids(source, list(rows))
-            case "text":
-                return self._texts(source, list(rows))
-            case _:
-                return self._conversations(source, rows)
+    def encode(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
+        """The documents of some rows. Raises `InvalidData` naming the row that cannot be trained on.
+
+        ``position`` is moved along, from where the rows are read.
+        """
+        if source.row_format not in ("tokens", "text"):
+            return self._conversations(source, rows, position)
+        read = list(rows)
+        if read:
+            position.move(source.place(read[0].number), "tokenizing")
+        return self._ids(source, read) if source.row_format == "tokens" else self._texts(source, read)
 
     # --- text and ids ---
 
     def _ids(self, source: Source, rows: list[Row]) -> Encoded:
-        arrays = [np.asarray(source.fields(row)["input_ids"], dtype=np.int64) for row in rows]
-        for row, array in zip(rows, arrays, strict=True):
-            if int(array.max(initial=0)) > np.iinfo(self._dtype).max:
+        arrays: list[NDArray[Any]] = []
+        for row in rows:
+            ids = cast("list[int]", source.fields(row)["input_ids"])
+            if max(ids, default=0) > np.iinfo(self._dtype).max:
                 place = source.place(row.number)
                 raise InvalidData(f"{place}: holds token ids of more than 32 bits, which no model has.")
-        return self._documents([array.astype(self._dtype) for array in arrays], rows)
+            arrays.append(np.asarray(ids, dtype=self._dtype))
+        return self._documents(arrays, rows)
 
     def _texts(self, source: Source, rows: list[Row]) -> Encoded:
         if self._train_on not in (None, "all"):
@@ -137,11 +142,12 @@ class Encoder:
 
     # --- conversations ---
 
-    def _conversations(self, source: Source, rows: Iterable[Row]) -> Encoded:
+    def _conversations(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
         texts: list[Text] = []
         owners: list[Row] = []
         num_split = 0
         for row in rows:
+            position.move(source.place(row.number), "rendering")
             fields = source.fields(row)
             try:
                 found = self._rendered(source, fields)
@@ -150,6 +156,8 @@ class Encoder:
             num_split += source.row_format != "preference" and len(found) > 1
             texts += found
             owners += [row] * len(found)
+        if owners:
+            position.move(source.place(owners[0].number), "tokenizing")
         arrays: list[NDArray[Any]] = []
         masks: list[NDArray[np.bool_]] = []
         for row, (ids, learned) in zip(owners, self._marked(texts), strict=True):

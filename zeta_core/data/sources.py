@@ -1,7 +1,8 @@
 """From the sources of a spec to rows: pieces of text, conversations, pairs, or lists of token ids.
 
 Trusted: nothing. A file is read as text, JSON, parquet or Arrow, never unpickled, and no data set's own code runs.
-Every fault names the file as its sender called it and the line (or row), and is `InvalidData`.
+The rows of a file are decoded only in a confined process (`zeta_core.data.confined`), also the first one, which tells
+the format. Every fault names the file as its sender called it and the line (or row), and is `InvalidData`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,10 @@ from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, suffixes_o
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
+from zeta_core.data.confined import Position, confined
 from zeta_core.data.rows import RowFormat, fault_in, format_of
-from zeta_core.data.units import (
-    Row,
-    Unit,
-    arrow_batches,
-    hub_units,
-    json_units,
-    num_rows,
-    parquet_batches,
-    table_units,
-    text_units,
-)
+from zeta_core.data.tables import arrow_batches, hub_units, num_rows, parquet_batches, table_units
+from zeta_core.data.units import Row, Unit, json_units, text_units
 from zeta_core.failures import InvalidData
 
 
@@ -37,7 +30,8 @@ from zeta_core.failures import InvalidData
 class Source:
     """One thing to read: ``name`` for people, ``fingerprint`` that changes with its content, and its units.
 
-    ``size`` is in the measure of the units' ``position``: bytes, or rows. ``row_format`` is ``None`` until `told`.
+    ``size`` is in the measure of the units' ``position``: bytes, or rows. ``row_format`` is ``None`` until `told`, and
+    ``first_format`` is the format that the first row has (``None``: none of them).
     """
 
     name: str
@@ -45,9 +39,11 @@ class Source:
     size: int
     units: Callable[[], Iterator[Unit]] = field(repr=False)
     row_format: RowFormat | None = "text"
+    first_format: RowFormat | None = None
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     word: str = "row"
     flat: Path | None = None  # a flat file of ids, used where it lies
+    measure: Callable[[], int] | None = field(default=None, repr=False)  # of a file with rows: finds its ``size``
     num_bytes: int = 0  # about how much there is to tokenize
     number: int = 0  # of the spec's source that this is, or is a file of
     weight: float | None = None  # of that source
@@ -56,20 +52,23 @@ class Source:
         """Where a row is, for people; a text file is one place."""
         return f"{self.name}, {self.word} {number}" if number else self.name
 
+    def after(self, position: int) -> str:
+        """Where units are read next, for people, with what makes a small file of large rows understandable."""
+        if self.word == "row":
+            return f"{self.name} ({self.num_bytes:,} bytes, {self.size:,} rows), from row {position + 1}"
+        return f"{self.name}, after {position:,} of {self.num_bytes:,} bytes" if position else self.name
+
     def told(self) -> Source:
-        """This source with the format that ``auto`` means, found in its first row. Raises `InvalidData`."""
-        if self.row_format is not None:
-            return self
-        first = next((row.fields for unit in self.units() for row in unit.rows()), None)
-        found = format_of(first, self.columns) if isinstance(first, Mapping) else None
-        return replace(self, row_format=found or "text")  # what is wrong with the row is told where it is read
+        """This source with the format that ``auto`` means."""
+        # What is wrong with a first row of no format is reported where it is read.
+        return replace(self, row_format=self.row_format or self.first_format or "text")
 
     @property
     def says_what_is_told(self) -> bool:
         """Whether ``auto`` would mean the same format here, so that saying it makes no other data of it."""
         if self.row_format in (None, "tokens"):  # no row tells the latter
             return self.row_format is None
-        return replace(self, row_format=None).told().row_format == self.row_format
+        return (self.first_format or "text") == self.row_format
 
     def fields(self, row: Row) -> dict[str, object]:
         """The columns of a row by our names. Raises `InvalidData` naming its place."""
@@ -100,7 +99,7 @@ def open_sources(
     split: Split = "train",
     on_folder: Callable[[str], None] = lambda _: None,
 ) -> list[Source]:
-    """Find every source and look at its outside; nothing but files' bytes (for the fingerprint) is read yet.
+    """Find every source, and the number and format of its rows. Raises `InvalidData`.
 
     ``split`` is what the data is for: files of the other split in a folder are skipped. ``on_folder`` receives a
     sentence with the files of each folder or glob that are used and skipped.
@@ -112,10 +111,10 @@ def open_sources(
             case BuiltinSource():
                 found = [_python_docs()]
             case FileSource():
-                found = [_uploaded(reader, file_id, places) for file_id in source.file_ids]
+                found = reader.looked_into([_uploaded(reader, file_id, places) for file_id in source.file_ids])
             case PathSource():
                 files = _matching(source.path, places, reader.suffixes, split, on_folder)
-                found = [reader.open(file, file.name) for file in files]
+                found = reader.looked_into([reader.open(file, file.name) for file in files])
             case HubSource():
                 found = [_from_hub(reader, source, places)]
         sources += [replace(one, number=number, weight=source.weight) for one in found]
@@ -200,15 +199,16 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
     except Exception as error:
         raise InvalidData(f"The data set {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
     rows: Any = loaded
-    found = Source(
+    opened = Source(
         source.hub,
         "",
         len(rows),
-        lambda: hub_units(rows),
+        lambda: hub_units(rows, source.hub),
         reader.row_format,
-        source.columns,
+        columns=source.columns,
         num_bytes=int(getattr(rows.data, "nbytes", 0)),
     )
+    [found] = _with_first_rows([opened])
     said = "auto" if found.says_what_is_told else source.format
     content = str(getattr(rows, "_fingerprint", source.revision))
     return replace(found, fingerprint=f"{content} {said} {_renamed(source.columns)}")
@@ -249,17 +249,60 @@ class _Reader:
             return Source(name, f"{sha256} {suffix}", size, lambda: iter(()), "tokens", flat=path)
         columns = self.source.columns
         units: Callable[[], Iterator[Unit]]
+        measure: Callable[[], int]
         if suffix in TEXT_SUFFIXES:
             about = f"{sha256} {suffix} None {_renamed(columns)}"
             return Source(name, about, size, lambda: text_units(path, name, size), num_bytes=size)
         if suffix == ".jsonl":
-            word, measure, units = "line", size, lambda: json_units(path, name)
+            word, measure, units = "line", lambda: size, lambda: json_units(path, name, size)
         else:
             batches = parquet_batches if suffix == ".parquet" else arrow_batches
-            word, measure, units = "row", num_rows(path, name, suffix), lambda: table_units(batches(path, name), name)
-        found = Source(name, "", measure, units, self.row_format, columns, word, num_bytes=size)
-        said = None if found.says_what_is_told else self.row_format
-        return replace(found, fingerprint=f"{sha256} {suffix} {said} {_renamed(columns)}")
+            word, units = "row", lambda: table_units(batches(path, name), name)
+            measure = lambda: num_rows(path, name, suffix)  # noqa: E731 - as for `units`
+        return Source(
+            name,
+            f"{sha256} {suffix}",
+            0,
+            units,
+            self.row_format,
+            columns=columns,
+            word=word,
+            num_bytes=size,
+            measure=measure,
+        )
+
+    def looked_into(self, opened: list[Source]) -> list[Source]:
+        """What `open` opened, files with rows completed by what only their rows tell."""
+        complete = iter(_with_first_rows([source for source in opened if source.measure is not None]))
+        return [source if source.measure is None else self._with_fingerprint(next(complete)) for source in opened]
+
+    def _with_fingerprint(self, source: Source) -> Source:
+        """Naming the format that ``auto`` means anyway does not change the fingerprint."""
+        named = None if source.says_what_is_told else self.row_format
+        return replace(source, fingerprint=f"{source.fingerprint} {named} {_renamed(source.columns)}")
+
+
+def _with_first_rows(sources: list[Source]) -> list[Source]:
+    """The sources with the number of their rows and the format of the first one, found in a confined process."""
+
+    def look(position: Position) -> list[tuple[int, RowFormat | None]]:
+        return [_size_and_format(source, position) for source in sources]
+
+    looks: list[tuple[int, RowFormat | None]] = confined(look) if sources else []
+    return [
+        replace(source, size=size, first_format=first_format)
+        for source, (size, first_format) in zip(sources, looks, strict=True)
+    ]
+
+
+def _size_and_format(source: Source, position: Position) -> tuple[int, RowFormat | None]:
+    position.move(source.name, "reading")
+    size = source.size if source.measure is None else source.measure()
+    if source.row_format == "tokens":  # its first row does not matter
+        return size, None
+    position.move(replace(source, size=size).after(0), "reading")
+    first = next((row.fields for unit in source.units() for row in unit.rows()), None)
+    return size, format_of(first, source.columns) if isinstance(first, Mapping) else None
 
 
 def _renamed(columns: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from zeta_core.contract.events import ProgressLine
 from zeta_core.data.chat import DEFAULT_TEMPLATE, Template, TrainOn
+from zeta_core.data.confined import Limits
 from zeta_core.data.encode import Encoded, Encoder, content_hash, unsaid
 from zeta_core.data.sources import Source
 from zeta_core.data.tokenizing import encoded_units
@@ -49,8 +50,9 @@ def prepare_tokens(
     train_on: TrainOn | None = None,
     method: str = "sft",
     processes: int = 1,
+    limits: Limits | None = None,
 ) -> TokenFile:
-    """The tokens of ``sources``, from the cache or made now by up to ``processes`` processes.
+    """The tokens of ``sources``, from the cache or made now by up to ``processes`` processes, each within ``limits``.
 
     A tokenizer without a chat template gets the default one where conversations are read. Raises `InvalidData`, also
     where there are fewer than two tokens.
@@ -76,7 +78,7 @@ def prepare_tokens(
             found = _read(directory, key)
             if found is None:
                 _refuse_method([str(source.row_format) for source in told], method)
-                _write(told, tokenizer, train_on, method, directory, report, processes)
+                _write(told, tokenizer, train_on, method, directory, report, processes, limits)
                 found = _read(directory, key)
     assert found is not None, "what was written is there"
     os.utime(directory)  # used now: a worker's cache forgets what nobody uses
@@ -164,6 +166,7 @@ def _write(
     directory: Path,
     report: Report,
     processes: int,
+    limits: Limits | None,
 ) -> None:
     aside = directory.with_name(directory.name + ".part")
     for left_over in (aside, directory):  # of a process or a machine that ended in between
@@ -175,7 +178,7 @@ def _write(
     encoder = Encoder(tokenizer, dtype, train_on=train_on, method=method)
     written = _Written(sources, supervised, report)
     with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
-        for number, position, encoded in encoded_units(sources, encoder, processes=processes):
+        for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())
             learned_N = written.add(number, position, encoded)
             if supervised:

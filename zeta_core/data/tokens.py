@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,10 +160,7 @@ def flat_tokens(sources: Sequence[Source]) -> TokenFile:
         raise InvalidData(f"{sources[0].name} is a flat file of ids; give it alone, or all data as rows of input_ids.")
     path, name = sources[0].flat, sources[0].name
     assert path is not None
-    try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False) if name.endswith(".npy") else np.memmap(path, "<u2", "r")
-    except (OSError, ValueError) as error:
-        raise InvalidData(f"{name} is not readable as a flat file of ids: {error}") from error
+    ids = _mapped(path, name)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
         raise InvalidData(f"{name} has shape {ids.shape} of {ids.dtype}; give one row of at least two whole numbers.")
     smallest, largest = int(ids.min()), int(ids.max())
@@ -172,8 +170,19 @@ def flat_tokens(sources: Sequence[Source]) -> TokenFile:
     digest = sources[0].fingerprint
     offsets = np.array([0, len(ids)], dtype=np.int64)
     if beside.is_file():
-        offsets = np.asarray(np.load(beside, allow_pickle=False)).astype(np.int64)
-        if offsets[0] != 0 or offsets[-1] != len(ids) or not (np.diff(offsets) > 0).all():
+        given = _mapped(beside, beside.name)
+        offsets = given.astype(np.int64) if given.ndim == 1 and given.dtype.kind in "iu" and len(given) else offsets[:0]
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(ids) or not (np.diff(offsets) > 0).all():
             raise InvalidData(f"{beside.name} must rise from 0 to the {len(ids)} ids of {name}.")
         digest += hashlib.sha256(offsets.tobytes()).hexdigest()
     return TokenFile(cast(Ids, ids), offsets, largest, hashlib.sha256(digest.encode()).hexdigest()[:32])
+
+
+def _mapped(path: Path, name: str) -> NDArray[Any]:
+    """The array of a flat file, mapped and not read: its header may declare any shape. Raises `InvalidData`."""
+    try:
+        if name.endswith(".npy"):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.memmap(path, "<u2", "r")
+    except (OSError, ValueError, OverflowError, SyntaxError, RecursionError, MemoryError) as error:
+        raise InvalidData(f"{name} is not readable as a flat file of ids: {error}") from error

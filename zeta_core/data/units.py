@@ -1,7 +1,7 @@
-"""Rows out of files and tables, in units of a quarter of a megabyte that are cheap to pass over.
+"""Rows out of text and JSON files, in units of a quarter of a megabyte that are cheap to pass over.
 
-Several processes can each parse a share of the units. Trusted: nothing; a file is read as text, JSON, parquet or Arrow,
-and a fault names it as its sender called it, with the line (or row), and is `InvalidData`.
+Several processes can each parse a share of the units. Trusted: nothing; a fault names the file as its sender called it,
+with the line, and is `InvalidData`. Tables are read by `zeta_core.data.tables`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from zeta_core.failures import InvalidData
 
 UNIT_BYTES = 1 << 18  # small beside what a process gets, so that all have about as much to do
 LONGEST_LINE = 1 << 22  # of a text, which may be one line of any length
-_READ_BYTES = 1 << 20  # of a column at once: a group of rows may be the whole file
-_UNIT_ROWS = 256  # of a table: conversations are long, and their Python objects are many times their size
+LONGEST_ROW = 1 << 28  # of a line of JSON, which is one row and parsed at once
 
 
 @dataclass(frozen=True)
@@ -39,19 +37,7 @@ class Unit:
     position: int
 
 
-def hub_units(rows: Any) -> Iterator[Unit]:
-    for first in range(0, len(rows), _UNIT_ROWS):
-        last = min(len(rows), first + _UNIT_ROWS)
-
-        def load(first: int = first, last: int = last) -> Iterator[Row]:
-            columns: dict[str, list[Any]] = rows[first:last]
-            values = zip(*map(_without_empty_fields, columns.values()), strict=True)
-            return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first + 1))
-
-        yield Unit(load, last)
-
-
-def _blocks(path: Path, *, longest_line: int = -1) -> Iterator[tuple[int, bytes, int]]:
+def _blocks(path: Path, *, longest_line: int) -> Iterator[tuple[int, bytes, int]]:
     """(number of the first line, whole lines of about `UNIT_BYTES`, position after them), a file from end to end.
 
     Of a line with more bytes than ``longest_line`` behind a block's own, the rest is a block of its own.
@@ -97,8 +83,13 @@ def text_units(path: Path, name: str, size: int) -> Iterator[Unit]:
         yield Unit(load, position)
 
 
-def json_units(path: Path, name: str) -> Iterator[Unit]:
-    for first, block, position in _blocks(path):
+def json_units(path: Path, name: str, size: int) -> Iterator[Unit]:
+    for first, block, position in _blocks(path, longest_line=LONGEST_ROW):
+        if position < size and not block.endswith(b"\n"):
+            line = first + block.count(b"\n")
+            raise InvalidData(
+                f"{name}, line {line}: is longer than {LONGEST_ROW >> 20} MiB, the most for one row; split the row."
+            )
 
         def load(first: int = first, block: bytes = block) -> Iterator[Row]:
             for number, raw in enumerate(block.split(b"\n"), first):
@@ -123,87 +114,6 @@ def json_units(path: Path, name: str) -> Iterator[Unit]:
                     raise InvalidData(f"{name}, line {number}: is not JSON ({error}).") from error
 
         yield Unit(load, position)
-
-
-def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
-    position = 0
-    for batch in batches:
-        columns = batch.schema.names
-        if twice := next((column for column in columns if columns.count(column) > 1), None):
-            raise InvalidData(f"{name} has several columns called {twice!r}; give each a name of its own.")
-        for start in range(0, batch.num_rows, _UNIT_ROWS):
-            part = batch.slice(start, _UNIT_ROWS)
-
-            def load(part: Any = part, first: int = position + 1) -> Iterator[Row]:
-                try:
-                    columns = {name: _without_empty_fields(values) for name, values in part.to_pydict().items()}
-                except UnicodeDecodeError as error:
-                    raise InvalidData(
-                        f"{name}, rows {first} to {first + part.num_rows - 1}: hold text that is not UTF-8 (byte "
-                        f"{error.object[error.start]:#04x}); write the table with text that is."
-                    ) from error
-                values = zip(*columns.values(), strict=True)
-                return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first))
-
-            position += part.num_rows
-            yield Unit(load, position)
-
-
-def _without_empty_fields(values: list[Any]) -> list[Any]:
-    """A column without the fields that other rows alone have: each object of a table has those of all, most of them
-    null, which a chat template would write (into the arguments of a tool's call).
-    """
-    first = next((value for value in values if value), None)
-    inner = cast("list[Any]", first)[0] if isinstance(first, list) else first
-    return cast("list[Any]", _dense(values)) if isinstance(inner, dict) else values
-
-
-def _dense(value: Any) -> Any:
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {name: _dense(inner) for name, inner in fields.items() if inner is not None}
-    return [_dense(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
-
-
-def num_rows(path: Path, name: str, suffix: str) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    if suffix != ".parquet":
-        return sum(batch.num_rows for batch in arrow_batches(path, name))
-    try:
-        return parquet.ParquetFile(path).metadata.num_rows
-    except pa.ArrowException as error:
-        raise InvalidData(f"{name} is not readable as parquet: {error}") from error
-
-
-def parquet_batches(path: Path, name: str) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    try:
-        yield from parquet.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False).iter_batches(
-            batch_size=4 * _UNIT_ROWS
-        )
-    except (pa.ArrowException, OSError) as error:  # OSError without a number: what is packed in it is damaged
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise InvalidData(f"{name} is not readable as parquet: {error}") from error
-
-
-def arrow_batches(path: Path, name: str) -> Iterator[Any]:
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as memory:
-            try:
-                yield from pa.ipc.open_stream(memory)
-            except pa.ArrowInvalid:
-                memory.seek(0)
-                reader = pa.ipc.open_file(memory)
-                yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-    except pa.ArrowException as error:
-        raise InvalidData(f"{name} is not readable as Arrow: {error}") from error
 
 
 def _not_utf8(name: str, line: int, byte: int) -> InvalidData:

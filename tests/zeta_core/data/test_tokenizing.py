@@ -23,6 +23,7 @@ from zeta_core.contract.sources import dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data import encode, tokenizing, units
+from zeta_core.data.confined import Position
 from zeta_core.data.sources import Places, Source, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
@@ -91,8 +92,8 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
     ours = os.getpid()
     whole = encode.Encoder.encode
 
-    def killed(self: Any, source: Source, rows: Any) -> Any:
-        made = whole(self, source, rows)
+    def killed(self: Any, source: Source, rows: Any, position: Position) -> Any:
+        made = whole(self, source, rows, position)
         if os.getpid() != ours and made.rows_D[0] > 1_000:
             os.kill(os.getpid(), signal.SIGKILL)
         return made

@@ -1,0 +1,176 @@
+"""Rows out of Parquet files, Arrow files and streams, and tables of the Hub, a bounded part at a time.
+
+Trusted: nothing. What an Arrow file says of its own buffers is checked in full before a value is read: pyarrow maps the
+file and follows its offsets, wherever they point. A fault is `InvalidData` with the file's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from zeta_core.data.units import Row, Unit
+from zeta_core.failures import InvalidData
+
+READ_BYTES = 1 << 20  # of a column at once: a group of rows may be the whole file
+BATCH_ROWS = 1024
+BATCH_BYTES = 1 << 26  # of a Parquet file, as far as its metadata tells
+UNIT_ROWS = 256  # conversations are long, and their Python objects are many times their size
+LARGEST_UNIT_BYTES = 1 << 23
+
+
+def hub_units(rows: Any, name: str) -> Iterator[Unit]:
+    for first in range(0, len(rows), UNIT_ROWS):
+        last = min(len(rows), first + UNIT_ROWS)
+
+        def load(first: int = first, last: int = last) -> Iterator[Row]:
+            _validate(rows.data.fast_slice(first, last - first), name, first + 1, last)
+            columns: dict[str, list[Any]] = rows[first:last]
+            values = zip(*map(_without_empty_fields, columns.values()), strict=True)
+            return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first + 1))
+
+        yield Unit(load, last)
+
+
+def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
+    position = 0
+    for batch in batches:
+        columns = batch.schema.names
+        if twice := next((column for column in columns if columns.count(column) > 1), None):
+            raise InvalidData(f"{name} has several columns called {twice!r}; give each a name of its own.")
+        for part in _parts(batch):
+
+            def load(part: Any = part, first: int = position + 1) -> Iterator[Row]:
+                try:
+                    columns = {name: _without_empty_fields(values) for name, values in part.to_pydict().items()}
+                except UnicodeDecodeError as error:
+                    byte = error.object[error.start]
+                    raise _not_utf8(name, first, first + part.num_rows - 1, f" (byte {byte:#04x})") from error
+                except (ValueError, OverflowError) as error:  # a date beyond those that Python has, for one
+                    raise InvalidData(
+                        f"{name}, from row {first}: holds a value that cannot be read: {error}."
+                    ) from error
+                values = zip(*columns.values(), strict=True)
+                return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first))
+
+            position += part.num_rows
+            yield Unit(load, position)
+
+
+def num_rows(path: Path, name: str, suffix: str) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    if suffix != ".parquet":
+        return sum(batch.num_rows for batch in _arrow_batches(path, name))
+    try:
+        return parquet.ParquetFile(path).metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(error, name, "parquet") from error
+
+
+def parquet_batches(path: Path, name: str) -> Iterator[Any]:
+    """Its rows in batches that are the smaller, the larger the metadata says that rows are.
+
+    Equal values are stored once, so that a row may be far larger than the metadata tells; only a limit of memory helps
+    there (`zeta_core.data.confined`).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
+        for index in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(index)
+            each = max(1, group.total_byte_size // max(1, group.num_rows))
+            batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
+            yield from file.iter_batches(batch_size=batch_rows, row_groups=[index], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(error, name, "parquet") from error
+
+
+def arrow_batches(path: Path, name: str) -> Iterator[Any]:
+    """The record batches of a file or stream, each validated in full."""
+    position = 0
+    for batch in _arrow_batches(path, name):
+        _validate(batch, name, position + 1, position + batch.num_rows)
+        position += batch.num_rows
+        yield batch
+
+
+def _arrow_batches(path: Path, name: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as memory:
+            try:
+                yield from pa.ipc.open_stream(memory)
+            except pa.ArrowInvalid:
+                memory.seek(0)
+                reader = pa.ipc.open_file(memory)
+                yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _unreadable(error, name, "Arrow") from error
+
+
+def _validate(table: Any, name: str, first: int, last: int) -> None:
+    """Check every buffer, offset and index of a batch or table. Raises `InvalidData`."""
+    import pyarrow as pa
+
+    try:
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        _raise_memory_error(error)
+        if "UTF8" in str(error):
+            raise _not_utf8(name, first, last) from error
+        raise InvalidData(
+            f"{name}, rows {first} to {last}: the Arrow data is damaged: {str(error).rstrip('.')}; write it anew."
+        ) from error
+
+
+def _unreadable(error: Exception, name: str, what: str) -> InvalidData:
+    """The fault of a damaged file. Raises ``error`` itself where the machine is at fault and not the file."""
+    _raise_memory_error(error)
+    if isinstance(error, OSError) and error.errno is not None:  # without a number: what is packed in it is damaged
+        raise error
+    return InvalidData(f"{name} is not readable as {what}: {error}")
+
+
+def _raise_memory_error(error: Exception) -> None:
+    """Arrow's own class for a failed allocation is an ``ArrowException`` too."""
+    if isinstance(error, MemoryError):
+        raise error
+
+
+def _not_utf8(name: str, first: int, last: int, which: str = "") -> InvalidData:
+    return InvalidData(
+        f"{name}, rows {first} to {last}: hold text that is not UTF-8{which}; write the table with text that is."
+    )
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    """Slices of a batch that are small in rows and in bytes, but for a single row that is larger."""
+    start = 0
+    while start < batch.num_rows:
+        part = batch.slice(start, UNIT_ROWS)
+        while part.num_rows > 1 and part.nbytes > LARGEST_UNIT_BYTES:
+            part = part.slice(0, part.num_rows // 2)
+        yield part
+        start += part.num_rows
+
+
+def _without_empty_fields(values: list[Any]) -> list[Any]:
+    """A column without the fields that other rows alone have: each object of a table has those of all, most of them
+    null, which a chat template would write (into the arguments of a tool's call).
+    """
+    first = next((value for value in values if value), None)
+    inner = cast("list[Any]", first)[0] if isinstance(first, list) else first
+    return cast("list[Any]", _dense(values)) if isinstance(inner, dict) else values
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: _dense(inner) for name, inner in fields.items() if inner is not None}
+    return [_dense(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.formats import DATA_SUFFIXES, MODEL_SUFFIXES, ROW_SUFFIXES, TEXT_SUFFIXES, TOKEN_SUFFIXES
+from zeta_core.contract.validation import shown
 
 SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}
 FIRST_BYTES = 512  # enough for each check
@@ -24,7 +25,7 @@ def check_name(filename: str, purpose: FilePurpose) -> None:
     allowed = SUFFIXES[purpose]
     if suffix not in allowed:
         raise InvalidRequest(
-            f"file is {filename[:100]!r}, which is no known {purpose} format; use {_either(allowed)}.",
+            f"file is {shown(filename)}, which is no known {purpose} format; use {_either(allowed)}.",
             code="unknown_format",
             param="file",
         )
@@ -38,7 +39,7 @@ def unreadable(filename: str, *, as_tokens: bool) -> str | None:
         return None
     cure = "leave out use_pretokenized" if as_tokens else "set use_pretokenized"
     what = "token ids" if as_tokens else "text"
-    return f"is {filename[:100]!r}, and {what} come from {', '.join(allowed)} files; {cure}, or give another file."
+    return f"is {shown(filename)}, and {what} come from {', '.join(allowed)} files; {cure}, or give another file."
 
 
 def check_beginning(filename: str, beginning: bytes) -> None:
@@ -46,7 +47,7 @@ def check_beginning(filename: str, beginning: bytes) -> None:
     suffix = PurePath(filename).suffix.lower()
     if not beginning:
         raise InvalidRequest(
-            f"file is {filename[:100]!r}, which is empty; send one that holds something.",
+            f"file is {shown(filename)}, which is empty; send one that holds something.",
             code="empty_file",
             param="file",
         )
@@ -61,7 +62,7 @@ def check_beginning(filename: str, beginning: bytes) -> None:
     if not fits:
         what = "UTF-8 text" if suffix in (*TEXT_SUFFIXES, ".jsonl") else f"a {suffix} file"
         raise InvalidRequest(
-            f"file is {filename[:100]!r}, whose first bytes are not those of {what}; "
+            f"file is {shown(filename)}, whose first bytes are not those of {what}; "
             "save it as such, or give it the ending of what it is.",
             code="unknown_format",
             param="file",

@@ -19,6 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.files.formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
+from server.files.names import file_name, parameters
 from server.files.quota import OpenUpload, OpenUploads
 from server.settings import ServerSettings
 from zeta_core.contract.answers import FilePurpose
@@ -214,7 +215,7 @@ class _Form:
         self._header = (bytearray(), bytearray())
 
     def _start_part(self) -> None:
-        _kind, options = parse_options_header(self._disposition)
+        options = parameters(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
         if self._part not in FIELDS:
             meant = nearest(self._part, FIELDS)
@@ -229,9 +230,8 @@ class _Form:
         if self._part == "purpose":
             self._fields["purpose"] = bytearray()
             return
-        name = options.get(b"filename", b"").decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2]
-        name = "".join(character for character in name if character.isprintable())[-255:]
-        if not name:
+        name = file_name(options)
+        if name is None:
             raise InvalidRequest("file has no file name; send it as a file.", code="missing_field", param="file")
         self.filename = name
 

@@ -29,8 +29,3 @@ def in_one_line(value: str) -> str:
     if found is not None:
         raise ValueError(f"it contains the control character {found}; remove it")
     return value
-
-
-def escape_controls(text: str, *, in_line: bool = True) -> str:
-    r"""``text`` with every control character written as ``\x1b``, for logs and terminals."""
-    return (_IN_LINE if in_line else _IN_TEXT).sub(lambda match: ascii(match.group())[1:-1], text)

@@ -1,0 +1,112 @@
+r"""The name of an uploaded file, out of the Content-Disposition header of its part.
+
+Clients disagree about names beyond plain ASCII, so every usual form is read, and the one that says most wins:
+
+- ``filename*=UTF-8''%C3%A4.txt`` (RFC 5987, and RFC 2231 with ``filename*0*=``): .NET, PowerShell, requests, zeta
+- ``filename="=?utf-8?B?w6QudHh0?="`` (RFC 2047): .NET, PowerShell
+- ``filename="ä.txt"`` in UTF-8 with ``%22`` for a quote (WHATWG HTML, multipart form data): browsers, httpx, curl
+- the same with ``\"`` and ``\\`` (RFC 2616's quoted string): older curl; and in Latin-1: older clients
+
+A name is stored as it is, every space and joiner included. Directories before it are left out, and characters that act
+on a terminal are stored as their escapes, so that nobody else's terminal obeys them; the answer contains the stored
+name.
+"""
+
+from __future__ import annotations
+
+import re
+from email.errors import HeaderParseError
+from email.header import decode_header
+from urllib.parse import unquote_to_bytes
+
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.printable import printable
+from zeta_core.contract.validation import shown
+
+MAX_LENGTH = 255
+# A quote that follows a backslash ends the value only where nothing follows: browsers write a backslash as it is.
+_PARAMETER = re.compile(rb';[ \t]*([^=;"\s]+)[ \t]*=[ \t]*(?:"((?:\\"(?![ \t]*\Z)|[^"])*)"|([^;]*))')
+_CONTINUED = re.compile(rb"filename\*(\d{1,3})(\*?)\Z")
+_ENCODED_WORDS = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=(\s+=\?[^?\s]+\?[bBqQ]\?[^?]*\?=)*")
+_WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\)(?:.*\\)?")
+
+
+def parameters(disposition: bytes) -> dict[bytes, bytes]:
+    """The parameters of a Content-Disposition header by their names in lower case, quotes undone."""
+    found: dict[bytes, bytes] = {}
+    for match in _PARAMETER.finditer(disposition):
+        name, quoted, token = match.groups()
+        value = token.strip() if quoted is None else quoted.replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+        found.setdefault(name.lower(), value)
+    return found
+
+
+def file_name(options: dict[bytes, bytes]) -> str | None:
+    """The name that a part's file is stored under; ``None`` where it has none. Raises `InvalidRequest`."""
+    name = _extended(options) or _plain(options.get(b"filename", b""))
+    prefix = _WINDOWS_PATH.match(name)
+    name = printable((name[prefix.end() :] if prefix else name).rpartition("/")[2])
+    if len(name) > MAX_LENGTH:
+        raise InvalidRequest(
+            f"file is {shown(name)}, a name of {len(name)} characters; use at most {MAX_LENGTH}.",
+            code="invalid_value",
+            param="file",
+        )
+    return name or None
+
+
+def _extended(options: dict[bytes, bytes]) -> str | None:
+    """``filename*``, or its numbered pieces, decoded."""
+    if b"filename*" in options:
+        return _decoded(options[b"filename*"])
+    pieces = sorted(
+        (int(match.group(1)), match.group(2), value)
+        for key, value in options.items()
+        if (match := _CONTINUED.match(key))
+    )
+    if not pieces:
+        return None
+    if not pieces[0][1]:
+        return _text(b"".join(value for _, _, value in pieces), "utf-8")
+    charset, language, first = [*pieces[0][2].split(b"'", 2), b"", b""][:3]
+    rest = (value if encoded else _quoted(value) for _, encoded, value in pieces[1:])
+    return _decoded(b"'".join((charset, language, b"".join((first, *rest)))))
+
+
+def _decoded(value: bytes) -> str:
+    """``charset'language'percent-encoded`` as text."""
+    charset, found, rest = value.partition(b"'")
+    if not found:
+        return _text(unquote_to_bytes(value), "utf-8")
+    return _text(unquote_to_bytes(rest.partition(b"'")[2]), charset.decode("ascii", "replace") or "utf-8")
+
+
+def _quoted(value: bytes) -> bytes:
+    return value.replace(b"%", b"%25")
+
+
+def _text(content: bytes, charset: str) -> str:
+    try:
+        return content.decode(charset)
+    except (LookupError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"filename* is not valid text in the character set {shown(charset)}; send it in UTF-8.",
+            code="invalid_value",
+            param="file",
+        ) from error
+
+
+def _plain(value: bytes) -> str:
+    """``filename``: UTF-8, else Latin-1, in which every byte is a character; encoded words are decoded."""
+    try:
+        name = value.decode("utf-8")
+    except UnicodeDecodeError:
+        name = value.decode("latin-1")
+    name = name.replace("%22", '"')
+    if not _ENCODED_WORDS.fullmatch(name):
+        return name
+    try:
+        words = decode_header(name)
+    except (HeaderParseError, ValueError):
+        return name
+    return "".join(_text(word, charset or "ascii") if isinstance(word, bytes) else word for word, charset in words)

@@ -77,6 +77,32 @@ def worker_killed(fleet: Fleet, dice: Random) -> Blow:
     host.start()
 
 
+def order_to_adopted_trainings(fleet: Fleet, dice: Random) -> Blow:
+    """A training hangs, its worker is killed and restarted, and then its job is cancelled or paused, or the worker
+    drained."""
+    leaders = {found.job_id: found for host in fleet.hosts for found in host.trainings() if found.rank is None}
+    if not leaders:
+        return
+    job_id = dice.choice(sorted(leaders))
+    (host,) = [host for host in fleet.hosts if leaders[job_id].directory.is_relative_to(host.home)]
+    host.end(signal.SIGKILL)
+    for found in host.trainings():
+        if found.job_id == job_id:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.process.suspend()
+    host.start()
+    match dice.choice(("cancel", "pause", "drain")):
+        case "drain":
+            fleet.command(f"/v1/workers/{host.name}/drain")
+            yield Hit(running(fleet, host), dice.uniform(4.0, 8.0), ends_attempts=True)
+            fleet.command(f"/v1/workers/{host.name}/undrain")
+        case command:
+            if command == "cancel":
+                fleet.cancelled.add(job_id)
+            fleet.command(f"/v1/jobs/{job_id}/{command}")
+            yield Hit(frozenset({job_id}), ends_attempts=True)
+
+
 def worker_told_to_stop(fleet: Fleet, dice: Random) -> Blow:
     host = dice.choice(fleet.hosts)
     hit = running(fleet, host)
@@ -219,6 +245,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("one rank of several killed (kill -9)", rank_killed, 3),
     Fault("training stands still (SIGSTOP)", training_stands_still, 1),
     Fault("worker killed (kill -9), restarted while its trainings go on", worker_killed, 4),
+    Fault("orders to adopted trainings (one hangs, kill -9 of its worker)", order_to_adopted_trainings, 2),
     Fault("worker told to stop (SIGTERM), restarted", worker_told_to_stop, 2),
     Fault("host gone for ever, another one started", host_gone, 2),
     Fault("worker gone for ever, its trainings left behind", worker_gone, 2),

@@ -11,12 +11,15 @@ Nothing of it is played: servers are ``python -m server``, workers the worker's 
 limits are the product's own, set short.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import httpx
 
 from tests.chaos.databases import DatabaseUnderFire
 from tests.chaos.processes import TrainingProcess, trainings
@@ -27,6 +30,7 @@ from tests.harness.disks import SmallDisk, can_mount
 from tests.harness.network import Line
 from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
 from tests.server.serving import REPOSITORY, SECRET, ServerProcess
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "tests.chaos.worker")
@@ -42,6 +46,7 @@ SHORT_LIMITS = {
     "ZETA_STOP_GRACE_SECONDS": "20",
     "ZETA_DISK_MIN_FREE_BYTES": str(16 * 2**20),
 }
+COMMAND_SECONDS = 60.0
 HOME_MEGABYTES, STORE_MEGABYTES = 192, 512
 
 
@@ -126,6 +131,7 @@ class Fleet:
         self.folder = folder
         self.database = database
         self.valkey = valkey
+        self.cancelled: set[str] = set()  # jobs that a fault cancelled
         self.gone: list[Host] = []
         self.hosts: list[Host] = []
         self.servers: list[ServerProcess] = []
@@ -178,6 +184,18 @@ class Fleet:
         """It vanished, and is no longer in service."""
         self.hosts.remove(host)
         self.gone.append(host)
+
+    def command(self, path: str) -> None:
+        """POST an operator's command to whichever server answers, until one does; 409 and 404 are answers, too."""
+
+        def is_answered() -> bool:
+            for server in self.servers:
+                with contextlib.suppress(httpx.TransportError), server.http() as http:
+                    if http.post(path).status_code < 500:
+                        return True
+            return False
+
+        wait_until(is_answered, COMMAND_SECONDS, f"an answer to POST {path}")
 
     def trainings(self) -> list[TrainingProcess]:
         """Every process of every training of this fleet."""

@@ -63,7 +63,7 @@ def every_accepted_job_ended_truly(evidence: Evidence) -> Breaches:
     if len(evidence.jobs) != len(set(keys)):
         yield f"{len(set(keys))} orders became {len(evidence.jobs)} jobs"
     for job, _ in evidence.accepted():
-        cancelled = "cancel" in evidence.users.obeyed.get(job.id, [])
+        cancelled = "cancel" in evidence.users.obeyed.get(job.id, []) or job.id in evidence.fleet.cancelled
         ends = {(JobStatus.SUCCEEDED, StatusReason.COMPLETED)}
         ends |= {(JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER)} if cancelled else set()
         if (job.status, job.status_reason) not in ends:

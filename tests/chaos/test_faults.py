@@ -17,7 +17,7 @@ from tests.chaos.users import Users
 from tests.harness.postgres import PostgresServer
 from tests.harness.waiting import wait_until
 from tests.server.serving import error_of
-from zeta_core.contract.job import ENDED
+from zeta_core.contract.job import ENDED, JobStatus
 
 PACE = 0.05  # seconds per step
 pytestmark = pytest.mark.timeout(400)
@@ -173,6 +173,40 @@ def test_redis_away_for_longer_than_the_lease_costs_an_attempt_and_no_step(scene
     scene.users.obeyed[job_id] = ["cancel"]
     assert scene.users.ask("POST", f"/v1/jobs/{job_id}/cancel") is not None
     scene.judge(job_id)
+
+
+def test_orders_to_trainings_that_hang_and_were_adopted_are_enforced(scene: Scene) -> None:
+    (host,) = scene.fleet.hosts
+    cancelled, handed_back = scene.post(steps=100), scene.post(steps=100)
+    for job_id in (cancelled, handed_back):
+        scene.wait_for_step(job_id, 3)
+    host.end(signal.SIGKILL)
+    for found in host.trainings():
+        found.process.suspend()
+    host.start()
+    scene.fleet.command(f"/v1/workers/{host.name}/drain")
+    scene.fleet.cancelled.add(cancelled)
+    scene.fleet.command(f"/v1/jobs/{cancelled}/cancel")
+    try:
+        wait_until(
+            lambda: (
+                [scene.fleet.database.standings()[job].status for job in (cancelled, handed_back)]
+                == [JobStatus.CANCELLED, JobStatus.QUEUED]
+            ),
+            90,
+            "both orders to be enforced",
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{scene.fleet.logs()}") from None
+    assert not scene.fleet.trainings(), "something of an ended attempt is left"
+    scene.fleet.command(f"/v1/workers/{host.name}/undrain")
+    others = [scene.post(steps=20) for _ in range(2)]
+    assert scene.judge(handed_back) == ["handed_back", "completed"]
+    assert [scene.judge(job_id) for job_id in (cancelled, *others)] == [
+        ["cancelled_by_user"],
+        ["completed"],
+        ["completed"],
+    ]
 
 
 def _first_step(scene: Scene, job_id: str, attempt: int) -> int | None:

@@ -17,6 +17,7 @@ from worker.supervise import Supervisor
 from worker.training.launch import TRAINER_COMMAND
 from zeta_core.contract.distribution import version
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.contract.identity import FileIdentity
 from zeta_core.contract.messages import new_incarnation
 
 EX_USAGE = 2
@@ -85,8 +86,22 @@ def _lock_name(root: Path, name: str) -> tuple[int, str]:
             f"ZETA_WORKER_NAME is {name!r}, and a worker of that name already runs in {root}; choose another name.",
             param="ZETA_WORKER_NAME",
         ) from error
-    place = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip()
-    if not place:
+    return descriptor, _place_of(descriptor)
+
+
+def _place_of(lock: int) -> str:
+    """The folder's name, from its lock file; a copied folder gets a name of its own, because it knows no training."""
+    text = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
+    place, _, recorded = text.partition(" ")
+    here, known = FileIdentity.of(lock), FileIdentity.parse(recorded)
+    is_new = not place or (known is not None and not known.is_same_file(here))
+    if is_new:
         place = secrets.token_hex(8)
-        os.pwrite(descriptor, f"{place}\n".encode(), 0)
-    return descriptor, place
+    present = f"{place} {here}"
+    if present != text:
+        try:
+            os.ftruncate(lock, os.pwrite(lock, f"{present}\n".encode(), 0))
+        except OSError:
+            if is_new:
+                raise
+    return place

@@ -62,12 +62,18 @@ def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
 def down(settings: UpSettings) -> UpState | None:
     """Stop the `zeta up` of this home and return when it has ended; ``None`` where none runs.
 
-    Raises `Unavailable` where it does not end within its grace.
+    Raises `Unavailable` where it does not end within its grace, and where its process is not one of this machine.
     """
     home = Home(settings.home)
     state = home.running()
     if state is None:
         return None
+    if not state.is_alive:
+        raise Unavailable(
+            f"A `zeta up` runs in {home.path}, but process {state.pid} here is not it; "
+            "stop it where it was started (in its container or on its machine).",
+            code="not_here",
+        )
     deadline = time.monotonic() + settings.stop_grace_seconds + 2 * WORKER_MARGIN_SECONDS + 30
     with contextlib.suppress(ProcessLookupError):
         os.kill(state.pid, signal.SIGTERM)

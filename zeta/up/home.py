@@ -24,6 +24,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta_core.contract.errors import Conflict, InvalidSettings
+from zeta_core.contract.identity import FileIdentity, process_start
 
 PROBE_SECONDS = 0.05
 LOCK_SECONDS = 2.0  # a client that looks whether somebody runs holds the lock for a moment
@@ -31,7 +32,10 @@ ENDING_SECONDS = 30.0  # children of a killed `zeta up` end within this
 
 
 class UpState(BaseModel):
-    """``up.json``: the `zeta up` that runs in a home. ``url`` is null until its address is decided."""
+    """``up.json``: the `zeta up` that runs in a home. ``url`` is null until its address is decided.
+
+    ``lock`` and ``pid_started`` tell it from one that was copied with its home, and its process from a later one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -40,6 +44,13 @@ class UpState(BaseModel):
     url: str | None
     started_at: datetime
     children: dict[str, int] = {}
+    lock: str | None = None  # the `FileIdentity` of the home's lock file; an older version does not tell
+    pid_started: int | None = None  # `process_start`
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether ``pid`` is still the process that wrote this, as far as that can be known here."""
+        return self.pid_started is None or process_start(self.pid) == self.pid_started
 
 
 @dataclass(frozen=True)
@@ -114,10 +125,14 @@ class Home:
         self.write_private(self.state, state.model_dump_json(indent=2) + "\n")
 
     def read_state(self) -> UpState | None:
+        """What the last `zeta up` of this home wrote; what was copied with another home does not count."""
         try:
-            return UpState.model_validate_json(self.state.read_bytes())
+            state = UpState.model_validate_json(self.state.read_bytes())
+            recorded = FileIdentity.parse(state.lock or "")
+            is_copied = recorded is not None and not recorded.is_same_file(FileIdentity.of(self.lock))
         except (FileNotFoundError, NotADirectoryError, PermissionError, ValidationError):
             return None
+        return None if is_copied else state
 
     def running(self) -> UpState | None:
         """The `zeta up` that runs here now: what it wrote counts only while it holds the lock."""

@@ -30,6 +30,7 @@ from zeta.up.home import Home, UpState
 from zeta.up.settings import UpSettings, child_environment, worker_name
 from zeta.up.valkey import ANSWER_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
+from zeta_core.contract.identity import FileIdentity, process_start
 
 READY_SECONDS = 90.0  # a slow disk and a cold Python take their time
 REDIS_SECONDS = 10.0  # for one of the user's own, which may be starting beside us
@@ -247,7 +248,13 @@ class Service:
         self._phase = phase or self._phase
         children = {child.name: child.pid for child in self._children if child.pid is not None}
         state = UpState(
-            state=self._phase, pid=os.getpid(), url=self._url, started_at=self._started_at, children=children
+            state=self._phase,
+            pid=os.getpid(),
+            url=self._url,
+            started_at=self._started_at,
+            children=children,
+            lock=str(FileIdentity.of(self.home.lock)),
+            pid_started=process_start(os.getpid()),
         )
         self.home.write_state(state)
         return state

@@ -1,4 +1,4 @@
-"""Tells a file from a copy of it.
+"""Tells a file from a copy of it, and a process from a later one with the same id.
 
 A rename keeps a file's device and inode numbers; a copy (``cp -a``, a restored backup, a snapshot mounted beside the
 original) has other ones. Device numbers may change with every boot, so after a reboot the inode number alone decides.
@@ -44,6 +44,15 @@ class FileIdentity:
 
     def is_same_file(self, other: FileIdentity) -> bool:
         return self.inode == other.inode and (self.device == other.device or self.boot != other.boot)
+
+
+def process_start(pid: int) -> int | None:
+    """When the process was started, in clock ticks since the boot; ``None`` where there is none, or not on Linux."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[19])  # field 22 of proc(5), counted after the name in parentheses
 
 
 def _boot_id() -> str:

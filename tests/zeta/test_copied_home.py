@@ -1,0 +1,81 @@
+"""The home of `zeta up`, copied while it runs: its process ids are those of the original, and nothing stops them."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from zeta.up.control import down
+from zeta.up.home import Home, UpState
+from zeta.up.settings import UpSettings
+from zeta_core.contract.errors import Unavailable
+from zeta_core.contract.identity import FileIdentity, process_start
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """Stands for the `zeta up` of the original."""
+    process = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait(60)"])
+    yield process
+    process.kill()
+    process.wait(30)
+
+
+def write_state(home: Home, process: subprocess.Popen[bytes], *, started_ticks_ago: int = 0) -> None:
+    home.make()
+    home.lock.touch()
+    started = process_start(process.pid)
+    assert started is not None
+    home.write_state(
+        UpState(
+            state="ready",
+            pid=process.pid,
+            url="http://127.0.0.1:1",
+            started_at=datetime.now(UTC),
+            lock=str(FileIdentity.of(home.lock)),
+            pid_started=started - started_ticks_ago,
+        )
+    )
+
+
+def test_the_state_of_a_copied_home_is_the_original_s_and_stops_nothing(
+    tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    original, copy = Home(tmp_path / "original"), Home(tmp_path / "copy")
+    write_state(original, process)
+    shutil.copytree(original.path, copy.path)
+    with copy.owned():  # a `zeta up` that has not written its own state yet
+        assert copy.running() is None
+        assert down(UpSettings.from_environment({}, home=copy.path)) is None
+    with original.owned():
+        state = original.running()
+    assert state is not None
+    assert (state.pid, process.poll()) == (process.pid, None)
+
+
+def test_a_process_that_only_has_the_recorded_id_is_not_stopped(
+    tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    home = Home(tmp_path / "home")
+    write_state(home, process, started_ticks_ago=1)
+    with home.owned(), pytest.raises(Unavailable, match=f"process {process.pid} here is not it"):
+        down(UpSettings.from_environment({}, home=home.path))
+    assert process.poll() is None
+
+
+def test_a_renamed_home_keeps_its_state(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    write_state(Home(tmp_path / "first"), process)
+    (tmp_path / "first").rename(tmp_path / "second")
+    home = Home(tmp_path / "second")
+    lock = os.open(home.lock, os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    state = home.running()
+    os.close(lock)
+    assert state is not None
+    assert state.pid == process.pid

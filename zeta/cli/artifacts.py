@@ -15,7 +15,8 @@ from zeta.cli.app import ARTIFACTS, AsJson, JobId, app
 def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints."""
     from zeta.cli.connect import full_id
-    from zeta.cli.output import print_list, print_table, size
+    from zeta.cli.output import print_list, size
+    from zeta.cli.table import print_table
     from zeta.client import Client
 
     with Client() as client:
@@ -59,6 +60,7 @@ def download(
     from zeta.cli.output import print_json, size
     from zeta.cli.transfer import shown_download
     from zeta.client import Client
+    from zeta_core.contract.printable import printable
 
     with Client() as client, shown_download(sys.stderr) as on_progress:
         done = client.download(
@@ -76,7 +78,7 @@ def download(
         return
     width = max(len(file.path) for file in done.files)
     for file in done.files:
-        print(f"{file.path.ljust(width)}  {size(file.size):>10}  sha256 {file.sha256} verified")
+        print(f"{printable(file.path).ljust(width)}  {size(file.size):>10}  sha256 {file.sha256} verified")
     print(f"{done.manifest.name} (step {done.manifest.step}) is in {done.directory}")
 
 
@@ -123,7 +125,8 @@ def files(
     as_json: AsJson = False,
 ) -> None:
     """List uploaded files."""
-    from zeta.cli.output import print_list, print_table, size
+    from zeta.cli.output import print_list, size
+    from zeta.cli.table import print_table
     from zeta.client import Client
 
     with Client() as client:

@@ -11,12 +11,13 @@ from datetime import datetime
 from typing import Any
 
 from zeta.cli.exits import Exit, exit_of_job
-from zeta.cli.output import duration, ending, notice, print_json
+from zeta.cli.output import duration, ending, notice, print_json, say
 from zeta.client import Client
 from zeta_core.contract.advice import in_words
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job
+from zeta_core.contract.printable import printable
 
 SHOWN_PROMPT = 80  # characters of what a sample continues, its last ones
 PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no terminal, by the events' own clock
@@ -52,7 +53,7 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
     if as_json:
         print_json(job)
     else:
-        print(ending(job), flush=True)
+        say(ending(job))
     return job
 
 
@@ -120,11 +121,11 @@ class TerminalView(View):
         if event.type != "progress":
             line = None if _is_end(event) else sentence(event, self._job_id)
             if line is not None:
-                self._progress.console.print(line, markup=False, highlight=False)
+                self._progress.console.print(line, markup=False, highlight=False, emoji=False)
             return
         fields = _fields(event)
         if fields.get("eval_loss") is not None:
-            self._progress.console.print(progress_line(fields), markup=False, highlight=False)
+            self._progress.console.print(progress_line(fields), markup=False, highlight=False, emoji=False)
             return
         self._figures = _figures(fields) or self._figures  # a phase that measures nothing keeps the last ones
         self._progress.update(
@@ -151,7 +152,8 @@ def sentence(event: Event, job_id: str) -> str | None:
         prompt = prompt if len(prompt) <= SHOWN_PROMPT else f"…{prompt[-SHOWN_PROMPT:]}"
         return f"sample at step {fields.get('step')}: {prompt!r} -> {fields.get('text')!r}"
     if event.type in ("warning", "error"):
-        return f"{event.type}: {in_words(str(fields.get('message')), fields.get('hint'), fields.get('patch'), job_id)}"
+        words = in_words(str(fields.get("message")), fields.get("hint"), fields.get("patch"), job_id)
+        return f"{event.type}: {_safe(words)}"
     return str(fields.get("message", ""))
 
 
@@ -187,7 +189,13 @@ def _is_end(event: Event) -> bool:
 
 
 def _fields(event: Event) -> dict[str, Any]:
-    return event.model_extra or {}
+    """What the event says, safe to print: a line of text from elsewhere never looks like one of ours."""
+    fields = event.model_extra or {}
+    return {name: _safe(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _safe(text: str) -> str:
+    return printable(text, keep="\n").replace("\n", "\n    ")
 
 
 def _interruption(as_json: bool) -> Callable[[ZetaError], None]:

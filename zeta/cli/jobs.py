@@ -19,8 +19,14 @@ def list_jobs(
     show_all: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, the newest first."""
-    from zeta.cli.output import print_list, print_table, progress_cell
+    """List jobs, the newest first.
+
+    The table fits the terminal (80 columns in a pipe, or COLUMNS): long names are cut in the middle. `zeta job ID`
+    shows them whole.
+    """
+    from zeta.cli.job_text import data_of, file_names, model_of, status_of
+    from zeta.cli.output import print_list, progress_cell
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
     from zeta_core.contract.errors import InvalidRequest
 
@@ -32,13 +38,16 @@ def list_jobs(
         pairs[name] = value
     with Client() as client:
         found = client.jobs(status=status, entity_name=entity_name, metadata=pairs, limit=None if show_all else limit)
+        names = {} if as_json else file_names(client, found)
     if as_json:
         print_list(found)
         return
     rows = [
         (
             job.id,
-            job.status if job.waiting_reason is None else f"{job.status} ({job.waiting_reason.code})",
+            status_of(job),
+            model_of(job, names),
+            data_of(job, names),
             job.entity_name,
             progress_cell(job),
             (job.progress or {}).get("loss"),
@@ -46,18 +55,30 @@ def list_jobs(
         )
         for job in found
     ]
-    print_table(("ID", "STATUS", "NAME", "STEP", "LOSS", "CREATED"), rows, none="There is no such job yet.")
+    columns = (
+        Column("ID"),
+        Column("STATUS"),
+        Column("MODEL", smallest=8),
+        Column("DATA", smallest=8),
+        Column("NAME", smallest=8, leave_out=1),
+        Column("STEP", leave_out=2),
+        Column("LOSS", leave_out=4),
+        Column("CREATED", leave_out=3),
+    )
+    print_table(columns, rows, none="There is no such job yet.")
 
 
 @app.command("job", rich_help_panel=JOBS)
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show one job."""
     from zeta.cli.connect import full_id
+    from zeta.cli.job_text import data_of, file_names, model_of
     from zeta.cli.output import advice_rows, attempt_cell, print_fields, print_json, progress_cell
     from zeta.client import Client
 
     with Client() as client:
         job = client.job(full_id(client, job_id))
+        names = {} if as_json else file_names(client, [job])
     if as_json:
         print_json(job)
         return
@@ -70,6 +91,8 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("waiting for", None if waiting is None else f"{waiting.message} ({waiting.code})"),
             ("queue position", job.queue_position),
             ("name", job.entity_name),
+            ("model", model_of(job, names)),
+            ("data", data_of(job, names)),
             ("attempt", attempt_cell(job)),
             ("worker", job.worker),
             ("step", progress_cell(job)),
@@ -100,7 +123,7 @@ def wait(
     from zeta.cli.connect import full_id
     from zeta.cli.exits import exit_of_job
     from zeta.cli.follow import follow, wait_quietly
-    from zeta.cli.output import ending, print_json
+    from zeta.cli.output import ending, print_json, say
     from zeta.client import Client
 
     with Client() as client:
@@ -111,7 +134,7 @@ def wait(
     if as_json:
         print_json(job)
     else:
-        print(ending(job))
+        say(ending(job))
     raise typer.Exit(exit_of_job(job))
 
 
@@ -147,17 +170,26 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     tail: Annotated[int | None, typer.Option(min=0, help="Only the last lines.")] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="With all control characters and escape sequences.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a job's processes wrote."""
+    """Print what a job's processes wrote.
+
+    Escape sequences are removed, but for colours on a terminal, and other control characters are escaped.
+    """
     from zeta.cli.connect import full_id
+    from zeta.cli.log_text import LogText
     from zeta.cli.output import print_json
     from zeta.client import Client
 
+    cleaned = LogText(keep_colours=sys.stdout.isatty())
     with Client() as client:
-        for piece in client.logs(full_id(client, job_id), follow=follow, tail=tail, attempt=attempt):
-            if as_json:
-                print_json({"text": piece})
-            else:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+        try:
+            for piece in client.logs(full_id(client, job_id), follow=follow, tail=tail, attempt=attempt):
+                if as_json:
+                    print_json({"text": piece})
+                else:
+                    sys.stdout.write(piece if raw else cleaned.feed(piece))
+                    sys.stdout.flush()
+        finally:
+            sys.stdout.write(cleaned.end())

@@ -1,4 +1,4 @@
-"""How answers are printed: aligned text for people, the API's own JSON for programs."""
+"""How answers are printed: text for people, with control characters escaped; the API's own JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,26 @@ from pydantic import BaseModel
 from zeta_core.contract.advice import in_words, rerun_command
 from zeta_core.contract.answers import Page
 from zeta_core.contract.job import Job
+from zeta_core.contract.printable import is_printable, printable
+
+
+def say(text: str) -> None:
+    """Print text that may hold names and messages from elsewhere; its line ends are ours."""
+    print(printable(text, keep="\n"), flush=True)
 
 
 def print_json(value: BaseModel | dict[str, Any]) -> None:
-    """One object on one line."""
-    print(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value), flush=True)
+    """One object on one line; what a terminal would obey is escaped as JSON allows."""
+    text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
+    if not text.isprintable():  # only characters within strings can be others
+        text = "".join(sign if is_printable(sign) else json.dumps(sign)[1:-1] for sign in text)
+    print(text, flush=True)
 
 
 def notice(sentence: str, *, as_json: bool) -> None:
     """Something to know meanwhile, for people; with ``--json`` standard error is kept for the error alone."""
     if not as_json:
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence, keep="\n"), file=sys.stderr, flush=True)
 
 
 def print_list(items: Sequence[BaseModel]) -> None:
@@ -34,33 +43,23 @@ def print_list(items: Sequence[BaseModel]) -> None:
     print_json(page)
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, none: str) -> None:
-    """Columns as wide as their longest cell, never cut: ids are for copying. ``none`` is said of an empty table."""
-    if not rows:
-        print(none)
-        return
-    cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Name and value, one pair in a line; what is ``None`` is left out."""
     shown = [(name, value) for name, value in fields if value is not None]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        print(f"{name.ljust(width)}  {_cell(value)}")
+        print(f"{name.ljust(width)}  {cell(value)}")
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as one cell of a table, or as the value of a field."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return ago(value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return printable(str(value))
 
 
 def ago(moment: datetime) -> str:

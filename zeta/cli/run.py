@@ -20,6 +20,7 @@ from zeta.cli import submit, jobs, commands, artifacts, service, workers, login
 from zeta.cli.app import app
 from zeta.cli.exits import Exit, exit_of_error
 from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest, ZetaError
+from zeta_core.contract.printable import printable
 
 COMMANDS = (
     submit,
@@ -95,11 +96,11 @@ def _tell(error: ZetaError, as_json: bool) -> None:
     if as_json:
         print(error.body().model_dump_json(), file=sys.stderr)
         return
-    print(f"Error: {error.message}", file=sys.stderr)
+    print(printable(f"Error: {error.message}", keep="\n"), file=sys.stderr)
     if isinstance(
         error, AuthenticationFailed
     ):  # the server's sentence speaks of HTTP; this is where our key comes from
         print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` says what is used.", file=sys.stderr)
     if len(error.details) > 1:
         for detail in error.details:
-            print(f"  - {detail.message}", file=sys.stderr)
+            print(printable(f"  - {detail.message}"), file=sys.stderr)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from zeta.download import Progress
+from zeta_core.contract.printable import printable
 
 
 @contextmanager
@@ -35,4 +36,4 @@ def _bar(stream: TextIO) -> Generator[Callable[[str, int, int], None] | None]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+        yield lambda name, done, total: bar.update(task, description=printable(name), completed=done, total=total)

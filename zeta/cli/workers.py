@@ -54,7 +54,8 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
 @app.command(rich_help_panel=SERVICE)
 def workers(as_json: AsJson = False) -> None:
     """List workers, their slots, and what runs where."""
-    from zeta.cli.output import print_list, print_table, size
+    from zeta.cli.output import print_list, size
+    from zeta.cli.table import print_table
     from zeta.client import Client
 
     with Client() as client:

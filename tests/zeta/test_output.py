@@ -1,0 +1,150 @@
+"""What the command line prints of names, messages and logs that come from elsewhere."""
+
+import json
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import Progress
+
+from zeta.cli.follow import PlainView, TerminalView, sentence
+from zeta.cli.job_text import data_of, model_of, status_of
+from zeta.cli.log_text import LogText
+from zeta.cli.output import print_fields, print_json
+from zeta.cli.table import Column, cut_middle, fitted
+from zeta_core.contract.events import Event
+from zeta_core.contract.job import Job
+
+EVIL = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202etxt.\nqueued\r\x08[red][link=http://x]:bomb:[/]"
+DANGEROUS = ("\x1b", "\x07", "\x9b", "\u202e", "\r", "\x08")
+
+
+def job(**fields: Any) -> Job:
+    known = {"id": "job_01kb0000000000000000000000", "project": "p", "created_by": "k", "status": "queued", "spec": {}}
+    return Job.model_validate(
+        {**known, "resolved_spec": {}, "attempt": 0, "max_retries": 3, "created_at": datetime.now(UTC), **fields}
+    )
+
+
+def event(kind: str, **fields: Any) -> Event:
+    return Event.model_validate(
+        {"seq": 1, "attempt": 1, "type": kind, "created_at": datetime.now(UTC).isoformat(), **fields}
+    )
+
+
+def assert_harmless(text: str, *, lines: int) -> None:
+    assert not any(sign in text for sign in DANGEROUS), text
+    assert text.count("\n") == lines
+
+
+def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:
+    (_, row) = fitted([Column("ID"), Column("NAME")], [("job_1", EVIL)], 500)
+    assert_harmless(row, lines=0)
+    assert "[red][link=http://x]:bomb:[/]" in row
+    print_fields([("name", EVIL)])
+    assert_harmless(capsys.readouterr().out, lines=1)
+    print_json({"name": EVIL})
+    shown = capsys.readouterr().out
+    assert_harmless(shown, lines=1)
+    assert json.loads(shown) == {"name": EVIL}
+    print_json(job(entity_name=EVIL, metadata={"é": "データ\U0001f600"}))
+    shown = capsys.readouterr().out
+    assert_harmless(shown, lines=1)
+    assert "データ" in shown
+    assert Job.model_validate_json(shown).entity_name == EVIL
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        event("log", message=EVIL),
+        event("warning", code="x", message=EVIL, hint=EVIL, patch={"metadata": {EVIL: EVIL}}),
+        event("checkpoint", name=EVIL, step=1),
+        event("sample", step=1, prompt=EVIL, text=EVIL),
+        event("status", status="running", message=EVIL),
+        event("progress", phase=EVIL, step=1),
+    ],
+    ids=lambda said: said.type,
+)
+def test_no_event_reaches_the_terminal_raw(said: Event, capsys: pytest.CaptureFixture[str]) -> None:
+    line = sentence(said, "job_1") or ""
+    assert not any(sign in line for sign in DANGEROUS)
+    assert all(more.startswith("    ") for more in line.split("\n")[1:]), "a line of ours is never imitated"
+    PlainView("job_1").show(said)
+    assert not any(sign in capsys.readouterr().out for sign in DANGEROUS)
+    screen = StringIO()
+    with Progress(console=Console(file=screen, width=300)) as progress:
+        TerminalView(progress, "job_1").show(said)
+    assert "owned\x07" not in screen.getvalue()
+    if said.type == "log":
+        assert "[red][link=http://x]:bomb:[/]" in screen.getvalue()
+
+
+def test_a_log_keeps_colours_on_a_terminal_and_nothing_else() -> None:
+    log = "\x1b[1;31mred\x1b[0m\r\n 10%\r 20%\x1b[K\n\x1b]8;;http://x\x1b\\link\x1b]8;;\x07\ttab\x1b[2J\x1b7\x1bP1$q\x1b\\é\x08\u202e\n"
+    plain = "red\n 10%\n 20%\nlink\ttabé\\x08\\u202e\n"
+    for cut in range(len(log)):
+        for keep_colours in (False, True):
+            cleaned = LogText(keep_colours=keep_colours)
+            shown = cleaned.feed(log[:cut]) + cleaned.feed(log[cut:]) + cleaned.end()
+            assert shown == (plain.replace("red", "\x1b[1;31mred\x1b[0m") + "\x1b[0m" if keep_colours else plain)
+    broken = LogText(keep_colours=True)
+    assert broken.feed("\x1b[" + "1;" * 4000).startswith("\\x1b[1;1;")
+    half = LogText(keep_colours=True)
+    assert half.feed("end\x1b[3") + half.end() == "end\\x1b[3"
+
+
+def test_a_table_of_jobs_fits_80_columns_and_never_cuts_an_id() -> None:
+    columns = (
+        Column("ID"),
+        Column("STATUS"),
+        Column("MODEL", smallest=8),
+        Column("NAME", smallest=8, leave_out=1),
+        Column("STEP", leave_out=2),
+    )
+    job_id, name = "job_" + "x" * 24, "データ" * 20
+    row = (job_id, "queued (workers_busy)", "organisation/a-model-with-a-long-name", name, "12/1000")
+    lines = fitted(columns, [row, row], 80)
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert all(word in lines[1] for word in (job_id, "queued (workers_busy)", "orga…ame", "デ", "12/1000"))
+    assert "STEP" not in fitted(columns, [(*row[:4], "100/1000000")], 80)[0]
+    assert fitted(columns, [row], 300)[1].split() == [*row[:1], "queued", "(workers_busy)", *row[2:]]
+    assert "NAME" not in fitted(columns, [(*row[:3], None, "1")], 300)[0], "a column without any value is left out"
+    assert job_id in fitted(columns, [row], 10)[1]
+
+
+@pytest.mark.parametrize("width", range(1, 12))
+def test_a_name_is_cut_in_its_middle(width: int) -> None:
+    for name in ("abcdefghij", "データセット", "a", ""):
+        cut = cut_middle(name, width)
+        assert cell_len(cut) <= width
+        assert cut == name or "…" in cut
+    assert cut_middle("abcdefghij", 5) == "ab…ij"
+
+
+def test_model_data_and_reason_are_named_in_a_few_words() -> None:
+    names = {"file_1": "rows.jsonl", "file_2": "model.tar"}
+    for model, expected in (
+        ("org/name@main", "org/name@main"),
+        ({"config": {"model_type": "llama"}}, "llama from scratch"),
+        ({"job": "job_1"}, "job_1/final"),
+        ({"file": "file_2"}, "model.tar"),
+        ({"builder": "mine"}, "mine"),
+    ):
+        assert model_of(job(spec={"model": model}), names) == expected
+    for dataset, expected in (
+        ({"file": "file_1"}, "rows.jsonl"),
+        ({"file": ["file_1", "file_deleted"]}, "rows.jsonl, file_deleted"),
+        ([{"hub": "org/data"}, {"path": "a/*.txt"}], "org/data, a/*.txt"),
+        ({"builtin": "python-docs"}, "python-docs"),
+        (None, None),
+    ):
+        assert data_of(job(spec={"dataset": dataset}), names) == expected
+    waiting = {"code": "no_worker", "message": "m", "since": datetime.now(UTC)}
+    assert status_of(job(waiting_reason=waiting)) == "queued (no_worker)"
+    assert status_of(job(status="failed", status_reason="out_of_memory")) == "failed (out_of_memory)"
+    assert status_of(job(status="paused", status_reason="paused_by_user")) == "paused"
+    assert status_of(job(status="succeeded", status_reason="completed")) == "succeeded"

@@ -1,0 +1,91 @@
+"""Tables for people: aligned columns that fit the width, control characters escaped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zeta.cli.output import cell
+
+GAP = "  "
+DEFAULT_WIDTH = 80  # where there is no terminal, and COLUMNS is not set
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``smallest`` is the width to which cells may be cut in the middle, ``None`` if they never are.
+
+    In a table that is still too wide, columns are left out from the highest ``leave_out`` on; 0 always stays.
+    """
+
+    head: str
+    smallest: int | None = None
+    leave_out: int = 0
+
+
+def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]], *, none: str) -> None:
+    """Print the rows in the width of the terminal; ``none`` is the sentence for an empty table."""
+    if not rows:
+        print(none)
+        return
+    wanted = [Column(column) if isinstance(column, str) else column for column in columns]
+    for line in fitted(wanted, rows, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns):
+        print(line)
+
+
+def fitted(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: int) -> list[str]:
+    """The table's lines; wider than ``width`` only if columns that are never cut do not fit."""
+    cells = [[cell(value) for value in row] for row in rows]
+    shown = [
+        index
+        for index, column in enumerate(columns)
+        if not column.leave_out or any(row[index] != cell(None) for row in cells)
+    ]
+    widths = _widths(columns, cells, shown, width)
+    while _total(widths, shown) > width and any(columns[index].leave_out for index in shown):
+        shown.remove(max(shown, key=lambda index: columns[index].leave_out))
+        widths = _widths(columns, cells, shown, width)
+    lines = [[column.head for column in columns], *cells]
+    return [GAP.join(_padded(line[index], widths[index]) for index in shown).rstrip() for line in lines]
+
+
+def _widths(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int], width: int
+) -> dict[int, int]:
+    """As wide as the longest cell; then the widest column that may be cut gets narrower until the table fits."""
+    from rich.cells import cell_len
+
+    widths = {i: max(cell_len(columns[i].head), *(cell_len(row[i]) for row in cells)) for i in shown}
+    while _total(widths, shown) > width:
+        flexible = [i for i in shown if widths[i] > (columns[i].smallest or widths[i])]
+        if not flexible:
+            break
+        widths[max(flexible, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _total(widths: dict[int, int], shown: Sequence[int]) -> int:
+    return sum(widths[index] for index in shown) + len(GAP) * (len(shown) - 1)
+
+
+def _padded(text: str, width: int) -> str:
+    from rich.cells import cell_len
+
+    text = cut_middle(text, width)
+    return text + " " * (width - cell_len(text))
+
+
+def cut_middle(text: str, width: int) -> str:
+    """``text`` in at most ``width`` terminal cells, with an ellipsis for what is left out of its middle."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    head, tail = 0, len(text)
+    while cell_len(text[: head + 1]) + 1 + cell_len(text[tail:]) <= width:
+        head += 1
+        if cell_len(text[:head]) + 1 + cell_len(text[tail - 1 :]) > width:
+            break
+        tail -= 1
+    return f"{text[:head]}…{text[tail:]}"

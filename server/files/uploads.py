@@ -19,6 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.files.formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
+from server.files.model_check import check_model
 from server.files.names import file_name, parameters
 from server.files.quota import OpenUpload, OpenUploads
 from server.settings import ServerSettings
@@ -49,7 +50,10 @@ async def receive(request: Request, uploads: OpenUploads, upload: OpenUpload, se
     boundary = _boundary(request.headers.get("content-type", ""))
     form = _Form(settings.max_upload_bytes)
     await _read(_in_time(request.stream(), settings), form, boundary, uploads, upload)
-    return _complete(form)
+    received = _complete(form)
+    if received.purpose == "model":
+        await check_model(upload.incoming.path, received.filename)
+    return received
 
 
 async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> AsyncGenerator[bytes]:

@@ -14,6 +14,7 @@ IdPrefix = Literal["job", "file", "key", "run"]
 ID_CHARACTERS = 24  # after the prefix, of the ids that are made now; the pattern leaves room for others
 ID_PATTERN = re.compile(r"^(job|file|key|run)_[0-9a-z]{20,32}$")
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+HUB_DATASET_PATTERN = re.compile(rf"{_HUB_NAME}/{_HUB_NAME}")
 HUB_ID_PATTERN = re.compile(rf"{_HUB_NAME}(?:/{_HUB_NAME})?(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u
 _TIME_CHARACTERS = 10
@@ -77,6 +78,14 @@ def is_id(text: str, prefix: IdPrefix) -> bool:
 def is_hub_id(text: str) -> bool:
     """Whether ``text`` can only mean a repository ``org/name[@revision]`` of the Hub, never a path or an address."""
     return HUB_ID_PATTERN.fullmatch(text) is not None and ".." not in text
+
+
+def is_hub_dataset(text: str) -> bool:
+    """Whether ``text`` can only mean a data set ``owner/name`` of the Hub.
+
+    A name without an owner is a packaged builder of `datasets`, such as ``text``, which reads files of this machine.
+    """
+    return HUB_DATASET_PATTERN.fullmatch(text) is not None and ".." not in text
 
 
 def _encode(number: int, length: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from zeta_core.contract.identifiers import is_hub_dataset
 from zeta_core.contract.validation import NOT_ONE_KIND
 
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
@@ -56,11 +58,35 @@ class PathSource(_Source):
     path: Path
 
 
+# Names that neither `datasets` nor the Hub can take for a path, a pattern or an address.
+_CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+ -]*")
+_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:%\[\] -]*")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|refs/(pr/\d+|convert/\w+)")
+
+
+def _hub_dataset(hub: str) -> str:
+    if not is_hub_dataset(hub):
+        raise ValueError(
+            "it must be 'owner/name', a data set of the Hub; give a file as {\"path\": …}, or upload it with "
+            "POST /v1/files"
+        )
+    return hub
+
+
+def _plain(pattern: re.Pattern[str], example: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if pattern.fullmatch(name) is None or ".." in name:
+            raise ValueError(f"it must be a plain name, such as {example!r}, and neither a path nor an address")
+        return name
+
+    return AfterValidator(check)
+
+
 class HubSource(_Source):
-    hub: str = Field(min_length=1, max_length=300)
-    config: str | None = Field(default=None, max_length=300)
-    split: str = Field(default="train", max_length=300)
-    revision: str | None = Field(default=None, max_length=300)
+    hub: Annotated[str, Field(max_length=300), AfterValidator(_hub_dataset)]
+    config: Annotated[str, Field(max_length=300), _plain(_CONFIG_NAME, "wikitext-2-v1")] | None = None
+    split: Annotated[str, Field(max_length=300), _plain(_SPLIT, "train[:10%]")] = "train"
+    revision: Annotated[str, Field(max_length=300), _plain(_REVISION, "main")] | None = None
 
 
 class BuiltinSource(_Source):

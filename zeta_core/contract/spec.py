@@ -18,13 +18,14 @@ from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.deepspeed import cure_for_a_job
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
+from zeta_core.contract.model_files import InvalidModelFiles, clean_config
+from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.rate_search import FIND, SHORTEST_RUN, Find
 from zeta_core.contract.sources import (
     COLUMNS,
     BuiltinSource,
     ConfigModel,
     Dataset,
-    HubSource,
     ModelSource,
     Sent,
     TokenizerSource,
@@ -277,7 +278,7 @@ class JobSpec(TrainerOptions):
         if self.output_dir is not None and not _relative_inside(self.output_dir):
             cure = "it leaves the job's own artifacts; use a relative name such as 'models'"
             found.append(_fault("output_dir", self.output_dir, cure))
-        found += self._hub_faults()
+        found += self._model_faults()
         if isinstance(self.model, ConfigModel) and not self.model.config.get("model_type"):
             message = "model.config.model_type is required; add it, such as 'llama'."
             found.append(ErrorDetail(param="model.config.model_type", message=message, code="missing_field"))
@@ -287,20 +288,17 @@ class JobSpec(TrainerOptions):
             found.append(_fault("seq_len", self.seq_len, cure))
         return found
 
-    def _hub_faults(self) -> Iterator[ErrorDetail]:
-        """Names that the Hub's libraries would take for a path or an address of the worker's machine."""
-        named: list[tuple[str, object, str]] = [
-            ("model", self.model, "org/name' or 'org/name@revision"),
-            ("tokenizer", self.tokenizer, "org/name' or 'org/name@revision"),
-        ]
-        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
-            for index, source in enumerate(dataset_sources(dataset)):
-                if isinstance(source, HubSource):
-                    param = f"{place}.{index}.hub" if isinstance(dataset, list) else f"{place}.hub"
-                    named.append((param, source.hub, "org/name"))
-        for param, value, form in named:
+    def _model_faults(self) -> Iterator[ErrorDetail]:
+        """Names and configs that a library would take for a path or an address of the worker's machine, or for code."""
+        for param, value in (("model", self.model), ("tokenizer", self.tokenizer)):
             if isinstance(value, str) and not is_hub_id(value):
-                yield _fault(param, value, f"it is no Hub id; use '{form}', or upload it with POST /v1/files")
+                cure = "it is not a Hub id; use 'org/name' or 'org/name@revision', or upload it with POST /v1/files"
+                yield _fault(param, value, cure)
+        if isinstance(self.model, ConfigModel):
+            try:
+                clean_config(self.model.config, Place("model.config", origin="spec"))
+            except InvalidModelFiles as error:
+                yield ErrorDetail(param=error.param, message=error.message, code="invalid_value")
 
 
 def _fault(param: str, value: object, cure: str) -> ErrorDetail:

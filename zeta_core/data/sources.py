@@ -11,12 +11,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from zeta_core.contract.data_folder import Split, find_data_files, split_glob
 from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, suffixes_of
-from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.data.confined import Position, confined
@@ -190,12 +189,20 @@ def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> Invali
 def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
     if not places.hub:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
-    if not places.any_path and not is_hub_id(source.hub):  # `datasets` would read a folder of that name
-        raise InvalidData(f"dataset.hub is {source.hub!r}, which is no Hub id; give 'name' or 'org/name'.")
-    from datasets import load_dataset
+    if Path(source.hub).exists():  # `datasets` would read it
+        raise InvalidData(
+            f"dataset.hub is {source.hub!r}, which is also a folder here; rename the folder, or give its files as "
+            '{"path": …}.'
+        )
+    from datasets import load_dataset_builder
 
     try:
-        loaded = load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
+        builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
+        _refuse_foreign_files(builder, source.hub)
+        builder.download_and_prepare()
+        loaded = builder.as_dataset(split=source.split)
+    except InvalidData:
+        raise
     except Exception as error:
         raise InvalidData(f"The data set {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
     rows: Any = loaded
@@ -212,6 +219,14 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
     said = "auto" if found.says_what_is_told else source.format
     content = str(getattr(rows, "_fingerprint", source.revision))
     return replace(found, fingerprint=f"{content} {said} {_renamed(source.columns)}")
+
+
+def _refuse_foreign_files(builder: Any, hub: str) -> None:
+    """Raise `InvalidData` where the data set's own card names files outside it, which may be this machine's."""
+    data_files = cast("dict[str, list[str]]", getattr(builder.config, "data_files", None) or {})
+    for file in (str(name) for names in data_files.values() for name in names):
+        if not file.startswith(f"hf://datasets/{hub}@") or ".." in PurePosixPath(file).parts or "::/" in file:
+            raise InvalidData(f"The data set {hub!r} names {file!r}, which is not one of its own files; use another.")
 
 
 # --- What is inside ---------------------------------------------------------------------------------------------------

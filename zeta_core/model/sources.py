@@ -1,36 +1,34 @@
 """From a model source to an ``nn.Module`` in float32, its tokenizer, and what a checkpoint must say of it.
 
-Trusted: modules and callables that a script hands over, and builders installed on this machine. Not trusted: anything
-a job names. Weights are read from safetensors only, nothing is unpickled, no model's own code runs
-(``trust_remote_code`` is never on), and an archive is unpacked into a fresh folder that its members cannot leave.
+Trusted: modules, callables and local directories that a script hands over, and builders installed on this machine. Not
+trusted: anything a job names, and what comes from the Hub. Weights are read from safetensors only, nothing is
+unpickled, no model's own code runs (``trust_remote_code`` is never on), and libraries see a copy of a model's files
+that `folders` made, which names nothing outside it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key
+from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key
+from zeta_core.contract.model_files import InvalidModelFiles, clean_config
+from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
+from zeta_core.model.folders import folder_copy, hub_copy, upload_copy
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
 
-UNPACKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".md", ".gguf")
-WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 ADAPTER_CONFIG, MERGED = "adapter_config.json", "merged"  # of a LoRA checkpoint: what it is, and the whole model
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -76,7 +74,11 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
                 lambda: model, type(model).__name__, base_model=base, pretrained=bool(name), from_caller=True
             )
         case ConfigModel():
-            return _from_config(model.config)
+            try:
+                config = clean_config(model.config, Place("model.config", origin="spec"))
+            except InvalidModelFiles as error:
+                raise InvalidModel(error.message) from error
+            return _from_config(config)
         case JobModel():
             if places.artifacts_root is None:
                 raise InvalidModel(f"model names {model.job}, but a script has no jobs; give a directory instead.")
@@ -84,18 +86,21 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
             if not directory.is_dir():
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
             name = f"{model.job}/{model.checkpoint}"
-            return _from_files(directory, name, places, cache, base_model=name, ours=True)
+            copy = folder_copy(directory, name, places, cache)
+            return _from_files(copy, name, places, cache, base_model=name, ours=True)
         case FileModel():
-            return _from_files(_unpacked(model.file, places, cache), model.file, places, cache, base_model=model.file)
+            copy = upload_copy(model.file, places, cache)
+            return _from_files(copy, model.file, places, cache, base_model=model.file)
         case BuilderModel():
             return _from_builder(model)
         case Path():
-            return _from_files(model, str(model), places, cache, base_model=str(model))
+            directory = model if places.any_path else folder_copy(model, model.name, places, cache)
+            return _from_files(directory, str(model), places, cache, base_model=str(model))
         case str():
             local = Path(model).expanduser()
             if places.any_path and (local.is_dir() or is_gguf(local)):
                 return _from_files(local, model, places, cache, base_model=model)
-            directory, commit = from_hub(model, places, what="model")
+            directory, commit = hub_copy(model, places, cache, what="model")
             return _from_files(directory, model, places, cache, base_model=f"{model.partition('@')[0]}@{commit}")
         case _ if hasattr(model, "model_type") and hasattr(model, "to_dict"):
             return _from_config(cast(Any, model).to_dict())
@@ -118,11 +123,10 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
             directory = located.directory if located.has_tokenizer else None
         case str():
             local = Path(source).expanduser()
-            directory = local if places.any_path and local.is_dir() else from_hub(source, places, what="tokenizer")[0]
-        case FileModel():
-            directory = _unpacked(source.file, places, cache)
+            own = places.any_path and local.is_dir()
+            directory = local if own else hub_copy(source, places, cache, what="tokenizer")[0]
         case _ if hasattr(source, "file"):
-            directory = _unpacked(cast(Any, source).file, places, cache)
+            directory = upload_copy(cast(Any, source).file, places, cache)
         case _ if hasattr(source, "builtin"):
             directory = None
         case _ if hasattr(source, "get_vocab") and callable(source):
@@ -166,8 +170,10 @@ def _from_config(config: dict[str, Any]) -> Located:
         resolved = AutoConfig.for_model(model_type, **values)
     except Exception as error:
         raise InvalidModel(f"model.config is no {model_type} config: {str(error)[:300]}") from error
-    if getattr(resolved, "auto_map", None):
-        raise InvalidModel("model.config has an auto_map; code of a model's own never runs here, leave it out.")
+    if getattr(resolved, "auto_map", None):  # in a config object of a script
+        raise InvalidModel(
+            "model.config has an auto_map; code that a model brings along never runs here, leave it out."
+        )
 
     def build() -> object:
         return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
@@ -312,79 +318,3 @@ def _built(build: Callable[[], object]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InvalidModel(f"The builder returned {type(model).__name__}, not an nn.Module.")
     return model
-
-
-def from_hub(name: str, places: Places, *, what: str) -> tuple[Path, str]:
-    """The local snapshot of a hub repository ``org/name[@revision]`` and its commit; no pickles are fetched."""
-    repository, _, revision = name.partition("@")
-    if not places.hub:
-        raise InvalidModel(f"{what} is {name!r}, but ZETA_HUB is off here; upload it as a file, or set ZETA_HUB=on.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = [f"*{suffix}" for suffix in _suffixes(places)]
-    try:
-        path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a hub id org/name.") from error
-    except Exception as error:
-        here = "is no local directory, and " if places.any_path else ""
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the hub: {said:.300}") from error
-    return path, path.name
-
-
-def _suffixes(places: Places) -> tuple[str, ...]:
-    """Of the files that models consist of, those that are wanted."""
-    return tuple(suffix for suffix in UNPACKED_SUFFIXES if places.weights or suffix not in WEIGHT_SUFFIXES)
-
-
-def _unpacked(file_id: str, places: Places, cache: Path) -> Path:
-    """The folder of an uploaded .tar, unpacked once; only files that models and tokenizers consist of are taken.
-
-    Raises `InvalidModel`, also where it holds a link, a device, or a path that leads out.
-    """
-    known = places.files.get(file_id, {})
-    if places.artifacts_root is None or not (places.artifacts_root / file_key(file_id)).is_file():
-        raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
-    target = cache / (f"model-{file_id}" if places.weights else f"config-{file_id}")
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            aside = target.with_name(target.name + ".part")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            filename = str(known.get("filename", file_id))
-            try:
-                with tarfile.open(places.artifacts_root / file_key(file_id), "r:") as archive:
-                    for member in archive:
-                        _refuse_unsafe(member, filename)
-                        if member.isfile() and Path(member.name).suffix in _suffixes(places):
-                            archive.extract(member, aside, filter="data")
-            except (tarfile.TarError, OSError) as error:
-                said = str(error).replace(str(cache), "")[:300]
-                raise InvalidModel(f"{filename} is no readable .tar: {said}") from error
-            aside.rename(target)
-        os.utime(target)  # used now: a worker's cache forgets what nobody uses
-    configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
-    for other in (ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
-        configs = configs or sorted(target.rglob(other), key=lambda path: len(path.parts))
-    if not configs and not places.weights:
-        return target
-    if not configs:
-        raise InvalidModel(f"{known.get('filename', file_id)} holds no config.json; tar a Hugging Face directory.")
-    return configs[0].parent
-
-
-def _refuse_unsafe(member: tarfile.TarInfo, filename: str) -> None:
-    """Raise `InvalidModel` for what is no file or folder of the archive's own, also where it would not be unpacked."""
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        what = "leads out of the folder that it is unpacked into; tar the model's directory from inside it"
-    elif member.issym() or member.islnk():
-        what = "is a link; tar the files themselves (tar --dereference --hard-dereference)"
-    elif not (member.isfile() or member.isdir()):
-        what = "is a device or the like; tar the files of the model alone"
-    else:
-        return
-    raise InvalidModel(f"{filename} holds {member.name[:200]!r}, which {what}.")

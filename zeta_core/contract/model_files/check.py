@@ -1,0 +1,168 @@
+"""Which of a model's files a library may open, and with what in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from zeta_core.contract.model_files.adapter import clean_adapter
+from zeta_core.contract.model_files.config import clean_config
+from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin, Place
+from zeta_core.contract.model_files.files import ArchiveFiles, ModelFiles
+from zeta_core.contract.model_files.safetensors import check_header
+from zeta_core.contract.model_files.strict_json import MAX_BYTES, parse_object
+from zeta_core.contract.model_files.tokenizer import (
+    check_tokenizer,
+    clean_ids,
+    clean_special_tokens,
+    clean_tokenizer_config,
+)
+from zeta_core.contract.model_files.values import CODE_KEYS, check_code_key, check_file_key, leads_outside, names_a_file
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = (".safetensors", ".gguf")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGED = "adapter_config.json", "adapter_model.safetensors", "merged"
+_TEMPLATES = "additional_chat_templates"
+_DATA = (".txt", ".model", ".tiktoken", ".jinja")  # vocabularies and templates, which hold no names of files
+_DATA_JSON = ("vocab.json", "tekken.json", "emoji.json", "normalizer.json", "entity_vocab.json")  # tokens and ids
+# Records of a training, which nothing reads and which may tell where it was.
+_RECORDS = ("trainer_state.json", "manifest.json", "all_results.json", "train_results.json", "eval_results.json")
+_CLEANERS: dict[str, Callable[[dict[str, Any], Place], dict[str, Any]]] = {
+    "config.json": clean_config,
+    "generation_config.json": clean_config,
+    "tokenizer_config.json": clean_tokenizer_config,
+    "special_tokens_map.json": clean_special_tokens,
+    "added_tokens.json": clean_ids,
+    ADAPTER_CONFIG: clean_adapter,
+}
+
+
+def check_archive(path: Path, filename: str) -> None:
+    """Raise `InvalidModelFiles` for an uploaded .tar that holds what no model needs or may have."""
+    files = ArchiveFiles(path, filename)
+    for name in files.sizes:
+        if _is_hidden(name):
+            continue
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix == ".json":
+            cleaned_json(files, name, "upload")
+        elif suffix in WEIGHTS:
+            check_weights(files, name)
+
+
+def model_folder(files: ModelFiles) -> str:
+    """The folder of the model in an archive: the one with the config, an adapter, a GGUF file or a tokenizer.
+
+    Raises `InvalidModelFiles` where there is none of them.
+    """
+    for sign in ("config.json", ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
+        found = [
+            PurePosixPath(name) for name in files.sizes if PurePosixPath(name).match(sign) and not _is_hidden(name)
+        ]
+        if found:
+            return min(found, key=lambda path: (len(path.parts), str(path))).parent.as_posix()
+    raise InvalidModelFiles(f"{files.name} holds no config.json; tar a Hugging Face directory.")
+
+
+def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool) -> Iterator[tuple[str, bytes | None]]:
+    """What a library may open of the model in ``folder``: a path, and the content where it is not the file's own.
+
+    Raises `InvalidModelFiles`. Without ``weights``, the weights and what lists them are left out.
+    """
+    root = PurePosixPath(folder)
+    for name in files.sizes:
+        path = PurePosixPath(name)
+        if not path.is_relative_to(root) or _is_hidden(name):
+            continue
+        inside = path.relative_to(root)
+        merged = inside.parts[0] == MERGED
+        parts = inside.parts[1:] if merged else inside.parts
+        if not parts or not (
+            len(parts) == 1 or (len(parts) == 2 and parts[0] == _TEMPLATES and path.suffix == ".jinja")
+        ):
+            continue
+        if path.name == ADAPTER_CONFIG and str(path.with_name("config.json")) in files.sizes:
+            continue  # transformers would load the adapter on top of the model
+        if path.suffix == ".json" and path.name != INDEX:
+            content = cleaned_json(files, name, origin)
+            if content is not None or path.name in (*_DATA_JSON, "tokenizer.json"):
+                yield inside.as_posix(), content
+        elif path.suffix in _DATA:
+            yield inside.as_posix(), None
+        elif weights and path.name == INDEX:
+            yield inside.as_posix(), cleaned_json(files, name, origin)
+        elif weights and path.suffix in WEIGHTS:
+            check_weights(files, name)
+            yield inside.as_posix(), None
+
+
+def cleaned_json(files: ModelFiles, name: str, origin: Origin) -> bytes | None:
+    """A JSON file as a library may see it; ``None`` where it sees the file itself, or does not see it."""
+    path = PurePosixPath(name)
+    if path.name in _RECORDS:
+        return None
+    if files.sizes[name] > MAX_BYTES:
+        raise InvalidModelFiles(
+            f"{files.name}: {name} has {files.sizes[name]} bytes; a JSON file of a model has at most {MAX_BYTES}."
+        )
+    with files.open(name) as stream:
+        content = parse_object(stream.read(), f"{files.name}: {name}")
+    siblings = {other.name for other in map(PurePosixPath, files.sizes) if other.parent == path.parent}
+    place = Place(f"{files.name}: {name}", siblings, origin)
+    if path.name == INDEX:
+        return json.dumps(_clean_index(content, place)).encode()
+    if path.name == "tokenizer.json":
+        check_tokenizer(content, place)
+        return None
+    if path.name in _CLEANERS:
+        return json.dumps(_CLEANERS[path.name](content, place), ensure_ascii=False, indent=1).encode()
+    if path.name not in _DATA_JSON:
+        _check_unread(content, place)
+    return None
+
+
+def check_weights(files: ModelFiles, name: str) -> None:
+    """Raise `InvalidModelFiles` for weights that are not what their name says, such as a pickle."""
+    with files.open(name) as stream:
+        if PurePosixPath(name).suffix.lower() == ".gguf":
+            if stream.read(4) != b"GGUF":
+                raise InvalidModelFiles(f"{files.name}: {name} is not a GGUF file; save the model again.")
+        else:
+            check_header(stream, files.sizes[name], f"{files.name}: {name}")
+
+
+def _clean_index(index: dict[str, Any], place: Place) -> dict[str, Any]:
+    """A map of tensors to the safetensors files beside it."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        place.refuse("weight_map", weight_map, "it must be an object of tensors and their files")
+    for tensor, file in cast("dict[str, Any]", weight_map).items():
+        is_beside = isinstance(file, str) and file in place.siblings and "/" not in file
+        if not is_beside or not file.endswith(".safetensors"):
+            place.inside("weight_map").refuse(
+                tensor, file, "it must name a .safetensors file beside it in the same model"
+            )
+    about = index.get("metadata")
+    metadata = cast("dict[str, Any]", about) if isinstance(about, dict) else {}
+    return {"metadata": {"total_size": metadata.get("total_size", 0)}, "weight_map": weight_map}
+
+
+def _check_unread(content: Mapping[str, Any], place: Place) -> None:
+    """Refuse code and files from elsewhere in a JSON file that nothing here reads: its author expects that it is."""
+    for key, value in content.items():
+        if key in CODE_KEYS:
+            check_code_key(place, key, value)
+        elif names_a_file(key) and (not isinstance(value, str) or leads_outside(value)):
+            check_file_key(place, key, value)
+        elif isinstance(value, str) and leads_outside(value) and not value.startswith(("http://", "https://")):
+            place.refuse(key, value, "it must not lead out of the model; leave it out")
+        else:
+            for inner in cast("list[Any]", value) if isinstance(value, list) else [value]:
+                if isinstance(inner, dict):
+                    _check_unread(cast("dict[str, Any]", inner), place.inside(key))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)

@@ -1,0 +1,138 @@
+"""``config.json`` and ``generation_config.json``: keys that reach past the model are refused, the rest is plain data.
+
+Families add keys all the time, so an unknown key passes where its value is plain: a number, a truth value, a short text
+without a path separator, or lists and objects of these. What transformers 5.23 turns into code, a file, a repository or
+a kernel is known by its key (`values.CODE_KEYS`, `values.names_a_file` and below).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from zeta_core.contract.model_files.faults import Place
+from zeta_core.contract.model_files.strict_json import MAX_DEPTH, is_deeper
+from zeta_core.contract.model_files.values import RECORD_KEYS, check_named, is_left_out, is_scalar
+
+# "owner/kernel" is downloaded and run, and so are the kernels behind the names that are missing here, wherever the
+# package `kernels` is installed (`integrations/hub_kernels.py`, `integrations/moe.py`).
+_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+_IMPLEMENTATIONS = {"attn": ("eager", "sdpa"), "experts": ("eager", "batched_mm", "grouped_mm")}
+# What a model was saved with on another machine; it is no part of the model, and is chosen here by the library.
+_PREFERENCES = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention", "deepgemm", "sonicmoe")
+_LABELS = ("id2label", "label2id")  # texts for people
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+DTYPES = frozenset(
+    {"auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double", "float8_e4m3fn", "float8_e5m2"}
+)
+# Quantized weights that transformers can read without code from elsewhere: they are dequantized when they are loaded.
+_QUANTIZED = {"mxfp4": True, "fp8": True, "bitsandbytes": False}
+_QUANTIZATION_KEYS = ("modules_to_not_convert", "weight_block_size", "activation_scheme", "ignored_layers")
+_TOKENIZER_CLASS = re.compile(r"(?!Auto|Rag)[A-Za-z0-9_]{1,80}Tokenizer(Fast|Legacy)?")
+_TOKENIZER_BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
+
+
+def clean_config(config: dict[str, Any], place: Place) -> dict[str, Any]:
+    """A model's config without what no library here may see. Raises `InvalidModelFiles`."""
+    if is_deeper(config, MAX_DEPTH):
+        place.refuse("model_type", config.get("model_type"), f"its config is nested more than {MAX_DEPTH} levels deep")
+    clean: dict[str, Any] = {}
+    for key, value in config.items():
+        kept = _clean_value(place, key, value)
+        if kept is not _LEFT_OUT:
+            clean[key] = kept
+    return clean
+
+
+_LEFT_OUT: Any = object()
+
+
+def _clean_value(place: Place, key: str, value: Any) -> Any:
+    """The value that the library may see, or `_LEFT_OUT`."""
+    implementation = _IMPLEMENTATION.fullmatch(key)
+    if implementation is not None:
+        return _clean_implementation(place, key, value, implementation[1])
+    if key in RECORD_KEYS:
+        return _LEFT_OUT
+    if key in ("quantization_config", "compression_config"):
+        return _clean_quantization(place, key, value)
+    if key in _LABELS:
+        if not isinstance(value, dict) or not all(is_scalar(label) for label in cast("dict[str, Any]", value).values()):
+            place.refuse(key, value, "it must be an object of labels")
+        return value
+    if key in ("model_type", "dtype", "torch_dtype", "tokenizer_class", "processor_class", "architectures"):
+        _check_name(place, key, value)
+        return value
+    if isinstance(value, dict):
+        return clean_config(cast("dict[str, Any]", value), place.inside(key))
+    if isinstance(value, list) and any(isinstance(item, dict) for item in cast("list[Any]", value)):
+        items = cast("list[Any]", value)
+        return [
+            clean_config(cast("dict[str, Any]", item), place.inside(f"{key}.{number}"))
+            if isinstance(item, dict)
+            else _checked(place, key, item)
+            for number, item in enumerate(items)
+        ]
+    check_named(place, key, value)
+    return _LEFT_OUT if is_left_out(place, key, value) else value
+
+
+def _checked(place: Place, key: str, value: Any) -> Any:
+    check_named(place, key, value)
+    return value
+
+
+def _clean_implementation(place: Place, key: str, value: Any, of: str) -> Any:
+    allowed = _IMPLEMENTATIONS[of]
+    names = list(cast("dict[str, Any]", value).values()) if isinstance(value, dict) else [value]
+    wrong = [name for name in names if name is not None and name not in allowed]
+    if not wrong:
+        return value
+    if place.origin == "elsewhere" and all(name in _PREFERENCES for name in wrong):
+        return _LEFT_OUT
+    place.refuse(key, value, f"it must be {' or '.join(map(repr, allowed))}; kernels of others are never loaded")
+
+
+def _clean_quantization(place: Place, key: str, value: Any) -> Any:
+    if value is None:
+        return None
+    quantization = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    method = quantization.get("quant_method")
+    if key != "quantization_config" or method not in _QUANTIZED:
+        known = ", ".join(_QUANTIZED)
+        place.refuse(key, value, f"weights quantized in this way cannot be trained (known: {known}); use full weights")
+    clean: dict[str, Any] = {"quant_method": method}
+    for name, inner in quantization.items():
+        check_named(place.inside(key), name, inner)
+        if name in _QUANTIZATION_KEYS or (name.startswith("bnb_") and is_scalar(inner)) or name.startswith("load_in_"):
+            clean[name] = inner
+    if _QUANTIZED[method]:
+        clean["dequantize"] = True  # else a kernel of the Hub multiplies what is quantized
+    return clean
+
+
+def _check_name(place: Place, key: str, value: Any) -> None:
+    """Refuse what is not the name of a class, a family or a dtype."""
+    if value is None:
+        return
+    if key == "tokenizer_class":
+        check_tokenizer_class(place, key, value)
+    elif key in ("dtype", "torch_dtype"):
+        # Below the top level it is a dtype, or what another program (transformers.js) writes there.
+        name = value.removeprefix("torch.") if isinstance(value, str) else value
+        if not (isinstance(name, str) and (name in DTYPES or (place.path and _NAME.fullmatch(name)))):
+            if isinstance(value, dict) and place.path:
+                clean_config(cast("dict[str, Any]", value), place.inside(key))
+                return
+            place.refuse(key, value, f"it must be one of {', '.join(sorted(DTYPES))}")
+    else:
+        names = cast("list[Any]", value) if isinstance(value, list) and key == "architectures" else [value]
+        if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+            place.refuse(key, value, "it must be a name of letters, digits, '_', '.' and '-'")
+
+
+def check_tokenizer_class(place: Place, key: str, value: Any) -> None:
+    """Refuse what is not the name of a tokenizer: transformers looks any name up among all that it exports."""
+    is_name = isinstance(value, str) and (_TOKENIZER_CLASS.fullmatch(value) is not None or value in _TOKENIZER_BACKENDS)
+    if not is_name and value is not None:
+        place.refuse(key, value, "it must be the name of a tokenizer class of transformers, such as 'LlamaTokenizer'")

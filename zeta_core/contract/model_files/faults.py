@@ -1,0 +1,42 @@
+"""The one error for a model file that cannot be trusted, and the place in a JSON file that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Literal, NoReturn
+
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.validation import shown
+
+# Where a model comes from. Who uploads a model (or writes a spec) can mend it, so everything is refused that would not
+# be used. The owner of a repository or the writer of an earlier checkpoint cannot be told: there, keys that only name
+# the model's own code are left out, and its weights are loaded by the library's class.
+Origin = Literal["upload", "spec", "elsewhere"]
+
+
+class InvalidModelFiles(InvalidRequest):
+    """A file of a model is malformed or names something outside the model."""
+
+    code = "invalid_model"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A JSON object in a model's files. ``siblings`` are the names of the files in the same folder."""
+
+    file: str
+    siblings: Collection[str] = frozenset()
+    origin: Origin = "upload"
+    path: tuple[str, ...] = field(default=())
+
+    def inside(self, key: str) -> Place:
+        return replace(self, path=(*self.path, key))
+
+    def refuse(self, key: str, value: object, why: str) -> NoReturn:
+        """Raise `InvalidModelFiles` for the value of a key: ``why`` says what is wrong with it and the cure."""
+        name = ".".join((*self.path, key))
+        if self.origin == "spec":
+            param = f"{self.file}.{name}"
+            raise InvalidModelFiles(f"{param} is {shown(value)}; {why}.", param=param)
+        raise InvalidModelFiles(f"{self.file} has {name[:200]!r} = {shown(value)}; {why}.")

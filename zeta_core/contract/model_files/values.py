@@ -1,0 +1,112 @@
+"""Telling plain data from what a library would take for a path, an address or a repository of the Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Any, cast
+
+from zeta_core.contract.model_files.faults import Place
+
+MAX_TEXT = 1000  # characters of a plain value
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|[/\\])|file:", re.IGNORECASE)  # an address, or a drive of Windows
+_PATH_KEY = re.compile(r"(^|_)(files?|paths?|dirs?|directory|folders?|filenames?|repos?|repo_id|name_or_path)$")
+# Values of these keys are names of classes, modules, kernels, repositories or other files, which nothing here may load.
+CODE_KEYS = frozenset(
+    {"auto_map", "_auto_class", "auto_mapping", "custom_pipelines", "custom_generate", "code_revision", "init_inputs"}
+    | {"trust_remote_code", "kernel_config", "use_kernels", "allow_all_kernels", "megatron_config"}
+)
+FILE_KEYS = frozenset(
+    {"transformers_weights", "subfolder", "cache_dir", "tokenizer_object", "backbone", "vocab", "merges"}
+    | {"source_spm", "target_spm", "entity_vocab", "pretrained", "tokenizer"}
+)
+# Where the files once were: a record that no library reads, and that is left out.
+RECORD_KEYS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file", "_commit_hash"})
+
+
+def leads_outside(text: str) -> bool:
+    """Whether a text is an absolute path, an address, or a path that leaves its folder."""
+    parts = text.replace("\\", "/").split("/")
+    return text.startswith(("/", "\\", "~")) or ".." in parts or "\0" in text or _SCHEME.match(text) is not None
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Whether a library could take a text for a path or a repository: a plain value has no separator."""
+    return leads_outside(text) or "/" in text or "\\" in text
+
+
+def names_a_file(key: str) -> bool:
+    """Whether the value of a key is the name of a file, a folder or a repository."""
+    return key not in RECORD_KEYS and (key in FILE_KEYS or _PATH_KEY.search(key) is not None)
+
+
+def check_file_key(place: Place, key: str, value: object) -> None:
+    """Refuse a name that is not one of a file beside this one."""
+    for name in cast("list[object]", value) if isinstance(value, list) else [value]:
+        if name is None or name == "" or isinstance(name, (bool, int, float)):  # none, or a rate such as drop_path
+            continue
+        if isinstance(name, str) and place.origin == "elsewhere" and not leads_outside(name):
+            continue
+        if not isinstance(name, str) or PurePosixPath(name).name != name or name not in place.siblings:
+            place.refuse(key, value, "it must name a file beside it in the same model; leave it out")
+
+
+def check_code_key(place: Place, key: str, value: object) -> None:
+    """Refuse a key that names code, unless it says that there is none, or nobody can take it out."""
+    if not value:
+        return
+    texts = list(_texts(value))
+    if place.origin == "elsewhere" and not any("--" in text or looks_like_a_path(text) for text in texts):
+        return
+    place.refuse(key, value, "code that a model brings along never runs here; leave it out")
+
+
+def check_plain(place: Place, key: str, value: object) -> None:
+    """Refuse a value, or a value in it, that is or names more than plain data."""
+    if isinstance(value, str):
+        if place.origin == "elsewhere" and not leads_outside(value):
+            return
+        if len(value) > MAX_TEXT or looks_like_a_path(value):
+            place.refuse(key, value, "it looks like a path or a repository, and must be a plain value; leave it out")
+    elif isinstance(value, dict):
+        for name, inner in cast("dict[str, object]", value).items():
+            check_named(place.inside(key), name, inner)
+    elif isinstance(value, list):
+        for inner in cast("list[object]", value):
+            check_plain(place, key, inner)
+
+
+def is_left_out(place: Place, key: str, value: object) -> bool:
+    """Whether a value that was checked is kept from the library all the same."""
+    if key in CODE_KEYS or key in RECORD_KEYS:
+        return True
+    texts = _texts(value)
+    if names_a_file(key):
+        return not set(texts) <= set(place.siblings)
+    return any(looks_like_a_path(text) for text in texts)
+
+
+def check_named(place: Place, key: str, value: object) -> None:
+    """`check_plain`, with what the key says of its value."""
+    if key in RECORD_KEYS:
+        return
+    if key in CODE_KEYS:
+        check_code_key(place, key, value)
+    elif names_a_file(key):
+        check_file_key(place, key, value)
+    else:
+        check_plain(place, key, value)
+
+
+def is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for inner in cast("dict[str, Any]", value).values() for text in _texts(inner)]
+    if isinstance(value, list):
+        return [text for inner in cast("list[Any]", value) for text in _texts(inner)]
+    return []

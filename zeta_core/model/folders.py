@@ -1,0 +1,123 @@
+"""Folders that libraries may load a model from: checked copies of what was uploaded, stored or downloaded.
+
+Guaranteed for each folder: it holds only files that `contract.model_files` lets through, JSON files rewritten and
+weights unpacked or linked; it appears under its name whole, and is made once for the same content, whichever process
+comes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+from zeta_core.contract.layout import file_key
+from zeta_core.contract.model_files import (
+    ArchiveFiles,
+    FolderFiles,
+    InvalidModelFiles,
+    ModelFiles,
+    Origin,
+    clean_files,
+    model_folder,
+)
+from zeta_core.data.sources import Places
+from zeta_core.failures import InvalidModel
+
+# What is fetched from the Hub: no pickles, no code. Without the weights where they are not wanted.
+_FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_FETCHED_WEIGHTS = ("*.safetensors", "*.gguf")
+
+
+def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
+    """The folder of an uploaded .tar. Raises `InvalidModel` naming the file that is refused, and why."""
+    stored = None if places.artifacts_root is None else places.artifacts_root / file_key(file_id)
+    if stored is None or not stored.is_file():
+        raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
+    filename = str(places.files.get(file_id, {}).get("filename", file_id))
+    target = cache / f"{_kind(places)}-{file_id}"
+    try:
+        if not target.is_dir():
+            files = ArchiveFiles(stored, filename)
+            _make(files, model_folder(files), target, "upload", places)
+    except InvalidModelFiles as error:
+        raise InvalidModel(error.message) from error
+    os.utime(target)  # used now: a worker's cache forgets what nobody uses
+    return target
+
+
+def folder_copy(directory: Path, name: str, places: Places, cache: Path, *, roots: tuple[Path, ...] = ()) -> Path:
+    """A copy of a folder that others wrote, with links to its weights, which may lie below ``roots``.
+
+    The folder itself where it holds no model of Hugging Face's, which is then refused by what loads it.
+    """
+    if not any(any(directory.glob(sign)) for sign in ("config.json", "adapter_config.json", "*.gguf", "tokenizer*")):
+        return directory
+    try:
+        files = FolderFiles(directory, name, roots=roots)
+        target = cache / f"{_kind(places)}-{_fingerprint(directory, files)}"
+        if not target.is_dir():
+            _make(files, ".", target, "elsewhere", places)
+    except InvalidModelFiles as error:
+        raise InvalidModel(error.message) from error
+    os.utime(target)
+    return target
+
+
+def hub_copy(name: str, places: Places, cache: Path, *, what: str) -> tuple[Path, str]:
+    """A copy of the local snapshot of a Hub repository ``org/name[@revision]``, and its commit."""
+    repository, _, revision = name.partition("@")
+    if not places.hub:
+        raise InvalidModel(f"{what} is {name!r}, but ZETA_HUB is off here; upload it as a file, or set ZETA_HUB=on.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = [*_FETCHED, *(_FETCHED_WEIGHTS if places.weights else ())]
+    try:
+        path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a hub id org/name.") from error
+    except Exception as error:
+        here = "is no local directory, and " if places.any_path else ""
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the hub: {said:.300}") from error
+    # A snapshot consists of links to the repository's blobs beside it.
+    return folder_copy(path, name, places, cache, roots=(path.parent.parent / "blobs",)), path.name
+
+
+def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: Places) -> None:
+    """Write the clean files below ``target``, once. Raises `InvalidModelFiles`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.is_dir():
+            return
+        aside = target.with_name(f"{target.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for path, content in clean_files(files, folder, origin, weights=places.weights):
+            place = aside / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source = (PurePosixPath(folder) / path).as_posix()
+            if content is not None:
+                place.write_bytes(content)
+            elif isinstance(files, FolderFiles):
+                place.symlink_to(files.source(source))
+            else:
+                with files.open(source) as stream, place.open("xb") as copy:
+                    shutil.copyfileobj(stream, copy, 1 << 20)
+        aside.rename(target)
+
+
+def _kind(places: Places) -> str:
+    return "checked-model" if places.weights else "checked-config"  # other names than of unchecked folders before
+
+
+def _fingerprint(directory: Path, files: FolderFiles) -> str:
+    """Changes with the files of a folder."""
+    seen = [str(directory.resolve())]
+    for name, size in files.sizes.items():
+        seen.append(f"{name} {size} {files.source(name).stat().st_mtime_ns} {files.source(name)}")
+    return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:24]

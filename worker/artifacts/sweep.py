@@ -67,5 +67,5 @@ def _size_bytes(path: Path) -> int:
     size = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(FileNotFoundError):  # removed meanwhile
-            size += file.stat().st_size
+            size += file.lstat().st_size  # a copy of a model holds links to weights that lie elsewhere
     return size

@@ -19,7 +19,14 @@ from zeta_core.contract.model_files.tokenizer import (
     clean_special_tokens,
     clean_tokenizer_config,
 )
-from zeta_core.contract.model_files.values import CODE_KEYS, check_code_key, check_file_key, leads_outside, names_a_file
+from zeta_core.contract.model_files.values import (
+    CODE_KEYS,
+    check_code_key,
+    check_file_key,
+    leads_outside,
+    looks_like_a_path,
+    names_a_file,
+)
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".gguf")
@@ -154,7 +161,7 @@ def _check_unread(content: Mapping[str, Any], place: Place) -> None:
     for key, value in content.items():
         if key in CODE_KEYS:
             check_code_key(place, key, value)
-        elif names_a_file(key) and (not isinstance(value, str) or leads_outside(value)):
+        elif names_a_file(key) and isinstance(value, str) and looks_like_a_path(value):
             check_file_key(place, key, value)
         elif isinstance(value, str) and leads_outside(value) and not value.startswith(("http://", "https://")):
             place.refuse(key, value, "it must not lead out of the model; leave it out")
@@ -162,6 +169,8 @@ def _check_unread(content: Mapping[str, Any], place: Place) -> None:
             for inner in cast("list[Any]", value) if isinstance(value, list) else [value]:
                 if isinstance(inner, dict):
                     _check_unread(cast("dict[str, Any]", inner), place.inside(key))
+                elif isinstance(value, list) and isinstance(inner, str):
+                    _check_unread({key: inner}, place)
 
 
 def _is_hidden(name: str) -> bool:

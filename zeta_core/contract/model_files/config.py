@@ -12,7 +12,14 @@ from typing import Any, cast
 
 from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.model_files.strict_json import MAX_DEPTH, is_deeper
-from zeta_core.contract.model_files.values import RECORD_KEYS, check_named, is_left_out, is_scalar
+from zeta_core.contract.model_files.values import (
+    CODE_KEYS,
+    RECORD_KEYS,
+    check_named,
+    is_left_out,
+    is_scalar,
+    names_a_file,
+)
 
 # "owner/kernel" is downloaded and run, and so are the kernels behind the names that are missing here, wherever the
 # package `kernels` is installed (`integrations/hub_kernels.py`, `integrations/moe.py`).
@@ -63,9 +70,14 @@ def _clean_value(place: Place, key: str, value: Any) -> Any:
     if key in ("model_type", "dtype", "torch_dtype", "tokenizer_class", "processor_class", "architectures"):
         _check_name(place, key, value)
         return value
-    if isinstance(value, dict):
+    says_what_it_is = key in CODE_KEYS or names_a_file(key)
+    if isinstance(value, dict) and not says_what_it_is:
         return clean_config(cast("dict[str, Any]", value), place.inside(key))
-    if isinstance(value, list) and any(isinstance(item, dict) for item in cast("list[Any]", value)):
+    if (
+        isinstance(value, list)
+        and not says_what_it_is
+        and any(isinstance(item, dict) for item in cast("list[Any]", value))
+    ):
         items = cast("list[Any]", value)
         return [
             clean_config(cast("dict[str, Any]", item), place.inside(f"{key}.{number}"))

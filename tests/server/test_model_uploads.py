@@ -1,0 +1,126 @@
+"""Uploaded models are checked before they are stored: what no job may load is refused with a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.harness.model_archives import CONFIG, model, pack, safetensors
+from tests.server.serving import SPEC, ServerProcess, error_of
+
+
+def upload(http: httpx.Client, content: bytes) -> httpx.Response:
+    return http.post("/v1/files", files={"file": ("model.tar", content)}, data={"purpose": "model"})
+
+
+def link(name: str, target: str) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = tarfile.SYMTYPE, target
+        archive.addfile(entry)
+    return made.getvalue()
+
+
+def sparse(num_bytes: int) -> bytes:
+    """An archive of 10 KB with a file that claims ``num_bytes``, as GNU tar --sparse writes it."""
+    entry = tarfile.TarInfo("config.json")
+    entry.type = b"S"
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (num_bytes, 0)  # one empty piece, at the end
+    header[483:495] = b"%011o\0" % num_bytes
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 256)
+    return bytes(header) + b"\0" * (10240 - 512)
+
+
+INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/model.safetensors"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            pack(model(tokenizer_config__json={"tokenizer_class": "BertTokenizer", "vocab": "/home/zeta/admin.key"})),
+            "model.tar: tokenizer_config.json has 'vocab' = '/home/zeta/admin.key'; it must name a file beside it",
+        ),
+        (
+            pack(model(special_tokens_map__json={"vocab_file": "/proc/self/environ"})),
+            "model.tar: special_tokens_map.json has 'vocab_file' = '/proc/self/environ'; it must name a file",
+        ),
+        (pack({**model(), "model.safetensors.index.json": INDEX}), "has 'weight_map.x' = '/srv/jobs/job_1/checkpoints"),
+        (pack(model(model__safetensors=b"\x80\x04K\x01.")), "model.tar: model.safetensors is not a safetensors file"),
+        (pack({"config.json": {**CONFIG, "attn_implementation": "owner/kernel"}}), "'attn_implementation' = 'owner/ke"),
+        (pack({"config.json": {**CONFIG, "auto_map": {"AutoConfig": "evil.C"}}, "evil.py": ""}), "has 'auto_map' = "),
+        (link("vocab.txt", "/etc/passwd"), "model.tar holds 'vocab.txt', which is a link"),
+        (pack({"../config.json": CONFIG}), "model.tar holds '../config.json', which leads out of the folder"),
+        (pack({"config.json": b'{"a":' * 100_000}), "config.json is nested more than 64 levels deep"),
+        (sparse(6_600_000_000), "model.tar holds 'config.json', which is a sparse file"),
+    ],
+)
+def test_a_model_that_no_job_may_load_is_refused_and_leaves_nothing(
+    server: ServerProcess, http: httpx.Client, content: bytes, said: str
+) -> None:
+    answer = upload(http, content)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_model", "file"), answer.text
+    assert said in error["message"]
+    assert list((server.settings.artifacts / "incoming").iterdir()) == []
+
+
+def test_the_server_takes_no_memory_for_what_an_archive_claims(server: ServerProcess, http: httpx.Client) -> None:
+    """Neither for sparse files, nor for JSON that takes hundreds of megabytes once it is parsed."""
+    assert upload(http, pack(model())).status_code == 201
+    before = server.peak_memory_bytes()
+    large = b'{"a": [' + b"1.5," * 7_000_000 + b"0]}"
+    assert upload(http, sparse(1 << 33)).status_code == 422
+    assert upload(http, pack(model(any__json=large))).status_code == 201
+    assert server.peak_memory_bytes() - before < 100 << 20, "the body itself passes through in pieces"
+
+
+def test_an_archive_that_makes_tarfile_hang_is_answered(http: httpx.Client) -> None:
+    """CVE-2024-6232: a pax header of spaces and digits."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = b"x", 1_000_000
+    content = header.tobuf(tarfile.GNU_FORMAT) + (b"1" * 1_000_000).ljust(1_000_448, b"\0")
+    answer = upload(http, content)
+    assert answer.status_code == 422
+    assert "has an extended header of 1000000 bytes" in error_of(answer)["message"]
+
+
+def test_a_real_models_files_are_stored_and_used(http: httpx.Client, tmp_path: Path) -> None:
+    tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": {"/etc/passwd": 0}, "merges": []}}
+    config = {**CONFIG, "_name_or_path": "/home/me/out/checkpoint-5"}
+    files = model(
+        config__json=config,
+        model__safetensors=safetensors(),
+        tokenizer__json=tokenizer,
+        tokenizer_config__json={"tokenizer_class": "GPT2Tokenizer", "bos_token": "/", "model_max_length": 10**30},
+        training_args__bin=b"\x80\x04K\x01.",
+    )
+    answer = upload(http, pack(files))
+    assert answer.status_code == 201, answer.text
+    assert http.post("/v1/jobs", json={**SPEC, "model": {"file": answer.json()["id"]}}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("hub", name) for name in ("text", "json", "csv", "parquet", "arrow", "xml", "imagefolder", "webdataset")],
+        *[("hub", name) for name in ("squad", "owner/name@main", "owner/name/file.txt", "owner/..", "hf://a/b")],
+        *[("config", name) for name in ("../x", "a/b", "file:///etc", "~", "")],
+        *[("split", name) for name in ("/etc/passwd", "train/../x", "https://host/x")],
+        *[("revision", name) for name in ("../../x", "refs/../x", "https://host", "a/b")],
+    ],
+)
+def test_a_data_set_of_the_hub_has_an_owner_and_plain_names(http: httpx.Client, field: str, value: str) -> None:
+    answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"hub": "owner/name", field: value}})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (422, f"dataset.{field}", "invalid_value")
+    assert json.dumps(value)[1:-1] in error["message"]
+    if field == "hub":
+        assert "give a file as" in error["message"]

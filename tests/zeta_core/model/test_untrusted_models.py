@@ -1,0 +1,242 @@
+"""Models of others reach the libraries as checked copies: no file of the machine, no pickle and no kernel comes in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.harness.model_archives import CONFIG, pack, safetensors
+from tests.zeta_core.models import LLAMA_CONFIG, llama
+from tests.zeta_core.runs import train
+from zeta_core.contract.layout import checkpoint_key, file_key
+from zeta_core.contract.sources import ConfigModel, FileModel, FileTokenizer, JobModel
+from zeta_core.data.sources import Places
+from zeta_core.failures import InvalidModel
+from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+
+FILE, JOB = "file_" + "0" * 24, "job_" + "0" * 24
+SECRET = "the-admin-key-of-this-machine"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "admin.key"
+    path.write_text(f"{SECRET}\n[UNK]\n")
+    return path
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(artifacts_root=tmp_path / "artifacts", files={FILE: {"filename": "model.tar"}}, hub=False)
+
+
+def stored_upload(places: Places, files: dict[str, object]) -> FileModel:
+    """An upload as a server stored it that did not look into it."""
+    assert places.artifacts_root is not None
+    path = places.artifacts_root / file_key(FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pack(files))
+    return FileModel(file=FILE)
+
+
+def stored_checkpoint(places: Places, files: dict[str, object]) -> JobModel:
+    assert places.artifacts_root is not None
+    folder = places.artifacts_root / checkpoint_key(JOB, "final")
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return JobModel(job=JOB, checkpoint="final")
+
+
+def weights(tmp_path: Path, **changes: Any) -> bytes:
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.clone() for name, tensor in llama(**changes).state_dict().items()}, path)
+    return path.read_bytes()
+
+
+def refusal(located: Any) -> str:
+    with pytest.raises(InvalidModel) as raised:
+        located()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "vocab": "SECRET"}),
+        ("tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "vocab_file": "SECRET"}),
+        ("tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "init_inputs": ["SECRET"]}),
+        ("special_tokens_map.json", {"vocab": "SECRET"}),
+        ("special_tokens_map.json", {"vocab_file": "SECRET"}),
+        ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": "SECRET"}, "added_tokens": []}),
+    ],
+)
+@pytest.mark.parametrize("where", ["upload", "checkpoint", "tokenizer"])
+def test_a_tokenizer_never_holds_a_file_of_the_machine(
+    file: str, content: dict[str, Any], where: str, secret: Path, places: Places, tmp_path: Path
+) -> None:
+    named = json.loads(json.dumps(content).replace("SECRET", str(secret)))
+    files: dict[str, object] = {"config.json": {**CONFIG, "model_type": "bert"}, "model.safetensors": safetensors()}
+    files |= {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}, file: named}
+    source: Any = stored_checkpoint(places, files) if where == "checkpoint" else stored_upload(places, files)
+    if where == "tokenizer":
+        located = locate_model(ConfigModel(config=LLAMA_CONFIG), places, tmp_path)
+        said = refusal(lambda: locate_tokenizer(FileTokenizer(file=FILE), located, places, tmp_path / "cache"))
+    else:
+        said = refusal(lambda: locate_model(source, places, tmp_path / "cache"))
+    assert f": {file} has " in said
+    assert str(secret) in said
+    assert not any(SECRET in path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*.json"))
+
+
+def test_transformers_would_open_the_file_that_such_a_key_names(secret: Path, tmp_path: Path) -> None:
+    """What the checks are for: without them, the file's lines are tokens."""
+    from transformers import AutoTokenizer
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "model" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "vocab": str(secret)})
+    )
+    assert SECRET in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()
+
+
+@pytest.mark.parametrize("shard", ["OTHER", "../other/model.safetensors", "weights.txt"])
+def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: Places, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "model.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(weights(tmp_path))
+    names = list(llama().state_dict())
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard.replace("OTHER", str(other)))}
+    torch.save(llama().state_dict(), tmp_path / "weights.txt")
+    files = {"config.json": LLAMA_CONFIG, "model.safetensors.index.json": index}
+    files["weights.txt"] = (tmp_path / "weights.txt").read_bytes()
+    for source in (stored_upload(places, files), stored_checkpoint(places, files)):
+        said = refusal(lambda source=source: locate_model(source, places, tmp_path / "cache"))
+        assert "model.safetensors.index.json has 'weight_map." in said
+        assert "it must name a .safetensors file beside it" in said
+
+
+def test_a_pickle_is_never_loaded_whatever_its_name(places: Places, tmp_path: Path, monkeypatch: Any) -> None:
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("torch.load was called")
+
+    torch.save(llama().state_dict(), tmp_path / "weights.bin")
+    pickled = (tmp_path / "weights.bin").read_bytes()
+    monkeypatch.setattr(torch, "load", load)
+    said = refusal(
+        lambda: locate_model(
+            stored_upload(places, {"config.json": LLAMA_CONFIG, "model.safetensors": pickled}), places, tmp_path / "c1"
+        )
+    )
+    assert "model.tar: model.safetensors is not a safetensors file" in said
+    files = {"config.json": LLAMA_CONFIG, "pytorch_model.bin": pickled, "adapter_model.bin": pickled}
+    said = refusal(lambda: locate_model(stored_upload(places, files), places, tmp_path / "c2"))
+    assert "has no model.safetensors" in said
+    assert not list((tmp_path / "c2").rglob("*.bin"))
+
+
+@pytest.mark.parametrize("link", ["vocab.txt", "config.json", "model.safetensors"])
+def test_a_link_out_of_a_checkpoint_is_refused(link: str, secret: Path, places: Places, tmp_path: Path) -> None:
+    model = stored_checkpoint(places, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors()})
+    assert places.artifacts_root is not None
+    path = places.artifacts_root / checkpoint_key(JOB, "final") / link
+    path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    said = refusal(lambda: locate_model(model, places, tmp_path / "cache"))
+    assert said == f"{JOB}/final holds {link!r}, a link that leads out of it; copy the file there."
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of kernels that transformers would load from the Hub, as if the package `kernels` were installed."""
+    from transformers import modeling_utils
+    from transformers.integrations import hub_kernels
+
+    loaded: list[str] = []
+
+    def load(name: str, *_: object, **__: object) -> None:
+        loaded.append(name)
+        raise ImportError(name)
+
+    monkeypatch.setattr(hub_kernels, "get_kernel", load)
+    monkeypatch.setattr(hub_kernels, "load_and_register_attn_kernel", load)
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", load)
+    return loaded
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("where", ["upload", "checkpoint", "config"])
+def test_no_config_reaches_a_kernel_loader(
+    key: str, where: str, places: Places, tmp_path: Path, no_kernels: list[str]
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = {**LLAMA_CONFIG, key: "owner/kernel"}
+    with pytest.raises(ImportError, match="owner/kernel"):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    assert no_kernels == ["owner/kernel"], "it does where nobody checks"
+    no_kernels.clear()
+    files = {"config.json": config, "model.safetensors": weights(tmp_path)}
+    model: Any = ConfigModel(config=config)
+    if where != "config":
+        model = stored_upload(places, files) if where == "upload" else stored_checkpoint(places, files)
+    said = refusal(lambda: locate_model(model, places, tmp_path / "cache").build())
+    assert f"{key}" in said
+    assert "kernels of others are never loaded" in said
+    assert no_kernels == []
+
+
+def located_upload(places: Places, tmp_path: Path, files: dict[str, object]) -> Located:
+    return locate_model(stored_upload(places, files), places, tmp_path / "cache")
+
+
+def test_an_uploaded_model_is_the_one_that_was_uploaded(places: Places, tmp_path: Path) -> None:
+    """With everything that a real directory holds beside it, in shards and with its own tokenizer."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    model: Any = llama(vocab_size=8)
+    model.config.auto_map = None
+    model.save_pretrained(tmp_path / "model", max_shard_size="10KB")
+    words = {"<unk>": 0, "a/b": 1, "/etc/passwd": 2, "</s>": 3}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, "<unk>")), unk_token="<unk>", eos_token="</s>"
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "trainer_state.json").write_text('{"best_model_checkpoint": "/tmp/x"}')
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"\x80\x04K\x01.")
+    files: dict[str, object] = {f"a/{path.name}": path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert len([name for name in files if name.endswith(".safetensors")]) > 1
+    located = located_upload(places, tmp_path, files)
+    built, expected = located.build().state_dict(), model.state_dict()
+    assert built.keys() == expected.keys()
+    assert all(torch.equal(built[name], tensor) for name, tensor in expected.items())
+    again = locate_tokenizer(None, located, places, tmp_path / "cache")
+    assert again.get_vocab() == words
+    assert (again.eos_token, again.chat_template) == ("</s>", tokenizer.chat_template)
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+
+
+def test_a_checkpoint_is_a_base_again_and_is_linked_not_copied(places: Places, tmp_path: Path) -> None:
+    train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1)
+    assert places.artifacts_root is not None
+    stored = places.artifacts_root / checkpoint_key(JOB, "final")
+    stored.parent.mkdir(parents=True)
+    (tmp_path / "out" / "final").rename(stored)
+    model = JobModel(job=JOB, checkpoint="final")
+    located = locate_model(model, places, tmp_path / "cache")
+    (copied,) = (tmp_path / "cache").rglob("*.safetensors")
+    assert copied.is_symlink()
+    assert os.path.samefile(copied, stored / "model.safetensors")
+    assert locate_model(model, places, tmp_path / "cache").directory == located.directory, "made once"
+    located.build()
+    outcome, _ = train(model, tmp_path / "next", cache=tmp_path / "cache", max_steps=1, places=places)
+    assert outcome.steps_trained == 1

@@ -24,7 +24,7 @@ from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.data_folder import Split, find_data_files
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.formats import suffixes_of
-from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.identifiers import is_hub_dataset, is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 from zeta_core.contract.printable import printable
 
@@ -77,6 +77,13 @@ class _Data:
 
     def _text_source(self, text: str) -> Any:
         kind, separator, rest = text.partition(":")
+        if kind == "hub" and separator and not is_hub_dataset(rest):
+            raise InvalidRequest(
+                f"{self.name} is {text!r}; a data set of the Hub is hub:owner/name. Name a file by its path, or by "
+                "path: on the workers.",
+                param=self.name,
+                code="invalid_value",
+            )
         if separator and kind in ("hub", "path") and rest:
             return {kind: rest}
         if is_id(text, "file"):
@@ -86,9 +93,10 @@ class _Data:
             return {"file": ids[0] if len(ids) == 1 else ids}
         if text in BUILTIN_NAMES:
             return {"builtin": text}
+        hub = f"hub:{text} for a dataset of the Hub, " if is_hub_dataset(text) else ""
         raise InvalidRequest(
-            f"{self.name} is {text!r}, but there is no such file or folder here; write hub:{text} for a dataset of the "
-            f"Hub, path:{text} for a path on the workers, or one of {', '.join(BUILTIN_NAMES)}.",
+            f"{self.name} is {text!r}, but there is no such file or folder here; write {hub}path:{text} for a path on "
+            f"the workers, or one of {', '.join(BUILTIN_NAMES)}.",
             param=self.name,
             code="no_such_file",
         )

@@ -143,6 +143,9 @@ def test_what_names_no_local_path_is_said_in_the_contracts_words() -> None:
     "spec",
     [
         {"dataset": "missing.txt"},
+        {"dataset": "hub:missing"},
+        {"dataset": ["hub:missing/../x"]},
+        {"eval_dataset": "hub:/missing"},
         {"dataset": {"file": "missing.txt"}},
         {"model": "./missing"},
         {"model": {"file": "missing.tar"}},
@@ -152,7 +155,7 @@ def test_a_path_that_is_not_there_is_refused_by_field_and_value(spec: dict[str, 
     with pytest.raises(InvalidRequest, match="missing") as caught:
         resolved(spec, Sent())
     assert caught.value.param is not None
-    assert caught.value.param.startswith(("dataset", "model"))
+    assert caught.value.param.startswith(("dataset", "eval_dataset", "model"))
 
 
 def test_a_model_folder_becomes_a_tar_of_its_visible_files(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SpecFile = Annotated[
 Model = Annotated[
     str | None, typer.Option(help="A Hub id; a folder, .tar, .gguf or config.json here; job_...[/step-N] or @last.")
 ]
-Data = Annotated[str | None, typer.Option(help="A file or folder here, hub:NAME, path:GLOB, or python-docs.")]
+Data = Annotated[str | None, typer.Option(help="A file or folder here, hub:OWNER/NAME, path:GLOB, or python-docs.")]
 Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of every weight.")]
 Settings = Annotated[
     list[str] | None,

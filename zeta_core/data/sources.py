@@ -198,7 +198,7 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
 
     try:
         builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
-        _refuse_foreign_files(builder, source.hub)
+        refuse_foreign_files(getattr(cast(Any, builder).config, "data_files", None) or {}, source.hub)
         builder.download_and_prepare()
         loaded = builder.as_dataset(split=source.split)
     except InvalidData:
@@ -221,9 +221,8 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
     return replace(found, fingerprint=f"{content} {said} {_renamed(source.columns)}")
 
 
-def _refuse_foreign_files(builder: Any, hub: str) -> None:
+def refuse_foreign_files(data_files: Mapping[str, Sequence[str]], hub: str) -> None:
     """Raise `InvalidData` where the data set's own card names files outside it, which may be this machine's."""
-    data_files = cast("dict[str, list[str]]", getattr(builder.config, "data_files", None) or {})
     for file in (str(name) for names in data_files.values() for name in names):
         if not file.startswith(f"hf://datasets/{hub}@") or ".." in PurePosixPath(file).parts or "::/" in file:
             raise InvalidData(f"The data set {hub!r} names {file!r}, which is not one of its own files; use another.")

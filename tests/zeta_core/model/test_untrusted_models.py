@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def places(tmp_path: Path) -> Places:
     return Places(artifacts_root=tmp_path / "artifacts", files={FILE: {"filename": "model.tar"}}, hub=False)
 
 
-def stored_upload(places: Places, files: dict[str, object]) -> FileModel:
+def stored_upload(places: Places, files: Mapping[str, object]) -> FileModel:
     """An upload as a server stored it that did not look into it."""
     assert places.artifacts_root is not None
     path = places.artifacts_root / file_key(FILE)
@@ -45,7 +46,7 @@ def stored_upload(places: Places, files: dict[str, object]) -> FileModel:
     return FileModel(file=FILE)
 
 
-def stored_checkpoint(places: Places, files: dict[str, object]) -> JobModel:
+def stored_checkpoint(places: Places, files: Mapping[str, object]) -> JobModel:
     assert places.artifacts_root is not None
     folder = places.artifacts_root / checkpoint_key(JOB, "final")
     folder.mkdir(parents=True)
@@ -115,7 +116,7 @@ def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: Places
     names = list(llama().state_dict())
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard.replace("OTHER", str(other)))}
     torch.save(llama().state_dict(), tmp_path / "weights.txt")
-    files = {"config.json": LLAMA_CONFIG, "model.safetensors.index.json": index}
+    files: dict[str, object] = {"config.json": LLAMA_CONFIG, "model.safetensors.index.json": index}
     files["weights.txt"] = (tmp_path / "weights.txt").read_bytes()
     for source in (stored_upload(places, files), stored_checkpoint(places, files)):
         said = refusal(lambda source=source: locate_model(source, places, tmp_path / "cache"))
@@ -193,7 +194,7 @@ def test_no_config_reaches_a_kernel_loader(
     assert no_kernels == []
 
 
-def located_upload(places: Places, tmp_path: Path, files: dict[str, object]) -> Located:
+def located_upload(places: Places, tmp_path: Path, files: Mapping[str, object]) -> Located:
     return locate_model(stored_upload(places, files), places, tmp_path / "cache")
 
 

@@ -5,6 +5,8 @@ What the database knows is asked at each scrape; queue waits and requests are co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
@@ -35,16 +37,17 @@ class RequestNumbers:
         self._seconds.labels(known, route).observe(seconds)
 
 
-class _Ends(Collector):
-    """A counter whose total lives in the database, so that it survives restarts and deleted jobs."""
+class _Totals(Collector):
+    """A counter with one label whose totals are kept elsewhere, and put into ``values`` before a scrape."""
 
-    def __init__(self) -> None:
-        self.by_reason: dict[str, int] = {}
+    def __init__(self, name: str, help_text: str, label: str) -> None:
+        self._name, self._help_text, self._label = name, help_text, label
+        self.values: Mapping[str, int] = {}
 
     def collect(self) -> list[CounterMetricFamily]:
-        family = CounterMetricFamily("zeta_job_ends", "Jobs that ended, by reason.", labels=["reason"])
-        for reason, count in sorted(self.by_reason.items()):
-            family.add_metric([reason], count)
+        family = CounterMetricFamily(self._name, self._help_text, labels=[self._label])
+        for value, count in sorted(self.values.items()):
+            family.add_metric([value], count)
         return [family]
 
 
@@ -63,8 +66,12 @@ class JobNumbers:
             buckets=WAIT_BUCKETS_SECONDS,
             registry=registry,
         )
-        self._ends = _Ends()
+        # In the database, so that it survives restarts and deleted jobs.
+        self._ends = _Totals("zeta_job_ends", "Jobs that ended, by reason.", "reason")
+        self._dropped = _Totals("zeta_dropped_messages", "Invalid entries that were removed from Redis.", "place")
+        self._failing = Gauge("zeta_failing_loops", "Loops of this server that fail now.", registry=registry)
         registry.register(self._ends)
+        registry.register(self._dropped)
         self._seen_until = utc_now()
 
     async def text(self, service: Service) -> bytes:
@@ -78,7 +85,7 @@ class JobNumbers:
         counts: dict[str, int] = dict(by_status.tuples().all())
         for status in JobStatus:
             self._jobs.labels(status.value).set(counts.get(status.value, 0))
-        self._ends.by_reason = dict(by_reason.tuples().all())
+        self._ends.values = dict(by_reason.tuples().all())
         for created_at, started_at in starts.tuples():
             if started_at is not None:
                 self._waits.observe(max(0.0, (started_at - created_at).total_seconds()))
@@ -90,4 +97,6 @@ class JobNumbers:
         self._slots.labels("busy").set(busy)
         self._slots.labels("free").set(len(slots) - busy)
         self._redis.set(service.engine.redis_ok)
+        self._dropped.values = service.engine.dropped.counts
+        self._failing.set(len(service.engine.loops.troubles()))
         return generate_latest(self._registry)

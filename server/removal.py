@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 
 from sqlalchemy import delete, select
 
 from server.artifacts import ArtifactStore
 from server.database.db import Database
 from server.database.tables import EventRow, JobRow
-from server.engine.keeper import DATABASE_AWAY
+from server.engine.loops import raise_first, try_each
 
 LOOK_SECONDS = 600.0
 CHUNK_EVENTS = 5000  # removed in one transaction: others want to write too
@@ -41,16 +40,12 @@ async def remove_deleted(database: Database, store: ArtifactStore, job_id: str) 
     logger.info("%s is deleted.", job_id, extra={"action": "delete", "job_id": job_id})
 
 
-async def finish_deletions(database: Database, store: ArtifactStore, stopping: asyncio.Event) -> None:
-    """Finish every deletion that was cut short, now and every `LOOK_SECONDS`, until told to stop."""
-    while not stopping.is_set():
-        try:
-            async with database.read() as session:
-                left = list(await session.scalars(select(JobRow.id).where(JobRow.deleted_at.is_not(None))))
-            for job_id in left:
-                await remove_deleted(database, store, job_id)
-        except DATABASE_AWAY as error:
-            logger.warning("What deleted jobs have left cannot be removed now: %s", error)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await stopping.wait()
+async def finish_deletions(database: Database, store: ArtifactStore) -> None:
+    """Finish every deletion that was cut short."""
+    async with database.read() as session:
+        left = list(await session.scalars(select(JobRow.id).where(JobRow.deleted_at.is_not(None))))
+
+    async def finish(job_id: str) -> None:
+        await remove_deleted(database, store, job_id)
+
+    raise_first(await try_each(left, finish))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -15,9 +16,10 @@ from server.auth import keep_admin_key
 from server.database.db import Database
 from server.database.schema import require_schema
 from server.engine.engine import Engine
+from server.engine.loops import Pace
 from server.engine.stored import Subscription
 from server.files.quota import OpenUploads
-from server.removal import finish_deletions
+from server.removal import LOOK_SECONDS, finish_deletions
 from server.settings import ServerSettings
 
 
@@ -63,15 +65,14 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
         await keep_admin_key(database, settings.api_key)
         engine = Engine(database, settings)
         await engine.start()
-        stopped = asyncio.Event()
-        removal = asyncio.create_task(finish_deletions(database, store, stopped))
+        engine.loops.start(
+            "deletions", partial(finish_deletions, database, store), Pace(idle_seconds=LOOK_SECONDS), limit_seconds=None
+        )
         try:
             uploads = OpenUploads(database, store, settings.project_quota_bytes)
             yield Service(settings, database, store, engine, uploads)
         finally:
-            stopped.set()
             await engine.stop()
-            await removal
     finally:
         await database.close()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zeta_core.contract.settings import ApiKey, FleetSettings, Settings
+from zeta_core.contract.database_url import sqlite_url
+from zeta_core.contract.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
 
 GIBIBYTE = 2**30
 MIN_FREE_BYTES = 256 * 2**20
@@ -13,12 +14,12 @@ MIN_FREE_BYTES = 256 * 2**20
 class DatabaseSettings(Settings):
     """What the migrations need: where the database is."""
 
-    database_url: str | None = Field(default=None, description="unset: SQLite in the home")
+    database_url: DatabaseUrl | None = Field(default=None, description="unset: SQLite in the home")
 
     @property
     def database(self) -> str:
         """The URL of the database in use."""
-        return self.database_url or f"sqlite:///{self.home / 'zeta.db'}"
+        return self.database_url or sqlite_url(self.home / "zeta.db")
 
 
 class ServerSettings(DatabaseSettings, FleetSettings):

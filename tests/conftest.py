@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.harness.gpus import count_gpus
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
@@ -73,3 +74,10 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """``postgresql://…`` of a new, empty database of a real server."""
     with postgres_server.fresh_database() as url:
         yield url
+
+
+@pytest.fixture
+def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
+    """A client of the Redis at `redis_url`."""
+    with shared_valkey.client() as connected:
+        yield connected

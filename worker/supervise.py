@@ -31,6 +31,7 @@ from worker.machine.disk import DiskSpace
 from worker.messaging.consumer import Consumer
 from worker.messaging.heartbeat import HeartbeatSender, Report
 from worker.messaging.link import Link
+from worker.outage import Outage
 from worker.settings import WorkerSettings
 from worker.training.launch import own_environment
 from worker.training.process_tree import KILL_SECONDS
@@ -56,6 +57,7 @@ class Supervisor:
         )
         self._runs: dict[tuple[str, int], Run] = {}
         self._resting: dict[tuple[str, int], float] = {}  # after trouble: when to step it again, monotonic
+        self._troubles: dict[tuple[str, int], Outage] = {}
         self._stopping = False
         self._disk = DiskSpace(
             (settings.root, settings.artifacts),
@@ -91,23 +93,22 @@ class Supervisor:
         self._consumer.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, len(self._slots))
         deadline = float("inf")
+        steps = (self._take_in_messages, self._disk.step, self._step_runs, self._tell_changes, self._sweep)
+        survivable = [(step, Outage(f"The step {step.__qualname__} of the worker fails")) for step in steps]
         while not (self._stopping and (not self._runs or time.monotonic() > deadline)):
-            self._take_in_messages()
-            self._disk.step()
             if self._heartbeat.taken is not None and not self._stopping:
                 logger.error("%s", self._heartbeat.taken.message, extra={"action": "name_taken"})
                 self._stopping = True
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
-            self._step_runs()
-            self._tell_changes()
-            self._sweep()
+            for step, outage in survivable:
+                with outage.survived():
+                    step()
         if self._runs:
             logger.warning("%d run(s) are not published yet; the next start does it.", len(self._runs))
-        self._checks.stop()
-        self._consumer.stop()
-        self._heartbeat.stop()
-        self._link.stop()
+        for part in (self._checks, self._consumer, self._heartbeat, self._link):
+            with Outage(f"{type(part).__name__} cannot be stopped").survived():
+                part.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._heartbeat.taken is not None:
             raise self._heartbeat.taken
@@ -197,23 +198,20 @@ class Supervisor:
                     run.heard(heard_at)
                 for message in run.step():
                     self._link.post((type(message).__name__, *key), message)
-            except Exception as error:
-                # One run's trouble must not leave the others without a supervisor; it is stepped again.
-                is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                if is_full:
+            except Exception as error:  # noqa: BLE001 - the others need their supervisor; it is stepped again
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     self._disk.give_up_reserve()
-                logger.error(
-                    "Attempt %d of %s cannot go on and is tried again: %s",
-                    run.attempt,
-                    run.job_id,
-                    error,
-                    exc_info=not is_full,
-                    extra={"action": "trouble", "job_id": run.job_id, "attempt": run.attempt},
-                )
+                what = f"Attempt {run.attempt} of {run.job_id} cannot go on"
+                trouble = self._troubles.setdefault(key, Outage(what))
+                trouble.began(error, with_traceback=not isinstance(error, OSError))
                 self._resting[key] = time.monotonic() + TROUBLE_SECONDS
+            else:
+                if trouble := self._troubles.pop(key, None):
+                    trouble.ended()
             if run.is_over:
                 del self._runs[key]
                 self._resting.pop(key, None)
+                self._troubles.pop(key, None)
 
     def _tell_to_stop(self, run: Run, unheard_seconds: float) -> None:
         """What this worker orders by itself; whatever the server orders and is more urgent replaces it."""

@@ -5,24 +5,26 @@ busy handler and get a tail of over a second (measured in the project's baseline
 and never wait for the writer. On PostgreSQL both doors share one pool.
 
 Guarantees: `write()` is one transaction, committed when the block ends and rolled back when it raises; on SQLite it
-holds the write lock from its first statement, and raises `WriterBusy` where its turn does not come. Neither door may be
-held across network or disk work.
+holds the write lock from its first statement. Both doors raise `DatabaseUnavailable` while the database cannot be used,
+also where the turn to write does not come in time. Neither door may be held across network or disk work. On PostgreSQL
+nothing outlives a transaction in its session (no prepared statement, no setting), so PgBouncer may pool transactions.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import TimeoutError as WriterBusy
+from sqlalchemy import URL, event, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from zeta_core.contract.errors import InvalidSettings
+from server.database.availability import DatabaseUnavailable, is_connection_useless, reason_unavailable
+from zeta_core.contract.database_url import DatabaseAddress
 
 # Another program may lock an SQLite file for long: then those who wait are told so, instead of all waiting in a row.
 BUSY_TIMEOUT_SECONDS = 10
@@ -36,37 +38,51 @@ POSTGRES_CONNECTION = {
     "tcp_user_timeout": 15_000,
 }
 # Transactions take milliseconds. One whose server stands still or is cut off must not hold a job's row, and with it all
-# other servers, for hours, which is how long TCP itself would wait.
-POSTGRES_SESSION = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'"
+# other servers, for hours, which is how long TCP itself would wait. One statement, so that it costs no round trip more
+# than BEGIN; LOCAL, because behind PgBouncer the session is shared.
+POSTGRES_BEGIN = "BEGIN; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '15s'"
+# A health check writes with a short patience, and not more often than this however often it is requested.
+PROBE_TIMEOUT_SECONDS = 2
+PROBE_SECONDS = 1.0
+PROBE = text("UPDATE alembic_version SET version_num = version_num")
 
 
 class Database:
     """The server's connections. Create one per process, inside its event loop; `close` it at the end."""
 
     def __init__(self, url: str) -> None:
-        self.url = async_url(url)
-        self.is_sqlite = make_url(self.url).get_backend_name() == "sqlite"
+        """Raises `ValueError` where the URL is not valid; settings are checked before."""
+        self.address = DatabaseAddress.parse(url)
+        self.is_sqlite = self.address.backend == "sqlite"
         self._write_lock = asyncio.Lock() if self.is_sqlite else None
         if self.is_sqlite:
-            self._writer = _sqlite_engine(self.url, connections=1, begin="BEGIN IMMEDIATE")
-            self._reader = _sqlite_engine(self.url, connections=4, begin="BEGIN")
+            file = self.address.database
+            self._writer = _sqlite_engine(file, connections=1, begin="BEGIN IMMEDIATE")
+            self._reader = _sqlite_engine(file, connections=4, begin="BEGIN")
+            self._prober = _sqlite_engine(
+                file, connections=1, begin="BEGIN IMMEDIATE", busy_timeout_seconds=PROBE_TIMEOUT_SECONDS
+            )
         else:
-            self._writer = self._reader = _postgres_engine(self.url)
+            self._writer = self._reader = self._prober = _postgres_engine(self.address)
+        self._probing = asyncio.Lock()
+        self._probed_at = float("-inf")  # monotonic
+        self._probed: DatabaseUnavailable | None = None
+        self._write_failed = False
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncSession]:
         """One transaction that may change rows."""
         if self._write_lock is None:
-            async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+            async with self._write_with(self._writer) as session:
                 yield session
             return
         try:
             async with asyncio.timeout(WRITER_TIMEOUT_SECONDS):
                 await self._write_lock.acquire()
         except TimeoutError as error:
-            raise WriterBusy(f"no turn to write came for {WRITER_TIMEOUT_SECONDS:g} s") from error
+            raise DatabaseUnavailable(f"no turn to write came for {WRITER_TIMEOUT_SECONDS:g} s") from error
         try:
-            async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+            async with self._write_with(self._writer) as session:
                 yield session
         finally:
             self._write_lock.release()
@@ -74,41 +90,68 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
         """One transaction that only reads: a consistent view that no writer blocks."""
-        async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
-            yield session
+        with _telling_unavailable():
+            async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
+                yield session
+
+    async def check_writable(self) -> None:
+        """Raise `DatabaseUnavailable` where nothing can be written now."""
+        async with self._probing:
+            if time.monotonic() - self._probed_at >= PROBE_SECONDS:
+                try:
+                    await self._probe()
+                    self._probed = None
+                except DatabaseUnavailable as error:
+                    self._probed = error
+                self._probed_at = time.monotonic()
+            if self._probed is not None:
+                raise DatabaseUnavailable(self._probed.reason)
 
     async def close(self) -> None:
-        await self._writer.dispose()
-        if self._reader is not self._writer:
-            await self._reader.dispose()
+        for engine in {self._writer, self._reader, self._prober}:
+            await engine.dispose()
+
+    async def _probe(self) -> None:
+        if not self.is_sqlite and not self._write_failed:  # PostgreSQL knows, and a row less is written
+            async with self.read() as session:
+                if await session.scalar(text("SELECT current_setting('transaction_read_only')")) == "on":
+                    await (await session.connection()).invalidate()
+                    raise DatabaseUnavailable("it is read-only")
+            return
+        async with self._write_with(self._prober) as session:
+            await session.execute(PROBE)
+
+    @asynccontextmanager
+    async def _write_with(self, engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
+        try:
+            with _telling_unavailable():
+                async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
+                    yield session
+        except DatabaseUnavailable:
+            self._write_failed = True
+            raise
+        self._write_failed = False
 
 
-def async_url(url: str) -> str:
-    """The URL with the driver that this server uses: aiosqlite, or psycopg in its asynchronous form."""
+@contextmanager
+def _telling_unavailable() -> Generator[None]:
     try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise InvalidSettings(
-            "ZETA_DATABASE_URL is no database URL; use sqlite:///FILE or postgresql://...", param="ZETA_DATABASE_URL"
-        ) from error
-    backend = parsed.get_backend_name()
-    if backend == "sqlite":
-        return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
-    if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    raise InvalidSettings(
-        f"ZETA_DATABASE_URL names the database {backend!r}; use sqlite:///FILE or postgresql://...",
-        param="ZETA_DATABASE_URL",
-    )
+        yield
+    except SQLAlchemyError as error:
+        if (reason := reason_unavailable(error)) is not None:
+            raise DatabaseUnavailable(reason) from error
+        raise
 
 
-def _sqlite_engine(url: str, *, connections: int, begin: str) -> AsyncEngine:
+def _sqlite_engine(
+    file: str, *, connections: int, begin: str, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
+) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        URL.create("sqlite+aiosqlite", database=file),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=connections,
         max_overflow=0,
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+        connect_args={"timeout": busy_timeout_seconds, "isolation_level": None},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -126,21 +169,57 @@ def _sqlite_engine(url: str, *, connections: int, begin: str) -> AsyncEngine:
     def _let_go(connection: Any, _record: Any, _error: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         # A cancelled statement costs its connection, and SQLite keeps the transaction of a closed one for as long as
         # anything refers to the statement: nobody could write. This waits for the statement, and ends the transaction.
-        connection.rollback()
+        with suppress(Exception):  # a file that is damaged or gone may refuse even that
+            connection.rollback()
 
+    _replace_useless_connections(engine)
     return engine
 
 
-def _postgres_engine(url: str) -> AsyncEngine:
+def postgres_arguments(address: DatabaseAddress) -> dict[str, Any]:
+    """What psycopg's ``connect`` is given; the operator's options come before our own."""
+    hosts = [host for host, _ in address.hosts]
+    ports = ["" if port is None else str(port) for _, port in address.hosts]
+    named = {
+        "host": ",".join(hosts),
+        "port": ",".join(ports) if any(ports) else "",
+        "dbname": address.database,
+        "user": address.username,
+        "password": address.password,
+    }
+    return {
+        **POSTGRES_CONNECTION,
+        **{name: value for name, value in named.items() if value},
+        **address.options,
+        "prepare_threshold": None,  # PgBouncer may give each transaction another session
+    }
+
+
+def _postgres_engine(address: DatabaseAddress) -> AsyncEngine:
     engine = create_async_engine(
-        url, pool_size=8, max_overflow=8, pool_pre_ping=True, connect_args=dict(POSTGRES_CONNECTION)
+        URL.create("postgresql+psycopg"),
+        pool_size=8,
+        max_overflow=8,
+        pool_pre_ping=True,
+        connect_args=postgres_arguments(address),
     )
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-        cursor = connection.cursor()
-        cursor.execute(POSTGRES_SESSION)
-        cursor.close()
-        connection.commit()
+        connection.autocommit = True  # the driver begins nothing by itself: `_begin` does
 
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.exec_driver_sql(POSTGRES_BEGIN)
+
+    _replace_useless_connections(engine)
     return engine
+
+
+def _replace_useless_connections(engine: AsyncEngine) -> None:
+    """After a failover or a damaged file, the next transaction gets a new connection instead of the same error."""
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def _judge(context: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        if is_connection_useless(context.original_exception):
+            context.is_disconnect = True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
-from sqlalchemy import column, make_url, select, table
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy import column, select, table, text
+from sqlalchemy.exc import SQLAlchemyError
 
+from server.database.availability import first_line
 from server.database.db import Database
+from zeta_core.contract.database_url import DatabaseAddress
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 
 SCHEMA_REVISION = "0005"  # of the newest migration (a test compares them)
@@ -20,32 +23,37 @@ async def require_schema(database: Database) -> None:
     if found == SCHEMA_REVISION:
         return
     if found is not None and found > SCHEMA_REVISION:
-        raise InvalidSettings(
-            f"The database is at revision {found}, which is newer than this server's {SCHEMA_REVISION}; "
-            "upgrade the server.",
-            code="schema_too_new",
-        )
+        raise schema_too_new(found, SCHEMA_REVISION)
     raise InvalidSettings(
         f"The database is at revision {found or 'none'} and this server needs {SCHEMA_REVISION}; run `zeta migrate`.",
         code="schema_too_old",
     )
 
 
+def schema_too_new(found: str, own: str) -> InvalidSettings:
+    return InvalidSettings(
+        f"The database is at revision {found}, which this version does not know (its newest is {own}). "
+        "Nothing was changed; upgrade zeta-train.",
+        code="schema_too_new",
+    )
+
+
+def cannot_open(address: DatabaseAddress, error: Exception) -> Unavailable:
+    """One sentence for whatever a driver or the file system raises when a database is opened."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    return Unavailable(f"The database {address.place} (ZETA_DATABASE_URL) cannot be opened: {reason}.")
+
+
 async def _revision(database: Database) -> str | None:
-    if database.is_sqlite and not _exists(database.url):
-        return None  # connecting would create an empty one
     try:
+        if database.is_sqlite and not await asyncio.to_thread(Path(database.address.database).exists):
+            return None  # connecting would create an empty one
         async with database.read() as session:
-            await session.execute(select(1))
-    except OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        raise Unavailable(f"The database of ZETA_DATABASE_URL cannot be opened: {reason}.") from error
+            await session.execute(text("SELECT count(*) FROM sqlite_master" if database.is_sqlite else "SELECT 1"))
+    except (SQLAlchemyError, Unavailable, OSError, ValueError) as error:
+        raise cannot_open(database.address, error) from error
     try:
         async with database.read() as session:
             return await session.scalar(select(_VERSION.c.version_num))
-    except (OperationalError, ProgrammingError):  # there is no such table
+    except (SQLAlchemyError, Unavailable):  # there is no such table
         return None
-
-
-def _exists(sqlite_url: str) -> bool:
-    return Path(make_url(sqlite_url).database or "").is_file()

@@ -22,10 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.db import Database
 from server.database.tables import CheckRow
 from server.engine.fleet import Fleet
-from server.engine.link import REDIS_AWAY
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
+from zeta_core.contract.redis_access import RedisUnavailable
 
 KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
 LOOK_SECONDS = 0.1
@@ -61,7 +61,7 @@ class Checks:
         )
         try:
             await self._tell(worker.worker, request)
-        except REDIS_AWAY:
+        except RedisUnavailable:
             return "Redis cannot be reached, so no worker can be asked."
         deadline = time.monotonic() + self._limit_seconds
         while time.monotonic() < deadline:

@@ -6,20 +6,19 @@ import asyncio
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError as BrokerError
+from redis.asyncio import Redis
 
-from server.engine.link import REDIS_AWAY, SOCKET_TIMEOUT_SECONDS
-from zeta_core.contract.messages import START_TASK, HandOver, sign, worker_queue
-
-NOT_SENT = (BrokerError, *REDIS_AWAY)
+from server.engine.link import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
+from zeta_core.contract.messages import START_TASK, HandOver, queue_keys, sign, worker_queue
+from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 
 class Courier:
     """A Celery producer; it knows the task by its name only."""
 
-    def __init__(self, redis_url: str, secret: str) -> None:
-        self._secret = secret
-        self._celery: Any = Celery("zeta", broker=redis_url, set_as_current=False)
+    def __init__(self, redis_url: str, redis: Redis, secret: str) -> None:
+        self._redis, self._secret = redis, secret
+        self._celery: Any = Celery("zeta", broker=RedisAddress.parse(redis_url).celery_url, set_as_current=False)
         self._celery.conf.update(
             task_ignore_result=True,
             task_create_missing_queues=True,
@@ -35,19 +34,26 @@ class Courier:
         )
 
     async def send(self, hand_over: HandOver) -> None:
-        """Put the message into the worker's queue. Raises one of `NOT_SENT` within seconds; nothing is tried twice."""
-        await asyncio.to_thread(self._send, hand_over)
+        """Put the message into the worker's queue. Raises `RedisUnavailable` within seconds; nothing is tried twice."""
+        queue = worker_queue(hand_over.worker)
+        signed = sign(hand_over, self._secret, channel=queue)
+        with calling_redis():
+            try:
+                await asyncio.to_thread(self._send, queue, signed)
+            except Exception as error:
+                for key, kind in queue_keys(hand_over.worker).items():
+                    await remove_wrong_type(self._redis, key, kind, error)
+                raise
 
     def close(self) -> None:
         self._celery.close()
 
-    def _send(self, hand_over: HandOver) -> None:
-        queue = worker_queue(hand_over.worker)
+    def _send(self, queue: str, signed: dict[str, str]) -> None:
         # A connection of its own: those of a pool would, after an outage, fail one by one when Redis is back.
         with self._celery.connection_for_write() as connection:
             self._celery.send_task(
                 START_TASK,
-                args=[sign(hand_over, self._secret, channel=queue)],
+                args=[signed],
                 queue=queue,
                 connection=connection,
                 retry=False,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import select
 
 from server.database.db import Database
 from server.database.state import change_status, lock_job
 from server.database.tables import JobRow
+from server.engine.loops import raise_first, try_each
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import JobStatus, StatusReason
 
@@ -26,14 +28,16 @@ async def queue_what_waits_for_room(database: Database) -> list[str]:
         rows = (await session.execute(waiting)).all()
     now = utc_now()
     queued: list[str] = []
-    for job_id, reason in rows:
+
+    async def consider(row: Any) -> None:
+        job_id, reason = row
         since = datetime.fromisoformat((reason or {})["since"])
         if now - timedelta(seconds=REST_SECONDS) < since <= now:  # a time that is still to come is of another clock
-            continue
+            return
         async with database.write() as session:
             job = await lock_job(session, job_id)
             if job is None or job.status_reason != StatusReason.DISK_FULL:
-                continue
+                return
             changed = await change_status(
                 session,
                 job,
@@ -45,4 +49,6 @@ async def queue_what_waits_for_room(database: Database) -> list[str]:
             )
             if changed is not None:
                 queued.append(job_id)
+
+    raise_first(await try_each(rows, consider))
     return queued

@@ -7,20 +7,22 @@ suspended machine), because a worker cannot be heard through a dead Redis or by 
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, WORKERS_HASH, Heartbeat, place_of, verify
+from zeta_core.contract.messages import (
+    HEARTBEAT_GONE_SECONDS,
+    BadMessage,
+    Heartbeat,
+    place_of,
+    read_heartbeat,
+)
 
 STOOD_STILL_SECONDS = 5.0  # Redis is asked twice a second
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Fleet:
         self._watching_since: float | None = None
         self._looked_at = clock()
         self.looked = False  # Redis was asked at least once
-        self._refused: set[str] = set()
+        self._invalid: dict[bytes | str, str] = {}
 
     @property
     def watching(self) -> bool:
@@ -52,7 +54,7 @@ class Fleet:
         self.looked = True
         self._watching_since = None
 
-    def update(self, entries: Mapping[str, str]) -> bool:
+    def update(self, entries: Mapping[bytes, bytes] | Mapping[str, str]) -> bool:
         """Take in the whole hash of heartbeats; whether a worker came, or changed what it offers."""
         self.looked = True
         now, changed = self._clock(), False
@@ -62,10 +64,12 @@ class Fleet:
         first_look = self._watching_since is None
         if self._watching_since is None:
             self._watching_since = now
-        for name, text in entries.items():
-            heartbeat = self._read(name, text)
+        self._invalid = {}
+        for field, entry in entries.items():
+            heartbeat = self._read(field, entry)
             if heartbeat is None:
                 continue
+            name = heartbeat.worker
             earlier = self._seen.get(name)
             if earlier is None:
                 self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=not first_look)
@@ -80,6 +84,10 @@ class Fleet:
             if place := place_of(heartbeat.incarnation):
                 self._places[name, place] = now
         return changed
+
+    def invalid(self) -> dict[bytes | str, str]:
+        """The fields of the last look that hold no valid heartbeat, with the reason."""
+        return self._invalid
 
     def workers(self) -> list[Heartbeat]:
         """The last heartbeat of every worker heard within a day, by name."""
@@ -128,16 +136,13 @@ class Fleet:
             return True
         return self._clock() - max(seen.moved_at, self._watching_since) <= UNLISTED_SECONDS
 
-    def _read(self, name: str, text: str) -> Heartbeat | None:
-        """The signed heartbeat in one field of the hash; a bad one is told once and left alone."""
+    def _read(self, name: bytes | str, entry: bytes | str) -> Heartbeat | None:
+        """The signed heartbeat in one field of the hash; an invalid one is remembered for `invalid`."""
         try:
-            heartbeat = Heartbeat.model_validate(verify(json.loads(text), self._secret, channel=WORKERS_HASH))
-            if heartbeat.worker != name:
-                raise ValueError(f"it is of the worker {heartbeat.worker!r}")
-        except (ValueError, TypeError, AttributeError) as error:
-            if name not in self._refused:
-                logger.warning("The heartbeat of the worker %r is ignored: %s", name, error)
-            self._refused.add(name)
+            heartbeat = read_heartbeat(entry, self._secret)
+            if heartbeat.worker.encode() != (name if isinstance(name, bytes) else name.encode()):
+                raise BadMessage(f"it is the heartbeat of {heartbeat.worker!r}, in the field {name!r}")
+        except BadMessage as error:
+            self._invalid[name] = f"the heartbeat of the worker {name!r} is invalid: {error}"
             return None
-        self._refused.discard(name)
         return heartbeat

@@ -1,14 +1,13 @@
 """Reads what workers say from the Redis stream, applies it to the database, and answers after the commit.
 
 Any number of servers may read the same stream: the group gives each message to one of them, and the job's row lock
-orders them. Guarantees: a message is answered only after its transaction; one that cannot be applied is logged and
-dropped and blocks nothing; a message lost with its server or with Redis is repeated by its worker, so nothing is
+orders them. Guarantees: a message is answered only after its transaction; one that cannot be applied is removed and
+counted, and blocks nothing; a message lost with its server or with Redis is repeated by its worker, so nothing is
 waited for here.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -17,47 +16,38 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from server.database.availability import DatabaseUnavailable
 from server.database.db import Database
 from server.engine import checks, journal
 from server.engine.claims import answer_claim
-from server.engine.link import REDIS_AWAY, Outage
+from server.engine.link import Dropped, remove_wrong_type, tell_worker
 from server.engine.stored import Stored
 from server.settings import ServerSettings
 from zeta_core.contract.messages import (
     FROM_WORKER,
+    LAST_STREAM_ID,
     SERVER_GROUP,
     SERVER_STREAM,
-    BadSignature,
+    BadMessage,
     CheckResult,
     Claim,
     FromWorker,
     JournalBatch,
-    sign,
-    verify,
-    worker_stream,
+    read_message,
 )
+from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
 
 READ_COUNT = 64
 BLOCK_MILLISECONDS = 500  # far below the socket's time-out, also on a machine that is overloaded
-RETRY_SECONDS = 0.5
 ABANDONED_MILLISECONDS = 30_000  # a message that its reader left this long is taken over
-WORKER_STREAM_LENGTH = 10_000  # unread answers kept for a worker that does not read; they are repeated anyway
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
+MAX_TRIES = 20  # of one message that the database refuses each time; its worker repeats it
 
 logger = logging.getLogger(__name__)
-
-
-async def tell_worker(redis: Redis, worker: str, message: BaseModel, secret: str) -> None:
-    """Put one signed message into the worker's stream."""
-    stream = worker_stream(worker)
-    fields: dict[Any, Any] = {**sign(message, secret, channel=stream)}
-    await redis.xadd(stream, fields, maxlen=WORKER_STREAM_LENGTH, approximate=True)
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Keeper:
@@ -69,6 +59,7 @@ class Keeper:
         redis: Redis,
         settings: ServerSettings,
         stored: Stored,
+        dropped: Dropped,
         attempt_ended: Callable[[], None],
     ) -> None:
         self._database = database
@@ -76,47 +67,55 @@ class Keeper:
         self._secret = settings.worker_secret
         self._max_events = settings.max_job_events
         self._stored = stored
+        self._dropped = dropped
         self._attempt_ended = attempt_ended
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._redis_outage = Outage("Redis cannot be read")
-        self._database_outage = Outage("The database cannot be written")
         self._has_group = False
         self._has_left = False  # messages that it read while the database was away
         self._take_over_at = 0.0  # monotonic: when to look again for what other readers left
+        self._tries: tuple[bytes, int] = (b"", 0)  # the message that the database refused last, and how often
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Read and apply until told to stop."""
-        while not stopping.is_set():
-            try:
-                messages = await self._read()
-                self._redis_outage.ended()
-            except REDIS_AWAY as error:
-                if "NOGROUP" not in str(error):
-                    self._redis_outage.began(error)
-                    await asyncio.sleep(RETRY_SECONDS)
-                self._has_group = False  # after FLUSHALL, or a restart without its file, the group is made again
-                continue
-            for message_id, fields in messages:
-                if not stopping.is_set():
-                    await self._handle(message_id, fields)
+    async def one_pass(self) -> None:
+        """Read some messages and apply them. Raises `RedisUnavailable` and `DatabaseUnavailable`."""
+        try:
+            entries = await self._read()
+        except RedisUnavailable:
+            self._has_group = False  # after FLUSHALL, or a restart without its file, the group is made again
+            raise
+        for message_id, fields in entries:
+            await self._handle(message_id, fields)
 
     async def leave(self) -> None:
         """Remove this reader from the group, and what it had not answered: its workers repeat that."""
-        pending: Any = await self._redis.xpending_range(
-            SERVER_STREAM, SERVER_GROUP, "-", "+", READ_COUNT, consumername=self._name
-        )
-        ids = [entry["message_id"] for entry in pending]
-        if ids:
-            await self._redis.xack(SERVER_STREAM, SERVER_GROUP, *ids)
-            await self._redis.xdel(SERVER_STREAM, *ids)
-        await self._redis.xgroup_delconsumer(SERVER_STREAM, SERVER_GROUP, self._name)
+        with calling_redis():
+            pending: Any = await self._redis.xpending_range(
+                SERVER_STREAM, SERVER_GROUP, "-", "+", READ_COUNT, consumername=self._name
+            )
+            for entry in pending:
+                await self._remove(entry["message_id"])
+            await self._redis.xgroup_delconsumer(SERVER_STREAM, SERVER_GROUP, self._name)
 
-    async def _read(self) -> list[tuple[str, dict[str, str]]]:
+    async def _read(self) -> list[Entry]:
+        """The next entries. What the key of the stream held instead of one is removed."""
+        with calling_redis():
+            try:
+                return await self._read_stream()
+            except ResponseError as error:
+                if str(error).startswith("NOGROUP"):
+                    self._has_group = False
+                elif await remove_wrong_type(self._redis, SERVER_STREAM, "stream", error):
+                    self._has_group = False
+                    self._dropped.counts["stream"] += 1
+                else:
+                    raise
+                return []
+
+    async def _read_stream(self) -> list[Entry]:
         if not self._has_group:
             try:
                 await self._redis.xgroup_create(SERVER_STREAM, SERVER_GROUP, id="0", mkstream=True)
             except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
+                if not str(error).startswith("BUSYGROUP"):
                     raise
             self._has_group = True
         if time.monotonic() >= self._take_over_at:
@@ -135,36 +134,37 @@ class Keeper:
         # RESP3 wraps the entries of a stream in one more list.
         entries = entries[0] if entries and isinstance(entries[0], list) else entries
         self._has_left = position == "0" and len(entries) == READ_COUNT
-        return [(message_id, fields) for message_id, fields in entries if fields]  # one that was trimmed has none
+        for message_id, fields in entries:
+            if not fields:  # it was trimmed, and would be read again and again
+                await self._remove(message_id)
+        return [(message_id, fields) for message_id, fields in entries if fields]
 
-    async def _handle(self, message_id: str, fields: dict[str, str]) -> None:
-        """Apply one message and answer it. Only a database that is away leaves it in the stream."""
+    async def _handle(self, message_id: bytes, fields: dict[bytes, bytes]) -> None:
+        """Apply one message and answer it. Only an unavailable database leaves it in the stream."""
+        answer: tuple[str, BaseModel] | None = None
         try:
-            message = FROM_WORKER.validate_python(verify(fields, self._secret, channel=SERVER_STREAM))
-            answer = await self._apply(message)
-            self._database_outage.ended()
-        except DATABASE_AWAY as error:
-            self._database_outage.began(error)
-            self._has_left = True
-            await asyncio.sleep(RETRY_SECONDS)
-            return
-        except BadSignature as error:
-            logger.warning("A message from a worker was dropped: %s", error, extra={"action": "bad_signature"})
-            answer = None
-        except (ValidationError, ValueError) as error:
-            logger.warning("A message from a worker cannot be read and was dropped: %s", error)
-            answer = None
-        except Exception:
-            # Whatever it was, the messages behind it must go on; its worker repeats it, and a fixed server takes it.
-            logger.exception("A message from a worker could not be applied and was dropped")
-            answer = None
-        try:
+            answer = await self._apply(read_message(FROM_WORKER, fields, self._secret, channel=SERVER_STREAM))
+        except BadMessage as error:
+            self._dropped.add("stream", error)
+        except DatabaseUnavailable as error:
+            last, tries = self._tries
+            self._tries = (message_id, tries + 1 if last == message_id else 1)
+            if self._tries[1] < MAX_TRIES:
+                self._has_left = True
+                raise
+            self._dropped.add("stream", error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the messages behind it go on
+            self._dropped.add("stream", error, exc_info=True)  # its worker repeats it, and a fixed server takes it
+        with calling_redis():
             if answer is not None:
                 await tell_worker(self._redis, *answer, self._secret)
-            await self._redis.xack(SERVER_STREAM, SERVER_GROUP, message_id)
-            await self._redis.xdel(SERVER_STREAM, message_id)
-        except REDIS_AWAY as error:
-            self._redis_outage.began(error)  # the worker repeats what it hears no answer to
+            await self._remove(message_id)
+            if message_id == LAST_STREAM_ID:
+                await self._redis.unlink(SERVER_STREAM)
+
+    async def _remove(self, message_id: bytes) -> None:
+        await self._redis.xack(SERVER_STREAM, SERVER_GROUP, message_id)
+        await self._redis.xdel(SERVER_STREAM, message_id)
 
     async def _apply(self, message: FromWorker) -> tuple[str, BaseModel] | None:
         """Apply a message in a transaction of its own; returns the answer and whom it is for."""

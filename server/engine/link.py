@@ -1,23 +1,30 @@
-"""The server's line to Redis: one way to make clients, and one sentence per outage.
+"""The server's connection to Redis: how clients are made, what an outage is, and entries that nobody can read.
 
 redis-py's own retries can block a call for over half a minute on a cut network, so there are none: every call ends
-within two seconds, and the loops that make them go round again.
+within two seconds, and the loops that make them try again. Replies stay bytes: decoding belongs to the one entry that
+it concerns.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
+from typing import Any
 
+from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
+from redis.utils import str_if_bytes
+
+from zeta_core.contract.messages import sign, worker_stream
+from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
-# What an outage looks like: no connection, no answer in time, or a server that is still loading or has no disk left.
-REDIS_AWAY = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ResponseError, OSError)
+WORKER_STREAM_LENGTH = 10_000  # unread answers kept for a worker that does not read; they are repeated anyway
+LOG_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -25,29 +32,63 @@ logger = logging.getLogger(__name__)
 def connect(url: str) -> Redis:
     """A client whose calls take two seconds at most and are never repeated by the client itself."""
     return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url,
-        decode_responses=True,
+        RedisAddress.parse(url).client_url,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
 
 
-class Outage:
-    """Logs the beginning and the end of an outage, and nothing in between."""
+async def tell_worker(redis: Redis, worker: str, message: BaseModel, secret: str) -> None:
+    """Put one signed message into the worker's stream. Raises `RedisUnavailable`."""
+    stream = worker_stream(worker)
+    fields: dict[Any, Any] = {**sign(message, secret, channel=stream)}
+    with calling_redis():
+        try:
+            await redis.xadd(stream, fields, maxlen=WORKER_STREAM_LENGTH, approximate=True)
+        except ResponseError as error:
+            if not await remove_wrong_type(redis, stream, "stream", error):
+                raise
+            await redis.xadd(stream, fields, maxlen=WORKER_STREAM_LENGTH, approximate=True)
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self.under_way = False
 
-    def began(self, error: BaseException) -> None:
-        if not self.under_way:
-            logger.warning(
-                "%s: %s. Trying again until it is back.", self._what, str(error).rstrip("."), extra={"action": "outage"}
-            )
-        self.under_way = True
+async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Exception) -> bool:
+    """Remove a key of ours that holds another type; whether the error was about one.
 
-    def ended(self) -> None:
-        if self.under_way:
-            logger.info("%s: it is back.", self._what, extra={"action": "outage_over"})
-        self.under_way = False
+    Redis may lose anything at any time, so nothing is lost that is not sent again.
+    """
+    if "WRONGTYPE" not in str(error):  # a pipeline writes more before it
+        return False
+    kind = str_if_bytes(await redis.type(key))
+    if kind not in (expected, "none"):
+        logger.warning("The key %s in Redis held a %s instead of a %s and was removed.", key, kind, expected)
+        await redis.unlink(key)
+    return True
+
+
+class Dropped:
+    """Counts what was removed from Redis unread, and logs it at most once a minute for each place."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._logged_at: dict[str, float] = {}
+        self._silent: Counter[str] = Counter()
+
+    def add(self, place: str, reason: object, *, exc_info: bool = False) -> None:
+        """``place``: where it lay, one of a few names."""
+        self.counts[place] += 1
+        now = time.monotonic()
+        if now - self._logged_at.get(place, float("-inf")) < LOG_SECONDS:
+            self._silent[place] += 1
+            return
+        self._logged_at[place] = now
+        further, self._silent[place] = self._silent[place], 0
+        more = f" ({further} more since the last report)" if further else ""
+        logger.warning(
+            "Removed an invalid entry from %s in Redis%s: %s",
+            place,
+            more,
+            str(reason).rstrip("."),
+            exc_info=exc_info,
+            extra={"action": "dropped"},
+        )

@@ -23,13 +23,14 @@ from server.database.drains import drained_workers
 from server.database.newest import resume_from
 from server.database.state import lock_job
 from server.database.tables import JobRow
-from server.engine.courier import NOT_SENT
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.fleet import Fleet
+from server.engine.loops import raise_first, try_each
 from server.engine.placement import Room, Wait, choose
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
 from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
+from zeta_core.contract.redis_access import RedisUnavailable
 from zeta_core.contract.spec import Resources
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
@@ -90,29 +91,35 @@ class Scheduler:
         ]
         explain_all = time.monotonic() >= self._explain_all_at
         last: Queued | None = None
+        failures: list[Exception | None] = []
         while True:
             query = _WAITING if last is None else _WAITING.where(_behind(last))
             async with self._database.read() as session:
                 page: Sequence[Queued] = (await session.execute(query)).all()
-            await self._go_through(page, rooms, load.jobs)
+            failures.append(await self._go_through(page, rooms, load.jobs))
             if len(page) < PAGE_JOBS or not (explain_all or any(room.free and room.closed is None for room in rooms)):
                 break
             last = page[-1]
         if explain_all:
             self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
+        raise_first(*failures)
 
-    async def _go_through(self, page: Sequence[Queued], rooms: list[Room], running: Counter[str]) -> None:
-        """Hand over what fits, and say why the rest of the page waits; ``running`` jobs of each project."""
+    async def _go_through(self, page: Sequence[Queued], rooms: list[Room], running: Counter[str]) -> Exception | None:
+        """Hand over what fits, and say why the rest of the page waits; ``running`` jobs of each project.
+
+        Returns the first failure: a row that fails holds up no other.
+        """
         waits: list[tuple[Queued, Wait]] = []
         now = utc_now()
-        for row in page:
+
+        async def consider(row: Queued) -> None:
             if not self._fleet.watching:
                 waits.append((row, _REDIS_AWAY))
-                continue
+                return
             # What is further away than any back-off is of a clock that has jumped back since.
             if row.not_before is not None and 0 < (row.not_before - now).total_seconds() <= MAX_BACKOFF_SECONDS:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
-                continue
+                return
             resources = _resources(row)
             choice = choose(
                 rooms,
@@ -123,15 +130,18 @@ class Scheduler:
             )
             if isinstance(choice, Wait):
                 waits.append((row, choice))
-                continue
+                return
             if self._is_full(running[row.project]):
                 waits.append((row, Wait(WaitingCode.QUOTA, (("limit", self._project_max_running),))))
-                continue
+                return
             room, slots = choice
             running[row.project] += 1
             room.free = [slot for slot in room.free if slot not in slots]
             await self._hand_over(row.id, row.attempt, room.heartbeat, slots, gpus=room.gpus_for(resources))
+
+        failure = await try_each(page, consider)
         await self._explain(waits)
+        return failure
 
     def _is_full(self, running: int) -> bool:
         return self._project_max_running is not None and running >= self._project_max_running
@@ -188,7 +198,7 @@ class Scheduler:
             )
         try:
             await self._send(message)
-        except NOT_SENT as error:
+        except RedisUnavailable as error:
             logger.warning(
                 "%s could not be handed to %s (%s); it stays queued.",
                 job_id,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,10 +24,11 @@ from server.database.tables import AttemptRow, JobRow
 from server.engine.disk import queue_what_waits_for_room
 from server.engine.endings import lose_worker
 from server.engine.fleet import Fleet
+from server.engine.loops import Pass, raise_first, try_each
 from server.engine.orders import RUNNING, Orders
 from server.engine.stored import Stored
 from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import Heartbeat, JournalAck, place_of
+from zeta_core.contract.messages import Heartbeat, JournalAck, StopOrder, place_of
 
 # A worker beats every 2 s and lists an attempt from the moment it got the hand-over: two beats may still be under way.
 UNLISTED_SECONDS = 5.0
@@ -50,29 +51,49 @@ class Watch:
         self._unlisted_since: dict[tuple[str, int], float] = {}  # monotonic
         self._strange_since: dict[tuple[str, str, int], float] = {}
 
-    async def one_pass(self) -> None:
-        """Look at every running job and every live worker once. Does nothing while Redis cannot be reached."""
+    def passes(self) -> dict[str, Pass]:
+        """One loop each, by name, so that a fault in one leaves the others alone."""
+        return {
+            "stop orders": self._send_orders,
+            "lost workers": self._find_lost,
+            "overruled attempts": self._tell_the_overruled,
+            "disk space": self._queue_what_waits_for_room,
+        }
+
+    async def _send_orders(self) -> None:
         if not self._fleet.watching:
             return
-        async with self._database.read() as session:
-            running = (await session.execute(RUNNING)).all()
-            drained = await drained_workers(session)
-        for worker, order in await self._orders.due(running, drained):
-            await self._tell(worker, order)
-        await self._find_lost(running)
-        await self._tell_the_overruled()
+        running, drained = await self._read()
+
+        async def send(due: tuple[str, StopOrder]) -> None:
+            await self._tell(*due)
+
+        raise_first(await try_each(await self._orders.due(running, drained), send))
+
+    async def _queue_what_waits_for_room(self) -> None:
+        if not self._fleet.watching:
+            return
+        _, drained = await self._read()
         if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._fleet.workers()):
             for job_id in await queue_what_waits_for_room(self._database):
                 self._stored.notify(job_id)
                 self._freed()
 
+    async def _read(self) -> tuple[Sequence[Any], Collection[str]]:
+        async with self._database.read() as session:
+            return (await session.execute(RUNNING)).all(), await drained_workers(session)
+
     def _takes_jobs(self, beat: Heartbeat) -> bool:
         return self._fleet.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
 
-    async def _find_lost(self, running: Any) -> None:
+    async def _find_lost(self) -> None:
+        if not self._fleet.watching:
+            return
+        running, _ = await self._read()
         now = time.monotonic()
         unlisted: dict[tuple[str, int], float] = {}
-        for row in running:
+
+        async def judge(row: Any) -> None:
             key = (row.id, row.attempt)
             why: str | None = None
             place = place_of(row.incarnation)
@@ -85,7 +106,10 @@ class Watch:
                     why = f"The worker {row.worker} no longer has the training."
             if why is not None:
                 await self._lose(row.id, row.attempt, why)
+
+        failure = await try_each(running, judge)
         self._unlisted_since = unlisted
+        raise_first(failure)
 
     def _knows(self, worker: str, place: str | None) -> bool:
         """Whether the worker lives, in this folder: what it does not list is not there."""
@@ -114,6 +138,8 @@ class Watch:
 
     async def _tell_the_overruled(self) -> None:
         """A worker that goes on with an attempt which is over (it was cut off, and lost) is told to end it."""
+        if not self._fleet.watching:
+            return
         listed = {
             (beat.worker, slot.job_id, slot.attempt)
             for beat in self._fleet.workers()

@@ -8,14 +8,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoConnectionInTime
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from zeta_core.contract.availability import route_fault
-from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, Unavailable, ZetaError
+from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, ZetaError
 from zeta_core.contract.validation import MAX_DETAILS, MAX_SUGGESTIONS, closest, cut, error_of, value_detail
 
 STATUS_OF_TYPE: dict[str, int] = {
@@ -81,8 +79,6 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    for away in (OperationalError, InterfaceError, NoConnectionInTime):
-        app.add_exception_handler(away, _database_away)
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -93,10 +89,6 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 async def _zeta_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ZetaError)
     return error_answer(error)
-
-
-async def _database_away(_request: Request, error: Exception) -> JSONResponse:
-    return error_answer(Unavailable("The database does not answer now; try again.", code="database_unavailable"))
 
 
 async def _client_left(_request: Request, error: Exception) -> JSONResponse:

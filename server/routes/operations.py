@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import select
 
 from server import numbers
 from server.artifacts import disk_state
@@ -27,12 +26,12 @@ async def is_live() -> Health:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def is_ready(service: TheService) -> Health:
-    """Whether jobs can be taken: 503 without the database; `degraded` without Redis (jobs wait) or disk space."""
-    async with service.database.read() as session:
-        await session.execute(select(1))
-    redis = "ok" if service.engine.redis_ok else "not reachable; jobs are taken and wait"
+    """Whether jobs are accepted: 503 while the database cannot be written, `degraded` while a part or a loop fails."""
+    await service.database.check_writable()
+    redis = "ok" if service.engine.redis_ok else "unreachable; jobs are accepted and wait"
     disk = await asyncio.to_thread(disk_state, service.settings)
-    parts = {"database": "ok", "redis": redis, "disk": disk}
+    troubles = {f"loop {name}": str(trouble) for name, trouble in service.engine.loops.troubles().items()}
+    parts = {"database": "ok", "redis": redis, "disk": disk, **troubles}
     status = "ok" if set(parts.values()) == {"ok"} else "degraded"
     return Health(status=status, version=version(), parts=parts)
 

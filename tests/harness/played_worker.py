@@ -1,6 +1,5 @@
 """A worker played by the test: it speaks the worker's side of the protocol over real Redis, one message at a time."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,8 +21,9 @@ from zeta_core.contract.messages import (
     JournalAck,
     JournalBatch,
     ToWorker,
+    read_message,
     sign,
-    verify,
+    sign_heartbeat,
     worker_queue,
     worker_stream,
 )
@@ -121,7 +121,7 @@ class PlayedWorker:
         entries: Any = self._client.xrange(stream)
         for message_id, _ in entries:
             self._client.xdel(stream, message_id)
-        return [TO_WORKER.validate_python(verify(fields, self._secret, channel=stream)) for _, fields in entries]
+        return [read_message(TO_WORKER, fields, self._secret, channel=stream) for _, fields in entries]
 
     def handed_over(self) -> int:
         """How many messages wait in this worker's Celery queue."""
@@ -184,4 +184,4 @@ def signed_heartbeat(
             for slot, (job_id, attempt) in enumerate(listed)
         ],
     )
-    return json.dumps(sign(heartbeat, secret, channel=WORKERS_HASH))
+    return sign_heartbeat(heartbeat, secret)

@@ -69,8 +69,10 @@ ROOMS = (
         ours=frozenset({"server.database.tables", "server.settings", "zeta_core.contract"}),
         theirs=frozenset({"alembic", "sqlalchemy"}),
         never=frozenset({"torch", "transformers", "celery", "worker", "zeta"}),
-        # How the setting for the database is read.
-        exceptions=frozenset({("migrations/upgrade.py", "server.database.db")}),
+        # How PostgreSQL is connected to, and the sentences about a database that cannot be opened.
+        exceptions=frozenset(
+            {("migrations/upgrade.py", "server.database.db"), ("migrations/upgrade.py", "server.database.schema")}
+        ),
     ),
 )
 

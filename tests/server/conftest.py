@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-import redis
 
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
@@ -26,10 +25,3 @@ def rows(server: ServerProcess) -> Rows:
 def http(server: ServerProcess) -> Iterator[httpx.Client]:
     with server.http() as client:
         yield client
-
-
-@pytest.fixture
-def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
-    """Redis as the engine of `redis_url` has it, for a worker that the test plays."""
-    with shared_valkey.client() as connected:
-        yield connected

@@ -1,17 +1,20 @@
 """The migrations build exactly the tables, on both databases."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, insert, inspect, make_url, select, text
+from sqlalchemy import create_engine, insert, make_url, select, text
 
 from migrations.upgrade import newest_revision, upgrade
 from server.database.db import Database
 from server.database.schema import SCHEMA_REVISION, require_schema
 from server.database.tables import JobEndRow, JobRow, Table
 from tests.harness.ports import free_loopback_port
+from zeta_core.contract.database_url import sqlite_url
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.events import utc_now
 
@@ -102,7 +105,7 @@ async def test_the_server_accepts_its_own_schema_and_no_newer_one(database_url: 
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(InvalidSettings, match="upgrade the server"):
+    with pytest.raises(InvalidSettings, match="upgrade zeta-train"):
         await check(database_url)
 
 
@@ -113,17 +116,30 @@ async def test_a_database_that_does_not_answer_is_said_so() -> None:
 
 
 def test_a_database_with_data_is_copied_before_its_upgrade(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'zeta.db'}"
-    upgrade(url)
-    engine = create_engine(sync_url(url))
-    with engine.begin() as connection:  # an older revision, as a later release will find it
-        connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
-    with pytest.raises(Exception, match="0000"):
-        upgrade(url)
+    file = tmp_path / "zeta.db"
+    upgrade(sqlite_url(file))
+    with closing(sqlite3.connect(file)) as older:  # the schema of the release before
+        older.execute("DROP TABLE job_ends")
+        older.execute("UPDATE alembic_version SET version_num = '0003'")
+        older.commit()
+    upgrade(sqlite_url(file))
+    with closing(sqlite3.connect(tmp_path / f"zeta.db.before-{newest_revision()}")) as copy:
+        tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0003",)]
+    assert {"jobs", "events"} <= tables
+    assert "job_ends" not in tables
+
+
+def test_a_database_of_a_newer_version_is_reported_and_left_alone(database_url: str, tmp_path: Path) -> None:
+    upgrade(database_url)
+    engine = create_engine(sync_url(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
     engine.dispose()
-    copy = create_engine(f"sqlite:///{tmp_path / 'zeta.db'}.before-{newest_revision()}")
-    assert set(inspect(copy).get_table_names()) >= {"jobs", "events"}
-    copy.dispose()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    with pytest.raises(InvalidSettings, match=r"revision 0005, which this version does not know.*upgrade zeta-train"):
+        upgrade(database_url)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
 @pytest.fixture

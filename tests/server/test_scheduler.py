@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from server.database.tables import CheckpointRow, DrainRow, JobRow
-from server.engine.courier import NOT_SENT, Courier
+from server.engine.courier import Courier
 from server.engine.fleet import Fleet
+from server.engine.link import connect
 from server.engine.scheduler import Scheduler
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, signed_heartbeat
@@ -18,6 +19,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.messages import HandOver
+from zeta_core.contract.redis_access import RedisUnavailable
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -43,7 +45,7 @@ class Stepped:
 
     async def _send(self, message: HandOver) -> None:
         if self.fails:
-            raise NOT_SENT[0]("no connection")
+            raise RedisUnavailable("no connection")
         self.sent.append(message)
 
     def hear(self, **workers: Any) -> None:
@@ -377,12 +379,12 @@ def test_a_lost_hand_over_is_given_to_another_worker_and_the_late_claim_is_denie
 
 
 def test_a_courier_that_met_an_outage_delivers_again_when_redis_is_back(own_valkey: ValkeyServer) -> None:
-    courier = Courier(own_valkey.url, SECRET)
+    courier = Courier(own_valkey.url, connect(own_valkey.url), SECRET)
     message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
     asyncio.run(courier.send(message))
     own_valkey.kill()
     for _ in range(2):
-        with pytest.raises(NOT_SENT):
+        with pytest.raises(RedisUnavailable):
             asyncio.run(courier.send(message))
     own_valkey.start()
     asyncio.run(courier.send(message))

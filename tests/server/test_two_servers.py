@@ -74,8 +74,8 @@ def _readers(client: "redis.Redis") -> int:
 def test_a_server_that_vanishes_in_the_middle_of_a_transaction_holds_up_the_others_for_seconds_only(
     postgres_url: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = "SET lock_timeout = '500ms'; SET idle_in_transaction_session_timeout = '3s'"
-    monkeypatch.setattr(db, "POSTGRES_SESSION", short)
+    short = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'"
+    monkeypatch.setattr(db, "POSTGRES_BEGIN", short)
     with bench(tmp_path, redis_url, postgres_url) as fleet:
         fleet.start_engine()
         job_id = fleet.submit(steps="3")

@@ -1,45 +1,151 @@
-"""The Celery side in this process, against a real Valkey: what the log says of a queue that cannot be read."""
+"""The Celery side in this process, against a real Valkey: no entry of its queue stops it or is met twice."""
 
+import asyncio
+import base64
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import pytest
+import redis
 
+from server.engine.courier import Courier
+from server.engine.link import connect
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from worker.messaging import consumer as celery_side
 from worker.messaging.consumer import Consumer
 from worker.settings import WorkerSettings
-from zeta_core.contract.messages import worker_queue
+from zeta_core.contract.messages import HandOver, queue_keys, worker_queue
+from zeta_core.contract.redis_access import RedisUnavailable
+
+QUEUE = worker_queue("w")
+TASK = {"task": "zeta.start", "id": "1", "root_id": "1", "parent_id": None}
 
 
-def test_a_queue_whose_key_is_of_a_wrong_type_is_told_once_without_a_traceback_and_again_when_it_is_mended(
-    redis_url: str,
-    shared_valkey: ValkeyServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+class Exchange:
+    """A consumer, and hand-overs sent to it as a server does."""
+
+    def __init__(self, redis_url: str, home: Path) -> None:
+        self.inbox: SimpleQueue[HandOver] = SimpleQueue()
+        self._url = redis_url
+        settings = WorkerSettings(home=home, worker_name="w", worker_secret="s", redis_url=redis_url)
+        self.consumer = Consumer(settings, self.inbox)
+
+    def send(self, job_id: str) -> bool:
+        """Whether Redis took it."""
+
+        async def send() -> None:
+            client = connect(self._url)
+            courier = Courier(self._url, client, "s")
+            try:
+                await courier.send(HandOver(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
+            finally:
+                courier.close()
+                await client.aclose()
+
+        try:
+            asyncio.run(send())
+        except RedisUnavailable:
+            return False
+        return True
+
+    def wait_for(self, job_id: str) -> None:
+        def received() -> bool:
+            try:
+                return self.inbox.get_nowait().job_id == job_id
+            except Empty:
+                return False
+
+        wait_until(received, 60, f"the hand-over of {job_id}")
+
+
+@pytest.fixture
+def exchange(redis_url: str, tmp_path: Path) -> Iterator[Exchange]:
+    made = Exchange(redis_url, tmp_path)
+    made.consumer.start()
+    yield made
+    made.consumer.stop()
+
+
+def message(body: object, headers: object, **fields: object) -> str:
+    """A message as kombu stores it, with what the test makes of its parts."""
+    properties = {
+        "delivery_tag": "t",
+        "delivery_info": {"exchange": "", "routing_key": QUEUE},
+        "body_encoding": "base64",
+    }
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    encoded = {"body": base64.b64encode(text).decode(), "content-type": "application/json", "content-encoding": "utf-8"}
+    return json.dumps({**encoded, "headers": headers, "properties": properties, **fields})
+
+
+INVALID: dict[str, str | bytes] = {
+    "not UTF-8": b"\xfe\xff",
+    "not JSON": "]",
+    "nested too deeply": b"[" * 50_000,
+    "a number": "7",
+    "empty": "{}",
+    "arguments that are numbers": message([1, 2, 3], TASK),
+    "fields that are a list": message([[["body"]], {}, {}], TASK),
+    "signed by somebody else": message([[{"body": "{}", "signature": "s\u00fc\u00df"}], {}, {}], TASK),
+    "a body that is not UTF-8": message(b"\xfe", TASK),
+    "another content type": message([[{}], {}, {}], TASK, **{"content-type": "application/x-python-serialize"}),
+    "another task": message([[{}], {}, {}], {**TASK, "task": "elsewhere"}),
+    "no headers": message([[{}], {}, {}], None),
+    "a time that is none": message([[{}], {}, {}], {**TASK, "eta": "soon", "expires": []}),
+    "no properties": message([[{}], {}, {}], TASK, properties={}),
+}
+
+
+def test_entries_that_are_not_hand_overs_are_removed_and_hold_up_nothing(
+    exchange: Exchange, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(celery_side, "RESTART_SECONDS", 0.05)
+    for number, entry in enumerate(INVALID.values()):
+        client.lpush(QUEUE, entry)
+        exchange.send(f"job_{number}")
+        exchange.wait_for(f"job_{number}")
+    assert client.llen(QUEUE) == 0
+    assert [key for key in client.scan_iter() if "unacked" in str(key)] == []
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "Removed an invalid entry from the queue zeta.worker.w" in warning.getMessage()
+    assert warning.exc_info is None
+
+
+@pytest.mark.parametrize("key", queue_keys("w"))
+def test_a_key_of_the_queue_that_holds_another_type_is_removed(
+    exchange: Exchange, client: "redis.Redis", key: str
+) -> None:
+    exchange.send("job_1")
+    exchange.wait_for("job_1")
+    client.delete(key)
+    client.set(key, "not a queue")
+    wait_until(lambda: exchange.send("job_2"), 60, "Redis to take a hand-over")
+    exchange.wait_for("job_2")
+
+
+def test_a_right_that_is_missing_is_logged_once_and_the_queue_is_read_when_it_is_given(
+    redis_url: str, shared_valkey: ValkeyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s", redis_url=redis_url)
-    consumer = Consumer(settings, SimpleQueue())
     with shared_valkey.client() as client:
+        client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">p/w @#", "~*", "&*", "+@all", "-brpop")
+        exchange = Exchange(redis_url.replace("redis://", "redis://limited:p%2Fw%20%40%23@"), tmp_path)
         client.config_resetstat()
-        client.set(worker_queue("w"), "wrong")
 
         def num_refused() -> int:
-            return client.info("commandstats").get("cmdstat_llen", {}).get("failed_calls", 0)
+            return client.info("commandstats").get("cmdstat_brpop", {}).get("rejected_calls", 0)
 
-        consumer.start()
         try:
+            exchange.consumer.start()
             wait_until(lambda: num_refused() >= 3, 60, "three tries")
-            client.delete(worker_queue("w"))
-            wait_until(lambda: "it is back" in caplog.text, 60, "the queue to be read")
+            client.execute_command("ACL", "SETUSER", "limited", "+brpop")
+            wait_until(lambda: exchange.send("job_1"), 60, "Redis to take a hand-over")
+            exchange.wait_for("job_1")
         finally:
-            consumer.stop()
-    (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "The queue zeta.worker.w cannot be read" in told.getMessage()
-    assert "WRONGTYPE" in told.getMessage()
-    assert told.exc_info is None
+            exchange.consumer.stop()
+            client.execute_command("ACL", "DELUSER", "limited")
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.exc_info for record in warnings] == [None]
+    assert "The queue zeta.worker.w cannot be read" in warnings[0].getMessage()

@@ -2,15 +2,18 @@
 
 Acknowledged early (a late acknowledgement would start a long task a second time when the broker's visibility timeout
 ends, celery issue 5935) and never prefetched behind a busy task: what is lost with this process is handed over again by
-the server. Runs in a thread, so that the main thread's supervising loop alone hears the signals.
+the server. So nothing is put back either: an entry that is not a hand-over is removed, and met once. Runs in a thread,
+so that the main thread's supervising loop alone hears the signals.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
-import threading
+import uuid
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
@@ -18,18 +21,21 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from celery.worker import state
 from kombu.connection import Connection
-from pydantic import ValidationError
+from kombu.transport import redis as redis_transport
+from pydantic import TypeAdapter
 
-from worker.outage import Outage
+from worker.messaging.invalid import InvalidEntries
+from worker.messaging.link import connect, remove_wrong_type
+from worker.outage import Loop
 from worker.settings import WorkerSettings
-from zeta_core.contract.messages import START_TASK, BadSignature, HandOver, verify, worker_queue
+from zeta_core.contract.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
+from zeta_core.contract.redis_access import RedisAddress
 
-RESTART_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
 STOP_SECONDS = 3.0
 EX_OK = 0
 
-logger = logging.getLogger(__name__)
+HAND_OVER = TypeAdapter(HandOver)
 
 
 class _PromptConnection(Connection):
@@ -40,22 +46,82 @@ class _PromptConnection(Connection):
         return super().ensure_connection(*args, **{**kwargs, **rests})
 
 
-class _Amqp(AMQP):
-    Connection = _PromptConnection
+def _only_hand_overs(take: Callable[[object], dict[str, str] | None], invalid: InvalidEntries) -> type[AMQP]:
+    """Connections that give Celery nothing but hand-overs.
+
+    A strange header or argument can leave Celery waiting for a task that never ends. So ``take`` gets the message as
+    it was in the queue, and what Celery sees is written anew around the signed fields that it returns.
+    """
+
+    class Channel(redis_transport.Channel):
+        ack_emulation = False  # no copies in keys that all workers share, which would be put back an hour later
+        do_restore = False
+
+        def _brpop_read(self, **options: Any) -> Any:
+            try:
+                return super()._brpop_read(**options)
+            except (redis.RedisError, OSError, Empty):
+                raise
+            except Exception as error:  # noqa: BLE001 - the entry, already taken out, is not JSON
+                invalid.removed(error)
+                return True
+
+    class Transport(redis_transport.Transport):
+        def _deliver(self, message: object, queue: str) -> None:
+            if (fields := take(message)) is not None:
+                super()._deliver(_celery_message(fields, queue), queue)  # pyright: ignore[reportAttributeAccessIssue]
+
+    Transport.Channel = Channel
+
+    class ConnectionOfHandOvers(_PromptConnection):
+        def get_transport_cls(self) -> Any:
+            return Transport
+
+    class Amqp(AMQP):
+        Connection = ConnectionOfHandOvers
+
+    return Amqp
 
 
-class _FailureFilter(logging.Filter):
-    """Takes what ended a controller out of Celery's log, which would have it at every new try."""
+def _celery_message(fields: dict[str, str], queue: str) -> dict[str, Any]:
+    """A message of Celery's protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html)."""
+    task_id = str(uuid.uuid4())
+    body = json.dumps([[fields], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    return {
+        "body": base64.b64encode(body.encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": START_TASK, "id": task_id, "root_id": task_id, "parent_id": None},
+        "properties": {
+            "correlation_id": task_id,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "delivery_tag": task_id,
+            "body_encoding": "base64",
+        },
+    }
 
-    def __init__(self, tell: Callable[[BaseException], None]) -> None:
+
+def _fields_in(message: object) -> object:
+    """The first argument of the task in a message out of the queue. Raises `BadMessage`."""
+    try:
+        arguments, *_ = json.loads(base64.b64decode(message["body"], validate=True))  # pyright: ignore
+        return arguments[0]
+    except (TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
+        raise BadMessage("it is not a task with a hand-over as its argument") from error
+
+
+class _ErrorFilter(logging.Filter):
+    """Takes critical errors out of one of Celery's logs, which has them at every try, and passes them on."""
+
+    def __init__(self, pass_on: Callable[[BaseException], None]) -> None:
         super().__init__()
-        self._tell = tell
+        self._pass_on = pass_on
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if record.levelno < logging.CRITICAL or error is None:
             return True
-        self._tell(error)
+        self._pass_on(error)
         return False
 
 
@@ -66,25 +132,32 @@ class Consumer:
         self._queue = worker_queue(settings.worker_name)
         self._name = settings.worker_name
         self._secret = settings.worker_secret
+        self._redis_url = settings.redis_url
         self._inbox = inbox
-        self._stopped = threading.Event()
+        self._invalid = InvalidEntries(f"the queue {self._queue}")
         self._celery = self._build(settings.redis_url)
-        self._thread = threading.Thread(target=self._consume, name="celery", daemon=True)
+        self._failure: BaseException | None = None  # what ended the controller
+        self._loop = Loop("celery", f"The queue {self._queue} cannot be read", self._one_pass)
 
     def start(self) -> None:
-        self._thread.start()
+        logging.getLogger("celery.worker").addFilter(_ErrorFilter(self._failed))  # what ends a controller is only there
+        state.should_stop = None  # Celery keeps it for the whole process
+        self._loop.start()
 
     def begin_to_stop(self) -> None:
         """Take no more messages; they stay in the queue, and the server hands them over elsewhere."""
-        self._stopped.set()
+        self._loop.stopped.set()
         state.should_stop = EX_OK
 
     def stop(self) -> None:
         self.begin_to_stop()
-        self._thread.join(STOP_SECONDS)
+        self._loop.stop(STOP_SECONDS)
 
     def _build(self, redis_url: str) -> Any:
-        celery: Any = Celery("zeta", broker=redis_url, amqp=_Amqp, set_as_current=False)
+        broker = RedisAddress.parse(redis_url).celery_url
+        celery: Any = Celery(
+            "zeta", broker=broker, amqp=_only_hand_overs(self._take, self._invalid), set_as_current=False
+        )
         celery.conf.update(
             broker_connection_retry_on_startup=True,
             broker_connection_max_retries=None,
@@ -100,47 +173,60 @@ class Consumer:
             worker_send_task_events=False,
         )
 
-        @celery.task(name=START_TASK)
+        @celery.task(name=START_TASK, shared=False)
         def start(fields: dict[str, str]) -> None:  # pyright: ignore[reportUnusedFunction]
-            self._take_in(fields)
+            self._inbox.put(self._read(fields))
 
         return celery
 
-    def _take_in(self, fields: dict[str, str]) -> None:
+    def _take(self, message: object) -> dict[str, str] | None:
+        """The signed fields in a message out of the queue; ``None`` where it is not a hand-over for this worker."""
         try:
-            message = HandOver.model_validate(verify(fields, self._secret, channel=self._queue))
-        except (BadSignature, ValidationError, ValueError, AttributeError) as error:
-            logger.warning("A hand-over was dropped: %s", error, extra={"action": "bad_message"})
-            return
-        self._inbox.put(message)
+            fields = _fields_in(message)
+            self._read(fields)
+        except BadMessage as error:
+            self._invalid.removed(error)
+            return None
+        assert isinstance(fields, dict), "its signature fits"
+        return {name: fields[name] for name in ("body", "signature")}
 
-    def _consume(self) -> None:
-        outage = Outage(f"The queue {self._queue} cannot be read")
+    def _read(self, fields: object) -> HandOver:
+        return read_message(HAND_OVER, fields, self._secret, channel=self._queue)
 
-        def tell(error: BaseException) -> None:
-            # What Redis says explains itself: a key of a wrong type, a right that is missing.
-            outage.began(error, with_traceback=not isinstance(error, redis.RedisError | OSError))
+    def _one_pass(self) -> None:
+        """Run Celery until it ends, which it does for a fault only. Raises what that was."""
+        self._failure = None
+        controller: Any = self._celery.WorkController(
+            hostname=f"zeta@{self._name}",
+            pool="threads",
+            concurrency=1,
+            queues=[self._queue],
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            ready_callback=self._ready,
+        )
+        controller.start()
+        failure: BaseException | None = self._failed_with()
+        if isinstance(failure, redis.ResponseError) and self._removed_wrong_types(failure):
+            self._invalid.removed(failure)
+        elif failure is not None:
+            raise failure
+        elif not self._loop.stopped.is_set():
+            raise RuntimeError("Celery's consumer ended by itself")
 
-        def ready(_consumer: object) -> None:
-            outage.ended()
+    def _ready(self, _consumer: object) -> None:
+        self._loop.outage.ended()
 
-        failures = _FailureFilter(tell)
-        logging.getLogger("celery.worker").addFilter(failures)
-        while not self._stopped.is_set():
-            try:
-                controller: Any = self._celery.WorkController(
-                    hostname=f"zeta@{self._name}",
-                    pool="threads",
-                    concurrency=1,
-                    queues=[self._queue],
-                    without_gossip=True,
-                    without_mingle=True,
-                    without_heartbeat=True,
-                    ready_callback=ready,
-                )
-                controller.start()
-            except Exception as error:  # noqa: BLE001 - told by the one who knows how often
-                # Celery itself goes on over a lost broker; anything else must not leave a worker that hears nothing.
-                tell(error)
-            self._stopped.wait(RESTART_SECONDS)
-        logging.getLogger("celery.worker").removeFilter(failures)
+    def _failed(self, error: BaseException) -> None:
+        self._failure = error
+
+    def _failed_with(self) -> BaseException | None:
+        return self._failure
+
+    def _removed_wrong_types(self, error: redis.ResponseError) -> bool:
+        with connect(self._redis_url) as client:
+            for key, kind in queue_keys(self._name).items():
+                if not remove_wrong_type(client, key, kind, error):
+                    return False
+        return True

@@ -7,28 +7,36 @@ the last beat of another folder waits first whether a next one follows.
 
 from __future__ import annotations
 
-import json
-import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
 from worker.machine.devices import count_cores, memory_bytes
-from worker.messaging.link import REDIS_AWAY, connect
-from worker.outage import Outage
+from worker.messaging.link import connect, remove_wrong_type
+from worker.outage import Loop
 from worker.settings import WorkerSettings
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import HEARTBEAT_SECONDS, WORKERS_HASH, DeviceReport, Heartbeat, place_of, sign, verify
+from zeta_core.contract.messages import (
+    HEARTBEAT_SECONDS,
+    WORKERS_HASH,
+    BadMessage,
+    DeviceReport,
+    Heartbeat,
+    place_of,
+    read_heartbeat,
+    sign_heartbeat,
+)
+from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
 
 DOUBT_SECONDS = 2.5 * HEARTBEAT_SECONDS
 DOUBT_LOOK_SECONDS = 0.25
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,15 @@ class HeartbeatSender:
         self._cores, self._memory_bytes = count_cores(), memory_bytes()
         self._beat = 0
         self._now = threading.Event()
-        self._stopped = threading.Event()
         self.heard_at = time.monotonic()  # when the last beat that Redis took was begun
         self.is_sure = threading.Event()  # that no other worker of this name is there, or that one is
         self.taken: InvalidSettings | None = None  # why this worker has to give way
         self._met: dict[str, int] = {}  # the last beat of each other process that was met
-        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._client = connect(settings.redis_url)
+        self._loop = Loop("heartbeat", "The heartbeat cannot be sent", self._one_pass)
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     def beat_now(self) -> None:
         """Something changed that the server waits for: a slot, or that this worker stops."""
@@ -78,67 +86,72 @@ class HeartbeatSender:
 
     def stop(self) -> None:
         """A last beat, then none."""
-        self._stopped.set()
+        self._loop.stopped.set()
         self._now.set()
-        self._thread.join(HEARTBEAT_SECONDS * 2)
+        self._loop.stop(HEARTBEAT_SECONDS * 2)
+        if self.is_sure.is_set() and self.taken is None:
+            with suppress(RedisUnavailable):
+                self._send()
+        self._client.close()
 
-    def _beat_on(self) -> None:
-        outage = Outage("The heartbeat cannot be sent")
-        with connect(self._settings.redis_url) as client:
-            self._wait_for_another(client)
+    def _one_pass(self) -> None:
+        """One beat, then the rest until the next. Raises `RedisUnavailable`."""
+        if not self.is_sure.is_set():
+            self._wait_for_another()
             self.is_sure.set()
             if self.taken is not None:
+                self._loop.stopped.set()
                 return
-            while True:
-                last = self._stopped.is_set()
-                self._now.clear()
-                self._beat += 1
-                signed = sign(self._heartbeat(), self._settings.worker_secret, channel=WORKERS_HASH)
-                try:
-                    begun = time.monotonic()
-                    earlier = self._replace(client, json.dumps(signed))
-                    self.heard_at = begun
-                    outage.ended()
-                    if other := self._other(earlier):
-                        self._meet(other)
-                except REDIS_AWAY as error:
-                    outage.began(error)
-                if last:
-                    return
-                self._now.wait(HEARTBEAT_SECONDS)
+        self._now.clear()
+        self._send()
+        self._now.wait(HEARTBEAT_SECONDS)
 
-    def _wait_for_another(self, client: redis.Redis) -> None:
+    def _send(self) -> None:
+        self._beat += 1
+        begun = time.monotonic()
+        with calling_redis():
+            earlier = self._replace(sign_heartbeat(self._heartbeat(), self._settings.worker_secret))
+        self.heard_at = begun
+        if other := self._other(earlier):
+            self._meet(other)
+
+    def _wait_for_another(self) -> None:
         """Announce nothing before it is known whether the worker that announced itself by this name lives."""
         deadline = time.monotonic() + DOUBT_SECONDS
         while self.taken is None and time.monotonic() < deadline:
             try:
-                other = self._other(client.hget(WORKERS_HASH, self._settings.worker_name))
-            except REDIS_AWAY:
+                with calling_redis():
+                    entry: Any = self._client.hget(WORKERS_HASH, self._settings.worker_name)
+            except RedisUnavailable:
                 return  # each beat looks again
+            other = self._other(entry)
             if other is None or place_of(other.incarnation) in (place_of(self._incarnation), None):
                 return
             self._meet(other)
-            if self._stopped.wait(DOUBT_LOOK_SECONDS):
+            if self._loop.stopped.wait(DOUBT_LOOK_SECONDS):
                 return
 
-    def _replace(self, client: redis.Redis, beat: str) -> str | bytes | None:
+    def _replace(self, beat: str) -> bytes | None:
         """Write the beat; returns what was there."""
         name = self._settings.worker_name
-        with client.pipeline(transaction=False) as pipeline:
+        with self._client.pipeline(transaction=False) as pipeline:
             pipeline.hget(WORKERS_HASH, name)
             pipeline.hset(WORKERS_HASH, name, beat)
-            earlier, _ = pipeline.execute()
+            try:
+                earlier, _ = pipeline.execute()
+            except redis.ResponseError as error:
+                remove_wrong_type(self._client, WORKERS_HASH, "hash", error)
+                raise
         return earlier
 
-    def _other(self, entry: str | bytes | None) -> Heartbeat | None:
+    def _other(self, entry: bytes | None) -> Heartbeat | None:
         """The beat of another process of this name."""
         if entry is None:
             return None
         try:
-            beat = verify(json.loads(entry), self._settings.worker_secret, channel=WORKERS_HASH)
-            other = Heartbeat.model_validate(beat)
-        except (ValueError, TypeError, AttributeError):
-            return None  # not signed by us: the server ignores it, too
+            other = read_heartbeat(entry, self._settings.worker_secret)
+        except BadMessage:
+            return None  # the server ignores it, too
         return None if other.incarnation == self._incarnation else other
 
     def _meet(self, other: Heartbeat) -> None:

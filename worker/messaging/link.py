@@ -2,7 +2,8 @@
 
 The supervising loop never waits for Redis: it posts messages and takes what came from its inbox. A posted message
 replaces an earlier one by the same key that is not sent yet, so an outage piles nothing up; senders repeat theirs until
-they are answered. Messages with a bad signature are dropped with a warning.
+they are answered. Entries that are not valid messages are removed with a warning. Replies stay bytes: decoding belongs
+to the one entry that it concerns.
 """
 
 from __future__ import annotations
@@ -13,18 +14,27 @@ from queue import SimpleQueue
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.utils import str_if_bytes
 
-from worker.outage import Outage
-from zeta_core.contract.messages import SERVER_STREAM, TO_WORKER, BadSignature, sign, verify, worker_stream
+from worker.messaging.invalid import InvalidEntries
+from worker.outage import Loop
+from zeta_core.contract.messages import (
+    LAST_STREAM_ID,
+    SERVER_STREAM,
+    TO_WORKER,
+    BadMessage,
+    read_message,
+    sign,
+    worker_stream,
+)
+from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 BLOCK_MILLISECONDS = 500
-OUTAGE_REST_SECONDS = 0.5
 SERVER_STREAM_LENGTH = 100_000  # what waits at most for a server that is away; all of it is repeated
-REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, OSError)
 
 logger = logging.getLogger(__name__)
 
@@ -32,41 +42,57 @@ logger = logging.getLogger(__name__)
 def connect(url: str) -> redis.Redis:
     """A client whose calls end within two seconds and are never repeated by the client; one per thread."""
     return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url,
-        decode_responses=True,
+        RedisAddress.parse(url).client_url,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
 
 
+def remove_wrong_type(client: redis.Redis, key: str, expected: str, error: redis.ResponseError) -> bool:
+    """Remove a key of ours that holds another type; whether the error was about one.
+
+    Redis may lose anything at any time, so nothing is lost that is not sent again.
+    """
+    if "WRONGTYPE" not in str(error):  # a pipeline writes more before it
+        return False
+    kind = str_if_bytes(client.type(key))
+    if kind not in (expected, "none"):
+        logger.warning("The key %s in Redis held a %s instead of a %s and was removed.", key, kind, expected)
+        client.unlink(key)
+    return True
+
+
 class Link:
     """``inbox`` receives every valid message for this worker."""
 
     def __init__(self, url: str, worker: str, secret: str, inbox: SimpleQueue[Any]) -> None:
-        self._url = url
         self._stream = worker_stream(worker)
         self._secret = secret
         self._inbox = inbox
         self._outgoing: dict[tuple[object, ...], BaseModel] = {}
         self._changed = threading.Condition()
-        self._stopped = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._send_all, name="link-send", daemon=True),
-            threading.Thread(target=self._receive_all, name="link-receive", daemon=True),
-        ]
+        self._writer, self._reader = connect(url), connect(url)
+        self._invalid = InvalidEntries(f"the stream {self._stream}")
+        self._loops = (
+            Loop("link-send", "Redis cannot be written", self._send),
+            Loop("link-receive", "Redis cannot be read", self._receive),
+        )
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for loop in self._loops:
+            loop.start()
 
     def stop(self) -> None:
         """End both threads; what is not sent yet is dropped."""
-        self._stopped.set()
+        for loop in self._loops:
+            loop.stopped.set()
         with self._changed:
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(SOCKET_TIMEOUT_SECONDS * 2)
+        for loop in self._loops:
+            loop.stop(SOCKET_TIMEOUT_SECONDS * 2)
+        self._writer.close()
+        self._reader.close()
 
     def post(self, key: tuple[object, ...], message: BaseModel) -> None:
         """Send ``message`` as soon as Redis takes it, instead of one by the same key that still waits."""
@@ -74,52 +100,53 @@ class Link:
             self._outgoing[key] = message
             self._changed.notify()
 
-    def _send_all(self) -> None:
-        outage = Outage("Redis cannot be written")
-        with connect(self._url) as client:
-            while not self._stopped.is_set():
-                with self._changed:
-                    if not self._outgoing:
-                        self._changed.wait(1.0)
-                        continue
-                    key = next(iter(self._outgoing))
-                    message = self._outgoing.pop(key)
-                fields: dict[Any, Any] = {**sign(message, self._secret, channel=SERVER_STREAM)}
-                try:
-                    client.xadd(SERVER_STREAM, fields, maxlen=SERVER_STREAM_LENGTH, approximate=True)
-                    outage.ended()
-                except REDIS_AWAY as error:
-                    outage.began(error)
-                    with self._changed:
-                        self._outgoing.setdefault(key, message)
-                    self._stopped.wait(OUTAGE_REST_SECONDS)
-
-    def _receive_all(self) -> None:
-        """Read from the stream's beginning and delete what was read: no position to lose in FLUSHALL or a restart."""
-        outage = Outage("Redis cannot be read")
-        with connect(self._url) as client:
-            while not self._stopped.is_set():
-                try:
-                    answer: Any = client.xread({self._stream: "0"}, count=100, block=BLOCK_MILLISECONDS)
-                    entries = _entries(answer)
-                    if entries:
-                        client.xdel(self._stream, *[message_id for message_id, _ in entries])
-                    outage.ended()
-                except REDIS_AWAY as error:
-                    outage.began(error)
-                    self._stopped.wait(OUTAGE_REST_SECONDS)
-                    continue
-                for _, fields in entries:
-                    self._take_in(fields)
-
-    def _take_in(self, fields: dict[str, str]) -> None:
+    def _send(self) -> None:
+        """Send one message, if one comes within a second."""
+        with self._changed:
+            if not self._outgoing:
+                self._changed.wait(1.0)
+                return
+            key = next(iter(self._outgoing))
+            message = self._outgoing.pop(key)
+        # A message that cannot be written as JSON is not put back: it would hold up all others.
+        fields: dict[Any, Any] = {**sign(message, self._secret, channel=SERVER_STREAM)}
         try:
-            self._inbox.put(TO_WORKER.validate_python(verify(fields, self._secret, channel=self._stream)))
-        except (BadSignature, ValidationError, ValueError) as error:
-            logger.warning("A message from the server was dropped: %s", error, extra={"action": "bad_message"})
+            with calling_redis():
+                self._writer.xadd(SERVER_STREAM, fields, maxlen=SERVER_STREAM_LENGTH, approximate=True)
+        except Exception:
+            with self._changed:
+                self._outgoing.setdefault(key, message)
+            raise
+
+    def _receive(self) -> None:
+        """Read from the stream's beginning and delete what was read: no position to lose in FLUSHALL or a restart."""
+        with calling_redis():
+            entries = self._read()
+            if entries:
+                self._reader.xdel(self._stream, *[message_id for message_id, _ in entries])
+            if any(message_id == LAST_STREAM_ID for message_id, _ in entries):
+                self._reader.unlink(self._stream)
+        for _, fields in entries:
+            self._take_in(fields)
+
+    def _read(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        try:
+            return _entries(self._reader.xread({self._stream: "0"}, count=100, block=BLOCK_MILLISECONDS))
+        except redis.ResponseError as error:
+            if not remove_wrong_type(self._reader, self._stream, "stream", error):
+                raise
+            return []
+
+    def _take_in(self, fields: dict[bytes, bytes]) -> None:
+        try:
+            message = read_message(TO_WORKER, fields, self._secret, channel=self._stream)
+        except BadMessage as error:
+            self._invalid.removed(error)
+        else:
+            self._inbox.put(message)
 
 
-def _entries(answer: Any) -> list[tuple[str, dict[str, str]]]:
+def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """The entries of the one stream that was read, in the shape of either protocol version."""
     streams = list(answer.values()) if isinstance(answer, dict) else [entries for _, entries in answer or []]
     entries = streams[0] if streams else []

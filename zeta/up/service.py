@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Literal
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -31,6 +30,7 @@ from zeta.up.settings import UpSettings, child_environment, worker_name
 from zeta.up.valkey import ANSWER_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.contract.identity import FileIdentity, process_start
+from zeta_core.contract.redis_access import RedisAddress
 
 READY_SECONDS = 90.0  # a slow disk and a cold Python take their time
 REDIS_SECONDS = 10.0  # for one of the user's own, which may be starting beside us
@@ -38,6 +38,7 @@ PROBE_SECONDS = 0.1
 WORKER_MARGIN_SECONDS = 15.0  # beyond its own grace
 SERVER_STOP_SECONDS = 15.0
 VALKEY_STOP_SECONDS = 10.0
+EX_USAGE = 2  # the exit status of a child that printed one sentence about its settings
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
@@ -121,10 +122,10 @@ class Service:
             child("valkey", valkey.command, signal.SIGTERM)
             self._await(valkey.answers, "Valkey answers")
         else:
-            given = settings.redis_url
+            given = RedisAddress.parse(settings.redis_url)
             self._await(
                 lambda: _listens(given),
-                f"Redis listens at {_place(given)} (ZETA_REDIS_URL; unset: one of its own)",
+                f"Redis listens at {given.place} (ZETA_REDIS_URL; unset: one of its own)",
                 REDIS_SECONDS,
             )
         self._migrate(environment)
@@ -153,6 +154,8 @@ class Service:
             )
         if done.returncode != 0:
             lines = log_file.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            if done.returncode == EX_USAGE:
+                raise InvalidSettings(lines[-1], code="migrations")
             raise Unavailable(
                 f"The migrations of the database failed: {lines[-1]} (see {log_file}).", code="migrations"
             )
@@ -308,21 +311,14 @@ def _local_url(host: str, port: int) -> str:
     return f"http://{reached}:{port}"
 
 
-def _place(redis_url: str) -> str:
-    """Where a Redis is, without its password."""
-    parts = urlsplit(redis_url)
-    return parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-
-
-def _listens(redis_url: str) -> bool:
+def _listens(address: RedisAddress) -> bool:
     """Whether something takes connections there; what it is, the server and the worker find out."""
-    parts = urlsplit(redis_url)
     try:
-        if parts.scheme == "unix":
+        if address.socket:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(parts.path)
+                connection.connect(address.socket)
         else:
-            socket.create_connection((parts.hostname or "localhost", parts.port or 6379), ANSWER_SECONDS).close()
+            socket.create_connection((address.host, address.port), ANSWER_SECONDS).close()
     except OSError:
         return False
     return True

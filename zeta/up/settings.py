@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from zeta.up.home import Home
-from zeta_core.contract.settings import PREFIX, ApiKey, RedisUrl, Settings
+from zeta_core.contract.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Settings
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
@@ -25,7 +25,7 @@ class UpSettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
     redis_url: RedisUrl | None = Field(None, description="unset: a Valkey server of its own")
-    database_url: str | None = Field(None, description="unset: SQLite in the home")
+    database_url: DatabaseUrl | None = Field(None, description="unset: SQLite in the home")
     artifacts_url: str | None = Field(None, description="unset: a folder in the home")
     api_key: ApiKey | None = Field(None, description="unset: made at the first start, in admin.key")
     worker_secret: str | None = Field(None, description="unset: made at the first start, in worker.secret")

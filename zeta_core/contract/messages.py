@@ -19,10 +19,11 @@ import hashlib
 import hmac
 import json
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.job import StopAction
@@ -34,15 +35,24 @@ CHECK_VERSION = 2  # ... and `CheckRequest`
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
 SERVER_GROUP = "keepers"
+LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be added to a stream behind it
 WORKERS_HASH = "zeta:workers"
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT_GONE_SECONDS = 15.0  # a worker silent for this long is offered no new job
 MAX_BATCH_LINES = 200
+MAX_HEARTBEAT_BYTES = 2**20
 
 
 def worker_queue(worker: str) -> str:
     """The Celery queue that only this worker consumes."""
     return f"zeta.worker.{worker}"
+
+
+def queue_keys(worker: str) -> dict[str, str]:
+    """Where Celery keeps that queue in Redis, with the type of each key (kombu/transport/redis.py)."""
+    queue = worker_queue(worker)
+    by_priority = {f"{queue}\x06\x16{step}": "list" for step in (3, 6, 9)}
+    return {queue: "list", **by_priority, f"_kombu.binding.{queue}": "set"}
 
 
 def worker_stream(worker: str) -> str:
@@ -188,8 +198,15 @@ ToWorker = Annotated[ClaimAnswer | JournalAck | StopOrder | CheckRequest, Field(
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 
 
-class BadSignature(ValueError):
-    """A message was not written by anyone who knows the secret; it is dropped and logged."""
+Message = TypeVar("Message")
+
+
+class BadMessage(ValueError):
+    """An entry in Redis that is not a valid message. Its reader removes it, counts it and goes on."""
+
+
+class BadSignature(BadMessage):
+    """The message was not signed with this secret for this channel."""
 
 
 def sign(message: BaseModel, secret: str, *, channel: str) -> dict[str, str]:
@@ -198,18 +215,70 @@ def sign(message: BaseModel, secret: str, *, channel: str) -> dict[str, str]:
     ``channel`` (a stream, queue or hash name) is signed too, so that a message cannot be replayed elsewhere.
     """
     body = message.model_dump_json()
-    return {"body": body, "signature": _signature(body, secret, channel)}
+    return {"body": body, "signature": _signature(body.encode(), secret, channel)}
 
 
-def verify(fields: dict[str, str], secret: str, *, channel: str) -> Any:
-    """The body of a signed message as JSON data. Raises `BadSignature`."""
-    body, signature = fields.get("body"), fields.get("signature")
-    if not isinstance(body, str) or not isinstance(signature, str):
+def verify(fields: object, secret: str, *, channel: str) -> Any:
+    """The body of a signed message as JSON data. Raises `BadMessage`, and nothing else, whatever ``fields`` holds.
+
+    Keys and values may be bytes, as Redis stores them, or text.
+    """
+    named = _as_bytes(fields)
+    body, signature = named.get(b"body"), named.get(b"signature")
+    if body is None or signature is None:
         raise BadSignature("the message has no body or no signature")
-    if not hmac.compare_digest(signature, _signature(body, secret, channel)):
+    # Bytes, because compare_digest refuses text that is not ASCII.
+    if not hmac.compare_digest(signature, _signature(body, secret, channel).encode()):
         raise BadSignature("the signature does not fit; do server and worker have the same ZETA_WORKER_SECRET?")
-    return json.loads(body)
+    return _json(body)
 
 
-def _signature(body: str, secret: str, channel: str) -> str:
-    return hmac.new(secret.encode(), f"{channel}\n{body}".encode(), hashlib.sha256).hexdigest()
+def read_message(kind: TypeAdapter[Message], fields: object, secret: str, *, channel: str) -> Message:
+    """A signed message of this kind. Raises `BadMessage`, and nothing else, whatever ``fields`` holds."""
+    body = verify(fields, secret, channel=channel)
+    try:
+        return kind.validate_python(body)
+    except (ValidationError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def sign_heartbeat(heartbeat: Heartbeat, secret: str) -> str:
+    """The value of the worker's field in `WORKERS_HASH`."""
+    return json.dumps(sign(heartbeat, secret, channel=WORKERS_HASH))
+
+
+def read_heartbeat(entry: bytes | str, secret: str) -> Heartbeat:
+    """The heartbeat in a field of `WORKERS_HASH`. Raises `BadMessage`, and nothing else, whatever the field holds."""
+    if len(entry) > MAX_HEARTBEAT_BYTES:
+        raise BadMessage(f"it has {len(entry)} bytes, more than the {MAX_HEARTBEAT_BYTES} of any heartbeat")
+    return read_message(_HEARTBEAT, _json(entry), secret, channel=WORKERS_HASH)
+
+
+_HEARTBEAT = TypeAdapter(Heartbeat)
+
+
+def _json(text: bytes | str) -> Any:
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
+        raise BadMessage(f"it is not JSON: {error}") from error
+
+
+def _as_bytes(fields: object) -> dict[bytes, bytes]:
+    """The fields whose key and value are text or bytes, as bytes."""
+    if not isinstance(fields, Mapping):
+        return {}
+    pairs: Mapping[object, object] = fields
+    return {
+        _encoded(key): _encoded(value)
+        for key, value in pairs.items()
+        if isinstance(key, str | bytes) and isinstance(value, str | bytes)
+    }
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+
+
+def _signature(body: bytes, secret: str, channel: str) -> str:
+    return hmac.new(secret.encode(), f"{channel}\n".encode() + body, hashlib.sha256).hexdigest()

@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from zeta_core.contract.database_url import DatabaseAddress
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.contract.redis_access import RedisAddress
 
 PREFIX = "ZETA_"
 LEASE_SECONDS = 120.0
@@ -29,15 +31,18 @@ def _api_key(value: str) -> str:
 
 
 def _redis_url(value: str) -> str:
-    if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("it must begin with redis://, rediss:// or unix://")
-    if urlsplit(value).port == 0:  # a port that is no number is a ValueError already
-        raise ValueError("its port is 0")
+    RedisAddress.parse(value)
+    return value
+
+
+def _database_url(value: str) -> str:
+    DatabaseAddress.parse(value)
     return value
 
 
 ApiKey = Annotated[str, AfterValidator(_api_key)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 
 
 class Settings(BaseModel):

@@ -29,7 +29,7 @@ from worker.messaging.link import connect, remove_wrong_type
 from worker.outage import Loop
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
-from zeta_core.contract.redis_access import RedisAddress
+from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable
 
 RECONNECT_SECONDS = 1.0
 STOP_SECONDS = 3.0
@@ -46,8 +46,12 @@ class _PromptConnection(Connection):
         return super().ensure_connection(*args, **{**kwargs, **rests})
 
 
-def _only_hand_overs(take: Callable[[object], dict[str, str] | None], invalid: InvalidEntries) -> type[AMQP]:
-    """Connections that give Celery nothing but hand-overs.
+def _only_hand_overs(
+    take: Callable[[object], dict[str, str] | None],
+    invalid: InvalidEntries,
+    polled: Callable[[Exception | None], None],
+) -> type[AMQP]:
+    """Connections that give Celery nothing but hand-overs. ``polled`` is called for each answer of Redis, or failure.
 
     A strange header or argument can leave Celery waiting for a task that never ends. So ``take`` gets the message as
     it was in the queue, and what Celery sees is written anew around the signed fields that it returns.
@@ -58,13 +62,19 @@ def _only_hand_overs(take: Callable[[object], dict[str, str] | None], invalid: I
         do_restore = False
 
         def _brpop_read(self, **options: Any) -> Any:
+            failure: Exception | None = None
             try:
                 return super()._brpop_read(**options)
-            except (redis.RedisError, OSError, Empty):
+            except Empty:
+                raise
+            except (redis.RedisError, OSError) as error:
+                failure = error
                 raise
             except Exception as error:  # noqa: BLE001 - the entry, already taken out, is not JSON
                 invalid.removed(error)
                 return True
+            finally:
+                polled(failure)
 
     class Transport(redis_transport.Transport):
         def _deliver(self, message: object, queue: str) -> None:
@@ -155,9 +165,8 @@ class Consumer:
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        celery: Any = Celery(
-            "zeta", broker=broker, amqp=_only_hand_overs(self._take, self._invalid), set_as_current=False
-        )
+        amqp = _only_hand_overs(self._take, self._invalid, self._polled)
+        celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
             broker_connection_max_retries=None,
@@ -196,6 +205,7 @@ class Consumer:
     def _one_pass(self) -> None:
         """Run Celery until it ends, which it does for a fault only. Raises what that was."""
         self._failure = None
+        self._celery.set_default()  # the pool's threads look their task up there
         controller: Any = self._celery.WorkController(
             hostname=f"zeta@{self._name}",
             pool="threads",
@@ -204,19 +214,23 @@ class Consumer:
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
-            ready_callback=self._ready,
         )
         controller.start()
         failure: BaseException | None = self._failed_with()
         if isinstance(failure, redis.ResponseError) and self._removed_wrong_types(failure):
             self._invalid.removed(failure)
+        elif isinstance(failure, redis.RedisError | OSError):
+            raise RedisUnavailable(str(failure)) from failure
         elif failure is not None:
             raise failure
         elif not self._loop.stopped.is_set():
             raise RuntimeError("Celery's consumer ended by itself")
 
-    def _ready(self, _consumer: object) -> None:
-        self._loop.outage.ended()
+    def _polled(self, failure: Exception | None) -> None:
+        if failure is None:
+            self._loop.outage.ended()
+        else:
+            self._failure = failure
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error

@@ -1,0 +1,230 @@
+"""No loop of a server dies: not of poisoned entries, not of a Redis that talks nonsense, not of a database failover."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+from sqlalchemy import text
+
+from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.played_worker import PlayedWorker, progress
+from tests.harness.postgres import PostgresServer
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from tests.server.serving import SPEC, error_of, serving
+from zeta_core.contract.messages import (
+    LAST_STREAM_ID,
+    SERVER_STREAM,
+    WORKERS_HASH,
+    Claim,
+    StopOrder,
+    sign,
+    worker_stream,
+)
+
+CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
+ORDER = StopOrder(job_id="job_1", attempt=1, action="cancel")
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+    with bench(tmp_path, redis_url) as made:
+        made.start_engine()
+        yield made
+
+
+def dropped(fleet: Bench, place: str) -> int:
+    assert fleet.engine is not None
+    return fleet.engine.dropped.counts[place]
+
+
+def signed(**changes: Any) -> dict[Any, Any]:
+    return {**sign(CLAIM, SECRET, channel=SERVER_STREAM), **changes}
+
+
+POISON: dict[str, dict[Any, Any]] = {
+    "bytes that are not UTF-8": {b"\xc3": b"\x28"},
+    "a body that is not UTF-8": signed(body=b"\xc3\x28"),
+    "a signature that is not ASCII": signed(signature="ünsigniert"),
+    "a signature that is not UTF-8": signed(signature=b"\x80" * 64),
+    "no signature": {"body": "{}"},
+    "a signed message that is not for servers": {**sign(ORDER, SECRET, channel=SERVER_STREAM)},
+}
+
+
+def test_poisoned_entries_are_removed_counted_and_logged_once(
+    fleet: Bench, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    worker.start(fleet, job_id)
+    for fields in POISON.values():
+        client.xadd(SERVER_STREAM, fields)
+    client.hset(WORKERS_HASH, mapping={"deep": "[" * 100_000, "bytes": b"\xff", b"\xfe": "{}", "number": "5"})
+    assert worker.publish(job_id, 1, progress(1)).stored_line == 1
+    wait_until(lambda: dropped(fleet, "heartbeats") >= 4, 30, "the heartbeats to be counted")
+    assert dropped(fleet, "stream") == len(POISON)
+    assert client.xlen(SERVER_STREAM) == 0
+    wait_until(lambda: set(client.hkeys(WORKERS_HASH)) == {"played"}, 30, "the hash to be clean")
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.exc_info or None for record in told] == [None, None], caplog.text  # one for each place
+    assert fleet.engine is not None
+    assert fleet.engine.loops.troubles() == {}
+
+
+@pytest.mark.parametrize("key", [SERVER_STREAM, worker_stream("played")])
+def test_a_key_of_ours_that_holds_another_type_is_removed(fleet: Bench, client: redis.Redis, key: str) -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    worker.start(fleet, job_id)
+    client.delete(key)
+    client.set(key, "not what it should be")
+    batch = worker.batch(job_id, 1, progress(1))
+
+    def is_answered() -> bool:
+        with suppress(redis.ResponseError):
+            worker.say(batch)
+        return client.type(worker_stream(worker.name)) == "stream" and client.type(key) != "string"
+
+    wait_until(is_answered, 30, "the server to answer")
+
+
+def test_heartbeats_that_are_not_a_hash_are_removed(fleet: Bench, client: redis.Redis) -> None:
+    client.set(WORKERS_HASH, "not what it should be")
+    wait_until(lambda: client.type(WORKERS_HASH) != "string", 30, "the key to be removed")
+    worker = PlayedWorker(client, SECRET)
+    worker.start(fleet, fleet.submit())
+
+
+def test_a_stream_that_takes_no_further_entry_is_made_anew(fleet: Bench, client: redis.Redis) -> None:
+    worker = PlayedWorker(client, SECRET)
+    job_id = fleet.submit()
+    worker.start(fleet, job_id)
+    client.xadd(SERVER_STREAM, {"nonsense": "1"}, id=LAST_STREAM_ID.decode())
+    wait_until(lambda: dropped(fleet, "stream") == 1, 30, "the entry to be removed")
+    wait_until(lambda: _takes_entries(client), 30, "the stream to take entries")
+    assert worker.publish(job_id, 1, progress(1)).stored_line == 1
+
+
+def _takes_entries(client: redis.Redis) -> bool:
+    try:
+        return bool(client.xadd(SERVER_STREAM, {"nonsense": "2"}))
+    except redis.ResponseError:
+        return False
+
+
+@contextmanager
+def talking(port: int, answer: bytes) -> Generator[None]:
+    """Something on the port that says this to whoever says something, and is not Redis."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=50)
+    stopped = threading.Event()
+
+    def serve() -> None:
+        while not stopped.is_set():
+            try:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(1)
+                    connection.recv(1000)
+                    connection.sendall(answer)
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
+)
+def test_a_redis_that_answers_nonsense_is_an_outage_that_ends(
+    tmp_path: Path, own_valkey: ValkeyServer, answer: bytes
+) -> None:
+    with serving(tmp_path / "home", own_valkey.url) as server, server.http() as http:
+
+        def ready() -> dict[str, Any]:
+            return http.get("/readyz").json()
+
+        wait_until(lambda: ready()["status"] == "ok", 30, "the server to be ready")
+        own_valkey.kill()
+        with talking(own_valkey.port, answer):
+            wait_until(lambda: {"loop keeper", "loop fleet"} <= set(ready()["parts"]), 30, "both loops to be reported")
+            assert ready()["parts"]["loop keeper"].startswith("failing since 20")
+            job = http.post("/v1/jobs", json=SPEC)
+            assert job.status_code == 201
+        own_valkey.start()
+        wait_until(lambda: ready()["status"] == "ok", 60, "the server to be ready again")
+        with own_valkey.client() as client:
+            client.xadd(SERVER_STREAM, {b"\xf0": b"\x28"})
+        wait_until(
+            lambda: 'dropped_messages_total{place="stream"} 1' in http.get("/metrics").text, 30, "it to be counted"
+        )
+        assert "zeta_failing_loops 0.0" in http.get("/metrics").text
+        assert "Traceback" not in server.log()
+
+
+def test_a_database_that_became_read_only_is_unavailable_until_it_can_be_written(
+    tmp_path: Path, redis_url: str, postgres_server: PostgresServer
+) -> None:
+    with postgres_server.fresh_database() as url:
+        name = url.rpartition("/")[2]
+        with serving(tmp_path / "home", redis_url, url) as server, server.http() as http:
+            job = http.post("/v1/jobs", json=SPEC).json()
+            assert http.get("/readyz").status_code == 200
+            with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as admin:
+                admin.execute(_alter(name, "SET default_transaction_read_only = on"))
+                _end_sessions(admin, name)
+                wait_until(lambda: http.get("/readyz").status_code == 503, 30, "the server not to be ready")
+                for path, body in (("/v1/jobs", SPEC), (f"/v1/jobs/{job['id']}/cancel", None)):
+                    answer = http.post(path, json=body)
+                    assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
+                    assert answer.headers["retry-after"]
+                admin.execute(_alter(name, "RESET default_transaction_read_only"))
+            wait_until(lambda: http.get("/readyz").status_code == 200, 30, "the server to be ready")
+            assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 202
+            assert "Traceback" not in server.log()
+
+
+def _alter(name: str, change: LiteralString) -> sql.Composed:
+    return sql.SQL("ALTER DATABASE {} " + change).format(sql.Identifier(name))
+
+
+def _end_sessions(admin: psycopg.Connection[Any], name: str) -> None:
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+
+def test_nothing_outlives_a_transaction_in_a_session_of_postgresql(
+    tmp_path: Path, redis_url: str, postgres_server: PostgresServer
+) -> None:
+    with postgres_server.fresh_database() as url, bench(tmp_path, redis_url, url) as fleet:
+
+        async def sessions() -> list[tuple[int, str]]:
+            seen: list[tuple[int, str]] = []
+            for _ in range(8):  # more often than psycopg's default before it prepares a statement
+                async with fleet.database.read() as session:
+                    prepared = await session.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+                    seen.append((int(prepared or 0), str(await session.scalar(text("SHOW lock_timeout")))))
+                connection: Any = await fleet.database._reader.raw_connection()  # pyright: ignore[reportPrivateUsage]
+                cursor = await connection.driver_connection.execute("SHOW lock_timeout")
+                seen.append((0, "outside " + str((await cursor.fetchone())[0])))
+                connection.close()
+            return seen
+
+        assert set(fleet.loop.run(sessions())) == {(0, "10s"), (0, "outside 0")}

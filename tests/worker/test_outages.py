@@ -1,0 +1,96 @@
+"""No thread and no step of a worker ends by an exception, whatever Redis holds or answers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.harness.fleet import Bench, bench
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
+from tests.server.test_loops import talking
+from worker.outage import Loop, Outage
+from zeta_core.contract.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
+
+
+def test_poisoned_entries_stop_no_worker_and_do_not_outlive_a_restart(fleet: Bench, client: redis.Redis) -> None:
+    worker = fleet.start_worker()
+    job_id = fleet.submit(steps="60", seconds_per_step="0.05")
+    fleet.wait_for_step(job_id, 3)
+    client.hset(WORKERS_HASH, mapping={"w1": b"\xff\xfe", "other": "[" * 50_000})
+    poison: list[dict[Any, Any]] = [
+        {b"\x80": b"\x81"},
+        {"body": "{}", "signature": "é"},
+        {"body": b"\xff", "signature": "0" * 64},
+    ]
+    for fields in poison:
+        client.xadd(worker_stream("w1"), fields)
+    client.xadd(worker_stream("w1"), {"nonsense": "1"}, id=LAST_STREAM_ID.decode())
+    fleet.wait_for_status(job_id, "succeeded")
+    assert client.xlen(worker_stream("w1")) == 0
+    worker.terminate()
+    worker.wait(30)
+    fleet.start_worker()
+    assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1
+    log = (fleet.folder / "w1.log").read_text()
+    assert log.count("Removed an invalid entry from the stream zeta:worker:w1") == 1
+    assert "Traceback" not in log
+
+
+def test_a_stream_of_another_type_is_removed(fleet: Bench, client: redis.Redis) -> None:
+    fleet.start_worker()
+    client.set(worker_stream("w1"), "not a stream")
+    assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1
+
+
+def test_a_redis_that_answers_nonsense_costs_no_attempt(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+    with bench(tmp_path, own_valkey.url) as fleet:
+        engine = fleet.start_engine()
+        fleet.start_worker()
+        job_id = fleet.submit(steps="200", seconds_per_step="0.05")
+        fleet.wait_for_step(job_id, 3)
+        log = fleet.folder / "w1.log"
+        own_valkey.kill()
+        with talking(own_valkey.port, b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>"):
+            for line in ("heartbeat cannot be sent", "Redis cannot be written", "Redis cannot be read"):
+                wait_until(lambda line=line: line in log.read_text(), 60, f"the outage '{line}' to be logged")
+            wait_until(lambda: "keeper" in engine.loops.troubles(), 60, "the server to notice")
+        own_valkey.start()
+        assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
+        assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded", 60).attempt == 1
+        assert "Exception in thread" not in log.read_text()
+        fleet.check_events(job_id)
+
+
+def test_a_loop_outlives_every_exception_and_logs_each_kind_once(caplog: pytest.LogCaptureFixture) -> None:
+    failures = iter([SystemExit(3), MemoryError("no room"), MemoryError("no room"), KeyError("x")])
+    passes: list[int] = []
+
+    def one_pass() -> None:
+        if failure := next(failures, None):
+            raise failure
+        passes.append(1)
+        loop.stopped.wait(0.01)
+
+    loop = Loop("test", "The test fails", one_pass)
+    with caplog.at_level(logging.INFO):
+        loop.start()
+        wait_until(lambda: len(passes) > 2, 60, "the loop to go on")
+        loop.stop(10)
+    kinds = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert kinds == [SystemExit, MemoryError, KeyError]
+    assert caplog.records[-1].getMessage() == "The test fails: it works again."
+
+
+def test_a_step_that_fails_leaves_its_neighbours_alone(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage("The step fails")
+    for _ in range(3):
+        with outage.survived():
+            raise ValueError("odd")
+    with outage.survived():
+        pass
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]

@@ -1,5 +1,6 @@
 """The fixtures that every room's tests share."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,21 @@ import redis
 from tests.harness.gpus import count_gpus
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
 from tests.harness.valkey import ValkeyServer
+
+# Settings of the developer's shell that would change what the code under test does, or whom it asks.
+FOREIGN = (
+    *("ZETA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "WANDB_", "MLFLOW_", "TORCH_LOGS"),
+    *("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CUBLAS_WORKSPACE_CONFIG"),
+)
+PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY"})
+RANKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+
+
+def pytest_configure() -> None:
+    """Clear this process's environment before any test module reads it; children inherit what is left."""
+    for name in list(os.environ):  # noqa: TID251 - the tests' own environment
+        if name.startswith(FOREIGN) or name.upper() in PROXIES or name in RANKS:
+            del os.environ[name]  # noqa: TID251
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

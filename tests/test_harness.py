@@ -24,7 +24,7 @@ from tests.harness.waiting import wait_until
 def test_waiting_returns_the_answer_and_says_what_did_not_come() -> None:
     answers = iter(["", "", "here"])
     assert wait_until(lambda: next(answers), 5, "a word") == "here"
-    with pytest.raises(AssertionError, match=r"waited 0\.05 s for a word; the last answer was ''"):
+    with pytest.raises(AssertionError, match=r"waited 0\.2 s for a word; the last answer was ''"):
         wait_until(str, 0.05, "a word")
 
 

@@ -43,18 +43,18 @@ LARGE: dict[str, Fields] = {
 
 
 def check(fields: Mapping[str, Any]) -> float:
-    """The seconds that the check of a spec with these fields takes, the fastest of three."""
+    """The seconds of processor time that the check of a spec with these fields takes, the fastest of three."""
     spec = {**SPEC, **fields}
     seconds: list[float] = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             parse(JobSpec, spec)
         except ZetaError as error:
             body = error.body()
             assert 1 <= len(body.error.details) <= MAX_DETAILS
             assert len(body.model_dump_json()) < 64 * 1024, "the answer repeats the request"
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return min(seconds)
 
 
@@ -104,8 +104,8 @@ def test_a_small_value_is_shown_whole(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["a" * 10**6, ["b"] * 10**6, {"c": ["d" * 10**6]}])
 def test_a_large_value_is_cut_without_being_written(value: Any) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = shown(value)
     assert text == repr(value)[:77] + "..."
     assert json.dumps(text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1

@@ -1,13 +1,42 @@
 """Ports on the loopback interface."""
 
+import fcntl
+import os
+import random
 import socket
+import tempfile
+from pathlib import Path
+
+LOWEST = 10_000
+_held: list[int] = []  # lock files that stay open, and so locked, until this process ends
 
 
 def free_loopback_port() -> int:
-    """A TCP port that nothing on 127.0.0.1 listens on at this moment.
+    """A TCP port that nothing on 127.0.0.1 listens on, and that no one takes before the test does.
 
-    The system hands out ephemeral ports in turn, so another process seldom takes the same one before it is used.
+    The system never hands it out by itself, because it lies below the range of ephemeral ports, and no other test
+    process gets it, because a lock on it is held until this one ends. Raises `AssertionError` where none is left.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    folder = Path(tempfile.gettempdir()) / f"zeta-test-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    candidates = range(LOWEST, _first_ephemeral())
+    for port in random.sample(candidates, k=min(1000, len(candidates))):
+        lock = os.open(folder / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+                listener.bind(("127.0.0.1", port))
+        except OSError:  # another test has it, or something listens there
+            os.close(lock)
+            continue
+        _held.append(lock)
+        return port
+    raise AssertionError(f"no port from {candidates.start} to {candidates.stop} is free on 127.0.0.1")
+
+
+def _first_ephemeral() -> int:
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first = 49_152  # IANA's, where the system does not say
+    return first if first > LOWEST + 1000 else 32_768

@@ -72,9 +72,9 @@ async def device_kind_of(session: AsyncSession, resumed: str) -> str | None:
     """The kind of device that computed a checkpoint, ``job_...`` or ``job_.../step-N``; the next attempt prefers it."""
     job_id, _, name = resumed.partition("/")
     checkpoint = await session.get(CheckpointRow, (job_id, name)) if name else None
-    if checkpoint is not None:
-        attempt = await session.get(AttemptRow, (job_id, checkpoint.attempt))
-        return None if attempt is None else attempt.device_kind
+    attempt = None if checkpoint is None else await session.get(AttemptRow, (job_id, checkpoint.attempt))
+    if attempt is not None:
+        return attempt.device_kind
     job = await session.get(JobRow, job_id)
     kind = None if job is None else job.resolved_spec.get("device_kind")
     return kind if isinstance(kind, str) else None

@@ -153,7 +153,13 @@ class Rows:
             before, number = job.attempt, job.attempt + 1
             session.add(
                 AttemptRow(
-                    job_id=job_id, attempt=number, worker="w1", incarnation="i", started_at=CREATED_AT, stored_line=0
+                    job_id=job_id,
+                    attempt=number,
+                    worker="w1",
+                    device_kind=f"cpu:of attempt {number}",
+                    incarnation="i",
+                    started_at=CREATED_AT,
+                    stored_line=0,
                 )
             )
             await session.flush()

@@ -168,6 +168,8 @@ def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exac
     for named, meant in (("latest", "step-8"), ("step-4", "step-4")):
         job = rerun(http, parent, patch={"max_steps": 50, "priority": 3}, **at(named)).json()
         assert job["spec"]["resume_from_checkpoint"] == f"{parent}/{meant}"
+        assert job["resolved_spec"]["device_kind"] == "cpu:of attempt 1"  # which computed the checkpoint
+    assert http.get(f"/v1/jobs/{parent}").json()["attempts"][0]["device_kind"] == "cpu:of attempt 1"
     same = {"batch_size": 2, "gradient_accumulate_every": 4, "save_total_limit": 9, "epochs": 2, "max_steps": None}
     assert rerun(http, parent, patch=same, **at("latest")).status_code == 201
     patch = {

@@ -177,7 +177,7 @@ def test_a_job_cannot_read_outside_the_data_root(pattern: str, tmp_path: Path) -
     root.mkdir()
     (tmp_path / "secret.txt").write_text("secret")
     (root / "link.txt").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(InvalidData, match=r"leaves the data root|where no file is"):
+    with pytest.raises(InvalidData, match=r"leaves the data root|where no data file is"):
         tokens_of({"path": pattern}, tmp_path, places=Places(data_root=root))
 
 

@@ -14,18 +14,31 @@ import signal
 import socket
 import sys
 from collections.abc import Generator
+from typing import Any
 
 import uvicorn
 
 from server.app import create_app
+from server.http.protocol import ServerProtocol
 from server.service import Stopping, open_service
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings, ZetaError
+from zeta_core.contract.printable import printable
 
 GRACE_SECONDS = 5
 BACKLOG = 2048
 
 logger = logging.getLogger("server")
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line, and no text of a user in it acts on the terminal of whoever reads the log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei), keep="\n\t")
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +65,9 @@ class _Server(uvicorn.Server):
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = ServerSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
@@ -69,6 +84,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     async with open_service(settings) as service:
         config = uvicorn.Config(
             create_app(service),
+            http=ServerProtocol,
             lifespan="off",
             access_log=False,
             log_config=None,

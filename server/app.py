@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
 from server.http.answers import ERROR_RESPONSES, answer_errors
+from server.http.proxies import Proxies
 from server.numbers import JobNumbers, RequestNumbers
 from server.routes import checkpoints, files, followed, jobs, operations, workers
 from server.service import Service
@@ -46,6 +47,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.job_numbers = JobNumbers(registry)
     app.add_middleware(Trail, numbers=RequestNumbers(registry))
+    app.add_middleware(Proxies, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
     answer_errors(app)
     modules = (jobs, followed, checkpoints, files, workers, operations)
     for module in modules:

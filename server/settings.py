@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
+from pydantic import AfterValidator, Field
+
+from server.http.proxies import Networks, read_networks, read_prefix
 from zeta_core.contract.database_url import sqlite_url
 from zeta_core.contract.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
 
 GIBIBYTE = 2**30
 MIN_FREE_BYTES = 256 * 2**20
+
+
+def _networks(value: str) -> str:
+    read_networks(value)
+    return value
 
 
 class DatabaseSettings(Settings):
@@ -27,6 +35,12 @@ class ServerSettings(DatabaseSettings, FleetSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
+    root_path: Annotated[str, AfterValidator(read_prefix)] = Field(
+        default="", description="the path that a reverse proxy publishes the service under, such as /zeta"
+    )
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+        default="", description="addresses and networks whose Forwarded and X-Forwarded-* headers count; unset: none"
+    )
     api_key: ApiKey | None = None
     max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="the JSON body of a request")
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
@@ -46,6 +60,10 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     check_seconds: float = Field(default=30, gt=0, description="what a worker gets to look at a spec for validation")
     claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
+
+    @property
+    def trusted_networks(self) -> Networks:
+        return read_networks(self.trusted_proxies)
 
     def hub_allows(self, hub_id: str) -> bool:
         """Whether jobs may read ``owner/name`` from the Hugging Face Hub."""

@@ -70,14 +70,16 @@ class Trail:
     def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
         self.numbers.count(scope["method"], route, status, seconds)
+        client = scope.get("client")
         path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
         logger.log(
             logging.DEBUG if route in ("/healthz", "/readyz", "/metrics") else logging.INFO,
-            "%s %s was answered with %d in %.0f ms.",
+            "%s %s was answered with %d in %.0f ms, for %s.",
             scope["method"],
             path,
             status,
             seconds * 1000,
+            client[0] if client else "an unknown client",
             extra={"action": "request", "request_id": request_id, "status": status},
         )
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from server.http.proxies import route_path
 from zeta_core.contract.availability import route_fault
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, ZetaError
 from zeta_core.contract.validation import MAX_DETAILS, MAX_SUGGESTIONS, closest, cut, error_of, value_detail
@@ -28,6 +29,7 @@ STATUS_OF_TYPE: dict[str, int] = {
     "range_error": 416,
     "invalid_request_error": 422,
     "quota_error": 429,
+    "head_too_large_error": 431,
     "internal_error": 500,
     "unavailable_error": 503,
 }
@@ -41,6 +43,11 @@ class MethodNotAllowed(ZetaError):
 class RouteNotFound(ZetaError):
     type = "not_found_error"
     code = "route_not_found"
+
+
+class HeadTooLarge(ZetaError):
+    type = "head_too_large_error"
+    code = "head_too_large"
 
 
 class RangeNotSatisfiable(ZetaError):
@@ -105,9 +112,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _of_http(request: Request, error: HTTPException) -> ZetaError:
-    where = f"{cut(request.method)} {cut(request.url.path)}"
+    path = route_path(request)
+    where = f"{cut(request.method)} {cut(path)}"
     if error.status_code == 404:
-        if (later := route_fault(request.method, request.url.path)) is not None:
+        if (later := route_fault(request.method, path)) is not None:
             return RouteNotFound(later, code="not_available_yet")
         return RouteNotFound(f"Not found: {where}. See /openapi.json for the available routes.")
     if error.status_code == 405:
@@ -118,7 +126,7 @@ def _of_http(request: Request, error: HTTPException) -> ZetaError:
 def _allowed(request: Request) -> list[str]:
     """The methods that the path of ``request`` has; ``create_app`` keeps the list of routes."""
     routes: list[Route] = request.app.state.routes
-    fitting = [route for route in routes if route.path_regex.match(request.url.path)]
+    fitting = [route for route in routes if route.path_regex.match(route_path(request))]
     return sorted({method for route in fitting for method in route.methods or ()})
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from server.callers import TheCaller
 from server.files import rows as files
 from server.http.pages import PageQuery
+from server.http.proxies import location
 from server.http.ranges import serve
 from server.service import TheService
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
@@ -44,7 +45,7 @@ class FileQuery(PageQuery):
 async def upload_file(service: TheService, caller: TheCaller, request: Request, response: Response) -> StoredFile:
     """Store a data file, or a .tar of a Hugging Face model directory."""
     stored = await files.upload(service, caller, request)
-    response.headers["Location"] = f"/v1/files/{stored.id}"
+    response.headers["Location"] = location(request, f"/v1/files/{stored.id}")
     return stored
 
 

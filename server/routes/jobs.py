@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from server.callers import TheCaller
 from server.http.bodies import read_json
+from server.http.proxies import location
 from server.jobs import commands, deletions
 from server.jobs import reading as jobs
 from server.jobs.query import JobQuery
@@ -47,7 +48,7 @@ async def submit_job(
 ) -> Job:
     """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
     data = await read_json(request, service.settings.max_spec_bytes)
-    return _created(response, *await submissions.submit(service, caller, data, idempotency_key))
+    return _created(request, response, *await submissions.submit(service, caller, data, idempotency_key))
 
 
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
@@ -97,7 +98,7 @@ async def rerun_job(
 ) -> Job:
     """Create a job out of this one's spec, patched, from its start or from one of its checkpoints."""
     data = await read_json(request, service.settings.max_spec_bytes, empty={})
-    return _created(response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
+    return _created(request, response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
 
 
 @router.delete("/{job_id}")
@@ -106,8 +107,8 @@ async def delete_job(service: TheService, caller: TheCaller, job_id: str) -> Del
     return await deletions.delete(service, caller, job_id)
 
 
-def _created(response: Response, job: Job, was_answered: bool) -> Job:
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+def _created(request: Request, response: Response, job: Job, was_answered: bool) -> Job:
+    response.headers["Location"] = location(request, f"/v1/jobs/{job.id}")
     if was_answered:
         response.headers["Idempotent-Replayed"] = "true"
     return job

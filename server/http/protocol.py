@@ -1,0 +1,115 @@
+"""HTTP on a connection: uvicorn's parser with bounds for what comes before a request reaches the application.
+
+Guarantees: the head of a request (its line and headers) takes up to `MAX_HEAD_BYTES` and `HEAD_SECONDS`; a request that
+is not HTTP is refused in the one error shape; an answer to HTTP/1.0 that announces no length is never chunked, and ends
+with its connection (RFC 9112, section 6.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from server.http.answers import HeadTooLarge, error_answer
+from zeta_core.contract.errors import MalformedRequest, ZetaError
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+MAX_HEAD_BYTES = 64 * 1024
+HEAD_SECONDS = 30.0
+
+
+class ServerProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _is_in_head = True  # until the headers of the next request are complete
+    _has_begun_now = False  # the head began in the data that is being parsed
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+    _refusal: ZetaError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_in_head and self._head_timer is None:
+            self._start_timer()
+        self._has_begun_now = False
+        super().data_received(data)
+        if self._is_in_head and not self._has_begun_now:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refusal = _head_too_large()
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._has_begun_now, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_timer()
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refusal = _head_too_large()
+            raise ValueError("the parser ends, and `data_received` sends the refusal")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_in_head = True
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not a request, and close the connection."""
+        error = self._refusal or MalformedRequest("The request is not valid HTTP; send it again.", code="invalid_http")
+        answer = error_answer(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
+        head = b"".join(b"%b: %b\r\n" % (name, value) for name, value in answer.raw_headers)
+        self.transport.write(STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body))
+        self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, _until_close(cycle, app) if cycle.scope["http_version"] == "1.0" else app)
+
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(
+        f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter parameters."
+    )
+
+
+def _until_close(cycle: RequestResponseCycle, app: Any) -> Any:
+    """``app`` with answers that the end of the connection ends, where they announce no length."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        announces_length = True
+
+        async def sending(message: Message) -> None:
+            nonlocal announces_length
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message.get("headers", ())}
+                announces_length = b"content-length" in names
+                if not announces_length:
+                    cycle.chunked_encoding = False
+            elif not announces_length:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return run

@@ -1,0 +1,156 @@
+"""What a raw connection gets: HTTP/1.0, requests that are not HTTP, heads without an end, bodies in every framing."""
+
+import json
+import socket
+from contextlib import closing
+
+import httpx
+import pytest
+
+from tests.harness.waiting import wait_until
+from tests.server.rows import Rows
+from tests.server.serving import API_KEY, SPEC, ServerProcess
+from zeta_core.contract.job import JobStatus
+
+KEY = f"Authorization: Bearer {API_KEY}\r\n"
+
+
+def exchange(server: ServerProcess, request: bytes) -> tuple[bytes, dict[str, str], bytes]:
+    """Send raw bytes; returns the status line, the headers and the body up to the connection's end."""
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
+        connection.sendall(request)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    return (
+        status.encode(),
+        {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)},
+        body,
+    )
+
+
+def old(server: ServerProcess, path: str, headers: str = "") -> tuple[bytes, dict[str, str], bytes]:
+    return exchange(server, f"GET {path} HTTP/1.0\r\nHost: x\r\n{KEY}{headers}\r\n".encode())
+
+
+@pytest.fixture(scope="module")
+def job_id(rows: Rows) -> str:
+    made = rows.job()
+    rows.attempt(made, log="one\ntwo\n", to=JobStatus.SUCCEEDED)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/logs", ""),
+        ("/logs?follow=true", ""),
+        ("/logs?tail=0&follow=true", "Connection: keep-alive\r\n"),
+        ("/events", "Accept: text/event-stream\r\n"),
+        ("/events", ""),
+        ("/metrics", "Accept: text/csv\r\n"),
+        ("", ""),
+    ],
+)
+def test_an_answer_to_http_1_0_is_never_chunked(
+    server: ServerProcess, http: httpx.Client, job_id: str, path: str, headers: str
+) -> None:
+    status, answered, body = old(server, f"/v1/jobs/{job_id}{path}", headers)
+    assert status == b"HTTP/1.1 200 OK"
+    assert "transfer-encoding" not in answered
+    assert answered["connection"] == "close"
+    modern = dict([headers.strip().split(": ", 1)]) if headers.startswith("Accept") else {}
+    assert body == http.get(f"/v1/jobs/{job_id}{path}", headers=modern).content
+
+
+def test_http_1_0_has_ranges_errors_and_heads_as_well(server: ServerProcess, http: httpx.Client) -> None:
+    file = http.post("/v1/files", files={"file": ("a.txt", b"0123456789")}, data={"purpose": "dataset"}).json()
+    status, headers, body = old(server, f"/v1/files/{file['id']}/content", "Range: bytes=2-4\r\n")
+    assert (status, headers["content-length"], body) == (b"HTTP/1.1 206 Partial Content", "3", b"234")
+    status, headers, body = old(server, "/v1/nothing")
+    assert (status, json.loads(body)["error"]["code"]) == (b"HTTP/1.1 404 Not Found", "route_not_found")
+    request = f"HEAD /v1/files/{file['id']}/content HTTP/1.0\r\n{KEY}\r\n"
+    status, headers, body = exchange(server, request.encode())
+    assert (status, headers["content-length"], body) == (b"HTTP/1.1 200 OK", "10", b"")
+    status, _, body = exchange(server, f"HEAD /healthz HTTP/1.0\r\n{KEY}\r\n".encode())
+    assert (status, body) == (b"HTTP/1.1 200 OK", b"")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /v1/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused_in_the_one_shape(server: ServerProcess, request_: bytes) -> None:
+    status, headers, body = exchange(server, request_)
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert headers["content-type"] == "application/json"
+    assert headers["x-request-id"]
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /v1/jobs?" + b"metadata[k]=v&" * 5_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(9_000)) + b"\r\n",
+    ],
+)
+def test_a_head_beyond_the_limit_is_refused(server: ServerProcess, head: bytes) -> None:
+    status, _, body = exchange(server, head)
+    assert status.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body)["error"]["code"] == "head_too_large"
+
+
+@pytest.mark.parametrize("beginning", [b"GET /", b"GET / HTTP/1.1\r\nX-Long: "])
+def test_a_head_without_an_end_is_not_kept_in_memory(server: ServerProcess, beginning: bytes) -> None:
+    before = server.peak_memory_bytes()
+    sent = 0
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
+        connection.sendall(beginning)
+        try:
+            while sent < 200 << 20:
+                sent += connection.send(b"a" * 65536)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert sent < 50 << 20
+    assert server.peak_memory_bytes() - before < 32 << 20
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_large_bodies_before_a_pipelined_head_are_no_head(server: ServerProcess) -> None:
+    post = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 60000\r\n\r\n".encode() + b" " * 60_000
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    status, _, rest = exchange(server, post * 3 + get)
+    assert status == b"HTTP/1.1 400 Bad Request"  # white space alone is no JSON
+    assert rest.count(b"HTTP/1.1 400") == 2
+    assert b'"status":"ok"' in rest
+
+
+def test_json_bodies_are_read_chunked_and_after_100_continue(server: ServerProcess) -> None:
+    body = json.dumps(SPEC).encode()
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
+    head = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{KEY}"
+    status, _, _ = exchange(server, head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)
+    assert status == b"HTTP/1.1 200 OK"
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
+        connection.sendall(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_line_of_the_log_is_one_line_and_shows_the_client(server: ServerProcess) -> None:
+    path = "/v1/jobs/%1b%5B2J%0Aforged%20line?x=%1b"
+    exchange(server, f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    wait_until(lambda: "GET /v1/jobs/%1b%5B2J%0Aforged%20line was answered" in server.log(), 10, "the line")
+    assert "\x1b" not in server.log()
+    assert ", for 127.0.0.1." in server.log()

@@ -82,8 +82,10 @@ def main() -> int:
 
 async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     async with open_service(settings) as service:
+        app = create_app(service)
+        await asyncio.to_thread(app.openapi)  # takes a third of a second, once: no request waits for it
         config = uvicorn.Config(
-            create_app(service),
+            app,
             http=ServerProtocol,
             lifespan="off",
             access_log=False,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Select, tuple_
+from sqlalchemy import ColumnElement, Select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import FileRow, JobRow
@@ -21,6 +22,9 @@ from zeta_core.contract.validation import shown
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
+# Of large rows a page has as many as fit here, and at least one: `has_more` says that others follow.
+MAX_PAGE_BYTES = 4 << 20
+UNWEIGHED_ROWS = 50  # a page of so few rows is small enough, whatever they contain
 
 ItemT = TypeVar("ItemT")
 RowT = TypeVar("RowT", JobRow, FileRow)
@@ -36,9 +40,17 @@ class PageQuery(BaseModel):
 
 
 async def newest_first(
-    session: AsyncSession, table: type[RowT], query: Select[RowT], asked: PageQuery
+    session: AsyncSession,
+    table: type[RowT],
+    query: Select[RowT],
+    asked: PageQuery,
+    *,
+    size: ColumnElement[int] | None = None,
 ) -> tuple[list[RowT], bool]:
-    """The rows of one page of ``query``, and whether more follow. Raises `InvalidRequest` for an invalid ``after``."""
+    """The rows of one page of ``query``, and whether more follow; ``size`` is the bytes of a row that may be large.
+
+    Raises `InvalidRequest` for an invalid ``after``.
+    """
     if asked.after is not None:
         start = await _place(session, table, asked.after)
         if start is None:
@@ -47,9 +59,13 @@ async def newest_first(
                 param="after",
             )
         query = query.where(tuple_(table.created_at, table.id) < start)
-    query = query.order_by(table.created_at.desc(), table.id.desc()).limit(asked.limit + 1)
-    rows = list(await session.scalars(query))
-    return rows[: asked.limit], len(rows) > asked.limit
+    query = query.order_by(table.created_at.desc(), table.id.desc())
+    limit = asked.limit
+    if size is not None and limit > UNWEIGHED_ROWS:
+        sizes = (await session.execute(query.with_only_columns(size).limit(limit))).scalars()
+        limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes)))
+    rows = list(await session.scalars(query.limit(limit + 1)))
+    return rows[:limit], len(rows) > limit
 
 
 async def _place(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Text, cast, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
@@ -20,10 +21,14 @@ from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job import WAITING_SENTENCES, Job, WaitingCode, WaitingReason
 from zeta_core.contract.validation import shown
 
+# A job shows its spec twice: as it was sent, and resolved.
+_SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
+
 
 async def list_jobs(service: Service, caller: Caller, asked: JobQuery) -> Page[Job]:
     async with service.database.read() as session:
-        rows, has_more = await newest_first(session, JobRow, matching(caller.project, asked), asked)
+        query = matching(caller.project, asked)
+        rows, has_more = await newest_first(session, JobRow, query, asked, size=_SPEC_BYTES)
         return page(await describe(session, rows), has_more, lambda job: job.id)
 
 

@@ -147,6 +147,25 @@ def test_a_repeated_status_is_one_filter(http: httpx.Client) -> None:
     assert [job["id"] for job in http.get(f"/v1/jobs?{query}").json()["data"]] == [job_id]
 
 
+def test_a_page_of_large_jobs_is_shorter_and_says_that_more_follow(server: ServerProcess, http: httpx.Client) -> None:
+    config = {"model_type": "llama", "notes": ["x" * 1000] * 60}
+    made = [submit(http, model={"config": config}, entity_name="large")["id"] for _ in range(60)]
+    listed: list[str] = []
+    after: dict[str, str] = {}
+    with answering(server) as seconds:
+        while True:
+            answer = http.get("/v1/jobs", params={"entity_name": "large", "limit": 1000, **after})
+            page = answer.json()
+            listed += [job["id"] for job in page["data"]]
+            assert len(answer.content) < 8 << 20
+            if not page["has_more"]:
+                break
+            after = {"after": page["last_id"]}
+    assert listed == made[::-1]
+    assert 20 < len(page["data"]) < 60
+    assert max(seconds) < LONGEST_PAUSE_SECONDS
+
+
 def test_long_ids_paths_and_ranges_are_answered_shortly(http: httpx.Client) -> None:
     file_id = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     for path in (f"/v1/jobs/{'j' * 20_000}", f"/v1/files/{'f' * 20_000}", f"/{'n' * 20_000}"):

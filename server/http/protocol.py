@@ -41,11 +41,11 @@ class ServerProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_in_head and self._head_timer is None:
+        was_in_head, self._has_begun_now = self._is_in_head, False
+        if was_in_head and self._head_timer is None:
             self._start_timer()
-        self._has_begun_now = False
         super().data_received(data)
-        if self._is_in_head and not self._has_begun_now:
+        if was_in_head and self._is_in_head and not self._has_begun_now:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refusal = _head_too_large()

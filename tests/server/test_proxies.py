@@ -71,7 +71,7 @@ CHAINS = [
     ({"Forwarded": 'for="x"y";;,,="'}, "127.0.0.1"),
     ([("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "198.51.100.8")], "198.51.100.8"),
     ({"Forwarded": "for=198.51.100.7", "X-Forwarded-For": "6.6.6.6"}, "198.51.100.7"),
-    ({"X-Forwarded-For": "\x1b[2J"}, "127.0.0.1"),
+    ({"X-Forwarded-For": "<script>, 1.2.3.4.5"}, "127.0.0.1"),
 ]
 
 

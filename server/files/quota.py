@@ -68,7 +68,11 @@ class OpenUploads:
     async def count(self, upload: OpenUpload, num_bytes: int) -> None:
         """Add bytes that have arrived. Raises `QuotaExceeded` with the first one beyond the quota."""
         upload.num_bytes += num_bytes
-        await self._require_room(upload.project, 0, max_age_seconds=FRESH_SECONDS)
+        try:
+            await self._require_room(upload.project, 0, max_age_seconds=FRESH_SECONDS)
+        except QuotaExceeded:
+            upload.num_bytes = 0  # it is dropped, so it must not make others exceed the quota
+            raise
 
     async def keep(self, upload: OpenUpload, row: FileRow) -> None:
         """Make the upload a stored file: its bytes first, then its row. Raises `QuotaExceeded` and `Unavailable`."""

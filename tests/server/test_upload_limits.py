@@ -14,6 +14,7 @@ from tests.server.serving import API_KEY, ServerProcess, error_of, serving
 
 QUOTA = 20_000_000
 CHUNK = b"x" * 250_000
+SLACK = 2_000_000  # of uploads that were refused and are being removed
 HEAD = (
     b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n'
     b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
@@ -113,23 +114,21 @@ def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: st
             for sender in [one for one in open_uploads if one not in refused]:
                 if not sender.send(CHUNK) or sender.has_answer():
                     refused.append(sender)
-            assert incoming_bytes(server) <= QUOTA - 4_000_000
-        assert 10 <= len(refused) < 13, "the last ones fit when the others have ended"
-        answer = refused[0].answer()
-        assert not answer or (b"429" in answer.split(b"\r\n")[0] and b"quota_exceeded" in answer)
-        announced = upload(http, b"x" * 15_000_000)
-        assert (announced.status_code, error_of(announced)["code"]) == (429, "quota_exceeded")
-        assert "open uploads" in announced.text
-        (kept, *others) = [one for one in open_uploads if one not in refused]
-        for other in others:
-            other.close()
-        kept.end()
-        assert kept.answer().startswith(b"HTTP/1.1 201 ")
-        stored = sum(file["bytes"] for file in http.get("/v1/files").json()["data"])
-        assert stored == 14_000_000
+            assert incoming_bytes(server) <= QUOTA - 4_000_000 + SLACK
+        for sender in open_uploads:
+            sender.end()
+        answers = [sender.answer() for sender in open_uploads]
+        kept = [answer for answer in answers if answer.startswith(b"HTTP/1.1 201 ")]
+        # A client that still sends when the server closes the connection may lose the answer.
+        assert all(
+            b" 429 " in answer and b"quota_exceeded" in answer for answer in answers if answer and answer not in kept
+        )
+        assert len(kept) == 1, "each has 10 MB, and there is room for 16 MB"
         wait_until(lambda: incoming_bytes(server) == 0, 10, "the temporary files to be gone")
+        assert sum(file["bytes"] for file in http.get("/v1/files").json()["data"]) == 14_000_000
         assert upload(http, b"x" * 5_500_000).status_code == 201
-        assert upload(http, b"x" * 1_000_000).status_code == 429
+        announced = upload(http, b"x" * 1_000_000)
+        assert (announced.status_code, error_of(announced)["code"]) == (429, "quota_exceeded")
 
 
 def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: str) -> None:

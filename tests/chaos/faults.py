@@ -10,13 +10,17 @@ import signal
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import psutil
 
 from tests.chaos.databases import PostgresUnderFire
 from tests.chaos.fleet import LEASE_SECONDS, SELF_STOP_SECONDS, STALL_SECONDS, Fleet, Host
+from tests.harness.imposter import HTTP_ERROR, imposter
 from zeta_core.contract.job import JobStatus
+from zeta_core.contract.messages import SERVER_STREAM, WORKERS_HASH, worker_queue, worker_stream
 
+POISONED_WORKER = "poisoned"  # the name of a heartbeat that nobody can read
 MIN_STEPS = 10  # so many that the watchdog knows its pace
 
 
@@ -181,6 +185,31 @@ def redis_away_for_longer_than_the_lease(fleet: Fleet, dice: Random) -> Blow:
     fleet.valkey.start()
 
 
+def redis_answers_nonsense(fleet: Fleet, dice: Random) -> Blow:
+    """Something that is not Redis has its port."""
+    fleet.valkey.kill()
+    answer = dice.choice([HTTP_ERROR, b":one\r\n", b"\xff\xfe\r\n", b"-LOADING the dataset\r\n"])
+    with imposter(fleet.valkey.port, answer):
+        yield Hit(running(fleet), dice.uniform(1.0, SELF_STOP_SECONDS - 2.0))
+    fleet.valkey.start()
+
+
+def redis_poisoned(fleet: Fleet, dice: Random) -> Blow:
+    """Entries that nobody can read in every stream, queue and hash, and a key of another type."""
+    hit = running(fleet)
+    poison: dict[Any, Any] = {b"\xff": b"\xfe", "body": b"\xc3\x28", "signature": "s\u00fc\u00df"}
+    with fleet.valkey.client() as client:
+        client.hset(WORKERS_HASH, mapping={POISONED_WORKER: "[" * 50_000, b"\xff": b"\xfe"})
+        for key in (SERVER_STREAM, *(worker_stream(host.name) for host in fleet.hosts)):
+            client.xadd(key, poison)
+        for host in fleet.hosts:
+            client.lpush(worker_queue(host.name), b"\xff\xfe", "{}", "[[[")
+        victim = dice.choice([SERVER_STREAM, WORKERS_HASH, *(worker_stream(host.name) for host in fleet.hosts)])
+        client.delete(victim)
+        client.set(victim, "of another type")
+    yield Hit(hit)
+
+
 def redis_back_empty(fleet: Fleet, dice: Random) -> Blow:
     """Killed, and its disk lost."""
     fleet.valkey.kill()
@@ -256,6 +285,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("every server killed at once, restarted", every_server_killed, 1),
     Fault("Redis killed (kill -9), restarted", redis_killed, 2),
     Fault("Redis away for longer than the lease", redis_away_for_longer_than_the_lease, 1),
+    Fault("Redis answers nonsense: another program has its port", redis_answers_nonsense, 1),
+    Fault("invalid entries in Redis", redis_poisoned, 2),
     Fault("Redis back without its data", redis_back_empty, 1),
     Fault("FLUSHALL", flushall, 3),
     Fault("database locked by another program", database_locked, 2),

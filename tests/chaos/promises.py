@@ -5,6 +5,7 @@
 3. the final weights are bit-identical to those of the undisturbed run
 4. each event is stored once, in order, without a gap, and the last log lines are there before the state is final
 5. nothing of an ended attempt is left
+6. every loop of every server goes on, and no invalid entry is left in Redis
 """
 
 import fcntl
@@ -12,19 +13,26 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from server.database.tables import AttemptRow, EventRow, JobRow
+from tests.chaos.faults import POISONED_WORKER
 from tests.chaos.fleet import Fleet
 from tests.chaos.orders import Order
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.chaos.users import Users
+from tests.harness.waiting import wait_until
 from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest
 from zeta_core.contract.job import ENDED, JobStatus, StatusReason
 from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, LOG_FILE, MANIFEST_NAME, checkpoint_key, log_key
+from zeta_core.contract.messages import WORKERS_HASH
 
+RECOVERY_SECONDS = 30.0
 Breaches = Iterator[str]
 
 
@@ -145,6 +153,29 @@ def nothing_is_left(evidence: Evidence) -> Breaches:
                 yield f"{job.id}: the server knows {checkpoint.name}, and the store does not have it"
 
 
+def every_loop_goes_on(evidence: Evidence) -> Breaches:
+    """Shortly after the last fault; a loop rests for up to 2 s before it tries again."""
+    with suppress(AssertionError):
+        wait_until(lambda: not list(_troubles(evidence.fleet)), RECOVERY_SECONDS, "every loop to go on")
+    yield from _troubles(evidence.fleet)
+
+
+def _troubles(fleet: Fleet) -> Breaches:
+    for server in fleet.servers:
+        try:
+            with server.http() as http:
+                parts: dict[str, str] = http.get("/readyz").json().get("parts", {})
+        except httpx.HTTPError as error:
+            yield f"{server.home.name} does not answer: {error}"
+            continue
+        for name, state in parts.items():
+            if name.startswith("loop "):
+                yield f"{server.home.name}: the {name} is {state}"
+    with fleet.valkey.client() as client:
+        if client.hexists(WORKERS_HASH, POISONED_WORKER):
+            yield f"{WORKERS_HASH} still has the invalid heartbeat {POISONED_WORKER!r}"
+
+
 @dataclass(frozen=True)
 class Promise:
     sentence: str
@@ -157,6 +188,7 @@ PROMISES: tuple[Promise, ...] = (
     Promise("the final weights are bit-identical to those of the undisturbed run", the_same_bits),
     Promise("each event is stored once, in order, with no gap, the log before the end", every_event_once_in_order),
     Promise("nothing of an ended attempt is left", nothing_is_left),
+    Promise("every loop of every server goes on, and no invalid entry is left in Redis", every_loop_goes_on),
 )
 
 

@@ -4,12 +4,14 @@ Two real servers on one PostgreSQL, one host, limits set short. After each test 
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 
 from tests.chaos.databases import PostgresUnderFire
+from tests.chaos.faults import Blow, redis_answers_nonsense, redis_poisoned
 from tests.chaos.fleet import Fleet, running_fleet
 from tests.chaos.orders import Order, spec_of
 from tests.chaos.promises import PROMISES, Evidence
@@ -148,6 +150,17 @@ def test_redis_is_killed_and_comes_back_with_or_without_its_data(scene: Scene, *
     scene.fleet.valkey.start()
     assert scene.judge(job_id) == ["completed"]
     assert scene.judge(waiting) == ["completed"]
+
+
+@pytest.mark.parametrize("fault", [redis_answers_nonsense, redis_poisoned])
+def test_nonsense_from_redis_costs_no_attempt_and_stops_no_loop(
+    scene: Scene, fault: Callable[[Fleet, Random], Blow]
+) -> None:
+    job_id = scene.post(steps=100)
+    scene.wait_for_step(job_id, 3)
+    for _ in fault(scene.fleet, Random(7)):
+        wait_until(lambda: len(_journal(scene, job_id)) > 40, 60, "the training to go on")
+    assert scene.judge(job_id) == ["completed"]
 
 
 def test_flushall_at_any_moment_loses_nothing(scene: Scene) -> None:

@@ -50,6 +50,13 @@ class Case:
             connection.close()
 
     @contextmanager
+    def server_away(self) -> Generator[None]:
+        (server,) = self._fleet.servers
+        server.end()
+        yield
+        server.start()
+
+    @contextmanager
     def file_with(self, file: Path, more: str) -> Generator[None]:
         undamaged = file.read_bytes()
         file.write_bytes(undamaged + more.encode())
@@ -97,3 +104,8 @@ def test_half_a_checkpoint_is_found(case: Case) -> None:
     half.mkdir()
     assert case.broken() == [5]
     half.rmdir()
+
+
+def test_a_server_that_does_not_answer_is_found(case: Case) -> None:
+    with case.server_away():
+        assert case.broken() == [6]

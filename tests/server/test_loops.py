@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import socket
-import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -17,6 +15,7 @@ from psycopg import sql
 from sqlalchemy import text
 
 from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.imposter import imposter
 from tests.harness.played_worker import PlayedWorker, progress
 from tests.harness.postgres import PostgresServer
 from tests.harness.valkey import ValkeyServer
@@ -123,34 +122,6 @@ def _takes_entries(client: redis.Redis) -> bool:
         return False
 
 
-@contextmanager
-def talking(port: int, answer: bytes) -> Generator[None]:
-    """Something on the port that says this to whoever says something, and is not Redis."""
-    listener = socket.create_server(("127.0.0.1", port), backlog=50)
-    stopped = threading.Event()
-
-    def serve() -> None:
-        while not stopped.is_set():
-            try:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.settimeout(1)
-                    connection.recv(1000)
-                    connection.sendall(answer)
-            except OSError:
-                continue
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(5)
-
-
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
 )
@@ -164,7 +135,7 @@ def test_a_redis_that_answers_nonsense_is_an_outage_that_ends(
 
         wait_until(lambda: ready()["status"] == "ok", 30, "the server to be ready")
         own_valkey.kill()
-        with talking(own_valkey.port, answer):
+        with imposter(own_valkey.port, answer):
             wait_until(lambda: {"loop keeper", "loop fleet"} <= set(ready()["parts"]), 30, "both loops to be reported")
             assert ready()["parts"]["loop keeper"].startswith("failing since 20")
             job = http.post("/v1/jobs", json=SPEC)

@@ -1,5 +1,6 @@
 """The migrations build exactly the tables, on both databases."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from migrations.upgrade import newest_revision, upgrade
 from server.database.db import Database
 from server.database.schema import SCHEMA_REVISION, require_schema
 from server.database.tables import JobEndRow, JobRow, Table
+from server.settings import DatabaseSettings
 from tests.harness.ports import free_loopback_port
 from zeta_core.contract.database_url import sqlite_url
 from zeta_core.contract.errors import InvalidSettings, Unavailable
@@ -144,3 +146,33 @@ def test_a_database_of_a_newer_version_is_reported_and_left_alone(database_url: 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.mark.parametrize("name", ["run?lr=1", "feature%2Fx", "100%", "a b#c", "Übung", "x" * 200])
+def test_the_database_of_a_home_is_in_that_home_whatever_its_name(tmp_path: Path, name: str) -> None:
+    settings = DatabaseSettings(home=tmp_path / name)
+    upgrade(settings.database)
+    asyncio.run(check(settings.database))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "zeta.db").is_file()
+
+
+def serve(url: str) -> None:
+    asyncio.run(check(url))
+
+
+@pytest.mark.parametrize("kind", ["not a database", "a folder", "below a file"])
+def test_a_file_that_cannot_be_a_database_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "zeta.db"
+    if kind == "a folder":
+        file.mkdir()
+    else:
+        file.write_bytes(b"not a database at all, but long enough to look at" * 100)
+    url = sqlite_url(file / "zeta.db" if kind == "below a file" else file)
+    for open_it in (upgrade, serve):
+        with pytest.raises((Unavailable, InvalidSettings)) as caught:
+            open_it(url)
+        sentence = caught.value.message
+        assert "cannot be opened" in sentence or "run `zeta migrate`" in sentence
+        assert "sqlalche.me" not in sentence
+        assert "\n" not in sentence

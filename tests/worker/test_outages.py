@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from tests.harness.fleet import Bench, bench
+from tests.harness.imposter import imposter
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.test_loops import talking
 from worker.outage import Loop, Outage
 from zeta_core.contract.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
@@ -55,7 +55,7 @@ def test_a_redis_that_answers_nonsense_costs_no_attempt(tmp_path: Path, own_valk
         fleet.wait_for_step(job_id, 3)
         log = fleet.folder / "w1.log"
         own_valkey.kill()
-        with talking(own_valkey.port, b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>"):
+        with imposter(own_valkey.port):
             for line in ("heartbeat cannot be sent", "Redis cannot be written", "Redis cannot be read"):
                 wait_until(lambda line=line: line in log.read_text(), 60, f"the outage '{line}' to be logged")
             wait_until(lambda: "keeper" in engine.loops.troubles(), 60, "the server to notice")

@@ -10,11 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.harness.children import start_child, stop_child
 from tests.harness.ports import free_loopback_port
 from tests.harness.service import ZETA, Service, clean_environment, running_service
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta.up.home import Home, UpState
+from zeta.up.valkey import Valkey
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -124,6 +126,29 @@ def test_a_part_that_does_not_start_is_told_with_its_own_words_and_nothing_is_le
     assert "ZETA_MAX_UPLOAD_BYTES" in done.stderr
     assert "Traceback" not in done.stderr
     assert Home(tmp_path / "home").running() is None
+
+
+@pytest.mark.parametrize("name", ['a "quoted" \\ name', "new\nline", "Ü#%25?x=1"])
+def test_valkey_keeps_its_data_in_a_home_of_any_name(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path / name)
+    home.make()
+    valkey = Valkey(home, free_loopback_port())
+    process = start_child(valkey.command, log_file=tmp_path / "valkey.log")
+    try:
+        wait_until(valkey.answers, 30, "Valkey to answer")
+        assert (home.valkey / "appendonlydir").is_dir()
+    finally:
+        stop_child(process, stop_signal=signal.SIGTERM)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@127.0.0.1:1/z?connection_limit=1", "sqlite:////proc/none/zeta.db"])
+def test_a_database_url_that_does_not_work_is_one_sentence_and_exit_2(tmp_path: Path, url: str) -> None:
+    environment = clean_environment() | {"ZETA_DATABASE_URL": url, "ZETA_WORKER_SECRET": "s"}
+    for command in (["migrate"], ["server", "--port", "0"], ["up", "--port", str(free_loopback_port())]):
+        done = zeta(*command, "--home", tmp_path / "home", environment=environment)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "sqlalche.me" not in done.stderr
 
 
 def _workers(http: httpx.Client) -> bool:

@@ -7,8 +7,10 @@ command line.
 from __future__ import annotations
 
 import importlib.util
+import os
 import secrets
 import socket
+import string
 from pathlib import Path
 
 from zeta.up.home import Home
@@ -81,4 +83,6 @@ def binary() -> Path:
 
 
 def _quoted(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')
+    """The path as a quoted word of valkey.conf, whatever bytes it has (sdssplitargs in Valkey's sds.c)."""
+    safe = b"-_./+=,@: " + string.ascii_letters.encode() + string.digits.encode()
+    return "".join(chr(byte) if byte in safe else f"\\x{byte:02x}" for byte in os.fsencode(path))

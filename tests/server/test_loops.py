@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -171,6 +172,18 @@ def test_a_database_that_became_read_only_is_unavailable_until_it_can_be_written
             wait_until(lambda: http.get("/readyz").status_code == 200, 30, "the server to be ready")
             assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 202
             assert "Traceback" not in server.log()
+
+
+def test_an_sqlite_file_that_cannot_be_written_is_not_ready_until_it_can(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+        assert http.get("/readyz").status_code == 200
+        with closing(sqlite3.connect(server.home / "zeta.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            wait_until(lambda: http.get("/readyz").status_code == 503, 30, "the server not to be ready")
+            assert http.get("/v1/jobs").status_code == 200  # readers do not wait
+            other.execute("ROLLBACK")
+        wait_until(lambda: http.get("/readyz").status_code == 200, 30, "the server to be ready")
+        assert http.post("/v1/jobs", json=SPEC).status_code == 201
 
 
 def _alter(name: str, change: LiteralString) -> sql.Composed:

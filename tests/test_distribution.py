@@ -1,8 +1,10 @@
 """What an installed copy holds: every file of every room, and a bare install that needs only its own few packages."""
 
+import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -40,3 +42,38 @@ def test_a_bare_install_has_all_that_the_client_and_the_command_import() -> None
     (contract,) = [room for room in ROOMS if room.package == "zeta_core.contract"]
     comes_with_pydantic = {"pydantic_core"}
     assert (face.theirs | contract.theirs) - comes_with_pydantic == {IMPORT_NAMES.get(name, name) for name in bare}
+
+
+USER_SCRIPT = """
+from zeta import Client, Trainer
+
+result = Trainer(model="org/name", dataset="rows.jsonl", max_steps=3)
+print(result.checkpoint, result.train_loss)
+with Client("http://127.0.0.1:8400", "key") as client:
+    job = client.submit({"model": "org/name", "dataset": "rows.jsonl"}, on_upload=print)
+    for event in client.events(job.id):
+        print(event.seq, event.type)
+    job = client.wait("@last")
+    estimate = client.validate({"model": "org/name"})
+    print(job.status, job.result, job.spec, estimate.parameters, client.jobs(), client.workers(), client.files())
+    done = client.download(job.id, merged=True, on_progress=lambda progress: print(progress.bytes))
+    print(done.directory, [file.sha256 for file in done.files], client.upload("rows.jsonl").id)
+"""
+
+
+def test_users_get_types_for_everything_public(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    packages = {room.package for room in ROOMS if "." not in room.package}
+    assert {f"{package}/py.typed" for package in packages} <= set(wheel.namelist())
+    wheel.extractall(tmp_path / "installed")
+    (tmp_path / "script.py").write_text(USER_SCRIPT)
+    config = {
+        "include": ["script.py"],
+        "typeCheckingMode": "strict",
+        "extraPaths": ["installed"],
+        "venvPath": str(ROOT),
+        "venv": ".venv",
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "pyright", "--project", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout

@@ -5,6 +5,7 @@
         job = client.wait(job.id)
         client.download(job.id, directory="model")
 
+A job's id may be shortened to its beginning, and ``@last`` is the newest job; a spec may name local files and folders.
 Every failure is a `ZetaError` with the server's sentence, or `Unreachable`. A submission carries an
 ``Idempotency-Key`` of its own, so that a retry after a lost answer never makes a second job.
 """
@@ -26,6 +27,8 @@ import httpx
 from pydantic import BaseModel
 
 from zeta import download, event_stream, upload
+from zeta.job_ids import LAST, full_id, with_full_job
+from zeta.local_inputs import upload_local
 from zeta.settings import environment, find_server
 from zeta.transport import BadAnswer, Transport, Unreachable, read_answer
 from zeta_core.contract.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
@@ -78,17 +81,25 @@ class Client:
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, spec: JobSpec | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
-        """Create a job. The spec is sent as it is: the server's check is the one that counts.
+    def submit(
+        self,
+        spec: JobSpec | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        on_upload: Callable[[str], None] = lambda _: None,
+    ) -> Job:
+        """Create a job. A mapping may name local files and folders, which are uploaded first (`zeta.local_inputs`).
 
-        Raises `InvalidSpec` naming every bad field.
+        ``on_upload`` receives a sentence for each upload. Raises `InvalidSpec` naming every bad field.
         """
-        return self._create("/v1/jobs", _sent(spec), idempotency_key)
+        return self._create("/v1/jobs", self._sent(spec, on_upload), idempotency_key)
 
-    def validate(self, spec: JobSpec | Mapping[str, Any]) -> Estimate:
+    def validate(
+        self, spec: JobSpec | Mapping[str, Any], *, on_upload: Callable[[str], None] = lambda _: None
+    ) -> Estimate:
         """The checks of `submit` without a job, and what is known of it before it runs."""
         headers = {"Content-Type": "application/json"}
-        body = _json(_sent(spec))
+        body = _json(self._sent(spec, on_upload))
         return read_answer(
             Estimate, self._transport.request("POST", "/v1/jobs/validate", content=body, headers=headers)
         )
@@ -107,7 +118,7 @@ class Client:
         return list(self._pages(Job, "/v1/jobs", params, limit))
 
     def job(self, job_id: str) -> Job:
-        return read_answer(Job, self._transport.request("GET", f"/v1/jobs/{_part(job_id)}"))
+        return read_answer(Job, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
 
     def cancel(self, job_id: str) -> Job:
         """Ask for the job's end; `wait` returns when nothing of it is left."""
@@ -135,11 +146,11 @@ class Client:
         the server. Raises `InvalidSpec` naming every bad field.
         """
         body = {"patch": dict(patch or {}), "from": from_checkpoint}
-        return self._create(f"/v1/jobs/{_part(job_id)}/rerun", body, idempotency_key)
+        return self._create(f"/v1/jobs/{self._id(job_id)}/rerun", body, idempotency_key)
 
     def delete(self, job_id: str) -> DeletedObject:
         """Delete an ended job with its artifacts."""
-        return read_answer(DeletedObject, self._transport.request("DELETE", f"/v1/jobs/{_part(job_id)}"))
+        return read_answer(DeletedObject, self._transport.request("DELETE", f"/v1/jobs/{self._id(job_id)}"))
 
     def wait(
         self,
@@ -150,6 +161,7 @@ class Client:
         on_interruption: Callable[[ZetaError], None] | None = None,
     ) -> Job:
         """Return the job when it has ended, over restarts of the server. Raises `WaitTimeout` after the time-out."""
+        job_id = self._id(job_id)
         for event in self.events(job_id, timeout_seconds=timeout_seconds, on_interruption=on_interruption):
             if on_event is not None:
                 on_event(event)
@@ -172,16 +184,17 @@ class Client:
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         return event_stream.follow(
-            self._transport, _part(job_id), after=after, deadline=deadline, on_interruption=on_interruption
+            self._transport, self._id(job_id), after=after, deadline=deadline, on_interruption=on_interruption
         )
 
     def stored_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events that are there now, oldest first."""
+        job_id = self._id(job_id)
         found: list[Event] = []
         while limit is None or len(found) < limit:
             wanted = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
             response = self._transport.request(
-                "GET", f"/v1/jobs/{_part(job_id)}/events", params={"after": after, "limit": wanted}
+                "GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": wanted}
             )
             page = read_answer(Page[Event], response)
             found += page.data
@@ -198,6 +211,7 @@ class Client:
         A stream that breaks, or ends while the job goes on, is made again and goes on where it stopped; with ``tail``
         that cannot be known, and `Unreachable` is raised.
         """
+        job_id = self._id(job_id)
         params = {"follow": "true" if follow else None, "tail": tail, "attempt": attempt}
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         seen_bytes, pauses = 0, self._transport.pauses()
@@ -206,7 +220,7 @@ class Client:
             skip = seen_bytes
             try:
                 with self._transport.stream(
-                    "GET", f"/v1/jobs/{_part(job_id)}/logs", params=params, read_seconds=None if follow else 60.0
+                    "GET", f"/v1/jobs/{job_id}/logs", params=params, read_seconds=None if follow else 60.0
                 ) as response:
                     for chunk in response.iter_bytes():
                         fresh = chunk[skip:]
@@ -233,12 +247,12 @@ class Client:
 
     def checkpoints(self, job_id: str) -> list[Manifest]:
         """The job's checkpoints, newest first."""
-        return list(self._pages(Manifest, f"/v1/jobs/{_part(job_id)}/checkpoints", {}, None))
+        return list(self._pages(Manifest, f"/v1/jobs/{self._id(job_id)}/checkpoints", {}, None))
 
     def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
         """The manifest of ``step-N``, ``best``, ``final`` or ``latest``."""
         return read_answer(
-            Manifest, self._transport.request("GET", f"/v1/jobs/{_part(job_id)}/checkpoints/{_part(name)}")
+            Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{_part(name)}")
         )
 
     def download(
@@ -249,25 +263,30 @@ class Client:
         *,
         include: Iterable[str] = (),
         state: bool = False,
+        merged: bool = False,
         overwrite: bool = False,
         on_progress: Callable[[download.Progress], None] | None = None,
     ) -> download.Download:
         """Bring a checkpoint here, every file verified by its SHA-256; what is here already is not fetched again.
 
         ``checkpoint`` unset is the final one, or the latest while there is no final one. ``include`` are globs over
-        the files' paths; ``training_state/`` comes with ``state`` only. See `zeta.download` for what is guaranteed.
+        the files' paths; ``training_state/`` comes with ``state`` only. ``merged`` brings the merged model of an
+        adapter alone, as a model directory. See `zeta.download` for what is guaranteed.
         """
+        job_id = self._id(job_id)
         if checkpoint is None:
             checkpoint = self.job(job_id).final_checkpoint or "latest"
         manifest = self.checkpoint(job_id, checkpoint)
-        target = Path(directory) if directory is not None else Path(f"{job_id}-{manifest.name}")
+        name = f"{job_id}-{manifest.name}{'-merged' if merged else ''}"
+        target = Path(name if directory is None else directory)
         return download.download(
             self._transport,
-            _part(job_id),
+            job_id,
             manifest,
             target,
             include=tuple(include),
             state=state,
+            merged=merged,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -306,8 +325,18 @@ class Client:
         except (httpx.TransportError, ZetaError):
             return False
 
+    def _sent(self, spec: JobSpec | Mapping[str, Any], on_upload: Callable[[str], None]) -> dict[str, Any]:
+        """The spec as the server reads it: a `JobSpec` is sent as it is, of a mapping local paths are uploaded."""
+        if isinstance(spec, JobSpec):
+            return spec.model_dump(mode="json", exclude_unset=True)
+        return upload_local(with_full_job(self, dict(spec)), self.upload, on_upload)
+
+    def _id(self, text: str) -> str:
+        """The whole id of the job that ``text`` means: also the beginning of an id, or ``@last``."""
+        return full_id(self, text if text == LAST else _part(text))
+
     def _command(self, job_id: str, command: str) -> Job:
-        return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{_part(job_id)}/{command}"))
+        return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
 
     def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
         headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())}
@@ -327,10 +356,6 @@ class Client:
                 return
             after = page.last_id
             left = None if left is None else left - len(page.data)
-
-
-def _sent(spec: JobSpec | Mapping[str, Any]) -> dict[str, Any]:
-    return spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, JobSpec) else dict(spec)
 
 
 def _json(sent: Mapping[str, Any]) -> bytes:

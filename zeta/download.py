@@ -24,7 +24,7 @@ import httpx
 from zeta.transport import Transport
 from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable, ZetaError
-from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+from zeta_core.contract.layout import MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME
 
 CHUNK_BYTES = 1 << 20
 ATTEMPTS_ON_WRONG_BYTES = 2
@@ -69,24 +69,29 @@ def download(
     *,
     include: tuple[str, ...],
     state: bool,
+    merged: bool = False,
     overwrite: bool,
     on_progress: Callable[[Progress], None] | None,
 ) -> Download:
-    """Bring the wanted files of one checkpoint here.
+    """Bring the wanted files of one checkpoint here; ``merged``: of an adapter the merged model alone.
 
     Raises `NotFound` where the globs fit no file, `Conflict` for a file with other content, `Unavailable` where the
     disk has no room, `Corrupt` for bytes that stay wrong, `Unreachable` when the server stays away.
     """
+    whole, url = manifest, f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/"
+    if merged:
+        manifest = _merged(manifest, job_id)
     files = tuple(file for file in manifest.files if _wanted(file, include, state))
     if not files:
         raise NotFound(
             f"No file of {manifest.name} fits {', '.join(include) or 'what was asked for'}; it has "
             f"{', '.join(file.path for file in manifest.files) or 'none'}."
         )
-    url = f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/"
     manifest_bytes = transport.request("GET", url + MANIFEST_NAME).content
-    if Manifest.model_validate_json(manifest_bytes) != manifest:
+    if Manifest.model_validate_json(manifest_bytes) != whole:
         raise Conflict(f"{manifest.name} of {job_id} was replaced at this moment; download it again.")
+    if merged:
+        manifest_bytes, url = manifest.model_dump_json(indent=1).encode(), f"{url}{MERGED_NAME}/"
     total_bytes = sum(file.size for file in files)
     done_bytes = 0
     try:
@@ -109,6 +114,26 @@ def download(
     except OSError as error:
         raise Unavailable(f"{directory} cannot be written: {error.strerror or error}.", code="disk") from error
     return Download(directory=directory, manifest=manifest, files=files)
+
+
+def _merged(manifest: Manifest, job_id: str) -> Manifest:
+    """The manifest of the merged model in an adapter's checkpoint. Raises `NotFound` with the cure if it has none."""
+    prefix = f"{MERGED_NAME}/"
+    if manifest.format != "adapter":
+        raise NotFound(f"{manifest.name} of {job_id} is a whole model already; download it without --merged.")
+    files = [
+        file.model_copy(update={"path": file.path.removeprefix(prefix)})
+        for file in manifest.files
+        if file.path.startswith(prefix)
+    ]
+    if not files:
+        raise NotFound(
+            f"{manifest.name} of {job_id} has no merged model: only final and best have one, and only with "
+            f"lora.save_merged. Make it: zeta rerun {job_id} --from latest --set lora.save_merged=true; or add the "
+            "adapter to its base yourself, as the README.md of the checkpoint shows."
+        )
+    is_module = all(file.path != "config.json" for file in files)
+    return manifest.model_copy(update={"files": files, "format": "module" if is_module else "huggingface"})
 
 
 def _wanted(file: ManifestFile, include: tuple[str, ...], state: bool) -> bool:

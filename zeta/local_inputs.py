@@ -142,6 +142,8 @@ class _Data:
 
 
 def _model(value: Any, upload: Upload, say: Say) -> Any:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(cast("os.PathLike[str]", value))
     if isinstance(value, dict) and isinstance(value.get("file"), str) and not is_id(value["file"], "file"):
         return {**value, "file": _told(_existing(value["file"], "model.file"), upload, say)}
     if not isinstance(value, str):

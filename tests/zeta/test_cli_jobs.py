@@ -324,3 +324,28 @@ def test_a_wrong_key_ends_with_1_and_says_where_the_key_comes_from(service: Serv
     done = subprocess.run([ZETA, "jobs"], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "ZETA_API_KEY" in done.stderr
+
+
+def test_the_merged_model_of_an_adapter_is_downloaded_alone(service: Service, finished: Job, tmp_path: Path) -> None:
+    whole = service.command("download", finished.id, "--merged", "-o", str(tmp_path / "whole"))
+    assert (whole.returncode, "without --merged" in whole.stderr) == (1, True)
+    spec = tmp_path / "lora.json"
+    small = {name: TINY_JOB[name] for name in ("dataset", "seq_len", "batch_size", "gradient_accumulate_every", "seed")}
+    spec.write_text(json.dumps({**small, "model": {"job": finished.id}, "lora": {"r": 2}, "max_steps": 1}))
+    assert service.command("submit", str(spec), "--follow", timeout_seconds=240).returncode == 0
+    unmerged = service.command("download", "@last", "--merged", "-o", str(tmp_path / "model"))
+    assert unmerged.returncode == 1
+    cure = re.search(r"zeta (rerun job_\w+ --from latest --set lora.save_merged=true)", unmerged.stderr)
+    assert cure is not None, unmerged.stderr
+    assert service.command(*cure[1].split(), "--follow", timeout_seconds=240).returncode == 0
+    files: dict[str, str] = {}
+    for _ in range(2):  # the second time everything is here, and verified
+        done = service.command("download", "@last", "--merged", "-o", str(tmp_path / "model"), "--json")
+        assert done.returncode == 0, done.stderr
+        files = {file["path"]: file["sha256"] for file in json.loads(done.stdout)["files"]}
+        assert {"config.json", "model.safetensors"} <= files.keys()
+        for name, digest in files.items():
+            assert hashlib.sha256((tmp_path / "model" / name).read_bytes()).hexdigest() == digest
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert (manifest["format"], {file["path"] for file in manifest["files"]}) == ("huggingface", files.keys())
+    assert not (tmp_path / "model" / "adapter_config.json").exists()

@@ -258,3 +258,24 @@ def test_workers_say_what_they_are(client: Client) -> None:
     (worker,) = client.workers()
     assert worker.status == "ready"
     assert worker.slots[0].kind == "cpu"
+
+
+def test_a_spec_and_an_id_may_be_what_the_command_line_accepts(client: Client, finished: Job, text_file: Path) -> None:
+    said: list[str] = []
+    spec = {**TINY_JOB, "model": f"{finished.id[:-3]}/step-8", "dataset": text_file, "max_steps": 1}
+    job = client.submit(spec, on_upload=said.append)
+    assert job.spec["model"] == {"job": finished.id, "checkpoint": "step-8"}
+    assert job.spec["dataset"] == {"file": client.upload(text_file).id}
+    assert [text_file.name in sentence for sentence in said] == [True]
+    assert client.validate({**TINY_JOB, "dataset": "python-docs"}).object == client.validate(TINY_JOB).object
+    assert client.job("@last").id == job.id
+    assert client.wait("@last", timeout_seconds=240).id == job.id
+    short = finished.id.removeprefix("job_")[:-2]
+    assert client.stored_events(short) == client.stored_events(finished.id)
+    assert "".join(client.logs(short)) == "".join(client.logs(finished.id))
+    assert client.checkpoint(short, "step-8") == client.checkpoint(finished.id, "step-8")
+    for unknown in ("nothing", "job_zzzz"):
+        with pytest.raises(NotFound, match="begins with"):
+            client.cancel(unknown)
+    with pytest.raises(InvalidRequest):
+        client.job("../workers")

@@ -14,10 +14,10 @@ from zeta.cli.app import ARTIFACTS, AsJson, JobId, app
 @app.command(rich_help_panel=ARTIFACTS)
 def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints."""
-    from zeta.cli.connect import full_id
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         found = client.checkpoints(full_id(client, job_id))
@@ -46,6 +46,9 @@ def download(
     ] = None,
     include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only files whose path fits.")] = None,
     state: Annotated[bool, typer.Option("--state", help="With what resuming needs, too.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of an adapter only the merged model (lora.save_merged).")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; unset: JOB-CHECKPOINT here.")
     ] = None,
@@ -56,10 +59,10 @@ def download(
 
     It goes on where an earlier download stopped, and compares every file with its SHA-256.
     """
-    from zeta.cli.connect import full_id
     from zeta.cli.output import print_json, size
     from zeta.cli.transfer import shown_download
     from zeta.client import Client
+    from zeta.job_ids import full_id
     from zeta_core.contract.printable import printable
 
     with Client() as client, shown_download(sys.stderr) as on_progress:
@@ -69,6 +72,7 @@ def download(
             output,
             include=include or (),
             state=state,
+            merged=merged,
             overwrite=force,
             on_progress=on_progress,
         )

@@ -18,8 +18,8 @@ _UNDER_WAY = {"cancel": "its end is under way", "pause": "it saves a checkpoint 
 @app.command(rich_help_panel=JOBS)
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job; what it has stored stays."""
-    from zeta.cli.connect import full_id
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         _tell(client.cancel(full_id(client, job_id)), as_json)
@@ -28,8 +28,8 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=JOBS)
 def pause(job_id: JobId, as_json: AsJson = False) -> None:
     """Pause a job: it saves a checkpoint and frees its device."""
-    from zeta.cli.connect import full_id
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         _tell(client.pause(full_id(client, job_id)), as_json)
@@ -38,8 +38,8 @@ def pause(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=JOBS)
 def resume(job_id: JobId, as_json: AsJson = False) -> None:
     """Let a paused job go on from its newest checkpoint."""
-    from zeta.cli.connect import full_id
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         _tell(client.resume(full_id(client, job_id)), as_json)
@@ -59,10 +59,10 @@ def rerun(
     as_json: AsJson = False,
 ) -> None:
     """Make a new job out of an earlier one, from its start or from one of its checkpoints."""
-    from zeta.cli.connect import full_id
     from zeta.cli.follow import follow as follow_job
     from zeta.cli.output import print_json
     from zeta.client import Client
+    from zeta.job_ids import full_id
     from zeta.spec_file import apply_settings
 
     with Client() as client:
@@ -79,9 +79,9 @@ def rerun(
 @app.command(rich_help_panel=JOBS)
 def delete(job_id: JobId, as_json: AsJson = False) -> None:
     """Delete an ended job with its checkpoints, logs and events."""
-    from zeta.cli.connect import full_id
     from zeta.cli.output import print_json
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         deleted = client.delete(full_id(client, job_id))

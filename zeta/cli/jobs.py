@@ -71,10 +71,10 @@ def list_jobs(
 @app.command("job", rich_help_panel=JOBS)
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show one job."""
-    from zeta.cli.connect import full_id
     from zeta.cli.job_text import data_of, file_names, model_of
     from zeta.cli.output import advice_rows, attempt_cell, print_fields, print_json, progress_cell
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         job = client.job(full_id(client, job_id))
@@ -120,11 +120,11 @@ def wait(
 
     A terminal shows its progress. The exit status: 0 succeeded, 1 failed, 3 cancelled.
     """
-    from zeta.cli.connect import full_id
     from zeta.cli.exits import exit_of_job
     from zeta.cli.follow import follow, wait_quietly
     from zeta.cli.output import ending, print_json, say
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         found = full_id(client, job_id)
@@ -146,10 +146,10 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Print a job's events, the oldest first."""
-    from zeta.cli.connect import full_id
     from zeta.cli.follow import sentence
     from zeta.cli.output import print_json
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     with Client() as client:
         found = full_id(client, job_id)
@@ -177,10 +177,10 @@ def logs(
 
     Escape sequences are removed, but for colours on a terminal, and other control characters are escaped.
     """
-    from zeta.cli.connect import full_id
     from zeta.cli.log_text import LogText
     from zeta.cli.output import print_json
     from zeta.client import Client
+    from zeta.job_ids import full_id
 
     cleaned = LogText(keep_colours=sys.stdout.isatty())
     with Client() as client:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, app
-
-if TYPE_CHECKING:
-    from zeta.client import Client
 
 SpecFile = Annotated[
     Path | None, typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input.")
@@ -42,12 +39,10 @@ def submit(
     from zeta.cli.follow import follow as follow_job
     from zeta.cli.output import notice, print_json
     from zeta.client import Client
-    from zeta.local_inputs import upload_local
 
     wanted = _read(spec, model, data, lora, settings or [])
     with Client() as client:
-        wanted = _with_full_job(client, wanted)
-        job = client.submit(upload_local(wanted, client.upload, partial(notice, as_json=as_json)))
+        job = client.submit(wanted, on_upload=partial(notice, as_json=as_json))
         if as_json:
             print_json(job)
         else:
@@ -68,12 +63,10 @@ def validate(
     """Check a job without submitting it, and say what is known of it. Local files are uploaded first."""
     from zeta.cli.output import duration, notice, print_fields, print_json, size
     from zeta.client import Client
-    from zeta.local_inputs import upload_local
 
     wanted = _read(spec, model, data, lora, settings or [])
     with Client() as client:
-        wanted = _with_full_job(client, wanted)
-        found = client.validate(upload_local(wanted, client.upload, partial(notice, as_json=as_json)))
+        found = client.validate(wanted, on_upload=partial(notice, as_json=as_json))
     if as_json:
         print_json(found)
         return
@@ -118,16 +111,3 @@ def _read(file: Path | None, model: str | None, data: str | None, lora: bool, se
     if lora:
         wanted["lora"] = wanted.get("lora") or {}
     return apply_settings(wanted, settings)
-
-
-def _with_full_job(client: Client, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The spec with the whole id where its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
-    from zeta.cli.connect import LAST, full_id
-
-    model = wanted.get("model")
-    if not isinstance(model, str) or Path(model).exists():
-        return wanted
-    job, separator, checkpoint = model.partition("/")
-    if job != LAST and not job.startswith("job_"):
-        return wanted
-    return {**wanted, "model": f"{full_id(client, job)}{separator}{checkpoint}"}

@@ -343,7 +343,7 @@ def _role(relative: str) -> FileRole:
         return "adapter"
     if name.startswith("model") and name.endswith((".safetensors", ".index.json")):
         return "weights"
-    return "config" if name in ("config.json", "generation_config.json") else "tokenizer"
+    return "config" if name in ("config.json", "generation_config.json", "README.md") else "tokenizer"
 
 
 def _flush(path: Path) -> None:

@@ -45,6 +45,7 @@ def file_key(file_id: str) -> PurePosixPath:
 
 MANIFEST_NAME = "manifest.json"
 TRAINING_STATE_NAME = "training_state"
+MERGED_NAME = "merged"  # in an adapter's checkpoint: the whole model, base and adapter added together
 
 # --- A worker's home: runs/<job>/attempt-N is a RUN_DIR, runs/<job>/output is shared by a job's attempts here -------
 

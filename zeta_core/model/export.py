@@ -14,8 +14,10 @@ from torch import nn
 
 from zeta_core.checkpoint.state import Tensors
 from zeta_core.contract.checkpoint import CheckpointFormat
+from zeta_core.contract.layout import MERGED_NAME
 from zeta_core.model.lora import Adapter
-from zeta_core.model.sources import MERGED
+from zeta_core.model.readme import README, adapter_readme
+from zeta_core.model.sources import Located
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,12 @@ class Export:
     skeleton: nn.Module | None
     tokenizer: Any
     dtype: torch.dtype | None  # None: each tensor as it is
-    base_model: str | None
+    base: Located
     adapter: Adapter | None = None
+
+    @property
+    def base_model(self) -> str | None:
+        return self.base.base_model
 
     @property
     def format(self) -> CheckpointFormat:
@@ -41,8 +47,11 @@ class Export:
             self._write_model(folder, weights, aliases)
             return
         self.adapter.write(folder, weights)
-        if len(weights) > len(self.adapter.names):
-            merged = folder / MERGED
+        has_merged = len(weights) > len(self.adapter.names)
+        readme = adapter_readme(self.base, self.tokenizer, is_module=self.skeleton is None, has_merged=has_merged)
+        (folder / README).write_text(readme, encoding="utf-8")
+        if has_merged:
+            merged = folder / MERGED_NAME
             merged.mkdir()
             name_of = self.adapter.base_name
             self._write_model(

@@ -20,7 +20,7 @@ from torch import nn
 
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key
+from zeta_core.contract.layout import MANIFEST_NAME, MERGED_NAME, checkpoint_key
 from zeta_core.contract.model_files import InvalidModelFiles, clean_config
 from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
@@ -29,7 +29,7 @@ from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import folder_copy, hub_copy, upload_copy
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
 
-ADAPTER_CONFIG, MERGED = "adapter_config.json", "merged"  # of a LoRA checkpoint: what it is, and the whole model
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -203,8 +203,8 @@ def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_mode
 
 def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
     """A LoRA checkpoint as a model like any other: its merged weights, or its base with the adapter added."""
-    if (directory / MERGED / "config.json").is_file():
-        return _from_directory(directory / MERGED, name, places, base_model=base_model)
+    if (directory / MERGED_NAME / "config.json").is_file():
+        return _from_directory(directory / MERGED_NAME, name, places, base_model=base_model)
     try:
         about = cast("dict[str, Any]", json.loads((directory / ADAPTER_CONFIG).read_bytes()))
     except (OSError, ValueError) as error:

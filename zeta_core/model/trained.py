@@ -34,7 +34,7 @@ def choose_what_is_trained(
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
     kept, aliases_of_kept = states.unique_weights(model.state_dict() if keep else {})
     adapter = prepare(model, located, plan)
-    export = Export(skeleton, tokenizer, dtype, located.base_model, adapter)
+    export = Export(skeleton, tokenizer, dtype, located, adapter)
     weights, aliases = states.unique_weights(model.state_dict())
     if adapter is None:
         saved = Saved(frozenset(weights), aliases)

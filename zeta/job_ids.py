@@ -1,15 +1,25 @@
-"""From what was typed to a client and a job's full id."""
+"""Ids as people type them: a whole job id, the beginning of one, or the newest job's ``@last``."""
 
 from __future__ import annotations
 
-from zeta.client import Client
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import ID_CHARACTERS, is_id
+from zeta_core.contract.job import Job
 
 LAST = "@last"
 
 
-def full_id(client: Client, text: str) -> str:
+class Jobs(Protocol):
+    """What lists jobs, the newest first: a `zeta.client.Client`."""
+
+    def jobs(self, *, limit: int | None = 20) -> Sequence[Job]: ...
+
+
+def full_id(client: Jobs, text: str) -> str:
     """The id of the one job that ``text`` means: a full id, the beginning of one (with or without ``job_``), `LAST`.
 
     Raises `NotFound` where it fits none and `InvalidRequest` where it fits several.
@@ -29,3 +39,14 @@ def full_id(client: Client, text: str) -> str:
         shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
         raise InvalidRequest(f"{len(found)} jobs' ids begin with {text!r} ({shown}); write more of it.")
     return found[0]
+
+
+def with_full_job(client: Jobs, spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with the whole id where its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
+    model = spec.get("model")
+    if not isinstance(model, str) or Path(model).exists():
+        return spec
+    job, separator, checkpoint = model.partition("/")
+    if job != LAST and not job.startswith("job_"):
+        return spec
+    return {**spec, "model": f"{full_id(client, job)}{separator}{checkpoint}"}

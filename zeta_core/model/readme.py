@@ -1,0 +1,117 @@
+"""``README.md`` of an adapter's checkpoint: the lines that load it, and where its base model comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.identifiers import is_hub_id, is_id
+from zeta_core.contract.layout import MERGED_NAME
+from zeta_core.model.gguf import is_gguf
+from zeta_core.model.sources import ADAPTER_CONFIG, Located
+
+README = "README.md"
+
+
+@dataclass(frozen=True)
+class _Base:
+    """How the base model is obtained: in words and a shell command, and the expression that loads it."""
+
+    words: str
+    load: str
+    shell: str | None = None
+    imports: str = "from transformers import AutoModelForCausalLM"
+
+
+def adapter_readme(located: Located, tokenizer: Any, *, is_module: bool, has_merged: bool) -> str:
+    """The text for an adapter that was trained on the model at ``located``."""
+    base = _base(located, is_module)
+    tokenizer_class = "ByT5Tokenizer" if type(tokenizer).__name__ == "ByT5Tokenizer" else "AutoTokenizer"
+    parts = [f"# LoRA adapter\n\nThis directory holds an adapter, not a whole model. {base.words}"]
+    if base.shell is not None:
+        parts.append(f"```sh\n{base.shell}\n```")
+    parts.append(
+        "Load both with `pip install peft transformers`:\n\n```python\n"
+        f"from peft import PeftModel\nfrom transformers import {tokenizer_class}\n{base.imports}\n\n"
+        'directory = "."  # the path of this directory\n'
+        f"base = {base.load}\n"
+        "model = PeftModel.from_pretrained(base, directory)\n"
+        f"tokenizer = {tokenizer_class}.from_pretrained(directory)\n```"
+    )
+    if has_merged and not is_module:
+        parts.append(
+            "The whole model, base and adapter added together, needs neither peft nor the base:\n\n```python\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{MERGED_NAME}")\n```'
+        )
+    return _front_matter(located.base_model) + "\n\n".join(parts) + "\n"
+
+
+def _front_matter(base_model: str | None) -> str:
+    """The metadata of a model card, so that the directory can be pushed to the Hub as it is."""
+    named = f"base_model: {base_model.partition('@')[0]}\n" if base_model is not None and _is_on_hub(base_model) else ""
+    return f"---\n{named}library_name: peft\ntags:\n- lora\n---\n\n"
+
+
+def _is_on_hub(base_model: str) -> bool:
+    return is_hub_id(base_model) and "@" in base_model  # a training records the commit
+
+
+def _base(located: Located, is_module: bool) -> _Base:
+    name = located.base_model
+    if name is None or is_module:
+        return _Base(
+            "Its base is a model of your own code and has no name: replace `build_base` by the function that builds "
+            "it, with the weights that the training began with.",
+            load="build_base()",
+            imports="from my_model import build_base",
+        )
+    if _is_on_hub(name):
+        repository, _, revision = name.partition("@")
+        return _Base(
+            f"Its base is `{repository}` on the Hugging Face Hub, at revision `{revision}`.",
+            load=f'AutoModelForCausalLM.from_pretrained("{repository}", revision="{revision}")',
+        )
+    job, _, checkpoint = name.partition("/")
+    if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
+        return _of_job(located, job, checkpoint)
+    if is_id(name, "file"):
+        return _Base(
+            f"Its base was uploaded to the service as `{name}`, a .tar. Download it:",
+            load=_load_folder("base", located.directory),
+            shell=(
+                f'curl -fH "Authorization: Bearer $ZETA_API_KEY" "$ZETA_URL/v1/files/{name}/content" -o base.tar\n'
+                "mkdir -p base && tar -xf base.tar -C base"
+            ),
+        )
+    return _Base(f"Its base is the local model `{name}`.", load=_load_folder(name, located.directory))
+
+
+def _of_job(located: Located, job: str, checkpoint: str) -> _Base:
+    """A checkpoint of a job: a whole model, an adapter with its merged model, or an adapter alone."""
+    words = f"Its base is the checkpoint `{checkpoint}` of the job `{job}`. Download it:"
+    shell = f"zeta download {job} --checkpoint {checkpoint} -o base"
+    directory = located.directory
+    if directory is not None and directory.name == MERGED_NAME:
+        return _Base(words, _load_folder("base", directory), f"{shell} --merged")
+    if directory is not None and (directory / ADAPTER_CONFIG).is_file():
+        return _Base(
+            f"{words[:-1]}; it is an adapter too, and its README.md says where its own base is:",
+            'AutoPeftModelForCausalLM.from_pretrained("base").merge_and_unload()',
+            shell,
+            "from peft import AutoPeftModelForCausalLM",
+        )
+    return _Base(words, _load_folder("base", directory), shell)
+
+
+def _load_folder(name: str, directory: Path | None) -> str:
+    if directory is None or not is_gguf(directory):
+        return f"AutoModelForCausalLM.from_pretrained({_quoted(name)})"
+    folder = name.removesuffix(f"/{directory.name}")
+    return f"AutoModelForCausalLM.from_pretrained({_quoted(folder)}, gguf_file={_quoted(directory.name)})"
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if text.isprintable() and not set(text) & set('"\\') else repr(text)

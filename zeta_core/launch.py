@@ -52,6 +52,7 @@ from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import TrainingFailed, explain
 from zeta_core.report.journal import Console, Journal, Report
+from zeta_core.report.library_noise import leave_out_library_noise
 from zeta_core.settings import Place, job_id, place, variables
 from zeta_core.supervision import Supervision
 
@@ -65,6 +66,7 @@ def main(run_dir: Path) -> int:
     A rank of several leaves its end in a file; the process that started the ranks writes the journal's last line when
     all of them are gone: the first rank's end, or the failure that came first.
     """
+    leave_out_library_noise()
     here = place()
     lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
     fcntl.flock(lock, fcntl.LOCK_SH)

@@ -120,11 +120,11 @@ def test_a_check_that_exceeds_a_limit_names_it_and_the_next_one_works(tmp_path: 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits of a process are Linux's")
 def test_a_model_that_takes_too_much_memory_to_check_is_reported(tmp_path: Path) -> None:
-    """By the real program: this config alone makes a list with an item for each of its layers."""
+    """By the real program: this config alone makes a name for each of its labels."""
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
     process = CheckProcess((sys.executable, "-m", "zeta_core"), environment, tmp_path, memory_bytes=1 << 30)
-    for layers, message in ((10**9, "exceeded its limit of 1,024 MiB of memory"), (2, None)):
-        spec = {**SPEC, "model": {"config": {**LLAMA_CONFIG, "model_type": "qwen2", "num_hidden_layers": layers}}}
+    for labels, message in ((10**8, "exceeded its limit of 1,024 MiB of memory"), (2, None)):
+        spec = {**SPEC, "model": {"config": {**LLAMA_CONFIG, "num_labels": labels}}}
         (tmp_path / "run.json").write_text(json.dumps({"spec": spec}))
         if message is None:
             answer = CheckAnswer.model_validate_json(process.ask(tmp_path / "run.json", limit_seconds=120))

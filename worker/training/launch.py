@@ -59,6 +59,7 @@ def training_environment(
             "PYTHONUNBUFFERED": "1",
         }
     )
+    environment.setdefault("USE_HUB_KERNELS", "0")  # the Hub's kernels are code; ZETA_JOB_ENV may allow them
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
     packages = _packages_of_zeta_core()

@@ -2,9 +2,10 @@
 
 The text is the artifact store's, where the worker appends it; it is read in pieces, so its length does not matter.
 
-A plain text has no room for keep-alives: every byte that is sent is a byte of the log. A reader behind a proxy that
-cuts idle connections therefore sets ``quiet_seconds``: the answer ends regularly after so long without a byte, and
-the reader continues with ``offset``, the number of bytes that it has (docs/decisions/0020-http-limits-and-proxies.md).
+Proxies cut idle connections, so a followed log that stays quiet has keep-alives: a carriage return every 15 seconds,
+which no terminal shows. A program that needs the exact bytes sets ``quiet_seconds`` instead: there are no keep-alives,
+the answer ends regularly after that long without a byte, and the program continues with ``offset``, the number of bytes
+that it has received (docs/decisions/0020-http-limits-and-proxies.md).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from zeta_core.contract.job import ENDED, JobStatus
 CHUNK_BYTES = 1 << 18
 LOOK_SECONDS = 0.5  # how often a followed log is looked at
 BACKWARD_BYTES = 1 << 16
+KEEP_ALIVE_SECONDS = 15.0  # as the event stream; proxies cut after 60 s without a byte
+KEEP_ALIVE = b"\r"
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,20 @@ class LogReading:
     tail: int | None = None  # only the last lines
     offset: int = 0  # bytes of the answer that the reader has already
     follow: bool = False  # until the job has ended
-    quiet_seconds: float | None = None  # a followed log: end after so long without a byte
+    quiet_seconds: float | None = None  # a followed log: end after so long without a byte, and send no keep-alives
 
 
 async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasLeft) -> AsyncGenerator[bytes]:
-    """The log's bytes without the first ``offset`` of them; a followed log ends with the job, or with its reader."""
+    """The log's bytes without the first ``offset`` of them, and keep-alives of a followed log.
+
+    A followed log ends with the job, with its reader, or after ``quiet_seconds``.
+    """
     attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
     starts = await asyncio.to_thread(_tail_starts, attempts, wanted.tail) if wanted.tail is not None else {}
     last = min(starts, default=1) - 1  # attempts up to this one were sent, or precede the tail
     between = b""
     skip = _Skip(wanted.offset)
-    spoke = time.monotonic()
+    idle = _Idle(wanted.quiet_seconds)
     with service.engine.stored.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
         while True:
             for logged in attempts:
@@ -94,20 +100,24 @@ async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasL
                         between = b"" if chunk.endswith(b"\n") else b"\n"
                         if rest := skip.rest_of(chunk):
                             yield rest
-                            spoke = time.monotonic()
+                            idle.reset()
                     elif not wanted.follow or logged.is_over or service.stopping.requested:
                         break
                     else:
                         await subscription.wait(LOOK_SECONDS)
-                        if _is_quiet(spoke, wanted) or await has_left():
+                        if idle.is_over or await has_left():
                             return
+                        if idle.needs_keep_alive():
+                            yield KEEP_ALIVE
                         now, has_ended = await read_attempts(service, job_id, wanted.attempt)
                         logged = next((one for one in now if one.number == logged.number), logged)
             if not wanted.follow or has_ended or service.stopping.requested:
                 return
             await subscription.wait(LOOK_SECONDS)
-            if _is_quiet(spoke, wanted) or await has_left():
+            if idle.is_over or await has_left():
                 return
+            if idle.needs_keep_alive():
+                yield KEEP_ALIVE
             attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
 
 
@@ -129,8 +139,28 @@ class _Skip:
         return jumped
 
 
-def _is_quiet(spoke: float, wanted: LogReading) -> bool:
-    return wanted.quiet_seconds is not None and time.monotonic() - spoke >= wanted.quiet_seconds
+class _Idle:
+    """How long a followed log has sent nothing."""
+
+    def __init__(self, quiet_seconds: float | None) -> None:
+        self._quiet_seconds = quiet_seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """A byte was sent."""
+        self._since = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the reader asked for the answer to end after such a time."""
+        return self._quiet_seconds is not None and time.monotonic() - self._since >= self._quiet_seconds
+
+    def needs_keep_alive(self) -> bool:
+        """Whether a keep-alive is due; the next one is due after the same time."""
+        if self._quiet_seconds is not None or time.monotonic() - self._since < KEEP_ALIVE_SECONDS:
+            return False
+        self.reset()
+        return True
 
 
 def _size(path: Path) -> int:

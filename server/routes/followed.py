@@ -42,7 +42,7 @@ class LogQuery(BaseModel):
         ge=1,
         le=3600,
         allow_inf_nan=False,
-        description="a followed log: end the answer after so long without a byte, before a proxy cuts it; "
+        description="a followed log: end the answer after so long without a byte, and send no keep-alives; "
         "continue with `offset`",
     )
 

@@ -69,6 +69,15 @@ def silent(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
         yield reader
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quiet_log(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
+    """The followed log of a job that has written one line, open from the first test of this file to its last."""
+    job_id = rows.job()
+    rows.attempt(job_id, log="loading\n")
+    with server.http() as http:
+        yield Reader(http, f"/v1/jobs/{job_id}/logs?follow=true", {})
+
+
 def test_events_come_oldest_first_in_pages(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.say(job_id, *(str(number) for number in range(2, 8)))
@@ -348,6 +357,11 @@ def test_the_stream_of_a_silent_job_is_kept_open_by_comments(silent: Reader) -> 
     wait_until(lambda: "\n: " in silent.text, 20, "a comment within 15 s and a little")
     assert len(silent.events) == 1
     assert silent.ended_at is None
+
+
+def test_a_quiet_followed_log_is_kept_open_by_carriage_returns(quiet_log: Reader) -> None:
+    wait_until(lambda: "loading\n\r" in quiet_log.text, 30, "a carriage return within 15 s and a little")
+    assert quiet_log.ended_at is None
 
 
 @pytest.mark.parametrize("path", ["events", "logs?follow=true"])

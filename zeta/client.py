@@ -12,9 +12,7 @@ Every failure is a `ZetaError` with the server's sentence, or `Unreachable`. A s
 
 from __future__ import annotations
 
-import codecs
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,15 +24,16 @@ from uuid import uuid4
 import httpx
 from pydantic import BaseModel
 
-from zeta import download, event_stream, upload
+from zeta import download, event_stream, log_stream, upload
+from zeta.errors import BadAnswer, Unreachable, read_answer
 from zeta.job_ids import LAST, full_id, with_full_job
 from zeta.local_inputs import upload_local
 from zeta.settings import environment, find_server
-from zeta.transport import BadAnswer, Transport, Unreachable, read_answer
+from zeta.transport import Transport
 from zeta_core.contract.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.checkpoint import Manifest
 from zeta_core.contract.commands import FROM_START
-from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
+from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.estimate import Estimate
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job, JobStatus
@@ -55,18 +54,28 @@ class Client:
         api_key: str | None = None,
         *,
         patience_seconds: float = PATIENCE_SECONDS,
+        use_proxy: bool = True,
     ) -> None:
-        """``patience_seconds``: how long a request is repeated while nothing answers.
+        """``patience_seconds``: how long a request is repeated while nothing answers. ``use_proxy=False``: connect
+        directly, whatever proxy the environment names; this machine's own server is always reached directly.
 
-        Raises `Unreachable` where no server is named and none runs here.
+        Raises `Unreachable` where no server is named and none runs here, `InvalidSettings` where a setting of the
+        environment is wrong.
         """
-        target = find_server(environment(), url=base_url, api_key=api_key)
+        variables = environment()
+        target = find_server(variables, url=base_url, api_key=api_key)
         if target is None:
             raise Unreachable(
                 "No Zeta server is known here; start one with `zeta up`, or name one with ZETA_URL or `zeta login URL`."
             )
         self.base_url = target.url
-        self._transport = Transport(target.url, target.api_key, patience_seconds=patience_seconds)
+        self._transport = Transport(
+            target.url,
+            target.api_key,
+            patience_seconds=patience_seconds,
+            variables=variables,
+            use_proxy=use_proxy and not target.is_local,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +189,8 @@ class Client:
     ) -> Iterator[Event]:
         """Events with ``seq`` above ``after``, live, each once and in order, until the job has ended.
 
-        A lost connection is made again and goes on where it stopped; ``on_interruption`` is told of each.
+        A lost connection is made again and continues where it stopped; ``on_interruption`` is called for each outage.
+        Where a gateway holds the stream back, the stored events are polled instead.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         return event_stream.follow(
@@ -189,59 +199,24 @@ class Client:
 
     def stored_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events that are there now, oldest first."""
-        job_id = self._id(job_id)
-        found: list[Event] = []
-        while limit is None or len(found) < limit:
-            wanted = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
-            response = self._transport.request(
-                "GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": wanted}
-            )
-            page = read_answer(Page[Event], response)
-            found += page.data
-            if not page.has_more or not page.data:
-                break
-            after = page.data[-1].seq
-        return found
+        return list(event_stream.stored(self._transport, self._id(job_id), after=after, limit=limit))
 
     def logs(
-        self, job_id: str, *, follow: bool = False, tail: int | None = None, attempt: int | None = None
+        self,
+        job_id: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        attempt: int | None = None,
+        on_interruption: Callable[[ZetaError], None] | None = None,
     ) -> Iterator[str]:
         """The text that the training processes wrote, in pieces as they arrive; ``follow`` until the job has ended.
 
-        A stream that breaks, or ends while the job goes on, is made again and goes on where it stopped; with ``tail``
-        that cannot be known, and `Unreachable` is raised.
+        A stream that breaks, or ends while the job continues, is made again and continues where it stopped;
+        ``on_interruption`` is called for each outage.
         """
-        job_id = self._id(job_id)
-        params = {"follow": "true" if follow else None, "tail": tail, "attempt": attempt}
-        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        seen_bytes, pauses = 0, self._transport.pauses()
-        had_ended, between = not follow or tail is not None, self._transport.pauses(math.inf)
-        while True:
-            skip = seen_bytes
-            try:
-                with self._transport.stream(
-                    "GET", f"/v1/jobs/{job_id}/logs", params=params, read_seconds=None if follow else 60.0
-                ) as response:
-                    for chunk in response.iter_bytes():
-                        fresh = chunk[skip:]
-                        skip -= min(skip, len(chunk))
-                        if fresh:
-                            pauses.restart()
-                            seen_bytes += len(fresh)
-                            yield decode(fresh)
-            except httpx.TransportError as error:
-                if (tail is not None and seen_bytes) or not pauses.wait():
-                    raise self._transport.unreachable(error) from error
-                continue
-            except Unavailable:
-                if not pauses.wait():
-                    raise
-                continue
-            if had_ended:
-                return
-            # A server that stops ends its streams too: only what was asked for after the job's end is all of it.
-            had_ended = self.job(job_id).status in ENDED
-            between.wait()
+        log = log_stream.Log(self._transport, self._id(job_id), tail=tail, attempt=attempt)
+        return log.follow(on_interruption) if follow else log.read()
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 
@@ -339,7 +314,10 @@ class Client:
         return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
 
     def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
-        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())}
+        key = idempotency_key or str(uuid4())
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidRequest(f"idempotency_key is {key!r}; use printable ASCII, as an HTTP header carries it.")
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return read_answer(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
 
     def _pages(

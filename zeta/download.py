@@ -221,7 +221,7 @@ def _fetch(transport: Transport, url: str, file: ManifestFile, part: Path, repor
                 if not goes_on:
                     here, digest = 0, hashlib.sha256()
                 with part.open("ab" if goes_on else "wb") as stream:
-                    for chunk in response.iter_raw(CHUNK_BYTES):
+                    for chunk in response.iter_bytes(CHUNK_BYTES):  # decoded: a gateway may compress
                         pauses.restart()
                         here += len(chunk)
                         if here > file.size:

@@ -1,7 +1,10 @@
-"""A job's events, live: server-sent events that go on after any interruption, each event once and in order.
+"""A job's events, live: server-sent events that continue after any interruption, each event once and in order.
+
+Where a gateway withholds the stream (virus scanners and other buffering proxies) while it answers other requests, the
+stored events are polled instead.
 
 The parser follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream, and splits
-lines at CR and LF only: JSON may hold the other signs that Unicode counts as line ends.
+lines at CR and LF only: JSON may contain the other characters that Unicode counts as line ends.
 """
 
 from __future__ import annotations
@@ -13,16 +16,22 @@ from dataclasses import dataclass, field
 import httpx
 from pydantic import ValidationError
 
-from zeta.transport import READ_SECONDS, BadAnswer, ServerFault, Transport, Unreachable
+from zeta.errors import BadAnswer, ServerFault, Unreachable, read_answer
+from zeta.transport import Transport
+from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import Unavailable, ZetaError
 from zeta_core.contract.events import Event
+from zeta_core.contract.job import ENDED, Job
 
-SILENCE_SECONDS = 45.0  # the server sends a comment every 15 s; three missed ones are a dead connection
+SILENCE_SECONDS = 20.0  # the server sends some bytes at once and a comment every 15 s
 PATIENCE_SECONDS = 300.0  # a server may restart, a laptop may sleep
+POLL_SECONDS = 2.0
+MUTE_CONNECTIONS = 2  # so many in a row brought nothing while the server answered other requests: poll from then on
+PAGE_SIZE = 1000
 
 
 class WaitTimeout(ZetaError):
-    """The job did not end within the time that the caller wanted to wait; it goes on."""
+    """The job did not end within the time that the caller wanted to wait; it continues."""
 
     type = "timeout_error"
     code = "wait_timeout"
@@ -30,7 +39,7 @@ class WaitTimeout(ZetaError):
 
 @dataclass
 class Message:
-    """One message of the stream; ``retry_seconds`` is the pause that the server asks for before a reconnect."""
+    """One message of the stream; ``retry_seconds`` is the pause that the server requests before a reconnect."""
 
     event: str = "message"
     data: str = ""
@@ -51,50 +60,132 @@ def follow(
     ``deadline`` is a `time.monotonic` time; ``on_interruption`` is called once for each outage. Raises `Unreachable`
     after `PATIENCE_SECONDS` without a server, `WaitTimeout` at the deadline, and what the server refuses.
     """
-    last = after
+    reader = _Reader(transport, job_id, after, deadline)
     pauses = transport.pauses(PATIENCE_SECONDS)
-    least_pause = 0.0
-    first_failure_patience = transport.pauses()  # a server that was never there is told soon
-    connected = is_told = False
+    first_pauses = transport.pauses()  # a server that was never there is reported soon
+    is_told = False
     while True:
         failure: ZetaError
+        num_answers = reader.num_answers
         try:
-            headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", "Last-Event-ID": str(last)}
-            with transport.stream(
-                "GET", f"/v1/jobs/{job_id}/events", headers=headers, read_seconds=_patience(deadline)
-            ) as response:
-                if response.status_code == 204:
-                    return
-                if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                    raise BadAnswer(f"The answer of {response.request.url} is no event stream.")
-                connected, is_told = True, False
-                pauses.restart()
-                for message in messages(response.iter_bytes()):
-                    _check(deadline, job_id)
-                    if message.retry_seconds is not None:
-                        least_pause = message.retry_seconds
-                    if message.event == "end":
-                        return
-                    if not message.data:
-                        continue
-                    event = _event(message)
-                    if event.seq > last:
-                        last = event.seq
-                        yield event
-            failure = Unreachable(f"The server at {transport.base_url} closed the stream.")
+            yield from reader.poll() if reader.must_poll else reader.stream()
+            if reader.has_ended:
+                return
+            failure = Unreachable(f"This client was closed while it followed {job_id}.")
+            if transport.pause(min(POLL_SECONDS, _seconds_left(deadline)) if reader.must_poll else 0):
+                _check(deadline, job_id)
+                continue
         except httpx.TransportError as error:
             failure = transport.unreachable(error)
         except BadAnswer:
             raise
-        except (Unavailable, ServerFault) as error:  # it says itself that it cannot answer now
+        except (Unavailable, ServerFault) as error:  # it answers that it cannot serve this now
             failure = error
         _check(deadline, job_id)
-        if connected and on_interruption is not None and not is_told:
+        if reader.num_answers > num_answers:
+            pauses.restart()
+            is_told = False
+        if reader.num_answers and on_interruption is not None and not is_told:
             on_interruption(failure)
             is_told = True
-        waited = pauses.wait(min(least_pause, 2.0)) if connected else first_failure_patience.wait()
+        waited = pauses.wait(min(reader.retry_seconds, 2.0)) if reader.num_answers else first_pauses.wait()
         if not waited:
             raise failure
+
+
+def stored(transport: Transport, job_id: str, *, after: int, limit: int | None = None) -> Iterator[Event]:
+    """The events that are stored now, oldest first."""
+    num_left = limit
+    while num_left is None or num_left > 0:
+        wanted = PAGE_SIZE if num_left is None else min(PAGE_SIZE, num_left)
+        response = transport.request("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": wanted})
+        page = read_answer(Page[Event], response)
+        yield from page.data
+        if not page.has_more or not page.data:
+            return
+        after = page.data[-1].seq
+        num_left = None if num_left is None else num_left - len(page.data)
+
+
+class _Reader:
+    """One job's events from the live stream, and from the stored events where a gateway withholds the stream."""
+
+    def __init__(self, transport: Transport, job_id: str, after: int, deadline: float | None) -> None:
+        self.num_answers = 0  # connections that brought bytes, and polls that succeeded
+        self.retry_seconds = 0.0
+        self.has_ended = False
+        self._transport, self._job_id, self._deadline = transport, job_id, deadline
+        self._last, self._num_mute = after, 0
+
+    @property
+    def must_poll(self) -> bool:
+        return self._num_mute >= MUTE_CONNECTIONS
+
+    def poll(self) -> Iterator[Event]:
+        """The new events that are stored now."""
+        response = self._transport.request("GET", f"/v1/jobs/{self._job_id}")
+        status = read_answer(Job, response).status
+        for event in stored(self._transport, self._job_id, after=self._last):
+            self._last = event.seq
+            yield event
+        self.num_answers += 1
+        self.has_ended = status in ENDED  # the status is older than the events, so none is missing
+
+    def stream(self) -> Iterator[Event]:
+        """The live events of one connection, and what it withheld; returns where the next one may follow at once.
+
+        Raises what `Transport.stream` raises, and `Unreachable` where the server closed the stream.
+        """
+        num_answers = self.num_answers
+        try:
+            yield from self._connection()
+            if self.has_ended:
+                return
+            failure: Exception = Unreachable(f"The server at {self._transport.base_url} closed the event stream.")
+        except (httpx.TransportError, Unavailable) as error:
+            failure = error
+        _check(self._deadline, self._job_id)
+        was_heard = self.num_answers > num_answers
+        if was_heard and not isinstance(failure, httpx.ReadTimeout):
+            self._num_mute = 0
+            raise failure
+        if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
+            raise failure
+        last = self._last
+        yield from self.poll()
+        self._num_mute = 0 if was_heard and self._last == last else self._num_mute + 1
+
+    def _connection(self) -> Iterator[Event]:
+        headers = {
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",  # a compressed stream waits for whole blocks
+            "Cache-Control": "no-store",
+            "Last-Event-ID": str(self._last),
+        }
+        path, silence = (
+            f"/v1/jobs/{self._job_id}/events",
+            max(0.05, min(SILENCE_SECONDS, _seconds_left(self._deadline))),
+        )
+        with self._transport.stream("GET", path, headers=headers, read_seconds=silence) as response:
+            if response.status_code == 204:
+                self.has_ended = True
+                return
+            if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                raise BadAnswer(f"The answer of {response.request.url} is not an event stream.")
+            was_heard = False
+            for message in messages(response.iter_bytes()):
+                _check(self._deadline, self._job_id)
+                if not was_heard:
+                    was_heard = True
+                    self.num_answers += 1
+                if message.retry_seconds is not None:
+                    self.retry_seconds = message.retry_seconds
+                if message.event == "end":
+                    self.has_ended = True
+                    return
+                if message.data and (event := _event(message)).seq > self._last:
+                    self._last = event.seq
+                    yield event
 
 
 def messages(chunks: Iterable[bytes]) -> Iterator[Message]:
@@ -147,15 +238,13 @@ def _event(message: Message) -> Event:
     try:
         return Event.model_validate_json(message.data)
     except ValidationError as error:
-        raise BadAnswer(f"The server sent an event that is none: {message.data[:200]!r}.") from error
+        raise BadAnswer(f"The server sent an event that cannot be read: {message.data[:200]!r}.") from error
 
 
-def _patience(deadline: float | None) -> float:
-    if deadline is None:
-        return SILENCE_SECONDS
-    return max(0.05, min(SILENCE_SECONDS, deadline - time.monotonic(), READ_SECONDS))
+def _seconds_left(deadline: float | None) -> float:
+    return max(0.0, deadline - time.monotonic()) if deadline is not None else float("inf")
 
 
 def _check(deadline: float | None, job_id: str) -> None:
     if deadline is not None and time.monotonic() >= deadline:
-        raise WaitTimeout(f"{job_id} has not ended in the time given; it goes on. Wait again, or cancel it.")
+        raise WaitTimeout(f"{job_id} has not ended in the time given; it continues. Wait again, or cancel it.")

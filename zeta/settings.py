@@ -19,9 +19,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from zeta.address import checked_url
 from zeta.up.home import Home
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.settings import ApiKey, Settings
@@ -35,6 +37,8 @@ def environment() -> dict[str, str]:
 class ClientSettings(Settings):
     """What ``ZETA_*`` tells a client."""
 
+    needs_home: ClassVar[bool] = False  # a container's user without one can still name a server
+
     url: str | None = None
     api_key: ApiKey | None = None
 
@@ -45,95 +49,126 @@ class Login(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     url: str
-    api_key: str | None = None
+    api_key: ApiKey | None = None
 
 
 class Target(BaseModel):
-    """The server that a client talks to, and from where that is known."""
+    """The server that a client talks to, and how it was found; ``is_local``: it is the `zeta up` of this machine."""
 
     model_config = ConfigDict(frozen=True)
 
     url: str
     api_key: str | None
     source: str
+    is_local: bool = False
 
 
-def find_server(variables: Mapping[str, str], **overrides: object) -> Target | None:
-    """The server and key to use, by the order at the top of this file; ``None`` where nothing names one."""
-    settings = ClientSettings.from_environment(variables, **overrides)
-    if settings.url is not None and settings.api_key is not None:
-        return Target(url=checked_url(settings.url, "ZETA_URL"), api_key=settings.api_key, source="ZETA_URL")
+def find_server(
+    variables: Mapping[str, str], *, url: str | None = None, api_key: str | None = None, home: Path | None = None
+) -> Target | None:
+    """The server and key to use, by the order at the top of this file; ``None`` where nothing names one.
+
+    The keyword arguments replace the settings of these names. Raises `InvalidSettings` where a setting is wrong.
+    """
+    given_key = None if api_key is None else api_key.strip()
+    settings = ClientSettings.from_environment(variables, url=url, api_key=given_key, home=home)
+    address = None if settings.url is None else checked_url(settings.url, "ZETA_URL")
+    if address is not None and settings.api_key is not None:
+        return Target(url=address, api_key=settings.api_key, source="ZETA_URL")
     login = read_login(variables)
-    here = _running_here(Home(settings.home))
-    if settings.url is not None:
-        url = checked_url(settings.url, "ZETA_URL")
-        known = [candidate for candidate in (here, login) if candidate is not None and candidate.url == url]
+    here = _running_here(Home(settings.home)) if settings.home.is_absolute() else None
+    if address is not None:
+        known = [candidate for candidate in (here, login) if candidate is not None and candidate.url == address]
         key = next((candidate.api_key for candidate in known), None)
-        return Target(url=url, api_key=key, source="ZETA_URL")
-    home_is_named = bool(variables.get("ZETA_HOME", "").strip()) or overrides.get("home") is not None
+        return Target(url=address, api_key=key, source="ZETA_URL", is_local=here is not None and here in known)
+    home_is_named = bool(variables.get("ZETA_HOME", "").strip()) or home is not None
     if here is not None and (home_is_named or login is None):
-        return Target(url=here.url, api_key=settings.api_key or here.api_key, source=f"zeta up in {settings.home}")
+        key = settings.api_key or here.api_key
+        return Target(url=here.url, api_key=key, source=f"zeta up in {settings.home}", is_local=True)
     if login is not None:
         return Target(url=login.url, api_key=settings.api_key or login.api_key, source=str(login_file(variables)))
     return None
 
 
-def checked_url(url: str, name: str) -> str:
-    """The URL without a trailing slash. Raises `InvalidSettings` where it is none."""
-    stripped = url.strip().rstrip("/")
-    scheme, separator, rest = stripped.partition("://")
-    if scheme not in ("http", "https") or not separator or not rest or any(sign.isspace() for sign in rest):
-        raise InvalidSettings(f"{name} is {url!r}, which is no URL; give one such as http://127.0.0.1:8400.")
-    return stripped
-
-
 # --- A stored login ---------------------------------------------------------------------------------------------------
 
 
-def login_file(variables: Mapping[str, str]) -> Path:
-    """``login.json`` in the user's own configuration folder."""
-    home = Path(variables.get("HOME") or Path.home())
+def login_file(variables: Mapping[str, str]) -> Path | None:
+    """``login.json`` in the user's own configuration folder; ``None`` where the user has no home directory."""
     if variables.get("XDG_CONFIG_HOME"):
-        folder = Path(variables["XDG_CONFIG_HOME"])
-    elif sys.platform == "darwin":
-        folder = home / "Library" / "Application Support"
-    else:
-        folder = home / ".config"
+        return Path(variables["XDG_CONFIG_HOME"]) / "zeta" / "login.json"
+    try:
+        home = Path(variables.get("HOME") or Path.home())
+    except RuntimeError:
+        return None
+    folder = home / "Library" / "Application Support" if sys.platform == "darwin" else home / ".config"
     return folder / "zeta" / "login.json"
 
 
 def read_login(variables: Mapping[str, str]) -> Login | None:
-    """The stored login, if there is one. Raises `InvalidSettings` where the file is not what we wrote."""
+    """The stored login, if there is one. Raises `InvalidSettings` where the file cannot be read or used."""
     file = login_file(variables)
-    try:
-        return Login.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+    if file is None:
         return None
-    except (OSError, ValidationError) as error:
-        raise InvalidSettings(f"{file} cannot be read as a login; remove it and run `zeta login` again.") from error
+    try:
+        login = Login.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InvalidSettings(
+            f"The stored login {file} cannot be read: {error.strerror}; correct that, or remove it."
+        ) from error
+    except ValidationError as error:
+        raise InvalidSettings(
+            f"{file} does not hold a login that `zeta login` wrote; remove it and run `zeta login URL` again."
+        ) from error
+    return login.model_copy(update={"url": checked_url(login.url, f"The url in {file}")})
 
 
 def store_login(variables: Mapping[str, str], login: Login) -> Path:
-    """Store a login, readable by this user alone; an earlier one is replaced whole or not at all."""
-    file = login_file(variables)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, aside = tempfile.mkstemp(dir=file.parent)  # mode 0600 from the start
+    """Store a login, readable by this user alone; an earlier one is replaced whole or not at all.
+
+    Raises `InvalidSettings` where it cannot be written.
+    """
+    file = _required_login_file(variables)
     try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(login.model_dump_json())
-        Path(aside).replace(file)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(aside).unlink()
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, aside = tempfile.mkstemp(dir=file.parent)  # mode 0600 from the start
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(login.model_dump_json())
+            Path(aside).replace(file)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                Path(aside).unlink()
+    except OSError as error:
+        raise InvalidSettings(
+            f"The login cannot be stored in {file}: {error.strerror}; set XDG_CONFIG_HOME to a folder that you can "
+            "write to, or use ZETA_URL and ZETA_API_KEY instead."
+        ) from error
     return file
 
 
 def forget_login(variables: Mapping[str, str]) -> bool:
-    """Remove the stored login; whether there was one."""
+    """Remove the stored login; whether there was one. Raises `InvalidSettings` where it cannot be removed."""
+    file = _required_login_file(variables)
+    try:
+        file.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InvalidSettings(f"The stored login {file} cannot be removed: {error.strerror}.") from error
+    return True
+
+
+def _required_login_file(variables: Mapping[str, str]) -> Path:
     file = login_file(variables)
-    existed = file.exists()
-    file.unlink(missing_ok=True)
-    return existed
+    if file is None:
+        raise InvalidSettings(
+            "This user has no home directory to store a login in; set HOME or XDG_CONFIG_HOME, "
+            "or use ZETA_URL and ZETA_API_KEY."
+        )
+    return file
 
 
 def _running_here(home: Home) -> Login | None:
@@ -142,7 +177,10 @@ def _running_here(home: Home) -> Login | None:
     if state is None or state.url is None:
         return None
     try:
-        key = home.admin_key.read_text().strip() or None
-    except OSError:
+        key = home.admin_key.read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
         key = None
-    return Login(url=state.url, api_key=key)
+    try:
+        return Login(url=checked_url(state.url, f"The url in {home.state}"), api_key=key)
+    except ValidationError as error:
+        raise InvalidSettings(f"{home.admin_key} does not hold an API key; restore it, or set ZETA_API_KEY.") from error

@@ -2,22 +2,27 @@
 
 A request is repeated only where repeating it is harmless (GET, or a POST with an ``Idempotency-Key``) and only for
 what passes by itself: no connection, or an answer that says "not now" (429, 502, 503, 504). What the server refuses is
-raised at once, with the server's own sentence.
+raised at once, with the server's own sentence. Redirects are never followed: the key goes to the configured URL only.
 """
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from zeta_core.contract import errors
-from zeta_core.contract.errors import ErrorBody, ErrorContent, Unavailable, ZetaError
+from zeta.certificates import no_tls_context, tls_context
+from zeta.errors import Unreachable, error_from
+from zeta.failures import connection_failure, foreign_answer, is_permanent, is_web_page
+from zeta.proxies import Proxy, choose_proxy
+from zeta_core.contract.answers import Health
+from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
@@ -25,63 +30,35 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 PASSING_STATUSES = frozenset({429, 502, 503, 504})
 
-AnswerT = TypeVar("AnswerT")
-
-
-class Unreachable(Unavailable):
-    """Nothing answers at the URL, or it is not this service that answers."""
-
-    code = "unreachable"
-
-
-class ServerFault(ZetaError):
-    """The server failed at something that is not the caller's to mend; its log has the rest, by request id."""
-
-    type = "internal_error"
-    code = "internal_error"
-
-
-class BadAnswer(ServerFault):
-    """The server sent something else than the contract says; asking again would not help."""
-
-    code = "bad_answer"
-
-
-# A code of its own first, then the family: the classes are the contract's, so the names cannot drift apart.
-_BY_CODE: dict[str, type[ZetaError]] = {errors.InvalidSpec.code: errors.InvalidSpec}
-_BY_TYPE: dict[str, type[ZetaError]] = {
-    family.type: family
-    for family in (
-        errors.InvalidRequest,
-        errors.MalformedRequest,
-        errors.AuthenticationFailed,
-        errors.PermissionDenied,
-        errors.NotFound,
-        errors.Conflict,
-        errors.TooLarge,
-        errors.RequestTimeout,
-        errors.QuotaExceeded,
-        errors.Unavailable,
-        errors.InvalidSettings,
-        ServerFault,
-    )
-}
-
 
 class Transport:
     """HTTP to one server with one key. Safe to share between threads; `close` ends every pause at once."""
 
-    def __init__(self, base_url: str, api_key: str | None, *, patience_seconds: float) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        patience_seconds: float,
+        variables: Mapping[str, str],
+        use_proxy: bool = True,
+    ) -> None:
+        """``variables`` is the environment that names proxies and certificate authorities.
+
+        Raises `InvalidSettings` where one of them applies and cannot be used.
+        """
         self.base_url = base_url.rstrip("/")
         self.patience_seconds = patience_seconds
         self._closed = Event()
+        self._proxy = choose_proxy(self.base_url, variables) if use_proxy else None
         self._http = httpx.Client(
             base_url=self.base_url,
-            headers=headers,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            # A proxy of the environment is for the world outside, not for a service on this machine.
-            trust_env=not _on_this_machine(self.base_url),
+            follow_redirects=False,
+            # httpx would read the environment itself, and fail on settings that do not concern this server.
+            trust_env=False,
+            **_route(self.base_url, self._proxy, variables),
         )
 
     def close(self) -> None:
@@ -102,18 +79,17 @@ class Transport:
         repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in (headers or {})
         pauses = self.pauses()
         while True:
-            request = self._http.build_request(
-                method, path, params=_given(params), json=json, content=content, headers=headers
-            )
+            request = self._build(method, path, params=params, json=json, content=content, headers=headers)
             try:
                 response = self._http.send(request)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
-                if not (repeatable or isinstance(error, httpx.ConnectError)) or not pauses.wait():
+            except httpx.RequestError as error:
+                passes = (repeatable or isinstance(error, httpx.ConnectError)) and not is_permanent(error)
+                if not passes or not pauses.wait():
                     raise self.unreachable(error) from error
                 continue
             if response.status_code in PASSING_STATUSES and repeatable and pauses.wait(retry_after(response)):
                 continue
-            raise_for(response)
+            self._raise_for(response)
             return response
 
     @contextmanager
@@ -129,22 +105,18 @@ class Transport:
     ) -> Generator[httpx.Response]:
         """The answer while it arrives, tried once; a refusal is read and raised.
 
-        Raises `httpx.TransportError` where the connection fails: the caller knows how to go on from where it was.
+        Raises `httpx.TransportError` where the connection fails: the caller knows how to continue from where it was.
         """
-        request = self._http.build_request(
-            method,
-            path,
-            params=_given(params),
-            headers=headers,
-            timeout=httpx.Timeout(read_seconds, connect=CONNECT_SECONDS),
-            **body,
-        )
+        timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
+        request = self._build(method, path, params=params, headers=headers, timeout=timeout, **body)
         response = self._http.send(request, stream=True)
         try:
-            if not response.is_success:
+            if not response.is_success or is_web_page(response):
                 response.read()
-            raise_for(response)
+            self._raise_for(response)
             yield response
+        except httpx.DecodingError as error:  # the compression of a gateway, cut off in the middle
+            raise httpx.ReadError(str(error)) from error
         finally:
             response.close()
 
@@ -152,13 +124,46 @@ class Transport:
         """Growing pauses between attempts, until patience ends."""
         return Pauses(self._closed, self.patience_seconds if patience_seconds is None else patience_seconds)
 
-    def unreachable(self, error: Exception) -> Unreachable:
+    def pause(self, seconds: float) -> bool:
+        """Sleep, for polling; false when the connection was closed."""
+        return not self._closed.wait(seconds)
+
+    def unreachable(self, error: Exception) -> Unavailable:
         """The sentence for a connection that failed."""
-        reason = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or repr(error)
-        return Unreachable(
-            f"No Zeta server answers at {self.base_url} ({reason}); start one with `zeta up`, "
-            "or set ZETA_URL to the right address."
-        )
+        return connection_failure(error, self.base_url, self._proxy)
+
+    def _build(self, method: str, path: str, *, params: Mapping[str, Any] | None, **rest: Any) -> httpx.Request:
+        """The request. Raises `InvalidRequest` for text that HTTP cannot carry, and on a closed client."""
+        if self._closed.is_set():
+            raise InvalidRequest("This client is closed; make a new one.", code="client_closed")
+        try:
+            return self._http.build_request(method, path, params=_given(params), **rest)
+        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            raise InvalidRequest(f"{method} {path} contains text that HTTP cannot carry: {error}.") from error
+
+    def _raise_for(self, response: httpx.Response) -> None:
+        """Raise the `ZetaError` of an answer (already read) that is not a success of the service."""
+        if response.is_success:
+            if is_web_page(response):
+                raise Unreachable(
+                    f"{self.base_url} answered with a web page (HTTP {response.status_code}, text/html), perhaps the "
+                    "sign-in page of a gateway; set ZETA_URL to an address that reaches the server itself."
+                )
+            return
+        try:
+            content = ErrorBody.model_validate_json(response.content).error
+        except ValidationError:
+            raise foreign_answer(response, self.base_url, self._proxy, self._server_answers) from None
+        raise error_from(content, response.headers.get("X-Request-Id"))
+
+    def _server_answers(self) -> bool:
+        """Whether the service answers a request that needs no key."""
+        try:
+            response = self._http.get("/healthz", timeout=CONNECT_SECONDS)
+            Health.model_validate_json(response.content)
+        except (httpx.RequestError, ValidationError):
+            return False
+        return response.is_success
 
 
 class Pauses:
@@ -170,8 +175,12 @@ class Pauses:
         self.restart()
 
     def restart(self) -> None:
-        """Something answered: patience begins anew."""
+        """Something new arrived: the pauses are short again, and patience begins anew."""
         self._pause_seconds = FIRST_PAUSE_SECONDS
+        self.renew_patience()
+
+    def renew_patience(self) -> None:
+        """The server answered, with nothing new: patience begins anew, and the pauses stay as long as they are."""
         self._deadline: float | None = None
 
     def wait(self, at_least_seconds: float = 0.0) -> bool:
@@ -186,61 +195,23 @@ class Pauses:
         return not self._closed.wait(pause)
 
 
-def read_answer(model: type[AnswerT], response: httpx.Response) -> AnswerT:
-    """The answer as a model of the contract. Raises `BadAnswer` where it is none."""
-    try:
-        return TypeAdapter(model).validate_json(response.content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the answer"
-        raise BadAnswer(
-            f"{response.request.method} {response.request.url} answered what this client cannot read "
-            f"({where}: {fault['msg']}); is the server of another version?"
-        ) from error
-
-
-def raise_for(response: httpx.Response) -> None:
-    """Raise the `ZetaError` of an answer (already read) that is not a success."""
-    if response.is_success:
-        return
-    try:
-        content = ErrorBody.model_validate_json(response.content).error
-    except ValidationError:
-        raise _not_ours(response) from None
-    raise error_from(content, response.headers.get("X-Request-Id"))
-
-
-def error_from(content: ErrorContent, request_id: str | None = None) -> ZetaError:
-    """The error class that the server raised, with its sentence, field and details."""
-    family = _BY_CODE.get(content.code) or _BY_TYPE.get(content.type) or ServerFault
-    message = content.message
-    if family is ServerFault and request_id and request_id not in message:
-        message = f"{message} (request {request_id})"
-    return family(message, code=content.code, param=content.param, details=content.details)
-
-
 def retry_after(response: httpx.Response) -> float:
     """The pause in seconds that the server asks for; 0 where it asks for none."""
     value = response.headers.get("Retry-After", "")
     return min(float(value), 60.0) if value.isdecimal() else 0.0
 
 
-def _not_ours(response: httpx.Response) -> ZetaError:
-    url, status = response.request.url, response.status_code
-    if status in PASSING_STATUSES:
-        return Unreachable(f"The server at {url} is not available now (HTTP {status}); try again later.")
-    if status >= 500:
-        return ServerFault(f"The server failed at {url} (HTTP {status}); its log says why.")
-    content_type = response.headers.get("Content-Type", "no type")
-    return Unreachable(
-        f"What answers at {url} is not a Zeta server (HTTP {status}, {content_type}); "
-        "set ZETA_URL to the right address."
-    )
+def _route(base_url: str, proxy: Proxy | None, variables: Mapping[str, str]) -> dict[str, Any]:
+    """How `httpx.Client` reaches the server: its proxy and its TLS context."""
+    if not any(url.startswith("https://") for url in (base_url, proxy.url if proxy is not None else "")):
+        context: ssl.SSLContext = no_tls_context()
+    else:
+        context = tls_context(variables)
+    if proxy is None:
+        return {"verify": context}
+    is_tls = proxy.url.startswith("https://")
+    return {"verify": context, "proxy": httpx.Proxy(proxy.url, ssl_context=context if is_tls else None)}
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (params or {}).items() if value is not None}
-
-
-def _on_this_machine(url: str) -> bool:
-    return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")

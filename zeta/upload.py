@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 import httpx
 
-from zeta.transport import Transport, read_answer
+from zeta.errors import read_answer
+from zeta.transport import Transport
 from zeta_core.contract.answers import FilePurpose, Page, StoredFile
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.printable import printable

@@ -2,6 +2,9 @@
 
 A cut line is silent, as one whose packets are dropped: connections stay open, new ones are taken and not answered, and
 what was sent meanwhile arrives when the line is healed, late, as TCP's own repetition would bring it.
+
+A line may also close connections on which the server is silent for too long, as nginx (``proxy_read_timeout``, 60 s)
+and the load balancers of clouds do.
 """
 
 import contextlib
@@ -14,8 +17,9 @@ CHUNK_BYTES = 65_536
 class Line:
     """Relays connections to ``port`` on itself to ``target_port`` until `close`."""
 
-    def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+    def __init__(self, target_port: int, *, idle_seconds: float | None = None) -> None:
+        self.num_idle_cuts = 0
+        self._target_port, self._idle_seconds = target_port, idle_seconds
         self._open = threading.Event()
         self._open.set()
         self._closed = False
@@ -51,7 +55,7 @@ class Line:
         except OSError:
             _hang_up(near)  # nothing listens there, and the client learns it as from the server's own machine
             return
-        far.settimeout(None)
+        far.settimeout(self._idle_seconds)
         for one in (near, far):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets.add(one)
@@ -64,6 +68,8 @@ class Line:
             while data := source.recv(CHUNK_BYTES):
                 self._open.wait()
                 sink.sendall(data)
+        except TimeoutError:
+            self.num_idle_cuts += 1
         except OSError:
             pass  # the other direction, or the other end, hung up
         self._open.wait()  # a cut line does not tell of an end either

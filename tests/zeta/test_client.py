@@ -12,8 +12,8 @@ from tests.harness.service import Service
 from tests.zeta.conftest import TINY_JOB
 from zeta.client import Client
 from zeta.download import Progress
+from zeta.errors import Unreachable
 from zeta.event_stream import WaitTimeout
-from zeta.transport import Unreachable
 from zeta.up.home import Home
 from zeta_core.contract.errors import AuthenticationFailed, Conflict, InvalidRequest, InvalidSpec, NotFound
 from zeta_core.contract.events import Event

@@ -19,8 +19,11 @@ from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job
 from zeta_core.contract.printable import printable
 
+SMALLEST_WIDTH = 20  # of a terminal that has room for a progress bar
 SHOWN_PROMPT = 80  # characters of what a sample continues, its last ones
-PLAIN_LINE_SECONDS = 5.0  # between two progress lines where there is no terminal, by the events' own clock
+# Between two progress lines where there is no terminal, by the events' own clock: a tenth of what they cover so far.
+FIRST_PLAIN_LINE_SECONDS = 5.0
+LONGEST_PLAIN_LINE_SECONDS = 60.0
 
 
 class Detached(ZetaError):
@@ -48,7 +51,7 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
     """Show the job until it has ended, then how it ended; a Ctrl-C is the caller's."""
     with _view(as_json, job_id) as view:
         job = client.wait(
-            job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=_interruption(as_json)
+            job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=interruption(as_json)
         )
     if as_json:
         print_json(job)
@@ -59,7 +62,7 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
 
 def wait_quietly(client: Client, job_id: str, timeout_seconds: float | None, *, as_json: bool) -> Job:
     """Wait without showing anything."""
-    return client.wait(job_id, timeout_seconds=timeout_seconds, on_interruption=_interruption(as_json))
+    return client.wait(job_id, timeout_seconds=timeout_seconds, on_interruption=interruption(as_json))
 
 
 class View(ABC):
@@ -77,11 +80,12 @@ class JsonView(View):
 
 
 class PlainView(View):
-    """One sentence in a line; of the progress events one every few seconds, and each change of phase."""
+    """One sentence per line; progress at each change of phase and every few seconds, later every minute."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._phase: str | None = None
+        self._first_at: datetime | None = None
         self._shown_at: datetime | None = None
         self._held: str | None = None
 
@@ -100,13 +104,21 @@ class PlainView(View):
             print(progress_line(fields), flush=True)
             return
         is_new_phase = fields.get("phase") != self._phase
-        is_due = self._shown_at is None or (event.created_at - self._shown_at).total_seconds() >= PLAIN_LINE_SECONDS
+        is_due = self._is_due(event.created_at)
         line = progress_line(fields)
         if is_new_phase or is_due:
             self._phase, self._shown_at, self._held = fields.get("phase"), event.created_at, None
             print(line, flush=True)
         else:
             self._held = line  # the last one before something else happens is shown too
+
+    def _is_due(self, now: datetime) -> bool:
+        self._first_at = self._first_at or now
+        if self._shown_at is None:
+            return True
+        covered = (now - self._first_at).total_seconds()
+        pause = min(max(FIRST_PLAIN_LINE_SECONDS, covered / 10), LONGEST_PLAIN_LINE_SECONDS)
+        return (now - self._shown_at).total_seconds() >= pause
 
 
 class TerminalView(View):
@@ -198,8 +210,8 @@ def _safe(text: str) -> str:
     return printable(text, keep="\n").replace("\n", "\n    ")
 
 
-def _interruption(as_json: bool) -> Callable[[ZetaError], None]:
-    """What tells people that the connection is cut for a while."""
+def interruption(as_json: bool) -> Callable[[ZetaError], None]:
+    """Reports to people that the connection is lost for a while."""
     return lambda error: notice(f"{error.message} Trying again.", as_json=as_json)
 
 
@@ -214,11 +226,15 @@ def _view(as_json: bool, job_id: str) -> Generator[View]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    console = Console()
+    if console.is_dumb_terminal or console.width < SMALLEST_WIDTH:  # TERM=dumb (Emacs), COLUMNS=0
+        yield PlainView(job_id)
+        return
     columns = (
         TextColumn("{task.description:<13}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
     )
-    with Progress(*columns, console=Console()) as progress:
+    with Progress(*columns, console=console) as progress:
         yield TerminalView(progress, job_id)

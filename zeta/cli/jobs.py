@@ -116,19 +116,21 @@ def wait(
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Wait at most so long.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job has ended.
+    """Wait until a job has ended, and show its progress.
 
-    A terminal shows its progress. The exit status: 0 succeeded, 1 failed, 3 cancelled.
+    With --json only the ended job is printed. The exit status: 0 succeeded, 1 failed, 3 cancelled.
     """
     from zeta.cli.exits import exit_of_job
     from zeta.cli.follow import follow, wait_quietly
     from zeta.cli.output import ending, print_json, say
     from zeta.client import Client
     from zeta.job_ids import full_id
+    from zeta_core.contract.job import ENDED
 
     with Client() as client:
         found = full_id(client, job_id)
-        if sys.stdout.isatty() and not as_json:
+        # The history of an ended job is for a terminal, not for a pipe or a file.
+        if not as_json and (sys.stdout.isatty() or client.job(found).status not in ENDED):
             raise typer.Exit(follow(client, found, timeout_seconds=timeout))
         job = wait_quietly(client, found, timeout, as_json=as_json)
     if as_json:
@@ -146,14 +148,18 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Print a job's events, the oldest first."""
-    from zeta.cli.follow import sentence
+    from zeta.cli.follow import interruption, sentence
     from zeta.cli.output import print_json
     from zeta.client import Client
     from zeta.job_ids import full_id
 
     with Client() as client:
         found = full_id(client, job_id)
-        source = client.events(found, after=after) if follow else client.stored_events(found, after=after)
+        source = (
+            client.events(found, after=after, on_interruption=interruption(as_json))
+            if follow
+            else client.stored_events(found, after=after)
+        )
         for event in source:
             if as_json:
                 print_json(event)
@@ -177,6 +183,7 @@ def logs(
 
     Escape sequences are removed, but for colours on a terminal, and other control characters are escaped.
     """
+    from zeta.cli.follow import interruption
     from zeta.cli.log_text import LogText
     from zeta.cli.output import print_json
     from zeta.client import Client
@@ -184,8 +191,9 @@ def logs(
 
     cleaned = LogText(keep_colours=sys.stdout.isatty())
     with Client() as client:
+        found, told = full_id(client, job_id), interruption(as_json)
         try:
-            for piece in client.logs(full_id(client, job_id), follow=follow, tail=tail, attempt=attempt):
+            for piece in client.logs(found, follow=follow, tail=tail, attempt=attempt, on_interruption=told):
                 if as_json:
                     print_json({"text": piece})
                 else:

@@ -18,18 +18,19 @@ def config(as_json: AsJson = False) -> None:
     """
     from zeta.cli.output import print_fields, print_json
     from zeta.settings import ClientSettings, environment, find_server, login_file
-    from zeta.up.settings import UpSettings, handed_on
+    from zeta.up.settings import ShownSettings, handed_on
 
     variables = environment()
     target = find_server(variables)
-    settings = UpSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
+    settings = ShownSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
     settings |= handed_on(variables)
     server = None if target is None else target.url
+    file = login_file(variables)
     found = {
         "server": server,
         "server_from": None if target is None else target.source,
         "server_key": None if target is None or target.api_key is None else "***",
-        "login_file": str(login_file(variables)),
+        "login_file": None if file is None else str(file),
     }
     if as_json:
         print_json({**found, "settings": settings})
@@ -53,9 +54,10 @@ def login(
     """
     import sys
 
+    from zeta.address import checked_url
     from zeta.cli.output import print_json
     from zeta.client import Client
-    from zeta.settings import ClientSettings, Login, checked_url, environment, store_login
+    from zeta.settings import ClientSettings, Login, environment, store_login
     from zeta_core.contract.errors import InvalidSettings
 
     address = checked_url(url, "URL")

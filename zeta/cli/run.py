@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from zeta.cli import submit, jobs, commands, artifacts, service, workers, login
 # isort: on
 from zeta.cli.app import app
 from zeta.cli.exits import Exit, exit_of_error
+from zeta.cli.streams import OutputError, discard_output, prepare
 from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest, ZetaError
 from zeta_core.contract.printable import printable
 
@@ -44,21 +46,32 @@ class Defect(ZetaError):
     code = "defect"
 
 
+class SystemFault(ZetaError):
+    """The machine refused something: a missing permission, a full disk, no free file descriptor."""
+
+    type = "system_error"
+    code = "system"
+
+
 def main() -> NoReturn:
     """``zeta ...``: `sys.argv` decides, the process ends."""
+    prepare()
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(words: Sequence[str]) -> int:
     as_json = "--json" in words[: words.index("--") if "--" in words else None]  # known where the words are wrong, too
     try:
-        ended: object = app(words, prog_name="zeta", standalone_mode=not as_json)
-        return ended if isinstance(ended, int) else Exit.SUCCEEDED
-    except SystemExit as ended:  # how the command line library ends, usage errors included
-        return ended.code if isinstance(ended.code, int) else Exit.SUCCEEDED if ended.code is None else Exit.FAILED
+        status = _run_app(words, as_json)
+        sys.stdout.flush()  # here, where a failure becomes a sentence
+        return status
     except _WrongUsage as error:
         _tell(_of_usage(error), as_json)
         return Exit.USAGE
+    except OutputError as error:
+        discard_output()
+        _tell(error, as_json)
+        return Exit.FAILED
     except ZetaError as error:
         _tell(error, as_json)
         return exit_of_error(error)
@@ -67,13 +80,32 @@ def _run(words: Sequence[str]) -> int:
             print("Interrupted.", file=sys.stderr)
         return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return Exit.FAILED
-    except Exception as error:  # noqa: BLE001 - ours to mend; the user gets a sentence, and the rest in a file
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        _tell(SystemFault(f"{named}{error.strerror or error}."), as_json)
+        return Exit.FAILED
+    except Exception as error:  # noqa: BLE001 - ours to fix; the user gets a sentence, and the rest in a file
+        _tell(Defect(f"zeta has a defect ({error!r}); please report it{_report(error)}."), as_json)
+        return Exit.FAILED
+
+
+def _run_app(words: Sequence[str], as_json: bool) -> int:
+    try:
+        ended: object = app(words, prog_name="zeta", standalone_mode=not as_json)
+        return ended if isinstance(ended, int) else Exit.SUCCEEDED
+    except SystemExit as ended:  # how the command line library ends, usage errors included
+        return ended.code if isinstance(ended.code, int) else Exit.SUCCEEDED if ended.code is None else Exit.FAILED
+
+
+def _report(error: Exception) -> str:
+    """Where the traceback was written, as the end of a sentence; empty where it cannot be written."""
+    with contextlib.suppress(OSError):
         report = Path(tempfile.gettempdir()) / f"zeta-defect-{os.getpid()}.txt"
-        report.write_text("".join(traceback.format_exception(error)))
-        _tell(Defect(f"a defect of zeta ({error!r}); please report it with {report}."), as_json)
-        return Exit.FAILED
+        report.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+        return f" with {report}"
+    return ""
 
 
 def _of_usage(error: Any) -> InvalidRequest:

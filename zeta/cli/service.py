@@ -75,8 +75,8 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     from zeta.cli.exits import Exit
     from zeta.cli.output import print_fields, print_json
     from zeta.client import Client
+    from zeta.errors import Unreachable
     from zeta.settings import environment, find_server
-    from zeta.transport import Unreachable
     from zeta.up.home import Home as HomeFolder
     from zeta.up.settings import UpSettings
 
@@ -86,7 +86,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     target = find_server(variables, home=home)
     if target is None:
         raise Unreachable(f"Nothing runs in {settings.home}, and no other server is named; start one with `zeta up`.")
-    with Client(target.url, target.api_key) as client:
+    with Client(target.url, target.api_key, use_proxy=not target.is_local) as client:
         is_ready = client.is_ready()
         workers = [] if not is_ready else client.workers()
         running = [] if not is_ready else client.jobs(status="running", limit=1000)

@@ -15,15 +15,16 @@ from threading import Event
 from zeta.up.home import Home, UpState
 from zeta.up.service import READY_SECONDS, WORKER_MARGIN_SECONDS
 from zeta.up.settings import UpSettings
-from zeta_core.contract.errors import Unavailable
+from zeta_core.contract.errors import InvalidSettings, Unavailable
 
 PROBE_SECONDS = 0.1
+WRONG_SETTING = 2  # the exit status of `zeta up`, see docs/commands.md
 
 
 def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
     """Start `zeta up` in a session of its own and return when it is ready; its output goes to ``logs/up.log``.
 
-    Raises `Unavailable` with its last sentence if it ends before.
+    Raises its last sentence as `InvalidSettings` or `Unavailable` if it ends before.
     """
     home = Home(settings.home)
     home.make()
@@ -50,8 +51,11 @@ def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
             return state
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PROBE_SECONDS)
-            lines = log_file.read_text(errors="replace").strip().splitlines() or ["it said nothing."]
-            raise Unavailable(lines[-1].removeprefix("Error: "), code="not_started")
+            lines = log_file.read_text(errors="replace").strip().splitlines() or ["`zeta up` ended without output."]
+            sentence = lines[-1].removeprefix("Error: ")
+            if process.returncode == WRONG_SETTING:
+                raise InvalidSettings(sentence)
+            raise Unavailable(sentence, code="not_started")
         if time.monotonic() >= deadline:
             process.terminate()
             raise Unavailable(

@@ -148,10 +148,18 @@ class Home:
             os.close(descriptor)
         return None
 
+    def _open_lock(self, file: Path) -> int:
+        try:
+            return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise InvalidSettings(
+                f"The home {self.path} cannot be written: {error.strerror}; give another with --home or ZETA_HOME."
+            ) from error
+
     @contextmanager
     def owned(self) -> Generator[None]:
         """Be the one `zeta up` of this home. Raises `Conflict` saying where the other one is."""
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._open_lock(self.lock)
         try:
             if not _locked(descriptor, LOCK_SECONDS):
                 other = self.read_state()
@@ -173,7 +181,7 @@ class Home:
 
         Raises `Conflict` if they do not end within `ENDING_SECONDS`.
         """
-        descriptor = os.open(self.children_lock, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._open_lock(self.children_lock)
         try:
             if not _locked(descriptor, ENDING_SECONDS):
                 earlier = self.read_state()

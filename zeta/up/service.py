@@ -132,11 +132,9 @@ class Service:
         # A worker that is killed leaves its trainings running for their grace; the next one adopts them. Stopping it
         # in order would need the server, which ends at the same moment.
         child("server", module("server"), signal.SIGTERM)
+        worker = child("worker", module("worker"), signal.SIGKILL)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")
-        with Client(self._url, key, patience_seconds=0) as client:
-            if settings.redis_url is not None:  # which may be another service's: then the server ends, saying so
-                self._await(client.is_ready, "the API is ready")
-            worker = child("worker", module("worker"), signal.SIGKILL)
+        with Client(self._url, key, patience_seconds=0, use_proxy=False) as client:
             self._await(client.is_ready, "the API is ready")
             self._await(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker is there")
 
@@ -293,18 +291,26 @@ def _require_free(host: str, port: int) -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(1)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a label of a name may be too long
         raise InvalidSettings(
-            f"Port {port} of {host} cannot be used ({error.strerror or error}); "
+            f"Port {port} of {host} cannot be used ({getattr(error, 'strerror', None) or error}); "
             "stop what listens there, or give another with --port (and --host).",
             code="port_in_use",
         ) from error
 
 
 def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as listener:
+            listener.bind(address)
+            return int(listener.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        raise InvalidSettings(
+            f"ZETA_HOST is {host!r}, which is not an address of this machine "
+            f"({getattr(error, 'strerror', None) or error}); give another with --host.",
+            param="ZETA_HOST",
+        ) from error
 
 
 def _local_url(host: str, port: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -32,6 +33,12 @@ class UpSettings(Settings):
     worker_name: str | None = Field(None, description="unset: this machine's name")
     hub: str = "on"
     stop_grace_seconds: float = Field(DEFAULT_STOP_GRACE_SECONDS, ge=0, allow_inf_nan=False)
+
+
+class ShownSettings(UpSettings):
+    """The settings of `zeta up` as `zeta config` shows them, also to a user without a home directory."""
+
+    needs_home: ClassVar[bool] = False
 
 
 def handed_on(variables: Mapping[str, str]) -> dict[str, str]:

@@ -50,6 +50,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     secrets: ClassVar[frozenset[str]] = frozenset({"api_key", "worker_secret", "redis_url", "database_url"})
+    needs_home: ClassVar[bool] = True  # else ``home`` stays as it is where the user has no home directory
 
     home: Path = Path("~/.zeta")
 
@@ -81,7 +82,26 @@ class Settings(BaseModel):
             shown = "(hidden)" if str(first["loc"][0] if first["loc"] else "") in cls.secrets else repr(first["input"])
             reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
             raise InvalidSettings(f"{variable} is {shown}: {reason}.", param=variable) from error
-        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+        return settings.model_copy(update={"home": cls._absolute(settings.home)})
+
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        try:
+            return home.expanduser().absolute()
+        except RuntimeError as error:
+            if not cls.needs_home:
+                return home
+            raise InvalidSettings(
+                f"ZETA_HOME is {str(home)!r}, and this user has no such home directory; "
+                "set ZETA_HOME to an absolute path, or set HOME.",
+                param="ZETA_HOME",
+            ) from error
+        except OSError as error:  # a relative path in a working directory that was removed
+            raise InvalidSettings(
+                f"ZETA_HOME is {str(home)!r}, and the working directory does not exist ({error.strerror}); "
+                "set ZETA_HOME to an absolute path.",
+                param="ZETA_HOME",
+            ) from error
 
     def masked(self) -> dict[str, str]:
         """The effective settings for people to read, every secret as ``***``."""
@@ -168,9 +188,11 @@ def _folder(url: str) -> Path:
 
 def _first_line(variable: str, file: Path) -> str:
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows editors begin a file with a BOM
     except OSError as error:
         raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # not UTF-8, or a NUL in the name
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is not UTF-8 text.") from error
     if not lines or not lines[0].strip():
         raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is empty; put the secret on its first line.")
     return lines[0].strip()

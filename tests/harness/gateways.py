@@ -1,0 +1,138 @@
+"""HTTP gateways between a client and a server, on the loopback interface: they misbehave as real ones do.
+
+A gateway passes requests on, or answers some itself (a refusal, a redirect, a sign-in page); it may buffer answers
+until they are complete, or compress them. One that cuts idle connections is a `tests.harness.network.Line`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+import threading
+import zlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+CHUNK_BYTES = 65_536
+_OWN_HEADERS = frozenset({"transfer-encoding", "content-length", "connection", "date", "server", "content-encoding"})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a gateway answers itself."""
+
+    status: int
+    body: bytes = b"<html><body>A page of the gateway</body></html>"
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "text/html"})
+
+
+class Gateway:
+    """An HTTP gateway before ``target_port``; use `running`."""
+
+    def __init__(
+        self,
+        target_port: int | None = None,
+        *,
+        answers: Callable[[str, str], Answer | None] = lambda method, path: None,
+        buffers: bool = False,
+        compresses: bool = False,
+        drops: frozenset[str] = frozenset(),
+        program: str = "nginx/1.22.1",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """``answers`` decides by method and path what the gateway answers itself; ``None`` passes the request on.
+
+        ``drops`` are the request headers that it removes, in lower case.
+        """
+        self.requests: list[str] = []
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def version_string(self) -> str:
+                return program
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # the client left
+                    super().handle()
+
+            def do_GET(self) -> None:
+                gateway.requests.append(f"{self.command} {self.path}")
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                own = answers(self.command, self.path)
+                if own is None:
+                    self._pass_on(body)
+                else:
+                    self._answer(own.status, own.headers, own.body)
+
+            do_POST = do_PUT = do_DELETE = do_CONNECT = do_GET
+
+            def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                if status not in (204, 304):
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def _pass_on(self, body: bytes) -> None:
+                assert target_port is not None, f"nothing is behind the gateway for {self.path}"
+                connection = http.client.HTTPConnection("127.0.0.1", target_port)
+                with contextlib.closing(connection):
+                    passed = {name: text for name, text in self.headers.items() if name.lower() not in drops}
+                    connection.request(self.command, self.path, body, passed)
+                    answer = connection.getresponse()
+                    headers = {name: text for name, text in answer.getheaders() if name.lower() not in _OWN_HEADERS}
+                    if answer.status == 204:
+                        self._answer(204, headers, b"")
+                    elif buffers:
+                        self._answer(answer.status, headers, answer.read())
+                    else:
+                        self._stream(answer, headers)
+
+            def _stream(self, answer: http.client.HTTPResponse, headers: Mapping[str, str]) -> None:
+                packer = zlib.compressobj(wbits=31) if compresses else None  # 31: gzip
+                self.send_response(answer.status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                if packer is not None:
+                    self.send_header("Content-Encoding", "gzip")
+                self.send_header("Connection", "close")  # and no length: the end of the connection is the end
+                self.end_headers()
+                while chunk := answer.read1(CHUNK_BYTES):
+                    if packer is not None:
+                        chunk = packer.compress(chunk) + packer.flush(zlib.Z_SYNC_FLUSH)
+                    self.wfile.write(chunk)
+                if packer is not None:
+                    self.wfile.write(packer.flush())
+                self.close_connection = True
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def running(self) -> Generator[Gateway]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()

@@ -1,0 +1,219 @@
+"""Answers that a gateway, a proxy or another program gives instead of the server, and TLS that fails."""
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.gateways import Answer, Gateway
+from tests.harness.ports import free_loopback_port
+from zeta.cli.exits import Exit, exit_of_error
+from zeta.client import Client
+from zeta.proxies import choose_proxy
+from zeta.transport import Transport
+from zeta_core.contract.answers import Health
+from zeta_core.contract.errors import ZetaError
+
+HEALTH = Answer(200, Health(status="ok", version="1").model_dump_json().encode(), {"Content-Type": "application/json"})
+NGINX_PLAIN = b"<center>The plain HTTP request was sent to HTTPS port</center>"
+
+
+def always(answer: Answer) -> Callable[[str, str], Answer]:
+    return lambda _method, _path: answer
+
+
+def failure(client: Client) -> ZetaError:
+    with client, pytest.raises(ZetaError) as caught:
+        client.cancel("job_1")  # a POST, which is not repeated
+    return caught.value
+
+
+def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
+    return failure(Client(f"{gateway.url}{path}", "key", patience_seconds=0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "exit_status", "parts"),
+    [
+        (Answer(413), "refused_by_gateway", Exit.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
+        (Answer(401), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 401", "refuses access"]),
+        (Answer(403), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 403", "refuses access"]),
+        (Answer(407), "unreachable", Exit.UNREACHABLE, ["HTTP 407", "user and password"]),
+        (Answer(404), "unreachable", Exit.UNREACHABLE, ["not a Zeta server", "HTTP 404", "ZETA_URL"]),
+        (Answer(400, NGINX_PLAIN), "unreachable", Exit.UNREACHABLE, ["requires TLS", "https://127.0.0.1"]),
+        (Answer(429), "unreachable", Exit.UNREACHABLE, ["rate"]),
+        (Answer(502), "unreachable", Exit.UNREACHABLE, ["nginx", "not the server behind it", "HTTP 502"]),
+        (Answer(504), "unreachable", Exit.UNREACHABLE, ["HTTP 504"]),
+        (Answer(522), "unreachable", Exit.UNREACHABLE, ["HTTP 522"]),
+        (Answer(500), "internal_error", Exit.FAILED, ["HTTP 500"]),
+        (Answer(200), "unreachable", Exit.UNREACHABLE, ["web page", "sign-in"]),
+    ],
+)
+def test_an_answer_of_a_gateway_is_reported_as_such(
+    answer: Answer, code: str, exit_status: Exit, parts: list[str]
+) -> None:
+    with Gateway(answers=always(answer)).running() as gateway:
+        error = failure_behind(gateway)
+    assert (error.code, exit_of_error(error)) == (code, exit_status), error.message
+    for part in parts:
+        assert part in error.message
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 414, 431, 451])
+def test_one_refused_request_is_told_from_an_unreachable_server(status: int) -> None:
+    def refuse(_method: str, path: str) -> Answer:
+        return HEALTH if path == "/zeta/healthz" else Answer(status, b"no", {})
+
+    with Gateway(answers=refuse).running() as gateway:
+        error = failure_behind(gateway, "/zeta")
+    assert (error.code, exit_of_error(error)) == ("refused_by_gateway", Exit.FAILED)
+    assert "POST /zeta/v1/jobs/job_1/cancel" in error.message
+    assert f"HTTP {status}" in error.message
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "named"),
+    [
+        ("https://box.corp{path}", "set ZETA_URL to https://box.corp."),
+        ("https://box.corp/zeta{path}?x=1", "set ZETA_URL to https://box.corp/zeta."),
+        ("https://sso.corp/login?next=secret", "to https://sso.corp/login, which looks like a sign-in"),
+        ("/login", "/login, which looks like a sign-in"),
+        ("{path}/", "which looks like a sign-in or error page"),
+        ("http://box:port{path}", "invalid address"),
+    ],
+)
+def test_a_redirect_names_its_target_and_is_never_followed(status: int, location: str, named: str) -> None:
+    def redirect(_method: str, path: str) -> Answer:
+        return Answer(status, b"", {"Location": location.format(path=path)})
+
+    with Gateway(answers=redirect).running() as gateway:
+        error = failure_behind(gateway)
+        assert len(gateway.requests) == 1
+    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert named in error.message
+    assert "secret" not in error.message
+
+
+def test_a_refusal_of_a_proxy_names_the_variable_that_chose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Gateway(answers=always(Answer(403))).running() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        error = failure(Client("http://train-box:8400", "key", patience_seconds=0))
+        assert proxy.requests[0].startswith("POST http://train-box:8400/")
+    assert f"{proxy.url} (HTTP_PROXY)" in error.message
+    assert exit_of_error(error) == Exit.UNREACHABLE
+
+
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", f"http://me:hunter2@127.0.0.1:{free_loopback_port()}")
+    error = failure(Client("https://train-box:8400", "key", patience_seconds=0))
+    assert "https_proxy" in error.message
+    assert "train-box to NO_PROXY" in error.message
+    assert "hunter2" not in error.message
+    assert exit_of_error(error) == Exit.UNREACHABLE
+
+
+def test_a_proxy_that_refuses_to_connect_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Gateway(program="squid", answers=always(Answer(407))).running() as proxy:
+        variables = {"ALL_PROXY": proxy.url}
+        assert choose_proxy("https://train-box", variables) is not None
+        transport = Transport("https://train-box", "key", patience_seconds=0, variables=variables)
+        with contextlib.closing(transport), pytest.raises(ZetaError) as caught:
+            transport.request("GET", "/v1/jobs")
+    assert "ALL_PROXY" in caught.value.message
+    assert "password" in caught.value.message
+
+
+def test_text_that_http_cannot_carry_and_a_closed_client_are_errors_of_the_contract() -> None:
+    client = Client("http://127.0.0.1:1", "key", patience_seconds=0)
+    for key in ("two\nlines", "schlüssel", "a\0b"):
+        with pytest.raises(ZetaError, match="idempotency_key"):
+            client.submit({}, idempotency_key=key)
+    with pytest.raises(ZetaError):
+        client.jobs(entity_name="\udcff")
+    client.close()
+    with pytest.raises(ZetaError, match="closed"):
+        client.jobs()
+    for api_key in ("two\nlines", "schlüssel", "a\0b", "a b"):
+        with pytest.raises(ZetaError, match="ZETA_API_KEY"):
+            Client("http://127.0.0.1:1", api_key)
+    Client("http://127.0.0.1:1", " key\r\n").close()
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for localhost, with its key in the same file."""
+    return _certificate(tmp_path_factory.mktemp("tls") / "localhost.pem", "DNS:localhost", "1")
+
+
+def _certificate(file: Path, names: str, days: str) -> Path:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", days]
+    command += ["-addext", f"subjectAltName={names}", "-keyout", str(file), "-out", f"{file}.crt"]
+    subprocess.run(command, check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + Path(f"{file}.crt").read_bytes())
+    return file
+
+
+@pytest.fixture
+def tls_port(certificate: Path) -> Iterator[int]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with Gateway(answers=always(Answer(413)), tls=context).running() as gateway:
+        yield gateway.port
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_an_own_authority_is_trusted_on_localhost_too(
+    tls_port: int, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    url = f"https://localhost:{tls_port}"
+    untrusted = failure(Client(url, "key"))
+    assert "SSL_CERT_FILE" in untrusted.message
+    assert "self-signed" in untrusted.message
+    assert exit_of_error(untrusted) == Exit.UNREACHABLE
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):  # set on some machines, and used first
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(certificate))
+    assert "HTTP 413" in failure(Client(url, "key")).message
+    wrong_name = failure(Client(f"https://127.0.0.1:{tls_port}", "key"))
+    assert "another name" in wrong_name.message
+    assert "ZETA_URL" in wrong_name.message
+
+
+def test_a_wrong_scheme_is_recognized() -> None:
+    with Gateway(answers=always(Answer(413))).running() as plain:
+        error = failure(Client(f"https://127.0.0.1:{plain.port}", patience_seconds=0))
+    assert f"set ZETA_URL to http://127.0.0.1:{plain.port}." in error.message
+
+
+def test_a_program_that_does_not_speak_http_is_reported_with_the_setting() -> None:
+    def greet() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=greet)
+        thread.start()
+        error = failure(Client(f"http://127.0.0.1:{listener.getsockname()[1]}", patience_seconds=0))
+        thread.join()
+    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert "ZETA_URL" in error.message
+
+
+def test_broken_certificate_settings_do_not_matter_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/missing.pem")
+    with Gateway(answers=always(Answer(413))).running() as gateway:
+        assert "HTTP 413" in failure_behind(gateway).message
+    with pytest.raises(ZetaError, match=r"SSL_CERT_FILE is '/missing\.pem'"):
+        Client("https://localhost:8400", "key")

@@ -1,0 +1,53 @@
+"""The certificate authorities that the client trusts: the user's own, else certifi's and the system's."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from zeta_core.contract.errors import InvalidSettings
+
+# Each is a bundle in a file, or a folder of them. The first two are OpenSSL's and are used together; the others are
+# those of requests and curl, which companies with authorities of their own set as well.
+OPENSSL_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+OTHER_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
+    """The context for ``https``. Raises `InvalidSettings` where a variable names no readable certificates."""
+    named = [(name, variables[name]) for name in OPENSSL_VARIABLES if variables.get(name)]
+    named = named or [(name, variables[name]) for name in OTHER_VARIABLES if variables.get(name)][:1]
+    if not named:
+        context = httpx.create_ssl_context(trust_env=False)
+        context.load_default_certs()  # an authority that an administrator installed on this machine
+        return context
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name, value in named:
+        _load(context, name, value)
+    return context
+
+
+def no_tls_context() -> ssl.SSLContext:
+    """A context that trusts nobody, for connections without TLS: loading authorities takes time."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _load(context: ssl.SSLContext, name: str, value: str) -> None:
+    folders = [folder for folder in value.split(os.pathsep) if Path(folder).is_dir()]
+    try:
+        if folders:
+            context.load_verify_locations(capath=os.pathsep.join(folders))
+        else:
+            context.load_verify_locations(cafile=value)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; a NUL in the name is a ValueError
+        reason = "it is not in PEM format" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", error)
+        raise InvalidSettings(
+            f"{name} is {value!r}, which cannot be read as certificates ({reason}); "
+            "name a PEM file of certificate authorities, or unset it.",
+            param=name,
+            code="invalid_certificates",
+        ) from error

@@ -1,0 +1,101 @@
+"""The standard streams, as every command needs them: open, able to print any text, failing with one sentence.
+
+A character that the locale cannot encode is printed as a JSON escape (``\\u00e9``), so that JSON stays valid. Output
+that cannot be written (a full disk) raises `OutputError`; failures of standard error are ignored, because nothing is
+left to report them. A stream that the caller closed (``zeta jobs >&-``) leads to the null device.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+from typing import TextIO
+
+from zeta_core.contract.errors import ZetaError
+
+ESCAPES = "zeta-escapes"
+
+
+class OutputError(ZetaError):
+    """Standard output cannot be written."""
+
+    type = "output_error"
+    code = "output"
+
+
+class _Output(io.TextIOWrapper):
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _output_error(error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _output_error(error) from error
+
+
+class _Errors(io.TextIOWrapper):
+    def write(self, text: str, /) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def prepare() -> None:
+    """Replace the standard streams of this process."""
+    _open_missing_descriptors()
+    codecs.register_error(ESCAPES, _escape)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process
+    sys.stdout = _replaced(sys.stdout, 1, _Output)
+    sys.stderr = _replaced(sys.stderr, 2, _Errors)
+
+
+def discard_output() -> None:
+    """Lead standard output to the null device: what is still buffered would fail again when the process ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _open_missing_descriptors() -> None:
+    """Without this, the next file or socket would get the number of a closed stream, and what is printed."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+
+
+def _replaced(stream: TextIO | None, descriptor: int, kind: type[_Output] | type[_Errors]) -> TextIO:
+    if isinstance(stream, io.TextIOWrapper):
+        encoding, is_line_buffered = stream.encoding, stream.line_buffering
+        buffer = stream.detach()
+    else:
+        encoding, is_line_buffered = "utf-8", False
+        buffer = open(descriptor, "wb", closefd=False)  # noqa: SIM115 - open as long as the process
+    return kind(buffer, encoding=encoding, errors=ESCAPES, line_buffering=is_line_buffered)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), error.end
+
+
+def _output_error(error: OSError) -> OutputError:
+    return OutputError(f"Standard output cannot be written: {error.strerror or error}.")

@@ -1,0 +1,166 @@
+"""A job's log, read whole or followed live: every byte once, over broken connections and gateways that withhold bytes.
+
+The log only grows: a connection that was made again asks for what follows the bytes that were seen, or skips them where
+the server is too old for ``offset``. With ``tail``, the position of what was seen is looked up in the whole log first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import httpx
+
+from zeta.errors import Unreachable, read_answer
+from zeta.event_stream import PATIENCE_SECONDS, POLL_SECONDS
+from zeta.transport import READ_SECONDS, Transport
+from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
+from zeta_core.contract.job import ENDED, Job
+
+# A silent stream means a quiet job, a dead connection or a gateway that withholds bytes. After a silence the stream is
+# compared with the stored log; the silences grow while the job stays quiet, because each comparison reads the log.
+FIRST_SILENCE_SECONDS = 10.0
+LONGEST_SILENCE_SECONDS = 300.0
+LONGEST_POLL_SECONDS = 60.0
+ANCHOR_BYTES = 1 << 16
+
+
+class Log:
+    """One reader of one job's log."""
+
+    def __init__(self, transport: Transport, job_id: str, *, tail: int | None, attempt: int | None) -> None:
+        self._transport, self._job_id = transport, job_id
+        self._tail, self._attempt = tail, attempt
+        self._seen_bytes = 0  # from the start of the log, or of its tail while `_tail` is set
+        self._anchor = b""  # the last of the seen bytes, while `_tail` is set
+        self._has_answered = False
+        self._server_has_offset = True
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def read(self) -> Iterator[str]:
+        """The log as it is now."""
+        pauses = self._transport.pauses()
+        while True:
+            try:
+                yield from self._pieces()
+                return
+            except httpx.TransportError as error:
+                if not pauses.wait():
+                    raise self._transport.unreachable(error) from error
+            except Unavailable:
+                if not pauses.wait():
+                    raise
+
+    def follow(self, on_interruption: Callable[[ZetaError], None] | None = None) -> Iterator[str]:
+        """The log until the job has ended; ``on_interruption`` is called once for each outage.
+
+        Raises `Unreachable` after `PATIENCE_SECONDS` without a server.
+        """
+        pauses = self._transport.pauses(PATIENCE_SECONDS)
+        first_pauses = self._transport.pauses()  # a server that was never there is reported soon
+        silence = FIRST_SILENCE_SECONDS
+        is_withheld = is_told = False
+        while True:
+            seen_bytes, was_silent = self._seen_bytes, False
+            failure: ZetaError | None = None
+            self._has_answered, had_answered = False, self._has_answered
+            try:
+                if not is_withheld:
+                    try:
+                        yield from self._pieces(follow=True, read_seconds=silence)
+                    except httpx.ReadTimeout:
+                        was_silent = True
+                # A server that stops ends its streams too: only a log that was read after the end is complete.
+                has_ended = self._has_ended()
+                if has_ended or was_silent or is_withheld:
+                    streamed_bytes, started = self._seen_bytes, time.monotonic()
+                    yield from self._pieces()
+                    if has_ended:
+                        return
+                    is_withheld = is_withheld or self._seen_bytes > streamed_bytes
+                    if is_withheld:
+                        pause = min(max(POLL_SECONDS, 10 * (time.monotonic() - started)), LONGEST_POLL_SECONDS)
+                        self._transport.pause(pause)
+            except httpx.TransportError as error:
+                failure = self._transport.unreachable(error)
+            except Unavailable as error:
+                failure = error
+            if self._seen_bytes > seen_bytes:
+                pauses.restart()
+                silence = FIRST_SILENCE_SECONDS
+            elif was_silent:
+                silence = min(2 * silence, LONGEST_SILENCE_SECONDS)
+            if self._has_answered:
+                pauses.renew_patience()
+                is_told = False
+            elif failure is not None and had_answered and on_interruption is not None and not is_told:
+                on_interruption(failure)
+                is_told = True
+            self._has_answered = self._has_answered or had_answered
+            waits = pauses if self._has_answered else first_pauses
+            if not waits.wait():
+                raise failure or Unreachable(f"This client was closed while it followed the log of {self._job_id}.")
+
+    def _pieces(self, *, follow: bool = False, read_seconds: float = READ_SECONDS) -> Iterator[str]:
+        """What follows the seen bytes, from one connection; raises what `Transport.stream` raises."""
+        self._leave_tail()
+        skip = self._seen_bytes
+        if skip and self._tail is None and self._server_has_offset:
+            try:
+                for chunk in self._chunks(follow, None, read_seconds, offset=skip):
+                    self._seen_bytes += len(chunk)
+                    yield self._decode(chunk)
+                return
+            except InvalidRequest:
+                self._server_has_offset = False
+        for chunk in self._chunks(follow, self._tail, read_seconds):
+            fresh = chunk[skip:]
+            skip -= min(skip, len(chunk))
+            if fresh:
+                self._seen_bytes += len(fresh)
+                if self._tail is not None:
+                    self._anchor = (self._anchor + fresh)[-ANCHOR_BYTES:]
+                yield self._decode(fresh)
+
+    def _chunks(
+        self, follow: bool, tail: int | None, read_seconds: float, *, offset: int | None = None
+    ) -> Iterable[bytes]:
+        params: dict[str, Any] = {"follow": "true" if follow else None, "tail": tail, "attempt": self._attempt}
+        params["offset"] = offset
+        headers = {"Accept-Encoding": "identity"}  # a compressed stream waits for whole blocks
+        path = f"/v1/jobs/{self._job_id}/logs"
+        with self._transport.stream("GET", path, params=params, headers=headers, read_seconds=read_seconds) as response:
+            self._has_answered = True
+            yield from response.iter_bytes()
+
+    def _leave_tail(self) -> None:
+        """Replace the position in the tail by that in the whole log, where a new connection can continue.
+
+        It is the last place at which the log holds the seen bytes. Raises `Unreachable` where it holds them nowhere.
+        """
+        # The line that marks the attempt comes first and does not precede the tail in the whole log.
+        is_whole = len(self._anchor) == self._seen_bytes
+        needle = self._anchor.partition(b"\n")[2] if is_whole else self._anchor
+        if self._tail is None or not needle:
+            return
+        window, num_bytes, end = b"", 0, None
+        for chunk in self._chunks(False, None, READ_SECONDS):
+            text = window + chunk
+            at = text.rfind(needle)
+            if at >= 0:
+                end = num_bytes - len(window) + at + len(needle)
+            num_bytes += len(chunk)
+            window = text[len(text) - len(needle) + 1 :] if len(text) >= len(needle) else text
+        if end is None:
+            raise Unreachable(
+                f"The log of {self._job_id} cannot be continued after its connection was lost; read it again."
+            )
+        self._tail, self._seen_bytes, self._anchor = None, end, b""
+
+    def _has_ended(self) -> bool:
+        """Whether nothing will be added to the log."""
+        job = read_answer(Job, self._transport.request("GET", f"/v1/jobs/{self._job_id}"))
+        is_over = any(one.attempt == self._attempt and one.finished_at is not None for one in job.attempts)
+        return is_over or job.status in ENDED

@@ -18,7 +18,9 @@ from zeta.proxies import choose_proxy
 from zeta.transport import Transport
 from zeta_core.contract.answers import Health
 from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.identifiers import ID_CHARACTERS
 
+JOB_ID = f"job_{'0' * ID_CHARACTERS}"
 HEALTH = Answer(200, Health(status="ok", version="1").model_dump_json().encode(), {"Content-Type": "application/json"})
 NGINX_PLAIN = b"<center>The plain HTTP request was sent to HTTPS port</center>"
 
@@ -29,7 +31,7 @@ def always(answer: Answer) -> Callable[[str, str], Answer]:
 
 def failure(client: Client) -> ZetaError:
     with client, pytest.raises(ZetaError) as caught:
-        client.cancel("job_1")  # a POST, which is not repeated
+        client.cancel(JOB_ID)  # a POST, which is not repeated
     return caught.value
 
 
@@ -72,7 +74,7 @@ def test_one_refused_request_is_told_from_an_unreachable_server(status: int) -> 
     with Gateway(answers=refuse).running() as gateway:
         error = failure_behind(gateway, "/zeta")
     assert (error.code, exit_of_error(error)) == ("refused_by_gateway", Exit.FAILED)
-    assert "POST /zeta/v1/jobs/job_1/cancel" in error.message
+    assert f"POST /zeta/v1/jobs/{JOB_ID}/cancel" in error.message
     assert f"HTTP {status}" in error.message
 
 

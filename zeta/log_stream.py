@@ -25,6 +25,7 @@ FIRST_SILENCE_SECONDS = 10.0
 LONGEST_SILENCE_SECONDS = 300.0
 LONGEST_POLL_SECONDS = 60.0
 ANCHOR_BYTES = 1 << 16
+QUIET_SECONDS = 25.0  # below the idle time-outs of proxies (60 s)
 
 
 class Log:
@@ -90,6 +91,8 @@ class Log:
             if self._seen_bytes > seen_bytes:
                 pauses.restart()
                 silence = FIRST_SILENCE_SECONDS
+            elif failure is None and not was_silent:
+                pauses.restart()  # the server ended a quiet answer
             elif was_silent:
                 silence = min(2 * silence, LONGEST_SILENCE_SECONDS)
             if self._has_answered:
@@ -128,7 +131,8 @@ class Log:
         self, follow: bool, tail: int | None, read_seconds: float, *, offset: int | None = None
     ) -> Iterable[bytes]:
         params: dict[str, Any] = {"follow": "true" if follow else None, "tail": tail, "attempt": self._attempt}
-        params["offset"] = offset
+        # Keep-alives would count as bytes of the log; with this the server ends a quiet answer regularly instead.
+        params |= {"offset": offset, "quiet_seconds": QUIET_SECONDS if follow else None}
         headers = {"Accept-Encoding": "identity"}  # a compressed stream waits for whole blocks
         path = f"/v1/jobs/{self._job_id}/logs"
         with self._transport.stream("GET", path, params=params, headers=headers, read_seconds=read_seconds) as response:

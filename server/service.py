@@ -14,11 +14,13 @@ from fastapi import Depends, Request
 from server.artifacts import ArtifactStore
 from server.auth import keep_admin_key
 from server.database.db import Database
+from server.database.identity import identify_service
 from server.database.schema import require_schema
 from server.engine.engine import Engine
 from server.engine.loops import Pace
 from server.engine.stored import Subscription
 from server.files.quota import OpenUploads
+from server.ownership import own_store
 from server.removal import LOOK_SECONDS, finish_deletions
 from server.settings import ServerSettings
 
@@ -61,9 +63,11 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
     try:
         await require_schema(database)
         store = ArtifactStore(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
+        service = await identify_service(database)
         await asyncio.to_thread(store.prepare)
+        await asyncio.to_thread(own_store, settings, service)
         await keep_admin_key(database, settings.api_key)
-        engine = Engine(database, settings)
+        engine = Engine(database, settings, service)
         await engine.start()
         engine.loops.start(
             "deletions", partial(finish_deletions, database, store), Pace(idle_seconds=LOOK_SECONDS), limit_seconds=None

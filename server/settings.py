@@ -43,6 +43,9 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     api_key: ApiKey | None = None
     max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="the JSON body of a request")
+    artifacts_take_over: str | None = Field(
+        default=None, description="the id of a service whose artifact store this one takes over for good"
+    )
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
     upload_idle_seconds: float = Field(default=60, gt=0, description="an upload without a byte for so long ends")

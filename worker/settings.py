@@ -36,6 +36,15 @@ class WorkerSettings(FleetSettings):
     journal_max_lines: int = Field(
         default=100_000, ge=100, description="of an attempt; beyond it only what matters is told"
     )
+    check_memory_bytes: int = Field(
+        default=4096 * MEBIBYTE, ge=1024 * MEBIBYTE, description="what the process that checks specs may allocate"
+    )
+    job_memory_bytes: int | None = Field(
+        default=None,
+        ge=256 * MEBIBYTE,
+        description="of all processes of a job on this worker; unset: a job over its slots' share of the machine is "
+        "ended only where the machine runs out of memory",
+    )
     cache_max_bytes: int = Field(default=20 * 1024 * MEBIBYTE, ge=0, description="what was used longest ago goes first")
     job_env: tuple[str, ...] = Field(default=(), description="names of further variables that trainings are given")
     cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES: these GPUs are offered")

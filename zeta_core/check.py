@@ -26,10 +26,11 @@ from typing import Any, cast
 from zeta_core.contract import defaults
 from zeta_core.contract.check import CheckAnswer, Vocabulary
 from zeta_core.contract.errors import ErrorDetail, ZetaError
-from zeta_core.contract.layout import RunFile
+from zeta_core.contract.layout import OUT_OF_MEMORY_EXIT, RunFile
 from zeta_core.contract.rate_search import FOUND_AT_THE_START
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
+from zeta_core.failures import is_out_of_memory
 
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
 PROBED_VALUES = 20_000_000  # parameters of the small model that is asked whether it keeps documents apart
@@ -38,7 +39,7 @@ _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 
 def main(source: str) -> int:
-    """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1."""
+    """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1 (`OUT_OF_MEMORY_EXIT`)."""
     with _standard_output_kept() as out:
         answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
         out.write(answer.model_dump_json() + "\n")
@@ -46,7 +47,11 @@ def main(source: str) -> int:
 
 
 def serve() -> int:
-    """Print the answer to each file that a line of standard input names, before the next line is read."""
+    """Print the answer to each file that a line of standard input names, before the next line is read.
+
+    A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`: what it left behind would be missing
+    for the next.
+    """
     with _standard_output_kept() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
         while select.select([questions], [], [], IDLE_SECONDS)[0] and (path := questions.readline()):
             answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
@@ -58,7 +63,9 @@ def serve() -> int:
 def _answer(read: Callable[[], str]) -> CheckAnswer:
     try:
         return check(read())
-    except Exception as error:  # noqa: BLE001 - whoever asked reads JSON, and people the traceback
+    except Exception as error:  # whoever asked reads JSON, and people the traceback
+        if _ran_out_of_memory(error):
+            raise SystemExit(OUT_OF_MEMORY_EXIT) from error
         traceback.print_exception(error, file=sys.stderr)
         message = f"The check failed itself: {type(error).__name__}: {error}"
         return CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
@@ -80,7 +87,18 @@ def check(text: str) -> CheckAnswer:
             given_file = cast("dict[str, Any]", content) if "spec" in content else {"spec": given}
             return _checked(spec, RunFile.model_validate({**usual, **given_file}))
     except ZetaError as error:
+        if _ran_out_of_memory(error):
+            raise
         return CheckAnswer(ok=False, details=_details(error))
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation that failed is at the bottom of it, however libraries wrapped that."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _details(error: ZetaError) -> list[ErrorDetail]:

@@ -13,7 +13,7 @@ from server.database.db import Database
 from zeta_core.contract.database_url import DatabaseAddress
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 
-SCHEMA_REVISION = "0005"  # of the newest migration (a test compares them)
+SCHEMA_REVISION = "0006"  # of the newest migration (a test compares them)
 _VERSION = table("alembic_version", column("version_num"))
 
 

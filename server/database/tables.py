@@ -196,6 +196,16 @@ class DrainRow(Table):
     created_at: Mapped[datetime]
 
 
+class ServiceRow(Table):
+    """The one row that says which service this database is of; see `identity`."""
+
+    __tablename__ = "service"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str]
+    database: Mapped[str]  # what identified it where it was at the last start
+
+
 class CheckRow(Table):
     """What a worker found out about a spec; ``id`` is the SHA-256 of what was checked."""
 

@@ -69,7 +69,8 @@ class Checks:
             found = await self._kept(check_id, now)
             if found is not None:
                 return found
-        return f"The worker {worker.worker} did not answer within {self._limit_seconds:g} s; ask again."
+        limit = f"{self._limit_seconds:g} s (ZETA_CHECK_SECONDS)"
+        return f"The worker {worker.worker} did not answer within {limit}; ask again."
 
     def _choose(self) -> Heartbeat | None:
         """The worker with the most free slots."""

@@ -23,10 +23,12 @@ from server.engine.fleet import Fleet
 from server.engine.keeper import Keeper
 from server.engine.link import Dropped, connect, remove_wrong_type, tell_worker
 from server.engine.loops import STOP_SECONDS, Loops, Pace
+from server.engine.redis_claim import RENEW_SECONDS, RedisClaim
 from server.engine.scheduler import Scheduler
 from server.engine.stored import Stored
 from server.engine.watch import Watch
 from server.settings import ServerSettings
+from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.messages import WORKERS_HASH, Heartbeat
 from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
 
@@ -39,7 +41,8 @@ logger = logging.getLogger(__name__)
 class Engine:
     """What the HTTP side needs: `wake` after it changed a job, `stored` to follow events, `workers`, `checks`."""
 
-    def __init__(self, database: Database, settings: ServerSettings) -> None:
+    def __init__(self, database: Database, settings: ServerSettings, service: str) -> None:
+        """``service`` is the id of the service that the database belongs to."""
         self.database = database
         self.settings = settings
         self.stored = Stored()
@@ -47,6 +50,7 @@ class Engine:
         self.loops = Loops()
         self._fleet = Fleet(settings.worker_secret)
         self._redis = connect(settings.redis_url)
+        self._claim = RedisClaim(self._redis, settings.redis_url, service)
         self._courier = Courier(settings.redis_url, self._redis, settings.worker_secret)
         self._keeper = Keeper(database, self._redis, settings, self.stored, self.dropped, self.wake)
         self._scheduler = Scheduler(
@@ -60,8 +64,18 @@ class Engine:
         self.checks = Checks(database, self._fleet, self._tell, limit_seconds=settings.check_seconds)
 
     async def start(self) -> None:
-        """Start the loops; Redis and the database may be away, the loops wait for them."""
-        self.loops.start("keeper", self._keeper.one_pass, Pace())
+        """Start the loops; Redis and the database may be away, the loops wait for them.
+
+        Raises `InvalidSettings` where Redis belongs to another service.
+        """
+        try:
+            await self._claim.take()
+        except InvalidSettings:
+            await self._redis.aclose()
+            self._courier.close()
+            raise
+        self.loops.start("claim", self._claim.one_pass, Pace(idle_seconds=RENEW_SECONDS))
+        self.loops.start("keeper", self._read_messages, Pace())
         self.loops.start("fleet", self._look_at_workers, Pace(idle_seconds=LOOK_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
         for name, one_pass in self._watch.passes().items():
@@ -72,6 +86,7 @@ class Engine:
         await self.loops.stop()
         with suppress(RedisUnavailable, TimeoutError):  # without Redis there is no group to leave
             async with asyncio.timeout(STOP_SECONDS):
+                await self._claim.release()
                 await self._keeper.leave()
         with suppress(Exception):
             await self._redis.aclose()
@@ -98,12 +113,17 @@ class Engine:
         """Whether the worker's heartbeat moved within the last `HEARTBEAT_GONE_SECONDS`."""
         return self._fleet.is_alive(worker)
 
+    async def _read_messages(self) -> None:
+        self._claim.require()
+        await self._keeper.one_pass()
+
     async def _look_at_workers(self) -> None:
         """Read the heartbeats, and wake the scheduler when a worker came or a slot changed.
 
         The server, which alone knows for how long one has been silent, also removes those of workers that are gone.
         """
         try:
+            self._claim.require()
             with calling_redis():
                 entries = await self._heartbeats()
                 changed = self._fleet.update(entries)
@@ -132,4 +152,5 @@ class Engine:
         return entries
 
     async def _tell(self, worker: str, message: BaseModel) -> None:
+        self._claim.require()
         await tell_worker(self._redis, worker, message, self.settings.worker_secret)

@@ -43,7 +43,7 @@ class FileQuery(PageQuery):
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
 async def upload_file(service: TheService, caller: TheCaller, request: Request, response: Response) -> StoredFile:
-    """Store a data file, or a .tar of a Hugging Face model directory."""
+    """Store a data file, or a .tar of a Hugging Face model directory whose files name nothing outside it."""
     stored = await files.upload(service, caller, request)
     response.headers["Location"] = location(request, f"/v1/files/{stored.id}")
     return stored

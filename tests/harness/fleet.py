@@ -17,6 +17,7 @@ import psutil
 from sqlalchemy import select
 
 from server.database.db import Database
+from server.database.identity import identify_service
 from server.database.tables import AttemptRow, CheckpointRow, DrainRow, EventRow, JobEndRow, JobRow, Table
 from server.engine.engine import Engine
 from server.settings import ServerSettings
@@ -74,7 +75,7 @@ class Bench:
 
     def start_engine(self) -> Engine:
         async def start() -> Engine:
-            engine = Engine(self.database, self.settings)
+            engine = Engine(self.database, self.settings, await identify_service(self.database))
             await engine.start()
             return engine
 

@@ -56,9 +56,14 @@ class ValkeyServer:
         shutil.rmtree(self.directory)
         self.directory.mkdir()
 
-    def client(self) -> "redis.Redis":
+    @property
+    def second_url(self) -> str:
+        """Another database of the same server: two services can't share one."""
+        return self.url.removesuffix("/0") + "/1"
+
+    def client(self, url: str | None = None) -> "redis.Redis":
         """A client for the test itself, strings decoded, which the caller closes."""
-        return impatient_client(self.url)
+        return impatient_client(url or self.url)
 
     def _end(self, how: signal.Signals) -> None:
         assert self._process is not None, "not started"

@@ -12,7 +12,7 @@ from tests.server.serving import ServerProcess, serving
 
 @pytest.fixture(scope="module")
 def server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("server"), shared_valkey.url) as process:
+    with serving(tmp_path_factory.mktemp("server"), shared_valkey.second_url) as process:
         yield process
 
 

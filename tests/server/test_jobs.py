@@ -24,12 +24,12 @@ def server(
     """A server on each database in turn; what this file shows holds on both."""
     home = tmp_path_factory.mktemp("server")
     if request.param == "sqlite":
-        with serving(home, shared_valkey.url) as process:
+        with serving(home, shared_valkey.second_url) as process:
             yield process
         return
     with (
         request.getfixturevalue("postgres_server").fresh_database() as url,
-        serving(home, shared_valkey.url, url) as process,
+        serving(home, shared_valkey.second_url, url) as process,
     ):
         yield process
 

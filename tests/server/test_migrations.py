@@ -62,6 +62,7 @@ def test_jobs_that_ended_before_their_ends_were_counted_are_counted_and_errors_a
     ends = [("failed", "train_error"), ("failed", "train_error"), ("succeeded", "completed"), ("queued", "retrying")]
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE job_ends"))
+        connection.execute(text("DROP TABLE service"))
         connection.execute(text("ALTER TABLE attempts DROP COLUMN device_kind"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
         for number, (status, reason) in enumerate(ends):
@@ -121,6 +122,7 @@ def test_a_database_with_data_is_copied_before_its_upgrade(tmp_path: Path) -> No
     file = tmp_path / "zeta.db"
     upgrade(sqlite_url(file))
     with closing(sqlite3.connect(file)) as older:  # the schema of the release before
+        older.execute("DROP TABLE service")
         older.execute("ALTER TABLE attempts DROP COLUMN device_kind")
         older.execute("UPDATE alembic_version SET version_num = '0004'")
         older.commit()

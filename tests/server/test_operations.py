@@ -119,7 +119,7 @@ def test_a_worker_is_listed_with_its_slots_and_what_runs_there(http: httpx.Clien
         DeviceReport(slot=0, kind="cuda", name="H200", memory_bytes=1 << 37, job_id=job_id, attempt=1),
         DeviceReport(slot=1, kind="cuda", name="H200", memory_bytes=1 << 37),
     ]
-    with shared_valkey.client() as redis:
+    with shared_valkey.client(shared_valkey.second_url) as redis:
         for number, (name, secret) in enumerate((("w-1", SECRET), ("w-2", SECRET), ("forged", "another secret"))):
             beat = Heartbeat(
                 worker=name,

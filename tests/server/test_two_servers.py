@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import db
 from server.database.db import Database
+from server.database.identity import identify_service
 from server.database.state import lock_job
 from server.engine.engine import Engine
 from tests.harness.fleet import Bench, bench
@@ -32,7 +33,7 @@ def test_two_servers_start_every_job_once_store_every_line_once_and_obey_every_c
 ) -> None:
     async def open_second() -> tuple[Database, Engine]:
         database = Database(fleet.settings.database)  # connections of its own, as another process has
-        engine = Engine(database, fleet.settings)
+        engine = Engine(database, fleet.settings, await identify_service(database))
         await engine.start()
         return database, engine
 

@@ -135,7 +135,7 @@ def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: 
     artifacts = {"ZETA_ARTIFACTS_URL": str(tmp_path / "artifacts"), "ZETA_PROJECT_QUOTA_BYTES": str(QUOTA)}
     with (
         serving(tmp_path / "one", redis_url, **artifacts) as one,
-        serving(tmp_path / "two", redis_url, **artifacts) as two,
+        serving(tmp_path / "two", redis_url, f"sqlite:///{tmp_path}/one/zeta.db", **artifacts) as two,
         senders(one) as start,
         two.http() as http,
     ):

@@ -1,7 +1,8 @@
 """A small real training program for tests of the supervision: it speaks the run directory's language, without torch.
 
 ``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
-``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``). ``child=stubborn`` starts a
+``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``, ``allocate`` with
+``mebibytes``). ``child=stubborn`` starts a
 grandchild in a session of its own that ignores SIGTERM. It looks for the stop file, and whether its worker is heard,
 after each step, as the trainer does. Its weights are a chain of hashes, so that a step which is left out or made twice
 shows in them.
@@ -40,6 +41,11 @@ WEIGHTS_FILE = "model.safetensors"
 STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
 
 
+def metadata_of(order: RunFile) -> dict[str, Any]:
+    metadata: Any = order.spec.get("metadata")
+    return metadata or {}
+
+
 def trained(weights: bytes, step: int) -> bytes:
     """The weights after one more step."""
     return hashlib.sha256(weights + step.to_bytes(8, "big")).digest()
@@ -52,7 +58,7 @@ class SmallTraining:
         self.output = Path(self.order.output_dir)
         self.lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)
         fcntl.flock(self.lock, fcntl.LOCK_SH)
-        metadata: Any = self.order.spec.get("metadata") or {}
+        metadata = metadata_of(self.order)
         self.steps = int(metadata.get("steps", "3"))
         self.seconds_per_step = float(metadata.get("seconds_per_step", "0.02"))
         self.seconds_to_load = float(metadata.get("seconds_to_load", "0"))
@@ -88,6 +94,9 @@ class SmallTraining:
         if self.then == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.then == "hang":
+            threading.Event().wait(600)
+        if self.then == "allocate":
+            self.held = [bytearray(os.urandom(1 << 20)) for _ in range(int(metadata_of(self.order)["mebibytes"]))]
             threading.Event().wait(600)
         self.save("final", self.steps)
         result = JobResult(train_loss=4.0 / self.steps, tokens=self.steps * 8)

@@ -1,19 +1,25 @@
 """Checks that a worker runs for the server: each ends with an answer, whatever the program does."""
 
+import json
 import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.harness.waiting import wait_until
+from tests.zeta_core.models import LLAMA_CONFIG
+from tests.zeta_core.run_directories import ROOT, SPEC
 from worker.checks.answer import Checks
+from worker.checks.process import CheckProcess, Unanswered
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
+from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.messages import CheckRequest, CheckResult
 
 # Speaks the language of `python -m zeta_core checks`, without torch.
 PROGRAM = """
-import json, os, sys, threading
+import json, os, signal, sys, threading
 assert sys.argv[1:] == ["checks"]
 assert not [name for name in os.environ if name.startswith("ZETA_") and name not in ("ZETA_JOB_ID", "ZETA_ATTEMPT")]
 for line in sys.stdin:
@@ -26,6 +32,24 @@ for line in sys.stdin:
             sys.exit("broken")
         case "hang":
             threading.Event().wait(600)
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "allocate":
+            try:
+                bytearray(1 << 31)
+            except MemoryError:
+                sys.exit(12)
+        case "abort":
+            print("memory allocation of 4294967296 bytes failed", file=sys.stderr, flush=True)
+            os.abort()
+        case "write":
+            try:
+                os.truncate(os.open("large", os.O_RDWR | os.O_CREAT | os.O_TRUNC), 1 << 40)
+            except OSError as error:
+                sys.exit(f"file too large: {error.errno}")
+        case "flood":
+            while True:
+                sys.stdout.write("a" * (1 << 20))
     if order["spec"]["does"] == "answer and leave":
         break
 """
@@ -60,10 +84,52 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
         take(f"more {number}", "answer")
     assert any("checks to do already" in (result.failure or "") for result in said.values())
     wait_until(lambda: said.keys() >= {"break", "hang", "answer and leave"}, 60, "every answer")
-    assert "last words were: broken" in (said["break"].failure or "")
-    assert "longer than 2 s" in (said["hang"].failure or "")
+    assert "(exit code 1); its last output was: broken" in (said["break"].failure or "")
+    assert "exceeded its limit of 2 s and was ended; a larger ZETA_CHECK_SECONDS" in (said["hang"].failure or "")
     assert process_of("answer") == process_of("answer and leave") != process_of("third")
     take("last", "answer")
     wait_until(lambda: "last" in said, 30, "its answer")
     checks.stop()
     wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to be gone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits of a process are Linux's")
+def test_a_check_that_exceeds_a_limit_names_it_and_the_next_one_works(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+    process = CheckProcess((sys.executable, str(program)), environment, tmp_path, memory_bytes=1 << 30)
+
+    def ask(does: str) -> bytes:
+        order = {"device": "cuda", "supports_bf16": True, "spec": {"does": does}, "resolved_spec": {"number": 5}}
+        (tmp_path / "run.json").write_text(json.dumps(order))
+        return process.ask(tmp_path / "run.json", limit_seconds=60)
+
+    for does, message in (
+        ("allocate", "exceeded its limit of 1,024 MiB of memory and was ended; a larger ZETA_CHECK_MEMORY_BYTES"),
+        ("abort", "exceeded its limit of 1,024 MiB of memory"),
+        ("crash", "crashed with SIGSEGV"),
+        ("flood", "answer exceeded 4 MiB"),
+        ("write", "file too large: 27"),
+    ):
+        with pytest.raises(Unanswered, match=message):
+            ask(does)
+        assert json.loads(ask("answer"))["num_parameters"] == 5, f"after {does}"
+    process.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits of a process are Linux's")
+def test_a_model_that_takes_too_much_memory_to_check_is_reported(tmp_path: Path) -> None:
+    """By the real program: this config alone makes a name for each of its labels."""
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    process = CheckProcess((sys.executable, "-m", "zeta_core"), environment, tmp_path, memory_bytes=1 << 30)
+    for labels, message in ((10**8, "exceeded its limit of 1,024 MiB of memory"), (2, None)):
+        spec = {**SPEC, "model": {"config": {**LLAMA_CONFIG, "num_labels": labels}}}
+        (tmp_path / "run.json").write_text(json.dumps({"spec": spec}))
+        if message is None:
+            answer = CheckAnswer.model_validate_json(process.ask(tmp_path / "run.json", limit_seconds=120))
+            assert answer.ok, answer.details
+        else:
+            with pytest.raises(Unanswered, match=message):
+                process.ask(tmp_path / "run.json", limit_seconds=300)
+    process.end()

@@ -31,7 +31,7 @@ WAITS = (sys.executable, "-c", "import threading; print('ready', flush=True); th
 @pytest.fixture
 def redis_urls(own_valkey: ValkeyServer) -> tuple[str, str]:
     """Two services use one Redis server, and a database of it each."""
-    return own_valkey.url, own_valkey.url.removesuffix("/0") + "/1"
+    return own_valkey.url, own_valkey.second_url
 
 
 def copy_database(original: Path, copy: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading a journal while it grows, and mending it when its writer was killed."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from worker.attempt.journal import JournalReader
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.job import JobStatus
+from zeta_core.contract.layout import LONGEST_LINE_BYTES
 
 PROGRESS = b'{"type": "progress", "phase": "training", "step": 1}\n'
 SUCCEEDED = b'{"type": "status", "status": "succeeded"}\n'
@@ -78,3 +80,33 @@ def test_a_journal_of_one_torn_line_or_none_at_all_is_mended_too(journal: Journa
     (tmp_path / "events.jsonl").write_bytes(b"torn")
     journal.cut_torn_line()
     assert (tmp_path / "events.jsonl").read_bytes() == b""
+
+
+def test_a_line_of_any_length_is_passed_over_and_the_next_ones_count(journal: JournalReader, tmp_path: Path) -> None:
+    whole = b'{"type": "log", "message": "' + b"a" * (LONGEST_LINE_BYTES - 40) + b'"}\n'
+    with (tmp_path / "events.jsonl").open("ab", buffering=0) as file:
+        file.write(PROGRESS + whole + b'{"type": "log", "message": "')
+        for _ in range(40):
+            file.write(b"a" * 2**20)
+            journal.scan()
+        file.write(b'"}\n' + PROGRESS.replace(b"1", b"2") + SUCCEEDED)
+    while journal.last_line is None:
+        journal.scan()
+    assert (len(journal), journal.last_status) == (5, JobStatus.SUCCEEDED)
+    assert len(journal.read(2)["message"]) == LONGEST_LINE_BYTES - 40
+    assert journal.read(3)["code"] == "line_too_long"
+    assert journal.read(4)["step"] == 2
+
+
+def test_a_line_that_never_ends_is_not_held_in_memory(journal: JournalReader, tmp_path: Path) -> None:
+    with (tmp_path / "events.jsonl").open("wb") as file:
+        file.truncate(300 * 2**20)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            journal.scan()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(journal) == 0
+    assert peak < 4 * LONGEST_LINE_BYTES

@@ -109,4 +109,5 @@ def test_a_training_gets_what_is_listed_and_nothing_else() -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
+        "USE_HUB_KERNELS": "0",
     }

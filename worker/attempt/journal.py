@@ -1,10 +1,14 @@
-"""Reads a training's ``events.jsonl`` while it grows, by line number from 1; only whole lines count."""
+"""Reads a training's ``events.jsonl`` while it grows, by line number from 1; only whole lines count.
+
+A line of more than `LONGEST_LINE_BYTES` is passed over without being held in memory, and is read as a warning.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from pydantic import ValidationError
 
 from zeta_core.contract.events import StatusLine, WarningLine
 from zeta_core.contract.job import JobStatus
+from zeta_core.contract.layout import LONGEST_LINE_BYTES
 
 READ_BYTES = 2**20
 
@@ -28,7 +33,8 @@ class JournalReader:
     ) -> None:
         """Both are called once for a line: with its number and the checkpoint's name, and with a progress line."""
         self._file = file
-        self._ends = [0]  # byte offset of the end of line n at index n
+        self._ends = array("q", [0])  # byte offset of the end of line n at index n
+        self._looked_at = 0  # byte offset: up to here no line ends that is not known
         self.last_line: int | None = None  # the number of the line that ends the attempt
         self.last_status: JobStatus | None = None
         self.has_steps = False  # a step was made in this attempt, so there may be something to save
@@ -45,20 +51,30 @@ class JournalReader:
             return
         try:
             with self._file.open("rb") as journal:
-                journal.seek(self._ends[-1])
+                journal.seek(self._looked_at)
                 data = journal.read(READ_BYTES)
-                while data and b"\n" not in data and (more := journal.read(READ_BYTES)):
+                while b"\n" not in data and len(data) <= LONGEST_LINE_BYTES and (more := journal.read(READ_BYTES)):
                     data += more
         except FileNotFoundError:
             return
-        start = 0
+        begin, start = self._looked_at, 0
         while (end := data.find(b"\n", start)) >= 0 and self.last_line is None:
-            self._ends.append(self._ends[-1] + end + 1 - start)
-            self._notice(data[start:end])
+            self._ends.append(begin + end + 1)
+            if not self._is_too_long(len(self._ends) - 1):
+                self._notice(data[start:end])
             start = end + 1
+        # The rest is read again with the end of its line, but not where the line is too long already.
+        is_too_long = begin + len(data) - self._ends[-1] > LONGEST_LINE_BYTES
+        self._looked_at = begin + len(data) if is_too_long else self._ends[-1]
 
     def read(self, number: int) -> dict[str, Any]:
-        """Line ``number``; one that is no JSON object is told as a warning, because its number must be taken."""
+        """Line ``number``, or a warning in the place of one that is too long or is not a JSON object."""
+        if self._is_too_long(number):
+            message = (
+                f"A line of the training's journal has {self.size(number):,} bytes, more than the "
+                f"{LONGEST_LINE_BYTES:,} allowed, and is left out."
+            )
+            return WarningLine(code="line_too_long", message=message).model_dump(mode="json")
         begin, end = self._ends[number - 1], self._ends[number]
         with self._file.open("rb") as journal:
             journal.seek(begin)
@@ -66,6 +82,9 @@ class JournalReader:
 
     def size(self, number: int) -> int:
         return self._ends[number] - self._ends[number - 1]
+
+    def _is_too_long(self, number: int) -> bool:
+        return self.size(number) > LONGEST_LINE_BYTES
 
     def cut_torn_line(self) -> None:
         """Remove the beginning of a line whose writer was killed; only when no writer is left."""

@@ -27,11 +27,12 @@ from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.attempt.journal import JournalReader
 from worker.attempt.prepare import Preparation
 from worker.attempt.publish import Publisher
-from worker.attempt.verdict import failed, last_line, not_launched
-from worker.machine.devices import Slot, count_cores
+from worker.attempt.verdict import failed, last_line, not_launched, over_memory
+from worker.machine.devices import Slot, count_cores, memory_bytes
 from worker.settings import WorkerSettings
 from worker.training import processes
 from worker.training.launch import own_environment, training_environment
+from worker.training.memory_watch import MemoryWatch
 from worker.training.process_tree import Training
 from worker.training.stacks import StackDumps
 from worker.training.watchdog import Watchdog, effort_of
@@ -108,6 +109,11 @@ class Run:
             factor=settings.stall_factor,
             floor_seconds=settings.stall_min_seconds,
             effort=lambda: effort_of(self._training.processes.alive()),
+        )
+        self._memory = MemoryWatch(
+            self._training.processes.alive,
+            limit_bytes=settings.job_memory_bytes,
+            share_bytes=memory_bytes() * max(1, len(slots)) // place.num_slots,
         )
         self._stacks: StackDumps | None = None
         self._stalled_seconds = 0.0
@@ -332,6 +338,7 @@ class Run:
         self._journal.scan()
         self._archive.copy_log()
         self._look_for_stall()
+        self._look_for_excess_memory()
         ended = self._journal.last_line is not None
         needs = self._watchdog.needs_seconds
         if not self._training.is_gone(said_its_last=ended, can_save=self._journal.has_steps, needs_seconds=needs):
@@ -359,6 +366,14 @@ class Run:
             self._journal.append(WarningLine(code=StatusReason.STALLED, message=message, stacks=stacks))
             self._last_word = failed(StatusReason.STALLED, message, log_tail=stacks)
             self._training.kill()
+
+    def _look_for_excess_memory(self) -> None:
+        if self._last_word is not None or self._journal.last_line is not None:
+            return
+        excess = self._memory.excess()
+        if excess is not None:
+            self._training.kill()
+            self._last_word = over_memory(self.directory, excess)
 
     def _finish(self) -> None:
         """Nothing of the attempt is left: complete the store, then let the last line go."""

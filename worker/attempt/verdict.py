@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
+from worker.training.memory_watch import Excess
 from worker.training.process_tree import Training
 from zeta_core.contract.events import StatusLine
 from zeta_core.contract.job import (
@@ -14,6 +16,7 @@ from zeta_core.contract.job import (
     JobStatus,
     StatusReason,
 )
+from zeta_core.contract.oom import out_of_memory
 
 NEVER_STARTED = "The worker ended before it had started the training."
 
@@ -40,6 +43,13 @@ def not_launched(error: BaseException) -> StatusLine:
 
 def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -> StatusLine:
     return _failed(reason, JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
+
+
+def over_memory(directory: Path, excess: Excess) -> StatusLine:
+    """The training in ``directory`` was ended because it exceeded its memory."""
+    figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
+    error = out_of_memory(directory, excess.message, JobErrorEvidence.model_validate(figures))
+    return _failed(StatusReason.OUT_OF_MEMORY, error)
 
 
 def no_room(message: str) -> StatusLine:

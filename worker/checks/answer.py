@@ -51,7 +51,9 @@ class Checks:
             hub=settings.hub != "off",
             job_env=(),
         )
-        self._process = CheckProcess(command, environment, Path(tempfile.gettempdir()))
+        self._process = CheckProcess(
+            command, environment, Path(tempfile.gettempdir()), memory_bytes=settings.check_memory_bytes
+        )
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="check")
         self._waiting: set[str] = set()
         self._stopping = False

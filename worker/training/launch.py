@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from worker.training.processes import run_mark, share_lock
@@ -25,6 +26,7 @@ PASSED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *KERNEL_VARIABLES,
 )
+OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used half of the machine's memory more than it does
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -57,6 +59,7 @@ def training_environment(
             "PYTHONUNBUFFERED": "1",
         }
     )
+    environment.setdefault("USE_HUB_KERNELS", "0")  # the Hub's kernels are code; ZETA_JOB_ENV may allow them
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
     packages = _packages_of_zeta_core()
@@ -72,7 +75,7 @@ def start_training(
     lock = share_lock(run_directory)
     try:
         with (run_directory / LOG_FILE).open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*command, str(run_directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -84,6 +87,14 @@ def start_training(
             )
     finally:
         os.close(lock)
+    _prefer_when_memory_runs_out(process.pid)
+    return process
+
+
+def _prefer_when_memory_runs_out(pid: int) -> None:
+    """Let the kernel kill a training before the worker, the server or Redis; its children inherit that."""
+    with suppress(OSError):  # not Linux, or it has ended already
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
 
 
 def own_environment() -> Mapping[str, str]:

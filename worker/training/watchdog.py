@@ -5,8 +5,8 @@ the median time of a step, with `MIN_STEPS` told in this attempt; a save gets `P
 the time of the longest one before. Where that is not known yet (the first steps, in which a model may be compiled, and
 the first evaluation) only what does nothing at all is stalled: for half of ``floor_seconds`` its processes together
 used less than `IDLE_SHARE` of a core, and read and wrote next to nothing. Loading is not counted: it may wait for a
-network or for another job, and the libraries end what waits in vain. Counted is time that this process itself went
-through: a machine that was asleep stalls nobody.
+network or for another job, the libraries end what waits in vain, and work on data has limits of processor time.
+Counted is time that this process itself went through: a machine that was asleep stalls nobody.
 """
 
 from __future__ import annotations

@@ -132,9 +132,11 @@ class Service:
         # A worker that is killed leaves its trainings running for their grace; the next one adopts them. Stopping it
         # in order would need the server, which ends at the same moment.
         child("server", module("server"), signal.SIGTERM)
-        worker = child("worker", module("worker"), signal.SIGKILL)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")
         with Client(self._url, key, patience_seconds=0, use_proxy=False) as client:
+            if settings.redis_url is not None:  # which may be another service's: then the server ends, saying so
+                self._await(client.is_ready, "the API is ready")
+            worker = child("worker", module("worker"), signal.SIGKILL)
             self._await(client.is_ready, "the API is ready")
             self._await(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker is there")
 

@@ -9,10 +9,10 @@ import time
 from datetime import UTC, datetime
 from typing import Literal
 
-IdPrefix = Literal["job", "file", "key", "run"]
+IdPrefix = Literal["job", "file", "key", "run", "svc"]
 
 ID_CHARACTERS = 24  # after the prefix, of the ids that are made now; the pattern leaves room for others
-ID_PATTERN = re.compile(r"^(job|file|key|run)_[0-9a-z]{20,32}$")
+ID_PATTERN = re.compile(r"^(job|file|key|run|svc)_[0-9a-z]{20,32}$")
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 HUB_DATASET_PATTERN = re.compile(rf"{_HUB_NAME}/{_HUB_NAME}")
 HUB_ID_PATTERN = re.compile(rf"{_HUB_NAME}(?:/{_HUB_NAME})?(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")

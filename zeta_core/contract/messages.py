@@ -7,6 +7,7 @@
 | stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`, `CheckRequest`     |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
 |                               |                  | that of a worker which was silent for a day                  |
+| string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
 
 Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
 harmless: a claim already granted to the same worker is granted again, a line already stored is not stored again, a
@@ -37,6 +38,7 @@ SERVER_STREAM = "zeta:server"
 SERVER_GROUP = "keepers"
 LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be added to a stream behind it
 WORKERS_HASH = "zeta:workers"
+SERVICE_KEY = "zeta:service"
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT_GONE_SECONDS = 15.0  # a worker silent for this long is offered no new job
 MAX_BATCH_LINES = 200

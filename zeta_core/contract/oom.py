@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from zeta_core.contract.advice import less_memory
 from zeta_core.contract.job import JobError, JobErrorEvidence, StatusReason
-from zeta_core.contract.layout import JOURNAL_FILE, RUN_FILE
+from zeta_core.contract.layout import JOURNAL_FILE, LONGEST_LINE_BYTES, RUN_FILE
 
 _COUNTS = ("memory.events", "memory.oom_control")
 _ABOUT_MEMORY = ("batch_size", "seq_len", "use_activation_checkpointing")
@@ -53,15 +53,20 @@ def killed_for_memory(run_dir: Path, before: OomKills, evidence: JobErrorEvidenc
     where = now.since(before)
     if where is None:
         return None
+    return out_of_memory(run_dir, MESSAGES[where], evidence.model_copy(update={"oom_kills_counted_by": where}))
+
+
+def out_of_memory(run_dir: Path, message: str, evidence: JobErrorEvidence) -> JobError:
+    """The error of a training that was ended for its memory, with the options that take less."""
     options, figures = _last_known(run_dir)
     cure = less_memory(options)
     known = {name: options[name] for name in _ABOUT_MEMORY if name in options}
     return JobError(
         code=StatusReason.OUT_OF_MEMORY,
-        message=MESSAGES[where],
+        message=message,
         hint=cure.hint,
         patch=cure.patch,
-        evidence=evidence.model_copy(update={**known, **figures, "oom_kills_counted_by": where}),
+        evidence=evidence.model_copy(update={**known, **figures}),
     )
 
 
@@ -86,7 +91,9 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
 
 def _journal(file: Path) -> Iterator[dict[str, Any]]:
     if file.is_file():
-        yield from map(_json, file.read_text(errors="replace").splitlines())
+        with file.open("rb") as lines:
+            while line := lines.readline(LONGEST_LINE_BYTES):  # of a longer one the parts are no JSON
+                yield _json(line.decode("utf-8", "replace"))
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ done in this process, without limits.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import mmap
@@ -117,6 +118,7 @@ class Confined:
         others: Sequence[Confined] = (),
     ) -> None:
         """``others``: those of the same parent, whose pipes the new process must not hold open."""
+        importlib.import_module("pyarrow")  # here, so that not every forked process imports it again
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe(duplex=False)
         self._limits = limits

@@ -8,6 +8,7 @@ fsync; the worker publishes lines as they come). Ranks other than the first say 
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import sys
@@ -31,8 +32,11 @@ from zeta_core.contract.events import (
     StatusLine,
     WarningLine,
 )
+from zeta_core.contract.layout import LONGEST_LINE_BYTES
 
 SECONDS_BEYOND_LIMIT = 30.0
+MOST_LINE_BYTES = LONGEST_LINE_BYTES // 4
+MOST_CHARACTERS = 16_384  # of each text of a line that is longer
 _LIMIT_REACHED = (
     "The journal has {} lines, which is its limit: from here on it tells checkpoints, the end, and a step now and "
     "then; the log has the rest."
@@ -75,6 +79,8 @@ class Journal:
 
     def _append(self, line: JournalLine) -> None:
         data = line.model_dump_json(exclude_none=True).encode() + b"\n"
+        if len(data) > MOST_LINE_BYTES:
+            data = json.dumps(_shortened(line.model_dump(mode="json", exclude_none=True))).encode() + b"\n"
         written = os.write(self._file, data)
         if written != len(data):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
@@ -82,6 +88,19 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _shortened(value: JsonValue) -> JsonValue:
+    """``value`` with the beginning of each long text: a library's error message may hold a whole row of data."""
+    match value:
+        case str() if len(value) > MOST_CHARACTERS:
+            return f"{value[:MOST_CHARACTERS]} ... ({len(value) - MOST_CHARACTERS:,} more characters)"
+        case list():
+            return [_shortened(item) for item in value]
+        case dict():
+            return {name: _shortened(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 class Console:

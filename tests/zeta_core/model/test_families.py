@@ -11,8 +11,10 @@ import torch
 from tests.harness.real_model import smollm2
 from tests.zeta_core.models import VOCABULARY
 from tests.zeta_core.runs import train
+from zeta.local_inputs import pack_model
 from zeta_core.checkpoint.state import read_weights
 from zeta_core.contract.events import WarningLine
+from zeta_core.contract.model_files import check_archive
 from zeta_core.contract.sources import ConfigModel
 
 COMMON: dict[str, Any] = {
@@ -55,6 +57,8 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
     assert (straight.steps_trained, resumed.steps_trained) == (4, 2)
     weights = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    pack_model(weights[0].parent, tmp_path / "model.tar")
+    check_archive(tmp_path / "model.tar", "model.tar")  # it can be uploaded as a base again
     loaded: Any = AutoModelForCausalLM.from_pretrained(weights[0].parent)
     assert loaded.config.model_type == family
     own, trained = loaded.state_dict(), read_weights(weights[0].parent)  # files may have other names (GPT-NeoX)

@@ -18,6 +18,7 @@ from zeta_core.contract.model_files.values import (
     check_named,
     is_left_out,
     is_scalar,
+    is_text,
     names_a_file,
 )
 
@@ -27,14 +28,16 @@ _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _IMPLEMENTATIONS = {"attn": ("eager", "sdpa"), "experts": ("eager", "batched_mm", "grouped_mm")}
 # What a model was saved with on another machine; it is no part of the model, and is chosen here by the library.
 _PREFERENCES = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention", "deepgemm", "sonicmoe")
-_LABELS = ("id2label", "label2id")  # texts for people
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 DTYPES = frozenset(
     {"auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double", "float8_e4m3fn", "float8_e5m2"}
 )
 # Quantized weights that transformers can read without code from elsewhere: they are dequantized when they are loaded.
 _QUANTIZED = {"mxfp4": True, "fp8": True, "bitsandbytes": False}
-_QUANTIZATION_KEYS = ("modules_to_not_convert", "weight_block_size", "activation_scheme", "ignored_layers")
+_QUANTIZATION_KEYS = (
+    *("modules_to_not_convert", "modules_to_convert", "ignored_layers", "weight_block_size", "activation_scheme"),
+    *("fmt", "scale_fmt", "expert_dtype"),
+)
 _TOKENIZER_CLASS = re.compile(r"(?!Auto|Rag)[A-Za-z0-9_]{1,80}Tokenizer(Fast|Legacy)?")
 _TOKENIZER_BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
 
@@ -63,9 +66,7 @@ def _clean_value(place: Place, key: str, value: Any) -> Any:
         return _LEFT_OUT
     if key in ("quantization_config", "compression_config"):
         return _clean_quantization(place, key, value)
-    if key in _LABELS:
-        if not isinstance(value, dict) or not all(is_scalar(label) for label in cast("dict[str, Any]", value).values()):
-            place.refuse(key, value, "it must be an object of labels")
+    if is_text(key, value):
         return value
     if key in ("model_type", "dtype", "torch_dtype", "tokenizer_class", "processor_class", "architectures"):
         _check_name(place, key, value)

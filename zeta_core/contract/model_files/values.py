@@ -20,8 +20,12 @@ FILE_KEYS = frozenset(
     {"transformers_weights", "subfolder", "cache_dir", "tokenizer_object", "backbone", "vocab", "merges"}
     | {"source_spm", "target_spm", "entity_vocab", "pretrained", "tokenizer"}
 )
+# Texts that are part of the data: OPT's prefix is "</s>".
+TEXT_KEYS = frozenset({"prefix", "suffix", "stop_strings", "id2label", "label2id"})
 # Where the files once were: a record that no library reads, and that is left out.
-RECORD_KEYS = frozenset({"_name_or_path", "name_or_path", "special_tokens_map_file", "_commit_hash"})
+RECORD_KEYS = frozenset(
+    {"_name_or_path", "name_or_path", "_model_name_or_path", "special_tokens_map_file", "_commit_hash"}
+)
 
 
 def leads_outside(text: str) -> bool:
@@ -31,7 +35,12 @@ def leads_outside(text: str) -> bool:
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Whether a library could take a text for a path or a repository: a plain value has no separator."""
+    """Whether a library could take a text for a path or a repository: a plain value has no separator.
+
+    A token such as ``</s>`` is plain.
+    """
+    if text.startswith("<") and text.endswith(">"):
+        return ".." in text
     return leads_outside(text) or "/" in text or "\\" in text
 
 
@@ -56,7 +65,7 @@ def check_code_key(place: Place, key: str, value: object) -> None:
     if not value:
         return
     texts = list(_texts(value))
-    if place.origin == "elsewhere" and not any("--" in text or looks_like_a_path(text) for text in texts):
+    if place.origin == "elsewhere" and not any(leads_outside(text) for text in texts):
         return
     place.refuse(key, value, "code that a model brings along never runs here; leave it out")
 
@@ -76,10 +85,20 @@ def check_plain(place: Place, key: str, value: object) -> None:
             check_plain(place, key, inner)
 
 
+def is_text(key: str, value: object) -> bool:
+    """Whether a value is text for people or for the model, which nothing takes for a name."""
+    texts = cast("list[object]", value) if isinstance(value, list) else [value]
+    if isinstance(value, dict):
+        texts = list(cast("dict[str, object]", value).values())
+    return key in TEXT_KEYS and all(is_scalar(text) for text in texts)
+
+
 def is_left_out(place: Place, key: str, value: object) -> bool:
     """Whether a value that was checked is kept from the library all the same."""
     if key in CODE_KEYS or key in RECORD_KEYS:
         return True
+    if is_text(key, value):
+        return False
     texts = _texts(value)
     if names_a_file(key):
         return not set(texts) <= set(place.siblings)
@@ -88,7 +107,7 @@ def is_left_out(place: Place, key: str, value: object) -> bool:
 
 def check_named(place: Place, key: str, value: object) -> None:
     """`check_plain`, with what the key says of its value."""
-    if key in RECORD_KEYS:
+    if key in RECORD_KEYS or is_text(key, value):
         return
     if key in CODE_KEYS:
         check_code_key(place, key, value)

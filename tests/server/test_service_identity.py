@@ -1,0 +1,106 @@
+"""Two services on one Redis, one artifact store or one database's copy: the second refuses to start, and says why."""
+
+import asyncio
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from migrations.upgrade import upgrade
+from server.database.db import Database
+from server.database.identity import identify_service
+from tests.harness.postgres import PostgresServer
+from tests.server.serving import ServerProcess, serving
+
+
+def service_id(url: str) -> str:
+    """The service of the database, as a server that starts on it finds out."""
+
+    async def identify() -> str:
+        database = Database(url)
+        try:
+            return await identify_service(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(identify())
+
+
+def refusal(server: ServerProcess) -> str:
+    """What a server says that ends instead of serving."""
+    with pytest.raises(AssertionError, match="the server ended with 2"):
+        server.start()
+    return server.log()
+
+
+def test_a_copied_database_is_of_another_service_and_a_renamed_one_is_not(tmp_path: Path) -> None:
+    first, second, copy = (tmp_path / f"{name}.db" for name in ("first", "second", "copy"))
+    upgrade(f"sqlite:///{first}")
+    original = service_id(f"sqlite:///{first}")
+    assert service_id(f"sqlite:///{first}") == original
+    shutil.copy2(first, copy)
+    copied = service_id(f"sqlite:///{copy}")
+    assert copied != original
+    assert service_id(f"sqlite:///{copy}") == copied
+    first.rename(second)
+    assert service_id(f"sqlite:///{second}") == original
+
+
+def test_a_copied_postgresql_database_is_of_another_service(postgres_server: PostgresServer) -> None:
+    with postgres_server.fresh_database() as url, postgres_server.fresh_database() as other:
+        upgrade(url)
+        original, name = service_id(url), url.rpartition("/")[2]
+        copy = other.rpartition("/")[2]
+        with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{copy}"'.encode())
+            connection.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{name}"'.encode())
+        assert service_id(other) != original
+        assert service_id(url) == original
+
+
+def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "first", redis_url) as first:
+        second = ServerProcess(tmp_path / "second", redis_url)
+        said = refusal(second)
+        assert "ZETA_REDIS_URL is database 0 of 127.0.0.1:" in said
+        assert f"which the service {service_id(first.settings.database)} on" in said
+        assert "give each service a Redis database of its own" in said
+        first.end(signal.SIGKILL)
+        second.process = None
+        second.start()  # the claim of a service that is gone does not last
+        second.end()
+        first.start()  # a service that stops gives its claim up at once
+
+
+def test_a_copy_pointed_at_the_original_s_store_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
+    store = {"ZETA_ARTIFACTS_URL": str(tmp_path / "store")}
+    with serving(tmp_path / "original", redis_url, **store) as server:
+        original = service_id(server.settings.database)
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    said = refusal(ServerProcess(tmp_path / "copy", redis_url, **store))
+    assert f"which belongs to the service {original}" in said
+    assert f"start it once with ZETA_ARTIFACTS_TAKE_OVER={original}" in said
+    with serving(tmp_path / "copy", redis_url, **store, ZETA_ARTIFACTS_TAKE_OVER=original):
+        pass
+    with serving(tmp_path / "copy", redis_url, **store):
+        pass
+    assert f"which belongs to the service {service_id(f'sqlite:///{tmp_path}/copy/zeta.db')}" in refusal(
+        ServerProcess(tmp_path / "original", redis_url, **store)
+    )
+
+
+def test_the_store_in_a_home_goes_with_it_and_one_that_it_links_to_does_not(tmp_path: Path, redis_url: str) -> None:
+    with serving(tmp_path / "original", redis_url):
+        pass
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    with serving(tmp_path / "copy", redis_url) as server:
+        assert "belongs to this service" in server.log()
+    (tmp_path / "original/artifacts").rename(tmp_path / "large-disk")
+    (tmp_path / "original/artifacts").symlink_to(tmp_path / "large-disk")
+    with serving(tmp_path / "original", redis_url):
+        pass
+    subprocess.run(["cp", "-a", tmp_path / "original", tmp_path / "clone"], check=True)
+    assert "ZETA_ARTIFACTS_TAKE_OVER=" in refusal(ServerProcess(tmp_path / "clone", redis_url))

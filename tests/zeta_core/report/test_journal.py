@@ -1,0 +1,23 @@
+"""What a training writes into its journal, as its worker reads it."""
+
+from pathlib import Path
+
+from worker.attempt.journal import JournalReader
+from zeta_core.contract.events import ErrorLine, LogLine
+from zeta_core.contract.layout import LONGEST_LINE_BYTES
+from zeta_core.report.journal import Journal
+
+
+def test_a_line_with_a_huge_text_keeps_its_beginning(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "events.jsonl")
+    journal.write(LogLine(message="short"))
+    journal.write(ErrorLine(code="invalid_data", message="line 3: " + "€" * LONGEST_LINE_BYTES, hint="remove it"))
+    journal.close()
+    reader = JournalReader(tmp_path / "events.jsonl", lambda number, name: None)
+    while len(reader) < 2:
+        reader.scan()
+    assert reader.read(1)["message"] == "short"
+    line = reader.read(2)
+    assert (line["type"], line["code"], line["hint"]) == ("error", "invalid_data", "remove it")
+    assert line["message"].startswith("line 3: €€€")
+    assert line["message"].endswith("more characters)")

@@ -1,8 +1,8 @@
-"""Asks a worker what only torch and transformers know of a spec, and keeps the answers for a while.
+"""Delegates spec checks that need torch and transformers to a worker, and caches the results.
 
-The answer may reach any server that reads the workers' stream, so it goes through the database, under the SHA-256 of
-what was checked: the same question within `KEPT_SECONDS` is not asked again. Who asks waits for so long and no longer,
-and is told why there is no answer; the worker has longer, and who asks again finds what it has found by then.
+Any server may receive the result from the workers' stream, so results are stored in the database under the SHA-256 of
+the request, and reused for `KEPT_SECONDS`. A caller waits for a limited time; after that it gets the reason why there
+is no result. The worker has more time, and a repeated request finds the result that it has stored by then.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from zeta_core.contract.redis_access import RedisUnavailable
 
 KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
 LOOK_SECONDS = 0.1
-WORKER_FACTOR = 4.0  # of the time that is waited, the worker's own: on a busy machine libraries load for long
+WORKER_FACTOR = 4.0  # the worker's time limit as a multiple of the caller's: loading libraries can be slow
 
-Tell = Callable[[str, BaseModel], Awaitable[None]]
+SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
 class Checks:
-    def __init__(self, database: Database, fleet: Fleet, tell: Tell, *, limit_seconds: float) -> None:
+    def __init__(self, database: Database, fleet: Fleet, send_to_worker: SendToWorker, *, limit_seconds: float) -> None:
         self._database = database
         self._fleet = fleet
-        self._tell = tell
+        self._send_to_worker = send_to_worker
         self._limit_seconds = limit_seconds
 
     async def ask(self, spec: dict[str, Any], resolved_spec: dict[str, Any], processes: int) -> CheckAnswer | str:
-        """What a worker says of the spec, or a sentence that says why none does."""
+        """A worker's check result for the spec, or the reason why there is none."""
         asked = json.dumps([spec, resolved_spec, processes], sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(asked.encode()).hexdigest()
         now = utc_now()
@@ -51,7 +51,7 @@ class Checks:
             return kept
         worker = self._choose()
         if worker is None:
-            return "No worker is connected that could look."
+            return "No connected worker can check the spec."
         request = CheckRequest(
             check_id=check_id,
             spec=spec,
@@ -60,9 +60,9 @@ class Checks:
             limit_seconds=WORKER_FACTOR * self._limit_seconds,
         )
         try:
-            await self._tell(worker.worker, request)
+            await self._send_to_worker(worker.worker, request)
         except RedisUnavailable:
-            return "Redis cannot be reached, so no worker can be asked."
+            return "Redis is unreachable, so no worker can check the spec."
         deadline = time.monotonic() + self._limit_seconds
         while time.monotonic() < deadline:
             await asyncio.sleep(LOOK_SECONDS)
@@ -70,7 +70,7 @@ class Checks:
             if found is not None:
                 return found
         limit = f"{self._limit_seconds:g} s (ZETA_CHECK_SECONDS)"
-        return f"The worker {worker.worker} did not answer within {limit}; ask again."
+        return f"Worker {worker.worker} did not answer within {limit}; try again."
 
     def _choose(self) -> Heartbeat | None:
         """The worker with the most free slots."""
@@ -90,10 +90,10 @@ class Checks:
 
 
 async def keep(session: AsyncSession, result: CheckResult) -> None:
-    """Store what a worker found out, and forget what is too old."""
+    """Store a worker's check result, and delete expired ones."""
     now = utc_now()
     answer = result.answer.model_dump(mode="json") if result.answer is not None else None
-    failure = result.failure or ("The worker found out nothing." if answer is None else None)
+    failure = result.failure or ("The worker returned no result." if answer is None else None)
     await session.execute(delete(CheckRow).where(CheckRow.created_at < now - timedelta(seconds=KEPT_SECONDS)))
     await session.merge(
         CheckRow(id=result.check_id, worker=result.worker, answer=answer, failure=failure, created_at=now)

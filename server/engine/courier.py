@@ -1,4 +1,4 @@
-"""Sends hand-overs through Celery: each worker consumes a queue of its own, and its task only takes the message in."""
+"""Sends hand-overs through Celery. Each worker has its own queue, and its only task receives the message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 
 class Courier:
-    """A Celery producer; it knows the task by its name only."""
+    """A Celery producer that refers to the task by name only."""
 
     def __init__(self, redis_url: str, redis: Redis, secret: str) -> None:
         self._redis, self._secret = redis, secret
@@ -34,7 +34,7 @@ class Courier:
         )
 
     async def send(self, hand_over: HandOver) -> None:
-        """Put the message into the worker's queue. Raises `RedisUnavailable` within seconds; nothing is tried twice."""
+        """Put the message into the worker's queue. Raises `RedisUnavailable` within seconds, without retries."""
         queue = worker_queue(hand_over.worker)
         signed = sign(hand_over, self._secret, channel=queue)
         with calling_redis():
@@ -49,7 +49,7 @@ class Courier:
         self._celery.close()
 
     def _send(self, queue: str, signed: dict[str, str]) -> None:
-        # A connection of its own: those of a pool would, after an outage, fail one by one when Redis is back.
+        # A new connection each time: pooled connections would fail one by one after an outage of Redis.
         with self._celery.connection_for_write() as connection:
             self._celery.send_task(
                 START_TASK,

@@ -1,4 +1,4 @@
-"""Jobs that are paused until the disk has room go on by themselves when a worker that takes jobs has some."""
+"""Resumes jobs that were paused by a full disk, once a worker that accepts jobs has free space."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from server.engine.loops import raise_first, try_each
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import JobStatus, StatusReason
 
-# Without it, a job whose checkpoint does not fit although its worker is above its mark would start all the time.
+# Otherwise, a job whose checkpoint doesn't fit on a disk above its low-space threshold would restart continuously.
 REST_SECONDS = 10.0
-MESSAGE = "There is room on the disk again."
+MESSAGE = "Disk space is available again."
 
 
-async def queue_what_waits_for_room(database: Database) -> list[str]:
-    """Queue every job that waits for room and has rested; returns their ids. Call it only where there is room."""
+async def resume_paused_by_disk(database: Database) -> list[str]:
+    """Queue the jobs that a full disk paused at least `REST_SECONDS` ago; returns their ids.
+
+    Call it only when a worker has free space.
+    """
     waiting = select(JobRow.id, JobRow.waiting_reason).where(
         JobRow.status == JobStatus.PAUSED, JobRow.status_reason == StatusReason.DISK_FULL
     )
@@ -32,7 +35,7 @@ async def queue_what_waits_for_room(database: Database) -> list[str]:
     async def consider(row: Any) -> None:
         job_id, reason = row
         since = datetime.fromisoformat((reason or {})["since"])
-        if now - timedelta(seconds=REST_SECONDS) < since <= now:  # a time that is still to come is of another clock
+        if now - timedelta(seconds=REST_SECONDS) < since <= now:  # a future time comes from another clock
             return
         async with database.write() as session:
             job = await lock_job(session, job_id)

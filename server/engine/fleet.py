@@ -1,8 +1,8 @@
-"""The workers as this server sees them: their last heartbeats, and for how long each has been silent.
+"""The workers as this server sees them: their latest heartbeats, and how long each has been silent.
 
-Times are this server's monotonic clock, never the clocks of others, and count only while Redis can be reached: silence
-begins anew when this server starts, when Redis returns, and when this server itself stood still (stopped by a signal, a
-suspended machine), because a worker cannot be heard through a dead Redis or by a server that does not listen.
+All times use this server's monotonic clock, and silence counts only while Redis is reachable. The silence of every
+worker restarts at zero when this server starts, when Redis becomes reachable again, and after this server was paused
+(by a signal or by a suspended machine): during those times no heartbeat could have arrived.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zeta_core.contract.messages import (
     read_heartbeat,
 )
 
-STOOD_STILL_SECONDS = 5.0  # Redis is asked twice a second
+PAUSED_SECONDS = 5.0  # heartbeats are read twice a second; a longer gap means that the server was paused
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
 
 
@@ -30,7 +30,9 @@ class _Seen:
     heartbeat: Heartbeat
     moved_at: float  # monotonic
     last_seen_at: datetime
-    proven: bool  # it appeared or moved while this server watched; what lay in Redis before may be of a dead worker
+    proven: (
+        bool  # a heartbeat arrived while this server watched; an entry that was there before may be of a dead worker
+    )
 
 
 class Fleet:
@@ -38,27 +40,27 @@ class Fleet:
         self._secret = secret
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
-        self._places: dict[tuple[str, str], float] = {}  # when a worker was last heard from a folder, monotonic
+        self._places: dict[tuple[str, str], float] = {}  # when a worker in a folder was last seen (monotonic)
         self._watching_since: float | None = None
         self._looked_at = clock()
-        self.looked = False  # Redis was asked at least once
+        self.looked = False  # whether heartbeats were read at least once
         self._invalid: dict[bytes | str, str] = {}
 
     @property
     def watching(self) -> bool:
-        """Whether Redis answered the last time it was asked, which is not long ago."""
-        return self._watching_since is not None and self._clock() - self._looked_at < STOOD_STILL_SECONDS
+        """Whether heartbeats were read successfully in the last few seconds."""
+        return self._watching_since is not None and self._clock() - self._looked_at < PAUSED_SECONDS
 
     def unreachable(self) -> None:
-        """Redis did not answer: nobody's silence counts until it does."""
+        """Redis is unreachable: until it answers again, no worker counts as silent."""
         self.looked = True
         self._watching_since = None
 
     def update(self, entries: Mapping[bytes, bytes] | Mapping[str, str]) -> bool:
-        """Take in the whole hash of heartbeats; whether a worker came, or changed what it offers."""
+        """Update from the whole hash of heartbeats; returns whether a worker appeared or its offered slots changed."""
         self.looked = True
         now, changed = self._clock(), False
-        if now - self._looked_at > STOOD_STILL_SECONDS:
+        if now - self._looked_at > PAUSED_SECONDS:
             self._watching_since = None
         self._looked_at = now
         first_look = self._watching_since is None
@@ -86,21 +88,21 @@ class Fleet:
         return changed
 
     def invalid(self) -> dict[bytes | str, str]:
-        """The fields of the last look that hold no valid heartbeat, with the reason."""
+        """The fields without a valid heartbeat in the latest update, with the reasons."""
         return self._invalid
 
     def workers(self) -> list[Heartbeat]:
-        """The last heartbeat of every worker heard within a day, by name."""
+        """The latest heartbeat of every worker that was seen within a day, sorted by name."""
         return [seen.heartbeat for _, seen in sorted(self._seen.items()) if self._is_listed(seen)]
 
     def unlisted(self) -> list[str]:
-        """The workers that were silent for so long that they are no longer listed."""
+        """The workers that have been silent for more than `UNLISTED_SECONDS`."""
         return [name for name, seen in self._seen.items() if not self._is_listed(seen)]
 
     def forget(self, workers: Collection[str]) -> None:
-        """Their heartbeats are removed from Redis; one that lives after all comes back with its next."""
+        """Forget workers whose heartbeats were removed from Redis; a new heartbeat makes a worker known again."""
         self._seen = {name: seen for name, seen in self._seen.items() if name not in workers}
-        self._places = {place: heard_at for place, heard_at in self._places.items() if place[0] not in workers}
+        self._places = {place: seen_at for place, seen_at in self._places.items() if place[0] not in workers}
 
     def get(self, worker: str) -> Heartbeat | None:
         seen = self._seen.get(worker)
@@ -111,7 +113,7 @@ class Fleet:
         return seen.last_seen_at if seen else None
 
     def is_alive(self, worker: str) -> bool:
-        """Whether the worker may be offered a job: it was heard while this server watched, and lately."""
+        """Whether the worker can be offered a job: a heartbeat arrived recently while this server watched."""
         seen = self._seen.get(worker)
         return (
             seen is not None
@@ -121,15 +123,16 @@ class Fleet:
         )
 
     def silent_seconds(self, worker: str, place: str | None = None) -> float:
-        """How long this server has listened to Redis without hearing the worker (from this folder, if one is given).
+        """How long this server has watched Redis without a heartbeat from the worker.
 
-        A worker by the same name in another folder says nothing of the trainings that were left in the first.
+        If ``place`` is given, only heartbeats from that folder count: a worker with the same name in another folder
+        doesn't know about the trainings of this one.
         """
         if self._watching_since is None:
             return 0.0
         seen = self._seen.get(worker)
-        heard_at = (seen.moved_at if seen else None) if place is None else self._places.get((worker, place))
-        return self._looked_at - max(heard_at or self._watching_since, self._watching_since)
+        seen_at = (seen.moved_at if seen else None) if place is None else self._places.get((worker, place))
+        return self._looked_at - max(seen_at or self._watching_since, self._watching_since)
 
     def _is_listed(self, seen: _Seen) -> bool:
         if self._watching_since is None:
@@ -137,11 +140,11 @@ class Fleet:
         return self._clock() - max(seen.moved_at, self._watching_since) <= UNLISTED_SECONDS
 
     def _read(self, name: bytes | str, entry: bytes | str) -> Heartbeat | None:
-        """The signed heartbeat in one field of the hash; an invalid one is remembered for `invalid`."""
+        """The signed heartbeat in one field of the hash; an invalid one is recorded for `invalid`."""
         try:
             heartbeat = read_heartbeat(entry, self._secret)
             if heartbeat.worker.encode() != (name if isinstance(name, bytes) else name.encode()):
-                raise BadMessage(f"it is the heartbeat of {heartbeat.worker!r}, in the field {name!r}")
+                raise BadMessage(f"it is the heartbeat of {heartbeat.worker!r}, stored in the field {name!r}")
         except BadMessage as error:
             self._invalid[name] = f"the heartbeat of the worker {name!r} is invalid: {error}"
             return None

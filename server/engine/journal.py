@@ -1,11 +1,11 @@
 """Applies the lines of a training's journal to its job, each exactly once.
 
-A line is known by (job, attempt, number from 1). Under the job's row lock: the next expected one is stored, a lower one
-is a repeat and ignored, a higher one is a gap and ignored; the acknowledgement tells the worker where to go on. What an
-attempt says that is not the running one changes nothing.
+A line is identified by job, attempt and line number, starting at 1. Under the job's row lock, only the next expected
+line is stored; a lower number is a repetition and a higher one a gap, and both are ignored. The acknowledgement tells
+the worker where to continue. Lines of an attempt that isn't the running one are ignored.
 
-Of logs, samples and progress a job keeps so many events and no more, and one warning says where that was cut; what
-follows still counts (the job's own progress, the next line), it is only not kept. All other events are always kept.
+The number of log, sample and progress events per job is limited. A warning marks the first event that was dropped.
+Later events still update the job's progress, but aren't stored. Events of other types are always stored.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].d
 class Applied:
     ack: JournalAck
     stored: int  # lines that became events
-    ended: bool  # the attempt is over by this batch
+    ended: bool  # the batch ended the attempt
 
 
 async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> Applied:
-    """Store what is new in ``batch``, in this transaction; the caller sends the acknowledgement after the commit.
+    """Store the new lines of ``batch`` in this transaction; the caller sends the acknowledgement after the commit.
 
-    ``max_events``: how many events of the `LIMITED` types a job keeps.
+    ``max_events`` limits the events of the `LIMITED` types for each job.
     """
     job = await lock_job(session, batch.job_id)
     attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
@@ -81,18 +81,18 @@ async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int =
 
 
 def readable(raw: dict[str, Any]) -> JournalLine:
-    """The line as the contract's model; one that cannot be read becomes a warning, so that it holds up nothing."""
+    """The line as a contract model; an invalid line becomes a warning, so that later lines are not blocked."""
     try:
         return JOURNAL_LINE.validate_python(storable(raw))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"A line of the training's journal cannot be read ({where}: {first['msg']}): {str(raw)[:300]}"
+        message = f"Invalid line in the training's journal ({where}: {first['msg']}): {str(raw)[:300]}"
         return WarningLine(code="unreadable_line", message=storable(message))
 
 
 def storable(value: Any) -> Any:
-    """The value without what a database refuses: NUL, lone surrogates, numbers that are not finite."""
+    """The value without content that databases reject: NUL, lone surrogates and non-finite numbers."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, float):
@@ -149,13 +149,15 @@ async def _store(
 
 
 async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
-    """Whether one more event of the limited types is kept; the first one that is not is told."""
+    """Whether to store one more event of a limited type; adds a warning for the first one that is dropped."""
     if job.num_limited_events < max_events:
         job.num_limited_events += 1
         return True
     if job.num_limited_events == max_events:
         job.num_limited_events += 1
-        message = f"From here on this job's logs, samples and progress are not kept: it has {max_events} of them."
+        message = (
+            f"The job has reached its limit of {max_events} log, sample and progress events; later ones are not stored."
+        )
         line = WarningLine(code="events_cut", message=message)
         warn(job, line)
         fields = line.model_dump(mode="json", exclude={"type", "created_at"})
@@ -174,7 +176,7 @@ async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_
 async def _keep_checkpoint(
     session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine, needed: Collection[str]
 ) -> None:
-    """Record a stored checkpoint, and forget those that its worker removes because of ``save_total_limit``."""
+    """Record a stored checkpoint, and delete the rows of those that the worker removes under ``save_total_limit``."""
     newest = await session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id))
     if newest is None or line.step > newest:
         job.failures = job.losses = 0

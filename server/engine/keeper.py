@@ -1,9 +1,9 @@
-"""Reads what workers say from the Redis stream, applies it to the database, and answers after the commit.
+"""Reads the workers' messages from the Redis stream, applies them to the database and replies after the commit.
 
-Any number of servers may read the same stream: the group gives each message to one of them, and the job's row lock
-orders them. Guarantees: a message is answered only after its transaction; one that cannot be applied is removed and
-counted, and blocks nothing; a message lost with its server or with Redis is repeated by its worker, so nothing is
-waited for here.
+Any number of servers may read the same stream: the consumer group delivers each message to one of them, and the job's
+row lock serializes them. Guarantees: a reply is sent only after the transaction was committed; a message that can't be
+applied is removed and counted, and doesn't block the others. Workers repeat messages that are lost with a server or
+with Redis, so nothing is waited for here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.database.availability import DatabaseUnavailable
 from server.database.db import Database
 from server.engine import checks, journal
 from server.engine.claims import answer_claim
-from server.engine.link import Dropped, remove_wrong_type, tell_worker
+from server.engine.link import Dropped, remove_wrong_type, send_to_worker
 from server.engine.stored import Stored
 from server.settings import ServerSettings
 from zeta_core.contract.messages import (
@@ -42,16 +42,16 @@ from zeta_core.contract.messages import (
 from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
 
 READ_COUNT = 64
-BLOCK_MILLISECONDS = 500  # far below the socket's time-out, also on a machine that is overloaded
-ABANDONED_MILLISECONDS = 30_000  # a message that its reader left this long is taken over
-MAX_TRIES = 20  # of one message that the database refuses each time; its worker repeats it
+BLOCK_MILLISECONDS = 500  # far below the socket timeout, even on an overloaded machine
+ABANDONED_MILLISECONDS = 30_000  # a message that was pending this long is taken over from its reader
+MAX_TRIES = 20  # for a message that the database keeps rejecting; its worker sends it again
 
 logger = logging.getLogger(__name__)
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Keeper:
-    """One reader of the group; ``attempt_ended`` is called after a commit that freed a slot."""
+    """One consumer of the group; ``attempt_ended`` is called after a commit that freed a slot."""
 
     def __init__(
         self,
@@ -71,22 +71,22 @@ class Keeper:
         self._attempt_ended = attempt_ended
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._has_group = False
-        self._has_left = False  # messages that it read while the database was away
-        self._take_over_at = 0.0  # monotonic: when to look again for what other readers left
-        self._tries: tuple[bytes, int] = (b"", 0)  # the message that the database refused last, and how often
+        self._has_pending = False  # messages that were read while the database was unavailable
+        self._take_over_at = 0.0  # monotonic: when to look for abandoned messages again
+        self._tries: tuple[bytes, int] = (b"", 0)  # the last message that the database rejected, and how often
 
     async def one_pass(self) -> None:
         """Read some messages and apply them. Raises `RedisUnavailable` and `DatabaseUnavailable`."""
         try:
             entries = await self._read()
         except RedisUnavailable:
-            self._has_group = False  # after FLUSHALL, or a restart without its file, the group is made again
+            self._has_group = False  # after FLUSHALL or a restart without persistence, the group must be created again
             raise
         for message_id, fields in entries:
             await self._handle(message_id, fields)
 
     async def leave(self) -> None:
-        """Remove this reader from the group, and what it had not answered: its workers repeat that."""
+        """Remove this consumer and its pending messages from the group; the workers repeat those messages."""
         with calling_redis():
             pending: Any = await self._redis.xpending_range(
                 SERVER_STREAM, SERVER_GROUP, "-", "+", READ_COUNT, consumername=self._name
@@ -96,7 +96,7 @@ class Keeper:
             await self._redis.xgroup_delconsumer(SERVER_STREAM, SERVER_GROUP, self._name)
 
     async def _read(self) -> list[Entry]:
-        """The next entries. What the key of the stream held instead of one is removed."""
+        """The next entries. If the stream's key holds another type, it is removed."""
         with calling_redis():
             try:
                 return await self._read_stream()
@@ -125,7 +125,7 @@ class Keeper:
             if taken[1]:
                 return [(message_id, fields) for message_id, fields in taken[1] if fields]
             self._take_over_at = time.monotonic() + ABANDONED_MILLISECONDS / 1000
-        position = "0" if self._has_left else ">"
+        position = "0" if self._has_pending else ">"
         answer: Any = await self._redis.xreadgroup(
             SERVER_GROUP, self._name, {SERVER_STREAM: position}, count=READ_COUNT, block=BLOCK_MILLISECONDS
         )
@@ -133,14 +133,14 @@ class Keeper:
         entries = streams[0] if streams else []
         # RESP3 wraps the entries of a stream in one more list.
         entries = entries[0] if entries and isinstance(entries[0], list) else entries
-        self._has_left = position == "0" and len(entries) == READ_COUNT
+        self._has_pending = position == "0" and len(entries) == READ_COUNT
         for message_id, fields in entries:
-            if not fields:  # it was trimmed, and would be read again and again
+            if not fields:  # trimmed from the stream; it would be delivered again and again
                 await self._remove(message_id)
         return [(message_id, fields) for message_id, fields in entries if fields]
 
     async def _handle(self, message_id: bytes, fields: dict[bytes, bytes]) -> None:
-        """Apply one message and answer it. Only an unavailable database leaves it in the stream."""
+        """Apply one message and reply. It stays in the stream only while the database is unavailable."""
         answer: tuple[str, BaseModel] | None = None
         try:
             answer = await self._apply(read_message(FROM_WORKER, fields, self._secret, channel=SERVER_STREAM))
@@ -150,14 +150,14 @@ class Keeper:
             last, tries = self._tries
             self._tries = (message_id, tries + 1 if last == message_id else 1)
             if self._tries[1] < MAX_TRIES:
-                self._has_left = True
+                self._has_pending = True
                 raise
             self._dropped.add("stream", error)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the messages behind it go on
-            self._dropped.add("stream", error, exc_info=True)  # its worker repeats it, and a fixed server takes it
+        except Exception as error:  # noqa: BLE001 - the messages behind it must not be blocked
+            self._dropped.add("stream", error, exc_info=True)  # its worker repeats it, for a server without this defect
         with calling_redis():
             if answer is not None:
-                await tell_worker(self._redis, *answer, self._secret)
+                await send_to_worker(self._redis, *answer, self._secret)
             await self._remove(message_id)
             if message_id == LAST_STREAM_ID:
                 await self._redis.unlink(SERVER_STREAM)
@@ -167,7 +167,7 @@ class Keeper:
         await self._redis.xdel(SERVER_STREAM, message_id)
 
     async def _apply(self, message: FromWorker) -> tuple[str, BaseModel] | None:
-        """Apply a message in a transaction of its own; returns the answer and whom it is for."""
+        """Apply a message in its own transaction; returns the receiving worker and the reply, if any."""
         match message:
             case Claim():
                 return await self._claim(message)

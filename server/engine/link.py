@@ -1,8 +1,8 @@
-"""The server's connection to Redis: how clients are made, what an outage is, and entries that nobody can read.
+"""The server's connection to Redis: creating clients, sending messages to workers, and removing invalid entries.
 
-redis-py's own retries can block a call for over half a minute on a cut network, so there are none: every call ends
-within two seconds, and the loops that make them try again. Replies stay bytes: decoding belongs to the one entry that
-it concerns.
+Clients don't retry, because redis-py's retries can block a call for over half a minute when the network is cut. Every
+call ends within two seconds, and the loops retry instead. Replies stay bytes, so that an undecodable entry affects
+nothing but itself.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from zeta_core.contract.messages import sign, worker_stream
 from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
-WORKER_STREAM_LENGTH = 10_000  # unread answers kept for a worker that does not read; they are repeated anyway
+WORKER_STREAM_LENGTH = 10_000  # unread messages for each worker; dropped ones are sent again anyway
 LOG_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls take two seconds at most and are never repeated by the client itself."""
+    """A client whose calls take at most two seconds, without retries."""
     return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
         RedisAddress.parse(url).client_url,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
@@ -39,7 +39,7 @@ def connect(url: str) -> Redis:
     )
 
 
-async def tell_worker(redis: Redis, worker: str, message: BaseModel, secret: str) -> None:
+async def send_to_worker(redis: Redis, worker: str, message: BaseModel, secret: str) -> None:
     """Put one signed message into the worker's stream. Raises `RedisUnavailable`."""
     stream = worker_stream(worker)
     fields: dict[Any, Any] = {**sign(message, secret, channel=stream)}
@@ -53,11 +53,11 @@ async def tell_worker(redis: Redis, worker: str, message: BaseModel, secret: str
 
 
 async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Exception) -> bool:
-    """Remove a key of ours that holds another type; whether the error was about one.
+    """Remove a key that holds an unexpected type; returns whether that was the cause of the error.
 
-    Redis may lose anything at any time, so nothing is lost that is not sent again.
+    Removing it is safe: all data in Redis is sent again.
     """
-    if "WRONGTYPE" not in str(error):  # a pipeline writes more before it
+    if "WRONGTYPE" not in str(error):  # a pipeline prepends text to the message
         return False
     kind = str_if_bytes(await redis.type(key))
     if kind not in (expected, "none"):
@@ -67,7 +67,7 @@ async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Except
 
 
 class Dropped:
-    """Counts what was removed from Redis unread, and logs it at most once a minute for each place."""
+    """Counts the invalid entries that were removed from Redis, and logs them at most once a minute for each source."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -75,7 +75,7 @@ class Dropped:
         self._silent: Counter[str] = Counter()
 
     def add(self, place: str, reason: object, *, exc_info: bool = False) -> None:
-        """``place``: where it lay, one of a few names."""
+        """``place`` names the source; there are only a few."""
         self.counts[place] += 1
         now = time.monotonic()
         if now - self._logged_at.get(place, float("-inf")) < LOG_SECONDS:

@@ -1,8 +1,8 @@
-"""The loops of a server process: each repeats one pass, and none ends while the process lives.
+"""The background loops of a server process. Each repeats one pass for as long as the process runs.
 
-An exception of any kind in a pass is an outage: it is logged once, with its traceback where it is not an ordinary one,
-shown by ``/readyz``, and tried again with growing pauses until a pass succeeds. A pass that hangs is cancelled at its
-time limit, which is an outage too.
+An exception of any kind in a pass is treated as an outage: it is logged once (with a traceback unless it is an expected
+type), reported by ``/readyz``, and the pass is retried with growing pauses until it succeeds. A pass that hangs is
+cancelled at its time limit, which also counts as an outage.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from zeta_core.contract.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
 STOP_SECONDS = 5.0
-# Passes take milliseconds; everything they wait for has a shorter limit of its own.
+# Passes take milliseconds, and every call inside has a shorter timeout.
 PASS_LIMIT_SECONDS = 300.0
-ORDINARY = (DatabaseUnavailable, RedisUnavailable, OSError)  # these explain themselves
+ORDINARY = (DatabaseUnavailable, RedisUnavailable, OSError)  # expected types, whose message is sufficient
 
 logger = logging.getLogger(__name__)
 Pass = Callable[[], Awaitable[None]]
@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a loop makes no progress, and since when."""
+    """The reason why a loop is failing, and since when."""
 
     since: datetime
     reason: str
@@ -44,10 +44,10 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a loop rests after a pass: until it is woken, at most the longest of these.
+    """The pause between two passes of a loop, so that a long queue can't occupy the CPU.
 
-    A pass rests for at least ``rest_factor`` times its own duration even if it is woken, and ``idle_factor`` times if
-    it is not, so that a long queue cannot fill the CPU.
+    A loop pauses for at least ``rest_factor`` times the duration of the pass, even if it is woken. Then it waits until
+    it is woken, for at most ``idle_seconds`` or ``idle_factor`` times the duration, whichever is longer.
     """
 
     idle_seconds: float = 0.0
@@ -56,18 +56,18 @@ class Pace:
 
 
 class Loop:
-    """One loop; ``trouble`` is set from the first failed pass to the next successful one."""
+    """A loop; ``trouble`` is set from the first failed pass until the next successful one."""
 
     def __init__(self, name: str, one_pass: Pass, pace: Pace, *, limit_seconds: float | None) -> None:
         self.name = name
         self.trouble: Trouble | None = None
         self.waker = asyncio.Event()
         self._one_pass, self._pace, self._limit_seconds = one_pass, pace, limit_seconds
-        self._logged: set[str] = set()  # kinds of errors of the present outage
+        self._logged: set[str] = set()  # error types already logged in the current outage
         self._pause_seconds = FIRST_PAUSE_SECONDS
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Repeat the pass until told to stop, or cancelled."""
+        """Repeat the pass until ``stopping`` is set or the task is cancelled."""
         while not stopping.is_set():
             self.waker.clear()
             began = time.monotonic()
@@ -89,13 +89,13 @@ class Loop:
 
     def _failed(self, error: BaseException) -> None:
         is_ordinary = isinstance(error, ORDINARY)
-        reason = _sentence(error) if is_ordinary else f"{type(error).__name__}, see the server's log"
+        reason = _sentence(error) if is_ordinary else f"{type(error).__name__} (see the server log)"
         self.trouble = Trouble(self.trouble.since if self.trouble else utc_now(), reason)
         kind = type(error).__qualname__
         if kind not in self._logged:
             logger.log(
                 logging.WARNING if is_ordinary else logging.ERROR,
-                "The loop %r fails: %s. Trying again until it works.",
+                "Loop %r is failing: %s. Retrying until it succeeds.",
                 self.name,
                 _sentence(error),
                 exc_info=None if is_ordinary else error,
@@ -105,7 +105,7 @@ class Loop:
 
     def _succeeded(self) -> None:
         if self.trouble is not None:
-            logger.info("The loop %r works again.", self.name, extra={"action": "outage_over", "loop": self.name})
+            logger.info("Loop %r has recovered.", self.name, extra={"action": "outage_over", "loop": self.name})
         self.trouble = None
         self._logged.clear()
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -125,19 +125,19 @@ class Loops:
         self._tasks.append(asyncio.create_task(loop.run(self.stopping), name=f"loop-{name}"))
 
     def wake(self, *names: str) -> None:
-        """End the rest of these loops, or of all."""
+        """Start the next pass of these loops now; without names, of all loops."""
         for loop in self._loops:
             if not names or loop.name in names:
                 loop.waker.set()
 
     def troubles(self) -> dict[str, Trouble]:
-        """What fails now, by the name of the loop."""
+        """The loops that are failing now, by name."""
         return {loop.name: loop.trouble for loop in self._loops if loop.trouble is not None}
 
     async def stop(self) -> None:
-        """End the loops; whatever was under way is taken up again by the next start."""
-        # Told, not cancelled: a cancellation in the middle of a statement costs its connection, and one inside redis-py
-        # may be hidden by asyncio.wait_for (bpo-42130). Only what hangs is cancelled.
+        """Stop the loops; the next start continues any interrupted work."""
+        # Loops are signalled instead of cancelled: cancelling a statement loses its connection, and redis-py may
+        # swallow a cancellation in asyncio.wait_for (bpo-42130). Only a hanging loop is cancelled.
         self.stopping.set()
         self.wake()
         left = set(self._tasks)
@@ -152,7 +152,7 @@ class Loops:
 
 
 async def try_each(items: Iterable[Item], act: Callable[[Item], Awaitable[None]]) -> Exception | None:
-    """Act on every item, also where it fails for some; returns the first failure. An outage is raised at once."""
+    """Call ``act`` for every item even if some fail; returns the first failure. An outage is raised immediately."""
     first: Exception | None = None
     for item in items:
         try:
@@ -172,7 +172,7 @@ def raise_first(*failures: Exception | None) -> None:
 
 
 async def rest(until: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, but no longer than ``seconds``."""
+    """Wait for the event for at most ``seconds``."""
     if seconds <= 0:
         return
     with suppress(TimeoutError):

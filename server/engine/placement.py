@@ -1,4 +1,4 @@
-"""Which worker fits a job now, or why the job waits: decided from heartbeats alone, without the database."""
+"""Chooses a worker for a job, or explains why the job waits. Uses heartbeats alone, not the database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeta_core.contract.spec import Resources
 
 @dataclass(frozen=True)
 class Wait:
-    """Why a job is not handed over now."""
+    """The reason why a job can't be handed over now."""
 
     code: WaitingCode
     details: tuple[tuple[str, JsonValue], ...] = ()
@@ -22,8 +22,8 @@ class Wait:
 
 
 @dataclass
-class Room:
-    """One live worker in one pass: its slots, those still free, and why it takes no job although it lives."""
+class Candidate:
+    """A live worker in one scheduling pass: its free slots, and the reason why it accepts no jobs, if any."""
 
     heartbeat: Heartbeat
     free: list[int]
@@ -33,11 +33,11 @@ class Room:
         return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
 
     def gpus_for(self, resources: Resources) -> int:
-        """How many GPUs the job gets here; unset means one where there are some."""
+        """The number of GPUs that the job gets on this worker; unset means one if the worker has GPUs."""
         return resources.gpus if resources.gpus is not None else int(self.has_gpus())
 
     def slots_for(self, resources: Resources) -> int | None:
-        """How many slots the job takes here; ``None`` where it could never run."""
+        """The number of slots that the job needs on this worker; ``None`` if it can never run here."""
         gpus = self.gpus_for(resources)
         if gpus and not self.has_gpus():
             return None
@@ -45,7 +45,7 @@ class Room:
         return needed if needed <= len(self.heartbeat.slots) else None
 
     def of_kind(self, device_kind: str | None, resources: Resources) -> list[int]:
-        """The slots on which the job would have this kind of device, taken ones included."""
+        """The slots with this device kind, including busy ones."""
         if device_kind is None:
             return []
         gpus = self.gpus_for(resources)
@@ -60,78 +60,92 @@ class Room:
 
 
 def choose(
-    rooms: Sequence[Room],
+    candidates: Sequence[Candidate],
     resources: Resources,
     *,
     threads: int = 1,
     timed: bool = False,
     device_kind: str | None = None,
-) -> tuple[Room, list[int]] | Wait:
-    """The best worker among those where the job fits now, or why it waits.
+) -> tuple[Candidate, list[int]] | Wait:
+    """The best worker for the job and the slots to use, or the reason why the job waits.
 
-    Free slots of ``device_kind``, on which the job was computed so far, come first, then the worker with the most free
-    slots. With ``resources.exact`` no other kind will do. ``threads``: of each process, on so many cores. ``timed``:
-    the job has a time limit, whose stop order older workers do not know.
+    Free slots of ``device_kind``, the kind that computed the job so far, are preferred; among equals, the worker with
+    the most free slots wins. ``resources.exact`` rules out every other kind. ``threads`` is the number of cores that
+    each process needs. ``timed`` means that the job has a time limit, which older workers can't enforce.
     """
-    if not rooms:
+    if not candidates:
         return Wait(WaitingCode.NO_WORKER)
-    able = [(room, needed) for room in rooms if (needed := room.slots_for(resources)) is not None]
-    if not able:
+    capable = [
+        (candidate, needed) for candidate in candidates if (needed := candidate.slots_for(resources)) is not None
+    ]
+    if not capable:
         return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus),))
-    able = [(room, needed) for room, needed in able if room.heartbeat.cores >= threads]
-    if not able:
+    capable = [(candidate, needed) for candidate, needed in capable if candidate.heartbeat.cores >= threads]
+    if not capable:
         message = (
-            f"The training began with {threads} threads, on which its bits depend, and no connected worker has as "
+            f"The training started with {threads} threads, which its exact results depend on, and no connected worker "
+            "has that many cores; connect one that does."
         )
-        return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message + "many cores; connect one that has.")
+        return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message)
     if timed:
-        able = [(room, needed) for room, needed in able if room.heartbeat.contract_version >= TIME_LIMIT_VERSION]
-        if not able:
+        capable = [
+            (candidate, needed)
+            for candidate, needed in capable
+            if candidate.heartbeat.contract_version >= TIME_LIMIT_VERSION
+        ]
+        if not capable:
             return Wait(WaitingCode.WORKER_TOO_OLD)
-    others_are_free = False
+    other_kinds_are_free = False
     if resources.exact:
-        exact = [(room, needed) for room, needed in able if _is_exact_on(room, needed, resources, device_kind)]
+        exact = [
+            (candidate, needed)
+            for candidate, needed in capable
+            if _is_exact_on(candidate, needed, resources, device_kind)
+        ]
         if not exact:
-            return _no_worker_of_the_kind(able, device_kind)
-        others_are_free = any(room.free for room, _ in able)
-        able = exact
-    closed = [room.closed for room, _ in able if room.closed is not None]
-    if len(closed) == len(able):
+            return _no_worker_of_the_kind(capable, device_kind)
+        other_kinds_are_free = any(candidate.free for candidate, _ in capable)
+        capable = exact
+    closed = [candidate.closed for candidate, _ in capable if candidate.closed is not None]
+    if len(closed) == len(capable):
         return closed[0]
-    able = [(room, needed) for room, needed in able if room.closed is None]
-    fitting: list[tuple[bool, Room, list[int]]] = []
-    for room, needed in able:
-        alike = [slot for slot in room.of_kind(device_kind, resources) if slot in room.free]
+    capable = [(candidate, needed) for candidate, needed in capable if candidate.closed is None]
+    fitting: list[tuple[bool, Candidate, list[int]]] = []
+    for candidate, needed in capable:
+        alike = [slot for slot in candidate.of_kind(device_kind, resources) if slot in candidate.free]
         if len(alike) >= needed:
-            fitting.append((True, room, alike[:needed]))
-        elif len(room.free) >= needed and not (resources.exact and device_kind is not None):
-            fitting.append((False, room, room.free[:needed]))
+            fitting.append((True, candidate, alike[:needed]))
+        elif len(candidate.free) >= needed and not (resources.exact and device_kind is not None):
+            fitting.append((False, candidate, candidate.free[:needed]))
     if fitting:
-        _, room, slots = max(fitting, key=lambda found: (found[0], len(found[1].free)))
-        return room, slots
-    if others_are_free and device_kind is not None:
-        return _wait_for_the_kind(WaitingCode.RESOURCES, device_kind, "every such worker is busy")
-    if any(room.free for room, _ in able):
+        _, candidate, slots = max(fitting, key=lambda found: (found[0], len(found[1].free)))
+        return candidate, slots
+    if other_kinds_are_free and device_kind is not None:
+        return _wait_for_the_kind(WaitingCode.RESOURCES, device_kind, "all such workers are busy")
+    if any(candidate.free for candidate, _ in capable):
         return Wait(WaitingCode.RESOURCES, (("gpus", resources.gpus),))
     return Wait(WaitingCode.WORKERS_BUSY)
 
 
-def _is_exact_on(room: Room, needed: int, resources: Resources, device_kind: str | None) -> bool:
-    """Whether a job with ``resources.exact`` may run there; its first attempt may, wherever kinds are reported."""
+def _is_exact_on(candidate: Candidate, needed: int, resources: Resources, device_kind: str | None) -> bool:
+    """Whether a job with ``resources.exact`` may run on this worker.
+
+    Its first attempt may run on any worker that reports device kinds.
+    """
     if device_kind is None:
-        return room.reports_kinds()
-    return len(room.of_kind(device_kind, resources)) >= needed
+        return candidate.reports_kinds()
+    return len(candidate.of_kind(device_kind, resources)) >= needed
 
 
-def _no_worker_of_the_kind(able: Sequence[tuple[Room, int]], device_kind: str | None) -> Wait:
-    if device_kind is None or not any(room.reports_kinds() for room, _ in able):
+def _no_worker_of_the_kind(capable: Sequence[tuple[Candidate, int]], device_kind: str | None) -> Wait:
+    if device_kind is None or not any(candidate.reports_kinds() for candidate, _ in capable):
         return Wait(WaitingCode.WORKER_TOO_OLD)
-    return _wait_for_the_kind(WaitingCode.NEVER_FITS, device_kind, "no connected worker has it")
+    return _wait_for_the_kind(WaitingCode.NEVER_FITS, device_kind, "no connected worker has this kind")
 
 
 def _wait_for_the_kind(code: WaitingCode, device_kind: str, why: str) -> Wait:
     message = (
-        f"The job waits for a worker with the device kind {device_kind}, because resources.exact is true; {why}. "
-        "Rerun it from its newest checkpoint with resources.exact false to continue on another kind."
+        f"Waiting for a worker with device kind {device_kind} (resources.exact is true): {why}. "
+        "To continue on another kind, rerun the job from its newest checkpoint with resources.exact=false."
     )
     return Wait(code, (("device_kind", device_kind),), message)

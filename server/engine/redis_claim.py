@@ -1,9 +1,9 @@
-"""A Redis database belongs to one service: its servers claim it, and a second service refuses to use it.
+"""Claims a Redis database for one service, so that a second service refuses to use it.
 
-All names in Redis are fixed, so two services on one Redis database would read each other's messages; with a common
-``ZETA_WORKER_SECRET``, as in a clone, the second would end the trainings of the first. Every server renews the claim
-every `RENEW_SECONDS` with a new token. A server that finds the claim of another service waits to see whether it is
-renewed; if so, the service that comes later gives way. The claim of a service that is gone is replaced.
+All key names in Redis are fixed, so two services on one Redis database would read each other's messages. If they
+shared a ``ZETA_WORKER_SECRET``, as a clone does, the second would end the trainings of the first. Every server renews
+the claim with a new token every `RENEW_SECONDS`. A server that finds another service's claim waits to see whether it is
+renewed. If it is, the service that started later gives way; otherwise the claim is replaced.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Claim:
 
 
 class RedisClaim:
-    """`take` before the first message is read or sent, then `one_pass` again and again."""
+    """Call `take` before the first message is read or sent, then `one_pass` repeatedly."""
 
     def __init__(self, redis: Redis, redis_url: str, service: str) -> None:
         self._redis = redis
@@ -48,9 +48,9 @@ class RedisClaim:
         self._service = service
         self._since = time.time()
         self._is_held = False
-        self._refusal: str | None = None  # for as long as this process lives
+        self._refusal: str | None = None  # permanent for this process
         self._met: str | None = None  # the token of the other service's claim
-        self._met_at = 0.0  # monotonic: when it was seen first
+        self._met_at = 0.0  # monotonic: when it was first seen
 
     def require(self) -> None:
         """Raise `RedisUnavailable` unless Redis is claimed for this service."""
@@ -58,7 +58,7 @@ class RedisClaim:
             raise RedisUnavailable(self._refusal or "Redis is not claimed for this service yet")
 
     async def take(self) -> None:
-        """Claim Redis now, if it can be reached. Raises `InvalidSettings` where another service uses it."""
+        """Claim Redis now, if it is reachable. Raises `InvalidSettings` if another service uses it."""
         never = asyncio.Event()
         with suppress(RedisUnavailable):
             while not await self._claim():
@@ -67,11 +67,11 @@ class RedisClaim:
             raise InvalidSettings(f"{self._refusal}.", param="ZETA_REDIS_URL", code="redis_taken")
 
     async def one_pass(self) -> None:
-        """Renew the claim, or make it as soon as Redis can be reached. Raises `RedisUnavailable`."""
+        """Renew the claim, or make it once Redis is reachable. Raises `RedisUnavailable`."""
         await self._claim()
 
     async def release(self) -> None:
-        """Let another service have it at once; a further server of this one claims it again."""
+        """Release the claim, so that another service can use Redis; other servers of this service claim it again."""
         if self._is_held:
             self._is_held = False
             with calling_redis():
@@ -80,7 +80,7 @@ class RedisClaim:
                     await self._redis.delete(SERVICE_KEY)
 
     async def _claim(self) -> bool:
-        """Claim or renew; whether it is ours now."""
+        """Make or renew the claim; returns whether this service now holds it."""
         if self._refusal is not None:
             raise RedisUnavailable(self._refusal)
         with calling_redis():
@@ -96,7 +96,10 @@ class RedisClaim:
         return True
 
     def _may_replace(self, other: _Claim) -> bool:
-        """Whether the other service is gone, or came later. Raises `RedisUnavailable`, for good, where it was first."""
+        """Whether the other service is gone or started later.
+
+        Raises `RedisUnavailable` if it is active and started first; this refusal is permanent.
+        """
         before, self._met = self._met, other.token
         if before is None:
             self._met_at = time.monotonic()
@@ -107,9 +110,9 @@ class RedisClaim:
             return True
         self._is_held = False
         self._refusal = (
-            f"ZETA_REDIS_URL is database {self._address.database} of {self._address.place}, which the service "
-            f"{other.service} on {other.host} uses, with another database than this one ({self._service}); "
-            "give each service a Redis database of its own, such as redis://HOST:PORT/1"
+            f"ZETA_REDIS_URL is database {self._address.database} of {self._address.place}, which is in use by service "
+            f"{other.service} on {other.host}; this service is {self._service}, with a different SQL database. "
+            "Give each service its own Redis database, such as redis://HOST:PORT/1"
         )
         raise RedisUnavailable(self._refusal)
 
@@ -123,7 +126,7 @@ class RedisClaim:
 
 
 def _parsed(text: Any) -> _Claim | None:
-    """The claim; ``None`` for anything else, which nobody holds."""
+    """The claim; ``None`` for a value that isn't a valid claim."""
     try:
         values = json.loads(text)
         return _Claim(str(values["service"]), str(values["host"]), float(values["since"]), str(values["token"]))

@@ -1,8 +1,8 @@
-"""Chooses a worker for each queued job and hands the job over; keeps the reasons why the others wait.
+"""Assigns queued jobs to workers and records why the remaining jobs wait.
 
-The choice is committed before the message is sent, so a message is only ever about a choice that stands; one that is
-not claimed in time, or whose worker is gone, is withdrawn and made again. A worker's free slots are those of its
-heartbeat without the ones that the database knows to be taken.
+An assignment is committed before its message is sent, so no message refers to an uncommitted assignment. An assignment
+that isn't claimed in time, or whose worker is gone, is withdrawn and repeated. A worker's free slots are the free slots
+in its heartbeat, minus the slots that the database has already assigned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from server.database.tables import JobRow
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.fleet import Fleet
 from server.engine.loops import raise_first, try_each
-from server.engine.placement import Room, Wait, choose
+from server.engine.placement import Candidate, Wait, choose
 from zeta_core.contract.events import utc_now
 from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
 from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
@@ -45,14 +45,14 @@ Send = Callable[[HandOver], Awaitable[None]]
 
 @dataclass
 class _Load:
-    """What the database says is running or handed over: slots by worker, and how many jobs by project."""
+    """Jobs that are running or handed over: occupied slots by worker, and the number of jobs by project."""
 
     slots: dict[str, set[int]]
     jobs: Counter[str]
 
 
 class Scheduler:
-    """``project_max_running``: so many jobs of a project at once, and its others wait; ``None``: no limit."""
+    """``project_max_running`` limits the running jobs of each project; ``None`` means no limit."""
 
     def __init__(
         self,
@@ -68,24 +68,24 @@ class Scheduler:
         self._fleet = fleet
         self._send = send
         self._claim_seconds = claim_seconds
-        self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it, monotonic
+        self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it (monotonic)
         self._explain_all_at = 0.0
 
     async def one_pass(self) -> None:
-        """Withdraw what was not claimed, then go through the queue in its order.
+        """Withdraw unclaimed hand-overs, then schedule the queue in order.
 
-        The queue is read a page at a time. When no slot is free any more, the jobs behind the first page can only be
-        told why they wait, which is done every `EXPLAIN_SECONDS`.
+        The queue is read page by page. Once no slot is free, later pages only need their waiting reasons updated, which
+        happens every `EXPLAIN_SECONDS`.
         """
         if not self._fleet.looked:
-            return  # the server has just started and knows nothing of Redis yet
+            return  # no heartbeats have been read yet
         async with self._database.read() as session:
             given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
             load = await _load(session)
             drained = await drained_workers(session)
         await self._withdraw_unclaimed(given)
-        rooms = [
-            Room(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _closed(beat, drained))
+        candidates = [
+            Candidate(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _closed(beat, drained))
             for beat in self._fleet.workers()
             if self._fleet.is_alive(beat.worker) and not beat.stopping
         ]
@@ -96,33 +96,38 @@ class Scheduler:
             query = _WAITING if last is None else _WAITING.where(_behind(last))
             async with self._database.read() as session:
                 page: Sequence[Queued] = (await session.execute(query)).all()
-            failures.append(await self._go_through(page, rooms, load.jobs))
-            if len(page) < PAGE_JOBS or not (explain_all or any(room.free and room.closed is None for room in rooms)):
+            failures.append(await self._go_through(page, candidates, load.jobs))
+            if len(page) < PAGE_JOBS or not (
+                explain_all or any(candidate.free and candidate.closed is None for candidate in candidates)
+            ):
                 break
             last = page[-1]
         if explain_all:
             self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
         raise_first(*failures)
 
-    async def _go_through(self, page: Sequence[Queued], rooms: list[Room], running: Counter[str]) -> Exception | None:
-        """Hand over what fits, and say why the rest of the page waits; ``running`` jobs of each project.
+    async def _go_through(
+        self, page: Sequence[Queued], candidates: list[Candidate], running: Counter[str]
+    ) -> Exception | None:
+        """Hand over the jobs that fit and update the waiting reasons of the others on the page.
 
-        Returns the first failure: a row that fails holds up no other.
+        ``running`` counts the running jobs of each project. A failing row doesn't affect the others; the first failure
+        is returned.
         """
         waits: list[tuple[Queued, Wait]] = []
         now = utc_now()
 
         async def consider(row: Queued) -> None:
             if not self._fleet.watching:
-                waits.append((row, _REDIS_AWAY))
+                waits.append((row, _REDIS_UNREACHABLE))
                 return
-            # What is further away than any back-off is of a clock that has jumped back since.
+            # A time beyond the longest back-off means that the clock was set back; ignore it.
             if row.not_before is not None and 0 < (row.not_before - now).total_seconds() <= MAX_BACKOFF_SECONDS:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
                 return
             resources = _resources(row)
             choice = choose(
-                rooms,
+                candidates,
                 resources,
                 threads=_threads(row, resources),
                 timed=row.time_limit is not None,
@@ -134,10 +139,10 @@ class Scheduler:
             if self._is_full(running[row.project]):
                 waits.append((row, Wait(WaitingCode.QUOTA, (("limit", self._project_max_running),))))
                 return
-            room, slots = choice
+            candidate, slots = choice
             running[row.project] += 1
-            room.free = [slot for slot in room.free if slot not in slots]
-            await self._hand_over(row.id, row.attempt, room.heartbeat, slots, gpus=room.gpus_for(resources))
+            candidate.free = [slot for slot in candidate.free if slot not in slots]
+            await self._hand_over(row.id, row.attempt, candidate.heartbeat, slots, gpus=candidate.gpus_for(resources))
 
         failure = await try_each(page, consider)
         await self._explain(waits)
@@ -147,7 +152,7 @@ class Scheduler:
         return self._project_max_running is not None and running >= self._project_max_running
 
     async def _withdraw_unclaimed(self, given: Sequence[Queued]) -> None:
-        """Take back what was not claimed in time; it is handed over again in this pass or a later one."""
+        """Withdraw hand-overs that were not claimed in time; a later step hands the jobs over again."""
         now = time.monotonic()
         rows = {(row.id, row.handed_over_at): row for row in given}
         self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
@@ -156,9 +161,9 @@ class Scheduler:
             gone = self._fleet.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
             if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
                 logger.warning(
-                    "The hand-over of %s to %s was not claimed; it is made again.",
-                    row.id,
+                    "Worker %s did not claim %s in time; handing it over again.",
                     row.worker,
+                    row.id,
                     extra={"action": "withdraw", "job_id": row.id},
                 )
 
@@ -171,7 +176,7 @@ class Scheduler:
             return True
 
     async def _hand_over(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int], *, gpus: int) -> None:
-        """Commit the choice, then send it. One that another server made meanwhile is left alone."""
+        """Commit the assignment, then send it. Do nothing if another server has assigned the job meanwhile."""
         async with self._database.write() as session:
             if not self._database.is_sqlite:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEDULING_LOCK})
@@ -200,7 +205,7 @@ class Scheduler:
             await self._send(message)
         except RedisUnavailable as error:
             logger.warning(
-                "%s could not be handed to %s (%s); it stays queued.",
+                "Could not hand %s over to worker %s (%s); the job stays queued.",
                 job_id,
                 beat.worker,
                 error,
@@ -209,7 +214,7 @@ class Scheduler:
             await self._withdraw(job_id, now)
 
     async def _explain(self, waits: list[tuple[Queued, Wait]]) -> None:
-        """Write the reasons that changed; ``since`` is when the present one began."""
+        """Store the waiting reasons that changed; ``since`` is when the current reason began."""
         groups: dict[Wait, list[str]] = {}
         for row, wait in waits:
             old: dict[str, Any] = row.waiting_reason or {}
@@ -220,7 +225,7 @@ class Scheduler:
         for wait, ids in groups.items():
             for start in range(0, len(ids), UPDATE_CHUNK):
                 chunk = JobRow.id.in_(ids[start : start + UPDATE_CHUNK])
-                async with self._database.write() as session:  # one short transaction each: others want to write too
+                async with self._database.write() as session:  # short transactions, so that other writers get a turn
                     await session.execute(
                         update(JobRow)
                         .where(chunk, JobRow.status == JobStatus.QUEUED, JobRow.worker.is_(None))
@@ -250,7 +255,9 @@ _WAITING = (
     .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
     .limit(PAGE_JOBS)
 )
-_REDIS_AWAY = Wait(WaitingCode.NO_WORKER, message="Redis cannot be reached, so no worker can be; see the log.")
+_REDIS_UNREACHABLE = Wait(
+    WaitingCode.NO_WORKER, message="Redis is unreachable, so workers can't be reached; see the server log."
+)
 
 
 def _behind(row: Queued) -> ColumnElement[bool]:
@@ -263,9 +270,10 @@ def _behind(row: Queued) -> ColumnElement[bool]:
 
 
 def _resources(row: Queued) -> Resources:
-    """As asked; a job that was started once stays on GPUs, or without, because its bits depend on that.
+    """The requested resources; once a job has started, its choice between GPU and CPU is fixed.
 
-    So does, where exactness is asked for, one that resumes the checkpoint of another.
+    Exact results depend on that choice. For the same reason it is fixed for a job with ``resources.exact`` that resumes
+    another job's checkpoint.
     """
     asked = Resources.model_validate(row.resources or {})
     if asked.gpus is not None:
@@ -277,20 +285,20 @@ def _resources(row: Queued) -> Resources:
 
 
 def _threads(row: Queued, resources: Resources) -> int:
-    """How many cores each process needs at least: a CPU's bits depend on the threads that the job began with.
+    """The minimum number of cores for each process: on a CPU, exact results depend on the job's initial thread count.
 
-    One that resumes another job's checkpoint has the threads of that one, and may have begun where there are fewer
-    cores: it says so itself (the warning ``threads_changed``), and waits for none.
+    A job that resumes another job's checkpoint doesn't wait for cores: if its thread count differs, the training gives
+    the warning ``threads_changed``.
     """
     if not row.attempt or resources.gpus or row.resumed is not None:
         return 1
-    return row.decided_threads if isinstance(row.decided_threads, int) else 1  # none before it is decided
+    return row.decided_threads if isinstance(row.decided_threads, int) else 1  # not decided yet
 
 
 def _closed(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
-    """Why a live worker takes no job."""
+    """The reason why a live worker accepts no jobs, if any."""
     if beat.worker in drained:
-        return Wait(WaitingCode.NO_WORKER, message="Every worker that could run the job is being drained.")
+        return Wait(WaitingCode.NO_WORKER, message="All workers that could run the job are being drained.")
     return Wait(WaitingCode.DISK, (("worker", beat.worker),)) if beat.disk_low else None
 
 
@@ -312,9 +320,9 @@ async def _load(session: AsyncSession) -> _Load:
 
 
 def _spec_of(job: JobRow) -> dict[str, Any]:
-    """The spec as it was sent, but for what the first start decided: what ``latest`` meant, and whether it has GPUs.
+    """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
 
-    ``resources.exact`` is the scheduler's alone, and workers of the version before refuse a field they do not know.
+    ``resources.exact`` is removed: only the scheduler uses it, and older workers reject unknown fields.
     """
     resources = {name: value for name, value in job.resolved_spec["resources"].items() if name != "exact"}
     spec = {**job.spec, "resources": resources}

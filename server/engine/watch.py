@@ -1,10 +1,10 @@
-"""Watches running jobs: sends stop orders until they are obeyed, and ends the attempts of workers that are lost.
+"""Monitors running jobs: repeats stop orders until they take effect, and ends attempts whose worker is lost.
 
-A worker is lost to an attempt when its live process no longer lists it (it was restarted and found nothing, or gave
-up), or when it has been silent for ``lease_seconds`` while Redis could be reached. Only a process of the same folder
-can know that an attempt is gone: one by the same name elsewhere (another disk, another machine) may have taken the
-place of a worker whose training still runs, so then the lease counts. An attempt that a worker still lists although it
-is over is told so.
+An attempt is lost when its live worker no longer lists it (the worker was restarted without finding the training, or
+gave up), or when its worker has been silent for ``lease_seconds`` while Redis was reachable. Only a worker process that
+runs in the same folder can tell that an attempt is gone. A worker with the same name in another folder (another disk or
+machine) may have replaced one whose training still runs, so in that case only the lease counts. If a worker still lists
+an attempt that has ended, it receives a fenced acknowledgement and kills the training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.database.db import Database
 from server.database.drains import drained_workers
 from server.database.state import lock_job
 from server.database.tables import AttemptRow, JobRow
-from server.engine.disk import queue_what_waits_for_room
+from server.engine.disk import resume_paused_by_disk
 from server.engine.endings import lose_worker
 from server.engine.fleet import Fleet
 from server.engine.loops import Pass, raise_first, try_each
@@ -30,34 +30,41 @@ from server.engine.stored import Stored
 from zeta_core.contract.job import JobStatus
 from zeta_core.contract.messages import Heartbeat, JournalAck, StopOrder, place_of
 
-# A worker beats every 2 s and lists an attempt from the moment it got the hand-over: two beats may still be under way.
+# A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
-Tell = Callable[[str, BaseModel], Awaitable[None]]
+SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
 class Watch:
     def __init__(
-        self, database: Database, fleet: Fleet, tell: Tell, stored: Stored, freed: Callable[[], None], *, lease: float
+        self,
+        database: Database,
+        fleet: Fleet,
+        send_to_worker: SendToWorker,
+        stored: Stored,
+        freed: Callable[[], None],
+        *,
+        lease: float,
     ) -> None:
         self._database = database
         self._fleet = fleet
-        self._tell = tell
+        self._send_to_worker = send_to_worker
         self._stored = stored
         self._freed = freed
         self._orders = Orders(database)
         self._lease_seconds = lease
         self._unlisted_since: dict[tuple[str, int], float] = {}  # monotonic
-        self._strange_since: dict[tuple[str, str, int], float] = {}
+        self._stale_since: dict[tuple[str, str, int], float] = {}
 
     def passes(self) -> dict[str, Pass]:
-        """One loop each, by name, so that a fault in one leaves the others alone."""
+        """The passes by name. Each runs in its own loop, so that a failure in one does not affect the others."""
         return {
             "stop orders": self._send_orders,
             "lost workers": self._find_lost,
-            "overruled attempts": self._tell_the_overruled,
-            "disk space": self._queue_what_waits_for_room,
+            "stale attempts": self._fence_stale_attempts,
+            "disk space": self._resume_paused_by_disk,
         }
 
     async def _send_orders(self) -> None:
@@ -66,16 +73,16 @@ class Watch:
         running, drained = await self._read()
 
         async def send(due: tuple[str, StopOrder]) -> None:
-            await self._tell(*due)
+            await self._send_to_worker(*due)
 
         raise_first(await try_each(await self._orders.due(running, drained), send))
 
-    async def _queue_what_waits_for_room(self) -> None:
+    async def _resume_paused_by_disk(self) -> None:
         if not self._fleet.watching:
             return
         _, drained = await self._read()
         if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._fleet.workers()):
-            for job_id in await queue_what_waits_for_room(self._database):
+            for job_id in await resume_paused_by_disk(self._database):
                 self._stored.notify(job_id)
                 self._freed()
 
@@ -93,26 +100,26 @@ class Watch:
         now = time.monotonic()
         unlisted: dict[tuple[str, int], float] = {}
 
-        async def judge(row: Any) -> None:
+        async def check(row: Any) -> None:
             key = (row.id, row.attempt)
             why: str | None = None
             place = place_of(row.incarnation)
             silent = self._fleet.silent_seconds(row.worker, place)
             if silent > self._lease_seconds:
-                why = f"The worker {row.worker} has not been heard for {silent:.0f} s."
+                why = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
             elif self._knows(row.worker, place) and not self._lists(row.worker, key):
                 unlisted[key] = self._unlisted_since.get(key, now)
                 if now - unlisted[key] > UNLISTED_SECONDS:
-                    why = f"The worker {row.worker} no longer has the training."
+                    why = f"Worker {row.worker} no longer runs this attempt."
             if why is not None:
                 await self._lose(row.id, row.attempt, why)
 
-        failure = await try_each(running, judge)
+        failure = await try_each(running, check)
         self._unlisted_since = unlisted
         raise_first(failure)
 
     def _knows(self, worker: str, place: str | None) -> bool:
-        """Whether the worker lives, in this folder: what it does not list is not there."""
+        """Whether the worker is alive and runs in this folder, so that it would list the attempt."""
         beat = self._fleet.get(worker) if self._fleet.is_alive(worker) else None
         return beat is not None and (place is None or place_of(beat.incarnation) in (place, None))
 
@@ -127,7 +134,7 @@ class Watch:
                 return
             await lose_worker(session, job, attempt=attempt, why=why)
         logger.warning(
-            "Attempt %d of %s is lost. %s",
+            "Lost attempt %d of %s. %s",
             attempt,
             job_id,
             why,
@@ -136,8 +143,8 @@ class Watch:
         self._stored.notify(job_id)
         self._freed()
 
-    async def _tell_the_overruled(self) -> None:
-        """A worker that goes on with an attempt which is over (it was cut off, and lost) is told to end it."""
+    async def _fence_stale_attempts(self) -> None:
+        """Tell workers to end attempts that are over, such as those of a worker that was cut off and declared lost."""
         if not self._fleet.watching:
             return
         listed = {
@@ -148,7 +155,7 @@ class Watch:
             if slot.job_id is not None and slot.attempt is not None
         }
         if not listed:
-            self._strange_since = {}
+            self._stale_since = {}
             return
         ids = {job_id for _, job_id, _ in listed}
         async with self._database.read() as session:
@@ -158,7 +165,7 @@ class Watch:
                 for job_id, attempt, line in await session.execute(_LINES.where(AttemptRow.job_id.in_(ids)))
             }
         now = time.monotonic()
-        strange: dict[tuple[str, str, int], float] = {}
+        stale: dict[tuple[str, str, int], float] = {}
         for key in listed:
             worker, job_id, attempt = key
             job = jobs.get(job_id)
@@ -172,12 +179,12 @@ class Watch:
             )
             if current:
                 continue
-            strange[key] = self._strange_since.get(key, now)
-            if now - strange[key] > UNLISTED_SECONDS:
+            stale[key] = self._stale_since.get(key, now)
+            if now - stale[key] > UNLISTED_SECONDS:
                 stored_line = lines.get((job_id, attempt), 0)
                 ack = JournalAck(job_id=job_id, attempt=attempt, stored_line=stored_line, fenced=True)
-                await self._tell(worker, ack)
-        self._strange_since = strange
+                await self._send_to_worker(worker, ack)
+        self._stale_since = stale
 
 
 _STATES = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker)

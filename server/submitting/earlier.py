@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, JobRow
 from server.engine.engine import Engine
-from server.engine.placement import Room
+from server.engine.placement import Candidate
 from zeta_core.contract.defaults import resolve
 from zeta_core.contract.estimate import MeasuredMemory, Seconds
 from zeta_core.contract.job import JobStatus
@@ -83,9 +83,9 @@ async def find_earlier(
 ) -> tuple[Earlier, str] | str:
     """The job with the name of its device, or why there is none; ``resolved`` is all that is known of the spec."""
     beats = {beat.worker: beat for beat in engine.workers()}
-    rooms = [Room(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
-    able = [room for room in rooms if room.slots_for(spec.resources) is not None]
-    wanted = {_device(room.heartbeat, room.gpus_for(spec.resources)) for room in able}
+    candidates = [Candidate(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
+    able = [candidate for candidate in candidates if candidate.slots_for(spec.resources) is not None]
+    wanted = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in able}
     if not wanted:
         return _NO_DEVICE
     asked = resolve(spec)

@@ -228,7 +228,7 @@ def test_an_exact_job_waits_for_a_worker_with_its_kind_of_device(database: Bench
     assert stepped.step() == [(other, "before")]
     reason = database.job(job_id).waiting_reason or {}
     assert (reason["code"], reason["details"]) == ("never_fits", {"device_kind": "cpu:old"})
-    assert "waits for a worker with the device kind cpu:old, because resources.exact is true" in reason["message"]
+    assert "Waiting for a worker with device kind cpu:old (resources.exact is true)" in reason["message"]
 
     stepped.hear(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old", "running": [("job_other", 1)]})
     assert stepped.step() == []

@@ -1,4 +1,4 @@
-"""Stop orders are repeated until they are obeyed; lost workers lose their attempts; overruled ones are told."""
+"""Stop orders are repeated until they are obeyed; lost workers lose their attempts; stale ones are fenced."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_a_cut_off_worker_s_training_has_ended_before_it_is_started_elsewhere_an
     check_ended_before_the_next(fleet, job_id)
     line.heal()
     check_finished(fleet, job_id, steps=240, attempts=["worker_lost", "completed"])
-    assert "The worker w1 has not been heard for" in str([event.fields for event in fleet.events(job_id)])
+    assert "Lost contact with worker w1" in str([event.fields for event in fleet.events(job_id)])
 
 
 def test_a_training_whose_worker_vanished_for_ever_ends_by_itself_even_where_it_hangs(fleet: Bench) -> None:

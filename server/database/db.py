@@ -38,9 +38,13 @@ POSTGRES_CONNECTION = {
     "tcp_user_timeout": 15_000,
 }
 # Transactions take milliseconds. One whose server stands still or is cut off must not hold a job's row, and with it all
-# other servers, for hours, which is how long TCP itself would wait. One statement, so that it costs no round trip more
-# than BEGIN; LOCAL, because behind PgBouncer the session is shared.
-POSTGRES_BEGIN = "BEGIN; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '15s'"
+# other servers, for hours, which is how long TCP itself would wait. psycopg reads times in the ISO style only, and an
+# operator may have set another one for the cluster, the database or the role. One statement, so that it costs no round
+# trip more than BEGIN; LOCAL, because behind PgBouncer the session is shared.
+POSTGRES_BEGIN = (
+    "BEGIN; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '15s'; "
+    "SET LOCAL datestyle = 'ISO'"
+)
 # A health check writes to SQLite with a short patience, and at most this often however often it is requested.
 PROBE_TIMEOUT_SECONDS = 2
 PROBE_SECONDS = 1.0

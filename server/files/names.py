@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from email.errors import HeaderParseError
 from email.header import decode_header
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from urllib.parse import unquote_to_bytes
 
 from zeta_core.contract.errors import InvalidRequest
@@ -28,6 +30,17 @@ MAX_LENGTH = 255
 _PARAMETER = re.compile(rb';[ \t]*([^=;"\s]+)[ \t]*=[ \t]*(?:"((?:\\"(?![ \t]*\Z)|[^"])*)"|([^;]*))')
 _CONTINUED = re.compile(rb"filename\*(\d{1,3})(\*?)\Z")
 _ENCODED_WORDS = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=(\s+=\?[^?\s]+\?[bBqQ]\?[^?]*\?=)*")
+# The modules of Python's `encodings` for the character sets that clients use. Others are programs (`idna`,
+# `unicode_escape`) or fail in ways of their own (`undefined`), and looking up an unknown name is never forgotten.
+_CHARSETS = frozenset(
+    [
+        *("ascii", "utf_8", "utf_8_sig", "utf_16", "utf_16_be", "utf_16_le", "latin_1"),
+        *(f"iso8859_{part}" for part in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16)),
+        *(f"cp{page}" for page in (437, 850, 852, 866, 874, 932, 949, 950, *range(1250, 1259))),
+        *("koi8_r", "koi8_u", "mac_roman", "big5", "big5hkscs", "gb2312", "gbk", "gb18030", "hz"),
+        *("euc_jp", "euc_kr", "shift_jis", "iso2022_jp", "iso2022_kr", "tis_620"),
+    ]
+)
 _WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\)(?:.*\\)?")
 
 
@@ -86,11 +99,15 @@ def _quoted(value: bytes) -> bytes:
 
 
 def _text(content: bytes, charset: str) -> str:
+    name = normalize_encoding(charset).lower()
+    name = aliases.get(name, name)
     try:
-        return content.decode(charset)
+        if name not in _CHARSETS:
+            raise LookupError(name)
+        return content.decode(name)
     except (LookupError, UnicodeDecodeError) as error:
         raise InvalidRequest(
-            f"filename* is not valid text in the character set {shown(charset)}; send it in UTF-8.",
+            f"The name of the file is not valid text in the character set {shown(charset)}; send it in UTF-8.",
             code="invalid_value",
             param="file",
         ) from error

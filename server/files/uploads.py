@@ -25,7 +25,7 @@ from server.files.quota import OpenUpload, OpenUploads
 from server.settings import ServerSettings
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
-from zeta_core.contract.validation import error_of, nearest
+from zeta_core.contract.validation import error_of, nearest, shown
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -151,6 +151,17 @@ def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The file is larger than the {max_bytes} bytes that this server takes (ZETA_MAX_UPLOAD_BYTES).")
 
 
+def _check_encoding(encoding: str) -> None:
+    """Refuse encoded bytes, which would be stored as they are (RFC 7578, section 4.7, deprecates the header)."""
+    if encoding.lower() not in ("", "7bit", "8bit", "binary"):
+        raise InvalidRequest(
+            f"A part's Content-Transfer-Encoding is {shown(encoding)}; "
+            "send the bytes as they are, without this header.",
+            code="invalid_value",
+            param="Content-Transfer-Encoding",
+        )
+
+
 @dataclass
 class _Form:
     """What the parser found so far; ``pending`` are bytes of the file that are not written yet."""
@@ -214,8 +225,11 @@ class _Form:
         self._header[which].extend(text)
 
     def _end_header(self) -> None:
-        if bytes(self._header[0]).lower() == b"content-disposition":
+        name = bytes(self._header[0]).lower()
+        if name == b"content-disposition":
             self._disposition = bytes(self._header[1])
+        elif name == b"content-transfer-encoding":
+            _check_encoding(self._header[1].decode("latin-1").strip())
         self._header = (bytearray(), bytearray())
 
     def _start_part(self) -> None:

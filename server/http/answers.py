@@ -157,10 +157,18 @@ def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search:
 
 def known_parameters(request: Request) -> list[str]:
     """The names of the query parameters that the route of ``request`` knows, out of the published description."""
-    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""), {})
-    operation = operations.get("get" if request.method == "HEAD" else request.method.lower(), {})
     return [
         f"{parameter['name']}[k]" if parameter.get("style") == "deepObject" else parameter["name"]
-        for parameter in operation.get("parameters", [])
-        if parameter["in"] == "query"
+        for parameter in _query_parameters(request)
     ]
+
+
+def list_parameters(request: Request) -> set[str]:
+    """Those query parameters that may be given more than once."""
+    return {parameter["name"] for parameter in _query_parameters(request) if parameter["schema"].get("type") == "array"}
+
+
+def _query_parameters(request: Request) -> list[dict[str, Any]]:
+    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""), {})
+    operation = operations.get("get" if request.method == "HEAD" else request.method.lower(), {})
+    return [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"]

@@ -16,7 +16,11 @@ HasLeft = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 
 class LiveResponse(StreamingResponse):
-    """A streamed answer without Starlette's own watch over the client."""
+    """A streamed answer without Starlette's own watch over the client; the answer to HEAD ends with its headers."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
         await self.stream_response(send)

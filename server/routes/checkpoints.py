@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.callers import TheCaller
 from server.http.pages import PageQuery
 from server.http.ranges import serve
+from server.http.router import Router
 from server.jobs import checkpoints
 from server.service import TheService
 from zeta_core.contract.answers import Page
 from zeta_core.contract.checkpoint import Manifest
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
+router = Router(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
 
 
 class ArchiveQuery(BaseModel):
@@ -39,7 +40,6 @@ async def get_checkpoint(service: TheService, caller: TheCaller, job_id: str, na
     return (await checkpoints.find_checkpoint(service, caller, job_id, name)).manifest
 
 
-@router.head("/{name}/files/{path:path}", include_in_schema=False)
 @router.get("/{name}/files/{path:path}", response_class=Response)
 async def get_checkpoint_file(
     service: TheService, caller: TheCaller, request: Request, job_id: str, name: str, path: str
@@ -49,7 +49,6 @@ async def get_checkpoint_file(
     return serve(request, checkpoints.file_content(stored, path))
 
 
-@router.head("/{name}/archive", include_in_schema=False)
 @router.get("/{name}/archive", response_class=Response)
 async def get_checkpoint_archive(
     service: TheService,

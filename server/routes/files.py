@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import Field
 
 from server.callers import TheCaller
@@ -12,10 +12,11 @@ from server.files import rows as files
 from server.http.pages import PageQuery
 from server.http.proxies import location
 from server.http.ranges import serve
+from server.http.router import Router
 from server.service import TheService
 from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = Router(prefix="/v1/files", tags=["files"])
 
 UPLOAD_BODY = {
     "requestBody": {
@@ -61,7 +62,6 @@ async def get_file(service: TheService, caller: TheCaller, file_id: str) -> Stor
     return await files.get_file(service, caller, file_id)
 
 
-@router.head("/{file_id}/content", include_in_schema=False)
 @router.get("/{file_id}/content", response_class=Response)
 async def get_file_content(service: TheService, caller: TheCaller, request: Request, file_id: str) -> Response:
     """The file's bytes; Range, If-Range and If-None-Match are understood, and the ETag is its SHA-256."""

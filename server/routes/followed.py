@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.callers import TheCaller
 from server.http.live import LiveResponse
 from server.http.pages import DEFAULT_LIMIT, MAX_LIMIT
+from server.http.router import Router
 from server.jobs import curves, logs, stream
 from server.jobs.reading import require_job
 from server.service import TheService
@@ -17,7 +18,7 @@ from zeta_core.contract.answers import Curves, Page
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import Event
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["what a job says"])
+router = Router(prefix="/v1/jobs/{job_id}", tags=["what a job says"])
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENT_STREAM = "text/event-stream"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 
 from server.callers import TheCaller
 from server.http.bodies import read_json
 from server.http.proxies import location
+from server.http.router import Router
 from server.jobs import commands, deletions
 from server.jobs import reading as jobs
 from server.jobs.query import JobQuery
@@ -18,7 +19,7 @@ from zeta_core.contract.answers import DeletedObject, Page
 from zeta_core.contract.estimate import Estimate
 from zeta_core.contract.job import Job
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = Router(prefix="/v1/jobs", tags=["jobs"])
 
 
 def _body(model: str, *, required: bool) -> dict[str, Any]:

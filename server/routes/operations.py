@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from server import numbers
 from server.artifacts import disk_state
 from server.callers import TheCaller
+from server.http.router import Router
 from server.service import TheService
 from zeta_core.contract.answers import Health
 from zeta_core.contract.distribution import version
 
-router = APIRouter(tags=["operations"])
+router = Router(tags=["operations"])
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def is_live() -> Health:
     """Whether this process answers at all; asks nothing of its parts."""
     return Health(status="ok", version=version())
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def is_ready(service: TheService) -> Health:
     """Whether jobs are accepted: 503 while the database cannot be written, `degraded` while a part or a loop fails."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from server import workers
 from server.callers import TheCaller
 from server.http.pages import PageQuery
+from server.http.router import Router
 from server.service import TheService
 from zeta_core.contract.answers import Page, Worker
 
-router = APIRouter(prefix="/v1/workers", tags=["workers"])
+router = Router(prefix="/v1/workers", tags=["workers"])
 
 
 @router.get("")

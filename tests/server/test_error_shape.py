@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of, submit
+from zeta_core.contract.printable import printable
 
 OPEN = {"/healthz", "/readyz"}
 
@@ -168,7 +169,7 @@ def test_a_bad_parameter_is_named_with_its_value_and_cure(
 
 def test_every_route_refuses_a_parameter_that_it_does_not_know(server: ServerProcess, http: httpx.Client) -> None:
     asked = [(method, path) for method, path in operations(http) if path not in OPEN]
-    asked += [("HEAD", path) for _, path in asked if path.endswith(("/content", "/archive", "/files/{path}"))]
+    asked += [("HEAD", path) for method, path in asked if method == "GET"]
     for method, path in asked:
         answer = http.request(method, filled(path), params={"stat": "x"})
         assert answer.status_code == 422, (method, path, answer.text)
@@ -186,6 +187,54 @@ def test_every_route_refuses_a_parameter_that_it_does_not_know(server: ServerPro
     with server.http(None) as stranger:
         assert stranger.get("/v1/jobs?x=1").status_code == 401
         assert stranger.get("/healthz?x=1").status_code == 200
+
+
+def test_head_is_answered_as_get_without_its_body(server: ServerProcess, http: httpx.Client) -> None:
+    job = submit(http)
+    file = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()
+    for _, path in [operation for operation in operations(http) if operation[0] == "GET"]:
+        for url in (filled(path), path.replace("{job_id}", job["id"]).replace("{file_id}", file["id"])):
+            whole, head = http.get(url), http.head(url)
+            assert (head.status_code, head.content) == (whole.status_code, b""), url
+            assert head.headers["content-type"] == whole.headers["content-type"], url
+    live = {"Accept": "text/event-stream"}
+    assert http.head(f"/v1/jobs/{job['id']}/events", headers=live).headers["content-type"].startswith(live["Accept"])
+    assert http.head(f"/v1/jobs/{job['id']}/logs?follow=true").status_code == 200
+    with server.http(None) as stranger:
+        assert stranger.head("/v1/jobs").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=1&limit=2", "limit"),
+        ("after=&status=queued&after=", "after"),
+        ("metadata[k]=a&metadata[k]=b", "metadata[k]"),
+        ("entity_name=a&entity_name=a&entity_name=a", "entity_name"),
+    ],
+)
+def test_a_parameter_that_is_given_twice_is_refused(http: httpx.Client, query: str, param: str) -> None:
+    answer = http.get(f"/v1/jobs?{query}")
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (422, param, "invalid_parameter")
+    assert http.get("/v1/jobs?status=queued&status=paused").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/%1b%5B31m%0A", r"\x1b[31m\x0a"),
+        ("/v1/jobs?%1b]0;title%07=1", r"\x1b]0;title\x07"),
+        ("/v1/jobs?limit=1&%C2%9B2J=1", r"\x9b2J"),
+        ("/v1/%E2%80%AEslobj", r"\u202eslobj"),
+    ],
+)
+def test_errors_escape_what_acts_on_a_terminal(http: httpx.Client, path: str, shown: str) -> None:
+    error = error_of(http.get(path))
+    assert shown in error["message"]
+    texts = [error["message"], error["param"] or ""]
+    texts += [text or "" for detail in error["details"] for text in detail.values()]
+    assert [text for text in texts if printable(text) != text] == []
 
 
 def test_a_fault_of_our_own_is_a_500_that_tells_nothing_but_its_request_id(server: ServerProcess) -> None:

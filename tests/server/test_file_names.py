@@ -43,6 +43,8 @@ def upload(http: httpx.Client, parameters: bytes, name: bytes = b'name="file"') 
         (rb'filename="=?utf-8?B?w7xiZXIudHh0?="; filename*=utf-8' + b"''%C3%BCber.txt", "über.txt"),
         (rb"filename*=UTF-8''%e2%82%ac%20rates.txt", "€ rates.txt"),
         (rb"filename*=iso-8859-1'en'%A3%20rates.txt", "£ rates.txt"),
+        (rb"filename*=Windows-1251''%EF%F0%E8%EC%E5%F0.txt", "пример.txt"),
+        (rb'filename="=?Shift_JIS?B?k/qWey50eHQ=?="', "日本.txt"),
         (rb"""filename*="UTF-8''a%22b.txt"; filename="a_b.txt" """, 'a"b.txt'),
         (rb"filename*0*=UTF-8''%C3%BCber; filename*1=-100%.txt", "über-100%.txt"),
         (rb'filename*0="one"; filename*1="-two.txt"', "one-two.txt"),
@@ -83,6 +85,12 @@ def test_characters_that_act_on_a_terminal_are_stored_as_their_escapes(
         b"filename*=UTF-8''",
         b"filename*=klingon''a.txt",
         b"filename*=UTF-8''%FF.txt",
+        b"filename*=idna''xn--a.txt",
+        b"filename*=punycode''abc-999999999999.txt",
+        b"filename*=undefined''a.txt",
+        b"filename*=unicode_escape''%5Cx41.txt",
+        b"filename*=%00''a.txt",
+        b'filename="=?idna?B?eG4tLWE=?="',
         b'filename="=?klingon?B?w7w=?="',
         b'filename="' + b"a" * 300 + b'.txt"',
         b'filename="a/"',
@@ -99,3 +107,12 @@ def test_a_long_header_of_quotes_is_read_at_once(server: ServerProcess, http: ht
             answer = upload(http, b'filename="' + junk * (num_bytes // len(junk)))
             assert answer.status_code in (400, 422)
             assert answer.elapsed.total_seconds() < 5
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("base64", 422), ("Quoted-Printable", 422), ("BINARY", 201)])
+def test_encoded_bytes_are_refused_instead_of_stored_encoded(http: httpx.Client, encoding: str, status: int) -> None:
+    answer = upload(http, b'filename="a.txt"\r\nContent-Transfer-Encoding: ' + encoding.encode())
+    assert answer.status_code == status
+    if status == 422:
+        error = error_of(answer)
+        assert (error["param"], encoding in error["message"]) == ("Content-Transfer-Encoding", True)

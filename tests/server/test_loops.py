@@ -21,7 +21,7 @@ from tests.harness.played_worker import PlayedWorker, progress
 from tests.harness.postgres import PostgresServer
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import SPEC, error_of, serving
+from tests.server.serving import SPEC, error_of, serving, submit
 from zeta_core.contract.messages import (
     LAST_STREAM_ID,
     SERVER_STREAM,
@@ -212,3 +212,15 @@ def test_nothing_outlives_a_transaction_in_a_session_of_postgresql(
             return seen
 
         assert set(fleet.loop.run(sessions())) == {(0, "10s"), (0, "outside 0")}
+
+
+def test_the_databases_own_style_of_dates_does_not_matter(
+    tmp_path: Path, redis_url: str, postgres_server: PostgresServer
+) -> None:
+    with postgres_server.fresh_database() as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            name = connection.info.dbname
+            connection.execute(sql.SQL("ALTER DATABASE {} SET datestyle = 'SQL, DMY'").format(sql.Identifier(name)))
+        with serving(tmp_path, redis_url, url) as server, server.http() as http:
+            job = submit(http)
+            assert http.get(f"/v1/jobs/{job['id']}").json()["created_at"] == job["created_at"]

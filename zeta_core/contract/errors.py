@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from zeta_core.contract.printable import printable
+
 
 class ErrorDetail(BaseModel):
     """One fault in what was sent: which field, what is wrong with its value, and the cure."""
@@ -63,15 +65,35 @@ class ZetaError(Exception):
         self.details = tuple(details)
 
     def body(self) -> ErrorBody:
-        """This error in the one JSON shape; a single fault is also listed under ``details``."""
+        """This error in the one JSON shape; a single fault is also listed under ``details``.
+
+        Control characters are escaped: a message may repeat a path or a name that somebody else chose.
+        """
         details = list(self.details)
         if not details and self.param is not None:
             details = [ErrorDetail(param=self.param, message=self.message, code=self.code, suggestion=self.suggestion)]
         return ErrorBody(
             error=ErrorContent(
-                message=self.message, type=type(self).type, param=self.param, code=self.code, details=details
+                message=printable(self.message),
+                type=type(self).type,
+                param=_printable(self.param),
+                code=self.code,
+                details=[_printable_detail(detail) for detail in details],
             )
         )
+
+
+def _printable(text: str | None) -> str | None:
+    return None if text is None else printable(text)
+
+
+def _printable_detail(detail: ErrorDetail) -> ErrorDetail:
+    return ErrorDetail(
+        param=_printable(detail.param),
+        message=printable(detail.message),
+        code=detail.code,
+        suggestion=_printable(detail.suggestion),
+    )
 
 
 class InvalidRequest(ZetaError):

@@ -1,9 +1,9 @@
-"""Brings a database to the newest revision.
+"""Upgrades a database to the latest schema revision.
 
-Guarantees: an upgrade is one transaction, so one that fails or is killed leaves the old schema whole; two at once wait
-for each other, and the second finds nothing to do. A SQLite database that holds data is first copied, whole and
-consistent, to ``<file>.before-<new revision>`` beside it. A database at a revision that this version does not know (a
-newer version upgraded it) is reported and left as it is.
+Guarantees: an upgrade is one transaction, so the old schema stays intact if the upgrade fails or is killed. Concurrent
+upgrades run one after the other, and the second finds nothing to do. A SQLite database with data is first backed up to
+``<file>.before-<new revision>`` in the same folder. If the database has an unknown revision, because a newer version
+upgraded it, an error is raised and nothing is changed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ BUSY_TIMEOUT_SECONDS = 30
 
 
 def upgrade(url: str) -> str:
-    """Upgrade the database of ``url`` to the newest revision, whose name is returned.
+    """Upgrade the database at ``url`` to the latest revision and return that revision.
 
-    Raises `Unavailable` where it cannot be opened, `InvalidSettings` where a newer version has upgraded it.
+    Raises `Unavailable` if it cannot be opened, and `InvalidSettings` if a newer version has upgraded it.
     """
     address = DatabaseAddress.parse(url)
     head = newest_revision()
@@ -78,10 +78,10 @@ def _require_known(revision: str | None) -> None:
 
 
 def _revision_of_file(database: Path) -> str | None:
-    """The revision of a SQLite file, read without changing the file or anything beside it; ``None`` without one."""
+    """The revision of a SQLite file, or ``None``. Reading it changes no file and creates none."""
     if not database.is_file():
         return None
-    # Without a write-ahead log nobody has it open; reading it as immutable then creates no log either.
+    # Without a write-ahead log the database is not in use, and immutable mode prevents creating a log.
     how = "mode=ro" if database.with_name(f"{database.name}-wal").exists() else "immutable=1"
     uri = f"file:{quote(os.fsencode(database.absolute()))}?{how}"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
@@ -92,7 +92,7 @@ def _revision_of_file(database: Path) -> str | None:
 
 
 def newest_revision() -> str:
-    """The revision that the newest migration builds."""
+    """The revision of the latest migration."""
     head = ScriptDirectory.from_config(_configuration(None)).get_current_head()
     assert head is not None, "there is no migration"
     return head
@@ -106,7 +106,7 @@ def _configuration(connection: Connection | None) -> Config:
 
 
 def _engine(address: DatabaseAddress) -> Engine:
-    """An engine with an ordinary driver, whose SQLite transactions hold DDL too."""
+    """A synchronous engine, whose SQLite transactions include DDL statements."""
     if address.backend == "postgresql":
         return create_engine(URL.create("postgresql+psycopg"), connect_args=postgres_arguments(address))
     Path(address.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -138,4 +138,4 @@ def _copy(database: Path, head: str) -> None:
         copy.close()
         source.close()
     partial.replace(target)
-    logger.info("The database was copied to %s before its upgrade.", target)
+    logger.info("Backed up the database to %s before the upgrade.", target)

@@ -1,7 +1,8 @@
 """``python -m server`` (``zeta server``): serves the HTTP API and runs the engine until SIGTERM or SIGINT.
 
-Guarantees: after either signal no connection is taken any more, live streams end at once, other answers have
-`GRACE_SECONDS`, and the exit code is 0. A fault of the settings is one sentence on standard error and exit code 2.
+Guarantees: after either signal, new connections are refused, live streams end immediately, other responses have
+`GRACE_SECONDS` to finish, and the exit code is 0. Invalid settings are reported in one sentence on standard error, with
+exit code 2.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ logger = logging.getLogger("server")
 
 
 class _OneLine(logging.Formatter):
-    """A message is one line, and no text of a user in it acts on the terminal of whoever reads the log."""
+    """Keeps each message on one line and escapes control characters, so that user text can't affect a terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
@@ -43,7 +44,7 @@ class _OneLine(logging.Formatter):
 
 
 class _Server(uvicorn.Server):
-    """Stops on a signal without dying of it, and tells the streams."""
+    """Shuts down gracefully on a signal, and notifies open streams."""
 
     def __init__(self, config: uvicorn.Config, stopping: Stopping) -> None:
         super().__init__(config)
@@ -84,9 +85,9 @@ def main() -> int:
 async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     async with open_service(settings) as service:
         app = create_app(service)
-        await asyncio.to_thread(app.openapi)  # takes a third of a second, once: no request waits for it
+        await asyncio.to_thread(app.openapi)  # cached, so that no request waits the third of a second that it takes
         gc.collect()
-        gc.freeze()  # 120,000 objects that stay; a full collection in a request would take 60 ms to visit them
+        gc.freeze()  # 120,000 permanent objects; a full collection during a request would take 60 ms to visit them
         config = uvicorn.Config(
             app,
             http=ServerProtocol,
@@ -105,14 +106,14 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
-    """The listening socket. Raises `InvalidSettings` where the address cannot be had."""
+    """The listening socket. Raises `InvalidSettings` if the address can't be used."""
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise InvalidSettings(
-            f"ZETA_HOST is {settings.host!r} and ZETA_PORT {settings.port}: nothing can listen there "
-            f"({error.strerror or error}); stop what does, or choose another port.",
+            f"Cannot listen on ZETA_HOST {settings.host!r}, ZETA_PORT {settings.port}: {error.strerror or error}. "
+            "Stop the process that uses this address, or choose another port.",
             param="ZETA_PORT",
         ) from error
 

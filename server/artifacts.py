@@ -1,10 +1,10 @@
-"""The artifact store: a folder that server and workers share, laid out by `contract.layout`.
+"""The artifact store: a folder shared by the server and the workers, with the layout of `contract.layout`.
 
-Guarantees: an upload appears under its key by one rename, after its bytes were flushed to the disk, or not at all; a
-temporary file is locked while it is written, so that cleaning up after a crash never takes one that is in use. Uploads
-never take the last `min_free_bytes` of the disk, which the database and the workers need. Every
-key is built from ids, names and manifest paths that were checked here: nothing a client sends can leave the folder.
-Not guaranteed: what happens when somebody else changes the folder's files.
+Guarantees: an upload is flushed to disk and then appears under its key by one rename, or not at all. A temporary file
+is locked while it is written, so cleaning up after a crash never removes one that is in use. Uploads always leave
+`min_free_bytes` of the disk free for the database and the workers. Keys are built only from validated ids, names and
+manifest paths, so no client input can refer to a file outside the folder. There is no protection against other programs
+that change files in the folder.
 
 All functions block; call them in a thread.
 """
@@ -35,13 +35,13 @@ from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key, j
 
 logger = logging.getLogger(__name__)
 
-INCOMING = "incoming"  # uploads under way, on the same file system as what they become
+INCOMING = "incoming"  # unfinished uploads, on the same file system as the stored files
 _YOUNG_SECONDS = 60.0  # a temporary file may not be locked yet
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A whole checkpoint: its manifest, the manifest's own bytes, and its directory."""
+    """A complete checkpoint: its parsed manifest, the manifest's bytes, and its directory."""
 
     manifest: Manifest
     manifest_bytes: bytes
@@ -49,7 +49,7 @@ class StoredCheckpoint:
 
 
 class Incoming:
-    """An upload under way: `write` its bytes, then `keep` it under a key or `drop` it. Hashes as it writes."""
+    """An unfinished upload: `write` its bytes, then `keep` it under a key or `drop` it. Hashes while writing."""
 
     def __init__(self, file: BinaryIO, path: Path, min_free_bytes: int) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class Incoming:
         self.num_bytes = 0
 
     def write(self, pieces: Sequence[memoryview]) -> None:
-        """Append ``pieces``. Raises `Unavailable` when they would take the disk's reserve, or when it refuses."""
+        """Append ``pieces``. Raises `Unavailable` if they would use the disk's reserve, or if writing fails."""
         try:
             require_free(self.path.parent, sum(map(len, pieces)), self._min_free_bytes)
             for piece in pieces:
@@ -69,11 +69,11 @@ class Incoming:
                 while remaining:
                     remaining = remaining[self._file.write(remaining) :]
         except OSError as error:
-            raise _refused(error) from error
+            raise _storage_error(error) from error
 
     @property
     def sha256(self) -> str:
-        """The hex digest of what was written so far."""
+        """The hex digest of the bytes written so far."""
         return self._sha256.hexdigest()
 
     def flush(self) -> None:
@@ -81,7 +81,7 @@ class Incoming:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _refused(error) from error
+            raise _storage_error(error) from error
 
     def keep(self, target: Path) -> None:
         """Rename the flushed file to ``target``. Raises `Unavailable`."""
@@ -89,7 +89,7 @@ class Incoming:
             self.path.replace(target)
             sync_directory(target.parent)
         except OSError as error:
-            raise _refused(error) from error
+            raise _storage_error(error) from error
         self._file.close()
 
     def drop(self) -> None:
@@ -104,7 +104,7 @@ class ArtifactStore:
         self._min_free_bytes = min_free_bytes
 
     def prepare(self) -> None:
-        """Make the folders and remove what a killed server's uploads left. Raises `InvalidSettings`."""
+        """Create the folders and remove unfinished uploads of a killed server. Raises `InvalidSettings`."""
         try:
             for name in (INCOMING, "files", "jobs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -114,10 +114,10 @@ class ArtifactStore:
                 param="ZETA_ARTIFACTS_URL",
             ) from error
         for left in (self.root / INCOMING).iterdir():
-            _remove_if_left(left)
+            _remove_if_abandoned(left)
 
     def require_free(self, num_bytes: int) -> None:
-        """Raise `Unavailable` where an upload of so many bytes would take the disk's reserve."""
+        """Raise `Unavailable` if an upload of this size would use the disk's reserve."""
         require_free(self.root, num_bytes, self._min_free_bytes)
 
     def open_incoming(self, project: str) -> Incoming:
@@ -125,44 +125,44 @@ class ArtifactStore:
         try:
             handle, name = tempfile.mkstemp(dir=self.root / INCOMING, prefix=_incoming_prefix(project))
         except OSError as error:
-            raise _refused(error) from error
+            raise _storage_error(error) from error
         file = os.fdopen(handle, "wb", buffering=0)
-        assert _lock(file), f"the new temporary file {name} is locked by somebody else"
+        assert _lock(file), f"the new temporary file {name} is locked by another process"
         return Incoming(file, Path(name), self._min_free_bytes)
 
     def incoming_bytes(self, project: str, besides: Collection[Path]) -> int:
-        """The bytes of the project's open uploads but those ``besides``; what a killed server left is removed."""
+        """The size of the project's unfinished uploads except ``besides``; removes those of a killed server."""
         num_bytes = 0
         for path in (self.root / INCOMING).glob(f"{_incoming_prefix(project)}*"):
             if path in besides:
                 continue
             try:
                 status = path.stat()
-                if time.time() - status.st_mtime < _YOUNG_SECONDS or not _remove_if_left(path):
+                if time.time() - status.st_mtime < _YOUNG_SECONDS or not _remove_if_abandoned(path):
                     num_bytes += status.st_size
             except FileNotFoundError:
-                continue  # it has just ended
+                continue  # it was finished or removed meanwhile
         return num_bytes
 
     def file_path(self, file_id: str) -> Path:
-        """Where the bytes of an uploaded file lie."""
-        assert is_id(file_id, "file"), f"{file_id!r} is no file id"
+        """The path of an uploaded file's bytes."""
+        assert is_id(file_id, "file"), f"{file_id!r} is not a file id"
         return self._path(file_key(file_id))
 
     def log_path(self, job_id: str, attempt: int) -> Path:
-        assert is_id(job_id, "job"), f"{job_id!r} is no job id"
+        assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
         return self._path(log_key(job_id, attempt))
 
     def remove_job(self, job_id: str) -> None:
         """Remove everything that a job stored; harmless when repeated. Raises `OSError`."""
-        assert is_id(job_id, "job"), f"{job_id!r} is no job id"
+        assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
         with suppress(FileNotFoundError):
             shutil.rmtree(self._path(job_key(job_id)))
 
     def checkpoint(self, job_id: str, name: str) -> StoredCheckpoint | None:
-        """A job's checkpoint, or ``None`` where there is none. Raises `Unavailable` for a damaged manifest."""
-        assert is_id(job_id, "job"), f"{job_id!r} is no job id"
-        assert NAME_PATTERN.match(name), f"{name!r} is no checkpoint name"
+        """A job's checkpoint, or ``None`` if it doesn't exist. Raises `Unavailable` for a damaged manifest."""
+        assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
+        assert NAME_PATTERN.match(name), f"{name!r} is not a checkpoint name"
         directory = self._path(checkpoint_key(job_id, name))
         try:
             content = (directory / MANIFEST_NAME).read_bytes()
@@ -179,33 +179,33 @@ class ArtifactStore:
 
 
 def _incoming_prefix(project: str) -> str:
-    """A project's temporary files, whatever characters its name has."""
+    """The name prefix of a project's temporary files; hashed, because project names may contain any character."""
     return f"upload-{hashlib.sha256(project.encode()).hexdigest()[:16]}-"
 
 
-def _remove_if_left(path: Path) -> bool:
+def _remove_if_abandoned(path: Path) -> bool:
     """Remove a temporary file unless a running server holds it."""
     with path.open("rb") as file:
         if not _lock(file):
             return False
         path.unlink(missing_ok=True)
-    logger.info("Removed %s, which an interrupted upload left.", path)
+    logger.info("Removed %s, the rest of an interrupted upload.", path)
     return True
 
 
 def require_free(folder: Path, num_bytes: int, min_free_bytes: int) -> None:
-    """Raise `Unavailable` where writing ``num_bytes`` would leave less than ``min_free_bytes`` on the file system."""
+    """Raise `Unavailable` if writing ``num_bytes`` would leave less than ``min_free_bytes`` on the file system."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes - num_bytes < min_free_bytes:
         raise Unavailable(
-            f"The upload needs {num_bytes} bytes now and its disk has {free_bytes} free, of which {min_free_bytes} "
-            "are reserved (ZETA_SERVER_MIN_FREE_BYTES); free space on it and send the file again.",
+            f"Not enough disk space: the upload needs {num_bytes} bytes and {free_bytes} are free, including a reserve "
+            f"of {min_free_bytes} (ZETA_SERVER_MIN_FREE_BYTES). Free disk space and upload the file again.",
             code="disk_full",
         )
 
 
 def disk_state(settings: ServerSettings) -> str:
-    """``ok``, or which of the server's disks has less than its reserve free; no path, as anybody may read it."""
+    """``ok``, or the disk that has less free space than its reserve. Contains no path, because anyone may read it."""
     for name, folder in (("home", settings.home), ("artifact store", settings.artifacts)):
         try:
             free_bytes = shutil.disk_usage(folder).free
@@ -217,13 +217,13 @@ def disk_state(settings: ServerSettings) -> str:
     return "ok"
 
 
-def _refused(error: OSError) -> Unavailable:
+def _storage_error(error: OSError) -> Unavailable:
     code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_unavailable"
     return Unavailable(f"The upload could not be stored: {error.strerror}.", code=code)
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries, so that a rename in it survives a power cut."""
+    """Flush a directory's entries, so that a rename in it survives a power failure."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

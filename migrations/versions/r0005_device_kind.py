@@ -1,4 +1,4 @@
-"""The kind of device that each attempt computed on."""
+"""Add the device kind of each attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which service this database is of, and where it was when that was decided."""
+"""Add the id of the service that owns the database, and the identity of the database."""
 
 from __future__ import annotations
 

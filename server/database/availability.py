@@ -1,7 +1,7 @@
-"""Telling an unavailable database (away, overloaded, read-only, full, damaged) from a fault in our own statements.
+"""Distinguishes an unavailable database (down, overloaded, read-only, full, damaged) from errors in our statements.
 
-The doors of `Database` raise `DatabaseUnavailable` for the former, whichever exception the driver chose: HTTP answers
-503 and the loops try again. Everything else passes through unchanged.
+`Database.read` and `Database.write` raise `DatabaseUnavailable` for the former, whatever exception the driver raised:
+HTTP answers 503 and the loops retry. All other exceptions pass through unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoConnectionInTime
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from zeta_core.contract.errors import Unavailable
 
@@ -24,7 +24,7 @@ UNAVAILABLE_STATES = frozenset(
         "42501",  # insufficient_privilege: how some hosting providers stop writes above a quota
     }
 )
-# The session is of no further use, although psycopg may not have noticed yet.
+# The session can't be used any more, although psycopg may not have noticed yet.
 USELESS_CLASSES = ("08", "58", "XX")
 USELESS_STATES = frozenset({"25006", "57P01", "57P02", "57P03", "57P05"})
 # Result codes of https://www.sqlite.org/rescode.html that the driver does not raise as an OperationalError.
@@ -33,7 +33,7 @@ USELESS_IN_SQLITE = UNAVAILABLE_IN_SQLITE | {sqlite3.SQLITE_IOERR, sqlite3.SQLIT
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database cannot be used now. ``reason`` is for the log: it may name hosts and users."""
+    """The database is unavailable. ``reason`` is meant for the log, because it may contain hosts and user names."""
 
     code = "database_unavailable"
 
@@ -46,10 +46,10 @@ class DatabaseUnavailable(Unavailable):
 
 
 def reason_unavailable(error: BaseException) -> str | None:
-    """Why the database is unavailable, in one line; ``None`` where the error has another cause."""
+    """The reason why the database is unavailable, in one line; ``None`` if the error has another cause."""
     if isinstance(error, DatabaseUnavailable):
         return error.reason
-    if isinstance(error, NoConnectionInTime):
+    if isinstance(error, PoolTimeout):
         return first_line(error)
     if not isinstance(error, DBAPIError):
         return None
@@ -66,15 +66,15 @@ def reason_unavailable(error: BaseException) -> str | None:
 
 
 def is_connection_useless(driver_error: BaseException | None) -> bool:
-    """Whether the connection that raised this error, and its older siblings, are to be replaced by new ones."""
+    """Whether the connection that raised this error, and older ones in its pool, must be replaced."""
     state = _sqlstate(driver_error)
     return state[:2] in USELESS_CLASSES or state in USELESS_STATES or _sqlite_code(driver_error) in USELESS_IN_SQLITE
 
 
 def first_line(error: BaseException) -> str:
-    """What the driver says, without SQLAlchemy's statement, parameters and link."""
-    said = str(error.orig if isinstance(error, DBAPIError) else error)
-    return next((line.strip().rstrip(".") for line in said.splitlines() if line.strip()), type(error).__name__)
+    """The first line of the driver's message, without SQLAlchemy's statement, parameters and link."""
+    message = str(error.orig if isinstance(error, DBAPIError) else error)
+    return next((line.strip().rstrip(".") for line in message.splitlines() if line.strip()), type(error).__name__)
 
 
 def _sqlstate(driver_error: BaseException | None) -> str:

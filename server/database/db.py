@@ -1,13 +1,14 @@
-"""One database behind two doors: ``read()`` and ``write()``, the same on SQLite and PostgreSQL.
+"""Transactions on SQLite and PostgreSQL through one interface: ``read()`` and ``write()``.
 
-SQLite runs in WAL mode with a single writing connection, whose queue is an `asyncio.Lock`: many writers sleep in its
-busy handler and get a tail of over a second (measured in the project's baselines). Readers have a pool of their own
-and never wait for the writer. On PostgreSQL both doors share one pool.
+SQLite runs in WAL mode with a single writing connection, guarded by an `asyncio.Lock`. (With many writers, SQLite's own
+busy handler leads to waits of over a second, as measured in the project's baselines.) Readers have a separate pool and
+never wait for the writer. On PostgreSQL, reads and writes share one pool.
 
-Guarantees: `write()` is one transaction, committed when the block ends and rolled back when it raises; on SQLite it
-holds the write lock from its first statement. Both doors raise `DatabaseUnavailable` while the database cannot be used,
-also where the turn to write does not come in time. Neither door may be held across network or disk work. On PostgreSQL
-nothing outlives a transaction in its session (no prepared statement, no setting), so PgBouncer may pool transactions.
+Guarantees: `write()` is one transaction, committed at the end of the block and rolled back if the block raises; on
+SQLite it holds the write lock from its first statement. Both raise `DatabaseUnavailable` while the database is
+unavailable, and `write()` also if it can't get the write lock in time. Callers must not do network or disk work inside
+the block. On PostgreSQL no session state outlives a transaction (prepared statements, settings), so PgBouncer can use
+transaction pooling.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from server.database.availability import DatabaseUnavailable, is_connection_useless, reason_unavailable
 from zeta_core.contract.database_url import DatabaseAddress
 
-# Another program may lock an SQLite file for long: then those who wait are told so, instead of all waiting in a row.
+# If another program locks an SQLite file for a long time, waiting writers fail instead of queueing indefinitely.
 BUSY_TIMEOUT_SECONDS = 10
 WRITER_TIMEOUT_SECONDS = 15.0
-# Nobody waits for a PostgreSQL that does not answer: the loops go round again.
+# Give up quickly on an unresponsive PostgreSQL server; the loops retry.
 POSTGRES_CONNECTION = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -37,25 +38,25 @@ POSTGRES_CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
-# Transactions take milliseconds. One whose server stands still or is cut off must not hold a job's row, and with it all
-# other servers, for hours, which is how long TCP itself would wait. psycopg reads times in the ISO style only, and an
-# operator may have set another one for the cluster, the database or the role. One statement, so that it costs no round
-# trip more than BEGIN; LOCAL, because behind PgBouncer the session is shared.
+# Transactions take milliseconds. If a server freezes or is cut off, its transaction must not lock a job's row, and so
+# block all other servers, for the hours until TCP gives up. psycopg parses times in the ISO style only, and an operator
+# may have set another style for the cluster, the database or the role. The settings share one round trip with BEGIN, and
+# are LOCAL because PgBouncer shares sessions.
 POSTGRES_BEGIN = (
     "BEGIN; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '15s'; "
     "SET LOCAL datestyle = 'ISO'"
 )
-# A health check writes to SQLite with a short patience, and at most this often however often it is requested.
+# A health check writes to SQLite with a short timeout, and at most this often.
 PROBE_TIMEOUT_SECONDS = 2
 PROBE_SECONDS = 1.0
 PROBE = text("UPDATE alembic_version SET version_num = version_num")
 
 
 class Database:
-    """The server's connections. Create one per process, inside its event loop; `close` it at the end."""
+    """The server's database connections. Create one per process, inside its event loop, and `close` it at the end."""
 
     def __init__(self, url: str) -> None:
-        """Raises `ValueError` where the URL is not valid; settings are checked before."""
+        """Raises `ValueError` if the URL is invalid; settings are validated earlier."""
         self.address = DatabaseAddress.parse(url)
         self.is_sqlite = self.address.backend == "sqlite"
         self._write_lock = asyncio.Lock() if self.is_sqlite else None
@@ -84,7 +85,9 @@ class Database:
             async with asyncio.timeout(WRITER_TIMEOUT_SECONDS):
                 await self._write_lock.acquire()
         except TimeoutError as error:
-            raise DatabaseUnavailable(f"no turn to write came for {WRITER_TIMEOUT_SECONDS:g} s") from error
+            raise DatabaseUnavailable(
+                f"the write lock was not available within {WRITER_TIMEOUT_SECONDS:g} s"
+            ) from error
         try:
             async with self._write_with(self._writer) as session:
                 yield session
@@ -93,13 +96,13 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
-        """One transaction that only reads: a consistent view that no writer blocks."""
-        with _telling_unavailable():
+        """A read-only transaction: a consistent snapshot that writers don't block."""
+        with _translating_unavailable():
             async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
                 yield session
 
     async def check_writable(self) -> None:
-        """Raise `DatabaseUnavailable` where nothing can be written now."""
+        """Raise `DatabaseUnavailable` if the database is not writable now."""
         async with self._probing:
             if not self.is_sqlite or time.monotonic() - self._probed_at >= PROBE_SECONDS:
                 try:
@@ -116,7 +119,7 @@ class Database:
             await engine.dispose()
 
     async def _probe(self) -> None:
-        if not self.is_sqlite and not self._write_failed:  # PostgreSQL knows, and a row less is written
+        if not self.is_sqlite and not self._write_failed:  # PostgreSQL reports it without a write
             async with self.read() as session:
                 if await session.scalar(text("SELECT current_setting('transaction_read_only')")) == "on":
                     await (await session.connection()).invalidate()
@@ -128,7 +131,7 @@ class Database:
     @asynccontextmanager
     async def _write_with(self, engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
         try:
-            with _telling_unavailable():
+            with _translating_unavailable():
                 async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
                     yield session
         except DatabaseUnavailable:
@@ -138,7 +141,7 @@ class Database:
 
 
 @contextmanager
-def _telling_unavailable() -> Generator[None]:
+def _translating_unavailable() -> Generator[None]:
     try:
         yield
     except SQLAlchemyError as error:
@@ -170,10 +173,10 @@ def _sqlite_engine(
         connection.exec_driver_sql(begin)
 
     @event.listens_for(engine.sync_engine, "invalidate")
-    def _let_go(connection: Any, _record: Any, _error: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-        # A cancelled statement costs its connection, and SQLite keeps the transaction of a closed one for as long as
-        # anything refers to the statement: nobody could write. This waits for the statement, and ends the transaction.
-        with suppress(Exception):  # a file that is damaged or gone may refuse even that
+    def _end_transaction(connection: Any, _record: Any, _error: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        # Cancelling a statement closes its connection, but SQLite keeps the transaction open while anything refers to
+        # the statement, which would block all writers. The rollback waits for the statement and ends the transaction.
+        with suppress(Exception):  # fails if the file is damaged or missing
             connection.rollback()
 
     _replace_useless_connections(engine)
@@ -181,7 +184,7 @@ def _sqlite_engine(
 
 
 def postgres_arguments(address: DatabaseAddress) -> dict[str, Any]:
-    """What psycopg's ``connect`` is given; the operator's options come before our own."""
+    """The arguments of psycopg's ``connect``; the operator's options override the defaults."""
     hosts = [host for host, _ in address.hosts]
     ports = ["" if port is None else str(port) for _, port in address.hosts]
     named = {
@@ -210,7 +213,7 @@ def _postgres_engine(address: DatabaseAddress) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-        connection.autocommit = True  # the driver begins nothing by itself: `_begin` does
+        connection.autocommit = True  # the driver must not begin transactions; `_begin` does
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -224,6 +227,6 @@ def _replace_useless_connections(engine: AsyncEngine) -> None:
     """After a failover or a damaged file, the next transaction gets a new connection instead of the same error."""
 
     @event.listens_for(engine.sync_engine, "handle_error")
-    def _judge(context: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _invalidate_useless(context: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         if is_connection_useless(context.original_exception):
             context.is_disconnect = True

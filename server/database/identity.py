@@ -1,9 +1,9 @@
-"""Which service a database belongs to: an id that a copy of the database does not keep.
+"""Identifies the service that a database belongs to, so that a copy of the database becomes a different service.
 
-The id is made at the first start and stored together with what identifies the database where it is: the file of SQLite
-(its inode), or the cluster and the database's oid in PostgreSQL. A restored backup or a clone is found elsewhere, and
-gets a new id before it does anything. Not recognized is a physical copy of a whole PostgreSQL cluster, and an image of
-a whole machine that is started on another one.
+The service id is created at the first start and stored with the identity of the database: the inode of the SQLite file,
+or the system identifier of the PostgreSQL cluster and the oid of the database. A restored backup or a clone has another
+identity and gets a new service id before the server does anything else. Two kinds of copies can't be detected: a
+physical copy of a whole PostgreSQL cluster, and a machine image that is started on another machine.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 async def identify_service(database: Database) -> str:
-    """The id of the service that this database belongs to, made or renewed where that is necessary."""
-    here = await _whereabouts(database)
+    """The id of the service that this database belongs to; a new database, or a copy of one, gets a new id."""
+    here = await _database_identity(database)
     async with database.read() as session:
         row = await session.get(ServiceRow, ONLY_ROW)
     if row is not None and row.database == here:
@@ -36,7 +36,7 @@ async def identify_service(database: Database) -> str:
     try:
         async with database.write() as session:
             return await _identify(session, here)
-    except IntegrityError:  # another server made the row at the same moment
+    except IntegrityError:  # another server inserted the row concurrently
         async with database.write() as session:
             return await _identify(session, here)
 
@@ -51,7 +51,7 @@ async def _identify(session: AsyncSession, here: str) -> str:
         if not _is_same(row.database, here):
             former, row.id = row.id, new_id("svc")
             logger.warning(
-                "The database was copied or moved since its last start: this service is %s now, and %s no longer.",
+                "The database was copied or moved since its last start; the service id is now %s (was %s).",
                 row.id,
                 former,
                 extra={"action": "new_service_id"},
@@ -65,18 +65,18 @@ def _is_same(recorded: str, here: str) -> bool:
     return before is not None and now is not None and before.is_same_file(now)
 
 
-async def _whereabouts(database: Database) -> str:
+async def _database_identity(database: Database) -> str:
     if database.is_sqlite:
-        return await asyncio.to_thread(_identity_of, Path(database.address.database))
+        return await asyncio.to_thread(_file_identity, Path(database.address.database))
     async with database.read() as session:
         oid = await session.scalar(text("SELECT oid FROM pg_database WHERE datname = current_database()"))
     try:
         async with database.read() as session:
             cluster = await session.scalar(text("SELECT system_identifier FROM pg_control_system()"))
     except DBAPIError:
-        cluster = "unknown"  # this account may not ask
+        cluster = "unknown"  # this account has no permission
     return f"postgresql {cluster} {oid}"
 
 
-def _identity_of(file: Path) -> str:
+def _file_identity(file: Path) -> str:
     return str(FileIdentity.of(file)) if file.is_file() else "memory"

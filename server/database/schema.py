@@ -1,4 +1,4 @@
-"""Whether the database has the schema that this server was written for; nothing is served on another one."""
+"""Checks that the database has the schema revision that this server needs; otherwise the server refuses to start."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from server.database.db import Database
 from zeta_core.contract.database_url import DatabaseAddress
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 
-SCHEMA_REVISION = "0006"  # of the newest migration (a test compares them)
+SCHEMA_REVISION = "0006"  # of the latest migration (checked by a test)
 _VERSION = table("alembic_version", column("version_num"))
 
 
 async def require_schema(database: Database) -> None:
-    """Raise `InvalidSettings` with the command to run if the schema is another one, `Unavailable` if none answers."""
+    """Raise `InvalidSettings` for another schema revision, and `Unavailable` if the database can't be opened."""
     found = await _revision(database)
     if found == SCHEMA_REVISION:
         return
@@ -39,7 +39,7 @@ def schema_too_new(found: str, own: str) -> InvalidSettings:
 
 
 def cannot_open(address: DatabaseAddress, error: Exception) -> Unavailable:
-    """One sentence for whatever a driver or the file system raises when a database is opened."""
+    """The error for any failure of the driver or the file system while opening the database."""
     reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     return Unavailable(f"The database {address.place} (ZETA_DATABASE_URL) cannot be opened: {reason}.")
 
@@ -47,7 +47,7 @@ def cannot_open(address: DatabaseAddress, error: Exception) -> Unavailable:
 async def _revision(database: Database) -> str | None:
     try:
         if database.is_sqlite and not await asyncio.to_thread(Path(database.address.database).exists):
-            return None  # connecting would create an empty one
+            return None  # connecting would create an empty file
         async with database.read() as session:
             await session.execute(text("SELECT count(*) FROM sqlite_master" if database.is_sqlite else "SELECT 1"))
     except (SQLAlchemyError, Unavailable, OSError, ValueError) as error:
@@ -55,5 +55,5 @@ async def _revision(database: Database) -> str | None:
     try:
         async with database.read() as session:
             return await session.scalar(select(_VERSION.c.version_num))
-    except (SQLAlchemyError, Unavailable):  # there is no such table
+    except (SQLAlchemyError, Unavailable):  # the table doesn't exist
         return None

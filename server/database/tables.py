@@ -124,7 +124,7 @@ class AttemptRow(Table):
     ran_seconds: Mapped[float | None] = mapped_column(
         Double
     )  # on the server's monotonic clock, of jobs with a time limit
-    device_kind: Mapped[str | None]  # null until the training reports it
+    device_kind: Mapped[str | None]  # null until the training has reported it
 
 
 class EventRow(Table):
@@ -197,13 +197,13 @@ class DrainRow(Table):
 
 
 class ServiceRow(Table):
-    """The one row that says which service this database is of; see `identity`."""
+    """The single row that identifies the service that owns this database; see `identity`."""
 
     __tablename__ = "service"
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     id: Mapped[str]
-    database: Mapped[str]  # what identified it where it was at the last start
+    database: Mapped[str]  # the identity of the database at the last start
 
 
 class CheckRow(Table):

@@ -113,7 +113,7 @@ def test_every_wait_has_its_reason_and_since_when(database: Bench) -> None:
     assert waiting(database, job_id) == "no_worker"
     stepped.fleet.unreachable()
     stepped.step()
-    assert "Redis cannot be reached" in (database.job(job_id).waiting_reason or {})["message"]
+    assert "Redis is unreachable" in (database.job(job_id).waiting_reason or {})["message"]
 
 
 def test_a_worker_that_is_drained_too_old_or_short_of_room_is_not_chosen_and_the_job_says_so(database: Bench) -> None:

@@ -30,7 +30,7 @@ def ask(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer |
 
 def test_a_check_is_asked_once_and_answered_from_what_is_kept(fleet: Bench, shared_valkey: ValkeyServer) -> None:
     engine = fleet.start_engine()
-    assert "No worker is connected" in str(ask(fleet, engine, {}))
+    assert "No connected worker can check" in str(ask(fleet, engine, {}))
     with shared_valkey.client() as client:
         worker = PlayedWorker(client, SECRET)
 

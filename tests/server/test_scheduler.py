@@ -198,7 +198,7 @@ def test_a_job_that_has_started_gets_the_cores_for_its_threads_or_waits_for_them
     reason = database.job(job_id).waiting_reason
     assert reason is not None
     assert (reason["code"], reason["details"]) == ("never_fits", {"threads": 4})
-    assert "began with 4 threads" in reason["message"]
+    assert "started with 4 threads" in reason["message"]
     of_another_job = database.submit(spec={"model": "m", "resume_from_checkpoint": f"{job_id}/step-4"})
     change(database, of_another_job, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
     undecided = database.submit()
@@ -234,7 +234,7 @@ def test_an_exact_job_waits_for_a_worker_with_its_kind_of_device(database: Bench
     assert stepped.step() == []
     reason = database.job(job_id).waiting_reason or {}
     assert (reason["code"], reason["details"]) == ("resources", {"device_kind": "cpu:old"})
-    assert "every such worker is busy" in reason["message"]
+    assert "all such workers are busy" in reason["message"]
 
     stepped.hear(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
     assert stepped.step() == [(job_id, "old")]

@@ -67,7 +67,7 @@ def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_ur
         said = refusal(second)
         assert "ZETA_REDIS_URL is database 0 of 127.0.0.1:" in said
         assert f"in use by service {service_id(first.settings.database)} on" in said
-        assert "give each service a Redis database of its own" in said
+        assert "Give each service its own Redis database" in said
         first.end(signal.SIGKILL)
         second.process = None
         second.start()  # the claim of a service that is gone does not last

@@ -1,6 +1,6 @@
-"""The numbers of ``GET /metrics`` (Prometheus): no label ever names a job, so their count stays small.
+"""Prometheus metrics for ``GET /metrics``. No label contains a job id, so the number of series stays small.
 
-What the database knows is asked at each scrape; queue waits and requests are counted since this process started.
+Values from the database are queried at each scrape; queue waits and requests are counted since the process started.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class RequestNumbers:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("method", "route", "status")
-        self._requests = Counter("zeta_http_requests", "HTTP requests answered.", labels, registry=registry)
+        self._requests = Counter("zeta_http_requests", "HTTP requests that were answered.", labels, registry=registry)
         self._seconds = Histogram(
-            "zeta_http_request_seconds", "Time to the end of the answer.", ("method", "route"), registry=registry
+            "zeta_http_request_seconds", "Time until the response was complete.", ("method", "route"), registry=registry
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -38,7 +38,7 @@ class RequestNumbers:
 
 
 class _Totals(Collector):
-    """A counter with one label whose totals are kept elsewhere, and put into ``values`` before a scrape."""
+    """A counter with one label whose totals are maintained elsewhere and assigned to ``values`` before a scrape."""
 
     def __init__(self, name: str, help_text: str, label: str) -> None:
         self._name, self._help_text, self._label = name, help_text, label
@@ -52,30 +52,30 @@ class _Totals(Collector):
 
 
 class JobNumbers:
-    """Jobs, their ends, their waits and the slots, as the database and the engine know them."""
+    """Metrics of jobs, queue waits, workers and slots, from the database and the engine."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._jobs = Gauge("zeta_jobs", "Jobs by status.", ("status",), registry=registry)
         self._slots = Gauge("zeta_slots", "Slots of connected workers.", ("state",), registry=registry)
-        self._workers = Gauge("zeta_workers", "Workers that are connected.", registry=registry)
-        self._redis = Gauge("zeta_redis_up", "Whether Redis answers this server.", registry=registry)
+        self._workers = Gauge("zeta_workers", "Connected workers.", registry=registry)
+        self._redis = Gauge("zeta_redis_up", "Whether Redis is reachable from this server.", registry=registry)
         self._waits = Histogram(
             "zeta_queue_wait_seconds",
-            "From a job's POST to its first start.",
+            "Time from a job's submission to its first start.",
             buckets=WAIT_BUCKETS_SECONDS,
             registry=registry,
         )
         # In the database, so that it survives restarts and deleted jobs.
-        self._ends = _Totals("zeta_job_ends", "Jobs that ended, by reason.", "reason")
-        self._dropped = _Totals("zeta_dropped_messages", "Invalid entries that were removed from Redis.", "place")
-        self._failing = Gauge("zeta_failing_loops", "Loops of this server that fail now.", registry=registry)
+        self._ends = _Totals("zeta_job_ends", "Jobs that have ended, by reason.", "reason")
+        self._dropped = _Totals("zeta_dropped_messages", "Invalid entries removed from Redis.", "place")
+        self._failing = Gauge("zeta_failing_loops", "Loops of this server that are failing now.", registry=registry)
         registry.register(self._ends)
         registry.register(self._dropped)
         self._seen_until = utc_now()
 
     async def text(self, service: Service) -> bytes:
-        """Everything that the registry holds, in Prometheus's text format."""
+        """All metrics of the registry in Prometheus's text format."""
         async with service.database.read() as session:
             by_status = await session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
             by_reason = await session.execute(select(JobEndRow.reason, JobEndRow.count))

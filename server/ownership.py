@@ -1,7 +1,7 @@
-"""An artifact store belongs to one service, which ``service.json`` in it names; another service refuses to start.
+"""Assigns an artifact store to one service, recorded in its ``service.json``; other services refuse to start on it.
 
-A restored backup or a clone that is pointed at production's store would otherwise write into the folders of
-production's jobs, because their ids are the same. A store inside this service's own home is taken over without asking.
+Otherwise a restored backup or a clone that uses production's store would write into the folders of production's jobs,
+because the job ids are the same. A store inside this service's own home is taken over automatically.
 
 All functions block; call them in a thread.
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoreOwner(BaseModel):
-    """``service.json``: the service that writes into this store, and where it last started."""
+    """``service.json``: the service that owns this store, and where it was last started."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -34,7 +34,7 @@ class StoreOwner(BaseModel):
 
 
 def own_store(settings: ServerSettings, service: str) -> None:
-    """Make this service the owner of a store that has none. Raises `InvalidSettings` where it is another's."""
+    """Make this service the owner of a store without one. Raises `InvalidSettings` if another service owns it."""
     root = settings.artifacts
     file = root / OWNER_FILE
     owner = _read(file)
@@ -42,16 +42,16 @@ def own_store(settings: ServerSettings, service: str) -> None:
         return
     if owner is not None and not _is_in(root, settings.home) and settings.artifacts_take_over != owner.service:
         raise InvalidSettings(
-            f"ZETA_ARTIFACTS_URL is {str(root)!r}, which belongs to the service {owner.service} (last started on "
-            f"{owner.host} in {owner.home}), and the database of this one ({service}) is another or a copy; give this "
-            "service a store of its own, or, if it replaces that one for good, start it once with "
+            f"ZETA_ARTIFACTS_URL is {str(root)!r}, which belongs to service {owner.service} (last started on "
+            f"{owner.host} in {owner.home}). This service ({service}) has a different database, or a copy of that one. "
+            "Give it its own store, or, if it replaces the other service permanently, start it once with "
             f"ZETA_ARTIFACTS_TAKE_OVER={owner.service}.",
             param="ZETA_ARTIFACTS_URL",
             code="store_taken",
         )
     if owner is not None:
         logger.warning(
-            "The artifact store %s belonged to %s and belongs to this service (%s) now.",
+            "Took over the artifact store %s from service %s; its owner is now this service (%s).",
             root,
             owner.service,
             service,
@@ -76,12 +76,12 @@ def _read(file: Path) -> StoreOwner | None:
         return None
     except (OSError, ValidationError) as error:
         raise InvalidSettings(
-            f"{file} says which service the artifact store belongs to, and cannot be read ({type(error).__name__}); "
+            f"Cannot read {file}, which names the owner of the artifact store ({type(error).__name__}); "
             "restore it, or remove it if no other service uses this store.",
             param="ZETA_ARTIFACTS_URL",
         ) from error
 
 
 def _is_in(root: Path, home: Path) -> bool:
-    """Whether the store really lies in the home: a link out of it, which is copied with the home, does not."""
+    """Whether the store is inside the home. A link to a store elsewhere doesn't count: copies of the home share it."""
     return root.resolve().is_relative_to(home.resolve())

@@ -1,8 +1,8 @@
-"""Removes what deleted jobs have stored.
+"""Removes the data of deleted jobs.
 
-A deletion commits a mark first (`JobRow.deleted_at`), from which on the job is gone for everybody. Then its artifacts
-are removed, then its rows. Guaranteed: what was cut short there, by a killed server or a disk that refuses, is done
-again by the next start of a server and by a look now and then; repeating it is harmless.
+A deletion first commits a mark (`JobRow.deleted_at`), which hides the job from all users. Then its artifacts and
+finally its rows are removed. Guaranteed: a removal that was interrupted by a killed server or a disk error is repeated
+at the next server start and at regular intervals; repeating it is safe.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from server.database.tables import EventRow, JobRow
 from server.engine.loops import raise_first, try_each
 
 LOOK_SECONDS = 600.0
-CHUNK_EVENTS = 5000  # removed in one transaction: others want to write too
+CHUNK_EVENTS = 5000  # removed per transaction, so that other writers get a turn
 
 logger = logging.getLogger(__name__)
 
 
 async def remove_deleted(database: Database, store: ArtifactStore, job_id: str) -> None:
-    """Remove a marked job's artifacts, then its rows. A disk that refuses is told in the log, and tried again later."""
+    """Remove a marked job's artifacts, then its rows. A disk error is logged, and the removal is retried later."""
     try:
         await asyncio.to_thread(store.remove_job, job_id)
     except OSError as error:
-        logger.warning("The artifacts of the deleted %s cannot be removed now: %s", job_id, error)
+        logger.warning("The artifacts of the deleted job %s cannot be removed now: %s", job_id, error)
         return
     async with database.read() as session:
         last_seq = await session.scalar(select(JobRow.last_seq).where(JobRow.id == job_id)) or 0
@@ -37,11 +37,11 @@ async def remove_deleted(database: Database, store: ArtifactStore, job_id: str) 
             await session.execute(delete(EventRow).where(EventRow.job_id == job_id, EventRow.seq <= upto))
     async with database.write() as session:
         await session.execute(delete(JobRow).where(JobRow.id == job_id, JobRow.deleted_at.is_not(None)))
-    logger.info("%s is deleted.", job_id, extra={"action": "delete", "job_id": job_id})
+    logger.info("Deleted %s.", job_id, extra={"action": "delete", "job_id": job_id})
 
 
 async def finish_deletions(database: Database, store: ArtifactStore) -> None:
-    """Finish every deletion that was cut short."""
+    """Finish all interrupted deletions."""
     async with database.read() as session:
         left = list(await session.scalars(select(JobRow.id).where(JobRow.deleted_at.is_not(None))))
 

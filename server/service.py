@@ -1,4 +1,4 @@
-"""What one server process holds while it serves: settings, database, artifact store, engine, and the word to stop."""
+"""The resources of one server process: settings, database, artifact store, engine, and the shutdown signal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server.settings import ServerSettings
 
 
 class Stopping:
-    """The word to stop; long answers ask `requested`, and are woken from their waiting when it is said."""
+    """The shutdown signal. Streaming responses check `requested`, and are woken when shutdown begins."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -58,7 +58,7 @@ class Service:
 
 @asynccontextmanager
 async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
-    """Everything opened and the engine running; raises a `ZetaError` that names the setting to mend."""
+    """Open all resources and start the engine. Raises a `ZetaError` that names the setting to fix."""
     database = Database(settings.database)
     try:
         await require_schema(database)

@@ -1,4 +1,4 @@
-"""The server's settings: read once at its entry point from ``ZETA_*``, then handed on as one frozen object."""
+"""The server's settings: read once from ``ZETA_*`` at the entry point and passed on as one frozen object."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _networks(value: str) -> str:
 
 
 class DatabaseSettings(Settings):
-    """What the migrations need: where the database is."""
+    """The settings of the migrations: the location of the database."""
 
-    database_url: DatabaseUrl | None = Field(default=None, description="unset: SQLite in the home")
+    database_url: DatabaseUrl | None = Field(default=None, description="default: SQLite in ZETA_HOME")
 
     @property
     def database(self) -> str:
@@ -36,33 +36,42 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
     root_path: Annotated[str, AfterValidator(read_prefix)] = Field(
-        default="", description="the path that a reverse proxy publishes the service under, such as /zeta"
+        default="", description="path prefix under which a reverse proxy publishes the service, such as /zeta"
     )
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
-        default="", description="addresses and networks whose Forwarded and X-Forwarded-* headers count; unset: none"
+        default="",
+        description="addresses and networks whose Forwarded and X-Forwarded-* headers are trusted; default: none",
     )
     api_key: ApiKey | None = None
-    max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="the JSON body of a request")
+    max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="maximum size of a JSON request body")
     artifacts_take_over: str | None = Field(
-        default=None, description="the id of a service whose artifact store this one takes over for good"
+        default=None, description="id of the service whose artifact store this one takes over permanently"
     )
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
-    project_quota_bytes: int | None = Field(default=None, ge=1, description="all uploads of a project; unset: no limit")
-    upload_idle_seconds: float = Field(default=60, gt=0, description="an upload without a byte for so long ends")
-    upload_max_seconds: float = Field(default=24 * 3600, gt=0, description="an upload that takes longer ends")
+    project_quota_bytes: int | None = Field(
+        default=None, ge=1, description="total size of a project's uploads; default: no limit"
+    )
+    upload_idle_seconds: float = Field(default=60, gt=0, description="idle timeout of an upload")
+    upload_max_seconds: float = Field(default=24 * 3600, gt=0, description="maximum duration of an upload")
     server_min_free_bytes: int = Field(
-        default=MIN_FREE_BYTES, ge=0, description="of the artifact store's and the home's disk; uploads never take it"
+        default=MIN_FREE_BYTES,
+        ge=0,
+        description="disk space of the artifact store and ZETA_HOME that uploads leave free",
     )
     project_max_running: int | None = Field(
-        default=None, ge=1, description="jobs of a project that run at once; the others wait; unset: no limit"
+        default=None,
+        ge=1,
+        description="maximum number of running jobs per project; further jobs wait; default: no limit",
     )
     max_job_events: int = Field(
         default=200_000,
         ge=1,
-        description="log, sample and progress events kept of one job; the cut is told, and all else is always kept",
+        description="maximum number of stored log, sample and progress events per job; others are always stored",
     )
-    check_seconds: float = Field(default=30, gt=0, description="what a worker gets to look at a spec for validation")
-    claim_seconds: float = Field(default=10, gt=0, description="a hand-over that is not claimed by then is made again")
+    check_seconds: float = Field(default=30, gt=0, description="time to wait for a worker's check of a spec")
+    claim_seconds: float = Field(
+        default=10, gt=0, description="time for a worker to claim a job before it is handed over again"
+    )
 
     @property
     def trusted_networks(self) -> Networks:

@@ -1,8 +1,8 @@
-"""Around every request: its id, its line in the log, its count, and an answer for what nobody else caught.
+"""Request middleware: assigns request ids, logs and counts requests, and answers unexpected exceptions.
 
-Guarantees: every answer carries ``X-Request-Id``; an unexpected exception is logged with its traceback and answered
-with 500 in the one shape, without its text; an answer given before a large body was read closes the connection, so
-that the rest of the body is never read.
+Guarantees: every response has an ``X-Request-Id``. An unexpected exception is logged with its traceback and answered
+with a 500 error in the standard JSON shape, without the exception's text. A response sent before a large body was read
+closes the connection, so the rest of the body is never read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.numbers import RequestNumbers
 
 logger = logging.getLogger(__name__)
 
-SKIPPABLE_BYTES = 64 * 1024  # a body this small has already arrived; the connection can go on
+SKIPPABLE_BYTES = 64 * 1024  # a body this small has already arrived, so the connection can be reused
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -59,15 +59,17 @@ class Trail:
         try:
             await self.app(scope, receiving, sending)
         except Exception:
-            logger.exception("Request %s ended in an error of our own.", request_id, extra={"request_id": request_id})
+            logger.exception(
+                "Request %s failed with an unexpected exception.", request_id, extra={"request_id": request_id}
+            )
             if status:
-                raise  # the answer is under way: only cutting the connection can say that it is not whole
-            fault = ServerFault(f"The server failed to answer; its log has the reason under {request_id}.")
+                raise  # the response has started; only closing the connection can mark it as incomplete
+            fault = ServerFault(f"Internal server error; see the server log for request {request_id}.")
             await error_answer(fault)(scope, receiving, sending)
         finally:
-            self._tell(scope, request_id, status, time.monotonic() - started)
+            self._log(scope, request_id, status, time.monotonic() - started)
 
-    def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
         self.numbers.count(scope["method"], route, status, seconds)
         client = scope.get("client")

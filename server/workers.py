@@ -1,7 +1,7 @@
-"""The workers that the API shows, from their heartbeats, and the order to drain one.
+"""Lists workers from their heartbeats, and drains them.
 
-A drained worker gets no job, and each of its trainings saves a checkpoint and hands its job back. That is kept in the
-database, so it outlasts restarts of the worker and of the server, until the worker is undrained.
+A draining worker gets no new jobs; its trainings save a checkpoint and hand their jobs back. The state is stored in the
+database, so it survives restarts of the worker and of the server until the worker is undrained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zeta_core.contract.validation import shown
 
 
 async def list_workers(service: Service, asked: PageQuery) -> Page[Worker]:
-    """One page by name; ``after`` is the last name of the page before."""
+    """One page, sorted by name; ``after`` is the last name of the previous page."""
     async with service.database.read() as session:
         drained = await drained_workers(session)
     engine = service.engine
@@ -30,18 +30,18 @@ async def list_workers(service: Service, asked: PageQuery) -> Page[Worker]:
 
 
 async def set_draining(service: Service, caller: Caller, name: str, draining: bool) -> Worker:
-    """Drain the worker, or let it work again; repeating it changes nothing.
+    """Drain or undrain a worker. This is idempotent.
 
     Raises `PermissionDenied` for a key without the scope ``admin``, and `NotFound`.
     """
     if ADMIN_SCOPE not in caller.scopes:
         raise PermissionDenied(
-            "This API key has not the scope 'admin', which draining workers needs; use one that has."
+            "This API key lacks the 'admin' scope, which is required to drain workers; use a key that has it."
         )
     beat = next((beat for beat in service.engine.workers() if beat.worker == name), None)
     if beat is None:
         raise NotFound(
-            f"There is no worker {shown(name)}; GET /v1/workers lists those there are.", code="worker_not_found"
+            f"Worker {shown(name)} not found; GET /v1/workers lists the known workers.", code="worker_not_found"
         )
     async with service.database.write() as session:
         row = await session.get(DrainRow, name, with_for_update=True)

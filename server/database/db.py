@@ -40,8 +40,8 @@ POSTGRES_CONNECTION = {
 }
 # Transactions take milliseconds. If a server freezes or is cut off, its transaction must not lock a job's row, and so
 # block all other servers, for the hours until TCP gives up. psycopg parses times in the ISO style only, and an operator
-# may have set another style for the cluster, the database or the role. The settings share one round trip with BEGIN, and
-# are LOCAL because PgBouncer shares sessions.
+# may have set another style for the cluster, the database or the role. The settings share one round trip with BEGIN,
+# and are LOCAL because PgBouncer shares sessions.
 POSTGRES_BEGIN = (
     "BEGIN; SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '15s'; "
     "SET LOCAL datestyle = 'ISO'"

@@ -1,4 +1,4 @@
-"""Every answer that is not a success, in the one JSON shape, and the one map from an error's type to a status."""
+"""Error responses: their common JSON shape, and the mapping from error types to HTTP status codes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class HeadTooLarge(ZetaError):
 
 
 class RangeNotSatisfiable(ZetaError):
-    """A Range that lies beyond the ``num_bytes`` that there are."""
+    """A Range header beyond the ``num_bytes`` of the content."""
 
     type = "range_error"
     code = "range_not_satisfiable"
@@ -62,7 +62,7 @@ class RangeNotSatisfiable(ZetaError):
 
 
 class ServerFault(ZetaError):
-    """A fault of our own; it says nothing about our insides."""
+    """An internal error; the message reveals no implementation details."""
 
     type = "internal_error"
     code = "internal_error"
@@ -81,7 +81,7 @@ def error_answer(error: ZetaError, headers: Mapping[str, str] | None = None) -> 
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Give every kind of error its answer; `trail` gives one to whatever is left."""
+    """Register the error handlers; `trail` answers any remaining exceptions."""
     app.add_exception_handler(ZetaError, _zeta_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
@@ -89,7 +89,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {"model": ErrorBody, "description": "An error: its sentence, type, code and every bad field."}
+    "default": {"model": ErrorBody, "description": "An error: message, type, code and all invalid fields."}
 }
 
 
@@ -99,7 +99,7 @@ async def _zeta_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _client_left(_request: Request, error: Exception) -> JSONResponse:
-    """Nobody hears this but the log's line of the request."""
+    """The client has disconnected, so this response only appears in the request log."""
     return error_answer(MalformedRequest("The request body was truncated; send it again.", code="incomplete_body"))
 
 
@@ -119,19 +119,19 @@ def _of_http(request: Request, error: HTTPException) -> ZetaError:
             return RouteNotFound(later, code="not_available_yet")
         return RouteNotFound(f"Not found: {where}. See /openapi.json for the available routes.")
     if error.status_code == 405:
-        return MethodNotAllowed(f"{where} is not possible; allowed: {', '.join(_allowed(request))}.")
+        return MethodNotAllowed(f"Method not allowed: {where}. Allowed: {', '.join(_allowed(request))}.")
     return MalformedRequest(f"{where} cannot be read: {error.detail}.")
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that the path of ``request`` has; ``create_app`` keeps the list of routes."""
+    """The allowed methods of the request's path; ``create_app`` stores the list of routes."""
     routes: list[Route] = request.app.state.routes
     fitting = [route for route in routes if route.path_regex.match(route_path(request))]
     return sorted({method for route in fitting for method in route.methods or ()})
 
 
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
-    """Bad path, query and header parameters, as FastAPI finds them."""
+    """Invalid path, query and header parameters, as reported by FastAPI."""
     assert isinstance(error, RequestValidationError)
     known = known_parameters(request)
     details: dict[str, ErrorDetail] = {}
@@ -147,7 +147,7 @@ def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search:
     param = cut(str(fault["loc"][1] if len(fault["loc"]) > 1 else context.get("name", "query")))
     if fault["type"] == "extra_forbidden":
         close = closest(param, known) if search else None
-        cure = f"did you mean {close!r}?" if close else f"this route knows {', '.join(known) or 'none'}."
+        cure = f"did you mean {close!r}?" if close else f"known parameters: {', '.join(known) or 'none'}."
         message = f"{param!r} is not a known parameter; {cure}"
         return ErrorDetail(param=param, message=message, code="unknown_parameter", suggestion=close)
     if "sentence" in context:
@@ -156,7 +156,7 @@ def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search:
 
 
 def known_parameters(request: Request) -> list[str]:
-    """The names of the query parameters that the route of ``request`` knows, out of the published description."""
+    """The query parameters of the request's route, from the OpenAPI description."""
     return [
         f"{parameter['name']}[k]" if parameter.get("style") == "deepObject" else parameter["name"]
         for parameter in _query_parameters(request)

@@ -1,8 +1,8 @@
-"""JSON request bodies: bounded in size, depth and time, and free of what databases or terminals cannot take.
+"""Reads JSON request bodies with limits on size, depth and time, and rejects text that can't be stored or displayed.
 
-Guarantees: reading and checking a body takes time proportional to its size, which `ZETA_MAX_SPEC_BYTES` limits, and a
-large one is checked in a thread. A name that an object contains twice is refused: every parser keeps another of the
-two values, and none reports it.
+Guarantees: reading and checking a body takes time proportional to its size, which `ZETA_MAX_SPEC_BYTES` limits. Large
+bodies are checked in a thread. Duplicate names in an object are rejected, because parsers disagree about which of the
+values to keep.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from zeta_core.contract.text import control_character
 from zeta_core.contract.validation import cut
 
 MAX_DEPTH = 100
-MAX_DIGITS = 400  # more than the largest float has, and fewer than Python refuses to read
-BODY_SECONDS = 60.0  # for the whole body to arrive
-INLINE_BYTES = 8 * 1024  # a body up to this size is checked at once, a larger one in a thread
+MAX_DIGITS = 400  # more than any float needs, and fewer than Python's limit for int()
+BODY_SECONDS = 60.0  # until the whole body must have arrived
+INLINE_BYTES = 8 * 1024  # larger bodies are checked in a thread
 
 
 async def read_json(request: Request, max_bytes: int, *, empty: Any = None) -> Any:
-    """The body as JSON data; ``empty``, if given, stands for no body at all.
+    """The body as JSON data; an empty body is read as ``empty`` if that is given.
 
     Raises `TooLarge`, `MalformedRequest`, `RequestTimeout`, or `InvalidRequest` for text that cannot be stored.
     """
@@ -33,7 +33,7 @@ async def read_json(request: Request, max_bytes: int, *, empty: Any = None) -> A
         async with asyncio.timeout(BODY_SECONDS):
             content = await _read(request, max_bytes)
     except TimeoutError as error:
-        raise RequestTimeout(f"The body did not arrive within {BODY_SECONDS:g} s; send it again.") from error
+        raise RequestTimeout(f"The request body did not arrive within {BODY_SECONDS:g} s; send it again.") from error
     if not content and empty is not None:
         return empty
     if len(content) <= INLINE_BYTES:
@@ -49,7 +49,7 @@ def _checked(content: bytes) -> Any:
     except ValueError as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise MalformedRequest(f"The body is not JSON: {reason}{where}.", code="invalid_json") from error
+        raise MalformedRequest(f"The request body is not valid JSON: {reason}{where}.", code="invalid_json") from error
     try:
         _refuse_unacceptable(data, 0)
     except _Unacceptable as found:
@@ -72,24 +72,24 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(
-        f"The body is larger than the {max_bytes} bytes that a spec may have (ZETA_MAX_SPEC_BYTES); "
-        "upload data with POST /v1/files and name it by its id."
+        f"The request body is larger than the limit of {max_bytes} bytes (ZETA_MAX_SPEC_BYTES); "
+        "upload data with POST /v1/files and refer to it by its id."
     )
 
 
 def check_size(data: Any, max_bytes: int) -> None:
-    """Raise `TooLarge` for JSON data that could not have been sent as one body."""
+    """Raise `TooLarge` for JSON data that exceeds the limit of a request body."""
     if len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()) > max_bytes:
         raise _too_large(max_bytes)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a valid JSON number")
 
 
 def _whole_number(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits is beyond any that can be stored")
+        raise ValueError(f"an integer of {len(digits)} digits is too large")
     return int(digits)
 
 
@@ -118,7 +118,7 @@ def _too_deep() -> MalformedRequest:
 
 
 class _Unacceptable(Exception):
-    """A value that is refused, and the path to it, innermost part first: it grows while the exception rises."""
+    """A value that is rejected. ``path``, innermost part first, is extended while the exception propagates."""
 
     def __init__(self, reason: str, code: str) -> None:
         super().__init__(reason)
@@ -128,16 +128,14 @@ class _Unacceptable(Exception):
 
 
 def _refuse_unacceptable(value: Any, depth: int) -> None:
-    """Raise for what JSON allows and no database stores or no terminal shows, wherever it is."""
+    """Raise for any value that is valid JSON but can't be stored in a database or shown on a terminal."""
     if depth > MAX_DEPTH:
         raise _too_deep()
     if isinstance(value, str):
         _refuse_controls(value)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise _Unacceptable(
-                "is a number beyond the largest one that can be stored; use a smaller one", "out_of_range"
-            )
+            raise _Unacceptable("is too large; use a smaller number", "out_of_range")
     elif isinstance(value, dict):
         for name, item in value.items():
             try:

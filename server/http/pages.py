@@ -1,6 +1,6 @@
-"""Lists: one page at a time, newest first, continued after the last id of the page before.
+"""Pagination: newest first, each page continuing after the last id of the previous page.
 
-An id carries the time at which its row was created, so a list continues after a row that was deleted meanwhile.
+An id contains the creation time of its row, so a list can continue even if that row has been deleted.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from zeta_core.contract.validation import shown
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
-# Of large rows a page has as many as fit here, and at least one: `has_more` says that others follow.
+# A page of large rows is cut at this size, but has at least one row; `has_more` reports the rest.
 MAX_PAGE_BYTES = 4 << 20
-UNWEIGHED_ROWS = 50  # a page of so few rows is small enough, whatever they contain
+UNWEIGHED_ROWS = 50  # with so few rows, a page is always small enough
 
 ItemT = TypeVar("ItemT")
 RowT = TypeVar("RowT", JobRow, FileRow)
@@ -36,7 +36,7 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
-    after: str | None = Field(default=None, description="the last id of the page before")
+    after: str | None = Field(default=None, description="the last id of the previous page")
 
 
 async def newest_first(
@@ -47,15 +47,15 @@ async def newest_first(
     *,
     size: ColumnElement[int] | None = None,
 ) -> tuple[list[RowT], bool]:
-    """The rows of one page of ``query``, and whether more follow; ``size`` is the bytes of a row that may be large.
+    """The rows of one page of ``query``, and whether more follow; ``size`` is the size in bytes of possibly large rows.
 
     Raises `InvalidRequest` for an invalid ``after``.
     """
     if asked.after is not None:
-        start = await _place(session, table, asked.after)
+        start = await _position(session, table, asked.after)
         if start is None:
             raise InvalidRequest(
-                f"after is {shown(asked.after)}, which is no id here; use the last_id of an earlier page.",
+                f"after is {shown(asked.after)}, which is not a valid id; use the last_id of an earlier page.",
                 param="after",
             )
         query = query.where(tuple_(table.created_at, table.id) < start)
@@ -68,8 +68,8 @@ async def newest_first(
     return rows[:limit], len(rows) > limit
 
 
-async def _place(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:
-    """Where a list continues after this id, whether or not its row still exists; ``None`` for an invalid id."""
+async def _position(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:
+    """The position after this id, whether or not its row still exists; ``None`` for an invalid id."""
     if not is_id(after, _PREFIXES[table]):
         return None
     row = await session.get(table, after)
@@ -87,5 +87,5 @@ def page(items: Sequence[ItemT], has_more: bool, id_of: Callable[[ItemT], Any]) 
 
 
 def storable(text: str) -> str:
-    """``text`` as it may be compared with a column: PostgreSQL refuses the character NUL, which no value has."""
+    """``text`` for comparison with a column: PostgreSQL rejects NUL, which no stored value contains."""
     return text.replace("\0", "\ufffd")

@@ -1,8 +1,8 @@
-"""HTTP on a connection: uvicorn's parser with bounds for what comes before a request reaches the application.
+"""The HTTP protocol of a connection: uvicorn's parser with limits on the request head.
 
-Guarantees: the head of a request (its line and headers) takes up to `MAX_HEAD_BYTES` and `HEAD_SECONDS`; a request that
-is not HTTP is refused in the one error shape; an answer to HTTP/1.0 that announces no length is never chunked, and ends
-with its connection (RFC 9112, section 6.1).
+Guarantees: the head of a request (request line and headers) is limited to `MAX_HEAD_BYTES` and `HEAD_SECONDS`; a
+request that isn't valid HTTP gets an error in the standard JSON shape; a response to HTTP/1.0 without a Content-Length
+isn't chunked but ended by closing the connection (RFC 9112, section 6.1).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ServerProtocol(HttpToolsProtocol):
         self._is_in_head = True
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not a request, and close the connection."""
+        """Reject an invalid request and close the connection."""
         error = self._refusal or MalformedRequest("The request is not valid HTTP; send it again.", code="invalid_http")
         answer = error_answer(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
         head = b"".join(b"%b: %b\r\n" % (name, value) for name, value in answer.raw_headers)
@@ -89,12 +89,12 @@ class ServerProtocol(HttpToolsProtocol):
 
 def _head_too_large() -> HeadTooLarge:
     return HeadTooLarge(
-        f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes; send fewer or shorter parameters."
+        f"The request line and headers exceed {MAX_HEAD_BYTES} bytes; send fewer or shorter parameters."
     )
 
 
 def _until_close(cycle: RequestResponseCycle, app: Any) -> Any:
-    """``app`` with answers that the end of the connection ends, where they announce no length."""
+    """``app``, whose responses without a Content-Length are ended by closing the connection."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         announces_length = True

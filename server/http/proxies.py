@@ -1,10 +1,10 @@
-"""Reverse proxies: the path that the service is published under, and what trusted proxies report about a request.
+"""Reverse proxies: the published path prefix, and the request information that trusted proxies forward.
 
-``Forwarded`` (RFC 7239) and ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``-Prefix`` are read only on a connection
-from an address in ``ZETA_TRUSTED_PROXIES``; from everybody else they are ignored, because any client can send them.
+``Forwarded`` (RFC 7239) and ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``-Prefix`` are used only on connections
+from an address in ``ZETA_TRUSTED_PROXIES``. Otherwise they are ignored, because any client can send them.
 
-The path prefix (``ZETA_ROOT_PATH``, or a trusted ``X-Forwarded-Prefix``) appears in every address that an answer
-contains. A request is found with the prefix or without it, so a proxy may remove it or not.
+The path prefix (``ZETA_ROOT_PATH``, or a trusted ``X-Forwarded-Prefix``) is part of every URL in a response. Requests
+match with or without the prefix, so a proxy may strip it or pass it on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_prefix(text: str) -> str:
 
 
 def location(request: Request, path: str) -> str:
-    """The address of ``path`` as the client reaches it."""
+    """The URL path of ``path`` as seen by the client."""
     return f"{request.scope.get('root_path', '')}{path}"
 
 
@@ -60,7 +60,7 @@ class _Origin:
 
 
 class Proxies:
-    """Replaces what the connection shows of a request by what trusted proxies report."""
+    """Middleware that replaces client, scheme, host and path prefix by the values from trusted proxies."""
 
     def __init__(self, app: ASGIApp, trusted: Networks, root_path: str) -> None:
         self._app = app
@@ -119,7 +119,7 @@ class Proxies:
         return _Origin(client, _scheme(reported.get("proto")), _host(reported.get("host")))
 
     def _client(self, hops: list[dict[str, str]], peer: str) -> tuple[str, dict[str, str]]:
-        """The nearest address that is not a trusted proxy, and what the proxy that it reached reports."""
+        """The nearest address that isn't a trusted proxy, and the values that its proxy forwarded."""
         client, reported = peer, hops[-1]
         for hop in reversed(hops):
             node = _NODE.fullmatch(hop.get("for", ""))
@@ -135,7 +135,7 @@ class Proxies:
 
 
 def _forwarded(header: str) -> Iterator[dict[str, str]]:
-    """The elements of ``Forwarded``, the nearest proxy's last; what is no pair is left out."""
+    """The elements of ``Forwarded``, the nearest proxy's last; invalid pairs are ignored."""
     for element in re.findall(r'(?:[^,"]|"[^"]*")+', header):
         pairs = (_PAIR.fullmatch(pair) for pair in re.findall(r'(?:[^;"]|"[^"]*")+', element))
         found = {pair.group(1).lower(): pair.group(2) or pair.group(3) or "" for pair in pairs if pair is not None}

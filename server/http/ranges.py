@@ -1,7 +1,7 @@
-"""Bytes over HTTP that can be resumed: Range (one, or a suffix), If-Range, If-None-Match, HEAD.
+"""Resumable downloads: Range (a single range or a suffix), If-Range, If-None-Match and HEAD.
 
-What is sent is a list of parts, each some bytes or a stretch of a file; a plain file is one part and a .tar many, so
-both are served by the same code, in memory of one chunk. Source: RFC 9110, sections 13 and 14.
+Content is a list of parts, each either bytes or a file. A plain file has one part and a .tar many, so both use the same
+code and only one chunk of memory. Source: RFC 9110, sections 13 and 14.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Part = bytes | FilePart
 
 @dataclass(frozen=True)
 class Content:
-    """What is served; ``etag`` changes whenever a byte would."""
+    """The content of a download; ``etag`` identifies its exact bytes."""
 
     parts: Sequence[Part]
     etag: str
@@ -74,7 +74,7 @@ def serve(request: Request, content: Content) -> Response:
 
 
 def _range(header: str, num_bytes: int) -> tuple[int, int] | None:
-    """The bytes ``start`` up to before ``end``; ``None`` where the header is to be ignored (several, or no bytes)."""
+    """The range ``start`` to ``end`` (exclusive); ``None`` if the header must be ignored (not one range of bytes)."""
     match = _RANGE.match(header.replace(" ", ""))
     if match is None or match.groups() == ("", ""):
         return None
@@ -87,7 +87,7 @@ def _range(header: str, num_bytes: int) -> tuple[int, int] | None:
             return None
     if start >= num_bytes or start == end:
         raise RangeNotSatisfiable(
-            f"Range is {shown(header)}, which is beyond the {num_bytes} bytes there are.", num_bytes
+            f"Range is {shown(header)}, which is outside the {num_bytes} bytes of the content.", num_bytes
         )
     return start, end
 
@@ -107,7 +107,7 @@ class _Stretch:
 
 
 def _stretches(parts: Sequence[Part], start: int, end: int) -> Iterator[_Stretch]:
-    """What of each part lies between ``start`` and ``end``."""
+    """The section of each part between ``start`` and ``end``."""
     at = 0
     for part in parts:
         size = _size(part)
@@ -118,7 +118,7 @@ def _stretches(parts: Sequence[Part], start: int, end: int) -> Iterator[_Stretch
 
 
 async def _send(stretches: Sequence[_Stretch]) -> AsyncGenerator[bytes]:
-    """The bytes; a file that became shorter ends the answer early, which the client sees by its Content-Length."""
+    """The bytes; if a file has been truncated, the response ends early, which the client detects by Content-Length."""
     for stretch in stretches:
         if isinstance(stretch.part, bytes):
             yield stretch.part[stretch.start : stretch.end]

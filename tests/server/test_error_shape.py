@@ -142,9 +142,9 @@ def test_every_bad_field_is_named_with_its_value_and_cure(http: httpx.Client) ->
         ("jobs?state=queued", "'state' is not a known parameter; did you mean 'status'?", "status"),
         ("jobs?entity_nam=x", "'entity_nam' is not a known parameter; did you mean 'entity_name'?", "entity_name"),
         ("jobs?metadata=x", "'metadata' is not a known parameter; did you mean 'metadata[k]'?", "metadata[k]"),
-        ("jobs?after=job_00000000000000000000", "after is 'job_00000000000000000000', which is no id here", None),
+        ("jobs?after=job_00000000000000000000", "after is 'job_00000000000000000000', which is not a valid id", None),
         ("jobs?after=%00", "after is ", None),
-        ("files?after=x", "after is 'x', which is no id here; use the last_id of an earlier page.", None),
+        ("files?after=x", "after is 'x', which is not a valid id; use the last_id of an earlier page.", None),
         ("files?sha=x", "'sha' is not a known parameter; did you mean 'sha256'?", "sha256"),
         ("workers?limit=-1", "limit is '-1'; it must be at least 1.", None),
         ("jobs/{job}/events?after=-1", "after is '-1'; it must be at least 0.", None),
@@ -178,8 +178,8 @@ def test_every_route_refuses_a_parameter_that_it_does_not_know(server: ServerPro
             assert (detail["param"], detail["code"]) == ("stat", "unknown_parameter")
     answer = http.post("/v1/jobs?dry_run=true&x=1", json=SPEC)
     assert [detail["message"] for detail in error_of(answer)["details"]] == [
-        "'dry_run' is not a known parameter; this route knows none.",
-        "'x' is not a known parameter; this route knows none.",
+        "'dry_run' is not a known parameter; known parameters: none.",
+        "'x' is not a known parameter; known parameters: none.",
     ]
     assert (
         http.head(filled("/v1/jobs/{job_id}/checkpoints/{name}/archive"), params={"state": "true"}).status_code == 404

@@ -81,13 +81,13 @@ def test_a_copy_pointed_at_the_original_s_store_refuses_to_start(tmp_path: Path,
         original = service_id(server.settings.database)
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
     said = refusal(ServerProcess(tmp_path / "copy", redis_url, **store))
-    assert f"which belongs to the service {original}" in said
+    assert f"which belongs to service {original}" in said
     assert f"start it once with ZETA_ARTIFACTS_TAKE_OVER={original}" in said
     with serving(tmp_path / "copy", redis_url, **store, ZETA_ARTIFACTS_TAKE_OVER=original):
         pass
     with serving(tmp_path / "copy", redis_url, **store):
         pass
-    assert f"which belongs to the service {service_id(f'sqlite:///{tmp_path}/copy/zeta.db')}" in refusal(
+    assert f"which belongs to service {service_id(f'sqlite:///{tmp_path}/copy/zeta.db')}" in refusal(
         ServerProcess(tmp_path / "original", redis_url, **store)
     )
 
@@ -97,7 +97,7 @@ def test_the_store_in_a_home_goes_with_it_and_one_that_it_links_to_does_not(tmp_
         pass
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
     with serving(tmp_path / "copy", redis_url) as server:
-        assert "belongs to this service" in server.log()
+        assert "its owner is now this service" in server.log()
     (tmp_path / "original/artifacts").rename(tmp_path / "large-disk")
     (tmp_path / "original/artifacts").symlink_to(tmp_path / "large-disk")
     with serving(tmp_path / "original", redis_url):

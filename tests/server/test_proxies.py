@@ -38,7 +38,7 @@ def test_requests_are_found_with_the_prefix_and_without_it(published: ServerProc
         missing = http.get(f"{prefix}/v1/nothing")
         assert (missing.status_code, error_of(missing)["code"]) == (404, "route_not_found")
         refused = http.delete(f"{prefix}/v1/jobs")
-        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
         assert error_of(http.get(f"{prefix}/v1/keys"))["code"] == "not_available_yet"
 
 

@@ -83,7 +83,7 @@ def test_a_spec_has_a_limit_that_its_refusal_names(server: ServerProcess, http: 
         for content in (padded(MAX_SPEC_BYTES + 1), iter([padded(MAX_SPEC_BYTES + 1)])):
             answer = http.post(path, content=content)
             assert (answer.status_code, error_of(answer)["code"]) == (413, "too_large")
-            assert f"{MAX_SPEC_BYTES} bytes that a spec may have (ZETA_MAX_SPEC_BYTES)" in answer.text
+            assert f"limit of {MAX_SPEC_BYTES} bytes (ZETA_MAX_SPEC_BYTES)" in answer.text
 
 
 def test_reruns_of_reruns_do_not_grow_beyond_the_limit(http: httpx.Client) -> None:

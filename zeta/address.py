@@ -1,4 +1,4 @@
-"""Server and proxy addresses: parsing and checking them, and recognizing this machine's own."""
+"""Parsing and validating server and proxy addresses, and recognizing addresses of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class HostPort:
-    """The host and port of a URL; ``host`` is as a URL holds it, an IPv6 address in brackets."""
+    """The host and port of a URL. ``host`` is in URL form: an IPv6 address is in brackets."""
 
     host: str
     port: int | None
@@ -30,9 +30,9 @@ class HostPort:
 
 
 def checked_url(text: str, name: str) -> str:
-    """The URL in its normal form, without a trailing slash.
+    """The URL in normalized form, without a trailing slash.
 
-    Raises `InvalidSettings` naming the setting, its value and what is wrong with it.
+    Raises `InvalidSettings` with the name of the setting, its value and the reason.
     """
 
     def invalid(reason: str) -> InvalidSettings:
@@ -43,23 +43,23 @@ def checked_url(text: str, name: str) -> str:
 
     scheme, separator, rest = text.strip().partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
-        raise invalid("it must begin with http:// or https://")
+        raise invalid("it must start with http:// or https://")
     if any(sign.isspace() or not sign.isprintable() for sign in rest):
         raise invalid("it contains a space or a control character")
     if "?" in rest or "#" in rest or "\\" in rest:
-        raise invalid("it may hold only a host, a port and a path")
+        raise invalid("it may contain only a host, a port and a path")
     if "@" in rest:
-        raise invalid("it contains a user name; the key belongs in ZETA_API_KEY")
+        raise invalid("it contains a user name; set the key in ZETA_API_KEY")
     authority, slash, path = rest.partition("/")
     try:
-        place = parse_host_port(authority)
+        host_port = parse_host_port(authority)
     except ValueError as error:
         raise invalid(str(error)) from None
-    return f"{scheme.lower()}://{place}{slash}{path}".rstrip("/")
+    return f"{scheme.lower()}://{host_port}{slash}{path}".rstrip("/")
 
 
 def parse_host_port(text: str) -> HostPort:
-    """``host``, ``host:port`` or ``[ipv6]:port``. Raises `ValueError` with the reason."""
+    """Parse ``host``, ``host:port`` or ``[ipv6]:port``. Raises `ValueError` with the reason."""
     found = _AUTHORITY.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a host, or host:port (an IPv6 address needs brackets)")
@@ -70,14 +70,14 @@ def parse_host_port(text: str) -> HostPort:
 
 
 def parse_ip(host: str) -> IpAddress | None:
-    """The IP address that a host is (brackets and a zone are allowed), or ``None`` where it is a name."""
+    """The host as an IP address (brackets and a zone are allowed), or ``None`` if it is a name."""
     plain = host.strip("[]").partition("%")[0]
     try:
         address = ipaddress.ip_address(plain)
     except ValueError:
         if not _DIGITS_AND_DOTS.fullmatch(plain):
             return None
-        try:  # short forms such as 127.1, which resolvers accept
+        try:  # resolvers also accept short forms such as 127.1
             return ipaddress.IPv4Address(socket.inet_aton(plain))
         except OSError:
             return None
@@ -86,7 +86,7 @@ def parse_ip(host: str) -> IpAddress | None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is this machine: loopback, its own name, or an address of its own. Looks no name up."""
+    """Whether a host is this machine: loopback, its host name, or one of its addresses. Does not resolve names."""
     name = host.rstrip(".").lower()
     own = socket.gethostname().rstrip(".").lower()
     if name in ("localhost", own, own.partition(".")[0]) or name.endswith(".localhost"):
@@ -98,7 +98,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def _is_own_address(address: IpAddress) -> bool:
-    """Whether the machine has this address: only such an address can be bound. A UDP socket sends nothing."""
+    """Whether the address belongs to this machine, found by binding a UDP socket to it (no packet is sent)."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""The certificate authorities that the client trusts: the user's own, else certifi's and the system's."""
+"""The certificate authorities that the client trusts: those configured by the user, or certifi's and the system's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import httpx
 
 from zeta_core.contract.errors import InvalidSettings
 
-# Each is a bundle in a file, or a folder of them. The first two are OpenSSL's and are used together; the others are
-# those of requests and curl, which companies with authorities of their own set as well.
+# Each variable names a bundle file or a folder. OpenSSL uses its two variables together. The others belong to requests
+# and curl; companies with their own authorities often set only those.
 OPENSSL_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 OTHER_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
-    """The context for ``https``. Raises `InvalidSettings` where a variable names no readable certificates."""
+    """The TLS context for ``https``. Raises `InvalidSettings` if a variable's certificates cannot be read."""
     named = [(name, variables[name]) for name in OPENSSL_VARIABLES if variables.get(name)]
     named = named or [(name, variables[name]) for name in OTHER_VARIABLES if variables.get(name)][:1]
     if not named:
@@ -32,7 +32,7 @@ def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def no_tls_context() -> ssl.SSLContext:
-    """A context that trusts nobody, for connections without TLS: loading authorities takes time."""
+    """A context that trusts no authority, for connections without TLS; it avoids the time to load authorities."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -47,7 +47,7 @@ def _load(context: ssl.SSLContext, name: str, value: str) -> None:
         reason = "it is not in PEM format" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", error)
         raise InvalidSettings(
             f"{name} is {value!r}, which cannot be read as certificates ({reason}); "
-            "name a PEM file of certificate authorities, or unset it.",
+            "set it to a PEM file of certificate authorities, or unset it.",
             param=name,
             code="invalid_certificates",
         ) from error

@@ -1,13 +1,13 @@
-"""The HTTP client of the service: its methods are the API's, its answers the contract's own models.
+"""The HTTP client of the service. Each method calls one route of the API and returns models of the contract.
 
     with Client() as client:
         job = client.submit({"model": {"config": {"model_type": "llama"}}, "dataset": {"builtin": "python-docs"}})
         job = client.wait(job.id)
         client.download(job.id, directory="model")
 
-A job's id may be shortened to its beginning, and ``@last`` is the newest job; a spec may name local files and folders.
-Every failure is a `ZetaError` with the server's sentence, or `Unreachable`. A submission carries an
-``Idempotency-Key`` of its own, so that a retry after a lost answer never makes a second job.
+A job id may be shortened to its beginning, and ``@last`` is the newest job. A spec may name local files and folders.
+Failures raise a `ZetaError` with the server's message, or `Unreachable`. Each submission has its own
+``Idempotency-Key``, so a retry after a lost response never creates a second job.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
 class Client:
-    """One service, one key. Without arguments it finds them as the command line does (see `zeta.settings`)."""
+    """A client for one service with one API key, found by default as in the `zeta` command (see `zeta.settings`)."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class Client:
         patience_seconds: float = PATIENCE_SECONDS,
         use_proxy: bool = True,
     ) -> None:
-        """``patience_seconds``: how long a request is repeated while nothing answers. ``use_proxy=False``: connect
-        directly, whatever proxy the environment names; this machine's own server is always reached directly.
+        """``patience_seconds`` is how long a request is retried while the server does not respond. With
+        ``use_proxy=False``, the client ignores proxy variables; a server on this machine is always reached directly.
 
-        Raises `Unreachable` where no server is named and none runs here, `InvalidSettings` where a setting of the
-        environment is wrong.
+        Raises `Unreachable` if no server is configured and none runs on this machine, and `InvalidSettings` if an
+        environment variable is invalid.
         """
         variables = environment()
         target = find_server(variables, url=base_url, api_key=api_key)
         if target is None:
             raise Unreachable(
-                "No Zeta server is known here; start one with `zeta up`, or name one with ZETA_URL or `zeta login URL`."
+                "No Zeta server is configured; start one with `zeta up`, or set ZETA_URL, or run `zeta login URL`."
             )
         self.base_url = target.url
         self._transport = Transport(
@@ -99,14 +99,14 @@ class Client:
     ) -> Job:
         """Create a job. A mapping may name local files and folders, which are uploaded first (`zeta.local_inputs`).
 
-        ``on_upload`` receives a sentence for each upload. Raises `InvalidSpec` naming every bad field.
+        ``on_upload`` is called with a message for each upload. Raises `InvalidSpec` naming every invalid field.
         """
         return self._create("/v1/jobs", self._sent(spec, on_upload), idempotency_key)
 
     def validate(
         self, spec: JobSpec | Mapping[str, Any], *, on_upload: Callable[[str], None] = lambda _: None
     ) -> Estimate:
-        """The checks of `submit` without a job, and what is known of it before it runs."""
+        """Check a spec as `submit` does, and estimate its cost, without creating a job."""
         headers = {"Content-Type": "application/json"}
         body = _json(self._sent(spec, on_upload))
         return read_answer(
@@ -121,7 +121,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         limit: int | None = 20,
     ) -> list[Job]:
-        """The newest jobs first; ``limit=None`` is all of them."""
+        """List jobs, newest first; ``limit=None`` lists all of them."""
         params: dict[str, Any] = {"status": None if status is None else str(status), "entity_name": entity_name}
         params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
         return list(self._pages(Job, "/v1/jobs", params, limit))
@@ -130,15 +130,15 @@ class Client:
         return read_answer(Job, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
 
     def cancel(self, job_id: str) -> Job:
-        """Ask for the job's end; `wait` returns when nothing of it is left."""
+        """Request cancellation of a job; `wait` returns when its processes have ended."""
         return self._command(job_id, "cancel")
 
     def pause(self, job_id: str) -> Job:
-        """Ask a job to save a checkpoint and to free its device; its status is ``paused`` when it has."""
+        """Request a job to save a checkpoint and free its device; its status then changes to ``paused``."""
         return self._command(job_id, "pause")
 
     def resume(self, job_id: str) -> Job:
-        """Queue a paused job again, to go on from its newest checkpoint."""
+        """Queue a paused job again; it continues from its newest checkpoint."""
         return self._command(job_id, "resume")
 
     def rerun(
@@ -149,10 +149,10 @@ class Client:
         from_checkpoint: str = FROM_START,
         idempotency_key: str | None = None,
     ) -> Job:
-        """A new job out of this one's spec under a JSON merge patch, in which ``None`` removes a field.
+        """Create a job from this job's spec and a JSON merge patch, in which ``None`` removes a field.
 
-        ``from_checkpoint`` is ``start``, ``latest`` or ``step-N``; what a resumed run may have different is held by
-        the server. Raises `InvalidSpec` naming every bad field.
+        ``from_checkpoint`` is ``start``, ``latest`` or ``step-N``. The server restricts which fields may change when
+        continuing from a checkpoint. Raises `InvalidSpec` naming every invalid field.
         """
         body = {"patch": dict(patch or {}), "from": from_checkpoint}
         return self._create(f"/v1/jobs/{self._id(job_id)}/rerun", body, idempotency_key)
@@ -169,14 +169,17 @@ class Client:
         on_event: Callable[[Event], None] | None = None,
         on_interruption: Callable[[ZetaError], None] | None = None,
     ) -> Job:
-        """Return the job when it has ended, over restarts of the server. Raises `WaitTimeout` after the time-out."""
+        """Wait until the job has ended, even if the server restarts, and return it.
+
+        Raises `WaitTimeout` after ``timeout_seconds``.
+        """
         job_id = self._id(job_id)
         for event in self.events(job_id, timeout_seconds=timeout_seconds, on_interruption=on_interruption):
             if on_event is not None:
                 on_event(event)
         job = self.job(job_id)
         if job.status not in ENDED:
-            raise BadAnswer(f"The server ended the events of {job_id}, which is {job.status}.")
+            raise BadAnswer(f"The server ended the event stream of {job_id}, but the job is {job.status}.")
         return job
 
     def events(
@@ -187,10 +190,10 @@ class Client:
         timeout_seconds: float | None = None,
         on_interruption: Callable[[ZetaError], None] | None = None,
     ) -> Iterator[Event]:
-        """Events with ``seq`` above ``after``, live, each once and in order, until the job has ended.
+        """Stream events with ``seq`` greater than ``after``, each once and in order, until the job has ended.
 
-        A lost connection is made again and continues where it stopped; ``on_interruption`` is called for each outage.
-        Where a gateway holds the stream back, the stored events are polled instead.
+        After a lost connection, the stream reconnects and continues where it stopped; ``on_interruption`` is called
+        once per outage. If a gateway buffers the stream, the client polls the stored events instead.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         return event_stream.follow(
@@ -198,7 +201,7 @@ class Client:
         )
 
     def stored_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
-        """The events that are there now, oldest first."""
+        """List the events that are stored now, oldest first."""
         return list(event_stream.stored(self._transport, self._id(job_id), after=after, limit=limit))
 
     def logs(
@@ -210,10 +213,10 @@ class Client:
         attempt: int | None = None,
         on_interruption: Callable[[ZetaError], None] | None = None,
     ) -> Iterator[str]:
-        """The text that the training processes wrote, in pieces as they arrive; ``follow`` until the job has ended.
+        """The output of the training processes, in pieces as they arrive; with ``follow``, until the job has ended.
 
-        A stream that breaks, or ends while the job continues, is made again and continues where it stopped;
-        ``on_interruption`` is called for each outage.
+        After a lost connection, the stream reconnects and continues where it stopped; ``on_interruption`` is called
+        once per outage.
         """
         log = log_stream.Log(self._transport, self._id(job_id), tail=tail, attempt=attempt)
         return log.follow(on_interruption) if follow else log.read()
@@ -221,7 +224,7 @@ class Client:
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 
     def checkpoints(self, job_id: str) -> list[Manifest]:
-        """The job's checkpoints, newest first."""
+        """List the job's checkpoints, newest first."""
         return list(self._pages(Manifest, f"/v1/jobs/{self._id(job_id)}/checkpoints", {}, None))
 
     def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
@@ -242,11 +245,11 @@ class Client:
         overwrite: bool = False,
         on_progress: Callable[[download.Progress], None] | None = None,
     ) -> download.Download:
-        """Bring a checkpoint here, every file verified by its SHA-256; what is here already is not fetched again.
+        """Download a checkpoint and verify the SHA-256 of every file. Existing files are not fetched again.
 
-        ``checkpoint`` unset is the final one, or the latest while there is no final one. ``include`` are globs over
-        the files' paths; ``training_state/`` comes with ``state`` only. ``merged`` brings the merged model of an
-        adapter alone, as a model directory. See `zeta.download` for what is guaranteed.
+        ``checkpoint`` defaults to the final checkpoint, or the latest if none is final. ``include`` contains glob
+        patterns for file paths. ``training_state/`` is included only with ``state``. ``merged`` downloads only the
+        merged model of an adapter, as a model directory. `zeta.download` lists the guarantees.
         """
         job_id = self._id(job_id)
         if checkpoint is None:
@@ -275,9 +278,9 @@ class Client:
         *,
         on_bytes: Callable[[int, int], None] | None = None,
     ) -> StoredFile:
-        """Store a file, streamed from the disk; bytes that the service has already are not sent again.
+        """Upload a file, streamed from disk. A file that the service already has is not sent again.
 
-        ``on_bytes`` is told the bytes sent and the file's size.
+        ``on_bytes`` is called with the number of bytes sent and the file's size.
         """
         return upload.upload(self._transport, Path(path), purpose, on_bytes=on_bytes)
 
@@ -288,12 +291,12 @@ class Client:
         return list(self._pages(Worker, "/v1/workers", {}, None))
 
     def drain(self, worker: str, *, draining: bool = True) -> Worker:
-        """Have a worker hand back its jobs and get no new ones, or (``draining=False``) work again; admin only."""
-        word = "drain" if draining else "undrain"
-        return read_answer(Worker, self._transport.request("POST", f"/v1/workers/{quote(worker, safe='')}/{word}"))
+        """Drain a worker: it hands back its jobs and gets no new ones. ``draining=False`` undoes it. Admin only."""
+        action = "drain" if draining else "undrain"
+        return read_answer(Worker, self._transport.request("POST", f"/v1/workers/{quote(worker, safe='')}/{action}"))
 
     def is_ready(self) -> bool:
-        """Whether the service says that it is ready for jobs; nothing is retried."""
+        """Whether the service reports that it is ready for jobs. Does not retry."""
         try:
             with self._transport.stream("GET", "/readyz", read_seconds=5.0):
                 return True
@@ -301,13 +304,13 @@ class Client:
             return False
 
     def _sent(self, spec: JobSpec | Mapping[str, Any], on_upload: Callable[[str], None]) -> dict[str, Any]:
-        """The spec as the server reads it: a `JobSpec` is sent as it is, of a mapping local paths are uploaded."""
+        """The spec to send. A `JobSpec` is sent unchanged; local paths in a mapping are uploaded first."""
         if isinstance(spec, JobSpec):
             return spec.model_dump(mode="json", exclude_unset=True)
         return upload_local(with_full_job(self, dict(spec)), self.upload, on_upload)
 
     def _id(self, text: str) -> str:
-        """The whole id of the job that ``text`` means: also the beginning of an id, or ``@last``."""
+        """The full job id for ``text``, which may be the beginning of an id, or ``@last``."""
         return full_id(self, text if text == LAST else _part(text))
 
     def _command(self, job_id: str, command: str) -> Job:
@@ -316,7 +319,9 @@ class Client:
     def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
         key = idempotency_key or str(uuid4())
         if not (key.isascii() and key.isprintable()):
-            raise InvalidRequest(f"idempotency_key is {key!r}; use printable ASCII, as an HTTP header carries it.")
+            raise InvalidRequest(
+                f"idempotency_key is {key!r}; use printable ASCII, because it is sent in an HTTP header."
+            )
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return read_answer(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
 
@@ -340,11 +345,13 @@ def _json(sent: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(sent, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use JSON's own types.") from error
+        raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use only JSON types.") from error
 
 
 def _part(text: str) -> str:
-    """One segment of a path, which no id or name can leave."""
+    """``text`` as one segment of a URL path. Raises `InvalidRequest` if it could change the path."""
     if not text or not all(sign.isascii() and (sign.isalnum() or sign in "_-.") for sign in text) or ".." in text:
-        raise InvalidRequest(f"{text!r} is no id or checkpoint name; `zeta jobs` and `zeta checkpoints` list them.")
+        raise InvalidRequest(
+            f"{text!r} is not a valid id or checkpoint name; `zeta jobs` and `zeta checkpoints` list them."
+        )
     return text

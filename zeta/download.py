@@ -1,10 +1,13 @@
-"""A checkpoint from the service to a folder here: resumable, verified, never half under its name.
+"""Downloading a checkpoint to a local folder. Downloads are verified, atomic per file, and can be resumed.
 
-Guarantees: a file appears under its name only when all its bytes are here and their SHA-256 is the manifest's; an
-interrupted download goes on where it stopped (``NAME.part``); ``manifest.json`` is written last, so that a folder with
-one is whole as far as it was asked for; nothing is written outside the folder, whatever a manifest says; a file that
-is here with other content is left alone unless ``overwrite`` says otherwise.
-Not guaranteed: two downloads into one folder at the same time.
+Guarantees:
+- A file gets its final name only when it is complete and its SHA-256 matches the manifest.
+- An interrupted download continues where it stopped (``NAME.part``).
+- ``manifest.json`` is written last, so a folder with a manifest contains all requested files.
+- Nothing is written outside the folder, whatever paths the manifest contains.
+- An existing file with different content is not replaced unless ``overwrite`` is set.
+
+Concurrent downloads into the same folder are not supported.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class _Digest(Protocol):
 
 
 class Corrupt(ZetaError):
-    """What arrived is not what the manifest promises, and neither was it a second time."""
+    """The downloaded bytes do not match the manifest, even after a second attempt."""
 
     type = "corrupt_error"
     code = "sha256_mismatch"
@@ -45,7 +48,7 @@ class Corrupt(ZetaError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Bytes that are here and verified or arriving, of all that were asked for; ``file`` is the one at work."""
+    """The bytes downloaded so far, of all requested files; ``file`` is the current one."""
 
     file: str
     bytes: int
@@ -54,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Download:
-    """What is here now: each file was verified by its SHA-256 in this call."""
+    """The result of a download. The SHA-256 of each file was verified in this call."""
 
     directory: Path
     manifest: Manifest
@@ -73,10 +76,11 @@ def download(
     overwrite: bool,
     on_progress: Callable[[Progress], None] | None,
 ) -> Download:
-    """Bring the wanted files of one checkpoint here; ``merged``: of an adapter the merged model alone.
+    """Download the selected files of a checkpoint; with ``merged``, only the merged model of an adapter.
 
-    Raises `NotFound` where the globs fit no file, `Conflict` for a file with other content, `Unavailable` where the
-    disk has no room, `Corrupt` for bytes that stay wrong, `Unreachable` when the server stays away.
+    Raises `NotFound` if no file matches the globs, `Conflict` for an existing file with different content,
+    `Unavailable` if the disk is full, `Corrupt` if a file fails verification repeatedly, and `Unreachable` if the
+    server cannot be reached.
     """
     whole, url = manifest, f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/"
     if merged:
@@ -84,12 +88,12 @@ def download(
     files = tuple(file for file in manifest.files if _wanted(file, include, state))
     if not files:
         raise NotFound(
-            f"No file of {manifest.name} fits {', '.join(include) or 'what was asked for'}; it has "
-            f"{', '.join(file.path for file in manifest.files) or 'none'}."
+            f"No file of {manifest.name} matches {', '.join(include) or 'the request'}; it has "
+            f"{', '.join(file.path for file in manifest.files) or 'no files'}."
         )
     manifest_bytes = transport.request("GET", url + MANIFEST_NAME).content
     if Manifest.model_validate_json(manifest_bytes) != whole:
-        raise Conflict(f"{manifest.name} of {job_id} was replaced at this moment; download it again.")
+        raise Conflict(f"{manifest.name} of {job_id} was replaced during the download; download it again.")
     if merged:
         manifest_bytes, url = manifest.model_dump_json(indent=1).encode(), f"{url}{MERGED_NAME}/"
     total_bytes = sum(file.size for file in files)
@@ -97,7 +101,7 @@ def download(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         targets = {file.path: _inside(directory, file.path) for file in files}
-        _require_room(directory, files, targets)
+        _require_free_space(directory, files, targets)
         if not overwrite:
             _require_same(directory / MANIFEST_NAME, manifest_bytes)
         for file in files:
@@ -117,10 +121,10 @@ def download(
 
 
 def _merged(manifest: Manifest, job_id: str) -> Manifest:
-    """The manifest of the merged model in an adapter's checkpoint. Raises `NotFound` with the cure if it has none."""
+    """The manifest of the merged model in an adapter's checkpoint. Raises `NotFound` if there is none."""
     prefix = f"{MERGED_NAME}/"
     if manifest.format != "adapter":
-        raise NotFound(f"{manifest.name} of {job_id} is a whole model already; download it without --merged.")
+        raise NotFound(f"{manifest.name} of {job_id} is already a complete model; download it without --merged.")
     files = [
         file.model_copy(update={"path": file.path.removeprefix(prefix)})
         for file in manifest.files
@@ -129,8 +133,8 @@ def _merged(manifest: Manifest, job_id: str) -> Manifest:
     if not files:
         raise NotFound(
             f"{manifest.name} of {job_id} has no merged model: only final and best have one, and only with "
-            f"lora.save_merged. Make it: zeta rerun {job_id} --from latest --set lora.save_merged=true; or add the "
-            "adapter to its base yourself, as the README.md of the checkpoint shows."
+            f"lora.save_merged. Create one with `zeta rerun {job_id} --from latest --set lora.save_merged=true`, or "
+            "merge the adapter into its base model yourself, as the README.md of the checkpoint shows."
         )
     is_module = all(file.path != "config.json" for file in files)
     return manifest.model_copy(update={"files": files, "format": "module" if is_module else "huggingface"})
@@ -144,30 +148,32 @@ def _wanted(file: ManifestFile, include: tuple[str, ...], state: bool) -> bool:
 
 
 def _inside(directory: Path, path: str) -> Path:
-    """Where a manifest's path lies in the folder. Raises `InvalidRequest` where it, or a link on its way, leaves it."""
+    """The local path of a manifest's path. Raises `InvalidRequest` if it, or a link along it, leaves the folder."""
     root = directory.resolve()
     target = (root / path).resolve()
     if "\0" in path or ":" in path or not target.is_relative_to(root) or target == root:
-        raise InvalidRequest(f"The manifest names {path!r}, which leaves {directory}; it was not fetched.")
+        raise InvalidRequest(f"The manifest contains the path {path!r}, which is outside {directory}.")
     return target
 
 
-def _require_room(directory: Path, files: tuple[ManifestFile, ...], targets: dict[str, Path]) -> None:
+def _require_free_space(directory: Path, files: tuple[ManifestFile, ...], targets: dict[str, Path]) -> None:
     missing = sum(file.size - _size(_part_of(targets[file.path])) for file in files if not targets[file.path].exists())
     free = shutil.disk_usage(directory).free
     if missing > free:
-        raise Unavailable(f"{directory} has {free:,} bytes free and {missing:,} are to come; make room.", code="disk")
+        raise Unavailable(
+            f"{directory} has {free:,} bytes free, but the download needs {missing:,}; free some space.", code="disk"
+        )
 
 
 def _require_same(target: Path, content: bytes) -> None:
-    """Raise `Conflict` where the folder holds another checkpoint's manifest, or another program's."""
+    """Raise `Conflict` if the folder contains a different manifest."""
     if target.exists() and target.read_bytes() != content:
-        raise _is_other(target)
+        raise _file_exists(target)
 
 
-def _is_other(target: Path) -> Conflict:
+def _file_exists(target: Path) -> Conflict:
     return Conflict(
-        f"{target} is here with other content; give another folder, or allow to overwrite it (--force).",
+        f"{target} already exists with different content; choose another folder, or overwrite it with --force.",
         code="file_exists",
     )
 
@@ -185,7 +191,7 @@ def _bring(
         if _size(target) == file.size and _digest(target).hexdigest() == file.sha256:
             return
         if not overwrite:
-            raise _is_other(target)
+            raise _file_exists(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(target)
     for _ in range(ATTEMPTS_ON_WRONG_BYTES):
@@ -196,13 +202,13 @@ def _bring(
             return
         part.unlink()
     raise Corrupt(
-        f"{file.path} arrived with another SHA-256 than the manifest's {file.sha256}, {ATTEMPTS_ON_WRONG_BYTES} times; "
-        "the stored checkpoint is damaged, use another one."
+        f"{file.path} does not match its SHA-256 {file.sha256} after {ATTEMPTS_ON_WRONG_BYTES} downloads; "
+        "the stored checkpoint is damaged, so use another one."
     )
 
 
 def _fetch(transport: Transport, url: str, file: ManifestFile, part: Path, report: Callable[[int], None]) -> str:
-    """Complete ``part`` and return its SHA-256; each lost connection is made again from the byte where it broke."""
+    """Complete ``part`` and return its SHA-256. After a lost connection, continue from the last byte received."""
     pauses = transport.pauses()
     while True:
         digest: _Digest = _digest(part)
@@ -239,7 +245,7 @@ def _fetch(transport: Transport, url: str, file: ManifestFile, part: Path, repor
             continue
         if here >= file.size:
             return digest.hexdigest() if here == file.size else ""
-        if not pauses.wait():  # it ended early without an error
+        if not pauses.wait():  # the body ended early without an error
             raise transport.unreachable(EOFError(f"{url} ended after {here} of {file.size} bytes"))
 
 

@@ -1,4 +1,4 @@
-"""The client's own error classes, and the server's errors as classes of the contract."""
+"""The client's own error classes, and the conversion of the server's errors to classes of the contract."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Unreachable(Unavailable):
-    """Nothing answers at the URL, or something other than this service does."""
+    """Nothing responds at the URL, or a program other than this service does."""
 
     code = "unreachable"
 
 
 class GatewayRefusal(ZetaError):
-    """A gateway between this machine and the server refused this request; the server never saw it."""
+    """A gateway between this machine and the server rejected the request before it reached the server."""
 
     type = "gateway_error"
     code = "refused_by_gateway"
 
 
 class ServerFault(ZetaError):
-    """The server failed at something that the caller cannot fix; its log has the details, by request id."""
+    """An internal error of the server. Its log has the details under the request id."""
 
     type = "internal_error"
     code = "internal_error"
 
 
 class BadAnswer(ServerFault):
-    """The server's answer does not follow the contract; repeating the request would not help."""
+    """The server's response does not follow the contract. Retrying would not help."""
 
     code = "bad_answer"
 
 
-# A specific code first, then the family: the classes are the contract's, so the names cannot drift apart.
+# Codes take precedence over types. The keys come from the contract's classes, so they cannot diverge from it.
 _BY_CODE: dict[str, type[ZetaError]] = {errors.InvalidSpec.code: errors.InvalidSpec}
 _BY_TYPE: dict[str, type[ZetaError]] = {
     family.type: family
@@ -61,7 +61,7 @@ _BY_TYPE: dict[str, type[ZetaError]] = {
 
 
 def error_from(content: ErrorContent, request_id: str | None = None) -> ZetaError:
-    """The error class that the server raised, with its sentence, field and details."""
+    """The error that the server raised, with its message, field and details."""
     family = _BY_CODE.get(content.code) or _BY_TYPE.get(content.type) or ServerFault
     message = content.message
     if family is ServerFault and request_id and request_id not in message:
@@ -70,13 +70,13 @@ def error_from(content: ErrorContent, request_id: str | None = None) -> ZetaErro
 
 
 def read_answer(model: type[AnswerT], response: httpx.Response) -> AnswerT:
-    """The answer as a model of the contract. Raises `BadAnswer` where it does not fit."""
+    """Parse a response as a model of the contract. Raises `BadAnswer` if it does not match."""
     try:
         return TypeAdapter(model).validate_json(response.content)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the answer"
+        where = ".".join(str(part) for part in fault["loc"]) or "the response"
         raise BadAnswer(
-            f"{response.request.method} {response.request.url} returned an answer that this client cannot read "
-            f"({where}: {fault['msg']}); does the server have another version?"
+            f"{response.request.method} {response.request.url} returned a response that this client cannot parse "
+            f"({where}: {fault['msg']}); check whether client and server have the same version."
         ) from error

@@ -1,10 +1,10 @@
-"""A job's events, live: server-sent events that continue after any interruption, each event once and in order.
+"""Streaming a job's events live (server-sent events). Each event is delivered once and in order, despite interruptions.
 
-Where a gateway withholds the stream (virus scanners and other buffering proxies) while it answers other requests, the
-stored events are polled instead.
+Some gateways, such as virus scanners, buffer the stream although they forward other requests. The client then polls the
+stored events instead.
 
-The parser follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream, and splits
-lines at CR and LF only: JSON may contain the other characters that Unicode counts as line ends.
+The parser follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream. It splits
+lines at CR and LF only, because JSON may contain other Unicode line separators.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job
 
 SILENCE_SECONDS = 20.0  # the server sends some bytes at once and a comment every 15 s
-PATIENCE_SECONDS = 300.0  # a server may restart, a laptop may sleep
+PATIENCE_SECONDS = 300.0  # long enough for a server to restart or a laptop to wake up
 POLL_SECONDS = 2.0
-MUTE_CONNECTIONS = 2  # so many in a row brought nothing while the server answered other requests: poll from then on
+MUTE_CONNECTIONS = 2  # after this many consecutive silent connections to a responsive server, switch to polling
 PAGE_SIZE = 1000
 
 
 class WaitTimeout(ZetaError):
-    """The job did not end within the time that the caller wanted to wait; it continues."""
+    """The job did not end before the deadline; it continues."""
 
     type = "timeout_error"
     code = "wait_timeout"
@@ -39,7 +39,7 @@ class WaitTimeout(ZetaError):
 
 @dataclass
 class Message:
-    """One message of the stream; ``retry_seconds`` is the pause that the server requests before a reconnect."""
+    """One message of the stream. ``retry_seconds`` is the delay that the server requests before a reconnect."""
 
     event: str = "message"
     data: str = ""
@@ -55,15 +55,15 @@ def follow(
     deadline: float | None = None,
     on_interruption: Callable[[ZetaError], None] | None = None,
 ) -> Iterator[Event]:
-    """Every event with ``seq`` above ``after``, as it is stored, until the job has ended and all were seen.
+    """Yield every event with ``seq`` greater than ``after``, until the job has ended.
 
-    ``deadline`` is a `time.monotonic` time; ``on_interruption`` is called once for each outage. Raises `Unreachable`
-    after `PATIENCE_SECONDS` without a server, `WaitTimeout` at the deadline, and what the server refuses.
+    ``deadline`` is a `time.monotonic` time; ``on_interruption`` is called once per outage. Raises `Unreachable` after
+    `PATIENCE_SECONDS` without a server, `WaitTimeout` at the deadline, and the server's own errors.
     """
     reader = _Reader(transport, job_id, after, deadline)
     pauses = transport.pauses(PATIENCE_SECONDS)
-    first_pauses = transport.pauses()  # a server that was never there is reported soon
-    is_told = False
+    first_pauses = transport.pauses()  # if the server has never responded, give up sooner
+    was_reported = False
     while True:
         failure: ZetaError
         num_answers = reader.num_answers
@@ -79,22 +79,22 @@ def follow(
             failure = transport.unreachable(error)
         except BadAnswer:
             raise
-        except (Unavailable, ServerFault) as error:  # it answers that it cannot serve this now
+        except (Unavailable, ServerFault) as error:  # the server responded that it cannot serve this now
             failure = error
         _check(deadline, job_id)
         if reader.num_answers > num_answers:
             pauses.restart()
-            is_told = False
-        if reader.num_answers and on_interruption is not None and not is_told:
+            was_reported = False
+        if reader.num_answers and on_interruption is not None and not was_reported:
             on_interruption(failure)
-            is_told = True
+            was_reported = True
         waited = pauses.wait(min(reader.retry_seconds, 2.0)) if reader.num_answers else first_pauses.wait()
         if not waited:
             raise failure
 
 
 def stored(transport: Transport, job_id: str, *, after: int, limit: int | None = None) -> Iterator[Event]:
-    """The events that are stored now, oldest first."""
+    """Yield the events that are stored now, oldest first."""
     num_left = limit
     while num_left is None or num_left > 0:
         wanted = PAGE_SIZE if num_left is None else min(PAGE_SIZE, num_left)
@@ -108,10 +108,10 @@ def stored(transport: Transport, job_id: str, *, after: int, limit: int | None =
 
 
 class _Reader:
-    """One job's events from the live stream, and from the stored events where a gateway withholds the stream."""
+    """Reads one job's events from the live stream, or from the stored events if a gateway buffers the stream."""
 
     def __init__(self, transport: Transport, job_id: str, after: int, deadline: float | None) -> None:
-        self.num_answers = 0  # connections that brought bytes, and polls that succeeded
+        self.num_answers = 0  # connections that delivered data, plus successful polls
         self.retry_seconds = 0.0
         self.has_ended = False
         self._transport, self._job_id, self._deadline = transport, job_id, deadline
@@ -122,19 +122,19 @@ class _Reader:
         return self._num_mute >= MUTE_CONNECTIONS
 
     def poll(self) -> Iterator[Event]:
-        """The new events that are stored now."""
+        """Yield the events that were stored since the last one seen."""
         response = self._transport.request("GET", f"/v1/jobs/{self._job_id}")
         status = read_answer(Job, response).status
         for event in stored(self._transport, self._job_id, after=self._last):
             self._last = event.seq
             yield event
         self.num_answers += 1
-        self.has_ended = status in ENDED  # the status is older than the events, so none is missing
+        self.has_ended = status in ENDED  # the status was read before the events, so no event is missing
 
     def stream(self) -> Iterator[Event]:
-        """The live events of one connection, and what it withheld; returns where the next one may follow at once.
+        """Yield the events of one connection, and those that it withheld. Returns if the next one may start at once.
 
-        Raises what `Transport.stream` raises, and `Unreachable` where the server closed the stream.
+        Raises the errors of `Transport.stream`, and `Unreachable` if the server closed the stream.
         """
         num_answers = self.num_answers
         try:
@@ -145,38 +145,36 @@ class _Reader:
         except (httpx.TransportError, Unavailable) as error:
             failure = error
         _check(self._deadline, self._job_id)
-        was_heard = self.num_answers > num_answers
-        if was_heard and not isinstance(failure, httpx.ReadTimeout):
+        has_data = self.num_answers > num_answers
+        if has_data and not isinstance(failure, httpx.ReadTimeout):
             self._num_mute = 0
             raise failure
         if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
             raise failure
         last = self._last
         yield from self.poll()
-        self._num_mute = 0 if was_heard and self._last == last else self._num_mute + 1
+        self._num_mute = 0 if has_data and self._last == last else self._num_mute + 1
 
     def _connection(self) -> Iterator[Event]:
         headers = {
             "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",  # a compressed stream waits for whole blocks
+            "Accept-Encoding": "identity",  # compression would delay events until a block is full
             "Cache-Control": "no-store",
             "Last-Event-ID": str(self._last),
         }
-        path, silence = (
-            f"/v1/jobs/{self._job_id}/events",
-            max(0.05, min(SILENCE_SECONDS, _seconds_left(self._deadline))),
-        )
+        path = f"/v1/jobs/{self._job_id}/events"
+        silence = max(0.05, min(SILENCE_SECONDS, _seconds_left(self._deadline)))
         with self._transport.stream("GET", path, headers=headers, read_seconds=silence) as response:
             if response.status_code == 204:
                 self.has_ended = True
                 return
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                raise BadAnswer(f"The answer of {response.request.url} is not an event stream.")
-            was_heard = False
+                raise BadAnswer(f"The response of {response.request.url} is not an event stream.")
+            has_data = False
             for message in messages(response.iter_bytes()):
                 _check(self._deadline, self._job_id)
-                if not was_heard:
-                    was_heard = True
+                if not has_data:
+                    has_data = True
                     self.num_answers += 1
                 if message.retry_seconds is not None:
                     self.retry_seconds = message.retry_seconds
@@ -189,7 +187,7 @@ class _Reader:
 
 
 def messages(chunks: Iterable[bytes]) -> Iterator[Message]:
-    """Messages out of a byte stream; a comment comes as an empty message, so that the reader sees time pass."""
+    """Parse messages from a byte stream. A comment yields an empty message, so the caller can check its deadline."""
     message, data = Message(), list[str]()
     for raw in _lines(chunks):
         line = raw.decode("utf-8", errors="replace")
@@ -214,13 +212,13 @@ def messages(chunks: Iterable[bytes]) -> Iterator[Message]:
 
 @dataclass
 class _Splitter:
-    """Lines that end in LF, CR or CRLF, across the borders of chunks."""
+    """Splits chunks into lines that end in LF, CR or CRLF. A line may span several chunks."""
 
     rest: bytearray = field(default_factory=bytearray)
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         self.rest += chunk
-        # A CR at the very end may be the first half of a CRLF: it waits for the next chunk.
+        # A CR at the end of the chunk may be half of a CRLF, so it is kept for the next chunk.
         held = self.rest.endswith(b"\r")
         text = bytes(self.rest[:-1] if held else self.rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *complete, rest = text.split(b"\n")
@@ -238,7 +236,7 @@ def _event(message: Message) -> Event:
     try:
         return Event.model_validate_json(message.data)
     except ValidationError as error:
-        raise BadAnswer(f"The server sent an event that cannot be read: {message.data[:200]!r}.") from error
+        raise BadAnswer(f"The server sent an event that cannot be parsed: {message.data[:200]!r}.") from error
 
 
 def _seconds_left(deadline: float | None) -> float:
@@ -247,4 +245,4 @@ def _seconds_left(deadline: float | None) -> float:
 
 def _check(deadline: float | None, job_id: str) -> None:
     if deadline is not None and time.monotonic() >= deadline:
-        raise WaitTimeout(f"{job_id} has not ended in the time given; it continues. Wait again, or cancel it.")
+        raise WaitTimeout(f"{job_id} did not end before the timeout and continues; wait again, or cancel it.")

@@ -1,4 +1,4 @@
-"""Explaining why the server was not reached: connection, proxy and TLS failures, and answers that a gateway gave."""
+"""Explaining why the server cannot be reached: connection, proxy and TLS failures, and responses from gateways."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from zeta_core.contract.errors import TooLarge, ZetaError
 _NOT_YET_VALID, _EXPIRED, _HOST_MISMATCH, _IP_MISMATCH = 9, 10, 62, 64
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GATEWAY_STATUSES = frozenset({502, 503, 504, *range(520, 531)})  # 520 to 530 are Cloudflare's
-_SERVER_PROGRAM = "uvicorn"  # what our own server calls itself
+_SERVER_PROGRAM = "uvicorn"  # the Server header of a Zeta server
 
 
 def connection_failure(error: Exception, base_url: str, proxy: Proxy | None) -> Unreachable:
-    """The error for a connection that could not be made, or that broke."""
+    """The error for a connection that could not be established, or was lost."""
     tls = _cause(error, ssl.SSLError)
     if tls is not None:
         return Unreachable(_tls_failure(tls, base_url))
     text = str(error)
     host = httpx.URL(base_url).host
     if proxy is not None and isinstance(error, httpx.ProxyError):
-        cure = f"put a user and password into {proxy.variable}" if "407" in text else f"correct {proxy.variable}"
+        fix = f"add a user and password to {proxy.variable}" if "407" in text else f"correct {proxy.variable}"
         return Unreachable(
-            f"The proxy {proxy} ({proxy.variable}) refused the connection to {host} ({text}); {cure}, "
+            f"The proxy {proxy} ({proxy.variable}) refused the connection to {host} ({text}); {fix}, "
             f"or add {host} to NO_PROXY to connect directly."
         )
     if proxy is not None and isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -39,80 +39,82 @@ def connection_failure(error: Exception, base_url: str, proxy: Proxy | None) -> 
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Unreachable(
-            f"No Zeta server answers at {base_url} ({_reason(error)}); start one with `zeta up`, "
-            "or set ZETA_URL to the right address."
+            f"No Zeta server is responding at {base_url} ({_reason(error)}); start one with `zeta up`, "
+            "or correct ZETA_URL."
         )
     if isinstance(error, httpx.RemoteProtocolError) and "location header" in text:
         return Unreachable(f"{base_url} redirects to an invalid address; set ZETA_URL to the server's own address.")
     through = f" through the proxy {proxy} ({proxy.variable})" if proxy is not None else ""
     if isinstance(error, httpx.TimeoutException):
-        return Unreachable(f"The server at {base_url} did not answer in time{through}; try again later.")
+        return Unreachable(f"The server at {base_url} did not respond in time{through}; try again later.")
     return Unreachable(
-        f"The connection to {base_url}{through} was lost ({_reason(error)}); check the port of ZETA_URL, and http or "
-        "https, or try again later."
+        f"The connection to {base_url}{through} was lost ({_reason(error)}); try again later, or check the scheme "
+        "(http or https) and port of ZETA_URL."
     )
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether repeating the connection cannot help: a certificate stays as it is."""
+    """Whether retrying cannot help, as with an invalid certificate."""
     return _cause(error, ssl.SSLError) is not None
 
 
 def is_web_page(response: httpx.Response) -> bool:
-    """Whether an answer is HTML, which the service never sends."""
+    """Whether a response is HTML, which the service never sends."""
     return response.headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
 def foreign_answer(
     response: httpx.Response, base_url: str, proxy: Proxy | None, server_is_reachable: Callable[[], bool]
 ) -> ZetaError:
-    """The error for an answer that the service did not write.
+    """The error for a response that did not come from the service.
 
-    ``server_is_reachable`` tells whether the server answers other requests at this URL: then one request was refused,
-    else the URL is wrong or closed.
+    ``server_is_reachable`` checks whether the server responds to other requests at this URL. If so, a gateway refused
+    only this request; otherwise the URL is wrong or access to it is blocked.
     """
     status, url = response.status_code, response.request.url
     if status in _REDIRECTS and response.headers.get("Location"):
         return _redirected(response, base_url)
     gateway = _gateway_name(response, proxy)
     if status in _GATEWAY_STATUSES:
-        return Unreachable(f"{gateway} answers at {base_url}, but not the server behind it ({_status(status)}).")
+        return Unreachable(
+            f"{gateway} responds at {base_url}, but the server behind it does not ({_status(status)}); try again later."
+        )
     if status == 429:
         return Unreachable(f"{gateway} limits the rate of requests ({_status(status)}); try again later.")
     if status >= 500:
-        return ServerFault(f"The server at {url} failed ({_status(status)}); its log has the reason.")
+        return ServerFault(f"The server at {url} failed ({_status(status)}); see its log for the reason.")
     if status == 413:
-        cure = "client_max_body_size" if "nginx" in gateway else "for nginx, client_max_body_size"
+        limit = "client_max_body_size" if "nginx" in gateway else "for nginx, client_max_body_size"
         return TooLarge(
-            f"{gateway} refuses bodies of this size ({_status(status)}); raise its limit ({cure}).",
+            f"{gateway} rejects request bodies of this size ({_status(status)}); raise its limit ({limit}).",
             code="refused_by_gateway",
         )
     if status == 407:
         variable = proxy.variable if proxy is not None else "HTTP_PROXY"
-        return Unreachable(f"{gateway} requires a user and password ({_status(status)}); put them into {variable}.")
-    if b"https port" in response.content[:2000].lower():  # nginx, Apache and Go word it alike
+        return Unreachable(f"{gateway} requires a user and password ({_status(status)}); add them to {variable}.")
+    if b"https port" in response.content[:2000].lower():  # nginx, Apache and Go use similar messages
         secure = base_url.replace("http://", "https://", 1)
         return Unreachable(f"The server at {base_url} requires TLS; set ZETA_URL to {secure}.")
     if server_is_reachable():
         return GatewayRefusal(
-            f"{gateway} refused {response.request.method} {url.path} ({_status(status)}), while the server answers "
-            "other requests; allow this one there."
+            f"{gateway} refused {response.request.method} {url.path} ({_status(status)}), although the server responds "
+            "to other requests; allow this request there."
         )
     if status in (401, 403, 511):
         return Unreachable(
-            f"{gateway} refuses access to {base_url} ({_status(status)}); sign in there or ask its operator, "
+            f"{gateway} denies access to {base_url} ({_status(status)}); sign in there or ask its operator, "
             "or set ZETA_URL to an address that reaches the server directly."
         )
     content_type = response.headers.get("Content-Type", "no type")
     through = f" through the proxy {proxy} ({proxy.variable})" if proxy is not None else ""
     return Unreachable(
-        f"The program that answers at {base_url}{through} is not a Zeta server ({_status(status)}, {content_type}); "
-        "set ZETA_URL to the right address."
+        f"The program that responds at {base_url}{through} is not a Zeta server ({_status(status)}, {content_type}); "
+        "correct ZETA_URL."
     )
 
 
 def _redirected(response: httpx.Response, base_url: str) -> Unreachable:
-    """Redirects are never followed: the key must not reach another host."""
+    """The error for a redirect. Redirects are never followed, because the key must not be sent to another host."""
     request = response.request.url
     begins = f"{base_url} redirects ({_status(response.status_code)})"
     target = request.join(response.headers["Location"]).copy_with(query=None, fragment=None, userinfo=b"")
@@ -156,7 +158,7 @@ def _openssl_reason(error: ssl.SSLError) -> str:
 
 
 def _gateway_name(response: httpx.Response, proxy: Proxy | None) -> str:
-    """Who answered instead of the server, as the beginning of a sentence."""
+    """What responded instead of the server, as the subject of a sentence."""
     if proxy is not None:
         return f"The proxy {proxy} ({proxy.variable})"
     program = response.headers.get("Server", "").split("/")[0].split(" ")[0]
@@ -176,7 +178,7 @@ def _reason(error: Exception) -> str:
 
 
 def _cause(error: BaseException | None, kind: type[ssl.SSLError]) -> ssl.SSLError | None:
-    """The first error of this kind among an error and its causes."""
+    """The first error of this type among the error and its causes."""
     while error is not None:
         if isinstance(error, kind):
             return error

@@ -1,4 +1,4 @@
-"""Ids as people type them: a whole job id, the beginning of one, or the newest job's ``@last``."""
+"""Resolving job ids as users type them: a full id, the beginning of one, or ``@last`` for the newest job."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ LAST = "@last"
 
 
 class Jobs(Protocol):
-    """What lists jobs, the newest first: a `zeta.client.Client`."""
+    """Lists jobs, newest first, as `zeta.client.Client` does."""
 
     def jobs(self, *, limit: int | None = 20) -> Sequence[Job]: ...
 
 
 def full_id(client: Jobs, text: str) -> str:
-    """The id of the one job that ``text`` means: a full id, the beginning of one (with or without ``job_``), `LAST`.
+    """The full id for a full id, the beginning of one (with or without ``job_``), or `LAST`.
 
-    Raises `NotFound` where it fits none and `InvalidRequest` where it fits several.
+    Raises `NotFound` if no job matches and `InvalidRequest` if several do.
     """
     if is_id(text, "job") and len(text) == len("job_") + ID_CHARACTERS:
         return text
     if text == LAST:
         newest = client.jobs(limit=1)
         if not newest:
-            raise NotFound("There is no job yet, so none is @last; submit one with `zeta submit`.")
+            raise NotFound("@last does not exist, because there are no jobs yet; submit one with `zeta submit`.")
         return newest[0].id
     beginning = text if text.startswith("job_") else f"job_{text}"
     found = [job.id for job in client.jobs(limit=None) if job.id.startswith(beginning)] if text else []
     if not found:
-        raise NotFound(f"No job's id begins with {text!r}; `zeta jobs` lists them.")
+        raise NotFound(f"No job id starts with {text!r}; `zeta jobs` lists the jobs.")
     if len(found) > 1:
         shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
-        raise InvalidRequest(f"{len(found)} jobs' ids begin with {text!r} ({shown}); write more of it.")
+        raise InvalidRequest(f"{len(found)} job ids start with {text!r} ({shown}); give more characters.")
     return found[0]
 
 
 def with_full_job(client: Jobs, spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec with the whole id where its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
+    """The spec with a full job id if its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
     model = spec.get("model")
     if not isinstance(model, str) or Path(model).exists():
         return spec

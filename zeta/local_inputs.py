@@ -1,10 +1,10 @@
-"""Local paths in a spec, uploaded and named by their file ids; everything else is left as it is.
+"""Uploading the local paths of a spec and replacing them with file ids. Other values stay unchanged.
 
-``dataset`` (and ``eval_dataset``) may be, or hold in a list, a text: an existing file or folder is uploaded,
-``file_...`` is an uploaded file, ``hub:org/name`` a dataset of the Hub, ``path:corpus/*.txt`` a path on the workers,
-``python-docs`` the text that every Python brings. ``{"file": "./local.jsonl", ...}`` is uploaded too. ``model`` may be
-an existing folder (packed as a .tar), a .tar file or a ``config.json`` (a model from scratch), ``job_...`` or
-``job_.../step-N``; any other text is a Hub id.
+``dataset`` and ``eval_dataset`` may be a string or contain strings in a list: an existing file or folder is uploaded,
+``file_...`` is an uploaded file, ``hub:org/name`` is a dataset on the Hub, ``path:corpus/*.txt`` is a path on the
+workers, and ``python-docs`` is the documentation text that ships with Python. ``{"file": "./local.jsonl", ...}`` is
+uploaded too. ``model`` may be an existing folder (packed as a .tar), a .tar file, a ``config.json`` (a model trained
+from scratch), ``job_...`` or ``job_.../step-N``; any other string is a Hub id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zeta_core.contract.identifiers import is_hub_dataset, is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 from zeta_core.contract.printable import printable
 
-SHOWN_UPLOADS = 10  # files of a folder that are named one by one with their ids
+SHOWN_UPLOADS = 10  # files of a folder that are reported individually with their ids
 _DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 BUILTIN_NAMES = ("python-docs",)
 MODEL_SIGNS = ("config.json", "*.gguf")
@@ -38,7 +38,10 @@ Say = Callable[[str], None]
 
 
 def upload_local(spec: dict[str, Any], upload: Upload, say: Say) -> dict[str, Any]:
-    """The spec with every local path uploaded; ``say`` is told each one. Raises `InvalidRequest` for a missing path."""
+    """The spec with every local path uploaded. ``say`` is called with a message for each upload.
+
+    Raises `InvalidRequest` for a missing path.
+    """
     changed = dict(spec)
     pretokenized = spec.get("use_pretokenized") is True
     for name, split in _DATA_FIELDS.items():
@@ -55,7 +58,7 @@ def upload_local(spec: dict[str, Any], upload: Upload, say: Say) -> dict[str, An
 
 @dataclass(frozen=True)
 class _Data:
-    """Uploads what one data field names here."""
+    """Uploads the local files of one data field."""
 
     name: str
     split: Split
@@ -79,8 +82,8 @@ class _Data:
         kind, separator, rest = text.partition(":")
         if kind == "hub" and separator and not is_hub_dataset(rest):
             raise InvalidRequest(
-                f"{self.name} is {text!r}; a data set of the Hub is hub:owner/name. Name a file by its path, or by "
-                "path: on the workers.",
+                f"{self.name} is {text!r}; write a dataset on the Hub as hub:owner/name, a local file as its path, and "
+                "a path on the workers as path:PATH.",
                 param=self.name,
                 code="invalid_value",
             )
@@ -93,10 +96,10 @@ class _Data:
             return {"file": ids[0] if len(ids) == 1 else ids}
         if text in BUILTIN_NAMES:
             return {"builtin": text}
-        hub = f"hub:{text} for a dataset of the Hub, " if is_hub_dataset(text) else ""
+        hub = f"hub:{text} for a dataset on the Hub, " if is_hub_dataset(text) else ""
         raise InvalidRequest(
             f"{self.name} is {text!r}, but there is no such file or folder here; write {hub}path:{text} for a path on "
-            f"the workers, or one of {', '.join(BUILTIN_NAMES)}.",
+            f"the workers, or use the built-in {', '.join(BUILTIN_NAMES)}.",
             param=self.name,
             code="no_such_file",
         )
@@ -110,7 +113,7 @@ class _Data:
         return self._uploaded(item, data_format)
 
     def _uploaded(self, text: str, data_format: Any) -> list[str]:
-        """The ids of a file, or of the data files of a folder in the order of their names."""
+        """Upload a file, or the data files of a folder in the order of their names, and return their ids."""
         path = Path(text).expanduser()
         files: Sequence[Path] = (path,)
         if path.is_dir():
@@ -123,7 +126,8 @@ class _Data:
                 ) from error
             if not found.used:
                 raise InvalidRequest(
-                    f"{self.name} is the folder {shown_path(path)}, which has no data file ({', '.join(suffixes)}). "
+                    f"{self.name} is the folder {shown_path(path)}, which contains no data file "
+                    f"({', '.join(suffixes)}). "
                     f"{found.skipped_summary()}".rstrip(),
                     param=self.name,
                     code="no_such_file",
@@ -137,7 +141,7 @@ class _Data:
             if number <= SHOWN_UPLOADS or stored.filename != file.name:
                 self.say(uploaded(file, stored))
         if len(files) > SHOWN_UPLOADS:
-            self.say(f"{len(files) - SHOWN_UPLOADS:,} more files are uploaded.")
+            self.say(f"Uploaded {len(files) - SHOWN_UPLOADS:,} more files.")
         return ids
 
 
@@ -145,7 +149,7 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(cast("os.PathLike[str]", value))
     if isinstance(value, dict) and isinstance(value.get("file"), str) and not is_id(value["file"], "file"):
-        return {**value, "file": _told(_existing(value["file"], "model.file"), upload, say)}
+        return {**value, "file": _uploaded_model(_existing(value["file"], "model.file"), upload, say)}
     if not isinstance(value, str):
         return value
     if is_id(value, "file"):
@@ -157,38 +161,39 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
     if path.is_file() and path.suffix == ".json":
         return {"config": _config(path)}
     if path.exists():
-        return {"file": _told(path, upload, say)}
+        return {"file": _uploaded_model(path, upload, say)}
     if value.startswith((".", "/", "~")):
         _existing(value, "model")
     return value
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A model's config out of its own file. Raises `InvalidRequest` where it is none."""
+    """Read a model's config.json. Raises `InvalidRequest` if the file is not one."""
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise InvalidRequest(f"model is {str(path)!r}, which is not JSON: {error}.", param="model") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise InvalidRequest(
-            f"model is {str(path)!r}, which names no model_type; give a Hugging Face config.json.", param="model"
+            f"model is {str(path)!r}, which has no model_type; give a Hugging Face config.json.", param="model"
         )
     return config
 
 
-def _told(path: Path, upload: Upload, say: Say) -> str:
+def _uploaded_model(path: Path, upload: Upload, say: Say) -> str:
+    """Upload a model, report it with ``say``, and return its file id."""
     stored = upload_model(path, upload)
     say(f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes)")
     return stored.id
 
 
 def looks_like_a_model(path: Path) -> bool:
-    """Whether it is sent as a model where nobody says what it is: by its name, and data is no folder or archive."""
+    """Whether a path without a given purpose is a model: a folder, an archive or a GGUF file."""
     return path.is_dir() or path.suffix in (".tar", ".gguf")
 
 
 def upload_model(path: Path, upload: Upload) -> StoredFile:
-    """A .tar as it is, or a Hugging Face folder or GGUF file packed as one. Raises `InvalidRequest` for others."""
+    """Upload a .tar, or pack a Hugging Face folder or GGUF file as one. Raises `InvalidRequest` for other files."""
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         with tempfile.TemporaryDirectory(prefix="zeta-model-") as folder:
             packed = Path(folder) / f"{path.resolve().name.removesuffix('.gguf')}.tar"
@@ -196,28 +201,30 @@ def upload_model(path: Path, upload: Upload) -> StoredFile:
                 pack_model(path, packed)
             except OSError as error:
                 raise Unavailable(
-                    f"{shown_path(path)} cannot be packed in {tempfile.gettempdir()}: {error.strerror}; make room "
-                    "there, or set TMPDIR to another folder.",
+                    f"{shown_path(path)} cannot be packed in {tempfile.gettempdir()}: {error.strerror}; free some "
+                    "space there, or set TMPDIR to another folder.",
                     code="disk",
                 ) from error
             return upload(packed, "model")
     if path.exists() and not tarfile.is_tarfile(path):
         raise InvalidRequest(
-            f"model is {str(path)!r}, which is no .tar; name a Hugging Face folder, a .tar of one, or a .gguf file.",
+            f"model is {str(path)!r}, which is not a .tar archive; name a Hugging Face folder, a .tar of one, or a "
+            ".gguf file.",
             param="model",
         )
     return upload(path, "model")
 
 
 def pack_model(folder: Path, target: Path) -> None:
-    """A Hugging Face folder as a .tar whose bytes depend on the files' names and contents alone.
+    """Pack a Hugging Face folder, or a single GGUF file, as a reproducible .tar.
 
-    Links are followed (the Hub's cache is made of them); hidden files and ``training_state/`` stay out. Raises
-    `InvalidRequest` where the folder is no model (``config.json`` or a GGUF file). A GGUF file is packed by itself.
+    The bytes depend only on the names and contents of the files. Links are followed, because the Hub's cache consists
+    of links. Hidden files and ``training_state/`` are excluded. Raises `InvalidRequest` if the folder contains neither
+    ``config.json`` nor a GGUF file.
     """
     if folder.is_dir() and not any(any(folder.glob(name)) for name in MODEL_SIGNS):
         raise InvalidRequest(
-            f"model is {str(folder)!r}, a folder without config.json; name a folder that `save_pretrained` wrote.",
+            f"model is {str(folder)!r}, a folder without config.json; name a folder written by `save_pretrained`.",
             param="model",
             code="invalid_model",
         )
@@ -238,13 +245,13 @@ def _model_files(folder: Path) -> Iterable[Path]:
 
 
 def uploaded(path: Path, stored: StoredFile) -> str:
-    """What a local file became; its stored name, where that differs."""
+    """A message that reports an upload, with the stored name if it differs."""
     name = "" if stored.filename == path.name else f", stored as {printable(stored.filename)}"
     return f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes{name})"
 
 
 def exists(path: Path) -> bool:
-    """Whether something has this name here; text that cannot be a path names nothing."""
+    """Whether the path exists. Text that is not a valid path does not."""
     try:
         return path.exists()
     except OSError as error:
@@ -254,7 +261,7 @@ def exists(path: Path) -> bool:
 
 
 def shown_path(path: Path) -> str:
-    """A path as a message shows it."""
+    """A path, safe to show in a message."""
     return printable(str(path))
 
 

@@ -1,7 +1,8 @@
-"""A job's log, read whole or followed live: every byte once, over broken connections and gateways that withhold bytes.
+"""Reading a job's log once, or following it live. Each byte is delivered once, despite lost connections and gateways
+that buffer the stream.
 
-The log only grows: a connection that was made again asks for what follows the bytes that were seen, or skips them where
-the server is too old for ``offset``. With ``tail``, the position of what was seen is looked up in the whole log first.
+A log only grows. After a reconnect, the client requests the log from the position it has reached (``offset``), or skips
+that many bytes if the server is too old for ``offset``. With ``tail``, it first finds its position in the whole log.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from zeta.transport import READ_SECONDS, Transport
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.job import ENDED, Job
 
-# A silent stream means a quiet job, a dead connection or a gateway that withholds bytes. After a silence the stream is
-# compared with the stored log; the silences grow while the job stays quiet, because each comparison reads the log.
+# A silent stream means a quiet job, a dead connection or a gateway that buffers the stream. After this much silence,
+# the stream is compared with the stored log. The interval grows while the job stays quiet, because each comparison
+# reads the log.
 FIRST_SILENCE_SECONDS = 10.0
 LONGEST_SILENCE_SECONDS = 300.0
 LONGEST_POLL_SECONDS = 60.0
@@ -29,19 +31,19 @@ QUIET_SECONDS = 25.0  # below the idle time-outs of proxies (60 s)
 
 
 class Log:
-    """One reader of one job's log."""
+    """Reads one job's log."""
 
     def __init__(self, transport: Transport, job_id: str, *, tail: int | None, attempt: int | None) -> None:
         self._transport, self._job_id = transport, job_id
         self._tail, self._attempt = tail, attempt
-        self._seen_bytes = 0  # from the start of the log, or of its tail while `_tail` is set
-        self._anchor = b""  # the last of the seen bytes, while `_tail` is set
+        self._seen_bytes = 0  # counted from the start of the log, or of its tail while `_tail` is set
+        self._anchor = b""  # the last bytes seen, while `_tail` is set
         self._has_answered = False
         self._server_has_offset = True
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def read(self) -> Iterator[str]:
-        """The log as it is now."""
+        """Yield the log as it is now."""
         pauses = self._transport.pauses()
         while True:
             try:
@@ -55,14 +57,14 @@ class Log:
                     raise
 
     def follow(self, on_interruption: Callable[[ZetaError], None] | None = None) -> Iterator[str]:
-        """The log until the job has ended; ``on_interruption`` is called once for each outage.
+        """Yield the log until the job has ended; ``on_interruption`` is called once per outage.
 
         Raises `Unreachable` after `PATIENCE_SECONDS` without a server.
         """
         pauses = self._transport.pauses(PATIENCE_SECONDS)
-        first_pauses = self._transport.pauses()  # a server that was never there is reported soon
+        first_pauses = self._transport.pauses()  # if the server has never responded, give up sooner
         silence = FIRST_SILENCE_SECONDS
-        is_withheld = is_told = False
+        is_withheld = was_reported = False
         while True:
             seen_bytes, was_silent = self._seen_bytes, False
             failure: ZetaError | None = None
@@ -73,7 +75,7 @@ class Log:
                         yield from self._pieces(follow=True, read_seconds=silence)
                     except httpx.ReadTimeout:
                         was_silent = True
-                # A server that stops ends its streams too: only a log that was read after the end is complete.
+                # A stream also ends when the server stops. Only a log that was read after the job's end is complete.
                 has_ended = self._has_ended()
                 if has_ended or was_silent or is_withheld:
                     streamed_bytes, started = self._seen_bytes, time.monotonic()
@@ -97,17 +99,17 @@ class Log:
                 silence = min(2 * silence, LONGEST_SILENCE_SECONDS)
             if self._has_answered:
                 pauses.renew_patience()
-                is_told = False
-            elif failure is not None and had_answered and on_interruption is not None and not is_told:
+                was_reported = False
+            elif failure is not None and had_answered and on_interruption is not None and not was_reported:
                 on_interruption(failure)
-                is_told = True
+                was_reported = True
             self._has_answered = self._has_answered or had_answered
             waits = pauses if self._has_answered else first_pauses
             if not waits.wait():
                 raise failure or Unreachable(f"This client was closed while it followed the log of {self._job_id}.")
 
     def _pieces(self, *, follow: bool = False, read_seconds: float = READ_SECONDS) -> Iterator[str]:
-        """What follows the seen bytes, from one connection; raises what `Transport.stream` raises."""
+        """Yield the text after the seen bytes, from one connection. Raises the errors of `Transport.stream`."""
         self._leave_tail()
         skip = self._seen_bytes
         if skip and self._tail is None and self._server_has_offset:
@@ -131,20 +133,21 @@ class Log:
         self, follow: bool, tail: int | None, read_seconds: float, *, offset: int | None = None
     ) -> Iterable[bytes]:
         params: dict[str, Any] = {"follow": "true" if follow else None, "tail": tail, "attempt": self._attempt}
-        # Keep-alives would count as bytes of the log; with this the server ends a quiet answer regularly instead.
+        # Keep-alives would count as bytes of the log, so the client asks the server to end a quiet response instead.
         params |= {"offset": offset, "quiet_seconds": QUIET_SECONDS if follow else None}
-        headers = {"Accept-Encoding": "identity"}  # a compressed stream waits for whole blocks
+        headers = {"Accept-Encoding": "identity"}  # compression would delay text until a block is full
         path = f"/v1/jobs/{self._job_id}/logs"
         with self._transport.stream("GET", path, params=params, headers=headers, read_seconds=read_seconds) as response:
             self._has_answered = True
             yield from response.iter_bytes()
 
     def _leave_tail(self) -> None:
-        """Replace the position in the tail by that in the whole log, where a new connection can continue.
+        """Convert the position in the tail to one in the whole log, so that a new connection can continue from it.
 
-        It is the last place at which the log holds the seen bytes. Raises `Unreachable` where it holds them nowhere.
+        The position is after the last occurrence of the seen bytes. Raises `Unreachable` if the log does not contain
+        them.
         """
-        # The line that marks the attempt comes first and does not precede the tail in the whole log.
+        # The response starts with a line that marks the attempt. In the whole log, it is not directly before the tail.
         is_whole = len(self._anchor) == self._seen_bytes
         needle = self._anchor.partition(b"\n")[2] if is_whole else self._anchor
         if self._tail is None or not needle:
@@ -159,12 +162,12 @@ class Log:
             window = text[len(text) - len(needle) + 1 :] if len(text) >= len(needle) else text
         if end is None:
             raise Unreachable(
-                f"The log of {self._job_id} cannot be continued after its connection was lost; read it again."
+                f"The connection to the log of {self._job_id} was lost, and it cannot be continued; read it again."
             )
         self._tail, self._seen_bytes, self._anchor = None, end, b""
 
     def _has_ended(self) -> bool:
-        """Whether nothing will be added to the log."""
+        """Whether the log is complete."""
         job = read_answer(Job, self._transport.request("GET", f"/v1/jobs/{self._job_id}"))
         is_over = any(one.attempt == self._attempt and one.finished_at is not None for one in job.attempts)
         return is_over or job.status in ENDED

@@ -1,7 +1,7 @@
 """Choosing the proxy for a server from the environment: ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``.
 
-Only the variable that applies to the server is read, so a broken one elsewhere is harmless. This machine is always
-reached directly. The forms of ``NO_PROXY`` are those of curl, Go and Python together, because people copy them around:
+Only the variable that applies to the server is validated, so an invalid value in another one is harmless. This machine
+is always reached directly. ``NO_PROXY`` accepts the syntax of curl, Go and Python, because users copy it between tools:
 https://curl.se/docs/manpage.html (NO_PROXY), https://pkg.go.dev/golang.org/x/net/http/httpproxy.
 """
 
@@ -24,7 +24,7 @@ from zeta_core.contract.errors import InvalidSettings
 
 _SCHEMES = {"http": "http", "https": "https", "socks5": "socks5", "socks5h": "socks5", "socks": "socks5"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_USER_CHARACTERS = "%:!$&'()*+,;=-._~"  # of user and password; the others are percent-encoded, as people forget to
+_USER_CHARACTERS = "%:!$&'()*+,;=-._~"  # allowed in user and password; others are percent-encoded here if users did not
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Proxy:
 
 
 def choose_proxy(server_url: str, variables: Mapping[str, str]) -> Proxy | None:
-    """The proxy through which the server is reached, or ``None`` for a direct connection.
+    """The proxy for the server, or ``None`` for a direct connection.
 
-    Raises `InvalidSettings` where a proxy applies and the client cannot use it.
+    Raises `InvalidSettings` if a proxy applies but the client cannot use it.
     """
     url = httpx.URL(server_url)
     if is_this_machine(url.host):
@@ -56,7 +56,7 @@ def choose_proxy(server_url: str, variables: Mapping[str, str]) -> Proxy | None:
 
 
 def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str] | None:
-    """The variable's name as it is set and its value; lower case wins, as everywhere, even where it is empty."""
+    """The variable's name as spelled in the environment, and its value. Lower case takes precedence, even if empty."""
     for spelling in (name, *sorted(other for other in variables if other.lower() == name and other != name)):
         if spelling in variables:
             value = variables[spelling].strip()
@@ -81,16 +81,16 @@ def _usable(variable: str, value: str, *, host: str) -> Proxy:
         raise invalid(f"{scheme}:// proxies are not supported, only http://, https:// and socks5://")
     if used == "socks5" and importlib.util.find_spec("socksio") is None:
         raise invalid(f"a {scheme}:// proxy needs the package socksio (pip install socksio), or use an http:// proxy")
-    user, at, place = rest.rpartition("@")
+    user, at, address = rest.rpartition("@")
     try:
-        checked = parse_host_port(re.split(r"[/?#]", place, maxsplit=1)[0])
+        checked = parse_host_port(re.split(r"[/?#]", address, maxsplit=1)[0])
     except ValueError as error:
         raise invalid(str(error)) from None
     return Proxy(variable, f"{used}://{quote(user, safe=_USER_CHARACTERS)}{at}{checked}")
 
 
 def _system_proxy(url: httpx.URL) -> Proxy | None:
-    """The proxy of the system's preferences, which only macOS has."""
+    """The proxy in the system preferences (macOS only)."""
     if sys.platform != "darwin":
         return None
     value = urllib.request.getproxies_macosx_sysconf().get(url.scheme)
@@ -100,20 +100,20 @@ def _system_proxy(url: httpx.URL) -> Proxy | None:
 
 
 def _is_excluded(url: httpx.URL, no_proxy: str) -> bool:
-    """Whether ``NO_PROXY`` names the server; an entry that means nothing is skipped."""
+    """Whether ``NO_PROXY`` includes the server. Invalid entries are skipped."""
     host = url.raw_host.decode().rstrip(".").lower()
     address = parse_ip(host)
     port = url.port or _DEFAULT_PORTS[url.scheme]
-    return any(_fits(entry, host, address, port) for entry in re.split(r"[\s,;]+", no_proxy.strip()) if entry)
+    return any(_matches(entry, host, address, port) for entry in re.split(r"[\s,;]+", no_proxy.strip()) if entry)
 
 
-def _fits(entry: str, host: str, address: IpAddress | None, port: int) -> bool:
+def _matches(entry: str, host: str, address: IpAddress | None, port: int) -> bool:
     entry = entry.lower().rpartition("://")[2]
     if entry == "*":
         return True
     if "/" in entry:
         return address is not None and _is_in_network(address, entry)
-    # A single colon separates a port; several are an IPv6 address, which has a port only behind brackets.
+    # A single colon separates a port. Several colons are an IPv6 address, which can have a port only after brackets.
     if entry.startswith("[") or entry.count(":") == 1:
         entry, _, wanted_port = entry.rpartition(":") if not entry.endswith("]") else (entry, "", "")
         if wanted_port and wanted_port != str(port):

@@ -1,14 +1,14 @@
-"""Where the client finds its server: from the environment, a stored login, or the `zeta up` of this machine.
+"""Finding the server: from the environment, a stored login, or a `zeta up` on this machine.
 
-The first of these that is there decides, and nothing is guessed beyond them:
+The first of these sources that exists is used:
 
-1. ``ZETA_URL`` (its key is ``ZETA_API_KEY``, or what 2 and 3 know for the very same URL);
-2. the server of `zeta up`, where ``ZETA_HOME`` is set by name and one runs there;
-3. what `zeta login URL` stored;
+1. ``ZETA_URL``, with the key in ``ZETA_API_KEY``, or else the key that 2 or 3 has for exactly this URL;
+2. the server of `zeta up`, if ``ZETA_HOME`` is set explicitly and a server runs there;
+3. the login that `zeta login URL` stored;
 4. the server of `zeta up` in the default home.
 
-A key is never sent to a URL that it was not stored for, and an ``up.json`` whose `zeta up` has ended is not believed:
-its port may belong to somebody else by now.
+A key is sent only to the URL that it was stored for. An ``up.json`` whose `zeta up` has ended is ignored, because
+another user's program may listen on its port now.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from zeta_core.contract.settings import ApiKey, Settings
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, for settings and for the environments of child processes."""
+    """This process's environment variables, for settings and child processes."""
     return dict(os.environ)
 
 
 class ClientSettings(Settings):
-    """What ``ZETA_*`` tells a client."""
+    """The client's settings, from ``ZETA_*``."""
 
-    needs_home: ClassVar[bool] = False  # a container's user without one can still name a server
+    needs_home: ClassVar[bool] = False  # in a container, a user without a home directory can still set ZETA_URL
 
     url: str | None = None
     api_key: ApiKey | None = None
 
 
 class Login(BaseModel):
-    """What `zeta login` stored."""
+    """The login that `zeta login` stored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class Login(BaseModel):
 
 
 class Target(BaseModel):
-    """The server that a client talks to, and how it was found; ``is_local``: it is the `zeta up` of this machine."""
+    """The server to use, and how it was found. ``is_local`` means that it is a `zeta up` on this machine."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,9 +66,9 @@ class Target(BaseModel):
 def find_server(
     variables: Mapping[str, str], *, url: str | None = None, api_key: str | None = None, home: Path | None = None
 ) -> Target | None:
-    """The server and key to use, by the order at the top of this file; ``None`` where nothing names one.
+    """The server and key to use, in the order at the top of this file, or ``None`` if none is configured.
 
-    The keyword arguments replace the settings of these names. Raises `InvalidSettings` where a setting is wrong.
+    The keyword arguments override the settings of the same names. Raises `InvalidSettings` if a setting is invalid.
     """
     given_key = None if api_key is None else api_key.strip()
     settings = ClientSettings.from_environment(variables, url=url, api_key=given_key, home=home)
@@ -94,7 +94,7 @@ def find_server(
 
 
 def login_file(variables: Mapping[str, str]) -> Path | None:
-    """``login.json`` in the user's own configuration folder; ``None`` where the user has no home directory."""
+    """``login.json`` in the user's configuration folder, or ``None`` if the user has no home directory."""
     if variables.get("XDG_CONFIG_HOME"):
         return Path(variables["XDG_CONFIG_HOME"]) / "zeta" / "login.json"
     try:
@@ -106,7 +106,7 @@ def login_file(variables: Mapping[str, str]) -> Path | None:
 
 
 def read_login(variables: Mapping[str, str]) -> Login | None:
-    """The stored login, if there is one. Raises `InvalidSettings` where the file cannot be read or used."""
+    """The stored login, if there is one. Raises `InvalidSettings` if the file cannot be read or is invalid."""
     file = login_file(variables)
     if file is None:
         return None
@@ -116,19 +116,19 @@ def read_login(variables: Mapping[str, str]) -> Login | None:
         return None
     except OSError as error:
         raise InvalidSettings(
-            f"The stored login {file} cannot be read: {error.strerror}; correct that, or remove it."
+            f"The stored login {file} cannot be read: {error.strerror}; fix its permissions, or remove it."
         ) from error
     except ValidationError as error:
         raise InvalidSettings(
-            f"{file} does not hold a login that `zeta login` wrote; remove it and run `zeta login URL` again."
+            f"{file} does not contain a login written by `zeta login`; remove it and run `zeta login URL` again."
         ) from error
     return login.model_copy(update={"url": checked_url(login.url, f"The url in {file}")})
 
 
 def store_login(variables: Mapping[str, str], login: Login) -> Path:
-    """Store a login, readable by this user alone; an earlier one is replaced whole or not at all.
+    """Store a login in a file that only this user can read, replacing an earlier one atomically.
 
-    Raises `InvalidSettings` where it cannot be written.
+    Raises `InvalidSettings` if it cannot be written.
     """
     file = _required_login_file(variables)
     try:
@@ -150,7 +150,7 @@ def store_login(variables: Mapping[str, str], login: Login) -> Path:
 
 
 def forget_login(variables: Mapping[str, str]) -> bool:
-    """Remove the stored login; whether there was one. Raises `InvalidSettings` where it cannot be removed."""
+    """Remove the stored login, and return whether there was one. Raises `InvalidSettings` if that fails."""
     file = _required_login_file(variables)
     try:
         file.unlink()
@@ -165,14 +165,14 @@ def _required_login_file(variables: Mapping[str, str]) -> Path:
     file = login_file(variables)
     if file is None:
         raise InvalidSettings(
-            "This user has no home directory to store a login in; set HOME or XDG_CONFIG_HOME, "
+            "The login cannot be stored because this user has no home directory; set HOME or XDG_CONFIG_HOME, "
             "or use ZETA_URL and ZETA_API_KEY."
         )
     return file
 
 
 def _running_here(home: Home) -> Login | None:
-    """The server of the `zeta up` that runs in this home now, with the admin key if this user may read it."""
+    """The server of the `zeta up` running in this home, with the admin key if this user can read it."""
     state = home.running()
     if state is None or state.url is None:
         return None
@@ -183,4 +183,6 @@ def _running_here(home: Home) -> Login | None:
     try:
         return Login(url=checked_url(state.url, f"The url in {home.state}"), api_key=key)
     except ValidationError as error:
-        raise InvalidSettings(f"{home.admin_key} does not hold an API key; restore it, or set ZETA_API_KEY.") from error
+        raise InvalidSettings(
+            f"{home.admin_key} does not contain an API key; restore it, or set ZETA_API_KEY."
+        ) from error

@@ -1,8 +1,8 @@
-"""A job spec as a person writes it: YAML 1.2 or JSON, with ``k.l=v`` on top. Field names are left to the server.
+"""Reading job specs in YAML 1.2 or JSON, and applying ``k.l=v`` settings. The server validates the field names.
 
-In YAML 1.2 ``1e-4`` is a number and ``no`` a string. The result has JSON's types only, and is read as strictly as the
-server reads a body: UTF-8, one document, no name twice in one object, no number that cannot be stored. A date stays the
-text that was written. Aliases and merge keys work, within a limit on what they expand to; other tags are refused.
+In YAML 1.2, ``1e-4`` is a number and ``no`` is a string. The result contains only JSON types. The parser is as strict
+as the server: it requires UTF-8 and a single document, and rejects duplicate keys and numbers that cannot be stored.
+Dates stay strings. Aliases and merge keys work, up to a limit on their expanded size; other tags are rejected.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from zeta_core.contract.printable import printable
 
 Spec = dict[str, Any]
 
-MAX_BYTES = 2**24  # no server can be set to accept more (ZETA_MAX_SPEC_BYTES)
+MAX_BYTES = 2**24  # the upper limit of the server's ZETA_MAX_SPEC_BYTES
 MAX_VALUES = 100_000  # after aliases are expanded
-MAX_DEPTH = 100  # as the server
-MAX_DIGITS = 400  # as the server
+MAX_DEPTH = 100  # the server's limit
+MAX_DIGITS = 400  # the server's limit
 
 _CORE_TAGS = ("null", "bool", "str", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
 
 
 class _Constructor(SafeConstructor):
-    """Builds JSON's types only; what YAML 1.2's core schema does not know is text, or an error if it is tagged."""
+    """Constructs only JSON types. Scalars outside YAML 1.2's core schema are strings; other tags are errors."""
 
 
 def _text_of(_constructor: _Constructor, node: Any) -> str:
@@ -40,7 +40,7 @@ def _text_of(_constructor: _Constructor, node: Any) -> str:
 
 
 def _number_of(_constructor: _Constructor, node: Any) -> int | float | str:
-    """A number of the core schema; what only YAML 1.1 calls a number (``1_000``, ``1:30``, ``0b1``) is text."""
+    """A number of the core schema. Numbers that only YAML 1.1 has (``1_000``, ``1:30``, ``0b1``) are strings."""
     text = str(node.value)
     if re.fullmatch(r"0o[0-7]+|0x[0-9a-fA-F]+", text):
         return int(text, 0)
@@ -65,7 +65,7 @@ _Constructor.yaml_constructors = {
 
 
 def read_spec(file: Path, content: bytes | None = None) -> Spec:
-    """The spec in a file; ``content`` has the bytes if they come from elsewhere (standard input).
+    """Read the spec in a file. ``content`` contains the bytes if they come from elsewhere, such as standard input.
 
     Raises `InvalidRequest` naming the file and the line.
     """
@@ -91,10 +91,10 @@ _KINDS = {list: "list", str: "string", bool: "boolean", int: "number", float: "n
 
 
 def _text(name: str, content: bytes) -> str:
-    """UTF-8 text without a byte order mark. Raises `InvalidRequest`."""
+    """Decode UTF-8 and remove the byte order mark. Raises `InvalidRequest` for other encodings."""
     if len(content) > MAX_BYTES:
         raise InvalidRequest(
-            f"The spec {name} has more than {MAX_BYTES:,} bytes; a spec names its data by a path or id.",
+            f"The spec {name} has more than {MAX_BYTES:,} bytes; refer to data by a path or an id.",
             code="spec_too_large",
         )
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
@@ -110,7 +110,7 @@ def _text(name: str, content: bytes) -> str:
 
 
 def apply_settings(spec: Spec, settings: list[str]) -> Spec:
-    """The spec with each ``k.l=v`` applied: ``v`` is read as YAML 1.2, a number in the path is a place in a list.
+    """The spec with each ``k.l=v`` applied: ``v`` is parsed as YAML 1.2, and a number in the path is a list index.
 
     Raises `InvalidRequest` naming the setting.
     """
@@ -138,8 +138,8 @@ def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
         if isinstance(at, list):
             items = cast("list[Any]", at)
             if not _is_index(key) or int(key) >= len(items):
-                place = f"name a place from 0 to {len(items) - 1}" if items else f"set {where} itself"
-                raise _invalid_setting(f"--set {setting!r}: {where} is a list of {len(items)}; {place}.")
+                fix = f"use an index from 0 to {len(items) - 1}" if items else f"set {where} itself"
+                raise _invalid_setting(f"--set {setting!r}: {where} is a list of {len(items)}; {fix}.")
             name: Any = int(key)
         elif isinstance(at, dict):
             name = key
@@ -165,7 +165,7 @@ def _invalid_setting(message: str) -> InvalidRequest:
 
 
 def _is_json(text: str) -> bool:
-    """Whether the text is JSON under another suffix; a YAML parser is less exact about it, and far slower."""
+    """Whether the text is JSON despite its suffix. A YAML parser would be less strict and much slower."""
     if not text.lstrip().startswith("{"):
         return False
     try:
@@ -225,11 +225,11 @@ def _yaml(name: str, text: str) -> Any:
         value: Any = parser.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise _invalid(f"{name} is not YAML: {_problem(error)}{place}.") from error
+        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise _invalid(f"{name} is not valid YAML: {_problem(error)}{position}.") from error
     except (YAMLError, ValueError) as error:
         reason = printable(str(error).splitlines()[0])
-        raise _invalid(f"{name} is not YAML: {reason}.") from error
+        raise _invalid(f"{name} is not valid YAML: {reason}.") from error
     except RecursionError as error:
         raise _too_deep(name) from error
     return _plain(value, name)
@@ -238,15 +238,15 @@ def _yaml(name: str, text: str) -> Any:
 def _problem(error: MarkedYAMLError) -> str:
     problem = printable(str(error.problem))
     if "expected a single document" in str(error.context):
-        return "it has several documents (---); give one file for each job, a second document begins"
+        return "it has several documents (---), but a file describes one job; a second document starts"
     tag = re.search(r"constructor for the tag '([^']*)'", problem)
     if tag is not None:
-        return f"the tag {tag[1].replace(_TAG, '!!')} has no meaning in a spec"
+        return f"the tag {tag[1].replace(_TAG, '!!')} is not supported in a spec"
     return problem
 
 
 def _check_size(root: Node, name: str) -> None:
-    """Refuse a document that is nested too deep, holds itself, or whose aliases expand to too many values."""
+    """Reject a document that is nested too deeply, contains itself, or expands to too many values."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -274,7 +274,7 @@ def _check_size(root: Node, name: str) -> None:
         return sizes[key]
 
     if size_of(root, 0) > MAX_VALUES:
-        raise _invalid(f"{name} has more than {MAX_VALUES:,} values once its aliases are expanded; write fewer.")
+        raise _invalid(f"{name} has more than {MAX_VALUES:,} values after its aliases are expanded; reduce them.")
 
 
 def _invalid(message: str) -> InvalidRequest:
@@ -282,11 +282,11 @@ def _invalid(message: str) -> InvalidRequest:
 
 
 def _too_deep(name: str) -> InvalidRequest:
-    return _invalid(f"{name} is nested too deep (more than {MAX_DEPTH} levels), or holds itself.")
+    return _invalid(f"{name} is nested too deeply (more than {MAX_DEPTH} levels), or contains itself.")
 
 
 def _plain(value: Any, name: str, path: tuple[str, ...] = ()) -> Any:
-    """Only JSON's own types. Raises `InvalidRequest` naming the field of anything else."""
+    """The value with only JSON types. Raises `InvalidRequest` naming the field of any other value."""
     if len(path) > MAX_DEPTH:
         raise _too_deep(name)
     if isinstance(value, dict):
@@ -294,7 +294,7 @@ def _plain(value: Any, name: str, path: tuple[str, ...] = ()) -> Any:
         for key in fields:
             if not isinstance(key, str):
                 field = ".".join((*path, str(key)))
-                raise _invalid(f'{name}: the name {field} must be a string; write it in "quotes".')
+                raise _invalid(f'{name}: the key {field} must be a string; write it in "quotes".')
         return {key: _plain(item, name, (*path, key)) for key, item in fields.items()}
     if isinstance(value, list):
         items = cast("list[Any]", value)

@@ -1,8 +1,8 @@
-"""One HTTP connection to the service: authentication, retries, and every failure as a `ZetaError`.
+"""HTTP requests to the service, with authentication and retries. Every failure is a `ZetaError`.
 
-A request is repeated only where repeating it is harmless (GET, or a POST with an ``Idempotency-Key``) and only for
-what passes by itself: no connection, or an answer that says "not now" (429, 502, 503, 504). What the server refuses is
-raised at once, with the server's own sentence. Redirects are never followed: the key goes to the configured URL only.
+A request is retried only if it is idempotent (GET, or POST with an ``Idempotency-Key``) and the failure is transient: a
+failed connection, or status 429, 502, 503 or 504. Other errors from the server are raised immediately, with the
+server's message. Redirects are never followed, so the key is sent only to the configured URL.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-PASSING_STATUSES = frozenset({429, 502, 503, 504})
+TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 
 
 class Transport:
-    """HTTP to one server with one key. Safe to share between threads; `close` ends every pause at once."""
+    """Sends requests to one server with one key. Thread-safe; `close` also interrupts all pauses."""
 
     def __init__(
         self,
@@ -43,9 +43,9 @@ class Transport:
         variables: Mapping[str, str],
         use_proxy: bool = True,
     ) -> None:
-        """``variables`` is the environment that names proxies and certificate authorities.
+        """``variables`` is the environment, which configures proxies and certificate authorities.
 
-        Raises `InvalidSettings` where one of them applies and cannot be used.
+        Raises `InvalidSettings` if one of them applies but cannot be used.
         """
         self.base_url = base_url.rstrip("/")
         self.patience_seconds = patience_seconds
@@ -56,7 +56,7 @@ class Transport:
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=False,
-            # httpx would read the environment itself, and fail on settings that do not concern this server.
+            # httpx would read the environment itself, and fail on settings that do not apply to this server.
             trust_env=False,
             **_route(self.base_url, self._proxy, variables),
         )
@@ -75,7 +75,7 @@ class Transport:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """The answer, read whole. Raises the `ZetaError` that the server sent, or `Unreachable`."""
+        """Send a request and return the complete response. Raises the server's `ZetaError`, or `Unreachable`."""
         repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in (headers or {})
         pauses = self.pauses()
         while True:
@@ -83,11 +83,11 @@ class Transport:
             try:
                 response = self._http.send(request)
             except httpx.RequestError as error:
-                passes = (repeatable or isinstance(error, httpx.ConnectError)) and not is_permanent(error)
-                if not passes or not pauses.wait():
+                can_retry = (repeatable or isinstance(error, httpx.ConnectError)) and not is_permanent(error)
+                if not can_retry or not pauses.wait():
                     raise self.unreachable(error) from error
                 continue
-            if response.status_code in PASSING_STATUSES and repeatable and pauses.wait(retry_after(response)):
+            if response.status_code in TRANSIENT_STATUSES and repeatable and pauses.wait(retry_after(response)):
                 continue
             self._raise_for(response)
             return response
@@ -103,9 +103,9 @@ class Transport:
         read_seconds: float | None = READ_SECONDS,
         **body: Any,
     ) -> Generator[httpx.Response]:
-        """The answer while it arrives, tried once; a refusal is read and raised.
+        """Send a request once and stream the response. An error response is read and raised.
 
-        Raises `httpx.TransportError` where the connection fails: the caller knows how to continue from where it was.
+        Raises `httpx.TransportError` if the connection fails, so that the caller can reconnect and continue.
         """
         timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
         request = self._build(method, path, params=params, headers=headers, timeout=timeout, **body)
@@ -115,38 +115,38 @@ class Transport:
                 response.read()
             self._raise_for(response)
             yield response
-        except httpx.DecodingError as error:  # the compression of a gateway, cut off in the middle
+        except httpx.DecodingError as error:  # a gateway's compressed response was truncated
             raise httpx.ReadError(str(error)) from error
         finally:
             response.close()
 
     def pauses(self, patience_seconds: float | None = None) -> Pauses:
-        """Growing pauses between attempts, until patience ends."""
+        """Growing pauses between attempts, until ``patience_seconds`` have passed."""
         return Pauses(self._closed, self.patience_seconds if patience_seconds is None else patience_seconds)
 
     def pause(self, seconds: float) -> bool:
-        """Sleep, for polling; false when the connection was closed."""
+        """Sleep between polls. Returns False if the transport was closed."""
         return not self._closed.wait(seconds)
 
     def unreachable(self, error: Exception) -> Unavailable:
-        """The sentence for a connection that failed."""
+        """The error for a failed connection."""
         return connection_failure(error, self.base_url, self._proxy)
 
     def _build(self, method: str, path: str, *, params: Mapping[str, Any] | None, **rest: Any) -> httpx.Request:
-        """The request. Raises `InvalidRequest` for text that HTTP cannot carry, and on a closed client."""
+        """Build a request. Raises `InvalidRequest` for text that is invalid in HTTP, and on a closed client."""
         if self._closed.is_set():
-            raise InvalidRequest("This client is closed; make a new one.", code="client_closed")
+            raise InvalidRequest("This client is closed; create a new one.", code="client_closed")
         try:
             return self._http.build_request(method, path, params=_given(params), **rest)
         except (httpx.InvalidURL, ValueError, TypeError) as error:
-            raise InvalidRequest(f"{method} {path} contains text that HTTP cannot carry: {error}.") from error
+            raise InvalidRequest(f"{method} {path} contains text that is invalid in HTTP: {error}.") from error
 
     def _raise_for(self, response: httpx.Response) -> None:
-        """Raise the `ZetaError` of an answer (already read) that is not a success of the service."""
+        """Raise the `ZetaError` for a response (already read) unless it is a success of the service."""
         if response.is_success:
             if is_web_page(response):
                 raise Unreachable(
-                    f"{self.base_url} answered with a web page (HTTP {response.status_code}, text/html), perhaps the "
+                    f"{self.base_url} returned a web page (HTTP {response.status_code}, text/html), perhaps the "
                     "sign-in page of a gateway; set ZETA_URL to an address that reaches the server itself."
                 )
             return
@@ -157,7 +157,7 @@ class Transport:
         raise error_from(content, response.headers.get("X-Request-Id"))
 
     def _server_answers(self) -> bool:
-        """Whether the service answers a request that needs no key."""
+        """Whether the service responds to a request that needs no key."""
         try:
             response = self._http.get("/healthz", timeout=CONNECT_SECONDS)
             Health.model_validate_json(response.content)
@@ -167,7 +167,7 @@ class Transport:
 
 
 class Pauses:
-    """0.1 s, 0.2 s, 0.4 s ... at most 5 s, until ``patience_seconds`` have passed without a success."""
+    """Pauses of 0.1 s, 0.2 s, 0.4 s ... at most 5 s, until ``patience_seconds`` have passed without a success."""
 
     def __init__(self, closed: Event, patience_seconds: float) -> None:
         self._closed = closed
@@ -175,16 +175,16 @@ class Pauses:
         self.restart()
 
     def restart(self) -> None:
-        """Something new arrived: the pauses are short again, and patience begins anew."""
+        """Reset the pauses and the patience, after new data arrived."""
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self.renew_patience()
 
     def renew_patience(self) -> None:
-        """The server answered, with nothing new: patience begins anew, and the pauses stay as long as they are."""
+        """Reset the patience but not the pauses, after a response without new data."""
         self._deadline: float | None = None
 
     def wait(self, at_least_seconds: float = 0.0) -> bool:
-        """Pause; false when patience is at its end or the connection was closed."""
+        """Pause. Returns False if the patience has run out or the transport was closed."""
         now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + self._patience_seconds
@@ -196,13 +196,13 @@ class Pauses:
 
 
 def retry_after(response: httpx.Response) -> float:
-    """The pause in seconds that the server asks for; 0 where it asks for none."""
+    """The delay in seconds that the server requests, or 0 if it requests none."""
     value = response.headers.get("Retry-After", "")
     return min(float(value), 60.0) if value.isdecimal() else 0.0
 
 
 def _route(base_url: str, proxy: Proxy | None, variables: Mapping[str, str]) -> dict[str, Any]:
-    """How `httpx.Client` reaches the server: its proxy and its TLS context."""
+    """The arguments of `httpx.Client` for the proxy and the TLS context."""
     if not any(url.startswith("https://") for url in (base_url, proxy.url if proxy is not None else "")):
         context: ssl.SSLContext = no_tls_context()
     else:

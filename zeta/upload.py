@@ -1,4 +1,4 @@
-"""Upload a local file: hashed first, sent only if the service lacks it, streamed from the disk."""
+"""Uploading a local file: hash it first, and stream it from disk only if the service does not have it yet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANSWER_SECONDS = 300.0  # the server may still be writing to a slow disk after t
 def upload(
     transport: Transport, path: Path, purpose: FilePurpose, *, on_bytes: Callable[[int, int], None] | None = None
 ) -> StoredFile:
-    """The stored file with these bytes and this purpose, uploaded now unless the service has it already.
+    """Upload a file, unless the service already has the same bytes with this purpose, and return the stored file.
 
     Raises `InvalidRequest` if the path is not a readable regular file, is empty, or changes during the upload.
     """
@@ -37,7 +37,7 @@ def upload(
         with _opened(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size == 0:
-                raise InvalidRequest(f"{shown} is empty; there is nothing in it to upload.", code="empty_file")
+                raise InvalidRequest(f"{shown} is empty; name a file with content.", code="empty_file")
             sha256 = _sha256(stream)
             return _known(transport, sha256, purpose) or _send(
                 transport, path.name, stream, size, sha256, purpose, on_bytes
@@ -106,7 +106,7 @@ def _send(
             ) as response:
                 response.read()
         except httpx.TransportError as error:
-            # The answer may be what was lost: then the file is there now.
+            # If only the response was lost, the file is already stored.
             if not pauses.wait():
                 raise transport.unreachable(error) from error
             stored = _known(transport, sha256, purpose)
@@ -128,7 +128,7 @@ def _changed(name: str) -> InvalidRequest:
 
 
 def _sent_name(name: str) -> str:
-    """The name that a file is uploaded under: its own, with U+FFFD for each byte that is not UTF-8."""
+    """The name to upload the file under, with U+FFFD in place of each byte that is not valid UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -136,9 +136,9 @@ def _sent_name(name: str) -> str:
 class _Form:
     """A multipart form with the purpose and one file.
 
-    httpx's own forms escape only some characters of a file's name, and readers disagree on how to undo that. Here the
-    exact name is in ``filename*`` (RFC 5987); ``filename`` has it as browsers write it (WHATWG HTML, multipart form
-    data), for servers that read only that.
+    httpx's own forms escape only some characters of a file name, and servers disagree on how to unescape them. This
+    form contains the exact name in ``filename*`` (RFC 5987), and in ``filename`` the browsers' encoding of it (WHATWG
+    HTML, multipart form data), for servers that read only that.
     """
 
     name: str
@@ -153,7 +153,7 @@ class _Form:
         browser_name = name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")
         disposition = f'form-data; name="file"; filename="{browser_name}"; filename*=UTF-8\'\'{quote(name, safe="")}'
         beginning = (
-            # The purpose comes before the file, so that the server knows it when the bytes arrive.
+            # The purpose precedes the file, so the server knows it before the bytes arrive.
             f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
             f"--{boundary}\r\nContent-Disposition: {disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
@@ -164,9 +164,9 @@ class _Form:
         return {"Content-Type": f"multipart/form-data; boundary={self.boundary}", "Content-Length": str(length)}
 
     def body(self, stream: BinaryIO, size: int, on_bytes: Callable[[int, int], None] | None) -> Iterator[bytes]:
-        """The form's bytes; of a file that grows meanwhile no more than ``size``, its announced length.
+        """Yield the bytes of the form. If the file grows during the upload, only the first ``size`` bytes are sent.
 
-        Raises `InvalidRequest` if the file became shorter, so that the request breaks off.
+        Raises `InvalidRequest`, which aborts the request, if the file has become shorter.
         """
         yield self.beginning
         sent = 0

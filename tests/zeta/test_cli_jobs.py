@@ -173,10 +173,11 @@ def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
     job_id = json.loads(following.stdout.readline())["id"]
     assert any(_is_step(json.loads(line)) for line in following.stdout)
     following.send_signal(signal.SIGINT)
-    _, said = following.communicate(timeout=30)
+    _, errors = following.communicate(timeout=30)
     assert following.returncode == 130
-    assert "Detached" in json.loads(said)["error"]["message"]
-    assert job_id in said
+    error = json.loads(errors)["error"]
+    assert error["code"] == "detached"
+    assert job_id in error["message"]
     assert client.job(job_id).status == "running"
 
     queued = client.submit(TINY_JOB)  # the only slot is taken
@@ -206,7 +207,7 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
     assert json.loads(service.command("resume", job_id, "--json").stdout)["status"] in ("queued", "running")
     wait_until(lambda: steps() > paused_at, 60, "the next step after the pause")
     assert client.job(job_id).attempts[1].first_step == paused_at + 1
-    assert re.search(r"^attempt +2, after paused_by_user$", service.command("job", job_id).stdout, re.MULTILINE)
+    assert re.search(r"^attempt +2 \(1: paused by user\)$", service.command("job", job_id).stdout, re.MULTILINE)
     assert service.command("cancel", job_id).returncode == 0
     assert service.command("wait", job_id).returncode == 3
 

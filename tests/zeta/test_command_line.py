@@ -160,7 +160,7 @@ def test_down_where_nothing_runs_says_so_and_changes_nothing(environment: dict[s
     home = tmp_path / "home"
     done = zeta(environment, "down", "--home", str(home))
     assert done.returncode == 0
-    assert f"Nothing runs in {home}" in done.stdout
+    assert f"No service is running in {home}" in done.stdout
     assert not home.exists()
 
 

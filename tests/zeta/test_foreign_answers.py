@@ -43,13 +43,13 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
     ("answer", "code", "exit_status", "parts"),
     [
         (Answer(413), "refused_by_gateway", Exit.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
-        (Answer(401), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 401", "refuses access"]),
-        (Answer(403), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 403", "refuses access"]),
+        (Answer(401), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 401", "denies access"]),
+        (Answer(403), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 403", "denies access"]),
         (Answer(407), "unreachable", Exit.UNREACHABLE, ["HTTP 407", "user and password"]),
         (Answer(404), "unreachable", Exit.UNREACHABLE, ["not a Zeta server", "HTTP 404", "ZETA_URL"]),
         (Answer(400, NGINX_PLAIN), "unreachable", Exit.UNREACHABLE, ["requires TLS", "https://127.0.0.1"]),
         (Answer(429), "unreachable", Exit.UNREACHABLE, ["rate"]),
-        (Answer(502), "unreachable", Exit.UNREACHABLE, ["nginx", "not the server behind it", "HTTP 502"]),
+        (Answer(502), "unreachable", Exit.UNREACHABLE, ["nginx", "the server behind it does not", "HTTP 502"]),
         (Answer(504), "unreachable", Exit.UNREACHABLE, ["HTTP 504"]),
         (Answer(522), "unreachable", Exit.UNREACHABLE, ["HTTP 522"]),
         (Answer(500), "internal_error", Exit.FAILED, ["HTTP 500"]),
@@ -67,7 +67,7 @@ def test_an_answer_of_a_gateway_is_reported_as_such(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 414, 431, 451])
-def test_one_refused_request_is_told_from_an_unreachable_server(status: int) -> None:
+def test_one_refused_request_is_distinguished_from_an_unreachable_server(status: int) -> None:
     def refuse(_method: str, path: str) -> Answer:
         return HEALTH if path == "/zeta/healthz" else Answer(status, b"no", {})
 

@@ -1,7 +1,7 @@
-"""The `zeta` command. Every failure is one sentence on standard error (with ``--json`` the API's error object in one
-line) and an exit status; never a traceback.
+"""The `zeta` command. It reports every failure as one sentence on standard error (with ``--json``, as the API's error
+object on one line) and an exit status, never as a traceback.
 
-0 succeeded, 1 failed, 2 wrong usage, 3 cancelled, 4 the service cannot be reached, 130 left with Ctrl-C.
+0 succeeded, 1 failed, 2 invalid usage, 3 cancelled, 4 service unreachable, 130 interrupted with Ctrl-C.
 """
 
 from zeta.cli.run import main

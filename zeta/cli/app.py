@@ -1,6 +1,7 @@
-"""The command line's one app, and the options and arguments that its commands share.
+"""The Typer application, and the options and arguments that several commands share.
 
-The command modules import what they need inside their commands: `zeta --help` must not wait for an HTTP client.
+The command modules import their dependencies inside the command functions, so `zeta --help` does not load an HTTP
+client.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, the beginning of one, or @last.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JobId = Annotated[
+    str, typer.Argument(metavar="ID", help="A job id, the beginning of one, or @last for the newest job.")
+]
 
 
 def print_version(wanted: bool) -> None:
@@ -39,4 +42,4 @@ def options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Define the options that come before the command."""

@@ -1,4 +1,4 @@
-"""The commands about bytes: checkpoints, download, upload, files."""
+"""The commands for checkpoints and files: checkpoints, download, upload, files."""
 
 from __future__ import annotations
 
@@ -35,29 +35,33 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
         )
         for manifest in found
     ]
-    print_table(("NAME", "STEP", "TOKENS", "SIZE", "CREATED", "METRICS"), rows, none="There is no checkpoint yet.")
+    print_table(("NAME", "STEP", "TOKENS", "SIZE", "CREATED", "METRICS"), rows, none="No checkpoints yet.")
 
 
 @app.command(rich_help_panel=ARTIFACTS)
 def download(
     job_id: JobId,
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="NAME", help="step-N, best, final or latest; unset: final, else latest.")
+        str | None,
+        typer.Option(metavar="NAME", help="step-N, best, final or latest. Default: final, or latest if none is final."),
     ] = None,
-    include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only files whose path fits.")] = None,
-    state: Annotated[bool, typer.Option("--state", help="With what resuming needs, too.")] = False,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Download only files whose path matches. Repeatable.")
+    ] = None,
+    state: Annotated[bool, typer.Option("--state", help="Include the training state, for resuming.")] = False,
     merged: Annotated[
-        bool, typer.Option("--merged", help="Of an adapter only the merged model (lora.save_merged).")
+        bool, typer.Option("--merged", help="Download only the merged model of an adapter (lora.save_merged).")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; unset: JOB-CHECKPOINT here.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Target directory. Default: JOB-CHECKPOINT."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files with other content.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files whose content differs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download a checkpoint, every file verified.
+    """Download a checkpoint and verify every file.
 
-    It goes on where an earlier download stopped, and compares every file with its SHA-256.
+    Resumes an interrupted download, and checks the SHA-256 of every file.
     """
     from zeta.cli.output import print_json, size
     from zeta.cli.transfer import shown_download
@@ -89,16 +93,16 @@ def download(
 @app.command(rich_help_panel=ARTIFACTS)
 def upload(
     path: Annotated[
-        Path, typer.Argument(help="A data file; or a model: a Hugging Face folder, a .tar of one, a .gguf.")
+        Path, typer.Argument(help="A data file, or a model: a Hugging Face folder, a .tar of one, or a .gguf file.")
     ],
     purpose: Annotated[
-        Literal["dataset", "model"] | None, typer.Option(help="What it is for; unset, its name tells.")
+        Literal["dataset", "model"] | None, typer.Option(help="Purpose of the file. Default: inferred from its name.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a data file or a model.
 
-    Bytes that the service has already are not sent again.
+    A file that the service already has is not sent again.
     """
     from zeta.cli.output import notice, print_json, size
     from zeta.cli.transfer import shown_upload
@@ -123,12 +127,12 @@ def upload(
 
 @app.command(rich_help_panel=ARTIFACTS)
 def files(
-    sha256: Annotated[str | None, typer.Option(help="Only files of these bytes.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
-    show_all: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    sha256: Annotated[str | None, typer.Option(help="List only files with this SHA-256.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of files.")] = 20,
+    show_all: Annotated[bool, typer.Option("--all", help="List all files.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List uploaded files."""
+    """List uploaded files, newest first."""
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
@@ -139,4 +143,4 @@ def files(
         print_list(found)
         return
     rows = [(file.id, file.filename, file.purpose, size(file.bytes), file.sha256, file.created_at) for file in found]
-    print_table(("ID", "NAME", "PURPOSE", "SIZE", "SHA256", "CREATED"), rows, none="There is no such file yet.")
+    print_table(("ID", "NAME", "PURPOSE", "SIZE", "SHA256", "CREATED"), rows, none="No files found.")

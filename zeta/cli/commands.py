@@ -1,4 +1,4 @@
-"""What can be done to a job: cancel, pause, resume, rerun, delete."""
+"""The commands that change a job: cancel, pause, resume, rerun, delete."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from zeta.cli.app import JOBS, AsJson, JobId, app
 if TYPE_CHECKING:
     from zeta_core.contract.job import Job
 
-# What is told while a running job does what was asked.
-_UNDER_WAY = {"cancel": "its end is under way", "pause": "it saves a checkpoint and pauses"}
+# A running job carries out a command some time after the request.
+_PENDING_ACTIONS = {"cancel": "it is being cancelled", "pause": "it is saving a checkpoint and will then pause"}
 
 
 @app.command(rich_help_panel=JOBS)
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job; what it has stored stays."""
+    """Cancel a job. Its checkpoints, logs and events are kept."""
     from zeta.client import Client
     from zeta.job_ids import full_id
 
     with Client() as client:
-        _tell(client.cancel(full_id(client, job_id)), as_json)
+        _print_job(client.cancel(full_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
 def pause(job_id: JobId, as_json: AsJson = False) -> None:
-    """Pause a job: it saves a checkpoint and frees its device."""
+    """Pause a job. It saves a checkpoint and frees its device."""
     from zeta.client import Client
     from zeta.job_ids import full_id
 
     with Client() as client:
-        _tell(client.pause(full_id(client, job_id)), as_json)
+        _print_job(client.pause(full_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
 def resume(job_id: JobId, as_json: AsJson = False) -> None:
-    """Let a paused job go on from its newest checkpoint."""
+    """Resume a paused job from its newest checkpoint."""
     from zeta.client import Client
     from zeta.job_ids import full_id
 
     with Client() as client:
-        _tell(client.resume(full_id(client, job_id)), as_json)
+        _print_job(client.resume(full_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
@@ -50,15 +50,21 @@ def rerun(
     job_id: JobId,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="K.L=V", help="Change a field, such as learning_rate=1e-4; null removes it."),
+        typer.Option(
+            "--set", metavar="K.L=V", help="Change a field, such as learning_rate=1e-4. The value null removes it."
+        ),
     ] = None,
     start: Annotated[
-        str, typer.Option("--from", metavar="WHERE", help="start, latest, or a checkpoint such as step-100.")
+        str,
+        typer.Option("--from", metavar="CHECKPOINT", help="start, latest, or a checkpoint such as step-100."),
     ] = "start",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the new job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new job out of an earlier one, from its start or from one of its checkpoints."""
+    """Create a job from an earlier one.
+
+    The new job trains from the start, or continues from a checkpoint of the earlier job.
+    """
     from zeta.cli.follow import follow as follow_job
     from zeta.cli.output import print_json
     from zeta.client import Client
@@ -71,14 +77,14 @@ def rerun(
             print_json(job)
         else:
             hint = "" if follow else f" Follow it: zeta wait {job.id}"
-            print(f"{job.id} is {job.status}, a rerun of {job.parent}.{hint}", flush=True)
+            print(f"{job.id} is {job.status} as a rerun of {job.parent}.{hint}", flush=True)
         if follow:
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))
 
 
 @app.command(rich_help_panel=JOBS)
 def delete(job_id: JobId, as_json: AsJson = False) -> None:
-    """Delete an ended job with its checkpoints, logs and events."""
+    """Delete a finished job with its checkpoints, logs and events."""
     from zeta.cli.output import print_json
     from zeta.client import Client
     from zeta.job_ids import full_id
@@ -88,14 +94,14 @@ def delete(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(deleted)
     else:
-        print(f"{deleted.id} is deleted.")
+        print(f"Deleted {deleted.id}.")
 
 
-def _tell(job: Job, as_json: bool) -> None:
+def _print_job(job: Job, as_json: bool) -> None:
     from zeta.cli.output import print_json
 
     if as_json:
         print_json(job)
     else:
-        under_way = _UNDER_WAY.get(job.requested_action or "")
-        print(f"{job.id} is {job.status}" + (f", {under_way}." if under_way else "."))
+        pending = _PENDING_ACTIONS.get(job.requested_action or "")
+        print(f"{job.id} is {job.status}" + (f"; {pending}." if pending else "."))

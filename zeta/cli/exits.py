@@ -1,4 +1,4 @@
-"""The exit statuses, which scripts rely on."""
+"""The exit statuses of the `zeta` command. Scripts rely on them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Exit(IntEnum):
     USAGE = 2
     CANCELLED = 3
     UNREACHABLE = 4
-    INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+    INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 
 
 def exit_of_error(error: ZetaError) -> Exit:
-    """2 for what the user typed or wrote in a file, 4 for a service that is not there, 1 for the rest."""
+    """2 for invalid input (arguments, spec, settings), 4 for an unreachable service, 1 for everything else."""
     if error.code == "unreachable" or (isinstance(error, Unavailable) and error.code == Unavailable.code):
         return Exit.UNREACHABLE
     if isinstance(error, InvalidRequest | MalformedRequest | InvalidSettings):
@@ -30,5 +30,5 @@ def exit_of_error(error: ZetaError) -> Exit:
 
 
 def exit_of_job(job: Job) -> Exit:
-    """How an ended job ends the command that waited for it."""
+    """The exit status of a command that waited for this job, which has ended."""
     return {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}.get(str(job.status), Exit.FAILED)

@@ -1,4 +1,7 @@
-"""A job followed live: a progress bar in a terminal, plain lines elsewhere. Ctrl-C detaches; the job goes on."""
+"""Following a job live, with a progress bar in a terminal and plain lines elsewhere.
+
+Ctrl-C stops following; the job continues.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,31 @@ from zeta_core.contract.events import Event
 from zeta_core.contract.job import ENDED, Job
 from zeta_core.contract.printable import printable
 
-SMALLEST_WIDTH = 20  # of a terminal that has room for a progress bar
-SHOWN_PROMPT = 80  # characters of what a sample continues, its last ones
-# Between two progress lines where there is no terminal, by the events' own clock: a tenth of what they cover so far.
+SMALLEST_WIDTH = 20  # a narrower terminal gets plain lines instead of a progress bar
+SHOWN_PROMPT = 80  # a sample's prompt is shortened to this many characters, its last ones
+# The interval between plain progress lines is a tenth of the time covered so far, by the events' timestamps, and is
+# limited to this range.
 FIRST_PLAIN_LINE_SECONDS = 5.0
 LONGEST_PLAIN_LINE_SECONDS = 60.0
 
 
 class Detached(ZetaError):
-    """Ctrl-C: the job goes on without its reader."""
+    """The user stopped following with Ctrl-C; the job continues."""
 
     type = "interrupted"
     code = "detached"
 
 
 def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Exit:
-    """Show the job until it has ended, then how it ended; the exit status says the same to programs."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where a shell started us with `&`
+    """Show the job until it has ended, then its outcome, which the exit status reports as well."""
+    # A shell that starts a command with `&` makes it ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         job = show(client, job_id, as_json=as_json, timeout_seconds=timeout_seconds)
     except KeyboardInterrupt:
         left = Detached(
-            f"Detached: {job_id} goes on. Come back with `zeta wait {job_id}`, end it with `zeta cancel {job_id}`."
+            f"Stopped following; {job_id} continues. Follow it again with `zeta wait {job_id}`, or cancel it with "
+            f"`zeta cancel {job_id}`."
         )
         print(left.body().model_dump_json() if as_json else f"\n{left.message}", file=sys.stderr)
         return Exit.INTERRUPTED
@@ -48,7 +54,7 @@ def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_second
 
 
 def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Job:
-    """Show the job until it has ended, then how it ended; a Ctrl-C is the caller's."""
+    """Show the job until it has ended, then its outcome. Raises `KeyboardInterrupt` on Ctrl-C."""
     with _view(as_json, job_id) as view:
         job = client.wait(
             job_id, timeout_seconds=timeout_seconds, on_event=view.show, on_interruption=interruption(as_json)
@@ -66,21 +72,21 @@ def wait_quietly(client: Client, job_id: str, timeout_seconds: float | None, *, 
 
 
 class View(ABC):
-    """Shows events as they come."""
+    """Shows events as they arrive."""
 
     @abstractmethod
     def show(self, event: Event) -> None: ...
 
 
 class JsonView(View):
-    """One event in a line."""
+    """Prints each event as JSON on its own line."""
 
     def show(self, event: Event) -> None:
         print_json(event)
 
 
 class PlainView(View):
-    """One sentence per line; progress at each change of phase and every few seconds, later every minute."""
+    """Prints one line per event, but progress only when the phase changes and every few seconds, later every minute."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
@@ -110,7 +116,7 @@ class PlainView(View):
             self._phase, self._shown_at, self._held = fields.get("phase"), event.created_at, None
             print(line, flush=True)
         else:
-            self._held = line  # the last one before something else happens is shown too
+            self._held = line  # printed before the next event of another type
 
     def _is_due(self, now: datetime) -> bool:
         self._first_at = self._first_at or now
@@ -122,7 +128,7 @@ class PlainView(View):
 
 
 class TerminalView(View):
-    """A progress bar, with everything else scrolling by above it."""
+    """Shows a progress bar, and all other events above it."""
 
     def __init__(self, progress: Any, job_id: str) -> None:
         self._progress, self._job_id = progress, job_id
@@ -139,7 +145,7 @@ class TerminalView(View):
         if fields.get("eval_loss") is not None:
             self._progress.console.print(progress_line(fields), markup=False, highlight=False, emoji=False)
             return
-        self._figures = _figures(fields) or self._figures  # a phase that measures nothing keeps the last ones
+        self._figures = _figures(fields) or self._figures  # a phase without measurements keeps the previous ones
         self._progress.update(
             self._task,
             description=str(fields.get("phase", "")).replace("_", " "),
@@ -150,7 +156,7 @@ class TerminalView(View):
 
 
 def sentence(event: Event, job_id: str) -> str | None:
-    """An event in one line, with the command that applies its advice; ``None`` where it says nothing to people."""
+    """An event as text, with the command that applies its advice; ``None`` if there is nothing to show."""
     fields = _fields(event)
     if event.type == "progress":
         return progress_line(fields)
@@ -158,7 +164,7 @@ def sentence(event: Event, job_id: str) -> str | None:
         status, reason, message = fields.get("status"), fields.get("reason"), fields.get("message")
         return f"{status}" + (f" ({reason})" if reason else "") + (f": {message}" if message else "")
     if event.type == "checkpoint":
-        return f"checkpoint {fields.get('name')} is stored (step {fields.get('step')})"
+        return f"stored checkpoint {fields.get('name')} (step {fields.get('step')})"
     if event.type == "sample":
         prompt = str(fields.get("prompt"))
         prompt = prompt if len(prompt) <= SHOWN_PROMPT else f"…{prompt[-SHOWN_PROMPT:]}"
@@ -180,7 +186,7 @@ def progress_line(fields: dict[str, Any]) -> str:
 
 def _figures(fields: dict[str, Any]) -> str:
     words: list[str] = []
-    if fields.get("share") is not None:  # of what is no step: data that is read, a learning rate that is looked for
+    if fields.get("share") is not None:  # progress of work without steps: reading data, finding a learning rate
         words.append(f"{fields['share']:.0%}")
     if fields.get("eval_loss") is not None:
         words.append(f"held-out loss {fields['eval_loss']:.4f}")
@@ -196,12 +202,12 @@ def _figures(fields: dict[str, Any]) -> str:
 
 
 def _is_end(event: Event) -> bool:
-    """Whether the job ends with it; `ending` says that once, with what to do next."""
+    """Whether this event ends the job. `ending` reports that once, with the next command."""
     return event.type == "status" and _fields(event).get("status") in ENDED
 
 
 def _fields(event: Event) -> dict[str, Any]:
-    """What the event says, safe to print: a line of text from elsewhere never looks like one of ours."""
+    """The event's fields, safe to print: text from the job cannot imitate a line of this program."""
     fields = event.model_extra or {}
     return {name: _safe(value) if isinstance(value, str) else value for name, value in fields.items()}
 
@@ -211,8 +217,8 @@ def _safe(text: str) -> str:
 
 
 def interruption(as_json: bool) -> Callable[[ZetaError], None]:
-    """Reports to people that the connection is lost for a while."""
-    return lambda error: notice(f"{error.message} Trying again.", as_json=as_json)
+    """A callback that reports a lost connection to the user."""
+    return lambda error: notice(f"{error.message} Reconnecting.", as_json=as_json)
 
 
 @contextmanager

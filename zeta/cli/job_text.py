@@ -1,4 +1,4 @@
-"""A job's model, data and reason in a few words."""
+"""Short descriptions of a job's status, model and data, for tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from zeta_core.contract.job import Job
 if TYPE_CHECKING:
     from zeta.client import Client
 
-_OBVIOUS_REASONS = ("completed", "cancelled_by_user", "paused_by_user")  # the status has it already
+_OBVIOUS_REASONS = ("completed", "cancelled_by_user", "paused_by_user")  # they add nothing to the status
 
 
 def status_of(job: Job) -> str:
-    """The status, with the code of what the job waits for or failed of."""
+    """The status, with the code of the reason why the job waits, is paused or failed."""
     reason = job.waiting_reason.code if job.waiting_reason is not None else None
     if reason is None and job.status in ("failed", "paused"):
         reason = job.status_reason
@@ -24,7 +24,7 @@ def status_of(job: Job) -> str:
 
 
 def model_of(job: Job, names: Mapping[str, str]) -> str | None:
-    """The model that the job's spec names; ``names`` are those of uploaded files by id."""
+    """The model in the job's spec; ``names`` maps the ids of uploaded files to their names."""
     model = job.spec.get("model")
     if not isinstance(model, dict):
         return None if model is None else str(model)
@@ -37,7 +37,7 @@ def model_of(job: Job, names: Mapping[str, str]) -> str | None:
 
 
 def data_of(job: Job, names: Mapping[str, str]) -> str | None:
-    """The data that the job's spec names, its sources separated by commas."""
+    """The data sources in the job's spec, separated by commas."""
     dataset = job.spec.get("dataset")
     sources = cast("list[Any]", dataset if isinstance(dataset, list) else [dataset])
     return ", ".join(_source(source, names) for source in sources if source is not None) or None
@@ -58,7 +58,7 @@ def _file(file_id: Any, names: Mapping[str, str]) -> str:
 
 
 def file_names(client: Client, jobs: Sequence[Job]) -> dict[str, str]:
-    """The names of the uploaded files that the jobs use, by id; a file that is deleted has none."""
+    """The names of the uploaded files that the jobs use, by id. Deleted files are missing."""
     if not any('"file"' in job.model_dump_json(include={"spec"}) for job in jobs):
         return {}
     return {file.id: file.filename for file in client.files(limit=None)}

@@ -1,4 +1,4 @@
-"""What jobs are and say: list, show, wait, events, logs."""
+"""The commands that read jobs: jobs, job, wait, events, logs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from zeta.cli.app import JOBS, AsJson, JobId, app
 
 @app.command("jobs", rich_help_panel=JOBS)
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
-    entity_name: Annotated[str | None, typer.Option("--name", help="Only jobs of this entity_name.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this metadata.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
-    show_all: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    status: Annotated[str | None, typer.Option(help="List only jobs with this status.")] = None,
+    entity_name: Annotated[str | None, typer.Option("--name", help="List only jobs with this entity_name.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="List only jobs with this metadata. Repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
+    show_all: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, the newest first.
+    """List jobs, newest first.
 
-    The table fits the terminal (80 columns in a pipe, or COLUMNS): long names are cut in the middle. `zeta job ID`
-    shows them whole.
+    The table fits the terminal width (80 columns in a pipe; COLUMNS overrides both), and long names are shortened in
+    the middle. `zeta job ID` shows them in full.
     """
     from zeta.cli.job_text import data_of, file_names, model_of, status_of
     from zeta.cli.output import print_list, progress_cell
@@ -65,12 +67,12 @@ def list_jobs(
         Column("LOSS", leave_out=4),
         Column("CREATED", leave_out=3),
     )
-    print_table(columns, rows, none="There is no such job yet.")
+    print_table(columns, rows, none="No jobs found.")
 
 
 @app.command("job", rich_help_panel=JOBS)
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
-    """Show one job."""
+    """Show a job's status, progress, result and warnings."""
     from zeta.cli.job_text import data_of, file_names, model_of
     from zeta.cli.output import advice_rows, attempt_cell, print_fields, print_json, progress_cell
     from zeta.client import Client
@@ -113,12 +115,12 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=JOBS)
 def wait(
     job_id: JobId,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Wait at most so long.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop waiting after this time.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Wait until a job has ended, and show its progress.
 
-    With --json only the ended job is printed. The exit status: 0 succeeded, 1 failed, 3 cancelled.
+    With --json, only the finished job is printed. Exit status: 0 succeeded, 1 failed, 3 cancelled.
     """
     from zeta.cli.exits import exit_of_job
     from zeta.cli.follow import follow, wait_quietly
@@ -129,7 +131,7 @@ def wait(
 
     with Client() as client:
         found = full_id(client, job_id)
-        # The history of an ended job is for a terminal, not for a pipe or a file.
+        # The history of a job that has already ended is shown in a terminal only, not in a pipe or a file.
         if not as_json and (sys.stdout.isatty() or client.job(found).status not in ENDED):
             raise typer.Exit(follow(client, found, timeout_seconds=timeout))
         job = wait_quietly(client, found, timeout, as_json=as_json)
@@ -143,11 +145,11 @@ def wait(
 @app.command(rich_help_panel=JOBS)
 def events(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only events after this one.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new events until the job has ended.")] = False,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Print only events after this sequence number.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Print a job's events, the oldest first."""
+    """Print a job's events, oldest first."""
     from zeta.cli.follow import interruption, sentence
     from zeta.cli.output import print_json
     from zeta.client import Client
@@ -173,15 +175,15 @@ def events(
 @app.command(rich_help_panel=JOBS)
 def logs(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    tail: Annotated[int | None, typer.Option(min=0, help="Only the last lines.")] = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="With all control characters and escape sequences.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the job has ended.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, metavar="LINES", help="Print only the last lines.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Print only the log of this attempt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Keep all control characters and escape sequences.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a job's processes wrote.
+    """Print a job's log: the output of its training processes.
 
-    Escape sequences are removed, but for colours on a terminal, and other control characters are escaped.
+    Escape sequences are removed (except colours in a terminal), and other control characters are escaped.
     """
     from zeta.cli.follow import interruption
     from zeta.cli.log_text import LogText
@@ -191,9 +193,11 @@ def logs(
 
     cleaned = LogText(keep_colours=sys.stdout.isatty())
     with Client() as client:
-        found, told = full_id(client, job_id), interruption(as_json)
+        log = client.logs(
+            full_id(client, job_id), follow=follow, tail=tail, attempt=attempt, on_interruption=interruption(as_json)
+        )
         try:
-            for piece in client.logs(found, follow=follow, tail=tail, attempt=attempt, on_interruption=told):
+            for piece in log:
                 if as_json:
                     print_json({"text": piece})
                 else:

@@ -1,8 +1,8 @@
-"""A job's log, made safe to print. Guaranteed: nothing but graphic characters, line ends, tabs and colours remain.
+"""Making a job's log safe to print: only graphic characters, line ends, tabs and colours remain.
 
-Progress bars and libraries write escape sequences, and anything that a job prints gets into its log. Colours
-(``ESC [ ... m``) are kept for a terminal; other sequences are removed; a carriage return that overwrites a line ends it
-instead; other control characters are escaped.
+A log contains whatever the job prints, including the escape sequences of progress bars and libraries. Colours
+(``ESC [ ... m``) are kept for a terminal, and all other sequences are removed. A carriage return that overwrites a
+line becomes a line end. Other control characters are escaped.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import re
 
 from zeta_core.contract.printable import printable
 
-# ECMA-48: control sequences; strings that ST (or for OSC also BEL) ends; two-character sequences.
+# ECMA-48: control sequences; strings terminated by ST (OSC also by BEL); two-character sequences.
 _SEQUENCE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-OQ-WYZ\\`-~])"
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _RESET = "\x1b[0m"
-_LONGEST_SEQUENCE = 4096  # what begins like a sequence and is longer is not one
+_LONGEST_SEQUENCE = 4096  # anything longer is not treated as a sequence
 
 
 class LogText:
-    """Cleans a log that arrives in pieces; a sequence may be split between two of them."""
+    """Cleans a log that arrives in pieces. A sequence may be split across two pieces."""
 
     def __init__(self, *, keep_colours: bool) -> None:
         self._keep_colours = keep_colours
@@ -29,14 +29,14 @@ class LogText:
         self._is_coloured = False
 
     def feed(self, piece: str) -> str:
-        """The printable text of the next piece."""
+        """Return the printable text of the next piece."""
         text = self._held + piece
         complete = _length_of_complete(text)
         self._held = text[complete:]
         return self._clean(text[:complete])
 
     def end(self) -> str:
-        """What was held back, and the end of a colour."""
+        """Return the text that was held back, and reset the colour if one is active."""
         rest, self._held = self._clean(self._held), ""
         return rest + (_RESET if self._is_coloured else "")
 
@@ -57,7 +57,7 @@ def _escaped(text: str) -> str:
 
 
 def _length_of_complete(text: str) -> int:
-    """How much of the text can be cleaned now: all, or what comes before a sequence or line end that goes on."""
+    """The length of the text that can be cleaned now: everything before an incomplete sequence or line end."""
     start = max(0, len(text) - _LONGEST_SEQUENCE)
     for found in re.finditer("\x1b", text[start:]):
         at = start + found.start()

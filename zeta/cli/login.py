@@ -1,4 +1,4 @@
-"""Which server and key the command line uses: config, login, logout."""
+"""The commands for choosing the server and its key: config, login, logout."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from zeta.cli.app import SERVICE, AsJson, app
 
 @app.command(rich_help_panel=SERVICE)
 def config(as_json: AsJson = False) -> None:
-    """Show the effective settings, secrets masked.
+    """Show the effective settings, with secrets masked.
 
-    Those of the server and the worker are shown where they are set here; `zeta up` hands them on.
+    Server and worker settings are included if they are set here, because `zeta up` passes them on.
     """
     from zeta.cli.output import print_fields, print_json
     from zeta.settings import ClientSettings, environment, find_server, login_file
@@ -41,16 +41,16 @@ def config(as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=SERVICE)
 def login(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where the server is, such as http://gpu-box:8400.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server's URL, such as http://gpu-box:8400.")],
     key_file: Annotated[
         Path | None,
-        typer.Option(help="A file with the API key; unset: ZETA_API_KEY, else it is asked for, or a line is read."),
+        typer.Option(help="A file with the API key. Default: ZETA_API_KEY, a prompt, or one line of standard input."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store a server's URL and key for this user.
+    """Store a server's URL and API key for this user.
 
-    They are tried first, and stored only if they work.
+    They are stored only after a test request succeeds.
     """
     import sys
 
@@ -70,19 +70,19 @@ def login(
         typed = typer.prompt("API key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
         key = ClientSettings.from_environment({"ZETA_API_KEY": typed}).api_key
     if key is None:
-        raise InvalidSettings("No API key was given; the server's operator has one.")
+        raise InvalidSettings("No API key was given; get one from the server's operator.")
     with Client(address, key) as client:
         client.jobs(limit=1)
     file = store_login(variables, Login(url=address, api_key=key))
     if as_json:
         print_json({"server": address, "login_file": str(file)})
     else:
-        print(f"Logged in to {address}; the key is in {file}, readable by you alone.")
+        print(f"Logged in to {address}. The key is stored in {file}, which only you can read.")
 
 
 @app.command(rich_help_panel=SERVICE)
 def logout(as_json: AsJson = False) -> None:
-    """Forget the stored URL and key."""
+    """Remove the stored URL and API key."""
     from zeta.cli.output import print_json
     from zeta.settings import environment, forget_login, login_file
 
@@ -91,4 +91,4 @@ def logout(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"logged_out": existed})
     else:
-        print(f"{login_file(variables)} is removed." if existed else "There was no login.")
+        print(f"Removed {login_file(variables)}." if existed else "No login was stored.")

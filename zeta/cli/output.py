@@ -1,4 +1,4 @@
-"""How answers are printed: text for people, with control characters escaped; the API's own JSON for programs."""
+"""Printing results, as text with control characters escaped, or as the API's own JSON."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from zeta_core.contract.printable import is_printable, printable
 
 
 def say(text: str) -> None:
-    """Print text that may hold names and messages from elsewhere; its line ends are ours."""
+    """Print text that may contain untrusted names and messages. Only line ends are printed unescaped."""
     print(printable(text, keep="\n"), flush=True)
 
 
 def print_json(value: BaseModel | dict[str, Any]) -> None:
-    """One object on one line; what a terminal would obey is escaped as JSON allows."""
+    """Print one object on one line. Characters that could control the terminal are escaped, as JSON allows."""
     text = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value)
-    if not text.isprintable():  # only characters within strings can be others
+    if not text.isprintable():  # only strings can contain unprintable characters
         text = "".join(sign if is_printable(sign) else json.dumps(sign)[1:-1] for sign in text)
     print(text, flush=True)
 
 
 def notice(sentence: str, *, as_json: bool) -> None:
-    """Something to know meanwhile, for people; with ``--json`` standard error is kept for the error alone."""
+    """Print a notice to standard error. With ``--json`` it is omitted: standard error then carries only the error."""
     if not as_json:
         print(printable(sentence, keep="\n"), file=sys.stderr, flush=True)
 
 
 def print_list(items: Sequence[BaseModel]) -> None:
-    """A list in the API's own shape."""
+    """Print a list as a page of the API."""
     data = [item.model_dump(mode="json") for item in items]
     ids = [str(item.get("id") or item.get("name") or "") for item in data]
     page = Page[dict[str, Any]](data=data, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
@@ -44,7 +44,7 @@ def print_list(items: Sequence[BaseModel]) -> None:
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Name and value, one pair in a line; what is ``None`` is left out."""
+    """Print one name and value per line, omitting fields that are ``None``."""
     shown = [(name, value) for name, value in fields if value is not None]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
@@ -52,7 +52,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 
 def cell(value: object) -> str:
-    """A value as one cell of a table, or as the value of a field."""
+    """A value formatted as a table cell or field."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
@@ -63,7 +63,7 @@ def cell(value: object) -> str:
 
 
 def ago(moment: datetime) -> str:
-    """A past time as people say it."""
+    """A past time relative to now, such as ``5 min ago``."""
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -72,7 +72,7 @@ def ago(moment: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it."""
+    """A duration in its largest units, such as ``2 h 5 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -84,7 +84,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number_of_bytes: int) -> str:
-    """Bytes in the binary unit that leaves at most four digits."""
+    """A number of bytes with a binary unit, such as ``1.5 MiB``."""
     amount = float(number_of_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:
@@ -94,7 +94,7 @@ def size(number_of_bytes: int) -> str:
 
 
 def ending(job: Job) -> str:
-    """How an ended job ended, in one or two sentences, with what to do next."""
+    """A job's outcome in one or two sentences, with the next command."""
     if job.status == "succeeded":
         loss = job.result.train_loss if job.result is not None else None
         held_out = job.result.eval_loss if job.result is not None else None
@@ -103,19 +103,19 @@ def ending(job: Job) -> str:
         words += f", mean loss {loss:.4f}" if loss is not None else ""
         words += f", held-out loss {held_out:.4f}" if held_out is not None else ""
         words += f", trained for {duration(took)}" if took is not None else ""
-        return f"{words}. Its checkpoint: zeta download {job.id}"
+        return f"{words}. Download the checkpoint: zeta download {job.id}"
     reason = f" ({job.status_reason})" if job.status_reason is not None else ""
     words = f"{job.id} {job.status}{reason}"
     if job.error is not None:
         words += f": {in_words(job.error.message, job.error.hint, job.error.patch, job.id)}"
     if job.status == "cancelled":
         return words
-    space = "\n" if job.error is not None and job.error.patch else " "  # a command ends its line
-    return f"{words}{space}Its log: zeta logs {job.id}"
+    space = "\n" if job.error is not None and job.error.patch else " "  # each command is on its own line
+    return f"{words}{space}See the log: zeta logs {job.id}"
 
 
 def advice_rows(job: Job) -> list[tuple[str, object]]:
-    """What the job was warned of and why it failed, each with the command that applies its advice."""
+    """The job's warnings and error, each with the command that applies its advice."""
     rows: list[tuple[str, object]] = []
     for warning in job.warnings:
         rows += _advised("warning", job.id, warning)
@@ -124,22 +124,26 @@ def advice_rows(job: Job) -> list[tuple[str, object]]:
     return rows
 
 
-def _advised(name: str, job_id: str, said: dict[str, Any]) -> list[tuple[str, object]]:
-    patch = said.get("patch")
-    rows: list[tuple[str, object]] = [(name, in_words(str(said.get("message")), said.get("hint"), None))]
-    return [*rows, ("  apply it", rerun_command(job_id, patch))] if patch else rows
+def _advised(name: str, job_id: str, finding: dict[str, Any]) -> list[tuple[str, object]]:
+    patch = finding.get("patch")
+    rows: list[tuple[str, object]] = [(name, in_words(str(finding.get("message")), finding.get("hint"), None))]
+    return [*rows, ("  to fix", rerun_command(job_id, patch))] if patch else rows
 
 
 def attempt_cell(job: Job) -> str | None:
-    """Which start of the job this is, and how the earlier ones ended."""
+    """The number of the current attempt, and how the earlier attempts ended."""
     if not job.attempt:
         return None
-    earlier = [attempt.reason or "unknown" for attempt in job.attempts if attempt.attempt < job.attempt]
-    return f"{job.attempt}, after {', '.join(earlier)}" if earlier else str(job.attempt)
+    earlier = [
+        f"{attempt.attempt}: {(attempt.reason or 'unknown').replace('_', ' ')}"
+        for attempt in job.attempts
+        if attempt.attempt < job.attempt
+    ]
+    return f"{job.attempt} ({'; '.join(earlier)})" if earlier else str(job.attempt)
 
 
 def progress_cell(job: Job) -> str | None:
-    """How far a job is: step and total."""
+    """The job's current step, and the total if it is known."""
     progress = job.progress or {}
     step, total = progress.get("step"), progress.get("total_steps")
     if step is None:

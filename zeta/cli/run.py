@@ -1,4 +1,4 @@
-"""The entry point: run a command, and turn what it raises into a sentence, or JSON, and an exit status."""
+"""The entry point: runs a command and turns exceptions into an error message (text or JSON) and an exit status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-# In this order `zeta --help` lists their commands.
+# `zeta --help` lists the commands in this order.
 # isort: off
 from zeta.cli import submit, jobs, commands, artifacts, service, workers, login
 
@@ -32,62 +32,63 @@ COMMANDS = (
     service,
     workers,
     login,
-)  # each adds its own to the app when it is imported
+)  # importing a module adds its commands to the app
 
 
-# What the command line library raises for wrong usage, by its public subclass: with it or as a part of it comes click.
-_WrongUsage: type[Exception] = typer.BadParameter.__mro__[2]
+# click.UsageError. It is taken from typer's subclass because some versions of typer contain their own copy of click.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Defect(ZetaError):
-    """A fault of the command line's own."""
+    """A bug in the command line itself."""
 
     type = "internal_error"
     code = "defect"
 
 
 class SystemFault(ZetaError):
-    """The machine refused something: a missing permission, a full disk, no free file descriptor."""
+    """An operating system error, such as a missing permission, a full disk or too many open files."""
 
     type = "system_error"
     code = "system"
 
 
 def main() -> NoReturn:
-    """``zeta ...``: `sys.argv` decides, the process ends."""
+    """Run the command in `sys.argv`, then exit."""
     prepare()
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(words: Sequence[str]) -> int:
-    as_json = "--json" in words[: words.index("--") if "--" in words else None]  # known where the words are wrong, too
+    # Looked up before parsing, because invalid arguments are also reported as JSON.
+    as_json = "--json" in words[: words.index("--") if "--" in words else None]
     try:
         status = _run_app(words, as_json)
-        sys.stdout.flush()  # here, where a failure becomes a sentence
+        sys.stdout.flush()  # a failure to flush at exit could not be reported
         return status
-    except _WrongUsage as error:
-        _tell(_of_usage(error), as_json)
+    except _UsageError as error:
+        _print_error(_of_usage(error), as_json)
         return Exit.USAGE
     except OutputError as error:
         discard_output()
-        _tell(error, as_json)
+        _print_error(error, as_json)
         return Exit.FAILED
     except ZetaError as error:
-        _tell(error, as_json)
+        _print_error(error, as_json)
         return exit_of_error(error)
     except KeyboardInterrupt:
         if not as_json:
             print("Interrupted.", file=sys.stderr)
         return Exit.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+    except BrokenPipeError:  # the reader of the output (head, less) closed the pipe
         discard_output()
         return Exit.FAILED
     except OSError as error:
         named = f"{error.filename}: " if error.filename is not None else ""
-        _tell(SystemFault(f"{named}{error.strerror or error}."), as_json)
+        _print_error(SystemFault(f"{named}{error.strerror or error}."), as_json)
         return Exit.FAILED
-    except Exception as error:  # noqa: BLE001 - ours to fix; the user gets a sentence, and the rest in a file
-        _tell(Defect(f"zeta has a defect ({error!r}); please report it{_report(error)}."), as_json)
+    except Exception as error:  # noqa: BLE001 - a bug: the user gets one sentence, and the traceback in a file
+        _print_error(Defect(f"zeta has a defect ({error!r}); please report it{_report(error)}."), as_json)
         return Exit.FAILED
 
 
@@ -95,12 +96,12 @@ def _run_app(words: Sequence[str], as_json: bool) -> int:
     try:
         ended: object = app(words, prog_name="zeta", standalone_mode=not as_json)
         return ended if isinstance(ended, int) else Exit.SUCCEEDED
-    except SystemExit as ended:  # how the command line library ends, usage errors included
+    except SystemExit as ended:  # click exits this way, also on usage errors
         return ended.code if isinstance(ended.code, int) else Exit.SUCCEEDED if ended.code is None else Exit.FAILED
 
 
 def _report(error: Exception) -> str:
-    """Where the traceback was written, as the end of a sentence; empty where it cannot be written."""
+    """Write the traceback to a file and name it, as the end of a sentence; empty if it cannot be written."""
     with contextlib.suppress(OSError):
         report = Path(tempfile.gettempdir()) / f"zeta-defect-{os.getpid()}.txt"
         report.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
@@ -109,30 +110,28 @@ def _report(error: Exception) -> str:
 
 
 def _of_usage(error: Any) -> InvalidRequest:
-    """Wrong usage in the contract's shape: which option or argument, what is wrong with it, and the cure."""
+    """A usage error as an error of the contract, with the option or argument, the reason and the fix."""
     parameter = getattr(error, "param", None)
     names: Sequence[str] = getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or ""]
     command = error.ctx.command_path if error.ctx is not None else "zeta"
     sentence = str(error.format_message()).strip().removesuffix(".")
     similar: Sequence[str] = getattr(error, "possibilities", None) or ()
     return InvalidRequest(
-        f"{sentence}; `{command} --help` says what there is.",
+        f"{sentence}; see `{command} --help`.",
         code="invalid_usage",
         param=names[-1] or None,
         suggestion=similar[0] if similar else None,
     )
 
 
-def _tell(error: ZetaError, as_json: bool) -> None:
-    """The error's sentence, and the other faults of the same request where it has several; or its JSON, in one line."""
+def _print_error(error: ZetaError, as_json: bool) -> None:
+    """Print the error's message and details, or its JSON on one line."""
     if as_json:
         print(error.body().model_dump_json(), file=sys.stderr)
         return
     print(printable(f"Error: {error.message}", keep="\n"), file=sys.stderr)
-    if isinstance(
-        error, AuthenticationFailed
-    ):  # the server's sentence speaks of HTTP; this is where our key comes from
-        print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` says what is used.", file=sys.stderr)
+    if isinstance(error, AuthenticationFailed):  # the server's message does not say where this client's key comes from
+        print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` shows which.", file=sys.stderr)
     if len(error.details) > 1:
         for detail in error.details:
             print(printable(f"  - {detail.message}"), file=sys.stderr)

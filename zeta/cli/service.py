@@ -1,4 +1,4 @@
-"""The commands about the service itself: up, down, status, and its parts one by one."""
+"""The commands that run the service: up, down and status, and its processes individually (server, migrate)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from zeta.up.home import UpState
     from zeta.up.settings import UpSettings
 
-Home = Annotated[Path | None, typer.Option(help="Where everything is kept (ZETA_HOME); unset: ~/.zeta.")]
-Host = Annotated[str | None, typer.Option(help="The address to listen on (ZETA_HOST); unset: 127.0.0.1.")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="The port (ZETA_PORT); unset: 8400, 0: any.")]
+Home = Annotated[Path | None, typer.Option(help="Data directory (ZETA_HOME). Default: ~/.zeta.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on (ZETA_HOST). Default: 127.0.0.1.")]
+Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port to listen on (ZETA_PORT); 0 picks a free one. Default: 8400."),
+]
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -26,9 +29,10 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run everything on this machine.
+    """Run the whole service on this machine.
 
-    A Valkey server, the API and one worker. Ctrl-C stops them; running jobs save a checkpoint and are queued again.
+    Starts a Valkey server, the API server and one worker. Ctrl-C stops them; running jobs save a checkpoint and are
+    queued again.
     """
     from zeta.settings import environment
     from zeta.up.control import detach as start_detached
@@ -49,7 +53,7 @@ def up(
 
 @app.command(rich_help_panel=SERVICE)
 def down(home: Home = None, as_json: AsJson = False) -> None:
-    """Stop the `zeta up` of this home.
+    """Stop the service that `zeta up` started.
 
     Running jobs save a checkpoint and are queued again.
     """
@@ -63,14 +67,14 @@ def down(home: Home = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"stopped": state is not None, "home": str(settings.home)})
     else:
-        print(f"Stopped {state.url}." if state is not None else f"Nothing runs in {settings.home}.")
+        print(f"Stopped {state.url}." if state is not None else f"No service is running in {settings.home}.")
 
 
 @app.command(rich_help_panel=SERVICE)
 def status(home: Home = None, as_json: AsJson = False) -> None:
-    """Say whether a service runs, and where.
+    """Show whether the service is running, and its URL.
 
-    The exit status is 4 where none answers.
+    The exit status is 4 if the service cannot be reached.
     """
     from zeta.cli.exits import Exit
     from zeta.cli.output import print_fields, print_json
@@ -85,7 +89,9 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     here = HomeFolder(settings.home).running()
     target = find_server(variables, home=home)
     if target is None:
-        raise Unreachable(f"Nothing runs in {settings.home}, and no other server is named; start one with `zeta up`.")
+        raise Unreachable(
+            f"No service is running in {settings.home}, and no other server is configured; start one with `zeta up`."
+        )
     with Client(target.url, target.api_key, use_proxy=not target.is_local) as client:
         is_ready = client.is_ready()
         workers = [] if not is_ready else client.workers()
@@ -116,24 +122,24 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=SERVICE)
 def server(host: Host = None, port: Port = None, home: Home = None) -> None:
-    """Run the API alone, in the foreground.
+    """Run only the API server, in the foreground.
 
-    Its parts: ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY, ZETA_WORKER_SECRET.
+    Configured by ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY and ZETA_WORKER_SECRET.
     """
     become("server", "server", "fastapi", host=host, port=port, home=home)
 
 
 @app.command(rich_help_panel=SERVICE)
 def migrate(home: Home = None) -> None:
-    """Bring the database to the newest revision.
+    """Upgrade the database schema.
 
-    It is the one of ZETA_DATABASE_URL, or SQLite in the home.
+    The database is ZETA_DATABASE_URL, or SQLite in ZETA_HOME.
     """
     become("migrations", "server", "alembic", home=home)
 
 
 def become(module: str, extra: str, part: str, **flags: object) -> None:
-    """Replace this process by ``python -m module``; the flags become its ``ZETA_*`` settings."""
+    """Replace this process with ``python -m module``. The flags are passed as ``ZETA_*`` settings."""
     import importlib.util
     import os
     import sys
@@ -159,7 +165,7 @@ def _tell_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json
         print_json(state)
         return
     folder = HomeFolder(settings.home)
-    key = str(folder.admin_key) if settings.api_key is None else "the one that you gave (ZETA_API_KEY)"
+    key = str(folder.admin_key) if settings.api_key is None else "from ZETA_API_KEY"
     stop = "zeta down" if detached else "Ctrl-C"
     print(f"Zeta is ready at {state.url}")
     print(f"  admin key  {key}")

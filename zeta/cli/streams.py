@@ -1,8 +1,8 @@
-"""The standard streams, as every command needs them: open, able to print any text, failing with one sentence.
+"""Making the standard streams robust: always open, able to print any text, with clear errors.
 
-A character that the locale cannot encode is printed as a JSON escape (``\\u00e9``), so that JSON stays valid. Output
-that cannot be written (a full disk) raises `OutputError`; failures of standard error are ignored, because nothing is
-left to report them. A stream that the caller closed (``zeta jobs >&-``) leads to the null device.
+A character that the locale cannot encode is printed as a JSON escape (``\\u00e9``), so JSON stays valid. A failed write
+to standard output (for example, on a full disk) raises `OutputError`; one to standard error is ignored, because it
+cannot be reported anywhere. A stream that the caller closed (``zeta jobs >&-``) is replaced by the null device.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ def prepare() -> None:
 
 
 def discard_output() -> None:
-    """Lead standard output to the null device: what is still buffered would fail again when the process ends."""
+    """Redirect standard output to the null device. Otherwise flushing its buffer at exit would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
 
 
 def _open_missing_descriptors() -> None:
-    """Without this, the next file or socket would get the number of a closed stream, and what is printed."""
+    """Open closed descriptors. Otherwise the next file or socket would reuse the number, and receive the output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # returns the lowest free descriptor
 
 
 def _replaced(stream: TextIO | None, descriptor: int, kind: type[_Output] | type[_Errors]) -> TextIO:

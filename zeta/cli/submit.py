@@ -1,4 +1,4 @@
-"""`zeta submit` and `zeta validate`: a spec out of a file and options, local paths uploaded first."""
+"""`zeta submit` and `zeta validate`: build a spec from a file and options, after uploading local files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import typer
 from zeta.cli.app import JOBS, AsJson, app
 
 SpecFile = Annotated[
-    Path | None, typer.Argument(metavar="[SPEC.yaml|json]", help="The job as YAML 1.2 or JSON; - is standard input.")
+    Path | None,
+    typer.Argument(metavar="[SPEC.yaml|json]", help="The job spec as YAML 1.2 or JSON; - reads standard input."),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="A Hub id; a folder, .tar, .gguf or config.json here; job_...[/step-N] or @last.")
+    str | None,
+    typer.Option(help="A Hub id; a local folder, .tar, .gguf or config.json; job_...[/step-N], or @last."),
 ]
-Data = Annotated[str | None, typer.Option(help="A file or folder here, hub:OWNER/NAME, path:GLOB, or python-docs.")]
-Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of every weight.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="A local file or folder, hub:OWNER/NAME, path:GLOB (on the workers), or python-docs."),
+]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K.L=V", help="Set a field, such as learning_rate=1e-4."),
+    typer.Option("--set", metavar="K.L=V", help="Set a field of the spec, such as learning_rate=1e-4. Repeatable."),
 ]
 
 
@@ -35,7 +40,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a training job."""
+    """Submit a training job. Local files are uploaded first."""
     from zeta.cli.follow import follow as follow_job
     from zeta.cli.output import notice, print_json
     from zeta.client import Client
@@ -60,7 +65,10 @@ def validate(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a job without submitting it, and say what is known of it. Local files are uploaded first."""
+    """Check a job and estimate its cost, without submitting it.
+
+    Local files are uploaded first. Estimates include the number of parameters and steps, memory, disk space and time.
+    """
     from zeta.cli.output import duration, notice, print_fields, print_json, size
     from zeta.client import Client
 
@@ -73,7 +81,7 @@ def validate(
     memory = None if found.memory is None else f"{size(found.memory.bytes)} {found.memory.meaning}"
     disk = None if found.disk is None else f"{size(found.disk.bytes)} {found.disk.meaning}"
     time = None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}"
-    steps = f"{found.steps}, as {found.counted_by} counted the same data" if found.counted_by else found.steps
+    steps = f"{found.steps} (counted by {found.counted_by} on the same data)" if found.counted_by else found.steps
     known: dict[str, object] = {
         "parameters": found.parameters,
         "trainable_parameters": found.trainable_parameters,
@@ -99,7 +107,7 @@ def _read(file: Path | None, model: str | None, data: str | None, lora: bool, se
     if file is None:
         wanted: dict[str, Any] = {}
         if model is None and data is None and not settings:
-            raise InvalidRequest("There is no job to submit; name a spec file, or give --model and --data.")
+            raise InvalidRequest("No job was given; name a spec file, or use --model and --data.")
     elif str(file) == "-":
         wanted = read_spec(Path("standard input"), sys.stdin.buffer.read(MAX_BYTES + 1))
     else:

@@ -1,4 +1,4 @@
-"""Tables for people: aligned columns that fit the width, control characters escaped."""
+"""Printing tables with aligned columns that fit the terminal width, and control characters escaped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ DEFAULT_WIDTH = 80  # where there is no terminal, and COLUMNS is not set
 
 @dataclass(frozen=True)
 class Column:
-    """A column; ``smallest`` is the width to which cells may be cut in the middle, ``None`` if they never are.
+    """A column. ``smallest`` is the minimum width to which cells may be shortened, ``None`` if they never are.
 
-    In a table that is still too wide, columns are left out from the highest ``leave_out`` on; 0 always stays.
+    If the table is still too wide, columns are omitted, the highest ``leave_out`` first; 0 is never omitted.
     """
 
     head: str
@@ -25,7 +25,7 @@ class Column:
 
 
 def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]], *, none: str) -> None:
-    """Print the rows in the width of the terminal; ``none`` is the sentence for an empty table."""
+    """Print the rows in the width of the terminal; ``none`` is printed if there are no rows."""
     if not rows:
         print(none)
         return
@@ -35,7 +35,7 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: int) -> list[str]:
-    """The table's lines; wider than ``width`` only if columns that are never cut do not fit."""
+    """The table's lines. They exceed ``width`` only if the columns that cannot be shortened do not fit."""
     cells = [[cell(value) for value in row] for row in rows]
     shown = [
         index
@@ -53,7 +53,7 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: i
 def _widths(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int], width: int
 ) -> dict[int, int]:
-    """As wide as the longest cell; then the widest column that may be cut gets narrower until the table fits."""
+    """Start with the width of the longest cell, then narrow the widest flexible column until the table fits."""
     from rich.cells import cell_len
 
     widths = {i: max(cell_len(columns[i].head), *(cell_len(row[i]) for row in cells)) for i in shown}
@@ -77,7 +77,7 @@ def _padded(text: str, width: int) -> str:
 
 
 def cut_middle(text: str, width: int) -> str:
-    """``text`` in at most ``width`` terminal cells, with an ellipsis for what is left out of its middle."""
+    """``text`` in at most ``width`` terminal cells, with an ellipsis in place of its middle."""
     from rich.cells import cell_len
 
     if cell_len(text) <= width:

@@ -1,4 +1,4 @@
-"""Progress of a download or upload, on a terminal; nothing where there is none."""
+"""Progress bars for downloads and uploads, shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from zeta_core.contract.printable import printable
 
 @contextmanager
 def shown_download(stream: TextIO) -> Generator[Callable[[Progress], None] | None]:
-    """What `Client.download` is to tell its progress to."""
+    """The progress callback for `Client.download`, or ``None`` without a terminal."""
     with _bar(stream) as update:
         yield None if update is None else lambda now: update(now.file, now.bytes, now.total_bytes)
 
 
 @contextmanager
 def shown_upload(stream: TextIO) -> Generator[Callable[[int, int], None] | None]:
-    """What `Client.upload` is to tell its progress to."""
+    """The progress callback for `Client.upload`, or ``None`` without a terminal."""
     with _bar(stream) as update:
         yield None if update is None else lambda sent, total: update("uploading", sent, total)
 

@@ -1,4 +1,4 @@
-"""The commands about workers: list them, run one, drain one."""
+"""The commands that list, run and drain workers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name
 
 @worker_app.callback()
 def worker(context: typer.Context, home: Home = None) -> None:
-    """Run one worker alone, in the foreground; or drain one that runs.
+    """Run one worker in the foreground, or drain a running one.
 
-    Its parts: ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_WORKER_SECRET.
+    Configured by ZETA_REDIS_URL, ZETA_ARTIFACTS_URL and ZETA_WORKER_SECRET.
     """
     if context.invoked_subcommand is None:
         become("worker", "worker", "celery", home=home)
@@ -27,13 +27,16 @@ def worker(context: typer.Context, home: Home = None) -> None:
 
 @worker_app.command()
 def drain(name: WorkerName, as_json: AsJson = False) -> None:
-    """Have a worker hand back its jobs, each with a checkpoint, and get no new ones, also after its restart."""
+    """Drain a worker: its jobs save a checkpoint and are queued again, and it gets no new ones.
+
+    It stays drained when it restarts, until `zeta worker undrain`.
+    """
     _set_draining(name, True, as_json)
 
 
 @worker_app.command()
 def undrain(name: WorkerName, as_json: AsJson = False) -> None:
-    """Let a drained worker work again."""
+    """Let a drained worker accept jobs again."""
     _set_draining(name, False, as_json)
 
 
@@ -47,13 +50,13 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
         print_json(found)
         return
     jobs = [slot.job_id for slot in found.slots if slot.job_id is not None]
-    under_way = f" It hands back {', '.join(jobs)}." if draining and jobs else ""
-    print(f"{found.name} is {found.status}.{under_way}")
+    handed_back = f" It is handing back {', '.join(jobs)}." if draining and jobs else ""
+    print(f"{found.name} is {found.status}.{handed_back}")
 
 
 @app.command(rich_help_panel=SERVICE)
 def workers(as_json: AsJson = False) -> None:
-    """List workers, their slots, and what runs where."""
+    """List workers, their slots, and the jobs that they run."""
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
@@ -77,5 +80,5 @@ def workers(as_json: AsJson = False) -> None:
         for worker in found
         for slot in worker.slots
     ]
-    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "SEEN")
+    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "LAST SEEN")
     print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")

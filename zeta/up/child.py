@@ -1,9 +1,9 @@
-"""One child process of `zeta up`: started, watched, restarted with back-off, stopped.
+"""A child process of `zeta up`, restarted with exponential back-off.
 
-Guarantees: on Linux a child gets its death signal from the kernel when `zeta up` ends in any way, SIGKILL included
-(PR_SET_PDEATHSIG is set in the child between fork and exec; the kernel watches the *thread* that forked, so `start`
-belongs on the main thread). A child has its own process group: a Ctrl-C in the terminal reaches `zeta up` alone, which
-stops them in order. Elsewhere than on Linux the children of a killed `zeta up` go on until they are stopped by hand.
+Guarantees: on Linux, the kernel sends a child its death signal when `zeta up` exits for any reason, including SIGKILL.
+(PR_SET_PDEATHSIG is set in the child between fork and exec. The kernel watches the *thread* that forked, so `start`
+must be called on the main thread.) A child has its own process group, so Ctrl-C in the terminal reaches only `zeta up`,
+which stops its children in order. On other systems, the children of a killed `zeta up` run until stopped manually.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a child that ran this long starts over with the first pause
+STEADY_SECONDS = 60.0  # after running for this long, the back-off is reset
 LOG_LIMIT_BYTES = 16 << 20
 
-_libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
+_libc = ctypes.CDLL(None)  # loaded at import, because nothing may be loaded between fork and exec
 
 
 def end_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
-    """What a child runs between fork and exec, so that the kernel sends it this signal when its parent ends."""
+    """A function for the child to run between fork and exec: the kernel then signals it when its parent exits."""
     parent = os.getpid()
 
     def arrange() -> None:
         if sys.platform == "linux":
             _libc.prctl(PR_SET_PDEATHSIG, death_signal)
-            if os.getppid() != parent:  # it ended before the line above
+            if os.getppid() != parent:  # the parent exited before the call above
                 os._exit(1)
 
     return arrange
 
 
 class Child:
-    """A command that is to run all the time. One name, one log file, one process at a time."""
+    """A command that is kept running, with one log file and one process at a time."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Child:
         death_signal: signal.Signals,
         inherited: int,
     ) -> None:
-        """``inherited`` is a descriptor that the child keeps open as long as it lives (see `Home.children`)."""
+        """``inherited`` is a descriptor that the child keeps open until it exits (see `Home.children`)."""
         self.name = name
         self.log_file = log_file
-        self.started_at = 0.0  # time.time(), to be compared with what the child says of itself
-        self.restart_at: float | None = None  # time.monotonic(); set while it is down and to be started again
+        self.started_at = 0.0  # time.time(), for comparison with the start time that the child reports
+        self.restart_at: float | None = None  # time.monotonic(); set while a restart is pending
         self._command, self._environment, self._directory = list(command), dict(environment), directory
         self._death_signal, self._inherited = death_signal, inherited
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,12 +83,12 @@ class Child:
                 env=self._environment,
                 pass_fds=(self._inherited,),
                 process_group=0,
-                umask=0o077,  # what they write is this user's alone
+                umask=0o077,  # only this user can access the files that children create
                 preexec_fn=end_with_parent(self._death_signal),
             )
 
     def poll(self) -> int | None:
-        """The exit status if it has ended (negative: the signal that killed it), once; ``None`` while it runs."""
+        """The exit status once after the process exited (negative if killed by a signal), otherwise ``None``."""
         if self._process is None:
             return None
         status = self._process.poll()
@@ -97,7 +97,7 @@ class Child:
         return status
 
     def plan_restart(self) -> float:
-        """Decide when it is started again; the pause in seconds, which doubles while it does not stay up."""
+        """Schedule the restart and return the pause in seconds, which doubles until the child keeps running."""
         if time.monotonic() - self._started >= STEADY_SECONDS:
             self._pause_seconds = FIRST_PAUSE_SECONDS
         pause = self._pause_seconds
@@ -110,8 +110,8 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    def last_words(self) -> str:
-        """The last line of its log, for a sentence about why it ended."""
+    def last_log_line(self) -> str:
+        """The last line of its log, which usually gives the reason for an exit."""
         with contextlib.suppress(OSError), self.log_file.open("rb") as log:
             log.seek(max(0, self.log_file.stat().st_size - 4096))
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
@@ -121,7 +121,7 @@ class Child:
 
 
 def _keep_small(log_file: Path) -> None:
-    """Put a log that has grown large aside, once; the one before goes."""
+    """Rename a log that has grown large, replacing the one renamed before."""
     with contextlib.suppress(FileNotFoundError):
         if log_file.stat().st_size > LOG_LIMIT_BYTES:
             log_file.replace(log_file.with_suffix(".earlier.log"))

@@ -1,4 +1,4 @@
-"""What speaks to a `zeta up` that runs (or is to run) by itself: `--detach`, `zeta down`, `zeta status`."""
+"""Controlling a `zeta up` in another process: starting it in the background, and stopping it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ WRONG_SETTING = 2  # the exit status of `zeta up`, see docs/commands.md
 
 
 def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
-    """Start `zeta up` in a session of its own and return when it is ready; its output goes to ``logs/up.log``.
+    """Start `zeta up` in its own session, with its output in ``logs/up.log``, and return when it is ready.
 
-    Raises its last sentence as `InvalidSettings` or `Unavailable` if it ends before.
+    If it exits before, its last line of output is raised as `InvalidSettings` or `Unavailable`.
     """
     home = Home(settings.home)
     home.make()
@@ -51,7 +51,7 @@ def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
             return state
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PROBE_SECONDS)
-            lines = log_file.read_text(errors="replace").strip().splitlines() or ["`zeta up` ended without output."]
+            lines = log_file.read_text(errors="replace").strip().splitlines() or ["`zeta up` exited without output."]
             sentence = lines[-1].removeprefix("Error: ")
             if process.returncode == WRONG_SETTING:
                 raise InvalidSettings(sentence)
@@ -64,9 +64,9 @@ def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
 
 
 def down(settings: UpSettings) -> UpState | None:
-    """Stop the `zeta up` of this home and return when it has ended; ``None`` where none runs.
+    """Stop the `zeta up` of this home and wait until it has exited. Returns ``None`` if none is running.
 
-    Raises `Unavailable` where it does not end within its grace, and where its process is not one of this machine.
+    Raises `Unavailable` if it does not exit within its grace period, or if its process is not on this machine.
     """
     home = Home(settings.home)
     state = home.running()
@@ -74,22 +74,22 @@ def down(settings: UpSettings) -> UpState | None:
         return None
     if not state.is_alive:
         raise Unavailable(
-            f"A `zeta up` runs in {home.path}, but process {state.pid} here is not it; "
+            f"A `zeta up` is running in {home.path}, but not as process {state.pid} of this machine; "
             "stop it where it was started (in its container or on its machine).",
             code="not_here",
         )
     deadline = time.monotonic() + settings.stop_grace_seconds + 2 * WORKER_MARGIN_SECONDS + 30
     with contextlib.suppress(ProcessLookupError):
         os.kill(state.pid, signal.SIGTERM)
-    while home.running() is not None or not _has_ended(state.pid):  # the lock is let go a moment before the end
+    while home.running() is not None or not _has_ended(state.pid):  # the lock is released just before the exit
         if time.monotonic() >= deadline:
-            raise Unavailable(f"Process {state.pid} did not end; see {home.logs}, or kill it.", code="not_stopped")
+            raise Unavailable(f"Process {state.pid} did not exit; see {home.logs}, or kill it.", code="not_stopped")
         Event().wait(PROBE_SECONDS)
     return state
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether the process is gone; on Linux also while only its parent has not asked for its exit status yet."""
+    """Whether the process has exited. On Linux, a zombie counts as exited."""
     try:
         if sys.platform != "linux":
             os.kill(pid, 0)

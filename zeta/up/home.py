@@ -1,8 +1,8 @@
-"""The folder of `zeta up`: what lies where, who may read it, and who runs in it.
+"""The home folder of `zeta up`: its layout, its file permissions, and the lock of the running service.
 
-Guarantees: the folder is made with mode 0700 and every secret with 0600 from its first byte; a secret, once made, is
-never replaced; of two `zeta up` on one folder one gets the lock, and the lock goes with its process however it ends.
-A folder that exists already keeps its mode.
+Guarantees: the folder is created with mode 0700, and every secret with mode 0600 from the start. A secret is never
+replaced. Only one `zeta up` can hold the lock of a folder; the lock is released when its process exits, for whatever
+reason. An existing folder keeps its mode.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from zeta_core.contract.errors import Conflict, InvalidSettings
 from zeta_core.contract.identity import FileIdentity, process_start
 
 PROBE_SECONDS = 0.05
-LOCK_SECONDS = 2.0  # a client that looks whether somebody runs holds the lock for a moment
-ENDING_SECONDS = 30.0  # children of a killed `zeta up` end within this
+LOCK_SECONDS = 2.0  # clients briefly hold the lock to check whether the service is running
+ENDING_SECONDS = 30.0  # the children of a killed `zeta up` exit within this time
 
 
 class UpState(BaseModel):
-    """``up.json``: the `zeta up` that runs in a home. ``url`` is null until its address is decided.
+    """``up.json``: the `zeta up` running in a home. ``url`` is null until the address has been chosen.
 
-    ``lock`` and ``pid_started`` tell it from one that was copied with its home, and its process from a later one.
+    ``lock`` shows whether the file was copied with its home; ``pid_started`` shows whether ``pid`` has been reused.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -44,18 +44,18 @@ class UpState(BaseModel):
     url: str | None
     started_at: datetime
     children: dict[str, int] = {}
-    lock: str | None = None  # the `FileIdentity` of the home's lock file; an older version does not tell
+    lock: str | None = None  # the `FileIdentity` of the home's lock file; older versions do not write it
     pid_started: int | None = None  # `process_start`
 
     @property
     def is_alive(self) -> bool:
-        """Whether ``pid`` is still the process that wrote this, as far as that can be known here."""
+        """Whether ``pid`` is still the process that wrote this file, as far as this process can tell."""
         return self.pid_started is None or process_start(self.pid) == self.pid_started
 
 
 @dataclass(frozen=True)
 class Home:
-    """Names in the folder, and the few things that are done with them."""
+    """The paths in the folder, and operations on them."""
 
     path: Path
 
@@ -81,7 +81,7 @@ class Home:
 
     @property
     def children_lock(self) -> Path:
-        """Held shared by every child process, so that the next `zeta up` can tell when all have ended."""
+        """A lock that every child process shares, so the next `zeta up` knows when all of them have exited."""
         return self.path / "children.lock"
 
     @property
@@ -93,7 +93,7 @@ class Home:
         return self.path / "valkey"
 
     def make(self) -> None:
-        """Make the folder and its parts. Raises `InvalidSettings` where it cannot be."""
+        """Create the folder and its subfolders. Raises `InvalidSettings` if that fails."""
         try:
             if not self.path.is_dir():
                 self.path.mkdir(parents=True, mode=0o700)
@@ -101,11 +101,11 @@ class Home:
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise InvalidSettings(
-                f"The home {self.path} cannot be made: {error.strerror}; give another with --home or ZETA_HOME."
+                f"The home {self.path} cannot be created: {error.strerror}; choose another with --home or ZETA_HOME."
             ) from error
 
     def secret(self, file: Path, prefix: str) -> str:
-        """The secret in ``file``, made now if there is none yet; a file that others may read is closed to them."""
+        """The secret in ``file``, created if it does not exist. Other users lose read access to an existing file."""
         try:
             file.chmod(0o600)
             return _required(file)
@@ -113,11 +113,11 @@ class Home:
             pass
         text = f"{prefix}{secrets.token_urlsafe(32)}"
         with _written_aside(file, text + "\n") as aside, contextlib.suppress(FileExistsError):
-            os.link(aside, file)  # unlike a rename, never replaces one that another process made meanwhile
+            os.link(aside, file)  # unlike a rename, it never replaces a secret that another process has just created
         return _required(file)
 
     def write_private(self, file: Path, text: str) -> None:
-        """Replace a file, readable by this user alone, whole or not at all."""
+        """Replace a file atomically; only this user can read it."""
         with _written_aside(file, text) as aside:
             aside.replace(file)
 
@@ -125,7 +125,7 @@ class Home:
         self.write_private(self.state, state.model_dump_json(indent=2) + "\n")
 
     def read_state(self) -> UpState | None:
-        """What the last `zeta up` of this home wrote; what was copied with another home does not count."""
+        """The state that the last `zeta up` of this home wrote. A state copied from another home is ignored."""
         try:
             state = UpState.model_validate_json(self.state.read_bytes())
             recorded = FileIdentity.parse(state.lock or "")
@@ -135,7 +135,7 @@ class Home:
         return None if is_copied else state
 
     def running(self) -> UpState | None:
-        """The `zeta up` that runs here now: what it wrote counts only while it holds the lock."""
+        """The state of the `zeta up` that is running in this home, which holds the lock."""
         try:
             descriptor = os.open(self.lock, os.O_RDONLY)
         except OSError:
@@ -153,22 +153,20 @@ class Home:
             return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise InvalidSettings(
-                f"The home {self.path} cannot be written: {error.strerror}; give another with --home or ZETA_HOME."
+                f"The home {self.path} is not writable: {error.strerror}; choose another with --home or ZETA_HOME."
             ) from error
 
     @contextmanager
     def owned(self) -> Generator[None]:
-        """Be the one `zeta up` of this home. Raises `Conflict` saying where the other one is."""
+        """Hold this home's lock. Raises `Conflict`, with the process and URL, if another `zeta up` holds it."""
         descriptor = self._open_lock(self.lock)
         try:
             if not _locked(descriptor, LOCK_SECONDS):
                 other = self.read_state()
-                where = (
-                    f"as process {other.pid}, at {other.url or 'an address not yet decided'}" if other else "already"
-                )
+                where = f"as process {other.pid}, at {other.url or 'an address not yet chosen'}" if other else "already"
                 raise Conflict(
-                    f"A `zeta up` runs in {self.path} {where}; use it, stop it with `zeta down`, "
-                    "or give another home with --home.",
+                    f"A `zeta up` is running in {self.path} {where}; use it, stop it with `zeta down`, "
+                    "or choose another home with --home.",
                     code="already_running",
                 )
             yield
@@ -177,9 +175,9 @@ class Home:
 
     @contextmanager
     def children(self) -> Generator[int]:
-        """A descriptor for children to inherit, once the children of an earlier `zeta up` have all ended.
+        """Wait until all children of an earlier `zeta up` have exited, and yield a lock descriptor for new children.
 
-        Raises `Conflict` if they do not end within `ENDING_SECONDS`.
+        Raises `Conflict` if they do not exit within `ENDING_SECONDS`.
         """
         descriptor = self._open_lock(self.children_lock)
         try:
@@ -187,7 +185,7 @@ class Home:
                 earlier = self.read_state()
                 pids = ", ".join(f"{name} {pid}" for name, pid in earlier.children.items()) if earlier else "unknown"
                 raise Conflict(
-                    f"Processes of an earlier `zeta up` in {self.path} still run ({pids}); end them first.",
+                    f"Processes of an earlier `zeta up` in {self.path} are still running ({pids}); stop them first.",
                     code="children_running",
                 )
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -197,7 +195,7 @@ class Home:
 
 
 def _locked(descriptor: int, seconds: float) -> bool:
-    """Try to get the exclusive lock for so long."""
+    """Try to acquire the exclusive lock for this long."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -213,13 +211,13 @@ def _locked(descriptor: int, seconds: float) -> bool:
 def _required(file: Path) -> str:
     lines = file.read_text().splitlines()
     if not lines or not lines[0].strip():
-        raise InvalidSettings(f"{file} is empty; remove it, and a new secret is made at the next start.")
+        raise InvalidSettings(f"{file} is empty; remove it, and the next start creates a new secret.")
     return lines[0].strip()
 
 
 @contextmanager
 def _written_aside(file: Path, text: str) -> Generator[Path]:
-    """A file beside ``file`` with this text on disk, mode 0600, removed at the end if it is still there."""
+    """A temporary file beside ``file`` with this text, synced and with mode 0600, removed on exit if it remains."""
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     aside = Path(name)
     try:

@@ -1,7 +1,8 @@
-"""The running of everything: start in order, wait until ready, restart what dies, stop in order.
+"""Supervising the child processes of `zeta up`: starting them, waiting until ready, restarting and stopping them.
 
-The order is valkey, migrations, then server and worker together; stopping goes the other way, so that the worker can
-still hand its jobs back. One thread does all of it: it sleeps until a child ends, a signal comes or a restart is due.
+Valkey starts first, then the migrations run, then the server and the worker start together. They stop in reverse order,
+so the worker can still hand its jobs back. A single thread does this work; it sleeps until a child exits, a signal
+arrives or a restart is due.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.contract.identity import FileIdentity, process_start
 from zeta_core.contract.redis_access import RedisAddress
 
-READY_SECONDS = 90.0  # a slow disk and a cold Python take their time
-REDIS_SECONDS = 10.0  # for one of the user's own, which may be starting beside us
+READY_SECONDS = 90.0  # enough for a slow disk and uncached Python imports
+REDIS_SECONDS = 10.0  # for the user's own Redis, which may be starting at the same time
 PROBE_SECONDS = 0.1
-WORKER_MARGIN_SECONDS = 15.0  # beyond its own grace
+WORKER_MARGIN_SECONDS = 15.0  # in addition to its own grace period
 SERVER_STOP_SECONDS = 15.0
 VALKEY_STOP_SECONDS = 10.0
 EX_USAGE = 2  # the exit status of a child that printed one sentence about its settings
@@ -45,11 +46,11 @@ Say = Callable[[str], None]
 
 
 class _Stopped(Exception):
-    """A stop signal came while something was awaited."""
+    """A stop signal arrived while the service was starting."""
 
 
 class Service:
-    """One `zeta up` with its children. `run` does everything and returns when all has stopped."""
+    """One `zeta up` and its child processes."""
 
     def __init__(self, settings: UpSettings, variables: Mapping[str, str], say: Say) -> None:
         self.settings = settings
@@ -63,10 +64,11 @@ class Service:
         self._wakeup, self._wakeup_writer = socket.socketpair()
 
     def run(self, on_ready: Callable[[UpState], None]) -> None:
-        """Run until a stop signal. ``on_ready`` is called when the API and the worker answer.
+        """Run until a stop signal. ``on_ready`` is called when the API and the worker are ready.
 
-        Raises `Conflict` where another one runs in this home, `InvalidSettings` for a port in use and for missing
-        parts, `Unavailable` when a part does not come up; whatever it raises, nothing it started is left.
+        Raises `Conflict` if another `zeta up` is running in this home, `InvalidSettings` if the port is in use or a
+        package is missing, and `Unavailable` if a child process does not become ready. All child processes have exited
+        when it returns or raises.
         """
         _require_parts()
         self.home.make()
@@ -120,25 +122,25 @@ class Service:
         if settings.redis_url is None:
             valkey = Valkey(home, _free_port("127.0.0.1"))
             child("valkey", valkey.command, signal.SIGTERM)
-            self._await(valkey.answers, "Valkey answers")
+            self._await(valkey.answers, "Valkey")
         else:
             given = RedisAddress.parse(settings.redis_url)
             self._await(
                 lambda: _listens(given),
-                f"Redis listens at {given.place} (ZETA_REDIS_URL; unset: one of its own)",
+                f"Redis at {given.place} (ZETA_REDIS_URL; unset it to use the built-in Valkey)",
                 REDIS_SECONDS,
             )
         self._migrate(environment)
-        # A worker that is killed leaves its trainings running for their grace; the next one adopts them. Stopping it
-        # in order would need the server, which ends at the same moment.
+        # If `zeta up` is killed, its worker is killed too. Its trainings continue for their grace period, and the next
+        # worker adopts them. An orderly stop would need the server, which exits at the same time.
         child("server", module("server"), signal.SIGTERM)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")
         with Client(self._url, key, patience_seconds=0, use_proxy=False) as client:
-            if settings.redis_url is not None:  # which may be another service's: then the server ends, saying so
-                self._await(client.is_ready, "the API is ready")
+            if settings.redis_url is not None:  # the server exits with a message if it belongs to another service
+                self._await(client.is_ready, "the API")
             worker = child("worker", module("worker"), signal.SIGKILL)
-            self._await(client.is_ready, "the API is ready")
-            self._await(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker is there")
+            self._await(client.is_ready, "the API")
+            self._await(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker")
 
     def _migrate(self, environment: Mapping[str, str]) -> None:
         log_file = self.home.logs / "migrations.log"
@@ -155,28 +157,26 @@ class Service:
                 check=False,
             )
         if done.returncode != 0:
-            lines = log_file.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = log_file.read_text(errors="replace").strip().splitlines() or ["no output"]
             if done.returncode == EX_USAGE:
                 raise InvalidSettings(lines[-1], code="migrations")
-            raise Unavailable(
-                f"The migrations of the database failed: {lines[-1]} (see {log_file}).", code="migrations"
-            )
+            raise Unavailable(f"The database migration failed: {lines[-1]} (see {log_file}).", code="migrations")
 
-    def _await(self, true: Callable[[], bool], what: str, seconds: float = READY_SECONDS) -> None:
-        """Wait until it is true, a stop signal comes (`_Stopped`), or a child ends (`Unavailable`)."""
+    def _await(self, is_ready: Callable[[], bool], name: str, seconds: float = READY_SECONDS) -> None:
+        """Wait until ``is_ready()``. Raises `_Stopped` on a stop signal, `Unavailable` on time-out or a child exit."""
         deadline = time.monotonic() + seconds
-        while not true():
+        while not is_ready():
             for child in self._children:
                 status = child.poll()
                 if status is not None:
                     raise Unavailable(
-                        f"The {child.name} ended while it started ({_how(status)}): {child.last_words()} "
-                        f"The rest is in {child.log_file}.",
+                        f"The {child.name} exited while starting ({_exit_text(status)}): {child.last_log_line()} "
+                        f"The full log is in {child.log_file}.",
                         code="child_ended",
                     )
             if time.monotonic() >= deadline:
-                logs = f"; the logs in {self.home.logs} say why" if self._children else ""
-                raise Unavailable(f"It took more than {seconds:g} s until {what}{logs}.", code="not_ready")
+                logs = f"; see the logs in {self.home.logs}" if self._children else ""
+                raise Unavailable(f"Not ready after {seconds:g} s: {name}{logs}.", code="not_ready")
             self._sleep(PROBE_SECONDS)
             if self._signals:
                 raise _Stopped
@@ -189,10 +189,10 @@ class Service:
                 status = child.poll()
                 if status is not None:
                     pause = child.plan_restart()
-                    self._say(f"{child.name} ended ({_how(status)}); it is started again in {pause:g} s.")
+                    self._say(f"{child.name} exited ({_exit_text(status)}); restarting it in {pause:g} s.")
                 if child.restart_at is not None and child.restart_at <= time.monotonic():
                     child.start()
-                    self._say(f"{child.name} runs again as process {child.pid}.")
+                    self._say(f"Restarted {child.name} as process {child.pid}.")
                     self._write_state("ready")
             due = [child.restart_at for child in self._children if child.restart_at is not None]
             self._sleep(max(0.0, min(due) - time.monotonic()) if due else None)
@@ -200,31 +200,34 @@ class Service:
     # --- Stop ---------------------------------------------------------------------------------------------------------
 
     def _stop(self) -> None:
-        """Stop worker, server, valkey, each with its own time; a further stop signal kills what is left."""
+        """Stop worker, server and Valkey, each with its own time limit; a second stop signal kills the rest."""
         signals_before = self._signals
-        times = {"worker": self.settings.stop_grace_seconds + WORKER_MARGIN_SECONDS, "server": SERVER_STOP_SECONDS}
+        limits = {"worker": self.settings.stop_grace_seconds + WORKER_MARGIN_SECONDS, "server": SERVER_STOP_SECONDS}
         for child in reversed(self._children):
             if child.pid is None:
                 continue
             child.send(signal.SIGTERM)
-            deadline = time.monotonic() + times.get(child.name, VALKEY_STOP_SECONDS)
+            deadline = time.monotonic() + limits.get(child.name, VALKEY_STOP_SECONDS)
             was_killed = False
             while child.poll() is None:
                 if not was_killed and (time.monotonic() >= deadline or self._signals > signals_before):
-                    self._say(f"{child.name} is killed: it did not stop in time, or you asked a second time.")
+                    reason = (
+                        "a second stop signal arrived" if self._signals > signals_before else "it did not stop in time"
+                    )
+                    self._say(f"Killing {child.name}: {reason}.")
                     child.send(signal.SIGKILL)
                     was_killed = True
                 self._sleep(1.0)
 
-    # --- Waiting and telling ------------------------------------------------------------------------------------------
+    # --- Signals and state --------------------------------------------------------------------------------------------
 
     @contextmanager
     def _listening(self) -> Generator[None]:
-        """Take the stop signals and wake at the end of a child; afterwards all is as it was."""
+        """Handle stop signals and SIGCHLD, and restore the earlier handlers afterwards."""
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
         earlier_wakeup = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
-        # A signal that is ignored (nohup) stays ignored; Ctrl-C is heard even where a shell started us with `&`.
+        # An ignored SIGHUP (nohup) stays ignored. SIGINT is handled even if a shell started this process with `&`.
         numbers = [
             number
             for number in STOP_SIGNALS
@@ -243,7 +246,7 @@ class Service:
         self._signals += 1
 
     def _sleep(self, seconds: float | None) -> None:
-        """Sleep until a signal comes, at most so long."""
+        """Sleep until a signal arrives, for at most this long."""
         select.select([self._wakeup], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
             while self._wakeup.recv(4096):
@@ -266,16 +269,16 @@ class Service:
 
 
 def _wake(_number: int, _frame: FrameType | None) -> None:
-    """A signal that only ends the sleep: Python tells the wake-up descriptor of handled signals alone."""
+    """A handler that does nothing. Python writes to the wake-up descriptor only for signals that have a handler."""
 
 
 def module(name: str) -> list[str]:
-    """The command that runs one of our rooms; ``-P`` keeps a folder of that name where we are started out of it."""
+    """The command that runs one of our packages. ``-P`` ignores a folder of the same name in the working directory."""
     return [sys.executable, "-P", "-m", name]
 
 
 def _require_parts() -> None:
-    """Raise `InvalidSettings` where an extra is not installed."""
+    """Raise `InvalidSettings` if an extra is not installed."""
     for part, extra in (("fastapi", "server"), ("alembic", "server"), ("celery", "worker"), ("torch", "train")):
         if importlib.util.find_spec(part) is None:
             raise InvalidSettings(
@@ -286,7 +289,7 @@ def _require_parts() -> None:
 
 
 def _require_free(host: str, port: int) -> None:
-    """Raise `InvalidSettings` where something listens there already, or the address is not this machine's."""
+    """Raise `InvalidSettings` if the port is in use, or the address does not belong to this machine."""
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with socket.socket(family, kind, protocol) as listener:
@@ -296,7 +299,7 @@ def _require_free(host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:  # a label of a name may be too long
         raise InvalidSettings(
             f"Port {port} of {host} cannot be used ({getattr(error, 'strerror', None) or error}); "
-            "stop what listens there, or give another with --port (and --host).",
+            "stop the program that uses it, or choose another with --port (and --host).",
             code="port_in_use",
         ) from error
 
@@ -310,19 +313,19 @@ def _free_port(host: str) -> int:
     except (OSError, UnicodeError) as error:
         raise InvalidSettings(
             f"ZETA_HOST is {host!r}, which is not an address of this machine "
-            f"({getattr(error, 'strerror', None) or error}); give another with --host.",
+            f"({getattr(error, 'strerror', None) or error}); choose another with --host.",
             param="ZETA_HOST",
         ) from error
 
 
 def _local_url(host: str, port: int) -> str:
-    """How this machine reaches the server: an address that means "all of them" is reached by loopback."""
+    """The server's URL on this machine. A wildcard address is reached through loopback."""
     reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{reached}:{port}"
 
 
 def _listens(address: RedisAddress) -> bool:
-    """Whether something takes connections there; what it is, the server and the worker find out."""
+    """Whether something accepts connections at the address. The server and the worker check that it is Redis."""
     try:
         if address.socket:
             with socket.socket(socket.AF_UNIX) as connection:
@@ -345,8 +348,8 @@ def _has_worker(client: Client, name: str, started_at: float) -> bool:
     )
 
 
-def _how(status: int) -> str:
-    """An exit status in words."""
+def _exit_text(status: int) -> str:
+    """An exit status as text."""
     if status >= 0:
         return f"exit status {status}"
     with contextlib.suppress(ValueError):

@@ -1,7 +1,7 @@
-"""What `zeta up` is told, and what it tells its children.
+"""The settings of `zeta up`, and the environment of its child processes.
 
-`zeta up` reads the few settings that it needs itself; every other ``ZETA_*`` (and the rest of the environment) goes to
-the children as it is, so that a setting of theirs never has to be known here.
+`zeta up` reads only the settings that it needs itself. The child processes inherit all other ``ZETA_*`` and environment
+variables unchanged, so their settings need not be listed here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
 
 
 class UpSettings(Settings):
-    """The settings that `zeta up` itself needs; ``port`` 0 is any free one."""
+    """The settings that `zeta up` itself needs; ``port`` 0 picks a free port."""
 
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
@@ -42,7 +42,9 @@ class ShownSettings(UpSettings):
 
 
 def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
-    """The ``ZETA_*`` that only children read, for people to see; what is called like a secret is masked."""
+    """The ``ZETA_*`` variables that only child processes read, for display. Values are masked if the name suggests a
+    secret.
+    """
     own = {PREFIX + name.upper() for name in (*UpSettings.model_fields, "url")}
     return {
         name: "***" if _SECRET.search(name) and not name.endswith("_FILE") else value
@@ -52,12 +54,12 @@ def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def worker_name(settings: UpSettings) -> str:
-    """The name that the worker keeps over restarts, so that it finds its queue and its trainings again."""
+    """The worker's name. It is stable across restarts, so that the worker finds its queue and its trainings again."""
     return settings.worker_name or re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("._-") or "local"
 
 
 def child_environment(variables: Mapping[str, str], settings: UpSettings, port: int) -> dict[str, str]:
-    """The environment of every child: what we were given, what was decided, and secrets as names of files."""
+    """The environment of every child: the inherited variables, the effective settings, and paths of secret files."""
     home = Home(settings.home)
     child = dict(variables)
     child |= {

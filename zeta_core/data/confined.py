@@ -1,12 +1,12 @@
-"""Runs work on untrusted data in forked processes that have limits of memory and of processor time.
+"""Processing untrusted data in forked processes with memory and CPU time limits.
 
-A small file can hold rows that take gigabytes, a chat template is a program, and a library that decodes a damaged file
-can crash. So nothing of a file is decoded, rendered or tokenized in the training process itself.
+A small file can contain rows that expand to gigabytes, a chat template is a program, and a library can crash while it
+decodes a damaged file. The training process therefore never decodes, renders or tokenizes data itself.
 
-Guaranteed on Linux: a process that allocates more than its limit, computes longer than its limit on one row, or crashes
-becomes an `InvalidData` that names the place and the limit; nothing is left running when this process ends. Results
-come back as JSON and plain arrays, never pickled. Not guaranteed elsewhere, where a fork is not safe: there the work is
-done in this process, without limits.
+Guarantees on Linux: if a process exceeds its memory limit, exceeds its CPU time limit for one row, or crashes, the
+caller gets an `InvalidData` error that names the row and the limit. No process is left running when this process exits.
+Results are returned as JSON and plain arrays, never pickled. On other systems, where forking is not safe, the work runs
+in this process without limits.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ MEBIBYTE = 2**20
 MOST_MEMORY_BYTES = 4096 * MEBIBYTE
 LEAST_MEMORY_BYTES = 1024 * MEBIBYTE
 RENDERING_SECONDS = 30.0
-OTHER_STAGES = 4.0  # times as long: a row may be a whole book
+OTHER_STAGES = 4.0  # the factor for other stages, because a row may be a whole book
 PLACE_BYTES = 4096
 
 Stage = Literal["reading", "rendering", "tokenizing"]
 _NEEDED_MEMORY: dict[str, str] = {
-    "reading": "decoding it takes more than {limit} of memory; write the data with smaller rows and row groups.",
+    "reading": "decoding it requires more than {limit} of memory; write the data with smaller rows and row groups.",
     "rendering": "the tokenizer's chat template exceeded {limit} of memory when rendering this row; use a template "
-    "that writes less, or remove the row.",
-    "tokenizing": "tokenizing it takes more than {limit} of memory; split it into smaller rows.",
+    "with less output, or remove the row.",
+    "tokenizing": "tokenizing it requires more than {limit} of memory; split it into smaller rows.",
 }
 _NEEDED_TIME: dict[str, str] = {
-    "reading": "decoding it takes longer than {limit} of processor time; write the data with smaller rows.",
-    "rendering": "the tokenizer's chat template exceeded {limit} of processor time when rendering this row; use a "
-    "template that ends sooner, or remove the row.",
-    "tokenizing": "tokenizing it takes longer than {limit} of processor time; split it into smaller rows.",
+    "reading": "decoding it requires more than {limit} of CPU time; write the data with smaller rows.",
+    "rendering": "the tokenizer's chat template exceeded {limit} of CPU time when rendering this row; use a faster "
+    "template, or remove the row.",
+    "tokenizing": "tokenizing it requires more than {limit} of CPU time; split it into smaller rows.",
 }
 _CRASHED: dict[str, str] = {
-    "reading": "reading it crashed the process that decodes it ({signal}), so the file is damaged; write it anew.",
+    "reading": "decoding it crashed ({signal}), so the file is probably damaged; write it again.",
     "rendering": "rendering this row with the tokenizer's chat template crashed ({signal}); use another template, or "
     "remove the row.",
     "tokenizing": "tokenizing it crashed ({signal}); split it into smaller rows.",
@@ -61,14 +61,14 @@ _CRASHED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """``memory_bytes``: what one process may allocate. ``rendering_seconds``: its processor time for one row."""
+    """The limits of one process: the memory that it may allocate, and its CPU time for rendering one row."""
 
     memory_bytes: int = MOST_MEMORY_BYTES
     rendering_seconds: float = RENDERING_SECONDS
 
     @classmethod
     def for_processes(cls, number: int) -> Limits:
-        """The limits of each of several processes, which together get half of the memory that is free."""
+        """The limits for each of several processes, which share half of the free memory."""
         share = free_memory_bytes() // (2 * number)
         return cls(memory_bytes=max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share)))
 
@@ -80,20 +80,20 @@ class Limits:
         return InvalidData(f"{place}: {_NEEDED_TIME[stage].format(limit=f'{self.seconds(stage):g} s')}")
 
     def seconds(self, stage: Stage) -> float:
-        """The processor time that a stage may take, for one row or for one unit of rows."""
+        """The CPU time limit of a stage, for one row or for one unit of rows."""
         return self.rendering_seconds * (1.0 if stage == "rendering" else OTHER_STAGES)
 
 
 class Position:
-    """The place in the data that a process works on, in memory that it shares with the process that waits for it."""
+    """The place in the data that a process is working on, in memory shared with its parent."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Without ``limits`` nothing is limited."""
+        """Without ``limits``, CPU time is not limited."""
         self._memory = mmap.mmap(-1, PLACE_BYTES)
         self._limits = limits
 
     def move(self, place: str, stage: Stage) -> None:
-        """Begin with ``place``, for which the process gets its processor time anew."""
+        """Start working on ``place``, and reset the CPU time limit."""
         self._memory.seek(0)
         self._memory.write(f"{stage}\0{place}\0".encode()[:PLACE_BYTES])
         if self._limits is not None:
@@ -107,7 +107,7 @@ class Position:
 
 
 class Confined:
-    """A forked process that does ``work`` within its limits, and the reading end of its pipe."""
+    """A forked process that runs ``work`` within its limits, and the reading end of its pipe."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class Confined:
         name: str,
         others: Sequence[Confined] = (),
     ) -> None:
-        """``others``: those of the same parent, whose pipes the new process must not hold open."""
-        importlib.import_module("pyarrow")  # here, so that not every forked process imports it again
+        """``others`` are the parent's other processes, whose pipes the new process must not keep open."""
+        importlib.import_module("pyarrow")  # imported once in the parent instead of in every forked process
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe(duplex=False)
         self._limits = limits
@@ -130,7 +130,7 @@ class Confined:
         theirs.close()
 
     def receive(self) -> dict[str, Any]:
-        """The next message of the work. Raises what it reports, or why it ended without a report."""
+        """Return the next message. Raises the error that the process reports, or the reason why it exited."""
         try:
             message = json.loads(self.pipe.recv_bytes())
         except EOFError:
@@ -142,7 +142,7 @@ class Confined:
         return message
 
     def stop(self) -> None:
-        """Begin to end the process; `close` waits for that."""
+        """Terminate the process without waiting for it; `close` waits."""
         self.pipe.close()
         self._process.terminate()
 
@@ -156,32 +156,31 @@ class Confined:
         code = self._process.exitcode or 0
         if code == -signal.SIGXCPU:
             return self._limits.exceeded_time(place, stage)
-        if code == -signal.SIGABRT:  # C++ and Rust abort where an allocation fails
+        if code == -signal.SIGABRT:  # C++ and Rust abort when an allocation fails
             return self._limits.exceeded_memory(place, stage)
         if code < 0 and code not in (-signal.SIGKILL, -signal.SIGTERM):
             return InvalidData(f"{place}: {_CRASHED[stage].format(signal=signal.Signals(-code).name)}")
         return TrainingFailed(
-            f"A process that tokenizes the data ended with exit code {code}; it was killed, most likely because memory "
-            "ran out.",
-            hint="Give the job more memory, or data in smaller rows.",
+            f"A tokenization process exited with code {code}; it was probably killed because memory ran out.",
+            hint="Give the job more memory, or use smaller rows.",
         )
 
 
 def confined(work: Callable[[Position], Any], limits: Limits | None = None) -> Any:
-    """What ``work`` returns, which must be JSON, computed in a process of its own where that is possible."""
+    """Run ``work`` in a separate process, where that is possible, and return its result, which must be JSON."""
     if sys.platform != "linux":
         return work(Position())
     limits = limits or Limits.for_processes(1)
 
     def send(pipe: Connection, position: Position) -> None:
-        tell(pipe, kind="result", value=work(position))
+        send_message(pipe, kind="result", value=work(position))
 
     with closing(Confined(send, limits, name="look")) as process:
         return process.receive()["value"]
 
 
-def tell(pipe: Connection, **about: Any) -> None:
-    pipe.send_bytes(json.dumps(about).encode())
+def send_message(pipe: Connection, **fields: Any) -> None:
+    pipe.send_bytes(json.dumps(fields).encode())
 
 
 def _run(
@@ -191,9 +190,9 @@ def _run(
     pipe: Connection,
     foreign: Sequence[Connection],
 ) -> None:
-    """The forked process: limit itself, do the work, report what went wrong."""
+    """The main function of the forked process: apply the limits, run the work, and report errors."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; its parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches this process; its parent stops it
     for other in foreign:
         other.close()
     allowed = _limit_this_process(limits)
@@ -206,20 +205,20 @@ def _run(
         except RecursionError:
             raise InvalidData(f"{position.read()[0]}: is nested too deeply; write it with fewer levels.") from None
     except InvalidData as error:
-        tell(pipe, kind="invalid", message=error.message)
+        send_message(pipe, kind="invalid", message=error.message)
     except BrokenPipeError:
-        pass  # the parent is gone, or wants no more
+        pass  # the parent exited, or needs no more results
     except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it
         traceback.print_exception(error, file=sys.stderr)
         place, stage = position.read()
-        tell(pipe, kind="failed", message=f"{place}: {stage} failed: {type(error).__name__}: {error}")
+        send_message(pipe, kind="failed", message=f"{place}: {stage} failed: {type(error).__name__}: {error}")
 
 
 def _limit_this_process(limits: Limits) -> tuple[int, int]:
-    """Apply the limits; returns the limit of memory as it was.
+    """Apply the limits, and return the previous memory limit.
 
-    RLIMIT_DATA counts private writable memory, by size and not by use (setrlimit(2), Linux 4.7). Arrow's own allocator
-    reserves a gigabyte at once, so the system's is used.
+    RLIMIT_DATA counts private writable memory by its reserved size, used or not (setrlimit(2), Linux 4.7). Arrow's own
+    allocator reserves a gigabyte at once, so the system's allocator is used.
     """
     import pyarrow as pa
 

@@ -1,7 +1,7 @@
-"""Rows become token ids, and for conversations and pairs which of the tokens are learned.
+"""Encoding rows as token ids and, for conversations and pairs, marking the tokens that are trained on.
 
-An `Encoder` knows nothing of files and processes: it is given the rows of one unit and answers with arrays, so that it
-can work here or in a forked process. N tokens, D documents or pieces of them.
+An `Encoder` is independent of files and processes: it converts the rows of one unit to arrays, so it can run in this
+process or in a forked one. Shapes: N tokens, D documents or pieces of documents.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
 
 
 def train_on_by_format(formats: Iterable[str]) -> TrainOn | str:
-    """What an unset ``train_on`` means for data of these formats; of several, the words for each."""
+    """The default of ``train_on`` for these formats; if the formats differ, a text that lists each."""
     meant = {name: DEFAULT_TRAIN_ON[cast(RowFormat, name)] for name in formats}
     words = sorted(set(meant.values())) or ["all"]
     return words[0] if len(words) == 1 else ", ".join(f"{name}: {word}" for name, word in meant.items())
 
 
-def unsaid(train_on: TrainOn | None, formats: Iterable[RowFormat]) -> TrainOn | None:
-    """``train_on``, but ``None`` where it says what data of these formats means by itself."""
+def without_default(train_on: TrainOn | None, formats: Iterable[RowFormat]) -> TrainOn | None:
+    """``train_on``, or ``None`` if it is the default for these formats."""
     return None if all(DEFAULT_TRAIN_ON[name] == train_on for name in formats) else train_on
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Documents one after the other; ``ends`` is false for a piece that the next one goes on with."""
+    """Consecutive documents. ``ends_D`` is false for a piece that continues in the next one."""
 
     ids_N: NDArray[Any]
     lengths_D: NDArray[np.int64]
     ends_D: NDArray[np.bool_]
-    rows_D: NDArray[np.int64]  # the row or line that each came from, 0 for a text file
-    hashes_D: NDArray[np.uint64]  # of the ids, to find exact duplicates by
-    supervised_N: NDArray[np.bool_] | None = None  # the tokens that are learned; None: all
-    num_split: int = 0  # conversations that became several documents
+    rows_D: NDArray[np.int64]  # the source row or line of each document, 0 for a text file
+    hashes_D: NDArray[np.uint64]  # hashes of the ids, for finding exact duplicates
+    supervised_N: NDArray[np.bool_] | None = None  # the tokens that are trained on; None means all
+    num_split: int = 0  # conversations that were split into several documents
     templated: bool = False  # a chat template was used
-    blank: bool = False  # its texts are white space, as far as they are not empty
+    blank: bool = False  # all texts are empty or white space
 
 
 class Encoder:
-    """Tokenizes what one run reads. ``dtype`` is that of the ids; ``train_on`` ``None`` means by format."""
+    """Tokenizes the data of one run. ``dtype`` is the type of the ids; ``train_on=None`` is the format's default."""
 
     def __init__(self, tokenizer: Any, dtype: np.dtype[Any], *, train_on: TrainOn | None, method: str) -> None:
         self._tokenizer = tokenizer
@@ -73,9 +73,9 @@ class Encoder:
         self._end = np.array([] if end is None else [end], dtype=dtype)
 
     def encode(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
-        """The documents of some rows. Raises `InvalidData` naming the row that cannot be trained on.
+        """Encode rows as documents. Raises `InvalidData` naming a row that cannot be trained on.
 
-        ``position`` is moved along, from where the rows are read.
+        ``position`` is updated as the rows are processed.
         """
         if source.row_format not in ("tokens", "text"):
             return self._conversations(source, rows, position)
@@ -92,15 +92,17 @@ class Encoder:
             ids = cast("list[int]", source.fields(row)["input_ids"])
             if max(ids, default=0) > np.iinfo(self._dtype).max:
                 place = source.place(row.number)
-                raise InvalidData(f"{place}: holds token ids of more than 32 bits, which no model has.")
+                raise InvalidData(
+                    f"{place}: contains token ids of more than 32 bits; use ids of the model's vocabulary."
+                )
             arrays.append(np.asarray(ids, dtype=self._dtype))
         return self._documents(arrays, rows)
 
     def _texts(self, source: Source, rows: list[Row]) -> Encoded:
         if self._train_on not in (None, "all"):
             raise InvalidData(
-                f"{source.name} is plain text, which has no turns, and train_on is {self._train_on!r}; use 'all', or "
-                "give conversations or pairs of prompt and completion."
+                f"train_on is {self._train_on!r}, but {source.name} is plain text without turns; use 'all', or provide "
+                "conversations or pairs of prompt and completion."
             )
         texts = [cast(str, source.fields(row)["text"]) for row in rows]
         none = self._end[:0]
@@ -116,7 +118,7 @@ class Encoder:
 
     def _plain(self, texts: list[str]) -> list[NDArray[Any]]:
         if is_bytes(self._tokenizer):
-            # ByT5's ids are the bytes, three special ids below them (Xue et al. 2021, arXiv 2105.13626, section 3.1).
+            # ByT5's ids are the bytes plus three special ids (Xue et al. 2021, arXiv 2105.13626, section 3.1).
             three = self._dtype.type(3)
             return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self._dtype) + three for text in texts]
         return self._tokenize(texts)
@@ -161,9 +163,9 @@ class Encoder:
         arrays: list[NDArray[Any]] = []
         masks: list[NDArray[np.bool_]] = []
         for row, (ids, learned) in zip(owners, self._marked(texts), strict=True):
-            if not learned[1:].any():  # nothing is before the first token to tell it by
+            if not learned[1:].any():  # the first token has no context to be predicted from
                 raise InvalidData(
-                    f"{source.place(row.number)}: has nothing to learn: no token of an answer; remove it, or fill it."
+                    f"{source.place(row.number)}: has no answer tokens to train on; remove the row, or add an answer."
                 )
             learned[0] = False
             arrays.append(ids)
@@ -185,47 +187,52 @@ class Encoder:
                 return self._pair(fields, tools)
 
     def _pair(self, fields: dict[str, Any], tools: list[dict[str, Any]] | None) -> list[Text]:
-        """The chosen and the rejected answer, each with its prompt; both are one answer to the same prompt."""
+        """The chosen and the rejected answer, each with the same prompt."""
         prompt, chosen, rejected = fields.get("prompt"), fields["chosen"], fields["rejected"]
         if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list | Mapping):
             if prompt is None:
                 prompt, chosen, rejected = _beginning_alike(chosen, rejected)
             return [
-                chat.prompt_and_completion(self.template, prompt, said, tools, "completion")[0]
-                for said in (chosen, rejected)
+                chat.prompt_and_completion(self.template, prompt, answer, tools, "completion")[0]
+                for answer in (chosen, rejected)
             ]
         chosen, rejected = chat.turns_of(chosen, "assistant"), chat.turns_of(rejected, "assistant")
         asked = [] if prompt is None else chat.turns_of(prompt, "user")
         repeated = asked == chosen[: len(asked)] == rejected[: len(asked)]
         begun = isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"
         if prompt is None or begun or repeated:
-            shared = 0  # two whole conversations, which begin alike
+            shared = 0  # two complete conversations with a common beginning
             while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
                 shared += 1
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
             if chosen[0] != rejected[0] and not chosen[0]["role"] == rejected[0]["role"] == "assistant":
-                raise Unlearnable("chosen and rejected answer different prompts; give two answers to the same one.")
-        if any(said[-1]["role"] != "assistant" for said in (chosen, rejected)):
+                raise Unlearnable(
+                    "chosen and rejected answer different prompts; provide two answers to the same prompt."
+                )
+        if any(turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
             raise Unlearnable("chosen and rejected must each end with an assistant turn.")
         answers = [
-            chat.prompt_and_completion(self.template, prompt, said, tools, "completion") for said in (chosen, rejected)
+            chat.prompt_and_completion(self.template, prompt, turns, tools, "completion")
+            for turns in (chosen, rejected)
         ]
         if any(len(texts) > 1 for texts in answers):
-            raise Unlearnable("the chat template does not write the turns of an answer as one text; give it one turn.")
+            raise Unlearnable(
+                "the chat template does not render the turns of the answer as one text; provide an answer of one turn."
+            )
         return [texts[0] for texts in answers]
 
     def template(self) -> Template:
-        """The tokenizer's chat template, which it gets here where it has none."""
+        """The tokenizer's chat template, which is set to the default one if it has none."""
         if self._template is None:
             self._template = Template(self._tokenizer)
         return self._template
 
     def _marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
-        """The ids of each text, and which of them are learned.
+        """Yield the ids of each text, and a mask of the ids that are trained on.
 
-        A text is tokenized whole, as it is when the model is used. Cut at the ends of its spans it nearly always gives
-        the same ids, whose numbers are then the places; else each beginning is tokenized by itself, and a token across
-        the end of a prompt, which the prompt alone does not have, counts as the prompt's.
+        A text is tokenized as a whole, as in inference. Tokenizing its spans separately usually gives the same ids, and
+        their lengths then give the token positions of the span bounds. Otherwise, the text before each bound is
+        tokenized separately. A token that crosses the end of a prompt belongs to the prompt.
         """
         bounds = [sorted({0, len(text.text), *(at for span in text.spans for at in span)}) for text in texts]
         pieces = [[text.text[a:b] for a, b in pairwise(at)] for text, at in zip(texts, bounds, strict=True)]
@@ -255,7 +262,7 @@ class Encoder:
 
 
 def _beginning(tokenizer: Any) -> list[int]:
-    """The tokens that this tokenizer puts before a text by itself: Llama's, Gemma's and Mistral's do, GPT-2's none."""
+    """The tokens that this tokenizer prepends to a text. Llama, Gemma and Mistral have one, GPT-2 has none."""
     if is_bytes(tokenizer):
         return []
     marked, plain = (tokenizer("a", add_special_tokens=marks)["input_ids"] for marks in (True, False))
@@ -264,7 +271,7 @@ def _beginning(tokenizer: Any) -> list[int]:
 
 
 def _beginning_alike(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """What two texts begin with alike, up to a space, and how each goes on; what they share cancels out in the loss."""
+    """The common prefix of two texts, up to a space, and the rest of each. The prefix cancels out in the loss."""
     least = min(len(chosen), len(rejected))
     different = next((at for at in range(least) if chosen[at] != rejected[at]), least)
     shared = max(0, *(chosen.rfind(space, 0, different) for space in " \n"))
@@ -272,17 +279,17 @@ def _beginning_alike(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def _shared(first: NDArray[Any], second: NDArray[Any]) -> int:
-    """How many tokens two lists begin with alike."""
+    """The length of the common prefix of two lists of tokens."""
     count = min(len(first), len(second))
     different = np.flatnonzero(first[:count] != second[:count])
     return int(different[0]) if len(different) else count
 
 
 def is_bytes(tokenizer: Any) -> bool:
-    """Whether this is the byte-level tokenizer that needs no files."""
+    """Whether this is the byte-level tokenizer, which needs no files."""
     return type(tokenizer).__name__ == "ByT5Tokenizer"
 
 
 def content_hash(content: bytes) -> int:
-    """64 bits of a content: two of a million different documents are taken for equal once in 40 million data sets."""
+    """A 64-bit hash. Among a million different documents, the probability of a collision is 1 in 40 million."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

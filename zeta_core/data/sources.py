@@ -1,8 +1,8 @@
-"""From the sources of a spec to rows: pieces of text, conversations, pairs, or lists of token ids.
+"""Opening the data sources of a spec as rows: pieces of text, conversations, pairs, or lists of token ids.
 
-Trusted: nothing. A file is read as text, JSON, parquet or Arrow, never unpickled, and no data set's own code runs.
-The rows of a file are decoded only in a confined process (`zeta_core.data.confined`), also the first one, which tells
-the format. Every fault names the file as its sender called it and the line (or row), and is `InvalidData`.
+All data is untrusted. Files are read as text, JSON, Parquet or Arrow and never unpickled, and code in datasets is never
+run. Rows are decoded only in a confined process (`zeta_core.data.confined`), including the first row, which determines
+the format. Errors are `InvalidData` and name the original file name and the line or row.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from zeta_core.failures import InvalidData
 
 @dataclass(frozen=True)
 class Source:
-    """One thing to read: ``name`` for people, ``fingerprint`` that changes with its content, and its units.
+    """A file or dataset: its name for messages, a fingerprint that changes with its content, and its units.
 
-    ``size`` is in the measure of the units' ``position``: bytes, or rows. ``row_format`` is ``None`` until `told`, and
-    ``first_format`` is the format that the first row has (``None``: none of them).
+    ``size`` is in bytes or rows, as is the ``position`` of the units. ``row_format`` is ``None`` for ``auto`` until
+    `with_format`. ``first_format`` is the format of the first row, or ``None`` if it matches no format.
     """
 
     name: str
@@ -41,36 +41,36 @@ class Source:
     first_format: RowFormat | None = None
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     word: str = "row"
-    flat: Path | None = None  # a flat file of ids, used where it lies
-    measure: Callable[[], int] | None = field(default=None, repr=False)  # of a file with rows: finds its ``size``
-    num_bytes: int = 0  # about how much there is to tokenize
-    number: int = 0  # of the spec's source that this is, or is a file of
-    weight: float | None = None  # of that source
+    flat: Path | None = None  # a flat file of ids, which is used in place
+    measure: Callable[[], int] | None = field(default=None, repr=False)  # finds the ``size`` of a file with rows
+    num_bytes: int = 0  # approximate amount of data to tokenize
+    number: int = 0  # index of the source in the spec
+    weight: float | None = None  # weight of the source in the spec
 
     def place(self, number: int) -> str:
-        """Where a row is, for people; a text file is one place."""
+        """The location of a row for messages; a text file has only one location."""
         return f"{self.name}, {self.word} {number}" if number else self.name
 
     def after(self, position: int) -> str:
-        """Where units are read next, for people, with what makes a small file of large rows understandable."""
+        """The location that is read next, for messages, with the size of the file for context."""
         if self.word == "row":
             return f"{self.name} ({self.num_bytes:,} bytes, {self.size:,} rows), from row {position + 1}"
         return f"{self.name}, after {position:,} of {self.num_bytes:,} bytes" if position else self.name
 
-    def told(self) -> Source:
-        """This source with the format that ``auto`` means."""
-        # What is wrong with a first row of no format is reported where it is read.
+    def with_format(self) -> Source:
+        """This source with ``auto`` replaced by the detected format."""
+        # If the first row matches no format, reading it raises the error.
         return replace(self, row_format=self.row_format or self.first_format or "text")
 
     @property
-    def says_what_is_told(self) -> bool:
-        """Whether ``auto`` would mean the same format here, so that saying it makes no other data of it."""
-        if self.row_format in (None, "tokens"):  # no row tells the latter
+    def has_detected_format(self) -> bool:
+        """Whether the format is the one that ``auto`` would detect, so naming it does not change the data."""
+        if self.row_format in (None, "tokens"):  # "tokens" is never detected
             return self.row_format is None
         return (self.first_format or "text") == self.row_format
 
     def fields(self, row: Row) -> dict[str, object]:
-        """The columns of a row by our names. Raises `InvalidData` naming its place."""
+        """The columns of a row under the standard names. Raises `InvalidData` naming the row."""
         assert self.row_format is not None
         fault = fault_in(row.fields, self.row_format, self.columns)
         if fault is not None:
@@ -80,14 +80,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Places:
-    """Where sources may be found. ``data_root`` ``None`` lets ``path`` name any file (a script of the user's own)."""
+    """Where sources may be located. With ``any_path`` (in the user's own script), ``path`` may name any file."""
 
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     artifacts_root: Path | None = None
     data_root: Path | None = None
     any_path: bool = False
     hub: bool = True
-    weights: bool = True  # off: of a model only its config and tokenizer are fetched, and it is built from the config
+    weights: bool = True  # if false, only a model's config and tokenizer are fetched, and it is built from the config
 
 
 def open_sources(
@@ -98,10 +98,10 @@ def open_sources(
     split: Split = "train",
     on_folder: Callable[[str], None] = lambda _: None,
 ) -> list[Source]:
-    """Find every source, and the number and format of its rows. Raises `InvalidData`.
+    """Open every source, and determine the number and format of its rows. Raises `InvalidData`.
 
-    ``split`` is what the data is for: files of the other split in a folder are skipped. ``on_folder`` receives a
-    sentence with the files of each folder or glob that are used and skipped.
+    In a folder, files of the other ``split`` are skipped. ``on_folder`` is called for each folder or glob with a
+    message that lists the used and skipped files.
     """
     sources: list[Source] = []
     for number, source in enumerate(dataset):
@@ -110,17 +110,17 @@ def open_sources(
             case BuiltinSource():
                 found = [_python_docs()]
             case FileSource():
-                found = reader.looked_into([_uploaded(reader, file_id, places) for file_id in source.file_ids])
+                found = reader.measured([_uploaded(reader, file_id, places) for file_id in source.file_ids])
             case PathSource():
                 files = _matching(source.path, places, reader.suffixes, split, on_folder)
-                found = reader.looked_into([reader.open(file, file.name) for file in files])
+                found = reader.measured([reader.open(file, file.name) for file in files])
             case HubSource():
                 found = [_from_hub(reader, source, places)]
         sources += [replace(one, number=number, weight=source.weight) for one in found]
     return sources
 
 
-# --- Where sources are ------------------------------------------------------------------------------------------------
+# --- Locating sources -------------------------------------------------------------------------------------------------
 
 
 def _python_docs() -> Source:
@@ -136,7 +136,7 @@ def _python_docs() -> Source:
 def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
     known = places.files.get(file_id)
     if known is None or places.artifacts_root is None:
-        raise InvalidData(f"dataset names {file_id}, which is not a file of this service; upload it and use its id.")
+        raise InvalidData(f"dataset names {file_id}, which does not exist in this service; upload the file again.")
     path = places.artifacts_root / file_key(file_id)
     name = str(known.get("filename") or file_id)
     if not path.is_file():
@@ -147,13 +147,15 @@ def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
 def _matching(
     pattern: str, places: Places, suffixes: Sequence[str], split: Split, on_folder: Callable[[str], None]
 ) -> list[Path]:
-    """The files that a path, folder or glob means, in order of name. Links that leave the data root are refused."""
+    """The files that a path, folder or glob selects, sorted by name. Links that leave the data root are rejected."""
     if places.any_path:
         root, given = Path.cwd(), Path(pattern).expanduser()
     elif places.data_root is not None:
         root, given = places.data_root.resolve(), Path(pattern)
     else:
-        raise InvalidData(f"dataset.path is {pattern!r}, but this worker opens no folder: set ZETA_DATA_ROOT on it.")
+        raise InvalidData(
+            f"dataset.path is {pattern!r}, but this worker has no data folder; set ZETA_DATA_ROOT on the worker."
+        )
     boundary = None if places.any_path else root
     base, rest = root / given, None
     try:
@@ -162,7 +164,7 @@ def _matching(
             base = root / prefix
         if boundary is not None and not base.resolve().is_relative_to(boundary):
             raise _leaves(pattern)
-        if rest is None and base.is_file():  # also where its name looks like a pattern
+        if rest is None and base.is_file():  # even if its name looks like a pattern
             return [base]
         if not base.is_dir():
             raise _no_file(pattern, suffixes)
@@ -178,11 +180,11 @@ def _matching(
 
 
 def _leaves(pattern: str) -> InvalidData:
-    return InvalidData(f"dataset.path is {pattern!r}, which leaves the data root; name a file inside it.")
+    return InvalidData(f"dataset.path is {pattern!r}, which is outside the data root; name a file inside it.")
 
 
 def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> InvalidData:
-    found = f"dataset.path is {pattern!r}, where no data file is; name a {', '.join(suffixes)} file."
+    found = f"dataset.path is {pattern!r}, which matches no data file; name a {', '.join(suffixes)} file."
     return InvalidData(f"{found} {skipped}".rstrip())
 
 
@@ -191,8 +193,8 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
     if Path(source.hub).exists():  # `datasets` would read it
         raise InvalidData(
-            f"dataset.hub is {source.hub!r}, which is also a folder here; rename the folder, or give its files as "
-            '{"path": …}.'
+            f"dataset.hub is {source.hub!r}, which is also a local folder; rename the folder, or refer to its files "
+            'with {"path": …}.'
         )
     from datasets import load_dataset_builder
 
@@ -204,7 +206,7 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
     except InvalidData:
         raise
     except Exception as error:
-        raise InvalidData(f"The data set {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
+        raise InvalidData(f"The dataset {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
     rows: Any = loaded
     opened = Source(
         source.hub,
@@ -216,36 +218,38 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
         num_bytes=int(getattr(rows.data, "nbytes", 0)),
     )
     [found] = _with_first_rows([opened])
-    said = "auto" if found.says_what_is_told else source.format
+    row_format = "auto" if found.has_detected_format else source.format
     content = str(getattr(rows, "_fingerprint", source.revision))
-    return replace(found, fingerprint=f"{content} {said} {_renamed(source.columns)}")
+    return replace(found, fingerprint=f"{content} {row_format} {_renamed(source.columns)}")
 
 
 def refuse_foreign_files(data_files: Mapping[str, Sequence[str]], hub: str) -> None:
-    """Raise `InvalidData` where the data set's own card names files outside it, which may be this machine's."""
+    """Raise `InvalidData` if the dataset's card names files outside the dataset, such as local files."""
     for file in (str(name) for names in data_files.values() for name in names):
         if not file.startswith(f"hf://datasets/{hub}@") or ".." in PurePosixPath(file).parts or "::/" in file:
-            raise InvalidData(f"The data set {hub!r} names {file!r}, which is not one of its own files; use another.")
+            raise InvalidData(
+                f"The dataset {hub!r} refers to {file!r}, which is not one of its own files; use another dataset."
+            )
 
 
-# --- What is inside ---------------------------------------------------------------------------------------------------
+# --- Reading files ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads files as one source of the spec says: its format, its names of columns."""
+    """Opens the files of one source of the spec, with its format and column names."""
 
     source: DatasetSource
     pretokenized: bool
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """The suffixes of the files that can be read as what is wanted: token ids, rows, or text."""
+        """The suffixes of the files that can contain data in this format."""
         return suffixes_of(self.row_format, pretokenized=self.pretokenized)
 
     @property
     def row_format(self) -> RowFormat | None:
-        """The format as the spec says it; ``None`` where the first row tells."""
+        """The format that the spec names, or ``None`` if the first row determines it."""
         if self.pretokenized:
             return "tokens"
         return None if self.source.format == "auto" else self.source.format
@@ -253,11 +257,11 @@ class _Reader:
     def open(self, path: Path, name: str, *, sha256: str | None = None) -> Source:
         size = path.stat().st_size
         if size == 0:
-            raise InvalidData(f"{name} is empty; give a file with at least one document.")
+            raise InvalidData(f"{name} is empty; provide a file with at least one document.")
         suffix = Path(name).suffix.lower()
         if suffix not in self.suffixes:
             kind = "tokens as " if self.pretokenized else f"{self.row_format} as " if self.row_format else ""
-            raise InvalidData(f"{name} has no known format; give {kind}{', '.join(self.suffixes)}.")
+            raise InvalidData(f"{name} is not a supported file type; provide {kind}{', '.join(self.suffixes)}.")
         sha256 = sha256 or _sha256(path)
         if suffix in TOKEN_SUFFIXES:
             return Source(name, f"{sha256} {suffix}", size, lambda: iter(()), "tokens", flat=path)
@@ -285,19 +289,19 @@ class _Reader:
             measure=measure,
         )
 
-    def looked_into(self, opened: list[Source]) -> list[Source]:
-        """What `open` opened, files with rows completed by what only their rows tell."""
+    def measured(self, opened: list[Source]) -> list[Source]:
+        """The opened sources, with the size and format of files with rows, which only decoding them reveals."""
         complete = iter(_with_first_rows([source for source in opened if source.measure is not None]))
         return [source if source.measure is None else self._with_fingerprint(next(complete)) for source in opened]
 
     def _with_fingerprint(self, source: Source) -> Source:
-        """Naming the format that ``auto`` means anyway does not change the fingerprint."""
-        named = None if source.says_what_is_told else self.row_format
+        """Complete the fingerprint. Naming the format that ``auto`` detects does not change it."""
+        named = None if source.has_detected_format else self.row_format
         return replace(source, fingerprint=f"{source.fingerprint} {named} {_renamed(source.columns)}")
 
 
 def _with_first_rows(sources: list[Source]) -> list[Source]:
-    """The sources with the number of their rows and the format of the first one, found in a confined process."""
+    """The sources with their number of rows and the format of the first row, determined in a confined process."""
 
     def look(position: Position) -> list[tuple[int, RowFormat | None]]:
         return [_size_and_format(source, position) for source in sources]
@@ -312,7 +316,7 @@ def _with_first_rows(sources: list[Source]) -> list[Source]:
 def _size_and_format(source: Source, position: Position) -> tuple[int, RowFormat | None]:
     position.move(source.name, "reading")
     size = source.size if source.measure is None else source.measure()
-    if source.row_format == "tokens":  # its first row does not matter
+    if source.row_format == "tokens":  # the first row is not needed
         return size, None
     position.move(replace(source, size=size).after(0), "reading")
     first = next((row.fields for unit in source.units() for row in unit.rows()), None)
@@ -320,7 +324,7 @@ def _size_and_format(source: Source, position: Position) -> tuple[int, RowFormat
 
 
 def _renamed(columns: Mapping[str, str]) -> str:
-    """The names of columns that are not ours already, as a text."""
+    """The columns with a name other than the standard one, as text."""
     return json.dumps({ours: theirs for ours, theirs in columns.items() if ours != theirs}, sort_keys=True)
 
 

@@ -1,7 +1,7 @@
-"""Rows out of Parquet files, Arrow files and streams, and tables of the Hub, a bounded part at a time.
+"""Reading rows from Parquet files, Arrow files and streams, and Hub datasets, in parts of limited size.
 
-Trusted: nothing. What an Arrow file says of its own buffers is checked in full before a value is read: pyarrow maps the
-file and follows its offsets, wherever they point. A fault is `InvalidData` with the file's name.
+All data is untrusted. The buffers of an Arrow file are fully validated before a value is read, because pyarrow maps the
+file and follows its offsets, wherever they point. Errors are `InvalidData` and name the file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, cast
 from zeta_core.data.units import Row, Unit
 from zeta_core.failures import InvalidData
 
-READ_BYTES = 1 << 20  # of a column at once: a group of rows may be the whole file
+READ_BYTES = 1 << 20  # read buffer per column; a row group may be the whole file
 BATCH_ROWS = 1024
-BATCH_BYTES = 1 << 26  # of a Parquet file, as far as its metadata tells
-UNIT_ROWS = 256  # conversations are long, and their Python objects are many times their size
+BATCH_BYTES = 1 << 26  # size of a Parquet batch according to the metadata
+UNIT_ROWS = 256  # conversations are long, and as Python objects they are many times larger
 LARGEST_UNIT_BYTES = 1 << 23
 
 
@@ -38,7 +38,7 @@ def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
     for batch in batches:
         columns = batch.schema.names
         if twice := next((column for column in columns if columns.count(column) > 1), None):
-            raise InvalidData(f"{name} has several columns called {twice!r}; give each a name of its own.")
+            raise InvalidData(f"{name} has several columns named {twice!r}; rename all but one of them.")
         for part in _parts(batch):
 
             def load(part: Any = part, first: int = position + 1) -> Iterator[Row]:
@@ -47,9 +47,9 @@ def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
                 except UnicodeDecodeError as error:
                     byte = error.object[error.start]
                     raise _not_utf8(name, first, first + part.num_rows - 1, f" (byte {byte:#04x})") from error
-                except (ValueError, OverflowError) as error:  # a date beyond those that Python has, for one
+                except (ValueError, OverflowError) as error:  # for example, a date that Python cannot represent
                     raise InvalidData(
-                        f"{name}, from row {first}: holds a value that cannot be read: {error}."
+                        f"{name}, from row {first}: contains a value that cannot be read: {error}."
                     ) from error
                 values = zip(*columns.values(), strict=True)
                 return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first))
@@ -71,10 +71,10 @@ def num_rows(path: Path, name: str, suffix: str) -> int:
 
 
 def parquet_batches(path: Path, name: str) -> Iterator[Any]:
-    """Its rows in batches that are the smaller, the larger the metadata says that rows are.
+    """Read batches of rows; the larger the rows are according to the metadata, the fewer are in a batch.
 
-    Equal values are stored once, so that a row may be far larger than the metadata tells; only a limit of memory helps
-    there (`zeta_core.data.confined`).
+    Equal values are stored only once, so a row may be far larger than the metadata indicates. Only the memory limit of
+    the process covers that case (`zeta_core.data.confined`).
     """
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -91,7 +91,7 @@ def parquet_batches(path: Path, name: str) -> Iterator[Any]:
 
 
 def arrow_batches(path: Path, name: str) -> Iterator[Any]:
-    """The record batches of a file or stream, each validated in full."""
+    """Read the record batches of a file or stream, and validate each fully."""
     position = 0
     for batch in _arrow_batches(path, name):
         _validate(batch, name, position + 1, position + batch.num_rows)
@@ -125,32 +125,32 @@ def _validate(table: Any, name: str, first: int, last: int) -> None:
         if "UTF8" in str(error):
             raise _not_utf8(name, first, last) from error
         raise InvalidData(
-            f"{name}, rows {first} to {last}: the Arrow data is damaged: {str(error).rstrip('.')}; write it anew."
+            f"{name}, rows {first} to {last}: the Arrow data is damaged: {str(error).rstrip('.')}; write it again."
         ) from error
 
 
 def _unreadable(error: Exception, name: str, what: str) -> InvalidData:
-    """The fault of a damaged file. Raises ``error`` itself where the machine is at fault and not the file."""
+    """The error for a damaged file. Raises ``error`` itself if the system caused it and not the file."""
     _raise_memory_error(error)
-    if isinstance(error, OSError) and error.errno is not None:  # without a number: what is packed in it is damaged
+    if isinstance(error, OSError) and error.errno is not None:  # without errno, the compressed data is damaged
         raise error
     return InvalidData(f"{name} is not readable as {what}: {error}")
 
 
 def _raise_memory_error(error: Exception) -> None:
-    """Arrow's own class for a failed allocation is an ``ArrowException`` too."""
+    """Raise Arrow's error for a failed allocation, which is an ``ArrowException`` and a ``MemoryError``."""
     if isinstance(error, MemoryError):
         raise error
 
 
 def _not_utf8(name: str, first: int, last: int, which: str = "") -> InvalidData:
     return InvalidData(
-        f"{name}, rows {first} to {last}: hold text that is not UTF-8{which}; write the table with text that is."
+        f"{name}, rows {first} to {last}: contain text that is not UTF-8{which}; write the table with UTF-8 text."
     )
 
 
 def _parts(batch: Any) -> Iterator[Any]:
-    """Slices of a batch that are small in rows and in bytes, but for a single row that is larger."""
+    """Slices of a batch with limited rows and bytes; only a single row may be larger."""
     start = 0
     while start < batch.num_rows:
         part = batch.slice(start, UNIT_ROWS)
@@ -161,8 +161,10 @@ def _parts(batch: Any) -> Iterator[Any]:
 
 
 def _without_empty_fields(values: list[Any]) -> list[Any]:
-    """A column without the fields that other rows alone have: each object of a table has those of all, most of them
-    null, which a chat template would write (into the arguments of a tool's call).
+    """A column without null fields.
+
+    In a table, each object has the fields of all rows, and most of them are null. A chat template would write them, for
+    example, into the arguments of a tool call.
     """
     first = next((value for value in values if value), None)
     inner = cast("list[Any]", first)[0] if isinstance(first, list) else first

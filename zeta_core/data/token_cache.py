@@ -1,13 +1,13 @@
-"""Data becomes tokens once: a flat memory-mapped file of ids with the offset of every document, cached by content.
+"""The token cache: each dataset is tokenized once, into a flat memory-mapped file of ids, and cached by content.
 
-The cache entry of a data set is the directory ``<cache>/tokens-<hash>/``: ``tokens.bin`` (little-endian uint16 or
-uint32), ``offsets.npy`` (int64, one more than there are documents), ``rows.npy`` (the line each came from) and
-``meta.json``; where only some tokens are learned, ``supervised.bin`` holds a byte for each.
+The cache entry of a dataset is the directory ``<cache>/tokens-<hash>/``. It contains ``tokens.bin`` (little-endian
+uint16 or uint32), ``offsets.npy`` (int64, one more than the number of documents), ``rows.npy`` (the source line of each
+document) and ``meta.json``. If only some tokens are trained on, ``supervised.bin`` contains a byte for each token.
 
-Guaranteed: it is written aside, flushed, and renamed under a file lock, so that of several ranks or jobs one does the
-work and the others wait for it; what is there is whole, and is measured before it is used. The hash covers the bytes of
-the data, the tokenizer with its chat template, what is learned, and the version of this format; what is said that is
-meant anyway (a format, ``train_on``) changes nothing of it.
+Guarantees: an entry is written to a temporary directory, flushed, and renamed under a file lock, so one of several
+ranks or jobs does the work and the others wait for it. A visible entry is complete, and its size is checked before use.
+The hash covers the bytes of the data, the tokenizer with its chat template, the choice of supervised tokens, and the
+version of this format. Naming a default explicitly (a format, ``train_on``) does not change the hash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from zeta_core.contract.events import ProgressLine
 from zeta_core.data.chat import DEFAULT_TEMPLATE, Template, TrainOn
 from zeta_core.data.confined import Limits
-from zeta_core.data.encode import Encoded, Encoder, content_hash, unsaid
+from zeta_core.data.encode import Encoded, Encoder, content_hash, without_default
 from zeta_core.data.sources import Source
 from zeta_core.data.tokenizing import encoded_units
 from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
@@ -52,16 +52,16 @@ def prepare_tokens(
     processes: int = 1,
     limits: Limits | None = None,
 ) -> TokenFile:
-    """The tokens of ``sources``, from the cache or made now by up to ``processes`` processes, each within ``limits``.
+    """Read the tokens of ``sources`` from the cache, or create them with up to ``processes`` processes.
 
-    A tokenizer without a chat template gets the default one where conversations are read. Raises `InvalidData`, also
-    where there are fewer than two tokens.
+    A tokenizer without a chat template gets the default one if the data contains conversations. Raises `InvalidData`,
+    also if there are fewer than two tokens.
     """
     if any(source.flat is not None for source in sources):
         _refuse_method(["tokens"], method)
         return flat_tokens(sources)
-    told = [source.told() for source in sources]
-    train_on = unsaid(train_on, [source.row_format for source in told if source.row_format is not None])
+    detected = [source.with_format() for source in sources]
+    train_on = without_default(train_on, [source.row_format for source in detected if source.row_format is not None])
     about = {
         "version": FORMAT_VERSION,
         "tokenizer": fingerprint(tokenizer),
@@ -77,31 +77,31 @@ def prepare_tokens(
         with _locked(directory, report):
             found = _read(directory, key)
             if found is None:
-                _refuse_method([str(source.row_format) for source in told], method)
-                _write(told, tokenizer, train_on, method, directory, report, processes, limits)
+                _refuse_method([str(source.row_format) for source in detected], method)
+                _write(detected, tokenizer, train_on, method, directory, report, processes, limits)
                 found = _read(directory, key)
-    assert found is not None, "what was written is there"
-    os.utime(directory)  # used now: a worker's cache forgets what nobody uses
+    assert found is not None, "the entry was just written"
+    os.utime(directory)  # mark it as used, because the worker's cache evicts the least recently used entries
     tokens, templated = found
     if templated and Template(tokenizer).is_default:
         report.warn(
             "default_chat_template",
-            "The tokenizer has no chat template, so conversations are written in ChatML, and the template is saved "
-            "with the tokenizer; name a tokenizer with its own to use that.",
+            "The tokenizer has no chat template, so conversations are formatted as ChatML, and this template is saved "
+            "with the tokenizer. To use another template, name a tokenizer that has one.",
         )
-    return tokens.mixed(Mix.of(sources))  # shares are no part of the cache: other weights need no new tokens
+    return tokens.mixed(Mix.of(sources))  # weights do not affect the cached tokens
 
 
 def _refuse_method(formats: Sequence[str], method: str) -> None:
-    """Preference pairs are for DPO, and DPO is for preference pairs."""
+    """Raise `InvalidData` unless preference pairs are used with DPO, and only with DPO."""
     for row_format in formats:
         if (row_format == "preference") != (method == "dpo"):
-            cure = "set method to 'dpo'" if row_format == "preference" else "give rows of prompt, chosen and rejected"
-            raise InvalidData(f"The data holds {row_format} rows, which method {method!r} does not train on; {cure}.")
+            fix = "set method to 'dpo'" if row_format == "preference" else "use rows with prompt, chosen and rejected"
+            raise InvalidData(f"The data has {row_format} rows, which method {method!r} does not support; {fix}.")
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """What the ids of a tokenizer depend on, and the text of conversations, as a hash."""
+    """A hash of everything that determines the ids of a tokenizer and the text of conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     inside = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     template = getattr(tokenizer, "chat_template", None) or DEFAULT_TEMPLATE
@@ -115,12 +115,12 @@ def fingerprint(tokenizer: Any) -> str:
 
 @contextmanager
 def _locked(directory: Path, report: Report) -> Generator[None]:
-    """Holds the lock of a cache entry, and says so where somebody else is at work on it."""
+    """Hold the lock of a cache entry, and log a message if another process holds it."""
     lock = FileLock(f"{directory}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        report.log("Another process tokenizes the same data; waiting for it.")
+        report.log("Another process is tokenizing the same data; waiting for it.")
         lock.acquire()
     try:
         yield
@@ -129,7 +129,7 @@ def _locked(directory: Path, report: Report) -> Generator[None]:
 
 
 def _read(directory: Path, key: str) -> tuple[TokenFile, bool] | None:
-    """The entry and whether a chat template was used for it; ``None`` where there is none, or not all of it."""
+    """The entry, and whether a chat template was used for it; ``None`` if it is missing or incomplete."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
         num_tokens, dtype = int(meta["num_tokens"]), np.dtype(meta["dtype"])
@@ -169,7 +169,7 @@ def _write(
     limits: Limits | None,
 ) -> None:
     aside = directory.with_name(directory.name + ".part")
-    for left_over in (aside, directory):  # of a process or a machine that ended in between
+    for left_over in (aside, directory):  # left by an interrupted process
         shutil.rmtree(left_over, ignore_errors=True)
     aside.mkdir()
     ids_given = any(source.row_format == "tokens" for source in sources)
@@ -185,7 +185,7 @@ def _write(
                 mask.write(learned_N.tobytes())
     if written.num_tokens < 2 or written.blank:
         names = ", ".join(source.name for source in sources)
-        raise InvalidData(f"{names}: holds no text to train on; give at least one document of some words.")
+        raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
     np.save(aside / "offsets.npy", written.offsets)
     np.save(aside / "rows.npy", written.rows)
     meta = {"version": FORMAT_VERSION, "dtype": dtype.str, "supervised": supervised, **written.meta()}
@@ -194,19 +194,19 @@ def _write(
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     aside.rename(directory)
-    written.tell(1.0)
+    written.report_progress(1.0)
     documents = "1 document" if written.num_documents == 1 else f"{written.num_documents:,} documents"
     report.log(f"Tokenized {documents} into {written.num_tokens:,} tokens.")
 
 
 class _Written:
-    """What was written so far, and the progress lines that tell it."""
+    """Counts what has been written so far, and reports the progress."""
 
     def __init__(self, sources: Sequence[Source], supervised: bool, report: Report) -> None:
         self._sources = sources
         self._supervised = supervised
         self._report = report
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
         self._open_length = self._open_hash = 0
         self._hashes: list[NDArray[np.uint64]] = []
         self._documents = [0] * len(sources)
@@ -217,10 +217,10 @@ class _Written:
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
         self.num_tokens = 0
-        self.blank = True  # nothing but white space
+        self.blank = True  # only white space so far
 
     def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
-        """Count the documents of a unit; returns which of its tokens are learned."""
+        """Count the documents of a unit, and return the mask of its supervised tokens."""
         before = self.num_documents
         learned_N = encoded.supervised_N
         if learned_N is None and self._supervised:
@@ -239,15 +239,15 @@ class _Written:
         self._documents[source] += self.num_documents - before
         self._num_split += encoded.num_split
         self._templated |= encoded.templated
-        if time.monotonic() - self._told_at >= SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_LINES:
             done = sum(other.num_bytes for other in self._sources[:source])
             here = self._sources[source]
             done += here.num_bytes * position / max(1, here.size)
-            self.tell(done / max(1, sum(other.num_bytes for other in self._sources)))
+            self.report_progress(done / max(1, sum(other.num_bytes for other in self._sources)))
         return np.empty(0, np.bool_) if learned_N is None else learned_N
 
     def _add_pieces(self, encoded: Encoded) -> None:
-        """Documents that came in several pieces; their hash is that of the pieces' hashes."""
+        """Count documents that consist of several pieces. Their hash is computed from the hashes of the pieces."""
         for length, ends, row, digest in zip(
             encoded.lengths_D.tolist(), encoded.ends_D, encoded.rows_D.tolist(), encoded.hashes_D.tolist(), strict=True
         ):
@@ -274,8 +274,8 @@ class _Written:
     def rows(self) -> NDArray[np.int64]:
         return np.concatenate(self._rows).astype(np.int64)
 
-    def tell(self, share: float) -> None:
-        self._told_at = time.monotonic()
+    def report_progress(self, share: float) -> None:
+        self._reported_at = time.monotonic()
         line = ProgressLine(phase="loading_data", documents=self.num_documents, share=round(min(1.0, share), 4))
         self._report.write(line)
 

@@ -1,11 +1,12 @@
-"""Units of all sources are encoded in order, by forked processes that share the work.
+"""Encoding the units of all sources in parallel, in forked processes, while keeping the order of the data.
 
-Each reads the sources by itself and parses every n-th unit; its results come back through a pipe of its own as plain
-arrays, never pickled, and this process takes them in turn, so the order is that of the data and whoever is ahead waits.
+Each process reads the sources itself and encodes every n-th unit. It returns its results through its own pipe as plain
+arrays, never pickled. This process reads the pipes in turn, so the results are in the order of the data, and a process
+that is ahead waits.
 
-Guaranteed: a fault is the one that comes first in the data; the processes have limits, and one that dies is reported
-(`zeta_core.data.confined`); nothing is left running, also when this process is killed (a write into its closed pipe
-ends the others). Not guaranteed: limits, and help from other cores, where there is no fork (it is used on Linux only).
+Guarantees: the reported error is the first one in the data. The processes have limits, and a crash is reported
+(`zeta_core.data.confined`). No process is left running, even if this process is killed (writing to the closed pipe then
+fails). Without fork, which is used on Linux only, there are no limits and no parallelism.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from zeta_core.data.confined import Confined, Limits, Position, tell
+from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoded, Encoder
 from zeta_core.data.sources import Source
 from zeta_core.settings import free_memory_bytes, variables
 
-BYTES_PER_PROCESS = 1 << 20  # less is done sooner than a process is started
-MEMORY_PER_PROCESS = 512 << 20  # the units in work, many times their size as Python objects
+BYTES_PER_PROCESS = 1 << 20  # starting a process for less data takes longer than encoding it
+MEMORY_PER_PROCESS = 512 << 20  # for the current units, which are many times larger as Python objects
 
 _ARRAYS = ("ids_N", "lengths_D", "ends_D", "rows_D", "hashes_D", "supervised_N")
 _VALUES = ("num_split", "templated", "blank")
@@ -34,7 +35,7 @@ _VALUES = ("num_split", "templated", "blank")
 def encoded_units(
     sources: Sequence[Source], encoder: Encoder, *, processes: int, limits: Limits | None = None
 ) -> Iterator[tuple[int, int, Encoded]]:
-    """(number of the source, position in it, its documents) for every unit, in order. Raises `InvalidData`."""
+    """Yield (index of the source, position in it, documents) for every unit, in order. Raises `InvalidData`."""
     if sys.platform != "linux":
         yield from _units(sources, encoder, Position())
         return
@@ -43,23 +44,23 @@ def encoded_units(
     limits = limits or Limits.for_processes(processes)
     team: list[Confined] = []
     with variables(TOKENIZERS_PARALLELISM="false"), ExitStack() as ending:
-        # Threads do not survive a fork: the tokenizer in a forked process must not wait for its own.
+        # Threads do not survive a fork, so the tokenizer in a forked process must not use its thread pool.
         for number in range(processes):
 
             def work(pipe: Connection, position: Position, number: int = number) -> None:
                 for source, end, encoded in _units(sources, encoder, position, number, processes):
                     _send(pipe, source, end, encoded)
-                tell(pipe, kind="end")
+                send_message(pipe, kind="end")
 
             team.append(Confined(work, limits, name=f"tokenize-{number}", others=team))
             ending.callback(team[-1].close)
         for member in reversed(team):
-            ending.callback(member.stop)  # all of them first, then each is waited for
+            ending.callback(member.stop)  # terminate all of them before waiting for each
         turn = 0
         while (about := team[turn % processes].receive())["kind"] == "unit":
             yield about["source"], about["position"], _received(about, team[turn % processes].pipe)
             turn += 1
-        # Units are dealt in order, so when one process is at its end no other has a unit left.
+        # Units are assigned in order, so when one process has no more units, neither have the others.
 
 
 def _cores() -> int:
@@ -69,7 +70,7 @@ def _cores() -> int:
 def _units(
     sources: Sequence[Source], encoder: Encoder, position: Position, number: int = 0, processes: int = 1
 ) -> Iterator[tuple[int, int, Encoded]]:
-    """The units of the process ``number``, encoded."""
+    """Encode the units of process ``number``."""
     turn = 0
     for index, source in enumerate(sources):
         position.move(source.after(0), "reading")
@@ -84,7 +85,7 @@ def _send(pipe: Connection, source: int, position: int, encoded: Encoded) -> Non
     arrays = {name: array for name in _ARRAYS if (array := getattr(encoded, name)) is not None}
     dtypes = {name: array.dtype.str for name, array in arrays.items()}
     values = {name: getattr(encoded, name) for name in _VALUES}
-    tell(pipe, kind="unit", source=source, position=position, dtypes=dtypes, values=values)
+    send_message(pipe, kind="unit", source=source, position=position, dtypes=dtypes, values=values)
     for array in arrays.values():
         pipe.send_bytes(array.tobytes())
 

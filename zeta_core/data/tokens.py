@@ -1,4 +1,4 @@
-"""Documents as token ids in one flat, memory-mapped array: what sequences are cut from, whatever it was made of."""
+"""Documents as token ids in one flat, memory-mapped array, from which training sequences are cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # a document of
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of some documents, which follow those of the sources before it; ``word`` is its word for a row."""
+    """The source of a range of documents, in the order of the sources. ``word`` is the word for a row (row or line)."""
 
     name: str
     word: str
@@ -34,19 +34,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class Mix:
-    """Sources with weights: ``shares`` of the sequences seen, one in sum, and ``source_of`` each `Origin`."""
+    """Weighted sources: their ``shares`` of the sequences, which sum to one, and the source of each `Origin`."""
 
     shares: tuple[float, ...]
     source_of: tuple[int, ...]
 
     @staticmethod
     def of(sources: Sequence[Source]) -> Mix | None:
-        """``None`` for sources without weights, which follow one another, and for a single one."""
+        """The mix of weighted sources; ``None`` for a single source, and without weights (sources are concatenated)."""
         weights = {source.number: source.weight for source in sources if source.weight is not None}
         if len(weights) < 2:
             return None
         assert len(weights) == len({source.number for source in sources}), "the spec refuses a weight for some alone"
-        largest = max(weights.values())  # so that a sum is never infinite
+        largest = max(weights.values())  # scaling avoids an infinite sum
         total = sum(weight / largest for weight in weights.values())
         shares = tuple(weights[number] / largest / total for number in sorted(weights))
         return Mix(shares, tuple(source.number for source in sources))
@@ -54,11 +54,11 @@ class Mix:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Documents as token ids: document ``d`` lies at the positions ``offsets[d]`` to ``offsets[d + 1]``, never empty.
+    """Documents as token ids. Document ``d`` has the positions ``offsets[d]`` to ``offsets[d + 1]`` and is never empty.
 
-    `where` tells the place of a position in ``ids`` and ``supervised``. The latter says of each token whether it is
-    learned (never a document's first); ``None``: all are. A preference pair is two documents, the chosen one first.
-    The counts are those of all that was read, parts or not; ``num_duplicates`` is ``None`` where nothing was compared.
+    `where` maps positions to indices of ``ids`` and ``supervised``. ``supervised`` marks the tokens that are trained
+    on, which never include a document's first token; ``None`` means all. A preference pair is two documents, the chosen
+    one first. The counts cover all data that was read, even in `parts`. ``num_duplicates`` is ``None`` if unknown.
     """
 
     ids: Ids
@@ -71,7 +71,7 @@ class TokenFile:
     num_duplicates: int | None = None
     num_empty: int = 0
     num_split: int = 0
-    shifts: NDArray[np.int64] | None = None  # of each document, from its positions to its places; None: they are equal
+    shifts: NDArray[np.int64] | None = None  # per document, the index minus the position; None means zero
     mix: Mix | None = None
 
     @property
@@ -88,14 +88,14 @@ class TokenFile:
 
     @property
     def whole_D(self) -> NDArray[np.bool_]:
-        """Of each document whether it must not be cut to fill a sequence."""
+        """Whether each document must not be cut to fill a sequence."""
         if not self.origins:
             return np.zeros(self.num_documents, np.bool_)
         return np.repeat([origin.whole for origin in self.origins], [o.num_documents for o in self.origins])
 
     @property
     def source_bounds(self) -> NDArray[np.int64]:
-        """The first document of each source with a share, and the number of all; without shares all are one source."""
+        """The first document of each weighted source, and the total number. Without weights, there is one source."""
         if self.mix is None:
             return np.array([0, self.num_documents], dtype=np.int64)
         counts = np.zeros(len(self.mix.shares), dtype=np.int64)
@@ -112,20 +112,20 @@ class TokenFile:
         return any(origin.row_format == "preference" for origin in self.origins)
 
     def mixed(self, mix: Mix | None) -> TokenFile:
-        """These tokens, their sources seen by share; the fingerprint is that of the order, too."""
+        """These tokens with weighted sources. The fingerprint then includes the weights."""
         if mix is None:
             return self
         about = f"{self.fingerprint} {mix.shares} {mix.source_of}"
         return replace(self, mix=mix, fingerprint=hashlib.sha256(about.encode()).hexdigest()[:32])
 
     def where(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The places of positions."""
+        """The indices of positions."""
         if self.shifts is None:
             return at
         return at + self.shifts[np.searchsorted(self.offsets, at, "right") - 1]
 
     def parts(self, starts: NDArray[np.int64], ends: NDArray[np.int64], fingerprint: str) -> TokenFile:
-        """The stretches between ``starts`` and ``ends``, each within a document, as documents on the same arrays."""
+        """The ranges from ``starts`` to ``ends``, each within a document, as documents that share the same arrays."""
         owner = np.searchsorted(self.offsets, starts, "right") - 1
         offsets = np.cumsum(np.concatenate(([0], ends - starts)), dtype=np.int64)
         of_source = np.repeat(np.arange(len(self.origins)), [origin.num_documents for origin in self.origins])
@@ -152,20 +152,26 @@ class TokenFile:
 
 
 def flat_tokens(sources: Sequence[Source]) -> TokenFile:
-    """A flat file of ids as it lies: ``.npy`` of any unsigned or positive integers, ``.bin`` of little-endian uint16.
+    """Use a flat file of ids in place: ``.npy`` with non-negative integers, or ``.bin`` with little-endian uint16.
 
-    ``<name>.offsets.npy`` beside it holds where each document begins, and the end; without it all is one document.
+    ``<name>.offsets.npy`` beside it contains the start of each document, and the end. Without it, all ids are one
+    document.
     """
     if len(sources) > 1:
-        raise InvalidData(f"{sources[0].name} is a flat file of ids; give it alone, or all data as rows of input_ids.")
+        raise InvalidData(
+            f"{sources[0].name} is a flat file of ids, which cannot be combined with other sources; use it alone, or "
+            "provide all data as rows of input_ids."
+        )
     path, name = sources[0].flat, sources[0].name
     assert path is not None
     ids = _mapped(path, name)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
-        raise InvalidData(f"{name} has shape {ids.shape} of {ids.dtype}; give one row of at least two whole numbers.")
+        raise InvalidData(
+            f"{name} has shape {ids.shape} and type {ids.dtype}; provide a vector of at least two integers."
+        )
     smallest, largest = int(ids.min()), int(ids.max())
     if smallest < 0:
-        raise InvalidData(f"{name} holds {smallest}; token ids are not negative.")
+        raise InvalidData(f"{name} contains {smallest}; token ids must not be negative.")
     beside = path.with_name(f"{path.stem}.offsets.npy")
     digest = sources[0].fingerprint
     offsets = np.array([0, len(ids)], dtype=np.int64)
@@ -173,13 +179,13 @@ def flat_tokens(sources: Sequence[Source]) -> TokenFile:
         given = _mapped(beside, beside.name)
         offsets = given.astype(np.int64) if given.ndim == 1 and given.dtype.kind in "iu" and len(given) else offsets[:0]
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(ids) or not (np.diff(offsets) > 0).all():
-            raise InvalidData(f"{beside.name} must rise from 0 to the {len(ids)} ids of {name}.")
+            raise InvalidData(f"{beside.name} must increase from 0 to {len(ids)}, the number of ids in {name}.")
         digest += hashlib.sha256(offsets.tobytes()).hexdigest()
     return TokenFile(cast(Ids, ids), offsets, largest, hashlib.sha256(digest.encode()).hexdigest()[:32])
 
 
 def _mapped(path: Path, name: str) -> NDArray[Any]:
-    """The array of a flat file, mapped and not read: its header may declare any shape. Raises `InvalidData`."""
+    """Map the array of a flat file, unread because its header may declare any shape. Raises `InvalidData`."""
     try:
         if name.endswith(".npy"):
             return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,7 +1,7 @@
-"""Rows out of text and JSON files, in units of a quarter of a megabyte that are cheap to pass over.
+"""Reading rows from text and JSON files, in units of 256 KiB that are cheap to skip.
 
-Several processes can each parse a share of the units. Trusted: nothing; a fault names the file as its sender called it,
-with the line, and is `InvalidData`. Tables are read by `zeta_core.data.tables`.
+Several processes can each parse a share of the units. All data is untrusted. Errors are `InvalidData` and name the
+original file name and the line. `zeta_core.data.tables` reads tables.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from zeta_core.failures import InvalidData
 
-UNIT_BYTES = 1 << 18  # small beside what a process gets, so that all have about as much to do
-LONGEST_LINE = 1 << 22  # of a text, which may be one line of any length
-LONGEST_ROW = 1 << 28  # of a line of JSON, which is one row and parsed at once
+UNIT_BYTES = 1 << 18  # small relative to a process's share, so the processes have about equal work
+LONGEST_LINE = 1 << 22  # in a text file; a longer line is split
+LONGEST_ROW = 1 << 28  # in a JSON Lines file, where a line is parsed as a whole
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row or line, numbered from 1, or a stretch of a text file (number 0), which is one document in all."""
+    """One row or line, numbered from 1; or a part of a text file (number 0), which is a single document."""
 
     number: int
     fields: Mapping[str, object]
@@ -31,16 +31,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Unit:
-    """Some rows, parsed only when they are asked for; ``position`` is how far its source is read after them."""
+    """Some rows, which are parsed only on request; ``position`` is the position in the source after them."""
 
     rows: Callable[[], Iterator[Row]]
     position: int
 
 
 def _blocks(path: Path, *, longest_line: int) -> Iterator[tuple[int, bytes, int]]:
-    """(number of the first line, whole lines of about `UNIT_BYTES`, position after them), a file from end to end.
+    """Split a file into (number of the first line, complete lines of about `UNIT_BYTES`, position after them).
 
-    Of a line with more bytes than ``longest_line`` behind a block's own, the rest is a block of its own.
+    If the last line of a block continues for more than ``longest_line`` bytes, the rest becomes another block.
     """
     number = 1
     with path.open("rb") as file:
@@ -56,7 +56,7 @@ def _blocks(path: Path, *, longest_line: int) -> Iterator[tuple[int, bytes, int]
 
 
 def _up_to_a_word(block: bytes) -> bytes:
-    """What is before the last space, or at least before a character that is not all there."""
+    """The block up to the last space, or at least up to an incomplete character."""
     at = block.rfind(b" ")
     if at > 0:
         return block[:at]
@@ -68,7 +68,7 @@ def _up_to_a_word(block: bytes) -> bytes:
 
 
 def text_units(path: Path, name: str, size: int) -> Iterator[Unit]:
-    """The whole file is one document, in pieces of whole lines, or of words where a line is very long."""
+    """Read a text file as one document, in pieces that end at a line end, or at a word if a line is very long."""
     for number, block, position in _blocks(path, longest_line=LONGEST_LINE):
 
         def load(number: int = number, block: bytes = block, position: int = position) -> Iterator[Row]:
@@ -88,7 +88,7 @@ def json_units(path: Path, name: str, size: int) -> Iterator[Unit]:
         if position < size and not block.endswith(b"\n"):
             line = first + block.count(b"\n")
             raise InvalidData(
-                f"{name}, line {line}: is longer than {LONGEST_ROW >> 20} MiB, the most for one row; split the row."
+                f"{name}, line {line}: is longer than {LONGEST_ROW >> 20} MiB, the limit for one row; split the row."
             )
 
         def load(first: int = first, block: bytes = block) -> Iterator[Row]:
@@ -97,9 +97,7 @@ def json_units(path: Path, name: str, size: int) -> Iterator[Unit]:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if line:
                         row = json.loads(line)
-                        if (
-                            "\\ud" in line or "\\uD" in line
-                        ):  # an escaped half of a character, perhaps without the other
+                        if "\\ud" in line or "\\uD" in line:  # an escaped surrogate, which may be unpaired
                             json.dumps(row, ensure_ascii=False).encode()
                         yield Row(number, row)
                 except UnicodeDecodeError as error:
@@ -107,11 +105,10 @@ def json_units(path: Path, name: str, size: int) -> Iterator[Unit]:
                 except UnicodeEncodeError as error:
                     half = f"\\u{ord(error.object[error.start]):04x}"
                     raise InvalidData(
-                        f"{name}, line {number}: holds {half}, half of a character without the other; write the whole "
-                        "character."
+                        f"{name}, line {number}: contains {half}, an unpaired surrogate; write the complete character."
                     ) from error
                 except (ValueError, RecursionError) as error:
-                    raise InvalidData(f"{name}, line {number}: is not JSON ({error}).") from error
+                    raise InvalidData(f"{name}, line {number}: is not valid JSON ({error}).") from error
 
         yield Unit(load, position)
 

@@ -1,4 +1,4 @@
-"""How a model is written for others to load: as Hugging Face loads it, an adapter as peft does, or the bare tensors."""
+"""Exporting weights in formats that other libraries load: a Hugging Face model, a peft adapter, or plain tensors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from zeta_core.model.sources import Located
 
 @dataclass(frozen=True)
 class Export:
-    """How the weights are written for others to load. ``skeleton`` is the Hugging Face model without storage."""
+    """Exports the weights of a run. ``skeleton`` is the Hugging Face model without storage."""
 
     skeleton: nn.Module | None
     tokenizer: Any
-    dtype: torch.dtype | None  # None: each tensor as it is
+    dtype: torch.dtype | None  # None keeps the type of each tensor
     base: Located
     adapter: Adapter | None = None
 
@@ -41,7 +41,7 @@ class Export:
         return "module" if self.skeleton is None else "huggingface"
 
     def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
-        """Write what is loaded; of an adapter also the merged model, where ``weights`` has the base, too."""
+        """Write the model or the adapter; if ``weights`` includes an adapter's base, also write the merged model."""
         self.tokenizer.save_pretrained(folder)
         if self.adapter is None:
             self._write_model(folder, weights, aliases)
@@ -61,8 +61,8 @@ class Export:
 
     def _write_model(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
         if self.skeleton is None:
-            # One entry of metadata: safetensors writes several in any order, and equal weights are equal files here.
-            # Names that are tied to another are left out; `safetensors.torch.load_model` puts them back.
+            # Only one metadata entry: safetensors writes several in random order, but equal weights must give equal
+            # files. Tied names are omitted; `safetensors.torch.load_model` restores them.
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         else:
             tensors = {name: self._cast(tensor) for name, tensor in weights.items()}
@@ -76,7 +76,7 @@ class Export:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without the progress bars of transformers: what is saved and loaded is said by the report."""
+    """Disable the progress bars of transformers, because the report already shows what is loaded and saved."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

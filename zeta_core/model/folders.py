@@ -1,8 +1,8 @@
-"""Folders that libraries may load a model from: checked copies of what was uploaded, stored or downloaded.
+"""Creating model folders that are safe for libraries to load: checked copies of uploaded, stored or downloaded files.
 
-Guaranteed for each folder: it holds only files that `contract.model_files` lets through, JSON files rewritten and
-weights unpacked or linked; it appears under its name whole, and is made once for the same content, whichever process
-comes first.
+Guarantees: a folder contains only files that `contract.model_files` allows, with rewritten JSON files and unpacked or
+linked weights. It appears under its final name only when it is complete. For the same content, only one process creates
+it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from zeta_core.contract.model_files import (
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 
-# What is fetched from the Hub: no pickles, no code. Without the weights where they are not wanted.
+# The files that are fetched from the Hub: no pickles and no code. The weights are fetched only if they are needed.
 _FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _FETCHED_WEIGHTS = ("*.safetensors", "*.gguf")
 
 
 def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
-    """The folder of an uploaded .tar. Raises `InvalidModel` naming the file that is refused, and why."""
+    """The folder of an uploaded .tar. Raises `InvalidModel` with the rejected file and the reason."""
     stored = None if places.artifacts_root is None else places.artifacts_root / file_key(file_id)
     if stored is None or not stored.is_file():
-        raise InvalidModel(f"model names {file_id}, which is not a file of this service; upload it and use its id.")
+        raise InvalidModel(f"model names {file_id}, which does not exist in this service; upload the file again.")
     filename = str(places.files.get(file_id, {}).get("filename", file_id))
     target = cache / f"{_kind(places)}-{file_id}"
     try:
@@ -45,14 +45,14 @@ def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
             _make(files, model_folder(files), target, "upload", places)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error
-    os.utime(target)  # used now: a worker's cache forgets what nobody uses
+    os.utime(target)  # mark it as used, because the worker's cache evicts the least recently used entries
     return target
 
 
 def folder_copy(directory: Path, name: str, places: Places, cache: Path, *, roots: tuple[Path, ...] = ()) -> Path:
-    """A copy of a folder that others wrote, with links to its weights, which may lie below ``roots``.
+    """A copy of an untrusted folder, with links to its weights, which may be located below ``roots``.
 
-    The folder itself where it holds no model of Hugging Face's, which is then refused by what loads it.
+    If the folder contains no Hugging Face model, the folder itself is returned, and loading it raises the error.
     """
     if not any(any(directory.glob(sign)) for sign in ("config.json", "adapter_config.json", "*.gguf", "tokenizer*")):
         return directory
@@ -79,17 +79,17 @@ def hub_copy(name: str, places: Places, cache: Path, *, what: str) -> tuple[Path
     try:
         path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except HFValidationError as error:
-        raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a hub id org/name.") from error
+        raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a Hub id org/name.") from error
     except Exception as error:
-        here = "is no local directory, and " if places.any_path else ""
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the hub: {said:.300}") from error
-    # A snapshot consists of links to the repository's blobs beside it.
+        here = "is not a local directory, and " if places.any_path else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the Hub: {reason:.300}") from error
+    # A snapshot consists of links to the repository's blobs in a sibling folder.
     return folder_copy(path, name, places, cache, roots=(path.parent.parent / "blobs",)), path.name
 
 
 def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: Places) -> None:
-    """Write the clean files below ``target``, once. Raises `InvalidModelFiles`."""
+    """Write the checked files to ``target``, unless it exists. Raises `InvalidModelFiles`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.is_dir():
@@ -98,25 +98,27 @@ def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: 
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         for path, content in clean_files(files, folder, origin, weights=places.weights):
-            place = aside / path
-            place.parent.mkdir(parents=True, exist_ok=True)
+            copied = aside / path
+            copied.parent.mkdir(parents=True, exist_ok=True)
             source = (PurePosixPath(folder) / path).as_posix()
             if content is not None:
-                place.write_bytes(content)
+                copied.write_bytes(content)
             elif isinstance(files, FolderFiles):
-                place.symlink_to(files.source(source))
+                copied.symlink_to(files.source(source))
             else:
-                with files.open(source) as stream, place.open("xb") as copy:
+                with files.open(source) as stream, copied.open("xb") as copy:
                     shutil.copyfileobj(stream, copy, 1 << 20)
         aside.rename(target)
 
 
 def _kind(places: Places) -> str:
-    return "checked-model" if places.weights else "checked-config"  # other names than of unchecked folders before
+    return (
+        "checked-model" if places.weights else "checked-config"
+    )  # earlier versions used other names for unchecked folders
 
 
 def _fingerprint(directory: Path, files: FolderFiles) -> str:
-    """Changes with the files of a folder."""
+    """A hash that changes with the files of a folder."""
     seen = [str(directory.resolve())]
     for name, size in files.sizes.items():
         seen.append(f"{name} {size} {files.source(name).stat().st_mtime_ns} {files.source(name)}")

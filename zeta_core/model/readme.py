@@ -1,4 +1,4 @@
-"""``README.md`` of an adapter's checkpoint: the lines that load it, and where its base model comes from."""
+"""Writing the ``README.md`` of an adapter's checkpoint: how to obtain the base model, and how to load both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ README = "README.md"
 
 @dataclass(frozen=True)
 class _Base:
-    """How the base model is obtained: in words and a shell command, and the expression that loads it."""
+    """How to obtain and load the base model: a sentence, a shell command, and a Python expression with its import."""
 
     words: str
     load: str
@@ -26,10 +26,10 @@ class _Base:
 
 
 def adapter_readme(located: Located, tokenizer: Any, *, is_module: bool, has_merged: bool) -> str:
-    """The text for an adapter that was trained on the model at ``located``."""
+    """The text of the file for an adapter that was trained on the model at ``located``."""
     base = _base(located, is_module)
     tokenizer_class = "ByT5Tokenizer" if type(tokenizer).__name__ == "ByT5Tokenizer" else "AutoTokenizer"
-    parts = [f"# LoRA adapter\n\nThis directory holds an adapter, not a whole model. {base.words}"]
+    parts = [f"# LoRA adapter\n\nThis directory contains an adapter, not a complete model. {base.words}"]
     if base.shell is not None:
         parts.append(f"```sh\n{base.shell}\n```")
     parts.append(
@@ -42,7 +42,7 @@ def adapter_readme(located: Located, tokenizer: Any, *, is_module: bool, has_mer
     )
     if has_merged and not is_module:
         parts.append(
-            "The whole model, base and adapter added together, needs neither peft nor the base:\n\n```python\n"
+            "The merged model (base and adapter combined) needs neither peft nor the base:\n\n```python\n"
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{MERGED_NAME}")\n```'
         )
@@ -50,28 +50,28 @@ def adapter_readme(located: Located, tokenizer: Any, *, is_module: bool, has_mer
 
 
 def _front_matter(base_model: str | None) -> str:
-    """The metadata of a model card, so that the directory can be pushed to the Hub as it is."""
+    """The metadata of a model card, so that the directory can be pushed to the Hub unchanged."""
     named = f"base_model: {base_model.partition('@')[0]}\n" if base_model is not None and _is_on_hub(base_model) else ""
     return f"---\n{named}library_name: peft\ntags:\n- lora\n---\n\n"
 
 
 def _is_on_hub(base_model: str) -> bool:
-    return is_hub_id(base_model) and "@" in base_model  # a training records the commit
+    return is_hub_id(base_model) and "@" in base_model  # training records the commit of a Hub model
 
 
 def _base(located: Located, is_module: bool) -> _Base:
     name = located.base_model
     if name is None or is_module:
         return _Base(
-            "Its base is a model of your own code and has no name: replace `build_base` by the function that builds "
-            "it, with the weights that the training began with.",
+            "Its base model is built by your own code and has no name: replace `build_base` with the function that "
+            "builds it, with the weights from before the training.",
             load="build_base()",
             imports="from my_model import build_base",
         )
     if _is_on_hub(name):
         repository, _, revision = name.partition("@")
         return _Base(
-            f"Its base is `{repository}` on the Hugging Face Hub, at revision `{revision}`.",
+            f"Its base model is `{repository}` on the Hugging Face Hub, at revision `{revision}`.",
             load=f'AutoModelForCausalLM.from_pretrained("{repository}", revision="{revision}")',
         )
     job, _, checkpoint = name.partition("/")
@@ -79,26 +79,26 @@ def _base(located: Located, is_module: bool) -> _Base:
         return _of_job(located, job, checkpoint)
     if is_id(name, "file"):
         return _Base(
-            f"Its base was uploaded to the service as `{name}`, a .tar. Download it:",
+            f"Its base model was uploaded to the service as `{name}`, a .tar archive. Download it:",
             load=_load_folder("base", located.directory),
             shell=(
                 f'curl -fH "Authorization: Bearer $ZETA_API_KEY" "$ZETA_URL/v1/files/{name}/content" -o base.tar\n'
                 "mkdir -p base && tar -xf base.tar -C base"
             ),
         )
-    return _Base(f"Its base is the local model `{name}`.", load=_load_folder(name, located.directory))
+    return _Base(f"Its base model is the local model `{name}`.", load=_load_folder(name, located.directory))
 
 
 def _of_job(located: Located, job: str, checkpoint: str) -> _Base:
-    """A checkpoint of a job: a whole model, an adapter with its merged model, or an adapter alone."""
-    words = f"Its base is the checkpoint `{checkpoint}` of the job `{job}`. Download it:"
+    """The base if it is a job's checkpoint: a complete model, an adapter with its merged model, or only an adapter."""
+    words = f"Its base model is the checkpoint `{checkpoint}` of the job `{job}`. Download it:"
     shell = f"zeta download {job} --checkpoint {checkpoint} -o base"
     directory = located.directory
     if directory is not None and directory.name == MERGED_NAME:
         return _Base(words, _load_folder("base", directory), f"{shell} --merged")
     if directory is not None and (directory / ADAPTER_CONFIG).is_file():
         return _Base(
-            f"{words[:-1]}; it is an adapter too, and its README.md says where its own base is:",
+            f"{words[:-1]}; it is also an adapter, and its README.md explains how to obtain its own base:",
             'AutoPeftModelForCausalLM.from_pretrained("base").merge_and_unload()',
             shell,
             "from peft import AutoPeftModelForCausalLM",

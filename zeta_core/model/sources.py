@@ -1,9 +1,9 @@
-"""From a model source to an ``nn.Module`` in float32, its tokenizer, and what a checkpoint must say of it.
+"""Locating a model source and building it as an ``nn.Module`` in float32, with its tokenizer.
 
-Trusted: modules, callables and local directories that a script hands over, and builders installed on this machine. Not
-trusted: anything a job names, and what comes from the Hub. Weights are read from safetensors only, nothing is
-unpickled, no model's own code runs (``trust_remote_code`` is never on), and libraries see a copy of a model's files
-that `folders` made, which names nothing outside it.
+Modules, callables and local directories passed by a script are trusted, and so are builders installed on this machine.
+Everything that a job names or that comes from the Hub is untrusted: weights are read only from safetensors, nothing is
+unpickled, code in model repositories never runs (``trust_remote_code`` is always off), and libraries only see a copy of
+the files that `folders` created, which refers to nothing outside it.
 """
 
 from __future__ import annotations
@@ -42,33 +42,31 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was found but not built yet."""
+    """A model that has been located but not built yet."""
 
     build: Callable[[], nn.Module]
     name: str
-    directory: Path | None = None  # where its files are
-    base_model: str | None = (
-        None  # what others find it by: a hub id with its commit, a checkpoint of a job, a file's id
-    )
+    directory: Path | None = None  # the location of its files
+    base_model: str | None = None  # its public name: a Hub id with its commit, a checkpoint of a job, or a file id
     pretrained: bool = False
     from_caller: bool = False  # the caller's own object, trained in place
-    dtype: torch.dtype | None = None  # that of its weights as they are stored; None: as built
-    needs_weights: bool = False  # nothing but them says what it is, and they are not wanted (`Places.weights`)
-    mapped: Callable[[], nn.Module] | None = None  # builds it in the precision of its files, mapped from there
+    dtype: torch.dtype | None = None  # the stored precision of its weights; None means the precision when built
+    needs_weights: bool = False  # only its weights, which were not fetched (`Places.weights`), describe it
+    mapped: Callable[[], nn.Module] | None = None  # builds it in its stored precision, memory-mapped from its files
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer lies beside the weights."""
+        """Whether there is a tokenizer beside the weights."""
         own = self.directory
         return own is not None and (is_gguf(own) or any((own / name).is_file() for name in TOKENIZER_FILES))
 
 
 def locate_model(model: object, places: Places, cache: Path) -> Located:
-    """Find a model, fetching or unpacking its files where needed. Raises `InvalidModel`."""
+    """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`."""
     match model:
         case nn.Module():
             name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
-            commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # there where it is from the hub
+            commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # set if it comes from the Hub
             base = f"{name}@{commit}" if commit else None
             return Located(
                 lambda: model, type(model).__name__, base_model=base, pretrained=bool(name), from_caller=True
@@ -81,7 +79,7 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
             return _from_config(config)
         case JobModel():
             if places.artifacts_root is None:
-                raise InvalidModel(f"model names {model.job}, but a script has no jobs; give a directory instead.")
+                raise InvalidModel(f"model names {model.job}, but a script has no jobs; name a directory instead.")
             directory = places.artifacts_root / checkpoint_key(model.job, model.checkpoint)
             if not directory.is_dir():
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
@@ -114,7 +112,7 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
 
 
 def locate_tokenizer(source: object, located: Located, places: Places, cache: Path) -> Any:
-    """The named tokenizer, else the model's own, else bytes. Raises `InvalidModel`."""
+    """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`."""
     from transformers import ByT5Tokenizer
 
     directory: Path | None = None
@@ -130,7 +128,7 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
         case _ if hasattr(source, "builtin"):
             directory = None
         case _ if hasattr(source, "get_vocab") and callable(source):
-            return source  # a tokenizer object of a script
+            return source  # a tokenizer object from a script
         case _:
             raise InvalidModel(
                 f"tokenizer is {source!r:.200}; give a tokenizer of transformers, its local directory or hub id, or "
@@ -143,15 +141,15 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
     if is_gguf(directory):
         return gguf_tokenizer(directory)
     try:
-        if _holds_bytes(directory):  # AutoTokenizer takes another class for the models of some families
+        if _is_byte_level(directory):  # for some model families, AutoTokenizer would select another class
             return ByT5Tokenizer.from_pretrained(directory)
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise InvalidModel(f"The tokenizer in {directory.name} cannot be loaded: {error}") from error
 
 
-def _holds_bytes(directory: Path) -> bool:
-    """Whether the tokenizer that was saved here is the byte-level one."""
+def _is_byte_level(directory: Path) -> bool:
+    """Whether the tokenizer in this directory is the byte-level one."""
     config = directory / "tokenizer_config.json"
     return config.is_file() and json.loads(config.read_bytes()).get("tokenizer_class") == "ByT5Tokenizer"
 
@@ -169,11 +167,9 @@ def _from_config(config: dict[str, Any]) -> Located:
     try:
         resolved = AutoConfig.for_model(model_type, **values)
     except Exception as error:
-        raise InvalidModel(f"model.config is no {model_type} config: {str(error)[:300]}") from error
-    if getattr(resolved, "auto_map", None):  # in a config object of a script
-        raise InvalidModel(
-            "model.config has an auto_map; code that a model brings along never runs here, leave it out."
-        )
+        raise InvalidModel(f"model.config is not a valid {model_type} config: {str(error)[:300]}") from error
+    if getattr(resolved, "auto_map", None):  # possible in a config object from a script
+        raise InvalidModel("model.config has an auto_map; custom model code never runs here, so remove it.")
 
     def build() -> object:
         return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
@@ -182,27 +178,27 @@ def _from_config(config: dict[str, Any]) -> Located:
 
 
 def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_model: str, ours: bool = False) -> Located:
-    """A model whose files are there: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
+    """A model in local files: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
 
-    ``ours``: they were written by a training here. What another adapter names as its base, nobody has looked at: it
-    could be another project's job, or a hub repository that the operator did not open.
+    ``ours`` means that a training of this service wrote the files. The base of any other adapter is unchecked: it could
+    be another project's job, or a Hub repository that the operator did not allow.
     """
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / ADAPTER_CONFIG).is_file():
             if not ours and not places.any_path:
-                raise InvalidModel(f"{name} is an adapter without its base; upload the model that they make together.")
+                raise InvalidModel(f"{name} is an adapter without its base model; upload the merged model instead.")
             return _from_adapter(path, name, places, cache, base_model=base_model)
         if not places.weights:
             return Located(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
         path = next(iter(sorted(path.glob("*.gguf"))), path)
     if is_gguf(path):
-        # A quantised model has no precision of its own to be written in; bfloat16 is what such models are published in.
+        # Weights that were quantized have no precision to export in. Such models are usually published in bfloat16.
         return Located(lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16)
     return _from_directory(path, name, places, base_model=base_model)
 
 
 def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
-    """A LoRA checkpoint as a model like any other: its merged weights, or its base with the adapter added."""
+    """A LoRA checkpoint as a model: its merged weights, or its base with the adapter merged into it."""
     if (directory / MERGED_NAME / "config.json").is_file():
         return _from_directory(directory / MERGED_NAME, name, places, base_model=base_model)
     try:
@@ -212,8 +208,8 @@ def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, ba
     named = str(about.get("base_model_name_or_path") or "")
     if not named or (places.weights and not (directory / "adapter_model.safetensors").is_file()):
         raise InvalidModel(
-            f"{name} is an adapter whose base has no name, so it cannot be loaded alone; train it again with "
-            "lora.save_merged, which stores the whole model beside it."
+            f"{name} is an adapter whose base model has no name, so it cannot be loaded alone; train it again with "
+            "lora.save_merged, which also stores the merged model."
         )
     base = locate_model(_named_base(named, about.get("revision"), places), places, cache)
     if not places.weights:
@@ -224,22 +220,22 @@ def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, ba
 
         try:
             adapted: Any = PeftModel.from_pretrained(base.build(), str(directory), local_files_only=True)
-            return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
+            return adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
         except (ValueError, RuntimeError, KeyError, OSError) as error:
-            raise InvalidModel(f"The adapter {name} cannot be added to {named}: {error}") from error
+            raise InvalidModel(f"The adapter {name} cannot be merged into {named}: {error}") from error
 
     return Located(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
 
 
 def _named_base(named: str, revision: object, places: Places) -> object:
-    """The source that an adapter's config names: a job's checkpoint, an uploaded file, a directory or a hub id."""
+    """The base in an adapter's config: a job's checkpoint, an uploaded file, a directory or a Hub id."""
     job, _, checkpoint = named.partition("/")
     if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
         return JobModel(job=job, checkpoint=checkpoint)
     if is_id(named, "file"):
         return FileModel(file=named)
     if not places.any_path and not is_hub_id(named):
-        raise InvalidModel(f"The adapter's base is {named!r}, which is no Hub id; give the merged model instead.")
+        raise InvalidModel(f"The adapter's base is {named!r}, which is not a Hub id; use the merged model instead.")
     return f"{named}@{revision}" if revision else named
 
 
@@ -247,12 +243,12 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (directory / "config.json").is_file():
-        cure = "give the directory of a Hugging Face causal language model"
+        fix = "name the directory of a Hugging Face causal language model"
         if (directory / "final" / MANIFEST_NAME).is_file():
-            cure = f"give one of the checkpoints in it, such as {name.rstrip('/')}/final"
+            fix = f"name one of the checkpoints in it, such as {name.rstrip('/')}/final"
         elif (directory / MANIFEST_NAME).is_file():
-            cure = "these are the weights of a module, which its own code builds; load them there and give the module"
-        raise InvalidModel(f"{name} has no config.json; {cure}.")
+            fix = "it contains the weights of a custom module; load them in your own code and pass the module"
+        raise InvalidModel(f"{name} has no config.json; {fix}.")
     stored = any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
     if places.weights and not stored:
         raise InvalidModel(
@@ -261,13 +257,13 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        said = str(error).replace(str(directory), name)  # where a worker unpacked it is nobody's business
-        raise InvalidModel(f"The config of {name} cannot be read: {said[:300]}") from error
+        reason = str(error).replace(str(directory), name)  # hide the worker's path
+        raise InvalidModel(f"The config of {name} cannot be read: {reason[:300]}") from error
     quantized_by = cast("dict[str, Any]", getattr(config, "quantization_config", None) or {}).get("quant_method")
     if quantized_by == "bitsandbytes":
         raise InvalidModel(
-            f"The weights of {name} are quantized by bitsandbytes already; name the model that they were made from, "
-            "and ask for lora.quantize where its base is to be in 4 bits."
+            f"The weights of {name} are already quantized by bitsandbytes; name the original model, and set "
+            "lora.quantize to train on a 4-bit base."
         )
     dtype = getattr(config, "dtype", None)
     dtype = dtype if isinstance(dtype, torch.dtype) else None
@@ -298,7 +294,7 @@ def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = tor
     model, about = loaded
     missing = sorted(about["missing_keys"])
     if missing:
-        raise InvalidModel(f"The weights of {name} lack {len(missing)} tensors, {missing[0]} among them.")
+        raise InvalidModel(f"The weights of {name} lack {len(missing)} tensors, including {missing[0]}.")
     return cast(nn.Module, model)
 
 

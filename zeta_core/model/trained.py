@@ -1,4 +1,4 @@
-"""What of a model is trained, and with that what a checkpoint of it holds."""
+"""Choosing the trainable parameters of a model, and the weights that a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def choose_what_is_trained(
     model: nn.Module, located: Located, plan: Plan, tokenizer: Any, *, merge: bool
 ) -> tuple[Saved, Export]:
-    """`prepare` the model; which weights a checkpoint of it holds, and how they are written.
+    """`prepare` the model, and return the weights to save and how to export them.
 
-    ``merge``: the base with the adapter added is written, too. A base that is quantised is kept for that as it was.
+    With ``merge``, the merged model is exported as well. The original weights of a quantized base are kept for that.
     """
     dtype = _stored_precision(model, located)
     skeleton = skeleton_of(model, dtype)
@@ -46,16 +46,17 @@ def choose_what_is_trained(
 
 
 def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
-    """Put in the adapter, or freeze what is not trained, in place. Raises `CannotTrain`.
+    """Add the adapter, or freeze the parameters that are not trained, in place. Raises `CannotTrain`.
 
-    What is trained is in float32, whatever it is stored in. The base of an adapter keeps its own precision where the
-    run computes in that, and is in float32 elsewhere; its linear layers are in 4 bits where that is asked for. Buffers
-    stay as they are built: rotary frequencies in half precision would put far tokens in the wrong places.
+    Trained parameters are in float32, whatever their stored precision. The base of an adapter keeps its stored
+    precision if the run computes in it, and is otherwise in float32; with ``lora.quantize``, its linear layers are in
+    4 bits. Buffers keep their precision, because rotary frequencies in half precision would give distant tokens wrong
+    positions.
     """
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         raise CannotTrain(
-            f"The weights of this {type(model).__name__} are quantized already; load it without a quantization_config, "
-            "and ask for lora.quantize where its base is to be in 4 bits.",
+            f"The weights of this {type(model).__name__} are already quantized; load it without a quantization_config, "
+            "and set lora.quantize to train on a 4-bit base.",
             param="model",
         )
     if plan.lora is None:

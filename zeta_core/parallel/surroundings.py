@@ -1,4 +1,4 @@
-"""What a training changes in the process that it runs in, put back when it is over."""
+"""Process-wide settings that a training changes, and that are restored afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zeta_core.contract.device_kind import cpu_kind, gpu_kind
 
 @contextmanager
 def as_it_was() -> Generator[None]:
-    """What a training changes in its process, and a script or a notebook goes on with, is put back afterwards."""
+    """Restore the random state and the number of threads afterwards, for a script or notebook that continues."""
     random_state, threads = states.random_state(), torch.get_num_threads()
     try:
         with torch.enable_grad():
@@ -24,11 +24,11 @@ def as_it_was() -> Generator[None]:
 
 
 def compute_with(threads: int) -> bool:
-    """Let torch compute with so many threads; whether it had to be told.
+    """Set torch's number of threads, unless it already has this value, and return whether it was set.
 
-    It is left alone where it does already, because to be told costs 3 to 5 % of a small Llama's time on a CPU: torch
-    then forbids MKL to choose (`mkl_set_dynamic(0)`), and MKL plans for a team of threads also where one thread, inside
-    attention, has a small product to compute. Gradients of attention get other last bits by that.
+    Setting it makes a small Llama 3 to 5 % slower on a CPU: torch then disables MKL's dynamic choice
+    (`mkl_set_dynamic(0)`), so MKL plans for all threads even for a small product that one thread computes within
+    attention. This also changes the last bits of attention gradients.
     """
     if torch.get_num_threads() == threads:
         return False
@@ -37,7 +37,7 @@ def compute_with(threads: int) -> bool:
 
 
 def device_kind(variables: Mapping[str, str]) -> str | None:
-    """The kind of device that this process trains on, under these `settings.kernel_variables`."""
+    """The kind of device that this process trains on, given these `settings.kernel_variables`."""
     if torch.cuda.is_available():
         return gpu_kind(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), variables)
     return cpu_kind(variables, capability=torch.backends.cpu.get_cpu_capability())
@@ -45,7 +45,7 @@ def device_kind(variables: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def deterministic_kernels() -> Generator[None]:
-    """The same seed gives the same bits on a GPU, too; a kernel that cannot is warned of by torch, not refused."""
+    """Make the same seed give the same bits on a GPU. For a kernel that cannot, torch warns but does not fail."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

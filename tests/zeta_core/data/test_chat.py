@@ -303,31 +303,31 @@ GOOD = {"messages": TWO_TURNS}
         ),
         (shapes.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
         (shapes.CHATML, {"messages": []}, "'messages' is empty"),
-        (shapes.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn, so there is nothing to learn"),
-        (shapes.CHATML, {"messages": [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}]}, "nothing to learn"),
+        (shapes.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn to train on; remove the row"),
+        (shapes.CHATML, {"messages": [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}]}, "no assistant turn to train on"),
         (shapes.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
         (shapes.CHATML, {"text": "words"}, r"has no 'messages' \(it has: text\)"),
-        (shapes.GEMMA, {"messages": WITH_SYSTEM}, "chat template refuses the conversation: System role not supported"),
+        (shapes.GEMMA, {"messages": WITH_SYSTEM}, "chat template rejects the conversation: System role not supported"),
         (
             shapes.GEMMA,
             {"messages": TWO_TURNS[1:]},
-            "begins with an assistant turn, which the tokenizer's chat template",
+            "starts with an assistant turn, which the tokenizer's chat template",
         ),
-        (shapes.R1, {"messages": TWO_TURNS}, "does not write the answer after the prompt for it"),
+        (shapes.R1, {"messages": TWO_TURNS}, "does not render the answer directly after the generation prompt"),
         (
             None,
             {"messages": TWO_TURNS, "tools": [{"name": "add"}]},
-            "has the tool 'add', which the tokenizer's chat template does not write",
+            "has the tool 'add', which the tokenizer's chat template omits",
         ),
         (
             shapes.CHATML,
             {"messages": CALLING},
-            "calls the tool 'add', which the tokenizer's chat template does not write",
+            "calls the tool 'add', which the tokenizer's chat template omits",
         ),
         (
             shapes.CHATML,
             {"messages": [*TWO_TURNS[:3], {"role": "assistant", "content": " "}]},
-            "turn that says nothing",
+            "empty assistant turn",
         ),
         (
             shapes.CHATML,
@@ -367,7 +367,7 @@ def test_an_answer_without_a_token_is_named_by_its_line(tmp_path: Path) -> None:
 
 def test_plain_text_has_no_turns_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidData, match=r"chat\.jsonl is plain text, which has no turns, and train_on is 'assistant'"
+        InvalidData, match=r"train_on is 'assistant', but chat\.jsonl is plain text without turns"
     ):
         tokens_of(tmp_path, [{"text": "words"}], byte_tokenizer(None), train_on="assistant")
 

@@ -95,7 +95,7 @@ def test_a_folder_on_a_worker_is_read_as_a_client_uploads_it(tmp_path: Path) -> 
     with pytest.raises(InvalidData, match=r"no data file.*README\.md \(documentation\).*test\.txt \(held-out split"):
         texts("corpus")
     (root / "corpus" / "out").symlink_to(tmp_path)
-    with pytest.raises(InvalidData, match="leaves the data root"):
+    with pytest.raises(InvalidData, match="is outside the data root"):
         texts("corpus")
 
 
@@ -126,7 +126,7 @@ def _damaged(table: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl, line 2: is not JSON"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a\.jsonl, line 2: is not valid JSON"),
         (
             "a.jsonl",
             b'{"text": "one"}\n\n{"body": "x"}\n',
@@ -135,25 +135,25 @@ def _damaged(table: bytes) -> bytes:
         (
             "a.jsonl",
             b'{"text": "\\uD83D\\uDE00"}\n{"text": "\\uD83D"}\n',
-            r"a\.jsonl, line 2: holds \\ud83d, half of a char",
+            r"a\.jsonl, line 2: contains \\ud83d, an unpaired surr",
         ),
         ("a.jsonl", b'{"input_ids": [1]}\n', r"has no 'text' but 'input_ids'; set use_pretokenized"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is of type int, not text"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: is not an object"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),
         ("a.txt", b"", r"a\.txt is empty"),
-        ("a.jsonl", b'{"text": ""}\n', r"holds no text to train on"),
-        ("a.jsonl", b'{"text": " "}\n{"text": "\\n\\t\\n"}\n', r"a\.jsonl: holds no text to train on"),
-        ("a.txt", b"\n \t \xc2\xa0\n" * 9, r"a\.txt: holds no text to train on; give at least one document of some"),
+        ("a.jsonl", b'{"text": ""}\n', r"contains no text to train on"),
+        ("a.jsonl", b'{"text": " "}\n{"text": "\\n\\t\\n"}\n', r"a\.jsonl: contains no text to train on"),
+        ("a.txt", b"\n \t \xc2\xa0\n" * 9, r"a\.txt: contains no text to train on; provide at least one document with some"),
         ("a.parquet", b"no parquet", r"a\.parquet is not readable as parquet"),
         ("a.parquet", _damaged(_table(["text"], b"fine " * 5000)), r"a\.parquet is not readable as parquet: Corrupt"),
-        ("a.parquet", _table(["text", "text"], b"fine"), r"a\.parquet has several columns called 'text'"),
+        ("a.parquet", _table(["text", "text"], b"fine"), r"a\.parquet has several columns named 'text'"),
         (
             "a.parquet",
             _table(["text"], b"\xff\xfe"),
-            r"a\.parquet, rows 1 to 1: hold text that is not UTF-8 \(byte 0xff\)",
+            r"a\.parquet, rows 1 to 1: contain text that is not UTF-8 \(byte 0xff\)",
         ),
-        ("a.csv", b"a,b", r"a\.csv has no known format"),
+        ("a.csv", b"a,b", r"a\.csv is not a supported file type"),
     ],
 )
 def test_a_fault_names_the_file_and_the_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_uploaded_file_is_found_by_id_and_told_by_its_name(tmp_path: Path) ->
     (store / "files").mkdir(parents=True)
     (store / "files" / "file_1").write_bytes(b'{"text": "ok"}\nnot json\n')
     places = Places(files={"file_1": {"filename": "mine.jsonl", "sha256": "0" * 64}}, artifacts_root=store)
-    with pytest.raises(InvalidData, match=r"mine\.jsonl, line 2: is not JSON"):
+    with pytest.raises(InvalidData, match=r"mine\.jsonl, line 2: is not valid JSON"):
         tokens_of({"file": "file_1"}, tmp_path, places=places)
 
 
@@ -177,7 +177,7 @@ def test_a_job_cannot_read_outside_the_data_root(pattern: str, tmp_path: Path) -
     root.mkdir()
     (tmp_path / "secret.txt").write_text("secret")
     (root / "link.txt").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(InvalidData, match=r"leaves the data root|where no data file is"):
+    with pytest.raises(InvalidData, match=r"is outside the data root|which matches no data file"):
         tokens_of({"path": pattern}, tmp_path, places=Places(data_root=root))
 
 

@@ -37,7 +37,7 @@ def test_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "a.txt").write_text("secret")
-    with pytest.raises(InvalidData, match=r"dataset.hub is 'owner/name', which is also a folder here"):
+    with pytest.raises(InvalidData, match=r"dataset.hub is 'owner/name', which is also a local folder"):
         open_sources([HubSource(hub="owner/name")], Places(any_path=True), pretokenized=False)
 
 
@@ -52,7 +52,7 @@ def test_a_card_that_names_files_of_this_machine_is_refused(tmp_path: Path, monk
         return builder
 
     monkeypatch.setattr("datasets.load_dataset_builder", load)
-    with pytest.raises(InvalidData, match=r"names '.*secret.txt', which is not one of its own files"):
+    with pytest.raises(InvalidData, match=r"refers to '.*secret.txt', which is not one of its own files"):
         open_sources([HubSource(hub="owner/name")], Places(), pretokenized=False)
 
 

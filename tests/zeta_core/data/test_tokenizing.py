@@ -82,7 +82,7 @@ def test_the_fault_that_is_told_is_the_first_in_the_data(several_sources: list[P
         lines[number] = b"not json\n"
     (tmp_path / "bad.jsonl").write_bytes(b"".join(lines))
     for processes in (1, 3):
-        with pytest.raises(InvalidData, match=r"bad\.jsonl, line 1101: is not JSON"):
+        with pytest.raises(InvalidData, match=r"bad\.jsonl, line 1101: is not valid JSON"):
             prepare([tmp_path / "bad.jsonl"], tmp_path / "cache", processes=processes)
 
 
@@ -153,7 +153,7 @@ def test_two_runs_at_once_make_the_tokens_once(several_sources: list[Path], tmp_
     assert np.array_equal(first.ids, second.ids)
     said = [line.message for kept in reports for line in kept.all if isinstance(line, LogLine)]
     assert sum(text.startswith("Tokenized") for text in said) == 1
-    assert "Another process tokenizes the same data; waiting for it." in said
+    assert "Another process is tokenizing the same data; waiting for it." in said
 
 
 def test_what_is_meant_anyway_is_the_same_data_when_it_is_said(tmp_path: Path) -> None:

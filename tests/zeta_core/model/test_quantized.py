@@ -163,14 +163,14 @@ def test_where_it_cannot_take_effect_it_is_refused_with_the_cure(
     assert (raised.value.code, raised.value.patch) == ("cannot_quantize", {"lora": {"quantize": None}})
     outcome, _ = train(gpt2, tmp_path / "not-quantized", **applied(asked, raised.value.patch))
     assert outcome.steps_trained == 1
-    with pytest.raises(CannotTrain, match="are quantized already; load it without a quantization_config"):
+    with pytest.raises(CannotTrain, match="are already quantized; load it without a quantization_config"):
         train(in_4_bits(), tmp_path / "out", cache=tmp_path, max_steps=1, lora={})
     saved: Any = llama()
     saved.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidModel, match="are quantized by bitsandbytes already; name the model"):
+    with pytest.raises(InvalidModel, match="are already quantized by bitsandbytes; name the original model"):
         train(str(tmp_path / "saved"), tmp_path / "out", **asked)
     monkeypatch.setattr(quantized, "FIRST_VERSION", (99, 0))
     with pytest.raises(CannotTrain, match=r"needs bitsandbytes 99\.0 or newer, and .* is installed here"):

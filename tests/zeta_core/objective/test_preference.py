@@ -127,10 +127,10 @@ def test_answers_to_different_prompts_are_refused(tmp_path: Path) -> None:
 
 
 def test_pairs_are_for_dpo_and_dpo_is_for_pairs(tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match="preference rows, which method 'sft' does not train on; set method to 'dpo'"):
+    with pytest.raises(InvalidData, match="preference rows, which method 'sft' does not support; set method to 'dpo'"):
         tokens_of(tmp_path, pair_rows(2), ByT5Tokenizer(), method="sft")
     with pytest.raises(
-        InvalidData, match="text rows, which method 'dpo' does not train on; give rows of prompt, chosen"
+        InvalidData, match="text rows, which method 'dpo' does not support; use rows with prompt, chosen"
     ):
         tokens_of(tmp_path, [{"text": "words"}], ByT5Tokenizer())
 

@@ -177,7 +177,7 @@ def test_a_job_of_two_processes_says_which_failure_came_first(tmp_path: Path) ->
     end = end_of(bad)
     assert (end.status, end.reason) == ("failed", "invalid_data")
     assert end.error is not None
-    assert "where no data file is" in end.error.message
+    assert "which matches no data file" in end.error.message
 
 
 @pytest.mark.timeout(120)

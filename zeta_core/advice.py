@@ -1,7 +1,7 @@
-"""What is worth saying about a run before its first step: its learning rate, its precision, its padding.
+"""Advice about a run before its first step: unusual learning rates, precision, padding and sequence lengths.
 
-Nothing here changes the run. What cannot be trained is refused where it is met (`memory.needs`, `model`,
-`data.packing`), what goes wrong later is told by `train.divergence`.
+Advice never changes the run. The modules `memory.needs`, `model` and `data.packing` reject runs that cannot be trained;
+`train.divergence` diagnoses problems during training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zeta_core.train.divergence import Watch
 
 @dataclass(frozen=True)
 class Setup:
-    """A run that is about to begin."""
+    """A run that is about to start."""
 
     options: TrainerOptions
     plan: Plan
@@ -55,12 +55,12 @@ class Setup:
         return usual_rates(self.plan.optimizer, self.trained, self.num_parameters)
 
     def watch(self, say: Callable[[Advice], None]) -> Watch:
-        """What looks at the loss of every step."""
+        """The monitor that examines the loss of every step."""
         known = embedding_rows(self.model)
         return Watch(self.plan, say, vocabulary=known, usual=self.usual_rates, supports_bf16=self.facts.supports_bf16)
 
     def advice(self) -> Iterator[Advice]:
-        """What is unusual, each with the patch that makes it usual."""
+        """Advice about unusual settings, with the patch that corrects them."""
         rate = unusual_rate(self.plan.learning_rate, self.plan.optimizer, self.trained, self.num_parameters)
         if rate is not None:
             yield rate
@@ -69,32 +69,33 @@ class Setup:
         yield from self._sharing()
 
     def _sharing(self) -> Iterator[Advice]:
-        """Tokens, documents and sequences that see what they should not."""
+        """Advice about information that leaks between tokens, documents and sequences."""
         model = type(self.model).__name__
         computes_loss = self.loss_of.convention is Convention.RETURN_LOSS
         if self.loss_of.looks_ahead:
             yield Advice(
                 code="looks_ahead",
-                message=f"What {model} says of a token depends on the tokens after it, so it sees what it is to "
-                "predict: its loss falls fast, and it learns nothing that generates text.",
-                hint="Give it a causal mask, or take a causal model (for BERT's kind, is_decoder in its config).",
+                message=f"{model}'s output for a token depends on later tokens, so the model sees what it should "
+                "predict: its loss falls fast, but it does not learn to generate text.",
+                hint="Use a causal mask, or a causal model (for BERT-like models, set is_decoder in the config).",
             )
         if self.plan.pack and not self.loss_of.isolates and self.num_documents > 1:
             yield Advice(
                 code="documents_not_isolated",
-                message=f"{model}'s forward takes no attention mask or positions that keep documents apart, so those "
-                "that share a sequence see one another.",
-                hint="Let its forward return logits and take a mask or positions; without pack it would learn padding."
+                message=f"{model}'s forward accepts neither an attention mask nor positions that separate documents, "
+                "so documents in the same sequence attend to each other.",
+                hint="Change its forward to return logits and accept a mask or positions; without pack, the model "
+                "would be trained on padding."
                 if computes_loss
-                else "pack=False gives each document sequences of its own.",
+                else "With pack=False, each sequence contains only one document.",
                 patch=None if computes_loss else {"pack": False},
             )
         if not self.plan.pack and computes_loss:
             yield Advice(
                 code="padding_is_learned",
-                message=f"{model} computes the loss of whole sequences, so it learns what fills the end of the shorter "
-                "ones of a batch, too.",
-                hint="Use pack, or let its forward return logits.",
+                message=f"{model} computes the loss over whole sequences, so it is also trained on the padding of "
+                "shorter sequences in a batch.",
+                hint="Use pack, or change its forward to return logits.",
                 patch={"pack": True},
             )
 
@@ -106,8 +107,8 @@ class Setup:
         if asked == "fp16" and stored is torch.bfloat16:
             yield Advice(
                 code="narrow_precision",
-                message="mixed_precision is 'fp16', and the model is stored in bfloat16: what it computes may go "
-                "beyond 65,504, where fp16 ends, though its weights are kept in float32 here.",
+                message="mixed_precision is 'fp16', but the model is stored in bfloat16: its activations may exceed "
+                "65,504, the largest value of fp16, even though its weights are kept in float32.",
                 hint=f"Use {better!r}.",
                 patch={"mixed_precision": better},
                 evidence={"stored": "bfloat16"},
@@ -115,16 +116,16 @@ class Setup:
         elif self.facts.device == "cpu":
             yield Advice(
                 code="slow_precision",
-                message=f"mixed_precision is {asked!r}, and a CPU without instructions for it is several times slower "
-                "with it than with 'no'.",
-                hint="Use 'no', unless this CPU has them (avx512_bf16, amx, or ARM's bf16).",
+                message=f"mixed_precision is {asked!r}, which is several times slower than 'no' on a CPU without "
+                "instructions for it.",
+                hint="Use 'no', unless this CPU supports avx512_bf16, amx, or ARM's bf16.",
                 patch={"mixed_precision": "no"},
             )
         elif asked == "bf16" and not self.facts.supports_bf16:
             other = "fp16" if self.plan.strategy == "replicated" else "no"
             yield Advice(
                 code="emulated_precision",
-                message="mixed_precision is 'bf16', which this GPU has no instructions for: it is emulated, and slow.",
+                message="mixed_precision is 'bf16', which this GPU does not support natively; emulation is slow.",
                 hint=f"Use {other!r}.",
                 patch={"mixed_precision": other},
             )
@@ -134,15 +135,15 @@ class Setup:
         if limit is not None and self.plan.seq_len > limit and self.located.pretrained:
             yield Advice(
                 code="beyond_positions",
-                message=f"seq_len is {self.plan.seq_len}, and the model was trained with up to {limit} positions; what "
-                "it does beyond them it has to learn first.",
-                hint=f"Use at most {limit}, unless longer sequences are what it is to learn.",
+                message=f"seq_len is {self.plan.seq_len}, but the model was trained with at most {limit} positions and "
+                "has not learned longer ones.",
+                hint=f"Use at most {limit}, unless you want to train it on longer sequences.",
                 patch={"seq_len": limit},
             )
 
 
 def vocabulary_patch(options: TrainerOptions, model: object, located: Located, num_tokens: int) -> Patch | None:
-    """What makes tokenizer and model agree: more rows of a model from scratch, or a trained one's own tokenizer."""
+    """The patch that makes tokenizer and model match: more embedding rows, or the pretrained model's own tokenizer."""
     if isinstance(model, ConfigModel):
         return {"model": {"config": {"vocab_size": num_tokens}}}
     if options.tokenizer is not None and located.has_tokenizer:
@@ -151,11 +152,11 @@ def vocabulary_patch(options: TrainerOptions, model: object, located: Located, n
 
 
 def padding_advice(tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan) -> Advice | None:
-    """How sequences of unequal length share a batch, where the tokenizer has no token for that.
+    """Explain how sequences are padded if the tokenizer has no padding token.
 
-    The rest of a shorter one holds ids of real tokens, behind its last own one: causal attention does not look there,
-    and no position of it has a target. So neither a new token nor more rows of the embedding are needed, and the end of
-    a document is learned, which it is not where people use its token as padding. Without ``pack`` there is a patch.
+    A shorter sequence is filled with ids of real tokens after its last token. Causal attention ignores them, and they
+    have no targets, so no new token or embedding row is needed. The model also learns the end of a document, which it
+    does not if the end token is used as padding. Without ``pack``, the advice has a patch.
     """
     masks = loss_of.convention is not Convention.RETURN_LOSS
     if not masks or not sequences.pads or getattr(tokenizer, "pad_token", "") is not None:
@@ -163,9 +164,9 @@ def padding_advice(tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: 
     fills = not plan.pack and plan.beta is None
     return Advice(
         code="tokenizer_without_padding",
-        message="The tokenizer has no padding token, and none is needed: what fills the end of a shorter sequence is "
-        "seen by no other token and left out of the loss. Tokenizer and embedding stay as they are.",
-        hint="With pack little is left to fill: several documents share a sequence, and do not see one another."
+        message="The tokenizer has no padding token, and none is needed: the padding of shorter sequences is ignored "
+        "by attention and excluded from the loss. The tokenizer and the embedding are not changed.",
+        hint="With pack, there is little padding: several documents share a sequence without attending to each other."
         if fills
         else None,
         patch={"pack": True} if fills else None,

@@ -1,12 +1,12 @@
-"""``python -m zeta_core check FILE``: what a run would be, found out without training, weights or data.
+"""``python -m zeta_core check FILE``: dry-run a spec without training, weights or data.
 
-``python -m zeta_core checks`` answers for one file after the other, whose paths are the lines of its standard input,
-until that is closed or none came for `IDLE_SECONDS`: imports, which take seconds, are made once.
+``python -m zeta_core checks`` checks several files. It reads their paths from standard input, one per line, until the
+input is closed or idle for `IDLE_SECONDS`. The imports, which take seconds, are then needed only once.
 
-Guaranteed: no weights are fetched or read (a config and a tokenizer are), models are built without storage but for a
-small one of the same architecture, nothing is written but the caches of configs and tokenizers, and standard output
-holds one JSON object, a `CheckAnswer`, whatever libraries print. It takes as long as it takes: the caller limits it.
-FILE is a ``run.json``, of which only ``spec`` is needed, or a spec alone; ``-`` is standard input.
+Guarantees: no weights are fetched or read, only a config and a tokenizer. Models are built without storage, except for
+a small one of the same architecture. Only the caches of configs and tokenizers are written. Standard output contains
+one JSON object, a `CheckAnswer`, whatever libraries print. The caller limits the time.
+FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` is standard input.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
 
 def _numbers(plan: dict[str, Any]) -> dict[str, Any]:
-    """What the plan knows and the spec's words do not; what only the data tells is left out."""
+    """The values of the plan, without those that depend on the data or are not in the spec's terms."""
     left_out = {"global_batch", "warmup", "data", "eval_data", "total_steps", "total_sequences", "base"}
-    left_out.add("device_kind")  # the training may get another device than the one that answers
+    left_out.add("device_kind")  # the training may run on another device than the check
     return {name: value for name, value in plan.items() if name not in left_out}
 
 

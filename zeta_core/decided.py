@@ -1,4 +1,4 @@
-"""What was decided of a run, as its readers are told it: the resolved spec, and what a resumed run does otherwise."""
+"""Reporting the decisions of a run: the resolved spec, and the differences after a resume."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from zeta_core.report.journal import Report
 
 
 def merges(options: TrainerOptions) -> bool:
-    """Whether the base with the adapter added is saved, too."""
+    """Whether the merged model is saved as well."""
     return options.lora is not None and options.lora.save_merged
 
 
 def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | None, data: DataReport) -> dict[str, Any]:
-    """The options with every default that was decided, and what they were decided from."""
+    """The options with all defaults resolved, and the facts that determined them."""
     numbers = plan.stored()
-    del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # said below by the names of the contract
+    del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # added below under the names of the contract
     if plan.lora is not None:
         numbers["lora"] = {**plan.lora, "save_merged": merges(options)}
     if held_out is not None:
@@ -43,8 +43,8 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
     return decided
 
 
-def say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str, Any], *, threads_told: bool) -> None:
-    """Where a resumed run goes on, and what is not as it was before."""
+def report_resume(report: Report, progress: Progress, plan: Plan, before: dict[str, Any], *, threads_set: bool) -> None:
+    """Report where a resumed run continues, and what differs from before."""
     report.log(f"Resumed after step {progress.step} of {plan.total_steps}.")
     if stopped_early(progress, plan):
         report.log("This run stopped early and is finished; start from its weights to train it further.")
@@ -53,29 +53,29 @@ def say_resumed(report: Report, progress: Progress, plan: Plan, before: dict[str
     elif before["total_steps"] != plan.total_steps:
         report.warn(
             "schedule_changed",
-            f"The run has {plan.total_steps} steps now instead of {before['total_steps']}; the learning rate follows "
-            "the schedule of the new length from here on.",
+            f"The run now has {plan.total_steps} steps instead of {before['total_steps']}; from here on, the learning "
+            "rate follows the schedule for the new length.",
         )
     if before["world_size"] != plan.world_size:
         report.warn(
             "world_size_changed",
-            f"The run goes on with {plan.world_size} processes instead of {before['world_size']}: the same sequences "
-            "in the same order, with other random numbers for dropout.",
+            f"The run continues with {plan.world_size} processes instead of {before['world_size']}: it sees the same "
+            "sequences in the same order, but with different random numbers for dropout.",
         )
-    if threads_told and plan.threads > 1:  # one computes alike however it came to be one
+    if threads_set and plan.threads > 1:  # with a single thread, results do not depend on how it was set
         report.warn(
             "threads_changed",
-            f"The run computes with {plan.threads} threads, as before, but torch was told so after its start, which "
-            f"can change the last bits of a gradient; started with OMP_NUM_THREADS={plan.threads} it does not.",
+            f"The run uses {plan.threads} threads, as before, but the number was set after torch had started, which "
+            f"can change the last bits of a gradient; start it with OMP_NUM_THREADS={plan.threads} to avoid this.",
         )
 
 
 def warn_of_another_device(report: Report, before: str | None, now: str | None) -> None:
-    """Say where exactness ends: another kind of device has other kernels. Unknown kinds are not compared."""
+    """Warn that results may differ, because another kind of device has other kernels. Unknown kinds are ignored."""
     if before is None or now is None or before == now:
         return
     report.warn(
         "device_changed",
-        f"The run was computed on {before} and continues on {now}. Other kernels round differently, so exactness ends "
-        "here: the results can differ in their last bits from those of a run that stays on one kind of device.",
+        f"The run started on {before} and continues on {now}. Other kernels round differently, so from here on the "
+        "results can differ in their last bits from those of a run on a single kind of device.",
     )

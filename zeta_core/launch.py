@@ -1,11 +1,11 @@
-"""``python -m zeta_core RUN_DIR``: one run directory, trained by one process or by several.
+"""``python -m zeta_core RUN_DIR``: train one run directory, in one process or several.
 
-Guaranteed: every process of the run holds ``RUN_DIR/lock`` shared; the journal's last line is a status with a reason
-and an error, whatever happens but a kill that cannot be caught (its worker writes the line then); SIGTERM and the
-``stop`` file end the run after the current optimizer step, with a checkpoint unless it was cancelled; so does a worker
-that is gone, or not heard, for ``self_stop_seconds``, and after ``end_seconds`` of that the process ends at once.
-Before the first step nothing is to be saved, and SIGTERM ends the run where it is. The exit code is 0 when the run
-ended as it was told to, 1 when it failed, `DISK_FULL_EXIT` when it found no room.
+Guarantees: every process of the run holds a shared lock on ``RUN_DIR/lock``. The journal's last line is a status with a
+reason and an error; after an uncatchable kill, the worker writes this line. SIGTERM and the ``stop`` file end the run
+after the current optimizer step, with a checkpoint unless it was cancelled. Losing contact with the worker for
+``self_stop_seconds`` does the same, and after ``end_seconds`` the process exits immediately. Before the first step,
+there is nothing to save, and SIGTERM ends the run immediately. The exit code is 0 if the run ended as requested, 1 if
+it failed, and `DISK_FULL_EXIT` if the disk was full.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _say_last(line: StatusLine, journal: Journal, console: Console) -> None:
 
 def _handed_back() -> StatusLine:
     status, reason = STOP_ENDS["hand_back"]
-    message = "The worker was not heard any more, so the training ended before another could be started."
+    message = "Lost contact with the worker, so the training ended before another worker could start it again."
     return StatusLine(status=status, reason=reason, message=message)
 
 
@@ -250,7 +250,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
     if failed:
         return failed[0]
     if ranks_failed is not None or not ends:
-        raise TrainingFailed(ranks_failed or "The training processes ended without saying how.")
+        raise TrainingFailed(ranks_failed or "The training processes exited without reporting a reason.")
     return ends[0]
 
 
@@ -265,14 +265,14 @@ def _killed_rank(error: Any, run_dir: Path, oom_kills: OomKills) -> StatusLine |
             if memory is not None:
                 reason = StatusReason.OUT_OF_MEMORY
                 return StatusLine(status=JobStatus.FAILED, reason=reason, message=memory.message, error=memory)
-            said = JobError(code=reason, message=f"Rank {rank} was ended by {name} from outside.", evidence=evidence)
-            return StatusLine(status=JobStatus.FAILED, reason=reason, message=said.message, error=said)
+            failed = JobError(code=reason, message=f"Rank {rank} was killed by {name} from outside.", evidence=evidence)
+            return StatusLine(status=JobStatus.FAILED, reason=reason, message=failed.message, error=failed)
     return None
 
 
 def _first_failure(error: Any) -> str:
     rank, failure = error.get_first_failure()
-    return f"Rank {rank} ended with exit code {failure.exitcode}; see the log."
+    return f"Rank {rank} exited with code {failure.exitcode}; see the log."
 
 
 def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine:

@@ -1,4 +1,4 @@
-"""Every default that a run decides, once, at its first start; what a later attempt may change and what it must keep."""
+"""Deciding all defaults of a run once, at its first start, and which of them a later attempt may change."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from zeta_core.contract.spec import Dpo, Optimizer, Precision, Schedule, Trainer
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
 
-# Sequences of a micro-batch on a CPU, where the operating system kills instead of raising when memory runs out: small
-# enough for any machine that can hold the model; larger ones are not faster there.
+# Sequences per micro-batch on a CPU. There, the operating system kills a process that runs out of memory, instead of
+# raising an error. This is small enough for any machine that can hold the model, and larger ones are not faster.
 CPU_MICRO_BATCH = 8
 
-# What bits depend on, or what the run is about: a resumed run has the same.
+# These determine the results, so a resumed run must keep them.
 KEPT = (
     "seed",
     "seq_len",
@@ -42,14 +42,14 @@ KEPT = (
     "beta",
     "base",
 )
-EVALUATIONS = 10  # of a run that does not say eval_steps, evenly spaced, the last one at its end
+EVALUATIONS = 10  # per run if eval_steps is unset, evenly spaced, the last one after the last step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's numbers. Batches count sequences; a step is an optimizer step; ``warmup`` is as the user gave it.
+    """The decided settings of a run. Batches count sequences; a step is an optimizer step; ``warmup`` is unresolved.
 
-    ``learning_rate`` is 0 as long as it is to be found.
+    ``learning_rate`` is 0 until it has been found by the search.
     """
 
     seed: int
@@ -69,7 +69,7 @@ class Plan:
     use_activation_checkpointing: bool
     compile: bool
     threads: int
-    device_kind: str | None  # the devices of this attempt; a later one may have others, and says so
+    device_kind: str | None  # the devices of this attempt; a later attempt on others emits a warning
     world_size: int
     total_steps: int
     total_sequences: int
@@ -116,7 +116,7 @@ class Facts:
     from_scratch: bool
     data: str
     eval_data: str | None = None
-    base: str | None = None  # of the model's weights
+    base: str | None = None  # fingerprint of the base model's weights
     device_kind: str | None = None
 
 

@@ -202,5 +202,5 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"config\.json"):
         resolved({"model": str(tmp_path)}, Sent())
     (tmp_path / "notes.txt").write_text("no tar")
-    with pytest.raises(InvalidRequest, match=r"no \.tar"):
+    with pytest.raises(InvalidRequest, match=r"not a \.tar archive"):
         resolved({"model": str(tmp_path / "notes.txt")}, Sent())

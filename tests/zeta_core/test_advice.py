@@ -249,7 +249,7 @@ def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tm
     assert "padding_is_learned" not in warnings(lines)
     left = warnings(lines)["documents_not_isolated"]
     assert left.patch is None, "the one before would be back"
-    assert "Let its forward return logits" in (left.hint or "")
+    assert "Change its forward to return logits" in (left.hint or "")
 
 
 def test_a_model_that_sees_what_it_is_to_predict_is_told(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_model_that_sees_what_it_is_to_predict_is_told(tmp_path: Path) -> None
     sizes = {"intermediate_size": 32, "vocab_size": 400, "max_position_embeddings": 64}
     spec: dict[str, Any] = {"max_steps": 1, "seq_len": 32}
     _, lines = train(tmp_path, ConfigModel(config={**config, **sizes}), spec)
-    assert "sees what it is to predict" in warnings(lines)["looks_ahead"].message
+    assert "sees what it should predict" in warnings(lines)["looks_ahead"].message
     _, lines = train(tmp_path, ConfigModel(config={**config, **sizes, "is_decoder": True}), spec)
     assert "looks_ahead" not in warnings(lines)
 

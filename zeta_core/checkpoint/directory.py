@@ -1,10 +1,10 @@
-"""Checkpoints on disk: which are there, which are whole, and how one appears, is pointed at, and goes.
+"""Checkpoints on disk: listing, verifying, publishing and deleting them.
 
-Guaranteed: a checkpoint directory appears under its name by one rename, after every file of it and its manifest were
-flushed to the disk; ``checkpoint.pt`` and manifests are replaced atomically; old checkpoints go only after a newer one
-is there; a process killed at any moment leaves every published checkpoint whole. Not guaranteed: anything on a file
-system whose rename or fsync does not hold what POSIX says. ``output_dir`` is shared by all ranks, and written by the
-first one only. Reading trusts nothing: sizes and hashes of all files are compared with the manifest first.
+Guarantees: a checkpoint directory is published by one rename, after all its files and its manifest were flushed to
+disk. ``checkpoint.pt`` and manifests are replaced atomically. Old checkpoints are deleted only after a newer one is
+published. If a process is killed at any time, all published checkpoints remain complete. This requires a file system
+whose rename and fsync conform to POSIX. All ranks share ``output_dir``, but only the first rank writes to it. Before a
+checkpoint is read, the sizes and hashes of all its files are compared with the manifest.
 """
 
 from __future__ import annotations

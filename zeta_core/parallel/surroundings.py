@@ -12,7 +12,7 @@ from zeta_core.contract.device_kind import cpu_kind, gpu_kind
 
 
 @contextmanager
-def as_it_was() -> Generator[None]:
+def restored_state() -> Generator[None]:
     """Restore the random state and the number of threads afterwards, for a script or notebook that continues."""
     random_state, threads = states.random_state(), torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""What is asked of a run, from either door, and what came of it."""
+"""The request for a run, from a script or a job, and its outcome."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zeta_core.data.sources import Places
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be trained, from either door; paths are absolute. ``stop`` is asked after every optimizer step.
+    """A training request from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
 
-    ``steps_begin`` is told on every rank when all is loaded: from then on there may be something to save.
-    ``threads`` of each process and ``device_kind`` are those of an earlier attempt, which may have left no checkpoint;
-    bits depend on them.
+    ``steps_begin`` is called on every rank when everything is loaded; from then on, there may be progress to save.
+    ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
+    because exact results depend on them.
     """
 
     options: TrainerOptions
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: with its last step (``stopped`` None), or because it was asked to."""
+    """How a training ended: after its last step (``stopped`` is None), or by a stop request."""
 
     run_id: str
     progress: Progress

@@ -1,5 +1,4 @@
-"""What a run decides when its model and its data are there: the plan, and the sequences that are trained on and held
-out."""
+"""Deciding the plan of a run once its model and data are loaded, and cutting the training and evaluation sequences."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Decision:
-    """``may_split``: the Trainer may use smaller micro-batches where memory runs out."""
+    """The plan and the data. ``may_split`` allows smaller micro-batches when memory runs out."""
 
     facts: Facts
     plan: Plan
@@ -51,7 +50,7 @@ class Decision:
 
 
 def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
-    """The model with its first weights, drawn by the run's seed where it has none; a base for 4 bits stays mapped."""
+    """Build the model. Weights that it lacks are drawn with the run's seed; a base for 4 bits stays memory-mapped."""
     torch.manual_seed(planning.seed_of(run.options, earlier.plan if earlier else None))
     located = inputs.located
     model = located.mapped() if run.quantizes and located.mapped is not None else located.build()
@@ -65,18 +64,19 @@ def decide(
     inputs: Inputs,
     model: nn.Module,
     earlier: Earlier | None,
-    asked: Mapping[str, str],
+    accelerate_variables: Mapping[str, str],
     place: Place,
     device_kind: str | None,
 ) -> Decision:
-    """The whole plan. ``asked`` are Accelerate's variables as they were found, with which it must agree.
+    """Decide the complete plan. ``accelerate_variables`` are Accelerate's original variables, which must match it.
 
-    Raises `CannotResume` where the run that is gone on with was another, `InvalidData` where nothing is to be trained.
+    Raises `CannotResume` if the checkpoint belongs to a different run, and `InvalidData` if there is nothing to train
+    on.
     """
     options = run.options
     facts = replace(_facts(run, inputs, model, place), device_kind=device_kind)
     plan = planning.decide(options, facts, earlier.plan if earlier else None)
-    check_launcher(asked, plan, cuda=torch.cuda.is_available())
+    check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())
     tokens, held_out = inputs.tokens, inputs.held_out
     if plan.eval_split:
         split = hold_out(tokens, plan.eval_split, plan.seed)
@@ -87,8 +87,8 @@ def decide(
         raise data_reports.nothing_to_train(tokens, trained_on.sequences)
     plan = planning.with_length(plan, options, len(trained_on.sequences))
     check_positions(model, plan.seq_len)
-    nobody_said = defaults.batch_split(options) == (None, None)
-    may_split = place.world_size == 1 and plan.strategy != "zero" and nobody_said
+    is_split_unset = defaults.batch_split(options) == (None, None)
+    may_split = place.world_size == 1 and plan.strategy != "zero" and is_split_unset
     return Decision(facts, plan, trained_on, evaluated, may_split)
 
 
@@ -96,7 +96,7 @@ def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
     known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=place.world_size)
     data, overlong = inputs.tokens.fingerprint, run.options.overlong
     if overlong == "truncate" and inputs.tokens.whole_D.all():
-        overlong = None  # as conversations are anyway
+        overlong = None  # conversations are always truncated
     return replace(
         known,
         threads=run.threads or known.threads,

@@ -1,7 +1,7 @@
-"""A run from its options to its outcome: everything around the training loop, in the order in which it happens.
+"""Executing a run from its options to its outcome: everything around the training loop, in order.
 
-Data is tokenized before any process group exists, so no rank waits in a collective for another that still reads. The
-first rank decides what is read from and moved in ``output_dir``; the others are told.
+Data is tokenized before a process group exists, so no rank waits in a collective for one that is still reading. The
+first rank decides which files in ``output_dir`` to read and to move, and broadcasts this to the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zeta_core.contract.job import StopAction
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.needs import has_plenty
 from zeta_core.parallel.processes import Processes
-from zeta_core.parallel.surroundings import as_it_was, compute_with, deterministic_kernels, device_kind
+from zeta_core.parallel.surroundings import compute_with, deterministic_kernels, device_kind, restored_state
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Outcome, Run
@@ -28,8 +28,8 @@ from zeta_core.run.assembly import begin_or_go_on, best_elsewhere, engine_of, ev
 from zeta_core.run.decision import Decision, build_model, decide
 from zeta_core.run.inputs import find_earlier, read
 from zeta_core.run.learner import Learner, prepare, setup_of
-from zeta_core.run.output import take_output_dir, told
-from zeta_core.settings import Place, asked_of_accelerate, kernel_variables, library_environment
+from zeta_core.run.output import announced, take_output_dir
+from zeta_core.settings import Place, accelerate_variables, kernel_variables, library_environment
 from zeta_core.train.loop import Course
 from zeta_core.train.out_of_memory import Known, explained
 from zeta_core.train.rate_search import find_learning_rate
@@ -37,33 +37,33 @@ from zeta_core.train.saving import Saver
 
 
 def execute(run: Run, place: Place, report: Report) -> Outcome:
-    """Train as ``run`` says. Raises `TrainingFailed`, and whatever a model or a library raises."""
+    """Run a training. Raises `TrainingFailed`, and any exception of a model or a library."""
     options, cuda = run.options, torch.cuda.is_available()
     inputs = read(run, place, report)
 
-    asked, kernels = asked_of_accelerate(), kernel_variables()
+    accelerate, kernels = accelerate_variables(), kernel_variables()
     with ExitStack() as stack:
         memory = stack.enter_context(explained())
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=cuda))
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
-        stack.enter_context(as_it_was())
+        stack.enter_context(restored_state())
 
         report.phase("loading_model")
         earlier = find_earlier(run, processes, report)
         model = build_model(run, inputs, earlier)
         kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
-        decision = decide(run, inputs, model, earlier, asked, place, " + ".join(sorted(kinds)) or None)
+        decision = decide(run, inputs, model, earlier, accelerate, place, " + ".join(sorted(kinds)) or None)
         plan = memory.plan = decision.plan
-        threads_told = compute_with(plan.threads)
+        threads_set = compute_with(plan.threads)
         if cuda:
             stack.enter_context(deterministic_kernels())
-        processes.gather(None)  # every rank has read what it needs of a directory that is moved now
+        processes.gather(None)  # wait until every rank has read its files, because directories are moved next
         run_id = processes.from_main(lambda: take_output_dir(run, earlier, plan, report))
 
         learner = prepare(run, inputs, decision, model, earlier, report)
         mean_length = decision.sequences.mean_length
-        if not cuda and plan.use_activation_checkpointing:  # torch keeps the memory of a GPU itself
+        if not cuda and plan.use_activation_checkpointing:  # on a GPU, torch caches memory itself
             stack.enter_context(giving_freed_memory_back())
         elif not cuda and has_plenty(model, plan, mean_length, decision.facts.values_per_token):
             stack.enter_context(keeping_freed_memory())
@@ -79,15 +79,17 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         for advice in setup.advice():
             report.advise(advice)
 
-        # FSDP and DeepSpeed change a module for good, so the caller's own one gets the weights at the end instead.
+        # FSDP and DeepSpeed modify a module permanently, so they get a copy. The caller's module gets the weights
+        # at the end.
         apart = inputs.located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
         engine = stack.enter_context(engine_of(trained, run, plan, processes, report))
         reference = reference_for(engine, learner.loss_of, decision, earlier, report)
         progress = begin_or_go_on(engine, earlier, plan, place)
         evaluator = evaluator_of(run, inputs, decision, engine, learner.loss_of, report)
-        begins = told(run, run_id, decision, learner, engine, progress, earlier, report, threads_told=threads_told)
-        stack.enter_context(begins)
+        stack.enter_context(
+            announced(run, run_id, decision, learner, engine, progress, earlier, report, threads_set=threads_set)
+        )
 
         saver = Saver(
             run.output_dir,
@@ -140,7 +142,7 @@ def _search(
     report: Report,
     memory: Known,
 ) -> Plan | StopAction:
-    """The plan with a learning rate that was looked for; or why the run is to stop."""
+    """The plan with the learning rate that the search found, or the requested stop action."""
     return find_learning_rate(
         learner.model,
         decision.plan,

@@ -1,4 +1,4 @@
-"""What a run reads: where its model and tokenizer are, its data as tokens, and the checkpoint that it goes on from."""
+"""Reading the inputs of a run: its model and tokenizer, its data as tokens, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zeta_core.settings import Place
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is there before a model is built; ``held_out`` are the tokens of an ``eval_dataset``."""
+    """The inputs before the model is built; ``held_out`` contains the tokens of an ``eval_dataset``."""
 
     located: Located
     tokenizer: Any
@@ -41,13 +41,13 @@ class Inputs:
 
 
 def read(run: Run, place: Place, report: Report) -> Inputs:
-    """Find the model and its tokenizer, and turn the data into tokens; what is asked and missing here ends the run."""
+    """Locate the model and its tokenizer, and tokenize the data. Raises if a requested package is missing."""
     options = run.options
     require_trackers(options.report_to)
     if run.quantizes:
         require_bitsandbytes()
     report.phase("loading_data")
-    if run.resume_from is None:  # what is left out there is as the run was started
+    if run.resume_from is None:  # a resumed run passed this check when it started
         check_before_loading(run.model, options, run.places, run.cache, world_size=place.world_size)
     located = locate_model(run.model, run.places, run.cache)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
@@ -82,7 +82,7 @@ def _tokens(
 
 @dataclass(frozen=True)
 class Earlier:
-    """The checkpoint that a run goes on from, and what it stores beside the weights."""
+    """The checkpoint to resume from, and its stored state besides the weights."""
 
     checkpoint: Checkpoint
     state: Stored
@@ -93,7 +93,7 @@ class Earlier:
 
 
 def find_earlier(run: Run, processes: Processes, report: Report) -> Earlier | None:
-    """The checkpoint to resume from, chosen by the first rank and read by each; None: the run begins."""
+    """The checkpoint to resume from, which the first rank chooses and every rank reads; None for a new run."""
     found = processes.from_main(lambda: _find_checkpoint(run, report))
     return None if found is None else Earlier(found, states.read_state(found.directory))
 
@@ -103,5 +103,7 @@ def _find_checkpoint(run: Run, report: Report) -> Checkpoint | None:
         return None
     found = checkpoints.find(run.resume_from, run.output_dir, report.warn)
     if found is None:
-        report.warn("no_checkpoint_yet", f"{run.output_dir} has no checkpoint yet, so its run begins again.")
+        report.warn(
+            "no_checkpoint_yet", f"{run.output_dir} has no checkpoint yet, so the run starts from the beginning."
+        )
     return found

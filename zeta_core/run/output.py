@@ -1,4 +1,4 @@
-"""``output_dir`` as this run's, and what is told of the run before its first step."""
+"""Preparing ``output_dir`` for a run, and reporting the run before its first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobStatus
 from zeta_core.data import report as data_reports
-from zeta_core.decided import resolved_spec, say_resumed, warn_of_another_device
+from zeta_core.decided import report_resume, resolved_spec, warn_of_another_device
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -25,7 +25,7 @@ from zeta_core.run.learner import Learner
 
 
 def take_output_dir(run: Run, earlier: Earlier | None, plan: Plan, report: Report) -> str:
-    """Make ``output_dir`` this run's: clean it, move aside what is not of its course; returns the run's id."""
+    """Clean ``output_dir``, move other runs' checkpoints aside, and return the run's id."""
     manifest = None if earlier is None else earlier.checkpoint.manifest
     run_id = new_id("run") if manifest is None else manifest.run_id
     after = None if manifest is None else manifest.step
@@ -38,17 +38,17 @@ def take_output_dir(run: Run, earlier: Earlier | None, plan: Plan, report: Repor
         if is_disk_full(error):
             raise
         raise CannotTrain(
-            f"output_dir is {str(run.output_dir)!r}, which cannot be written ({error.strerror}); name a directory "
-            "that can.",
+            f"output_dir is {str(run.output_dir)!r}, which cannot be written ({error.strerror}); name a writable "
+            "directory.",
             param="output_dir",
         ) from error
     if moved is not None:
-        report.log(f"{run.output_dir} held checkpoints of an earlier run; they are in {moved} now.")
+        report.log(f"{run.output_dir} contained checkpoints of an earlier run; they were moved to {moved}.")
     return run_id
 
 
 @contextmanager
-def told(
+def announced(
     run: Run,
     run_id: str,
     decision: Decision,
@@ -58,9 +58,9 @@ def told(
     earlier: Earlier | None,
     report: Report,
     *,
-    threads_told: bool,
+    threads_set: bool,
 ) -> Generator[None]:
-    """Say what begins: the resolved spec, then in words; within it the lines go to the trackers as well."""
+    """Report the resolved spec and a summary of the run. Within the context, lines also go to the trackers."""
     options, plan = run.options, decision.plan
     data = data_reports.describe(decision.trained_on.tokens, decision.sequences, plan)
     held_out = None if decision.held_out is None else decision.held_out.tokens
@@ -80,17 +80,17 @@ def told(
         trackers.start(openers(options.report_to, run_of), required=earlier is None)
         tracked = report.also_to(trackers)
     with tracked:
-        some = "" if learner.num_trained == learner.num_parameters else f", {learner.num_trained:,} of them trained"
-        some += " and the base in 4 bits" if run.quantizes else ""
+        details = "" if learner.num_trained == learner.num_parameters else f", {learner.num_trained:,} of them trained"
+        details += " and the base in 4 bits" if run.quantizes else ""
         report.log(
-            f"{name}: {learner.num_parameters:,} parameters{some}, {plan.total_steps} steps of {plan.global_batch} "
+            f"{name}: {learner.num_parameters:,} parameters{details}, {plan.total_steps} steps of {plan.global_batch} "
             f"sequences of {plan.seq_len} tokens, on {plan.world_size} x {engine.device.type}."
         )
         data_reports.tell(data, decision.sequences, report)
         if decision.held_out is not None:
             data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
         if earlier is not None:
-            say_resumed(report, progress, plan, earlier.plan, threads_told=threads_told)
+            report_resume(report, progress, plan, earlier.plan, threads_set=threads_set)
         before = run.device_kind if earlier is None else earlier.plan.get("device_kind")
         warn_of_another_device(report, before, plan.device_kind)
         yield

@@ -366,9 +366,7 @@ def test_an_answer_without_a_token_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def test_plain_text_has_no_turns_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(
-        InvalidData, match=r"train_on is 'assistant', but chat\.jsonl is plain text without turns"
-    ):
+    with pytest.raises(InvalidData, match=r"train_on is 'assistant', but chat\.jsonl is plain text without turns"):
         tokens_of(tmp_path, [{"text": "words"}], byte_tokenizer(None), train_on="assistant")
 
 

@@ -144,7 +144,11 @@ def _damaged(table: bytes) -> bytes:
         ("a.txt", b"", r"a\.txt is empty"),
         ("a.jsonl", b'{"text": ""}\n', r"contains no text to train on"),
         ("a.jsonl", b'{"text": " "}\n{"text": "\\n\\t\\n"}\n', r"a\.jsonl: contains no text to train on"),
-        ("a.txt", b"\n \t \xc2\xa0\n" * 9, r"a\.txt: contains no text to train on; provide at least one document with some"),
+        (
+            "a.txt",
+            b"\n \t \xc2\xa0\n" * 9,
+            r"a\.txt: contains no text to train on; provide at least one document with some",
+        ),
         ("a.parquet", b"no parquet", r"a\.parquet is not readable as parquet"),
         ("a.parquet", _damaged(_table(["text"], b"fine " * 5000)), r"a\.parquet is not readable as parquet: Corrupt"),
         ("a.parquet", _table(["text", "text"], b"fine"), r"a\.parquet has several columns named 'text'"),

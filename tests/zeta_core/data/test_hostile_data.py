@@ -71,7 +71,7 @@ DOUBLING = "{% set n = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %
         (ENDLESS, "exceeded 1 s of CPU time when rendering"),
         ("{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}", "rejects the conversation: maximum recursion"),
         ("{% for i in range(10**9) %}a{% endfor %}", "template rejects the conversation: Range too big"),
-        ("{{ messages[0]['content'] * 15000000 }}", "produced 30,000,000 characters for this row, more than the 16,777,"),
+        ("{{ messages[0]['content'] * 15000000 }}", "produced 30,000,000 characters for this row, more than the 16,"),
     ],
 )  # fmt: skip
 def test_a_template_that_exhausts_the_machine_is_refused(template: str, message: str, tmp_path: Path) -> None:

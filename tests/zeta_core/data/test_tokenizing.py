@@ -100,7 +100,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
 
     with monkeypatch.context() as patched:
         patched.setattr(encode.Encoder, "encode", killed)
-        with pytest.raises(TrainingFailed, match="A process that tokenizes the data ended with exit code -9"):
+        with pytest.raises(TrainingFailed, match="A tokenization process exited with code -9"):
             prepare(several_sources, tmp_path, processes=2)
     assert not list(tmp_path.glob("tokens-*/meta.json"))
     assert prepare(several_sources[:1], tmp_path, processes=2).num_documents == NUM_ROWS

@@ -62,12 +62,12 @@ def test_a_resumed_run_is_exact_on_its_kind_of_device_and_warns_on_another(tmp_p
     assert kind_of(straight) == kind_of(half) == kind_of(same) != kind_of(other)
     assert warning(straight) is warning(same) is None
     message = warning(other) or ""
-    assert f"computed on {kind_of(half)} and continues on {kind_of(other)}" in message
-    assert "exactness ends here" in message
+    assert f"started on {kind_of(half)} and continues on {kind_of(other)}" in message
+    assert "from here on the results can differ in their last bits" in message
 
 
 def test_an_attempt_after_one_without_a_checkpoint_warns_as_well(tmp_path: Path) -> None:
     begun = run(tmp_path / "begun", 1, resolved_spec={"device_kind": "cpu:of another machine"})
-    assert "computed on cpu:of another machine" in (warning(begun) or "")
+    assert "started on cpu:of another machine" in (warning(begun) or "")
     older = run(tmp_path / "older", 1, resolved_spec={"threads": 1})
     assert warning(older) is None

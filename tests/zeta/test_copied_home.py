@@ -64,7 +64,7 @@ def test_a_process_that_only_has_the_recorded_id_is_not_stopped(
 ) -> None:
     home = Home(tmp_path / "home")
     write_state(home, process, started_ticks_ago=1)
-    with home.owned(), pytest.raises(Unavailable, match=f"process {process.pid} here is not it"):
+    with home.owned(), pytest.raises(Unavailable, match=f"not as process {process.pid} of this machine"):
         down(UpSettings.from_environment({}, home=home.path))
     assert process.poll() is None
 

@@ -347,7 +347,7 @@ GOOD = {"messages": TWO_TURNS}
         (
             shapes.CHATML,
             {"prompt": "a", "completion": "b", "tools": [{"name": "add"}]},
-            "has tools, which a plain text",
+            "has tools, which plain text",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The worker's entry point: settings, log, the lock on its name, and the supervising loop."""
+"""The worker's entry point: reads the settings, configures logging, locks the worker's name and runs the supervisor."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
-    """Run a worker with the settings of this process until it is told to stop; returns the exit status.
+    """Run a worker with the settings of this process until it is stopped; returns the exit status.
 
-    ``command`` starts a training; the run directory is added to it. The process is ended here where a thread is stuck.
+    ``command`` starts a training; the run directory is appended to it. Exits the process if a thread is stuck.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Two lines for each message, and in an outage, of which our own lines speak once, one for each new try.
+    # These log two lines per message, and one line per retry in an outage, which our own messages report once.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.connection"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
@@ -42,17 +42,19 @@ def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
 
 
 def end_stuck_threads(status: int) -> None:
-    """End the process with ``status`` where threads do not end by themselves, for whom Python would wait for ever.
+    """Exit the process with ``status`` if threads are stuck, because Python would wait for them indefinitely.
 
-    Such a one waits for an artifact store that hangs (a network file system whose server is away), or for the answer to
-    a check. Whatever it was at, it may be cut off there, as by a power cut: the next start finds what is not whole.
+    A thread can be stuck in a hanging artifact store (a network file system whose server is down) or in a check. It is
+    safe to interrupt it, as a power failure would: the next start detects incomplete work.
     """
     deadline = time.monotonic() + LEAVE_SECONDS
     others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
     for thread in others:
         thread.join(max(0.0, deadline - time.monotonic()))
     if stuck := [thread.name for thread in others if thread.is_alive()]:
-        logger.warning("The process ends without its thread(s) %s.", ", ".join(stuck), extra={"action": "stuck"})
+        logger.warning(
+            "Exiting although these threads are still running: %s.", ", ".join(stuck), extra={"action": "stuck"}
+        )
         logging.shutdown()
         os._exit(status)
 
@@ -60,9 +62,9 @@ def end_stuck_threads(status: int) -> None:
 def _run(command: Sequence[str]) -> int:
     try:
         settings = WorkerSettings.of_this_process()
-        lock, place = _lock_name(settings.root, settings.worker_name)
+        lock, folder_id = _lock_name(settings.root, settings.worker_name)
         try:
-            return Supervisor(settings, new_incarnation(place), version=version(), command=command).run()
+            return Supervisor(settings, new_incarnation(folder_id), version=version(), command=command).run()
         finally:
             os.close(lock)
     except InvalidSettings as error:
@@ -71,10 +73,10 @@ def _run(command: Sequence[str]) -> int:
 
 
 def _lock_name(root: Path, name: str) -> tuple[int, str]:
-    """The lock, and the name that this folder got when it was made.
+    """The lock's descriptor, and the identifier of this worker's folder.
 
-    Two workers of one name on one home would take each other's trainings for their own; one that starts in another
-    folder must not be taken for the one that knows what was left in this.
+    Two workers with the same name in one home would adopt each other's trainings. The identifier distinguishes this
+    folder from one with the same name elsewhere, whose worker doesn't know the trainings that were started here.
     """
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -86,22 +88,22 @@ def _lock_name(root: Path, name: str) -> tuple[int, str]:
             f"ZETA_WORKER_NAME is {name!r}, and a worker of that name already runs in {root}; choose another name.",
             param="ZETA_WORKER_NAME",
         ) from error
-    return descriptor, _place_of(descriptor)
+    return descriptor, _folder_id(descriptor)
 
 
-def _place_of(lock: int) -> str:
-    """The folder's name, from its lock file; a copied folder gets a name of its own, because it knows no training."""
+def _folder_id(lock: int) -> str:
+    """The folder's identifier, from its lock file. A copied folder gets a new one, because it has no trainings."""
     text = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
-    place, _, recorded = text.partition(" ")
+    folder_id, _, recorded = text.partition(" ")
     here, known = FileIdentity.of(lock), FileIdentity.parse(recorded)
-    is_new = not place or (known is not None and not known.is_same_file(here))
+    is_new = not folder_id or (known is not None and not known.is_same_file(here))
     if is_new:
-        place = secrets.token_hex(8)
-    present = f"{place} {here}"
+        folder_id = secrets.token_hex(8)
+    present = f"{folder_id} {here}"
     if present != text:
         try:
             os.ftruncate(lock, os.pwrite(lock, f"{present}\n".encode(), 0))
         except OSError:
             if is_new:
                 raise
-    return place
+    return folder_id

@@ -1,4 +1,4 @@
-"""Which files can be uploaded, as far as their name and first bytes tell; the rest is the training's to find out."""
+"""Validates uploaded files by name and first bytes; the training validates the rest of the content."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 
 
 def check_name(filename: str, purpose: FilePurpose) -> None:
-    """Raise `InvalidRequest` where the name has no known ending."""
+    """Raise `InvalidRequest` if the name has no supported suffix."""
     suffix = PurePath(filename).suffix.lower()
     allowed = SUFFIXES[purpose]
     if suffix not in allowed:
         raise InvalidRequest(
-            f"file is {shown(filename)}, which is no known {purpose} format; use {_either(allowed)}.",
+            f"file is {shown(filename)}, which is not a supported {purpose} format; use {_either(allowed)}.",
             code="unknown_format",
             param="file",
         )
 
 
 def unreadable(filename: str, *, as_tokens: bool) -> str | None:
-    """Why a job that trains on text, or on token ids, cannot read a data file of this name; ``None`` if it can."""
+    """The reason why a job that trains on text, or on token ids, can't read this data file; ``None`` if it can."""
     suffix = PurePath(filename).suffix.lower()
     allowed = (*ROW_SUFFIXES, *(TOKEN_SUFFIXES if as_tokens else TEXT_SUFFIXES))
     if suffix in allowed:
@@ -43,11 +43,11 @@ def unreadable(filename: str, *, as_tokens: bool) -> str | None:
 
 
 def check_beginning(filename: str, beginning: bytes) -> None:
-    """Raise `InvalidRequest` for an empty file, or one whose first bytes are not what its name says."""
+    """Raise `InvalidRequest` for an empty file, or one whose first bytes contradict its suffix."""
     suffix = PurePath(filename).suffix.lower()
     if not beginning:
         raise InvalidRequest(
-            f"file is {shown(filename)}, which is empty; send one that holds something.",
+            f"file is {shown(filename)}, which is empty; upload a file with content.",
             code="empty_file",
             param="file",
         )
@@ -62,8 +62,8 @@ def check_beginning(filename: str, beginning: bytes) -> None:
     if not fits:
         what = "UTF-8 text" if suffix in (*TEXT_SUFFIXES, ".jsonl") else f"a {suffix} file"
         raise InvalidRequest(
-            f"file is {shown(filename)}, whose first bytes are not those of {what}; "
-            "save it as such, or give it the ending of what it is.",
+            f"file is {shown(filename)}, whose content is not {what}; "
+            "save it in that format, or rename it to match its content.",
             code="unknown_format",
             param="file",
         )

@@ -1,7 +1,8 @@
-"""Check an uploaded model in a process of its own, within limits of time and memory.
+"""Checks an uploaded model in a separate process with limits on time and memory.
 
-Parsing a JSON file of 64 MB takes a second and hundreds of megabytes: in the server's own process every other request
-would wait for it. Guaranteed: the process has none of the server's environment, and has ended when the check returns.
+Parsing a JSON file of 64 MB takes a second and hundreds of megabytes, which would block all other requests in the
+server's process. Guaranteed: the process doesn't inherit the server's environment, and has exited when the check
+returns.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from zeta_core import contract
 from zeta_core.contract.errors import Unavailable
 from zeta_core.contract.model_files import InvalidModelFiles
 
-CHECK_SECONDS = 60.0  # the headers of a model with hundreds of files take one
+CHECK_SECONDS = 60.0  # reading the headers of a model with hundreds of files takes one second
 _COMMAND = (sys.executable, "-P", "-m", "zeta_core.contract.model_files")
-_at_once = asyncio.Semaphore(2)
+_slots = asyncio.Semaphore(2)
 
 
 async def check_model(path: Path, filename: str) -> None:
-    """Raise `InvalidModelFiles` for an archive that is not safe to load, and `Unavailable` if that is not known."""
+    """Raise `InvalidModelFiles` for an archive that isn't safe to load, and `Unavailable` if the check failed."""
     environment = {"PYTHONPATH": str(Path(contract.__file__).parents[2])}
-    async with _at_once:
+    async with _slots:
         process = await asyncio.create_subprocess_exec(
             *_COMMAND, str(path), filename, stdout=asyncio.subprocess.PIPE, cwd="/", env=environment
         )
@@ -30,7 +31,7 @@ async def check_model(path: Path, filename: str) -> None:
             out, _ = await asyncio.wait_for(process.communicate(), CHECK_SECONDS)
         except TimeoutError:
             raise InvalidModelFiles(
-                f"{filename} takes more than {CHECK_SECONDS:g} s to check; it does not look like a model.", param="file"
+                f"Checking {filename} took more than {CHECK_SECONDS:g} s; it does not look like a model.", param="file"
             ) from None
         finally:
             if process.returncode is None:
@@ -40,4 +41,4 @@ async def check_model(path: Path, filename: str) -> None:
     if fault:
         raise InvalidModelFiles(fault, param="file")
     if process.returncode != 0:
-        raise Unavailable(f"The check of {filename} ended with exit code {process.returncode}; send it again.")
+        raise Unavailable(f"The check of {filename} failed with exit code {process.returncode}; upload the file again.")

@@ -1,15 +1,14 @@
-r"""The name of an uploaded file, out of the Content-Disposition header of its part.
+r"""Extracts the name of an uploaded file from the Content-Disposition header of its part.
 
-Clients disagree about names beyond plain ASCII, so every usual form is read, and the one that says most wins:
+Clients encode non-ASCII names in different ways. All common forms are read, and the most expressive one wins:
 
 - ``filename*=UTF-8''%C3%A4.txt`` (RFC 5987, and RFC 2231 with ``filename*0*=``): .NET, PowerShell, requests, zeta
 - ``filename="=?utf-8?B?w6QudHh0?="`` (RFC 2047): .NET, PowerShell
 - ``filename="ä.txt"`` in UTF-8 with ``%22`` for a quote (WHATWG HTML, multipart form data): browsers, httpx, curl
 - the same with ``\"`` and ``\\`` (RFC 2616's quoted string): older curl; and in Latin-1: older clients
 
-A name is stored as it is, every space and joiner included. Directories before it are left out, and characters that act
-on a terminal are stored as their escapes, so that nobody else's terminal obeys them; the answer contains the stored
-name.
+A name is stored unchanged, including all spaces and joiners, with two exceptions: leading directories are removed, and
+characters that could affect a terminal are stored as visible escapes. The response contains the stored name.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from zeta_core.contract.printable import printable
 from zeta_core.contract.validation import shown
 
 MAX_LENGTH = 255
-# A quote that follows a backslash ends the value only where nothing follows: browsers write a backslash as it is.
+# A quote after a backslash ends the value only at the end of the header, because browsers don't escape backslashes.
 _PARAMETER = re.compile(rb';[ \t]*([^=;"\s]+)[ \t]*=[ \t]*(?:"((?:\\"(?![ \t]*\Z)|[^"])*)"|([^;]*))')
 _CONTINUED = re.compile(rb"filename\*(\d{1,3})(\*?)\Z")
 _ENCODED_WORDS = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=(\s+=\?[^?\s]+\?[bBqQ]\?[^?]*\?=)*")
@@ -45,7 +44,7 @@ _WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\)(?:.*\\)?")
 
 
 def parameters(disposition: bytes) -> dict[bytes, bytes]:
-    """The parameters of a Content-Disposition header by their names in lower case, quotes undone."""
+    """The parameters of a Content-Disposition header by lower-case name, unquoted."""
     found: dict[bytes, bytes] = {}
     for match in _PARAMETER.finditer(disposition):
         name, quoted, token = match.groups()
@@ -55,13 +54,13 @@ def parameters(disposition: bytes) -> dict[bytes, bytes]:
 
 
 def file_name(options: dict[bytes, bytes]) -> str | None:
-    """The name that a part's file is stored under; ``None`` where it has none. Raises `InvalidRequest`."""
+    """The name under which the file is stored; ``None`` if it has none. Raises `InvalidRequest`."""
     name = _extended(options) or _plain(options.get(b"filename", b""))
     prefix = _WINDOWS_PATH.match(name)
     name = printable((name[prefix.end() :] if prefix else name).rpartition("/")[2])
     if len(name) > MAX_LENGTH:
         raise InvalidRequest(
-            f"file is {shown(name)}, a name of {len(name)} characters; use at most {MAX_LENGTH}.",
+            f"file is {shown(name)}, which has {len(name)} characters; use a name of at most {MAX_LENGTH}.",
             code="invalid_value",
             param="file",
         )
@@ -69,7 +68,7 @@ def file_name(options: dict[bytes, bytes]) -> str | None:
 
 
 def _extended(options: dict[bytes, bytes]) -> str | None:
-    """``filename*``, or its numbered pieces, decoded."""
+    """The decoded value of ``filename*`` or of its numbered parts."""
     if b"filename*" in options:
         return _decoded(options[b"filename*"])
     pieces = sorted(

@@ -1,8 +1,8 @@
-"""Open uploads, counted while their bytes arrive: against the quota of their project, and against the disk's reserve.
+"""Counts the bytes of unfinished uploads as they arrive, against the project's quota.
 
-Guarantees: the stored files of a project and what this process has received of its open uploads never exceed the quota
-together, whether or not an upload announced its length. Open uploads of other server processes count by the size of
-their temporary files, so several processes can exceed the quota by what they hold in memory, and not by more.
+Guarantees: a project's stored files and the received bytes of its unfinished uploads in this process never exceed the
+quota in total, whether or not an upload announced its length. The uploads of other server processes count by the size
+of their temporary files, so several processes can exceed the quota by at most the data they hold in memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from server.database.db import Database
 from server.database.tables import FileRow
 from zeta_core.contract.errors import QuotaExceeded
 
-FRESH_SECONDS = 1.0  # how long a sum of stored bytes is used again
-BATCH_BYTES = 4 << 20  # written by one trip to a thread where few uploads are open
+FRESH_SECONDS = 1.0  # how long the sum of stored bytes is cached
+BATCH_BYTES = 4 << 20  # written per call in a thread while few uploads are open
 MIN_BATCH_BYTES = 256 << 10
 
 
 @dataclass(eq=False)
 class OpenUpload:
-    """One upload under way: its temporary file, and the bytes of the file that have arrived."""
+    """An unfinished upload: its temporary file and the number of bytes received."""
 
     project: str
     incoming: Incoming
@@ -35,26 +35,26 @@ class OpenUpload:
 
 
 class OpenUploads:
-    """The open uploads of this process. One per process, used inside its event loop."""
+    """The unfinished uploads of this process. Create one per process, inside its event loop."""
 
     def __init__(self, database: Database, store: ArtifactStore, quota_bytes: int | None) -> None:
         self._database = database
         self._store = store
         self._quota_bytes = quota_bytes
         self._open: set[OpenUpload] = set()
-        self._elsewhere: dict[str, tuple[float, int]] = {}  # by project: when it was counted, and the bytes
+        self._elsewhere: dict[str, tuple[float, int]] = {}  # by project: time of the count (monotonic), and bytes
         self._counting = asyncio.Lock()
 
     @property
     def batch_bytes(self) -> int:
-        """How much of one upload may wait in memory: less, the more uploads are open."""
+        """The number of bytes to buffer per upload, which shrinks as the number of open uploads grows."""
         return max(MIN_BATCH_BYTES, BATCH_BYTES // max(1, len(self._open)))
 
     @asynccontextmanager
     async def open(self, project: str, announced_bytes: int) -> AsyncGenerator[OpenUpload]:
-        """A new upload until the block ends; its temporary file is removed unless `keep` kept it.
+        """Open an upload for the block; its temporary file is removed at the end unless `keep` stored it.
 
-        Raises `QuotaExceeded` where the announced bytes do not fit, and `Unavailable`.
+        Raises `QuotaExceeded` if the announced bytes don't fit, and `Unavailable`.
         """
         await self._require_room(project, announced_bytes, max_age_seconds=0)
         upload = OpenUpload(project, await asyncio.to_thread(self._store.open_incoming, project))
@@ -66,16 +66,16 @@ class OpenUploads:
             upload.incoming.drop()
 
     async def count(self, upload: OpenUpload, num_bytes: int) -> None:
-        """Add bytes that have arrived. Raises `QuotaExceeded` with the first one beyond the quota."""
+        """Count received bytes. Raises `QuotaExceeded` as soon as they exceed the quota."""
         upload.num_bytes += num_bytes
         try:
             await self._require_room(upload.project, 0, max_age_seconds=FRESH_SECONDS)
         except QuotaExceeded:
-            upload.num_bytes = 0  # it is dropped, so it must not make others exceed the quota
+            upload.num_bytes = 0  # the upload will be dropped, so it must not count against others
             raise
 
     async def keep(self, upload: OpenUpload, row: FileRow) -> None:
-        """Make the upload a stored file: its bytes first, then its row. Raises `QuotaExceeded` and `Unavailable`."""
+        """Store the file: its bytes first, then its row. Raises `QuotaExceeded` and `Unavailable`."""
         target = self._store.file_path(row.id)
         await asyncio.to_thread(upload.incoming.flush)
         async with self._counting:
@@ -103,7 +103,7 @@ class OpenUploads:
             self._check(project, num_bytes)
 
     async def _count_elsewhere(self, project: str) -> None:
-        """Count what the project has stored, and the open uploads of other processes."""
+        """Count the project's stored files and the unfinished uploads of other processes."""
         if self._quota_bytes is None:
             return
         query = select(func.sum(FileRow.bytes)).where(FileRow.project == project)
@@ -127,8 +127,8 @@ class OpenUploads:
         elsewhere, arrived = self._elsewhere[project][1], self._open_bytes(project)
         if elsewhere + arrived + num_bytes > self._quota_bytes:
             raise QuotaExceeded(
-                f"Project {project!r} stores {elsewhere} of its {self._quota_bytes} bytes "
-                f"(ZETA_PROJECT_QUOTA_BYTES), its open uploads have {arrived} more, and this file does not fit; "
-                "delete files that no job needs.",
+                f"The file exceeds the quota of project {project!r}: {elsewhere} of {self._quota_bytes} bytes "
+                f"(ZETA_PROJECT_QUOTA_BYTES) are in use, and unfinished uploads take {arrived} more. "
+                "Delete files that no job needs.",
                 param="file",
             )

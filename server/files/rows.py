@@ -1,4 +1,4 @@
-"""Uploaded files: stored bytes first, then their row, so that every row has its bytes."""
+"""Uploaded files. The bytes are stored before the row, so every row has its bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zeta_core.contract.validation import shown
 
 
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
-    """Store the file of a multipart body. Raises `QuotaExceeded`, and what `uploads.receive` raises."""
+    """Store the file of a multipart body. Raises `QuotaExceeded` and the errors of `uploads.receive`."""
     length = request.headers.get("content-length", "")
     announced = int(length) - MAX_FORM_BYTES if length.isdigit() and len(length) <= 18 else 0
     check_length(length, service.settings.max_upload_bytes)
@@ -65,7 +65,7 @@ async def content(service: Service, caller: Caller, file_id: str) -> Content:
 
 
 async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObject:
-    """Remove a file. Raises `Conflict` while a job that has not ended needs it."""
+    """Delete a file. Raises `Conflict` while an unfinished job needs it."""
     async with service.database.write() as session:
         row = await _find(session, caller, file_id, lock=True)
         waiting = select(JobRow.id, JobRow.status).where(
@@ -76,8 +76,8 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
         needing = (await session.execute(waiting.limit(1))).first()
         if needing is not None:
             raise Conflict(
-                f"File {file_id} is needed by {needing.id}, which is {needing.status}; "
-                "cancel the job first, or wait for its end.",
+                f"File {file_id} is in use by {needing.id}, which is {needing.status}; "
+                "cancel the job first, or wait until it ends.",
                 code="file_in_use",
             )
         await session.delete(row)
@@ -89,7 +89,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
 async def _find(session: AsyncSession, caller: Caller, file_id: str, *, lock: bool = False) -> FileRow:
     row = await session.get(FileRow, file_id, with_for_update=lock) if is_id(file_id, "file") else None
     if row is None or row.project != caller.project:
-        raise NotFound(f"There is no file {shown(file_id)}; GET /v1/files lists yours.", code="file_not_found")
+        raise NotFound(f"File {shown(file_id)} not found; GET /v1/files lists your files.", code="file_not_found")
     return row
 
 

@@ -1,9 +1,8 @@
-"""Uploads: a multipart body parsed as it arrives, straight into the store's temporary file, hashed on the way.
+"""Receives uploads: parses a multipart body as it arrives, and hashes and writes it to a temporary file in the store.
 
-Guarantees: the body is never whole in memory nor on the disk twice; no byte of it is read before the caller was known
-and the announced length fitted the limit and the disk; every byte counts against the quota and the disk's reserve when
-it arrives (`server.files.quota`); whatever ends the upload early leaves nothing behind; an upload that stands still, or
-takes too long, is ended.
+Guarantees: the body is never held in memory as a whole or written twice. Reading starts only after the caller is
+authenticated and the announced length fits the limit and the disk. Every byte counts against the quota when it arrives
+(`server.files.quota`). An interrupted upload leaves nothing behind. Uploads that stall or take too long are ended.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from zeta_core.contract.validation import error_of, nearest, shown
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-MAX_FORM_BYTES = 64 * 1024  # beside the file itself: boundaries, part headers, `purpose`
+MAX_FORM_BYTES = 64 * 1024  # everything but the file: boundaries, part headers, `purpose`
 FIELDS = ("file", "purpose")
 
 
 @dataclass(frozen=True)
 class Received:
-    """The form of a complete upload, whose bytes are in its temporary file."""
+    """The form fields of a complete upload."""
 
     filename: str
     purpose: FilePurpose
@@ -57,7 +56,7 @@ async def receive(request: Request, uploads: OpenUploads, upload: OpenUpload, se
 
 
 async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> AsyncGenerator[bytes]:
-    """The body's pieces. Raises `RequestTimeout` where none comes for long, or the last one comes too late."""
+    """The chunks of the body. Raises `RequestTimeout` when the idle timeout or the total timeout expires."""
     idle, longest = settings.upload_idle_seconds, settings.upload_max_seconds
     deadline = time.monotonic() + longest
     while True:
@@ -73,7 +72,7 @@ async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> Asyn
                     code="upload_timeout",
                 ) from error
             raise RequestTimeout(
-                f"No byte of the upload arrived for {idle:g} s (ZETA_UPLOAD_IDLE_SECONDS); send it again.",
+                f"The upload received no data for {idle:g} s (ZETA_UPLOAD_IDLE_SECONDS); upload the file again.",
                 code="upload_timeout",
             ) from error
         if piece is None:
@@ -84,7 +83,7 @@ async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> Asyn
 async def _read(
     body: AsyncIterable[bytes], form: _Form, boundary: bytes, uploads: OpenUploads, upload: OpenUpload
 ) -> None:
-    """Parse the body while a thread hashes and writes what was parsed before: two batches in memory at most."""
+    """Parse the body while a thread hashes and writes the previous batch; at most two batches are in memory."""
     writing: asyncio.Task[None] | None = None
     incoming = upload.incoming
     try:
@@ -102,13 +101,16 @@ async def _read(
         await asyncio.to_thread(incoming.write, form.take())
         parser.finalize()
     except FormParserError as error:
-        raise MalformedRequest(f"The body is not multipart/form-data: {error}.", code="invalid_multipart") from error
+        raise MalformedRequest(
+            f"The request body is not valid multipart/form-data: {error}.", code="invalid_multipart"
+        ) from error
     finally:
         if writing is not None:
-            await asyncio.wait([writing])  # the file is not dropped under the thread that writes it
+            await asyncio.wait([writing])  # don't remove the file while the thread writes to it
     if not form.is_whole:
         raise MalformedRequest(
-            "The multipart body is truncated: its last boundary is missing; send it again.", code="incomplete_body"
+            "The multipart body is truncated: its last boundary is missing; upload the file again.",
+            code="incomplete_body",
         )
 
 
@@ -142,13 +144,13 @@ def _boundary(content_type: str) -> bytes:
 
 
 def check_length(header: str, max_bytes: int) -> None:
-    """Raise `TooLarge` where the announced length is beyond the limit; a chunked body announces none."""
+    """Raise `TooLarge` if the announced length exceeds the limit; a chunked body announces none."""
     if header.isdigit() and (len(header) > 18 or int(header) > max_bytes + MAX_FORM_BYTES):
         raise _too_large(max_bytes)
 
 
 def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The file is larger than the {max_bytes} bytes that this server takes (ZETA_MAX_UPLOAD_BYTES).")
+    return TooLarge(f"The file exceeds the upload limit of {max_bytes} bytes (ZETA_MAX_UPLOAD_BYTES).")
 
 
 def _check_encoding(encoding: str) -> None:
@@ -164,7 +166,7 @@ def _check_encoding(encoding: str) -> None:
 
 @dataclass
 class _Form:
-    """What the parser found so far; ``pending`` are bytes of the file that are not written yet."""
+    """The parser's state; ``pending`` are bytes of the file that are not written yet."""
 
     max_bytes: int
     filename: str | None = None
@@ -195,7 +197,7 @@ class _Form:
         return taken
 
     def purpose(self) -> FilePurpose | None:
-        """Raises `InvalidRequest` for one that there is not."""
+        """Raises `InvalidRequest` for an unknown purpose."""
         if "purpose" not in self._fields:
             return None
         said = self._fields["purpose"].decode("utf-8", "replace").strip()
@@ -207,11 +209,11 @@ class _Form:
         )
 
     def check(self) -> None:
-        """What can be refused before the whole body was read."""
+        """Raise for errors that can be detected before the whole body was read."""
         if self.num_bytes > self.max_bytes:
             raise _too_large(self.max_bytes)
         if self._form_bytes > MAX_FORM_BYTES:
-            raise MalformedRequest("The form fields beside the file are too long.", code="invalid_multipart")
+            raise MalformedRequest("The form fields other than the file are too long.", code="invalid_multipart")
         if self.filename is not None and "purpose" in self._fields and self._part != "purpose":
             purpose = self.purpose()
             assert purpose is not None

@@ -1,6 +1,6 @@
-"""A job's stored checkpoints: listed, described, and served file by file or as one .tar.
+"""Lists a job's stored checkpoints and serves them file by file or as one .tar.
 
-Only what a manifest lists is served, so no path that a client sends ever reaches the file system.
+Only files listed in the manifest are served, so no path from a client reaches the file system.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ async def list_checkpoints(
             rest = names
         elif after in names:
             rest = names[names.index(after) + 1 :]
-        elif (step := step_of(after)) is not None:  # it was removed; the step holds its place
+        elif (step := step_of(after)) is not None:  # the checkpoint was removed; continue by its step number
             rest = list(await session.scalars(checkpoints_newest_first(job_id).where(CheckpointRow.step <= step)))
         else:
-            raise InvalidRequest(f"after is {shown(after)}, which is no checkpoint of {job_id}.", param="after")
+            raise InvalidRequest(f"after is {shown(after)}, which is not a checkpoint of {job_id}.", param="after")
     found = await asyncio.to_thread(lambda: [service.store.checkpoint(job_id, name) for name in rest[:limit]])
     data = [stored.manifest for stored in found if stored is not None]
     return Page(
@@ -65,7 +65,7 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
     stored = await asyncio.to_thread(service.store.checkpoint, job_id, known) if known else None
     if stored is None:
         raise NotFound(
-            f"Job {job_id} has no checkpoint {shown(name)}; GET /v1/jobs/{job_id}/checkpoints lists what it has.",
+            f"Job {job_id} has no checkpoint {shown(name)}; GET /v1/jobs/{job_id}/checkpoints lists its checkpoints.",
             code="checkpoint_not_found",
         )
     return stored
@@ -89,7 +89,7 @@ def file_content(stored: StoredCheckpoint, path: str) -> Content:
 def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, state: bool) -> Content:
     """The checkpoint as a .tar, files at its top level and ``manifest.json`` last; the same bytes each time.
 
-    ``include`` is a glob over the files' paths (``*`` also crosses ``/``). Raises `NotFound` where it names nothing.
+    ``include`` is a glob for the files' paths (``*`` also matches ``/``). Raises `NotFound` if it matches nothing.
     """
     manifest = stored.manifest
     files = [file for file in manifest.files if state or not _is_state(file)]
@@ -98,7 +98,7 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
     with_manifest = fits is None or fits.match(MANIFEST_NAME) is not None
     if not chosen and not with_manifest:
         raise NotFound(
-            f"include is {shown(include)}, which names no file of checkpoint {manifest.name!r}"
+            f"include is {shown(include)}, which matches no file of checkpoint {manifest.name!r}"
             f"{'' if state else ' (training state is left out without state=true)'}.",
             code="nothing_included",
             param="include",
@@ -114,7 +114,7 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
 
 
 async def _stored_name(session: AsyncSession, job_id: str, name: str) -> str | None:
-    """The stored checkpoint that ``name`` means: itself, or for ``latest`` the one of the highest step."""
+    """The stored checkpoint for ``name``; ``latest`` means the one with the highest step."""
     if name == LATEST:
         return await session.scalar(checkpoints_newest_first(job_id).limit(1))
     if not NAME_PATTERN.match(name):
@@ -136,7 +136,7 @@ def _member(path: str, num_bytes: int, at: datetime, content: Part) -> list[Part
 
 
 def _archive_digest(parts: Sequence[Part], files: Sequence[ManifestFile]) -> str:
-    """What identifies the archive's bytes, without reading the files: its own bytes and the files' hashes."""
+    """A digest of the archive from its headers and the files' hashes, without reading the files."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, bytes):

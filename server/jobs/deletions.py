@@ -1,4 +1,4 @@
-"""Deletions: an ended job goes with everything that it stored, unless another job needs it."""
+"""Deletes ended jobs with all their data, unless another job needs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zeta_core.contract.job import ENDED
 
 
 async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject:
-    """Delete an ended job. Raises `NotFound`, and `Conflict` while it goes on or another job needs it."""
+    """Delete an ended job. Raises `NotFound`, and `Conflict` if it hasn't ended or another job needs it."""
     async with service.database.write() as session:
         row = await find_job(session, caller, job_id, lock=True)
         accepted(row, "delete")
@@ -33,7 +33,7 @@ async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject
 
 
 async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
-    """Raise `Conflict` while a job that goes on is a rerun of this one, resumes it, or starts from its weights."""
+    """Raise `Conflict` if an unfinished job is a rerun of this one, resumes it, or starts from its weights."""
     resumes = JobRow.spec["resume_from_checkpoint"].as_string()
     waiting = select(JobRow).where(
         JobRow.project == row.project,
@@ -51,13 +51,13 @@ async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
     if other is not None and why is not None:
         raise Conflict(
             f"Job {row.id} is needed by {other.id}, which is {other.status} and {why}; "
-            "cancel that one first, or wait for its end.",
+            "cancel that job first, or wait until it ends.",
             code="job_in_use",
         )
 
 
 def _need(other: JobRow, job_id: str) -> str | None:
-    """Why ``other`` needs the job, as the end of a sentence."""
+    """The reason why ``other`` needs the job, as a verb phrase."""
     resumed: Any = other.spec.get("resume_from_checkpoint")
     if isinstance(resumed, str) and resumed.partition("/")[0] == job_id:
         return "resumes it"

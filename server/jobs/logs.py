@@ -1,11 +1,11 @@
-"""A job's full log: what the processes of each attempt wrote, attempts in order, one line marking each.
+"""A job's full log: the output of all attempts in order, each preceded by a header line.
 
-The text is the artifact store's, where the worker appends it; it is read in pieces, so its length does not matter.
+The worker appends the log to the artifact store. It is read in chunks, so its size doesn't matter.
 
-Proxies cut idle connections, so a followed log that stays quiet has keep-alives: a carriage return every 15 seconds,
-which no terminal shows. A program that needs the exact bytes sets ``quiet_seconds`` instead: there are no keep-alives,
-the answer ends regularly after that long without a byte, and the program continues with ``offset``, the number of bytes
-that it has received (docs/decisions/0020-http-limits-and-proxies.md).
+Proxies cut idle connections, so a followed log without output sends keep-alives: a carriage return every 15 seconds,
+which terminals don't show. A program that needs the exact bytes sets ``quiet_seconds`` instead. Then there are no
+keep-alives, the response ends normally after that time without output, and the program continues with ``offset``, the
+number of bytes that it has received (docs/decisions/0020-http-limits-and-proxies.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job import ENDED, JobStatus
 
 CHUNK_BYTES = 1 << 18
-LOOK_SECONDS = 0.5  # how often a followed log is looked at
+LOOK_SECONDS = 0.5  # polling interval of a followed log
 BACKWARD_BYTES = 1 << 16
 KEEP_ALIVE_SECONDS = 15.0  # as the event stream; proxies cut after 60 s without a byte
 KEEP_ALIVE = b"\r"
@@ -40,7 +40,7 @@ class LoggedAttempt:
 
 
 async def read_attempts(service: Service, job_id: str, attempt: int | None) -> tuple[list[LoggedAttempt], bool]:
-    """The attempts whose logs are asked for, and whether the job has ended. Raises `NotFound`."""
+    """The requested attempts, and whether the job has ended. Raises `NotFound`."""
     async with service.database.read() as session:
         job = await session.get(JobRow, job_id)
         query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt)
@@ -62,19 +62,19 @@ def _logged(service: Service, row: AttemptRow) -> LoggedAttempt:
 
 @dataclass(frozen=True)
 class LogReading:
-    """Which part of a job's log to read, and how long."""
+    """Which part of a job's log to read, and whether to follow it."""
 
     attempt: int | None = None  # unset: all of them
     tail: int | None = None  # only the last lines
-    offset: int = 0  # bytes of the answer that the reader has already
+    offset: int = 0  # number of bytes that the reader already has
     follow: bool = False  # until the job has ended
-    quiet_seconds: float | None = None  # a followed log: end after so long without a byte, and send no keep-alives
+    quiet_seconds: float | None = None  # with follow: end after this time without output, and send no keep-alives
 
 
 async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasLeft) -> AsyncGenerator[bytes]:
-    """The log's bytes without the first ``offset`` of them, and keep-alives of a followed log.
+    """The log's bytes after ``offset``, with keep-alives for a followed log.
 
-    A followed log ends with the job, with its reader, or after ``quiet_seconds``.
+    A followed log ends when the job ends, when its reader disconnects, or after ``quiet_seconds``.
     """
     attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
     starts = await asyncio.to_thread(_tail_starts, attempts, wanted.tail) if wanted.tail is not None else {}
@@ -122,7 +122,7 @@ async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasL
 
 
 class _Skip:
-    """The bytes at the beginning of an answer that its reader has already."""
+    """Skips the bytes that the reader already has."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
@@ -133,14 +133,14 @@ class _Skip:
         return rest
 
     def jump(self, size: int) -> int:
-        """How many of the next ``size`` bytes need not be read; the last one is, as it may be a line's end."""
+        """How many of the next ``size`` bytes to skip unread. The last byte is always read, as it may end a line."""
         jumped = max(0, min(self._num_bytes, size - 1))
         self._num_bytes -= jumped
         return jumped
 
 
 class _Idle:
-    """How long a followed log has sent nothing."""
+    """Measures how long a followed log has sent no output."""
 
     def __init__(self, quiet_seconds: float | None) -> None:
         self._quiet_seconds = quiet_seconds
@@ -152,11 +152,11 @@ class _Idle:
 
     @property
     def is_over(self) -> bool:
-        """Whether the reader asked for the answer to end after such a time."""
+        """Whether ``quiet_seconds`` have passed without output."""
         return self._quiet_seconds is not None and time.monotonic() - self._since >= self._quiet_seconds
 
     def needs_keep_alive(self) -> bool:
-        """Whether a keep-alive is due; the next one is due after the same time."""
+        """Whether a keep-alive is due; returning true restarts the interval."""
         if self._quiet_seconds is not None or time.monotonic() - self._since < KEEP_ALIVE_SECONDS:
             return False
         self.reset()
@@ -180,7 +180,7 @@ def _read(path: Path, offset: int) -> bytes:
 
 
 def _tail_starts(attempts: list[LoggedAttempt], lines: int) -> dict[int, int]:
-    """Where the last ``lines`` lines begin, by attempt; attempts before them are left out."""
+    """The offset of the last ``lines`` lines by attempt; earlier attempts are omitted."""
     starts: dict[int, int] = {}
     for logged in reversed(attempts):
         starts[logged.number], found = _last_lines(logged.path, lines)

@@ -1,4 +1,4 @@
-"""Which jobs a list is asked for: ``?status=&entity_name=&metadata[k]=v``."""
+"""The filters of a job list: ``?status=&entity_name=&metadata[k]=v``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from server.database.tables import JobRow
 from server.http.pages import PageQuery, storable
 from zeta_core.contract.job import JobStatus
 
-MAX_METADATA = 16  # entries that a job has at most
+MAX_METADATA = 16  # maximum number of entries of a job
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without what would end a path in SQLite's JSON
 
 
 class JobQuery(PageQuery):
-    """Each filter narrows the list; several ``status`` mean any of them. ``metadata[k]=v`` compares one entry."""
+    """All filters must match; several ``status`` values match any of them. ``metadata[k]=v`` matches one entry."""
 
     model_config = ConfigDict(frozen=True, extra="allow")  # metadata[k] is no fixed name; others are refused below
 

@@ -1,4 +1,4 @@
-"""Jobs as they are: listed, read, found."""
+"""Lists and reads jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job import WAITING_SENTENCES, Job, WaitingCode, WaitingReason
 from zeta_core.contract.validation import shown
 
-# A job shows its spec twice: as it was sent, and resolved.
+# A job contains its spec twice: as submitted, and resolved.
 _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
 
@@ -44,17 +44,17 @@ async def require_job(service: Service, caller: Caller, job_id: str) -> None:
 
 
 async def find_job(session: AsyncSession, caller: Caller, job_id: str, *, lock: bool = False) -> JobRow:
-    """The caller's job; with ``lock`` until the transaction ends. Raises `NotFound`, also for another project's."""
+    """The caller's job, locked for the transaction if ``lock``. Raises `NotFound`, also for jobs of other projects."""
     row: JobRow | None = None
     if is_id(job_id, "job"):
         row = await (lock_job(session, job_id) if lock else session.get(JobRow, job_id))
     if row is None or row.project != caller.project or row.deleted_at is not None:
-        raise NotFound(f"There is no job {shown(job_id)}; GET /v1/jobs lists yours.", code="job_not_found")
+        raise NotFound(f"Job {shown(job_id)} not found; GET /v1/jobs lists your jobs.", code="job_not_found")
     return row
 
 
 def first_waiting_reason(service: Service) -> dict[str, Any] | None:
-    """What can be said before the scheduler looked at the job."""
+    """The waiting reason of a new job until the scheduler has processed it."""
     if any(service.engine.is_alive(beat.worker) for beat in service.engine.workers()):
         return None
     code = WaitingCode.NO_WORKER

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/events, /logs and /metrics: what a job says, live or as it was stored."""
+"""/v1/jobs/{id}/events, /logs and /metrics: a job's output, stored or live."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zeta_core.contract.answers import Curves, Page
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.events import Event
 
-router = Router(prefix="/v1/jobs/{job_id}", tags=["what a job says"])
+router = Router(prefix="/v1/jobs/{job_id}", tags=["job output"])
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENT_STREAM = "text/event-stream"
@@ -27,7 +27,7 @@ EVENT_STREAM = "text/event-stream"
 class EventQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    after: int = Field(default=0, ge=0, lt=2**53, description="a seq")
+    after: int = Field(default=0, ge=0, lt=2**53, description="return events with a larger seq")
     limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
 
 
@@ -35,15 +35,15 @@ class LogQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     follow: bool = False
-    tail: int | None = Field(default=None, ge=0, le=10**9, description="only so many last lines")
+    tail: int | None = Field(default=None, ge=0, le=10**9, description="only the last N lines")
     attempt: int | None = Field(default=None, ge=1, le=10**9)
-    offset: int = Field(default=0, ge=0, lt=2**53, description="the bytes of this answer that are known already")
+    offset: int = Field(default=0, ge=0, lt=2**53, description="skip this many bytes, which the reader already has")
     quiet_seconds: float | None = Field(
         default=None,
         ge=1,
         le=3600,
         allow_inf_nan=False,
-        description="a followed log: end the answer after so long without a byte, and send no keep-alives; "
+        description="with `follow`: end the response after this time without output, and send no keep-alives; "
         "continue with `offset`",
     )
 
@@ -64,7 +64,7 @@ async def read_events(
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Page[Event] | Response:
-    """Stored events, oldest first; with `Accept: text/event-stream` a live stream that `Last-Event-ID` resumes."""
+    """Stored events, oldest first. With `Accept: text/event-stream`: a live stream, resumable with `Last-Event-ID`."""
     await require_job(service, caller, job_id)
     if EVENT_STREAM not in accept:
         return await stream.read_page(service, job_id, asked.after, asked.limit)
@@ -80,11 +80,11 @@ async def read_events(
 async def read_logs(
     service: TheService, caller: TheCaller, request: Request, job_id: str, asked: Annotated[LogQuery, Query()]
 ) -> LiveResponse:
-    """What the training processes wrote, attempts in order; `follow` goes on until the job has ended."""
+    """The output of the training processes, attempts in order; with `follow` until the job has ended."""
     if asked.tail is not None and asked.offset:
         raise InvalidRequest(
-            f"offset is {asked.offset} and tail is {asked.tail}; the last lines change while the log grows, "
-            "so leave one of them out.",
+            f"offset ({asked.offset}) and tail ({asked.tail}) can't be combined, because the last lines change while "
+            "the log grows; remove one of them.",
             param="offset",
         )
     await require_job(service, caller, job_id)

@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, list, read, and the commands to a job."""
+"""/v1/jobs: submit, list, read and control jobs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ router = Router(prefix="/v1/jobs", tags=["jobs"])
 
 
 def _body(model: str, *, required: bool) -> dict[str, Any]:
-    """The description of a body that is read by hand."""
+    """The OpenAPI description of a body that the route parses itself."""
     schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
     return {"requestBody": {"required": required, "content": {"application/json": schema}}}
 
 
-# ``metadata[k]=v``: the model of the query cannot list names that clients choose.
+# ``metadata[k]=v``: the query model can't list names chosen by clients.
 METADATA = {
     "name": "metadata",
     "in": "query",
     "style": "deepObject",
     "explode": True,
-    "description": "metadata[k]=v: only jobs whose metadata has this entry; several narrow the list",
+    "description": "metadata[k]=v: only jobs whose metadata has this entry; several entries must all match",
     "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
@@ -54,7 +54,7 @@ async def submit_job(
 
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
-    """The checks of a submission without a job, and what is known of it before it runs."""
+    """Validate a spec without creating a job, and estimate what it needs."""
     return await estimates.validate(service, caller, await read_json(request, service.settings.max_spec_bytes))
 
 
@@ -66,25 +66,25 @@ async def list_jobs(service: TheService, caller: TheCaller, asked: Annotated[Job
 
 @router.get("/{job_id}")
 async def get_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
-    """One job as it is now."""
+    """The current state of a job."""
     return await jobs.get_job(service, caller, job_id)
 
 
 @router.post("/{job_id}/cancel", status_code=202)
 async def cancel_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
-    """Cancel a job that has not ended; a running one ends when its processes did."""
+    """Cancel an unfinished job; a running job ends once its processes have exited."""
     return await commands.obey(service, caller, job_id, "cancel")
 
 
 @router.post("/{job_id}/pause", status_code=202)
 async def pause_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
-    """Pause a job: a queued one at once, a running one when its checkpoint is stored and its device is free."""
+    """Pause a job: immediately if it is queued; otherwise once its checkpoint is stored and its device is free."""
     return await commands.obey(service, caller, job_id, "pause")
 
 
 @router.post("/{job_id}/resume", status_code=202)
 async def resume_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
-    """Queue a paused job again; it goes on from its newest checkpoint."""
+    """Queue a paused job again; it continues from its newest checkpoint."""
     return await commands.obey(service, caller, job_id, "resume")
 
 
@@ -97,7 +97,7 @@ async def rerun_job(
     job_id: str,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
-    """Create a job out of this one's spec, patched, from its start or from one of its checkpoints."""
+    """Create a job from this job's patched spec, from the start or from one of its checkpoints."""
     data = await read_json(request, service.settings.max_spec_bytes, empty={})
     return _created(request, response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
 

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics: for whoever runs the service."""
+"""/healthz, /readyz and /metrics, for operators."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ router = Router(tags=["operations"])
 
 @router.get("/healthz")
 async def is_live() -> Health:
-    """Whether this process answers at all; asks nothing of its parts."""
+    """Whether this process responds; its components are not checked."""
     return Health(status="ok", version=version())
 
 
 @router.get("/readyz")
 async def is_ready(service: TheService) -> Health:
-    """Whether jobs are accepted: 503 while the database cannot be written, `degraded` while a part or a loop fails."""
+    """Whether jobs are accepted: 503 while the database isn't writable, `degraded` while a component or loop fails."""
     await service.database.check_writable()
-    redis = "ok" if service.engine.redis_ok else "unreachable; jobs are accepted and wait"
+    redis = "ok" if service.engine.redis_ok else "unreachable; jobs are accepted and will wait"
     disk = await asyncio.to_thread(disk_state, service.settings)
     troubles = {f"loop {name}": str(trouble) for name, trouble in service.engine.loops.troubles().items()}
     parts = {"database": "ok", "redis": redis, "disk": disk, **troubles}
@@ -37,7 +37,7 @@ async def is_ready(service: TheService) -> Health:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def read_metrics(service: TheService, caller: TheCaller, request: Request) -> Response:
-    """The service's numbers for Prometheus."""
+    """The service's metrics in Prometheus format."""
     job_numbers = request.app.state.job_numbers
     assert isinstance(job_numbers, numbers.JobNumbers)
     return Response(await job_numbers.text(service), media_type=numbers.CONTENT_TYPE)

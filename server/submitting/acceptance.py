@@ -1,4 +1,4 @@
-"""Everything that a spec must pass to become a job, and what it is then: one list for submitting and for validating."""
+"""The checks and decisions that turn a spec into a job, shared by submission and validation."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from zeta_core.contract.validation import parse
 
 @dataclass(frozen=True)
 class Accepted:
-    """A spec that a job can be made of: ``latest`` named, its defaults decided, its files described for workers."""
+    """A valid spec with ``latest`` resolved to a checkpoint, and the resolved spec with defaults and its files."""
 
     spec: JobSpec
     resolved_spec: dict[str, Any]
 
 
 async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
-    """What is checked before the transaction: the fields, and files of the artifact store. Raises `InvalidSpec`."""
+    """The checks before the transaction: the fields, and files in the artifact store. Raises `InvalidSpec`."""
     spec = await asyncio.to_thread(parse, JobSpec, data)
     await check_training_state(service, caller, spec)
     return spec
 
 
 async def accept(session: AsyncSession, service: Service, caller: Caller, spec: JobSpec) -> Accepted:
-    """What the database decides, and locks until the transaction ends. Raises `InvalidSpec`."""
+    """The checks inside the transaction, which lock the rows that the spec refers to. Raises `InvalidSpec`."""
     files = await check_references(session, service, caller.project, spec)
     spec = await with_named_checkpoint(session, spec)
     await check_exact_resume(session, spec)

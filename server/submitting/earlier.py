@@ -1,9 +1,9 @@
-"""The earlier job of a project that tells how long a spec would train, and what it would hold in memory.
+"""Estimates the training time and memory of a spec from an earlier job of the project.
 
-It is one that did the same work on such a device. Nothing is carried over from another model, another kind of work or
-another device: a device's speed depends on shapes, on kernels and on its memory in ways that no count of parameters
-tells. What is carried over is the time of one sequence, from the first step to the last. Of several such jobs the one
-that trained longest is taken: its first steps, which set much up, weigh least.
+Only a job with the same workload on the same kind of device is used. Nothing is extrapolated from other models,
+workloads or devices: speed depends on shapes, kernels and memory in ways that a parameter count can't predict. The
+estimate is based on the time per sequence, from the first step to the last. Among several such jobs, the one that
+trained longest is used, because its warm-up steps weigh least.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from zeta_core.contract.job import JobStatus
 from zeta_core.contract.messages import Heartbeat
 from zeta_core.contract.spec import JobSpec, Resources
 
-NEWEST_JOBS = 200  # that succeeded are looked through
-# What decides how long a device takes for one sequence.
+NEWEST_JOBS = 200  # number of successful jobs that are searched
+# The options that determine the time per sequence on a device.
 _WORK = (
     "model",
     "method",
@@ -42,17 +42,17 @@ _WORK = (
     "use_deepspeed",
     "use_activation_checkpointing",
 )
-_WORK_OF_ROWS = ("dataset", "overlong", "train_on")  # of sequences that are as long as their documents
-_NO_DEVICE = "It depends on the device, and no worker is connected that could run it; the first steps measure it."
+_WORK_OF_ROWS = ("dataset", "overlong", "train_on")  # for sequences that are as long as their documents
+_NO_DEVICE = "Unknown, because no connected worker can run the job; measured in the first steps."
 _NO_JOB = (
-    "No earlier job tells it: none of this project's that did the same work (model, method, seq_len, precision, batch) "
-    "on such a device ({}) has succeeded; the first steps measure it."
+    "Unknown, because no job of this project with the same workload (model, method, seq_len, precision, batch) has "
+    "succeeded on such a device ({}); measured in the first steps."
 )
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A job that succeeded: what was asked of it, what was decided, and what it took."""
+    """A successful job: its requested and resolved options, and its measurements."""
 
     id: str
     asked: dict[str, Any]
@@ -63,11 +63,11 @@ class Earlier:
     memory: dict[str, Any] | None
 
     def time_of(self, num_sequences: int, device: str) -> Seconds:
-        """That of the training alone: waiting, the start and evaluations are not in it."""
+        """The time of the training alone, without waiting, startup and evaluations."""
         return Seconds(
             seconds=round(num_sequences * self.seconds / self.sequences, 1),
-            meaning=f"of training, each sequence taking as long as in {self.id} on such a device ({device}); waiting, "
-            "the start and evaluations come on top",
+            meaning=f"of training, at the speed of {self.id} on such a device ({device}); waiting, startup and "
+            "evaluations not included",
             job=self.id,
             device=device,
             tokens_per_second=round(self.tokens / self.seconds, 1),

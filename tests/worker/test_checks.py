@@ -82,7 +82,7 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
         take(does, does)
     for number in range(4):
         take(f"more {number}", "answer")
-    assert any("checks to do already" in (result.failure or "") for result in said.values())
+    assert any("checks queued" in (result.failure or "") for result in said.values())
     wait_until(lambda: said.keys() >= {"break", "hang", "answer and leave"}, 60, "every answer")
     assert "(exit code 1); its last output was: broken" in (said["break"].failure or "")
     assert "exceeded its limit of 2 s and was ended; a larger ZETA_CHECK_SECONDS" in (said["hang"].failure or "")

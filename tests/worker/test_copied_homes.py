@@ -77,7 +77,7 @@ def test_a_restored_backup_beside_production_leaves_its_trainings_alone(
             restored.request(job_id, "cancel")
             restored.wait_for_status(job_id, "cancelled")
             assert marked_processes(job_id) == [training]
-            assert f"{job_id} also runs on this machine for another home" in restored.logs()
+            assert f"{job_id} is also running in another home" in restored.logs()
             assert f"process {training} (attempt 1, in {production.settings.home}" in restored.logs()
         check_undisturbed(production, job_id, training)
 
@@ -101,7 +101,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_what_runs_in_the_original(
             wait_until(lambda: clone.job(job_id).attempt == 2, 60, "the second attempt in the clone")
             clone.request(job_id, "cancel")
             clone.wait_for_status(job_id, "cancelled")
-            assert "was copied here from another home" in clone.logs()
+            assert "was copied from another home" in clone.logs()
             assert "is taken up again" not in clone.logs()
             assert [attempt.reason for attempt in clone.attempts(job_id)] == ["worker_lost", "cancelled_by_user"]
         check_undisturbed(production, job_id, training)

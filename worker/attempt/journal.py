@@ -1,6 +1,6 @@
-"""Reads a training's ``events.jsonl`` while it grows, by line number from 1; only whole lines count.
+"""Reads a training's ``events.jsonl`` while it grows. Lines are numbered from 1, and only complete lines count.
 
-A line of more than `LONGEST_LINE_BYTES` is passed over without being held in memory, and is read as a warning.
+A line of more than `LONGEST_LINE_BYTES` is skipped without loading it into memory, and replaced by a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READ_BYTES = 2**20
 
 
 class JournalReader:
-    """Keeps where each line begins, so that any line can be read again; the lines themselves stay in the file."""
+    """Keeps the offset of each line, so that any line can be read again. The lines themselves stay in the file."""
 
     def __init__(
         self,
@@ -31,48 +31,48 @@ class JournalReader:
         on_checkpoint: Callable[[int, str], None],
         on_progress: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
-        """Both are called once for a line: with its number and the checkpoint's name, and with a progress line."""
+        """Each callback is called once per line: with number and name of a checkpoint, or with a progress line."""
         self._file = file
         self._ends = array("q", [0])  # byte offset of the end of line n at index n
-        self._looked_at = 0  # byte offset: up to here no line ends that is not known
+        self._scanned_to = 0  # byte offset up to which all line ends are known
         self.last_line: int | None = None  # the number of the line that ends the attempt
         self.last_status: JobStatus | None = None
-        self.has_steps = False  # a step was made in this attempt, so there may be something to save
+        self.has_steps = False  # whether this attempt has completed a step, so that there may be something to save
         self._on_checkpoint = on_checkpoint
         self._on_progress = on_progress
 
     def __len__(self) -> int:
-        """The number of whole lines seen; those after the one that ends the attempt do not count."""
+        """The number of complete lines, up to the line that ends the attempt."""
         return self.last_line if self.last_line is not None else len(self._ends) - 1
 
     def scan(self) -> None:
-        """Take notice of what the file has grown by, a bounded part at a time."""
+        """Process newly appended lines, a limited amount at a time."""
         if self.last_line is not None:
             return
         try:
             with self._file.open("rb") as journal:
-                journal.seek(self._looked_at)
+                journal.seek(self._scanned_to)
                 data = journal.read(READ_BYTES)
                 while b"\n" not in data and len(data) <= LONGEST_LINE_BYTES and (more := journal.read(READ_BYTES)):
                     data += more
         except FileNotFoundError:
             return
-        begin, start = self._looked_at, 0
+        begin, start = self._scanned_to, 0
         while (end := data.find(b"\n", start)) >= 0 and self.last_line is None:
             self._ends.append(begin + end + 1)
             if not self._is_too_long(len(self._ends) - 1):
-                self._notice(data[start:end])
+                self._process_line(data[start:end])
             start = end + 1
-        # The rest is read again with the end of its line, but not where the line is too long already.
+        # An incomplete line is read again once it is complete, unless it is too long already.
         is_too_long = begin + len(data) - self._ends[-1] > LONGEST_LINE_BYTES
-        self._looked_at = begin + len(data) if is_too_long else self._ends[-1]
+        self._scanned_to = begin + len(data) if is_too_long else self._ends[-1]
 
     def read(self, number: int) -> dict[str, Any]:
-        """Line ``number``, or a warning in the place of one that is too long or is not a JSON object."""
+        """Line ``number``, or a warning if it is too long or not a JSON object."""
         if self._is_too_long(number):
             message = (
-                f"A line of the training's journal has {self.size(number):,} bytes, more than the "
-                f"{LONGEST_LINE_BYTES:,} allowed, and is left out."
+                f"Dropped a line of the training's journal: it has {self.size(number):,} bytes, more than the limit of "
+                f"{LONGEST_LINE_BYTES:,}."
             )
             return WarningLine(code="line_too_long", message=message).model_dump(mode="json")
         begin, end = self._ends[number - 1], self._ends[number]
@@ -87,7 +87,7 @@ class JournalReader:
         return self.size(number) > LONGEST_LINE_BYTES
 
     def cut_torn_line(self) -> None:
-        """Remove the beginning of a line whose writer was killed; only when no writer is left."""
+        """Remove an incomplete last line whose writer was killed. Call only when no writer is left."""
         if not self._file.exists():
             return
         with self._file.open("rb+") as journal:
@@ -106,15 +106,15 @@ class JournalReader:
             journal.truncate(0)
 
     def append(self, line: StatusLine | WarningLine) -> None:
-        """Write a line of the worker's own, durably: one write, so that it falls between two of the training's."""
+        """Append a line of the worker durably, in one write, so that it can't interleave with the training's lines."""
         data = line.model_dump_json(exclude_none=True).encode() + b"\n"
         with self._file.open("ab", buffering=0) as journal:
             if journal.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
             os.fsync(journal.fileno())
 
-    def _notice(self, text: bytes) -> None:
-        """Look at the lines that the worker itself acts on; all others are only passed on."""
+    def _process_line(self, text: bytes) -> None:
+        """Handle the lines that the worker itself acts on."""
         number = len(self._ends) - 1
         if b'"checkpoint"' in text:
             line = _parsed(text)
@@ -129,7 +129,7 @@ class JournalReader:
             try:
                 status = StatusLine.model_validate_json(text).status
             except ValidationError:
-                return  # another type of line, or one that cannot be read: it does not end the attempt
+                return  # another type of line or an invalid one; it doesn't end the attempt
             if status != JobStatus.RUNNING:
                 self.last_line, self.last_status = number, status
 
@@ -141,5 +141,5 @@ def _parsed(text: bytes) -> dict[str, Any]:
         value = None
     if isinstance(value, dict):
         return value
-    message = f"A line of the training's journal is no JSON object: {text[:200].decode('utf-8', 'replace')}"
+    message = f"A line of the training's journal is not a JSON object: {text[:200].decode('utf-8', 'replace')}"
     return WarningLine(code="unreadable_line", message=message).model_dump(mode="json")

@@ -1,8 +1,8 @@
-"""Sets up a run directory before its training starts, and brings the checkpoint that it goes on from.
+"""Prepares a run directory before its training starts, and fetches the checkpoint to resume from.
 
-``run.json`` appears whole or not at all, and last: a worker that was killed before leaves a directory that no later one
-takes for a run. What lies in the output and not in the store never happened, and is removed; so is what lies in the
-store and is newer than the checkpoint to go on from: its attempt ended before the server had heard of it.
+``run.json`` is written atomically and last, so a directory left by a worker that was killed earlier isn't mistaken for
+a run. Checkpoints in the output directory that aren't in the store are removed, and so are checkpoints in the store
+that are newer than the one to resume from: their attempt ended before the server had recorded them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, GivenUp
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
 
-LEAVE_SECONDS = 5.0  # from giving a preparation up to leaving it alone
+LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 
 
 class Preparation:
-    """`prepare` in a thread of ``executor``; it can be given up.
+    """Runs `prepare` in a thread of ``executor``; it can be cancelled with `give_up`.
 
-    A store that hangs is not waited for then. It may answer when the next attempt is already being prepared here, so
-    the thread looks whether it was given up before it changes anything.
+    Cancelling doesn't wait for a store that hangs. The store may respond while the next attempt is already being
+    prepared, so the thread checks for cancellation before every change.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Preparation:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is done, or has had its time to end since it was given up."""
+        """Whether it is done, or was cancelled more than `LEAVE_SECONDS` ago."""
         had_its_time = self._given_up_at is not None and time.monotonic() - self._given_up_at >= LEAVE_SECONDS
         return had_its_time or self._work.done()
 
     def give_up(self) -> None:
-        """Raises `OSError` where not even the directory can be made, which the last line needs."""
+        """Cancel. Raises `OSError` if the directory, which the journal's last line needs, can't be created."""
         if self._given_up_at is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._given_up_at = time.monotonic()
-            self._work.cancel()  # where no thread was free for it yet
+            self._work.cancel()  # if no thread has started it yet
 
     def error(self) -> BaseException | None:
-        """Why there is nothing to start, if so; of one that is done and was not given up."""
+        """The error of a finished preparation that was not cancelled, if any."""
         return self._work.exception()
 
     def _insist(self) -> None:
@@ -66,11 +66,11 @@ def prepare(
 ) -> None:
     """Write ``directory`` for ``order``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
 
-    Raises `OSError` (``ENOSPC`` where there is no room) and `BrokenCheckpoint`; and `GivenUp` when ``insist`` does,
-    which is asked again and again.
+    Raises `OSError` (``ENOSPC`` if the disk is full) and `BrokenCheckpoint`, and `GivenUp` if ``insist``, which is
+    called before every change, raises it.
     """
     if (directory / PUBLISHED_FILE).exists():
-        # The database was restored from a backup, and counts this attempt again: the earlier one's journal is not its.
+        # The database was restored from a backup and has reused this attempt number; set the earlier run aside.
         directory.rename(directory.with_name(f"superseded-{directory.name}-{time.time_ns()}"))
     directory.mkdir(parents=True, exist_ok=True)
     store.open_job(order.job_id)
@@ -87,7 +87,7 @@ def prepare(
         _refuse_without_room(resume_from)
     elif resume is not None:
         if not NAME_PATTERN.match(name):
-            raise BrokenCheckpoint(f"{resume!r} is no checkpoint of a job.")
+            raise BrokenCheckpoint(f"{resume!r} is not a checkpoint of a job.")
         resume_from = store.checkpoint(job_id, name)
     insist()
     order = order.model_copy(
@@ -99,7 +99,7 @@ def prepare(
 
 
 def _refuse_without_room(checkpoint: Path) -> None:
-    """The next checkpoint is as large as this one: without room for it there is nothing to start for."""
+    """Raise `OSError` if there is no space for the next checkpoint, which will be as large as this one."""
     needed = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     if needed > shutil.disk_usage(checkpoint).free:
         raise OSError(errno.ENOSPC, f"the next checkpoint needs {needed / 1e6:.1f} MB")

@@ -1,10 +1,10 @@
-"""One attempt on this worker, from its claim to its last line stored: a state machine that the supervisor steps.
+"""One attempt on this worker, from its claim until its last line is stored: a state machine driven by the supervisor.
 
     claiming -> preparing -> training -> publishing -> over
-                                (denied, or nobody answered: over)
+                                (denied, or claim unanswered: over)
 
-Nothing is started without a grant. A fenced attempt (the server says that it is over) is killed at once and says
-nothing more. Every step returns at once; files are moved by the executor's threads.
+No training starts without a grant. A fenced attempt, which the server considers over, is killed immediately and
+publishes nothing more. No step blocks; the executor's threads do the file transfers.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """What all runs of one worker share."""
+    """The resources that all runs of a worker share."""
 
     settings: WorkerSettings
     incarnation: str
@@ -129,15 +129,15 @@ class Run:
             worker=settings.worker_name,
         )
         self._began = self._heard_at = time.monotonic()
-        self._may_store = True  # until the worker is not heard for so long that the attempt may be over
+        self._may_store = True  # false once the worker was cut off for so long that the attempt may be over
         self._claimed_at = 0.0
         self._preparation: Preparation | None = None
-        self._last_word: StatusLine | None = None  # how the attempt ended, where its worker knows better
-        self._is_opened = True  # the job's folder in the store was made: where it is gone, the job was deleted
+        self._last_word: StatusLine | None = None  # the outcome, if the worker ended the attempt itself
+        self._is_opened = True  # the job's folder was created in the store; if it is missing later, the job was deleted
 
     @classmethod
     def handed_over(cls, place: Place, message: HandOver, slots: Sequence[Slot]) -> Run:
-        """A run that is still to be claimed."""
+        """A new run that must still be claimed."""
         settings = place.settings
         order = RunFile(
             job_id=message.job_id,
@@ -159,7 +159,7 @@ class Run:
 
     @classmethod
     def found(cls, place: Place, order: RunFile, slots: Sequence[Slot]) -> Run:
-        """A run that an earlier process of this worker started: alive, or ended and not published yet."""
+        """A run that an earlier process of this worker started: still alive, or ended but not fully published."""
         run = cls(place, order, slots, resume=None, phase=Phase.TRAINING)
         run._training.adopt()
         run._is_opened = order.is_opened
@@ -167,7 +167,7 @@ class Run:
 
     @property
     def unheard_seconds(self) -> float:
-        """For how long the training was not told that its worker is heard; 0 where that is not known."""
+        """The time since the training's worker last had contact with the server; 0 if unknown."""
         at = self._training.last_heard()
         return 0.0 if at is None else time.monotonic() - at
 
@@ -176,7 +176,7 @@ class Run:
         return self.phase == Phase.OVER
 
     def step(self) -> list[BaseModel]:
-        """Do what can be done now; returns the messages to send."""
+        """Advance as far as possible without blocking; returns the messages to send."""
         if self._publisher.is_done and self.phase != Phase.OVER:
             self._forget()
             return []
@@ -217,25 +217,25 @@ class Run:
 
     def stop(self, action: StopAction, *, in_haste: bool = False) -> None:
         if self.phase == Phase.CLAIMING:
-            self.phase = Phase.OVER  # not granted yet: the server makes the hand-over again, elsewhere
+            self.phase = Phase.OVER  # not granted yet; the server hands the job over again
         elif self.phase != Phase.OVER:
             self._training.stop(action, in_haste=in_haste)
 
     def heard(self, at: float) -> None:
-        """The worker was heard at this moment of the monotonic clock: a training that can know it goes on."""
+        """Record contact with the server at this monotonic time, which allows the training to continue."""
         self._heard_at = at
         self._may_store = True
         if self.phase == Phase.TRAINING:
             self._training.heard(at)
 
     def kill(self) -> None:
-        """End it now, saved or not: the server may soon start it elsewhere, and the store is the next attempt's."""
+        """Kill the training without saving: the server may soon start the next attempt, which then owns the store."""
         self._may_store = False
         if self.phase == Phase.TRAINING:
             self._training.kill()
 
     def fence(self) -> None:
-        """The server's newer word says that this attempt is over."""
+        """Mark the attempt as over for the server."""
         if self.phase == Phase.CLAIMING:
             self.phase = Phase.OVER
         self._publisher.fenced = True
@@ -245,7 +245,7 @@ class Run:
     def _claim(self) -> list[BaseModel]:
         now = time.monotonic()
         if now - self._began > CLAIM_GIVE_UP_SECONDS:
-            logger.warning("Nobody answered the claim of attempt %d of %s.", self.attempt, self.job_id)
+            logger.warning("No answer to the claim of attempt %d of %s.", self.attempt, self.job_id)
             self.phase = Phase.OVER
             return []
         if now - self._claimed_at < CLAIM_REPEAT_SECONDS:
@@ -262,7 +262,7 @@ class Run:
         ]
 
     def _is_preparing(self) -> bool:
-        """Whether to wait for the preparation, which is given up where the attempt is stopped."""
+        """Whether the preparation is still running. It is cancelled if the attempt was stopped or fenced."""
         if self._preparation is None or self._preparation.is_over:
             return False
         if self._training.stop_action is not None or self._publisher.fenced:
@@ -274,7 +274,7 @@ class Run:
         if self._is_preparing():
             return
         if self._preparation.was_given_up:
-            self.phase = Phase.TRAINING  # of which there is nothing: its last line is what it was told
+            self.phase = Phase.TRAINING  # nothing was started; the last line follows from the stop order
             return
         error = self._preparation.error()
         if error is None and self._training.stop_action is None:
@@ -294,25 +294,26 @@ class Run:
                 extra={"action": "launch", "job_id": self.job_id, "attempt": self.attempt},
             )
             if not self.directory.is_dir():
-                self.phase = Phase.OVER  # without a place for its journal the server sees that it is not listed
+                self.phase = (
+                    Phase.OVER
+                )  # no journal can be written; the server notices that the attempt is no longer listed
                 return
             self._last_word = not_launched(error)
         self.phase = Phase.TRAINING
 
     def _is_earlier_one_alive(self) -> bool:
-        """Whether an attempt that the server has ended lives on in this home, of a worker that is gone; it is killed.
+        """Whether an earlier attempt is still alive in this home, for example under a lost worker's name; kills it.
 
-        What another home started is reported and left alone: it may be another service's, whose database this one's is
-        a copy of.
+        Processes of other homes are only logged: they may belong to another service, if this database is a copy.
         """
         home, found = self._place.settings.home, self._training.processes
         if left := found.of_earlier_attempts(home):
-            logger.warning("Attempt %d of %s waits for the end of an earlier one.", self.attempt, self.job_id)
+            logger.warning("Attempt %d of %s is waiting for an earlier attempt to end.", self.attempt, self.job_id)
             processes.send(left, signal.SIGKILL)
             return True
         if others := found.of_other_homes(home):
             logger.warning(
-                "%s also runs on this machine for another home, which this worker leaves alone: %s.",
+                "%s is also running in another home on this machine, which this worker ignores: %s.",
                 self.job_id,
                 "; ".join(others),
                 extra={"action": "other_home", "job_id": self.job_id, "attempt": self.attempt},
@@ -332,7 +333,7 @@ class Run:
 
     def _watch_training(self) -> None:
         if not self._is_opened:
-            # An older worker prepared it, and may have stored nothing yet. Here, because nothing may be stored before.
+            # A run prepared by an older worker may have no folder in the store yet; create it before storing anything.
             self._place.store.open_job(self.job_id)
             self._is_opened = True
         self._journal.scan()
@@ -351,7 +352,7 @@ class Run:
         self.phase = Phase.PUBLISHING
 
     def _look_for_stall(self) -> None:
-        """A training that stands still says where, in its log and in a warning, and is ended."""
+        """End a stalled training, with its stacks in the log and in a warning."""
         seconds = self._watchdog.stalled_for()
         if self._stacks is None:
             if seconds is not None and self._training.stop_action is None and self._journal.last_line is None:
@@ -359,8 +360,8 @@ class Run:
                 self._stacks = StackDumps(self._training.processes)
         elif self._last_word is None and self._stacks.step():
             message = (
-                f"No step for {self._stalled_seconds:.0f} s, {self._watchdog.expectation()}. "
-                f"{self._stacks.summary()} The attempt is ended."
+                f"The training stalled: no step for {self._stalled_seconds:.0f} s, {self._watchdog.expectation()}. "
+                f"{self._stacks.summary()} The attempt was ended."
             )
             stacks = self._stacks.text()
             self._journal.append(WarningLine(code=StatusReason.STALLED, message=message, stacks=stacks))
@@ -376,11 +377,11 @@ class Run:
             self._last_word = over_memory(self.directory, excess)
 
     def _finish(self) -> None:
-        """Nothing of the attempt is left: complete the store, then let the last line go."""
+        """All processes have exited: complete the files in the store, then publish the last line."""
         succeeded = self._journal.last_status == JobStatus.SUCCEEDED
         if not self._publisher.only_the_end_is_left:
             return
-        # What was never started has no log, and its end must not wait for a store that hangs.
+        # A training that was never started has no log, and must not wait for a hanging store.
         if not self._training.was_started or self._archive.complete(succeeded=succeeded, keep=self._uploads.keep):
             self._publisher.release_end()
 
@@ -389,22 +390,24 @@ class Run:
             return
         self._training.kill()
         if self._training.is_gone(said_its_last=True, can_save=False):
-            logger.warning("Attempt %d of %s was over for the server and was ended.", self.attempt, self.job_id)
+            logger.warning("Ended attempt %d of %s, because the server considers it over.", self.attempt, self.job_id)
             self._forget()
 
     def _forget(self) -> None:
-        """The store has all that counts; an attempt that goes on elsewhere fetches it from there."""
+        """Remove the local output; the store has everything that a later attempt needs."""
         if self.directory.is_dir():
             (self.directory / PUBLISHED_FILE).touch()
         if self._output.is_dir():
             doomed = self._output.with_name(f"doomed-{self.attempt}")
-            self._output.rename(doomed)  # at once: the next attempt here must not meet what is being removed
+            self._output.rename(
+                doomed
+            )  # renamed first, so that the next attempt here doesn't see files that are being removed
             self._place.executor.submit(shutil.rmtree, doomed)
         self.phase = Phase.OVER
 
 
 def devices_of(order: RunFile, slots: Sequence[Slot]) -> tuple[str, ...]:
-    """The GPUs of the slots, in the words of ``CUDA_VISIBLE_DEVICES``; none where the job asked for none."""
+    """The GPUs of the slots as in ``CUDA_VISIBLE_DEVICES``; empty if the job requested no GPUs."""
     resources = order.spec.get("resources")
     if isinstance(resources, dict) and resources.get("gpus") == 0:
         return ()

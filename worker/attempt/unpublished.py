@@ -1,8 +1,8 @@
-"""Finds the runs of a worker's folder that an earlier process of this worker left: alive, or not published yet.
+"""Finds runs that an earlier process of this worker left behind: still alive, or not fully published.
 
-A run without a readable ``run.json`` can't be adopted: its processes are killed, and the server starts it again. A run
-directory that was copied here with its home belongs to the worker of the original: its training is not touched, and
-nothing of it is stored or published; the server of this home starts the attempt again from the last stored checkpoint.
+A run without a readable ``run.json`` can't be adopted: its processes are killed, and the server starts the job again. A
+run directory that was copied with its home belongs to the original's worker: its training is not touched, and nothing
+is stored or published for it. The server of this home starts the job again from the last stored checkpoint.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def unpublished_runs(home: Path, root: Path) -> Iterator[RunFile]:
         if _is_copied(directory, order, root):
             others = found.of_other_homes(home)
             logger.warning(
-                "The run in %s was copied here from another home, to which its training belongs: it is left alone%s.",
+                "The run in %s was copied from another home; its training belongs to that home and is not touched%s.",
                 directory,
                 f" ({'; '.join(others)})" if others else "",
                 extra={"action": "other_home", "job_id": order.job_id, "attempt": order.attempt},
             )
-            with contextlib.suppress(OSError):  # the next start finds out the same
+            with contextlib.suppress(OSError):  # the next start detects it again
                 (directory / PUBLISHED_FILE).touch()
             continue
         yield order
@@ -52,6 +52,6 @@ def _is_copied(directory: Path, order: RunFile, root: Path) -> bool:
     copied = processes.is_copied(directory)
     if copied is not None:
         return copied
-    # Started by a worker that recorded no identity: it is a copy if the output that it names is another folder.
+    # An older worker recorded no identity; the run is a copy if its output directory is another folder.
     named, expected = Path(order.output_dir), root / output_directory(order.job_id)
     return named.is_dir() and not (expected.is_dir() and named.samefile(expected))

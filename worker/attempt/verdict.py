@@ -1,4 +1,4 @@
-"""How an attempt ended whose training did not say so itself: its worker writes the journal's last line."""
+"""Determines the last journal line of an attempt whose training did not write one itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from zeta_core.contract.job import (
 )
 from zeta_core.contract.oom import out_of_memory
 
-NEVER_STARTED = "The worker ended before it had started the training."
+NEVER_STARTED = "The worker stopped before it started the training."
 
 
 def last_line(training: Training, known: StatusLine | None, *, has_spoken: bool) -> StatusLine:
-    """The line of a ``training`` that is gone: as it was told to end, or as is ``known``, or by its exit status."""
+    """The last line of a ``training`` that is gone: from its stop order, else ``known``, else from its exit status."""
     if training.stop_action is not None:
         status, reason = STOP_ENDS[training.stop_action]
         return StatusLine(status=status, reason=reason)
@@ -35,7 +35,7 @@ def last_line(training: Training, known: StatusLine | None, *, has_spoken: bool)
 
 
 def not_launched(error: BaseException) -> StatusLine:
-    """The run directory could not be made, or the program not be started."""
+    """The last line if the run directory couldn't be created or the program couldn't be started."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return no_room(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
     return failed(StatusReason.LAUNCH_FAILED, f"The training could not be started: {error}")
@@ -46,14 +46,14 @@ def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -
 
 
 def over_memory(directory: Path, excess: Excess) -> StatusLine:
-    """The training in ``directory`` was ended because it exceeded its memory."""
+    """The last line of the training in ``directory``, which was ended because it exceeded its memory limit."""
     figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
     error = out_of_memory(directory, excess.message, JobErrorEvidence.model_validate(figures))
     return _failed(StatusReason.OUT_OF_MEMORY, error)
 
 
 def no_room(message: str) -> StatusLine:
-    """Not a failure: the job goes on when there is room."""
+    """The last line for a full disk, which is not a failure: the job continues once space is available."""
     status, reason = STOP_ENDS["disk"]
     return StatusLine(status=status, reason=reason, message=message)
 

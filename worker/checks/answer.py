@@ -1,7 +1,7 @@
-"""Answers what the server asks about specs: one at a time, within a limit, beside the trainings.
+"""Answers the server's check requests for specs, one at a time and with limits, in parallel to trainings.
 
-Guaranteed: a check has the environment of a training (no secret of the service) and no GPU, and whatever happens to it
-becomes an answer. `CheckProcess` says how its process lives and ends.
+Guaranteed: a check has the environment of a training (no secrets of the service) and no GPU, and every failure becomes
+a result. See `CheckProcess` for the lifetime of its process.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from zeta_core.contract.layout import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, CheckResult
 from zeta_core.contract.spec import Resources
 
-MOST_WAITING = 4  # more are answered at once: their askers would not wait for them
-NAME = "check"  # stands for a job's id in the marks of its process
+MOST_WAITING = 4  # further requests are rejected immediately, because they would time out
+NAME = "check"  # used instead of a job id in the process's marks
 
 logger = logging.getLogger(__name__)
 
 
 class Checks:
-    """``say`` sends a result to the server; it is called from a thread."""
+    """``send`` sends a result to the server; it is called from a thread."""
 
     def __init__(
         self,
         settings: WorkerSettings,
         command: Sequence[str],
         slots: Sequence[Slot],
-        say: Callable[[CheckResult], None],
+        send: Callable[[CheckResult], None],
     ) -> None:
         self._settings = settings
         self._gpu = next((slot for slot in slots if slot.kind == "cuda"), None)
-        self._say = say
+        self._send = send
         environment = training_environment(
             own_environment(),
             job_id=NAME,
@@ -59,17 +59,17 @@ class Checks:
         self._stopping = False
 
     def take(self, request: CheckRequest) -> None:
-        """Check it soon; one that waits already is not taken twice."""
+        """Queue the check, unless it is queued already."""
         if request.check_id in self._waiting:
             return
         if len(self._waiting) >= MOST_WAITING:
-            self._say(self._failed(request, f"The worker has {len(self._waiting)} checks to do already."))
+            self._send(self._failed(request, f"The worker already has {len(self._waiting)} checks queued."))
             return
         self._waiting.add(request.check_id)
         self._executor.submit(self._check, request)
 
     def stop(self) -> None:
-        """Take no more; a check under way ends within its limit, and its process then."""
+        """Accept no more requests; a running check ends within its limit, and its process after it."""
         self._stopping = True
         self._executor.submit(self._process.end)
         self._executor.shutdown(wait=False)
@@ -78,9 +78,9 @@ class Checks:
         if self._stopping:
             return
         try:
-            self._say(self._answer(request))
+            self._send(self._answer(request))
         except OSError as error:
-            self._say(self._failed(request, f"The check could not be run: {error}."))
+            self._send(self._failed(request, f"The check could not be run: {error}."))
         finally:
             self._waiting.discard(request.check_id)
 
@@ -108,9 +108,9 @@ class Checks:
                 out = self._process.ask(file, limit_seconds=request.limit_seconds)
                 answer = CheckAnswer.model_validate_json(out)
             except (Unanswered, ValidationError) as error:
-                logger.warning("A check found out nothing: %s", error)
-                told = str(error) if isinstance(error, Unanswered) else "The check's answer cannot be read."
-                return self._failed(request, told)
+                logger.warning("A check failed: %s", error)
+                reason = str(error) if isinstance(error, Unanswered) else "The check returned an invalid result."
+                return self._failed(request, reason)
         return CheckResult(check_id=request.check_id, worker=settings.worker_name, answer=answer)
 
     def _failed(self, request: CheckRequest, why: str) -> CheckResult:

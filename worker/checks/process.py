@@ -1,13 +1,12 @@
-"""The process that answers checks: started for the first one, kept for the next, gone when none comes for a while.
+"""The process that runs checks: started on demand, reused for later checks, and ended after a period without requests.
 
-Its start takes seconds (torch and transformers are imported), an answer a fraction of one; and who validates a spec
-mostly changes it and asks again. A spec may name a hostile model or tokenizer, so the process has limits. Guaranteed:
-it is killed with all that it started when an answer takes longer than its limit or is larger than
-`MOST_ANSWER_BYTES`; on Linux it gets no more memory than its limit, and none of its files more than
-`LARGEST_FILE_BYTES`; every such end, and a crash, becomes a sentence that names the limit and its setting, and the next
-check gets a new process. It ends when this worker does, whatever ends that (its standard input closes), and after
-`MOST_ANSWERS`; where it has ended meanwhile, another one is started. While it is kept it holds about 400 MB of memory
-and no processor.
+Starting it takes seconds, because it imports torch and transformers; a check takes a fraction of a second, and users
+often validate a spec several times in a row. A spec may refer to a malicious model or tokenizer, so the process has
+limits. Guaranteed: the process and its children are killed when a check exceeds its time limit or its result exceeds
+`MOST_ANSWER_BYTES`. On Linux its memory is limited, and each of its files to `LARGEST_FILE_BYTES`. Every exceeded limit
+and every crash is reported in a sentence that names the limit and its setting, and the next check gets a new process.
+The process also exits when this worker exits for any reason (its standard input closes), and after `MOST_ANSWERS`
+checks. While idle, it takes about 400 MB of memory and no CPU time.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from typing import IO
 from zeta_core.contract.layout import OUT_OF_MEMORY_EXIT
 
 MEBIBYTE = 2**20
-ENDING_SECONDS = 5.0  # from the end of its output to its own
-MOST_ANSWERS = 100  # what libraries remember of the models that they were shown goes with the process
+ENDING_SECONDS = 5.0  # between the end of its output and its exit
+MOST_ANSWERS = 100  # restarting frees what libraries cache about the checked models
 MOST_ANSWER_BYTES = 4 * MEBIBYTE
-LARGEST_FILE_BYTES = 1024 * MEBIBYTE  # configs, tokenizers and its complaints are far smaller
-COMPLAINT_BYTES = 64 * 1024  # of the end of its complaints
+LARGEST_FILE_BYTES = 1024 * MEBIBYTE  # configs, tokenizers and error output are far smaller
+ERROR_OUTPUT_BYTES = 64 * 1024  # the kept end of its error output
 ARGUMENT = "checks"
-# How C++ and Rust complain about a failed allocation, before they abort.
+# How C++ and Rust report a failed allocation before they abort.
 _ALLOCATION_FAILED = (b"bad_alloc", b"memory allocation of", b"MemoryError", b"can't allocate memory")
 
 
 class Unanswered(Exception):
-    """Why there is no answer, in a sentence."""
+    """The reason why a check has no result, in one sentence."""
 
 
 class CheckProcess:
-    """For one thread; ``command checks`` answers each line of its input, a file's path, with one line."""
+    """Not thread-safe. ``command checks`` reads the path of a run file per line and answers with one line."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], directory: Path, *, memory_bytes: int
@@ -50,15 +49,15 @@ class CheckProcess:
         self._command, self._environment, self._directory = [*command, ARGUMENT], dict(environment), directory
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._complaints: IO[bytes] | None = None
+        self._error_output: IO[bytes] | None = None
         self._num_answers = 0
 
     def ask(self, file: Path, *, limit_seconds: float) -> bytes:
-        """The answer to what ``file`` says. Raises `Unanswered`, and `OSError` where no process can be started."""
+        """The result for the run file. Raises `Unanswered`, and `OSError` if no process can be started."""
         deadline = time.monotonic() + limit_seconds
         try:
             answer = self._exchange(file, deadline) if self._process is not None else b""
-            if not answer:  # there was none, or it has ended by itself
+            if not answer:  # no process was running, or it had exited
                 self.end()
                 self._start()
                 answer = self._exchange(file, deadline)
@@ -72,32 +71,32 @@ class CheckProcess:
             self.end()
             raise Unanswered(f"The check's answer exceeded {MOST_ANSWER_BYTES // MEBIBYTE} MiB, its limit.") from None
         if not answer:
-            raise Unanswered(self._why_it_ended())
+            raise Unanswered(self._failure_reason())
         self._num_answers += 1
         if self._num_answers >= MOST_ANSWERS:
             self.end()
         return answer
 
     def end(self) -> bytes:
-        """Kill it with all that it started, where there is one; returns the end of its complaints."""
+        """Kill the process and its children, if it runs; returns the end of its error output."""
         process, self._process = self._process, None
-        complaints, self._complaints = self._complaints, None
-        if process is None or complaints is None:
+        error_output, self._error_output = self._error_output, None
+        if process is None or error_output is None:
             return b""
-        with complaints, process:  # which closes the pipes and waits
+        with error_output, process:  # which closes the pipes and waits
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - COMPLAINT_BYTES))
-            return complaints.read()
+            error_output.seek(max(0, error_output.seek(0, os.SEEK_END) - ERROR_OUTPUT_BYTES))
+            return error_output.read()
 
-    def _why_it_ended(self) -> str:
+    def _failure_reason(self) -> str:
         assert self._process is not None
         try:
             status = self._process.wait(timeout=ENDING_SECONDS)
         except subprocess.TimeoutExpired:
-            status = 0  # it closed its standard output and lives on
-        complaints = self.end()
-        aborted = status == -signal.SIGABRT and any(words in complaints for words in _ALLOCATION_FAILED)
+            status = 0  # it closed its standard output but keeps running
+        error_output = self.end()
+        aborted = status == -signal.SIGABRT and any(words in error_output for words in _ALLOCATION_FAILED)
         if status == OUT_OF_MEMORY_EXIT or aborted:
             return (
                 f"The check exceeded its limit of {self._memory_bytes // MEBIBYTE:,} MiB of memory and was ended; a "
@@ -107,17 +106,17 @@ class CheckProcess:
             return f"The check wrote a file of more than {LARGEST_FILE_BYTES // MEBIBYTE:,} MiB, its limit."
         if status < 0:
             return f"The check crashed with {signal.Signals(-status).name}; the model or tokenizer may be damaged."
-        lines = complaints.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+        lines = error_output.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
         return f"The check ended without an answer (exit code {status}); its last output was: {lines[-1]}"
 
     def _start(self) -> None:
         self._num_answers = 0
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
+        self._error_output = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._error_output,
             bufsize=0,
             cwd=self._directory,
             env=self._environment,
@@ -126,9 +125,9 @@ class CheckProcess:
         self._limit(self._process.pid)
 
     def _limit(self, pid: int) -> None:
-        """Limit the process from here, before it has read a question."""
+        """Set the limits of the process before it reads its first request."""
         if sys.platform != "linux":
-            return  # there is no prlimit(2) to do it with
+            return  # no prlimit(2)
         for kind, limit in (
             (resource.RLIMIT_DATA, self._memory_bytes),  # private writable memory, used or not: Linux 4.7
             (resource.RLIMIT_FSIZE, LARGEST_FILE_BYTES),
@@ -139,7 +138,7 @@ class CheckProcess:
             resource.prlimit(pid, kind, (limit, limit))
 
     def _exchange(self, file: Path, deadline: float) -> bytes:
-        """Ask, and wait for the line that answers; empty where the process has ended.
+        """Send the request and wait for the answer line; empty if the process has exited.
 
         Raises `TimeoutError` and `_AnswerTooLarge`.
         """
@@ -148,7 +147,7 @@ class CheckProcess:
         assert self._process.stdout is not None
         out, answer = self._process.stdout.fileno(), b""
         try:
-            self._process.stdin.write(f"{file}\n".encode())  # fits into a pipe whole, whoever reads it and when
+            self._process.stdin.write(f"{file}\n".encode())  # small enough to fit into the pipe's buffer
         except BrokenPipeError:
             return b""
         while not answer.endswith(b"\n"):

@@ -1,7 +1,7 @@
-"""What keeps a worker's threads and steps alive: every exception is an outage, logged once and tried again.
+"""Keeps a worker's threads and steps running: every exception is treated as an outage, logged once and retried.
 
-Guarantees: no exception, `SystemExit` from a library included, ends a `Loop` before it is stopped; an outage is logged
-when it begins, with its traceback where it is not an ordinary one, and when it is over, and not in between.
+Guarantees: no exception, not even `SystemExit` from a library, ends a `Loop` before it is stopped. An outage is logged
+once when it begins (with a traceback unless it is an expected type) and once when it ends.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from contextlib import contextmanager
 from zeta_core.contract.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
-ORDINARY = (RedisUnavailable, OSError)  # these explain themselves
+ORDINARY = (RedisUnavailable, OSError)  # expected types, whose message is sufficient
 
 logger = logging.getLogger(__name__)
 
 
 class Outage:
-    """Logs the beginning and the end of an outage of one part, and nothing in between."""
+    """Logs the beginning and the end of an outage of one component."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._logged: set[str] = set()  # kinds of errors of the present outage
+        self._logged: set[str] = set()  # error types already logged in the current outage
 
     def began(self, error: BaseException, *, with_traceback: bool = False) -> None:
         kind = type(error).__qualname__
         if kind not in self._logged:
             logger.warning(
-                "%s: %s. Trying again until it works.",
+                "%s: %s. Retrying until it succeeds.",
                 self._what,
                 str(error).rstrip(".") or kind,
                 exc_info=error if with_traceback else None,
@@ -40,25 +40,25 @@ class Outage:
 
     def ended(self) -> None:
         if self._logged:
-            logger.info("%s: it works again.", self._what, extra={"action": "outage_over"})
+            logger.info("%s: recovered.", self._what, extra={"action": "outage_over"})
         self._logged.clear()
 
     @contextmanager
     def survived(self) -> Generator[None]:
-        """Turn any exception of the block into an outage, which the next block without one ends."""
+        """Treat any exception in the block as an outage, which ends with the next successful block."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever it was, its neighbours go on
+        except Exception as error:  # noqa: BLE001 - other components must continue
             self.began(error, with_traceback=not isinstance(error, ORDINARY))
         else:
             self.ended()
 
 
 class Loop:
-    """A thread that repeats ``one_pass`` until it is stopped; what it raises is an outage, and it is repeated later."""
+    """A thread that repeats ``one_pass`` until it is stopped. An exception is an outage, and the pass is retried."""
 
     def __init__(self, name: str, what: str, one_pass: Callable[[], None]) -> None:
-        """``what``: the sentence about its outages, such as "Redis cannot be read"."""
+        """``what`` describes an outage of the loop, such as "Redis cannot be read"."""
         self.stopped = threading.Event()
         self.outage = Outage(what)
         self._one_pass = one_pass
@@ -69,7 +69,7 @@ class Loop:
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
-        """Tell it to end after its pass, and wait for that."""
+        """Stop after the current pass, and wait for that."""
         self.stopped.set()
         self._thread.join(timeout_seconds)
 
@@ -77,7 +77,7 @@ class Loop:
         while not self.stopped.is_set():
             try:
                 self._one_pass()
-            except BaseException as error:  # noqa: BLE001 - Celery ends its workers by SystemExit, too
+            except BaseException as error:  # noqa: BLE001 - Celery also raises SystemExit
                 self.outage.began(error, with_traceback=not isinstance(error, ORDINARY))
                 self.stopped.wait(self._pause_seconds)
                 self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)

@@ -1,10 +1,9 @@
-"""The one loop that owns every training of this worker, started or found, and the order to stop.
+"""The supervising loop, which owns every training of this worker, whether started or adopted, and handles shutdown.
 
-It runs in the main thread, alone hears SIGTERM and SIGINT, and never waits for Redis, for a disk or for a training.
-On SIGTERM nothing new is claimed and every training is asked to save and hand its job back; what does not end within
-its grace is killed; the process ends when all of it is stored by the server, or a little later in any case: also where
-the artifact store hangs. What could then not be published, and what a killed worker left behind, is found by the next
-start.
+It runs in the main thread, handles SIGTERM and SIGINT, and never waits for Redis, a disk or a training. After either
+signal, nothing new is claimed and every training is told to save and hand its job back; trainings that don't end within
+their grace period are killed. The process exits once the server has stored everything, or after a time limit, even if
+the artifact store hangs. The next start finds anything unpublished, including what a killed worker left behind.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Supervisor:
             settings, incarnation, ArtifactStore(settings.artifacts), self._executor, command, len(self._slots)
         )
         self._runs: dict[tuple[str, int], Run] = {}
-        self._resting: dict[tuple[str, int], float] = {}  # after trouble: when to step it again, monotonic
+        self._resting: dict[tuple[str, int], float] = {}  # after a failure: when to step the run again (monotonic)
         self._troubles: dict[tuple[str, int], Outage] = {}
         self._stopping = False
         self._disk = DiskSpace(
@@ -74,19 +73,19 @@ class Supervisor:
         self._heartbeat = HeartbeatSender(
             settings, incarnation, version, lambda: self._report, cpu_kind=cpu_kind(own_environment())
         )
-        self._heard_at = self._heartbeat.heard_at  # when it began: no beat was taken yet
+        self._heard_at = self._heartbeat.heard_at  # the start time until a heartbeat was accepted
         self._swept_at = self._looked_at = float("-inf")
         self._sweeping: Future[None] | None = None
 
     def run(self) -> int:
-        """Work until told to stop; returns the exit status. Raises `InvalidSettings` where its name is another's."""
+        """Run until stopped; returns the exit status. Raises `InvalidSettings` if another worker has the same name."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._find_runs()
         self._report = self._now()
         self._heartbeat.start()
         while not self._stopping and not self._heartbeat.is_sure.wait(TICK_SECONDS):
-            pass  # another worker's messages must not be taken
+            pass  # don't receive messages that may be for another worker with this name
         if self._heartbeat.taken is not None:
             raise self._heartbeat.taken
         self._link.start()
@@ -105,7 +104,7 @@ class Supervisor:
                 with outage.survived():
                     step()
         if self._runs:
-            logger.warning("%d run(s) are not published yet; the next start does it.", len(self._runs))
+            logger.warning("%d run(s) are not fully published; the next start will publish them.", len(self._runs))
         for part in (self._checks, self._consumer, self._heartbeat, self._link):
             with Outage(f"{type(part).__name__} cannot be stopped").survived():
                 part.stop()
@@ -115,11 +114,11 @@ class Supervisor:
         return 0
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # A flag and nothing else: a handler that took a lock could meet it taken by the code it interrupts.
+        # Only set a flag: a handler that takes a lock could deadlock with the code that it interrupts.
         self._stopping = True
 
     def _begin_to_stop(self) -> float:
-        logger.info("Stopping: %d training(s) are asked to save and hand their jobs back.", len(self._runs))
+        logger.info("Stopping: telling %d training(s) to save and hand their jobs back.", len(self._runs))
         self._consumer.begin_to_stop()
         self._report = self._now()
         self._heartbeat.beat_now()
@@ -127,7 +126,7 @@ class Supervisor:
         return time.monotonic() + grace + min(KILL_SECONDS, grace) + PUBLISH_SECONDS
 
     def _take_in_messages(self) -> None:
-        """Wait a tick for a message, then take all that are there."""
+        """Wait up to one tick for a message, then handle all available messages."""
         try:
             self._handle(self._inbox.get(timeout=TICK_SECONDS))
             while True:
@@ -155,7 +154,7 @@ class Supervisor:
                 raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
 
     def _consider(self, message: HandOver) -> None:
-        """Take a hand-over if there is room; one that is left alone is made again by the server."""
+        """Claim a job if its slots are free. The server repeats or withdraws hand-overs that are ignored."""
         if (message.job_id, message.attempt) in self._runs:
             return
         older = [run for run in self._runs.values() if run.job_id == message.job_id]
@@ -186,7 +185,7 @@ class Supervisor:
 
     def _step_runs(self) -> None:
         heard_at, before = self._heartbeat.heard_at, self._heard_at
-        # A process that was frozen for long is heard again before it looks here; the silence counts all the same.
+        # After a long freeze, contact may be restored before this code runs; the silence still counts.
         unheard_seconds = max(time.monotonic() - heard_at, heard_at - before)
         self._heard_at = heard_at
         for key, run in list(self._runs.items()):
@@ -214,7 +213,7 @@ class Supervisor:
                 self._troubles.pop(key, None)
 
     def _tell_to_stop(self, run: Run, unheard_seconds: float) -> None:
-        """What this worker orders by itself; whatever the server orders and is more urgent replaces it."""
+        """Apply the worker's own stop orders; a more urgent order from the server replaces them."""
         if self._stopping or unheard_seconds >= self._settings.self_stop_seconds:
             run.stop("hand_back", in_haste=True)
         if self._disk.is_low:
@@ -223,7 +222,7 @@ class Supervisor:
             run.kill()
 
     def _tell_changes(self) -> None:
-        """The next beat tells all; it comes at once where the server waits for the news."""
+        """Update the report for the next heartbeat, which is sent immediately if slots or the disk state changed."""
         before, self._report = self._report, self._now()
         if (before.slots, before.disk_low) != (self._report.slots, self._report.disk_low):
             self._heartbeat.beat_now()
@@ -253,22 +252,22 @@ class Supervisor:
         )
 
     def _find_runs(self) -> None:
-        """Adopt what an earlier process of this worker left: trainings that live, and ends not yet published."""
+        """Adopt the runs of an earlier process of this worker: live trainings, and ended ones not fully published."""
         for order in unpublished_runs(self._settings.home, self._settings.root):
             slots = [slot for slot in self._slots if slot.slot in order.slots] or [
                 Slot(number, "cpu", "no longer offered", 0) for number in order.slots[:1] or [len(self._slots)]
             ]
             run = self._runs[order.job_id, order.attempt] = Run.found(self._place, order, slots)
-            logger.info("Attempt %d of %s is taken up again.", order.attempt, order.job_id)
+            logger.info("Adopted attempt %d of %s.", order.attempt, order.job_id)
             if run.unheard_seconds >= self._settings.end_seconds:
-                run.kill()  # it stood still, or it would have ended by itself; the server may have started the next
+                run.kill()  # it was frozen, or it would have ended itself; the server may have started the next attempt
 
     def _sweep(self) -> None:
-        """Now and then, and more often where room is needed, remove what need not be kept."""
+        """Remove old files and those of deleted jobs at intervals, more often when disk space is low."""
         if self._sweeping is not None and self._sweeping.done():
             sweeping, self._sweeping = self._sweeping, None
             if error := sweeping.exception():
-                logger.warning("What is old could not be removed: %s", error, extra={"action": "sweep"})
+                logger.warning("Old files could not be removed: %s", error, extra={"action": "sweep"})
         if self._sweeping is not None:
             return
         now, root, settings = time.monotonic(), self._settings.root, self._settings

@@ -166,7 +166,7 @@ def test_every_command_reaches_a_training_that_hangs_when_its_worker_was_restart
     for process in stopped:
         process.suspend()  # as one that hangs in a driver: neither a stop file nor SIGTERM reaches it
     fleet.start_worker(ZETA_WORKER_SLOTS="4")
-    wait_until(lambda: fleet.logs().count("is taken up again") == len(jobs), 60, "the trainings to be adopted")
+    wait_until(lambda: fleet.logs().count("Adopted attempt") == len(jobs), 60, "the trainings to be adopted")
     fleet.request(cancelled, "cancel")
     fleet.request(paused, "pause")
     assert fleet.wait_for_status(cancelled, "cancelled").status_reason == "cancelled_by_user"
@@ -189,7 +189,7 @@ def test_a_worker_told_to_stop_ends_an_adopted_training_that_hangs(fleet: Bench)
     (training,) = map(psutil.Process, marked_processes(job_id))
     training.suspend()
     restarted = fleet.start_worker()
-    wait_until(lambda: "is taken up again" in fleet.logs(), 60, "the training to be adopted")
+    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the training to be adopted")
     restarted.send_signal(signal.SIGTERM)
     assert restarted.wait(60) == 0
     assert not marked_processes(job_id)

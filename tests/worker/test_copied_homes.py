@@ -102,7 +102,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_what_runs_in_the_original(
             clone.request(job_id, "cancel")
             clone.wait_for_status(job_id, "cancelled")
             assert "was copied from another home" in clone.logs()
-            assert "is taken up again" not in clone.logs()
+            assert "Adopted attempt" not in clone.logs()
             assert [attempt.reason for attempt in clone.attempts(job_id)] == ["worker_lost", "cancelled_by_user"]
         check_undisturbed(production, job_id, training)
 
@@ -117,7 +117,7 @@ def test_a_renamed_home_adopts_its_own_trainings(fleet: Bench, tmp_path: Path) -
     worker.wait()
     first.rename(second)
     fleet.start_worker(ZETA_HOME=str(second), **store)
-    wait_until(lambda: "is taken up again" in fleet.logs(), 60, "the training to be adopted")
+    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the training to be adopted")
     assert marked_processes(job_id)
     fleet.request(job_id, "cancel")
     assert fleet.wait_for_status(job_id, "cancelled").attempt == 1

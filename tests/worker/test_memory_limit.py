@@ -53,7 +53,7 @@ def test_memory_is_counted_once_and_without_mapped_files(tmp_path: Path) -> None
         excess = watch(200 * MEBIBYTE).excess()
         assert excess is not None
         assert 300 * MEBIBYTE <= excess.used_bytes < 400 * MEBIBYTE
-        assert "more than the limit of 0.195 GiB (ZETA_JOB_MEMORY_BYTES)" in excess.message
+        assert "more than its limit of 0.195 GiB (ZETA_JOB_MEMORY_BYTES)" in excess.message
         assert watch(None, share=200 * MEBIBYTE).excess() is None, "the machine has room"
         excess = watch(None, share=200 * MEBIBYTE, free=0).excess()
         assert excess is not None
@@ -77,7 +77,7 @@ def test_a_job_over_its_memory_limit_ends_alone(fleet: Bench) -> None:
     job = fleet.wait_for_status(job_id, "failed")
     assert job.status_reason == "out_of_memory"
     assert job.error is not None
-    assert "more than the limit of 0.293 GiB (ZETA_JOB_MEMORY_BYTES)" in job.error["message"]
+    assert "more than its limit of 0.293 GiB (ZETA_JOB_MEMORY_BYTES)" in job.error["message"]
     assert job.error["evidence"]["memory_limit_bytes"] == 300 * MEBIBYTE
     assert job.error["evidence"]["memory_used_bytes"] > 300 * MEBIBYTE
     assert job.error["hint"]

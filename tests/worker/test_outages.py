@@ -83,7 +83,7 @@ def test_a_loop_outlives_every_exception_and_logs_each_kind_once(caplog: pytest.
         loop.stop(10)
     kinds = [record.exc_info[0] for record in caplog.records if record.exc_info]
     assert kinds == [SystemExit, MemoryError, KeyError]
-    assert caplog.records[-1].getMessage() == "The test fails: it works again."
+    assert caplog.records[-1].getMessage() == "The test fails: recovered."
 
 
 def test_a_step_that_fails_leaves_its_neighbours_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ def test_of_two_ranks_one_may_be_killed_or_stand_still_and_all_may_be_told_to_en
     (warning,) = [warning for warning in job.warnings if warning["code"] == "stalled"]
     assert "stacks of process" in warning["message"]
     assert "rank 0" in warning["message"]
-    assert "No answer came from rank 1" in warning["message"]
+    assert "No response from rank 1" in warning["message"]
     assert "train/loop.py" in warning["stacks"]
     assert not marked_processes(job_id)
     fleet.check_events(job_id)

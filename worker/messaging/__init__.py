@@ -1,1 +1,1 @@
-"""What a worker hears and says over Redis: hand-overs through Celery, messages, heartbeats."""
+"""The worker's communication over Redis: hand-overs through Celery, messages and heartbeats."""

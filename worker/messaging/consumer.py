@@ -1,9 +1,9 @@
-"""The Celery side: one queue of this worker's own, whose only task checks a hand-over and passes it on at once.
+"""The Celery consumer of this worker's queue. Its only task validates a hand-over and forwards it to the supervisor.
 
-Acknowledged early (a late acknowledgement would start a long task a second time when the broker's visibility timeout
-ends, celery issue 5935) and never prefetched behind a busy task: what is lost with this process is handed over again by
-the server. So nothing is put back either: an entry that is not a hand-over is removed, and met once. Runs in a thread,
-so that the main thread's supervising loop alone hears the signals.
+Messages are acknowledged early, because a late acknowledgement would start a long task again when the broker's
+visibility timeout expires (celery issue 5935), and they are never prefetched behind a busy task. The server repeats
+hand-overs that are lost with this process, so nothing is put back into the queue either: an invalid entry is removed
+for good. The consumer runs in a thread, so that only the main thread's supervising loop handles signals.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HAND_OVER = TypeAdapter(HandOver)
 
 
 class _PromptConnection(Connection):
-    """Tries every second; Celery itself rests longer and longer, so that after an outage it comes back 30 s late."""
+    """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         rests = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
@@ -51,14 +51,14 @@ def _only_hand_overs(
     invalid: InvalidEntries,
     polled: Callable[[Exception | None], None],
 ) -> type[AMQP]:
-    """Connections that give Celery nothing but hand-overs. ``polled`` is called for each answer of Redis, or failure.
+    """Connections that pass only hand-overs to Celery. ``polled`` is called after each poll, with its error if any.
 
-    A strange header or argument can leave Celery waiting for a task that never ends. So ``take`` gets the message as
-    it was in the queue, and what Celery sees is written anew around the signed fields that it returns.
+    Unexpected headers or arguments can make Celery wait for a task that never ends. So ``take`` receives the raw
+    message from the queue, and Celery gets a new message that contains only the signed fields returned by ``take``.
     """
 
     class Channel(redis_transport.Channel):
-        ack_emulation = False  # no copies in keys that all workers share, which would be put back an hour later
+        ack_emulation = False  # kombu would keep copies in keys shared by all workers and redeliver them an hour later
         do_restore = False
 
         def _brpop_read(self, **options: Any) -> Any:
@@ -70,7 +70,7 @@ def _only_hand_overs(
             except (redis.RedisError, OSError) as error:
                 failure = error
                 raise
-            except Exception as error:  # noqa: BLE001 - the entry, already taken out, is not JSON
+            except Exception as error:  # noqa: BLE001 - the entry isn't JSON; it is already removed
                 invalid.removed(error)
                 return True
             finally:
@@ -112,7 +112,7 @@ def _celery_message(fields: dict[str, str], queue: str) -> dict[str, Any]:
 
 
 def _fields_in(message: object) -> object:
-    """The first argument of the task in a message out of the queue. Raises `BadMessage`."""
+    """The first task argument of a raw message from the queue. Raises `BadMessage`."""
     try:
         arguments, *_ = json.loads(base64.b64decode(message["body"], validate=True))  # pyright: ignore
         return arguments[0]
@@ -121,7 +121,7 @@ def _fields_in(message: object) -> object:
 
 
 class _ErrorFilter(logging.Filter):
-    """Takes critical errors out of one of Celery's logs, which has them at every try, and passes them on."""
+    """Removes critical errors, which Celery logs at every retry, from one of its logs and passes them to a callback."""
 
     def __init__(self, pass_on: Callable[[BaseException], None]) -> None:
         super().__init__()
@@ -146,16 +146,18 @@ class Consumer:
         self._inbox = inbox
         self._invalid = InvalidEntries(f"the queue {self._queue}")
         self._celery = self._build(settings.redis_url)
-        self._failure: BaseException | None = None  # what ended the controller
+        self._failure: BaseException | None = None  # the error that stopped the controller
         self._loop = Loop("celery", f"The queue {self._queue} cannot be read", self._one_pass)
 
     def start(self) -> None:
-        logging.getLogger("celery.worker").addFilter(_ErrorFilter(self._failed))  # what ends a controller is only there
-        state.should_stop = None  # Celery keeps it for the whole process
+        logging.getLogger("celery.worker").addFilter(
+            _ErrorFilter(self._failed)
+        )  # the error that stops a controller appears only in this log
+        state.should_stop = None  # Celery keeps this flag for the whole process
         self._loop.start()
 
     def begin_to_stop(self) -> None:
-        """Take no more messages; they stay in the queue, and the server hands them over elsewhere."""
+        """Stop taking messages; they stay in the queue, and the server hands the jobs over to other workers."""
         self._loop.stopped.set()
         state.should_stop = EX_OK
 
@@ -189,7 +191,7 @@ class Consumer:
         return celery
 
     def _take(self, message: object) -> dict[str, str] | None:
-        """The signed fields in a message out of the queue; ``None`` where it is not a hand-over for this worker."""
+        """The signed fields of a raw message; ``None`` if it is not a hand-over for this worker."""
         try:
             fields = _fields_in(message)
             self._read(fields)
@@ -203,9 +205,9 @@ class Consumer:
         return read_message(HAND_OVER, fields, self._secret, channel=self._queue)
 
     def _one_pass(self) -> None:
-        """Run Celery until it ends, which it does for a fault only. Raises what that was."""
+        """Run Celery until it stops, which only happens on an error. Raises that error."""
         self._failure = None
-        self._celery.set_default()  # the pool's threads look their task up there
+        self._celery.set_default()  # the pool's threads look up the task in the default app
         controller: Any = self._celery.WorkController(
             hostname=f"zeta@{self._name}",
             pool="threads",
@@ -224,7 +226,7 @@ class Consumer:
         elif failure is not None:
             raise failure
         elif not self._loop.stopped.is_set():
-            raise RuntimeError("Celery's consumer ended by itself")
+            raise RuntimeError("Celery's consumer stopped unexpectedly")
 
     def _polled(self, failure: Exception | None) -> None:
         if failure is None:

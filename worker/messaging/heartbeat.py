@@ -1,8 +1,8 @@
-"""The heartbeat: a thread with a connection of its own, so that a slow claim or publication never looks like death.
+"""Sends heartbeats from a thread with its own connection, so that a slow claim or upload never looks like a crash.
 
-Each beat reads what it replaces, and so meets another worker of the same name. Two of them would take each other's
-messages, and the server could not tell whose training is lost; the one that started later gives way, and one that finds
-the last beat of another folder waits first whether a next one follows.
+Each beat also reads the entry that it replaces, and so detects another worker with the same name. Two such workers
+would receive each other's messages, and the server couldn't tell whose training is lost. The one that started later
+gives way. A starting worker that finds the last beat of another folder first waits to see whether another one follows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DOUBT_LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Report:
-    """What changes from beat to beat."""
+    """The part of a heartbeat that changes."""
 
     slots: tuple[DeviceReport, ...]
     stopping: bool
@@ -50,7 +50,7 @@ class Report:
 
 
 class HeartbeatSender:
-    """``report`` is called from the thread for the worker as it is now."""
+    """``report`` returns the worker's current state; it is called from the thread."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class HeartbeatSender:
         self._beat = 0
         self._now = threading.Event()
         self.heard_at = time.monotonic()  # when the last beat that Redis took was begun
-        self.is_sure = threading.Event()  # that no other worker of this name is there, or that one is
-        self.taken: InvalidSettings | None = None  # why this worker has to give way
-        self._met: dict[str, int] = {}  # the last beat of each other process that was met
+        self.is_sure = threading.Event()  # set once it is known whether another worker uses this name
+        self.taken: InvalidSettings | None = None  # why this worker must give way to another one
+        self._met: dict[str, int] = {}  # the last beat of each other process with this name
         self._client = connect(settings.redis_url)
         self._loop = Loop("heartbeat", "The heartbeat cannot be sent", self._one_pass)
 
@@ -81,11 +81,11 @@ class HeartbeatSender:
         self._loop.start()
 
     def beat_now(self) -> None:
-        """Something changed that the server waits for: a slot, or that this worker stops."""
+        """Send a heartbeat now, because of a change that the server should learn immediately."""
         self._now.set()
 
     def stop(self) -> None:
-        """A last beat, then none."""
+        """Send a last beat and stop."""
         self._loop.stopped.set()
         self._now.set()
         self._loop.stop(HEARTBEAT_SECONDS * 2)
@@ -95,7 +95,7 @@ class HeartbeatSender:
         self._client.close()
 
     def _one_pass(self) -> None:
-        """One beat, then the rest until the next. Raises `RedisUnavailable`."""
+        """Send one beat, then wait until the next. Raises `RedisUnavailable`."""
         if not self.is_sure.is_set():
             self._wait_for_another()
             self.is_sure.set()
@@ -116,7 +116,7 @@ class HeartbeatSender:
             self._meet(other)
 
     def _wait_for_another(self) -> None:
-        """Announce nothing before it is known whether the worker that announced itself by this name lives."""
+        """Wait until it is known whether the worker that last used this name is still alive."""
         deadline = time.monotonic() + DOUBT_SECONDS
         while self.taken is None and time.monotonic() < deadline:
             try:
@@ -132,7 +132,7 @@ class HeartbeatSender:
                 return
 
     def _replace(self, beat: str) -> bytes | None:
-        """Write the beat; returns what was there."""
+        """Write the beat and return the previous entry."""
         name = self._settings.worker_name
         with self._client.pipeline(transaction=False) as pipeline:
             pipeline.hget(WORKERS_HASH, name)
@@ -155,7 +155,7 @@ class HeartbeatSender:
         return None if other.incarnation == self._incarnation else other
 
     def _meet(self, other: Heartbeat) -> None:
-        """Give way to a process that goes on beating, unlike the one that this one follows, and was here before."""
+        """Give way to another process with this name, if it is still sending heartbeats and started earlier."""
         goes_on = other.beat > self._met.get(other.incarnation, other.beat)
         self._met[other.incarnation] = other.beat
         if goes_on and (other.started_at, other.incarnation) < (self._started_at, self._incarnation):

@@ -1,4 +1,4 @@
-"""Entries in Redis that are not valid messages: removed, counted, and logged once for each place."""
+"""Invalid entries in Redis: removed, counted, and logged once for each source."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ logger = logging.getLogger(__name__)
 
 
 class InvalidEntries:
-    """Those of one place, such as a stream. They are counted over the life of the process."""
+    """The invalid entries of one source, such as a stream, counted since the process started."""
 
     def __init__(self, place: str) -> None:
         self.count = 0
         self._place = place
 
     def removed(self, reason: object) -> None:
-        """Call for each; the first is a warning, and the others are for whoever debugs."""
+        """Count a removed entry; the first is logged as a warning, later ones at debug level."""
         self.count += 1
         logger.log(
             logging.WARNING if self.count == 1 else logging.DEBUG,

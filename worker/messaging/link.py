@@ -1,9 +1,8 @@
-"""The worker's lines to Redis: a sending thread and a receiving thread, each with a connection of its own.
+"""The worker's connections to Redis: a sending thread and a receiving thread, each with its own connection.
 
-The supervising loop never waits for Redis: it posts messages and takes what came from its inbox. A posted message
-replaces an earlier one by the same key that is not sent yet, so an outage piles nothing up; senders repeat theirs until
-they are answered. Entries that are not valid messages are removed with a warning. Replies stay bytes: decoding belongs
-to the one entry that it concerns.
+The supervising loop never waits for Redis: it posts messages and reads its inbox. A posted message replaces an unsent
+one with the same key, so messages don't accumulate during an outage; senders repeat theirs until they are answered.
+Invalid entries are removed with a warning. Replies stay bytes, so that an undecodable entry affects nothing but itself.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 BLOCK_MILLISECONDS = 500
-SERVER_STREAM_LENGTH = 100_000  # what waits at most for a server that is away; all of it is repeated
+SERVER_STREAM_LENGTH = 100_000  # maximum backlog while no server is running; all messages are repeated
 
 logger = logging.getLogger(__name__)
 
 
 def connect(url: str) -> redis.Redis:
-    """A client whose calls end within two seconds and are never repeated by the client; one per thread."""
+    """A client whose calls end within two seconds, without retries. Use one per thread."""
     return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
         RedisAddress.parse(url).client_url,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
@@ -50,11 +49,11 @@ def connect(url: str) -> redis.Redis:
 
 
 def remove_wrong_type(client: redis.Redis, key: str, expected: str, error: redis.ResponseError) -> bool:
-    """Remove a key of ours that holds another type; whether the error was about one.
+    """Remove a key that holds an unexpected type; returns whether that was the cause of the error.
 
-    Redis may lose anything at any time, so nothing is lost that is not sent again.
+    Removing it is safe: all data in Redis is sent again.
     """
-    if "WRONGTYPE" not in str(error):  # a pipeline writes more before it
+    if "WRONGTYPE" not in str(error):  # a pipeline prepends text to the message
         return False
     kind = str_if_bytes(client.type(key))
     if kind not in (expected, "none"):
@@ -84,7 +83,7 @@ class Link:
             loop.start()
 
     def stop(self) -> None:
-        """End both threads; what is not sent yet is dropped."""
+        """Stop both threads; unsent messages are dropped."""
         for loop in self._loops:
             loop.stopped.set()
         with self._changed:
@@ -95,20 +94,20 @@ class Link:
         self._reader.close()
 
     def post(self, key: tuple[object, ...], message: BaseModel) -> None:
-        """Send ``message`` as soon as Redis takes it, instead of one by the same key that still waits."""
+        """Send ``message`` as soon as possible; it replaces an unsent message with the same key."""
         with self._changed:
             self._outgoing[key] = message
             self._changed.notify()
 
     def _send(self) -> None:
-        """Send one message, if one comes within a second."""
+        """Send one message, if there is one within a second."""
         with self._changed:
             if not self._outgoing:
                 self._changed.wait(1.0)
                 return
             key = next(iter(self._outgoing))
             message = self._outgoing.pop(key)
-        # A message that cannot be written as JSON is not put back: it would hold up all others.
+        # A message that can't be serialized is dropped, because it would block all others.
         fields: dict[Any, Any] = {**sign(message, self._secret, channel=SERVER_STREAM)}
         try:
             with calling_redis():
@@ -119,7 +118,7 @@ class Link:
             raise
 
     def _receive(self) -> None:
-        """Read from the stream's beginning and delete what was read: no position to lose in FLUSHALL or a restart."""
+        """Read from the start of the stream and delete what was read, so that no position can be lost in FLUSHALL."""
         with calling_redis():
             entries = self._read()
             if entries:
@@ -147,7 +146,7 @@ class Link:
 
 
 def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The entries of the one stream that was read, in the shape of either protocol version."""
+    """The entries of the stream in a reply of either RESP version."""
     streams = list(answer.values()) if isinstance(answer, dict) else [entries for _, entries in answer or []]
     entries = streams[0] if streams else []
     return entries[0] if entries and isinstance(entries[0], list) else entries

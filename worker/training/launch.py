@@ -1,8 +1,8 @@
-"""Starts the first process of a training, in a session of its own and with an environment built from a list.
+"""Starts the first process of a training, in its own session and with an allow-listed environment.
 
-A training gets what Python and CUDA need, the variables that select kernels, the Hub's, the proxies, the names in
-``ZETA_JOB_ENV`` and its marks: nothing else of the worker's environment, so no secret of the service reaches code that
-a user's job runs.
+A training gets the variables for Python, CUDA, kernel selection, the Hub and proxies, the names in ``ZETA_JOB_ENV``,
+and its marks. Nothing else is passed on from the worker's environment, so no secret of the service reaches the code of
+a user's job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PASSED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *KERNEL_VARIABLES,
 )
-OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used half of the machine's memory more than it does
+OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used an additional half of the machine's memory
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -40,7 +40,7 @@ def training_environment(
     hub: bool,
     job_env: Sequence[str],
 ) -> dict[str, str]:
-    """The whole environment of a training; ``own`` is the worker's. No ``devices``: no GPU is visible."""
+    """The complete environment of a training; ``own`` is the worker's. Without ``devices`` no GPU is visible."""
     environment = {
         name: value
         for name, value in own.items()
@@ -55,7 +55,7 @@ def training_environment(
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(devices),
             "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread slows its neighbours two times and more
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow down neighbours by a factor of two or more
             "PYTHONUNBUFFERED": "1",
         }
     )
@@ -92,8 +92,8 @@ def start_training(
 
 
 def _prefer_when_memory_runs_out(pid: int) -> None:
-    """Let the kernel kill a training before the worker, the server or Redis; its children inherit that."""
-    with suppress(OSError):  # not Linux, or it has ended already
+    """Make the kernel kill a training before the worker, the server or Redis; child processes inherit this."""
+    with suppress(OSError):  # not Linux, or the process has exited
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
 
 
@@ -103,7 +103,7 @@ def own_environment() -> Mapping[str, str]:
 
 
 def _packages_of_zeta_core() -> str | None:
-    """Where ``zeta_core`` is found, when that is a checkout and not an installation."""
+    """The folder that contains ``zeta_core``, if it is a checkout rather than an installed package."""
     spec = importlib.util.find_spec("zeta_core")
     assert spec is not None, "zeta_core.contract is imported from it"
     assert spec.origin is not None, "zeta_core is a package with an __init__.py"

@@ -1,13 +1,12 @@
-"""Ends a training that takes more memory than it may, before the kernel kills something else for it.
+"""Detects trainings that exceed their memory limit, before the kernel kills another process instead.
 
-With a limit (``ZETA_JOB_MEMORY_BYTES``) a training that exceeds it is ended. Without one it may take what is free: it
-is ended only while the machine has less than `RESERVE_SHARE` left and it takes more than its slots' share, so that one
-job cannot take down the worker or the job of another slot, and no large training is refused on a machine with room.
+With a limit (``ZETA_JOB_MEMORY_BYTES``), a training that exceeds it is ended. Without one, a training may use all free
+memory: it is ended only while less than `RESERVE_SHARE` of the machine's memory is free and it uses more than its
+slots' share. So one job can't take down the worker or another slot's job, and large trainings can use an idle machine.
 
-Counted is anonymous and shared memory, which cannot be written back to a file: mapped weights and data do not count.
-Processes that were forked share pages, so the cheap sum (``RssAnon``) is an upper bound; only where that exceeds the
-limit is each page counted once (``Pss``). Between two looks a training may allocate for a tick more than its limit.
-Guaranteed on Linux alone: elsewhere nothing is counted.
+Only anonymous and shared memory counts, because mapped files can be dropped from memory. Forked processes share pages,
+so the cheap sum (``RssAnon``) is an upper bound; the exact count (``Pss``) is only taken when that exceeds the limit.
+Between two checks, a training can exceed its limit for one tick. Works on Linux only; elsewhere nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ import psutil
 
 from zeta_core.contract.oom import group_files
 
-FIND_SECONDS = 1.0  # between two searches for the processes, which look at all of the machine's
-EXACT_FACTOR = 20.0  # an exact count, which walks the page tables, takes at most one part in so many of the time
+FIND_SECONDS = 1.0  # between two searches for the processes, which scan all processes of the machine
+EXACT_FACTOR = 20.0  # exact counts, which walk the page tables, take at most 1/20 of the time
 RESERVE_SHARE = 0.03
 _CHEAP = ("RssAnon", "RssShmem")
 _EXACT = ("Pss_Anon", "Pss_Shmem")
@@ -31,7 +30,7 @@ _EXACT = ("Pss_Anon", "Pss_Shmem")
 
 @dataclass(frozen=True)
 class Excess:
-    """``is_share``: the limit is the share of the slots, on a machine that runs out of memory."""
+    """``is_share``: the limit is the slots' share of a machine that is running out of memory."""
 
     used_bytes: int
     limit_bytes: int
@@ -42,14 +41,14 @@ class Excess:
         used = f"The training used {in_gib(self.used_bytes)} of memory"
         if self.is_share:
             return (
-                f"{used}, more than its share of {in_gib(self.limit_bytes)}, when its worker's machine ran out of "
-                "memory, and was ended (ZETA_JOB_MEMORY_BYTES sets a limit of its own)."
+                f"{used}, more than its share of {in_gib(self.limit_bytes)}, and was ended because its machine was "
+                "running out of memory (set ZETA_JOB_MEMORY_BYTES for a fixed limit)."
             )
-        return f"{used}, more than the limit of {in_gib(self.limit_bytes)} (ZETA_JOB_MEMORY_BYTES), and was ended."
+        return f"{used}, more than its limit of {in_gib(self.limit_bytes)} (ZETA_JOB_MEMORY_BYTES), and was ended."
 
 
 class MemoryWatch:
-    """Asked in every round of the supervising loop."""
+    """Checks one training; called in every iteration of the supervising loop."""
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class MemoryWatch:
         free_bytes: Callable[[], int] | None = None,
         reserve_bytes: int | None = None,
     ) -> None:
-        """``find``: the processes of the training. ``share_bytes``: the part of the machine that its slots are."""
+        """``find`` returns the training's processes. ``share_bytes`` is the memory share of its slots."""
         self._find = find
         self._limit_bytes = limit_bytes
         self._share_bytes = share_bytes
@@ -71,7 +70,7 @@ class MemoryWatch:
         self._next_find = self._next_exact = 0.0
 
     def excess(self) -> Excess | None:
-        """By how much the training exceeds what it may take now; ``None`` while it does not."""
+        """The used memory and the limit, if the training exceeds its limit; otherwise ``None``."""
         if sys.platform != "linux":
             return None
         now = time.monotonic()
@@ -91,7 +90,7 @@ class MemoryWatch:
 
 
 def free_memory_bytes() -> int:
-    """The memory that processes of this control group can still have; what can be written back to files is free."""
+    """The memory still available to this control group; reclaimable file pages count as free."""
     free = int(psutil.virtual_memory().available)
     limits = zip(
         group_files("memory.max", "memory.limit_in_bytes"),

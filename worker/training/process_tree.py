@@ -1,9 +1,9 @@
-"""One attempt's process tree: started here or adopted, told to stop, and known to be gone.
+"""The process tree of one attempt: starting or adopting it, stopping it, and detecting that it is gone.
 
-Gone means: the first process has ended, no living process carries the mark, the exclusive lock can be had, and by the
-driver none of its processes holds memory on its GPUs. Processes that outlive the first one are ended: SIGTERM, then
-SIGKILL. An adopted tree (an earlier process of the worker started it) differs in two points only: whether its first
-process lives is looked up instead of waited for, and its exit status stays unknown.
+A tree is gone when its first process has exited, no live process has its mark, its lock is free, and the driver reports
+no GPU memory held by its processes. Processes that outlive the first one get SIGTERM, then SIGKILL. An adopted tree,
+which an earlier process of the worker started, differs in two points: its first process is looked up instead of waited
+for, and its exit status is unknown.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from zeta_core.contract.layout import (
 )
 from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
 
-LOOK_SECONDS = 0.5  # looking through all processes costs milliseconds
+LOOK_SECONDS = 0.5  # scanning all processes takes milliseconds
 SIGNAL_SECONDS = 0.5  # between two rounds of signals
-CANCEL_SECONDS = 5.0  # where there is nothing to save: after this a stopped training is asked by SIGTERM
+CANCEL_SECONDS = 5.0  # after this, a stopped training that has nothing to save gets SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
-COUNT_SECONDS = 10.0  # how often the processes of a training on GPUs are noted
-DRIVER_SECONDS = 60.0  # then the driver is not believed any more
+COUNT_SECONDS = 10.0  # interval for recording the processes of a training on GPUs
+DRIVER_SECONDS = 60.0  # after this, the driver's report is ignored
 LOG_TAIL_BYTES = 4000
 UNKNOWN_STATUS = (
     "The training process ended without a final status. "
@@ -63,7 +63,7 @@ class Training:
         self.stop_action: StopAction | None = None
         self._grace_seconds = grace_seconds
         self._devices = devices
-        self._numbers: set[int] = set()  # of every process of it that was seen
+        self._numbers: set[int] = set()  # ids of all processes of the tree that were seen
         self._next_count = 0.0
         self._holding_since: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,26 +86,26 @@ class Training:
         told = ProcessFile(
             pid=self._process.pid, group_oom_kills=self._oom_kills.group, machine_oom_kills=self._oom_kills.machine
         )
-        with contextlib.suppress(OSError):  # a full disk must not cost the training that has just been started
+        with contextlib.suppress(OSError):  # a full disk must not end the training that was just started
             (self.directory / PROCESS_FILE).write_text(told.model_dump_json())
 
     def adopt(self) -> None:
-        """Go on with what an earlier process of the worker started, and with the order that it gave."""
+        """Adopt the tree and the stop order of an earlier process of the worker."""
         try:
             recorded = ProcessFile.model_validate_json((self.directory / PROCESS_FILE).read_bytes())
             self._oom_kills = OomKills(recorded.group_oom_kills, recorded.machine_oom_kills)
         except (FileNotFoundError, ValidationError):
-            recorded = None  # an older worker started it, or this one was killed in that moment
+            recorded = None  # started by an older worker, or the worker was killed at that moment
         self._adopted = _AdoptedLeader(self.processes, recorded.pid if recorded is not None else None)
         try:
             self.stop_action = StopFile.model_validate_json((self.directory / STOP_FILE).read_bytes()).action
             self._stopped_at = time.monotonic()
         except (FileNotFoundError, ValidationError):
-            return  # none was given, or by a version with other orders: the server repeats its own
+            return  # no order, or one of another version; the server repeats its orders
 
     @property
     def was_started(self) -> bool:
-        """Whether this or an earlier process of the worker got as far as starting it."""
+        """Whether this or an earlier process of the worker started it."""
         return self._process is not None or (self.directory / LOG_FILE).exists()
 
     def heard(self, at: float) -> None:
@@ -136,17 +136,17 @@ class Training:
         self._stopped_at = time.monotonic()
         self._asked = False
         if not self.directory.is_dir():
-            return  # still being prepared: it will not be started
+            return  # still being prepared; it won't be started
         temporary = self.directory / f"{STOP_FILE}.new"
         try:
             temporary.write_text(StopFile(action=action).model_dump_json())
             temporary.replace(self.directory / STOP_FILE)
         except OSError as error:
-            self._tell(f"could not be given its stop file, and is asked by SIGTERM ({error})")
+            self._tell(f"could not be given its stop file and gets SIGTERM instead ({error})")
             processes.send(self._alive(), signal.SIGTERM)
 
     def kill(self) -> None:
-        """End every process of the attempt now; `is_gone` goes on with that until it is so."""
+        """Kill every process of the attempt; `is_gone` repeats this until they are gone."""
         if not self._is_killed:
             self._is_killed = True
             self._kill_all()
@@ -181,11 +181,11 @@ class Training:
         return self._gone
 
     def failure(self, *, has_spoken: bool) -> tuple[StatusReason, JobError]:
-        """Why it ended without saying so itself, from its exit status; ``has_spoken``: its journal has lines."""
+        """The failure of a training without a final status. ``has_spoken`` means that its journal has lines."""
         status = self._process.returncode if self._process is not None else None
         evidence = JobErrorEvidence(exit_code=status, log_tail=self._log_tail())
         if status is None:
-            # Without a known signal, a kill that the machine counted may be of any other program: the group's is ours.
+            # The signal is unknown, so only an OOM kill in our own control group can be attributed to the training.
             if count_oom_kills().since(self._oom_kills) == "group":
                 error = killed_for_memory(self.directory, self._oom_kills, evidence)
                 if error is not None:
@@ -208,7 +208,9 @@ class Training:
             message = REASON_SENTENCES[StatusReason.DISK_FULL]
             return StatusReason.DISK_FULL, JobError(code=StatusReason.DISK_FULL, message=message, evidence=evidence)
         reason = StatusReason.TRAIN_ERROR if has_spoken else StatusReason.LAUNCH_FAILED
-        message = f"The training process ended with exit code {status} without saying why; see the end of its log."
+        message = (
+            f"The training process ended with exit code {status} without reporting an error; see the end of its log."
+        )
         return reason, JobError(code=reason, message=message, evidence=evidence)
 
     def _is_led(self, now: float) -> bool:
@@ -240,12 +242,12 @@ class Training:
         if not self._asked:
             self._asked = True
             if not loads:
-                self._tell("did not end in time and is asked to by SIGTERM")
+                self._tell("did not end in time and gets SIGTERM")
             self._signal_all(signal.SIGTERM)
         elif now - since >= limit + (
             0.0 if loads and self.stop_action == "cancel" else min(KILL_SECONDS, self._grace_seconds)
         ):
-            self._tell("did not end when asked and is killed")
+            self._tell("did not end after SIGTERM and is killed")
             self._kill_all()
 
     def _alive(self) -> list[psutil.Process]:
@@ -261,7 +263,7 @@ class Training:
         self._holding_since = self._holding_since or now
         if now - self._holding_since < DRIVER_SECONDS:
             return True
-        self._tell(f"is gone, but the driver says that {sorted(left)} hold memory on its GPUs")
+        self._tell(f"is gone, but the driver reports that processes {sorted(left)} hold memory on its GPUs")
         return False
 
     def _kill_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Asks the processes of a training where they are: each writes its stacks into the log, one after the other."""
+"""Collects stack dumps: signals each process of a training in turn to write its stacks into the log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Asked:
 
 
 class StackDumps:
-    """Has each process of an attempt write its stacks into the log, one after the other; never waits for one."""
+    """Requests stack dumps from the processes of an attempt, one after the other, without blocking."""
 
     def __init__(self, found: RunProcesses) -> None:
         self._log = found.directory / LOG_FILE
@@ -38,7 +38,7 @@ class StackDumps:
         self.silent: list[str] = []
 
     def step(self) -> bool:
-        """Go on; whether all have answered or had their time."""
+        """Advance; returns whether all processes have responded or timed out."""
         now = time.monotonic()
         if self._asked is not None:
             answered = _size(self._log) > self._asked.log_size
@@ -46,7 +46,7 @@ class StackDumps:
                 return False
             (self.told if answered else self.silent).append(self._asked.name)
             self._asked = None
-            return False  # the next one a tick later: what one says stays together
+            return False  # continue in the next tick, so that the output of one process stays together
         if not self._left:
             return True
         process = self._left.pop(0)
@@ -58,12 +58,14 @@ class StackDumps:
         return False
 
     def summary(self) -> str:
-        """Who answered and who did not, as sentences."""
-        told = f"The log has the stacks of {', '.join(self.told)}." if self.told else "No process told its stack."
-        return told + (f" No answer came from {', '.join(self.silent)}." if self.silent else "")
+        """Which processes responded and which did not, as sentences."""
+        told = (
+            f"See the log for the stacks of {', '.join(self.told)}." if self.told else "No process reported its stacks."
+        )
+        return told + (f" No response from {', '.join(self.silent)}." if self.silent else "")
 
     def text(self) -> str:
-        """What was written since, its end where it is long."""
+        """The output since the first request; only its end if it is long."""
         with self._log.open("rb") as log:
             log.seek(max(self._begin, _size(self._log) - STACKS_BYTES))
             return log.read(STACKS_BYTES).decode("utf-8", "replace")
@@ -79,7 +81,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _answers(process: psutil.Process) -> bool:
-    """Whether it has a handler for the signal, which would end any other process (known from Linux only)."""
+    """Whether the process handles the signal, which would otherwise end it (known on Linux only)."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:

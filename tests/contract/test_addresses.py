@@ -48,7 +48,7 @@ def test_one_address_of_redis_for_both_libraries(url: str, for_redis_py: str, fo
         ("redis://a:1,b:2/0", "not a number"),
         ("unix://relative.sock", "must be absolute"),
         ("unix:///", "names no socket"),
-        ("unix:///" + "x" * 200, "longer than the 107 bytes"),
+        ("unix:///" + "x" * 200, "longer than 107 bytes"),
     ],
 )
 def test_an_address_of_redis_that_would_not_work_is_refused_without_showing_it(url: str, sentence: str) -> None:

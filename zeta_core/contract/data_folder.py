@@ -1,11 +1,11 @@
-"""Which files of a folder, or of a glob, are training data: one rule for clients, workers and the Trainer.
+"""Selects the training data files in a folder or glob, with the same rules for clients, workers and the Trainer.
 
-A file is data if its suffix is readable and nothing on its way below the folder says otherwise. Hidden entries, caches,
+A file is data if its suffix is supported and no rule excludes it or one of its parent folders. Hidden entries, caches,
 documentation, backups and files of another split are skipped, and every skipped entry is reported with the reason.
-A name that the user wrote is never skipped: a single file is data whatever it is called, and a glob such as
-``test*.jsonl`` includes the test split.
+Names given by the user are never skipped: a single file is data whatever its name, and a glob such as ``test*.jsonl``
+includes the test split.
 
-Folder links are followed; each folder is read once, so that a cycle of links ends.
+Links to folders are followed. Each folder is read only once, so cycles of links end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeta_core.contract.printable import printable
 
 Split = Literal["train", "held_out"]
 
-SHOWN_NAMES = 10  # of the used files, and of the skipped entries for each reason
+SHOWN_NAMES = 10  # shown of the used files, and of the skipped entries for each reason
 
 # As whole words, as `datasets` finds splits by name (NON_WORDS_CHARS in src/datasets/data_files.py).
 _LETTER = r"[^\W\d_]"
@@ -57,7 +57,7 @@ _OUTSIDE = "link that leaves the folder"
 
 @dataclass(frozen=True)
 class _Rule:
-    """A name that is not data: ``folders`` and ``files`` say where the rule applies."""
+    """A pattern of names that aren't data; ``folders`` and ``files`` tell what the rule applies to."""
 
     reason: str
     pattern: re.Pattern[str]
@@ -86,7 +86,7 @@ _RULES = (
 
 @dataclass(frozen=True)
 class Skipped:
-    """An entry that is not data; ``path`` is relative to the folder, and ends in ``/`` for a folder."""
+    """An entry that isn't data; ``path`` is relative to the folder, and ends in ``/`` for a folder."""
 
     path: str
     reason: str
@@ -102,13 +102,13 @@ class DataFiles:
 
     @property
     def leaves_boundary(self) -> bool:
-        """Whether a link leads out of the folder that ``boundary`` named; it was not followed."""
+        """Whether a link that leads out of ``boundary`` was skipped."""
         return any(skipped.reason == _OUTSIDE for skipped in self.skipped)
 
     def summary(self, name: str) -> str:
         """The files used and skipped, in one or two sentences with counts and the first names.
 
-        ``name`` is what the user called the folder.
+        ``name`` is the folder as given by the user.
         """
         used = f"Using {_count(len(self.used), 'data file')} of {printable(name)}"
         kinds = sorted({file.suffix.lower() for file in self.used})
@@ -119,7 +119,7 @@ class DataFiles:
         return f"{used}: {names}. {self.skipped_summary()}".rstrip()
 
     def skipped_summary(self) -> str:
-        """The skipped entries by reason in one sentence; empty where nothing was skipped."""
+        """The skipped entries by reason in one sentence; empty if nothing was skipped."""
         if not self.skipped:
             return ""
         by_reason: dict[str, list[str]] = {}
@@ -158,7 +158,7 @@ def split_glob(pattern: str) -> tuple[str, str]:
 
 @dataclass
 class _Search:
-    """One walk through a folder; what it finds is in ``used`` and ``skipped``."""
+    """One traversal of a folder; the results are in ``used`` and ``skipped``."""
 
     folder: Path
     suffixes: tuple[str, ...]
@@ -191,7 +191,7 @@ class _Search:
                         waiting.append((Path(entry.path), names))
 
     def _enters(self, entry: os.DirEntry[str], names: tuple[str, ...]) -> bool:
-        """Whether the entry is a folder to read; a file is used or skipped."""
+        """Whether to descend into the entry; a file is added to ``used`` or ``skipped``."""
         try:
             mode = entry.stat().st_mode
         except OSError as error:
@@ -209,7 +209,7 @@ class _Search:
         return is_folder
 
     def _reason(self, entry: os.DirEntry[str], mode: int) -> str | None:
-        """Why an entry that the pattern matches is skipped, or ``None``."""
+        """The reason why a matching entry is skipped, or ``None``."""
         is_folder = stat.S_ISDIR(mode)
         for rule in _RULES:
             if (rule.folders if is_folder else rule.files) and self._applies(rule.pattern, entry.name):
@@ -236,7 +236,7 @@ class _Search:
         return not any(other.search(written) for written in self._written())
 
     def _written(self) -> Iterator[str]:
-        """The parts of the pattern with a hyphen for each wildcard: what the user named."""
+        """The parts of the pattern that the user wrote, with a hyphen for each wildcard."""
         for part in self.pattern or ():
             yield re.sub(r"\[[^]]*\]|[*?]", "-", part)
 

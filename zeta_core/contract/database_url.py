@@ -1,7 +1,7 @@
-"""ZETA_DATABASE_URL: parsed once, strictly, with the dialects of URLs that hosting providers hand out.
+"""Strict parser for ZETA_DATABASE_URL, which also accepts the URL variants of hosting providers.
 
-libpq's options are an allow-list; a few well-known options of other client libraries are translated where that changes
-nothing else, and every other option is refused by name: nothing that an operator wrote is dropped silently.
+libpq's options are an allow-list. A few well-known options of other client libraries are translated if that has no side
+effects. Every other option is rejected by name, so nothing that an operator wrote is dropped silently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _URL = re.compile(
 )
 _HOST = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[^:]*))?")
 POSTGRES_SCHEMES = ("postgresql", "postgres")
-# The driver is always psycopg 3; a URL written for another one names the same database.
+# The driver is always psycopg 3; a URL for another driver refers to the same database.
 POSTGRES_DRIVERS = ("", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "asyncpg", "pg8000")
 SQLITE_DRIVERS = ("", "aiosqlite", "pysqlite")
 EXAMPLES = "use sqlite:////absolute/path/zeta.db or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -44,7 +44,7 @@ NUMBERS = frozenset(
     {"connect_timeout", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"}
 )
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# What other client libraries call `sslmode`: asyncpg and node-postgres.
+# The values of `ssl` in asyncpg and node-postgres, as `sslmode`.
 SSL_MODE_OF = {
     **{mode: mode for mode in SSL_MODES},
     "true": "require",
@@ -56,7 +56,7 @@ SSL_MODE_OF = {
 
 @dataclass(frozen=True)
 class DatabaseAddress:
-    """Which database is used, and how it is reached; ``options`` are libpq's."""
+    """The location of a database and its connection parameters; ``options`` are libpq options."""
 
     backend: Literal["sqlite", "postgresql"]
     database: str  # for SQLite the path of the file; for PostgreSQL a name, or empty for libpq's default
@@ -80,7 +80,7 @@ class DatabaseAddress:
 
     @property
     def place(self) -> str:
-        """The database for people to read, without the password."""
+        """The location for display, without the password."""
         if self.backend == "sqlite":
             return self.database
         hosts = ",".join(f"{host}:{port}" if port else host for host, port in self.hosts)
@@ -88,7 +88,7 @@ class DatabaseAddress:
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file, whatever characters its path has."""
+    """The URL of a SQLite file; its path may contain any character."""
     return f"sqlite:///{quote(os.fsencode(file))}"
 
 
@@ -140,7 +140,7 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _translated(name: str, value: str) -> list[tuple[str, str]]:
-    """What libpq is told for an option; nothing where it is true of this server in any case."""
+    """The libpq options for an option of the URL; empty if the option has no effect here."""
     if name == "sslmode" and value not in SSL_MODES:
         raise ValueError(f"the option 'sslmode' is {value!r}; use {', '.join(SSL_MODES)}")
     if name in NUMBERS and not (value.isascii() and value.isdigit()):
@@ -160,18 +160,18 @@ def _translated(name: str, value: str) -> list[tuple[str, str]]:
     raise ValueError(f"the option {name!r} is not supported: {cure}")
 
 
-# Options of other client libraries, with the values that change nothing here.
+# Options of other client libraries, with the values that have no effect here.
 _HARMLESS = {
-    "pgbouncer": r"true|false|1|0",  # Prisma: no prepared statements are used in any case
+    "pgbouncer": r"true|false|1|0",  # Prisma; prepared statements are never used
     "statement_cache_size": "0",  # asyncpg, likewise
     "prepared_statement_cache_size": "0",  # SQLAlchemy's asyncpg dialect, likewise
     "schema": "public",  # Prisma: PostgreSQL's default
-    "supa": r"[\w.-]*",  # Supabase and Vercel: says where the URL comes from
+    "supa": r"[\w.-]*",  # Supabase and Vercel: the origin of the URL
     "workaround": r"[\w.-]*",  # Vercel, likewise
     "uselibpqcompat": r"true|false",  # node-postgres: `sslmode` as libpq reads it
 }
 
 
 def _decoded(text: str) -> str:
-    """Percent-decoded; bytes that are not UTF-8 as Python has them in file names."""
+    """Percent-decoded; bytes that aren't UTF-8 become surrogate escapes, as in file names."""
     return os.fsdecode(unquote_to_bytes(os.fsencode(text)))

@@ -1,11 +1,11 @@
-"""The kind of a device: everything that selects the kernels of a training, and so the last bits of its results.
+"""Device kinds: everything that selects the kernels of a training, and so determines its results to the last bit.
 
-A worker announces the kinds of its devices without importing torch, and a training records the kind that it computes
-on. Both call these functions, so they agree; a training passes in what torch itself reports.
+A worker reports the kinds of its devices without importing torch, and a training records the kind that it runs on. Both
+use these functions, so their kinds are comparable; a training passes in the values that torch reports.
 
-A kind is one string to compare and to show, for example
-``cpu:AVX512:avx512_bf16:AuthenticAMD-25-17:torch-2.13.0+cpu`` or ``cuda:NVIDIA H200:9.0:torch-2.13.0+cu130``. Equal
-kinds select equal kernels. Different kinds may still compute the same bits; nothing here claims that they do.
+A kind is a single string, for example ``cpu:AVX512:avx512_bf16:AuthenticAMD-25-17:torch-2.13.0+cpu`` or
+``cuda:NVIDIA H200:9.0:torch-2.13.0+cu130``. Equal kinds select the same kernels. Different kinds may or may not compute
+the same results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 ATEN_VARIABLE = "ATEN_CPU_CAPABILITY"
-# What torch's own kernels and the libraries under it (MKL, oneDNN, OpenBLAS) read to choose their code paths.
+# Variables by which torch and its libraries (MKL, oneDNN, OpenBLAS) choose their code paths.
 CPU_VARIABLES = (
     ATEN_VARIABLE,
     *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "MKL_DISABLE_FAST_MM"),
@@ -33,16 +33,16 @@ GPU_VARIABLES = (
 )
 KERNEL_VARIABLES = (*CPU_VARIABLES, *GPU_VARIABLES)
 
-# The instruction sets that MKL and oneDNN have kernels for, the highest first, by the names of /proc/cpuinfo.
+# The instruction sets with kernels in MKL or oneDNN, highest first, named as in /proc/cpuinfo.
 _LEVELS = ("amx_fp16", "amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx")
 _GPU_LIBRARIES = ("nvidia-cublas", "nvidia-cudnn")
 _CPU_FILE = Path("/proc/cpuinfo")
 
 
 def cpu_kind(environment: Mapping[str, str], *, capability: str | None = None, cpu: str | None = None) -> str | None:
-    """The kind of this machine's CPU; ``None`` where torch is not installed.
+    """The kind of this machine's CPU; ``None`` if torch is not installed.
 
-    ``capability`` is the one that torch reports, if it is known; ``cpu`` is the text of ``/proc/cpuinfo``.
+    ``capability`` is torch's own report, if available; ``cpu`` is the text of ``/proc/cpuinfo``.
     """
     facts = _facts(_CPU_FILE.read_text() if cpu is None and _CPU_FILE.is_file() else cpu or "")
     flags = frozenset(facts.get("flags", facts.get("Features", "")).split())
@@ -51,7 +51,7 @@ def cpu_kind(environment: Mapping[str, str], *, capability: str | None = None, c
         names = [capability or _capability(flags, environment.get(ATEN_VARIABLE)), level]
         names.append("-".join(facts.get(name, "?") for name in ("vendor_id", "cpu family", "model")))
         read = tuple(name for name in CPU_VARIABLES if name != ATEN_VARIABLE)
-    else:  # these features decide what torch reports
+    else:  # features that determine torch's capability
         names = [*(name for name in ("sve", "sve2", "bf16", "i8mm") if name in flags), level]
         names.append("-".join(facts.get(name, "?") for name in ("CPU implementer", "CPU part")))
         read = CPU_VARIABLES
@@ -59,7 +59,7 @@ def cpu_kind(environment: Mapping[str, str], *, capability: str | None = None, c
 
 
 def gpu_kind(name: str, compute_capability: tuple[int, int], environment: Mapping[str, str]) -> str | None:
-    """The kind of a GPU by its model, with the libraries that hold its kernels; ``None`` where torch is missing."""
+    """The kind of a GPU: its model and the libraries with its kernels; ``None`` if torch is not installed."""
     major, minor = compute_capability
     return _joined("cuda", [name, f"{major}.{minor}", *_gpu_libraries()], environment, GPU_VARIABLES)
 
@@ -80,9 +80,9 @@ def _facts(text: str) -> dict[str, str]:
 
 
 def _capability(flags: frozenset[str], chosen: str | None) -> str:
-    """What `torch.backends.cpu.get_cpu_capability` returns on x86.
+    """The value of `torch.backends.cpu.get_cpu_capability` on x86.
 
-    As in pytorch/pytorch, aten/src/ATen/native/DispatchStub.cpp, `compute_cpu_capability`: the variable's words are in
+    As in pytorch/pytorch, aten/src/ATen/native/DispatchStub.cpp, `compute_cpu_capability`: the variable's values are
     lower case, and others are ignored.
     """
     if chosen in ("default", "avx2", "avx512"):
@@ -108,7 +108,7 @@ def _torch_version() -> str | None:
 
 @cache
 def _gpu_libraries() -> tuple[str, ...]:
-    """The libraries that torch's wheel requires beside it, with their installed versions."""
+    """The GPU libraries required by torch's wheel, with their installed versions."""
     try:
         required = metadata.requires("torch") or []
     except metadata.PackageNotFoundError:

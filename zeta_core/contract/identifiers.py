@@ -1,4 +1,4 @@
-"""Prefixed ids: sortable by time of creation, safe in paths and URLs, never guessable from one another."""
+"""Prefixed ids: sortable by creation time, safe in paths and URLs, and not guessable."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Literal
 
 IdPrefix = Literal["job", "file", "key", "run", "svc"]
 
-ID_CHARACTERS = 24  # after the prefix, of the ids that are made now; the pattern leaves room for others
+ID_CHARACTERS = 24  # length of new ids after the prefix; the pattern also allows other lengths
 ID_PATTERN = re.compile(r"^(job|file|key|run|svc)_[0-9a-z]{20,32}$")
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 HUB_DATASET_PATTERN = re.compile(rf"{_HUB_NAME}/{_HUB_NAME}")
 HUB_ID_PATTERN = re.compile(rf"{_HUB_NAME}(?:/{_HUB_NAME})?(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u
 _TIME_CHARACTERS = 10
-_EARLIEST_MILLISECONDS = 1_577_836_800_000  # the year 2020: no id is older
+_EARLIEST_MILLISECONDS = 1_577_836_800_000  # the year 2020, before the first id
 _LATEST_MILLISECONDS = 4_102_444_800_000  # the year 2100
-_CLOCK_STEP_MILLISECONDS = 60_000  # a clock that was set back by more is followed
+_CLOCK_STEP_MILLISECONDS = 60_000  # if the clock was set back by more, ids follow it
 
 
 class _Clock:
-    """Milliseconds that grow with every call."""
+    """Strictly increasing milliseconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,21 +44,21 @@ _clock = _Clock()
 def new_id(prefix: IdPrefix) -> str:
     """A new id such as ``job_01k9...``: 48 bits of milliseconds, then 70 random bits, 24 characters in all.
 
-    The ids of one process sort in the order in which it made them: no two of them carry the same millisecond.
+    The ids of one process sort in creation order, because no two of them contain the same millisecond.
     """
     return f"{prefix}_{_encode(_clock.next_milliseconds(), _TIME_CHARACTERS)}{_encode(secrets.randbits(70), 14)}"
 
 
 def new_id_at(prefix: IdPrefix) -> tuple[str, datetime]:
-    """A new id, and the time that it carries: a row's ``created_at``."""
+    """A new id and the creation time that it contains, for a row's ``created_at``."""
     made = new_id(prefix)
     at = time_of(made)
-    assert at is not None, f"{made!r} carries no time"
+    assert at is not None, f"{made!r} contains no time"
     return made, at
 
 
 def time_of(id_: str) -> datetime | None:
-    """The time that an id of `new_id` carries; ``None`` for text that it cannot have made."""
+    """The creation time in an id made by `new_id`; ``None`` for any other text."""
     digits = id_.rpartition("_")[2]
     if ID_PATTERN.fullmatch(id_) is None or len(digits) != ID_CHARACTERS or not set(digits) <= set(_ALPHABET):
         return None

@@ -1,7 +1,7 @@
-"""Tells a file from a copy of it, and a process from a later one with the same id.
+"""Distinguishes a file from its copies, and a process from a later one with the same id.
 
 A rename keeps a file's device and inode numbers; a copy (``cp -a``, a restored backup, a snapshot mounted beside the
-original) has other ones. Device numbers may change with every boot, so after a reboot the inode number alone decides.
+original) gets new ones. Device numbers may change at each boot, so after a reboot only the inode number counts.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4)
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """Which file a path or a descriptor names, as far as this machine can tell."""
+    """The identity of a file on this machine."""
 
     device: int
     inode: int
-    boot: str = ""  # empty where the system has no id for a boot
+    boot: str = ""  # empty if the system has no boot id
 
     @classmethod
     def of(cls, file: Path | str | int) -> FileIdentity:
-        """The identity of a file now. Raises `OSError`."""
+        """The identity of an existing file. Raises `OSError`."""
         status = os.stat(file)
         return cls(status.st_dev, status.st_ino, _boot_id())
 
     @classmethod
     def parse(cls, text: str) -> FileIdentity | None:
-        """The identity that `str` wrote; ``None`` for any other text."""
+        """The identity from the text that `str` returns; ``None`` for any other text."""
         numbers, _, boot = text.strip().partition(" ")
         device, _, inode = numbers.partition(":")
         return cls(int(device), int(inode), boot) if device.isdecimal() and inode.isdecimal() else None
 
     @property
     def key(self) -> str:
-        """``DEVICE:INODE``, which is unique on a machine until it is rebooted."""
+        """``DEVICE:INODE``, unique on a machine until it reboots."""
         return f"{self.device}:{self.inode}"
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class FileIdentity:
 
 
 def process_start(pid: int) -> int | None:
-    """When the process was started, in clock ticks since the boot; ``None`` where there is none, or not on Linux."""
+    """The start time of a process in clock ticks since boot; ``None`` if it doesn't exist, or not on Linux."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -36,7 +36,7 @@ CHECK_VERSION = 2  # ... and `CheckRequest`
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
 SERVER_GROUP = "keepers"
-LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be added to a stream behind it
+LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be appended to a stream after it
 WORKERS_HASH = "zeta:workers"
 SERVICE_KEY = "zeta:service"
 HEARTBEAT_SECONDS = 2.0
@@ -51,7 +51,7 @@ def worker_queue(worker: str) -> str:
 
 
 def queue_keys(worker: str) -> dict[str, str]:
-    """Where Celery keeps that queue in Redis, with the type of each key (kombu/transport/redis.py)."""
+    """The Redis keys of a worker's Celery queue, with their types (kombu/transport/redis.py)."""
     queue = worker_queue(worker)
     by_priority = {f"{queue}\x06\x16{step}": "list" for step in (3, 6, 9)}
     return {queue: "list", **by_priority, f"_kombu.binding.{queue}": "set"}
@@ -152,7 +152,7 @@ class CheckRequest(_Message):
 
 
 class CheckResult(_Message):
-    """What a check found out, or why it found out nothing."""
+    """The result of a check, or the reason why it failed."""
 
     kind: Literal["check_result"] = "check_result"
     check_id: str
@@ -170,7 +170,7 @@ class DeviceReport(BaseModel):
     kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
-    device_kind: str | None = None  # see `device_kind`; an older worker does not report it
+    device_kind: str | None = None  # see `device_kind`; older workers don't report it
     job_id: str | None = None
     attempt: int | None = None
 
@@ -187,10 +187,10 @@ class Heartbeat(_Message):
     memory_bytes: int
     labels: dict[str, str] = {}
     stopping: bool = False
-    disk_free_bytes: int | None = None  # the least that is free where it works and where it stores checkpoints
-    cpu_kind: str | None = None  # the device kind of a training without GPUs; an older worker does not report it
-    data_root: bool | None = None  # whether it opens a folder for {"path": ...}; an older worker does not tell
-    disk_low: bool = False  # that is below its mark: it is offered no job, and pauses its trainings (`disk_full`)
+    disk_free_bytes: int | None = None  # the smaller free space of its home and the artifact store
+    cpu_kind: str | None = None  # the device kind of a training without GPUs; older workers don't report it
+    data_root: bool | None = None  # whether it has a folder for {"path": ...}; older workers don't report it
+    disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its trainings (`disk_full`)
     slots: list[DeviceReport]
 
 
@@ -229,9 +229,9 @@ def verify(fields: object, secret: str, *, channel: str) -> Any:
     body, signature = named.get(b"body"), named.get(b"signature")
     if body is None or signature is None:
         raise BadSignature("the message has no body or no signature")
-    # Bytes, because compare_digest refuses text that is not ASCII.
+    # Bytes, because compare_digest rejects non-ASCII text.
     if not hmac.compare_digest(signature, _signature(body, secret, channel).encode()):
-        raise BadSignature("the signature does not fit; do server and worker have the same ZETA_WORKER_SECRET?")
+        raise BadSignature("the signature is invalid; do server and worker have the same ZETA_WORKER_SECRET?")
     return _json(body)
 
 
@@ -252,7 +252,7 @@ def sign_heartbeat(heartbeat: Heartbeat, secret: str) -> str:
 def read_heartbeat(entry: bytes | str, secret: str) -> Heartbeat:
     """The heartbeat in a field of `WORKERS_HASH`. Raises `BadMessage`, and nothing else, whatever the field holds."""
     if len(entry) > MAX_HEARTBEAT_BYTES:
-        raise BadMessage(f"it has {len(entry)} bytes, more than the {MAX_HEARTBEAT_BYTES} of any heartbeat")
+        raise BadMessage(f"it has {len(entry)} bytes, more than the limit of {MAX_HEARTBEAT_BYTES}")
     return read_message(_HEARTBEAT, _json(entry), secret, channel=WORKERS_HASH)
 
 

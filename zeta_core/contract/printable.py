@@ -1,7 +1,7 @@
-"""Text from elsewhere (names, messages, logs), made safe to print: an allow-list of graphic characters.
+"""Makes untrusted text (names, messages, logs) safe to print, with an allow-list of graphic characters.
 
-A terminal obeys control characters and escape sequences, and bidirectional overrides show text in another order than it
-has. Such characters are replaced by their escape (``\\x1b``, ``\\u202e``), so that a reader sees that they are there.
+Control characters and escape sequences can affect a terminal, and bidirectional overrides change the displayed order of
+text. Such characters are replaced by visible escapes (``\\x1b``, ``\\u202e``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _UNDECODABLE = range(0xDC80, 0xDD00)  # a byte of a file name that is not UTF-8,
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """``text`` with every character escaped that is not graphic, a space, a joiner, or in ``keep``."""
+    """``text`` with all characters escaped except graphic ones, spaces, joiners and those in ``keep``."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -22,7 +22,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def is_printable(character: str) -> bool:
-    """Whether a terminal shows this character and does nothing else."""
+    """Whether a terminal only displays this character."""
     return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 

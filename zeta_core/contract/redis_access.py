@@ -1,10 +1,8 @@
-"""What server and workers know of Redis alike: its address, and when it is unavailable.
+"""Redis access shared by server and workers: a strict parser for ZETA_REDIS_URL, and one error for outages.
 
-ZETA_REDIS_URL is parsed once, strictly, and written the way each client library spells it.
-
-redis-py ignores a database that is not a number, fails at its first call for an option that it does not know, and
-writes ``unix://`` where Celery writes ``redis+socket://``. So `RedisAddress` alone reads the URL, and refuses what it
-does not know.
+redis-py ignores an invalid database number and fails at its first call for an unknown option, and its ``unix://`` is
+``redis+socket://`` in Celery. So only `RedisAddress` reads the URL. It rejects unknown parts, and writes the URL for
+each client library.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 SCHEMES = ("redis", "rediss", "unix")
-# As redis-py names them (https://redis.readthedocs.io/en/stable/connections.html); Celery knows them too.
+# Named as in redis-py (https://redis.readthedocs.io/en/stable/connections.html); Celery knows them too.
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 TLS_OPTIONS = (*TLS_FILES, "ssl_cert_reqs", "ssl_check_hostname")
 OPTIONS = ("db", *TLS_OPTIONS)
-# Celery's documentation spells them as Python's ssl module does.
+# Celery's documentation uses the names of Python's ssl module.
 CERTIFICATE_REQUIREMENTS = {
     **{name: name for name in ("required", "optional", "none")},
     **{f"cert_{name}": name for name in ("required", "optional", "none")},
@@ -30,14 +28,15 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 class RedisUnavailable(Exception):
-    """Redis does not answer, refuses (loading, read-only, out of memory, access), or does not speak its protocol."""
+    """Redis is unreachable, rejects commands (loading, read-only, out of memory, access), or violates its protocol."""
 
 
 @contextmanager
 def calling_redis() -> Generator[None]:
-    """Raise `RedisUnavailable` for whatever goes wrong in a block that does nothing but call Redis.
+    """Raise `RedisUnavailable` for any exception in a block that only calls Redis.
 
-    No list of exceptions would do: on replies that are not Redis's, redis-py raises what its parsers happen to raise.
+    A list of exceptions would be incomplete: for replies that aren't valid RESP, redis-py's parsers raise arbitrary
+    exceptions.
     """
     try:
         yield
@@ -49,7 +48,7 @@ def calling_redis() -> Generator[None]:
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """Where Redis is, which database of it is used, and who logs in."""
+    """The location of Redis, its database number and the credentials."""
 
     scheme: str
     host: str = ""
@@ -86,7 +85,7 @@ class RedisAddress:
 
     @property
     def place(self) -> str:
-        """The address for people to read, without the password."""
+        """The address for display, without the password."""
         return self.socket or f"{self._host}:{self.port}"
 
     @property
@@ -105,7 +104,7 @@ class RedisAddress:
 
     @property
     def _network_url(self) -> str:
-        # Explicit, because Celery accepts any certificate unless the URL says otherwise.
+        # Explicit, because Celery accepts any certificate by default.
         options = f"?{urlencode({'ssl_cert_reqs': 'required', **self.tls})}" if self.scheme == "rediss" else ""
         return f"{self.scheme}://{self._login}{self._host}:{self.port}/{self.database}{options}"
 
@@ -155,11 +154,11 @@ def _socket(parts: SplitResult) -> str:
     if not path.startswith("/") or path.endswith("/"):
         raise ValueError("it names no socket; write unix:///path/to/redis.sock")
     if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(f"the path of its socket is longer than the {MAX_SOCKET_PATH_BYTES} bytes that systems allow")
+        raise ValueError(f"the path of its socket is longer than {MAX_SOCKET_PATH_BYTES} bytes, the system's limit")
     return path
 
 
-MAX_SOCKET_PATH_BYTES = 107  # sun_path in unix(7) has 108, the last for its end
+MAX_SOCKET_PATH_BYTES = 107  # sun_path in unix(7) has 108, including the terminating NUL
 
 
 def _database(parts: SplitResult, options: Mapping[str, str]) -> int:

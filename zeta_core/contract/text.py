@@ -1,7 +1,7 @@
-"""Control characters: what a user's text may not contain, because it would act on the terminal of whoever reads it.
+"""Detects control characters, which are not allowed in user text because they can affect a reader's terminal.
 
-They are the C0 and C1 controls (escape sequences begin with one) and the characters that override the direction of
-text. Joiners, marks and every kind of space are ordinary text.
+These are the C0 and C1 controls, which start escape sequences, and the characters that override text direction.
+Joiners, combining marks and all kinds of spaces are ordinary text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _DIRECTIONS = "\u202a-\u202e\u2066-\u2069"  # embeddings, overrides and isolates (Unicode TR 9)
-_UNSTORABLE = "\ud800-\udfff"  # half a surrogate pair; with NUL, what databases refuse
+_UNSTORABLE = "\ud800-\udfff"  # lone surrogates, which databases reject, as they do NUL
 _IN_TEXT = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_DIRECTIONS}{_UNSTORABLE}]|\r(?!\n)")
 _IN_LINE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{_DIRECTIONS}{_UNSTORABLE}]")
 
@@ -24,7 +24,7 @@ def control_character(text: str, *, in_line: bool = False) -> str | None:
 
 
 def in_one_line(value: str) -> str:
-    """``value``, for a pydantic validator. Raises `ValueError` where it contains a control character or a line end."""
+    """A pydantic validator. Raises `ValueError` if ``value`` contains a control character or a line break."""
     found = control_character(value, in_line=True)
     if found is not None:
         raise ValueError(f"it contains the control character {found}; remove it")

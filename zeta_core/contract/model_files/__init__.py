@@ -1,12 +1,12 @@
-"""Check the files of a model before any library opens them, with nothing but the standard library.
+"""Checks the files of a model before any library opens them, using only the standard library.
 
-The server checks an upload with `check_archive`; the training core reads an archive or a folder through `ArchiveFiles`
-and `FolderFiles`, and loads only what `clean_files` returns: weights as they are, and JSON files rewritten so that they
-hold plain data alone.
+The server checks uploads with `check_archive`. The training core reads an archive or a folder through `ArchiveFiles` or
+`FolderFiles`, and loads only what `clean_files` returns: unchanged weights, and JSON files rewritten to contain only
+plain data.
 
-Guaranteed for what passes: every file that a library opens belongs to the model itself, weights are safetensors (or
-GGUF), no key names code, a kernel, a file outside the model or a repository of the Hub, and neither a header nor a JSON
-file takes more memory than `archive` and `strict_json` allow.
+Guaranteed for accepted models: libraries open only files of the model itself; weights are safetensors or GGUF; no key
+refers to code, a kernel, a file outside the model or a repository of the Hub; and headers and JSON files take no more
+memory than `archive` and `strict_json` allow.
 """
 
 from zeta_core.contract.model_files.check import check_archive, clean_files, model_folder

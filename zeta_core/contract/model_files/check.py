@@ -1,4 +1,4 @@
-"""Which of a model's files a library may open, and with what in them."""
+"""Selects and sanitizes the files of a model that libraries may open."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _CLEANERS: dict[str, Callable[[dict[str, Any], Place], dict[str, Any]]] = {
 
 
 def check_archive(path: Path, filename: str) -> None:
-    """Raise `InvalidModelFiles` for an uploaded .tar that holds what no model needs or may have."""
+    """Raise `InvalidModelFiles` for an uploaded .tar with content that a model must not have."""
     files = ArchiveFiles(path, filename)
     for name in files.sizes:
         if _is_hidden(name):

@@ -1,4 +1,4 @@
-"""The one error for a model file that cannot be trusted, and the place in a JSON file that it names."""
+"""The error for an untrusted model file, and the location in a JSON file that it reports."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal, NoReturn
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.validation import shown
 
-# Where a model comes from. Who uploads a model (or writes a spec) can mend it, so everything is refused that would not
-# be used. The owner of a repository or the writer of an earlier checkpoint cannot be told: there, keys that only name
-# the model's own code are left out, and its weights are loaded by the library's class.
+# The origin of a model. A user who uploads a model or writes a spec can fix it, so everything that would be ignored is
+# rejected. A Hub repository or an earlier checkpoint can't be fixed by the user: keys that only refer to the model's
+# own code are dropped, and its weights are loaded by the library's class.
 Origin = Literal["upload", "spec", "elsewhere"]
 
 

@@ -1,4 +1,4 @@
-"""JSON as one of a model's files, read only where it can take no more memory or depth than such files need."""
+"""Parses the JSON files of a model with limits on memory and nesting depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling plain data from what a library would take for a path, an address or a repository of the Hub."""
+"""Distinguishes plain data from values that a library would treat as a path, a URL or a Hub repository."""
 
 from __future__ import annotations
 

@@ -232,6 +232,15 @@ def test_a_data_set_in_a_model_names_no_file_outside(tmp_path: Path, file: str) 
     assert said.startswith(f"model.tar: {file} has '_data_files")
 
 
+def test_a_list_in_a_file_that_nothing_reads_is_checked_and_passes(tmp_path: Path) -> None:
+    modules = [{"idx": 0, "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling", "type": "models.Pooling"}]
+    assert list(cleaned(tmp_path, {**model(), "modules.json": modules, "labels.json": ["a/b", 3]})) == ["config.json"]
+    check(tmp_path, {**model(), "modules.json": modules, "labels.json": ["a/b", 3], "number.json": 5})
+    said = refusal(tmp_path, {**model(), "modules.json": [*modules, {"path": "/etc"}]})
+    assert said.startswith("model.tar: modules.json has 'modules.path' = '/etc'")
+    assert "config.json holds list" in refusal(tmp_path, {**model(), "config.json": [1]})
+
+
 @pytest.mark.parametrize("key", ["attn_implementation", "auto_map", "text_config", "vocab_file"])
 def test_a_spec_with_such_a_config_is_refused_with_its_field(key: str) -> None:
     value = {"text_config": {"attn_implementation": "owner/kernel"}, "auto_map": {"AutoConfig": "a.B"}}.get(key, "a/b")
@@ -450,7 +459,6 @@ def test_a_gguf_file_begins_as_one(tmp_path: Path) -> None:
         (b'{"a":' * 100 + b"1" + b"}" * 100, "is nested more than 64 levels deep"),
         (b'{"a":' * 100_000, "is nested more than 64 levels deep"),
         (b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "is nested more than 64 levels deep"),
-        (b"[1]", "holds list, not a JSON object"),
         (b"not JSON", "is not JSON"),
         ('{"a": 1}'.encode("utf-16"), "is not JSON"),
         (b'{"a": [' + b"0," * 8_000_001 + b"0]}", "has too many values"),
@@ -590,6 +598,7 @@ def test_the_archives_of_every_tar_are_read(tmp_path: Path, kind: int) -> None:
     names = ["config.json", f"{'d' * 60}/{'f' * 90}.txt", "x.txt"]
     if kind != tarfile.USTAR_FORMAT:
         names.append(f"{'g' * 120}/é{'h' * 120}.txt")
+        names.append(f"x{'é' * 60}.txt")  # the header's 100 bytes end within a character
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w", format=kind) as archive:
         folder = tarfile.TarInfo("d" * 60)

@@ -128,7 +128,7 @@ def test_a_part_that_does_not_start_is_told_with_its_own_words_and_nothing_is_le
     assert Home(tmp_path / "home").running() is None
 
 
-@pytest.mark.parametrize("name", ['a "quoted" \\ name', "new\nline", "Ü#%25?x=1"])
+@pytest.mark.parametrize("name", ['a "quoted" \\ name', "new\nline", "Ü#%25?x=1", "all * of [runs]", "[!a]*\\[b"])
 def test_valkey_keeps_its_data_in_a_home_of_any_name(tmp_path: Path, name: str) -> None:
     home = Home(tmp_path / name)
     home.make()

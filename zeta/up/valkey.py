@@ -6,6 +6,7 @@ on a command line.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import secrets
@@ -49,7 +50,7 @@ class Valkey:
 
     @property
     def command(self) -> list[str]:
-        return [str(self._binary), str(self._configuration)]
+        return [str(self._binary), _file_argument(self._configuration)]
 
     def answers(self) -> bool:
         """Whether the server accepts commands, which is after it has loaded its append-only file."""
@@ -80,6 +81,14 @@ def binary() -> Path:
         "set ZETA_REDIS_URL to a Redis or Valkey server.",
         code="no_valkey",
     )
+
+
+def _file_argument(path: Path) -> str:
+    """The path as Valkey reads it: one with any of ``*?[`` is a pattern, and without a match it uses its defaults."""
+    text = str(path)
+    if not any(character in text for character in "*?["):
+        return text
+    return glob.escape(text.replace("\\", "\\\\"))
 
 
 def _quoted(path: Path) -> str:

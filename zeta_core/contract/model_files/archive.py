@@ -58,7 +58,7 @@ def _headers(file: BinaryIO, num_bytes: int, filename: str) -> Iterator[tuple[st
         if header.count(0) == BLOCK:  # the end of the archive
             break
         _check_sum(header, offset, filename)
-        kind, size, name = header[156:157], _number(header[124:136], "size", filename), _ustar_name(header, filename)
+        kind, size = header[156:157], _number(header[124:136], "size", filename)
         offset += BLOCK
         if kind in (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK):
             if size > MAX_EXTENSION_BYTES:
@@ -69,7 +69,8 @@ def _headers(file: BinaryIO, num_bytes: int, filename: str) -> Iterator[tuple[st
             extended |= _extension(kind, _content(file, offset, size, num_bytes, filename), filename)
             offset += _padded(size)
             continue
-        name = extended.get("path", name)
+        # A name in an extension counts alone: tar cuts a long one for the header, even within a character.
+        name = extended["path"] if "path" in extended else _ustar_name(header, filename)
         if "size" in extended:
             size = _decimal(extended["size"], name, filename)
         extended = {}

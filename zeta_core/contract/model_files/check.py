@@ -12,7 +12,7 @@ from zeta_core.contract.model_files.config import clean_config
 from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin, Place
 from zeta_core.contract.model_files.files import ArchiveFiles, ModelFiles
 from zeta_core.contract.model_files.safetensors import check_header
-from zeta_core.contract.model_files.strict_json import MAX_BYTES, parse_object
+from zeta_core.contract.model_files.strict_json import MAX_BYTES, parse_any, parse_object
 from zeta_core.contract.model_files.tokenizer import (
     check_tokenizer,
     clean_ids,
@@ -114,19 +114,23 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin) -> bytes | None:
         raise InvalidModelFiles(
             f"{files.name}: {name} has {files.sizes[name]} bytes; a JSON file of a model has at most {MAX_BYTES}."
         )
+    label = f"{files.name}: {name}"
     with files.open(name) as stream:
-        content = parse_object(stream.read(), f"{files.name}: {name}")
+        content = stream.read()
     siblings = {other.name for other in map(PurePosixPath, files.sizes) if other.parent == path.parent}
-    place = Place(f"{files.name}: {name}", siblings, origin)
+    place = Place(label, siblings, origin)
     if path.name == INDEX:
-        return json.dumps(_clean_index(content, place)).encode()
+        return json.dumps(_clean_index(parse_object(content, label), place)).encode()
     if path.name == "tokenizer.json":
-        check_tokenizer(content, place)
-        return None
-    if path.name in _CLEANERS:
-        return json.dumps(_CLEANERS[path.name](content, place), ensure_ascii=False, indent=1).encode()
-    if path.name not in _DATA_JSON:
-        _check_unread(content, place)
+        check_tokenizer(parse_object(content, label), place)
+    elif path.name in _CLEANERS:
+        clean = _CLEANERS[path.name](parse_object(content, label), place)
+        return json.dumps(clean, ensure_ascii=False, indent=1).encode()
+    elif path.name in _DATA_JSON:
+        parse_object(content, label)
+    else:
+        unread = parse_any(content, label)  # others hold lists as well, such as the modules.json of an embedding model
+        _check_unread(cast("dict[str, Any]", unread) if isinstance(unread, dict) else {path.stem: unread}, place)
     return None
 
 

@@ -15,6 +15,14 @@ MAX_DEPTH = 64
 
 def parse_object(content: bytes, file: str) -> dict[str, Any]:
     """The JSON object in a file. Raises `InvalidModelFiles`."""
+    value = parse_any(content, file)
+    if not isinstance(value, dict):
+        raise InvalidModelFiles(f"{file} holds {type(value).__name__}, not a JSON object.")
+    return cast("dict[str, Any]", value)
+
+
+def parse_any(content: bytes, file: str) -> object:
+    """The JSON value in a file. Raises `InvalidModelFiles`."""
     if len(content) > MAX_BYTES:
         raise InvalidModelFiles(f"{file} has {len(content)} bytes; a JSON file of a model has at most {MAX_BYTES}.")
     if content.count(b",") > MAX_VALUES or content.count(b"[") + content.count(b"{") > MAX_CONTAINERS:
@@ -25,11 +33,9 @@ def parse_object(content: bytes, file: str) -> dict[str, Any]:
         raise InvalidModelFiles(f"{file} is nested more than {MAX_DEPTH} levels deep; flatten it.") from None
     except ValueError as error:
         raise InvalidModelFiles(f"{file} is not JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise InvalidModelFiles(f"{file} holds {type(value).__name__}, not a JSON object.")
-    if is_deeper(value, MAX_DEPTH):
+    if isinstance(value, (dict, list)) and is_deeper(value, MAX_DEPTH):
         raise InvalidModelFiles(f"{file} is nested more than {MAX_DEPTH} levels deep; flatten it.")
-    return cast("dict[str, Any]", value)
+    return value
 
 
 def is_deeper(value: object, levels: int) -> bool:

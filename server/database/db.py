@@ -14,6 +14,7 @@ transaction pooling.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -61,7 +62,7 @@ class Database:
         self.is_sqlite = self.address.backend == "sqlite"
         self._write_lock = asyncio.Lock() if self.is_sqlite else None
         if self.is_sqlite:
-            file = self.address.database
+            file = _SqliteFile(self.address.database)
             self._writer = _sqlite_engine(file, connections=1, begin="BEGIN IMMEDIATE")
             self._reader = _sqlite_engine(file, connections=4, begin="BEGIN")
             self._prober = _sqlite_engine(
@@ -150,16 +151,52 @@ def _translating_unavailable() -> Generator[None]:
         raise
 
 
+class _SqliteFile:
+    """The file of a database, which must stay the same one: SQLite goes on writing to a deleted or replaced file.
+
+    Everything that was accepted then would be lost at the next start.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._identity: tuple[int, int] | None = None  # of the file that the connections opened
+
+    def note(self) -> None:
+        """Check the file, which a connection has open now. Raises `DatabaseUnavailable`."""
+        if self._identity is None:
+            self._identity = self._found()
+        self.check()
+
+    def check(self) -> None:
+        """Raise `DatabaseUnavailable` if the file is not the one that earlier connections opened."""
+        if self._identity is not None and self._found() != self._identity:
+            raise DatabaseUnavailable(
+                f"{self.path} was deleted, moved or replaced while the server ran; put the file back, or restart the "
+                "server to use another one"
+            )
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
 def _sqlite_engine(
-    file: str, *, connections: int, begin: str, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
+    file: _SqliteFile, *, connections: int, begin: str, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
 ) -> AsyncEngine:
     engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=file),
+        URL.create("sqlite+aiosqlite", database=file.path),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=connections,
         max_overflow=0,
         connect_args={"timeout": busy_timeout_seconds, "isolation_level": None},
     )
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def _check(*_arguments: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        file.check()
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -170,6 +207,7 @@ def _sqlite_engine(
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        file.note()
         connection.exec_driver_sql(begin)
 
     @event.listens_for(engine.sync_engine, "invalidate")

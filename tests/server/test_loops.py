@@ -194,6 +194,28 @@ def _end_sessions(admin: psycopg.Connection[Any], name: str) -> None:
     admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
 
 
+@pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
+def test_an_sqlite_file_that_is_gone_takes_no_job(tmp_path: Path, redis_url: str, fate: str) -> None:
+    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+        kept = submit(http)
+        file, away = server.home / "zeta.db", tmp_path / "away.db"
+        file.rename(away)
+        if fate == "replaced":
+            file.write_bytes(away.read_bytes())
+        if fate == "deleted":
+            away.unlink()
+        answer = http.post("/v1/jobs", json=SPEC)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
+        assert http.get(f"/v1/jobs/{kept['id']}").status_code == 503
+        wait_until(lambda: http.get("/readyz").status_code == 503, 30, "the server to be not ready")
+        wait_until(lambda: "deleted, moved or replaced" in server.log(), 30, "a loop to log the reason")
+        assert file.exists() == (fate == "replaced"), "no empty database is made in its place"
+        if fate == "moved":
+            away.rename(file)
+            wait_until(lambda: http.get("/readyz").status_code == 200, 30, "the server to be ready again")
+            assert http.get(f"/v1/jobs/{kept['id']}").json()["id"] == kept["id"]
+
+
 def test_nothing_outlives_a_transaction_in_a_session_of_postgresql(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:

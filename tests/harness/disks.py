@@ -23,13 +23,17 @@ class SmallDisk:
         if mounted.returncode != 0:
             raise OSError(errno.EPERM, f"a file system of its own cannot be mounted ({mounted.stderr.strip()})")
 
-    def fill(self) -> None:
-        """Leave no byte free."""
+    def fill(self, *, leave_bytes: int = 0) -> None:
+        """Fill the disk but for ``leave_bytes``."""
         with self.ballast.open("ab", buffering=0) as ballast:
             for chunk in (CHUNK_BYTES, 4096, 1):
                 with contextlib.suppress(OSError):
-                    while ballast.write(b"\0" * chunk) == chunk:
+                    while self._free_bytes() >= leave_bytes + chunk and ballast.write(b"\0" * chunk) == chunk:
                         pass
+
+    def _free_bytes(self) -> int:
+        status = os.statvfs(self.directory)
+        return status.f_bavail * status.f_frsize
 
     def free(self) -> None:
         """Give back what `fill` took."""

@@ -74,7 +74,7 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     assert found["disk"] is None
     assert found["time"] is None
     assert set(found["pending"]) == {"disk", "time", "vocabulary", "isolates"}
-    assert "No worker is connected" in found["pending"]["disk"]
+    assert "No connected worker can check the spec" in found["pending"]["disk"]
     assert "no worker is connected" in found["pending"]["time"]
 
     later = {**SPEC, "max_steps": None, "learning_rate": "find"}

@@ -122,9 +122,11 @@ def _checked_host(host: str) -> str:
             raise ValueError(f"{host} has a zone that is not the name of a network interface")
         return f"[{address}%{zone}]" if zone else f"[{address}]"
     name = host
-    if not host.isascii():
+    if not host.isascii() or "xn--" in host.lower():
         try:
-            name = httpx.URL(f"http://{host}").raw_host.decode()  # its IDNA form
+            url = httpx.URL(f"http://{host}")
+            name = url.raw_host.decode()  # its IDNA form
+            url.host  # noqa: B018 - httpx decodes that form again in each request, and fails where IDNA 2008 forbids it
         except (httpx.InvalidURL, UnicodeError):
             raise ValueError(f"the host {host!r} is not a valid name") from None
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.removesuffix(".").split(".")):

@@ -19,8 +19,7 @@ OTHER_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
     """The TLS context for ``https``. Raises `InvalidSettings` if a variable's certificates cannot be read."""
-    named = [(name, variables[name]) for name in OPENSSL_VARIABLES if variables.get(name)]
-    named = named or [(name, variables[name]) for name in OTHER_VARIABLES if variables.get(name)][:1]
+    named = _set_variables(variables, OPENSSL_VARIABLES) or _set_variables(variables, OTHER_VARIABLES)[:1]
     if not named:
         context = httpx.create_ssl_context(trust_env=False)
         context.load_default_certs()  # an authority that an administrator installed on this machine
@@ -29,6 +28,11 @@ def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
     for name, value in named:
         _load(context, name, value)
     return context
+
+
+def _set_variables(variables: Mapping[str, str], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The variables that are set, with their values; a blank one counts as unset, as every other setting."""
+    return [(name, value) for name in names if (value := variables.get(name, "").strip())]
 
 
 def no_tls_context() -> ssl.SSLContext:

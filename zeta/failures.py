@@ -105,12 +105,24 @@ def foreign_answer(
             f"{gateway} denies access to {base_url} ({_status(status)}); sign in there or ask its operator, "
             "or set ZETA_URL to an address that reaches the server directly."
         )
+    return other_program(response, base_url, proxy)
+
+
+def other_program(response: httpx.Response, base_url: str, proxy: Proxy | None) -> Unreachable:
+    """The error for an answer of a program that is neither the service nor a gateway before it."""
     content_type = response.headers.get("Content-Type", "no type")
     through = f" through the proxy {proxy} ({proxy.variable})" if proxy is not None else ""
     return Unreachable(
-        f"The program that responds at {base_url}{through} is not a Zeta server ({_status(status)}, {content_type}); "
-        "correct ZETA_URL."
+        f"The program that responds at {base_url}{through} is not a Zeta server ({_status(response.status_code)}, "
+        f"{content_type}); correct ZETA_URL."
     )
+
+
+def wrong_path(base_url: str) -> Unreachable:
+    """The error for a URL with a path, such as ``/v1``, under which the server publishes nothing."""
+    url = httpx.URL(base_url)
+    root = str(url.copy_with(path="/")).rstrip("/")
+    return Unreachable(f"The Zeta server at {root} has nothing under the path {url.path}; set ZETA_URL to {root}.")
 
 
 def _redirected(response: httpx.Response, base_url: str) -> Unreachable:

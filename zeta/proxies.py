@@ -76,6 +76,8 @@ def _usable(variable: str, value: str, *, host: str) -> Proxy:
     scheme, separator, rest = value.partition("://")
     if not separator:
         scheme, rest = "http", value
+        if ":/" in value:
+            raise invalid("a scheme must be followed by ://")
     used = _SCHEMES.get(scheme.lower())
     if used is None:
         raise invalid(f"{scheme}:// proxies are not supported, only http://, https:// and socks5://")

@@ -19,7 +19,14 @@ from pydantic import ValidationError
 
 from zeta.certificates import no_tls_context, tls_context
 from zeta.errors import Unreachable, error_from
-from zeta.failures import connection_failure, foreign_answer, is_permanent, is_web_page
+from zeta.failures import (
+    connection_failure,
+    foreign_answer,
+    is_permanent,
+    is_web_page,
+    other_program,
+    wrong_path,
+)
 from zeta.proxies import Proxy, choose_proxy
 from zeta_core.contract.answers import Health
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
@@ -81,7 +88,7 @@ class Transport:
         while True:
             request = self._build(method, path, params=params, json=json, content=content, headers=headers)
             try:
-                response = self._http.send(request)
+                response = self._send(request)
             except httpx.RequestError as error:
                 can_retry = (repeatable or isinstance(error, httpx.ConnectError)) and not is_permanent(error)
                 if not can_retry or not pauses.wait():
@@ -109,7 +116,7 @@ class Transport:
         """
         timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
         request = self._build(method, path, params=params, headers=headers, timeout=timeout, **body)
-        response = self._http.send(request, stream=True)
+        response = self._send(request, stream=True)
         try:
             if not response.is_success or is_web_page(response):
                 response.read()
@@ -141,6 +148,13 @@ class Transport:
         except (httpx.InvalidURL, ValueError, TypeError) as error:
             raise InvalidRequest(f"{method} {path} contains text that is invalid in HTTP: {error}.") from error
 
+    def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """The answer. Raises `httpx.RequestError` for every failure."""
+        try:
+            return self._http.send(request, stream=stream)
+        except UnicodeError as error:  # httpx reads the target of a redirect even where it does not follow it
+            raise httpx.RemoteProtocolError(f"invalid host in location header: {error}", request=request) from error
+
     def _raise_for(self, response: httpx.Response) -> None:
         """Raise the `ZetaError` for a response (already read) unless it is a success of the service."""
         if response.is_success:
@@ -149,17 +163,25 @@ class Transport:
                     f"{self.base_url} returned a web page (HTTP {response.status_code}, text/html), perhaps the "
                     "sign-in page of a gateway; set ZETA_URL to an address that reaches the server itself."
                 )
+            if "X-Request-Id" not in response.headers and not self._server_answers():  # the service always sends it
+                raise other_program(response, self.base_url, self._proxy)
             return
         try:
             content = ErrorBody.model_validate_json(response.content).error
         except ValidationError:
             raise foreign_answer(response, self.base_url, self._proxy, self._server_answers) from None
+        if content.code == "route_not_found" and self._has_path and not self._server_answers():
+            raise wrong_path(self.base_url)
         raise error_from(content, response.headers.get("X-Request-Id"))
+
+    @property
+    def _has_path(self) -> bool:
+        return httpx.URL(self.base_url).path not in ("", "/")
 
     def _server_answers(self) -> bool:
         """Whether the service responds to a request that needs no key."""
         try:
-            response = self._http.get("/healthz", timeout=CONNECT_SECONDS)
+            response = self._send(self._http.build_request("GET", "/healthz", timeout=CONNECT_SECONDS))
             Health.model_validate_json(response.content)
         except (httpx.RequestError, ValidationError):
             return False

@@ -52,6 +52,8 @@ def test_a_url_is_brought_to_its_normal_form(text: str, url: str) -> None:
         ("http://" + "a" * 64, "valid name"),
         ("http://ho\u00adst\u2028", "control"),
         ("http://\u0300x", "valid name"),
+        ("http://xn--a.corp", "valid name"),  # a control character
+        ("http://XN--LS8H.corp", "valid name"),  # an emoji, which IDNA 2008 does not allow
         ("http://1.2.3.400", "IPv4"),
         ("http://::1:8400", "brackets"),
         ("http://[::1", "brackets"),
@@ -172,6 +174,8 @@ def test_the_proxy_of_the_servers_scheme_is_chosen(variables: dict[str, str], ch
         ("http://", "no host"),
         ("://", "://"),
         ("%%%", "%%%"),
+        ("http://xn--a.corp:3128", "valid name"),
+        ("http:/proxy.corp:3128", "://"),
         ('"http://proxy.corp:3128"', '"http'),
         ("http://me:hunter2@proxy corp:80", "valid name"),
     ],
@@ -198,3 +202,9 @@ def test_certificates_that_cannot_be_read_are_refused_with_their_variable(variab
         with pytest.raises(InvalidSettings, match=variable) as caught:
             tls_context({variable: str(file)})
         assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_a_blank_certificate_variable_counts_as_unset(blank: str) -> None:
+    with pytest.raises(InvalidSettings, match="CURL_CA_BUNDLE"):
+        tls_context({"SSL_CERT_FILE": blank, "SSL_CERT_DIR": blank, "CURL_CA_BUNDLE": "/missing.pem"})

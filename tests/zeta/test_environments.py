@@ -82,6 +82,7 @@ def test_a_key_file_may_begin_with_a_bom_and_end_its_lines_as_windows_does(
     variables = {**environment, "ZETA_API_KEY": "", "ZETA_API_KEY_FILE": str(file)}
     file.write_bytes(b"\xef\xbb\xbfkey\r\n")
     assert "HTTP 403" in only_sentence(zeta(variables, "jobs"))
+    assert zeta({**variables, "ZETA_API_KEY_FILE": "/dev/zero"}, "jobs").returncode == 2  # it never ends
     for content in ("key\r\n".encode("utf-16"), b"k\xff", b"\r\n"):
         file.write_bytes(content)
         done = zeta(variables, "jobs")
@@ -107,7 +108,8 @@ def test_a_stored_login_that_cannot_be_used_is_named(
 
 def test_a_login_that_cannot_be_stored_is_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
     def answer(_method: str, _path: str) -> Answer:
-        return Answer(200, b'{"object": "list", "data": []}', {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "X-Request-Id": "req_1"}
+        return Answer(200, b'{"object": "list", "data": []}', headers)
 
     (tmp_path / "config").touch()
     with Gateway(answers=answer).running() as gateway:

@@ -17,7 +17,7 @@ from zeta.client import Client
 from zeta.proxies import choose_proxy
 from zeta.transport import Transport
 from zeta_core.contract.answers import Health
-from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.errors import ErrorBody, ErrorContent, NotFound, ZetaError
 from zeta_core.contract.identifiers import ID_CHARACTERS
 
 JOB_ID = f"job_{'0' * ID_CHARACTERS}"
@@ -66,6 +66,28 @@ def test_an_answer_of_a_gateway_is_reported_as_such(
         assert part in error.message
 
 
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"", b"not JSON", b'{"id": 1, "status": "ok"}'])
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_a_success_of_another_program_is_reported_as_such(body: bytes, content_type: str) -> None:
+    with Gateway(answers=always(Answer(200, body, {"Content-Type": content_type}))).running() as gateway:
+        error = failure_behind(gateway)
+        with Client(gateway.url, "key", patience_seconds=0) as client, pytest.raises(ZetaError) as caught:
+            list(client.jobs())
+    for each in (error, caught.value):
+        assert "not a Zeta server (HTTP 200 OK" in each.message
+        assert exit_of_error(each) == Exit.UNREACHABLE
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/jobs", "/docs"])
+def test_a_path_that_the_server_does_not_have_names_the_right_url(path: str) -> None:
+    missing = ErrorContent(message="Not found.", type=NotFound.type, code="route_not_found")
+    answer = Answer(404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"})
+    with Gateway(answers=always(answer)).running() as gateway:
+        error = failure_behind(gateway, path)
+    assert f"has nothing under the path {path}; set ZETA_URL to {gateway.url}." in error.message
+    assert exit_of_error(error) == Exit.UNREACHABLE
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 414, 431, 451])
 def test_one_refused_request_is_distinguished_from_an_unreachable_server(status: int) -> None:
     def refuse(_method: str, path: str) -> Answer:
@@ -88,6 +110,7 @@ def test_one_refused_request_is_distinguished_from_an_unreachable_server(status:
         ("/login", "/login, which looks like a sign-in"),
         ("{path}/", "which looks like a sign-in or error page"),
         ("http://box:port{path}", "invalid address"),
+        ("http://xn--a.corp{path}", "invalid address"),
     ],
 )
 def test_a_redirect_names_its_target_and_is_never_followed(status: int, location: str, named: str) -> None:

@@ -21,6 +21,7 @@ from zeta_core.contract.redis_access import RedisAddress
 PREFIX = "ZETA_"
 LEASE_SECONDS = 120.0
 _OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_MAX_SECRET_BYTES = 65_536
 _KEY = re.compile(r"[!-~]+\Z")
 
 
@@ -188,11 +189,12 @@ def _folder(url: str) -> Path:
 
 def _first_line(variable: str, file: Path) -> str:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows editors begin a file with a BOM
+        with file.open("rb") as stream:  # no more than this: a device such as /dev/zero never ends
+            lines = stream.readline(_MAX_SECRET_BYTES).decode("utf-8-sig").splitlines()  # Windows editors write a BOM
     except OSError as error:
         raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which cannot be read: {error.strerror}.") from error
     except ValueError as error:  # not UTF-8, or a NUL in the name
         raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is not UTF-8 text.") from error
-    if not lines or not lines[0].strip():
+    if not lines or not lines[0].strip("\0").strip():
         raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is empty; put the secret on its first line.")
     return lines[0].strip()

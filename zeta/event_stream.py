@@ -26,7 +26,7 @@ from zeta_core.contract.job import ENDED, Job
 SILENCE_SECONDS = 20.0  # the server sends some bytes at once and a comment every 15 s
 PATIENCE_SECONDS = 300.0  # long enough for a server to restart or a laptop to wake up
 POLL_SECONDS = 2.0
-MUTE_CONNECTIONS = 2  # after this many consecutive silent connections to a responsive server, switch to polling
+MUTE_CONNECTIONS = 2  # after this many consecutive connections without an event, from a responsive server: poll
 PAGE_SIZE = 1000
 
 
@@ -136,7 +136,7 @@ class _Reader:
 
         Raises the errors of `Transport.stream`, and `Unreachable` if the server closed the stream.
         """
-        num_answers = self.num_answers
+        num_answers, seen, began = self.num_answers, self._last, time.monotonic()
         try:
             yield from self._connection()
             if self.has_ended:
@@ -146,14 +146,16 @@ class _Reader:
             failure = error
         _check(self._deadline, self._job_id)
         has_data = self.num_answers > num_answers
-        if has_data and not isinstance(failure, httpx.ReadTimeout):
+        was_cut = has_data and not isinstance(failure, httpx.ReadTimeout)
+        if was_cut and (self._last > seen or time.monotonic() - began >= SILENCE_SECONDS):
             self._num_mute = 0
             raise failure
         if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
             raise failure
         last = self._last
         yield from self.poll()
-        self._num_mute = 0 if has_data and self._last == last else self._num_mute + 1
+        is_quiet_job = has_data and not was_cut and self._last == last
+        self._num_mute = 0 if is_quiet_job else self._num_mute + 1
 
     def _connection(self) -> Iterator[Event]:
         headers = {

@@ -39,12 +39,14 @@ class Gateway:
         answers: Callable[[str, str], Answer | None] = lambda method, path: None,
         buffers: bool = False,
         compresses: bool = False,
+        cuts_events_at: int | None = None,
         drops: frozenset[str] = frozenset(),
         program: str = "nginx/1.22.1",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """``answers`` decides by method and path what the gateway answers itself; ``None`` passes the request on.
 
+        ``cuts_events_at``: how many bytes of an event stream it forwards before it ends the response.
         ``drops`` are the request headers that it removes, in lower case.
         """
         self.requests: list[str] = []
@@ -107,7 +109,10 @@ class Gateway:
                     self.send_header("Content-Encoding", "gzip")
                 self.send_header("Connection", "close")  # and no length: the end of the connection is the end
                 self.end_headers()
-                while chunk := answer.read1(CHUNK_BYTES):
+                is_cut = cuts_events_at is not None and self.headers.get("Accept") == "text/event-stream"
+                if is_cut:
+                    self.wfile.write(answer.read(cuts_events_at))
+                while not is_cut and (chunk := answer.read1(CHUNK_BYTES)):
                     if packer is not None:
                         chunk = packer.compress(chunk) + packer.flush(zlib.Z_SYNC_FLUSH)
                     self.wfile.write(chunk)

@@ -75,7 +75,7 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     assert found["time"] is None
     assert set(found["pending"]) == {"disk", "time", "vocabulary", "isolates"}
     assert "No connected worker can check the spec" in found["pending"]["disk"]
-    assert "no worker is connected" in found["pending"]["time"]
+    assert "no connected worker can run the job" in found["pending"]["time"]
 
     later = {**SPEC, "max_steps": None, "learning_rate": "find"}
     unknown = http.post("/v1/jobs/validate", json=later).json()

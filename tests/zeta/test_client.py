@@ -275,7 +275,7 @@ def test_a_spec_and_an_id_may_be_what_the_command_line_accepts(client: Client, f
     assert "".join(client.logs(short)) == "".join(client.logs(finished.id))
     assert client.checkpoint(short, "step-8") == client.checkpoint(finished.id, "step-8")
     for unknown in ("nothing", "job_zzzz"):
-        with pytest.raises(NotFound, match="begins with"):
+        with pytest.raises(NotFound, match="No job id starts with"):
             client.cancel(unknown)
     with pytest.raises(InvalidRequest):
         client.job("../workers")

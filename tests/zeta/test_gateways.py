@@ -54,6 +54,7 @@ def test_every_event_arrives_once_whatever_the_gateway_does(service: Service, cl
         "buffering": Gateway(service.port, buffers=True),
         "compressing": Gateway(service.port, compresses=True),
         "refusing streams": Gateway(service.port, answers=refuse_streams),
+        "ending streams at once": Gateway(service.port, cuts_events_at=len("retry: 2000\n\n")),
     }
     line = Line(service.port, idle_seconds=0.2)
     seen: dict[str, list[Event]] = {name: [] for name in (*gateways, "cutting")}

@@ -39,7 +39,8 @@ Breaches = Iterator[str]
 class Evidence:
     """What is there when the storm is over, read once."""
 
-    def __init__(self, fleet: Fleet, users: Users) -> None:
+    def __init__(self, fleet: Fleet, users: Users, *, recovery_seconds: float = RECOVERY_SECONDS) -> None:
+        self.recovery_seconds = recovery_seconds
         self.fleet = fleet
         self.users = users
         self.jobs: dict[str, JobRow] = fleet.database.jobs()
@@ -156,7 +157,7 @@ def nothing_is_left(evidence: Evidence) -> Breaches:
 def every_loop_goes_on(evidence: Evidence) -> Breaches:
     """Shortly after the last fault; a loop rests for up to 2 s before it tries again."""
     with suppress(AssertionError):
-        wait_until(lambda: not list(_troubles(evidence.fleet)), RECOVERY_SECONDS, "every loop to go on")
+        wait_until(lambda: not list(_troubles(evidence.fleet)), evidence.recovery_seconds, "every loop to go on")
     yield from _troubles(evidence.fleet)
 
 

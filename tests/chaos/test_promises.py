@@ -35,7 +35,7 @@ class Case:
 
     def broken(self) -> list[int]:
         """The numbers of the promises that are broken now."""
-        evidence = Evidence(self._fleet, self._users)
+        evidence = Evidence(self._fleet, self._users, recovery_seconds=2)
         return [number for number, promise in enumerate(PROMISES, 1) if any(promise.breaches(evidence))]
 
     @contextmanager

@@ -174,7 +174,7 @@ def test_a_training_that_stands_still_tells_where_and_is_ended_and_tried_again(f
     assert not marked_processes(job_id)
     warning = job.warnings[0]
     assert warning["code"] == "stalled"
-    assert "No step for" in warning["message"]
+    assert "no step for" in warning["message"]
     assert "its processes did nothing" in warning["message"]
     assert "small_training.py" in warning["stacks"]
     assert "in run" in warning["stacks"]

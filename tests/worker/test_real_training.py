@@ -57,7 +57,7 @@ def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_w
 
     reason = fleet.job(exact).waiting_reason or {}
     assert (reason["code"], reason["details"]) == ("never_fits", {"device_kind": one.device_kind})
-    assert "because resources.exact is true" in reason["message"]
+    assert "(resources.exact is true)" in reason["message"]
     fleet.start_worker("third", small=False)
     job = fleet.wait_for_status(exact, "succeeded", 120)
     assert [attempt.worker for attempt in fleet.attempts(exact)] == ["first", "third"]

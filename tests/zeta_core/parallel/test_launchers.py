@@ -49,7 +49,7 @@ def test_accelerate_launch_trains_one_process_or_several_and_never_one_instead_o
         assert result["weight"] == pytest.approx(alone["weight"], rel=1e-5)
     code, said = train(2, "--cpu", case("refused", world=2))
     assert code == 1
-    assert "asked for several processes and started one" in said
+    assert "started a single process without a rank, but several were requested" in said
     assert "torchrun --nproc-per-node" in said
     assert not (tmp_path / "refused").exists()
 

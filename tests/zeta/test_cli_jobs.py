@@ -198,7 +198,7 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
         return int(step or 0)
 
     wait_until(steps, 60, "the first step")
-    assert "saves a checkpoint" in service.command("pause", job_id).stdout
+    assert "is saving a checkpoint" in service.command("pause", job_id).stdout
     wait_until(lambda: client.job(job_id).status == "paused", 60, "the pause")
     wait_until(lambda: client.workers()[0].slots[0].job_id is None, 20, "the device to be free")
     assert client.job(job_id).attempt == 1, client.job(job_id).attempts

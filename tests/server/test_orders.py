@@ -154,5 +154,5 @@ def test_a_job_that_waits_for_room_on_the_disk_goes_on_by_itself(
     worker.disk_low = False
     worker.start(fleet, job_id, 2)
     resumed = [event.fields for event in fleet.events(job_id) if event.fields.get("reason") == "resumed"]
-    assert "room" in resumed[0]["message"]
+    assert "Disk space is available again" in resumed[0]["message"]
     fleet.check_events(job_id)

@@ -62,6 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, value: dict[str, Any]) -> None:
         body = json.dumps(value).encode()
         self.send_response(200)
+        self.send_header("X-Request-Id", "req_1")  # by which a client recognizes the service
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

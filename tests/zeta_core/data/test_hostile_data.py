@@ -41,9 +41,10 @@ def tokens_of(
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Any:
-    """No confined process outlives its work."""
+    """No confined process outlives its work; services that other tests started may run on."""
+    before = set(psutil.Process().children(recursive=True))
     yield
-    assert not psutil.Process().children(recursive=True)
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 # --- Templates --------------------------------------------------------------------------------------------------------

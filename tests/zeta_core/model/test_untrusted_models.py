@@ -92,7 +92,7 @@ def test_a_tokenizer_never_holds_a_file_of_the_machine(
     else:
         said = refusal(lambda: locate_model(source, places, tmp_path / "cache"))
     assert f": {file} has " in said
-    assert str(secret) in said
+    assert str(secret)[:40] in said  # a message cuts long values
     assert not any(SECRET in path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*.json"))
 
 

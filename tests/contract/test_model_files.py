@@ -631,3 +631,10 @@ def test_a_link_out_of_a_folder_is_refused_by_name(tmp_path: Path, link: str) ->
     (folder / "vocab.txt").symlink_to(link)
     with pytest.raises(InvalidModelFiles, match=r"model holds 'vocab.txt', a link that leads out of it"):
         FolderFiles(folder, "model")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights/model.PT", "consolidated.00.pth"])
+def test_a_model_with_pickled_weights_alone_is_refused(tmp_path: Path, name: str) -> None:
+    files: dict[str, object] = {"config.json": CONFIG, name: b"\x80\x04."}
+    assert f"{name} is not safetensors" in refusal(tmp_path, files)
+    check(tmp_path, {**files, "model.safetensors": safetensors()})

@@ -30,6 +30,7 @@ from zeta_core.contract.model_files.values import (
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".gguf")
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGED = "adapter_config.json", "adapter_model.safetensors", "merged"
 _TEMPLATES = "additional_chat_templates"
 _DATA = (".txt", ".model", ".tiktoken", ".jinja")  # vocabularies and templates, which hold no names of files
@@ -57,6 +58,13 @@ def check_archive(path: Path, filename: str) -> None:
             cleaned_json(files, name, "upload")
         elif suffix in WEIGHTS:
             check_weights(files, name)
+    names = [PurePosixPath(name) for name in files.sizes if not _is_hidden(name)]
+    pickled = [name for name in names if name.suffix.lower() in _PICKLED]
+    if pickled and not any(name.suffix.lower() in WEIGHTS for name in names):
+        raise InvalidModelFiles(
+            f"{filename}: {pickled[0]} is not safetensors, and pickled weights are never read; save the model with "
+            "save_pretrained (safetensors) and upload it again."
+        )
 
 
 def model_folder(files: ModelFiles) -> str:

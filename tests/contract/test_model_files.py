@@ -638,3 +638,10 @@ def test_a_model_with_pickled_weights_alone_is_refused(tmp_path: Path, name: str
     files: dict[str, object] = {"config.json": CONFIG, name: b"\x80\x04."}
     assert f"{name} is not safetensors" in refusal(tmp_path, files)
     check(tmp_path, {**files, "model.safetensors": safetensors()})
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"notes.txt": "hello"}, {"data.json": {"a": 1}, "model.safetensors": safetensors()}]
+)
+def test_an_archive_without_a_model_or_tokenizer_is_refused(tmp_path: Path, files: dict[str, object]) -> None:
+    assert "holds no config.json" in refusal(tmp_path, files)

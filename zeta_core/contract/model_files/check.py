@@ -48,7 +48,7 @@ _CLEANERS: dict[str, Callable[[dict[str, Any], Place], dict[str, Any]]] = {
 
 
 def check_archive(path: Path, filename: str) -> None:
-    """Raise `InvalidModelFiles` for an uploaded .tar with content that a model must not have."""
+    """Raise `InvalidModelFiles` for an uploaded .tar without a model, or with content that a model must not have."""
     files = ArchiveFiles(path, filename)
     for name in files.sizes:
         if _is_hidden(name):
@@ -65,6 +65,7 @@ def check_archive(path: Path, filename: str) -> None:
             f"{filename}: {pickled[0]} is not safetensors, and pickled weights are never read; save the model with "
             "save_pretrained (safetensors) and upload it again."
         )
+    model_folder(files)
 
 
 def model_folder(files: ModelFiles) -> str:

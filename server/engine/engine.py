@@ -90,7 +90,7 @@ class Engine:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._claim.release()
                 await self._keeper.leave()
-        with suppress(Exception):
+        with suppress(RedisUnavailable), calling_redis():
             await self._redis.aclose()
         self._courier.close()
 

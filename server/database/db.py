@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -159,6 +160,7 @@ class _SqliteFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}"
         self._identity: tuple[int, int] | None = None  # of the file that the connections opened
 
     def note(self) -> None:
@@ -187,7 +189,8 @@ def _sqlite_engine(
     file: _SqliteFile, *, connections: int, begin: str, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
 ) -> AsyncEngine:
     engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=file.path),
+        # In the mode "rw" SQLite never creates a file, not even if it disappears after `check`.
+        URL.create("sqlite+aiosqlite", database=file.uri, query={"mode": "rw", "uri": "true"}),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=connections,
         max_overflow=0,

@@ -67,6 +67,8 @@ class Bench:
             **settings,
         )
         self.settings.home.mkdir(parents=True, exist_ok=True)
+        if database_url is None:
+            (self.settings.home / "zeta.db").touch()  # `Database` never creates a file
         self.loop = Loop()
         self.database = self.loop.run(_open(self.settings.database))
         self.loop.run(_create_tables(self.database))

@@ -1,4 +1,4 @@
-"""The database's two doors: what a cancellation within them leaves behind."""
+"""Transactions on SQLite: cancellation leaves nothing behind, and a missing file is never created."""
 
 import asyncio
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from server.database.availability import DatabaseUnavailable
 from server.database.db import Database
 
 LONG = "WITH RECURSIVE c(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM c WHERE x < 300000) SELECT count(*) FROM c"
@@ -14,6 +15,7 @@ LONG = "WITH RECURSIVE c(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM c WHE
 
 def test_a_write_that_is_cancelled_in_a_statement_is_undone_and_holds_no_lock(tmp_path: Path) -> None:
     async def run() -> None:
+        (tmp_path / "zeta.db").touch()
         database = Database(f"sqlite:///{tmp_path / 'zeta.db'}")
         async with database.write() as session:
             await session.execute(text("CREATE TABLE numbers (number INTEGER)"))
@@ -43,3 +45,15 @@ def test_a_write_that_is_cancelled_in_a_statement_is_undone_and_holds_no_lock(tm
         await database.close()
 
     asyncio.run(run())
+
+
+def test_connecting_never_creates_the_file(tmp_path: Path) -> None:
+    async def run() -> None:
+        database = Database(f"sqlite:///{tmp_path / 'zeta.db'}")
+        with pytest.raises(DatabaseUnavailable):
+            async with database.write() as session:
+                await session.execute(text("SELECT 1"))
+        await database.close()
+
+    asyncio.run(run())
+    assert not (tmp_path / "zeta.db").exists()

@@ -68,7 +68,7 @@ class JobNumbers:
         )
         # In the database, so that it survives restarts and deleted jobs.
         self._ends = _Totals("zeta_job_ends", "Jobs that have ended, by reason.", "reason")
-        self._dropped = _Totals("zeta_dropped_messages", "Invalid entries removed from Redis.", "place")
+        self._dropped = _Totals("zeta_dropped_messages", "Messages removed from Redis without effect.", "place")
         self._failing = Gauge("zeta_failing_loops", "Loops of this server that are failing now.", registry=registry)
         registry.register(self._ends)
         registry.register(self._dropped)

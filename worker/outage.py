@@ -1,16 +1,22 @@
 """Keeps a worker's threads and steps running: every exception is treated as an outage, logged once and retried.
 
 Guarantees: no exception, not even `SystemExit` from a library, ends a `Loop` before it is stopped. An outage is logged
-once when it begins (with a traceback unless it is an expected type) and once when it ends.
+once when it begins (with a traceback unless it is an expected type) and once when it ends; the heartbeat reports it
+meanwhile. `Guard` exits the process if a defect or a hanging pass persists.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
+from zeta_core.contract.events import utc_now
+from zeta_core.contract.outage import Trouble, error_text
 from zeta_core.contract.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
@@ -20,27 +26,42 @@ logger = logging.getLogger(__name__)
 
 
 class Outage:
-    """Logs the beginning and the end of an outage of one component."""
+    """Logs the beginning and the end of an outage of one component; ``trouble`` is set in between."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, name: str = "") -> None:
+        """``what`` describes the outage in the log, and ``name`` is the component's name in reports."""
+        self.name = name
+        self.trouble: Trouble | None = None
+        self.defect_since: float | None = None  # monotonic; set while failures are not of an expected type
         self._what = what
         self._logged: set[str] = set()  # error types already logged in the current outage
 
-    def began(self, error: BaseException, *, with_traceback: bool = False) -> None:
+    def began(self, error: BaseException, *, is_ordinary: bool | None = None) -> None:
+        """``is_ordinary`` overrides whether the error's message is sufficient, without a traceback."""
+        is_ordinary = isinstance(error, ORDINARY) if is_ordinary is None else is_ordinary
+        if is_ordinary:
+            self.defect_since = None
+        elif self.defect_since is None:
+            self.defect_since = time.monotonic()
         kind = type(error).__qualname__
+        # Other errors may contain anything, and /readyz is public.
+        reason = error_text(error) if is_ordinary else f"{kind} (see the worker's log)"
+        self.trouble = Trouble(self.trouble.since if self.trouble else utc_now(), reason)
         if kind not in self._logged:
             logger.warning(
                 "%s: %s. Retrying until it succeeds.",
                 self._what,
-                str(error).rstrip(".") or kind,
-                exc_info=error if with_traceback else None,
+                error_text(error),
+                exc_info=None if is_ordinary else error,
                 extra={"action": "outage"},
             )
         self._logged.add(kind)
 
     def ended(self) -> None:
-        if self._logged:
+        self.defect_since = None
+        if self.trouble is not None:
             logger.info("%s: recovered.", self._what, extra={"action": "outage_over"})
+        self.trouble = None
         self._logged.clear()
 
     @contextmanager
@@ -49,7 +70,7 @@ class Outage:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - other components must continue
-            self.began(error, with_traceback=not isinstance(error, ORDINARY))
+            self.began(error)
         else:
             self.ended()
 
@@ -60,7 +81,9 @@ class Loop:
     def __init__(self, name: str, what: str, one_pass: Callable[[], None]) -> None:
         """``what`` describes an outage of the loop, such as "Redis cannot be read"."""
         self.stopped = threading.Event()
-        self.outage = Outage(what)
+        self.outage = Outage(what, name=name)
+        self.name = name
+        self.progress = 0  # grows unless the loop hangs
         self._one_pass = one_pass
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -73,14 +96,36 @@ class Loop:
         self.stopped.set()
         self._thread.join(timeout_seconds)
 
+    def progressed(self) -> None:
+        """Show that the loop isn't hanging; a pass that may take minutes calls this meanwhile."""
+        self.progress += 1
+
     def _run(self) -> None:
         while not self.stopped.is_set():
+            self.progressed()
             try:
                 self._one_pass()
             except BaseException as error:  # noqa: BLE001 - Celery also raises SystemExit
-                self.outage.began(error, with_traceback=not isinstance(error, ORDINARY))
+                self.outage.began(error)
                 self.stopped.wait(self._pause_seconds)
                 self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
             else:
                 self.outage.ended()
                 self._pause_seconds = FIRST_PAUSE_SECONDS
+
+
+def log_failure(work: Future[Any], message: str) -> None:
+    """Log the failure of work that nobody waits for; ``message`` says what could not be done."""
+
+    def report(done: Future[Any]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            logger.warning(
+                "%s: %s.",
+                message,
+                error_text(error),
+                exc_info=None if isinstance(error, ORDINARY) else error,
+                extra={"action": "background"},
+            )
+
+    work.add_done_callback(report)

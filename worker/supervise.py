@@ -201,8 +201,8 @@ class Supervisor:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     self._disk.give_up_reserve()
                 what = f"Attempt {run.attempt} of {run.job_id} cannot go on"
-                trouble = self._troubles.setdefault(key, Outage(what))
-                trouble.began(error, with_traceback=not isinstance(error, OSError))
+                name = f"{run.job_id}, attempt {run.attempt}"
+                self._troubles.setdefault(key, Outage(what, name=name)).began(error)
                 self._resting[key] = time.monotonic() + TROUBLE_SECONDS
             else:
                 if trouble := self._troubles.pop(key, None):

@@ -137,7 +137,7 @@ class Engine:
             self._fleet.unreachable()
             raise
         for reason in invalid.values():
-            self.dropped.add("heartbeats", reason)
+            self.dropped.invalid("heartbeats", reason)
         if gone:
             self._fleet.forget(gone)
         if changed:

@@ -39,12 +39,13 @@ from zeta_core.contract.messages import (
     JournalBatch,
     read_message,
 )
+from zeta_core.contract.outage import error_text
 from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
 
 READ_COUNT = 64
 BLOCK_MILLISECONDS = 500  # far below the socket timeout, even on an overloaded machine
 ABANDONED_MILLISECONDS = 30_000  # a message that was pending this long is taken over from its reader
-MAX_TRIES = 20  # for a message that the database keeps rejecting; its worker sends it again
+MAX_TRIES = 20  # for a message that the database keeps rejecting although it is writable
 
 logger = logging.getLogger(__name__)
 Entry = tuple[bytes, dict[bytes, bytes]]
@@ -145,22 +146,42 @@ class Keeper:
         try:
             answer = await self._apply(read_message(FROM_WORKER, fields, self._secret, channel=SERVER_STREAM))
         except BadMessage as error:
-            self._dropped.add("stream", error)
+            self._dropped.invalid("stream", error)
         except DatabaseUnavailable as error:
-            last, tries = self._tries
-            self._tries = (message_id, tries + 1 if last == message_id else 1)
-            if self._tries[1] < MAX_TRIES:
-                self._has_pending = True
+            self._has_pending = True
+            if not await self._has_tried_enough(message_id):
                 raise
-            self._dropped.add("stream", error)
+            self._dropped.unapplied(
+                f"Removed a message that the writable database rejected {MAX_TRIES} times ({error_text(error)}). "
+                "Workers repeat claims and events until they are answered.",
+                error,
+            )
         except Exception as error:  # noqa: BLE001 - the messages behind it must not be blocked
-            self._dropped.add("stream", error, exc_info=True)  # its worker repeats it, for a server without this defect
+            self._dropped.unapplied(
+                f"Removed a message because of a defect in this server ({type(error).__name__}: {error_text(error)}). "
+                "Workers repeat claims and events until they are answered.",
+                error,
+            )
         with calling_redis():
             if answer is not None:
                 await send_to_worker(self._redis, *answer, self._secret)
             await self._remove(message_id)
             if message_id == LAST_STREAM_ID:
                 await self._redis.unlink(SERVER_STREAM)
+
+    async def _has_tried_enough(self, message_id: bytes) -> bool:
+        """Count a rejected try of this message. Raises `DatabaseUnavailable` if the database isn't writable at all.
+
+        Then the message is not the cause, and tries don't count, however long the outage lasts.
+        """
+        try:
+            await self._database.check_writable()
+        except DatabaseUnavailable:
+            self._tries = (b"", 0)
+            raise
+        last, tries = self._tries
+        self._tries = (message_id, tries + 1 if last == message_id else 1)
+        return self._tries[1] >= MAX_TRIES
 
     async def _remove(self, message_id: bytes) -> None:
         await self._redis.xack(SERVER_STREAM, SERVER_GROUP, message_id)

@@ -20,11 +20,13 @@ from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
 from zeta_core.contract.messages import sign, worker_stream
+from zeta_core.contract.outage import error_text
 from zeta_core.contract.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 WORKER_STREAM_LENGTH = 10_000  # unread messages for each worker; dropped ones are sent again anyway
 LOG_SECONDS = 60.0
+UNAPPLIED = "unapplied"
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +69,26 @@ async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Except
 
 
 class Dropped:
-    """Counts the invalid entries that were removed from Redis, and logs them at most once a minute for each source."""
+    """Counts the messages that were removed from Redis without effect, and logs them at most once a minute per place.
+
+    A place is a source of invalid entries, or `UNAPPLIED` for valid messages that this server failed to apply.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._logged_at: dict[str, float] = {}
         self._silent: Counter[str] = Counter()
 
-    def add(self, place: str, reason: object, *, exc_info: bool = False) -> None:
-        """``place`` names the source; there are only a few."""
+    def invalid(self, place: str, reason: object) -> None:
+        """Count an invalid entry; ``place`` names its source, one of a few."""
+        text = error_text(reason) if isinstance(reason, BaseException) else str(reason).rstrip(".")
+        self._add(place, logging.WARNING, f"Removed an invalid entry from {place} in Redis: {text}", None)
+
+    def unapplied(self, sentence: str, error: BaseException) -> None:
+        """Count a valid message that was removed because this server failed to apply it."""
+        self._add(UNAPPLIED, logging.ERROR, sentence, error)
+
+    def _add(self, place: str, level: int, message: str, error: BaseException | None) -> None:
         self.counts[place] += 1
         now = time.monotonic()
         if now - self._logged_at.get(place, float("-inf")) < LOG_SECONDS:
@@ -84,11 +97,4 @@ class Dropped:
         self._logged_at[place] = now
         further, self._silent[place] = self._silent[place], 0
         more = f" ({further} more since the last report)" if further else ""
-        logger.warning(
-            "Removed an invalid entry from %s in Redis%s: %s",
-            place,
-            more,
-            str(reason).rstrip("."),
-            exc_info=exc_info,
-            extra={"action": "dropped"},
-        )
+        logger.log(level, "%s%s", message, more, exc_info=error, extra={"action": "dropped"})

@@ -13,11 +13,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TypeVar
 
 from server.database.availability import DatabaseUnavailable
 from zeta_core.contract.events import utc_now
+from zeta_core.contract.outage import Trouble, error_text
 from zeta_core.contract.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
@@ -29,17 +29,6 @@ ORDINARY = (DatabaseUnavailable, RedisUnavailable, OSError)  # expected types, w
 logger = logging.getLogger(__name__)
 Pass = Callable[[], Awaitable[None]]
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """The reason why a loop is failing, and since when."""
-
-    since: datetime
-    reason: str
-
-    def __str__(self) -> str:
-        return f"failing since {self.since.isoformat(timespec='seconds')}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ class Loop:
 
     def _failed(self, error: BaseException) -> None:
         is_ordinary = isinstance(error, ORDINARY)
-        reason = _sentence(error) if is_ordinary else f"{type(error).__name__} (see the server log)"
+        reason = error_text(error) if is_ordinary else f"{type(error).__name__} (see the server log)"
         self.trouble = Trouble(self.trouble.since if self.trouble else utc_now(), reason)
         kind = type(error).__qualname__
         if kind not in self._logged:
@@ -97,7 +86,7 @@ class Loop:
                 logging.WARNING if is_ordinary else logging.ERROR,
                 "Loop %r is failing: %s. Retrying until it succeeds.",
                 self.name,
-                _sentence(error),
+                error_text(error),
                 exc_info=None if is_ordinary else error,
                 extra={"action": "outage", "loop": self.name},
             )
@@ -178,8 +167,3 @@ async def rest(until: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await until.wait()
-
-
-def _sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0].rstrip(".") if lines else "") or type(error).__name__

@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
-from sqlalchemy import update
+from sqlalchemy import select, text, update
 
-from server.database.tables import JobRow
+from server.database.availability import DatabaseUnavailable
+from server.database.tables import CheckRow, JobRow
+from server.engine.keeper import MAX_TRIES, Keeper
+from server.engine.link import UNAPPLIED, Dropped, connect
+from server.engine.stored import Stored
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, JournalAck, StopOrder, sign
+from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopOrder, sign
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -214,3 +219,86 @@ def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str
     text = json.dumps({**body, "lines": lines})
     signature = hmac.new(SECRET.encode(), f"{SERVER_STREAM}\n{text}".encode(), hashlib.sha256).hexdigest()
     return {"body": text, "signature": signature}
+
+
+# --- Messages that can't be stored now --------------------------------------------------------------------------------
+
+
+class LoneKeeper:
+    """A keeper without a loop: the test runs each pass itself, without pauses."""
+
+    def __init__(self, fleet: Bench) -> None:
+        self.fleet = fleet
+        self.dropped = Dropped()
+        fleet.loop.run(self._open())
+
+    async def _open(self) -> None:
+        async with self.fleet.database.write() as session:  # the table that the check of the database writes to
+            await session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        self.redis = connect(self.fleet.settings.redis_url)
+        self.keeper = Keeper(self.fleet.database, self.redis, self.fleet.settings, Stored(), self.dropped, lambda: None)
+
+    def passes(self, number: int) -> None:
+        """Run passes that each fail because the database rejects the first message."""
+        for _ in range(number):
+            with pytest.raises(DatabaseUnavailable):
+                self.fleet.loop.run(self.keeper.one_pass())
+
+    def close(self) -> None:
+        self.fleet.loop.run(self.redis.aclose())
+
+
+RESULT = CheckResult(check_id="a check", worker="played", failure="the check failed")
+
+
+def checks_stored(fleet: Bench) -> list[str]:
+    async def read() -> list[str]:
+        async with fleet.database.read() as session:
+            return list((await session.scalars(select(CheckRow.id))).all())
+
+    return fleet.loop.run(read())
+
+
+def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: str, client: "redis.Redis") -> None:
+    with bench(tmp_path, redis_url) as fleet:
+        lone = LoneKeeper(fleet)
+        fleet.loop.run(lone.keeper.one_pass())
+        PlayedWorker(client, SECRET).say(RESULT)
+        file = fleet.settings.home / "zeta.db"
+        file.rename(tmp_path / "away.db")
+        lone.passes(3 * MAX_TRIES)
+        assert lone.dropped.counts == {}
+        (tmp_path / "away.db").rename(file)
+        fleet.loop.run(lone.keeper.one_pass())
+        assert checks_stored(fleet) == ["a check"]
+        lone.close()
+
+
+def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
+    tmp_path: Path, redis_url: str, postgres_url: str, client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    with bench(tmp_path, redis_url, postgres_url) as fleet, psycopg.connect(postgres_url, autocommit=True) as admin:
+        lone = LoneKeeper(fleet)
+        admin.execute(
+            "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'out of range' USING ERRCODE = '22003'; END $$"
+        )
+        admin.execute(
+            "CREATE FUNCTION refuse_for_now() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '53400'; END $$"
+        )
+        admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION refuse_for_now()")
+        worker = PlayedWorker(client, SECRET)
+        worker.say(RESULT)
+        worker.say(RESULT)
+        lone.passes(MAX_TRIES - 1)
+        assert lone.dropped.counts == {}
+        lone.passes(1)  # removes the first and tries the second
+        assert lone.dropped.counts == {UNAPPLIED: 1}
+        admin.execute("DROP TRIGGER t ON checks")
+        admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION reject()")
+        fleet.loop.run(lone.keeper.one_pass())
+        assert lone.dropped.counts == {UNAPPLIED: 2}
+        assert client.xlen(SERVER_STREAM) == 0
+        assert "invalid entry" not in caplog.text
+        lone.close()

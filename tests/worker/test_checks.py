@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -91,6 +92,27 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     wait_until(lambda: "last" in said, 30, "its answer")
     checks.stop()
     wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to be gone")
+
+
+def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
+    settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
+    said: dict[str, CheckResult] = {}
+    checks = Checks(settings, (sys.executable, str(program)), [], lambda result: said.update({result.check_id: result}))
+
+    def result(check: str, **fields: Any) -> CheckResult:
+        spec = {"does": "answer", **fields}
+        checks.take(CheckRequest(check_id=check, spec=spec, resolved_spec={"number": 5}, limit_seconds=60))
+        wait_until(lambda: check in said, 60, "the result")
+        return said[check]
+
+    assert result("fields of a newer server", resources={"gpus": 1, "future_field": 3}).failure is None
+    assert result("resources of another type", resources=[1]).failure is None
+    assert "could not be run" in (result("text that is not UTF-8", name="\ud800").failure or "")
+    assert "Traceback" in caplog.text, "the log names the cause"
+    assert result("the next one").failure is None
+    checks.stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits of a process are Linux's")

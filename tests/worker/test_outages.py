@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from tests.harness.fleet import Bench, bench
 from tests.harness.imposter import imposter
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from worker.outage import Loop, Outage
+from worker.outage import Loop, Outage, log_failure
 from zeta_core.contract.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
 
@@ -94,3 +97,35 @@ def test_a_step_that_fails_leaves_its_neighbours_alone(caplog: pytest.LogCapture
     with outage.survived():
         pass
     assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+
+
+class Mute(Exception):
+    """Its message can't be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_without_readable_text_ends_no_loop(caplog: pytest.LogCaptureFixture) -> None:
+    failures = iter([Mute(), Mute()])
+    recovered = threading.Event()
+
+    def one_pass() -> None:
+        if failure := next(failures, None):
+            raise failure
+        recovered.set()
+        loop.stopped.wait(0.01)
+
+    loop = Loop("test", "The test fails", one_pass)
+    loop.start()
+    assert recovered.wait(60), "the loop did not go on"
+    loop.stop(10)
+    assert "Mute (its message could not be read)" in caplog.text
+
+
+def test_a_failure_that_nobody_waits_for_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        log_failure(executor.submit(shutil.rmtree, tmp_path / "missing"), "The files could not be removed")
+        log_failure(executor.submit(shutil.rmtree, tmp_path), "Nothing to report")
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.getMessage().startswith("The files could not be removed: [Errno 2]")

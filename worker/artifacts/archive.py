@@ -85,7 +85,7 @@ class Archive:
             return True
         if not isinstance(error, OSError | BrokenCheckpoint):
             raise error
-        self._trouble.began(error)
+        self._trouble.began(error, is_ordinary=True)
         return False
 
     def _copy_log(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
-from worker.outage import Outage
+from worker.outage import Outage, log_failure
 from zeta_core.contract.checkpoint import NAME_PATTERN, step_of
 from zeta_core.contract.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job import JobError, JobStatus, StatusReason
@@ -104,7 +104,8 @@ class CheckpointUploads:
         self.keep = frozenset(keep)
         step = step_of(name)
         if step is not None:
-            self._executor.submit(self._prune, step, self.keep)
+            work = self._executor.submit(self._prune, step, self.keep)
+            log_failure(work, f"Old checkpoints of {self._job_id} could not be removed")
 
     def _done(self) -> None:
         self._waiting.pop(0)
@@ -123,10 +124,7 @@ class CheckpointUploads:
             self._not_stored = JobError(code=reason, message=message)
 
     def _prune(self, step: int, keep: frozenset[str]) -> None:
-        try:
-            self._store.prune(self._job_id, self._save_total_limit, published_step=step, keep=keep)
-        except OSError as error:
-            logger.warning("Old checkpoints of %s could not be removed: %s", self._job_id, error)
+        self._store.prune(self._job_id, self._save_total_limit, published_step=step, keep=keep)
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -25,10 +25,12 @@ from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.attempt.journal import JournalReader
+from worker.attempt.order import devices_of, run_file
 from worker.attempt.prepare import Preparation
 from worker.attempt.publish import Publisher
 from worker.attempt.verdict import failed, last_line, not_launched, over_memory
 from worker.machine.devices import Slot, count_cores, memory_bytes
+from worker.outage import log_failure
 from worker.settings import WorkerSettings
 from worker.training import processes
 from worker.training.launch import own_environment, training_environment
@@ -39,7 +41,6 @@ from worker.training.watchdog import Watchdog, effort_of
 from zeta_core.contract.events import StatusLine, WarningLine
 from zeta_core.contract.job import JobStatus, StatusReason, StopAction
 from zeta_core.contract.layout import (
-    CACHE_DIRECTORY,
     JOURNAL_FILE,
     LOG_FILE,
     PUBLISHED_FILE,
@@ -138,24 +139,7 @@ class Run:
     @classmethod
     def handed_over(cls, place: Place, message: HandOver, slots: Sequence[Slot]) -> Run:
         """A new run that must still be claimed."""
-        settings = place.settings
-        order = RunFile(
-            job_id=message.job_id,
-            attempt=message.attempt,
-            spec=message.spec,
-            resolved_spec=message.resolved_spec,
-            output_dir=str(settings.root / output_directory(message.job_id)),
-            cache_dir=str(settings.root / CACHE_DIRECTORY),
-            artifacts_root=str(settings.artifacts),
-            data_root=str(settings.data_root) if settings.data_root else None,
-            hub=settings.hub != "off",
-            processes=message.processes,
-            slots=message.slots,
-            self_stop_seconds=settings.self_stop_seconds,
-            end_seconds=settings.end_seconds,
-            journal_max_lines=settings.journal_max_lines,
-        )
-        return cls(place, order, slots, resume=message.resume_from, phase=Phase.CLAIMING)
+        return cls(place, run_file(message, place.settings), slots, resume=message.resume_from, phase=Phase.CLAIMING)
 
     @classmethod
     def found(cls, place: Place, order: RunFile, slots: Sequence[Slot]) -> Run:
@@ -399,16 +383,8 @@ class Run:
             (self.directory / PUBLISHED_FILE).touch()
         if self._output.is_dir():
             doomed = self._output.with_name(f"doomed-{self.attempt}")
-            self._output.rename(
-                doomed
-            )  # renamed first, so that the next attempt here doesn't see files that are being removed
-            self._place.executor.submit(shutil.rmtree, doomed)
+            # Renamed first, so that the next attempt here doesn't see files that are being removed.
+            self._output.rename(doomed)
+            work = self._place.executor.submit(shutil.rmtree, doomed)
+            log_failure(work, f"The local files of {self.job_id} in {doomed} could not be removed")
         self.phase = Phase.OVER
-
-
-def devices_of(order: RunFile, slots: Sequence[Slot]) -> tuple[str, ...]:
-    """The GPUs of the slots as in ``CUDA_VISIBLE_DEVICES``; empty if the job requested no GPUs."""
-    resources = order.spec.get("resources")
-    if isinstance(resources, dict) and resources.get("gpus") == 0:
-        return ()
-    return tuple(slot.device for slot in slots if slot.device is not None)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from worker.checks.process import CheckProcess, Unanswered
 from worker.machine.devices import Slot, count_cores
+from worker.outage import log_failure
 from worker.settings import WorkerSettings
 from worker.training.launch import own_environment, training_environment
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.layout import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.contract.messages import CheckRequest, CheckResult
-from zeta_core.contract.spec import Resources
+from zeta_core.contract.outage import error_text
 
 MOST_WAITING = 4  # further requests are rejected immediately, because they would time out
 NAME = "check"  # used instead of a job id in the process's marks
@@ -66,27 +68,36 @@ class Checks:
             self._send(self._failed(request, f"The worker already has {len(self._waiting)} checks queued."))
             return
         self._waiting.add(request.check_id)
-        self._executor.submit(self._check, request)
+        log_failure(self._executor.submit(self._check, request), "The result of a check could not be sent")
 
     def stop(self) -> None:
         """Accept no more requests; a running check ends within its limit, and its process after it."""
         self._stopping = True
-        self._executor.submit(self._process.end)
+        log_failure(self._executor.submit(self._process.end), "The check process could not be ended")
         self._executor.shutdown(wait=False)
 
     def _check(self, request: CheckRequest) -> None:
         if self._stopping:
             return
         try:
-            self._send(self._answer(request))
-        except OSError as error:
-            self._send(self._failed(request, f"The check could not be run: {error}."))
+            result = self._answer(request)
+        except BaseException as error:
+            logger.warning(
+                "A check could not be run: %s.",
+                error_text(error),
+                exc_info=None if isinstance(error, OSError) else error,
+                extra={"action": "check"},
+            )
+            with suppress(Exception):
+                self._process.end()  # it may still answer this request, and must not mix it up with the next
+            result = self._failed(request, f"The check could not be run: {error_text(error)}.")
         finally:
             self._waiting.discard(request.check_id)
+        self._send(result)
 
     def _answer(self, request: CheckRequest) -> CheckResult:
         settings = self._settings
-        gpu = None if Resources.model_validate(request.spec.get("resources") or {}).gpus == 0 else self._gpu
+        gpu = None if _uses_no_gpu(request.spec) else self._gpu
         with tempfile.TemporaryDirectory(prefix="zeta-check-") as scratch:
             order = RunFile(
                 job_id=NAME,
@@ -115,3 +126,9 @@ class Checks:
 
     def _failed(self, request: CheckRequest, why: str) -> CheckResult:
         return CheckResult(check_id=request.check_id, worker=self._settings.worker_name, failure=why)
+
+
+def _uses_no_gpu(spec: Mapping[str, JsonValue]) -> bool:
+    """Whether the spec requests no GPUs. It isn't validated here, because a newer server may know more fields."""
+    resources = spec.get("resources")
+    return isinstance(resources, dict) and resources.get("gpus") == 0

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from zeta_core.contract.outage import error_text
+
 SCHEMES = ("redis", "rediss", "unix")
 # Named as in redis-py (https://redis.readthedocs.io/en/stable/connections.html); Celery knows them too.
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -43,7 +45,7 @@ def calling_redis() -> Generator[None]:
     except RedisUnavailable:
         raise
     except Exception as error:
-        raise RedisUnavailable(f"{error}" or type(error).__name__) from error
+        raise RedisUnavailable(error_text(error)) from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from scratch), ``job_...`` or ``job_.../step-N``; any other string is a Hub id.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ from zeta_core.contract.formats import suffixes_of
 from zeta_core.contract.identifiers import is_hub_dataset, is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 from zeta_core.contract.printable import printable
+from zeta_core.contract.strict_json import JsonFault, read_json
 
 SHOWN_UPLOADS = 10  # files of a folder that are reported individually with their ids
 _DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
@@ -170,9 +170,9 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
 def _config(path: Path) -> dict[str, Any]:
     """Read a model's config.json. Raises `InvalidRequest` if the file is not one."""
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InvalidRequest(f"model is {str(path)!r}, which is not JSON: {error}.", param="model") from error
+        config = read_json(path.read_bytes())
+    except JsonFault as fault:
+        raise InvalidRequest(f"model: {fault.sentence(shown_path(path))}", param="model") from fault
     if not isinstance(config, dict) or "model_type" not in config:
         raise InvalidRequest(
             f"model is {str(path)!r}, which has no model_type; give a Hugging Face config.json.", param="model"

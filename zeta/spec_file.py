@@ -1,8 +1,8 @@
 """Reading job specs in YAML 1.2 or JSON, and applying ``k.l=v`` settings. The server validates the field names.
 
-In YAML 1.2, ``1e-4`` is a number and ``no`` is a string. The result contains only JSON types. The parser is as strict
-as the server: it requires UTF-8 and a single document, and rejects duplicate keys and numbers that cannot be stored.
-Dates stay strings. Aliases and merge keys work, up to a limit on their expanded size; other tags are rejected.
+In YAML 1.2, ``1e-4`` is a number and ``no`` is a string. The result contains only JSON types, and values that the
+server accepts (`contract.strict_json`). A file is a single document without duplicate keys. Dates stay strings.
+Aliases and merge keys work, up to a limit on their expanded size; other tags are rejected.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
@@ -19,13 +19,21 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.printable import printable
+from zeta_core.contract.strict_json import (
+    BYTE_ORDER_MARK,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    JsonFault,
+    check_values,
+    decode,
+    parse_json,
+    too_deep,
+)
 
 Spec = dict[str, Any]
 
 MAX_BYTES = 2**24  # the upper limit of the server's ZETA_MAX_SPEC_BYTES
 MAX_VALUES = 100_000  # after aliases are expanded
-MAX_DEPTH = 100  # the server's limit
-MAX_DIGITS = 400  # the server's limit
 
 _CORE_TAGS = ("null", "bool", "str", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
@@ -91,22 +99,16 @@ _KINDS = {list: "list", str: "string", bool: "boolean", int: "number", float: "n
 
 
 def _text(name: str, content: bytes) -> str:
-    """Decode UTF-8 and remove the byte order mark. Raises `InvalidRequest` for other encodings."""
+    """Decode UTF-8. Raises `InvalidRequest` for other encodings."""
     if len(content) > MAX_BYTES:
         raise InvalidRequest(
             f"The spec {name} has more than {MAX_BYTES:,} bytes; refer to data by a path or an id.",
             code="spec_too_large",
         )
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
-        raise InvalidRequest(f"The spec {name} is UTF-16 or UTF-32 text; save it as UTF-8.", code="unreadable_spec")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InvalidRequest(
-            f"The spec {name} is not UTF-8 text (byte 0x{content[error.start]:02x} in line {line}); save it as UTF-8.",
-            code="unreadable_spec",
-        ) from error
+        return decode(content)
+    except JsonFault as fault:
+        raise InvalidRequest(fault.sentence(f"The spec {name}"), code="unreadable_spec") from fault
 
 
 def apply_settings(spec: Spec, settings: list[str]) -> Spec:
@@ -166,6 +168,7 @@ def _invalid_setting(message: str) -> InvalidRequest:
 
 def _is_json(text: str) -> bool:
     """Whether the text is JSON despite its suffix. A YAML parser would be less strict and much slower."""
+    text = text.removeprefix(BYTE_ORDER_MARK)
     if not text.lstrip().startswith("{"):
         return False
     try:
@@ -179,39 +182,16 @@ def _is_json(text: str) -> bool:
 
 def _json(name: str, text: str) -> Any:
     try:
-        value = json.loads(text, parse_int=_whole_number, parse_constant=_refuse_constant, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise _invalid(f"{name} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
-    except ValueError as error:
-        raise _invalid(f"{name}: {error}.") from error
-    except RecursionError as error:
-        raise _too_deep(name) from error
-    return _plain(value, name)
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits is too large")
-    return int(digits)
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} is given twice in one object; keep one of them")
-        found[key] = value
-    return found
+        return parse_json(text)
+    except JsonFault as fault:
+        raise _rejected(name, fault) from fault
 
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 
 def _yaml(name: str, text: str) -> Any:
+    text = text.removeprefix(BYTE_ORDER_MARK)  # which YAML allows and JSON does not
     version = re.search(r"^%YAML\s+(\S+)", text, re.MULTILINE)
     if version is not None and version[1] != "1.2":
         raise _invalid(f"{name} declares YAML {version[1]}; specs are YAML 1.2, remove the %YAML line.")
@@ -232,7 +212,12 @@ def _yaml(name: str, text: str) -> Any:
         raise _invalid(f"{name} is not valid YAML: {reason}.") from error
     except RecursionError as error:
         raise _too_deep(name) from error
-    return _plain(value, name)
+    value = _json_types(value, name)
+    try:
+        check_values(value)
+    except JsonFault as fault:
+        raise _rejected(name, fault) from fault
+    return value
 
 
 def _problem(error: MarkedYAMLError) -> str:
@@ -254,7 +239,9 @@ def _check_size(root: Node, name: str) -> None:
         key = id(node)
         if key in sizes:
             return sizes[key]
-        if key in open_nodes or depth > MAX_DEPTH:
+        if key in open_nodes:
+            raise _invalid(f"{name} is not valid YAML: an alias refers to a value that contains it.")
+        if depth > MAX_DEPTH:
             raise _too_deep(name)
         if isinstance(node, ScalarNode):
             if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(str(node.value)) > MAX_DIGITS:
@@ -281,29 +268,29 @@ def _invalid(message: str) -> InvalidRequest:
     return InvalidRequest(message, code="invalid_spec_file")
 
 
+def _rejected(name: str, fault: JsonFault) -> InvalidRequest:
+    return InvalidRequest(fault.sentence(name), code="invalid_spec_file", param=fault.param)
+
+
 def _too_deep(name: str) -> InvalidRequest:
-    return _invalid(f"{name} is nested too deeply (more than {MAX_DEPTH} levels), or contains itself.")
+    return _rejected(name, too_deep(MAX_DEPTH))
 
 
-def _plain(value: Any, name: str, path: tuple[str, ...] = ()) -> Any:
+def _json_types(value: Any, name: str, path: tuple[str, ...] = ()) -> Any:
     """The value with only JSON types. Raises `InvalidRequest` naming the field of any other value."""
-    if len(path) > MAX_DEPTH:
-        raise _too_deep(name)
     if isinstance(value, dict):
         fields = cast("dict[Any, Any]", value)
         for key in fields:
             if not isinstance(key, str):
                 field = ".".join((*path, str(key)))
                 raise _invalid(f'{name}: the key {field} must be a string; write it in "quotes".')
-        return {key: _plain(item, name, (*path, key)) for key, item in fields.items()}
+        return {key: _json_types(item, name, (*path, key)) for key, item in fields.items()}
     if isinstance(value, list):
         items = cast("list[Any]", value)
-        return [_plain(item, name, (*path, str(index))) for index, item in enumerate(items)]
+        return [_json_types(item, name, (*path, str(index))) for index, item in enumerate(items)]
     field = ".".join(path) or "the value"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**MAX_DIGITS:
         raise _invalid(f"{name}: {field} is a number of more than {MAX_DIGITS} digits, which is too large.")
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        raise _invalid(f"{name}: {field} is {value}, which is not a JSON number.")
     if value is None or isinstance(value, bool | int | str | float):
         return value
     raise _invalid(f"{name}: {field} is {value!r}, which JSON cannot express.")

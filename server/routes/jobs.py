@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Header, Query, Request, Response
 
 from server.callers import TheCaller
-from server.http.bodies import read_json
+from server.http.bodies import read_body
 from server.http.proxies import location
 from server.http.router import Router
 from server.jobs import commands, deletions
@@ -48,14 +48,14 @@ async def submit_job(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
     """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
-    data = await read_json(request, service.settings.max_spec_bytes)
+    data = await read_body(request, service.settings.max_spec_bytes)
     return _created(request, response, *await submissions.submit(service, caller, data, idempotency_key))
 
 
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
     """Validate a spec without creating a job, and estimate what it needs."""
-    return await estimates.validate(service, caller, await read_json(request, service.settings.max_spec_bytes))
+    return await estimates.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
@@ -98,7 +98,7 @@ async def rerun_job(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
     """Create a job from this job's patched spec, from the start or from one of its checkpoints."""
-    data = await read_json(request, service.settings.max_spec_bytes, empty={})
+    data = await read_body(request, service.settings.max_spec_bytes, empty={})
     return _created(request, response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
 
 

@@ -238,7 +238,25 @@ def test_a_list_in_a_file_that_nothing_reads_is_checked_and_passes(tmp_path: Pat
     check(tmp_path, {**model(), "modules.json": modules, "labels.json": ["a/b", 3], "number.json": 5})
     said = refusal(tmp_path, {**model(), "modules.json": [*modules, {"path": "/etc"}]})
     assert said.startswith("model.tar: modules.json has 'modules.path' = '/etc'")
-    assert "config.json holds list" in refusal(tmp_path, {**model(), "config.json": [1]})
+    assert "config.json contains a list; it must contain a JSON object" in refusal(
+        tmp_path, {**model(), "config.json": [1]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ([[{"path": "/etc"}]], "modules.path"),
+        ({"a": [[[{"auto_map": {"AutoModel": "evil.Model"}}]]]}, "a.auto_map"),
+        ({"a": [1, [[], ["../secret"]]]}, "a"),
+        ({"vocab_file": [["org/name"]]}, "vocab_file"),
+        ([[["fine", {"b": [["~/x"]]}]]], "modules.b"),
+    ],
+)
+def test_lists_within_lists_are_checked_at_every_depth(tmp_path: Path, content: object, field: str) -> None:
+    message = refusal(tmp_path, {**model(), "modules.json": content})
+    assert message.startswith(f"model.tar: modules.json has '{field}' = ")
+    check(tmp_path, {**model(), "modules.json": [[["a/b", {"path": [["", "config.json"]]}], 3, None]]})
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "auto_map", "text_config", "vocab_file"])
@@ -407,7 +425,7 @@ def test_only_files_that_a_model_consists_of_reach_a_library(tmp_path: Path) -> 
         (b"", "is not a safetensors file"),
         (safetensors(length=1 << 40), "claims a header of 1099511627776 bytes"),
         (safetensors(length=1000), "claims a header of 1000 bytes"),
-        (safetensors(b'{"x": 1'), "is not JSON"),
+        (safetensors(b'{"x": 1'), "is not valid JSON"),
         (
             safetensors({"x": {"dtype": "Q9", "shape": [2], "data_offsets": [0, 8]}}),
             "of dtype 'Q9', which is not known",
@@ -459,11 +477,14 @@ def test_a_gguf_file_begins_as_one(tmp_path: Path) -> None:
         (b'{"a":' * 100 + b"1" + b"}" * 100, "is nested more than 64 levels deep"),
         (b'{"a":' * 100_000, "is nested more than 64 levels deep"),
         (b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "is nested more than 64 levels deep"),
-        (b"not JSON", "is not JSON"),
-        ('{"a": 1}'.encode("utf-16"), "is not JSON"),
+        (b"not JSON", "is not valid JSON"),
+        ('{"a": 1}'.encode("utf-16"), "is UTF-16 or UTF-32 text"),
+        ("\ufeff{}".encode(), "starts with a byte order mark; encode it as UTF-8 without one"),
+        (b'{"a": "\xe9"}', "is not UTF-8 text (byte 0xe9 in line 1)"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "gives 'c' twice in one object; keep one of them"),
         (b'{"a": [' + b"0," * 8_000_001 + b"0]}", "has too many values"),
         (b'{"a": [' + b"[]," * 2_000_001 + b"0]}", "has too many values"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "is not JSON"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "is not valid JSON"),
         (b" " * (65 << 20), "has 68157440 bytes"),
     ],
 )
@@ -472,6 +493,35 @@ def test_json_that_is_too_deep_or_too_large_is_refused(tmp_path: Path, file: str
     said = refusal(tmp_path, {**model(), file: content})
     assert said.startswith(f"model.tar: {file} ")
     assert told in said, said
+
+
+def test_a_lone_surrogate_in_a_model_file_is_refused_by_its_field(tmp_path: Path) -> None:
+    said = refusal(tmp_path, {**model(), "config.json": b'{"model_type": "llama", "a": ["\\ud83d"]}'})
+    assert said == "model.tar: config.json: a.0 contains the lone surrogate U+D83D; remove it."
+
+
+def test_control_characters_and_infinite_numbers_are_kept_in_model_files(tmp_path: Path) -> None:
+    content = b'{"model_type": "mamba2", "time_step_limit": [0.0, Infinity], "note": "\\u001b \\ud83d\\ude00"}'
+    seen = cleaned(tmp_path, {"config.json": content})["config.json"]
+    assert seen == {"model_type": "mamba2", "time_step_limit": [0.0, float("inf")], "note": "\x1b \U0001f600"}
+
+
+def test_a_duplicate_control_character_is_reported_by_its_escape(tmp_path: Path) -> None:
+    content = b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"\\u001b": 1, "\\u001b": 2}}}'
+    message = refusal(tmp_path, {**model(), "tokenizer.json": content})
+    assert message == r"model.tar: tokenizer.json gives '\x1b' twice in one object; keep one of them."
+
+
+def test_published_models_may_contain_duplicate_names_in_files_that_are_rewritten(tmp_path: Path) -> None:
+    duplicate = json.dumps(CONFIG).replace('"vocab_size"', '"vocab_size": 1, "vocab_size"')
+    (tmp_path / "config.json").write_text(duplicate)
+    (tmp_path / "results.json").write_text('{"step": 1, "step": 2}')
+    files = FolderFiles(tmp_path, "org/name")
+    (found,) = clean_files(files, ".", "elsewhere", weights=True)
+    assert json.loads(found[1] or b"") == CONFIG
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": "../x"}, "model": {"type": "BPE", "vocab": {}}}')
+    with pytest.raises(InvalidModelFiles, match=r"tokenizer\.json gives 'model' twice in one object"):
+        list(clean_files(FolderFiles(tmp_path, "org/name"), ".", "elsewhere", weights=True))
 
 
 # --- Archives ---------------------------------------------------------------------------------------------------------

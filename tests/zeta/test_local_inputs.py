@@ -192,7 +192,7 @@ def test_a_gguf_file_is_packed_alone(tmp_path: Path) -> None:
 def test_a_config_file_is_a_model_from_scratch(tmp_path: Path) -> None:
     file = model_folder(tmp_path / "llama") / "config.json"
     assert resolved({"model": str(file)}, Sent()) == {"model": {"config": {"model_type": "llama"}}}
-    for text in ("{", "[]", "{}"):
+    for text in ("{", "[]", "{}", '{"model_type": "llama", "model_type": "gpt2"}', "[" * 100_000, '{"a": "\\udc80"}'):
         file.write_text(text)
         with pytest.raises(InvalidRequest, match=r"config\.json"):
             resolved({"model": str(file)}, Sent())

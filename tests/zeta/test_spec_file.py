@@ -40,11 +40,13 @@ def test_a_date_stays_the_text_that_was_written(tmp_path: Path) -> None:
         ("- 1", "must map field names"),
         ("", "is empty"),
         ("metadata: {1: a}", "metadata.1"),
-        ("learning_rate: .nan", "learning_rate"),
+        ("learning_rate: .nan", "learning_rate is not a number"),
+        ('note: "\\e[2J"', "note contains the control character U\\+001B"),
+        ('metadata: {"a\\0": x}', "contains the control character U\\+0000"),
         ("x: !!python/object:os.system {}", "the tag !!python/object:os.system is not supported"),
-        ("a: &x [*x]", "contains itself"),
-        ("[" * 5000, "nested too deeply"),
-        ("a: &x {b: *x}", "contains itself"),
+        ("a: &x [*x]", "a value that contains it"),
+        ("[" * 5000, "is nested more than 100 levels deep"),
+        ("a: &x {b: *x}", "a value that contains it"),
         ("a: {b: {c: 1, c: 2}}", "duplicate key"),
         ("a: 1\n---\nb: 2", "several documents"),
         ("%YAML 1.1\n---\na: no", "declares YAML 1.1"),
@@ -54,7 +56,7 @@ def test_a_date_stays_the_text_that_was_written(tmp_path: Path) -> None:
         ("a: *gone", "undefined alias"),
         ("a:\n\tb: 1", "in line 2"),
         ("seed: 1" + "0" * 5000, "more than 400 digits"),
-        ("learning_rate: 1e999", "learning_rate is inf"),
+        ("learning_rate: 1e999", "learning_rate is too large"),
         ("? [a]\n: 1", "must be a string"),
         ("just text", "is a string"),
     ],
@@ -97,26 +99,35 @@ def test_aliases_and_merge_keys_work_within_a_limit(tmp_path: Path) -> None:
 def test_json_is_read_as_strictly_as_the_server_reads_it(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     for text, expected in (
-        ('{"seed": 1, "lora": {"r": 1, "r": 2}}', "'r' is given twice in one object"),
-        ('{"seed": 1, "seed": 1}', "'seed' is given twice"),
-        ('{"learning_rate": NaN}', "NaN is not a JSON number"),
-        ('{"learning_rate": -Infinity}', "-Infinity is not a JSON number"),
-        ('{"learning_rate": 1e999}', "learning_rate is inf"),
+        ('{"seed": 1, "lora": {"r": 1, "r": 2}}', "gives 'r' twice in one object"),
+        ('{"seed": 1, "seed": 1}', "gives 'seed' twice"),
+        ('{"learning_rate": NaN}', "NaN is not a valid JSON number"),
+        ('{"learning_rate": -Infinity}', "-Infinity is not a valid JSON number"),
+        ('{"learning_rate": 1e999}', "learning_rate is too large"),
         ('{"seed": 1' + "0" * 5000 + "}", "digits"),
-        ('{"metadata": ' + '{"a": ' * 150 + "1" + "}" * 151, "nested too deeply"),
-        ('{"metadata": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ('{"metadata": ' + '{"a": ' * 150 + "1" + "}" * 151, "is nested more than 100 levels deep"),
+        ('{"metadata": ' + "[" * 100_000 + "]" * 100_000 + "}", "is nested more than 100 levels deep"),
     ):
         file.write_text(text)
         with pytest.raises(InvalidRequest, match=expected):
             read_spec(file)
-    file.write_bytes(b"\xef\xbb\xbf" + b'{\n\t"seed": 3}\r\n')
+    file.write_bytes(b'\xef\xbb\xbf{"seed": 3}')
+    with pytest.raises(InvalidRequest, match="starts with a byte order mark; encode it as UTF-8 without one"):
+        read_spec(file)
+    file.write_bytes(b'{\n\t"seed": 3}\r\n')
+    assert read_spec(file) == {"seed": 3}
+
+
+def test_a_yaml_spec_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_bytes(b"\xef\xbb\xbfseed: 3\r\n")
     assert read_spec(file) == {"seed": 3}
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("name: caf\xe9\nseed: 1".encode("latin-1"), "not UTF-8 text .byte 0xe9 in line 1.; save it as UTF-8"),
+        ("name: caf\xe9\nseed: 1".encode("latin-1"), "not UTF-8 text .byte 0xe9 in line 1.; encode it as UTF-8"),
         ("seed: 1".encode("utf-16"), "UTF-16 or UTF-32"),
         ("seed: 1".encode("utf-16-le"), "UTF-16 or UTF-32"),
         ("seed: 1".encode("utf-16-be"), "UTF-16 or UTF-32"),

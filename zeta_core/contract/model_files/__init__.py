@@ -6,7 +6,7 @@ plain data.
 
 Guaranteed for accepted models: libraries open only files of the model itself; weights are safetensors or GGUF; no key
 refers to code, a kernel, a file outside the model or a repository of the Hub; and headers and JSON files take no more
-memory than `archive` and `strict_json` allow.
+memory than `archive` and `json_files` allow.
 """
 
 from zeta_core.contract.model_files.check import check_archive, clean_files, model_folder

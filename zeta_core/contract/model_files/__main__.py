@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zeta_core.contract.model_files import InvalidModelFiles, check_archive
 
-MAX_MEMORY_BYTES = 2 << 30  # several times what the largest file that `strict_json` reads takes
+MAX_MEMORY_BYTES = 2 << 30  # several times what the largest file that `json_files` reads takes
 
 
 def main(path: str, name: str) -> int:

@@ -11,8 +11,8 @@ from zeta_core.contract.model_files.adapter import clean_adapter
 from zeta_core.contract.model_files.config import clean_config
 from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin, Place
 from zeta_core.contract.model_files.files import ArchiveFiles, ModelFiles
+from zeta_core.contract.model_files.json_files import MAX_BYTES, parse_any, parse_object
 from zeta_core.contract.model_files.safetensors import check_header
-from zeta_core.contract.model_files.strict_json import MAX_BYTES, parse_any, parse_object
 from zeta_core.contract.model_files.tokenizer import (
     check_tokenizer,
     clean_ids,
@@ -128,17 +128,21 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin) -> bytes | None:
         content = stream.read()
     siblings = {other.name for other in map(PurePosixPath, files.sizes) if other.parent == path.parent}
     place = Place(label, siblings, origin)
+    # A user can't correct a published model, and libraries see only one of the values.
+    lenient = origin == "elsewhere"
     if path.name == INDEX:
-        return json.dumps(_clean_index(parse_object(content, label), place)).encode()
+        index = parse_object(content, label, allow_duplicate_names=lenient)
+        return json.dumps(_clean_index(index, place)).encode()
     if path.name == "tokenizer.json":
         check_tokenizer(parse_object(content, label), place)
     elif path.name in _CLEANERS:
-        clean = _CLEANERS[path.name](parse_object(content, label), place)
+        clean = _CLEANERS[path.name](parse_object(content, label, allow_duplicate_names=lenient), place)
         return json.dumps(clean, ensure_ascii=False, indent=1).encode()
     elif path.name in _DATA_JSON:
         parse_object(content, label)
     else:
-        unread = parse_any(content, label)  # others hold lists as well, such as the modules.json of an embedding model
+        # Others may contain a list, such as the modules.json of an embedding model.
+        unread = parse_any(content, label, allow_duplicate_names=lenient)
         _check_unread(cast("dict[str, Any]", unread) if isinstance(unread, dict) else {path.stem: unread}, place)
     return None
 
@@ -170,20 +174,26 @@ def _clean_index(index: dict[str, Any], place: Place) -> dict[str, Any]:
 
 
 def _check_unread(content: Mapping[str, Any], place: Place) -> None:
-    """Refuse code and files from elsewhere in a JSON file that nothing here reads: its author expects that it is."""
+    """Reject code and outside files in a JSON file that is never read, because its author expects it to be read."""
     for key, value in content.items():
         if key in CODE_KEYS:
             check_code_key(place, key, value)
-        elif names_a_file(key) and isinstance(value, str) and looks_like_a_path(value):
-            check_file_key(place, key, value)
-        elif isinstance(value, str) and leads_outside(value) and not value.startswith(("http://", "https://")):
-            place.refuse(key, value, "it must not lead out of the model; leave it out")
         else:
-            for inner in cast("list[Any]", value) if isinstance(value, list) else [value]:
-                if isinstance(inner, dict):
-                    _check_unread(cast("dict[str, Any]", inner), place.inside(key))
-                elif isinstance(value, list) and isinstance(inner, str):
-                    _check_unread({key: inner}, place)
+            _check_unread_value(key, value, place)
+
+
+def _check_unread_value(key: str, value: object, place: Place) -> None:
+    """Check the value of a key, or one of the values in its list, however deeply lists are nested."""
+    if isinstance(value, list):
+        for item in cast("list[object]", value):
+            _check_unread_value(key, item, place)
+    elif isinstance(value, dict):
+        _check_unread(cast("dict[str, Any]", value), place.inside(key))
+    elif isinstance(value, str):
+        if names_a_file(key) and looks_like_a_path(value):
+            check_file_key(place, key, value)
+        elif leads_outside(value) and not value.startswith(("http://", "https://")):
+            place.refuse(key, value, "it must not lead out of the model; leave it out")
 
 
 def _is_hidden(name: str) -> bool:

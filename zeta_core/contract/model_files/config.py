@@ -11,7 +11,7 @@ import re
 from typing import Any, cast
 
 from zeta_core.contract.model_files.faults import Place
-from zeta_core.contract.model_files.strict_json import MAX_DEPTH, is_deeper
+from zeta_core.contract.model_files.json_files import MAX_DEPTH
 from zeta_core.contract.model_files.values import (
     CODE_KEYS,
     RECORD_KEYS,
@@ -21,6 +21,7 @@ from zeta_core.contract.model_files.values import (
     is_text,
     names_a_file,
 )
+from zeta_core.contract.strict_json import is_deeper
 
 # "owner/kernel" is downloaded and run, and so are the kernels behind the names that are missing here, wherever the
 # package `kernels` is installed (`integrations/hub_kernels.py`, `integrations/moe.py`).

@@ -10,7 +10,7 @@ import math
 from typing import Any, BinaryIO, TypeGuard, cast
 
 from zeta_core.contract.model_files.faults import InvalidModelFiles
-from zeta_core.contract.model_files.strict_json import MAX_BYTES, parse_object
+from zeta_core.contract.model_files.json_files import MAX_BYTES, parse_object
 
 # Bits of one element (safetensors 0.8).
 DTYPE_BITS = {

@@ -65,14 +65,14 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
         store = ArtifactStore(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
         service = await identify_service(database)
         await asyncio.to_thread(store.prepare)
-        await asyncio.to_thread(own_store, settings, service)
-        await keep_admin_key(database, settings.api_key)
         engine = Engine(database, settings, service)
-        await engine.start()
-        engine.loops.start(
-            "deletions", partial(finish_deletions, database, store), Pace(idle_seconds=LOOK_SECONDS), limit_seconds=None
-        )
+        await engine.claim()  # first, so that a server that refuses to start changes neither store nor admin key
         try:
+            await asyncio.to_thread(own_store, settings, service)
+            await keep_admin_key(database, settings.api_key)
+            engine.start()
+            deletions = partial(finish_deletions, database, store)
+            engine.loops.start("deletions", deletions, Pace(idle_seconds=LOOK_SECONDS), limit_seconds=None)
             uploads = OpenUploads(database, store, settings.project_quota_bytes)
             yield Service(settings, database, store, engine, uploads)
         finally:

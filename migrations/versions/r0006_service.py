@@ -1,4 +1,4 @@
-"""Add the id of the service that owns the database, and the identity of the database."""
+"""Add the service that owns the database, the identity of the database, and the claim of the running servers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False, autoincrement=False),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("database", sa.String(), nullable=False),
+        sa.Column("claim", sa.String(), nullable=True),
+        sa.Column("claimed_by", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("number", name="pk_service"),
     )
 

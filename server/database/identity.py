@@ -50,6 +50,7 @@ async def _identify(session: AsyncSession, here: str) -> str:
     elif row.database != here:
         if not _is_same(row.database, here):
             former, row.id = row.id, new_id("svc")
+            row.claim, row.claimed_by = None, None
             logger.warning(
                 "The database was copied or moved since its last start; the service id is now %s (was %s).",
                 row.id,

@@ -204,6 +204,8 @@ class ServiceRow(Table):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     id: Mapped[str]
     database: Mapped[str]  # the identity of the database at the last start
+    claim: Mapped[str | None]  # which Redis its servers use; see `engine.database_claim`
+    claimed_by: Mapped[str | None]  # host and Redis of the server that renewed the claim, for people to read
 
 
 class CheckRow(Table):

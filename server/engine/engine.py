@@ -16,14 +16,17 @@ from typing import Any
 from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
+from server.database.availability import DatabaseUnavailable
 from server.database.db import Database
+from server.engine import database_claim, redis_claim
 from server.engine.checks import Checks
 from server.engine.courier import Courier
+from server.engine.database_claim import DatabaseClaim
 from server.engine.fleet import Fleet
 from server.engine.keeper import Keeper
 from server.engine.link import Dropped, connect, remove_wrong_type, send_to_worker
 from server.engine.loops import STOP_SECONDS, Loops, Pace
-from server.engine.redis_claim import RENEW_SECONDS, RedisClaim
+from server.engine.redis_claim import RedisClaim
 from server.engine.scheduler import Scheduler
 from server.engine.stored import Stored
 from server.engine.watch import Watch
@@ -50,7 +53,8 @@ class Engine:
         self.loops = Loops()
         self._fleet = Fleet(settings.worker_secret)
         self._redis = connect(settings.redis_url)
-        self._claim = RedisClaim(self._redis, settings.redis_url, service)
+        self._redis_claim = RedisClaim(self._redis, settings.redis_url, service)
+        self._database_claim = DatabaseClaim(database, self._redis, settings.redis_url)
         self._courier = Courier(settings.redis_url, self._redis, settings.worker_secret)
         self._keeper = Keeper(database, self._redis, settings, self.stored, self.dropped, self.wake)
         self._scheduler = Scheduler(
@@ -65,18 +69,26 @@ class Engine:
         )
         self.checks = Checks(database, self._fleet, self._send_to_worker, limit_seconds=settings.check_seconds)
 
-    async def start(self) -> None:
-        """Start the loops. If Redis or the database is unavailable, the loops retry.
+    async def claim(self) -> None:
+        """Claim Redis and the database for each other. If one of them is unavailable, the loops retry.
 
-        Raises `InvalidSettings` if Redis belongs to another service.
+        Raises `InvalidSettings` if Redis belongs to another service, or if the database is in use with another Redis.
         """
         try:
-            await self._claim.take()
+            await self._redis_claim.take()
+            await self._database_claim.take()
         except InvalidSettings:
-            await self._redis.aclose()
-            self._courier.close()
+            await self.stop()
             raise
-        self.loops.start("claim", self._claim.one_pass, Pace(idle_seconds=RENEW_SECONDS))
+
+    def start(self) -> None:
+        """Start the loops, after `claim`. If Redis or the database is unavailable, the loops retry."""
+        renewals = (
+            ("redis claim", self._redis_claim.one_pass, redis_claim.RENEW_SECONDS),
+            ("database claim", self._renew_database_claim, database_claim.RENEW_SECONDS),
+        )
+        for name, one_pass, seconds in renewals:
+            self.loops.start(name, one_pass, Pace(idle_seconds=seconds))
         self.loops.start("keeper", self._read_messages, Pace())
         self.loops.start("fleet", self._read_heartbeats, Pace(idle_seconds=LOOK_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
@@ -86,9 +98,12 @@ class Engine:
     async def stop(self) -> None:
         """Stop the loops; the next start continues any interrupted work."""
         await self.loops.stop()
+        with suppress(RedisUnavailable, DatabaseUnavailable, TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._database_claim.release()
         with suppress(RedisUnavailable, TimeoutError):  # without Redis there is no group to leave
             async with asyncio.timeout(STOP_SECONDS):
-                await self._claim.release()
+                await self._redis_claim.release()
                 await self._keeper.leave()
         with suppress(RedisUnavailable), calling_redis():
             await self._redis.aclose()
@@ -115,8 +130,17 @@ class Engine:
         """Whether a new heartbeat of the worker arrived within the last `HEARTBEAT_GONE_SECONDS`."""
         return self._fleet.is_alive(worker)
 
+    async def _renew_database_claim(self) -> None:
+        self._redis_claim.require()
+        await self._database_claim.one_pass()
+
+    def _require_claims(self) -> None:
+        """Raise `RedisUnavailable` unless Redis and the database are claimed for each other."""
+        self._redis_claim.require()
+        self._database_claim.require()
+
     async def _read_messages(self) -> None:
-        self._claim.require()
+        self._require_claims()
         await self._keeper.one_pass()
 
     async def _read_heartbeats(self) -> None:
@@ -125,7 +149,7 @@ class Engine:
         This also removes the heartbeats of workers that have been silent for a day.
         """
         try:
-            self._claim.require()
+            self._require_claims()
             with calling_redis():
                 entries = await self._fetch_heartbeats()
                 changed = self._fleet.update(entries)
@@ -154,5 +178,5 @@ class Engine:
         return entries
 
     async def _send_to_worker(self, worker: str, message: BaseModel) -> None:
-        self._claim.require()
+        self._require_claims()
         await send_to_worker(self._redis, worker, message, self.settings.worker_secret)

@@ -78,7 +78,8 @@ class Bench:
     def start_engine(self) -> Engine:
         async def start() -> Engine:
             engine = Engine(self.database, self.settings, await identify_service(self.database))
-            await engine.start()
+            await engine.claim()
+            engine.start()
             return engine
 
         self.engine = self.loop.run(start())

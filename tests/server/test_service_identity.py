@@ -6,6 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -13,6 +14,8 @@ from migrations.upgrade import upgrade
 from server.database.db import Database
 from server.database.identity import identify_service
 from tests.harness.postgres import PostgresServer
+from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
 from tests.server.serving import ServerProcess, serving
 
 
@@ -34,6 +37,14 @@ def refusal(server: ServerProcess) -> str:
     with pytest.raises(AssertionError, match="the server ended with 2"):
         server.start()
     return server.log()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database that two homes can share."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/shared.db"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 def test_a_copied_database_is_of_another_service_and_a_renamed_one_is_not(tmp_path: Path) -> None:
@@ -104,3 +115,66 @@ def test_the_store_in_a_home_goes_with_it_and_one_that_it_links_to_does_not(tmp_
         pass
     subprocess.run(["cp", "-a", tmp_path / "original", tmp_path / "clone"], check=True)
     assert "ZETA_ARTIFACTS_TAKE_OVER=" in refusal(ServerProcess(tmp_path / "clone", redis_url))
+
+
+def test_a_server_on_another_redis_refuses_a_database_in_use(
+    tmp_path: Path, redis_url: str, own_valkey: ValkeyServer, database_url: str
+) -> None:
+    first = ServerProcess(tmp_path / "first", redis_url, database_url)
+    second = ServerProcess(tmp_path / "second", own_valkey.url, database_url)
+    first.start()
+    try:
+        message = refusal(second)
+        second.process = None
+        assert "ZETA_DATABASE_URL is " in message
+        assert f"with Redis database 0 of {redis_url.split('/')[2]}; this server has another ZETA_REDIS_URL" in message
+        assert f"Redis database 0 of 127.0.0.1:{own_valkey.port}. Give every server" in message
+        assert message.count("ZETA_DATABASE_URL") == 1, "one error, without a traceback"
+        assert not (tmp_path / "second/artifacts/service.json").exists()
+
+        first.end(signal.SIGKILL)
+        first.start()  # the same Redis knows the claim of a server that crashed
+        first.end(signal.SIGKILL)
+        second.start()  # takes over after the claim has expired
+        second_log = refusal(first)
+        first.process = None
+        assert f"with Redis database 0 of 127.0.0.1:{own_valkey.port}; this server" in second_log
+
+        second.end()
+        first.start()  # a server that stops releases its claim
+        assert httpx.get(f"{first.url}/readyz", verify=False).json()["status"] == "ok"
+    finally:
+        for server in (first, second):
+            if server.process is not None:
+                server.end()
+
+
+def test_a_server_keeps_its_database_when_its_redis_loses_all_data(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+    with serving(tmp_path / "home", own_valkey.url) as server:
+        with own_valkey.client() as client:
+            client.flushall()
+        server.end(signal.SIGKILL)
+        with own_valkey.client() as client:
+            client.flushall()
+        server.start()
+        assert httpx.get(f"{server.url}/readyz", verify=False).json()["status"] == "ok"
+
+
+def test_a_server_whose_redis_was_away_at_its_start_leaves_a_database_in_use_alone(
+    tmp_path: Path, redis_url: str, own_valkey: ValkeyServer
+) -> None:
+    database_url = f"sqlite:///{tmp_path}/shared.db"
+    own_valkey.stop()
+    with (
+        serving(tmp_path / "first", redis_url, database_url) as first,
+        serving(tmp_path / "second", own_valkey.url, database_url) as second,
+    ):
+        own_valkey.start()
+
+        def readyz(server: ServerProcess) -> str:
+            return httpx.get(f"{server.url}/readyz", verify=False).text
+
+        wait_until(lambda: "which is in use by the server on" in readyz(second), 60, "the refusal")
+        assert "which is in use by the server on" not in readyz(first)
+        first.end()
+        wait_until(lambda: "which is in use by the server on" not in readyz(second), 60, "the takeover")

@@ -34,7 +34,8 @@ def test_two_servers_start_every_job_once_store_every_line_once_and_obey_every_c
     async def open_second() -> tuple[Database, Engine]:
         database = Database(fleet.settings.database)  # connections of its own, as another process has
         engine = Engine(database, fleet.settings, await identify_service(database))
-        await engine.start()
+        await engine.claim()
+        engine.start()
         return database, engine
 
     async def close(database: Database, engine: Engine) -> None:

@@ -8,6 +8,7 @@
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
 |                               |                  | that of a worker which was silent for a day                  |
 | string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
+| list `DATABASE_KEY`           | server -> server | the recent claims of the database by servers on this Redis   |
 
 Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
 harmless: a claim already granted to the same worker is granted again, a line already stored is not stored again, a
@@ -39,6 +40,7 @@ SERVER_GROUP = "keepers"
 LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be appended to a stream after it
 WORKERS_HASH = "zeta:workers"
 SERVICE_KEY = "zeta:service"
+DATABASE_KEY = "zeta:database"
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT_GONE_SECONDS = 15.0  # a worker silent for this long is offered no new job
 MAX_BATCH_LINES = 200

@@ -14,6 +14,7 @@ from zeta_core.contract.errors import InvalidSettings
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[^:]*))?")
 _DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
+_CREDENTIALS = re.compile(r"(?P<scheme>\s*[A-Za-z][A-Za-z0-9+.-]*:/+)?.*@", re.DOTALL)
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -36,9 +37,10 @@ def checked_url(text: str, name: str) -> str:
     """
 
     def invalid(reason: str) -> InvalidSettings:
-        shown = re.sub(r"(^|//).*@", r"\1***@", text)
         return InvalidSettings(
-            f"{name} is {shown!r}: {reason}; give a URL such as http://127.0.0.1:8400.", param=name, code="invalid_url"
+            f"{name} is {without_password(text)!r}: {reason}; give a URL such as http://127.0.0.1:8400.",
+            param=name,
+            code="invalid_url",
         )
 
     scheme, separator, rest = text.strip().partition("://")
@@ -56,6 +58,14 @@ def checked_url(text: str, name: str) -> str:
     except ValueError as error:
         raise invalid(str(error)) from None
     return f"{scheme.lower()}://{host_port}{slash}{path}".rstrip("/")
+
+
+def without_password(url: str) -> str:
+    """The URL for display, with ``***`` for its user name and password. The scheme may be missing.
+
+    Everything up to the last ``@`` is masked, because an unquoted password may contain any character.
+    """
+    return _CREDENTIALS.sub(lambda found: f"{found['scheme'] or ''}***@", url, count=1)
 
 
 def parse_host_port(text: str) -> HostPort:

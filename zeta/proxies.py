@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import httpx
 
-from zeta.address import IpAddress, is_this_machine, parse_host_port, parse_ip
+from zeta.address import IpAddress, is_this_machine, parse_host_port, parse_ip, without_password
 from zeta_core.contract.errors import InvalidSettings
 
 _SCHEMES = {"http": "http", "https": "https", "socks5": "socks5", "socks5h": "socks5", "socks": "socks5"}
@@ -35,7 +35,7 @@ class Proxy:
     url: str
 
     def __str__(self) -> str:
-        return _without_password(self.url)
+        return without_password(self.url)
 
 
 def choose_proxy(server_url: str, variables: Mapping[str, str]) -> Proxy | None:
@@ -67,7 +67,7 @@ def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str] | None
 def _usable(variable: str, value: str, *, host: str) -> Proxy:
     def invalid(reason: str) -> InvalidSettings:
         return InvalidSettings(
-            f"{variable} is {_without_password(value)!r}: {reason}; correct it, "
+            f"{variable} is {without_password(value)!r}: {reason}; correct it, "
             f"or add {host} to NO_PROXY to connect directly.",
             param=variable,
             code="invalid_proxy",
@@ -80,7 +80,7 @@ def _usable(variable: str, value: str, *, host: str) -> Proxy:
             raise invalid("a scheme must be followed by ://")
     used = _SCHEMES.get(scheme.lower())
     if used is None:
-        raise invalid(f"{scheme}:// proxies are not supported, only http://, https:// and socks5://")
+        raise invalid("only http://, https:// and socks5:// proxies are supported")  # the scheme may be a password
     if used == "socks5" and importlib.util.find_spec("socksio") is None:
         raise invalid(f"a {scheme}:// proxy needs the package socksio (pip install socksio), or use an http:// proxy")
     user, at, address = rest.rpartition("@")
@@ -144,7 +144,3 @@ def _ascii(name: str) -> str:
         return httpx.URL(f"http://{name}").raw_host.decode()
     except (httpx.InvalidURL, UnicodeError):
         return name
-
-
-def _without_password(value: str) -> str:
-    return re.sub(r"(^|//).*@", r"\1***@", value, count=1)

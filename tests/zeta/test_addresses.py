@@ -1,11 +1,12 @@
 """Server addresses, proxies and certificates: what the environment may hold, and how each fault is reported."""
 
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
-from zeta.address import checked_url, is_this_machine
+from zeta.address import checked_url, is_this_machine, without_password
 from zeta.certificates import tls_context
 from zeta.proxies import choose_proxy
 from zeta_core.contract.errors import InvalidSettings
@@ -187,6 +188,48 @@ def test_an_unusable_proxy_is_refused_with_its_variable_and_the_cure(value: str,
     assert "ALL_PROXY" in caught.value.message
     assert "train-box to NO_PROXY" in caught.value.message
     assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://ann:hunter2@box.corp:8400/zeta", "http://***@box.corp:8400/zeta"),
+        ("SOCKS5H://ann:hunter2@[2001:db8::1]:1080", "SOCKS5H://***@[2001:db8::1]:1080"),
+        (" https://hunter2@box.corp", " https://***@box.corp"),
+        ("http:/ann:hunter2@box.corp", "http:/***@box.corp"),
+        ("ann:hunter2@box.corp:3128", "***@box.corp:3128"),
+        ("http:ann:hunter2@box.corp", "***@box.corp"),
+        ("http://ann:hunter2@hunter2@box.corp", "http://***@box.corp"),
+        ("ann:hunter2@//hunter2@box.corp", "***@box.corp"),
+        ("http://ann:hunter2/hunter2?#@box.corp", "http://***@box.corp"),
+        ("ann:hunter2://hunter2@box.corp", "***@box.corp"),
+        ("http://ann:hunter2\nhunter2@box.corp", "http://***@box.corp"),
+        ("https://box.corp:8400", "https://box.corp:8400"),
+        ("box.corp:3128", "box.corp:3128"),
+        ("", ""),
+    ],
+)
+def test_a_url_is_shown_without_its_user_and_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ("http://ann:hunter2", "http://***"),
+        ("ftp://ann:hunter2@hunter2", "ftp://***"),
+        ("ann:hunter2", "***"),
+        ("ann:hunter2://hunter2", "***"),
+        ("http:/ann:hunter2", "http:/***"),
+        ("https://ann:hunter2/hunter2#?", "https://***"),
+    ],
+)
+def test_no_refusal_of_a_url_shows_its_password(before: str, shown: str) -> None:
+    with pytest.raises(InvalidSettings, match=re.escape(f"ZETA_URL is '{shown}@box:port'")) as server:
+        checked_url(f"{before}@box:port", "ZETA_URL")
+    with pytest.raises(InvalidSettings, match=re.escape(f"ALL_PROXY is '{shown}@box:port'")) as proxy:
+        choose_proxy("http://train-box:8400", {"ALL_PROXY": f"{before}@box:port"})
+    assert "hunter2" not in server.value.message + proxy.value.message
 
 
 def test_this_machine_is_reached_without_a_proxy() -> None:

@@ -76,6 +76,7 @@ def warn_of_another_device(report: Report, before: str | None, now: str | None) 
         return
     report.warn(
         "device_changed",
-        f"The run started on {before} and continues on {now}. Other kernels round differently, so from here on the "
-        "results can differ in their last bits from those of a run on a single kind of device.",
+        f"This attempt runs on {now}, and the attempt that it continues ran on {before}. Other kernels round "
+        "differently, so from here on the results can differ in their last bits from those of a run on a single kind "
+        "of device.",
     )

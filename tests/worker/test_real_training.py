@@ -53,7 +53,9 @@ def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_w
     one, two = fleet.attempts(free)
     (warning,) = [warning for warning in job.warnings if warning["code"] == "device_changed"]
     assert one.device_kind != two.device_kind == job.resolved_spec["device_kind"]
-    assert f"started on {one.device_kind} and continues on {two.device_kind}" in warning["message"]
+    assert (
+        f"runs on {two.device_kind}, and the attempt that it continues ran on {one.device_kind}." in warning["message"]
+    )
 
     reason = fleet.job(exact).waiting_reason or {}
     assert (reason["code"], reason["details"]) == ("never_fits", {"device_kind": one.device_kind})

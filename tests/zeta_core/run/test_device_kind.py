@@ -45,9 +45,10 @@ def kind_of(run_dir: Path) -> str:
     return running.resolved_spec["device_kind"]
 
 
-def warning(run_dir: Path) -> str | None:
+def warning(run_dir: Path) -> str:
+    """The message of the warning, or an empty string without one."""
     lines = (line for line in journal(run_dir) if isinstance(line, WarningLine) and line.code == "device_changed")
-    return next((line.message for line in lines), None)
+    return next((line.message for line in lines), "")
 
 
 def test_a_resumed_run_is_exact_on_its_kind_of_device_and_warns_on_another(tmp_path: Path) -> None:
@@ -60,14 +61,17 @@ def test_a_resumed_run_is_exact_on_its_kind_of_device_and_warns_on_another(tmp_p
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert kind_of(straight) == kind_of(half) == kind_of(same) != kind_of(other)
-    assert warning(straight) is warning(same) is None
-    message = warning(other) or ""
-    assert f"started on {kind_of(half)} and continues on {kind_of(other)}" in message
+    assert warning(straight) == warning(same) == ""
+    message = warning(other)
+    assert f"runs on {kind_of(other)}, and the attempt that it continues ran on {kind_of(half)}." in message
     assert "from here on the results can differ in their last bits" in message
+
+    back = run(tmp_path / "back", 8, resume_from=str(final(other)))
+    assert f"runs on {kind_of(half)}, and the attempt that it continues ran on {kind_of(other)}." in warning(back)
 
 
 def test_an_attempt_after_one_without_a_checkpoint_warns_as_well(tmp_path: Path) -> None:
     begun = run(tmp_path / "begun", 1, resolved_spec={"device_kind": "cpu:of another machine"})
-    assert "started on cpu:of another machine" in (warning(begun) or "")
+    assert "ran on cpu:of another machine." in warning(begun)
     older = run(tmp_path / "older", 1, resolved_spec={"threads": 1})
-    assert warning(older) is None
+    assert warning(older) == ""

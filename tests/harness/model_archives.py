@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
+PICKLE = b"\x80\x04K\x01."  # of the number 1
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 8,

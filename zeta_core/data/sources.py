@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 from zeta_core.contract.data_folder import Split, find_data_files, split_glob
@@ -19,9 +19,10 @@ from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, suffixes_o
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.data.confined import Position, confined
+from zeta_core.data.hub import HubDataset, fetch_dataset
 from zeta_core.data.rows import RowFormat, fault_in, format_of
-from zeta_core.data.tables import arrow_batches, hub_units, num_rows, parquet_batches, table_units
-from zeta_core.data.units import Row, Unit, json_units, text_units
+from zeta_core.data.tables import arrow_batches, num_rows, parquet_batches, table_units
+from zeta_core.data.units import Row, Unit, json_units, rows_between, text_units
 from zeta_core.failures import InvalidData
 
 
@@ -115,7 +116,7 @@ def open_sources(
                 files = _matching(source.path, places, reader.suffixes, split, on_folder)
                 found = reader.measured([reader.open(file, file.name) for file in files])
             case HubSource():
-                found = [_from_hub(reader, source, places)]
+                found = _from_hub(reader, source, places)
         sources += [replace(one, number=number, weight=source.weight) for one in found]
     return sources
 
@@ -141,7 +142,7 @@ def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
     name = str(known.get("filename") or file_id)
     if not path.is_file():
         raise InvalidData(f"The file {name} ({file_id}) is no longer in the artifact store; upload it again.")
-    return reader.open(path, name, sha256=cast("str | None", known.get("sha256")))
+    return reader.open(path, name, content=cast("str | None", known.get("sha256")))
 
 
 def _matching(
@@ -188,7 +189,7 @@ def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> Invali
     return InvalidData(f"{found} {skipped}".rstrip())
 
 
-def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
+def _from_hub(reader: _Reader, source: HubSource, places: Places) -> list[Source]:
     if not places.hub:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
     if Path(source.hub).exists():  # `datasets` would read it
@@ -196,40 +197,56 @@ def _from_hub(reader: _Reader, source: HubSource, places: Places) -> Source:
             f"dataset.hub is {source.hub!r}, which is also a local folder; rename the folder, or refer to its files "
             'with {"path": …}.'
         )
-    from datasets import load_dataset_builder
+    dataset = fetch_dataset(source, reader.suffixes)
+    splits = {
+        split: reader.measured([reader.open(file.path, file.name, content=file.origin) for file in files])
+        for split, files in dataset.files.items()
+    }
+    if dataset.is_sliced:
+        return _sliced(source, dataset, splits)
+    return [one for split in dataset.splits for one in splits[split]]
 
-    try:
-        builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
-        refuse_foreign_files(getattr(cast(Any, builder).config, "data_files", None) or {}, source.hub)
-        builder.download_and_prepare()
-        loaded = builder.as_dataset(split=source.split)
-    except InvalidData:
-        raise
-    except Exception as error:
-        raise InvalidData(f"The dataset {source.hub!r} ({source.split}) cannot be loaded: {error}") from error
-    rows: Any = loaded
-    opened = Source(
-        source.hub,
-        "",
-        len(rows),
-        lambda: hub_units(rows, source.hub),
-        reader.row_format,
-        columns=source.columns,
-        num_bytes=int(getattr(rows.data, "nbytes", 0)),
+
+def _sliced(source: HubSource, dataset: HubDataset, splits: Mapping[str, Sequence[Source]]) -> list[Source]:
+    """The requested slices of the splits. Rows keep their numbers; in JSON Lines files, these are line numbers."""
+    if text := next((one for opened in splits.values() for one in opened if one.measure is None), None):
+        raise InvalidData(
+            f"dataset.split is {source.split!r}, but {text.name} is a text file, which is one document without rows; "
+            "request the whole split."
+        )
+    num_rows: dict[str, list[int]] = confined(
+        lambda position: {split: [_last_row(one, position) for one in opened] for split, opened in splits.items()}
     )
-    [found] = _with_first_rows([opened])
-    row_format = "auto" if found.has_detected_format else source.format
-    content = str(getattr(rows, "_fingerprint", source.revision))
-    return replace(found, fingerprint=f"{content} {row_format} {_renamed(source.columns)}")
+    found: list[Source] = []
+    for split, first, last in dataset.slices({split: sum(each) for split, each in num_rows.items()}):
+        before = 0  # rows of the split's earlier files
+        for one, num in zip(splits[split], num_rows[split], strict=True):
+            start, end = max(first - before, 0), min(last - before, num)
+            if start < end:
+                found.append(one if (start, end) == (0, num) else _with_rows(one, start, end))
+            before += num
+    if not found:
+        raise InvalidData(f"dataset.split is {source.split!r}, which contains no rows; request a larger slice.")
+    return found
 
 
-def refuse_foreign_files(data_files: Mapping[str, Sequence[str]], hub: str) -> None:
-    """Raise `InvalidData` if the dataset's card names files outside the dataset, such as local files."""
-    for file in (str(name) for names in data_files.values() for name in names):
-        if not file.startswith(f"hf://datasets/{hub}@") or ".." in PurePosixPath(file).parts or "::/" in file:
-            raise InvalidData(
-                f"The dataset {hub!r} refers to {file!r}, which is not one of its own files; use another dataset."
-            )
+def _last_row(source: Source, position: Position) -> int:
+    """The number of the source's last row."""
+    if source.word == "row":
+        return source.size
+    last = 0
+    for unit in source.units():
+        position.move(source.after(unit.position), "reading")
+        last = max((row.number for row in unit.rows()), default=last)
+    return last
+
+
+def _with_rows(source: Source, first: int, last: int) -> Source:
+    return replace(
+        source,
+        units=lambda: rows_between(source.units(), first, last),
+        fingerprint=f"{source.fingerprint} rows {first}:{last}",
+    )
 
 
 # --- Reading files ----------------------------------------------------------------------------------------------------
@@ -254,7 +271,8 @@ class _Reader:
             return "tokens"
         return None if self.source.format == "auto" else self.source.format
 
-    def open(self, path: Path, name: str, *, sha256: str | None = None) -> Source:
+    def open(self, path: Path, name: str, *, content: str | None = None) -> Source:
+        """Open a file. ``content`` identifies its content; by default, that is its SHA-256."""
         size = path.stat().st_size
         if size == 0:
             raise InvalidData(f"{name} is empty; provide a file with at least one document.")
@@ -262,14 +280,14 @@ class _Reader:
         if suffix not in self.suffixes:
             kind = "tokens as " if self.pretokenized else f"{self.row_format} as " if self.row_format else ""
             raise InvalidData(f"{name} is not a supported file type; provide {kind}{', '.join(self.suffixes)}.")
-        sha256 = sha256 or _sha256(path)
+        content = content or _sha256(path)
         if suffix in TOKEN_SUFFIXES:
-            return Source(name, f"{sha256} {suffix}", size, lambda: iter(()), "tokens", flat=path)
+            return Source(name, f"{content} {suffix}", size, lambda: iter(()), "tokens", flat=path)
         columns = self.source.columns
         units: Callable[[], Iterator[Unit]]
         measure: Callable[[], int]
         if suffix in TEXT_SUFFIXES:
-            about = f"{sha256} {suffix} None {_renamed(columns)}"
+            about = f"{content} {suffix} None {_renamed(columns)}"
             return Source(name, about, size, lambda: text_units(path, name, size), num_bytes=size)
         if suffix == ".jsonl":
             word, measure, units = "line", lambda: size, lambda: json_units(path, name, size)
@@ -279,7 +297,7 @@ class _Reader:
             measure = lambda: num_rows(path, name, suffix)  # noqa: E731 - as for `units`
         return Source(
             name,
-            f"{sha256} {suffix}",
+            f"{content} {suffix}",
             0,
             units,
             self.row_format,

@@ -1,4 +1,4 @@
-"""Reading rows from Parquet files, Arrow files and streams, and Hub datasets, in parts of limited size.
+"""Reading rows from Parquet files, and from Arrow files and streams, in parts of limited size.
 
 All data is untrusted. The buffers of an Arrow file are fully validated before a value is read, because pyarrow maps the
 file and follows its offsets, wherever they point. Errors are `InvalidData` and name the file.
@@ -18,19 +18,6 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 26  # size of a Parquet batch according to the metadata
 UNIT_ROWS = 256  # conversations are long, and as Python objects they are many times larger
 LARGEST_UNIT_BYTES = 1 << 23
-
-
-def hub_units(rows: Any, name: str) -> Iterator[Unit]:
-    for first in range(0, len(rows), UNIT_ROWS):
-        last = min(len(rows), first + UNIT_ROWS)
-
-        def load(first: int = first, last: int = last) -> Iterator[Row]:
-            _validate(rows.data.fast_slice(first, last - first), name, first + 1, last)
-            columns: dict[str, list[Any]] = rows[first:last]
-            values = zip(*map(_without_empty_fields, columns.values()), strict=True)
-            return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first + 1))
-
-        yield Unit(load, last)
 
 
 def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
@@ -114,12 +101,12 @@ def _arrow_batches(path: Path, name: str) -> Iterator[Any]:
         raise _unreadable(error, name, "Arrow") from error
 
 
-def _validate(table: Any, name: str, first: int, last: int) -> None:
-    """Check every buffer, offset and index of a batch or table. Raises `InvalidData`."""
+def _validate(batch: Any, name: str, first: int, last: int) -> None:
+    """Check every buffer, offset and index of a batch. Raises `InvalidData`."""
     import pyarrow as pa
 
     try:
-        table.validate(full=True)
+        batch.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
         _raise_memory_error(error)
         if "UTF8" in str(error):

@@ -113,5 +113,24 @@ def json_units(path: Path, name: str, size: int) -> Iterator[Unit]:
         yield Unit(load, position)
 
 
+def rows_between(units: Iterator[Unit], first: int, last: int) -> Iterator[Unit]:
+    """The units with only those rows whose numbers are greater than ``first`` and at most ``last``."""
+    is_complete = False
+    for unit in units:
+        if is_complete:
+            return
+
+        def load(unit: Unit = unit) -> Iterator[Row]:
+            nonlocal is_complete
+            for row in unit.rows():
+                if row.number > last:
+                    is_complete = True
+                    return
+                if row.number > first:
+                    yield row
+
+        yield Unit(load, unit.position)
+
+
 def _not_utf8(name: str, line: int, byte: int) -> InvalidData:
     return InvalidData(f"{name}, line {line}: is not UTF-8 text (byte {byte:#04x}); save it as UTF-8.")

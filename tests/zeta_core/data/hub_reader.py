@@ -1,0 +1,85 @@
+"""A program that tokenizes Hub datasets: for each dataset on a line of its input, it writes the texts or the error.
+
+`huggingface_hub` reads the address of the Hub when it is imported, so each Hub needs a process of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import ByT5Tokenizer
+
+from zeta_core.contract.sources import dataset_sources
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.validation import parse
+from zeta_core.data.confined import MEBIBYTE, Limits
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.failures import InvalidData
+from zeta_core.report.journal import Report
+
+
+class HubReader:
+    """The program, running with the given environment until `close`."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": "/usr/bin:/bin", **environment},
+        )
+
+    def send(self, **dataset: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(dataset) + "\n")
+        self._process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def read(self, **dataset: Any) -> dict[str, Any]:
+        self.send(**dataset)
+        return self.receive()
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+
+def tokenize(dataset: dict[str, Any]) -> dict[str, Any]:
+    """The texts and names of the dataset's sources, or the error; and the peak memory of this process in bytes."""
+    options = parse(TrainerOptions, {"dataset": dataset})
+    tokenizer, answer = ByT5Tokenizer(), dict[str, Any]()
+    try:
+        sources = open_sources(dataset_sources(options.dataset), Places(), pretokenized=False)
+        with tempfile.TemporaryDirectory() as cache:
+            limits = Limits(memory_bytes=400 * MEBIBYTE)
+            tokens = prepare_tokens(sources, tokenizer, Path(cache), Report(), limits=limits)
+            bounds = [int(offset) for offset in tokens.offsets]
+            documents = [tokens.ids[first:last] for first, last in itertools.pairwise(bounds)]
+            answer["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in documents]
+        answer["names"] = [source.name for source in sources]
+        answer["fingerprints"] = [source.fingerprint for source in sources]
+    except InvalidData as error:
+        answer["error"] = error.message
+    return {**answer, "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        print(json.dumps(tokenize(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from zeta_core.checkpoint.state import Tensors
 from zeta_core.contract.checkpoint import CheckpointFormat
 from zeta_core.contract.layout import MERGED_NAME
 from zeta_core.model.lora import Adapter
 from zeta_core.model.readme import README, adapter_readme
+from zeta_core.model.skeleton import Skeleton
 from zeta_core.model.sources import Located
 
 
 @dataclass(frozen=True)
 class Export:
-    """Exports the weights of a run. ``skeleton`` is the Hugging Face model without storage."""
+    """Exports the weights of a run. A plain module has no ``skeleton``."""
 
-    skeleton: nn.Module | None
+    skeleton: Skeleton | None
     tokenizer: Any
     dtype: torch.dtype | None  # None keeps the type of each tensor
     base: Located
@@ -39,6 +37,11 @@ class Export:
         if self.adapter is not None:
             return "adapter"
         return "module" if self.skeleton is None else "huggingface"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs between the configurations of the model and those that are saved."""
+        return () if self.skeleton is None else self.skeleton.notes
 
     def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
         """Write the model or the adapter; if ``weights`` includes an adapter's base, also write the merged model."""
@@ -67,22 +70,7 @@ class Export:
         else:
             tensors = {name: self._cast(tensor) for name, tensor in weights.items()}
             tensors |= {alias: tensors[name] for alias, name in aliases.items()}
-            with quiet():
-                self.skeleton.save_pretrained(folder, state_dict=tensors)  # pyright: ignore[reportCallIssue]
+            self.skeleton.save(folder, tensors)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Disable the progress bars of transformers, because the report already shows what is loaded and saved."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
@@ -106,17 +104,3 @@ def values_per_token(model: nn.Module) -> int:
     """A rough count of the numbers that one token leaves behind for its gradient: twice every linear layer's output."""
     outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]
     return 2 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)
-
-
-def skeleton_of(model: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """The same Hugging Face model without storage: what its files are written with. None for a plain module."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        return None
-    config = copy.deepcopy(model.config)
-    config.use_cache = True if getattr(config, "use_cache", None) is not None else None
-    with torch.device("meta"):
-        skeleton = type(model)(config)
-    skeleton.generation_config = copy.deepcopy(model.generation_config)
-    return nn.Module.to(skeleton, dtype)

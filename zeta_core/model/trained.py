@@ -12,10 +12,10 @@ from zeta_core.checkpoint.state import Saved
 from zeta_core.contract.spec import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.export import Export
-from zeta_core.model.facts import skeleton_of
 from zeta_core.model.freezing import freeze
 from zeta_core.model.lora import Adapter, add_adapter
 from zeta_core.model.quantized import quantize
+from zeta_core.model.skeleton import skeleton_of
 from zeta_core.model.sources import Located
 from zeta_core.plan import Plan
 

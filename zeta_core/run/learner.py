@@ -42,6 +42,8 @@ def prepare(
     plan, tokens = decision.plan, decision.trained_on.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, merge=merges(run.options))
+    for note in export.notes:
+        report.warn("saved_config_repaired", note)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if earlier is not None:
         states.load_weights(model, earlier.checkpoint.directory, saved.names)

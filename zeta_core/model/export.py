@@ -38,11 +38,6 @@ class Export:
             return "adapter"
         return "module" if self.skeleton is None else "huggingface"
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What differs between the configurations of the model and those that are saved."""
-        return () if self.skeleton is None else self.skeleton.notes
-
     def write(self, folder: Path, weights: Tensors, aliases: dict[str, str]) -> None:
         """Write the model or the adapter; if ``weights`` includes an adapter's base, also write the merged model."""
         self.tokenizer.save_pretrained(folder)
@@ -50,8 +45,17 @@ class Export:
             self._write_model(folder, weights, aliases)
             return
         self.adapter.write(folder, weights)
+        if self.skeleton is not None:
+            self.skeleton.save_generation_config(folder)
         has_merged = len(weights) > len(self.adapter.names)
-        readme = adapter_readme(self.base, self.tokenizer, is_module=self.skeleton is None, has_merged=has_merged)
+        generates = self.skeleton is not None and self.skeleton.generation is not None
+        readme = adapter_readme(
+            self.base,
+            self.tokenizer,
+            is_module=self.skeleton is None,
+            has_merged=has_merged,
+            generates=generates,
+        )
         (folder / README).write_text(readme, encoding="utf-8")
         if has_merged:
             merged = folder / MERGED_NAME

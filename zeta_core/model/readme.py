@@ -25,19 +25,27 @@ class _Base:
     imports: str = "from transformers import AutoModelForCausalLM"
 
 
-def adapter_readme(located: Located, tokenizer: Any, *, is_module: bool, has_merged: bool) -> str:
-    """The text of the file for an adapter that was trained on the model at ``located``."""
+def adapter_readme(
+    located: Located, tokenizer: Any, *, is_module: bool, has_merged: bool, generates: bool = False
+) -> str:
+    """The text of the file for an adapter that was trained on the model at ``located``.
+
+    ``generates`` means that the directory contains the generation config of the adapted model.
+    """
     base = _base(located, is_module)
     tokenizer_class = "ByT5Tokenizer" if type(tokenizer).__name__ == "ByT5Tokenizer" else "AutoTokenizer"
+    # peft does not read the generation config, which names the end token that the adapter has learned.
+    generation = "model.generation_config = GenerationConfig.from_pretrained(directory)\n" if generates else ""
+    imported = f"{tokenizer_class}, GenerationConfig" if generates else tokenizer_class
     parts = [f"# LoRA adapter\n\nThis directory contains an adapter, not a complete model. {base.words}"]
     if base.shell is not None:
         parts.append(f"```sh\n{base.shell}\n```")
     parts.append(
         "Load both with `pip install peft transformers`:\n\n```python\n"
-        f"from peft import PeftModel\nfrom transformers import {tokenizer_class}\n{base.imports}\n\n"
+        f"from peft import PeftModel\nfrom transformers import {imported}\n{base.imports}\n\n"
         'directory = "."  # the path of this directory\n'
         f"base = {base.load}\n"
-        "model = PeftModel.from_pretrained(base, directory)\n"
+        f"model = PeftModel.from_pretrained(base, directory)\n{generation}"
         f"tokenizer = {tokenizer_class}.from_pretrained(directory)\n```"
     )
     if has_merged and not is_module:

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from zeta_core.failures import CannotTrain
-
-GENERATION_CONFIG = "generation_config.json"
+from zeta_core.model.sources import GENERATION_CONFIG
+from zeta_core.model.special_tokens import SpecialTokens
 
 # Attributes of a loaded model that change how `save_pretrained` obtains its weights: placement, quantization, adapters.
 _NOT_COPIED = ("hf_device_map", "hf_quantizer", "peft_config", "_hf_peft_config_loaded", "_weight_conversions")
@@ -31,11 +31,15 @@ _NOT_COPIED = ("hf_device_map", "hf_quantizer", "peft_config", "_hf_peft_config_
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model with parameters on the meta device, and its generation config. ``notes`` say how these were repaired."""
+    """A model with parameters on the meta device, and its generation config.
+
+    ``notes`` describe the repairs of its configurations, and ``changed_end`` another end token of generation.
+    """
 
     model: Any
     generation: Any  # None if the model does not generate
     notes: tuple[str, ...] = ()
+    changed_end: str | None = None
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Write weights and configurations."""
@@ -49,9 +53,10 @@ class Skeleton:
             self.generation.to_json_file(folder / GENERATION_CONFIG, use_diff=True, keys_to_pop=["compile_config"])
 
 
-def skeleton_of(model: nn.Module, dtype: torch.dtype) -> Skeleton | None:
+def skeleton_of(model: nn.Module, dtype: torch.dtype, tokens: SpecialTokens | None = None) -> Skeleton | None:
     """The skeleton of a Hugging Face model, or None for a plain module. Raises `CannotTrain`.
 
+    ``tokens`` are set in its configurations; without them, those of the model are kept.
     The module tree is copied instead of built from the config, because a subclass may need more arguments.
     """
     from transformers import GenerationConfig, PreTrainedModel
@@ -71,7 +76,8 @@ def skeleton_of(model: nn.Module, dtype: torch.dtype) -> Skeleton | None:
         _move_generation_settings(copied.config, generation, notes)
         generation = _loadable(generation, notes)
         copied.generation_config = GenerationConfig()  # `Skeleton.save` replaces its file
-    skeleton = Skeleton(copied, generation, tuple(notes))
+    changed_end = None if tokens is None or generation is None else tokens.apply(copied.config, generation)
+    skeleton = Skeleton(copied, generation, tuple(notes), changed_end)
     _rehearse(skeleton)
     return skeleton
 
@@ -93,7 +99,8 @@ def _rehearse(skeleton: Skeleton) -> None:
 
 def _not_json(config: Any) -> str | None:
     """The first value of a config that JSON cannot represent."""
-    for name, value in vars(config).items():
+    for name in _saved_names(config):
+        value = vars(config)[name]
         try:
             json.dumps(value, default=lambda part: None if hasattr(part, "to_dict") else _refuse(part))
         except (TypeError, ValueError):
@@ -138,9 +145,18 @@ def _meta(tensor: torch.Tensor | None, dtype: torch.dtype, copies: dict[int, Any
 def _plain_config(config: Any, name: str, notes: list[str]) -> Any:
     """A copy of a config, in which values that JSON does not know are replaced by similar ones that it knows."""
     copied = copy.copy(config)
-    for key, value in vars(config).items():
-        copied.__dict__[key] = _plain(value, f"{name}.{key}", notes)
+    for key in _saved_names(config):
+        copied.__dict__[key] = _plain(vars(config)[key], f"{name}.{key}", notes)
     return copied
+
+
+def _saved_names(config: Any) -> list[str]:
+    """The attributes of a config that transformers saves; others are internal, such as those of its validation."""
+    try:
+        saved = config.to_dict()
+    except Exception:  # noqa: BLE001 - it copies any value; if one cannot be copied, saving the config fails, too
+        saved = vars(config)
+    return [name for name in vars(config) if name in saved]
 
 
 def _plain(value: Any, name: str, notes: list[str]) -> Any:

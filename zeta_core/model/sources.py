@@ -30,6 +30,7 @@ from zeta_core.model.folders import folder_copy, hub_copy, upload_copy
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
 
 ADAPTER_CONFIG = "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -217,10 +218,14 @@ def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, ba
 
     def build() -> nn.Module:
         from peft import PeftModel
+        from transformers import GenerationConfig
 
         try:
             adapted: Any = PeftModel.from_pretrained(base.build(), str(directory), local_files_only=True)
-            return adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
+            merged = adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
+            if (directory / GENERATION_CONFIG).is_file():
+                merged.generation_config = GenerationConfig.from_pretrained(directory)
+            return merged
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise InvalidModel(f"The adapter {name} cannot be merged into {named}: {error}") from error
 

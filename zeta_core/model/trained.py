@@ -17,20 +17,22 @@ from zeta_core.model.lora import Adapter, add_adapter
 from zeta_core.model.quantized import quantize
 from zeta_core.model.skeleton import skeleton_of
 from zeta_core.model.sources import Located
+from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.plan import Plan
 
 _COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_what_is_trained(
-    model: nn.Module, located: Located, plan: Plan, tokenizer: Any, *, merge: bool
+    model: nn.Module, located: Located, plan: Plan, tokenizer: Any, tokens: SpecialTokens | None, *, merge: bool
 ) -> tuple[Saved, Export]:
     """`prepare` the model, and return the weights to save and how to export them.
 
+    ``tokens`` are set in the saved configurations.
     With ``merge``, the merged model is exported as well. The original weights of a quantized base are kept for that.
     """
     dtype = _stored_precision(model, located)
-    skeleton = skeleton_of(model, dtype)
+    skeleton = skeleton_of(model, dtype, tokens)
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
     kept, aliases_of_kept = states.unique_weights(model.state_dict() if keep else {})
     adapter = prepare(model, located, plan)

@@ -10,7 +10,8 @@ B sequences, T tokens, V entries of the vocabulary.
 from __future__ import annotations
 
 import time
-from itertools import groupby
+from collections.abc import Collection
+from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,11 @@ class Samples:
         device: torch.device,
         report: Report,
         *,
+        ends: Collection[int],
         seed: int,
     ) -> None:
-        """``tokenizer`` None: there is no text for these ids, and nothing is written."""
+        """Without a ``tokenizer``, nothing is written. A sample stops at the first of the tokens ``ends``."""
+        self._ends = ends
         self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
         self._processes, self._device, self._report = processes, device, report
         prompts = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
@@ -130,8 +133,7 @@ class Samples:
             return None
 
     def _until_end(self, ids: list[int]) -> list[int]:
-        end = self._tokenizer.eos_token_id
-        return ids[: ids.index(end)] if end in ids else ids
+        return list(takewhile(lambda token: token not in self._ends, ids))
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

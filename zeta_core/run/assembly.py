@@ -11,7 +11,6 @@ from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Progress, Tensors
-from zeta_core.data.encode import is_bytes
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
 from zeta_core.objective.evaluation import Evaluator
@@ -24,7 +23,8 @@ from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Run
 from zeta_core.run.decision import Decision
-from zeta_core.run.inputs import Earlier, Inputs
+from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
+from zeta_core.run.learner import Learner
 from zeta_core.settings import Place
 
 
@@ -99,16 +99,21 @@ def best_elsewhere(
 
 
 def evaluator_of(
-    run: Run, inputs: Inputs, decision: Decision, engine: Engine, loss_of: LossOf, report: Report
+    run: Run, inputs: Inputs, decision: Decision, engine: Engine, learner: Learner, report: Report
 ) -> Evaluator | None:
     """What evaluates on the held-out data and lets the model write; None where nothing is held out."""
     plan, held_out = decision.plan, decision.held_out
     if held_out is None:
         return None
-    # Ids that came as they are have no text, unless somebody said which tokenizer they are of.
-    named = run.tokenizer is not None or run.options.tokenizer is not None or not is_bytes(inputs.tokenizer)
-    text = inputs.tokenizer if named or not run.options.use_pretokenized else None
     samples = Samples(
-        held_out.tokens, plan.seq_len, loss_of, text, engine.processes, engine.device, report, seed=plan.seed
+        held_out.tokens,
+        plan.seq_len,
+        learner.loss_of,
+        tokenizer_of_data(run, inputs),
+        engine.processes,
+        engine.device,
+        report,
+        ends=learner.ends,
+        seed=plan.seed,
     )
-    return Evaluator(plan, engine, loss_of, held_out.sequences, samples, report)
+    return Evaluator(plan, engine, learner.loss_of, held_out.sequences, samples, report)

@@ -86,7 +86,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         engine = stack.enter_context(engine_of(trained, run, plan, processes, report))
         reference = reference_for(engine, learner.loss_of, decision, earlier, report)
         progress = begin_or_go_on(engine, earlier, plan, place)
-        evaluator = evaluator_of(run, inputs, decision, engine, learner.loss_of, report)
+        evaluator = evaluator_of(run, inputs, decision, engine, learner, report)
         stack.enter_context(
             announced(run, run_id, decision, learner, engine, progress, earlier, report, threads_set=threads_set)
         )

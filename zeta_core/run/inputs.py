@@ -13,6 +13,7 @@ from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Stored
 from zeta_core.contract.data_folder import Split
 from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
+from zeta_core.data.encode import is_bytes
 from zeta_core.data.sources import open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
@@ -38,6 +39,12 @@ class Inputs:
     @property
     def largest_id(self) -> int:
         return max(data.largest_id for data in (self.tokens, self.held_out) if data is not None)
+
+
+def tokenizer_of_data(run: Run, inputs: Inputs) -> Any:
+    """The tokenizer that the ids of the data belong to; None for pre-tokenized data whose tokenizer was not named."""
+    named = run.tokenizer is not None or run.options.tokenizer is not None or not is_bytes(inputs.tokenizer)
+    return inputs.tokenizer if named or not run.options.use_pretokenized else None
 
 
 def read(run: Run, place: Place, report: Report) -> Inputs:

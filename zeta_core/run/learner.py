@@ -9,23 +9,30 @@ from torch import nn
 from zeta_core.advice import Setup, padding_advice
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Saved
+from zeta_core.data.end_tokens import find_end_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.decided import merges
 from zeta_core.memory.needs import check_it_can_fit
 from zeta_core.model.export import Export
 from zeta_core.model.facts import embedding_rows
+from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.model.trained import choose_what_is_trained
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Run
 from zeta_core.run.decision import Decision
-from zeta_core.run.inputs import Earlier, Inputs
+from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
+
+LEAST_ENDED = 0.5  # of the answers or documents that must have an end token, without a warning
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model that is not spread over processes yet; ``num_parameters`` are those before an adapter was added."""
+    """A model that is not spread over processes yet; ``num_parameters`` are those before an adapter was added.
+
+    ``ends`` are the tokens that end an answer or a document.
+    """
 
     model: nn.Module
     loss_of: LossOf
@@ -33,6 +40,7 @@ class Learner:
     export: Export
     num_parameters: int
     num_trained: int
+    ends: frozenset[int]
 
 
 def prepare(
@@ -41,9 +49,14 @@ def prepare(
     """Make of ``model``, in place, what is trained. Raises where it cannot learn this data, or surely has no room."""
     plan, tokens = decision.plan, decision.trained_on.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, merge=merges(run.options))
-    for note in export.notes:
-        report.warn("saved_config_repaired", note)
+    special = _special_tokens(run, inputs, tokens, model, report)
+    merge = merges(run.options)
+    saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
+    if export.skeleton is not None:
+        for note in export.skeleton.notes:
+            report.warn("saved_config_repaired", note)
+        if export.skeleton.changed_end is not None:
+            report.log(export.skeleton.changed_end)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if earlier is not None:
         states.load_weights(model, earlier.checkpoint.directory, saved.names)
@@ -60,7 +73,8 @@ def prepare(
     if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan):
         report.advise(padding) if padding.patch else report.log(padding.message)
     check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
-    return Learner(model, loss_of, saved, export, num_parameters, num_trained)
+    ends = frozenset() if special is None else special.ends
+    return Learner(model, loss_of, saved, export, num_parameters, num_trained, ends)
 
 
 def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
@@ -74,6 +88,26 @@ def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> 
         learner.loss_of,
         decision.trained_on.tokens.num_documents,
     )
+
+
+def _special_tokens(
+    run: Run, inputs: Inputs, tokens: TokenFile, model: nn.Module, report: Report
+) -> SpecialTokens | None:
+    """The tokenizer's special tokens and the taught ends; warn if there are none. None if there is no tokenizer."""
+    tokenizer = tokenizer_of_data(run, inputs)
+    if tokenizer is None:
+        return None
+    ends = find_end_tokens(tokens, tokenizer)
+    if ends.share < LEAST_ENDED:
+        what = "answers" if tokens.supervised is not None else "documents"
+        share = "None" if not ends.ids else f"Only {ends.share:.0%}"
+        report.warn(
+            "no_end_token",
+            f"{share} of the {what} to train on end with an end token, so the model does not learn to stop generating.",
+            hint="Use a tokenizer with an eos_token, and a chat template that ends each answer with a special token.",
+            evidence={"share": ends.share, "eos_token": tokenizer.eos_token},
+        )
+    return SpecialTokens(tokenizer, ends.ids, not inputs.located.pretrained, embedding_rows(model))
 
 
 def _sample(tokens: TokenFile) -> list[int]:

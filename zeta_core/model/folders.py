@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -22,6 +25,7 @@ from zeta_core.contract.model_files import (
     ModelFiles,
     Origin,
     clean_files,
+    ignored_code,
     model_folder,
 )
 from zeta_core.data.sources import Places
@@ -30,6 +34,25 @@ from zeta_core.failures import InvalidModel
 # The files that are fetched from the Hub: no pickles and no code. The weights are fetched only if they are needed.
 _FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _FETCHED_WEIGHTS = ("*.safetensors", "*.gguf")
+
+
+@dataclass(frozen=True)
+class IgnoredCode:
+    """References to code in a model's files, which are ignored: by file, the keys."""
+
+    model: str
+    keys: Mapping[str, list[str]]
+
+    @property
+    def message(self) -> str:
+        keys = ", ".join(f"{key} in {file}" for file, names in self.keys.items() for key in names)
+        return (
+            f"{self.model} refers to code of its own ({keys}). Code of a model is never run: the classes of the "
+            "installed libraries are used instead."
+        )
+
+
+OnIgnored = Callable[[IgnoredCode], None]
 
 
 def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
@@ -49,10 +72,13 @@ def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
     return target
 
 
-def folder_copy(directory: Path, name: str, places: Places, cache: Path, *, roots: tuple[Path, ...] = ()) -> Path:
+def folder_copy(
+    directory: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, roots: tuple[Path, ...] = ()
+) -> Path:
     """A copy of an untrusted folder, with links to its weights, which may be located below ``roots``.
 
-    If the folder contains no Hugging Face model, the folder itself is returned, and loading it raises the error.
+    ``on_ignored`` is called if the folder refers to code. If the folder contains no Hugging Face model, the folder
+    itself is returned, and loading it raises the error.
     """
     if not any(any(directory.glob(sign)) for sign in ("config.json", "adapter_config.json", "*.gguf", "tokenizer*")):
         return directory
@@ -61,13 +87,26 @@ def folder_copy(directory: Path, name: str, places: Places, cache: Path, *, root
         target = cache / f"{_kind(places)}-{_fingerprint(directory, files)}"
         if not target.is_dir():
             _make(files, ".", target, "elsewhere", places)
+        _report_ignored(files, on_ignored)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error
     os.utime(target)
     return target
 
 
-def hub_copy(name: str, places: Places, cache: Path, *, what: str) -> tuple[Path, str]:
+def report_ignored_code(directory: Path, name: str, on_ignored: OnIgnored) -> None:
+    """Call ``on_ignored`` if a trusted folder, which is loaded unchanged, refers to code."""
+    with suppress(InvalidModelFiles, OSError):  # the libraries report files that can't be read
+        _report_ignored(FolderFiles(directory, name, roots=(Path(directory.resolve().anchor),)), on_ignored)
+
+
+def _report_ignored(files: FolderFiles, on_ignored: OnIgnored) -> None:
+    keys = ignored_code(files)
+    if keys:
+        on_ignored(IgnoredCode(files.name, keys))
+
+
+def hub_copy(name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, what: str) -> tuple[Path, str]:
     """A copy of the local snapshot of a Hub repository ``org/name[@revision]``, and its commit."""
     repository, _, revision = name.partition("@")
     if not places.hub:
@@ -85,7 +124,7 @@ def hub_copy(name: str, places: Places, cache: Path, *, what: str) -> tuple[Path
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the Hub: {reason:.300}") from error
     # A snapshot consists of links to the repository's blobs in a sibling folder.
-    return folder_copy(path, name, places, cache, roots=(path.parent.parent / "blobs",)), path.name
+    return folder_copy(path, name, places, cache, on_ignored, roots=(path.parent.parent / "blobs",)), path.name
 
 
 def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: Places) -> None:

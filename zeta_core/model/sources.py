@@ -26,7 +26,7 @@ from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
-from zeta_core.model.folders import folder_copy, hub_copy, upload_copy
+from zeta_core.model.folders import IgnoredCode, OnIgnored, folder_copy, hub_copy, report_ignored_code, upload_copy
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -62,8 +62,15 @@ class Located:
         return own is not None and (is_gguf(own) or any((own / name).is_file() for name in TOKENIZER_FILES))
 
 
-def locate_model(model: object, places: Places, cache: Path) -> Located:
-    """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`."""
+def _ignore(_: IgnoredCode) -> None:
+    pass
+
+
+def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore) -> Located:
+    """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`.
+
+    ``on_ignored`` is called for each model whose files refer to code, which is never run.
+    """
     match model:
         case nn.Module():
             name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
@@ -85,22 +92,26 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
             if not directory.is_dir():
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
             name = f"{model.job}/{model.checkpoint}"
-            copy = folder_copy(directory, name, places, cache)
-            return _from_files(copy, name, places, cache, base_model=name, ours=True)
+            copy = folder_copy(directory, name, places, cache, on_ignored)
+            return _from_files(copy, name, places, cache, on_ignored, base_model=name, ours=True)
         case FileModel():
             copy = upload_copy(model.file, places, cache)
-            return _from_files(copy, model.file, places, cache, base_model=model.file)
+            return _from_files(copy, model.file, places, cache, on_ignored, base_model=model.file)
         case BuilderModel():
             return _from_builder(model)
         case Path():
-            directory = model if places.any_path else folder_copy(model, model.name, places, cache)
-            return _from_files(directory, str(model), places, cache, base_model=str(model))
+            if places.any_path:
+                report_ignored_code(model, str(model), on_ignored)
+            directory = model if places.any_path else folder_copy(model, model.name, places, cache, on_ignored)
+            return _from_files(directory, str(model), places, cache, on_ignored, base_model=str(model))
         case str():
             local = Path(model).expanduser()
             if places.any_path and (local.is_dir() or is_gguf(local)):
-                return _from_files(local, model, places, cache, base_model=model)
-            directory, commit = hub_copy(model, places, cache, what="model")
-            return _from_files(directory, model, places, cache, base_model=f"{model.partition('@')[0]}@{commit}")
+                report_ignored_code(local, model, on_ignored)
+                return _from_files(local, model, places, cache, on_ignored, base_model=model)
+            directory, commit = hub_copy(model, places, cache, on_ignored, what="model")
+            base_model = f"{model.partition('@')[0]}@{commit}"
+            return _from_files(directory, model, places, cache, on_ignored, base_model=base_model)
         case _ if hasattr(model, "model_type") and hasattr(model, "to_dict"):
             return _from_config(cast(Any, model).to_dict())
         case _ if callable(model):
@@ -112,8 +123,13 @@ def locate_model(model: object, places: Places, cache: Path) -> Located:
             )
 
 
-def locate_tokenizer(source: object, located: Located, places: Places, cache: Path) -> Any:
-    """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`."""
+def locate_tokenizer(
+    source: object, located: Located, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore
+) -> Any:
+    """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`.
+
+    ``on_ignored`` is called if the files of a named tokenizer refer to code, which is never run.
+    """
     from transformers import ByT5Tokenizer
 
     directory: Path | None = None
@@ -122,8 +138,11 @@ def locate_tokenizer(source: object, located: Located, places: Places, cache: Pa
             directory = located.directory if located.has_tokenizer else None
         case str():
             local = Path(source).expanduser()
-            own = places.any_path and local.is_dir()
-            directory = local if own else hub_copy(source, places, cache, what="tokenizer")[0]
+            if places.any_path and local.is_dir():
+                report_ignored_code(local, source, on_ignored)
+                directory = local
+            else:
+                directory, _ = hub_copy(source, places, cache, on_ignored, what="tokenizer")
         case _ if hasattr(source, "file"):
             directory = upload_copy(cast(Any, source).file, places, cache)
         case _ if hasattr(source, "builtin"):
@@ -178,7 +197,9 @@ def _from_config(config: dict[str, Any]) -> Located:
     return Located(lambda: _built(build), model_type)
 
 
-def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_model: str, ours: bool = False) -> Located:
+def _from_files(
+    path: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, base_model: str, ours: bool = False
+) -> Located:
     """A model in local files: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
 
     ``ours`` means that a training of this service wrote the files. The base of any other adapter is unchecked: it could
@@ -188,7 +209,7 @@ def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_mode
         if (path / ADAPTER_CONFIG).is_file():
             if not ours and not places.any_path:
                 raise InvalidModel(f"{name} is an adapter without its base model; upload the merged model instead.")
-            return _from_adapter(path, name, places, cache, base_model=base_model)
+            return _from_adapter(path, name, places, cache, on_ignored, base_model=base_model)
         if not places.weights:
             return Located(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
         path = next(iter(sorted(path.glob("*.gguf"))), path)
@@ -198,7 +219,9 @@ def _from_files(path: Path, name: str, places: Places, cache: Path, *, base_mode
     return _from_directory(path, name, places, base_model=base_model)
 
 
-def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, base_model: str) -> Located:
+def _from_adapter(
+    directory: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, base_model: str
+) -> Located:
     """A LoRA checkpoint as a model: its merged weights, or its base with the adapter merged into it."""
     if (directory / MERGED_NAME / "config.json").is_file():
         return _from_directory(directory / MERGED_NAME, name, places, base_model=base_model)
@@ -212,7 +235,7 @@ def _from_adapter(directory: Path, name: str, places: Places, cache: Path, *, ba
             f"{name} is an adapter whose base model has no name, so it cannot be loaded alone; train it again with "
             "lora.save_merged, which also stores the merged model."
         )
-    base = locate_model(_named_base(named, about.get("revision"), places), places, cache)
+    base = locate_model(_named_base(named, about.get("revision"), places), places, cache, on_ignored=on_ignored)
     if not places.weights:
         return base
 

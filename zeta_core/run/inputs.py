@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
@@ -18,6 +19,7 @@ from zeta_core.data.sources import open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.memory.before_loading import check_before_loading
+from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.quantized import require as require_bitsandbytes
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
 from zeta_core.parallel.processes import Processes
@@ -56,14 +58,22 @@ def read(run: Run, place: Place, report: Report) -> Inputs:
     report.phase("loading_data")
     if run.resume_from is None:  # a resumed run passed this check when it started
         check_before_loading(run.model, options, run.places, run.cache, world_size=place.world_size)
-    located = locate_model(run.model, run.places, run.cache)
+    ignored: list[IgnoredCode] = []
+    located = locate_model(run.model, run.places, run.cache, on_ignored=ignored.append)
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
-    tokenizer = locate_tokenizer(wanted, located, run.places, run.cache)
+    tokenizer = locate_tokenizer(wanted, located, run.places, run.cache, on_ignored=ignored.append)
+    _warn_of_ignored_code(ignored, report)
     tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
     held_out = None
     if options.eval_dataset is not None:
         held_out = _tokens(run, options.eval_dataset, tokenizer, place, report, split="held_out")
     return Inputs(located, tokenizer, tokens, held_out)
+
+
+def _warn_of_ignored_code(ignored: list[IgnoredCode], report: Report) -> None:
+    for code in {each.model: each for each in ignored}.values():  # model and tokenizer may be the same repository
+        keys: dict[str, JsonValue] = {file: list(names) for file, names in code.keys.items()}
+        report.warn("model_code_ignored", code.message, evidence={"model": code.model, "keys": keys})
 
 
 def _tokens(

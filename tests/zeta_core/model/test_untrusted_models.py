@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from safetensors.torch import save_file
 from tests.harness.model_archives import CONFIG, pack, safetensors
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import train
+from zeta_core.contract.events import WarningLine
 from zeta_core.contract.layout import checkpoint_key, file_key
 from zeta_core.contract.sources import ConfigModel, FileModel, FileTokenizer, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
+from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
 
 FILE, JOB = "file_" + "0" * 24, "job_" + "0" * 24
@@ -152,6 +155,56 @@ def test_a_link_out_of_a_checkpoint_is_refused(link: str, secret: Path, places: 
     path.symlink_to(secret)
     said = refusal(lambda: locate_model(model, places, tmp_path / "cache"))
     assert said == f"{JOB}/final holds {link!r}, a link that leads out of it; copy the file there."
+
+
+@pytest.mark.parametrize("source", ["job", "local directory"])
+def test_code_of_a_model_is_ignored_with_a_warning(source: str, places: Places, tmp_path: Path) -> None:
+    config = {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}
+    files: dict[str, Any] = {"config.json": config, "model.safetensors": weights(tmp_path), "theirs.py": b"1 / 0"}
+    files["generation_config.json"] = {"eos_token_id": 1, "custom_generate": "theirs"}
+    model: Any = stored_checkpoint(places, files)
+    if source == "local directory":
+        assert places.artifacts_root is not None
+        model, places = str(places.artifacts_root / checkpoint_key(JOB, "final")), Places(any_path=True, hub=False)
+    for number in range(2):  # the second run uses the checked copy of the first
+        outcome, lines = train(model, tmp_path / f"out-{number}", cache=tmp_path / "cache", max_steps=1, places=places)
+        assert outcome.steps_trained == 1
+        (warning,) = [line for line in lines.all if isinstance(line, WarningLine) and line.code == "model_code_ignored"]
+        assert "auto_map in config.json, custom_generate in generation_config.json" in warning.message
+        name = model if isinstance(model, str) else f"{JOB}/final"
+        keys = {"config.json": ["auto_map"], "generation_config.json": ["custom_generate"]}
+        assert warning.evidence == {"model": name, "keys": keys}
+        assert warning.message.startswith(f"{name} refers to code of its own")
+
+
+def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(places: Places, tmp_path: Path) -> None:
+    base = stored_checkpoint(places, {"config.json": {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config"}}})
+    assert places.artifacts_root is not None
+    adapter = places.artifacts_root / checkpoint_key(JOB, "step-1")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": f"{base.job}/{base.checkpoint}"})
+    )
+    ignored: list[IgnoredCode] = []
+    places = replace(places, weights=False)
+    model = JobModel(job=JOB, checkpoint="step-1")
+    located = locate_model(model, places, tmp_path / "cache", on_ignored=ignored.append)
+    assert ignored == [IgnoredCode(f"{JOB}/final", {"config.json": ["auto_map"]})]
+
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    named = {"tokenizer_class": "ByT5Tokenizer", "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]}}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(named))
+    scripts = Places(any_path=True)
+    locate_tokenizer(str(tokenizer), located, scripts, tmp_path / "cache", on_ignored=ignored.append)
+    assert ignored[1:] == [IgnoredCode(str(tokenizer), {"tokenizer_config.json": ["auto_map"]})]
+
+
+def test_a_model_without_code_gives_no_warning(places: Places, tmp_path: Path) -> None:
+    config = {**LLAMA_CONFIG, "auto_map": {}, "trust_remote_code": False}
+    model = stored_checkpoint(places, {"config.json": config, "model.safetensors": weights(tmp_path)})
+    _, lines = train(model, tmp_path / "out", cache=tmp_path / "cache", max_steps=1, places=places)
+    assert "model_code_ignored" not in [line.code for line in lines.all if isinstance(line, WarningLine)]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ refers to code, a kernel, a file outside the model or a repository of the Hub; a
 memory than `archive` and `json_files` allow.
 """
 
-from zeta_core.contract.model_files.check import check_archive, clean_files, model_folder
+from zeta_core.contract.model_files.check import check_archive, clean_files, ignored_code, model_folder
 from zeta_core.contract.model_files.config import clean_config
 from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin
 from zeta_core.contract.model_files.files import ArchiveFiles, FolderFiles, ModelFiles
@@ -23,5 +23,6 @@ __all__ = [
     "check_archive",
     "clean_config",
     "clean_files",
+    "ignored_code",
     "model_folder",
 ]

@@ -99,8 +99,8 @@ def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool
             len(parts) == 1 or (len(parts) == 2 and parts[0] == _TEMPLATES and path.suffix == ".jinja")
         ):
             continue
-        if path.name == ADAPTER_CONFIG and str(path.with_name("config.json")) in files.sizes:
-            continue  # transformers would load the adapter on top of the model
+        if _is_adapter_beside_model(path, files):
+            continue
         if path.suffix == ".json" and path.name != INDEX:
             content = cleaned_json(files, name, origin)
             if content is not None or path.name in (*_DATA_JSON, "tokenizer.json"):
@@ -114,8 +114,28 @@ def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool
             yield inside.as_posix(), None
 
 
-def cleaned_json(files: ModelFiles, name: str, origin: Origin) -> bytes | None:
-    """A JSON file as a library may see it; ``None`` where it sees the file itself, or does not see it."""
+def ignored_code(files: ModelFiles) -> dict[str, list[str]]:
+    """The keys that `clean_files` leaves out of a published model because they refer to code, by file.
+
+    Raises `InvalidModelFiles`.
+    """
+    ignored: dict[str, list[str]] = {}
+    for name in files.sizes:
+        path = PurePosixPath(name)
+        is_read = path.parent.as_posix() in (".", MERGED) and not _is_adapter_beside_model(path, files)
+        if is_read and path.name in _CLEANERS:
+            keys: list[str] = []
+            cleaned_json(files, name, "elsewhere", ignored=keys)
+            if keys:
+                ignored[name] = keys
+    return ignored
+
+
+def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[str] | None = None) -> bytes | None:
+    """A JSON file as a library may see it; ``None`` if it sees the file itself, or does not see it.
+
+    The keys that are left out because they refer to code are appended to ``ignored``.
+    """
     path = PurePosixPath(name)
     if path.name in _RECORDS:
         return None
@@ -127,7 +147,7 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin) -> bytes | None:
     with files.open(name) as stream:
         content = stream.read()
     siblings = {other.name for other in map(PurePosixPath, files.sizes) if other.parent == path.parent}
-    place = Place(label, siblings, origin)
+    place = Place(label, siblings, origin, ignored=[] if ignored is None else ignored)
     # A user can't correct a published model, and libraries see only one of the values.
     lenient = origin == "elsewhere"
     if path.name == INDEX:
@@ -194,6 +214,11 @@ def _check_unread_value(key: str, value: object, place: Place) -> None:
             check_file_key(place, key, value)
         elif leads_outside(value) and not value.startswith(("http://", "https://")):
             place.refuse(key, value, "it must not lead out of the model; leave it out")
+
+
+def _is_adapter_beside_model(path: PurePosixPath, files: ModelFiles) -> bool:
+    """Whether a file is the config of an adapter that transformers would load on top of the model beside it."""
+    return path.name == ADAPTER_CONFIG and str(path.with_name("config.json")) in files.sizes
 
 
 def _is_hidden(name: str) -> bool:

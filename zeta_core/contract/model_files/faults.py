@@ -23,15 +23,24 @@ class InvalidModelFiles(InvalidRequest):
 
 @dataclass(frozen=True)
 class Place:
-    """A JSON object in a model's files. ``siblings`` are the names of the files in the same folder."""
+    """A JSON object in a model's files.
+
+    ``siblings`` are the names of the files in the same folder. ``ignored`` collects the keys that refer to code and are
+    left out.
+    """
 
     file: str
     siblings: Collection[str] = frozenset()
     origin: Origin = "upload"
     path: tuple[str, ...] = field(default=())
+    ignored: list[str] = field(default_factory=list[str], compare=False)
 
     def inside(self, key: str) -> Place:
         return replace(self, path=(*self.path, key))
+
+    def ignore(self, key: str) -> None:
+        """Record a key that is left out because it refers to code."""
+        self.ignored.append(".".join((*self.path, key)))
 
     def refuse(self, key: str, value: object, why: str) -> NoReturn:
         """Raise `InvalidModelFiles` for the value of a key: ``why`` says what is wrong with it and the cure."""

@@ -66,6 +66,7 @@ def check_code_key(place: Place, key: str, value: object) -> None:
         return
     texts = list(_texts(value))
     if place.origin == "elsewhere" and not any(leads_outside(text) for text in texts):
+        place.ignore(key)
         return
     place.refuse(key, value, "code that a model brings along never runs here; leave it out")
 

@@ -1,14 +1,15 @@
-"""A request that contains too much of something is refused at once, and others are answered meanwhile."""
+"""Requests that contain too much of something are refused, and cost the server little processor time."""
 
+import itertools
 import json
-import threading
-import time
+import string
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.contract.test_bounds import LARGE
@@ -18,29 +19,25 @@ from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
 from zeta_core.contract.identifiers import new_id
 
 MAX_SPEC_BYTES = 64 * 1024
-LONGEST_PAUSE_SECONDS = 2.0  # of /healthz on a machine that is busy with other things
+MAX_WORK_SECONDS = 2.0  # of all threads; the slowest of these tests takes 0.4 s
+MAX_EVENT_LOOP_SECONDS = 0.5  # of the event loop's thread alone; the slowest takes 0.05 s
 
 
 @contextmanager
-def answering(server: ServerProcess) -> Generator[list[float]]:
-    """Ask /healthz over and over during the block; yields the seconds that each answer took."""
-    seconds: list[float] = []
-    is_over = threading.Event()
+def limited_work(server: ServerProcess) -> Generator[None]:
+    """Fail if the requests of the block cost the server too much processor time, which other processes don't affect."""
+    process = psutil.Process(server.pid)
 
-    def ask() -> None:
-        with server.http(None) as http:
-            while not is_over.is_set():
-                started = time.perf_counter()
-                assert http.get("/healthz").status_code == 200
-                seconds.append(time.perf_counter() - started)
+    def used() -> tuple[float, float]:
+        times = process.cpu_times()
+        (event_loop,) = [thread for thread in process.threads() if thread.id == process.pid]
+        return times.user + times.system, event_loop.user_time + event_loop.system_time
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield seconds
-    finally:
-        is_over.set()
-        thread.join()
+    all_before, loop_before = used()
+    yield
+    all_after, loop_after = used()
+    assert all_after - all_before < MAX_WORK_SECONDS
+    assert loop_after - loop_before < MAX_EVENT_LOOP_SECONDS, "other requests wait for the event loop"
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +56,22 @@ def body_of(name: str, num_bytes: int) -> bytes:
     return body
 
 
-def test_the_server_answers_others_while_it_checks_large_specs(generous: ServerProcess) -> None:
-    duplicates = ("{" + ",".join(f'"n{i}": 1' for i in range(60_000)) + ', "n1": 1}').encode()
-    bodies = [*(body_of(name, 500_000) for name in LARGE), duplicates]
-    with generous.http() as http, answering(generous) as seconds:
-        for body in bodies:
-            answer = http.post("/v1/jobs", content=body)
-            assert answer.status_code in (201, 422), answer.text[:200]
-            assert answer.elapsed.total_seconds() < 10
-            assert len(answer.content) < 128 * 1024 or answer.status_code == 201
-        assert http.get("/v1/jobs").status_code == 200
-    assert max(seconds) < LONGEST_PAUSE_SECONDS, sorted(seconds)[-5:]
-    assert sorted(seconds)[len(seconds) // 2] < 0.1
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_spec_costs_little_processor_time(generous: ServerProcess, name: str) -> None:
+    body = body_of(name, 500_000)
+    with generous.http() as http, limited_work(generous):
+        answer = http.post("/v1/jobs", content=body)
+    assert answer.status_code in (201, 422), answer.text[:200]
+    assert len(answer.content) < 128 * 1024 or answer.status_code == 201
+
+
+def test_a_duplicate_name_among_many_names_is_found_in_linear_time(generous: ServerProcess) -> None:
+    letters = itertools.product(string.ascii_letters + string.digits, repeat=3)
+    names = ["".join(three) for three in itertools.islice(letters, 131_554)]  # with their values, 1 MiB
+    body = ("{" + ",".join(f'"{name}":1' for name in [*names, names[-1]]) + "}").encode()
+    with generous.http() as http, limited_work(generous):
+        answer = http.post("/v1/jobs", content=body)
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "duplicate_field")
 
 
 def test_a_spec_has_a_limit_that_its_refusal_names(server: ServerProcess, http: httpx.Client) -> None:
@@ -102,13 +103,12 @@ def test_a_thousand_files_are_found_by_one_query(server: ServerProcess, http: ht
     """The files are looked up inside the write transaction, which must stay short."""
     made = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     unknown = [new_id("file") for _ in range(999)]
-    with answering(server) as seconds:
+    with limited_work(server):
         answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made, *unknown]}})
     error = error_of(answer)
     assert (answer.status_code, error["code"], len(error["details"])) == (422, "file_not_found", 50)
     assert "998 more" in error["message"]
     assert unknown[0] in error["message"]
-    assert max(seconds) < LONGEST_PAUSE_SECONDS
     repeated = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made] * 1000}})
     assert repeated.status_code == 201
     too_many = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made] * 1001}})
@@ -132,13 +132,11 @@ def test_a_query_of_thousands_of_parameters_is_refused(
     server: ServerProcess, http: httpx.Client, path: str, params: Any
 ) -> None:
     method = "POST" if path.endswith("validate") else "GET"
-    with answering(server) as seconds:
+    with limited_work(server):
         answer = http.request(method, path, params=httpx.QueryParams(params))
     assert answer.status_code == 422, answer.text[:300]
     assert len(answer.content) < 32 * 1024
     assert len(error_of(answer)["details"]) <= 50
-    assert answer.elapsed.total_seconds() < 5
-    assert max(seconds, default=0) < LONGEST_PAUSE_SECONDS
 
 
 def test_a_repeated_status_is_one_filter(http: httpx.Client) -> None:
@@ -152,7 +150,7 @@ def test_a_page_of_large_jobs_is_shorter_and_says_that_more_follow(server: Serve
     made = [submit(http, model={"config": config}, entity_name="large")["id"] for _ in range(60)]
     listed: list[str] = []
     after: dict[str, str] = {}
-    with answering(server) as seconds:
+    with limited_work(server):
         while True:
             answer = http.get("/v1/jobs", params={"entity_name": "large", "limit": 1000, **after})
             page = answer.json()
@@ -163,7 +161,6 @@ def test_a_page_of_large_jobs_is_shorter_and_says_that_more_follow(server: Serve
             after = {"after": page["last_id"]}
     assert listed == made[::-1]
     assert 20 < len(page["data"]) < 60
-    assert max(seconds) < LONGEST_PAUSE_SECONDS
 
 
 def test_long_ids_paths_and_ranges_are_answered_shortly(http: httpx.Client) -> None:
@@ -182,11 +179,9 @@ def test_a_glob_of_many_stars_is_matched_at_once(server: ServerProcess, http: ht
     job_id = rows.job()
     files: dict[str, Any] = {"a" * 200: ("weights", b"w")}
     rows.checkpoint(job_id, "step-1", 1, files)
-    with answering(server) as seconds:
+    with limited_work(server):
         answer = http.get(f"/v1/jobs/{job_id}/checkpoints/step-1/archive", params={"include": "*a" * 499 + "b"})
     assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
-    assert answer.elapsed.total_seconds() < 5
-    assert max(seconds, default=0) < LONGEST_PAUSE_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import httpx
@@ -89,6 +89,16 @@ def senders(server: ServerProcess) -> Generator[Callable[[], Sender]]:
             sender.close()
 
 
+def rounds_of_chunks(uploads: list[Sender], num_rounds: int) -> Iterator[list[Sender]]:
+    """In each round, every upload that is not refused yet sends one chunk; yields the refused ones after the round."""
+    refused: list[Sender] = []
+    for _ in range(num_rounds):
+        for sender in uploads:
+            if sender not in refused and (not sender.send(CHUNK) or sender.has_answer()):
+                refused.append(sender)
+        yield refused
+
+
 def incoming_bytes(server: ServerProcess) -> int:
     total = 0
     for path in (server.settings.artifacts / "incoming").iterdir():
@@ -109,11 +119,7 @@ def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: st
     ):
         assert upload(http, b"x" * 4_000_000).status_code == 201
         open_uploads = [start() for _ in range(13)]
-        refused: list[Sender] = []
-        for _ in range(40):  # 10 MB of each, 130 MB of all
-            for sender in [one for one in open_uploads if one not in refused]:
-                if not sender.send(CHUNK) or sender.has_answer():
-                    refused.append(sender)
+        for _ in rounds_of_chunks(open_uploads, 40):  # 10 MB of each, 130 MB of all
             assert incoming_bytes(server) <= QUOTA - 4_000_000 + SLACK
         for sender in open_uploads:
             sender.end()
@@ -163,11 +169,7 @@ def test_uploads_leave_the_disks_reserve_to_the_database(tmp_path: Path, redis_u
         ):
             assert http.get("/readyz").json()["parts"]["disk"] == "ok"
             open_uploads = [start() for _ in range(6)]
-            refused: list[Sender] = []
-            for _ in range(48):  # 12 MB of each, 72 MB of all
-                for sender in [one for one in open_uploads if one not in refused]:
-                    if not sender.send(CHUNK) or sender.has_answer():
-                        refused.append(sender)
+            *_, refused = rounds_of_chunks(open_uploads, 48)  # 12 MB of each, 72 MB of all
             assert len(refused) >= 3
             answer = refused[0].answer()
             assert not answer or (b"503" in answer.split(b"\r\n")[0] and b"disk_full" in answer)

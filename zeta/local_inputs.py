@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from zeta.template_file import template_text
 from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.data_folder import Split, find_data_files
@@ -53,6 +54,8 @@ def upload_local(spec: dict[str, Any], upload: Upload, say: Say) -> dict[str, An
             changed[name] = data.source(value)
     if "model" in changed:
         changed["model"] = _model(changed["model"], upload, say)
+    if "chat_template" in changed:
+        changed["chat_template"] = template_text(changed["chat_template"])
     return changed
 
 

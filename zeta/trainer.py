@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from zeta.template_file import template_text
 from zeta_core.contract import availability
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.sources import NamedModel
@@ -101,6 +102,7 @@ def Trainer(
     if isinstance(tokenizer, str | dict | os.PathLike) or tokenizer is None:
         documented["tokenizer"] = tokenizer
         tokenizer = None
+    more["chat_template"] = template_text(more.get("chat_template"))
     for name in _SOURCES:
         given = more.get(name)
         more[name] = [_source(one) for one in given] if isinstance(given, list) else _source(given)

@@ -113,6 +113,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     from zeta_core import plan as planning
     from zeta_core.data.sources import Places
+    from zeta_core.data.template import set_template
     from zeta_core.memory.estimate import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.model.facts import embedding_rows, facts_without_data
     from zeta_core.model.quantized import require as require_bitsandbytes
@@ -139,6 +140,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
             pending=dict.fromkeys(unknown, "only the model's weights say it, which are read when the training starts"),
         )
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
+    set_template(tokenizer, spec.chat_template)
     pending: dict[str, str] = {}
 
     with torch.device("meta"):
@@ -195,7 +197,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 def _numbers(plan: dict[str, Any]) -> dict[str, Any]:
     """The values of the plan, without those that depend on the data or are not in the spec's terms."""
     left_out = {"global_batch", "warmup", "data", "eval_data", "total_steps", "total_sequences", "base"}
-    left_out.add("device_kind")  # the training may run on another device than the check
+    left_out |= {"device_kind", "template_date"}  # the training may run on another device and day than the check
     return {name: value for name, value in plan.items() if name not in left_out}
 
 

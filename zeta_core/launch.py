@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zeta_core.contract.events import ErrorLine, StatusLine
+from zeta_core.contract.identifiers import time_of
 from zeta_core.contract.job import (
     REASON_SENTENCES,
     STOP_ENDS,
@@ -297,6 +299,7 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
         threads=_threads(file),
         device_kind=_device_kind(file),
+        started_on=_submitted_on(file),
         stop=stop,
         steps_begin=stop.steps_begin,
     )
@@ -325,6 +328,12 @@ def _threads(file: RunFile) -> int | None:
     """With how many threads each process of the first attempt computed; other ones give other bits."""
     threads = file.resolved_spec.get("threads")
     return threads if isinstance(threads, int) else None
+
+
+def _submitted_on(file: RunFile) -> date | None:
+    """The day on which the job was submitted, in UTC, which is part of its id. It is the same for all attempts."""
+    submitted = time_of(file.job_id)
+    return None if submitted is None else submitted.date()
 
 
 def _device_kind(file: RunFile) -> str | None:

@@ -74,6 +74,7 @@ class Plan:
     total_steps: int
     total_sequences: int
     data: str  # fingerprint of the tokens
+    template_date: str | None  # the date that a chat template renders; None: unknown, or not needed
     eval_data: str | None  # that of the tokens of eval_dataset
     eval_split: float | None
     eval_steps: int | None  # None: nothing is evaluated
@@ -118,6 +119,7 @@ class Facts:
     eval_data: str | None = None
     base: str | None = None  # fingerprint of the base model's weights
     device_kind: str | None = None
+    template_date: str | None = None
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
@@ -157,6 +159,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         total_steps=0,
         total_sequences=0,
         data=facts.data,
+        template_date=facts.template_date,
         eval_data=facts.eval_data,
         eval_split=options.eval_split or None,
         eval_steps=options.eval_steps,

@@ -93,7 +93,6 @@ FLOORS = {
     ),
     "worker": (
         frozenset({"settings", "outage"}),
-        frozenset({"guard"}),
         frozenset({"machine", "artifacts"}),
         frozenset({"messaging", "training"}),
         frozenset({"checks", "attempt"}),

@@ -252,6 +252,18 @@ def write_plan(output_dir: Path, run_id: str, plan: dict[str, Any]) -> None:
     write_atomically(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
 
 
+def stored_plan(given: Path) -> dict[str, Any]:
+    """The plan of the run that ``resume_from_checkpoint`` names, read without its weights; empty if there is none."""
+    files = (given / TRAINING_STATE_NAME / "state.json", given / PLAN, given.parent / PLAN)
+    for file in files:
+        try:
+            content = json.loads(file.read_text())
+            return dict(content["plan"] if file is files[0] else content)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # `find` reports what is missing or damaged
+    return {}
+
+
 def prune(output_dir: Path, run_id: str, keep: int) -> None:
     """Remove all but the ``keep`` newest ``step-N`` of this run."""
     steps = [c for c in present(output_dir) if c.directory.name.startswith("step-") and c.manifest.run_id == run_id]

@@ -44,7 +44,8 @@ class DataReport(BaseModel):
     template writes earlier turns otherwise later; ``duplicates`` are exact copies of an earlier document, null where
     they were not looked for: these three count what is held out, too. ``supervised_share`` is that of the tokens whose
     prediction is learned, ``filled_share`` that of the sequences that is not padding. ``sources`` are those with
-    weights.
+    weights. ``control_tokens`` counts the control tokens in the texts of the data, which are text unless the source
+    allows them.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -62,4 +63,5 @@ class DataReport(BaseModel):
     empty: int = 0
     split: int = 0
     duplicates: int | None = None
+    control_tokens: int = 0
     sources: list[SourceShare] = []

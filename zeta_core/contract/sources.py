@@ -13,7 +13,18 @@ from zeta_core.contract.validation import NOT_ONE_KIND
 
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
 # Our names of the columns that the formats read.
-COLUMNS = ("text", "messages", "tools", "prompt", "completion", "chosen", "rejected", "input_ids")
+COLUMNS = (
+    "text",
+    "messages",
+    "tools",
+    "functions",
+    "system",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "input_ids",
+)
 
 
 # Bounds that ordinary use never meets: what a request may make the server look up is limited by the spec itself.
@@ -39,6 +50,16 @@ class _Source(Sent):
     )
     weight: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
+    )
+    drop_fields: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default=[],
+        max_length=100,
+        description="fields of turns that are not used, such as 'reasoning_content'; all others must be rendered by "
+        "the chat template",
+    )
+    allow_control_tokens: bool = Field(
+        default=False,
+        description="true: control tokens such as <|im_end|> in the texts become the tokens; false: they stay text",
     )
 
 

@@ -39,6 +39,8 @@ Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 MAX_STEPS = 10**9
+MAX_TEMPLATE_CHARACTERS = 200_000  # several times the longest published one
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _NON_ASCII_ESCAPE = re.compile(r"\\[uUN]")
 
 
@@ -114,6 +116,11 @@ class TrainerOptions(Sent, Checked):
 
     dataset: Dataset | None = None
     tokenizer: TokenizerSource | None = None
+    chat_template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None = Field(
+        default=None,
+        description="a Jinja template for conversations, or the name of one of the tokenizer's; unset: the tokenizer's "
+        "own, or ChatML if it has none. It is saved with the tokenizer",
+    )
     max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     epochs: float | None = Field(default=None, gt=0, le=1_000_000, allow_inf_nan=False)
     optimizer: Optimizer = "adamw"
@@ -169,6 +176,7 @@ class TrainerOptions(Sent, Checked):
             found.append(_fault("learning_rate", self.learning_rate, cure))
         found += self._weight_faults()
         found += self._column_faults()
+        found += self._chat_faults()
         return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]
 
     def _weight_faults(self) -> Iterator[ErrorDetail]:
@@ -195,6 +203,21 @@ class TrainerOptions(Sent, Checked):
                     message = f"{param!r} is not a known field; the columns are {', '.join(COLUMNS)}."
                     meant = nearest(name, COLUMNS)
                     yield ErrorDetail(param=param, message=message, code="unknown_field", suggestion=meant)
+
+    def _chat_faults(self) -> Iterator[ErrorDetail]:
+        """Settings of conversations that have no effect, or cannot have the intended one."""
+        template = self.chat_template
+        if template is not None and not is_template(template) and not _TEMPLATE_NAME.fullmatch(template):
+            cure = "it is neither a Jinja template nor the name of one; give the text of the template"
+            yield _fault("chat_template", template, cure)
+        if template is not None and self.use_pretokenized:
+            yield _fault("chat_template", template, "use_pretokenized data is not rendered; leave one of them out")
+        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
+            for index, source in enumerate(dataset_sources(dataset)):
+                at = f"{place}.{index}" if isinstance(dataset, list) else place
+                needed = sorted({"role", "content", "from", "value"}.intersection(source.drop_fields))
+                if needed:
+                    yield _fault(f"{at}.drop_fields", source.drop_fields, f"every turn needs its {needed[0]!r}")
 
     def _method_faults(self) -> Iterator[ErrorDetail]:
         """What a method does not read, and formats that are of another one."""
@@ -318,6 +341,11 @@ def _wrong_targets(targets: str | list[str]) -> str | None:
     except (re.error, RecursionError, OverflowError) as error:
         return f"it is no regular expression ({error}); "
     return None
+
+
+def is_template(chat_template: str) -> bool:
+    """Whether a ``chat_template`` is the text of a template, rather than a name of one."""
+    return "{" in chat_template
 
 
 def _relative_inside(path: str) -> bool:

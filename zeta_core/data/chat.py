@@ -1,4 +1,4 @@
-"""Rendering conversations with the tokenizer's chat template, and finding the characters that are trained on.
+"""Finding the characters of a conversation that are trained on, in the text that the chat template renders.
 
 The text of an assistant turn is found as a prefix difference: the rendered conversation up to and including the turn,
 minus the earlier conversation rendered with the generation prompt. This matches inference, where the model gets the
@@ -10,44 +10,35 @@ If a template has several generation prompts for an answer, the longest one that
 example, Qwen 3 with ``enable_thinking`` false uses an empty thought as the prompt, and the model is then not trained to
 generate that thought. If a template appends a generation prompt even without being asked to, it is removed.
 
-All data is untrusted. Templates run in the sandbox of transformers, which does not limit memory and time. The rendering
-process therefore has limits for both (`zeta_core.data.confined`), and a text is limited to `MOST_CHARACTERS`.
+Reasoning is part of the answer. Templates such as DeepSeek R1's remove it from finished turns, because they are only
+used for prompts. The text of such an answer is then the prompt, the reasoning and answer as the model generates them,
+and what the template writes after an answer.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
-from functools import cached_property
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from zeta_core.data import control_tokens, coverage
+from zeta_core.data.template import Template, Tools, Unlearnable
+from zeta_core.data.turns import REASONING, InvalidTurn, Message, read_turn
 
 TrainOn = Literal["assistant", "completion", "all"]
-Message = dict[str, Any]
 
-# ChatML (OpenAI 2023), with the tokenizer's own end token after each assistant turn. It ends generation with every
-# tokenizer, including those without <|im_end|>.
-DEFAULT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' -}}"
-    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
-    "{{- '\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
-# Templates get a fixed date, so that the same data gives the same tokens. It is the default date of Llama 3's template.
-TODAY = date(2024, 7, 26)
-MOST_CHARACTERS = 1 << 24  # limit for a rendered conversation, several times the longest context of any model
-
-
-class Unlearnable(Exception):
-    """A conversation that cannot be trained on. The message completes a sentence that starts with its location."""
+# How models mark their reasoning: <think> (DeepSeek R1, Qwen 3) and [THINK] (Magistral). An opening mark at the end of
+# a generation prompt, and a whole thought at the beginning of an answer.
+_OPENING = re.compile(r"(<think>|\[THINK\])\s*\Z")
+_THOUGHT = re.compile(r"\s*(?:<think>.*?</think>|\[THINK\].*?\[/THINK\])", re.DOTALL)
+_CLOSING = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+_PLACEHOLDER = "ZETAANSWER"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A training text, and the spans of characters that are trained on.
+    """A training text, the spans of characters that are trained on, and those that contain no control tokens.
 
     A ``plain`` text was not rendered by a template, so the tokenizer's begin and end tokens are added to it.
     """
@@ -55,114 +46,98 @@ class Text:
     text: str
     spans: tuple[tuple[int, int], ...]
     plain: bool = False
+    literals: tuple[tuple[int, int], ...] = ()
 
 
-class Template:
-    """The chat template of a tokenizer. If it has none, the default one is set, and saved with the tokenizer."""
+@dataclass(frozen=True)
+class Conversation:
+    """The texts of a conversation: usually one, but several if the template changes earlier turns."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = DEFAULT_TEMPLATE
-        self.is_default = tokenizer.chat_template == DEFAULT_TEMPLATE
+    texts: list[Text]
+    num_control_tokens: int = 0  # in the texts of the data
+    has_unused_turns: bool = False  # after the last turn that is trained on
 
-    def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, prompt: bool = False) -> str:
-        """Render ``messages``; with ``prompt``, append the generation prompt. Raises `Unlearnable`."""
-        if not messages and prompt and self.is_default:
-            return "<|im_start|>assistant\n"  # transformers refuses an empty conversation
+
+def read_turns(turns: Sequence[object], drop: Sequence[str] = ()) -> list[Message]:
+    """Read the turns of a conversation, without the fields named in ``drop``. Raises `Unlearnable`."""
+    messages: list[Message] = []
+    for number, turn in enumerate(turns, 1):
         try:
-            text = self._render(messages, tools, prompt=prompt)
-        except (MemoryError, Unlearnable):
-            raise
-        except Exception as error:  # a template may raise anything; jinja is not a direct dependency
-            if not messages:
-                raise Unlearnable(
-                    "starts with an assistant turn, which the tokenizer's chat template does not support; put a user "
-                    "turn before it."
-                ) from error
-            reason = str(error).strip().rstrip(".")[:200] or type(error).__name__
-            raise Unlearnable(f"the tokenizer's chat template rejects the conversation: {reason}.") from error
-        for tool in tools or ():
-            _refuse_unwritten("has the tool", tool, text)
-        return text if prompt else text.removesuffix(self._unconditional_prompt)
-
-    def prompt_without_thinking(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str | None:
-        """Render ``messages`` with the generation prompt that disables thinking, or None if there is none."""
-        if "enable_thinking" not in self._tokenizer.chat_template:
-            return None
-        try:
-            return self._render(messages, tools, prompt=True, enable_thinking=False)
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001 - a template may raise anything, for example if thinking cannot be disabled
-            return None
-
-    def _render(
-        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, *, prompt: bool, **more: Any
-    ) -> str:
-        text = self._tokenizer.apply_chat_template(
-            list(messages),
-            tools=tools,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            date_string=TODAY.strftime("%d %b %Y"),
-            strftime_now=TODAY.strftime,
-            **more,
-        )
-        if len(text) > MOST_CHARACTERS:
-            raise Unlearnable(
-                f"the tokenizer's chat template produced {len(text):,} characters for this row, more than the "
-                f"{MOST_CHARACTERS:,} allowed; use a template with less output, or remove the row."
-            )
-        return text
-
-    @cached_property
-    def _unconditional_prompt(self) -> str:
-        """The generation prompt if the template appends it to every conversation, as Llama 3's first template does.
-
-        It is found by rendering a conversation without turns. An end token is not a prompt: it ends the conversation.
-        """
-        asked: list[Message] = [{"role": "user", "content": "Hi"}]
-        answered: list[Message] = [*asked, {"role": "assistant", "content": "Hey"}]
-        try:
-            [nothing] = self._tokenizer.apply_chat_template([[]], tokenize=False)  # a batch of one without turns
-            texts = [self._render(turns, prompt=prompt) for turns in (asked, answered) for prompt in (False, True)]
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001 - if the template rejects conversations, `render` reports it
-            return ""
-        always = texts[0] == texts[1] and texts[2] == texts[3] and all(text.endswith(nothing) for text in texts)
-        return nothing if always and not (self.end and nothing.rstrip().endswith(self.end)) else ""
-
-    @property
-    def end(self) -> str:
-        return self._tokenizer.eos_token or ""
+            messages.append(read_turn(turn, drop))
+        except InvalidTurn as error:
+            raise Unlearnable(f"message {number} {error}") from None
+    return messages
 
 
 def conversation(
     template: Template,
-    messages: Sequence[Any],
-    tools: list[dict[str, Any]] | None,
+    messages: Sequence[Message],
+    tools: Tools | None,
     train_on: TrainOn,
     *,
     after: int = 0,
-) -> list[Text]:
-    """The texts of one conversation: usually one, but several if the template changes earlier turns.
+    allow_control_tokens: bool = False,
+) -> Conversation:
+    """The texts of one conversation. Control tokens in it are text unless they are allowed. Raises `Unlearnable`.
 
     The first ``after`` messages are a prompt, which is not trained on.
     """
-    normalized = [plain(message) for message in messages]
+    messages = [_for_template(message, template) for message in messages]
+    if control_tokens.has_marks([messages, tools]):
+        raise Unlearnable("contains U+FDD0 or U+FDD1, which Unicode reserves for internal use; remove the character.")
+    turns = _trained_turns(messages, train_on, after)
+    texts = _texts(template, messages, tools, turns)
+    _check_complete(template, messages, tools, texts, turns)
+    marked, marked_tools, count = template.mark(messages, tools)
+    if count and not allow_control_tokens:
+        literal = [_unmarked(text) for text in _texts(template, marked, marked_tools, turns)]
+        if [replace(text, literals=()) for text in literal] != texts:
+            raise Unlearnable(
+                "contains a control token as text that the tokenizer's chat template processes itself; set "
+                '"allow_control_tokens": true in the source, or remove it from the text.'
+            )
+        texts = literal
+    return Conversation(texts, count, turns is not None and turns[-1] + 1 < len(messages))
+
+
+def _for_template(message: Message, template: Template) -> Message:
+    """A developer turn becomes a system turn unless the template knows developer turns, as gpt-oss does."""
+    if message["role"] == "developer" and "developer" not in template.source():
+        return {**message, "role": "system"}
+    return message
+
+
+def _unmarked(text: Text) -> Text:
+    found = control_tokens.unmark(text.text)
+    spans = tuple((found.position(start), found.position(end)) for start, end in text.spans)
+    return replace(text, text=found.text, spans=spans, literals=found.literals)
+
+
+def _trained_turns(messages: Sequence[Message], train_on: TrainOn, after: int) -> list[int] | None:
+    """The turns that are trained on; ``None`` if the whole text is. ``"weight": 0`` excludes a turn, as in OpenAI's."""
     if train_on == "all":
-        text = template.render(normalized, tools)
-        for message in normalized:
-            _refuse_lost_calls(message, text)
-        return [Text(text, ((0, len(text)),))]
-    turns = [index for index, message in enumerate(normalized) if index >= after and _is_learned(message)]
+        if any(message.get("weight") == 0 for message in messages):
+            raise Unlearnable("has a turn of weight 0, but train_on 'all' trains on every turn; remove one of them.")
+        return None
+    turns = [
+        index
+        for index, message in enumerate(messages)
+        if index >= after and message["role"] == "assistant" and message.get("weight") != 0
+    ]
     if not turns:
         raise Unlearnable("has no assistant turn to train on; remove the row, or add an answer.")
+    return turns if train_on == "assistant" else turns[-1:]
+
+
+def _texts(
+    template: Template, messages: Sequence[Message], tools: Tools | None, turns: Sequence[int] | None
+) -> list[Text]:
+    if turns is None:
+        text = template.render(messages, tools)
+        return [Text(text, ((0, len(text)),))]
     texts: list[Text] = []
-    for turn in turns if train_on == "assistant" else turns[-1:]:
-        answered = _answer(template, normalized[:turn], normalized[turn], tools)
+    for turn in turns:
+        answered = _answer(template, messages[:turn], messages[turn], tools)
         joined = _joined(texts[-1], answered, template.end) if texts else None
         if joined is not None:
             texts.pop()
@@ -170,37 +145,97 @@ def conversation(
     return texts
 
 
-def _is_learned(message: Message) -> bool:
-    """Whether this is an assistant turn that is trained on. ``"weight": 0`` excludes it, as in OpenAI's format."""
-    return message["role"] == "assistant" and message.get("weight") != 0
+def _check_complete(
+    template: Template,
+    messages: Sequence[Message],
+    tools: Tools | None,
+    texts: Sequence[Text],
+    turns: Sequence[int] | None,
+) -> None:
+    """Raise `Unlearnable` if the texts lack a part of the conversation."""
+
+    def view(messages: Sequence[Message], index: int) -> str:
+        if turns is not None:
+            answers = (at for at in range(index, len(messages)) if messages[at]["role"] == "assistant")
+            for at in answers:
+                try:
+                    return _answer(template, messages[:at], messages[at], tools).text
+                except Unlearnable:
+                    break
+        return template.render(messages, tools)
+
+    used = messages if turns is None else messages[: turns[-1] + 1]  # the caller reports the others
+    seen = "\n".join(text.text for text in texts)
+    coverage.check_tools(template, tools, seen, lambda tools: template.render(messages, tools))
+    coverage.check_turns(template, used, tools, seen, view)
 
 
-def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools: list[dict[str, Any]] | None) -> Text:
+def _answer(template: Template, prompt: Sequence[Message], turn: Message, tools: Tools | None) -> Text:
     """The text of a prompt and the turn that answers it, which is trained on. Raises `Unlearnable`."""
-    if not (turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content")):
+    if not (turn["content"].strip() or turn.get("tool_calls") or any(map(turn.get, REASONING))):
         raise Unlearnable("has an empty assistant turn; remove the turn, or add its content.")
     before = template.render(prompt, tools, prompt=True)
     text = template.render([*prompt, turn], tools)
+    opening = _OPENING.search(before)
+    answer = _answer_with_lost_reasoning(turn, text, opening)
+    if answer is not None:
+        if opening is not None:  # the prompt already contains the opening mark
+            answer = answer.removeprefix(opening[1])
+            answer = answer.removeprefix("\n") if before.endswith("\n") else answer
+        return _trained(before, before + answer + _after_answer(template, prompt, turn, tools))
     thoughtless = template.prompt_without_thinking(prompt, tools)
     if thoughtless is not None and len(thoughtless) > len(before) and text.startswith(thoughtless):
         before = thoughtless
+    if opening is not None and not text.startswith(before) and text.startswith(before[: opening.start()]):
+        before = before[: opening.start()]  # an answer without reasoning, which the template renders without a mark
     if not text.startswith(before):
         text = before + _after_the_same_end(template, prompt, tools, before, text)
+    return _trained(before, text)
+
+
+def _trained(before: str, text: str) -> Text:
     if len(text) == len(before):
         raise _not_after_the_prompt()
-    _refuse_lost_calls(turn, text[len(before) :])
     return Text(text, ((len(before), len(text)),))
+
+
+def _answer_with_lost_reasoning(turn: Message, text: str, opening: re.Match[str] | None) -> str | None:
+    """The answer with its reasoning as the model generates it, if the template removed the reasoning; or ``None``.
+
+    A field with reasoning is written the way the generation prompt begins it, so it needs a prompt that does.
+    """
+    content = turn["content"]
+    thought = _THOUGHT.match(content)
+    if thought is not None:
+        return content.lstrip() if _squeezed(thought[0]) not in _squeezed(text) else None
+    reasoning = next((turn[name] for name in REASONING if turn.get(name)), None)
+    if reasoning is None or opening is None or _squeezed(reasoning) in _squeezed(text):
+        return None
+    return f"{opening[1]}\n{reasoning.strip()}\n{_CLOSING[opening[1]]}\n\n{content}"
+
+
+def _after_answer(template: Template, prompt: Sequence[Message], turn: Message, tools: Tools | None) -> str:
+    """What the template writes after the content of an answer, such as an end token."""
+    answer = {name: value for name, value in turn.items() if name not in REASONING}
+    text = template.render([*prompt, {**answer, "content": _PLACEHOLDER}], tools)
+    if _PLACEHOLDER not in text:
+        raise _not_after_the_prompt()
+    return text.rpartition(_PLACEHOLDER)[2]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _not_after_the_prompt() -> Unlearnable:
     return Unlearnable(
         "the tokenizer's chat template does not render the answer directly after the generation prompt, so the text to "
-        "train on cannot be determined; use a template that does, or rows of prompt and completion."
+        "train on cannot be determined; set chat_template to one that does, or use rows of prompt and completion."
     )
 
 
 def _after_the_same_end(
-    template: Template, prompt: Sequence[Message], tools: list[dict[str, Any]] | None, before: str, text: str
+    template: Template, prompt: Sequence[Message], tools: Tools | None, before: str, text: str
 ) -> str:
     """The answer if the template renders its prompt differently once it is answered. Raises `Unlearnable`.
 
@@ -228,31 +263,20 @@ def _joined(earlier: Text, later: Text, end: str) -> Text | None:
     return None
 
 
-def _refuse_lost_calls(turn: Message, text: str) -> None:
-    for call in turn.get("tool_calls", ()):
-        _refuse_unwritten("calls the tool", call, text)
-
-
-def _refuse_unwritten(what: str, tool: Any, text: str) -> None:
-    """Raise `Unlearnable` if the template omitted a tool or a call, so its name is missing from the text."""
-    inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
-    if isinstance(name, str) and name not in text:
-        raise Unlearnable(
-            f"{what} {name!r}, which the tokenizer's chat template omits; use a template that supports tools."
-        )
-
-
 def prompt_and_completion(
     template: Callable[[], Template],
-    prompt: Any,
-    completion: Any,
-    tools: list[dict[str, Any]] | None,
+    prompt: str | list[Message],
+    completion: str | list[Message],
+    tools: Tools | None,
     train_on: TrainOn,
-) -> list[Text]:
+    *,
+    special: re.Pattern[str] | None = None,
+    allow_control_tokens: bool = False,
+) -> Conversation:
     """The text of a prompt and a completion: two texts are concatenated, and conversations are rendered.
 
-    If only one of them is a conversation, the other one becomes a turn of the user or the assistant.
+    If only one of them is a conversation, the other one becomes a turn of the user or the assistant. ``special`` finds
+    the control tokens in plain text.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
@@ -260,47 +284,29 @@ def prompt_and_completion(
             raise Unlearnable("has tools, which plain text does not support; use messages instead of texts.")
         if train_on == "assistant":
             raise Unlearnable("is plain text, which has no assistant turns; use train_on 'completion' or 'all'.")
-        return [Text(text, ((0 if train_on == "all" else len(prompt), len(text)),), plain=True)]
-    asked, answered = turns_of(prompt, "user"), turns_of(completion, "assistant")
-    if train_on != "completion":
-        return conversation(template(), [*asked, *answered], tools, train_on)
-    return conversation(template(), [*asked, *answered], tools, "assistant", after=len(asked))
+        found = control_tokens.find(text, special)
+        literals = () if allow_control_tokens else found
+        start = 0 if train_on == "all" else len(prompt)
+        return Conversation([Text(text, ((start, len(text)),), plain=True, literals=literals)], len(found))
+    asked, answered = as_turns(prompt, "user"), as_turns(completion, "assistant")
+    after = 0 if train_on != "completion" else len(asked)
+    return conversation(
+        template(),
+        [*asked, *answered],
+        tools,
+        "assistant" if train_on == "completion" else train_on,
+        after=after,
+        allow_control_tokens=allow_control_tokens,
+    )
 
 
-def turns_of(content: Any, role: str) -> list[Any]:
-    """A list of messages, from a list, a single message, or a text of ``role``."""
+def as_turns(content: str | list[Message], role: str) -> list[Message]:
+    """A conversation; a text becomes a turn of ``role``."""
+    return [{"role": role, "content": content}] if isinstance(content, str) else content
+
+
+def turns_or_text(content: Any, drop: Sequence[str]) -> str | list[Message]:
+    """A text as it is, or the turns of a conversation or a single turn. Raises `Unlearnable`."""
     if isinstance(content, str):
-        return [{"role": role, "content": content}]
-    return [content] if isinstance(content, Mapping) else content
-
-
-def plain(message: Mapping[str, Any]) -> Message:
-    """A message as templates expect it: text content, tool arguments as objects, and no null fields."""
-    kept = {name: value for name, value in message.items() if value is not None}
-    content = kept.get("content", "")
-    if isinstance(content, list):
-        content = "".join(part["text"] for part in cast("list[dict[str, Any]]", content))
-    kept["content"] = content
-    if kept.get("tool_calls"):
-        kept["tool_calls"] = [_call(call) for call in kept["tool_calls"]]
-    else:
-        kept.pop("tool_calls", None)
-    return kept
-
-
-def _call(call: Any) -> Any:
-    """A tool call with its arguments as an object, parsed if they are JSON text as in OpenAI's API."""
-    if not isinstance(call, Mapping):
-        return call
-    called = {name: value for name, value in cast("Mapping[str, Any]", call).items() if value is not None}
-    function = called.get("function")
-    inner = dict(cast("Mapping[str, Any]", function)) if isinstance(function, Mapping) else called
-    arguments = inner.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            inner["arguments"] = json.loads(arguments)
-        except ValueError:
-            raise Unlearnable("a tool call has arguments that are not valid JSON.") from None
-    if isinstance(function, Mapping):
-        called["function"] = inner
-    return called
+        return content
+    return read_turns([content] if isinstance(content, Mapping) else content, drop)

@@ -7,19 +7,24 @@ process or in a forked one. Shapes: N tokens, D documents or pieces of documents
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zeta_core.data import chat
-from zeta_core.data.chat import Template, Text, TrainOn, Unlearnable
+from zeta_core.data import chat, control_tokens
+from zeta_core.data.chat import Conversation, Text, TrainOn
 from zeta_core.data.confined import Position
-from zeta_core.data.rows import RowFormat, tools_of
+from zeta_core.data.control_tokens import NotText, PlainTextEncoder
+from zeta_core.data.rows import RowFormat, messages_of, tools_of
 from zeta_core.data.sources import Source
+from zeta_core.data.template import Template, Unlearnable
+from zeta_core.data.turns import InvalidTurn
 from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData
 
@@ -56,15 +61,32 @@ class Encoded:
     supervised_N: NDArray[np.bool_] | None = None  # the tokens that are trained on; None means all
     num_split: int = 0  # conversations that were split into several documents
     templated: bool = False  # a chat template was used
+    added_beginning: str = ""  # what the template was extended with, so that conversations begin as texts do
     blank: bool = False  # all texts are empty or white space
+    num_control_tokens: int = 0  # control tokens in the texts of the data
+    first_control_token: str = ""  # the location of the first one
+    num_unused_ends: int = 0  # conversations with turns after the last one that is trained on
 
 
 class Encoder:
-    """Tokenizes the data of one run. ``dtype`` is the type of the ids; ``train_on=None`` is the format's default."""
+    """Tokenizes the data of one run. ``dtype`` is the type of the ids; ``train_on=None`` is the format's default.
 
-    def __init__(self, tokenizer: Any, dtype: np.dtype[Any], *, train_on: TrainOn | None, method: str) -> None:
+    ``today`` is the date that chat templates render.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        dtype: np.dtype[Any],
+        *,
+        train_on: TrainOn | None,
+        method: str,
+        today: date | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._dtype = dtype
+        self.dtype = dtype
+        self._today = today or datetime.now(UTC).date()
+        self._plain_text = PlainTextEncoder(tokenizer, self._tokenize)
         self._train_on: TrainOn | None = train_on
         self._method = method
         self._template: Template | None = None
@@ -90,12 +112,12 @@ class Encoder:
         arrays: list[NDArray[Any]] = []
         for row in rows:
             ids = cast("list[int]", source.fields(row)["input_ids"])
-            if max(ids, default=0) > np.iinfo(self._dtype).max:
+            if max(ids, default=0) > np.iinfo(self.dtype).max:
                 place = source.place(row.number)
                 raise InvalidData(
                     f"{place}: contains token ids of more than 32 bits; use ids of the model's vocabulary."
                 )
-            arrays.append(np.asarray(ids, dtype=self._dtype))
+            arrays.append(np.asarray(ids, dtype=self.dtype))
         return self._documents(arrays, rows)
 
     def _texts(self, source: Source, rows: list[Row]) -> Encoded:
@@ -105,41 +127,70 @@ class Encoder:
                 "conversations or pairs of prompt and completion."
             )
         texts = [cast(str, source.fields(row)["text"]) for row in rows]
-        none = self._end[:0]
+        found = [control_tokens.find(text, self._special) for text in texts]
+        first = next((source.place(row.number) for row, some in zip(rows, found, strict=True) if some), "")
+        literals = [()] * len(found) if source.allow_control_tokens else found
+        try:
+            bodies = self._bytes(texts) if self._is_bytes_only(source) else self._encode(texts, literals)
+        except NotText as error:
+            raise _not_text(first, error) from error
         arrays = [
-            np.concatenate(
-                (self._begin if row.begins_document else none, ids, self._end if row.ends_document else none)
-            )
-            if len(ids)
-            else ids
-            for row, ids in zip(rows, self._plain(texts), strict=True)
+            self._framed(ids, begins=row.begins_document, ends=row.ends_document) if len(ids) else ids
+            for row, ids in zip(rows, bodies, strict=True)
         ]
-        return replace(self._documents(arrays, rows), blank=not any(map(str.strip, texts)))
+        return replace(
+            self._documents(arrays, rows),
+            blank=not any(map(str.strip, texts)),
+            num_control_tokens=sum(map(len, found)),
+            first_control_token=first,
+        )
 
-    def _plain(self, texts: list[str]) -> list[NDArray[Any]]:
-        if is_bytes(self._tokenizer):
-            # ByT5's ids are the bytes plus three special ids (Xue et al. 2021, arXiv 2105.13626, section 3.1).
-            three = self._dtype.type(3)
-            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self._dtype) + three for text in texts]
-        return self._tokenize(texts)
+    def _framed(self, ids: NDArray[Any], *, begins: bool = True, ends: bool = True) -> NDArray[Any]:
+        """A text between the tokenizer's begin and end tokens, unless it contains them already."""
+        none = self._end[:0]
+        has_begin = np.array_equal(ids[: len(self._begin)], self._begin)
+        has_end = np.array_equal(ids[len(ids) - len(self._end) :], self._end)
+        begin = self._begin if begins and not has_begin else none
+        return np.concatenate((begin, ids, self._end if ends and not has_end else none))
+
+    @cached_property
+    def _special(self) -> Any:
+        return control_tokens.pattern_of(control_tokens.special_tokens(self._tokenizer))
+
+    def _is_bytes_only(self, source: Source) -> bool:
+        return is_bytes(self._tokenizer) and not source.allow_control_tokens
+
+    def _bytes(self, texts: list[str]) -> list[NDArray[Any]]:
+        # ByT5's ids are the bytes plus three special ids (Xue et al. 2021, arXiv 2105.13626, section 3.1).
+        three = self.dtype.type(3)
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype) + three for text in texts]
+
+    def _encode(self, texts: Sequence[str], literals: Sequence[Sequence[tuple[int, int]]]) -> list[NDArray[Any]]:
+        """The ids of texts; the ``literals`` of each one are encoded as text, even if they look like control tokens."""
+        usual = iter(self._tokenize([text for text, ranges in zip(texts, literals, strict=True) if not ranges]))
+        return [
+            self._plain_text.encode(text, tuple(ranges)) if ranges else next(usual)
+            for text, ranges in zip(texts, literals, strict=True)
+        ]
 
     def _tokenize(self, texts: list[str]) -> list[NDArray[Any]]:
         if not texts:
             return []
         rows = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [np.asarray(row, dtype=self._dtype) for row in rows["input_ids"]]
+        return [np.asarray(row, dtype=self.dtype) for row in rows["input_ids"]]
 
     def _documents(
         self, arrays: list[NDArray[Any]], rows: Sequence[Row], supervised_N: NDArray[np.bool_] | None = None
     ) -> Encoded:
         return Encoded(
-            ids_N=np.concatenate(arrays) if arrays else np.empty(0, self._dtype),
+            ids_N=np.concatenate(arrays) if arrays else np.empty(0, self.dtype),
             lengths_D=np.array([len(array) for array in arrays], dtype=np.int64),
             ends_D=np.array([row.ends_document for row in rows], dtype=np.bool_),
             rows_D=np.array([row.number for row in rows], dtype=np.int64),
             hashes_D=np.array([content_hash(array.tobytes()) for array in arrays], dtype=np.uint64),
             supervised_N=supervised_N,
             templated=self._template is not None,
+            added_beginning="" if self._template is None else self._template.added_beginning,
         )
 
     # --- conversations ---
@@ -147,22 +198,32 @@ class Encoder:
     def _conversations(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
         texts: list[Text] = []
         owners: list[Row] = []
-        num_split = 0
+        num_split = num_control_tokens = num_unused_ends = 0
+        first_control_token = ""
         for row in rows:
             position.move(source.place(row.number), "rendering")
             fields = source.fields(row)
             try:
-                found = self._rendered(source, fields)
-            except Unlearnable as error:
+                rendered = self._rendered(source, fields)
+            except (Unlearnable, InvalidTurn) as error:
                 raise InvalidData(f"{source.place(row.number)}: {error}") from error
+            found = [text for one in rendered for text in one.texts]
             num_split += source.row_format != "preference" and len(found) > 1
+            num_unused_ends += any(one.has_unused_turns for one in rendered)
+            count = sum(one.num_control_tokens for one in rendered)
+            first_control_token = first_control_token or (source.place(row.number) if count else "")
+            num_control_tokens += count
             texts += found
             owners += [row] * len(found)
         if owners:
             position.move(source.place(owners[0].number), "tokenizing")
         arrays: list[NDArray[Any]] = []
         masks: list[NDArray[np.bool_]] = []
-        for row, (ids, learned) in zip(owners, self._marked(texts), strict=True):
+        try:
+            marked = list(self._marked(texts))
+        except NotText as error:
+            raise _not_text(first_control_token, error) from error
+        for row, (ids, learned) in zip(owners, marked, strict=True):
             if not learned[1:].any():  # the first token has no context to be predicted from
                 raise InvalidData(
                     f"{source.place(row.number)}: has no answer tokens to train on; remove the row, or add an answer."
@@ -171,33 +232,57 @@ class Encoder:
             arrays.append(ids)
             masks.append(learned)
         supervised_N = np.concatenate(masks) if masks else np.empty(0, np.bool_)
-        return replace(self._documents(arrays, owners, supervised_N), num_split=num_split)
+        return replace(
+            self._documents(arrays, owners, supervised_N),
+            num_split=num_split,
+            num_control_tokens=num_control_tokens,
+            first_control_token=first_control_token,
+            num_unused_ends=num_unused_ends,
+        )
 
-    def _rendered(self, source: Source, fields: dict[str, Any]) -> list[Text]:
+    def _rendered(self, source: Source, fields: dict[str, Any]) -> list[Conversation]:
         assert source.row_format is not None
-        tools = tools_of(fields.get("tools"))
+        tools = tools_of(fields)
         train_on = self._train_on or DEFAULT_TRAIN_ON[source.row_format]
         match source.row_format:
             case "messages":
-                return chat.conversation(self.template(), fields["messages"], tools, train_on)
+                messages = messages_of(fields, source.drop_fields)
+                allow = source.allow_control_tokens
+                return [chat.conversation(self.template(), messages, tools, train_on, allow_control_tokens=allow)]
             case "prompt_completion":
-                prompt, completion = fields["prompt"], fields["completion"]
-                return chat.prompt_and_completion(self.template, prompt, completion, tools, train_on)
+                prompt = chat.turns_or_text(fields["prompt"], source.drop_fields)
+                completion = chat.turns_or_text(fields["completion"], source.drop_fields)
+                return [self._answered(source, prompt, completion, tools, train_on)]
             case _:
-                return self._pair(fields, tools)
+                return self._pair(source, fields, tools)
 
-    def _pair(self, fields: dict[str, Any], tools: list[dict[str, Any]] | None) -> list[Text]:
+    def _answered(
+        self, source: Source, prompt: Any, completion: Any, tools: Any, train_on: TrainOn = "completion"
+    ) -> Conversation:
+        return chat.prompt_and_completion(
+            self.template,
+            prompt,
+            completion,
+            tools,
+            train_on,
+            special=self._special,
+            allow_control_tokens=source.allow_control_tokens,
+        )
+
+    def _pair(self, source: Source, fields: dict[str, Any], tools: Any) -> list[Conversation]:
         """The chosen and the rejected answer, each with the same prompt."""
-        prompt, chosen, rejected = fields.get("prompt"), fields["chosen"], fields["rejected"]
-        if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list | Mapping):
+        prompt, chosen, rejected = (
+            None if fields.get(name) is None else chat.turns_or_text(fields[name], source.drop_fields)
+            for name in ("prompt", "chosen", "rejected")
+        )
+        assert chosen is not None, "`fault_in` requires it"
+        assert rejected is not None, "`fault_in` requires it"
+        if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
             if prompt is None:
                 prompt, chosen, rejected = _beginning_alike(chosen, rejected)
-            return [
-                chat.prompt_and_completion(self.template, prompt, answer, tools, "completion")[0]
-                for answer in (chosen, rejected)
-            ]
-        chosen, rejected = chat.turns_of(chosen, "assistant"), chat.turns_of(rejected, "assistant")
-        asked = [] if prompt is None else chat.turns_of(prompt, "user")
+            return [self._answered(source, prompt, answer, tools) for answer in (chosen, rejected)]
+        chosen, rejected = chat.as_turns(chosen, "assistant"), chat.as_turns(rejected, "assistant")
+        asked = [] if prompt is None else chat.as_turns(prompt, "user")
         repeated = asked == chosen[: len(asked)] == rejected[: len(asked)]
         begun = isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"
         if prompt is None or begun or repeated:
@@ -211,20 +296,17 @@ class Encoder:
                 )
         if any(turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
             raise Unlearnable("chosen and rejected must each end with an assistant turn.")
-        answers = [
-            chat.prompt_and_completion(self.template, prompt, turns, tools, "completion")
-            for turns in (chosen, rejected)
-        ]
-        if any(len(texts) > 1 for texts in answers):
+        answers = [self._answered(source, prompt, turns, tools) for turns in (chosen, rejected)]
+        if any(len(answer.texts) > 1 for answer in answers):
             raise Unlearnable(
                 "the chat template does not render the turns of the answer as one text; provide an answer of one turn."
             )
-        return [texts[0] for texts in answers]
+        return answers
 
     def template(self) -> Template:
         """The tokenizer's chat template, which is set to the default one if it has none."""
         if self._template is None:
-            self._template = Template(self._tokenizer)
+            self._template = Template(self._tokenizer, self._today, beginning=self._begin.tolist())
         return self._template
 
     def _marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
@@ -235,9 +317,9 @@ class Encoder:
         tokenized separately. A token that crosses the end of a prompt belongs to the prompt.
         """
         bounds = [sorted({0, len(text.text), *(at for span in text.spans for at in span)}) for text in texts]
-        pieces = [[text.text[a:b] for a, b in pairwise(at)] for text, at in zip(texts, bounds, strict=True)]
-        whole = self._tokenize([text.text for text in texts])
-        parts = iter(self._tokenize([piece for some in pieces for piece in some]))
+        pieces = [_cut(text, a, b) for text, at in zip(texts, bounds, strict=True) for a, b in pairwise(at)]
+        whole = self._encode([text.text for text in texts], [text.literals for text in texts])
+        parts = iter(self._encode([piece for piece, _ in pieces], [literals for _, literals in pieces]))
         for text, ids, at in zip(texts, whole, bounds, strict=True):
             own = [next(parts) for _ in at[1:]]
             if np.array_equal(np.concatenate(own), ids):
@@ -245,7 +327,8 @@ class Encoder:
             else:
                 places = {0: 0, len(text.text): len(ids)}
                 between = [bound for bound in at if bound not in places]
-                heads = self._tokenize([text.text[:bound] for bound in between])
+                beginnings = [_cut(text, 0, bound) for bound in between]
+                heads = self._encode([head for head, _ in beginnings], [literals for _, literals in beginnings])
                 places |= {bound: _shared(head, ids) for bound, head in zip(between, heads, strict=True)}
                 starts = {start for start, _ in text.spans} & set(between)
                 for bound, head in zip(between, heads, strict=True):
@@ -255,10 +338,25 @@ class Encoder:
             for start, stop in text.spans:
                 learned[places[start] : places[stop]] = True
             if text.plain:
-                ids = np.concatenate((self._begin, ids, self._end))
-                learned = np.pad(learned, (len(self._begin), 0))
-                learned = np.pad(learned, (0, len(self._end)), constant_values=True)
+                framed = self._framed(ids)
+                at_begin = 0 if np.array_equal(framed[: len(ids)], ids) else len(self._begin)
+                learned = np.pad(learned, (at_begin, 0))
+                learned = np.pad(learned, (0, len(framed) - len(learned)), constant_values=True)
+                ids = framed
             yield ids, learned
+
+
+def _cut(text: Text, start: int, end: int) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """A part of a text, and its literals."""
+    literals = ((max(a, start) - start, min(b, end) - start) for a, b in text.literals)
+    return text.text[start:end], tuple((a, b) for a, b in literals if a < b)
+
+
+def _not_text(place: str, error: NotText) -> InvalidData:
+    return InvalidData(
+        f"{place}: contains {str(error)!r}, which this tokenizer cannot encode as text; remove it, or set "
+        '"allow_control_tokens": true in the source.'
+    )
 
 
 def _beginning(tokenizer: Any) -> list[int]:

@@ -43,6 +43,7 @@ def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
         empty=tokens.num_empty,
         split=tokens.num_split,
         duplicates=tokens.num_duplicates,
+        control_tokens=tokens.num_control_tokens,
         sources=_shares(tokens, sequences, plan),
     )
 
@@ -88,7 +89,7 @@ def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
     )
 
 
-def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
+def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Report) -> None:
     """One ``log`` event with the figures, and a warning for each thing that somebody may not expect."""
     lengths = data.lengths
     said = (
@@ -97,6 +98,7 @@ def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
         "supervised"
     )
     more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
+    more["control tokens"] = data.control_tokens
     told = [f"{count:,} {word}" for word, count in more.items() if count]
     report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
     if data.sources:
@@ -108,6 +110,23 @@ def tell(data: DataReport, sequences: Sequences, report: Report) -> None:
             "conversations_split",
             f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
             "otherwise once later ones follow; their history is read again for each turn.",
+        )
+    _tell_turns(tokens, report)
+
+
+def _tell_turns(tokens: TokenFile, report: Report) -> None:
+    if tokens.num_control_tokens:
+        report.warn(
+            "control_tokens_in_text",
+            f"The texts of the data contain control tokens {tokens.num_control_tokens:,} times, first in "
+            f"{tokens.first_control_token}. They are encoded as ordinary text, unless the source sets "
+            '"allow_control_tokens": true. Set it for texts that a chat template has already rendered.',
+        )
+    if tokens.num_unused_ends:
+        report.warn(
+            "turns_not_used",
+            f"{tokens.num_unused_ends:,} conversations continue after the last turn that is trained on; the turns "
+            "after it are not used.",
         )
 
 

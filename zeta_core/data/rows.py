@@ -6,25 +6,25 @@ A row is one object of a JSON-lines file, or one row of a table. `format_of` fin
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
+
+from zeta_core.data.turns import InvalidTurn, Message, read_tools, read_turn
 
 RowFormat = Literal["text", "messages", "prompt_completion", "preference", "tokens"]
 Row = Mapping[str, object]
-
-ROLES = ("system", "user", "assistant", "tool")
 
 # The columns that each format reads, and those of them that a row must have. A ``preference`` row without ``prompt``
 # holds two whole texts or conversations that begin alike.
 COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "text": ("text",),
-    "messages": ("messages", "tools"),
-    "prompt_completion": ("prompt", "completion", "tools"),
-    "preference": ("prompt", "chosen", "rejected", "tools"),
+    "messages": ("messages", "tools", "functions", "parallel_tool_calls", "system"),
+    "prompt_completion": ("prompt", "completion", "tools", "functions"),
+    "preference": ("prompt", "chosen", "rejected", "tools", "functions"),
     "tokens": ("input_ids",),
 }
-OPTIONAL = {"tools", "prompt"}
+OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt"}
+CONVERSATIONS = "conversations"  # ShareGPT's name for messages
 
 
 def required(row_format: RowFormat) -> tuple[str, ...]:
@@ -41,21 +41,30 @@ def format_of(row: Row, columns: Mapping[str, str]) -> RowFormat | None:
     """
     formats: tuple[RowFormat, ...] = ("messages", "preference", "prompt_completion", "text")
     for row_format in sorted(formats, key=lambda one: not columns.keys() & set(required(one))):
-        if all(columns.get(name, name) in row for name in required(row_format)):
+        if all(_column(name, row, columns) in row for name in required(row_format)):
             return row_format
     return None
 
 
-def fault_in(row: object, row_format: RowFormat, columns: Mapping[str, str]) -> str | None:
+def _column(name: str, row: Row, columns: Mapping[str, str]) -> str:
+    """The data's name for a column; ``conversations`` stands for ``messages`` where these are missing."""
+    if name == "messages" and name not in columns and row.get(name) is None and row.get(CONVERSATIONS) is not None:
+        return CONVERSATIONS
+    return columns.get(name, name)
+
+
+def fault_in(
+    row: object, row_format: RowFormat, columns: Mapping[str, str], drop_fields: Sequence[str] = ()
+) -> str | None:
     """What is wrong with a row, as the end of a sentence that begins with its place; ``None`` for a good one."""
     if not isinstance(row, Mapping):
         return "is not an object with named fields."
     fields = cast(Row, row)
     for name in required(row_format):
-        if columns.get(name, name) not in fields:
+        if _column(name, fields, columns) not in fields:
             return _missing(fields, name, columns)
-    values = {name: fields.get(columns.get(name, name)) for name in COLUMNS[row_format]}
-    shown = {name: repr(columns.get(name, name)) for name in values}
+    shown = {name: repr(_column(name, fields, columns)) for name in COLUMNS[row_format]}
+    values = {name: fields.get(_column(name, fields, columns)) for name in COLUMNS[row_format]}
     match row_format:
         case "text":
             return _wrong_text(values["text"], shown["text"])
@@ -64,20 +73,27 @@ def fault_in(row: object, row_format: RowFormat, columns: Mapping[str, str]) -> 
             right = isinstance(ids, list) and all(type(item) is int and item >= 0 for item in cast(list[Any], ids))
             return None if right else f"{shown['input_ids']} is not a list of token ids."
         case "messages":
-            return _wrong_messages(values["messages"], shown["messages"]) or _wrong_tools(values["tools"])
+            fault = _wrong_messages(values["messages"], shown["messages"], drop_fields)
+            return fault or _wrong_system(values) or _wrong_parallel(values, drop_fields) or _wrong_tools(values)
         case "prompt_completion":
-            fault = _wrong_turns(values["prompt"], shown["prompt"])
-            fault = fault or _wrong_turns(values["completion"], shown["completion"])
-            return fault or _wrong_tools(values["tools"])
+            fault = _wrong_turns(values["prompt"], shown["prompt"], drop_fields)
+            fault = fault or _wrong_turns(values["completion"], shown["completion"], drop_fields)
+            return fault or _wrong_tools(values)
         case "preference":
-            return _wrong_preference(values, shown)
+            return _wrong_preference(values, shown, drop_fields)
 
 
-def tools_of(value: object) -> list[dict[str, Any]] | None:
-    """The tools of a row: a list of objects, or the same as JSON text (tables have no other way to hold it)."""
-    if isinstance(value, str) and value.strip():
-        value = json.loads(value)
-    return cast("list[dict[str, Any]]", value) or None
+def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
+    """The tools of a row. Raises `InvalidTurn`."""
+    return read_tools(fields.get("tools"), fields.get("functions"))
+
+
+def messages_of(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -> list[Message]:
+    """The conversation of a row of messages, with a system text that stands beside it. Raises `InvalidTurn`."""
+    turns = cast("list[object]", fields[_column("messages", fields, {})])
+    messages = [read_turn(turn, drop_fields) for turn in turns]
+    system = cast("str | None", fields.get("system"))
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
@@ -95,77 +111,63 @@ def _wrong_text(value: object, shown: str) -> str | None:
     return None if isinstance(value, str) else f"{shown} is {_kind(value)}, not text."
 
 
-def _wrong_turns(value: object, shown: str) -> str | None:
+def _wrong_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
     """A text, a message, or a list of them."""
     if isinstance(value, str):
         return None if value.strip() else f"{shown} is empty."
     if isinstance(value, Mapping):
         value = [cast(Row, value)]
     if isinstance(value, list):
-        return _wrong_messages(cast(object, value), shown)
+        return _wrong_messages(cast(object, value), shown, drop_fields)
     return f"{shown} is {_kind(value)}; give text, or a list of messages."
 
 
-def _wrong_preference(values: Mapping[str, object], shown: Mapping[str, str]) -> str | None:
+def _wrong_preference(values: Mapping[str, object], shown: Mapping[str, str], drop_fields: Sequence[str]) -> str | None:
     for name in ("chosen", "rejected", "prompt"):
         optional = name == "prompt" and values[name] is None
-        if not optional and (fault := _wrong_turns(values[name], shown[name])):
+        if not optional and (fault := _wrong_turns(values[name], shown[name], drop_fields)):
             return fault
-    return _wrong_tools(values["tools"])
+    return _wrong_tools(values)
 
 
-def _wrong_messages(value: object, shown: str) -> str | None:
+def _wrong_messages(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
     if not isinstance(value, list):
         return f"{shown} is {_kind(value)}; give a list of messages."
     if not value:
         return f"{shown} is empty; give at least one message."
     for number, message in enumerate(cast(list[object], value), 1):
-        fault = _wrong_message(message)
-        if fault is not None:
-            return f"{shown}: message {number} {fault}"
+        try:
+            read_turn(message, drop_fields)
+        except InvalidTurn as error:
+            return f"{shown}: message {number} {error}"
     return None
 
 
-def _wrong_message(message: object) -> str | None:
-    if not isinstance(message, Mapping):
-        return "is not an object with 'role' and 'content'."
-    said = cast(Row, message)
-    role, content = said.get("role"), said.get("content")
-    if role is None:
-        has = ", ".join(sorted(str(key) for key in said)[:8]) or "none"
-        return f"has no 'role' (it has: {has})."
-    if role not in ROLES:
-        return f"has the role {str(role)[:40]!r}; use {', '.join(ROLES)}."
-    if said.get("weight") not in (None, 0, 1):
-        return f"has the weight {str(said['weight'])[:40]}; use 0 for a turn that is not learned, or 1."
-    calls = said.get("tool_calls")
-    if calls is not None and not isinstance(calls, list):
-        return f"has 'tool_calls' {_kind(calls)}; give a list."
-    if not all(_is_call(call) for call in cast("list[object]", calls or [])):
-        return 'has a tool call without a name; give {"function": {"name": "...", "arguments": {...}}}.'
-    if isinstance(content, list):
-        texts = all(isinstance(p, Mapping) and isinstance(cast(Row, p).get("text"), str) for p in cast(Any, content))
-        return None if texts else "has a part of 'content' that is not text; only text can be trained on."
-    if content is None:
-        spoken = calls or said.get("reasoning_content")
-        return None if spoken else "has no 'content', and no 'tool_calls' in its place."
-    return None if isinstance(content, str) else f"has 'content' {_kind(content)}, not text."
+def _wrong_system(values: Mapping[str, object]) -> str | None:
+    """What is wrong with a system text beside a conversation."""
+    system = values["system"]
+    if system is None or isinstance(system, str):
+        first = read_turn(cast("list[object]", values["messages"])[0])
+        double = bool(system) and first["role"] in ("system", "developer")
+        return "has both a 'system' column and a system turn; provide one of them." if double else None
+    return f"'system' is {_kind(system)}; give text."
 
 
-def _is_call(call: object) -> bool:
-    inner = cast(Row, call).get("function", cast(object, call)) if isinstance(call, Mapping) else None
-    return isinstance(inner, Mapping) and isinstance(cast(Row, inner).get("name"), str)
+def _wrong_parallel(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
+    """OpenAI's ``parallel_tool_calls`` is a setting of a request; a conversation must not contradict it."""
+    if values["parallel_tool_calls"] is False:
+        for number, turn in enumerate(cast("list[object]", values["messages"]), 1):
+            if len(read_turn(turn, drop_fields).get("tool_calls", ())) > 1:
+                return f"message {number} has several tool calls, but 'parallel_tool_calls' is false; correct one."
+    return None
 
 
-def _wrong_tools(value: object) -> str | None:
+def _wrong_tools(values: Mapping[str, object]) -> str | None:
     try:
-        tools = cast(object, tools_of(value))
-    except ValueError:
-        return "'tools' is text that is not JSON."
-    if tools is None:
-        return None
-    right = isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in cast(list[Any], tools))
-    return None if right else f"'tools' is {_kind(tools)}; give a list of objects."
+        tools_of(values)
+    except InvalidTurn as error:
+        return str(error)
+    return None
 
 
 def _kind(value: object) -> str:

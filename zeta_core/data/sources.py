@@ -47,6 +47,8 @@ class Source:
     num_bytes: int = 0  # approximate amount of data to tokenize
     number: int = 0  # index of the source in the spec
     weight: float | None = None  # weight of the source in the spec
+    drop_fields: tuple[str, ...] = ()  # fields of turns that are not used
+    allow_control_tokens: bool = False  # whether control tokens in texts are encoded as such
 
     def place(self, number: int) -> str:
         """The location of a row for messages; a text file has only one location."""
@@ -73,7 +75,7 @@ class Source:
     def fields(self, row: Row) -> dict[str, object]:
         """The columns of a row under the standard names. Raises `InvalidData` naming the row."""
         assert self.row_format is not None
-        fault = fault_in(row.fields, self.row_format, self.columns)
+        fault = fault_in(row.fields, self.row_format, self.columns, self.drop_fields)
         if fault is not None:
             raise InvalidData(f"{self.place(row.number)}: {fault}")
         return {**row.fields, **{name: row.fields.get(theirs) for name, theirs in self.columns.items()}}
@@ -117,8 +119,25 @@ def open_sources(
                 found = reader.measured([reader.open(file, file.name) for file in files])
             case HubSource():
                 found = _from_hub(reader, source, places)
-        sources += [replace(one, number=number, weight=source.weight) for one in found]
+        sources += [_as_requested(one, source, number) for one in found]
     return sources
+
+
+def _as_requested(opened: Source, source: DatasetSource, number: int) -> Source:
+    """An opened source with the settings of the spec that do not depend on its kind."""
+    fingerprint = opened.fingerprint
+    if source.drop_fields:
+        fingerprint += f" without {json.dumps(sorted(set(source.drop_fields)))}"
+    if source.allow_control_tokens:
+        fingerprint += " with control tokens"
+    return replace(
+        opened,
+        number=number,
+        weight=source.weight,
+        fingerprint=fingerprint,
+        drop_fields=tuple(source.drop_fields),
+        allow_control_tokens=source.allow_control_tokens,
+    )
 
 
 # --- Locating sources -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,16 +29,17 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from zeta_core.contract.events import ProgressLine
-from zeta_core.data.chat import DEFAULT_TEMPLATE, Template, TrainOn
+from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Limits
 from zeta_core.data.encode import Encoded, Encoder, content_hash, without_default
 from zeta_core.data.sources import Source
+from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
 from zeta_core.data.tokenizing import encoded_units
 from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 SECONDS_BETWEEN_LINES = 1.0
 
 
@@ -49,14 +51,17 @@ def prepare_tokens(
     *,
     train_on: TrainOn | None = None,
     method: str = "sft",
+    today: date | None = None,
     processes: int = 1,
     limits: Limits | None = None,
 ) -> TokenFile:
     """Read the tokens of ``sources`` from the cache, or create them with up to ``processes`` processes.
 
-    A tokenizer without a chat template gets the default one if the data contains conversations. Raises `InvalidData`,
-    also if there are fewer than two tokens.
+    ``today`` is the date that chat templates render. If the data contains conversations, the tokenizer gets the
+    template that they were rendered with (`zeta_core.data.template`). Raises `InvalidData`, also if there are fewer
+    than two tokens.
     """
+    today = today or datetime.now(UTC).date()
     if any(source.flat is not None for source in sources):
         _refuse_method(["tokens"], method)
         return flat_tokens(sources)
@@ -64,7 +69,7 @@ def prepare_tokens(
     train_on = without_default(train_on, [source.row_format for source in detected if source.row_format is not None])
     about = {
         "version": FORMAT_VERSION,
-        "tokenizer": fingerprint(tokenizer),
+        "tokenizer": fingerprint(tokenizer, today),
         "sources": [s.fingerprint for s in sources],
         "train_on": train_on,
         "method": method,
@@ -78,18 +83,35 @@ def prepare_tokens(
             found = _read(directory, key)
             if found is None:
                 _refuse_method([str(source.row_format) for source in detected], method)
-                _write(detected, tokenizer, train_on, method, directory, report, processes, limits)
+                encoder = Encoder(tokenizer, _dtype(detected, tokenizer), train_on=train_on, method=method, today=today)
+                _write(detected, encoder, train_on, directory, report, processes, limits)
                 found = _read(directory, key)
     assert found is not None, "the entry was just written"
     os.utime(directory)  # mark it as used, because the worker's cache evicts the least recently used entries
-    tokens, templated = found
-    if templated and Template(tokenizer).is_default:
+    tokens, template = found
+    if template is not None:
+        _set_template(tokenizer, template, report)
+    return tokens.mixed(Mix.of(sources))  # weights do not affect the cached tokens
+
+
+def _set_template(tokenizer: Any, added_beginning: str, report: Report) -> None:
+    """Set the chat template that the conversations were rendered with, and report how it differs from the tokenizer's.
+
+    The text ``added_beginning`` was put in front of it.
+    """
+    if not tokenizer.chat_template or is_default(tokenizer.chat_template):
+        tokenizer.chat_template = DEFAULT_TEMPLATE
         report.warn(
             "default_chat_template",
             "The tokenizer has no chat template, so conversations are formatted as ChatML, and this template is saved "
-            "with the tokenizer. To use another template, name a tokenizer that has one.",
+            "with the tokenizer. To use another one, set chat_template, or name a tokenizer that has one.",
         )
-    return tokens.mixed(Mix.of(sources))  # weights do not affect the cached tokens
+    if added_beginning:
+        tokenizer.chat_template = with_beginning(without_beginning(tokenizer.chat_template), added_beginning)
+        report.log(
+            f"The tokenizer begins every text with {added_beginning!r}, so conversations begin with it, too. It was "
+            "added to the chat template, which is saved with the tokenizer."
+        )
 
 
 def _refuse_method(formats: Sequence[str], method: str) -> None:
@@ -100,13 +122,14 @@ def _refuse_method(formats: Sequence[str], method: str) -> None:
             raise InvalidData(f"The data has {row_format} rows, which method {method!r} does not support; {fix}.")
 
 
-def fingerprint(tokenizer: Any) -> str:
+def fingerprint(tokenizer: Any, today: date) -> str:
     """A hash of everything that determines the ids of a tokenizer and the text of conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     inside = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    template = getattr(tokenizer, "chat_template", None) or DEFAULT_TEMPLATE
+    template = without_beginning(getattr(tokenizer, "chat_template", None) or DEFAULT_TEMPLATE)
+    day = f" {today}" if uses_date(template) else ""
     special = json.dumps(getattr(tokenizer, "special_tokens_map", {}), sort_keys=True, default=str)
-    text = f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {inside} {json.dumps(template)} {special}"
+    text = f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {inside} {json.dumps(template)} {special}{day}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -128,8 +151,11 @@ def _locked(directory: Path, report: Report) -> Generator[None]:
         lock.release()
 
 
-def _read(directory: Path, key: str) -> tuple[TokenFile, bool] | None:
-    """The entry, and whether a chat template was used for it; ``None`` if it is missing or incomplete."""
+def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
+    """The entry, and the beginning that its chat template was given; ``None`` if it is missing or incomplete.
+
+    The beginning is ``None`` if no chat template was used.
+    """
     try:
         meta = json.loads((directory / "meta.json").read_text())
         num_tokens, dtype = int(meta["num_tokens"]), np.dtype(meta["dtype"])
@@ -154,15 +180,23 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, bool] | None:
         num_duplicates=meta["num_duplicates"],
         num_empty=meta["num_empty"],
         num_split=meta["num_split"],
+        num_control_tokens=meta["num_control_tokens"],
+        first_control_token=meta["first_control_token"],
+        num_unused_ends=meta["num_unused_ends"],
+        is_templated=meta["templated"],
     )
-    return tokens, bool(meta["templated"])
+    return tokens, meta["added_beginning"] if meta["templated"] else None
+
+
+def _dtype(sources: Sequence[Source], tokenizer: Any) -> np.dtype[Any]:
+    ids_given = any(source.row_format == "tokens" for source in sources)
+    return np.dtype("<u4") if len(tokenizer) > 1 << 16 or ids_given else np.dtype("<u2")
 
 
 def _write(
     sources: Sequence[Source],
-    tokenizer: Any,
+    encoder: Encoder,
     train_on: TrainOn | None,
-    method: str,
     directory: Path,
     report: Report,
     processes: int,
@@ -172,10 +206,7 @@ def _write(
     for left_over in (aside, directory):  # left by an interrupted process
         shutil.rmtree(left_over, ignore_errors=True)
     aside.mkdir()
-    ids_given = any(source.row_format == "tokens" for source in sources)
-    dtype = np.dtype("<u4") if len(tokenizer) > 1 << 16 or ids_given else np.dtype("<u2")
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
-    encoder = Encoder(tokenizer, dtype, train_on=train_on, method=method)
     written = _Written(sources, supervised, report)
     with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
@@ -188,7 +219,7 @@ def _write(
         raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
     np.save(aside / "offsets.npy", written.offsets)
     np.save(aside / "rows.npy", written.rows)
-    meta = {"version": FORMAT_VERSION, "dtype": dtype.str, "supervised": supervised, **written.meta()}
+    meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **written.meta()}
     (aside / "meta.json").write_text(json.dumps(meta))
     for file in aside.iterdir():
         with file.open("rb") as opened:
@@ -211,8 +242,9 @@ class _Written:
         self._hashes: list[NDArray[np.uint64]] = []
         self._documents = [0] * len(sources)
         self._largest = 0
-        self._num_empty = self._num_split = 0
+        self._num_empty = self._num_split = self._num_control_tokens = self._num_unused_ends = 0
         self._templated = False
+        self._added_beginning = self._first_control_token = ""
         self._lengths: list[NDArray[np.int64]] = []
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
@@ -239,6 +271,10 @@ class _Written:
         self._documents[source] += self.num_documents - before
         self._num_split += encoded.num_split
         self._templated |= encoded.templated
+        self._added_beginning = self._added_beginning or encoded.added_beginning
+        self._num_control_tokens += encoded.num_control_tokens
+        self._first_control_token = self._first_control_token or encoded.first_control_token
+        self._num_unused_ends += encoded.num_unused_ends
         if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_LINES:
             done = sum(other.num_bytes for other in self._sources[:source])
             here = self._sources[source]
@@ -295,5 +331,9 @@ class _Written:
             "num_empty": self._num_empty,
             "num_split": self._num_split,
             "templated": self._templated,
+            "added_beginning": self._added_beginning,
+            "num_control_tokens": self._num_control_tokens,
+            "first_control_token": self._first_control_token,
+            "num_unused_ends": self._num_unused_ends,
             "origins": [asdict(origin) for origin in origins],
         }

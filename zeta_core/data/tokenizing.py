@@ -29,7 +29,15 @@ BYTES_PER_PROCESS = 1 << 20  # starting a process for less data takes longer tha
 MEMORY_PER_PROCESS = 512 << 20  # for the current units, which are many times larger as Python objects
 
 _ARRAYS = ("ids_N", "lengths_D", "ends_D", "rows_D", "hashes_D", "supervised_N")
-_VALUES = ("num_split", "templated", "blank")
+_VALUES = (
+    "num_split",
+    "templated",
+    "added_beginning",
+    "blank",
+    "num_control_tokens",
+    "first_control_token",
+    "num_unused_ends",
+)
 
 
 def encoded_units(

@@ -71,6 +71,10 @@ class TokenFile:
     num_duplicates: int | None = None
     num_empty: int = 0
     num_split: int = 0
+    num_control_tokens: int = 0
+    first_control_token: str = ""  # the location of the first one
+    num_unused_ends: int = 0
+    is_templated: bool = False
     shifts: NDArray[np.int64] | None = None  # per document, the index minus the position; None means zero
     mix: Mix | None = None
 

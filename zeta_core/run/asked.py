@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from zeta_core.checkpoint.state import Progress
@@ -19,7 +20,7 @@ class Run:
 
     ``steps_begin`` is called on every rank when everything is loaded; from then on, there may be progress to save.
     ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
-    because exact results depend on them.
+    because exact results depend on them. ``started_on`` is the day of the first start, if that is known.
     """
 
     options: TrainerOptions
@@ -31,6 +32,7 @@ class Run:
     tokenizer: object = None
     threads: int | None = None
     device_kind: str | None = None
+    started_on: date | None = None
     stop: Callable[[], StopAction | None] = field(default=lambda: None)
     steps_begin: Callable[[], None] = field(default=lambda: None)
 

@@ -103,6 +103,7 @@ def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
         data=data if overlong is None else f"{data} {overlong}",
         eval_data=None if inputs.held_out is None else inputs.held_out.fingerprint,
         base=base_fingerprint(model),
+        template_date=inputs.started_on.isoformat(),
     )
 
 

@@ -48,6 +48,9 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
         stack.enter_context(restored_state())
+        started_on = min(processes.gather(inputs.started_on))
+        if started_on != inputs.started_on:  # the processes started around midnight
+            inputs = read(replace(run, started_on=started_on), place, report)
 
         report.phase("loading_model")
         earlier = find_earlier(run, processes, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from zeta_core.contract.data_folder import Split
 from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
 from zeta_core.data.encode import is_bytes
 from zeta_core.data.sources import open_sources
+from zeta_core.data.template import set_template
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
+from zeta_core.failures import CannotTrain
 from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.quantized import require as require_bitsandbytes
@@ -31,12 +34,16 @@ from zeta_core.settings import Place
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs before the model is built; ``held_out`` contains the tokens of an ``eval_dataset``."""
+    """The inputs before the model is built; ``held_out`` contains the tokens of an ``eval_dataset``.
+
+    ``started_on`` is the day on which the run was started first, which is the date that chat templates render.
+    """
 
     located: Located
     tokenizer: Any
     tokens: TokenFile
     held_out: TokenFile | None
+    started_on: date
 
     @property
     def largest_id(self) -> int:
@@ -63,11 +70,23 @@ def read(run: Run, place: Place, report: Report) -> Inputs:
     wanted = run.tokenizer if run.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(wanted, located, run.places, run.cache, on_ignored=ignored.append)
     _warn_of_ignored_code(ignored, report)
-    tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, place, report)
+    set_template(tokenizer, options.chat_template)
+    day = _started_on(run)
+    tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, day, place, report)
     held_out = None
     if options.eval_dataset is not None:
-        held_out = _tokens(run, options.eval_dataset, tokenizer, place, report, split="held_out")
-    return Inputs(located, tokenizer, tokens, held_out)
+        held_out = _tokens(run, options.eval_dataset, tokenizer, day, place, report, split="held_out")
+    if options.chat_template is not None and not (tokens.is_templated or (held_out and held_out.is_templated)):
+        raise CannotTrain("chat_template is set, but the data contains no conversations; leave it out.")
+    return Inputs(located, tokenizer, tokens, held_out, day)
+
+
+def _started_on(run: Run) -> date:
+    """The day on which the run was started first. A resumed run continues with that day."""
+    stored = {} if run.resume_from is None else checkpoints.stored_plan(run.resume_from)
+    if stored.get("template_date"):
+        return date.fromisoformat(stored["template_date"])
+    return run.started_on or datetime.now(UTC).date()
 
 
 def _warn_of_ignored_code(ignored: list[IgnoredCode], report: Report) -> None:
@@ -77,7 +96,14 @@ def _warn_of_ignored_code(ignored: list[IgnoredCode], report: Report) -> None:
 
 
 def _tokens(
-    run: Run, dataset: Dataset, tokenizer: Any, place: Place, report: Report, *, split: Split = "train"
+    run: Run,
+    dataset: Dataset,
+    tokenizer: Any,
+    today: date,
+    place: Place,
+    report: Report,
+    *,
+    split: Split = "train",
 ) -> TokenFile:
     sources = open_sources(
         dataset_sources(dataset),
@@ -93,6 +119,7 @@ def _tokens(
         report,
         train_on=run.options.train_on,
         method=run.options.method,
+        today=today,
         processes=torch.get_num_threads() * place.world_size,
     )
 

@@ -86,11 +86,27 @@ MISTRAL = (
 )
 # Phi 3: the end token behind the last turn alone.
 PHI3 = CHATML.removesuffix("{% endif %}") + "{% else %}{{ eos_token }}{% endif %}"
-# DeepSeek R1: its prompt begins a thought that the conversation itself does not have.
+# DeepSeek R1: its prompt begins a thought, and the thoughts of all finished turns are left out.
 R1 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}{% else %}"
-    "{{ '<|Assistant|>' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% set content = m.content.split('</think>')[-1] if '</think>' in m.content else m.content %}"
+    "{{ '<|Assistant|>' + content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+# SmolLM3: the current date in the system turn, and reasoning from a field of its own.
+SMOLLM3 = (
+    "{%- set today = strftime_now('%d %B %Y') %}{{- '<|im_start|>system\nToday Date: ' + today + '<|im_end|>\n' }}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' %}{% generation %}"
+    "{%- if message.reasoning_content %}{{- '<think>\n' + message.reasoning_content + '\n</think>\n' }}{%- endif %}"
+    "{{- message.content + '<|im_end|>\n' }}{% endgeneration %}"
+    "{%- else %}{{- message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+# No model's: the generation prompt is not where the answer is written.
+SEPARATE = (
+    "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[reply] ' }}{% endif %}"
 )
 
 MARKS = [
@@ -103,15 +119,14 @@ MARKS = [
     "<|eot_id|>",
     "<start_of_turn>",
     "<end_of_turn>",
-    "<think>",
-    "</think>",
     "<|User|>",
     "<|Assistant|>",
 ]
+THOUGHTS = ["<think>", "</think>"]  # added tokens that are not special, as those of Qwen 3 and DeepSeek R1
 
 
 def byte_tokenizer(template: str | None, *, merges: tuple[tuple[str, str], ...] = ()) -> Any:
-    """A fast tokenizer: a token for each byte, the ``merges`` of two, and each of `MARKS`."""
+    """A fast tokenizer: a token for each byte, the ``merges`` of two, each of `MARKS`, and `THOUGHTS`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*letters, *(a + b for a, b in merges)])}
     inside = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
@@ -119,5 +134,6 @@ def byte_tokenizer(template: str | None, *, merges: tuple[tuple[str, str], ...] 
     inside.decoder = decoders.ByteLevel()
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=inside, eos_token=MARKS[0], bos_token=MARKS[1])
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS[2:]})
+    tokenizer.add_tokens(THOUGHTS)
     tokenizer.chat_template = template
     return tokenizer

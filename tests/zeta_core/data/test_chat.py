@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from zeta_core.contract.events import WarningLine
 from zeta_core.contract.sources import dataset_sources
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
-from zeta_core.data.chat import DEFAULT_TEMPLATE
 from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.template import DEFAULT_TEMPLATE
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
+TODAY = date(2026, 3, 5)
 TWO_TURNS = [
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hey!"},
@@ -49,7 +51,7 @@ def tokens_of(
     train_on = source.pop("train_on", None)
     options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Report(), train_on=train_on)
+    return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Report(), train_on=train_on, today=TODAY)
 
 
 def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
@@ -103,7 +105,7 @@ def test_the_assistants_turns_are_learned_and_nothing_else(
     assert stretches == learned
     assert tokens.supervised is not None
     assert int(tokens.supervised.sum()) == num_learned
-    written = tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
+    written = tokenizer.apply_chat_template(messages, tokenize=False, date_string="05 Mar 2026")
     prompt_after_the_end = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     assert text == (written.removesuffix(prompt_after_the_end) if template is shapes.LLAMA3_FIRST else written)
 
@@ -295,7 +297,7 @@ GOOD = {"messages": TWO_TURNS}
             {"messages": [{"role": "robot", "content": "x"}]},
             "message 1 has the role 'robot'; use system",
         ),
-        (shapes.CHATML, {"messages": [{"from": "human", "value": "x"}]}, r"message 1 has no 'role' \(it has: from, va"),
+        (shapes.CHATML, {"messages": [{"who": "human", "value": "x"}]}, r"message 1 has no 'role' \(it has: value, wh"),
         (
             shapes.CHATML,
             {"messages": [{"role": "user", "content": 3}]},
@@ -313,7 +315,7 @@ GOOD = {"messages": TWO_TURNS}
             {"messages": TWO_TURNS[1:]},
             "starts with an assistant turn, which the tokenizer's chat template",
         ),
-        (shapes.R1, {"messages": TWO_TURNS}, "does not render the answer directly after the generation prompt"),
+        (shapes.SEPARATE, {"messages": TWO_TURNS}, "does not render the answer directly after the generation prompt"),
         (
             None,
             {"messages": TWO_TURNS, "tools": [{"name": "add"}]},
@@ -354,7 +356,7 @@ GOOD = {"messages": TWO_TURNS}
 def test_a_conversation_that_cannot_be_learned_is_named_by_its_line(
     template: str | None, row: Any, message: str, tmp_path: Path
 ) -> None:
-    rows = [row] if template in (shapes.R1, shapes.GEMMA) or "prompt" in row else [GOOD, row]
+    rows = [row] if template in (shapes.SEPARATE, shapes.GEMMA) or "prompt" in row else [GOOD, row]
     with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line {len(rows)}: .*{message}"):
         tokens_of(tmp_path, rows, byte_tokenizer(template))
 

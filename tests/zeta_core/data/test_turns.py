@@ -1,0 +1,301 @@
+"""Every accepted form of a conversation becomes the same messages, and nothing of a turn is lost silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import ByT5Tokenizer
+
+from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data.chat_templates import byte_tokenizer
+from tests.zeta_core.data.test_chat import documents, tokens_of
+from tests.zeta_core.runs import Lines
+from zeta_core.contract.events import WarningLine
+from zeta_core.failures import InvalidData
+from zeta_core.report.journal import Report
+
+QUESTION = {"role": "user", "content": "Who wrote Emma?"}
+ANSWER = {"role": "assistant", "content": "Jane Austen."}
+PLAIN = {"messages": [QUESTION, ANSWER]}
+WITH_SYSTEM = {"messages": [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER]}
+LOOKUP = {"name": "look_up", "arguments": {"title": "Emma"}}
+LOOKING_UP = {
+    "messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"function": LOOKUP}]}],
+    "tools": [{"type": "function", "function": {"name": "look_up", "parameters": {}}}],
+}
+# ChatML with tools, calls, reasoning and the names of speakers.
+RICH = (
+    "{% if tools %}<|im_start|>system{{ '\n' }}{% for t in tools %}{{ t.function | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}{{ '\n' }}"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls %}{{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def read(tmp_path: Path, row: Any, template: str | None = RICH, **source: Any) -> list[tuple[str, list[str]]]:
+    tokenizer = byte_tokenizer(template)
+    return documents(tokens_of(tmp_path, [row], tokenizer, **source), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("row", "same_as"),
+    [
+        ({"conversations": [{"from": "human", "value": QUESTION["content"]}, ANSWER]}, PLAIN),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": QUESTION["content"]},
+                    {"from": "gpt", "value": ANSWER["content"]},
+                ],
+                "system": "Be brief.",
+            },
+            WITH_SYSTEM,
+        ),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, QUESTION, ANSWER]}, WITH_SYSTEM),
+        (
+            {"messages": [{**QUESTION, "content": [{"type": "text", "text": QUESTION["content"]}]}, ANSWER]},
+            PLAIN,
+        ),
+        ({"messages": [QUESTION, {"role": "assistant", "content": None, "refusal": ANSWER["content"]}]}, PLAIN),
+        (
+            {
+                "messages": [
+                    QUESTION,
+                    {"role": "assistant", "content": [{"type": "refusal", "refusal": ANSWER["content"]}]},
+                ]
+            },
+            PLAIN,
+        ),
+        ({"messages": [QUESTION, {**ANSWER, "weight": 1, "tool_calls": []}], "parallel_tool_calls": True}, PLAIN),
+        (
+            {
+                "messages": [
+                    QUESTION,
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "function_call": {**LOOKUP, "arguments": json.dumps(LOOKUP["arguments"])},
+                    },
+                ],
+                "functions": [{"name": "look_up", "parameters": {}}],
+            },
+            LOOKING_UP,
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": QUESTION["content"]},
+                    {"from": "function_call", "value": json.dumps(LOOKUP)},
+                ],
+                "tools": json.dumps([{"name": "look_up", "parameters": {}}]),
+            },
+            LOOKING_UP,
+        ),
+    ],
+    ids=[
+        "sharegpt mixed with openai",
+        "sharegpt with system",
+        "developer",
+        "text parts",
+        "refusal",
+        "refusal part",
+        "openai with weight",
+        "openai function_call",
+        "sharegpt function_call",
+    ],
+)
+def test_every_form_of_a_conversation_gives_the_same_tokens(row: Any, same_as: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert read(tmp_path / "a", row) == read(tmp_path / "b", same_as)
+
+
+def test_the_result_of_an_observation_or_function_is_a_tool_turn(tmp_path: Path) -> None:
+    turns = [QUESTION, {"role": "assistant", "tool_calls": [{"function": LOOKUP}]}, None, ANSWER]
+    results = [
+        {"role": "tool", "content": "1815", "tool_call_id": "call_1"},
+        {"role": "function", "name": "look_up", "content": "1815"},
+        {"from": "observation", "value": "1815"},
+    ]
+    for number, result in enumerate(results):
+        turns[2] = result
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        [(text, _)] = read(folder, {"messages": turns}, RICH.replace("{% if m.name %} {{ m.name }}{% endif %}", ""))
+        assert "<|im_start|>tool\n1815<|im_end|>" in text
+
+
+def test_a_template_that_knows_developer_turns_gets_them(tmp_path: Path) -> None:
+    template = shapes.CHATML + "{# developer #}"
+    [(text, _)] = read(
+        tmp_path, {"messages": [{"role": "developer", "content": "Be brief."}, QUESTION, ANSWER]}, template
+    )
+    assert text.startswith("<|im_start|>developer\nBe brief.")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reasoning_content", "She is English."),
+        ("thinking", "She is English."),
+        ("reasoning", "She is English."),
+        ("refusal", "I would rather not say."),
+        ("name", "critic"),
+        ("score", 3),
+        ("tags", ["novel"]),
+    ],
+)
+def test_a_field_that_the_template_does_not_render_is_named(field: str, value: Any, tmp_path: Path) -> None:
+    row = {"messages": [QUESTION, {**ANSWER, field: value}]}
+    with pytest.raises(InvalidData, match=rf"chat\.jsonl, line 1: message 2 has '{field}', which .* does not render"):
+        read(tmp_path, row, shapes.CHATML)
+    with pytest.raises(InvalidData, match=rf'"drop_fields": \["{field}"\]'):
+        read(tmp_path, row, shapes.CHATML)
+    kept = read(tmp_path, row, shapes.CHATML, drop_fields=[field])
+    assert kept[0][1] == ["Jane Austen.<|im_end|>\n"]
+
+
+def test_a_rendered_field_is_part_of_the_answer(tmp_path: Path) -> None:
+    turn = {**ANSWER, "reasoning": "She is English.", "name": "critic"}
+    template = RICH.replace("assistant\n{% endif %}", "assistant{% endif %}")
+    [(_, learned)] = read(tmp_path, {"messages": [QUESTION, turn]}, template)
+    assert learned == [" critic\n<think>She is English.</think>Jane Austen.<|im_end|>\n"]
+
+
+def test_a_lost_field_is_found_behind_rows_of_the_same_kind(tmp_path: Path) -> None:
+    rows = [PLAIN, PLAIN, {"messages": [QUESTION, {**ANSWER, "thinking": "Austen"}]}]
+    with pytest.raises(InvalidData, match=r"line 3: message 2 has 'thinking'"):
+        tokens_of(tmp_path, rows, byte_tokenizer(shapes.CHATML))
+
+
+def test_reasoning_alone_does_not_become_an_empty_answer(tmp_path: Path) -> None:
+    row = {"messages": [QUESTION, {"role": "assistant", "content": "", "reasoning_content": "Austen."}]}
+    with pytest.raises(InvalidData, match="message 2 has 'reasoning_content'"):
+        tokens_of(tmp_path, [row], ByT5Tokenizer())
+    with pytest.raises(InvalidData, match="has an empty assistant turn"):
+        tokens_of(tmp_path, [row], ByT5Tokenizer(), drop_fields=["reasoning_content"])
+    assert read(tmp_path, row)[0][1] == ["<think>Austen.</think><|im_end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "message"),
+    [
+        (
+            shapes.LLAMA3,  # writes calls alone
+            [QUESTION, {**ANSWER, "tool_calls": [{"function": LOOKUP}]}],
+            "message 2: the tokenizer's chat template does not render all of its content",
+        ),
+        (
+            shapes.LLAMA3,  # writes the first call alone
+            [QUESTION, {"role": "assistant", "tool_calls": [{"function": LOOKUP}, {"function": {"name": "open"}}]}],
+            "calls the tool 'open'",
+        ),
+        (
+            shapes.CHATML.replace("{% for", "{% set messages = messages | rejectattr('role', 'eq', 'system') %}{% for"),
+            WITH_SYSTEM["messages"],
+            "message 1: the tokenizer's chat template does not render all of its content",
+        ),
+        (
+            shapes.CHATML.replace("message['content']", "message['content'].split('</note>')[-1]"),
+            [{"role": "user", "content": "Hi <note>quiet</note> there"}, ANSWER],
+            "message 1: the tokenizer's chat template does not render all of its content",
+        ),
+        (
+            RICH.replace("{{ call.function.arguments | tojson }}", ""),
+            LOOKING_UP["messages"],
+            "calls the tool 'look_up'",
+        ),
+    ],
+    ids=["content beside calls", "second call", "system turn", "part of a turn", "arguments"],
+)
+def test_content_and_calls_that_the_template_loses_are_errors(
+    template: str, messages: list[Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidData, match=message):
+        read(tmp_path, {"messages": messages}, template)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ANSWER]},
+            r"message 1 has a part of 'content' that is not text \(type 'image_url'\).*remove the part",
+        ),
+        ({"messages": [QUESTION, {**ANSWER, "audio": {"id": "a"}}]}, "message 2 has 'audio'; only text"),
+        ({"messages": [{**QUESTION, "weight": 1}, ANSWER]}, "message 1 has the weight 1, but only assistant turns"),
+        ({**WITH_SYSTEM, "system": "Be long."}, "has both a 'system' column and a system turn"),
+        (
+            {"messages": [QUESTION, {**ANSWER, "tool_calls": [{"function": LOOKUP}], "function_call": LOOKUP}]},
+            "message 2 has both 'tool_calls' and 'function_call'",
+        ),
+        (
+            {
+                "messages": [QUESTION, {"role": "assistant", "tool_calls": [{"function": LOOKUP}] * 2}],
+                "parallel_tool_calls": False,
+            },
+            "message 2 has several tool calls, but 'parallel_tool_calls' is false",
+        ),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "'conversations': message 1 has the role 'robot'"),
+        ({"conversations": [{"from": "function_call", "value": "x"}]}, "has 'function_call' that is not valid JSON"),
+    ],
+)
+def test_a_turn_that_cannot_be_used_is_named_with_the_cure(row: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line 1: .*{message}"):
+        read(tmp_path, row)
+
+
+def test_a_weight_of_zero_contradicts_training_on_everything(tmp_path: Path) -> None:
+    row = {"messages": [QUESTION, {**ANSWER, "weight": 0}, QUESTION, ANSWER]}
+    with pytest.raises(InvalidData, match="has a turn of weight 0, but train_on 'all'"):
+        read(tmp_path, row, train_on="all")
+
+
+def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp_path: Path) -> None:
+    """As Qwen 3 does, where each turn is trained on as the template renders it while it is the last one."""
+    template = RICH.replace("{% if m.reasoning_content %}", "{% if m.reasoning_content and loop.last %}")
+    thinking = {**ANSWER, "reasoning_content": "She is English."}
+    row = {"messages": [QUESTION, thinking, QUESTION, thinking]}
+    found = read(tmp_path, row, template)
+    assert [learned for _, learned in found] == [["<think>She is English.</think>Jane Austen.<|im_end|>\n"]] * 2
+    with pytest.raises(InvalidData, match="message 2 has 'reasoning_content'"):
+        read(tmp_path, row, template, train_on="all")
+
+
+def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
+    kept = Lines()
+    row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
+    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(shapes.CHATML), report=Report(kept))
+    assert tokens.num_unused_ends == 1
+    assert not [line for line in kept.all if isinstance(line, WarningLine)], "they are reported with the data"
+
+
+@pytest.mark.parametrize(
+    ("turn", "learned"),
+    [
+        ({"content": "<think>\nEnglish.\n</think>\n\nJane Austen."}, "English.\n</think>\n\nJane Austen.<|end|>"),
+        ({"content": "Jane Austen.", "reasoning_content": "English."}, "English.\n</think>\n\nJane Austen.<|end|>"),
+        ({"content": "Jane Austen."}, "Jane Austen.<|end|>"),
+    ],
+    ids=["thought in content", "thought in a field", "no thought"],
+)
+def test_answers_of_deepseek_are_trained_on_with_their_thoughts(turn: Any, learned: str, tmp_path: Path) -> None:
+    """Its template leaves out the thoughts of every finished turn, and its prompt begins the next one."""
+    [(text, stretches)] = read(tmp_path, {"messages": [QUESTION, {"role": "assistant", **turn}]}, shapes.R1)
+    assert stretches == [learned]
+    opening = "" if turn == {"content": "Jane Austen."} else "<think>\n"
+    assert text == f"<|User|>Who wrote Emma?<|Assistant|>{opening}{learned}"
+
+
+def test_each_turn_of_deepseek_has_the_history_that_it_has_in_use(tmp_path: Path) -> None:
+    thinking = {"role": "assistant", "content": "<think>\nEnglish.\n</think>\n\nJane Austen."}
+    found = read(tmp_path, {"messages": [QUESTION, thinking, QUESTION, thinking]}, shapes.R1)
+    history = "<|User|>Who wrote Emma?<|Assistant|>\n\nJane Austen.<|end|>"
+    learned = "English.\n</think>\n\nJane Austen.<|end|>"
+    prompt = "<|User|>Who wrote Emma?<|Assistant|><think>\n"
+    assert found == [(prompt + learned, [learned]), (history + prompt + learned, [learned])]

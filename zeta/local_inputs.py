@@ -23,7 +23,7 @@ from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.data_folder import Split, find_data_files
 from zeta_core.contract.errors import InvalidRequest, Unavailable
-from zeta_core.contract.formats import suffixes_of
+from zeta_core.contract.formats import listed, suffixes_of
 from zeta_core.contract.identifiers import is_hub_dataset, is_id
 from zeta_core.contract.layout import TRAINING_STATE_NAME
 from zeta_core.contract.printable import printable
@@ -130,7 +130,7 @@ class _Data:
             if not found.used:
                 raise InvalidRequest(
                     f"{self.name} is the folder {shown_path(path)}, which contains no data file "
-                    f"({', '.join(suffixes)}). "
+                    f"({listed(suffixes)}). "
                     f"{found.skipped_summary()}".rstrip(),
                     param=self.name,
                     code="no_such_file",

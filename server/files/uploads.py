@@ -17,13 +17,14 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.files.formats import FIRST_BYTES, SUFFIXES, check_beginning, check_name
+from server.files.formats import SUFFIXES, check_beginning, check_name
 from server.files.model_check import check_model
 from server.files.names import file_name, parameters
 from server.files.quota import OpenUpload, OpenUploads
 from server.settings import ServerSettings
 from zeta_core.contract.answers import FilePurpose
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
+from zeta_core.contract.signatures import FIRST_BYTES
 from zeta_core.contract.validation import error_of, nearest, shown
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from zeta_core.contract.formats import ROW_SUFFIXES, TOKEN_SUFFIXES
+from zeta_core.contract.formats import ROW_SUFFIXES, TOKEN_SUFFIXES, file_type, listed
 from zeta_core.contract.printable import printable
 
 Split = Literal["train", "held_out"]
@@ -220,8 +220,8 @@ class _Search:
             return _OUTSIDE
         if is_folder:
             return None
-        if not entry.name.lower().endswith(self.suffixes):
-            return f"not one of {', '.join(self.suffixes)}"
+        if file_type(entry.name).suffix not in self.suffixes:
+            return f"not one of {listed(self.suffixes)}"
         if not stat.S_ISREG(mode):
             return "not a regular file"
         return "empty" if entry.stat().st_size == 0 else None

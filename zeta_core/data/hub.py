@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from zeta_core.contract.formats import DELIMITERS, file_type, listed
 from zeta_core.contract.sources import HubSource
 from zeta_core.data.confined import Position, confined
 from zeta_core.failures import InvalidData
@@ -103,7 +104,7 @@ def _find_files(source: HubSource, position: Position) -> dict[str, list[str]]:
         raise _unreachable(source, "only a prepared copy was found")
     files: Mapping[str, Sequence[str]] = getattr(builder.config, "data_files", None) or {}
     refuse_foreign_files(files, source.hub)
-    if options := _options(builder.config):
+    if options := _options(builder.config, files):
         raise InvalidData(
             f"The card of the dataset {source.hub!r} sets {', '.join(map(repr, options))} for reading its files, which "
             "is not supported; use another dataset.config, or upload the data as a file."
@@ -118,11 +119,15 @@ def _unreachable(source: HubSource, reason: str) -> InvalidData:
     )
 
 
-def _options(config: Any) -> list[str]:
+def _options(config: Any, files: Mapping[str, Sequence[str]]) -> list[str]:
     """The options in the dataset's card that change its rows, such as a selection of columns."""
     default: Any = type(config)()
     names = [field.name for field in fields(config) if field.name not in _HARMLESS_OPTIONS]
-    return [name for name in names if getattr(config, name) != getattr(default, name)]
+    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
+    suffixes = {file_type(PurePosixPath(file).name).suffix for several in files.values() for file in several}
+    if len(suffixes) == 1 and getattr(config, "sep", None) == DELIMITERS.get(suffixes.pop()):
+        changed = [name for name in changed if name != "sep"]  # the separator by which these files are read anyway
+    return changed
 
 
 def _split_names(ranges: str) -> list[str]:
@@ -131,10 +136,10 @@ def _split_names(ranges: str) -> list[str]:
 
 def _check_suffixes(source: HubSource, urls: Sequence[str], suffixes: Sequence[str]) -> None:
     for url in urls:
-        if PurePosixPath(url).suffix.lower() not in suffixes:
+        if file_type(PurePosixPath(url).name).suffix not in suffixes:
             raise InvalidData(
                 f"The dataset {source.hub!r} contains {_path_in(url)!r}, which is not a supported file type; use a "
-                f"dataset with {', '.join(suffixes)} files. If the Hub has converted the dataset to Parquet, set "
+                f"dataset with {listed(suffixes)} files. If the Hub has converted the dataset to Parquet, set "
                 f"dataset.revision to {_CONVERTED!r}."
             )
 

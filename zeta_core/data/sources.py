@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from zeta_core.contract.data_folder import Split, find_data_files, split_glob
-from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, suffixes_of
+from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, file_type, listed, suffixes_of
 from zeta_core.contract.layout import file_key
+from zeta_core.contract.signatures import FIRST_BYTES, fault_in_beginning
 from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.data.confined import Position, confined
+from zeta_core.data.file_rows import rows_of_file
 from zeta_core.data.hub import HubDataset, fetch_dataset
 from zeta_core.data.rows import RowFormat, fault_in, format_of
-from zeta_core.data.tables import arrow_batches, num_rows, parquet_batches, table_units
-from zeta_core.data.units import Row, Unit, json_units, rows_between, text_units
+from zeta_core.data.units import Row, Unit, rows_between, text_units
 from zeta_core.failures import InvalidData
 
 
@@ -42,6 +43,7 @@ class Source:
     first_format: RowFormat | None = None
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     word: str = "row"
+    in_rows: bool = False  # ``size`` and positions are in rows
     flat: Path | None = None  # a flat file of ids, which is used in place
     measure: Callable[[], int] | None = field(default=None, repr=False)  # finds the ``size`` of a file with rows
     num_bytes: int = 0  # approximate amount of data to tokenize
@@ -56,7 +58,7 @@ class Source:
 
     def after(self, position: int) -> str:
         """The location that is read next, for messages, with the size of the file for context."""
-        if self.word == "row":
+        if self.in_rows:
             return f"{self.name} ({self.num_bytes:,} bytes, {self.size:,} rows), from row {position + 1}"
         return f"{self.name}, after {position:,} of {self.num_bytes:,} bytes" if position else self.name
 
@@ -204,7 +206,7 @@ def _leaves(pattern: str) -> InvalidData:
 
 
 def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> InvalidData:
-    found = f"dataset.path is {pattern!r}, which matches no data file; name a {', '.join(suffixes)} file."
+    found = f"dataset.path is {pattern!r}, which matches no data file; name a {listed(suffixes)} file."
     return InvalidData(f"{found} {skipped}".rstrip())
 
 
@@ -251,7 +253,7 @@ def _sliced(source: HubSource, dataset: HubDataset, splits: Mapping[str, Sequenc
 
 def _last_row(source: Source, position: Position) -> int:
     """The number of the source's last row."""
-    if source.word == "row":
+    if source.in_rows:
         return source.size
     last = 0
     for unit in source.units():
@@ -295,35 +297,32 @@ class _Reader:
         size = path.stat().st_size
         if size == 0:
             raise InvalidData(f"{name} is empty; provide a file with at least one document.")
-        suffix = Path(name).suffix.lower()
+        suffix = file_type(name).suffix
         if suffix not in self.suffixes:
             kind = "tokens as " if self.pretokenized else f"{self.row_format} as " if self.row_format else ""
-            raise InvalidData(f"{name} is not a supported file type; provide {kind}{', '.join(self.suffixes)}.")
+            raise InvalidData(f"{name} is not a supported file type; provide {kind}{listed(self.suffixes)}.")
+        with path.open("rb") as file:
+            if fault := fault_in_beginning(name, file.read(FIRST_BYTES)):
+                raise InvalidData(f"{name} {fault}")
         content = content or _sha256(path)
         if suffix in TOKEN_SUFFIXES:
             return Source(name, f"{content} {suffix}", size, lambda: iter(()), "tokens", flat=path)
         columns = self.source.columns
-        units: Callable[[], Iterator[Unit]]
-        measure: Callable[[], int]
         if suffix in TEXT_SUFFIXES:
             about = f"{content} {suffix} None {_renamed(columns)}"
-            return Source(name, about, size, lambda: text_units(path, name, size), num_bytes=size)
-        if suffix == ".jsonl":
-            word, measure, units = "line", lambda: size, lambda: json_units(path, name, size)
-        else:
-            batches = parquet_batches if suffix == ".parquet" else arrow_batches
-            word, units = "row", lambda: table_units(batches(path, name), name)
-            measure = lambda: num_rows(path, name, suffix)  # noqa: E731 - as for `units`
+            return Source(name, about, size, lambda: text_units(path, name), num_bytes=size)
+        rows = rows_of_file(path, name)
         return Source(
             name,
             f"{content} {suffix}",
             0,
-            units,
+            rows.units,
             self.row_format,
             columns=columns,
-            word=word,
+            word=rows.word,
+            in_rows=rows.count is not None,
             num_bytes=size,
-            measure=measure,
+            measure=rows.count or (lambda: size),
         )
 
     def measured(self, opened: list[Source]) -> list[Source]:

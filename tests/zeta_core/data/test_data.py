@@ -139,7 +139,7 @@ def _damaged(table: bytes) -> bytes:
         ),
         ("a.jsonl", b'{"input_ids": [1]}\n', r"has no 'text' but 'input_ids'; set use_pretokenized"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is of type int, not text"),
-        ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: is not an object"),
+        ("a.jsonl", b'{"text": "one"}\n[1]\n', r"a\.jsonl, line 2: is not an object"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),
         ("a.txt", b"", r"a\.txt is empty"),
         ("a.jsonl", b'{"text": ""}\n', r"contains no text to train on"),
@@ -149,7 +149,8 @@ def _damaged(table: bytes) -> bytes:
             b"\n \t \xc2\xa0\n" * 9,
             r"a\.txt: contains no text to train on; provide at least one document with some",
         ),
-        ("a.parquet", b"no parquet", r"a\.parquet is not readable as parquet"),
+        ("a.parquet", b"no parquet", r"a\.parquet is not a Parquet file"),
+        ("a.parquet", b"PAR1 no parquet", r"a\.parquet is not readable as parquet"),
         ("a.parquet", _damaged(_table(["text"], b"fine " * 5000)), r"a\.parquet is not readable as parquet: Corrupt"),
         ("a.parquet", _table(["text", "text"], b"fine"), r"a\.parquet has several columns named 'text'"),
         (
@@ -157,7 +158,7 @@ def _damaged(table: bytes) -> bytes:
             _table(["text"], b"\xff\xfe"),
             r"a\.parquet, rows 1 to 1: contain text that is not UTF-8 \(byte 0xff\)",
         ),
-        ("a.csv", b"a,b", r"a\.csv is not a supported file type"),
+        ("a.pkl", b"a,b", r"a\.pkl is not a supported file type"),
     ],
 )
 def test_a_fault_names_the_file_and_the_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""Choosing the reader of a file with rows by its suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeta_core.contract.formats import DELIMITERS, LINE_SUFFIXES, file_type
+from zeta_core.contract.sources import COLUMNS
+from zeta_core.data.delimited import delimited_units
+from zeta_core.data.json_documents import document_units
+from zeta_core.data.tables import arrow_batches, num_rows, parquet_batches, table_units
+from zeta_core.data.units import Unit, json_units
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """How to read the rows of a file. ``word`` is what a number of a row counts.
+
+    ``count`` determines the number of rows; it is ``None`` if that requires reading the file, whose positions are then
+    in bytes.
+    """
+
+    word: str
+    units: Callable[[], Iterator[Unit]]
+    count: Callable[[], int] | None = None
+
+
+def rows_of_file(path: Path, name: str) -> FileRows:
+    suffix = file_type(name).suffix
+    if suffix in LINE_SUFFIXES:
+        return FileRows("line", lambda: json_units(path, name))
+    if suffix == ".json":
+        return FileRows("row", lambda: document_units(path, name, COLUMNS))
+    if suffix in DELIMITERS:
+        return FileRows("row", lambda: delimited_units(path, name))
+    batches = parquet_batches if suffix == ".parquet" else arrow_batches
+    return FileRows("row", lambda: table_units(batches(path, name), name), count=lambda: num_rows(path, name, suffix))

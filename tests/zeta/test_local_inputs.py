@@ -12,7 +12,7 @@ import pytest
 
 from zeta.local_inputs import looks_like_a_model, pack_model, upload_local
 from zeta_core.contract.answers import FilePurpose, StoredFile
-from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.errors import InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import new_id
 
 
@@ -121,6 +121,16 @@ def test_folders_and_files_of_one_source_are_uploaded_in_order(tmp_path: Path) -
     given = [str(tmp_path / "z.txt"), str(tmp_path / "many"), known]
     assert resolved({"dataset": {"file": given}}, sent) == {"dataset": {"file": [*sent.ids, known]}}
     assert [name for name, _ in sent.files] == ["z.txt", "a.txt", "b.txt"]
+
+
+def test_a_chat_template_in_a_file_is_sent_as_its_text(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ messages }}")
+    for given in (str(file), "{{ messages }}"):
+        assert resolved({"chat_template": given}, Sent()) == {"chat_template": "{{ messages }}"}
+    assert resolved({"chat_template": "tool_use"}, Sent()) == {"chat_template": "tool_use"}
+    with pytest.raises(InvalidSpec, match=r"chat_template is .*none\.jinja', which cannot be read: No such file"):
+        resolved({"chat_template": str(tmp_path / "none.jinja")}, Sent())
 
 
 def test_what_names_no_local_path_is_said_in_the_contracts_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def train(
     resume: bool | Path = False,
     stop: Callable[[], StopAction | None] = lambda: None,
     places: Places | None = None,
+    started_on: date | None = None,
     **options: Any,
 ) -> tuple[Outcome, Lines]:
     """Train a small model on small sequences, one process, here."""
@@ -64,6 +66,7 @@ def train(
         cache=cache,
         places=places or Places(any_path=True),
         resume_from=resume if isinstance(resume, Path) else output_dir if resume else None,
+        started_on=started_on,
         stop=stop,
     )
     return execute(run, Place(), Report(lines)), lines

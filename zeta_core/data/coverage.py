@@ -30,7 +30,8 @@ def check_turns(template: Template, messages: Sequence[Message], tools: Tools | 
     """Raise `Unlearnable` if the template does not render a part of a turn. ``seen`` is all of the rendered text."""
     squeezed = _squeezed(seen)
     for index, message in enumerate(messages):
-        _check_calls(message, seen)
+        for call in message.get("tool_calls", ()):
+            _refuse_unwritten(f"message {index + 1} calls the tool", call, seen)
         shape = _shape(messages, index, tools)
         if shape not in template.checked_shapes:
             _check_fields(messages, index, view)
@@ -87,7 +88,7 @@ def _check_fields(messages: Sequence[Message], index: int, view: View) -> None:
             if _SENTINEL not in _or_sentinel(
                 lambda calls=calls: view(_with(messages, index, "tool_calls", calls), index)
             ):
-                _refuse_unwritten("calls the tool", call, "")
+                _refuse_unwritten(f"message {index + 1} calls the tool", call, "")
 
 
 def _is_known_name(messages: Sequence[Message], index: int, field: str) -> bool:
@@ -156,16 +157,12 @@ def _ignored(index: int, names: Sequence[str]) -> Unlearnable:
     )
 
 
-def _check_calls(message: Message, text: str) -> None:
-    for call in message.get("tool_calls", ()):
-        _refuse_unwritten("calls the tool", call, text)
-
-
 def _refuse_unwritten(what: str, tool: Any, text: str) -> None:
     """Raise `Unlearnable` if the template omitted a tool or a call, so its name is missing from the text."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
     name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None
     if isinstance(name, str) and name not in text:
         raise Unlearnable(
-            f"{what} {name!r}, which the tokenizer's chat template omits; use a template that supports tools."
+            f"{what} {name!r}, which the tokenizer's chat template omits; set chat_template to a template that "
+            "supports tools."
         )

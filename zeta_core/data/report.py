@@ -123,10 +123,11 @@ def _tell_turns(tokens: TokenFile, report: Report) -> None:
             '"allow_control_tokens": true. Set it for texts that a chat template has already rendered.',
         )
     if tokens.num_unused_ends:
+        continues = "conversation continues" if tokens.num_unused_ends == 1 else "conversations continue"
         report.warn(
             "turns_not_used",
-            f"{tokens.num_unused_ends:,} conversations continue after the last turn that is trained on; the turns "
-            "after it are not used.",
+            f"{tokens.num_unused_ends:,} {continues} after the last turn that is trained on; the turns after it are "
+            "not used.",
         )
 
 

@@ -31,7 +31,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
     decided = {
         **options.model_dump(mode="json"),
         **numbers,
-        "train_on": options.train_on or train_on_by_format(data.formats),
+        "train_on": options.train_on or train_on_by_format(data.formats, data.masks),
         "data_report": data.model_dump(mode="json"),
         "warmup_steps": plan.warmup_steps,
         "global_batch_size": plan.global_batch,

@@ -45,7 +45,9 @@ class DataReport(BaseModel):
     they were not looked for: these three count what is held out, too. ``supervised_share`` is that of the tokens whose
     prediction is learned, ``filled_share`` that of the sequences that is not padding. ``sources`` are those with
     weights. ``control_tokens`` counts the control tokens in the texts of the data, which are text unless the source
-    allows them.
+    allows them. Of rows of token ids, ``masks`` are the columns that determine which tokens are trained on,
+    ``padding_tokens`` were removed, ``untrained`` rows were left out because no token of them is trained on, and
+    ``unused_columns`` were ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -62,6 +64,10 @@ class DataReport(BaseModel):
     dropped: int = 0
     empty: int = 0
     split: int = 0
+    untrained: int = 0
+    padding_tokens: int = 0
+    masks: list[str] = []
+    unused_columns: list[str] = []
     duplicates: int | None = None
     control_tokens: int = 0
     sources: list[SourceShare] = []

@@ -24,6 +24,10 @@ COLUMNS = (
     "chosen",
     "rejected",
     "input_ids",
+    "labels",
+    "completion_mask",
+    "assistant_masks",
+    "attention_mask",
 )
 
 

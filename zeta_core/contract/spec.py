@@ -240,7 +240,7 @@ class TrainerOptions(Sent, Checked):
                     yield _fault(f"{at}.format", row_format, "method 'dpo' reads 'preference' pairs; use that")
                 elif row_format == "preference" and self.method != "dpo":
                     yield _fault(f"{at}.format", row_format, "it is for method 'dpo'; set method to that")
-                if row_format in ("text", "tokens") and self.train_on not in (None, "all"):
+                if row_format == "text" and self.train_on not in (None, "all"):
                     yield _fault("train_on", self.train_on, f"{row_format} has no turns; use 'all', or leave it out")
 
     def _evaluation_faults(self) -> Iterator[ErrorDetail]:

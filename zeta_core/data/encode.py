@@ -7,8 +7,8 @@ process or in a forked one. Shapes: N tokens, D documents or pieces of documents
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from itertools import pairwise
@@ -24,6 +24,7 @@ from zeta_core.data.control_tokens import NotText, PlainTextEncoder
 from zeta_core.data.rows import RowFormat, messages_of, tools_of
 from zeta_core.data.sources import Source
 from zeta_core.data.template import Template, Unlearnable
+from zeta_core.data.token_rows import InvalidTokenRow, RowColumns, TokenRow, read_token_row
 from zeta_core.data.turns import InvalidTurn
 from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData
@@ -37,16 +38,22 @@ DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
 }
 
 
-def train_on_by_format(formats: Iterable[str]) -> TrainOn | str:
-    """The default of ``train_on`` for these formats; if the formats differ, a text that lists each."""
-    meant = {name: DEFAULT_TRAIN_ON[cast(RowFormat, name)] for name in formats}
+def train_on_by_format(formats: Iterable[str], masks: Sequence[str] = ()) -> TrainOn | str:
+    """The default of ``train_on`` for these formats; if the formats differ, a text that lists each.
+
+    The ``masks`` of rows of ids determine what is trained on.
+    """
+    meant: dict[str, str] = {name: DEFAULT_TRAIN_ON[cast(RowFormat, name)] for name in formats}
+    if "tokens" in meant and masks:
+        meant["tokens"] = " and ".join(masks)
     words = sorted(set(meant.values())) or ["all"]
     return words[0] if len(words) == 1 else ", ".join(f"{name}: {word}" for name, word in meant.items())
 
 
 def without_default(train_on: TrainOn | None, formats: Iterable[RowFormat]) -> TrainOn | None:
     """``train_on``, or ``None`` if it is the default for these formats."""
-    return None if all(DEFAULT_TRAIN_ON[name] == train_on for name in formats) else train_on
+    is_default = all(name != "tokens" and DEFAULT_TRAIN_ON[name] == train_on for name in formats)
+    return None if is_default else train_on  # for rows of ids, 'all' refuses masks that exclude tokens
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,11 @@ class Encoded:
     hashes_D: NDArray[np.uint64]  # hashes of the ids, for finding exact duplicates
     supervised_N: NDArray[np.bool_] | None = None  # the tokens that are trained on; None means all
     num_split: int = 0  # conversations that were split into several documents
+    num_untrained: int = 0  # rows that are left out because no token of them is trained on
+    num_padding: int = 0  # padding tokens that were removed
+    rows_with: Mapping[str, int] = field(default_factory=dict[str, int])  # per mask, the first row that has it
+    rows_without: Mapping[str, int] = field(default_factory=dict[str, int])  # per mask, the first row that lacks it
+    unused_columns: Sequence[str] = ()
     templated: bool = False  # a chat template was used
     added_beginning: str = ""  # what the template was extended with, so that conversations begin as texts do
     blank: bool = False  # all texts are empty or white space
@@ -109,16 +121,27 @@ class Encoder:
     # --- text and ids ---
 
     def _ids(self, source: Source, rows: list[Row]) -> Encoded:
-        arrays: list[NDArray[Any]] = []
+        found: list[TokenRow] = []
+        columns = RowColumns()
         for row in rows:
-            ids = cast("list[int]", source.fields(row)["input_ids"])
-            if max(ids, default=0) > np.iinfo(self.dtype).max:
-                place = source.place(row.number)
-                raise InvalidData(
-                    f"{place}: contains token ids of more than 32 bits; use ids of the model's vocabulary."
-                )
-            arrays.append(np.asarray(ids, dtype=self.dtype))
-        return self._documents(arrays, rows)
+            source.fields(row)  # checks the ids
+            try:
+                found.append(read_token_row(row.fields, source.columns, self._train_on, self.dtype))
+            except InvalidTokenRow as error:
+                raise InvalidData(f"{source.place(row.number)}: {error}") from error
+            columns.add(row.number, row.fields, source.columns)
+        trained = [(one, row) for one, row in zip(found, rows, strict=True) if one.is_trained_on]
+        supervised_N = None
+        if any(one.trained_N is not None for one, _ in trained):
+            supervised_N = np.concatenate([one.supervised_N for one, _ in trained])
+        return replace(
+            self._documents([one.ids_N for one, _ in trained], [row for _, row in trained], supervised_N),
+            num_untrained=len(found) - len(trained),
+            num_padding=sum(one.num_padding for one in found),
+            rows_with=columns.rows_with,
+            rows_without=columns.rows_without,
+            unused_columns=columns.unused,
+        )
 
     def _texts(self, source: Source, rows: list[Row]) -> Encoded:
         if self._train_on not in (None, "all"):

@@ -42,6 +42,10 @@ def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
         dropped=sequences.fit.num_dropped,
         empty=tokens.num_empty,
         split=tokens.num_split,
+        untrained=tokens.num_untrained,
+        padding_tokens=tokens.num_padding,
+        masks=list(tokens.masks),
+        unused_columns=list(tokens.unused_columns),
         duplicates=tokens.num_duplicates,
         control_tokens=tokens.num_control_tokens,
         sources=_shares(tokens, sequences, plan),
@@ -99,12 +103,21 @@ def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Repo
     )
     more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
     more["control tokens"] = data.control_tokens
+    more |= {"padding tokens removed": data.padding_tokens}
     told = [f"{count:,} {word}" for word, count in more.items() if count]
     report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
     if data.sources:
         mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
         report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
     _tell_fit(sequences.fit, f"{data.documents:,} documents", "trained on", report)
+    if data.untrained:
+        report.warn(
+            "rows_not_trained_on",
+            f"{'1 row is' if data.untrained == 1 else f'{data.untrained:,} rows are'} left out, because "
+            f"{' and '.join(data.masks)} exclude all tokens.",
+        )
+    if data.unused_columns:
+        report.warn("columns_not_used", f"These columns of the rows are not used: {', '.join(data.unused_columns)}.")
     if data.split:
         report.warn(
             "conversations_split",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+from zeta_core.data.token_rows import MASKS
 from zeta_core.data.turns import InvalidTurn, Message, read_tools, read_turn
 
 RowFormat = Literal["text", "messages", "prompt_completion", "preference", "tokens"]
@@ -21,9 +22,9 @@ COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "messages": ("messages", "tools", "functions", "parallel_tool_calls", "system"),
     "prompt_completion": ("prompt", "completion", "tools", "functions"),
     "preference": ("prompt", "chosen", "rejected", "tools", "functions"),
-    "tokens": ("input_ids",),
+    "tokens": ("input_ids", *MASKS),
 }
-OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt"}
+OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt", *MASKS}
 CONVERSATIONS = "conversations"  # ShareGPT's name for messages
 
 

@@ -34,6 +34,7 @@ from zeta_core.data.confined import Limits
 from zeta_core.data.encode import Encoded, Encoder, content_hash, without_default
 from zeta_core.data.sources import Source
 from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
+from zeta_core.data.token_rows import MASKS, RowColumns
 from zeta_core.data.tokenizing import encoded_units
 from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
 from zeta_core.failures import InvalidData
@@ -67,13 +68,15 @@ def prepare_tokens(
         return flat_tokens(sources)
     detected = [source.with_format() for source in sources]
     train_on = without_default(train_on, [source.row_format for source in detected if source.row_format is not None])
-    about = {
+    about: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "tokenizer": fingerprint(tokenizer, today),
         "sources": [s.fingerprint for s in sources],
         "train_on": train_on,
         "method": method,
     }
+    if any(source.row_format == "tokens" for source in detected):
+        about["masks"] = MASKS
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     directory = cache / f"tokens-{key}"
     found = _read(directory, key)
@@ -184,6 +187,10 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         first_control_token=meta["first_control_token"],
         num_unused_ends=meta["num_unused_ends"],
         is_templated=meta["templated"],
+        num_untrained=meta["num_untrained"],
+        num_padding=meta["num_padding"],
+        masks=tuple(meta["masks"]),
+        unused_columns=tuple(meta["unused_columns"]),
     )
     return tokens, meta["added_beginning"] if meta["templated"] else None
 
@@ -207,16 +214,26 @@ def _write(
         shutil.rmtree(left_over, ignore_errors=True)
     aside.mkdir()
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
-    written = _Written(sources, supervised, report)
+    ids_given = any(source.row_format == "tokens" for source in sources)
+    written = _Written(sources, supervised or ids_given, report)
     with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())
             learned_N = written.add(number, position, encoded)
-            if supervised:
+            if supervised or ids_given:
                 mask.write(learned_N.tobytes())
+    written.check_masks()
     if written.num_tokens < 2 or written.blank:
         names = ", ".join(source.name for source in sources)
+        if written.num_untrained:
+            raise InvalidData(
+                f"{names}: no token is trained on in any of the {written.num_untrained:,} rows; their "
+                f"{' and '.join(written.masks)} exclude all tokens (the first token of a row is never trained on)."
+            )
         raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+    supervised = supervised or written.masked
+    if not supervised:
+        (aside / "supervised.bin").unlink()
     np.save(aside / "offsets.npy", written.offsets)
     np.save(aside / "rows.npy", written.rows)
     meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **written.meta()}
@@ -243,12 +260,16 @@ class _Written:
         self._documents = [0] * len(sources)
         self._largest = 0
         self._num_empty = self._num_split = self._num_control_tokens = self._num_unused_ends = 0
+        self._num_padding = 0
+        self._columns = [RowColumns() for _ in sources]
+        self._masked = [False] * len(sources)
         self._templated = False
         self._added_beginning = self._first_control_token = ""
         self._lengths: list[NDArray[np.int64]] = []
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
         self.num_tokens = 0
+        self.num_untrained = 0
         self.blank = True  # only white space so far
 
     def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
@@ -270,6 +291,10 @@ class _Written:
         self._largest = max(self._largest, int(encoded.ids_N.max(initial=0)))
         self._documents[source] += self.num_documents - before
         self._num_split += encoded.num_split
+        self._num_padding += encoded.num_padding
+        self.num_untrained += encoded.num_untrained
+        self._columns[source].merge(encoded.rows_with, encoded.rows_without, encoded.unused_columns)
+        self._masked[source] |= self._sources[source].row_format == "tokens" and encoded.supervised_N is not None
         self._templated |= encoded.templated
         self._added_beginning = self._added_beginning or encoded.added_beginning
         self._num_control_tokens += encoded.num_control_tokens
@@ -310,6 +335,25 @@ class _Written:
     def rows(self) -> NDArray[np.int64]:
         return np.concatenate(self._rows).astype(np.int64)
 
+    @property
+    def masked(self) -> bool:
+        """Whether a mask of rows of ids excludes tokens."""
+        return any(self._masked)
+
+    @property
+    def masks(self) -> list[str]:
+        """The columns of rows of ids that determine which tokens are trained on."""
+        return [name for name in MASKS if any(name in columns.rows_with for columns in self._columns)]
+
+    def check_masks(self) -> None:
+        """Raise `InvalidData` if only some rows of a file have a mask."""
+        for source, columns in zip(self._sources, self._columns, strict=True):
+            if columns.inconsistent is not None:
+                name, row = columns.inconsistent
+                raise InvalidData(
+                    f"{source.place(row)}: has no {name!r}, which other rows have; add it to every row, or to none."
+                )
+
     def report_progress(self, share: float) -> None:
         self._reported_at = time.monotonic()
         line = ProgressLine(phase="loading_data", documents=self.num_documents, share=round(min(1.0, share), 4))
@@ -320,8 +364,8 @@ class _Written:
         if any(source.row_format == "preference" for source in self._sources):
             hashes = hashes[::2] ^ (hashes[1::2] * np.uint64(3))  # a pair is one sample
         origins: Iterable[Origin] = (
-            Origin(source.name, source.word, str(source.row_format), count)
-            for source, count in zip(self._sources, self._documents, strict=True)
+            Origin(source.name, source.word, str(source.row_format), count, masked)
+            for source, count, masked in zip(self._sources, self._documents, self._masked, strict=True)
         )
         return {
             "largest_id": self._largest,
@@ -330,6 +374,10 @@ class _Written:
             "num_duplicates": int(len(hashes) - len(np.unique(hashes))),
             "num_empty": self._num_empty,
             "num_split": self._num_split,
+            "num_untrained": self.num_untrained,
+            "num_padding": self._num_padding,
+            "masks": self.masks,
+            "unused_columns": list(dict.fromkeys(name for columns in self._columns for name in columns.unused)),
             "templated": self._templated,
             "added_beginning": self._added_beginning,
             "num_control_tokens": self._num_control_tokens,

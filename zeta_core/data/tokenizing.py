@@ -37,6 +37,11 @@ _VALUES = (
     "num_control_tokens",
     "first_control_token",
     "num_unused_ends",
+    "num_untrained",
+    "num_padding",
+    "rows_with",
+    "rows_without",
+    "unused_columns",
 )
 
 

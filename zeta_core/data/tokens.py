@@ -26,10 +26,11 @@ class Origin:
     word: str
     row_format: str
     num_documents: int
+    masked: bool = False  # rows of ids whose masks exclude tokens, such as prompts
 
     @property
     def whole(self) -> bool:
-        return self.row_format in WHOLE_FORMATS
+        return self.masked or self.row_format in WHOLE_FORMATS
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class TokenFile:
     first_control_token: str = ""  # the location of the first one
     num_unused_ends: int = 0
     is_templated: bool = False
+    num_untrained: int = 0  # rows that were left out because no token of them is trained on
+    num_padding: int = 0  # padding tokens that were removed
+    masks: tuple[str, ...] = ()  # the columns of rows of ids that determine which tokens are trained on
+    unused_columns: tuple[str, ...] = ()
     shifts: NDArray[np.int64] | None = None  # per document, the index minus the position; None means zero
     mix: Mix | None = None
 

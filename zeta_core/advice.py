@@ -42,7 +42,7 @@ class Setup:
     def trained(self) -> Trained:
         if self.options.method == "dpo":
             return "DPO"
-        if self.plan.lora is not None:
+        if self.plan.lora is not None or self.facts.has_adapter:
             return "training a LoRA adapter"
         return "fine-tuning all weights" if self.located.pretrained else "training from scratch"
 

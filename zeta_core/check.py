@@ -115,6 +115,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.data.sources import Places
     from zeta_core.data.template import set_template
     from zeta_core.memory.estimate import activation_bytes, memory_of, optimizer_bytes
+    from zeta_core.model.carried import without_wrapper
     from zeta_core.model.facts import embedding_rows, facts_without_data
     from zeta_core.model.quantized import require as require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
@@ -144,7 +145,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     pending: dict[str, str] = {}
 
     with torch.device("meta"):
-        base, trained_model = located.build(), located.build()
+        base, trained_model = without_wrapper(located.build()), without_wrapper(located.build())
     facts = facts_without_data(
         base,
         pretrained=located.pretrained,

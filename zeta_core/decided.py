@@ -7,7 +7,7 @@ from typing import Any
 from zeta_core.checkpoint.state import Progress
 from zeta_core.contract import defaults
 from zeta_core.contract.data_report import DataReport
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.spec import Lora, TrainerOptions
 from zeta_core.data.encode import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
@@ -25,7 +25,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
     numbers = plan.stored()
     del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # added below under the names of the contract
     if plan.lora is not None:
-        numbers["lora"] = {**plan.lora, "save_merged": merges(options)}
+        numbers["lora"] = Lora(**plan.lora, save_merged=merges(options)).model_dump()
     if held_out is not None:
         numbers |= {"eval_documents": held_out.num_documents, "eval_tokens": held_out.num_tokens}
     decided = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from zeta_core.contract import defaults
 from zeta_core.contract.rate_search import FIND
-from zeta_core.contract.spec import Dpo, Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.contract.spec import Dpo, Lora, Optimizer, Precision, Schedule, TrainerOptions
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
 
@@ -120,6 +120,7 @@ class Facts:
     base: str | None = None  # fingerprint of the base model's weights
     device_kind: str | None = None
     template_date: str | None = None
+    has_adapter: bool = False  # of the model itself, not of the options
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
@@ -143,7 +144,8 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         global_batch=batch_size * accumulate * facts.world_size,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
-        learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch) or 0.0,
+        learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch, has_adapter=facts.has_adapter)
+        or 0.0,
         weight_decay=defaults.WEIGHT_DECAY if options.weight_decay is None else options.weight_decay,
         optimizer=options.optimizer,
         lr_scheduler=options.lr_scheduler,
@@ -164,12 +166,21 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         eval_split=options.eval_split or None,
         eval_steps=options.eval_steps,
         early_stopping_patience=options.early_stopping_patience,
-        lora=None if options.lora is None else options.lora.model_dump(exclude={"save_merged"}),
+        lora=None if options.lora is None else _adapter_settings(options.lora),
         freeze=options.freeze,
-        base=facts.base if options.lora is not None or (stored is not None and stored.get("lora")) else None,
+        base=facts.base if _trains_adapter(options, facts, stored) else None,
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
     )
     return wanted if stored is None else _continued(wanted, options, stored)
+
+
+def _adapter_settings(lora: Lora) -> dict[str, Any]:
+    """The settings that determine the adapter. Earlier versions had no ``modules_to_save``."""
+    return lora.model_dump(exclude={"save_merged"} if lora.modules_to_save else {"save_merged", "modules_to_save"})
+
+
+def _trains_adapter(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> bool:
+    return options.lora is not None or facts.has_adapter or (stored is not None and bool(stored.get("lora")))
 
 
 def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan:

@@ -32,7 +32,7 @@ def batch_split(options: TrainerOptions) -> tuple[int | None, int | None]:
     return options.batch_size or max(1, GLOBAL_BATCH_SEQUENCES // accumulate), accumulate
 
 
-def learning_rate(options: TrainerOptions, *, from_scratch: bool) -> float | None:
+def learning_rate(options: TrainerOptions, *, from_scratch: bool, has_adapter: bool = False) -> float | None:
     """The learning rate that is used: AdamW from scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO 1e-6.
 
     None where it is to be found.
@@ -41,7 +41,7 @@ def learning_rate(options: TrainerOptions, *, from_scratch: bool) -> float | Non
         return None if options.learning_rate == FIND else options.learning_rate
     if options.method == "dpo":
         return 1e-6
-    if options.lora is not None:
+    if options.lora is not None or has_adapter:
         return 2e-4
     return 3e-4 if from_scratch else 2e-5
 

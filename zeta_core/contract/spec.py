@@ -55,6 +55,12 @@ class Lora(Sent):
         Annotated[str, Field(max_length=1000)]
         | Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=1000)]
     ) = "all-linear"
+    modules_to_save: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+        default=[],
+        max_length=100,
+        description="modules that are trained as a whole and saved with the adapter, such as embed_tokens and lm_head "
+        "for added tokens",
+    )
     save_merged: bool = False
     quantize: Literal["nf4"] | None = Field(default=None, description="the base's linear layers in 4 bits (QLoRA)")
 

@@ -152,7 +152,8 @@ def _num_logits(model: nn.Module) -> int:
     """Logits of each token where the model says which layer gives them; 0 where it does not."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
-    return head.weight.shape[0] if isinstance(head, nn.Linear) else 0
+    weight = getattr(head, "weight", None)  # of a linear layer, or of peft's wrapper of one
+    return weight.shape[0] if isinstance(weight, torch.Tensor) and weight.dim() == 2 else 0
 
 
 def _size(number_of_bytes: int) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from zeta_core.checkpoint.state import Tensors
 from zeta_core.contract.checkpoint import CheckpointFormat
 from zeta_core.contract.layout import MERGED_NAME
-from zeta_core.model.lora import Adapter
+from zeta_core.model.adapter import Adapter
 from zeta_core.model.readme import README, adapter_readme
 from zeta_core.model.skeleton import Skeleton
 from zeta_core.model.sources import Located
@@ -55,6 +55,7 @@ class Export:
             is_module=self.skeleton is None,
             has_merged=has_merged,
             generates=generates,
+            resized_to=self.adapter.resized_to,
         )
         (folder / README).write_text(readme, encoding="utf-8")
         if has_merged:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from zeta_core.contract.advice import Patch
+from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.failures import InvalidModel
 from zeta_core.plan import Facts
 from zeta_core.settings import free_memory_bytes
@@ -90,6 +96,42 @@ def embedding_rows(model: nn.Module) -> int | None:
     named = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
     token = [part for name, part in named if "pos" not in name.lower()]
     return token[0].num_embeddings if token else None
+
+
+@dataclass(frozen=True)
+class ResizedEmbeddings:
+    """The number of rows of embeddings that differ from those of the base, where there are ``before``."""
+
+    rows: int
+    before: int
+
+
+def resized_embeddings(model: nn.Module) -> ResizedEmbeddings | None:
+    """Whether ``resize_token_embeddings`` was called after a Hugging Face model was loaded, if that is known."""
+    rows, before = embedding_rows(model), _rows_of_base(model)
+    return None if rows is None or before is None or rows == before else ResizedEmbeddings(rows, before)
+
+
+def _rows_of_base(model: nn.Module) -> int | None:
+    """The vocabulary in the config that the model was loaded from.
+
+    If that cannot be found, the inner model says it: ``resize_token_embeddings`` changes ``vocab_size`` only in the
+    outer one.
+    """
+    config = getattr(model, "config", None)
+    named = str(getattr(config, "name_or_path", "") or "")
+    commit = getattr(config, "_commit_hash", None)
+    stored = Path(named) / "config.json" if named and Path(named).is_dir() else None
+    if stored is None and commit and is_hub_id(named):
+        cached = try_to_load_from_cache(named, "config.json", revision=commit)
+        stored = Path(cached) if isinstance(cached, str) else None
+    if stored is not None and stored.is_file():
+        values = json.loads(stored.read_bytes())
+        size = values.get("vocab_size") or (values.get("text_config") or {}).get("vocab_size")
+        return size if isinstance(size, int) else None
+    inner = getattr(model, "base_model", None)
+    before = vars(inner).get("vocab_size") if isinstance(inner, nn.Module) and inner is not model else None
+    return before if isinstance(before, int) and vars(model).get("vocab_size") == embedding_rows(model) else None
 
 
 def gives_logits(layer: nn.Module, model: nn.Module) -> bool:

@@ -1,80 +1,40 @@
-"""LoRA through peft: adapters put into a model, and what is written of them for others to load.
+"""LoRA through peft: choosing the layers of a model that get an adapter, and adding it.
 
-The base is frozen and stays as it is; the adapters are trained in float32. peft's layers take the place of the adapted
-ones inside the model, so it is called, wrapped and sharded as before. Its names have ``.base_layer`` and ``lora_...``
-in them, and those of the files are peft's: ``base_model.model.<layer>.lora_A.weight``.
+The base is frozen and stays as it is; the adapters are trained in float32.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from zeta_core.checkpoint.state import Tensors
-from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.spec import Lora
 from zeta_core.failures import CannotTrain
-from zeta_core.model.facts import gives_logits
-from zeta_core.model.sources import ADAPTER_CONFIG
+from zeta_core.model.adapter import Adapter
+from zeta_core.model.carried import carries_adapter, trained_weights
+from zeta_core.model.facts import gives_logits, resized_embeddings
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 _ADAPTER = "default"  # peft's name for the only adapter of a model
 _SAMPLED_VALUES = 1024  # of each weight, for the fingerprint of a base
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """How an adapter changes the weight of its layer: by ``scaling`` times B A, or its transpose."""
+class _Saved:
+    """The modules that are trained as a whole and saved with the adapter; ``keeps_tied`` if two share a weight."""
 
-    scaling: float
-    transposed: bool
-    embeds: bool
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The adapter of a model: its weights by the model's own names, and how it is written and merged."""
-
-    names: frozenset[str]
-    _config: dict[str, Any]
-    _layers: Mapping[str, _Layer]
-
-    def write(self, folder: Path, weights: Tensors) -> None:
-        """Write ``weights`` and the config in peft's layout."""
-        own = {f"base_model.model.{_without_adapter(name)}": weights[name] for name in sorted(self.names)}
-        save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(self._config, indent=2, sort_keys=True) + "\n")
-
-    def base_name(self, name: str) -> str:
-        """What the base itself calls a weight of the adapted model."""
-        return name.replace(".base_layer.", ".")
-
-    def merged(self, weights: Tensors) -> Tensors:
-        """The whole model's weights under the base's names, the adapter added to them in float32."""
-        merged = {self.base_name(name): tensor for name, tensor in weights.items() if name not in self.names}
-        for place, layer in self._layers.items():
-            a, b = (
-                (f"{place}.lora_embedding_{x}.{_ADAPTER}" for x in "AB")
-                if layer.embeds
-                else (f"{place}.lora_{x}.{_ADAPTER}.weight" for x in "AB")
-            )
-            change = weights[b].float() @ weights[a].float() * layer.scaling
-            name = f"{place}.weight"
-            merged[name] = merged[name].float() + (change.T if layer.transposed else change)
-        return merged
+    names: list[str]
+    keeps_tied: bool
+    resized_to: int | None
+    note: str | None
 
 
 def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: int) -> Adapter:
@@ -82,12 +42,10 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
 
     They start as the same random numbers on every rank, and so that the model's answers are the base's.
     """
-    if any(isinstance(part, LoraLayer) for part in model.modules()):
+    if carries_adapter(model):
         raise CannotTrain("lora is given, but the model has LoRA layers already; leave one of them out.", param="lora")
-    chosen = _targets(model, lora.target_modules)
-    repository, revision = base_model, ""
-    if base_model is not None and is_hub_id(base_model):
-        repository, _, revision = base_model.partition("@")
+    saved = _modules_to_save(model, lora)
+    chosen = _targets(model, lora.target_modules, saved.names)
     modules = dict(model.named_modules())
     config = LoraConfig(
         r=lora.r,
@@ -95,51 +53,51 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
         lora_dropout=lora.lora_dropout,
         target_modules=_shortest(chosen, modules),
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in chosen),
+        modules_to_save=_shortest(saved.names, modules) if saved.names else None,
+        ensure_weight_tying=saved.keeps_tied,
         task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
-        base_model_name_or_path=repository,
-        revision=revision or None,
     )
     torch.manual_seed(seed)
     try:
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     except ValueError as error:  # peft knows layers that it cannot adapt, such as those that Mamba's kernels read
         raise CannotTrain(f"peft refuses lora.target_modules: {error}", param="lora.target_modules") from error
-    names: set[str] = set()
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-            names.add(name)
-    layers: dict[str, _Layer] = {}
-    for name, part in model.named_modules():
-        if isinstance(part, LoraLayer):
-            embeds = isinstance(part.get_base_layer(), nn.Embedding)
-            transposed = embeds or bool(getattr(part, "fan_in_fan_out", False))
-            layers[name] = _Layer(part.scaling[_ADAPTER], transposed, embeds)
-    # peft holds names in sets, for models of experts also empty ones.
-    written = {
-        name: sorted(cast("set[str]", value)) if isinstance(value, set) else value
-        for name, value in config.to_dict().items()
-    }
-    return Adapter(frozenset(names), {**written, "inference_mode": True}, layers)
+    return Adapter.of(model, _ADAPTER, config, base_model, resized_to=saved.resized_to, note=saved.note)
+
+
+def modules_to_save(model: nn.Module, lora: Lora) -> list[str]:
+    """The full names of the modules that are trained as a whole. Raises `CannotTrain`."""
+    return _modules_to_save(model, lora).names
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """A hash of some values of every weight: tells one base from another, in a moment even for a large one."""
+    """A hash of some values of every weight of the base: tells one base from another, quickly even for a large one."""
     digest = hashlib.sha256()
+    adapter = trained_weights(model)
     for name, parameter in model.named_parameters():
+        if name in adapter:
+            continue
         flat = parameter.detach().flatten()
         some = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)].float().cpu().numpy()
         digest.update(f"{name} {tuple(parameter.shape)}".encode() + some.tobytes())
     return digest.hexdigest()[:32]
 
 
-def _targets(model: nn.Module, wanted: str | list[str]) -> list[str]:
-    """The full names of the layers to adapt. A string is a pattern of whole names, a list has their last parts."""
+def _targets(model: nn.Module, wanted: str | list[str], saved: Collection[str]) -> list[str]:
+    """The full names of the layers to adapt. A string is a pattern of whole names, a list has their last parts.
+
+    Modules that are ``saved`` whole have no adapter in them.
+    """
     modules = {name: part for name, part in model.named_modules() if name}
     able = {name: part for name, part in modules.items() if isinstance(part, nn.Linear | Conv1D | nn.Embedding)}
     if wanted == ALL_LINEAR:
         chosen = [
-            name for name, part in able.items() if not isinstance(part, nn.Embedding) and not gives_logits(part, model)
+            name
+            for name, part in able.items()
+            if not isinstance(part, nn.Embedding) and not gives_logits(part, model) and not _is_inside(name, saved)
         ]
         if not chosen:
             raise _refused(f"lora.target_modules is {wanted!r}, but this model has no linear layer", able)
@@ -157,8 +115,73 @@ def _targets(model: nn.Module, wanted: str | list[str]) -> list[str]:
         if name not in able:
             kind = type(modules[name]).__name__
             raise _refused(f"lora.target_modules names {name!r}, a {kind}, which LoRA does not adapt", able)
+        if _is_inside(name, saved):
+            raise CannotTrain(
+                f"lora.target_modules names {name!r}, which is trained as a whole (it is in lora.modules_to_save, or "
+                "an embedding with added rows); leave it out of lora.target_modules.",
+                param="lora.target_modules",
+            )
     _refuse_tied(model, chosen, able)
     return chosen
+
+
+def _is_inside(name: str, modules: Collection[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _modules_to_save(model: nn.Module, lora: Lora) -> _Saved:
+    """Those that the spec names, and the embeddings if rows were added to them after the base was loaded."""
+    modules = {name: part for name, part in model.named_modules(remove_duplicate=False) if name}
+    chosen: list[str] = []
+    for wanted in lora.modules_to_save:
+        found = [name for name in modules if name == wanted or name.endswith(f".{wanted}")]
+        if not found:
+            last = sorted({name.rpartition(".")[2] for name in modules})
+            raise _not_saved(wanted, f"is not in {type(model).__name__}; its modules are: {', '.join(last[:30])}")
+        for name in found:
+            if isinstance(modules[name], nn.ModuleList | nn.ModuleDict) or not any(modules[name].parameters()):
+                raise _not_saved(wanted, f"is a {type(modules[name]).__name__} without weights of its own")
+        chosen += found
+    note, resized = None, resized_embeddings(model)
+    if resized is not None:
+        ends = [name for name, part in modules.items() if part is _input(model) or gives_logits(part, model)]
+        chosen += ends
+        note = (
+            f"The embeddings have {resized.rows} rows, and those of the base have {resized.before}: "
+            f"{' and '.join(ends)} are trained as a whole and saved with the adapter, as with lora.modules_to_save."
+        )
+    chosen = list(dict.fromkeys(chosen))
+    shared = _with_shared_weights(modules)
+    tied = [name for name in chosen if shared.get(name)]
+    ends = {id(_input(model)), id(_output(model))}
+    for name in tied:
+        if id(modules[name]) not in ends or not any(id(modules[other]) in ends for other in shared[name]):
+            raise _not_saved(name, f"shares its weight with {shared[name][0]!r}, and peft cannot keep them tied")
+    chosen = list(dict.fromkeys([*chosen, *(other for name in tied for other in shared[name])]))
+    return _Saved(chosen, bool(tied), None if resized is None else resized.rows, note)
+
+
+def _with_shared_weights(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """The names of modules -> those of other modules with the same weight."""
+    owners: dict[int, list[str]] = {}
+    for name, part in modules.items():
+        if isinstance(weight := getattr(part, "weight", None), torch.Tensor):
+            owners.setdefault(id(weight), []).append(name)
+    return {name: [other for other in names if other != name] for names in owners.values() for name in names}
+
+
+def _input(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    return cast("nn.Module | None", getter()) if callable(getter) else None
+
+
+def _output(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    return cast("nn.Module | None", getter()) if callable(getter) else None
+
+
+def _not_saved(name: str, why: str) -> CannotTrain:
+    return CannotTrain(f"lora.modules_to_save names {name!r}, which {why}.", param="lora.modules_to_save")
 
 
 def _refuse_tied(model: nn.Module, chosen: Iterable[str], able: Mapping[str, nn.Module]) -> None:
@@ -186,7 +209,3 @@ def _shortest(chosen: list[str], modules: Mapping[str, nn.Module]) -> list[str]:
     last = sorted({name.rpartition(".")[2] for name in chosen})
     meant = {name for name in modules if any(name == part or name.endswith(f".{part}") for part in last)}
     return last if meant == set(chosen) else sorted(chosen)
-
-
-def _without_adapter(name: str) -> str:
-    return name.replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")

@@ -12,6 +12,7 @@ Importing bitsandbytes takes a second or two, so it happens where a base is quan
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
@@ -47,13 +48,18 @@ def require() -> None:
     )
 
 
-def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device, *, keep: Collection[str] = ()) -> None:
     """Put the linear layers into nf4, in place and one after the other; ``dtype`` is what they compute in.
 
     ``device`` is where they are quantised and stay; a model without storage gets layers of the right size without one.
+    The layers of the modules ``keep``, which are trained, are not quantised.
     Raises `CannotTrain` where the model has none.
     """
-    layers = _linear_layers(model)
+    layers = {
+        name: layer
+        for name, layer in _linear_layers(model).items()
+        if not any(name == kept or name.startswith(f"{kept}.") for kept in keep)
+    }
     if not layers:
         raise CannotTrain(
             f"{PARAM} is 'nf4', but {type(model).__name__} has no linear layers of its own to hold in 4 bits.",

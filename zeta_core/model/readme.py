@@ -26,16 +26,24 @@ class _Base:
 
 
 def adapter_readme(
-    located: Located, tokenizer: Any, *, is_module: bool, has_merged: bool, generates: bool = False
+    located: Located,
+    tokenizer: Any,
+    *,
+    is_module: bool,
+    has_merged: bool,
+    generates: bool = False,
+    resized_to: int | None = None,
 ) -> str:
     """The text of the file for an adapter that was trained on the model at ``located``.
 
-    ``generates`` means that the directory contains the generation config of the adapted model.
+    ``generates`` means that the directory contains the generation config of the adapted model, and ``resized_to`` is
+    the number of embeddings if it differs from that of the base.
     """
     base = _base(located, is_module)
     tokenizer_class = "ByT5Tokenizer" if type(tokenizer).__name__ == "ByT5Tokenizer" else "AutoTokenizer"
     # peft does not read the generation config, which names the end token that the adapter has learned.
     generation = "model.generation_config = GenerationConfig.from_pretrained(directory)\n" if generates else ""
+    resized = "" if resized_to is None else f"base.resize_token_embeddings({resized_to})  # for the added tokens\n"
     imported = f"{tokenizer_class}, GenerationConfig" if generates else tokenizer_class
     parts = [f"# LoRA adapter\n\nThis directory contains an adapter, not a complete model. {base.words}"]
     if base.shell is not None:
@@ -44,7 +52,7 @@ def adapter_readme(
         "Load both with `pip install peft transformers`:\n\n```python\n"
         f"from peft import PeftModel\nfrom transformers import {imported}\n{base.imports}\n\n"
         'directory = "."  # the path of this directory\n'
-        f"base = {base.load}\n"
+        f"base = {base.load}\n{resized}"
         f"model = PeftModel.from_pretrained(base, directory)\n{generation}"
         f"tokenizer = {tokenizer_class}.from_pretrained(directory)\n```"
     )

@@ -75,7 +75,7 @@ def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIg
         case nn.Module():
             name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
             commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # set if it comes from the Hub
-            base = f"{name}@{commit}" if commit else None
+            base = f"{name}@{commit}" if commit else name if name and Path(name).is_dir() else None
             return Located(
                 lambda: model, type(model).__name__, base_model=base, pretrained=bool(name), from_caller=True
             )
@@ -244,7 +244,9 @@ def _from_adapter(
         from transformers import GenerationConfig
 
         try:
-            adapted: Any = PeftModel.from_pretrained(base.build(), str(directory), local_files_only=True)
+            built = base.build()
+            _resize_embeddings(built, directory)
+            adapted: Any = PeftModel.from_pretrained(built, str(directory), local_files_only=True)
             merged = adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
             if (directory / GENERATION_CONFIG).is_file():
                 merged.generation_config = GenerationConfig.from_pretrained(directory)
@@ -253,6 +255,19 @@ def _from_adapter(
             raise InvalidModel(f"The adapter {name} cannot be merged into {named}: {error}") from error
 
     return Located(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
+
+
+def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
+    """Give the base as many embeddings as the adapter has, if the adapter contains them for added tokens."""
+    from safetensors import safe_open
+
+    embeddings = cast(Any, base).get_input_embeddings()
+    name = next(name for name, part in base.named_modules() if part is embeddings)
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        names = {f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"} & set(file.keys())
+        rows = {file.get_slice(saved).get_shape()[0] for saved in names} - {embeddings.num_embeddings}
+    for number in rows:
+        cast(Any, base).resize_token_embeddings(number, mean_resizing=False)
 
 
 def _named_base(named: str, revision: object, places: Places) -> object:

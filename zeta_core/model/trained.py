@@ -11,9 +11,11 @@ from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Saved
 from zeta_core.contract.spec import Lora
 from zeta_core.failures import CannotTrain
+from zeta_core.model.adapter import Adapter
+from zeta_core.model.carried import carried_adapter
 from zeta_core.model.export import Export
 from zeta_core.model.freezing import freeze
-from zeta_core.model.lora import Adapter, add_adapter
+from zeta_core.model.lora import add_adapter, modules_to_save
 from zeta_core.model.quantized import quantize
 from zeta_core.model.skeleton import skeleton_of
 from zeta_core.model.sources import Located
@@ -62,18 +64,30 @@ def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
             param="model",
         )
     if plan.lora is None:
-        model.float()
+        carried = carried_adapter(model, located.base_model)
+        if carried is None:
+            model.float()
+        else:
+            _to_precision(model, located, plan)
         freeze(model, plan.freeze)
-        return None
+        return carried
     lora, computed_in = Lora(**plan.lora), _COMPUTED_IN[plan.mixed_precision]
-    stored_in = _stored_precision(model, located)
     if lora.quantize is not None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        quantize(model, computed_in, device)
+        quantize(model, computed_in, device, keep=modules_to_save(model, lora))
+    _to_precision(model, located, plan)
+    return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+
+
+def _to_precision(model: nn.Module, located: Located, plan: Plan) -> None:
+    """The frozen base in its stored precision if the run computes in it; trained parameters in float32."""
+    stored_in, computed_in = _stored_precision(model, located), _COMPUTED_IN[plan.mixed_precision]
+    carries = any(not parameter.requires_grad for parameter in model.parameters())
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(stored_in if stored_in == computed_in else torch.float32)
-    return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+            is_trained = carries and parameter.requires_grad
+            kept = stored_in == computed_in and not is_trained
+            parameter.data = parameter.data.to(stored_in if kept else torch.float32)
 
 
 def _stored_precision(model: nn.Module, located: Located) -> torch.dtype:

@@ -15,6 +15,7 @@ from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data import report as data_reports
 from zeta_core.data.packing import Sequences
 from zeta_core.data.tokens import TokenFile
+from zeta_core.model.carried import carries_adapter, without_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, facts_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.evaluation import hold_out
@@ -50,10 +51,13 @@ class Decision:
 
 
 def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
-    """Build the model. Weights that it lacks are drawn with the run's seed; a base for 4 bits stays memory-mapped."""
+    """Build the model. Weights that it lacks are drawn with the run's seed; a base for 4 bits stays memory-mapped.
+
+    peft's wrapper is left out: it shares the modules of the adapted model inside it.
+    """
     torch.manual_seed(planning.seed_of(run.options, earlier.plan if earlier else None))
     located = inputs.located
-    model = located.mapped() if run.quantizes and located.mapped is not None else located.build()
+    model = without_wrapper(located.mapped() if run.quantizes and located.mapped is not None else located.build())
     patch = vocabulary_patch(run.options, run.model, located, inputs.largest_id + 1)
     check_vocabulary(model, inputs.largest_id, patch)
     return model
@@ -104,6 +108,7 @@ def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
         eval_data=None if inputs.held_out is None else inputs.held_out.fingerprint,
         base=base_fingerprint(model),
         template_date=inputs.started_on.isoformat(),
+        has_adapter=carries_adapter(model),
     )
 
 

@@ -52,6 +52,8 @@ def prepare(
     special = _special_tokens(run, inputs, tokens, model, report)
     merge = merges(run.options)
     saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
+    if export.adapter is not None and export.adapter.note is not None:
+        report.warn("embeddings_resized", export.adapter.note)
     if export.skeleton is not None:
         for note in export.skeleton.notes:
             report.warn("saved_config_repaired", note)

@@ -13,6 +13,7 @@ from zeta_core.data.end_tokens import find_end_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.decided import merges
 from zeta_core.memory.needs import check_it_can_fit
+from zeta_core.model.coverage import out_of_reach
 from zeta_core.model.export import Export
 from zeta_core.model.facts import embedding_rows
 from zeta_core.model.special_tokens import SpecialTokens
@@ -49,6 +50,13 @@ def prepare(
     """Make of ``model``, in place, what is trained. Raises where it cannot learn this data, or surely has no room."""
     plan, tokens = decision.plan, decision.trained_on.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if plan.lora is not None and (missed := out_of_reach(model)).matters:
+        report.warn(
+            "weights_not_adapted",
+            missed.message(quantizes=plan.lora["quantize"] is not None),
+            hint="Train without lora to change them.",
+            evidence={"share": round(missed.share, 4), "parameters": list(missed.names)},
+        )
     special = _special_tokens(run, inputs, tokens, model, report)
     merge = merges(run.options)
     saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)

@@ -176,6 +176,54 @@ def test_targets_that_are_not_there_are_answered_with_those_that_are(
     assert "q_proj" in raised.value.message
 
 
+# --- Modules that are trained as a whole ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "weights"),
+    [
+        (llama, ["embed_tokens", "lm_head"], ["model.embed_tokens.weight", "lm_head.weight"]),
+        (llama, ["model.layers.0.mlp"], [f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]),
+        (lambda: llama(tie_word_embeddings=True), ["lm_head"], ["model.embed_tokens.weight", "lm_head.weight"]),
+        (gpt2, ["wte"], ["transformer.wte.weight", "lm_head.weight"]),
+        (plain, ["norm"], [f"blocks.{n}.norm.{name}" for n in (0, 1) for name in ("weight", "bias")]),
+    ],
+    ids=["untied", "a block", "tied", "tied gpt2", "plain module"],
+)
+def test_modules_to_save_are_trained_and_in_the_adapter(
+    build: Any, names: list[str], weights: list[str], tmp_path: Path
+) -> None:
+    model, base = build(), build()
+    lora = {"r": 2, "modules_to_save": names, "save_merged": True, "target_modules": "all-linear"}
+    train(model, tmp_path / "out", cache=tmp_path, max_steps=3, lora=lora)
+    final = tmp_path / "out" / "final"
+    saved = load_file(final / "adapter_model.safetensors")
+    assert {name for name in saved if ".lora_" not in name} == {f"base_model.model.{name}" for name in weights}
+    before = base.state_dict()
+    assert all(not torch.equal(saved[f"base_model.model.{name}"], before[name]) for name in weights)
+    adapted = PeftModel.from_pretrained(base, str(final))
+    assert torch.equal(logits(adapted), logits(model))
+    if (final / "merged" / "config.json").is_file():
+        merged: Any = AutoModelForCausalLM.from_pretrained(final / "merged")
+        assert torch.allclose(logits(merged), logits(model), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"modules_to_save": ["embed_token"]}, "names 'embed_token', which is not in LlamaForCausalLM"),
+        ({"modules_to_save": ["layers"]}, "names 'layers', which is a ModuleList without weights of its own"),
+        (
+            {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj", "embed_tokens"]},
+            "names 'model.embed_tokens', which is trained as a whole",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_saved_are_rejected(lora: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotTrain, match=message):
+        train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, lora=lora)
+
+
 # --- Freezing ---------------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from tests.zeta_core.models import LLAMA_CONFIG
+from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import train
+from zeta_core.contract.events import WarningLine
 from zeta_core.failures import CannotTrain
 
 
@@ -22,13 +23,21 @@ def test_of_experts_the_linear_layers_are_adapted_and_what_peft_refuses_is_told(
     asked: dict[str, Any] = {"lora": {"r": 2}, "max_steps": 1, "cache": tmp_path}
     experts = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=2))
     untouched: Any = copy.deepcopy(experts)
-    train(experts, tmp_path / "experts", **asked)
+    _, lines = train(experts, tmp_path / "experts", **asked)
+    [warning] = [line for line in lines.all if isinstance(line, WarningLine) and line.code == "weights_not_adapted"]
+    fused = sum(p.numel() for name, p in untouched.named_parameters() if p.dim() == 3 or name.endswith("gate.weight"))
+    share = fused / sum(p.numel() for p in untouched.parameters())
+    assert f"LoRA does not adapt {share:.0%} of the model's weights" in warning.message
+    assert "model.layers.*.mlp.experts.gate_up_proj" in warning.message
     adapted = PeftModel.from_pretrained(untouched, str(tmp_path / "experts" / "final"))
     config: Any = adapted.peft_config["default"]
     assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
     ids = torch.arange(3, 35)[None]
     with torch.no_grad():
         assert torch.equal(adapted.eval()(ids).logits, experts.eval()(ids).logits)
+
+    dense = [line for line in train(llama(), tmp_path / "dense", **asked)[1].all if isinstance(line, WarningLine)]
+    assert "weights_not_adapted" not in [line.code for line in dense]
 
     mamba = MambaForCausalLM(MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=4))
     with pytest.raises(CannotTrain, match=r"^peft refuses lora\.target_modules: .*Mamba"):

@@ -139,8 +139,9 @@ def _modules_to_save(model: nn.Module, lora: Lora) -> _Saved:
             last = sorted({name.rpartition(".")[2] for name in modules})
             raise _not_saved(wanted, f"is not in {type(model).__name__}; its modules are: {', '.join(last[:30])}")
         for name in found:
-            if isinstance(modules[name], nn.ModuleList | nn.ModuleDict) or not any(modules[name].parameters()):
-                raise _not_saved(wanted, f"is a {type(modules[name]).__name__} without weights of its own")
+            no_weights = next(modules[name].parameters(), None) is None
+            if no_weights or isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
+                raise _not_saved(wanted, f"is a {type(modules[name]).__name__}, which cannot be trained as a whole")
         chosen += found
     note, resized = None, resized_embeddings(model)
     if resized is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
         if carried is None:
             model.float()
         else:
-            _to_precision(model, located, plan)
+            _to_precision(model, located, plan, trained=carried.names)
         freeze(model, plan.freeze)
         return carried
     lora, computed_in = Lora(**plan.lora), _COMPUTED_IN[plan.mixed_precision]
@@ -79,15 +80,13 @@ def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
     return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
 
 
-def _to_precision(model: nn.Module, located: Located, plan: Plan) -> None:
-    """The frozen base in its stored precision if the run computes in it; trained parameters in float32."""
+def _to_precision(model: nn.Module, located: Located, plan: Plan, *, trained: Collection[str] = ()) -> None:
+    """The frozen base in its stored precision if the run computes in it; the ``trained`` parameters in float32."""
     stored_in, computed_in = _stored_precision(model, located), _COMPUTED_IN[plan.mixed_precision]
-    carries = any(not parameter.requires_grad for parameter in model.parameters())
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
-            is_trained = carries and parameter.requires_grad
-            kept = stored_in == computed_in and not is_trained
-            parameter.data = parameter.data.to(stored_in if kept else torch.float32)
+            keeps = stored_in == computed_in and name not in trained
+            parameter.data = parameter.data.to(stored_in if keeps else torch.float32)
 
 
 def _stored_precision(model: nn.Module, located: Located) -> torch.dtype:

@@ -212,7 +212,7 @@ def test_modules_to_save_are_trained_and_in_the_adapter(
     ("lora", "message"),
     [
         ({"modules_to_save": ["embed_token"]}, "names 'embed_token', which is not in LlamaForCausalLM"),
-        ({"modules_to_save": ["layers"]}, "names 'layers', which is a ModuleList without weights of its own"),
+        ({"modules_to_save": ["layers"]}, "names 'layers', which is a ModuleList, which cannot be trained"),
         (
             {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj", "embed_tokens"]},
             "names 'model.embed_tokens', which is trained as a whole",

@@ -191,7 +191,7 @@ def _json(name: str, text: str) -> Any:
 
 
 def _yaml(name: str, text: str) -> Any:
-    text = text.removeprefix(BYTE_ORDER_MARK)  # which YAML allows and JSON does not
+    text = text.removeprefix(BYTE_ORDER_MARK)
     version = re.search(r"^%YAML\s+(\S+)", text, re.MULTILINE)
     if version is not None and version[1] != "1.2":
         raise _invalid(f"{name} declares YAML {version[1]}; specs are YAML 1.2, remove the %YAML line.")

@@ -46,7 +46,6 @@ REJECTED = [
     (with_field('"metadata": {"a\\nb": "x"}'), "metadata.(name) contains the control character U+000A"),
     (with_field('"entity_name": "\\udc80"'), "entity_name contains the lone surrogate U+DC80"),
     (with_field('"tags": ["x", "a\\u0000"]'), "tags.1 contains the control character U+0000"),
-    (b"\xef\xbb\xbf" + VALID.encode(), "starts with a byte order mark; encode it as UTF-8 without one"),
     (VALID.encode("utf-16"), "is UTF-16 or UTF-32 text; encode it as UTF-8"),
     (VALID.encode("utf-16-le"), "is UTF-16 or UTF-32 text; encode it as UTF-8"),
     (VALID.encode("utf-32-be"), "is UTF-16 or UTF-32 text; encode it as UTF-8"),
@@ -74,9 +73,7 @@ def test_server_and_client_reject_the_same_json(
     assert rejected.value.param == error["param"]
 
 
-@pytest.mark.parametrize(
-    "content", [REJECTED[0][0], with_field('"tags": ["a\\u0000"]'), b"\xef\xbb\xbf{}", VALID.encode("utf-16")]
-)
+@pytest.mark.parametrize("content", [REJECTED[0][0], with_field('"tags": ["a\\u0000"]'), VALID.encode("utf-16")])
 def test_the_command_line_reports_the_sentence_of_the_server(
     server: ServerProcess, http: httpx.Client, tmp_path: Path, content: bytes
 ) -> None:
@@ -96,6 +93,7 @@ def test_the_command_line_reports_the_sentence_of_the_server(
     [
         VALID.encode(),
         f"\r\n\t{VALID}\n".encode(),
+        b"\xef\xbb\xbf" + VALID.encode(),
         with_field('"seed": 2147483647'),
         with_field('"metadata": {"note": "two\\r\\n\\tlines \\ud83d\\ude00 \u65e5\u672c"}'),
         nested(20),

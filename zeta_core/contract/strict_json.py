@@ -1,9 +1,9 @@
 """Reads untrusted JSON strictly: request bodies, job specs and the files of a model.
 
-Guarantees: the text is UTF-8 without a byte order mark (RFC 8259, section 8.1), nesting and integers are limited, and
-no string contains a lone surrogate, which can't be encoded. Unless the rules allow them, infinite and NaN numbers,
-control characters and duplicate names are rejected, too; parsers disagree about which value of a duplicate name to
-keep. Reading takes time proportional to the size, which the caller limits.
+Guarantees: the text is UTF-8, nesting and integers are limited, and no string contains a lone surrogate, which can't be
+encoded. Unless the rules allow them, a byte order mark, infinite and NaN numbers, control characters and duplicate
+names are rejected, too; parsers disagree about which value of a duplicate name to keep. Reading takes time proportional
+to the size, which the caller limits.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ class JsonRules:
     """What differs between the kinds of JSON."""
 
     max_depth: int = MAX_DEPTH
+    allow_byte_order_mark: bool = False
     allow_duplicate_names: bool = False
     allow_nonfinite: bool = False
     allow_control_characters: bool = False
 
 
-STRICT = JsonRules()
+STRICT = JsonRules(allow_byte_order_mark=True)  # Windows editors and PowerShell write one (RFC 8259, section 8.1)
 
 
 def read_json(content: bytes, rules: JsonRules = STRICT) -> Any:
@@ -85,7 +86,9 @@ def decode(content: bytes) -> str:
 
 def parse_json(text: str, rules: JsonRules = STRICT) -> Any:
     """The value in JSON text. Raises `JsonFault`."""
-    if text.startswith(BYTE_ORDER_MARK):
+    if rules.allow_byte_order_mark:
+        text = text.removeprefix(BYTE_ORDER_MARK)
+    elif text.startswith(BYTE_ORDER_MARK):
         raise JsonFault("invalid_encoding", "starts with a byte order mark; encode it as UTF-8 without one")
     try:
         value = json.loads(

@@ -30,7 +30,7 @@ from zeta_core.contract.printable import printable
 from zeta_core.contract.strict_json import JsonFault, read_json
 
 SHOWN_UPLOADS = 10  # files of a folder that are reported individually with their ids
-_DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
+DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 BUILTIN_NAMES = ("python-docs",)
 MODEL_SIGNS = ("config.json", "*.gguf")
 
@@ -45,7 +45,7 @@ def upload_local(spec: dict[str, Any], upload: Upload, say: Say) -> dict[str, An
     """
     changed = dict(spec)
     pretokenized = spec.get("use_pretokenized") is True
-    for name, split in _DATA_FIELDS.items():
+    for name, split in DATA_FIELDS.items():
         data = _Data(name, split, pretokenized, upload, say)
         value = changed.get(name)
         if isinstance(value, list):
@@ -146,6 +146,15 @@ class _Data:
         if len(files) > SHOWN_UPLOADS:
             self.say(f"Uploaded {len(files) - SHOWN_UPLOADS:,} more files.")
         return ids
+
+
+def source_object(text: str) -> dict[str, str]:
+    """A source that is written as a string, as an object, to which other fields can be added."""
+    kind, separator, rest = text.partition(":")
+    if separator and kind in ("hub", "path") and rest:
+        return {kind: rest}
+    is_builtin = text in BUILTIN_NAMES and not exists(Path(text))
+    return {"builtin": text} if is_builtin else {"file": text}
 
 
 def _model(value: Any, upload: Upload, say: Say) -> Any:

@@ -17,6 +17,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from zeta.local_inputs import DATA_FIELDS, source_object
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.printable import printable
 from zeta_core.contract.strict_json import (
@@ -146,12 +147,15 @@ def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
         elif isinstance(at, dict):
             name = key
         else:
-            raise _invalid_setting(f"--set {setting!r}: {where} is {at!r}, which has no fields; set {where} itself.")
+            cure = f"use {where}={{...}} with all of its fields, or set {where} itself"
+            raise _invalid_setting(f"--set {setting!r}: can't set a field of {at!r}; {cure}.")
         if index == len(keys) - 1:
             at[name] = value
         else:
             if isinstance(at, dict) and cast(Spec, at).get(key) is None:
                 at[name] = {}
+            elif isinstance(at[name], str) and keys[0] in DATA_FIELDS and index < 2:
+                at[name] = source_object(at[name])  # a source that is written as its name
             at = at[name]
 
 

@@ -177,7 +177,7 @@ def test_a_setting_may_be_a_whole_object() -> None:
         ("seed", "sets nothing"),
         ("=3", "sets nothing"),
         ("a..b=3", "sets nothing"),
-        ("seed.x=3", "has no fields"),
+        ("seed.x=3", "set a field of 1; use seed="),
         ("dataset.5.weight=1", "an index from 0 to 0"),
         ("dataset.first.weight=1", "an index from 0 to 0"),
         ("x=[1", "not valid YAML"),

@@ -46,8 +46,9 @@ class DataReport(BaseModel):
     prediction is learned, ``filled_share`` that of the sequences that is not padding. ``sources`` are those with
     weights. ``control_tokens`` counts the control tokens in the texts of the data, which are text unless the source
     allows them. Of rows of token ids, ``masks`` are the columns that determine which tokens are trained on,
-    ``padding_tokens`` were removed, ``untrained`` rows were left out because no token of them is trained on, and
-    ``unused_columns`` were ignored.
+    ``padding_tokens`` were removed, and ``untrained`` rows were left out because no token of them is trained on.
+    ``shapes`` are the well-known shapes that rows were converted from, and ``unused_columns`` the columns that were
+    present but not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -67,7 +68,8 @@ class DataReport(BaseModel):
     untrained: int = 0
     padding_tokens: int = 0
     masks: list[str] = []
-    unused_columns: list[str] = []
     duplicates: int | None = None
     control_tokens: int = 0
+    shapes: list[str] = []
+    unused_columns: list[str] = []
     sources: list[SourceShare] = []

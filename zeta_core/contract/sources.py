@@ -55,6 +55,11 @@ class _Source(Sent):
     weight: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
     )
+    drop_columns: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default=[],
+        max_length=100,
+        description="columns of the data that are not used, although they look like a part of the prompt or a mask",
+    )
     drop_fields: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[],
         max_length=100,

@@ -136,7 +136,7 @@ class Confined:
         except EOFError:
             raise self._unreported_end() from None
         if message["kind"] == "invalid":
-            raise InvalidData(message["message"])
+            raise InvalidData(message["message"], code=message["code"])
         if message["kind"] == "failed":
             raise TrainingFailed(message["message"])
         return message
@@ -205,7 +205,7 @@ def _run(
         except RecursionError:
             raise InvalidData(f"{position.read()[0]}: is nested too deeply; write it with fewer levels.") from None
     except InvalidData as error:
-        send_message(pipe, kind="invalid", message=error.message)
+        send_message(pipe, kind="invalid", message=error.message, code=error.code)
     except BrokenPipeError:
         pass  # the parent exited, or needs no more results
     except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it

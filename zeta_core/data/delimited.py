@@ -1,7 +1,7 @@
 """Reading rows from CSV and TSV files with a header, as RFC 4180 defines them.
 
-Every value is text. Only the lists that CSV can hold as JSON alone, such as ``messages``, are parsed, and only when
-they are used. All data is untrusted. Errors are `InvalidData` and name the file and the row or line.
+Every value is text; `Source.fields` parses lists, such as ``messages``, which are written as JSON. All data is
+untrusted. Errors are `InvalidData` and name the file and the row or line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zeta_core.contract.formats import DELIMITERS, file_type
 from zeta_core.data.compressed import ByteStream, open_stream
-from zeta_core.data.units import UNIT_BYTES, Row, Unit, not_utf8
+from zeta_core.data.units import UNIT_BYTES, ChooseColumns, Row, Unit, not_utf8
 from zeta_core.failures import InvalidData
 
 LONGEST_LINE = 1 << 26
@@ -21,7 +21,7 @@ _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MOST_NAMES = 8
 
 
-def delimited_units(path: Path, name: str) -> Iterator[Unit]:
+def delimited_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
     """The rows of a CSV or TSV file. They are numbered from 1, without the header and empty lines."""
     csv.field_size_limit(LONGEST_FIELD)
     with open_stream(path, name) as stream:
@@ -29,6 +29,8 @@ def delimited_units(path: Path, name: str) -> Iterator[Unit]:
         records = _records(reader, name)
         header = next(records, None)
         columns = _columns(header, name)
+        chosen = set(choose(columns))
+        unread = tuple(column for column in columns if column and column not in chosen)
         rows: list[Row] = []
         size = number = 0
         for number, record in enumerate(records, 1):
@@ -37,7 +39,8 @@ def delimited_units(path: Path, name: str) -> Iterator[Unit]:
                     f"{name}, row {number} (it ends in line {reader.line_num}): has {len(record)} fields, but the "
                     f"header has {len(columns)}; put fields with separators or line breaks in double quotes."
                 )
-            rows.append(Row(number, dict(zip(columns, record, strict=True))))
+            fields = {column: value for column, value in zip(columns, record, strict=True) if column in chosen}
+            rows.append(Row(number, fields, unread=unread))
             size += sum(map(len, record))
             if size >= UNIT_BYTES:
                 yield Unit(lambda rows=rows: iter(rows), stream.position)

@@ -22,7 +22,7 @@ from zeta_core.data.chat import Conversation, Text, TrainOn
 from zeta_core.data.confined import Position
 from zeta_core.data.control_tokens import NotText, PlainTextEncoder
 from zeta_core.data.rows import RowFormat, messages_of, tools_of
-from zeta_core.data.sources import Source
+from zeta_core.data.source import Source
 from zeta_core.data.template import Template, Unlearnable
 from zeta_core.data.token_rows import InvalidTokenRow, RowColumns, TokenRow, read_token_row
 from zeta_core.data.turns import InvalidTurn
@@ -71,12 +71,12 @@ class Encoded:
     num_padding: int = 0  # padding tokens that were removed
     rows_with: Mapping[str, int] = field(default_factory=dict[str, int])  # per mask, the first row that has it
     rows_without: Mapping[str, int] = field(default_factory=dict[str, int])  # per mask, the first row that lacks it
-    unused_columns: Sequence[str] = ()
     templated: bool = False  # a chat template was used
     added_beginning: str = ""  # what the template was extended with, so that conversations begin as texts do
     blank: bool = False  # all texts are empty or white space
     num_control_tokens: int = 0  # control tokens in the texts of the data
     first_control_token: str = ""  # the location of the first one
+    unused_columns: Sequence[str] = ()  # columns of the data that are not used
     num_unused_ends: int = 0  # conversations with turns after the last one that is trained on
 
 
@@ -111,6 +111,16 @@ class Encoder:
 
         ``position`` is updated as the rows are processed.
         """
+        unused: dict[str, None] = {}
+
+        def checked() -> Iterable[Row]:
+            for row in rows:
+                unused.update(dict.fromkeys(source.unused_columns(row)))
+                yield source.prepared(row)
+
+        return replace(self._encoded(source, checked(), position), unused_columns=tuple(unused))
+
+    def _encoded(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
         if source.row_format not in ("tokens", "text"):
             return self._conversations(source, rows, position)
         read = list(rows)
@@ -140,7 +150,6 @@ class Encoder:
             num_padding=sum(one.num_padding for one in found),
             rows_with=columns.rows_with,
             rows_without=columns.rows_without,
-            unused_columns=columns.unused,
         )
 
     def _texts(self, source: Source, rows: list[Row]) -> Encoded:

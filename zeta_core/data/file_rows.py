@@ -11,7 +11,7 @@ from zeta_core.contract.sources import COLUMNS
 from zeta_core.data.delimited import delimited_units
 from zeta_core.data.json_documents import document_units
 from zeta_core.data.tables import arrow_batches, num_rows, parquet_batches, table_units
-from zeta_core.data.units import Unit, json_units
+from zeta_core.data.units import ChooseColumns, Unit, json_units
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,19 @@ class FileRows:
     """
 
     word: str
-    units: Callable[[], Iterator[Unit]]
+    read: Callable[[ChooseColumns], Iterator[Unit]]
     count: Callable[[], int] | None = None
 
 
 def rows_of_file(path: Path, name: str) -> FileRows:
     suffix = file_type(name).suffix
     if suffix in LINE_SUFFIXES:
-        return FileRows("line", lambda: json_units(path, name))
+        return FileRows("line", lambda choose: json_units(path, name, choose))
     if suffix == ".json":
-        return FileRows("row", lambda: document_units(path, name, COLUMNS))
+        return FileRows("row", lambda choose: document_units(path, name, COLUMNS, choose))
     if suffix in DELIMITERS:
-        return FileRows("row", lambda: delimited_units(path, name))
+        return FileRows("row", lambda choose: delimited_units(path, name, choose))
     batches = parquet_batches if suffix == ".parquet" else arrow_batches
-    return FileRows("row", lambda: table_units(batches(path, name), name), count=lambda: num_rows(path, name, suffix))
+    return FileRows(
+        "row", lambda choose: table_units(batches(path, name, choose), name), count=lambda: num_rows(path, name, suffix)
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zeta_core.data.compressed import open_stream
-from zeta_core.data.units import LONGEST_ROW, UNIT_BYTES, Row, Unit, check_surrogates
+from zeta_core.data.units import LONGEST_ROW, UNIT_BYTES, ChooseColumns, Row, Unit, check_surrogates
 from zeta_core.failures import InvalidData
 
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
@@ -23,7 +23,7 @@ _INCOMPLETE = 16  # an error that is not further from the end of the buffer may 
 _MOST_NAMES = 8
 
 
-def document_units(path: Path, name: str, columns: Collection[str]) -> Iterator[Unit]:
+def document_units(path: Path, name: str, columns: Collection[str], choose: ChooseColumns) -> Iterator[Unit]:
     """The rows of a JSON document.
 
     ``columns`` are the names of columns: an object that has one of them is a row, and not a container of rows.
@@ -33,7 +33,7 @@ def document_units(path: Path, name: str, columns: Collection[str]) -> Iterator[
         rows: list[Row] = []
         size = 0
         for number, (value, text) in enumerate(_rows(buffer, columns), 1):
-            check_surrogates(value, text, f"{name}, row {number}")
+            check_surrogates(value, text, choose, f"{name}, row {number}")
             rows.append(Row(number, value))
             size += len(text)
             if size >= UNIT_BYTES:

@@ -6,6 +6,7 @@ import numpy as np
 
 from zeta_core.contract.data_report import DataReport, Lengths, SourceShare
 from zeta_core.contract.events import LogLine
+from zeta_core.contract.printable import printable
 from zeta_core.data.packing import Fit, Sequences
 from zeta_core.data.sampler import Mixture, sampler_of
 from zeta_core.data.tokens import TokenFile
@@ -45,9 +46,10 @@ def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
         untrained=tokens.num_untrained,
         padding_tokens=tokens.num_padding,
         masks=list(tokens.masks),
-        unused_columns=list(tokens.unused_columns),
         duplicates=tokens.num_duplicates,
         control_tokens=tokens.num_control_tokens,
+        shapes=sorted({origin.shape for origin in tokens.origins if origin.shape}),
+        unused_columns=list(tokens.unused_columns),
         sources=_shares(tokens, sequences, plan),
     )
 
@@ -109,6 +111,7 @@ def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Repo
     if data.sources:
         mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
         report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
+    _tell_columns(tokens, report)
     _tell_fit(sequences.fit, f"{data.documents:,} documents", "trained on", report)
     if data.untrained:
         report.warn(
@@ -116,8 +119,6 @@ def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Repo
             f"{'1 row is' if data.untrained == 1 else f'{data.untrained:,} rows are'} left out, because "
             f"{' and '.join(data.masks)} exclude all tokens.",
         )
-    if data.unused_columns:
-        report.warn("columns_not_used", f"These columns of the rows are not used: {', '.join(data.unused_columns)}.")
     if data.split:
         report.warn(
             "conversations_split",
@@ -125,6 +126,16 @@ def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Repo
             "otherwise once later ones follow; their history is read again for each turn.",
         )
     _tell_turns(tokens, report)
+
+
+def _tell_columns(tokens: TokenFile, report: Report) -> None:
+    for shape in sorted({origin.shape for origin in tokens.origins if origin.shape}):
+        names = [origin.name for origin in tokens.origins if origin.shape == shape]
+        row_format = next(origin.row_format for origin in tokens.origins if origin.shape == shape)
+        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+        report.log(f"{where}: the rows are {shape} rows, and are trained on in the format {row_format}.")
+    if tokens.unused_columns:
+        report.log(f"Columns of the data that are not used: {', '.join(map(printable, tokens.unused_columns))}.")
 
 
 def _tell_turns(tokens: TokenFile, report: Report) -> None:

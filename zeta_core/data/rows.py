@@ -1,11 +1,12 @@
 """What a row of training data may look like, by its format.
 
-A row is one object of a JSON-lines file, or one row of a table. `format_of` finds the format that ``auto`` means, and
-`fault_in` says in one sentence what is wrong with a row, ready to follow the name of its file and line.
+A row is one object of a JSON file, or one row of a table. `fault_in` returns what is wrong with a row, as the end of a
+sentence that starts with the name of its file and line. `zeta_core.data.columns` detects the format of rows.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -25,6 +26,8 @@ COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "tokens": ("input_ids", *MASKS),
 }
 OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt", *MASKS}
+# Columns that a file without lists, such as CSV, holds as JSON text.
+JSON_LISTS = frozenset({"messages", "conversations", "input_ids", *MASKS})
 CONVERSATIONS = "conversations"  # ShareGPT's name for messages
 
 
@@ -35,19 +38,17 @@ def required(row_format: RowFormat) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS[row_format] if name not in OPTIONAL)
 
 
-def format_of(row: Row, columns: Mapping[str, str]) -> RowFormat | None:
-    """The format that a row's columns tell; ``None`` where they fit none. ``columns`` maps our names to the data's.
+def formats_of(columns: Mapping[str, str], method: str) -> list[RowFormat]:
+    """The formats that ``auto`` may mean, in order. ``columns`` maps the standard names to the data's.
 
-    A format one of whose own columns is named there comes first: chosen answers may be read as completions.
+    A format with a column that is named there comes first: chosen answers may be read as completions.
     """
-    formats: tuple[RowFormat, ...] = ("messages", "preference", "prompt_completion", "text")
-    for row_format in sorted(formats, key=lambda one: not columns.keys() & set(required(one))):
-        if all(_column(name, row, columns) in row for name in required(row_format)):
-            return row_format
-    return None
+    first: tuple[RowFormat, ...] = ("preference", "messages") if method == "dpo" else ("messages", "preference")
+    formats: tuple[RowFormat, ...] = (*first, "prompt_completion", "text")
+    return sorted(formats, key=lambda one: not columns.keys() & set(required(one)))
 
 
-def _column(name: str, row: Row, columns: Mapping[str, str]) -> str:
+def column_in(row: Row, name: str, columns: Mapping[str, str]) -> str:
     """The data's name for a column; ``conversations`` stands for ``messages`` where these are missing."""
     if name == "messages" and name not in columns and row.get(name) is None and row.get(CONVERSATIONS) is not None:
         return CONVERSATIONS
@@ -62,10 +63,10 @@ def fault_in(
         return "is not an object with named fields."
     fields = cast(Row, row)
     for name in required(row_format):
-        if _column(name, fields, columns) not in fields:
+        if column_in(fields, name, columns) not in fields:
             return _missing(fields, name, columns)
-    shown = {name: repr(_column(name, fields, columns)) for name in COLUMNS[row_format]}
-    values = {name: fields.get(_column(name, fields, columns)) for name in COLUMNS[row_format]}
+    shown = {name: repr(column_in(fields, name, columns)) for name in COLUMNS[row_format]}
+    values = {name: fields.get(column_in(fields, name, columns)) for name in COLUMNS[row_format]}
     match row_format:
         case "text":
             return _wrong_text(values["text"], shown["text"])
@@ -84,6 +85,16 @@ def fault_in(
             return _wrong_preference(values, shown, drop_fields)
 
 
+def parsed_list(value: object) -> object:
+    """The value of a column of lists, parsed if it is JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """The tools of a row. Raises `InvalidTurn`."""
     return read_tools(fields.get("tools"), fields.get("functions"))
@@ -91,7 +102,7 @@ def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
 
 def messages_of(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -> list[Message]:
     """The conversation of a row of messages, with a system text that stands beside it. Raises `InvalidTurn`."""
-    turns = cast("list[object]", fields[_column("messages", fields, {})])
+    turns = cast("list[object]", fields[column_in(fields, "messages", {})])
     messages = [read_turn(turn, drop_fields) for turn in turns]
     system = cast("str | None", fields.get("system"))
     return [{"role": "system", "content": system}, *messages] if system else messages
@@ -102,10 +113,7 @@ def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
     has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
     if "input_ids" in row and name == "text":
         return f"has no {column!r} but 'input_ids'; set use_pretokenized to train on rows of token ids."
-    missing = f"{column!r} (it has: {has})"
-    if name == column == "text" and format_of(row, columns) is None:  # also where no format was named
-        missing += ", nor 'messages', nor 'prompt' and 'completion'"
-    return f'has no {missing}; name the right one with columns: {{"{name}": "..."}} in the source.'
+    return f'has no {column!r} (it has: {has}); name the right one with columns: {{"{name}": "..."}} in the source.'
 
 
 def _wrong_text(value: object, shown: str) -> str | None:

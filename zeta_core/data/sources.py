@@ -19,68 +19,15 @@ from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, file_type,
 from zeta_core.contract.layout import file_key
 from zeta_core.contract.signatures import FIRST_BYTES, fault_in_beginning
 from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
+from zeta_core.data.columns import Layout, layout_of
 from zeta_core.data.confined import Position, confined
 from zeta_core.data.file_rows import rows_of_file
 from zeta_core.data.hub import HubDataset, fetch_dataset
-from zeta_core.data.rows import RowFormat, fault_in, format_of
-from zeta_core.data.units import Row, Unit, rows_between, text_units
+from zeta_core.data.rows import RowFormat
+from zeta_core.data.shapes import SHAPES
+from zeta_core.data.source import Source
+from zeta_core.data.units import ChooseColumns, Row, Unit, rows_between, text_units
 from zeta_core.failures import InvalidData
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file or dataset: its name for messages, a fingerprint that changes with its content, and its units.
-
-    ``size`` is in bytes or rows, as is the ``position`` of the units. ``row_format`` is ``None`` for ``auto`` until
-    `with_format`. ``first_format`` is the format of the first row, or ``None`` if it matches no format.
-    """
-
-    name: str
-    fingerprint: str
-    size: int
-    units: Callable[[], Iterator[Unit]] = field(repr=False)
-    row_format: RowFormat | None = "text"
-    first_format: RowFormat | None = None
-    columns: Mapping[str, str] = field(default_factory=dict[str, str])
-    word: str = "row"
-    in_rows: bool = False  # ``size`` and positions are in rows
-    flat: Path | None = None  # a flat file of ids, which is used in place
-    measure: Callable[[], int] | None = field(default=None, repr=False)  # finds the ``size`` of a file with rows
-    num_bytes: int = 0  # approximate amount of data to tokenize
-    number: int = 0  # index of the source in the spec
-    weight: float | None = None  # weight of the source in the spec
-    drop_fields: tuple[str, ...] = ()  # fields of turns that are not used
-    allow_control_tokens: bool = False  # whether control tokens in texts are encoded as such
-
-    def place(self, number: int) -> str:
-        """The location of a row for messages; a text file has only one location."""
-        return f"{self.name}, {self.word} {number}" if number else self.name
-
-    def after(self, position: int) -> str:
-        """The location that is read next, for messages, with the size of the file for context."""
-        if self.in_rows:
-            return f"{self.name} ({self.num_bytes:,} bytes, {self.size:,} rows), from row {position + 1}"
-        return f"{self.name}, after {position:,} of {self.num_bytes:,} bytes" if position else self.name
-
-    def with_format(self) -> Source:
-        """This source with ``auto`` replaced by the detected format."""
-        # If the first row matches no format, reading it raises the error.
-        return replace(self, row_format=self.row_format or self.first_format or "text")
-
-    @property
-    def has_detected_format(self) -> bool:
-        """Whether the format is the one that ``auto`` would detect, so naming it does not change the data."""
-        if self.row_format in (None, "tokens"):  # "tokens" is never detected
-            return self.row_format is None
-        return (self.first_format or "text") == self.row_format
-
-    def fields(self, row: Row) -> dict[str, object]:
-        """The columns of a row under the standard names. Raises `InvalidData` naming the row."""
-        assert self.row_format is not None
-        fault = fault_in(row.fields, self.row_format, self.columns, self.drop_fields)
-        if fault is not None:
-            raise InvalidData(f"{self.place(row.number)}: {fault}")
-        return {**row.fields, **{name: row.fields.get(theirs) for name, theirs in self.columns.items()}}
 
 
 @dataclass(frozen=True)
@@ -100,17 +47,20 @@ def open_sources(
     places: Places,
     *,
     pretokenized: bool,
+    method: str = "sft",
     split: Split = "train",
     on_folder: Callable[[str], None] = lambda _: None,
 ) -> list[Source]:
     """Open every source, and determine the number and format of its rows. Raises `InvalidData`.
 
-    In a folder, files of the other ``split`` are skipped. ``on_folder`` is called for each folder or glob with a
-    message that lists the used and skipped files.
+    ``method`` decides which format ``auto`` means if a row fits several. In a folder, files of the other ``split`` are
+    skipped. ``on_folder`` is called for each folder or glob with a message that lists the used and skipped files.
     """
+    name = "dataset" if split == "train" else "eval_dataset"
     sources: list[Source] = []
     for number, source in enumerate(dataset):
-        reader = _Reader(source, pretokenized or source.format == "tokens")
+        at = name if len(dataset) == 1 else f"{name}.{number}"
+        reader = _Reader(source, pretokenized or source.format == "tokens", method, at)
         match source:
             case BuiltinSource():
                 found = [_python_docs()]
@@ -152,7 +102,7 @@ def _python_docs() -> Source:
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     rows = [Row(number, {"text": text}) for number, text in enumerate(texts, 1)]
     size = sum(map(len, texts))
-    return Source("python-docs", digest, size, lambda: iter([Unit(lambda: iter(rows), size)]), num_bytes=size)
+    return Source("python-docs", digest, size, lambda _: iter([Unit(lambda: iter(rows), size)]), num_bytes=size)
 
 
 def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
@@ -263,11 +213,10 @@ def _last_row(source: Source, position: Position) -> int:
 
 
 def _with_rows(source: Source, first: int, last: int) -> Source:
-    return replace(
-        source,
-        units=lambda: rows_between(source.units(), first, last),
-        fingerprint=f"{source.fingerprint} rows {first}:{last}",
-    )
+    def read(choose: ChooseColumns) -> Iterator[Unit]:
+        return rows_between(source.read(choose), first, last)
+
+    return replace(source, read=read, fingerprint=f"{source.fingerprint} rows {first}:{last}")
 
 
 # --- Reading files ----------------------------------------------------------------------------------------------------
@@ -279,6 +228,8 @@ class _Reader:
 
     source: DatasetSource
     pretokenized: bool
+    method: str
+    at: str
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -306,19 +257,21 @@ class _Reader:
                 raise InvalidData(f"{name} {fault}")
         content = content or _sha256(path)
         if suffix in TOKEN_SUFFIXES:
-            return Source(name, f"{content} {suffix}", size, lambda: iter(()), "tokens", flat=path)
+            return Source(name, f"{content} {suffix}", size, lambda _: iter(()), "tokens", flat=path)
         columns = self.source.columns
         if suffix in TEXT_SUFFIXES:
             about = f"{content} {suffix} None {_renamed(columns)}"
-            return Source(name, about, size, lambda: text_units(path, name), num_bytes=size)
+            return Source(name, about, size, lambda _: text_units(path, name), num_bytes=size)
         rows = rows_of_file(path, name)
         return Source(
             name,
             f"{content} {suffix}",
             0,
-            rows.units,
+            rows.read,
             self.row_format,
             columns=columns,
+            drop_columns=frozenset(self.source.drop_columns),
+            at=self.at,
             word=rows.word,
             in_rows=rows.count is not None,
             num_bytes=size,
@@ -327,7 +280,7 @@ class _Reader:
 
     def measured(self, opened: list[Source]) -> list[Source]:
         """The opened sources, with the size and format of files with rows, which only decoding them reveals."""
-        complete = iter(_with_first_rows([source for source in opened if source.measure is not None]))
+        complete = iter(_with_first_rows([source for source in opened if source.measure is not None], self.method))
         return [source if source.measure is None else self._with_fingerprint(next(complete)) for source in opened]
 
     def _with_fingerprint(self, source: Source) -> Source:
@@ -336,27 +289,40 @@ class _Reader:
         return replace(source, fingerprint=f"{source.fingerprint} {named} {_renamed(source.columns)}")
 
 
-def _with_first_rows(sources: list[Source]) -> list[Source]:
-    """The sources with their number of rows and the format of the first row, determined in a confined process."""
+def _with_first_rows(sources: list[Source], method: str) -> list[Source]:
+    """The sources with their number of rows and the layout of the first row, determined in a confined process."""
 
-    def look(position: Position) -> list[tuple[int, RowFormat | None]]:
-        return [_size_and_format(source, position) for source in sources]
+    def look(position: Position) -> list[_Look]:
+        return [_look(source, method, position) for source in sources]
 
-    looks: list[tuple[int, RowFormat | None]] = confined(look) if sources else []
-    return [
-        replace(source, size=size, first_format=first_format)
-        for source, (size, first_format) in zip(sources, looks, strict=True)
-    ]
+    looks: list[_Look] = confined(look) if sources else []
+    found: list[Source] = []
+    for source, (size, first_format, row_format, shape) in zip(sources, looks, strict=True):
+        layout = None if row_format is None else Layout(row_format, None if shape is None else SHAPES[shape])
+        found.append(replace(source, size=size, first_format=first_format, layout=layout))
+    return found
 
 
-def _size_and_format(source: Source, position: Position) -> tuple[int, RowFormat | None]:
+# The size of a source, the format that `auto` means, and the format and the name of the shape of its first row.
+_Look = tuple[int, RowFormat | None, RowFormat | None, str | None]
+
+
+def _look(source: Source, method: str, position: Position) -> _Look:
     position.move(source.name, "reading")
     size = source.size if source.measure is None else source.measure()
     if source.row_format == "tokens":  # the first row is not needed
-        return size, None
+        return size, None, "tokens", None
     position.move(replace(source, size=size).after(0), "reading")
     first = next((row.fields for unit in source.units() for row in unit.rows()), None)
-    return size, format_of(first, source.columns) if isinstance(first, Mapping) else None
+    if not isinstance(first, Mapping):
+        return size, None, None, None
+    row = {name: value for name, value in first.items() if name not in source.drop_columns}
+    detected = layout_of(row, source.columns, None, method)
+    layout = detected if source.row_format is None else layout_of(row, source.columns, source.row_format, method)
+    first_format = None if detected is None else detected.row_format
+    if layout is None:
+        return size, first_format, None, None
+    return size, first_format, layout.row_format, None if layout.shape is None else layout.shape.name
 
 
 def _renamed(columns: Mapping[str, str]) -> str:

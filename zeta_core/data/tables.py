@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from zeta_core.data.units import Row, Unit
+from zeta_core.data.units import ChooseColumns, Row, Unit
 from zeta_core.failures import InvalidData
 
 READ_BYTES = 1 << 20  # read buffer per column; a row group may be the whole file
@@ -20,15 +20,15 @@ UNIT_ROWS = 256  # conversations are long, and as Python objects they are many t
 LARGEST_UNIT_BYTES = 1 << 23
 
 
-def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
+Batches = Iterator[tuple[Any, tuple[str, ...]]]  # record batches, and the names of the columns that were not read
+
+
+def table_units(batches: Batches, name: str) -> Iterator[Unit]:
     position = 0
-    for batch in batches:
-        columns = batch.schema.names
-        if twice := next((column for column in columns if columns.count(column) > 1), None):
-            raise InvalidData(f"{name} has several columns named {twice!r}; rename all but one of them.")
+    for batch, unread in batches:
         for part in _parts(batch):
 
-            def load(part: Any = part, first: int = position + 1) -> Iterator[Row]:
+            def load(part: Any = part, first: int = position + 1, unread: tuple[str, ...] = unread) -> Iterator[Row]:
                 try:
                     columns = {name: _without_empty_fields(values) for name, values in part.to_pydict().items()}
                 except UnicodeDecodeError as error:
@@ -38,8 +38,9 @@ def table_units(batches: Iterator[Any], name: str) -> Iterator[Unit]:
                     raise InvalidData(
                         f"{name}, from row {first}: contains a value that cannot be read: {error}."
                     ) from error
-                values = zip(*columns.values(), strict=True)
-                return (Row(number, dict(zip(columns, row, strict=True))) for number, row in enumerate(values, first))
+                for index in range(part.num_rows):
+                    fields = {column: values[index] for column, values in columns.items()}
+                    yield Row(first + index, fields, unread=unread)
 
             position += part.num_rows
             yield Unit(load, position)
@@ -50,14 +51,14 @@ def num_rows(path: Path, name: str, suffix: str) -> int:
     import pyarrow.parquet as parquet
 
     if suffix != ".parquet":
-        return sum(batch.num_rows for batch in _arrow_batches(path, name))
+        return sum(batch.num_rows for batch, _ in _arrow_batches(path, name, lambda names: names[:1]))
     try:
         return parquet.ParquetFile(path).metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(error, name, "parquet") from error
 
 
-def parquet_batches(path: Path, name: str) -> Iterator[Any]:
+def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
     """Read batches of rows; the larger the rows are according to the metadata, the fewer are in a batch.
 
     Equal values are stored only once, so a row may be far larger than the metadata indicates. Only the memory limit of
@@ -68,37 +69,59 @@ def parquet_batches(path: Path, name: str) -> Iterator[Any]:
 
     try:
         file = parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
+        chosen, unread = _chosen(file.schema_arrow.names, name, choose)
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
             each = max(1, group.total_byte_size // max(1, group.num_rows))
             batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
-            yield from file.iter_batches(batch_size=batch_rows, row_groups=[index], use_threads=False)
+            for batch in file.iter_batches(
+                batch_size=batch_rows, row_groups=[index], columns=chosen, use_threads=False
+            ):
+                yield batch.select(chosen), unread  # the name of a column may be the beginning of another one
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(error, name, "parquet") from error
 
 
-def arrow_batches(path: Path, name: str) -> Iterator[Any]:
+def arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
     """Read the record batches of a file or stream, and validate each fully."""
     position = 0
-    for batch in _arrow_batches(path, name):
+    for batch, unread in _arrow_batches(path, name, choose):
         _validate(batch, name, position + 1, position + batch.num_rows)
         position += batch.num_rows
-        yield batch
+        yield batch, unread
 
 
-def _arrow_batches(path: Path, name: str) -> Iterator[Any]:
+def _arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
     import pyarrow as pa
+
+    def opened(options: Any = None) -> Any:
+        memory.seek(0)
+        try:
+            return pa.ipc.open_stream(memory, options=options)
+        except pa.ArrowInvalid:
+            memory.seek(0)
+            return pa.ipc.open_file(memory, options=options)
 
     try:
         with pa.memory_map(str(path)) as memory:
-            try:
-                yield from pa.ipc.open_stream(memory)
-            except pa.ArrowInvalid:
-                memory.seek(0)
-                reader = pa.ipc.open_file(memory)
-                yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+            names = opened().schema.names
+            chosen, unread = _chosen(names, name, choose)
+            # An empty list would mean all fields.
+            reader = opened(pa.ipc.IpcReadOptions(included_fields=[names.index(column) for column in chosen] or [0]))
+            is_file = hasattr(reader, "num_record_batches")
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                yield (batch if chosen else batch.select([])), unread
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "Arrow") from error
+
+
+def _chosen(names: list[str], name: str, choose: ChooseColumns) -> tuple[list[str], tuple[str, ...]]:
+    """The columns to read and the others. Raises `InvalidData` if several have the same name."""
+    if twice := next((column for column in names if names.count(column) > 1), None):
+        raise InvalidData(f"{name} has several columns named {twice!r}; rename all but one of them.")
+    chosen = list(choose(names))
+    return chosen, tuple(column for column in names if column not in set(chosen))
 
 
 def _validate(batch: Any, name: str, first: int, last: int) -> None:

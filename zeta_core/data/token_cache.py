@@ -32,7 +32,7 @@ from zeta_core.contract.events import ProgressLine
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Limits
 from zeta_core.data.encode import Encoded, Encoder, content_hash, without_default
-from zeta_core.data.sources import Source
+from zeta_core.data.source import Source
 from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
 from zeta_core.data.token_rows import MASKS, RowColumns
 from zeta_core.data.tokenizing import encoded_units
@@ -40,7 +40,7 @@ from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, fl
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 SECONDS_BETWEEN_LINES = 1.0
 
 
@@ -186,11 +186,11 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         num_control_tokens=meta["num_control_tokens"],
         first_control_token=meta["first_control_token"],
         num_unused_ends=meta["num_unused_ends"],
+        unused_columns=tuple(meta["unused_columns"]),
         is_templated=meta["templated"],
         num_untrained=meta["num_untrained"],
         num_padding=meta["num_padding"],
         masks=tuple(meta["masks"]),
-        unused_columns=tuple(meta["unused_columns"]),
     )
     return tokens, meta["added_beginning"] if meta["templated"] else None
 
@@ -265,6 +265,7 @@ class _Written:
         self._masked = [False] * len(sources)
         self._templated = False
         self._added_beginning = self._first_control_token = ""
+        self._unused_columns: dict[str, None] = {}  # in the order in which they were found
         self._lengths: list[NDArray[np.int64]] = []
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
@@ -293,13 +294,14 @@ class _Written:
         self._num_split += encoded.num_split
         self._num_padding += encoded.num_padding
         self.num_untrained += encoded.num_untrained
-        self._columns[source].merge(encoded.rows_with, encoded.rows_without, encoded.unused_columns)
+        self._columns[source].merge(encoded.rows_with, encoded.rows_without)
         self._masked[source] |= self._sources[source].row_format == "tokens" and encoded.supervised_N is not None
         self._templated |= encoded.templated
         self._added_beginning = self._added_beginning or encoded.added_beginning
         self._num_control_tokens += encoded.num_control_tokens
         self._first_control_token = self._first_control_token or encoded.first_control_token
         self._num_unused_ends += encoded.num_unused_ends
+        self._unused_columns.update(dict.fromkeys(encoded.unused_columns))
         if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_LINES:
             done = sum(other.num_bytes for other in self._sources[:source])
             here = self._sources[source]
@@ -364,7 +366,7 @@ class _Written:
         if any(source.row_format == "preference" for source in self._sources):
             hashes = hashes[::2] ^ (hashes[1::2] * np.uint64(3))  # a pair is one sample
         origins: Iterable[Origin] = (
-            Origin(source.name, source.word, str(source.row_format), count, masked)
+            Origin(source.name, source.word, str(source.row_format), count, masked, source.shape)
             for source, count, masked in zip(self._sources, self._documents, self._masked, strict=True)
         )
         return {
@@ -377,11 +379,11 @@ class _Written:
             "num_untrained": self.num_untrained,
             "num_padding": self._num_padding,
             "masks": self.masks,
-            "unused_columns": list(dict.fromkeys(name for columns in self._columns for name in columns.unused)),
             "templated": self._templated,
             "added_beginning": self._added_beginning,
             "num_control_tokens": self._num_control_tokens,
             "first_control_token": self._first_control_token,
             "num_unused_ends": self._num_unused_ends,
+            "unused_columns": list(self._unused_columns),
             "origins": [asdict(origin) for origin in origins],
         }

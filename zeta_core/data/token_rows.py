@@ -7,7 +7,7 @@ trained on are ignored and reported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -109,26 +109,23 @@ def unused_columns(row: Mapping[str, object], columns: Mapping[str, str]) -> Ite
 
 @dataclass
 class RowColumns:
-    """Columns of rows: for each mask the first row that has it, and that lacks it; and the columns that are not used.
+    """For each mask, the first row that has it, and the first one that lacks it.
 
     Either all rows have a mask, or none has it.
     """
 
     rows_with: dict[str, int] = field(default_factory=dict[str, int])
     rows_without: dict[str, int] = field(default_factory=dict[str, int])
-    unused: list[str] = field(default_factory=list[str])
 
     def add(self, number: int, row: Mapping[str, object], columns: Mapping[str, str]) -> None:
         given = masks_in(row, columns)
         for name in MASKS:
             (self.rows_with if name in given else self.rows_without).setdefault(name, number)
-        self.unused += [name for name in unused_columns(row, columns) if name not in self.unused]
 
-    def merge(self, rows_with: Mapping[str, int], rows_without: Mapping[str, int], unused: Iterable[str]) -> None:
+    def merge(self, rows_with: Mapping[str, int], rows_without: Mapping[str, int]) -> None:
         """Add the columns of later rows."""
         self.rows_with = {**rows_with, **self.rows_with}
         self.rows_without = {**rows_without, **self.rows_without}
-        self.unused += [name for name in unused if name not in self.unused]
 
     @property
     def inconsistent(self) -> tuple[str, int] | None:
@@ -148,8 +145,8 @@ def _refuse_other_marks(row: Mapping[str, object], columns: Mapping[str, str], n
             marks = isinstance(value, int | float) and _MARKS_A_PART.search(name)
         if marks:
             raise InvalidTokenRow(
-                f"{column!r} looks like it marks the tokens to train on, but is not used. Remove it, or name its "
-                f'meaning with columns, such as {{"completion_mask": "{column}"}} (one of {", ".join(MASKS)}).'
+                f"{column!r} looks like it marks the tokens to train on, but is not used. Add it to drop_columns, or "
+                f'name its meaning with columns, such as {{"completion_mask": "{column}"}} (one of {", ".join(MASKS)}).'
             )
 
 

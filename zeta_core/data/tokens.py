@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zeta_core.data.sources import Source
+from zeta_core.data.source import Source
 from zeta_core.failures import InvalidData
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
@@ -27,6 +27,7 @@ class Origin:
     row_format: str
     num_documents: int
     masked: bool = False  # rows of ids whose masks exclude tokens, such as prompts
+    shape: str = ""  # a well-known shape that was converted to the format
 
     @property
     def whole(self) -> bool:
@@ -75,11 +76,11 @@ class TokenFile:
     num_control_tokens: int = 0
     first_control_token: str = ""  # the location of the first one
     num_unused_ends: int = 0
+    unused_columns: tuple[str, ...] = ()
     is_templated: bool = False
     num_untrained: int = 0  # rows that were left out because no token of them is trained on
     num_padding: int = 0  # padding tokens that were removed
     masks: tuple[str, ...] = ()  # the columns of rows of ids that determine which tokens are trained on
-    unused_columns: tuple[str, ...] = ()
     shifts: NDArray[np.int64] | None = None  # per document, the index minus the position; None means zero
     mix: Mix | None = None
 

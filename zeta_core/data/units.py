@@ -8,9 +8,10 @@ original file name and the line. `zeta_core.data.tables` reads tables, `zeta_cor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from zeta_core.contract.formats import file_type
 from zeta_core.data.compressed import ByteStream, open_stream
@@ -29,6 +30,11 @@ class Row:
     fields: Mapping[str, object]
     ends_document: bool = True
     begins_document: bool = True
+    unread: tuple[str, ...] = ()  # the columns of a table that were not read
+
+
+# Chooses the columns to read from the names of all columns of a table.
+ChooseColumns = Callable[[Sequence[str]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def text_units(path: Path, name: str) -> Iterator[Unit]:
         yield Unit(load, block.position)
 
 
-def json_units(path: Path, name: str) -> Iterator[Unit]:
+def json_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
     """Read a JSON Lines file, which has one object per line."""
     for block in _blocks(path, name, longest_line=LONGEST_ROW):
         if not block.is_last and not block.content.endswith(b"\n"):
@@ -133,7 +139,7 @@ def json_units(path: Path, name: str) -> Iterator[Unit]:
                         raise _is_array(name)
                     if line:
                         row = json.loads(line)
-                        check_surrogates(row, line, f"{name}, line {number}")
+                        check_surrogates(row, line, choose, f"{name}, line {number}")
                         yield Row(number, row)
                 except UnicodeDecodeError as error:
                     raise not_utf8(name, number, raw[error.start]) from error
@@ -155,10 +161,17 @@ def _is_array(name: str) -> InvalidData:
     )
 
 
-def check_surrogates(value: object, text: str, place: str) -> None:
-    """Raise `InvalidData` if the JSON ``text`` of ``value`` has an escaped surrogate without its other half."""
+def check_surrogates(row: object, text: str, choose: ChooseColumns, place: str) -> None:
+    """Raise `InvalidData` if a required column of a row has an escaped surrogate without its other half.
+
+    ``text`` is the JSON text of the row.
+    """
     if "\\ud" not in text and "\\uD" not in text:
         return
+    value = row
+    if isinstance(row, Mapping):
+        fields = cast("Mapping[str, object]", row)
+        value = {name: fields[name] for name in choose(list(fields))}
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -109,6 +109,7 @@ def _tokens(
         dataset_sources(dataset),
         run.places,
         pretokenized=run.options.use_pretokenized,
+        method=run.options.method,
         split=split,
         on_folder=report.log,
     )

@@ -130,7 +130,7 @@ def _damaged(table: bytes) -> bytes:
         (
             "a.jsonl",
             b'{"text": "one"}\n\n{"body": "x"}\n',
-            r"a\.jsonl, line 3: has no 'text' \(it has: body\), nor 'mes",
+            r"a\.jsonl, line 3: has no 'text' \(it has: body\); name",
         ),
         (
             "a.jsonl",

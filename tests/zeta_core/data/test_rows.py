@@ -1,19 +1,29 @@
-"""The format of a row, as its columns and the names that somebody gave them tell it."""
+"""The format of a row is detected from its columns and from the names that a user gives them."""
 
 from __future__ import annotations
 
-from zeta_core.data.rows import fault_in, format_of
+from zeta_core.data.columns import layout_of
+from zeta_core.data.rows import fault_in
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
-def test_columns_that_are_named_tell_the_format_before_those_that_are_there() -> None:
-    assert format_of(PAIR, {}) == "preference"
-    assert format_of(PAIR, {"completion": "chosen"}) == "prompt_completion"
+def format_of(row: dict[str, object], columns: dict[str, str], method: str = "sft") -> str | None:
+    layout = layout_of(row, columns, None, method)
+    return None if layout is None else layout.row_format
+
+
+def test_named_columns_decide_the_format_before_those_that_are_present() -> None:
+    assert format_of({**PAIR}, {}) == "preference"
+    assert format_of({**PAIR}, {"completion": "chosen"}) == "prompt_completion"
     assert format_of({**PAIR, "text": "a b"}, {"text": "text"}) == "text"
-    assert format_of({"messages": [], **PAIR}, {}) == "messages"
 
 
-def test_a_row_of_no_format_is_told_which_there_are_and_one_of_another_is_not() -> None:
-    assert "has no 'text' (it has: body), nor 'messages', nor" in (fault_in({"body": "x"}, "text", {}) or "")
+def test_the_method_decides_between_messages_and_preference_pairs() -> None:
+    row: dict[str, object] = {"messages": [], **PAIR}
+    assert format_of(row, {}) == "messages"
+    assert format_of(row, {}, "dpo") == "preference"
+
+
+def test_a_row_without_the_column_of_its_format_names_those_that_it_has() -> None:
     assert "has no 'text' (it has: messages); name" in (fault_in({"messages": []}, "text", {}) or "")

@@ -24,7 +24,8 @@ from zeta_core.contract.spec import TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data import encode, tokenizing, units
 from zeta_core.data.confined import Position
-from zeta_core.data.sources import Places, Source, open_sources
+from zeta_core.data.source import Source
+from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.units import Row

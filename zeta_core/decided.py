@@ -59,8 +59,10 @@ def report_resume(report: Report, progress: Progress, plan: Plan, before: dict[s
     if before["world_size"] != plan.world_size:
         report.warn(
             "world_size_changed",
-            f"The run continues with {plan.world_size} processes instead of {before['world_size']}: it sees the same "
-            "sequences in the same order, but with different random numbers for dropout.",
+            f"The run continues with {plan.world_size} process{'es' if plan.world_size > 1 else ''} instead of "
+            f"{before['world_size']}: each step trains on the same {plan.global_batch} sequences, now in "
+            f"{plan.gradient_accumulate_every} x {plan.batch_size} per process, but with different random numbers for "
+            "dropout, and sums are rounded differently.",
         )
     if threads_set and plan.threads > 1:  # with a single thread, results do not depend on how it was set
         report.warn(

@@ -71,6 +71,7 @@ class Plan:
     threads: int
     device_kind: str | None  # the devices of this attempt; a later attempt on others emits a warning
     world_size: int
+    first_world_size: int  # at the first start, where batch_size x gradient_accumulate_every made the global batch
     total_steps: int
     total_sequences: int
     data: str  # fingerprint of the tokens
@@ -136,12 +137,12 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
     Fields that the caller set must agree with ``stored`` where `KEPT` says so; fields left out take the stored value.
     Raises `CannotResume` naming the first that does not.
     """
-    batch_size, accumulate = _split(options, facts, stored)
+    batch_size, accumulate, global_batch = _split(options, facts, stored)
     wanted = Plan(
         seed=seed_of(options, stored),
         seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
         pack=options.pack and options.method != "dpo",  # each answer has a row of its own
-        global_batch=batch_size * accumulate * facts.world_size,
+        global_batch=global_batch,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
         learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch, has_adapter=facts.has_adapter)
@@ -158,6 +159,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         threads=facts.threads,
         device_kind=facts.device_kind,
         world_size=facts.world_size,
+        first_world_size=facts.world_size if stored is None else _first_world_size(stored),
         total_steps=0,
         total_sequences=0,
         data=facts.data,
@@ -200,25 +202,35 @@ def strategy_of(options: TrainerOptions) -> str:
     return "zero" if options.use_deepspeed else "replicated"
 
 
-def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> tuple[int, int]:
-    """Micro-batch and accumulation: as asked, else the stored split, else the default global batch split by device."""
+def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> tuple[int, int, int]:
+    """Micro-batch, accumulation and global batch: as given, else as stored, else the default split by device.
+
+    With another number of processes than at the first start, the stored global batch is split anew. It need not be a
+    multiple of the number of processes: in a micro-step, some of them then have one sequence less than the others.
+    """
     batch_size, accumulate = defaults.batch_split(options)
-    if stored is not None and facts.world_size != stored["world_size"]:
-        # Another number of processes: the global batch stays, and so does the micro-batch as far as it divides.
-        share = max(1, stored["global_batch"] // facts.world_size)
+    world_size = facts.world_size
+    if stored is not None and world_size != _first_world_size(stored):
+        global_batch = int(stored["global_batch"])
+        share = math.ceil(global_batch / world_size)
         batch_size = min(batch_size or stored["batch_size"], share)
-        while share % batch_size:
-            batch_size -= 1
-        return batch_size, share // batch_size
+        if global_batch % world_size == 0:  # equal micro-batches on all processes
+            while share % batch_size:
+                batch_size -= 1
+        return batch_size, math.ceil(share / batch_size), global_batch
     if batch_size is not None and accumulate is not None:
-        return batch_size, accumulate
+        return batch_size, accumulate, batch_size * accumulate * world_size
     if stored is not None:
-        return stored["batch_size"], stored["gradient_accumulate_every"]
-    share = max(1, defaults.GLOBAL_BATCH_SEQUENCES // facts.world_size)
+        return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"]
+    share = max(1, defaults.GLOBAL_BATCH_SEQUENCES // world_size)
     batch_size = min(share, _cpu_micro_batch(options, facts)) if facts.device == "cpu" else share
     while share % batch_size:
         batch_size -= 1
-    return batch_size, share // batch_size
+    return batch_size, share // batch_size, share * world_size
+
+
+def _first_world_size(stored: dict[str, Any]) -> int:
+    return int(stored.get("first_world_size", stored["world_size"]))
 
 
 def _cpu_micro_batch(options: TrainerOptions, facts: Facts) -> int:

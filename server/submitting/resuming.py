@@ -114,9 +114,9 @@ def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed_global_batch(spec: JobSpec, resolved: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
-    """A split that makes another global batch; with another number of processes the worker finds the split itself."""
+    """A split with another product. With another number of processes than at the first start, the worker splits."""
     batch_size, accumulate = batch_split(spec)
-    then: Any = (resolved.get("resources") or {}).get("processes")
+    then: Any = resolved.get("first_world_size") or (resolved.get("resources") or {}).get("processes")
     processes = spec.resources.processes
     if batch_size is None or accumulate is None or (processes or 1) != (then or 1):
         return

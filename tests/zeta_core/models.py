@@ -75,9 +75,82 @@ class Skipping(PlainModel):
         return self.head(x)
 
 
+class Routed(PlainModel):
+    """Sends each sequence along a path of its own: some blocks are left out, called again, or in another order."""
+
+    PATHS = ((0, 1), (2,), (3, 2, 2))
+
+    def __init__(self) -> None:
+        super().__init__(depth=4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        chosen = ids.sum(1) % len(self.PATHS)
+        parts = [x.new_zeros(0, *x.shape[1:])]
+        rows = [chosen.new_zeros(0)]
+        for number, path in enumerate(self.PATHS):
+            some = (chosen == number).nonzero().flatten()
+            if not len(some):
+                continue
+            part = x[some]
+            for block in path:
+                part = self.blocks[block](part)
+            parts.append(part)
+            rows.append(some)
+        return self.head(torch.cat(parts)[torch.cat(rows).argsort()])
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class ExpertsBlock(nn.Module):
+    """A router and eight experts, each a module that is called only where a token of the batch was sent to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.router = nn.Linear(width, 8, bias=False)
+        self.experts = nn.ModuleList(Expert(width) for _ in range(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(x)
+        shares = self.router(normed).softmax(-1)
+        best, chosen = shares.max(-1)
+        found = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            sent = chosen == number
+            if sent.any():
+                found = found.masked_scatter(sent[..., None], expert(normed[sent]) * best[sent][:, None])
+        return x + found
+
+
+class Experts(PlainModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ExpertsBlock(16) for _ in range(2))
+        self.unreached = nn.Linear(4, 4)
+
+
 def skipping() -> Skipping:
     torch.manual_seed(0)
     return Skipping()
+
+
+def routed() -> Routed:
+    torch.manual_seed(0)
+    return Routed()
+
+
+def experts() -> Experts:
+    torch.manual_seed(0)
+    return Experts()
 
 
 def plain(dropout: float = 0.0) -> PlainModel:

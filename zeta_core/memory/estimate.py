@@ -22,7 +22,7 @@ from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_byt
 from zeta_core.memory.usage import num_bytes
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.objective.loss import cross_entropy_sum, logits_of, shifted
-from zeta_core.optim.optimizer import orthogonal_matrices
+from zeta_core.optim.roles import roles_of
 from zeta_core.plan import Plan
 
 
@@ -49,7 +49,9 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
         case "adamw" | "sgd" | "lion":
             return least
         case "muon":
-            matrices = sum(parameter.numel() for parameter in orthogonal_matrices(model, repeated_blocks(model)))
+            roles = roles_of(model, repeated_blocks(model))
+            named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+            matrices = sum(parameter.numel() for name, parameter in named if roles[name].is_orthogonalised)
             return least + FLOAT32_BYTES * (values - matrices)
         case "adafactor":
             factors = sum(

@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             direction = _orthogonal(parameter.grad.lerp(momentum, MOMENTUM))  # Nesterov's look ahead
-            scale = MATCHING * max(parameter.shape) ** 0.5
+            scale = MATCHING * max(parameter.shape[-2:]) ** 0.5
             parameter.mul_(1 - lr * decay).add_(direction, alpha=-lr * scale)
         if self._others is not None:
             self._others.step()
@@ -69,7 +69,12 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """Newton-Schulz; in bfloat16 on a GPU, where that is several times faster, and in float32 elsewhere."""
+    """Newton-Schulz; in bfloat16 on a GPU, where that is several times faster, and in float32 elsewhere.
+
+    Of a stack of matrices (experts, rows, columns) each is orthogonalised by itself.
+    """
+    if matrix.dim() == 3:
+        return torch.stack([orthogonalised(part) for part in matrix])
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
     wide = x.shape[0] <= x.shape[1]

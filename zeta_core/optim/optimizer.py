@@ -1,8 +1,9 @@
-"""The optimizer of a run and what it decays."""
+"""The optimizer of a run, and its groups of parameters: those that decay, and those that Muon orthogonalises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,27 +14,58 @@ from zeta_core.contract.spec import Optimizer
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.optim.lion import Lion
 from zeta_core.optim.muon import Muon
+from zeta_core.optim.roles import roles_of
 
 # The usual values for language models (Brown et al. 2020, arXiv 2005.14165, appendix B).
 ADAM_BETAS = (0.9, 0.95)
 SGD_MOMENTUM = 0.9
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices (two dimensions or more, embeddings among them) decay; biases and norms do not.
+@dataclass(frozen=True)
+class Groups:
+    """The trainable parameters by what is done with them; a tied one is in exactly one group, once."""
 
-    Every parameter that can be trained is in exactly one of them, a tied one once.
-    """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for _, parameter in named:
-        if parameter.requires_grad:
-            (decayed if parameter.dim() >= 2 else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise InvalidModel("The model has no parameter that can be trained; every requires_grad is off.")
-    return groups
+    orthogonalised: list[nn.Parameter]  # by Muon; empty with any other optimizer
+    decayed: list[nn.Parameter]
+    kept: list[nn.Parameter]
+
+    @staticmethod
+    def of(model: nn.Module, blocks: Sequence[nn.Module], optimizer: Optimizer) -> Groups:
+        """Raises `InvalidModel` if nothing can be trained, `CannotTrain` if Muon has no matrix."""
+        roles = roles_of(model, blocks)
+        found = Groups([], [], [])
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            role = roles[name]
+            if optimizer == "muon" and role.is_orthogonalised:
+                found.orthogonalised.append(parameter)
+            else:
+                (found.decayed if role.decays else found.kept).append(parameter)
+        if not (found.orthogonalised or found.decayed or found.kept):
+            raise InvalidModel("The model has no parameter that can be trained; every requires_grad is off.")
+        if optimizer == "muon" and not found.orthogonalised:
+            raise CannotTrain("optimizer is 'muon', but the model has no matrix in its blocks to train; use 'adamw'.")
+        return found
+
+    def for_torch(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Those that are not orthogonalised, as groups of a torch optimizer."""
+        groups = [
+            {"params": self.decayed, "weight_decay": weight_decay},
+            {"params": self.kept, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def describe(self, optimizer: Optimizer, weight_decay: float) -> str:
+        """One sentence with the number of tensors and of parameters in each group."""
+        decays = f"with weight decay {weight_decay:g}"
+        parts = [
+            (self.orthogonalised, f"matrices by Muon {decays}"),
+            (self.decayed, f"matrices and embeddings {decays}"),
+            (self.kept, "norms, biases and other parameters without"),
+        ]
+        words = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
+        return f"Optimizer {optimizer}: {'; '.join(words)}."
 
 
 def build_optimizer(
@@ -44,11 +76,13 @@ def build_optimizer(
     weight_decay: float,
     blocks: Sequence[nn.Module],
 ) -> torch.optim.Optimizer:
-    """The named optimizer over all parameters that can be trained. ``blocks``: the repeated ones (for muon)."""
-    if name == "muon":
-        return _muon(model, blocks, learning_rate, weight_decay)
-    groups = parameter_groups(model.named_parameters(), weight_decay)
+    """The named optimizer over all parameters that can be trained. ``blocks`` are the repeated ones."""
+    found = Groups.of(model, blocks, name)
+    groups = found.for_torch(weight_decay)
     match name:
+        case "muon":
+            others = _adamw(groups, model, learning_rate) if groups else None
+            return Muon(found.orthogonalised, others, lr=learning_rate, weight_decay=weight_decay)
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":
@@ -63,35 +97,6 @@ def build_optimizer(
 
 def _adamw(groups: list[dict[str, Any]], model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=_can_fuse(model))
-
-
-def _muon(model: nn.Module, blocks: Sequence[nn.Module], learning_rate: float, weight_decay: float) -> Muon:
-    matrices = orthogonal_matrices(model, blocks)
-    if not matrices:
-        raise CannotTrain("optimizer is 'muon', but the model has no matrix in its blocks to train; use 'adamw'.")
-    chosen = {id(parameter) for parameter in matrices}
-    rest = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in chosen]
-    others = None
-    if any(parameter.requires_grad for _, parameter in rest):
-        others = _adamw(parameter_groups(rest, weight_decay), model, learning_rate)
-    return Muon(matrices, others, lr=learning_rate, weight_decay=weight_decay)
-
-
-def orthogonal_matrices(model: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """What muon trains: the matrices of two dimensions inside the repeated blocks, neither embedding nor head.
-
-    In a model that is one block, an embedding is an ``nn.Embedding``'s weight, and a head a matrix with as many rows.
-    """
-    embeddings = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
-    rows = {weight.shape[0] for weight in embeddings} if model in blocks else set[int]()
-    left_out = {id(weight) for weight in embeddings}
-    found: dict[int, nn.Parameter] = {}
-    for block in blocks:
-        for parameter in block.parameters():
-            hidden = parameter.dim() == 2 and id(parameter) not in left_out and parameter.shape[0] not in rows
-            if parameter.requires_grad and hidden:
-                found[id(parameter)] = parameter
-    return list(found.values())
 
 
 def _can_fuse(model: nn.Module) -> bool:

@@ -29,8 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer, times_written
 from zeta_core.failures import CannotTrain
-from zeta_core.optim.optimizer import build_optimizer
+from zeta_core.optim.optimizer import Groups, build_optimizer
 from zeta_core.optim.scaling import LossScale
+from zeta_core.parallel.paths import may_leave_parameters_out
 from zeta_core.plan import Plan
 from zeta_core.settings import Place
 
@@ -129,6 +130,7 @@ def _connect(backend: str, place: Place) -> None:
 class Replicated:
     """The whole model on every process: one alone, or DDP."""
 
+    caution: str | None = None  # what the user must ensure, because it cannot be checked
     writes_shards = False  # every rank writes a part of the optimizer's state
 
     def __init__(self, model: nn.Module, plan: Plan, processes: Processes, *, blocks: list[nn.Module]) -> None:
@@ -146,18 +148,10 @@ class Replicated:
 
     # --- set-up ---
 
-    @property
-    def _may_skip_parameters(self) -> bool:
-        """Whether a forward may leave some of the parameters out: a layer that is never called, an expert that no token
-        of this batch is sent to. DDP has to look for them then, or it fails, on one rank only. The models of
-        transformers use all of theirs.
-        """
-        return not type(self.module).__module__.startswith("transformers.")
-
     def _accelerator(self) -> Accelerator:
         AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - kept by process, not by object
         cpu = not torch.cuda.is_available()
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=self._may_skip_parameters)]
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=may_leave_parameters_out(self.module))]
         # Autocast is ours, so that logits are not copied to float32.
         return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=cast(Any, handlers))
 
@@ -168,6 +162,8 @@ class Replicated:
 
     def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
         plan = self._plan
+        groups = Groups.of(self.module, blocks, plan.optimizer)
+        self.optimizer_groups = groups.describe(plan.optimizer, plan.weight_decay)
         return build_optimizer(
             plan.optimizer,
             self.module,
@@ -245,12 +241,23 @@ class Replicated:
             self._stays_between_updates = self._written == self._times_written()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self._complete_gradients()
         if self.loss_scale is None:
             self.optimizer.step()
         else:
             self.loss_scale.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return None
+
+    def _complete_gradients(self) -> None:
+        """Give parameters that this step did not use a zero gradient, as a single parameter of all experts has.
+
+        Parameters that no step has used yet have no state in the optimizer. They are left alone: not even decayed.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None and parameter in self.optimizer.state:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def back_off(self) -> float | None:
         """Gradients that are not finite are dropped, and the loss scale, which is returned, is halved.

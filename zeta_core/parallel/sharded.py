@@ -8,7 +8,7 @@ safetensors file, whose header says which rows of which whole tensor it holds; a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
+from zeta_core.parallel.paths import chooses_its_path
 from zeta_core.parallel.processes import Replicated
 
 
@@ -39,6 +40,8 @@ class Sharded(Replicated):
         scalar = next((name for name, parameter in self.module.named_parameters() if not parameter.dim()), None)
         if scalar is not None:
             raise CannotTrain(f"use_fsdp cannot shard {scalar}, which is a single number; give it the shape (1,).")
+        # Asked first, because `fully_shard` gives the modules classes of its own.
+        self._chooses_its_path = self.processes.world_size > 1 and chooses_its_path(self.module)
         mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
         half = torch.bfloat16 if self._plan.mixed_precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
@@ -46,6 +49,7 @@ class Sharded(Replicated):
             if block is not self.module:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        self._prepare_for_unused_parameters()
         if names != [name for name, _ in self.module.named_parameters()]:
             raise CannotTrain(
                 "Sharding changed which parameters are tied; tie only weights outside the repeated blocks."
@@ -65,20 +69,81 @@ class Sharded(Replicated):
         if not isinstance(self.model, FSDPModule) or loose:
             raise CannotTrain(f"use_fsdp did not shard the model: {type(self.model).__name__}, {loose[:3]} are whole.")
 
+    # --- one optimizer step ---
+
+    def _prepare_for_unused_parameters(self) -> None:
+        """Make the ranks' collectives equal although they use different parameters, and observe which are used.
+
+        If the model chooses its path by the data, all of it is gathered before a forward and stays until the gradients
+        are reduced. Gradients and optimizer state are sharded in any case.
+        """
+        root = cast(FSDPModule, self.module)
+        if hasattr(root, "set_reduce_scatter_unused_params"):
+            root.set_reduce_scatter_unused_params(True)
+        elif self._chooses_its_path:
+            raise CannotTrain(
+                f"use_fsdp cannot train {type(self.module).__name__} on several processes with torch "
+                f"{torch.__version__}, because the model may choose its path by its data.",
+                hint="Install torch 2.13 or newer, or train without use_fsdp.",
+            )
+        if self._chooses_its_path:
+            root.set_reshard_after_forward(False)
+        self._used: set[str] = set()  # parameters with a gradient on this rank, in any step so far
+        for part in self._parts():
+            part.unshard()
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._noting(name))
+        for part in self._parts():
+            part.reshard()
+
+    def _noting(self, name: str) -> Callable[[torch.Tensor], None]:
+        return lambda parameter: self._used.add(name)
+
+    def _parts(self) -> list[FSDPModule]:
+        """The sharded modules, in the same order on every rank."""
+        return [part for part in self.module.modules() if isinstance(part, FSDPModule)]
+
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
-        cast(FSDPModule, self.model).set_requires_gradient_sync(last)
+        root = cast(FSDPModule, self.module)
+        if not self._chooses_its_path:
+            root.set_requires_gradient_sync(last)
+            yield
+            return
+        for part in self._parts():
+            part.unshard()
+        root.set_reshard_after_backward(False)
+        root.set_requires_gradient_sync(False)
         yield
+        if last:
+            root.set_reshard_after_backward(True)
+            root.set_requires_gradient_sync(True)
+            # The end of a backward pass reduces whatever is not reduced yet, part by part in a fixed order.
+            root._get_fsdp_state()._root_post_backward_final_callback()  # pyright: ignore[reportPrivateUsage]
 
     @contextmanager
     def evaluating(self) -> Generator[nn.Module]:
+        if self._chooses_its_path:
+            for part in self._parts():
+                part.unshard()
         with super().evaluating() as model:
             try:
                 yield model
             finally:
-                for part in self.module.modules():
-                    if isinstance(part, FSDPModule):
-                        part.reshard()  # no backward pass does it after this forward
+                for part in self._parts():
+                    part.reshard()  # no backward pass does it after this forward
+
+    def _complete_gradients(self) -> None:
+        """Every parameter has a gradient, because unused ones are reduced as zeros. Drop those of never used ones."""
+        state = self.optimizer.state
+        new = {n: p for n, p in self.module.named_parameters() if p.requires_grad and p not in state}
+        if not new:
+            return
+        used = torch.tensor([float(name in self._used) for name in new], device=self.device)
+        for parameter, times in zip(new.values(), self.processes.sum(used), strict=True):
+            if not times:
+                parameter.grad = None
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)  # the policy of `fully_shard` has the precision

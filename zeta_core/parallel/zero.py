@@ -23,6 +23,7 @@ from torch import nn
 from zeta_core.checkpoint.state import Staging, Stored, Tensors
 from zeta_core.contract.deepspeed import DEFAULT_STAGE, stage_of
 from zeta_core.failures import CannotResume, CannotTrain
+from zeta_core.parallel.paths import chooses_its_path
 from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
 
@@ -71,16 +72,45 @@ def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[st
     return {**config, **ours, **half, **fixed}
 
 
+class _WithGradients(torch.autograd.Function):
+    """Returns ``loss``; its gradients for the parameters are the given ones, which are already scaled by ``scale``."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, loss: torch.Tensor, scale: float, gradients: list[torch.Tensor], *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.scale, ctx.gradients = scale, gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        factor = grad_loss / ctx.scale
+        return None, None, None, *(gradient * factor.to(gradient.dtype) for gradient in ctx.gradients)
+
+
 class Zero(Replicated):
-    """The model under a DeepSpeed engine."""
+    """The model under a DeepSpeed engine.
+
+    With stage 2, ranks may use different parameters. A parameter that no rank used has a zero gradient from the first
+    step on, so weight decay shrinks even one that is never used.
+    """
 
     def __init__(self, *args: Any, config: dict[str, Any], **kwargs: Any) -> None:
         self._config = config
+        self._deepspeed: Any = None
         self.stage = int(config["zero_optimization"]["stage"])
         super().__init__(*args, **kwargs)
 
     def _accelerator(self) -> Accelerator:
         AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage]
+        may_differ = self.processes.world_size > 1 and chooses_its_path(self.module)
+        self._chooses_its_path = may_differ and self.stage == 2
+        if may_differ and self.stage != 2:
+            self.caution = (
+                f"With ZeRO {self.stage}, all processes must use the same parameters in every step. If "
+                f"{type(self.module).__name__} chooses experts, blocks or branches by its data, set use_deepspeed to 2 "
+                "or use use_fsdp."
+            )
         plugin = DeepSpeedPlugin(hf_ds_config=self._config)
         handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
         return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=cast(Any, handlers))
@@ -88,17 +118,17 @@ class Zero(Replicated):
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         self.module.to(self.device)
         self.optimizer = self._build_optimizer(blocks)
-        engine, optimizer = self.accelerator.prepare(self.module, self.optimizer)
-        self.optimizer = optimizer
-        return cast(nn.Module, engine)
+        self._deepspeed, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        # The hooks that the engine's own call leaves on a forward's result would run in `_with_every_gradient`, too.
+        return self.module if self._chooses_its_path else cast(nn.Module, self._deepspeed)
 
     def _check(self) -> None:
         from deepspeed import DeepSpeedEngine
 
         self._expect(DistributedType.DEEPSPEED)
-        if not isinstance(self.model, DeepSpeedEngine):
-            raise CannotTrain(f"use_deepspeed was asked for, but the model is {type(self.model).__name__}.")
-        engine = cast(Any, self.model)
+        if not isinstance(self._deepspeed, DeepSpeedEngine):
+            raise CannotTrain(f"use_deepspeed was asked for, but the model is {type(self._deepspeed).__name__}.")
+        engine = self._deepspeed
         if engine.zero_optimization_stage() != self.stage or engine.world_size != self.processes.world_size:
             raise CannotTrain(
                 f"DeepSpeed set up ZeRO {engine.zero_optimization_stage()} on {engine.world_size} processes instead of "
@@ -110,7 +140,7 @@ class Zero(Replicated):
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
-        cast(Any, self.model).set_gradient_accumulation_boundary(last)
+        self._deepspeed.set_gradient_accumulation_boundary(last)
         self._last = last
         yield
 
@@ -127,17 +157,33 @@ class Zero(Replicated):
         return torch.autocast(self.device.type, enabled=False)  # DeepSpeed's config has the precision
 
     def backward(self, loss: torch.Tensor) -> None:
-        engine = cast(Any, self.model)
-        engine.backward(loss * self.processes.world_size, scale_wrt_gas=False)
+        engine = self._deepspeed
+        loss = loss * self.processes.world_size
+        if self._chooses_its_path:
+            loss = self._with_every_gradient(loss)
+            engine._backward_prologue()  # the engine's own call would have it run by a hook
+        engine.backward(loss, scale_wrt_gas=False)
         if not self._last:
             engine.step()  # counts the micro-step; the update is `update`'s
+
+    def _with_every_gradient(self, loss: torch.Tensor) -> torch.Tensor:
+        """A loss of the same value whose backward pass yields all gradients in a fixed order, unused ones as zeros.
+
+        DeepSpeed reduces gradients as they arrive, so ranks must not differ in which arrive, or in which order.
+        """
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        scale = float(getattr(self._deepspeed.optimizer, "loss_scale", 1.0))  # of fp16, against underflow
+        found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+        pairs = zip(parameters, cast("tuple[torch.Tensor | None, ...]", found), strict=True)
+        gradients = [torch.zeros_like(parameter) if gradient is None else gradient for parameter, gradient in pairs]
+        return cast(torch.Tensor, _WithGradients.apply(loss.detach(), scale, gradients, *parameters))
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """Nothing yet: DeepSpeed clips in its step."""
         return torch.zeros((), device=self.device)
 
     def update(self, learning_rate: float) -> float | None:
-        engine = cast(Any, self.model)
+        engine = self._deepspeed
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         engine.step()
@@ -149,7 +195,7 @@ class Zero(Replicated):
     # --- state ---
 
     def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
-        whole = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self.model))
+        whole = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self._deepspeed))
         if not self.processes.is_main:
             return {}
         return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name in names})
@@ -162,7 +208,7 @@ class Zero(Replicated):
 
     def write_now(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
-        engine = cast(Any, self.model)
+        engine = self._deepspeed
         engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=frozen)
         if self.processes.is_main:
             for script in folder.glob("*.py"):  # DeepSpeed leaves its converters in every checkpoint
@@ -181,7 +227,7 @@ class Zero(Replicated):
                 "use that number again, or start from the weights: give the checkpoint's directory as model."
             )
         # Not strict: weights that are not trained are the model's own, and not in these files.
-        path, _ = cast(Any, self.model).load_checkpoint(
+        path, _ = self._deepspeed.load_checkpoint(
             str(stored.folder), tag=_TAG, load_lr_scheduler_states=False, load_module_strict=False
         )
         if path is None:

@@ -86,6 +86,9 @@ def announced(
             f"{name}: {learner.num_parameters:,} parameters{details}, {plan.total_steps} steps of {plan.global_batch} "
             f"sequences of {plan.seq_len} tokens, on {plan.world_size} x {engine.device.type}."
         )
+        report.log(engine.optimizer_groups)
+        if engine.caution is not None:
+            report.log(engine.caution)
         data_reports.tell(data, decision.trained_on.tokens, decision.sequences, report)
         if decision.held_out is not None:
             data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)

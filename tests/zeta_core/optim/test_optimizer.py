@@ -10,13 +10,13 @@ from tests.zeta_core.models import llama, plain
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalised
-from zeta_core.optim.optimizer import build_optimizer, orthogonal_matrices, parameter_groups
+from zeta_core.optim.optimizer import Groups, build_optimizer
 
 
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     model = plain()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = parameter_groups(model.named_parameters(), 0.1)
+    decayed, kept = Groups.of(model, repeated_blocks(model), "adamw").for_torch(0.1)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     assert {names[id(p)] for p in decayed["params"]} == {
         "embedding.weight",
@@ -51,7 +51,7 @@ def test_adamw_is_one_kernel() -> None:
 
 def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     model = llama()
-    held = {id(parameter) for parameter in orthogonal_matrices(model, repeated_blocks(model))}
+    held = {id(parameter) for parameter in Groups.of(model, repeated_blocks(model), "muon").orthogonalised}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in held}
     assert {name.split(".layers.")[1].split(".")[0] for name in names} == {"0", "1"}
     assert len(names) == 2 * 7, "four of the attention and three of the feed-forward part, in each of two blocks"
@@ -62,7 +62,7 @@ def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
 
 def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> None:
     model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 50))
-    found = orthogonal_matrices(model, repeated_blocks(model))
+    found = Groups.of(model, repeated_blocks(model), "muon").orthogonalised
     assert [tuple(parameter.shape) for parameter in found] == [(16, 8), (8, 16)]
     flat = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50))
     with pytest.raises(CannotTrain, match="no matrix in its blocks"):

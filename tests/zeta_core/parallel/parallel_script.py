@@ -13,13 +13,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.zeta_core.models import llama, plain, skipping
+from tests.zeta_core.models import experts, llama, plain, routed, skipping
 from zeta import Trainer
 
 MODELS: dict[str, Any] = {
     "plain": plain,
     "dropout": lambda: plain(dropout=0.2),
     "skipping": skipping,
+    "routed": routed,
+    "experts": experts,
     "tied llama": lambda: llama(tie_word_embeddings=True),
 }
 

@@ -1,7 +1,7 @@
 """What the command line prints of names, messages and logs that come from elsewhere."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.progress import Progress
 from zeta.cli.follow import PlainView, TerminalView, sentence
 from zeta.cli.job_text import data_of, model_of, status_of
 from zeta.cli.log_text import LogText
-from zeta.cli.output import print_fields, print_json
+from zeta.cli.output import duration, ending, eval_cell, loss_cell, print_fields, print_json, time_cell
 from zeta.cli.table import Column, cut_middle, fitted
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import Job
@@ -148,3 +148,22 @@ def test_model_data_and_reason_are_named_in_a_few_words() -> None:
     assert status_of(job(status="failed", status_reason="out_of_memory")) == "failed (out_of_memory)"
     assert status_of(job(status="paused", status_reason="paused_by_user")) == "paused"
     assert status_of(job(status="succeeded", status_reason="completed")) == "succeeded"
+
+
+def test_the_losses_of_jobs_are_over_windows_of_the_same_length() -> None:
+    running = job(progress={"loss": 3.0, "recent_loss": 2.5, "eval_loss": 2.25})
+    assert (loss_cell(running), eval_cell(running)) == ("2.5000", "2.2500")
+    assert (loss_cell(job()), eval_cell(job())) == (None, None)
+
+
+def test_the_running_time_is_that_of_the_job_itself_and_of_its_last_attempt() -> None:
+    def attempt(number: int, start: int, end: int) -> dict[str, Any]:
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        times = {"started_at": at + timedelta(seconds=start), "finished_at": at + timedelta(seconds=end)}
+        return {"attempt": number, "worker": "w", **times}
+
+    once = job(attempts=[attempt(1, 0, 50)], result={"train_seconds": 4000.0, "train_loss": 2.0}, status="succeeded")
+    assert time_cell(once) == duration(50)
+    assert f"ran for {duration(50)}." in ending(once), "not the 4,000 seconds of the job that it continues"
+    twice = job(attempts=[attempt(1, 0, 50), attempt(2, 100, 120)])
+    assert time_cell(twice) == f"{duration(70)} in 2 attempts (the last one {duration(20)})"

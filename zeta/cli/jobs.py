@@ -24,10 +24,11 @@ def list_jobs(
     """List jobs, newest first.
 
     The table fits the terminal width (80 columns in a pipe; COLUMNS overrides both), and long names are shortened in
-    the middle. `zeta job ID` shows them in full.
+    the middle. `zeta job ID` shows them in full. LOSS is the mean over the tokens of the last 50 steps, EVAL the newest
+    loss on held-out data.
     """
     from zeta.cli.job_text import data_of, file_names, model_of, status_of
-    from zeta.cli.output import print_list, progress_cell
+    from zeta.cli.output import eval_cell, loss_cell, print_list, progress_cell
     from zeta.cli.table import Column, print_table
     from zeta.client import Client
     from zeta_core.contract.errors import InvalidRequest
@@ -52,7 +53,8 @@ def list_jobs(
             data_of(job, names),
             job.entity_name,
             progress_cell(job),
-            (job.progress or {}).get("loss"),
+            loss_cell(job),
+            eval_cell(job),
             job.created_at,
         )
         for job in found
@@ -64,7 +66,8 @@ def list_jobs(
         Column("DATA", smallest=8),
         Column("NAME", smallest=8, leave_out=1),
         Column("STEP", leave_out=2),
-        Column("LOSS", leave_out=4),
+        Column("LOSS", leave_out=5),
+        Column("EVAL", leave_out=4),
         Column("CREATED", leave_out=3),
     )
     print_table(columns, rows, none="No jobs found.")
@@ -74,7 +77,16 @@ def list_jobs(
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job's status, progress, result and warnings."""
     from zeta.cli.job_text import data_of, file_names, model_of
-    from zeta.cli.output import advice_rows, attempt_cell, print_fields, print_json, progress_cell
+    from zeta.cli.output import (
+        advice_rows,
+        attempt_cell,
+        eval_cell,
+        loss_cell,
+        print_fields,
+        print_json,
+        progress_cell,
+        time_cell,
+    )
     from zeta.client import Client
     from zeta.job_ids import full_id
 
@@ -98,9 +110,10 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("attempt", attempt_cell(job)),
             ("worker", job.worker),
             ("step", progress_cell(job)),
-            ("loss", (job.progress or {}).get("loss")),
+            ("loss (last 50 steps)", loss_cell(job)),
             ("mean loss", None if result is None else result.train_loss),
-            ("held-out loss", (job.progress or {}).get("eval_loss") if result is None else result.eval_loss),
+            ("held-out loss", eval_cell(job)),
+            ("running time", time_cell(job)),
             ("created", job.created_at),
             ("started", job.started_at),
             ("finished", job.finished_at),

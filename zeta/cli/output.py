@@ -98,11 +98,10 @@ def ending(job: Job) -> str:
     if job.status == "succeeded":
         loss = job.result.train_loss if job.result is not None else None
         held_out = job.result.eval_loss if job.result is not None else None
-        took = job.result.train_seconds if job.result is not None else None
         words = f"{job.id} succeeded"
         words += f", mean loss {loss:.4f}" if loss is not None else ""
         words += f", held-out loss {held_out:.4f}" if held_out is not None else ""
-        words += f", trained for {duration(took)}" if took is not None else ""
+        words += f", ran for {time_cell(job)}" if job.attempts else ""
         return f"{words}. Download the checkpoint: zeta download {job.id}"
     reason = f" ({job.status_reason})" if job.status_reason is not None else ""
     words = f"{job.id} {job.status}{reason}"
@@ -112,6 +111,32 @@ def ending(job: Job) -> str:
         return words
     space = "\n" if job.error is not None and job.error.patch else " "  # each command is on its own line
     return f"{words}{space}See the log: zeta logs {job.id}"
+
+
+def time_cell(job: Job) -> str | None:
+    """The running time of this job alone, over all of its attempts, and that of the last attempt if there are several.
+
+    The time of the job that a rerun continues is not included.
+    """
+    if not job.attempts:
+        return None
+    now = datetime.now(UTC)
+    seconds = [((attempt.finished_at or now) - attempt.started_at).total_seconds() for attempt in job.attempts]
+    total = duration(sum(seconds))
+    return total if len(seconds) == 1 else f"{total} in {len(seconds)} attempts (the last one {duration(seconds[-1])})"
+
+
+def loss_cell(job: Job) -> str | None:
+    """The mean loss over the last steps, a window of the same length for every job."""
+    progress = job.progress or {}
+    loss = progress.get("recent_loss", progress.get("loss"))
+    return f"{loss:.4f}" if isinstance(loss, float) else None
+
+
+def eval_cell(job: Job) -> str | None:
+    """The newest loss on held-out data."""
+    loss = (job.progress or {}).get("eval_loss") if job.result is None else job.result.eval_loss
+    return f"{loss:.4f}" if isinstance(loss, float) else None
 
 
 def advice_rows(job: Job) -> list[tuple[str, object]]:

@@ -23,6 +23,7 @@ Phase = Literal[
 ]
 
 
+LOSS_WINDOW_STEPS = 50  # of `recent_loss`
 STEPS_TOLD_EACH = 1000  # a short run's curve is whole, and a long one's events are bounded
 
 
@@ -73,7 +74,9 @@ class ProgressLine(_Line):
     """Where the training is. A step is an optimizer step; ``tokens`` are those trained on since the run's start.
 
     ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``steps``, where they are
-    several, has each of them with its own figures, up to the run's step `STEPS_TOLD_EACH`. ``eval_loss`` is the mean
+    several, has each of them with its own figures, up to the run's step `STEPS_TOLD_EACH`. ``recent_loss`` is the mean
+    over the tokens of the last `LOSS_WINDOW_STEPS` steps of the attempt: how long a line took does not change it, so it
+    can be compared between runs. ``learning_rate`` is the rate of the update of ``step``. ``eval_loss`` is the mean
     over the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at
     most. ``mfu`` (model FLOPs utilization, null where the device's peak is not known) and the shares are from 0 to 1:
     ``data_wait_share`` and ``checkpoint_blocked_share`` of the time since the last line. ``memory_parts`` are bytes of
@@ -93,6 +96,7 @@ class ProgressLine(_Line):
     epoch: float | None = None
     tokens: int | None = None
     loss: float | None = None
+    recent_loss: float | None = None
     eval_loss: float | None = None
     perplexity: float | None = None
     learning_rate: float | None = None

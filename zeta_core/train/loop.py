@@ -129,7 +129,7 @@ class Course:
                 loss_sum=loss_sum,
                 num_targets=num_targets,
                 grad_norm=norm,
-                learning_rate=self._learning_rate(progress.step),
+                learning_rate=learning_rate,
                 measures=None if measures is None else engine.processes.sum(measures),
             )
             progress.memory = self.meter.memory

@@ -7,10 +7,11 @@ checkpoint, so a run that goes on from one has told every step up to it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 
 from zeta_core.checkpoint.state import Progress
-from zeta_core.contract.events import STEPS_TOLD_EACH, ProgressLine, StepFigures
+from zeta_core.contract.events import LOSS_WINDOW_STEPS, STEPS_TOLD_EACH, ProgressLine, StepFigures
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine
@@ -59,6 +60,7 @@ class Meter:
         self._steps = 0
         self._loss_sum = 0.0
         self._num_targets = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=LOSS_WINDOW_STEPS)  # loss sum and targets of each step
         self._tokens_before: int | None = None
         self._first = True
         self.memory: dict[str, int] | None = None  # bytes by part, when the first step was made
@@ -77,13 +79,14 @@ class Meter:
     ) -> None:
         """Count one applied update; say so when it is time: the first, the last, and about once a second.
 
-        ``learning_rate`` is the schedule's after that many updates: it is 0 after the last one of a cosine.
+        ``learning_rate`` is the rate that this update was made with.
         """
         if measures is not None:
             before = self._measures or [0.0] * len(measures)
             self._measures = [sum(both) for both in zip(before, measures, strict=True)]
         self._loss_sum += loss_sum
         self._num_targets += num_targets
+        self._recent.append((loss_sum, num_targets))
         self._steps += 1
         self._newest = StepFigures(
             step=progress.step,
@@ -120,6 +123,7 @@ class Meter:
                 epoch=newest.epoch,
                 tokens=newest.tokens,
                 loss=self._loss_sum / max(1, self._num_targets),
+                recent_loss=sum(loss for loss, _ in self._recent) / max(1, sum(num for _, num in self._recent)),
                 learning_rate=newest.learning_rate,
                 grad_norm=newest.grad_norm,
                 tokens_per_second=None if speed is None else round(speed, 1),

@@ -60,6 +60,10 @@ class _Source(Sent):
         max_length=100,
         description="columns of the data that are not used, although they look like a part of the prompt or a mask",
     )
+    dtype: Literal["uint8", "uint16", "int32", "uint32", "int64", "uint64"] | None = Field(
+        default=None,
+        description="the type of the ids in a .bin file; unset: as its header or index states, or its contents prove",
+    )
     drop_fields: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[],
         max_length=100,

@@ -182,6 +182,7 @@ class TrainerOptions(Sent, Checked):
             found.append(_fault("learning_rate", self.learning_rate, cure))
         found += self._weight_faults()
         found += self._column_faults()
+        found += self._dtype_faults()
         found += self._chat_faults()
         return [*found, *self._strategy_faults(), *self._method_faults(), *availability.faults(self)]
 
@@ -209,6 +210,16 @@ class TrainerOptions(Sent, Checked):
                     message = f"{param!r} is not a known field; the columns are {', '.join(COLUMNS)}."
                     meant = nearest(name, COLUMNS)
                     yield ErrorDetail(param=param, message=message, code="unknown_field", suggestion=meant)
+
+    def _dtype_faults(self) -> Iterator[ErrorDetail]:
+        """A type of ids that no file of the source can have."""
+        for place, dataset in (("dataset", self.dataset), ("eval_dataset", self.eval_dataset)):
+            for index, source in enumerate(dataset_sources(dataset)):
+                reads_ids = self.use_pretokenized or source.format == "tokens"
+                if source.dtype is not None and (not reads_ids or isinstance(source, BuiltinSource)):
+                    at = f"{place}.{index}" if isinstance(dataset, list) else place
+                    cure = "it is the type of the ids in a .bin file; set format to 'tokens', or leave it out"
+                    yield _fault(f"{at}.dtype", source.dtype, cure)
 
     def _chat_faults(self) -> Iterator[ErrorDetail]:
         """Settings of conversations that have no effect, or cannot have the intended one."""

@@ -35,6 +35,7 @@ class Source:
     word: str = "row"
     in_rows: bool = False  # ``size`` and positions are in rows
     flat: Path | None = None  # a flat file of ids, which is used in place
+    dtype: str | None = None  # the type of the ids of a flat file, if the spec states it
     measure: Callable[[], int] | None = field(default=None, repr=False)  # finds the ``size`` of a file with rows
     num_bytes: int = 0  # approximate amount of data to tokenize
     number: int = 0  # index of the source in the spec

@@ -256,9 +256,13 @@ class _Reader:
             if fault := fault_in_beginning(name, file.read(FIRST_BYTES)):
                 raise InvalidData(f"{name} {fault}")
         content = content or _sha256(path)
+        columns, dtype = self.source.columns, self.source.dtype
         if suffix in TOKEN_SUFFIXES:
-            return Source(name, f"{content} {suffix}", size, lambda _: iter(()), "tokens", flat=path)
-        columns = self.source.columns
+            if columns:
+                raise InvalidData(f"{name} is a flat file of ids without columns; leave dataset.columns out.")
+            return Source(name, f"{content} {suffix}", size, lambda _: iter(()), "tokens", flat=path, dtype=dtype)
+        if dtype is not None:
+            raise InvalidData(f"dataset.dtype is {dtype!r}, but {name} is not a .bin file of ids; leave dtype out.")
         if suffix in TEXT_SUFFIXES:
             about = f"{content} {suffix} None {_renamed(columns)}"
             return Source(name, about, size, lambda _: text_units(path, name), num_bytes=size)

@@ -32,11 +32,12 @@ from zeta_core.contract.events import ProgressLine
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Limits
 from zeta_core.data.encode import Encoded, Encoder, content_hash, without_default
+from zeta_core.data.flat_files import flat_tokens
 from zeta_core.data.source import Source
 from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
 from zeta_core.data.token_rows import MASKS, RowColumns
 from zeta_core.data.tokenizing import encoded_units
-from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile, flat_tokens
+from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
@@ -65,7 +66,12 @@ def prepare_tokens(
     today = today or datetime.now(UTC).date()
     if any(source.flat is not None for source in sources):
         _refuse_method(["tokens"], method)
-        return flat_tokens(sources)
+        if train_on not in (None, "all"):
+            raise InvalidData(
+                f"train_on is {train_on!r}, but flat files of ids do not mark what is trained on; leave it out, or "
+                "provide rows of input_ids with labels."
+            )
+        return flat_tokens(list(sources), report)
     detected = [source.with_format() for source in sources]
     train_on = without_default(train_on, [source.row_format for source in detected if source.row_format is not None])
     about: dict[str, Any] = {

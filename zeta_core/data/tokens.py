@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zeta_core.data.source import Source
-from zeta_core.failures import InvalidData
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # a document of these is never cut to fill a sequence
@@ -81,6 +78,7 @@ class TokenFile:
     num_untrained: int = 0  # rows that were left out because no token of them is trained on
     num_padding: int = 0  # padding tokens that were removed
     masks: tuple[str, ...] = ()  # the columns of rows of ids that determine which tokens are trained on
+    flat: str | None = None  # the name of the .bin file that the ids are in
     shifts: NDArray[np.int64] | None = None  # per document, the index minus the position; None means zero
     mix: Mix | None = None
 
@@ -159,46 +157,3 @@ class TokenFile:
                 return f"{origin.name}, {origin.word} {number}" if number else origin.name
             document -= origin.num_documents
         return f"document {document + 1}"
-
-
-def flat_tokens(sources: Sequence[Source]) -> TokenFile:
-    """Use a flat file of ids in place: ``.npy`` with non-negative integers, or ``.bin`` with little-endian uint16.
-
-    ``<name>.offsets.npy`` beside it contains the start of each document, and the end. Without it, all ids are one
-    document.
-    """
-    if len(sources) > 1:
-        raise InvalidData(
-            f"{sources[0].name} is a flat file of ids, which cannot be combined with other sources; use it alone, or "
-            "provide all data as rows of input_ids."
-        )
-    path, name = sources[0].flat, sources[0].name
-    assert path is not None
-    ids = _mapped(path, name)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
-        raise InvalidData(
-            f"{name} has shape {ids.shape} and type {ids.dtype}; provide a vector of at least two integers."
-        )
-    smallest, largest = int(ids.min()), int(ids.max())
-    if smallest < 0:
-        raise InvalidData(f"{name} contains {smallest}; token ids must not be negative.")
-    beside = path.with_name(f"{path.stem}.offsets.npy")
-    digest = sources[0].fingerprint
-    offsets = np.array([0, len(ids)], dtype=np.int64)
-    if beside.is_file():
-        given = _mapped(beside, beside.name)
-        offsets = given.astype(np.int64) if given.ndim == 1 and given.dtype.kind in "iu" and len(given) else offsets[:0]
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(ids) or not (np.diff(offsets) > 0).all():
-            raise InvalidData(f"{beside.name} must increase from 0 to {len(ids)}, the number of ids in {name}.")
-        digest += hashlib.sha256(offsets.tobytes()).hexdigest()
-    return TokenFile(cast(Ids, ids), offsets, largest, hashlib.sha256(digest.encode()).hexdigest()[:32])
-
-
-def _mapped(path: Path, name: str) -> NDArray[Any]:
-    """Map the array of a flat file, unread because its header may declare any shape. Raises `InvalidData`."""
-    try:
-        if name.endswith(".npy"):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.memmap(path, "<u2", "r")
-    except (OSError, ValueError, OverflowError, SyntaxError, RecursionError, MemoryError) as error:
-        raise InvalidData(f"{name} is not readable as a flat file of ids: {error}") from error

@@ -13,10 +13,11 @@ from zeta_core.advice import vocabulary_patch
 from zeta_core.contract import defaults
 from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data import report as data_reports
+from zeta_core.data.flat_files import check_id_type
 from zeta_core.data.packing import Sequences
 from zeta_core.data.tokens import TokenFile
 from zeta_core.model.carried import carries_adapter, without_wrapper
-from zeta_core.model.facts import check_positions, check_vocabulary, facts_without_data
+from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.evaluation import hold_out
 from zeta_core.objective.preference import Pairs
@@ -59,6 +60,9 @@ def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
     located = inputs.located
     model = without_wrapper(located.mapped() if run.quantizes and located.mapped is not None else located.build())
     patch = vocabulary_patch(run.options, run.model, located, inputs.largest_id + 1)
+    for tokens in (inputs.tokens, inputs.held_out):
+        if tokens is not None:
+            check_id_type(tokens, embedding_rows(model))
     check_vocabulary(model, inputs.largest_id, patch)
     return model
 

@@ -203,13 +203,6 @@ def test_a_flat_file_of_ids_is_used_where_it_lies(dtype: str, tmp_path: Path) ->
     assert tokens_of({"path": str(path)}, tmp_path, pretokenized=True).offsets.tolist() == [0, 2, 5]
 
 
-def test_a_bin_file_holds_16_bit_ids(tmp_path: Path) -> None:
-    path = tmp_path / "ids.bin"
-    np.array([5, 6, 1000], dtype="<u2").tofile(path)
-    tokens = tokens_of({"path": str(path)}, tmp_path, pretokenized=True)
-    assert (tokens.ids.tolist(), tokens.largest_id) == ([5, 6, 1000], 1000)
-
-
 def test_tokens_are_made_once_for_the_same_content(tmp_path: Path) -> None:
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_text("the same words")

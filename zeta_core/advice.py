@@ -20,6 +20,7 @@ from zeta_core.data.packing import Sequences
 from zeta_core.model.facts import embedding_rows, num_positions
 from zeta_core.model.quantized import num_weights
 from zeta_core.model.sources import Located
+from zeta_core.objective.isolation_probe import Finding
 from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Facts, Plan
@@ -36,6 +37,7 @@ class Setup:
     located: Located
     model: nn.Module
     loss_of: LossOf
+    isolation: Finding
     num_documents: int
 
     @property
@@ -79,16 +81,22 @@ class Setup:
                 "predict: its loss falls fast, but it does not learn to generate text.",
                 hint="Use a causal mask, or a causal model (for BERT-like models, set is_decoder in the config).",
             )
+        problem = self.isolation.problem or "doesn't keep packed documents apart"
         if self.plan.pack and not self.loss_of.isolates and self.num_documents > 1:
             yield Advice(
                 code="documents_not_isolated",
-                message=f"{model}'s forward accepts neither an attention mask nor positions that separate documents, "
-                "so documents in the same sequence attend to each other.",
+                message=f"{model} {problem}. It is trained on sequences whose documents influence each other.",
                 hint="Change its forward to return logits and accept a mask or positions; without pack, the model "
                 "would be trained on padding."
                 if computes_loss
                 else "With pack=False, each sequence contains only one document.",
                 patch=None if computes_loss else {"pack": False},
+            )
+        if not self.plan.pack and self.isolation.isolates is False and "pack" not in self.options.model_fields_set:
+            yield Advice(
+                code="documents_not_packed",
+                message=f"{model} {problem}. Each sequence therefore contains one document, and is padded.",
+                hint="With pack=True, documents share sequences and influence each other.",
             )
         if not self.plan.pack and computes_loss:
             yield Advice(
@@ -151,17 +159,20 @@ def vocabulary_patch(options: TrainerOptions, model: object, located: Located, n
     return None
 
 
-def padding_advice(tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan) -> Advice | None:
+def padding_advice(
+    tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan, isolation: Finding
+) -> Advice | None:
     """Explain how sequences are padded if the tokenizer has no padding token.
 
     A shorter sequence is filled with ids of real tokens after its last token. Causal attention ignores them, and they
     have no targets, so no new token or embedding row is needed. The model also learns the end of a document, which it
-    does not if the end token is used as padding. Without ``pack``, the advice has a patch.
+    does not if the end token is used as padding. Without ``pack``, the advice has a patch if the model can isolate
+    packed documents.
     """
     masks = loss_of.convention is not Convention.RETURN_LOSS
     if not masks or not sequences.pads or getattr(tokenizer, "pad_token", "") is not None:
         return None
-    fills = not plan.pack and plan.beta is None
+    fills = not plan.pack and plan.beta is None and bool(isolation.isolates)
     return Advice(
         code="tokenizer_without_padding",
         message="The tokenizer has no padding token, and none is needed: the padding of shorter sequences is ignored "

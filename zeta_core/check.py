@@ -11,7 +11,6 @@ FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` 
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import select
@@ -20,6 +19,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,6 @@ from zeta_core.contract.validation import parse
 from zeta_core.failures import is_out_of_memory
 
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
-PROBED_VALUES = 20_000_000  # parameters of the small model that is asked whether it keeps documents apart
 _PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
 _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
@@ -120,6 +119,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.model.quantized import require as require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
     from zeta_core.model.trained import prepare
+    from zeta_core.objective.isolation_probe import Finding, find_isolation
     from zeta_core.parallel.zero import zero_config
 
     if spec.lora is not None and spec.lora.quantize is not None:
@@ -153,7 +153,9 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         device=file.device,
         supports_bf16=file.supports_bf16,
     )
-    plan = planning.decide(spec, facts, None)
+    finding = Finding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
+    packs = finding.isolates is not False or finding.learns_padding
+    plan = planning.decide(spec, replace(facts, packs=packs), None)
     with torch.device("meta"):
         prepare(trained_model, located, plan)
     if spec.max_steps is not None:
@@ -167,11 +169,9 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     except Exception as error:  # noqa: BLE001 - a model may look at numbers that are not there; that is no fault of it
         activations = None
         pending["memory.activations"] = f"this model cannot be run without numbers ({type(error).__name__})"
-    isolates: bool | None = None
-    if plan.pack:
-        isolates = _isolates(base)
-        if isolates is None:
-            pending["isolates"] = "no small model of this architecture could be asked; the training finds out"
+    isolates = finding.isolates if spec.pack and spec.method != "dpo" else None
+    if isolates is None and plan.pack:
+        pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
 
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
@@ -211,55 +211,6 @@ def _checkpoint_bytes(model: Any, dtype: Any) -> int:
         saved = list(model.parameters())
     each = dtype.itemsize + (0 if dtype == torch.float32 else torch.float32.itemsize)
     return sum(parameter.numel() for parameter in saved) * each
-
-
-# --- Whether documents are kept apart ---------------------------------------------------------------------------------
-
-
-def _isolates(model: Any) -> bool | None:
-    """Ask a small model of the same architecture; ``None`` where there is no way to make one."""
-    import torch
-    from transformers import PreTrainedModel
-
-    from zeta_core.objective.loss import find_loss
-
-    if not isinstance(model, PreTrainedModel):
-        return None
-    for shrink in (_fewer_layers, _narrower):
-        try:
-            config = shrink(model.config)
-            with torch.device("meta"):
-                size = sum(parameter.numel() for parameter in type(model)(config).parameters())
-            if size <= PROBED_VALUES:
-                torch.manual_seed(0)
-                return find_loss(type(model)(config), sample_ids=_PROBE, isolate=True).isolates
-        except Exception:  # noqa: BLE001 - a config that cannot be shrunk this way; the next way, or the training
-            continue
-    return None
-
-
-def _fewer_layers(config: Any) -> Any:
-    """Two layers of each kind that the architecture names, and a vocabulary of a few words."""
-    small = copy.deepcopy(config)
-    for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        if hasattr(small, name):
-            setattr(small, name, 2)
-    if isinstance(getattr(small, "layer_types", None), list):
-        small.layer_types = small.layer_types[:2]
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(small, name, None)
-    small.vocab_size = 64
-    return small
-
-
-def _narrower(config: Any) -> Any:
-    """Besides, eight values for each head."""
-    small = _fewer_layers(config)
-    heads = next(getattr(small, name) for name in ("num_attention_heads", "n_head") if hasattr(small, name))
-    for name, value in (("hidden_size", 8 * heads), ("n_embd", 8 * heads), ("head_dim", 8), ("intermediate_size", 64)):
-        if getattr(small, name, None) is not None:
-            setattr(small, name, value)
-    return small
 
 
 @contextmanager

@@ -122,6 +122,7 @@ class Facts:
     device_kind: str | None = None
     template_date: str | None = None
     has_adapter: bool = False  # of the model itself, not of the options
+    packs: bool = True  # whether several documents share a sequence unless the options say otherwise
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
@@ -141,7 +142,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
     wanted = Plan(
         seed=seed_of(options, stored),
         seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
-        pack=options.pack and options.method != "dpo",  # each answer has a row of its own
+        pack=_packs(options, facts),
         global_batch=global_batch,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
@@ -194,6 +195,12 @@ def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan
         steps = math.ceil(sequences / plan.global_batch)
     eval_steps = plan.eval_steps or (math.ceil(steps / EVALUATIONS) if plan.evaluates else None)
     return replace(plan, total_steps=steps, total_sequences=sequences, eval_steps=eval_steps)
+
+
+def _packs(options: TrainerOptions, facts: Facts) -> bool:
+    if options.method == "dpo":  # each answer has a row of its own
+        return False
+    return options.pack if "pack" in options.model_fields_set else options.pack and facts.packs
 
 
 def strategy_of(options: TrainerOptions) -> str:

@@ -153,6 +153,21 @@ def experts() -> Experts:
     return Experts()
 
 
+class Summing(PlainModel):
+    """Sees all earlier tokens of a sequence, and accepts nothing that separates documents."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids).cumsum(1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def summing() -> Summing:
+    torch.manual_seed(0)
+    return Summing()
+
+
 def plain(dropout: float = 0.0) -> PlainModel:
     torch.manual_seed(0)
     return PlainModel(dropout=dropout)

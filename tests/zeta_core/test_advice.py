@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.zeta_core.advised import applied, train, warnings
-from tests.zeta_core.models import LLAMA_CONFIG, VOCABULARY, PlainModel, WithReturnLoss, llama, plain
+from tests.zeta_core.models import LLAMA_CONFIG, VOCABULARY, PlainModel, WithReturnLoss, llama, plain, summing
 from zeta_core.contract.sources import ConfigModel
 from zeta_core.failures import InvalidData, InvalidModel, NonFiniteLoss, TrainingFailed, explain
 
@@ -237,10 +237,21 @@ def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path:
 
 def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"max_steps": 1}
-    _, lines = train(tmp_path, plain(), spec)
+    _, lines = train(tmp_path, summing(), spec)
+    assert lines.resolved_spec["pack"] is False
+    apart = warnings(lines)["documents_not_packed"]
+    assert "can't keep packed documents apart: its forward accepts neither attention_mask nor position_ids" in (
+        apart.message
+    )
+    packed = {**spec, "pack": True}
+    _, lines = train(tmp_path, summing(), packed)
+    assert lines.resolved_spec["pack"] is True
     shared = warnings(lines)["documents_not_isolated"]
-    _, lines = train(tmp_path, plain(), applied(spec, shared.patch))
+    _, lines = train(tmp_path, summing(), applied(packed, shared.patch))
     assert not warnings(lines)
+    _, lines = train(tmp_path, plain(), spec)
+    assert lines.resolved_spec["pack"] is True
+    assert not warnings(lines), "it looks at one token at a time"
     padded = {**spec, "pack": False}
     _, lines = train(tmp_path, WithReturnLoss(), padded)
     learned = warnings(lines)["padding_is_learned"]

@@ -35,7 +35,7 @@ class Batch:
     ids_BT: torch.Tensor
     labels_BT: torch.Tensor
     positions_BT: torch.Tensor
-    mask_B1TT: torch.Tensor | None  # True where attention is allowed; None: plain causal attention says the same
+    segments_BT: torch.Tensor | None  # a number for each token's document, -1 for padding; None: one document each
     num_targets: int
     asked_K: torch.Tensor | None = None  # positions whose next token some row learns, and a few more; None: all
 
@@ -46,9 +46,10 @@ class Batch:
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.pin_memory().to(device, non_blocking=True)
 
-        mask = None if self.mask_B1TT is None else moved(self.mask_B1TT)
+        segments = None if self.segments_BT is None else moved(self.segments_BT)
         asked = None if self.asked_K is None else moved(self.asked_K)
-        return Batch(moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT), mask, self.num_targets, asked)
+        ids, labels, positions = moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT)
+        return Batch(ids, labels, positions, segments, self.num_targets, asked)
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,12 @@ class Sequences:
             ignored_BT |= ~self._tokens.supervised[places_BT]
         labels_BT = np.where(ignored_BT, IGNORED, ids_BT)
         labels_BT[num_counting:] = IGNORED
-        mask = None
-        if isolate and begins_BT[:, 1:].any():
-            document = torch.from_numpy(document_BT)
-            same_BTT = document[:, :, None] == document[:, None, :]
-            mask = (same_BTT & _causal(length)).unsqueeze(1)
+        several = isolate and bool(begins_BT[:, 1:].any())
         return Batch(
             torch.from_numpy(ids_BT),
             torch.from_numpy(labels_BT),
             torch.from_numpy(np.arange(length) - begin_at_BT),
-            mask,
+            torch.from_numpy(document_BT) if several else None,
             int((labels_BT != IGNORED).sum()),
             _asked(labels_BT),
         )
@@ -357,7 +354,3 @@ def _parts(
     number = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
     starts = first[owner] + number * seq_len
     return starts, np.minimum(starts + seq_len, last[owner])
-
-
-def _causal(length: int) -> torch.Tensor:
-    return torch.ones(length, length, dtype=torch.bool).tril()

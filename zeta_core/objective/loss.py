@@ -1,18 +1,19 @@
-"""How a model is asked for its loss, found out by asking: next-token cross-entropy, summed over the targets.
+"""Calling a model for its loss: next-token cross-entropy, summed over the targets.
 
-A model answers in one of four ways (`Convention`), and keeps the documents of a packed sequence apart by what it is
-given (`extras`): both are tried on a tiny input before training, never assumed from a name. So is whether it can leave
-out positions that nothing is learned from (`answers_some`), which spares logits: of a small model with a large
-vocabulary they are most of its memory. B sequences, T tokens, K of them asked about, V entries of the vocabulary.
+A model answers in one of four ways (`Convention`), which is found by trying them on a tiny input before training, never
+assumed from a name. So is whether the model can leave out positions that nothing is learned from (`answers_some`),
+which saves logits: for a small model with a large vocabulary they are most of its memory. `isolation_probe` finds the
+arguments that keep packed documents apart. B sequences, T tokens, K of them asked about, V entries of the vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,7 @@ from torch import nn
 
 from zeta_core.data.packing import IGNORED, Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
-
-Extra = Literal["attention_mask", "position_ids"]
+from zeta_core.objective.isolation import Isolation
 
 
 class Convention(Enum):
@@ -37,7 +37,7 @@ class LossOf:
 
     convention: Convention
     ids_name: str | None  # the keyword of the ids; None: they are the first positional argument
-    extras: tuple[Extra, ...] = ()
+    isolation: Isolation | None = None  # how packed documents are kept apart; None: they are not
     fixed: tuple[tuple[str, Any], ...] = ()
     auxiliary_weight: float = 0.0
     needs_mask: bool = False  # a forward that is not called without one: where nothing is to hide, of ones (B, T)
@@ -49,7 +49,7 @@ class LossOf:
 
     @property
     def isolates(self) -> bool:
-        return bool(self.extras)
+        return self.isolation is not None
 
     def check_labels(self, name: str, *, needed: bool) -> None:
         """Raise `InvalidModel` where only some tokens are to be learned and the model never asks which."""
@@ -94,9 +94,8 @@ class LossOf:
         values: dict[str, Any] = {**dict(self.fixed), **more}
         if self.needs_mask:
             values["attention_mask"] = torch.ones_like(batch.ids_BT)
-        if batch.mask_B1TT is not None:  # else each sequence is one document from its start, as models take it to be
-            given = {"attention_mask": batch.mask_B1TT, "position_ids": batch.positions_BT}
-            values |= {extra: given[extra] for extra in self.extras}
+        if self.isolation is not None and batch.segments_BT is not None:
+            values |= self.isolation.arguments(batch)
         if self.answers_some and batch.asked_K is not None:
             values["logits_to_keep"] = batch.asked_K
         if self.ids_name is not None:
@@ -152,24 +151,28 @@ def loss_in(answer: Any) -> torch.Tensor | None:
     return None
 
 
-# --- Finding out ------------------------------------------------------------------------------------------------------
+# --- Probing ----------------------------------------------------------------------------------------------------------
 
 
 def find_loss(
-    model: nn.Module, *, sample_ids: list[int], isolate: bool, largest_id: int = 0, vocabulary: int | None = None
+    model: nn.Module,
+    *,
+    sample_ids: list[int],
+    isolation: Isolation | None = None,
+    largest_id: int = 0,
+    vocabulary: int | None = None,
 ) -> LossOf:
-    """How this model (not wrapped yet) is asked. ``sample_ids``: at least four, not all of them equal.
+    """How to call this model, which is not wrapped yet. ``sample_ids``: at least four, not all of them equal.
 
-    Runs it a few times without gradients, in evaluation mode, with every random state and buffer put back. Raises
-    `InvalidModel`, also where its logits leave out ids of the data, whose largest is ``largest_id``, and where it
-    cannot be told which of its results they are; ``vocabulary`` is how many ids it has an embedding for, if known.
+    ``isolation`` was found by `isolation_probe.find_isolation`, perhaps on a smaller model; the result is without it if
+    this model does not keep documents apart with it. Runs the model a few times without gradients, in evaluation
+    mode, and restores its random states and buffers. Raises `InvalidModel`, also where the logits leave out ids of the
+    data, whose largest is ``largest_id``, and where several results could be the logits; ``vocabulary`` is the number
+    of ids that the model has an embedding for, if known.
     """
-    parameters = _parameters(model)
+    parameters = parameters_of(model)
     hugging_face = hasattr(model, "config") and "input_ids" in parameters
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    fixed: dict[str, Any] = {}
-    if hugging_face and "use_cache" in parameters:
-        fixed["use_cache"] = False  # with a cache, packed documents attend to one another
     auxiliary = 0.0
     if hugging_face and getattr(model.config, "output_router_logits", False):
         auxiliary = float(getattr(model.config, "router_aux_loss_coef", 0.0))
@@ -177,6 +180,20 @@ def find_loss(
     ids_name = "input_ids" if hugging_face or (ids is not None and ids.kind is ids.KEYWORD_ONLY) else None
     mask = parameters.get("attention_mask")
     needs_mask = mask is not None and mask.default is mask.empty
+    with undisturbed(model, device):
+        probe = _Probe(model, sample_ids, device, largest_id, vocabulary)
+        plain = LossOf(Convention.LOGITS, ids_name, auxiliary_weight=auxiliary, needs_mask=needs_mask)
+        asked = probe.convention(plain, _fixed(parameters) if hugging_face else [()], frozenset(parameters))
+        probe.check_logits()
+        some = probe.answers_some(asked, frozenset(parameters))
+        asked = replace(asked, looks_ahead=probe.looks_ahead(asked), answers_some=some)
+        isolated = replace(asked, isolation=isolation)
+        return isolated if isolation is not None and probe.keeps_apart(isolated) else asked
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Generator[None]:
+    """Call the model in evaluation mode without gradients; then restore its mode, its buffers and the random states."""
     was_training = model.training
     buffers = [
         (part, name, one, one.clone()) for part in model.modules() for name, one in part.named_buffers(recurse=False)
@@ -184,21 +201,27 @@ def find_loss(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         model.eval()
         try:
-            probe = _Probe(model, sample_ids, device, largest_id, vocabulary)
-            plain = LossOf(Convention.LOGITS, ids_name, (), tuple(fixed.items()), auxiliary, needs_mask)
-            asked = probe.convention(plain, frozenset(parameters))
-            probe.check_logits()
-            some = probe.answers_some(asked, frozenset(parameters))
-            asked = replace(asked, looks_ahead=probe.looks_ahead(asked), answers_some=some)
-            return probe.isolating(asked, frozenset(parameters)) if isolate else asked
+            yield
         finally:
             model.train(was_training)
             for part, name, buffer, value in buffers:
                 setattr(part, name, buffer.copy_(value))
 
 
-def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.forward).parameters
+
+
+def _fixed(parameters: Mapping[str, inspect.Parameter]) -> list[tuple[tuple[str, Any], ...]]:
+    """The arguments of every call of a Hugging Face model, in the order to try them.
+
+    With a cache, packed documents attend to one another. Some models (GraniteMoe) take ``use_cache`` in ``**kwargs``.
+    """
+    without_cache = (("use_cache", False),)
+    if "use_cache" in parameters:
+        return [without_cache]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [without_cache, ()] if takes_any else [()]
 
 
 class _Probe:
@@ -252,12 +275,19 @@ class _Probe:
     def batch(self, ids_BT: torch.Tensor | None = None) -> Batch:
         ids_BT = self.ids_BT if ids_BT is None else ids_BT
         at = torch.arange(2 * self.half, device=ids_BT.device)
-        segment = at // self.half
         labels_BT = ids_BT.masked_fill((at % self.half == 0)[None], IGNORED)
-        mask = (segment[:, None] == segment[None, :]) & (at[:, None] >= at[None, :])
-        return Batch(ids_BT, labels_BT, (at % self.half)[None], mask[None, None], 2 * (self.half - 1))
+        return Batch(ids_BT, labels_BT, (at % self.half)[None], (at // self.half)[None], 2 * (self.half - 1))
 
-    def convention(self, plain: LossOf, parameters: frozenset[str]) -> LossOf:
+    def convention(self, plain: LossOf, fixed: list[tuple[tuple[str, Any], ...]], parameters: frozenset[str]) -> LossOf:
+        """The first convention that works with the first possible fixed arguments. Raises `InvalidModel`."""
+        for arguments in fixed[:-1]:
+            try:
+                return self._convention(replace(plain, fixed=arguments), parameters)
+            except InvalidModel:
+                continue
+        return self._convention(replace(plain, fixed=fixed[-1]), parameters)
+
+    def _convention(self, plain: LossOf, parameters: frozenset[str]) -> LossOf:
         problems: list[str] = []
         unclear: InvalidModel | None = None
         for convention in Convention:
@@ -326,48 +356,32 @@ class _Probe:
         difference = (some_BKV[0].float() - all_TV[asked_K]).abs().amax()
         return bool(difference <= 1e-4 * all_TV.abs().amax())
 
-    def isolating(self, asked: LossOf, parameters: frozenset[str]) -> LossOf:
-        """The first way of calling under which the second segment does not see the first; else ``asked`` as it is."""
-        if asked.convention is not Convention.LOGITS:
-            return asked
-        ways: tuple[tuple[Extra, ...], ...] = (
-            ("attention_mask", "position_ids"),
-            ("attention_mask",),
-            ("position_ids",),
-        )
-        if self._slides():
-            ways = (("position_ids",), *ways[:2])  # a mask of ours would take the place of the sliding window
-        for extras in ways:
-            if all(extra in parameters for extra in extras):
-                way = replace(asked, extras=extras)
-                try:
-                    if self._keeps_apart(way):
-                        return way
-                except Exception as error:  # its argument of that name means something else
-                    if is_out_of_memory(error):
-                        raise
-        return asked
-
-    def _slides(self) -> bool:
-        config = getattr(self.model, "config", None)
-        return bool(getattr(config, "sliding_window", None)) or "flash" in str(
-            getattr(config, "_attn_implementation", "")
-        )
-
-    def _keeps_apart(self, way: LossOf) -> bool:
+    def keeps_apart(self, asked: LossOf) -> bool:
+        """Whether neither segment depends on the first or last token of the other."""
         half = self.half
-        before = self._logits(way, self.ids_BT)
-        first_changed = self._changes(way, before, at=0)
-        second_changed = self._changes(way, before, at=half)
-        return not first_changed[half:].any() and bool(second_changed[-1]) and not second_changed[:half].any()
+        try:
+            before = self._logits(asked, self.ids_BT)
+            first = [self._changes(asked, before, at=at, noise=self._noise)[half:] for at in (half - 1, 0)]
+            second = self._changes(asked, before, at=half, noise=self._noise)[:half]
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        return not any(changed.any() for changed in (*first, second))
 
-    def _changes(self, way: LossOf, before_TV: torch.Tensor, *, at: int) -> torch.Tensor:
-        """For each position, whether its logits change with the token at ``at``."""
+    def _changes(self, way: LossOf, before_TV: torch.Tensor, *, at: int, noise: float = 1e-6) -> torch.Tensor:
+        """For each position, whether its logits change with the token at ``at``. ``noise`` is relative to them."""
         ids_BT = self.ids_BT.clone()
         others = self.ids_BT[self.ids_BT != ids_BT[0, at]]
         ids_BT[0, at] = others[0]
         after_TV = self._logits(way, ids_BT)
-        return (after_TV - before_TV).abs().amax(-1) > 1e-6 * before_TV.abs().amax().clamp(min=1e-3)
+        return (after_TV - before_TV).abs().amax(-1) > noise * before_TV.abs().amax().clamp(min=1e-3)
+
+    @property
+    def _noise(self) -> float:
+        """Relative differences from rounding: the experts of an MoE compute on other shapes when a token changes."""
+        precisions = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        return max((4 * torch.finfo(dtype).eps for dtype in precisions if dtype is not torch.float32), default=4e-6)
 
     def _logits(self, way: LossOf, ids_BT: torch.Tensor) -> torch.Tensor:
         logits = way.logits_in(way.call(self.model, self.batch(ids_BT)))

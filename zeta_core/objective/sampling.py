@@ -126,7 +126,7 @@ class Samples:
 
     def _logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
         positions_BT = torch.arange(ids_BT.shape[1], device=self._device).expand_as(ids_BT)
-        batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, mask_B1TT=None, num_targets=0)
+        batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, segments_BT=None, num_targets=0)
         try:
             return self._loss_of.logits_in(self._loss_of.call(model, batch))
         except TypeError:  # its forward cannot be called without targets

@@ -20,6 +20,7 @@ from zeta_core.model.carried import carries_adapter, without_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.evaluation import hold_out
+from zeta_core.objective.isolation_probe import Finding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
 from zeta_core.plan import Facts, Plan
@@ -42,6 +43,7 @@ class Decision:
 
     facts: Facts
     plan: Plan
+    isolation: Finding
     trained_on: Data
     held_out: Data | None
     may_split: bool
@@ -67,10 +69,23 @@ def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
     return model
 
 
+def isolation_of(run: Run, inputs: Inputs, model: nn.Module) -> Finding:
+    """How the model keeps documents apart that share a sequence. Each answer of a preference has its own sequence."""
+    if run.options.method == "dpo":
+        return Finding(None)
+    return find_isolation(
+        model,
+        sample_ids=sample_of(inputs.tokens),
+        largest_id=inputs.largest_id,
+        vocabulary=embedding_rows(model),
+    )
+
+
 def decide(
     run: Run,
     inputs: Inputs,
     model: nn.Module,
+    isolation: Finding,
     earlier: Earlier | None,
     accelerate_variables: Mapping[str, str],
     place: Place,
@@ -82,7 +97,9 @@ def decide(
     on.
     """
     options = run.options
-    facts = replace(_facts(run, inputs, model, place), device_kind=device_kind)
+    num_documents = max(data.num_documents for data in (inputs.tokens, inputs.held_out) if data is not None)
+    packs = isolation.isolates is not False or isolation.learns_padding or num_documents <= 1
+    facts = replace(_facts(run, inputs, model, place), device_kind=device_kind, packs=packs)
     plan = planning.decide(options, facts, earlier.plan if earlier else None)
     check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())
     tokens, held_out = inputs.tokens, inputs.held_out
@@ -97,7 +114,7 @@ def decide(
     check_positions(model, plan.seq_len)
     is_split_unset = defaults.batch_split(options) == (None, None)
     may_split = place.world_size == 1 and plan.strategy != "zero" and is_split_unset
-    return Decision(facts, plan, trained_on, evaluated, may_split)
+    return Decision(facts, plan, isolation, trained_on, evaluated, may_split)
 
 
 def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
@@ -120,3 +137,15 @@ def _cut(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:
     if plan.beta is not None:
         return Data(tokens, Pairs(tokens, plan.seq_len, overlong=options.overlong))
     return Data(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))
+
+
+def sample_of(tokens: TokenFile) -> list[int]:
+    """A few ids of the data to try the model with, at least two of them different."""
+    ids = [int(token) for token in tokens.ids[:64]]
+    different = sorted(set(ids))
+    other = next((token for token in different if token != ids[0]), 0 if ids[0] else 1)
+    return (
+        [*ids[:6], *[other if token == ids[0] else token for token in ids[:6]]]
+        if len(ids) >= 6
+        else [ids[0], other] * 3
+    )

@@ -25,7 +25,7 @@ from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Outcome, Run
 from zeta_core.run.assembly import begin_or_go_on, best_elsewhere, engine_of, evaluator_of, reference_for
-from zeta_core.run.decision import Decision, build_model, decide
+from zeta_core.run.decision import Decision, build_model, decide, isolation_of
 from zeta_core.run.inputs import find_earlier, read
 from zeta_core.run.learner import Learner, prepare, setup_of
 from zeta_core.run.output import announced, take_output_dir
@@ -56,7 +56,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         earlier = find_earlier(run, processes, report)
         model = build_model(run, inputs, earlier)
         kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
-        decision = decide(run, inputs, model, earlier, accelerate, place, " + ".join(sorted(kinds)) or None)
+        isolation = processes.from_main(lambda: isolation_of(run, inputs, model))
+        decision = decide(run, inputs, model, isolation, earlier, accelerate, place, " + ".join(sorted(kinds)) or None)
         plan = memory.plan = decision.plan
         threads_set = compute_with(plan.threads)
         if cuda:

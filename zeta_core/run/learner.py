@@ -22,7 +22,7 @@ from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Run
-from zeta_core.run.decision import Decision
+from zeta_core.run.decision import Decision, sample_of
 from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
 
 LEAST_ENDED = 0.5  # of the answers or documents that must have an end token, without a warning
@@ -72,15 +72,15 @@ def prepare(
         states.load_weights(model, earlier.checkpoint.directory, saved.names)
     loss_of = find_loss(
         model,
-        sample_ids=_sample(tokens),
-        isolate=plan.pack,
+        sample_ids=sample_of(tokens),
+        isolation=decision.isolation.isolation if plan.pack else None,
         largest_id=inputs.largest_id,
         vocabulary=embedding_rows(model),
     )
     if plan.beta is not None:
         loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
     loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
-    if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan):
+    if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan, decision.isolation):
         report.advise(padding) if padding.patch else report.log(padding.message)
     check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
@@ -96,6 +96,7 @@ def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> 
         inputs.located,
         learner.model,
         learner.loss_of,
+        decision.isolation,
         decision.trained_on.tokens.num_documents,
     )
 
@@ -118,15 +119,3 @@ def _special_tokens(
             evidence={"share": ends.share, "eos_token": tokenizer.eos_token},
         )
     return SpecialTokens(tokenizer, ends.ids, not inputs.located.pretrained, embedding_rows(model))
-
-
-def _sample(tokens: TokenFile) -> list[int]:
-    """A few ids of the data to try the model with, at least two of them different."""
-    ids = [int(token) for token in tokens.ids[:64]]
-    different = sorted(set(ids))
-    other = next((token for token in different if token != ids[0]), 0 if ids[0] else 1)
-    return (
-        [*ids[:6], *[other if token == ids[0] else token for token in ids[:6]]]
-        if len(ids) >= 6
-        else [ids[0], other] * 3
-    )

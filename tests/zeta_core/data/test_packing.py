@@ -11,8 +11,9 @@ from torch import nn
 
 from tests.zeta_core.data.token_files import random_documents, token_file
 from tests.zeta_core.models import VOCABULARY, llama
+from tests.zeta_core.objective.isolated import isolating_loss
 from zeta_core.data.packing import IGNORED, Sequences
-from zeta_core.objective.loss import find_loss, logits_of
+from zeta_core.objective.loss import logits_of
 
 
 def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:
@@ -29,8 +30,8 @@ def test_the_first_token_of_each_document_is_no_target_and_positions_restart() -
     batch = Sequences(token_file([5, 6, 7], [8, 9], [10, 11, 12]), 8, pack=True).batch(np.array([0]), 1)
     assert batch.labels_BT.tolist() == [[IGNORED, 6, 7, IGNORED, 9, IGNORED, 11, 12]]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
-    assert batch.mask_B1TT is not None
-    assert batch.mask_B1TT[0, 0, 4].tolist() == [False, False, False, True, True, False, False, False]
+    assert batch.segments_BT is not None
+    assert batch.segments_BT.tolist() == [[1, 1, 1, 2, 2, 3, 3, 3]]
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -104,7 +105,7 @@ def test_a_packed_document_gets_the_logits_that_it_gets_alone(build: Any) -> Non
     model = build()
     first, second = [11, 23, 35, 47, 59], [201, 17, 99, 143, 7, 64, 128, 250, 31, 77, 5]
     sequences = Sequences(token_file(first, second), 16, pack=True)
-    asked = find_loss(model, sample_ids=[*first, *second], isolate=True)
+    asked = isolating_loss(model, [*first, *second])
     assert asked.isolates
     model.eval()
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.zeta_core import models
 from tests.zeta_core.data.token_files import random_documents
+from tests.zeta_core.objective.isolated import isolating_loss
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sampler import micro_batches
 from zeta_core.failures import InvalidModel
@@ -36,12 +37,10 @@ def _module(kind: type[models.PlainModel]) -> models.PlainModel:
 )
 def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], convention: Convention) -> None:
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
-    asked = find_loss(_module(kind), sample_ids=SAMPLE, isolate=False)
+    asked = find_loss(_module(kind), sample_ids=SAMPLE)
     assert asked.convention is convention
     found, _ = asked(_module(kind), batch)
-    reference, _ = find_loss(_module(models.PlainModel), sample_ids=SAMPLE, isolate=False)(
-        _module(models.PlainModel), batch
-    )
+    reference, _ = find_loss(_module(models.PlainModel), sample_ids=SAMPLE)(_module(models.PlainModel), batch)
     # Each sequence starts within the one document, so whole sequences and targets are the same tokens here.
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
 
@@ -50,21 +49,20 @@ def test_a_loss_over_every_token_is_not_scaled_up_where_documents_are_short() ->
     batch = Sequences(random_documents([4] * 16), 16, pack=True).batch(np.arange(4), 4)
     assert batch.num_targets == 4 * 12 < batch.ids_BT[:, 1:].numel()
     model = _module(models.WithReturnLoss)
-    found, _ = find_loss(model, sample_ids=SAMPLE, isolate=False)(model, batch)
+    found, _ = find_loss(model, sample_ids=SAMPLE)(model, batch)
     torch.testing.assert_close(found / batch.num_targets, model(batch.ids_BT, return_loss=True))
 
 
 def test_a_hugging_face_model_is_asked_for_logits_without_a_cache() -> None:
-    asked = find_loss(models.llama(), sample_ids=SAMPLE, isolate=True)
+    asked = find_loss(models.llama(), sample_ids=SAMPLE)
     assert asked.convention is Convention.LOGITS
     assert dict(asked.fixed) == {"use_cache": False}
-    assert asked.extras == ("attention_mask", "position_ids")
 
 
 def test_asking_leaves_the_random_state_as_it_was() -> None:
     model = models.plain(dropout=0.5)
     before = torch.get_rng_state()
-    find_loss(model, sample_ids=SAMPLE, isolate=True)
+    isolating_loss(model, SAMPLE)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
 
@@ -85,10 +83,10 @@ class _Particular(models.PlainModel):
 
 def test_a_particular_forward_is_called_as_it_wants_to_be_and_left_as_it_was() -> None:
     model = _module(_Particular)
-    asked = find_loss(model, sample_ids=SAMPLE, isolate=True)
+    asked = isolating_loss(model, SAMPLE)
     assert model.num_calls == 0
     batch = Sequences(random_documents([5, 40, 19]), 16, pack=True).batch(np.arange(4), 4)
-    plainly = find_loss(_module(models.PlainModel), sample_ids=SAMPLE, isolate=True)
+    plainly = isolating_loss(_module(models.PlainModel), SAMPLE)
     assert asked(model, batch)[0] == plainly(_module(models.PlainModel), batch)[0]
 
 
@@ -98,7 +96,7 @@ def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step
             return super().forward(ids)[..., :100]
 
     with pytest.raises(InvalidModel, match="token id 229, but Narrow answers with 100 logits"):
-        find_loss(_module(Narrow), sample_ids=SAMPLE, isolate=True, largest_id=229)
+        find_loss(_module(Narrow), sample_ids=SAMPLE, largest_id=229)
 
 
 class _Several(models.PlainModel):
@@ -122,10 +120,10 @@ def test_the_logits_among_several_results_are_those_with_an_entry_for_every_id(
     torch.manual_seed(0)
     model = _Several()
     model.places = places
-    asked = find_loss(model, sample_ids=SAMPLE, isolate=False, largest_id=300, vocabulary=models.VOCABULARY)
+    asked = find_loss(model, sample_ids=SAMPLE, largest_id=300, vocabulary=models.VOCABULARY)
     assert asked.logits_at == at
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
-    plainly = find_loss(_module(models.PlainModel), sample_ids=SAMPLE, isolate=False)
+    plainly = find_loss(_module(models.PlainModel), sample_ids=SAMPLE)
     torch.testing.assert_close(asked(model, batch)[0], plainly(_module(models.PlainModel), batch)[0], rtol=1e-3, atol=0)
 
 
@@ -133,7 +131,7 @@ def test_results_that_could_all_be_the_logits_are_refused() -> None:
     model = _Several()
     model.places = (1, 1)
     with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), and it cannot be told which"):
-        find_loss(model, sample_ids=SAMPLE, isolate=False, vocabulary=models.VOCABULARY)
+        find_loss(model, sample_ids=SAMPLE, vocabulary=models.VOCABULARY)
 
 
 def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
@@ -146,14 +144,14 @@ def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
             return ids * self.weight
 
     with pytest.raises(InvalidModel, match=r"Silent returns neither logits .* nor a loss"):
-        find_loss(Silent(), sample_ids=SAMPLE, isolate=True)
+        find_loss(Silent(), sample_ids=SAMPLE)
 
 
 def _gradient(
     build: Callable[[], nn.Module], window: list[int], sequences: Sequences, micro: int, world: int
 ) -> torch.Tensor:
     model = build()
-    asked = find_loss(model, sample_ids=SAMPLE, isolate=True)
+    asked = isolating_loss(model, SAMPLE)
     rows = np.array(window)
     num_targets = sequences.num_targets(rows)
     for rank in range(world):
@@ -198,7 +196,7 @@ def test_only_positions_that_something_is_learned_from_are_asked_about(build: Ca
     assert len(batch.asked_K) == 64  # 50, and 14 more
     assert set(range(149, 199)) <= set(batch.asked_K.tolist())
 
-    asked = find_loss(model, sample_ids=SAMPLE, isolate=True)
+    asked = isolating_loss(model, SAMPLE)
     assert asked.answers_some == (build is models.llama)  # a module of somebody's own answers for all
     num_logits: list[int] = []
     head = nn.Module.get_submodule(model, "lm_head" if build is models.llama else "head")

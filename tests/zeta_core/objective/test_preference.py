@@ -174,7 +174,7 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
         rejected.append(beta * gains[1])
         expected += -math.log(1 / (1 + math.exp(-beta * (gains[0] - gains[1]))))
 
-    asked = find_loss(model, sample_ids=[5, 6, 7, 8], isolate=False)
+    asked = find_loss(model, sample_ids=[5, 6, 7, 8])
     loss_of = DpoLoss.of(asked, beta, "llama")
     model.eval()
     whole, _ = loss_of(model, pairs.batch(np.arange(5), 5))

@@ -1,0 +1,13 @@
+"""The loss of a model that keeps packed documents apart, if it can."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from zeta_core.objective.isolation_probe import find_isolation
+from zeta_core.objective.loss import LossOf, find_loss
+
+
+def isolating_loss(model: nn.Module, sample_ids: list[int]) -> LossOf:
+    isolation = find_isolation(model, sample_ids=sample_ids).isolation
+    return find_loss(model, sample_ids=sample_ids, isolation=isolation)

@@ -1,0 +1,105 @@
+"""How a model is told which tokens of a packed sequence belong to the same document.
+
+Models differ in the arguments that they accept and honor. `isolation_probe` finds the first `Isolation` under which a
+document has the same output packed as alone. B sequences, T tokens each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from zeta_core.data.packing import Batch
+
+Mask = Literal["boolean", "additive"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back the attention layers of one type look: ``window`` tokens, or to the start of a chunk of ``chunk``.
+
+    ``layer_type`` is the name in the config's ``layer_types``. With neither limit, attention reaches the first token.
+    """
+
+    layer_type: str
+    window: int | None = None
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """The arguments that keep the documents of a sequence apart.
+
+    Without ``mask``, the model derives its masks from the positions, which start at 0 in each document: its attention
+    windows then keep their effect, and no dense mask is needed. A mask replaces the model's own; with ``reaches``, it
+    is one mask for each type of attention layer, which contains that type's window.
+    """
+
+    positions: bool = False
+    mask: Mask | None = None
+    reaches: tuple[Reach, ...] = ()
+
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        """The keyword arguments for a batch that has segments."""
+        given: dict[str, Any] = {}
+        if self.positions:
+            given["position_ids"] = batch.positions_BT
+        if self.mask is not None:
+            allowed_B1TT = _same_document_and_causal(batch)
+            if self.reaches:
+                masks = {reach.layer_type: allowed_B1TT & _within(reach, batch) for reach in self.reaches}
+                given["attention_mask"] = {name: self._formatted(mask) for name, mask in masks.items()}
+            else:
+                given["attention_mask"] = self._formatted(allowed_B1TT)
+        return given
+
+    def _formatted(self, allowed_B1TT: torch.Tensor) -> torch.Tensor:
+        """The boolean mask as it is, or as a term for the attention scores, which eager attention adds."""
+        if self.mask == "boolean":
+            return allowed_B1TT
+        scores = torch.zeros(allowed_B1TT.shape, device=allowed_B1TT.device)
+        return scores.masked_fill_(~allowed_B1TT, torch.finfo(scores.dtype).min)
+
+
+def _same_document_and_causal(batch: Batch) -> torch.Tensor:
+    assert batch.segments_BT is not None
+    segments_BT = batch.segments_BT
+    length = segments_BT.shape[1]
+    causal_TT = torch.ones(length, length, dtype=torch.bool, device=segments_BT.device).tril_()
+    return ((segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TT)[:, None]
+
+
+def _within(reach: Reach, batch: Batch) -> torch.Tensor:
+    """Whether a layer of this type sees a token, given that it is an earlier one of the same document."""
+    positions_BT = batch.positions_BT
+    if reach.chunk is not None:
+        chunks_BT = positions_BT // reach.chunk
+        return (chunks_BT[:, :, None] == chunks_BT[:, None, :])[:, None]
+    if reach.window is not None:
+        return (positions_BT[:, :, None] - positions_BT[:, None, :] < reach.window)[:, None]
+    return torch.ones((), dtype=torch.bool, device=positions_BT.device)
+
+
+def reaches_of(config: Any) -> tuple[Reach, ...]:
+    """The types of attention layers that a Hugging Face config names; empty unless one of them has a window or chunk.
+
+    The names are those that transformers' models use as the keys of a mask for each layer type.
+    """
+    text = text_config(config)
+    types = dict.fromkeys(getattr(text, "layer_types", None) or ())
+    limits = {
+        "full_attention": Reach("full_attention"),
+        "sliding_attention": Reach("sliding_attention", window=getattr(text, "sliding_window", None)),
+        "chunked_attention": Reach("chunked_attention", chunk=getattr(text, "attention_chunk_size", None)),
+    }
+    found = tuple(limits[name] for name in types if name in limits)
+    limited = any(reach.window or reach.chunk for reach in found)
+    return found if limited and len(found) == len(types) else ()
+
+
+def text_config(config: Any) -> Any:
+    """The language model's part of a config, which composite configs (Gemma 3, Llama 4) nest in themselves."""
+    getter = getattr(config, "get_text_config", None)
+    return getter() if callable(getter) else config

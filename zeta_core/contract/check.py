@@ -37,7 +37,7 @@ class Vocabulary(_Answer):
 class CheckAnswer(_Answer):
     """``ok`` is false where ``details`` names faults; what could be found out beside them is said as well.
 
-    ``isolates``: whether documents that are packed into one sequence do not see one another. ``tokens`` are those of
+    ``isolates``: whether the model keeps documents apart that are packed into one sequence. ``tokens`` are those of
     the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state.
     """
 

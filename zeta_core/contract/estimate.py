@@ -60,5 +60,5 @@ class Estimate(_Stored):
     disk: Bytes | None = Field(default=None, description="of the artifact store")
     time: Seconds | None = Field(default=None, description="of the training, as an earlier job alike took it")
     vocabulary: Vocabulary | None = None
-    isolates: bool | None = Field(default=None, description="whether packed documents do not see one another")
+    isolates: bool | None = Field(default=None, description="whether the model keeps packed documents apart")
     pending: dict[str, str] = Field(default={}, description="why a field is null, by its name")

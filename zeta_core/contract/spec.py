@@ -137,7 +137,10 @@ class TrainerOptions(Sent, Checked):
     max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     mixed_precision: Precision | None = Field(default=None, description="unset: by device")
     compile: bool = False
-    pack: bool = True
+    pack: bool = Field(
+        default=True,
+        description="several documents in one sequence; unset: only where the model keeps them apart",
+    )
     overlong: Literal["error", "truncate", "drop"] | None = Field(
         default=None,
         description="documents longer than seq_len; unset: a conversation is truncated, text goes on in the next one",

@@ -17,7 +17,7 @@ from torch import nn
 
 from zeta_core.objective.isolation import text_config
 
-MOST_VALUES = 20_000_000
+MOST_VALUES = 40_000_000
 SMALL_VOCABULARY = 64
 SMALL_WINDOW = 8
 _WINDOW = re.compile(r"window|attention_chunk|local_attention")
@@ -26,6 +26,7 @@ _HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _NARROW = {
     "head_dim": 8,
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 16),  # sequences are padded to a multiple of it
     **dict.fromkeys(("intermediate_size", "intermediate_size_mlp", "moe_intermediate_size", "ffn_dim"), 64),
     "shared_expert_intermediate_size": 64,
     **dict.fromkeys(("num_local_experts", "num_experts"), 4),
@@ -116,8 +117,11 @@ def _narrower(config: Any) -> Any:
         if not heads:
             continue
         for name, value in {**dict.fromkeys(_WIDTHS, 8 * heads), **_NARROW}.items():
-            if current := _int(part, name):
-                setattr(part, name, min(current, value))
+            current = _int(part, name)
+            if current > value and not isinstance(getattr(type(part), name, None), property):
+                setattr(part, name, value)
+        if inner := _int(part, "mamba_expand") * _int(part, "hidden_size"):  # what the heads of Mamba 2 fill together
+            part.mamba_d_head = max(1, inner // max(1, _int(part, "mamba_n_heads")))
     return small
 
 

@@ -6,6 +6,7 @@ Advice never changes the run. The modules `memory.needs`, `model` and `data.pack
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Facts, Plan
 from zeta_core.train.divergence import Watch
+
+FEW_STEPS = 20  # with fewer optimizer steps, a run is over before the learning rate has warmed up and decayed
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Setup:
         rate = unusual_rate(self.plan.learning_rate, self.plan.optimizer, self.trained, self.num_parameters)
         if rate is not None:
             yield rate
+        yield from self._length()
         yield from self._precision()
         yield from self._positions()
         yield from self._sharing()
@@ -92,7 +96,7 @@ class Setup:
                 else "With pack=False, each sequence contains only one document.",
                 patch=None if computes_loss else {"pack": False},
             )
-        if not self.plan.pack and self.isolation.isolates is False and "pack" not in self.options.model_fields_set:
+        if not self.plan.pack and self.isolation.isolates is False and self.options.pack is None:
             yield Advice(
                 code="documents_not_packed",
                 message=f"{model} {problem}. Each sequence therefore contains one document, and is padded.",
@@ -106,6 +110,20 @@ class Setup:
                 hint="Use pack, or change its forward to return logits.",
                 patch={"pack": True},
             )
+
+    def _length(self) -> Iterator[Advice]:
+        plan = self.plan
+        if plan.epochs is None or plan.total_steps >= FEW_STEPS:
+            return
+        epochs = math.ceil(plan.epochs * FEW_STEPS / plan.total_steps)
+        yield Advice(
+            code="few_steps",
+            message=f"This run has only {plan.total_steps} optimizer step{'' if plan.total_steps == 1 else 's'} "
+            f"(epochs={plan.epochs:g}, global batch {plan.global_batch}), in which a model learns little.",
+            hint=f"Use more data, a smaller batch, or more epochs; {epochs} epochs have about {FEW_STEPS} steps.",
+            patch={"epochs": epochs},
+            evidence={"steps": plan.total_steps, "global_batch_size": plan.global_batch},
+        )
 
     def _precision(self) -> Iterator[Advice]:
         asked, stored = self.plan.mixed_precision, self.located.dtype
@@ -160,19 +178,19 @@ def vocabulary_patch(options: TrainerOptions, model: object, located: Located, n
 
 
 def padding_advice(
-    tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan, isolation: Finding
+    tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan, options: TrainerOptions, isolation: Finding
 ) -> Advice | None:
     """Explain how sequences are padded if the tokenizer has no padding token.
 
     A shorter sequence is filled with ids of real tokens after its last token. Causal attention ignores them, and they
     have no targets, so no new token or embedding row is needed. The model also learns the end of a document, which it
-    does not if the end token is used as padding. Without ``pack``, the advice has a patch if the model can isolate
-    packed documents.
+    does not if the end token is used as padding. If ``pack`` was turned off, the advice has a patch if the model can
+    isolate packed documents.
     """
     masks = loss_of.convention is not Convention.RETURN_LOSS
     if not masks or not sequences.pads or getattr(tokenizer, "pad_token", "") is not None:
         return None
-    fills = not plan.pack and plan.beta is None and bool(isolation.isolates)
+    fills = options.pack is False and plan.beta is None and bool(isolation.isolates)
     return Advice(
         code="tokenizer_without_padding",
         message="The tokenizer has no padding token, and none is needed: the padding of shorter sequences is ignored "

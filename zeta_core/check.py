@@ -33,6 +33,22 @@ from zeta_core.contract.validation import parse
 from zeta_core.failures import is_out_of_memory
 
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
+DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
+# Values of the plan that depend on the data, the device or the day, or are not in the spec's terms.
+_NOT_RESOLVED = frozenset(
+    {
+        "global_batch",
+        "warmup",
+        "data",
+        "eval_data",
+        "total_steps",
+        "total_sequences",
+        "base",
+        "device_kind",
+        "template_date",
+    }
+)
+_BATCH = frozenset({"batch_size", "gradient_accumulate_every", "global_batch_size"})
 _PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
 _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
@@ -161,7 +177,10 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     if spec.max_steps is not None:
         plan = planning.with_length(plan, spec, 1)
     else:
-        pending |= dict.fromkeys(("total_steps", "tokens"), "the data is tokenized when the training starts")
+        pending["total_steps"] = DATA_UNREAD
+    needs_data = spec.batch_size is None and not (facts.from_scratch and plan.pack)
+    if spec.max_steps is None or needs_data:
+        pending["tokens"] = DATA_UNREAD
     stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
 
     try:
@@ -169,13 +188,18 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     except Exception as error:  # noqa: BLE001 - a model may look at numbers that are not there; that is no fault of it
         activations = None
         pending["memory.activations"] = f"this model cannot be run without numbers ({type(error).__name__})"
-    isolates = finding.isolates if spec.pack and spec.method != "dpo" else None
+    isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
 
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
-    resolved = {**defaults.resolve(spec), **_numbers(plan.stored()), "global_batch_size": plan.global_batch}
+    numbers = {**plan.stored(), "global_batch_size": plan.global_batch}
+    left_out = _NOT_RESOLVED | (_BATCH if needs_data else frozenset())
+    if spec.pack is None and plan.pack and not facts.from_scratch:
+        left_out |= {"pack"}
+    known = {name: value for name, value in numbers.items() if name not in left_out}
+    resolved = {**defaults.resolve(spec), **known}
     if not plan.learning_rate:
         resolved["learning_rate"] = None
         pending["learning_rate"] = FOUND_AT_THE_START
@@ -188,18 +212,11 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         vocabulary=Vocabulary(embedding_rows=rows, tokenizer_size=size, fits=None if rows is None else size <= rows),
         isolates=isolates,
         total_steps=plan.total_steps or None,
-        tokens=plan.total_sequences * plan.seq_len or None,
+        tokens=None if needs_data else plan.total_sequences * plan.seq_len or None,
         checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
         + optimizer_bytes(trained_model, trained, plan),
         pending=pending,
     )
-
-
-def _numbers(plan: dict[str, Any]) -> dict[str, Any]:
-    """The values of the plan, without those that depend on the data or are not in the spec's terms."""
-    left_out = {"global_batch", "warmup", "data", "eval_data", "total_steps", "total_sequences", "base"}
-    left_out |= {"device_kind", "template_date"}  # the training may run on another device and day than the check
-    return {name: value for name, value in plan.items() if name not in left_out}
 
 
 def _checkpoint_bytes(model: Any, dtype: Any) -> int:

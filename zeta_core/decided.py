@@ -11,7 +11,7 @@ from zeta_core.contract.spec import Lora, TrainerOptions
 from zeta_core.data.encode import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
-from zeta_core.plan import Plan
+from zeta_core.plan import Facts, Plan
 from zeta_core.report.journal import Report
 
 
@@ -38,9 +38,24 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
         "dtype": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision],
         "dpo": None if plan.beta is None else {"beta": plan.beta},
     }
-    if options.max_steps is None:
-        decided["epochs"] = defaults.epochs(options)
     return decided
+
+
+def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str | None:
+    """One sentence with the defaults that were chosen by the kind of training and the amount of data, and why."""
+    kind = "DPO" if plan.beta is not None else "training from scratch" if facts.from_scratch else "fine-tuning"
+    chosen: list[str] = []
+    if options.epochs is None and plan.epochs is not None:
+        chosen.append(f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'} ({kind})")
+    if options.batch_size is None:
+        num_sequences = facts.cuts[plan.pack].num_sequences
+        reason = kind if facts.from_scratch else f"about 1/{defaults.BATCHES_PER_EPOCH} of {num_sequences:,} sequences"
+        chosen.append(f"a global batch of {plan.global_batch} ({reason})")
+    if options.pack is None and not plan.pack and True in facts.cuts:
+        chosen.append(f"one document per sequence (packed, there would be only {facts.cuts[True].num_sequences:,})")
+    if not chosen:
+        return None
+    return f"Defaults: {'; '.join(chosen)}."
 
 
 def report_resume(report: Report, progress: Progress, plan: Plan, before: dict[str, Any], *, threads_set: bool) -> None:

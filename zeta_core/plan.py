@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from zeta_core.contract import defaults
@@ -12,9 +13,10 @@ from zeta_core.contract.spec import Dpo, Lora, Optimizer, Precision, Schedule, T
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
 
-# Sequences per micro-batch on a CPU. There, the operating system kills a process that runs out of memory, instead of
-# raising an error. This is small enough for any machine that can hold the model, and larger ones are not faster.
-CPU_MICRO_BATCH = 8
+# Limits of a micro-batch on a CPU. There, the operating system kills a process that runs out of memory, instead of
+# raising an error. These are small enough for any machine that can hold the model, and larger ones are not faster.
+CPU_MICRO_BATCH = 8  # sequences
+CPU_ACTIVATION_BYTES = 2 << 30
 
 # These determine the results, so a resumed run must keep them.
 KEPT = (
@@ -72,6 +74,7 @@ class Plan:
     device_kind: str | None  # the devices of this attempt; a later attempt on others emits a warning
     world_size: int
     first_world_size: int  # at the first start, where batch_size x gradient_accumulate_every made the global batch
+    epochs: float | None  # None: max_steps was given
     total_steps: int
     total_sequences: int
     data: str  # fingerprint of the tokens
@@ -105,8 +108,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class CutData:
+    """The number of sequences that the training data is cut into, and the tokens of the longest one."""
+
+    num_sequences: int
+    longest: int
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What the decisions depend on beside the options."""
+    """What the decisions depend on besides the options.
+
+    ``cuts`` describes the training data by whether it is packed; it has one entry if packing is decided already, and
+    none before the data is known.
+    """
 
     world_size: int
     device: str  # "cpu" or "cuda"
@@ -122,7 +137,8 @@ class Facts:
     device_kind: str | None = None
     template_date: str | None = None
     has_adapter: bool = False  # of the model itself, not of the options
-    packs: bool = True  # whether several documents share a sequence unless the options say otherwise
+    packs: bool = True  # whether the model allows several documents in a sequence by default
+    cuts: Mapping[bool, CutData] = field(default_factory=dict[bool, CutData])
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
@@ -133,16 +149,17 @@ def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
 
 
 def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> Plan:
-    """The plan but for its length, which is `with_length`'s. ``stored`` is the plan of the run that is resumed.
+    """The plan without its length, which `with_length` adds. ``stored`` is the plan of the run that is resumed.
 
-    Fields that the caller set must agree with ``stored`` where `KEPT` says so; fields left out take the stored value.
-    Raises `CannotResume` naming the first that does not.
+    Fields that the caller set must agree with ``stored`` if they are in `KEPT`; unset fields take the stored value.
+    Raises `CannotResume` naming the first field that does not agree.
     """
-    batch_size, accumulate, global_batch = _split(options, facts, stored)
+    pack = _packs(options, facts, stored)
+    batch_size, accumulate, global_batch = _split(options, facts, stored, pack=pack)
     wanted = Plan(
         seed=seed_of(options, stored),
         seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
-        pack=_packs(options, facts),
+        pack=pack,
         global_batch=global_batch,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
@@ -161,6 +178,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         device_kind=facts.device_kind,
         world_size=facts.world_size,
         first_world_size=facts.world_size if stored is None else _first_world_size(stored),
+        epochs=defaults.epochs(options, from_scratch=facts.from_scratch and not facts.has_adapter),
         total_steps=0,
         total_sequences=0,
         data=facts.data,
@@ -191,16 +209,25 @@ def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan
     if options.max_steps is not None:
         steps, sequences = options.max_steps, options.max_steps * plan.global_batch
     else:
-        sequences = max(1, round((defaults.epochs(options) or defaults.EPOCHS) * num_sequences))
+        assert plan.epochs is not None
+        sequences = max(1, round(plan.epochs * num_sequences))
         steps = math.ceil(sequences / plan.global_batch)
     eval_steps = plan.eval_steps or (math.ceil(steps / EVALUATIONS) if plan.evaluates else None)
     return replace(plan, total_steps=steps, total_sequences=sequences, eval_steps=eval_steps)
 
 
-def _packs(options: TrainerOptions, facts: Facts) -> bool:
-    if options.method == "dpo":  # each answer has a row of its own
-        return False
-    return options.pack if "pack" in options.model_fields_set else options.pack and facts.packs
+def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> bool:
+    """Whether documents share sequences: as requested, else as stored, else by the model and the amount of data."""
+    if options.method == "dpo":
+        return False  # each answer has a row of its own
+    if options.pack is not None:
+        return options.pack
+    if stored is not None:
+        return bool(stored["pack"])
+    packed, unpacked = facts.cuts.get(True), facts.cuts.get(False)
+    if not facts.packs or packed is None or unpacked is None:
+        return facts.packs
+    return defaults.packs(packed.num_sequences, unpacked.num_sequences, from_scratch=facts.from_scratch)
 
 
 def strategy_of(options: TrainerOptions) -> str:
@@ -209,7 +236,7 @@ def strategy_of(options: TrainerOptions) -> str:
     return "zero" if options.use_deepspeed else "replicated"
 
 
-def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> tuple[int, int, int]:
+def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None, *, pack: bool) -> tuple[int, int, int]:
     """Micro-batch, accumulation and global batch: as given, else as stored, else the default split by device.
 
     With another number of processes than at the first start, the stored global batch is split anew. It need not be a
@@ -227,10 +254,19 @@ def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         return batch_size, math.ceil(share / batch_size), global_batch
     if batch_size is not None and accumulate is not None:
         return batch_size, accumulate, batch_size * accumulate * world_size
-    if stored is not None:
+    if stored is not None and accumulate is None:
         return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"]
-    share = max(1, defaults.GLOBAL_BATCH_SEQUENCES // world_size)
-    batch_size = min(share, _cpu_micro_batch(options, facts)) if facts.device == "cpu" else share
+    cut = facts.cuts.get(pack)
+    global_batch = (
+        defaults.global_batch(None if cut is None else cut.num_sequences, world_size, from_scratch=facts.from_scratch)
+        if stored is None
+        else int(stored["global_batch"])
+    )
+    if accumulate is not None:
+        batch_size = defaults.split_of(global_batch, accumulate, world_size)
+        return batch_size, accumulate, batch_size * accumulate * world_size
+    share = global_batch // world_size
+    batch_size = min(share, _cpu_micro_batch(options, facts, pack=pack)) if facts.device == "cpu" else share
     while share % batch_size:
         batch_size -= 1
     return batch_size, share // batch_size, share * world_size
@@ -240,12 +276,13 @@ def _first_world_size(stored: dict[str, Any]) -> int:
     return int(stored.get("first_world_size", stored["world_size"]))
 
 
-def _cpu_micro_batch(options: TrainerOptions, facts: Facts) -> int:
-    """`CPU_MICRO_BATCH`, or fewer where their activations would take more than half of the memory that is free."""
+def _cpu_micro_batch(options: TrainerOptions, facts: Facts, *, pack: bool) -> int:
+    """The number of sequences whose activations fit into `CPU_ACTIVATION_BYTES` and half of the free memory."""
     seq_len = defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
-    bytes_per_sequence = 4 * seq_len * max(1, facts.values_per_token)
-    fitting = facts.free_bytes // 2 // facts.world_size // bytes_per_sequence
-    return max(1, min(CPU_MICRO_BATCH, fitting))
+    length = facts.cuts[pack].longest if pack in facts.cuts else seq_len
+    bytes_per_sequence = 4 * max(1, length) * max(1, facts.values_per_token)
+    most_bytes = min(CPU_ACTIVATION_BYTES, facts.free_bytes // 2 // facts.world_size)
+    return max(1, min(CPU_MICRO_BATCH, most_bytes // bytes_per_sequence))
 
 
 _OPTION_OF = {

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import JobRow
 from server.submitting.earlier import NEWEST_JOBS
-from zeta_core.contract.defaults import resolve
+from zeta_core.contract.defaults import global_batch, is_from_scratch, resolve, split_of
 from zeta_core.contract.sources import BuiltinSource, FileSource, HubSource, dataset_sources
 from zeta_core.contract.spec import JobSpec
 
@@ -50,9 +50,16 @@ async def find_counted(
 
 
 def steps_of(num_sequences: int, resolved: dict[str, Any]) -> tuple[int, int]:
-    """The steps of all epochs and the sequences in them, as `zeta_core.plan.with_length` counts them."""
+    """The steps of all epochs and their number of sequences, as `zeta_core.plan.with_length` counts them."""
     sequences = max(1, round(float(resolved["epochs"]) * num_sequences))
     return math.ceil(sequences / int(resolved["global_batch_size"])), sequences
+
+
+def global_batch_of(num_sequences: int, spec: JobSpec) -> int:
+    """The default global batch, as `zeta_core.plan.decide` chooses it, if ``batch_size`` is unset."""
+    processes, accumulate = spec.resources.num_processes, spec.gradient_accumulate_every
+    batch = global_batch(num_sequences, processes, from_scratch=is_from_scratch(spec.model))
+    return batch if accumulate is None else split_of(batch, accumulate, processes) * accumulate * processes
 
 
 def _identity(spec: JobSpec, files: dict[str, dict[str, Any]]) -> list[Any] | None:

@@ -14,7 +14,7 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
-from server.submitting.counted import find_counted, steps_of
+from server.submitting.counted import find_counted, global_batch_of, steps_of
 from server.submitting.earlier import find_earlier
 from server.submitting.parameters import count_parameters
 from zeta_core.contract.check import CheckAnswer
@@ -73,11 +73,12 @@ async def _with_earlier_job(service: Service, caller: Caller, spec: JobSpec, kno
     """What is known, and what earlier jobs tell: the data's length, the time of its steps, the memory held."""
     resolved, time, memory = known.resolved_spec, None, known.memory
     async with service.database.read() as session:
-        counted = None if known.steps is not None else await find_counted(session, caller.project, spec, resolved)
+        counted = None if _is_length_known(known) else await find_counted(session, caller.project, spec, resolved)
         if counted is not None:
-            known = _with_count(known, *counted)
+            known = _with_count(known, spec, *counted)
+            resolved = known.resolved_spec
         earlier = await find_earlier(session, service.engine, caller.project, spec, resolved)
-    if known.steps is None:
+    if not _is_length_known(known):
         why = _DATA_UNREAD
     elif spec.resume_from_checkpoint is not None:
         why = _RESUMED
@@ -85,7 +86,7 @@ async def _with_earlier_job(service: Service, caller: Caller, spec: JobSpec, kno
         why = earlier
     else:
         job, device = earlier
-        why, time = None, job.time_of(known.steps * int(resolved["global_batch_size"]), device)
+        why, time = None, job.time_of((known.steps or 0) * int(resolved["global_batch_size"]), device)
     if memory is not None and not isinstance(earlier, str):
         memory = memory.model_copy(update={"measured": earlier[0].measured_memory})
     pending = {name: reason for name, reason in known.pending.items() if name != "time"}
@@ -93,12 +94,21 @@ async def _with_earlier_job(service: Service, caller: Caller, spec: JobSpec, kno
     return known.model_copy(update={"time": time, "memory": memory, "pending": pending})
 
 
-def _with_count(known: Estimate, job_id: str, num_sequences: int) -> Estimate:
-    """What is known, and the steps and tokens of an epoch's sequences as an earlier job counted them."""
-    steps, sequences = steps_of(num_sequences, known.resolved_spec)
-    tokens = sequences * int(known.resolved_spec["seq_len"])
-    pending = {name: why for name, why in known.pending.items() if name not in ("steps", "tokens")}
-    return known.model_copy(update={"steps": steps, "tokens": tokens, "counted_by": job_id, "pending": pending})
+def _is_length_known(known: Estimate) -> bool:
+    return known.steps is not None and known.resolved_spec["global_batch_size"] is not None
+
+
+def _with_count(known: Estimate, spec: JobSpec, job_id: str, num_sequences: int) -> Estimate:
+    """The estimate with the global batch, steps and tokens that follow from an earlier job's number of sequences."""
+    resolved = known.resolved_spec
+    resolved = {**resolved, "global_batch_size": resolved["global_batch_size"] or global_batch_of(num_sequences, spec)}
+    if spec.max_steps is None:
+        steps, sequences = steps_of(num_sequences, resolved)
+    else:
+        steps, sequences = spec.max_steps, spec.max_steps * resolved["global_batch_size"]
+    found: dict[str, Any] = {"steps": steps, "tokens": sequences * int(resolved["seq_len"])}
+    pending = {name: why for name, why in known.pending.items() if name not in found}
+    return known.model_copy(update={**found, "resolved_spec": resolved, "counted_by": job_id, "pending": pending})
 
 
 def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
@@ -152,8 +162,10 @@ def _estimate(spec: JobSpec, resolved: dict[str, Any], parameters: int | None, u
     if resolved["learning_rate"] is None:
         pending["learning_rate"] = FOUND_AT_THE_START
     tokens: int | None = None
-    if spec.max_steps is None or resolved["seq_len"] is None:
-        pending["tokens"] = _DATA_UNREAD if spec.max_steps is None else _MODEL_UNREAD
+    if spec.max_steps is None or resolved["global_batch_size"] is None:
+        pending["tokens"] = _DATA_UNREAD
+    elif resolved["seq_len"] is None:
+        pending["tokens"] = _MODEL_UNREAD
     else:
         tokens = spec.max_steps * int(resolved["global_batch_size"]) * int(resolved["seq_len"])
     memory: Memory | None = None

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.deepspeed import stage_of
-from zeta_core.contract.defaults import batch_split
+from zeta_core.contract.defaults import resolve
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of, shown
@@ -115,7 +115,8 @@ def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
 
 def _changed_global_batch(spec: JobSpec, resolved: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
     """A split with another product. With another number of processes than at the first start, the worker splits."""
-    batch_size, accumulate = batch_split(spec)
+    asked = resolve(spec)
+    batch_size, accumulate = asked["batch_size"], asked["gradient_accumulate_every"]
     then: Any = resolved.get("first_world_size") or (resolved.get("resources") or {}).get("processes")
     processes = spec.resources.processes
     if batch_size is None or accumulate is None or (processes or 1) != (then or 1):

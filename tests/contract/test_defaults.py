@@ -1,10 +1,10 @@
-"""What an unset field means, as far as the spec alone can tell."""
+"""The defaults of unset fields, as far as the spec and the number of sequences determine them."""
 
 from typing import Any
 
 import pytest
 
-from zeta_core.contract.defaults import resolve
+from zeta_core.contract.defaults import global_batch, packs, resolve
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 
@@ -15,10 +15,44 @@ def resolved(**fields: Any) -> dict[str, Any]:
     return resolve(parse(JobSpec, {"model": LLAMA, "dataset": {"builtin": "python-docs"}, **fields}))
 
 
-def test_a_spec_that_says_nothing_is_one_epoch_of_32_sequences_split_by_the_device() -> None:
+def test_training_from_scratch_is_one_epoch_with_a_global_batch_of_32() -> None:
     found = resolved()
     assert (found["epochs"], found["max_steps"]) == (1.0, None)
     assert (found["global_batch_size"], found["batch_size"], found["gradient_accumulate_every"]) == (32, None, None)
+
+
+@pytest.mark.parametrize("model", ["org/name", {"job": "job_0123456789"}, {"file": "file_0123456789"}])
+def test_fine_tuning_is_three_epochs_with_batches_that_depend_on_the_data(model: Any) -> None:
+    found = resolved(model=model)
+    assert found["epochs"] == 3.0
+    assert (found["global_batch_size"], found["batch_size"], found["pack"]) == (None, None, None)
+    found = resolved(model=model, batch_size=2, gradient_accumulate_every=3, pack=True)
+    assert (found["global_batch_size"], found["batch_size"], found["pack"]) == (6, 2, True)
+
+
+def test_dpo_is_one_epoch_and_never_packs() -> None:
+    found = resolved(model="org/name", method="dpo", dataset={"file": "file_01m00000000000000000pairs"})
+    assert (found["epochs"], found["pack"]) == (1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "expected"), [(1, 1), (30, 1), (96, 2), (300, 5), (900, 16), (1500, 24), (3000, 32), (10**6, 32)]
+)
+def test_the_global_batch_of_a_fine_tuning_is_a_64th_of_the_sequences(num_sequences: int, expected: int) -> None:
+    assert global_batch(num_sequences, 1, from_scratch=False) == expected
+    assert global_batch(num_sequences, 1, from_scratch=True) == 32
+
+
+def test_the_global_batch_is_a_multiple_of_the_processes() -> None:
+    assert global_batch(30, 3, from_scratch=False) == 3
+    assert global_batch(3000, 3, from_scratch=False) == 33
+
+
+def test_fine_tuning_packs_unless_that_leaves_few_sequences() -> None:
+    assert packs(64, 1000, from_scratch=False)
+    assert not packs(63, 1000, from_scratch=False)
+    assert packs(2, 2, from_scratch=False), "packing loses nothing"
+    assert packs(2, 1000, from_scratch=True)
 
 
 @pytest.mark.parametrize(

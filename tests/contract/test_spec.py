@@ -28,7 +28,7 @@ def faults_of(patch: dict[str, Any]) -> dict[str, ErrorDetail]:
 def test_the_smallest_spec_has_the_documented_defaults() -> None:
     spec = parse(JobSpec, SMALLEST)
     assert (spec.optimizer, spec.lr_scheduler, spec.warmup_steps, spec.max_grad_norm) == ("adamw", "cosine", 0.03, 1.0)
-    assert (spec.save_total_limit, spec.max_retries, spec.priority, spec.pack) == (3, 3, 0, True)
+    assert (spec.save_total_limit, spec.max_retries, spec.priority, spec.pack) == (3, 3, 0, None)
     assert spec.batch_size is None
     assert spec.learning_rate is None
     assert spec.seed is None

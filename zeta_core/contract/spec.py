@@ -137,9 +137,10 @@ class TrainerOptions(Sent, Checked):
     max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     mixed_precision: Precision | None = Field(default=None, description="unset: by device")
     compile: bool = False
-    pack: bool = Field(
-        default=True,
-        description="several documents in one sequence; unset: only where the model keeps them apart",
+    pack: bool | None = Field(
+        default=None,
+        description="several documents in one sequence; unset: yes, except for fine-tuning on little data, and for "
+        "models that cannot isolate documents",
     )
     overlong: Literal["error", "truncate", "drop"] | None = Field(
         default=None,

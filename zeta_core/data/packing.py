@@ -130,6 +130,14 @@ class Sequences:
         """Tokens of a sequence in its batch; those that are not packed are as long as the longest beside them."""
         return self.seq_len if self.pack else self.num_tokens(np.arange(len(self))) / max(1, len(self))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        if self.pack:
+            return self.seq_len
+        starts, ends = self.spans(np.arange(self._count))
+        return int((ends - starts).max(initial=0))
+
     def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last token of each sequence that is one stretch of tokens."""
         assert self._bins is None, "a filled sequence has several"

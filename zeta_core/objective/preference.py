@@ -56,6 +56,11 @@ class Pairs(Sequences):
         return super().__len__() // 2
 
     @property
+    def longest(self) -> int:
+        """Twice the tokens of the longest answer with its prompt, because a pair has two rows."""
+        return 2 * super().longest
+
+    @property
     def source_bounds(self) -> NDArray[np.int64]:
         return super().source_bounds // 2
 

@@ -23,7 +23,7 @@ from zeta_core.objective.evaluation import hold_out
 from zeta_core.objective.isolation_probe import Finding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
-from zeta_core.plan import Facts, Plan
+from zeta_core.plan import CutData, Facts, Plan
 from zeta_core.run.asked import Run
 from zeta_core.run.inputs import Earlier, Inputs
 from zeta_core.settings import Place
@@ -100,13 +100,19 @@ def decide(
     num_documents = max(data.num_documents for data in (inputs.tokens, inputs.held_out) if data is not None)
     packs = isolation.isolates is not False or isolation.learns_padding or num_documents <= 1
     facts = replace(_facts(run, inputs, model, place), device_kind=device_kind, packs=packs)
-    plan = planning.decide(options, facts, earlier.plan if earlier else None)
+    stored = earlier.plan if earlier else None
+    plan = planning.decide(options, facts, stored)
     check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())
     tokens, held_out = inputs.tokens, inputs.held_out
     if plan.eval_split:
         split = hold_out(tokens, plan.eval_split, plan.seed)
         tokens, held_out = split.train, split.held_out
-    trained_on = _cut(tokens, plan, options)
+    is_decided = stored is not None or facts.from_scratch or isolation.learns_padding
+    ways = _ways_to_cut(tokens, plan, options, is_decided=is_decided)
+    cuts = {pack: CutData(len(data.sequences), data.sequences.longest) for pack, data in ways.items()}
+    facts = replace(facts, cuts=cuts)
+    plan = planning.decide(options, facts, stored)
+    trained_on = ways[plan.pack]
     evaluated = None if held_out is None else _cut(held_out, plan, options)
     if not len(trained_on.sequences):
         raise data_reports.nothing_to_train(tokens, trained_on.sequences)
@@ -131,6 +137,15 @@ def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
         template_date=inputs.started_on.isoformat(),
         has_adapter=carries_adapter(model),
     )
+
+
+def _ways_to_cut(tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_decided: bool) -> dict[bool, Data]:
+    """The sequences, by whether documents share them; of two ways only if the amount of data decides between them."""
+    ways = {plan.pack: _cut(tokens, plan, options)}
+    is_decided |= options.pack is not None or not plan.pack
+    if not is_decided and len(ways[True].sequences) < defaults.BATCHES_PER_EPOCH:
+        ways[False] = _cut(tokens, replace(plan, pack=False), options)
+    return ways
 
 
 def _cut(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:

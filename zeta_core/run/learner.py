@@ -80,7 +80,7 @@ def prepare(
     if plan.beta is not None:
         loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
     loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
-    if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan, decision.isolation):
+    if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan, run.options, decision.isolation):
         report.advise(padding) if padding.patch else report.log(padding.message)
     check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends

@@ -12,7 +12,7 @@ from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import JobStatus
 from zeta_core.data import report as data_reports
-from zeta_core.decided import report_resume, resolved_spec, warn_of_another_device
+from zeta_core.decided import describe_defaults, report_resume, resolved_spec, warn_of_another_device
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -89,6 +89,8 @@ def announced(
         report.log(engine.optimizer_groups)
         if engine.caution is not None:
             report.log(engine.caution)
+        if earlier is None and (chosen := describe_defaults(options, plan, decision.facts)):
+            report.log(chosen)
         data_reports.tell(data, decision.trained_on.tokens, decision.sequences, report)
         if decision.held_out is not None:
             data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from zeta.template_file import template_text
 from zeta_core.contract import availability
+from zeta_core.contract.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.sources import NamedModel
 from zeta_core.contract.spec import TrainerOptions
@@ -22,7 +23,7 @@ from zeta_core.contract.validation import error_of, parse, shown
 
 DEFAULT_OUTPUT_DIR = "zeta_output"
 _SWITCHES = ("use_fsdp", "use_activation_checkpointing", "use_pretokenized", "use_deepspeed")
-_SOURCES = ("dataset", "eval_dataset")
+_SOURCES: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def Trainer(
 
     ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a config (of transformers, or as the
     HTTP spec has it), a hub id or a local directory. The keyword-only extras are those of the HTTP spec: ``dataset``
-    and ``eval_dataset`` (also a path, or several), ``eval_split``, ``lora`` (also True), ``freeze``, ``tokenizer``,
-    ``max_steps``, ``epochs``, ``optimizer`` and the rest of `TrainerOptions`. ``learning_rate`` may be ``"find"``.
-    Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a checkpoint after the current step
-    and then ends the process as it would have.
+    and ``eval_dataset`` (also a path, a `datasets.Dataset` or a `DatasetDict`, or several), ``eval_split``, ``lora``
+    (also True), ``freeze``, ``tokenizer``, ``max_steps``, ``epochs``, ``optimizer`` and the rest of `TrainerOptions`.
+    ``learning_rate`` may be ``"find"``. Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a
+    checkpoint after the current step and then ends the process as it would have.
 
     Raises `InvalidSpec` for an unknown keyword or a bad value, `TrainingFailed` for what only training can find out.
     """
@@ -103,19 +104,38 @@ def Trainer(
         documented["tokenizer"] = tokenizer
         tokenizer = None
     more["chat_template"] = template_text(more.get("chat_template"))
+    notes: list[str] = []
     for name in _SOURCES:
         given = more.get(name)
-        more[name] = [_source(one) for one in given] if isinstance(given, list) else _source(given)
+        if isinstance(given, list):
+            more[name] = [_source(one, name, notes) for one in cast("list[Any]", given)]
+        else:
+            more[name] = _source(given, name, notes)
     if isinstance(more.get("lora"), bool):
         more["lora"] = {} if more["lora"] else None
     options = parse(TrainerOptions, _said({**documented, **more}))
     if faults := availability.faults(options):
         raise error_of(faults)
-    return _train(options, model, tokenizer, _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir))
+    directory = _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir)
+    return _train(options, model, tokenizer, directory, notes)
 
 
-def _source(given: Any) -> Any:
-    return {"path": os.fspath(given)} if isinstance(given, str | os.PathLike) else given
+def _source(given: Any, name: str, notes: list[str]) -> Any:
+    """A source as the spec has it. A dataset of `datasets` becomes a file, which is described in ``notes``."""
+    if isinstance(given, str | os.PathLike):
+        return {"path": os.fspath(cast("str | os.PathLike[str]", given))}
+    is_object = isinstance(given, dict) and not type(given).__module__.startswith("datasets")
+    source = cast("dict[str, Any]", given) if is_object else {"path": given}
+    if type(source.get("path")).__module__.split(".")[0] != "datasets":
+        return given
+    from zeta_core.data.dataset_objects import is_dataset_object, stored_dataset
+    from zeta_core.settings import home
+
+    if not is_dataset_object(source["path"]):
+        return given
+    path, note = stored_dataset(source["path"], home() / "cache", name, _SOURCES[name])
+    notes.append(note)
+    return {**source, "path": str(path)}
 
 
 def _directory(given: object) -> Path:
@@ -146,7 +166,7 @@ def _said(keywords: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path) -> TrainResult:
+def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path, notes: list[str]) -> TrainResult:
     from zeta_core.data.sources import Places
     from zeta_core.report.journal import Console, Report
     from zeta_core.run import Run, execute
@@ -154,6 +174,8 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
 
     here = place()
     report = Report(Console()) if here.is_main else Report()
+    for note in notes:
+        report.log(note)
     if options.dataset is None:
         report.log("No dataset was named: training on the Python language reference (pydoc_data.topics).")
         if options.use_pretokenized:

@@ -21,9 +21,11 @@ from typing import Literal
 
 from zeta_core.contract.formats import ROW_SUFFIXES, TOKEN_SUFFIXES, file_type, listed
 from zeta_core.contract.printable import printable
+from zeta_core.contract.strict_json import JsonFault, read_json
 
 Split = Literal["train", "held_out"]
 
+SAVED_STATE, MAX_STATE_BYTES = "state.json", 1 << 20  # in a folder of `Dataset.save_to_disk`
 SHOWN_NAMES = 10  # shown of the used files, and of the skipped entries for each reason
 
 # As whole words, as `datasets` finds splits by name (NON_WORDS_CHARS in src/datasets/data_files.py).
@@ -167,6 +169,7 @@ class _Search:
     boundary: Path | None
     used: list[Path] = field(default_factory=list[Path])
     skipped: list[Skipped] = field(default_factory=list[Skipped])
+    _saved: frozenset[str] | None = None
 
     def run(self) -> None:
         seen: set[tuple[int, int]] = {_identity(self.folder.stat())}
@@ -180,6 +183,7 @@ class _Search:
                     raise
                 self._skip(above, f"cannot be read: {error.strerror}", is_folder=True)
                 continue
+            self._saved = _files_of_saved_dataset(at)
             for entry in entries:
                 names = (*above, entry.name)
                 if self._enters(entry, names):
@@ -224,6 +228,8 @@ class _Search:
             return f"not one of {listed(self.suffixes)}"
         if not stat.S_ISREG(mode):
             return "not a regular file"
+        if self._saved is not None and entry.name.endswith(".arrow") and entry.name not in self._saved:
+            return "not a file of the saved dataset"
         return "empty" if entry.stat().st_size == 0 else None
 
     def _applies(self, rule: re.Pattern[str], name: str) -> bool:
@@ -263,6 +269,21 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
     return bool(names) and fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
+def _files_of_saved_dataset(folder: Path) -> frozenset[str] | None:
+    """The Arrow files that `Dataset.save_to_disk` wrote to this folder; ``None`` if it did not write it."""
+    state = folder / SAVED_STATE
+    try:
+        if not state.is_file() or state.stat().st_size > MAX_STATE_BYTES:
+            return None
+        content = read_json(state.read_bytes())
+    except (OSError, JsonFault):
+        return None
+    files = content.get("_data_files") if isinstance(content, dict) else None
+    if not isinstance(files, list):
+        return None
+    return frozenset(str(file.get("filename")) for file in files if isinstance(file, dict))
 
 
 def _leads_out_of(boundary: Path, link: os.DirEntry[str]) -> bool:

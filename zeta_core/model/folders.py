@@ -121,10 +121,26 @@ def hub_copy(name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, w
         raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a Hub id org/name.") from error
     except Exception as error:
         here = "is not a local directory, and " if places.any_path else ""
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the Hub: {reason:.300}") from error
+        raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the Hub: {_hub_fault(error)}") from error
     # A snapshot consists of links to the repository's blobs in a sibling folder.
     return folder_copy(path, name, places, cache, on_ignored, roots=(path.parent.parent / "blobs",)), path.name
+
+
+def _hub_fault(error: Exception) -> str:
+    """Why the Hub did not provide a repository, and what the user can do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    if isinstance(error, GatedRepoError):
+        return f"access to it must be requested on its page, and HF_TOKEN must be set to a token of that user ({first})"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"it does not exist, or it is private and HF_TOKEN is not set to a token with access ({first:.200})"
+    if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, HfHubHTTPError):
+        return (
+            f"the Hub cannot be reached, and the files are not in the local cache ({first:.200}); check the network "
+            "connection, HF_ENDPOINT and HF_HUB_OFFLINE, or use a local copy of the model"
+        )
+    return f"{first:.300}"
 
 
 def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: Places) -> None:

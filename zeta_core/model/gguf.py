@@ -6,6 +6,7 @@ still says that the model is quantised (transformers 5.23); so that is taken out
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ def load_gguf(path: Path, name: str) -> nn.Module:
                 setattr(part, buffer, value)
         model.generation_config = read.generation_config
     except Exception as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable(path, name, error) from error
     return cast(nn.Module, model)
 
 
@@ -50,10 +51,24 @@ def gguf_tokenizer(path: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:
-        raise _unreadable(path.name, error) from error
+        raise _unreadable(path, path.name, error) from error
 
 
-def _unreadable(name: str, error: Exception) -> InvalidModel:
+def _is_truncated(path: Path) -> bool:
+    """Whether the header of the file describes more than the file contains."""
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)
+    except (ValueError, IndexError, OverflowError, struct.error):
+        return True
+    return False
+
+
+def _unreadable(path: Path, name: str, error: Exception) -> InvalidModel:
     if isinstance(error, ImportError):
         return InvalidModel(f"{name} is a GGUF file, which the package gguf reads; install it: pip install gguf")
-    return InvalidModel(f"The GGUF model {name} cannot be read: {type(error).__name__}: {str(error)[:300]}")
+    reason = f"{type(error).__name__}: {str(error)[:300]}"
+    if _is_truncated(path):
+        reason += ". The file is probably truncated; compare its size with the original, and download it again."
+    return InvalidModel(f"The GGUF model {name} cannot be read: {reason}")

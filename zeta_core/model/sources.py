@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +24,7 @@ from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.layout import MANIFEST_NAME, MERGED_NAME, checkpoint_key
 from zeta_core.contract.model_files import InvalidModelFiles, clean_config
 from zeta_core.contract.model_files.faults import Place
+from zeta_core.contract.signatures import FIRST_BYTES, is_lfs_pointer
 from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
@@ -165,7 +167,35 @@ def locate_tokenizer(
             return ByT5Tokenizer.from_pretrained(directory)
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        raise InvalidModel(f"The tokenizer in {directory.name} cannot be loaded: {error}") from error
+        reason = _lfs_fault(directory) or _missing_package(directory) or f"cannot be loaded: {error}"
+        raise InvalidModel(f"The tokenizer in {directory.name} {reason}") from error
+
+
+def _lfs_fault(directory: Path) -> str | None:
+    """The fault of a folder with a Git LFS pointer in the place of a file, which libraries report as damaged."""
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.stat().st_size < FIRST_BYTES and is_lfs_pointer(file.read_bytes()):
+            return (
+                f"cannot be loaded, because {file.name} is a Git LFS pointer and not the file itself; download the "
+                "files with `git lfs pull`."
+            )
+    return None
+
+
+def _missing_package(directory: Path) -> str | None:
+    """The fault of a tokenizer that only consists of a SentencePiece model, such as Llama 2's original one."""
+    if find_spec("sentencepiece") is not None or (directory / "tokenizer.json").is_file():
+        return None
+    for file in sorted(directory.iterdir()):
+        if file.suffix in (".model", ".spm") and file.is_file():
+            with file.open("rb") as opened:
+                is_protobuf = opened.read(1) == b"\x0a"  # tiktoken's files are text
+            if is_protobuf:
+                return (
+                    f"is a SentencePiece model ({file.name}), which requires the package sentencepiece; install it: "
+                    "pip install sentencepiece"
+                )
+    return None
 
 
 def _is_byte_level(directory: Path) -> bool:
@@ -333,7 +363,7 @@ def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = tor
             output_loading_info=True,
         )
     except Exception as error:
-        raise InvalidModel(f"The model {name} cannot be loaded: {error}") from error
+        raise InvalidModel(f"The model {name} {_lfs_fault(directory) or f'cannot be loaded: {error}'}") from error
     model, about = loaded
     missing = sorted(about["missing_keys"])
     if missing:

@@ -27,6 +27,7 @@ from zeta_core.contract.model_files.values import (
     looks_like_a_path,
     names_a_file,
 )
+from zeta_core.contract.signatures import FIRST_BYTES, is_lfs_pointer
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".gguf")
@@ -53,6 +54,7 @@ def check_archive(path: Path, filename: str) -> None:
     for name in files.sizes:
         if _is_hidden(name):
             continue
+        refuse_lfs_pointer(files, name)
         suffix = PurePosixPath(name).suffix.lower()
         if suffix == ".json":
             cleaned_json(files, name, "upload")
@@ -101,6 +103,7 @@ def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool
             continue
         if _is_adapter_beside_model(path, files):
             continue
+        refuse_lfs_pointer(files, name)
         if path.suffix == ".json" and path.name != INDEX:
             content = cleaned_json(files, name, origin)
             if content is not None or path.name in (*_DATA_JSON, "tokenizer.json"):
@@ -165,6 +168,18 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[
         unread = parse_any(content, label, allow_duplicate_names=lenient)
         _check_unread(cast("dict[str, Any]", unread) if isinstance(unread, dict) else {path.stem: unread}, place)
     return None
+
+
+def refuse_lfs_pointer(files: ModelFiles, name: str) -> None:
+    """Raise `InvalidModelFiles` for a Git LFS pointer in the place of a file."""
+    if files.sizes[name] >= FIRST_BYTES:
+        return
+    with files.open(name) as stream:
+        if is_lfs_pointer(stream.read()):
+            raise InvalidModelFiles(
+                f"{files.name}: {name} is a Git LFS pointer and not the file itself; download the files of the model "
+                "with `git lfs pull`."
+            )
 
 
 def check_weights(files: ModelFiles, name: str) -> None:

@@ -26,6 +26,8 @@ _PARTS = (
 _LOOKS_LIKE_PROMPT = re.compile(rf"(?:{_QUALIFIERS}_)?{_PARTS}(?:_(?:text|content|messages?|prompts?|history))?")
 _LOOKS_LIKE_MASK = re.compile(r"labels|(?:.*_)?masks?")
 _MOST_NAMES = 12
+# The format of the shapes that a user may mean who names the columns of a format.
+_SHAPES_FOR = {"prompt_completion": "messages", "text": "messages", "preference": "preference"}
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,27 @@ def lost_column(row: Row, used: Mapping[str, str]) -> str | None:
     return None
 
 
-def explain_lost(name: str, layout: Layout, used: Mapping[str, str], at: str) -> str:
-    """What is wrong with a row whose column is not used, and what the user can paste; ``at`` is the source's field."""
+def explain_lost(name: str, row: Row, layout: Layout, used: Mapping[str, str], at: str) -> str:
+    """What is wrong with a row whose column ``name`` is not used, and what the user can paste.
+
+    ``at`` is the field of the source in the spec.
+    """
     kind = layout.row_format if layout.shape is None else f"{layout.shape.name}"
     is_mask = _LOOKS_LIKE_MASK.fullmatch(normalized(name)) or normalized(name) == "label"
     role = "a mask or label" if is_mask else "a part of the prompt"
     standard = _standard_name(name, layout, used)
+    shape = None if layout.shape is not None else shape_of(row, [_SHAPES_FOR.get(layout.row_format, "")])
     cures = [f"--set '{at}.columns.{standard}={name}' to use it as {standard!r}"] if standard else []
     cures.append(f"--set '{at}.drop_columns=[{name}]' to train without it")
+    if shape is not None and name in shape.columns_of(row).values():
+        settings = f"--set '{at}.columns={{}}' --set '{at}.format={shape.row_format}'"
+        cures.append(f"{settings} to use all columns of {shape.name} rows")
+    elif not standard and not is_mask:
+        cures.append("put its text into the used columns")
     names = ", ".join(list(used.values())[:_MOST_NAMES])
     return (
         f"has the column {name!r}, which looks like {role} but is not used: {kind} rows use {names}. Add "
-        f"{', or '.join(cures)}" + ("." if standard or is_mask else "; to use it, put its text into the used columns.")
+        f"{', or '.join(cures)}."
     )
 
 

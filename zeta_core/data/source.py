@@ -97,7 +97,7 @@ class Source:
         if fault := fault_in(present, layout.row_format, columns, self.drop_fields):
             raise self._invalid(row, fault)
         if layout.row_format != "tokens" and (lost := lost_column(row.fields, used)):
-            raise self._invalid(row, explain_lost(lost, layout, used, self.at), code="unused_column")
+            raise self._invalid(row, explain_lost(lost, row.fields, layout, used, self.at), code="unused_column")
         return {name: present.get(column_in(present, name, columns)) for name in COLUMNS[layout.row_format]}
 
     def prepared(self, row: Row) -> Row:

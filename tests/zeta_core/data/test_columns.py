@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,15 @@ def test_a_lost_part_of_the_prompt_is_an_error_with_a_cure(
     assert changed.pop("file") == "rows.jsonl"
     columns = {**source.get("columns", {}), **changed.pop("columns", {})}
     assert tokens_of([row, row], tmp_path, method, columns=columns, **changed).num_documents >= 2
+
+
+def test_all_columns_of_a_shape_are_used_with_the_printed_settings(tmp_path: Path) -> None:
+    row = {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
+    with pytest.raises(InvalidData) as caught:
+        tokens_of([row], tmp_path, columns={"prompt": "instruction", "completion": "output"})
+    settings = re.findall(r"--set '([^']*)'", str(caught.value).split(", or ")[-1])
+    changed = apply_settings({"dataset": {"columns": {"prompt": "instruction"}}}, settings)["dataset"]
+    assert "Guten Tag" in texts_of(tokens_of([row], tmp_path, **changed))[0]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ ROOMS = (
             | {"pydantic", "huggingface_hub", "filelock"}
             | {"mlflow"}  # where a run reports to it; to the other trackers accelerate speaks
             | {"bitsandbytes"}  # where a base is held in 4 bits
+            | {"gguf"}  # the header of a GGUF file
         ),
         never=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"}),
     ),

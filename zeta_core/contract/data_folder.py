@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from zeta_core.contract.formats import ROW_SUFFIXES, TOKEN_SUFFIXES, file_type, listed
+from zeta_core.contract.formats import ROW_SUFFIXES, TOKEN_SUFFIXES, file_type
 from zeta_core.contract.printable import printable
 from zeta_core.contract.strict_json import JsonFault, read_json
 
@@ -225,7 +225,7 @@ class _Search:
         if is_folder:
             return None
         if file_type(entry.name).suffix not in self.suffixes:
-            return f"not one of {listed(self.suffixes)}"
+            return f"not one of {', '.join(self.suffixes)}"
         if not stat.S_ISREG(mode):
             return "not a regular file"
         if self._saved is not None and entry.name.endswith(".arrow") and entry.name not in self._saved:

@@ -44,6 +44,7 @@ class Progress:
     loss_sum: float = 0.0
     num_targets: int = 0
     train_seconds: float = 0.0  # without evaluations
+    inherited_seconds: float = 0.0  # of them, those of the run in another directory that this one continues
     evaluated_step: int = 0  # after which the run was last evaluated
     eval_loss: float | None = None
     best_step: int | None = None

@@ -61,6 +61,6 @@ class Outcome:
             eval_loss=done.eval_loss,
             best_checkpoint=None if done.best_step is None else "best",
             tokens=done.tokens,
-            train_seconds=round(done.train_seconds, 3),
+            train_seconds=round(done.train_seconds - done.inherited_seconds, 3),
             memory=None if done.memory is None else MemoryParts.model_validate(done.memory),
         )

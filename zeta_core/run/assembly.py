@@ -57,8 +57,8 @@ def reference_for(
     return reference
 
 
-def begin_or_go_on(engine: Engine, earlier: Earlier | None, plan: Plan, place: Place) -> Progress:
-    """Seed this rank; where a checkpoint is gone on from, give back the optimizer's state and the random states."""
+def begin_or_resume(run: Run, engine: Engine, earlier: Earlier | None, plan: Plan, place: Place) -> Progress:
+    """Seed this rank; if a checkpoint is resumed, restore the optimizer's state and the random states."""
     states.seed_everything(plan.seed, place.rank)
     if earlier is None:
         return Progress()
@@ -68,6 +68,8 @@ def begin_or_go_on(engine: Engine, earlier: Earlier | None, plan: Plan, place: P
         states.restore_random(stored.random[place.rank])
     else:
         states.seed_everything(plan.seed, place.rank, stored.progress.step)
+    if earlier.checkpoint.directory.parent.resolve() != run.output_dir.resolve():
+        stored.progress.inherited_seconds = stored.progress.train_seconds
     return stored.progress
 
 

@@ -24,7 +24,7 @@ from zeta_core.parallel.surroundings import compute_with, deterministic_kernels,
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 from zeta_core.run.asked import Outcome, Run
-from zeta_core.run.assembly import begin_or_go_on, best_elsewhere, engine_of, evaluator_of, reference_for
+from zeta_core.run.assembly import begin_or_resume, best_elsewhere, engine_of, evaluator_of, reference_for
 from zeta_core.run.decision import Decision, build_model, decide, isolation_of
 from zeta_core.run.inputs import find_earlier, read
 from zeta_core.run.learner import Learner, prepare, setup_of
@@ -89,7 +89,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         trained = copy.deepcopy(model) if apart else model
         engine = stack.enter_context(engine_of(trained, run, plan, processes, report))
         reference = reference_for(engine, learner.loss_of, decision, earlier, report)
-        progress = begin_or_go_on(engine, earlier, plan, place)
+        progress = begin_or_resume(run, engine, earlier, plan, place)
         evaluator = evaluator_of(run, inputs, decision, engine, learner, report)
         stack.enter_context(
             announced(run, run_id, decision, learner, engine, progress, earlier, report, threads_set=threads_set)

@@ -78,6 +78,8 @@ def open_sources(
 def _as_requested(opened: Source, source: DatasetSource, number: int) -> Source:
     """An opened source with the settings of the spec that do not depend on its kind."""
     fingerprint = opened.fingerprint
+    if source.drop_columns:
+        fingerprint += f" without columns {json.dumps(sorted(set(source.drop_columns)))}"
     if source.drop_fields:
         fingerprint += f" without {json.dumps(sorted(set(source.drop_fields)))}"
     if source.allow_control_tokens:

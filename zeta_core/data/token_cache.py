@@ -229,6 +229,7 @@ def _write(
             if supervised or ids_given:
                 mask.write(learned_N.tobytes())
     written.check_masks()
+    written.check_dropped_columns()
     if written.num_tokens < 2 or written.blank:
         names = ", ".join(source.name for source in sources)
         if written.num_untrained:
@@ -360,6 +361,14 @@ class _Written:
                 name, row = columns.inconsistent
                 raise InvalidData(
                     f"{source.place(row)}: has no {name!r}, which other rows have; add it to every row, or to none."
+                )
+
+    def check_dropped_columns(self) -> None:
+        """Raise `InvalidData` if ``drop_columns`` names a column that no row has, such as a misspelt one."""
+        for source in self._sources:
+            if missing := sorted(source.drop_columns - self._unused_columns.keys()):
+                raise InvalidData(
+                    f"{source.at}.drop_columns names {missing[0]!r}, which no row has; correct the name, or remove it."
                 )
 
     def report_progress(self, share: float) -> None:

@@ -178,6 +178,13 @@ def test_empty_and_repeated_columns_are_not_lost(row: dict[str, Any], tmp_path: 
     assert tokens_of([row, row], tmp_path).num_documents == 2
 
 
+def test_a_dropped_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    rows = [PAIR, {**PAIR, "system": "Be brief."}]
+    assert tokens_of(rows, tmp_path, drop_columns=["system"]).unused_columns == ("system",)
+    with pytest.raises(InvalidData, match=r"dataset\.drop_columns names 'sytem', which no row has"):
+        tokens_of(rows, tmp_path, drop_columns=["system", "sytem"])
+
+
 def test_other_columns_are_named_once(tmp_path: Path) -> None:
     rows = [{"text": "one", "id": 1}, {"text": "two", "id": 2, "source": "web"}, {"text": "three", "score": None}]
     assert tokens_of(rows, tmp_path).unused_columns == ("id", "source", "score")

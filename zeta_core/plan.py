@@ -34,6 +34,7 @@ KEPT = (
     "strategy",
     "use_activation_checkpointing",
     "compile",
+    "group_by",  # before the data, which it also changes
     "data",
     "eval_data",
     "eval_split",
@@ -81,6 +82,7 @@ class Plan:
     template_date: str | None  # the date that a chat template renders; None: unknown, or not needed
     eval_data: str | None  # that of the tokens of eval_dataset
     eval_split: float | None
+    group_by: str | None  # the column of groups that eval_split keeps together
     eval_steps: int | None  # None: nothing is evaluated
     early_stopping_patience: int | None
     lora: dict[str, Any] | None  # what the adapter is; whether it is also saved merged is no matter of the training
@@ -185,6 +187,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         template_date=facts.template_date,
         eval_data=facts.eval_data,
         eval_split=options.eval_split or None,
+        group_by=options.group_by,
         eval_steps=options.eval_steps,
         early_stopping_patience=options.early_stopping_patience,
         lora=None if options.lora is None else _adapter_settings(options.lora),

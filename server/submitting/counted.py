@@ -22,7 +22,7 @@ from zeta_core.contract.sources import BuiltinSource, FileSource, HubSource, dat
 from zeta_core.contract.spec import JobSpec
 
 # What decides, beside the data and the tokenizer, how many sequences there are.
-_CUT = ("method", "pack", "overlong", "train_on", "use_pretokenized", "eval_split")
+_CUT = ("method", "pack", "overlong", "train_on", "use_pretokenized", "eval_split", "group_by")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 

@@ -104,6 +104,8 @@ OTHER_NAMES: dict[str, str] = {
     "eval_strategy": "eval_steps",
     "eval_every": "eval_steps",
     "validation_split": "eval_split",
+    "group_column": "group_by",
+    "group_by_column": "group_by",
     "val_size": "eval_split",
     "val_dataset": "eval_dataset",
     "validation_dataset": "eval_dataset",

@@ -148,6 +148,10 @@ class TrainerOptions(Sent, Checked):
     )
     eval_dataset: Dataset | None = None
     eval_split: float | None = Field(default=None, ge=0, le=0.5)
+    group_by: Annotated[str, Field(min_length=1, max_length=1000)] | None = Field(
+        default=None,
+        description="a column of the data: eval_split holds out all rows with the same value, or none of them",
+    )
     eval_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     early_stopping_patience: int | None = Field(default=None, ge=1)
     lora: Lora | None = None
@@ -265,6 +269,8 @@ class TrainerOptions(Sent, Checked):
                     yield _fault("train_on", self.train_on, f"{row_format} has no turns; use 'all', or leave it out")
 
     def _evaluation_faults(self) -> Iterator[ErrorDetail]:
+        if self.group_by is not None and not self.eval_split:
+            yield _fault("group_by", self.group_by, "it keeps groups together when eval_split divides the data; set it")
         if self.eval_dataset is not None or self.eval_split:
             return
         cure = "there is nothing to evaluate on; give eval_split or eval_dataset, too"

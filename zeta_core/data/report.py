@@ -9,6 +9,7 @@ from zeta_core.contract.events import LogLine
 from zeta_core.contract.printable import printable
 from zeta_core.data.packing import Fit, Sequences
 from zeta_core.data.sampler import Mixture, sampler_of
+from zeta_core.data.split import Overlap, Units
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.plan import Plan
@@ -158,6 +159,25 @@ def _tell_turns(tokens: TokenFile, report: Report) -> None:
 def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Report) -> None:
     """A warning of what is too long to be evaluated on whole."""
     _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
+
+
+def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Report) -> None:
+    """Report the size of the held-out part, and a warning for rows that are trained on and evaluated."""
+    if eval_split:
+        rows = len(Units.of(held_out).first_U)
+        copies = f", {overlap.num_duplicates:,} of them copies" if overlap.num_duplicates else ""
+        report.log(f"Held out by eval_split: {rows:,} row{'' if rows == 1 else 's'}{copies}.")
+    if overlap.num_removed:
+        report.log(
+            f"{overlap.num_removed:,} documents of held-out conversations are not evaluated, because conversations "
+            "that are trained on contain the same turns."
+        )
+    if overlap.num_trained:
+        report.warn(
+            "evaluated_on_training_data",
+            f"eval_dataset contains {overlap.num_trained:,} exact copies of rows that are trained on, so its loss is "
+            "too low; remove them from one of the two.",
+        )
 
 
 def _tell_fit(fit: Fit, documents: str, used: str, report: Report) -> None:

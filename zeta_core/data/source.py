@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -44,10 +45,15 @@ class Source:
     allow_control_tokens: bool = False  # whether control tokens in texts are encoded as such
     drop_columns: frozenset[str] = frozenset()  # columns that are not used although they look like a prompt or mask
     at: str = "dataset"  # the field of the spec, for messages
+    group_by: str | None = None  # the column whose values are groups of rows that are held out together
 
     def units(self) -> Iterator[Unit]:
         """Read the rows, with the columns that are required."""
-        return self.read(lambda names: columns_to_read(names, self.layout, self.columns, self.drop_columns))
+        return self.read(self._columns_to_read)
+
+    def _columns_to_read(self, names: Sequence[str]) -> list[str]:
+        wanted = {*columns_to_read(names, self.layout, self.columns, self.drop_columns), self.group_by}
+        return [name for name in names if name in wanted]
 
     @property
     def shape(self) -> str:
@@ -108,11 +114,22 @@ class Source:
         lists = {self.columns.get(name, name) for name in JSON_LISTS} & kept.keys()
         return replace(row, fields=kept | {name: parsed_list(kept[name]) for name in lists})
 
+    def group(self, row: Row) -> int:
+        """A hash of the row's value of ``group_by``, or 0 without it. Raises `InvalidData` if there is no value."""
+        if self.group_by is None or not isinstance(cast(object, row.fields), Mapping):
+            return 0
+        value = row.fields.get(self.group_by)
+        if not isinstance(value, str | int | float) or value == "":
+            found = ", ".join(sorted(str(name) for name in row.fields)[:8]) or "none"
+            fault = f"has no text or number in {self.group_by!r}, which group_by names (columns: {found})."
+            raise self._invalid(row, fault)
+        return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little")
+
     def unused_columns(self, row: Row) -> Iterator[str]:
         """The columns of a row that are not used, including those that were not read."""
         yield from row.unread
         if self.layout is not None:
-            used = set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
+            used = {self.group_by} | set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
             yield from (str(name) for name in row.fields if name and name not in used)
 
     def _invalid(self, row: Row, fault: str, code: str | None = None) -> InvalidData:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from zeta_core.contract.events import ProgressLine
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Limits
-from zeta_core.data.encode import Encoded, Encoder, content_hash, without_default
+from zeta_core.data.encode import Encoded, Encoder, bytes_hash, without_default
 from zeta_core.data.flat_files import flat_tokens
 from zeta_core.data.source import Source
 from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
@@ -41,7 +41,7 @@ from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 SECONDS_BETWEEN_LINES = 1.0
 
 
@@ -66,6 +66,8 @@ def prepare_tokens(
     today = today or datetime.now(UTC).date()
     if any(source.flat is not None for source in sources):
         _refuse_method(["tokens"], method)
+        if any(source.group_by is not None for source in sources):
+            raise InvalidData("group_by names a column, but flat files of ids have none; leave it out.")
         if train_on not in (None, "all"):
             raise InvalidData(
                 f"train_on is {train_on!r}, but flat files of ids do not mark what is trained on; leave it out, or "
@@ -83,6 +85,8 @@ def prepare_tokens(
     }
     if any(source.row_format == "tokens" for source in detected):
         about["masks"] = MASKS
+    if any(source.group_by is not None for source in detected):
+        about["group_by"] = [source.group_by for source in detected]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     directory = cache / f"tokens-{key}"
     found = _read(directory, key)
@@ -172,10 +176,13 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         if any(size and (directory / name).stat().st_size != size for name, size in files.items()):
             return None
         offsets = np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False)
-        rows = np.load(directory / "rows.npy", mmap_mode="r", allow_pickle=False)
+        rows, hashes, groups = (
+            np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("rows", "hashes", "groups")
+        )
     except (OSError, ValueError, KeyError):
         return None
-    if len(offsets) != meta["num_documents"] + 1 or len(rows) != meta["num_documents"]:
+    if len(offsets) != meta["num_documents"] + 1 or {len(rows), len(hashes)} != {meta["num_documents"]}:
         return None
     supervised = np.memmap(directory / "supervised.bin", np.bool_, "r") if meta["supervised"] else None
     tokens = TokenFile(
@@ -185,6 +192,8 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         fingerprint=key,
         supervised=supervised,
         rows=cast("NDArray[np.int64]", rows),
+        hashes=cast("NDArray[np.uint64]", hashes),
+        groups=cast("NDArray[np.uint64]", groups) if len(groups) else None,
         origins=tuple(Origin(**origin) for origin in meta["origins"]),
         num_duplicates=meta["num_duplicates"],
         num_empty=meta["num_empty"],
@@ -243,6 +252,9 @@ def _write(
         (aside / "supervised.bin").unlink()
     np.save(aside / "offsets.npy", written.offsets)
     np.save(aside / "rows.npy", written.rows)
+    np.save(aside / "hashes.npy", written.hashes)
+    grouped = any(source.group_by is not None for source in sources)
+    np.save(aside / "groups.npy", written.groups if grouped else np.empty(0, np.uint64))
     meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **written.meta()}
     (aside / "meta.json").write_text(json.dumps(meta))
     for file in aside.iterdir():
@@ -264,6 +276,7 @@ class _Written:
         self._reported_at = time.monotonic()
         self._open_length = self._open_hash = 0
         self._hashes: list[NDArray[np.uint64]] = []
+        self._groups: list[NDArray[np.uint64]] = []
         self._documents = [0] * len(sources)
         self._largest = 0
         self._num_empty = self._num_split = self._num_control_tokens = self._num_unused_ends = 0
@@ -290,7 +303,8 @@ class _Written:
             learned_N[starts[1:] if self._open_length else starts] = False
         if encoded.ends_D.all() and not self._open_length:
             full = encoded.lengths_D > 0
-            self._take(encoded.lengths_D[full], encoded.rows_D[full], encoded.hashes_D[full])
+            each = encoded.lengths_D, encoded.rows_D, encoded.hashes_D, encoded.groups_D
+            self._take(*(array[full] for array in each))
             self._num_empty += int((~full).sum())
         else:
             self._add_pieces(encoded)
@@ -321,19 +335,20 @@ class _Written:
         for length, ends, row, digest in zip(
             encoded.lengths_D.tolist(), encoded.ends_D, encoded.rows_D.tolist(), encoded.hashes_D.tolist(), strict=True
         ):
-            self._open_hash = digest if not self._open_length else content_hash(b"%d %d" % (self._open_hash, digest))
+            self._open_hash = digest if not self._open_length else bytes_hash(b"%d %d" % (self._open_hash, digest))
             self._open_length += length
             if ends and self._open_length:
-                whole = (np.array([self._open_length]), np.array([row]), np.array([self._open_hash], dtype=np.uint64))
-                self._take(*whole)
+                digests = np.array([self._open_hash], dtype=np.uint64)
+                self._take(np.array([self._open_length]), np.array([row]), digests, np.zeros_like(digests))
             self._num_empty += bool(ends and not self._open_length)
             if ends:
                 self._open_length = 0
 
-    def _take(self, lengths: NDArray[np.int64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
+    def _take(self, lengths: NDArray[Any], rows: NDArray[Any], hashes: NDArray[Any], groups: NDArray[Any]) -> None:
         self._lengths.append(lengths)
         self._rows.append(rows)
         self._hashes.append(hashes)
+        self._groups.append(groups)
         self.num_documents += len(lengths)
 
     @property
@@ -343,6 +358,14 @@ class _Written:
     @property
     def rows(self) -> NDArray[np.int64]:
         return np.concatenate(self._rows).astype(np.int64)
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        return np.concatenate(self._hashes)
+
+    @property
+    def groups(self) -> NDArray[np.uint64]:
+        return np.concatenate(self._groups)
 
     @property
     def masked(self) -> bool:
@@ -377,7 +400,7 @@ class _Written:
         self._report.write(line)
 
     def meta(self) -> dict[str, Any]:
-        hashes = np.concatenate(self._hashes)
+        hashes = self.hashes
         if any(source.row_format == "preference" for source in self._sources):
             hashes = hashes[::2] ^ (hashes[1::2] * np.uint64(3))  # a pair is one sample
         origins: Iterable[Origin] = (

@@ -66,6 +66,8 @@ class TokenFile:
     fingerprint: str
     supervised: NDArray[np.bool_] | None = None
     rows: NDArray[np.int64] | None = None
+    hashes: NDArray[np.uint64] | None = None  # of the ids of each document
+    groups: NDArray[np.uint64] | None = None  # of the value of group_by of each document
     origins: tuple[Origin, ...] = ()
     num_duplicates: int | None = None
     num_empty: int = 0
@@ -143,6 +145,8 @@ class TokenFile:
             offsets=offsets,
             fingerprint=fingerprint,
             rows=None if self.rows is None else self.rows[owner],
+            hashes=None if self.hashes is None else self.hashes[owner],
+            groups=None if self.groups is None else self.groups[owner],
             origins=tuple(
                 replace(origin, num_documents=int(count)) for origin, count in zip(self.origins, taken, strict=True)
             ),

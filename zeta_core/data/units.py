@@ -31,6 +31,7 @@ class Row:
     ends_document: bool = True
     begins_document: bool = True
     unread: tuple[str, ...] = ()  # the columns of a table that were not read
+    group: int = 0  # a hash of the value of ``group_by``
 
 
 # Chooses the columns to read from the names of all columns of a table.

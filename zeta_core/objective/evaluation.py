@@ -6,12 +6,9 @@ random states and the model's modes are put back, so that a run with evaluations
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +20,6 @@ from zeta_core.checkpoint.state import Progress, perplexity
 from zeta_core.contract.events import ProgressLine
 from zeta_core.contract.job import STOP_ACTIONS, StopAction
 from zeta_core.data.packing import Sequences
-from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.loss import LossOf
 from zeta_core.objective.preference import rewards_of
@@ -33,73 +29,6 @@ from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 
 _STOP_LOOKS = 16  # micro-batches between two looks at whether the run is to stop
-_DRAW = 0x4E1D  # tells the draw of held-out documents from the orders of the epochs, which have the same seed
-
-
-# --- What is held out -------------------------------------------------------------------------------------------------
-
-
-_Stretches = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
-
-
-@dataclass(frozen=True)
-class Split:
-    train: TokenFile
-    held_out: TokenFile
-
-
-def hold_out(tokens: TokenFile, share: float, seed: int) -> Split:
-    """A ``share`` of the documents, drawn by ``seed``, is held out; the rest is trained on. Pairs stay together,
-    and of sources with weights each gives its own share.
-
-    Where there are too few for a whole one (a single long text), the end of the longest document is held out instead,
-    ``share`` of all tokens. Raises `InvalidData` where nothing would be left of either.
-    """
-    together = 2 if tokens.holds_pairs else 1
-    starts, ends = np.asarray(tokens.offsets[:-1]), np.asarray(tokens.offsets[1:])
-    about = hashlib.sha256(f"{tokens.fingerprint} {share} {seed}".encode()).hexdigest()[:32]
-    trained: list[_Stretches] = []
-    held_out: list[_Stretches] = []
-    for source, (first, last) in enumerate(pairwise(tokens.source_bounds)):
-        own = starts[first:last], ends[first:last]
-        num_units = int(last - first) // together
-        num_held = round(share * num_units)
-        if num_held:
-            key = (seed, _DRAW) if tokens.mix is None else (seed, _DRAW, source)
-            draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-            held = np.zeros(num_units, dtype=bool)
-            held[draw.permutation(num_units)[:num_held]] = True
-            held = np.repeat(held, together)
-            trained.append((own[0][~held], own[1][~held]))
-            held_out.append((own[0][held], own[1][held]))
-        elif num_units:
-            kept, end = _end_of_longest(*own, share, num_units=num_units, whole=bool(tokens.whole_D[first:last].any()))
-            trained.append(kept)
-            held_out.append(end)
-    return Split(
-        tokens.parts(*_joined(trained), f"{about}-train"),
-        tokens.parts(*_joined(held_out), f"{about}-eval"),
-    )
-
-
-def _joined(stretches: list[_Stretches]) -> _Stretches:
-    return np.concatenate([starts for starts, _ in stretches]), np.concatenate([ends for _, ends in stretches])
-
-
-def _end_of_longest(
-    starts: NDArray[np.int64], ends: NDArray[np.int64], share: float, *, num_units: int, whole: bool
-) -> tuple[_Stretches, _Stretches]:
-    """The documents without the end of the longest one, and that end."""
-    longest = int(np.argmax(ends - starts))
-    cut = int(ends[longest]) - max(2, round(share * int((ends - starts).sum())))
-    if whole or cut - starts[longest] < 2:
-        raise InvalidData(
-            f"eval_split is {share}, of which {num_units} documents make no whole one; give a larger share, more "
-            "data, or an eval_dataset."
-        )
-    shortened = ends.copy()
-    shortened[longest] = cut
-    return (starts, shortened), (np.array([cut]), ends[[longest]])
 
 
 # --- Evaluating -------------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from zeta_core.contract.spec import TrainerOptions
 from zeta_core.data import report as data_reports
 from zeta_core.data.flat_files import check_id_type
 from zeta_core.data.packing import Sequences
+from zeta_core.data.split import Overlap, hold_out, num_shared
 from zeta_core.data.tokens import TokenFile
 from zeta_core.model.carried import carries_adapter, without_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data
 from zeta_core.model.lora import base_fingerprint
-from zeta_core.objective.evaluation import hold_out
 from zeta_core.objective.isolation_probe import Finding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
@@ -46,6 +46,7 @@ class Decision:
     isolation: Finding
     trained_on: Data
     held_out: Data | None
+    overlap: Overlap
     may_split: bool
 
     @property
@@ -103,10 +104,12 @@ def decide(
     stored = earlier.plan if earlier else None
     plan = planning.decide(options, facts, stored)
     check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())
-    tokens, held_out = inputs.tokens, inputs.held_out
+    tokens, held_out, overlap = inputs.tokens, inputs.held_out, Overlap()
     if plan.eval_split:
         split = hold_out(tokens, plan.eval_split, plan.seed)
-        tokens, held_out = split.train, split.held_out
+        tokens, held_out, overlap = split.train, split.held_out, split.overlap
+    elif held_out is not None:
+        overlap = Overlap(num_trained=num_shared(tokens, held_out))
     is_decided = stored is not None or facts.from_scratch or isolation.learns_padding
     ways = _ways_to_cut(tokens, plan, options, is_decided=is_decided)
     cuts = {pack: CutData(len(data.sequences), data.sequences.longest) for pack, data in ways.items()}
@@ -120,7 +123,7 @@ def decide(
     check_positions(model, plan.seq_len)
     is_split_unset = defaults.batch_split(options) == (None, None)
     may_split = place.world_size == 1 and plan.strategy != "zero" and is_split_unset
-    return Decision(facts, plan, isolation, trained_on, evaluated, may_split)
+    return Decision(facts, plan, isolation, trained_on, evaluated, overlap, may_split)
 
 
 def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:

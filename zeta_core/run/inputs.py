@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -89,6 +89,12 @@ def _started_on(run: Run) -> date:
     return run.started_on or datetime.now(UTC).date()
 
 
+def _group_by(run: Run) -> str | None:
+    """The column of the groups that are held out together; a resumed run continues with the stored one."""
+    stored = {} if run.resume_from is None else checkpoints.stored_plan(run.resume_from)
+    return run.options.group_by or stored.get("group_by")
+
+
 def _warn_of_ignored_code(ignored: list[IgnoredCode], report: Report) -> None:
     for code in {each.model: each for each in ignored}.values():  # model and tokenizer may be the same repository
         keys: dict[str, JsonValue] = {file: list(names) for file, names in code.keys.items()}
@@ -113,6 +119,8 @@ def _tokens(
         split=split,
         on_folder=report.log,
     )
+    if split == "train":
+        sources = [replace(source, group_by=_group_by(run)) for source in sources]
     return prepare_tokens(
         sources,
         tokenizer,

@@ -94,6 +94,7 @@ def announced(
         data_reports.tell(data, decision.trained_on.tokens, decision.sequences, report)
         if decision.held_out is not None:
             data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
+            data_reports.tell_overlap(decision.overlap, decision.held_out.tokens, plan.eval_split, report)
         if earlier is not None:
             report_resume(report, progress, plan, earlier.plan, threads_set=threads_set)
         before = run.device_kind if earlier is None else earlier.plan.get("device_kind")

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from zeta_core.data.confined import MEBIBYTE, Limits
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
+from zeta_core.data.units import Unit
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
@@ -264,6 +265,11 @@ def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monke
     options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "a.jsonl")}})
     assert options.dataset is not None
     [source] = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    crashing = replace(source, units=lambda: iter([ctypes.string_at(0)]))  # pyright: ignore[reportArgumentType]
+
+    def read(_: object) -> Iterator[Unit]:
+        ctypes.string_at(0)
+        return iter([])
+
+    crashing = replace(source, read=read)
     with pytest.raises(InvalidData, match=r"a\.jsonl: decoding it crashed \(SIGSEGV\)"):
         prepare_tokens([crashing], ByT5Tokenizer(), tmp_path / "cache", Report(), limits=SMALL)

@@ -1,11 +1,12 @@
-"""``python -m zeta_core check FILE``: dry-run a spec without training, weights or data.
+"""``python -m zeta_core check FILE``: dry-run a spec without training or weights, and check the rows of its data.
 
 ``python -m zeta_core checks`` checks several files. It reads their paths from standard input, one per line, until the
 input is closed or idle for `IDLE_SECONDS`. The imports, which take seconds, are then needed only once.
 
 Guarantees: no weights are fetched or read, only a config and a tokenizer. Models are built without storage, except for
-a small one of the same architecture. Only the caches of configs and tokenizers are written. Standard output contains
-one JSON object, a `CheckAnswer`, whatever libraries print. The caller limits the time.
+a small one of the same architecture. Data is read but not stored (`zeta_core.data.row_check`). Only the caches of
+configs, tokenizers and check results are written. Standard output contains one JSON object, a `CheckAnswer`, whatever
+libraries print. The caller limits the time.
 FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` is standard input.
 """
 
@@ -16,22 +17,29 @@ import os
 import select
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from zeta_core.contract import defaults
 from zeta_core.contract.check import CheckAnswer, Vocabulary
 from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.layout import OUT_OF_MEMORY_EXIT, RunFile
 from zeta_core.contract.rate_search import FOUND_AT_THE_START
+from zeta_core.contract.sources import BuiltinSource
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import is_out_of_memory
 
+if TYPE_CHECKING:
+    from zeta_core.data.row_check import CheckedRows
+    from zeta_core.data.sources import Places
+
+DEFAULT_DATASET = BuiltinSource(builtin="python-docs")
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
 DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
 # Values of the plan that depend on the data, the device or the day, or are not in the spec's terms.
@@ -131,7 +139,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.data.template import set_template
     from zeta_core.memory.estimate import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.model.carried import without_wrapper
-    from zeta_core.model.facts import embedding_rows, facts_without_data
+    from zeta_core.model.facts import check_vocabulary, embedding_rows, facts_without_data
     from zeta_core.model.quantized import require as require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
     from zeta_core.model.trained import prepare
@@ -144,6 +152,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     places = Places(
         files=cast("dict[str, dict[str, Any]]", files) if isinstance(files, dict) else {},
         artifacts_root=Path(file.artifacts_root),
+        data_root=Path(file.data_root) if file.data_root else None,
         hub=file.hub,
         weights=False,
     )
@@ -159,6 +168,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
     set_template(tokenizer, spec.chat_template)
     pending: dict[str, str] = {}
+    checked = _check_rows(spec, file, places, tokenizer, cache)
 
     with torch.device("meta"):
         base, trained_model = without_wrapper(located.build()), without_wrapper(located.build())
@@ -192,6 +202,10 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
 
+    if isinstance(checked, str):
+        pending["data"] = checked
+    else:
+        check_vocabulary(base, checked.largest_id, None)
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
     numbers = {**plan.stored(), "global_batch_size": plan.global_batch}
@@ -215,8 +229,23 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         tokens=None if needs_data else plan.total_sequences * plan.seq_len or None,
         checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
         + optimizer_bytes(trained_model, trained, plan),
+        data=None if isinstance(checked, str) else checked.described(plan.seq_len),
         pending=pending,
     )
+
+
+def _check_rows(spec: JobSpec, file: RunFile, places: Places, tokenizer: Any, cache: Path) -> CheckedRows | str:
+    """The checked rows of the dataset, or the reason why they were not checked. Raises `InvalidData`."""
+    from zeta_core.data.row_check import check_dataset
+
+    deadline = time.monotonic() + file.rows_seconds
+    found = check_dataset(
+        "dataset", spec, spec.dataset or DEFAULT_DATASET, places, tokenizer, cache, seconds=file.rows_seconds
+    )
+    if spec.eval_dataset is not None:
+        seconds = deadline - time.monotonic()
+        check_dataset("eval_dataset", spec, spec.eval_dataset, places, tokenizer, cache, seconds=seconds)
+    return found
 
 
 def _checkpoint_bytes(model: Any, dtype: Any) -> int:

@@ -34,6 +34,7 @@ _DATA_UNREAD = (
     "max_steps the number of steps is known before."
 )
 _ASK_A_WORKER = "Only a worker can tell."
+_OF_A_WORKER = ("data", "vocabulary", "isolates")  # fields that only a worker can determine
 _MEMORY = (
     "of one process: weights, gradients, the optimizer's state and what a micro-batch leaves for its gradient; what an "
     "operation needs for a moment and what libraries hold come on top"
@@ -60,7 +61,7 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
     sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
     found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes)
     if isinstance(found, str):
-        pending = {**alone.pending, **dict.fromkeys(("vocabulary", "isolates"), _ASK_A_WORKER)}
+        pending = {**alone.pending, **dict.fromkeys(_OF_A_WORKER, _ASK_A_WORKER)}
         known = alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})
     elif found.ok:
         known = _with(alone, found, spec)
@@ -118,6 +119,7 @@ def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
         "trainable_parameters": found.num_trained_parameters,
         "steps": found.total_steps,
         "tokens": found.tokens,
+        "data": found.data,
         "vocabulary": found.vocabulary,
         "isolates": found.isolates,
     }
@@ -133,7 +135,7 @@ def _with(alone: Estimate, found: CheckAnswer, spec: JobSpec) -> Estimate:
     pending = {name: why for name, why in {**alone.pending, **told}.items() if name not in known}
     resolved = {**(found.resolved_spec or {}), "files": alone.resolved_spec["files"]}
     update = {**known, "pending": pending, "resolved_spec": {**alone.resolved_spec, **resolved}}
-    for name in ("vocabulary", "isolates"):
+    for name in _OF_A_WORKER:
         if name not in known:
             pending.setdefault(name, _ASK_A_WORKER)
     return alone.model_copy(update=update)

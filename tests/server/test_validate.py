@@ -73,7 +73,7 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     assert found["resolved_spec"]["learning_rate"] == 3e-4
     assert found["disk"] is None
     assert found["time"] is None
-    assert set(found["pending"]) == {"disk", "time", "vocabulary", "isolates"}
+    assert set(found["pending"]) == {"disk", "time", "data", "vocabulary", "isolates"}
     assert "No connected worker can check the spec" in found["pending"]["disk"]
     assert "no connected worker can run the job" in found["pending"]["time"]
 

@@ -26,6 +26,7 @@ from zeta_core.contract.messages import CheckRequest, CheckResult
 from zeta_core.contract.outage import error_text
 
 MOST_WAITING = 4  # further requests are rejected immediately, because they would time out
+ROWS_SHARE = 1 / 8  # of the time limit: for reading rows, since the caller waits for a quarter of the limit
 NAME = "check"  # used instead of a job id in the process's marks
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class Checks:
                 processes=request.processes,
                 device="cpu" if gpu is None else "cuda",
                 supports_bf16=gpu is not None and gpu.supports_bf16,
+                rows_seconds=ROWS_SHARE * request.limit_seconds,
             )
             file = Path(scratch, RUN_FILE)
             file.write_text(order.model_dump_json())

@@ -34,11 +34,35 @@ class Vocabulary(_Answer):
     fits: bool | None
 
 
+class CheckedData(_Answer):
+    """The rows of a dataset: all of them were read and checked, and a sample was tokenized.
+
+    ``rows`` counts the rows that were checked; of a text file, the file. If not all of them could be checked in time,
+    ``complete`` is false and ``note`` says so. ``shapes`` are well-known shapes that rows are converted from.
+    ``trained_share`` is the share of tokens trained on, ``longest_tokens`` the length of the longest document, and
+    ``too_long_share`` the share of documents that exceed ``seq_len``, all of the ``sampled_rows``. ``tokens`` is
+    estimated from the sample. The sample contains the first rows, rows from the whole data, and every row whose turns
+    have roles or fields that no earlier row has.
+    """
+
+    rows: int
+    complete: bool
+    formats: list[str]
+    shapes: list[str] = []
+    unused_columns: list[str] = []
+    sampled_rows: int
+    tokens: int
+    trained_share: float
+    longest_tokens: int
+    too_long_share: float
+    note: str | None = None
+
+
 class CheckAnswer(_Answer):
     """``ok`` is false where ``details`` names faults; what could be found out beside them is said as well.
 
     ``isolates``: whether the model keeps documents apart that are packed into one sequence. ``tokens`` are those of
-    the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state.
+    the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state. ``data`` describes the rows.
     """
 
     ok: bool
@@ -52,4 +76,5 @@ class CheckAnswer(_Answer):
     total_steps: int | None = None
     tokens: int | None = None
     checkpoint_bytes: int | None = None
+    data: CheckedData | None = None
     pending: dict[str, str] = {}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from zeta_core.contract.check import Vocabulary
+from zeta_core.contract.check import CheckedData, Vocabulary
 from zeta_core.contract.memory import MemoryParts
 
 
@@ -59,6 +59,7 @@ class Estimate(_Stored):
     memory: Memory | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
     time: Seconds | None = Field(default=None, description="of the training, as an earlier job alike took it")
+    data: CheckedData | None = Field(default=None, description="the checked rows of the dataset")
     vocabulary: Vocabulary | None = None
     isolates: bool | None = Field(default=None, description="whether the model keeps packed documents apart")
     pending: dict[str, str] = Field(default={}, description="why a field is null, by its name")

@@ -106,6 +106,7 @@ class RunFile(BaseModel):
     journal_max_lines: int | None = None  # beyond it only what matters is told
     device: Literal["cpu", "cuda"] | None = None  # of a check, which sees no GPU: what the training would get
     supports_bf16: bool = False  # ... and whether that has instructions for it
+    rows_seconds: float = 15.0  # of a check: how long it may read the rows of a dataset
 
 
 class StopFile(BaseModel):

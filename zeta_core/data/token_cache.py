@@ -33,6 +33,7 @@ from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Limits
 from zeta_core.data.encode import Encoded, Encoder, bytes_hash, without_default
 from zeta_core.data.flat_files import flat_tokens
+from zeta_core.data.rows import RowFormat
 from zeta_core.data.source import Source
 from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
 from zeta_core.data.token_rows import MASKS, RowColumns
@@ -95,8 +96,7 @@ def prepare_tokens(
         with _locked(directory, report):
             found = _read(directory, key)
             if found is None:
-                _refuse_method([str(source.row_format) for source in detected], method)
-                encoder = Encoder(tokenizer, _dtype(detected, tokenizer), train_on=train_on, method=method, today=today)
+                encoder = make_encoder(detected, tokenizer, train_on=train_on, method=method, today=today)
                 _write(detected, encoder, train_on, directory, report, processes, limits)
                 found = _read(directory, key)
     assert found is not None, "the entry was just written"
@@ -105,6 +105,16 @@ def prepare_tokens(
     if template is not None:
         _set_template(tokenizer, template, report)
     return tokens.mixed(Mix.of(sources))  # weights do not affect the cached tokens
+
+
+def make_encoder(
+    sources: Sequence[Source], tokenizer: Any, *, train_on: TrainOn | None, method: str, today: date
+) -> Encoder:
+    """The encoder for sources whose format is known. Raises `InvalidData` if ``method`` does not support a format."""
+    formats: list[RowFormat] = [source.row_format for source in sources if source.row_format is not None]
+    _refuse_method(formats, method)
+    train_on = without_default(train_on, formats)
+    return Encoder(tokenizer, _dtype(sources, tokenizer), train_on=train_on, method=method, today=today)
 
 
 def _set_template(tokenizer: Any, added_beginning: str, report: Report) -> None:
@@ -127,7 +137,7 @@ def _set_template(tokenizer: Any, added_beginning: str, report: Report) -> None:
         )
 
 
-def _refuse_method(formats: Sequence[str], method: str) -> None:
+def _refuse_method(formats: Sequence[RowFormat], method: str) -> None:
     """Raise `InvalidData` unless preference pairs are used with DPO, and only with DPO."""
     for row_format in formats:
         if (row_format == "preference") != (method == "dpo"):

@@ -1,0 +1,304 @@
+"""Checking the rows of opened sources before a training, in seconds: all rows are read, and a sample is tokenized.
+
+Every row is decoded, and its columns, roles and values are checked. Rendering and tokenizing take longer, so they are
+done for the first rows, for rows from the whole data, and for each row with a turn that no earlier row has (by its
+role, fields, neighbours, and whether it is empty). The code is the training's, so the messages are the same.
+
+Guarantees: rows are only read in a confined process (`zeta_core.data.confined`). The error is the first one in the
+data. Results of the whole data are cached in ``<cache>/rows-<hash>.json``, under the content of the data, the
+tokenizer, and the options that matter; errors are cached, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from zeta_core.contract.check import CheckedData
+from zeta_core.contract.data_folder import Split
+from zeta_core.contract.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
+from zeta_core.contract.spec import JobSpec
+from zeta_core.data.chat import TrainOn
+from zeta_core.data.confined import Position, confined
+from zeta_core.data.encode import Encoder
+from zeta_core.data.rows import parsed_list
+from zeta_core.data.source import Source
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import fingerprint, make_encoder
+from zeta_core.data.token_rows import RowColumns
+from zeta_core.data.turns import ROLES
+from zeta_core.data.units import Row
+from zeta_core.failures import InvalidData
+from zeta_core.settings import variables
+
+VERSION = 1  # of the results in the cache
+FIRST_ROWS = 100  # that are tokenized
+SPREAD_ROWS = 100  # that are tokenized of the rest of the data
+SAMPLE_TOKENS = 400_000  # after which only a fraction of the data's beginning is tokenized
+MOST_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
+MOST_LENGTHS = 10_000
+MOST_COLUMNS = 100
+_REASONING = ("<think>", "[THINK]")
+
+DataField = Literal["dataset", "eval_dataset"]
+
+
+@dataclass
+class CheckedRows:
+    """What was found in the rows. ``tokens`` is estimated; ``lengths`` are those of the tokenized documents."""
+
+    complete: bool = True
+    rows: int = 0
+    sampled_rows: int = 0
+    sampled_tokens: int = 0
+    trained_tokens: int = 0  # of the sample
+    tokens: int = 0
+    largest_id: int = 0
+    formats: list[str] = field(default_factory=list[str])
+    shapes: list[str] = field(default_factory=list[str])
+    unused_columns: list[str] = field(default_factory=list[str])
+    lengths: list[int] = field(default_factory=list[int])
+
+    def described(self, seq_len: int) -> CheckedData:
+        """The report for users, for sequences of ``seq_len``."""
+        note = None
+        if not self.complete:
+            note = (
+                f"Only the first {self.rows:,} rows were checked, because the time was limited; the training checks "
+                "the other rows when it starts. A larger ZETA_CHECK_SECONDS on the server allows more time."
+            )
+        num_too_long = sum(length > seq_len for length in self.lengths)
+        return CheckedData(
+            rows=self.rows,
+            complete=self.complete,
+            formats=self.formats,
+            shapes=self.shapes,
+            unused_columns=self.unused_columns,
+            sampled_rows=self.sampled_rows,
+            tokens=self.tokens,
+            trained_share=round(self.trained_tokens / max(1, self.sampled_tokens), 4),
+            longest_tokens=max(self.lengths, default=0),
+            too_long_share=round(num_too_long / max(1, len(self.lengths)), 4),
+            note=note,
+        )
+
+
+def check_dataset(
+    name: DataField, spec: JobSpec, dataset: Dataset, places: Places, tokenizer: Any, cache: Path, *, seconds: float
+) -> CheckedRows | str:
+    """Check the rows of a field of the spec, or return the reason why they are not checked. Raises `InvalidData`."""
+    split: Split = "train" if name == "dataset" else "held_out"
+    try:
+        if reason := _why_unchecked(dataset_sources(dataset), places):
+            return reason
+        sources = open_sources(
+            dataset_sources(dataset), places, pretokenized=spec.use_pretokenized, method=spec.method, split=split
+        )
+        if any(source.flat is not None for source in sources):
+            return "Flat files of ids are read when the training starts."
+        return check_rows(
+            [source.with_format() for source in sources],
+            tokenizer,
+            cache,
+            train_on=spec.train_on,
+            method=spec.method,
+            today=datetime.now(UTC).date(),
+            seconds=seconds,
+        )
+    except InvalidData as error:
+        raise InvalidData(error.message, hint=error.hint, code=error.code, param=error.param or name) from error
+
+
+def _why_unchecked(dataset: Sequence[DatasetSource], places: Places) -> str:
+    if any(isinstance(source, HubSource) for source in dataset):
+        return "Data on the Hub is downloaded and checked when the training starts."
+    if places.data_root is None and not places.any_path and any(isinstance(source, PathSource) for source in dataset):
+        return "The worker that ran the check has no data folder (ZETA_DATA_ROOT), so it could not read the rows."
+    return ""
+
+
+def check_rows(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    cache: Path,
+    *,
+    train_on: TrainOn | None,
+    method: str,
+    today: date,
+    seconds: float,
+) -> CheckedRows:
+    """Check the rows of sources with known formats for about ``seconds``. Raises `InvalidData` for the first error."""
+    encoder = make_encoder(sources, tokenizer, train_on=train_on, method=method, today=today)
+    about = {
+        "version": VERSION,
+        "tokenizer": fingerprint(tokenizer, today),
+        "sources": [[s.name, s.fingerprint, sorted(s.drop_columns), s.at] for s in sources],
+        "train_on": train_on,
+        "method": method,
+    }
+    kept = cache / f"rows-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
+    found = _read(kept)
+    if found is None:
+        with variables(TOKENIZERS_PARALLELISM="false"):  # the tokenizer's threads do not survive a fork
+            found = _check(sources, encoder, seconds)
+        if found.get("complete", True):
+            cache.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found))
+    if "error" in found:
+        raise InvalidData(found["error"], code=found["code"])
+    return CheckedRows(**found)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: object = json.loads(path.read_text())
+        path.touch()  # the worker's cache evicts the least recently used entries
+    except (OSError, ValueError):
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[str, Any]:
+    def work(position: Position) -> dict[str, Any]:
+        return asdict(_Check(sources, encoder, position, time.monotonic() + seconds).run())
+
+    try:
+        return confined(work)
+    except InvalidData as error:
+        return {"error": error.message, "code": error.code}
+
+
+class _Check:
+    """One pass over the rows of all sources, until the deadline."""
+
+    def __init__(self, sources: Sequence[Source], encoder: Encoder, position: Position, deadline: float) -> None:
+        self._sources = sources
+        self._encoder = encoder
+        self._position = position
+        self._deadline = deadline
+        self._total_bytes = max(1, sum(source.num_bytes for source in sources))
+        self._num_regular = 0  # rows of the sample that count for the estimate
+        self._seen: set[object] = set()
+        self._columns: set[object] = set()  # combinations of columns that were seen
+        self._unused: dict[str, None] = {}
+        self._found = CheckedRows()
+
+    def run(self) -> CheckedRows:
+        bytes_before = 0
+        for source in self._sources:
+            if not self._check_source(source, bytes_before):
+                self._found.complete = False
+                break
+            bytes_before += source.num_bytes
+        self._found.unused_columns = list(self._unused)[:MOST_COLUMNS]
+        self._found.formats = sorted({str(source.row_format) for source in self._sources})
+        self._found.shapes = sorted({source.shape for source in self._sources if source.shape})
+        if self._found.complete and not self._found.rows:
+            names = ", ".join(source.name for source in self._sources)
+            raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+        return self._found
+
+    def _check_source(self, source: Source, bytes_before: int) -> bool:
+        """Check the rows of a source; false if there was no time for all of them."""
+        self._position.move(source.after(0), "reading")
+        at, num_rows, sampled_rows, sampled_tokens, complete = 0, 0, 0, 0, True
+        columns = RowColumns()
+        for unit in source.units():
+            if time.monotonic() > self._deadline:
+                complete = False
+                break
+            done = (bytes_before + source.num_bytes * at / max(1, source.size)) / self._total_bytes
+            self._position.move(source.after(at), "reading")
+            for row in unit.rows():
+                num_rows += 1
+                self._found.rows += row.ends_document
+                source.fields(row)  # checks the row
+                is_new = self._is_new(source, row)
+                is_regular = not sampled_rows or source.row_format == "tokens" or self._has_room(done)
+                if is_regular or is_new:
+                    num_tokens = self._tokenize(source, row, columns)
+                    self._position.move(source.after(at), "reading")
+                    if is_regular:
+                        sampled_rows += 1
+                        sampled_tokens += num_tokens
+                        self._num_regular += 1
+                self._note_columns(source, row)
+            at = unit.position
+        if columns.inconsistent is not None:
+            name, number = columns.inconsistent
+            raise InvalidData(
+                f"{source.place(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
+            )
+        self._found.tokens += round(sampled_tokens * num_rows / max(1, sampled_rows))
+        return complete
+
+    def _has_room(self, done: float) -> bool:
+        """Whether another row belongs to the sample when this share of the data is read."""
+        is_few = self._num_regular < FIRST_ROWS + SPREAD_ROWS * done
+        return is_few and self._found.sampled_tokens < SAMPLE_TOKENS * (1 + done) / 2
+
+    def _is_new(self, source: Source, row: Row) -> bool:
+        """Whether the row has a kind of turn that no earlier row has."""
+        kind = (source.number, frozenset(_kinds(row.fields)))
+        if kind in self._seen or len(self._seen) >= MOST_KINDS:
+            return False
+        self._seen.add(kind)
+        return True
+
+    def _note_columns(self, source: Source, row: Row) -> None:
+        """Note the columns that are not used; rows with the same columns are looked at once."""
+        columns = (source.name, row.unread, *row.fields)
+        if columns not in self._columns and len(self._columns) < MOST_KINDS:
+            self._columns.add(columns)
+            self._unused.update(dict.fromkeys(source.unused_columns(row)))
+
+    def _tokenize(self, source: Source, row: Row, columns: RowColumns) -> int:
+        """Render and tokenize a row of the sample, and return its number of tokens."""
+        encoded = self._encoder.encode(source, [row], self._position)
+        columns.merge(encoded.rows_with, encoded.rows_without)
+        num_tokens = len(encoded.ids_N)
+        trained_N = encoded.supervised_N
+        found = self._found
+        found.largest_id = max(found.largest_id, int(encoded.ids_N.max(initial=0)))
+        if len(found.lengths) < MOST_LENGTHS:
+            found.lengths += [int(length) for length in encoded.lengths_D if length]
+        found.sampled_rows += 1
+        found.sampled_tokens += num_tokens
+        found.trained_tokens += (
+            num_tokens - int(np.count_nonzero(encoded.lengths_D)) if trained_N is None else int(trained_N.sum())
+        )
+        return num_tokens
+
+
+def _kinds(fields: Mapping[str, object]) -> Iterator[object]:
+    """The kinds of the values of a row: of turns, what decides how a chat template renders them."""
+    for name, value in fields.items():
+        value = parsed_list(value)
+        turns = cast("list[object]", value) if isinstance(value, list) else [value]
+        if not any(isinstance(turn, Mapping) for turn in turns):
+            yield name, type(value), not value
+            continue
+        kinds = [_kind(turn) for turn in turns]
+        for before, kind, after in zip([None, *kinds], kinds, [*kinds[1:], None], strict=False):
+            yield name, kind, None if before is None else before[0], None if after is None else after[0]
+
+
+def _kind(turn: object) -> tuple[object, ...]:
+    """The role of a turn, its fields with a value, and of its text whether it is blank or contains reasoning."""
+    if not isinstance(turn, Mapping):
+        return (type(turn),)
+    fields = cast("Mapping[str, Any]", turn)
+    role: object = fields.get("role") or fields.get("from")
+    content: object = fields.get("content", fields.get("value"))
+    text = content if isinstance(content, str) else ""
+    present = frozenset(name for name, value in fields.items() if value not in (None, "", [], {}))
+    has_reasoning = any(mark in text for mark in _REASONING)
+    return ROLES.get(str(role)), present, type(content), not text.strip(), has_reasoning, fields.get("weight") == 0

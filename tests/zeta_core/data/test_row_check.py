@@ -1,0 +1,179 @@
+"""Checking the rows of a dataset before a training: `zeta_core check` reads all of them, and tokenizes a sample."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.zeta_core.run_directories import SPEC
+from zeta_core.check import check
+from zeta_core.contract.check import CheckAnswer, CheckedData
+from zeta_core.contract.layout import file_key
+
+# A template that renders roles and contents, and nothing else.
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+
+
+def chat(number: int, answer: str = "The answer") -> dict[str, Any]:
+    asked = {"role": "user", "content": f"Question {number}"}
+    return {"messages": [asked, {"role": "assistant", "content": f"{answer} {number}" if answer else ""}]}
+
+
+def answer_to(root: Path, content: bytes | list[dict[str, Any]], name: str = "data.jsonl", **spec: Any) -> CheckAnswer:
+    """The answer of a check for an uploaded file."""
+    file = root / "artifacts" / file_key("file_1")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, list):
+        content = "".join(json.dumps(row) + "\n" for row in content).encode()
+    file.write_bytes(content)
+    order: dict[str, Any] = {
+        "spec": {**SPEC, "dataset": {"file": "file_1"}, "chat_template": TEMPLATE, **spec},
+        "resolved_spec": {"files": {"file_1": {"filename": name}}},
+        "artifacts_root": str(root / "artifacts"),
+        "output_dir": str(root / "output"),
+        "cache_dir": str(root / "cache"),
+    }
+    return check(json.dumps(order))
+
+
+def fault_of(answer: CheckAnswer) -> str:
+    assert not answer.ok
+    (detail,) = answer.details
+    assert detail.param == "dataset"
+    return detail.message
+
+
+def data_of(answer: CheckAnswer) -> CheckedData:
+    assert answer.ok, answer.details
+    assert answer.data is not None, answer.pending
+    return answer.data
+
+
+LATE = 1500  # rows before the faulty one: it is neither among the first rows nor chosen from the whole data
+
+
+def _late(*rows: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*(chat(number) for number in range(LATE)), *rows, *(chat(number) for number in range(LATE))]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}, "the role 'usr'"),
+        (chat(1, answer=""), "empty assistant turn"),
+        ({"conversation": []}, "has no 'messages'"),
+        ({"messages": []}, "is empty"),
+        ({"messages": [{"role": "user", "content": "Only a question"}]}, "no assistant turn to train on"),
+        ({"messages": chat(1)["messages"], "system": 3}, "'system' is of type int"),
+        ({"messages": [*chat(1)["messages"], {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "'weather'"),
+        ({"messages": [{**turn, "reasoning": "Because"} for turn in chat(1)["messages"]]}, "has 'reasoning'"),
+    ],
+    ids=["role", "empty-answer", "no-column", "no-turns", "no-answer", "system", "tool-call", "field"],
+)
+def test_one_faulty_row_among_thousands_is_found(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    fault = fault_of(answer_to(tmp_path, _late(row)))
+    assert fault.startswith(f"data.jsonl, line {LATE + 1}: "), fault
+    assert message in fault
+
+
+def test_the_first_of_several_faults_is_reported(tmp_path: Path) -> None:
+    unknown = {"messages": [{"role": "usr", "content": "a"}]}
+    rows = [chat(number) for number in range(100)]
+    rows[56], rows[80] = unknown, chat(1, answer="")
+    assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 57: ")
+    rows[20] = chat(1, answer="")
+    assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 21: has an empty assistant turn")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (gzip.compress(b'{"text": "a"}\n'), "data.jsonl", "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "data.jsonl", "Git LFS"),
+        (b'{"text": "a"}\n' * 9000 + b'{"text": "a"', "data.jsonl", "line 9001: is not valid JSON"),
+        (b"A line\n" * 90000 + b"\xff\n", "data.txt", "line 90001: is not UTF-8"),
+        (b"text\n" + b"a\n" * 9000 + b"a,b\n", "data.csv", "9002"),
+    ],
+    ids=["gzip", "lfs-pointer", "last-line", "utf-8", "csv"],
+)
+def test_a_damaged_file_is_found(tmp_path: Path, content: bytes, name: str, message: str) -> None:
+    assert message in fault_of(answer_to(tmp_path, content, name, chat_template=None))
+
+
+def test_rows_of_ids_are_all_checked(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"use_pretokenized": True, "chat_template": None}
+    rows: list[dict[str, Any]] = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]} for _ in range(LATE)]
+    data = data_of(answer_to(tmp_path, rows, **spec))
+    assert (data.rows, data.tokens, data.trained_share, data.formats) == (LATE, 3 * LATE, round(2 / 3, 4), ["tokens"])
+    assert f"line {LATE + 1}: 'labels'" in fault_of(
+        answer_to(tmp_path, [*rows, {"input_ids": [5, 6], "labels": [5, 9]}], **spec)
+    )
+    assert "has no 'labels', which other rows have" in fault_of(
+        answer_to(tmp_path, [*rows, {"input_ids": [5, 6]}], **spec)
+    )
+    too_large = answer_to(tmp_path, [*rows, {"input_ids": [5, 4000], "labels": [5, 4000]}], **spec)
+    assert "token id 4000" in too_large.details[0].message
+
+
+def test_the_answer_describes_the_rows(tmp_path: Path) -> None:
+    rows = [{"question": "How many?" * 3, "answer": "Four", "id": number, "source": "x"} for number in range(400)]
+    data = data_of(answer_to(tmp_path, rows))
+    assert (data.rows, data.complete, data.note) == (400, True, None)
+    assert (data.formats, data.shapes) == (["messages"], ["question and answer"])
+    assert data.unused_columns == ["id", "source"]
+    length = len("<user>" + "How many?" * 3 + "</user><assistant>Four</assistant>")
+    assert (data.tokens, data.longest_tokens) == (400 * length, length)
+    assert data.trained_share == round(len("Four</assistant>") / length, 4)
+    assert data.too_long_share == 1.0, "seq_len is 32"
+    assert 100 <= data.sampled_rows <= 200
+
+
+def test_results_are_cached_by_the_content_of_the_data(tmp_path: Path) -> None:
+    good, bad = [chat(number) for number in range(300)], [chat(1), chat(2, answer="")]
+    first = data_of(answer_to(tmp_path, good))
+    (kept,) = (tmp_path / "cache").glob("rows-*.json")
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "rows": 7}))
+    assert data_of(answer_to(tmp_path, good, seq_len=64)).rows == 7 != first.rows, "another seq_len uses the result"
+    assert "line 2" in fault_of(answer_to(tmp_path, bad)), "other content does not"
+    assert data_of(answer_to(tmp_path, good, train_on="all")).rows == 300, "nor do other options"
+
+
+def test_only_the_rows_within_the_time_are_checked(tmp_path: Path) -> None:
+    data_of(answer_to(tmp_path, [chat(1)]))  # which writes the cache
+    (kept,) = (tmp_path / "cache").glob("rows-*.json")
+    kept.unlink()
+    file = tmp_path / "artifacts" / file_key("file_1")
+    order: dict[str, Any] = {
+        "spec": {**SPEC, "dataset": {"file": "file_1"}},
+        "resolved_spec": {"files": {"file_1": {"filename": file.with_suffix(".jsonl").name}}},
+        "artifacts_root": str(tmp_path / "artifacts"),
+        "output_dir": str(tmp_path / "output"),
+        "cache_dir": str(tmp_path / "cache"),
+        "rows_seconds": 0.0,
+    }
+    data = data_of(check(json.dumps(order)))
+    assert (data.complete, data.rows) == (False, 0)
+    assert "Only the first 0 rows were checked" in (data.note or "")
+    assert not list((tmp_path / "cache").glob("rows-*.json"))
+
+
+def test_a_fault_in_the_held_out_data_names_its_field(tmp_path: Path) -> None:
+    held_out = tmp_path / "artifacts" / file_key("file_2")
+    held_out.parent.mkdir(parents=True)
+    held_out.write_text(json.dumps(chat(1)) + "\n" + json.dumps({"messages": 1}) + "\n")
+    spec: dict[str, Any] = {**SPEC, "dataset": {"file": "file_1"}, "eval_dataset": {"file": "file_2"}}
+    (tmp_path / "artifacts" / file_key("file_1")).write_text(json.dumps(chat(1)) + "\n")
+    names = {"file_1": {"filename": "a.jsonl"}, "file_2": {"filename": "b.jsonl"}}
+    order = {"spec": spec, "resolved_spec": {"files": names}, "artifacts_root": str(tmp_path / "artifacts")}
+    answer = check(json.dumps({**order, "output_dir": str(tmp_path / "output")}))
+    assert [(detail.param, detail.message.partition(":")[0]) for detail in answer.details] == [
+        ("eval_dataset", "b.jsonl, line 2")
+    ]

@@ -1,4 +1,4 @@
-"""``python -m zeta_core RUN_DIR`` trains a run directory, ``check FILE`` and ``checks`` tell what it would be."""
+"""``python -m zeta_core RUN_DIR`` trains a run directory; ``check`` dry-runs specs, and ``show`` prints rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ if __name__ == "__main__":
             from zeta_core import check
 
             sys.exit(check.serve())
+        case ["show"]:
+            from zeta_core import show
+
+            sys.exit(show.main())
         case [run_dir]:
             from zeta_core import launch
 
             sys.exit(launch.main(Path(run_dir).absolute()))
         case _:
-            sys.exit("usage: python -m zeta_core RUN_DIR | python -m zeta_core check FILE | python -m zeta_core checks")
+            sys.exit("usage: python -m zeta_core RUN_DIR | check FILE | checks | show")

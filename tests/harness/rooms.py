@@ -86,7 +86,7 @@ FLOORS = {
         frozenset({"data", "parallel"}),
         frozenset({"model", "objective"}),
         frozenset({"decided", "memory"}),
-        frozenset({"check", "train"}),
+        frozenset({"check", "show", "train"}),
         frozenset({"advice"}),
         frozenset({"run"}),
         frozenset({"launch"}),

@@ -15,7 +15,7 @@ import typer
 
 # `zeta --help` lists the commands in this order.
 # isort: off
-from zeta.cli import submit, jobs, commands, artifacts, service, workers, login
+from zeta.cli import submit, data, jobs, commands, artifacts, service, workers, login
 
 # isort: on
 from zeta.cli.app import app
@@ -26,6 +26,7 @@ from zeta_core.contract.printable import printable
 
 COMMANDS = (
     submit,
+    data,
     jobs,
     commands,
     artifacts,

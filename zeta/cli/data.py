@@ -1,0 +1,110 @@
+"""`zeta data show`: print rows of a dataset as the training would read them, on this machine and without a server."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zeta.cli.app import JOBS, AsJson, app
+from zeta.cli.submit import Model, Settings
+
+if TYPE_CHECKING:
+    from zeta_core.contract.shown_rows import ShownDocument, ShownRow, ShownRows
+
+data = typer.Typer(help="Inspect training data.", no_args_is_help=True)
+app.add_typer(data, name="data", rich_help_panel=JOBS)
+
+_SEPARATOR = "\u2502"  # between tokens; rare in texts
+_LEGEND = (
+    f"+ trained on   (blank) context, not trained on   x cut off, beyond seq_len   {_SEPARATOR} between tokens   "
+    "<123> a part of a character"
+)
+_COLOURS = {"+": "\x1b[32m", "x": "\x1b[31m"}
+_NO_COLOUR = "\x1b[0m"
+
+
+@data.command("show")
+def show(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|SPEC", help="Data as in --data of `zeta submit`, or a job spec (YAML, JSON).")
+    ],
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="The number of rows to show.")] = 3,
+    row: Annotated[int | None, typer.Option("--row", min=0, help="Show the row or line with this number.")] = None,
+    model: Model = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A Hub id or a local folder; the model's by default.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows of a dataset, token by token: which tokens are trained on, which are cut off, and what is not used."""
+    from zeta.cli.output import print_json
+    from zeta.shown_rows import local_spec, shown_rows
+
+    found = shown_rows(local_spec(source, model, tokenizer, settings or []), rows, row)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, in_colour=sys.stdout.isatty())
+    if any(shown.error for shown in found.data):
+        raise typer.Exit(1)
+
+
+def _print(found: ShownRows, *, in_colour: bool) -> None:
+    from zeta.cli.output import say
+
+    say(f"tokenizer: {found.tokenizer}, seq_len: {found.seq_len}")
+    for note in found.notes:
+        say(note)
+    print(_LEGEND)
+    for row in found.data:
+        print()
+        _print_row(row, in_colour=in_colour)
+
+
+def _print_row(row: ShownRow, *, in_colour: bool) -> None:
+    from zeta.cli.output import say
+
+    if row.error is not None:
+        say(f"{row.place} is rejected.\n  error: {row.error}")
+        return
+    shape = f" ({row.shape})" if row.shape else ""
+    say(f"{row.place}: format {row.format}{shape}")
+    for number, document in enumerate(row.documents):
+        name = ("chosen", "rejected")[number] if row.format == "preference" else f"document {number + 1}"
+        _print_document("" if len(row.documents) == 1 else f"{name}: ", document, in_colour=in_colour)
+    if row.unused_columns:
+        say(f"  columns not used: {', '.join(row.unused_columns)}")
+    for note in row.notes:
+        say(f"  note: {note}")
+
+
+def _print_document(name: str, document: ShownDocument, *, in_colour: bool) -> None:
+    """One line for each run of tokens of the same kind; a run also ends after a line break."""
+    from zeta_core.contract.printable import printable
+
+    trained = sum(token.trained and not token.truncated for token in document.tokens)
+    truncated = sum(token.truncated for token in document.tokens)
+    cut = f", {truncated:,} cut off" if truncated else ""
+    print(f"  {name}{document.num_tokens:,} tokens, {trained:,} trained on{cut}")
+    line: list[str] = []
+    mark = ""
+
+    def flush() -> None:
+        if line:
+            text = f"{mark or ' '} {_SEPARATOR.join(line)}"
+            colour = _COLOURS.get(mark, "") if in_colour else ""
+            print(f"  {colour}{text}{_NO_COLOUR if colour else ''}")
+            line.clear()
+
+    for token in document.tokens:
+        kind = "x" if token.truncated else "+" if token.trained else " "
+        if kind != mark:
+            flush()
+            mark = kind
+        line.append(printable(token.text.replace("\n", "\\n").replace("\t", "\\t")))
+        if token.text.endswith("\n"):
+            flush()
+    flush()
+    if hidden := document.num_tokens - len(document.tokens):
+        print(f"    ({hidden:,} more tokens)")

@@ -1,0 +1,64 @@
+"""What ``python -m zeta_core show`` prints: rows of a dataset, token by token, as a training would read them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Shown(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ShowOrder(_Shown):
+    """The rows to show: the first ``rows`` of the dataset, or the one with the number ``row``, as messages count them.
+
+    ``spec`` contains the fields of a job, with local paths instead of uploaded files.
+    """
+
+    spec: dict[str, Any]
+    rows: int = 3
+    row: int | None = None
+
+
+class ShownToken(_Shown):
+    """``text`` is the token decoded; a token that is only a part of a character is ``<ID>``.
+
+    ``truncated``: the token is beyond ``seq_len``, so it is cut off.
+    """
+
+    id: int
+    text: str
+    trained: bool
+    truncated: bool = False
+
+
+class ShownDocument(_Shown):
+    """One document: usually one for each row; two for a preference row, the chosen and the rejected answer.
+
+    ``num_tokens`` is its length, of which ``tokens`` may be the beginning.
+    """
+
+    num_tokens: int
+    tokens: list[ShownToken]
+
+
+class ShownRow(_Shown):
+    """A row, its format, and the columns that are not used; or the ``error`` because of which it is rejected."""
+
+    place: str
+    format: str | None = None
+    shape: str | None = None
+    documents: list[ShownDocument] = []
+    unused_columns: list[str] = []
+    notes: list[str] = []
+    error: str | None = None
+
+
+class ShownRows(_Shown):
+    object: Literal["shown_rows"] = "shown_rows"
+    tokenizer: str
+    seq_len: int
+    notes: list[str] = []
+    data: list[ShownRow]

@@ -41,12 +41,17 @@ class Checks:
         self._send_to_worker = send_to_worker
         self._limit_seconds = limit_seconds
 
-    async def ask(self, spec: dict[str, Any], resolved_spec: dict[str, Any], processes: int) -> CheckAnswer | str:
-        """A worker's check result for the spec, or the reason why there is none."""
+    async def ask(
+        self, spec: dict[str, Any], resolved_spec: dict[str, Any], processes: int, *, reuse: bool = True
+    ) -> CheckAnswer | str:
+        """A worker's check result for the spec, or the reason why there is none.
+
+        ``reuse`` is false if the data of the spec may have changed since an earlier check.
+        """
         asked = json.dumps([spec, resolved_spec, processes], sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(asked.encode()).hexdigest()
         now = utc_now()
-        kept = await self._kept(check_id, now - timedelta(seconds=KEPT_SECONDS))
+        kept = await self._kept(check_id, now - timedelta(seconds=KEPT_SECONDS)) if reuse else None
         if isinstance(kept, CheckAnswer):
             return kept
         worker = self._choose()

@@ -21,7 +21,7 @@ from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.estimate import Bytes, Estimate, Memory
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
 from zeta_core.contract.rate_search import FOUND_AT_THE_START
-from zeta_core.contract.sources import ConfigModel, JobModel
+from zeta_core.contract.sources import ConfigModel, JobModel, PathSource, dataset_sources
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of
 
@@ -59,7 +59,9 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
     spec, resolved = accepted.spec, accepted.resolved_spec
     alone = _estimate(spec, resolved, parameters, unknown)
     sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
-    found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes)
+    sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
+    reuse = not any(isinstance(source, PathSource) for source in sources)
+    found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes, reuse=reuse)
     if isinstance(found, str):
         pending = {**alone.pending, **dict.fromkeys(_OF_A_WORKER, _ASK_A_WORKER)}
         known = alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})

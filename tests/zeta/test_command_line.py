@@ -42,7 +42,7 @@ def test_help_lists_the_commands_and_is_fast(environment: dict[str, str]) -> Non
         assert done.returncode == 0
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     names = (
-        "submit validate jobs job wait logs events cancel pause resume rerun delete checkpoints download upload files "
+        "submit validate data jobs job wait logs events cancel pause resume rerun delete checkpoints download upload files "
         "workers config login up down status server worker migrate"
     )
     listed = {

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, app
+
+if TYPE_CHECKING:
+    from zeta_core.contract.check import CheckedData
 
 SpecFile = Annotated[
     Path | None,
@@ -65,9 +68,10 @@ def validate(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a job and estimate its cost, without submitting it.
+    """Check a job and the rows of its data, and estimate its cost, without submitting it.
 
-    Local files are uploaded first. Estimates include the number of parameters and steps, memory, disk space and time.
+    Local files are uploaded first. A worker reads all rows. Estimates include the number of parameters and steps,
+    memory, disk space and time.
     """
     from zeta.cli.output import duration, notice, print_fields, print_json, size
     from zeta.client import Client
@@ -83,6 +87,7 @@ def validate(
     time = None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}"
     steps = f"{found.steps} (counted by {found.counted_by} on the same data)" if found.counted_by else found.steps
     known: dict[str, object] = {
+        "data": None if found.data is None else _data_in_words(found.data),
         "parameters": found.parameters,
         "trainable_parameters": found.trainable_parameters,
         "steps": steps,
@@ -98,6 +103,18 @@ def validate(
             for name, value in known.items()
         ]
     )
+
+
+def _data_in_words(data: CheckedData) -> str:
+    """The checked rows in one line."""
+    rows = "1 row" if data.rows == 1 else f"{data.rows:,} rows"
+    kind = ", ".join(data.shapes or data.formats)
+    text = f"{rows} ({kind}), about {data.tokens:,} tokens, {data.trained_share:.0%} of them trained on"
+    if data.too_long_share:
+        text += f"; {data.too_long_share:.0%} of documents exceed seq_len"
+    if data.unused_columns:
+        text += f"; columns not used: {', '.join(data.unused_columns)}"
+    return text if data.note is None else f"{text}. {data.note}"
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:

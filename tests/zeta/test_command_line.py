@@ -94,7 +94,7 @@ def test_every_command_takes_json_but_those_that_become_a_process() -> None:
     commands = {name: command for name, command in app_group.commands.items() if name != "data"}
     without = [
         name
-        for name, command in (commands | data_group.commands).items()
+        for name, command in (commands | dict(data_group.commands)).items()
         if not any("--json" in parameter.opts for parameter in command.params)
     ]
     assert without == ["server", "migrate", "worker"]

@@ -21,6 +21,7 @@ from zeta_core.data import chat, control_tokens
 from zeta_core.data.chat import Conversation, Text, TrainOn
 from zeta_core.data.confined import Position
 from zeta_core.data.control_tokens import NotText, PlainTextEncoder
+from zeta_core.data.preference_rows import check_answers, split_pair
 from zeta_core.data.rows import RowFormat, messages_of, tools_of
 from zeta_core.data.source import Source
 from zeta_core.data.template import Template, Unlearnable
@@ -288,7 +289,14 @@ class Encoder:
                 completion = chat.turns_or_text(fields["completion"], source.drop_fields)
                 return [self._answered(source, prompt, completion, tools, train_on)]
             case _:
-                return self._pair(source, fields, tools)
+                prompt, chosen, rejected = (
+                    None if fields.get(name) is None else chat.turns_or_text(fields[name], source.drop_fields)
+                    for name in ("prompt", "chosen", "rejected")
+                )
+                prompt, chosen, rejected = split_pair(prompt, chosen, rejected)
+                answers = [self._answered(source, prompt, answer, tools) for answer in (chosen, rejected)]
+                check_answers(answers)
+                return answers
 
     def _answered(
         self, source: Source, prompt: Any, completion: Any, tools: Any, train_on: TrainOn = "completion"
@@ -302,40 +310,6 @@ class Encoder:
             special=self._special,
             allow_control_tokens=source.allow_control_tokens,
         )
-
-    def _pair(self, source: Source, fields: dict[str, Any], tools: Any) -> list[Conversation]:
-        """The chosen and the rejected answer, each with the same prompt."""
-        prompt, chosen, rejected = (
-            None if fields.get(name) is None else chat.turns_or_text(fields[name], source.drop_fields)
-            for name in ("prompt", "chosen", "rejected")
-        )
-        assert chosen is not None, "`fault_in` requires it"
-        assert rejected is not None, "`fault_in` requires it"
-        if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
-            if prompt is None:
-                prompt, chosen, rejected = _beginning_alike(chosen, rejected)
-            return [self._answered(source, prompt, answer, tools) for answer in (chosen, rejected)]
-        chosen, rejected = chat.as_turns(chosen, "assistant"), chat.as_turns(rejected, "assistant")
-        asked = [] if prompt is None else chat.as_turns(prompt, "user")
-        repeated = asked == chosen[: len(asked)] == rejected[: len(asked)]
-        begun = isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"
-        if prompt is None or begun or repeated:
-            shared = 0  # two complete conversations with a common beginning
-            while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-                shared += 1
-            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-            if chosen[0] != rejected[0] and not chosen[0]["role"] == rejected[0]["role"] == "assistant":
-                raise Unlearnable(
-                    "chosen and rejected answer different prompts; provide two answers to the same prompt."
-                )
-        if any(turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
-            raise Unlearnable("chosen and rejected must each end with an assistant turn.")
-        answers = [self._answered(source, prompt, turns, tools) for turns in (chosen, rejected)]
-        if any(len(answer.texts) > 1 for answer in answers):
-            raise Unlearnable(
-                "the chat template does not render the turns of the answer as one text; provide an answer of one turn."
-            )
-        return answers
 
     def template(self) -> Template:
         """The tokenizer's chat template, which is set to the default one if it has none."""
@@ -400,14 +374,6 @@ def _beginning(tokenizer: Any) -> list[int]:
     marked, plain = (tokenizer("a", add_special_tokens=marks)["input_ids"] for marks in (True, False))
     at = next((at for at in range(len(marked)) if marked[at : at + len(plain)] == plain), 0)
     return list(marked[:at])
-
-
-def _beginning_alike(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The common prefix of two texts, up to a space, and the rest of each. The prefix cancels out in the loss."""
-    least = min(len(chosen), len(rejected))
-    different = next((at for at in range(least) if chosen[at] != rejected[at]), least)
-    shared = max(0, *(chosen.rfind(space, 0, different) for space in " \n"))
-    return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def _shared(first: NDArray[Any], second: NDArray[Any]) -> int:

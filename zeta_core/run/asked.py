@@ -56,11 +56,13 @@ class Outcome:
     @property
     def result(self) -> JobResult:
         done = self.progress
+        # A finished run that is resumed elsewhere trains nothing there, and returns the same result.
+        own_seconds = done.train_seconds - done.inherited_seconds or done.train_seconds
         return JobResult(
             train_loss=done.train_loss,
             eval_loss=done.eval_loss,
             best_checkpoint=None if done.best_step is None else "best",
             tokens=done.tokens,
-            train_seconds=round(done.train_seconds - done.inherited_seconds, 3),
+            train_seconds=round(own_seconds, 3),
             memory=None if done.memory is None else MemoryParts.model_validate(done.memory),
         )

@@ -110,7 +110,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
 def test_progress_tells_documents_and_the_share_that_is_done(
     several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeta_core.data.token_cache.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("zeta_core.data.written_tokens.SECONDS_BETWEEN_LINES", 0.0)
     kept = Lines()
     report = Report(kept)
     tokenizer = byte_tokenizer(shapes.CHATML)

@@ -272,6 +272,19 @@ def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
     assert (again.parameters, again.isolates) == (found["parameters"], True)
     shown = service.command("validate", str(spec))
     assert (shown.returncode, "The job is valid." in shown.stdout) == (0, True)
+    assert f"{found['data']['rows']} rows (text), about {found['data']['tokens']:,} tokens" in shown.stdout
+    rows = [{"prompt": f"{number} and 1: ", "completion": f"{number + 1}", "id": number} for number in range(100)]
+    chats = tmp_path / "sums.jsonl"
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    described = client.validate({**TINY_JOB, "dataset": str(chats)}).data
+    assert described is not None
+    assert (described.rows, described.formats, described.unused_columns) == (100, ["prompt_completion"], ["id"])
+    rows[56]["completion"] = ""
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    faulty = service.command("validate", str(spec), "--data", str(chats), "--json")
+    assert faulty.returncode == 2
+    (detail,) = json.loads(faulty.stderr.splitlines()[-1])["error"]["details"]
+    assert (detail["param"], detail["message"]) == ("dataset", "sums.jsonl, line 57: 'completion' is empty.")
     unknown = service.command("validate", str(spec), "--set", "model.config.model_type=nonsense")
     assert (unknown.returncode, "nonsense" in unknown.stderr) == (2, True), "the worker's process is warm by now"
 

@@ -26,7 +26,7 @@ from zeta_core.contract.messages import CheckRequest, CheckResult
 from zeta_core.contract.outage import error_text
 
 MOST_WAITING = 4  # further requests are rejected immediately, because they would time out
-ROWS_SHARE = 1 / 8  # of the time limit: for reading rows, since the caller waits for a quarter of the limit
+ROWS_SHARE = 1 / 6  # of the time limit: for reading rows, because the caller waits for a quarter of the limit
 NAME = "check"  # used instead of a job id in the process's marks
 
 logger = logging.getLogger(__name__)

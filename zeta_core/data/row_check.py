@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,13 +30,14 @@ from zeta_core.contract.data_folder import Split
 from zeta_core.contract.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.contract.spec import JobSpec
 from zeta_core.data.chat import TrainOn
-from zeta_core.data.confined import Position, confined
+from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoder
 from zeta_core.data.rows import parsed_list
 from zeta_core.data.source import Source
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import fingerprint, make_encoder
 from zeta_core.data.token_rows import RowColumns
+from zeta_core.data.tokenizing import num_processes
 from zeta_core.data.turns import ROLES
 from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData
@@ -43,6 +47,8 @@ VERSION = 1  # of the results in the cache
 FIRST_ROWS = 100  # that are tokenized
 SPREAD_ROWS = 100  # that are tokenized of the rest of the data
 SAMPLE_TOKENS = 400_000  # after which only a fraction of the data's beginning is tokenized
+MOST_PROCESSES = 4  # because trainings run on the same machine
+BYTES_PER_PROCESS = 4 << 20
 MOST_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
 MOST_LENGTHS = 10_000
 MOST_COLUMNS = 100
@@ -167,51 +173,134 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[str, Any]:
-    def work(position: Position) -> dict[str, Any]:
-        return asdict(_Check(sources, encoder, position, time.monotonic() + seconds).run())
-
+    """The result of all processes, or the first error in the data, as stored in the cache."""
+    deadline = time.monotonic() + seconds
+    if sys.platform != "linux":
+        results = [_Check(sources, encoder, Position(), deadline).run()]
+    else:
+        processes = num_processes(sources, MOST_PROCESSES, bytes_each=BYTES_PER_PROCESS)
+        results = _in_processes(sources, encoder, deadline, processes)
+    failed = [result for result in results if "error" in result]
+    if failed:
+        return min(failed, key=lambda result: result["turn"])
     try:
-        return confined(work)
+        return asdict(_merged(sources, results))
     except InvalidData as error:
         return {"error": error.message, "code": error.code}
 
 
-class _Check:
-    """One pass over the rows of all sources, until the deadline."""
+def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, processes: int) -> list[dict[str, Any]]:
+    """The result of each process, which checks a share of the units."""
+    team: list[Confined] = []
+    limits = Limits.for_processes(processes)
+    with ExitStack() as ending:
+        for number in range(processes):
 
-    def __init__(self, sources: Sequence[Source], encoder: Encoder, position: Position, deadline: float) -> None:
+            def work(pipe: Connection, position: Position, number: int = number) -> None:
+                check = _Check(sources, encoder, position, deadline, number, processes)
+                send_message(pipe, kind="result", value=check.run())
+
+            team.append(Confined(work, limits, name=f"check-rows-{number}", others=team))
+            ending.callback(team[-1].close)
+        return [_result(member) for member in team]
+
+
+def _result(process: Confined) -> dict[str, Any]:
+    """The result of a process. An exceeded limit, whose place in the data is not known, counts as the last error."""
+    try:
+        return process.receive()["value"]
+    except InvalidData as error:
+        return {"error": error.message, "code": error.code, "turn": sys.maxsize}
+
+
+def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> CheckedRows:
+    """The results of several processes as one. Raises `InvalidData` if only some rows of a source have a mask."""
+    found = CheckedRows(
+        formats=sorted({str(source.row_format) for source in sources}),
+        shapes=sorted({source.shape for source in sources if source.shape}),
+    )
+    unused: dict[str, None] = {}
+    columns = [RowColumns() for _ in sources]
+    for result in results:
+        one = CheckedRows(**result["found"])
+        found.complete &= one.complete
+        found.rows += one.rows
+        found.sampled_rows += one.sampled_rows
+        found.sampled_tokens += one.sampled_tokens
+        found.trained_tokens += one.trained_tokens
+        found.tokens += one.tokens
+        found.largest_id = max(found.largest_id, one.largest_id)
+        found.lengths += one.lengths
+        unused.update(dict.fromkeys(one.unused_columns))
+        for of_source, (rows_with, rows_without) in zip(columns, result["columns"], strict=True):
+            of_source.merge(
+                {name: min(row, of_source.rows_with.get(name, row)) for name, row in rows_with.items()},
+                {name: min(row, of_source.rows_without.get(name, row)) for name, row in rows_without.items()},
+            )
+    found.unused_columns = list(unused)[:MOST_COLUMNS]
+    for source, of_source in zip(sources, columns, strict=True):
+        if of_source.inconsistent is not None:
+            name, number = of_source.inconsistent
+            raise InvalidData(
+                f"{source.place(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
+            )
+    if found.complete and not found.rows:
+        names = ", ".join(source.name for source in sources)
+        raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+    return found
+
+
+class _Check:
+    """One pass over the rows of all sources, until the deadline. Of several processes, each checks every n-th unit."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        encoder: Encoder,
+        position: Position,
+        deadline: float,
+        number: int = 0,
+        processes: int = 1,
+    ) -> None:
         self._sources = sources
         self._encoder = encoder
         self._position = position
         self._deadline = deadline
+        self._number = number
+        self._processes = processes
         self._total_bytes = max(1, sum(source.num_bytes for source in sources))
+        self._turn = 0  # the number of the unit
         self._num_regular = 0  # rows of the sample that count for the estimate
         self._seen: set[object] = set()
         self._columns: set[object] = set()  # combinations of columns that were seen
         self._unused: dict[str, None] = {}
+        self._masks = [RowColumns() for _ in sources]
         self._found = CheckedRows()
 
-    def run(self) -> CheckedRows:
+    def run(self) -> dict[str, Any]:
+        """What was found, or the first error with the number of its unit, as JSON."""
         bytes_before = 0
-        for source in self._sources:
-            if not self._check_source(source, bytes_before):
-                self._found.complete = False
-                break
-            bytes_before += source.num_bytes
-        self._found.unused_columns = list(self._unused)[:MOST_COLUMNS]
-        self._found.formats = sorted({str(source.row_format) for source in self._sources})
-        self._found.shapes = sorted({source.shape for source in self._sources if source.shape})
-        if self._found.complete and not self._found.rows:
-            names = ", ".join(source.name for source in self._sources)
-            raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
-        return self._found
+        try:
+            for source, masks in zip(self._sources, self._masks, strict=True):
+                if not self._check_source(source, bytes_before, masks):
+                    self._found.complete = False
+                    break
+                bytes_before += source.num_bytes
+        except InvalidData as error:
+            return {"error": error.message, "code": error.code, "turn": self._turn}
+        self._found.unused_columns = list(self._unused)
+        masks = [(one.rows_with, one.rows_without) for one in self._masks]
+        return {"found": asdict(self._found), "columns": masks}
 
-    def _check_source(self, source: Source, bytes_before: int) -> bool:
+    def _check_source(self, source: Source, bytes_before: int, masks: RowColumns) -> bool:
         """Check the rows of a source; false if there was no time for all of them."""
         self._position.move(source.after(0), "reading")
         at, num_rows, sampled_rows, sampled_tokens, complete = 0, 0, 0, 0, True
-        columns = RowColumns()
         for unit in source.units():
+            self._turn += 1
+            if self._turn % self._processes != self._number:
+                at = unit.position
+                continue
             if time.monotonic() > self._deadline:
                 complete = False
                 break
@@ -224,7 +313,7 @@ class _Check:
                 is_new = self._is_new(source, row)
                 is_regular = not sampled_rows or source.row_format == "tokens" or self._has_room(done)
                 if is_regular or is_new:
-                    num_tokens = self._tokenize(source, row, columns)
+                    num_tokens = self._tokenize(source, row, masks)
                     self._position.move(source.after(at), "reading")
                     if is_regular:
                         sampled_rows += 1
@@ -232,18 +321,13 @@ class _Check:
                         self._num_regular += 1
                 self._note_columns(source, row)
             at = unit.position
-        if columns.inconsistent is not None:
-            name, number = columns.inconsistent
-            raise InvalidData(
-                f"{source.place(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
-            )
         self._found.tokens += round(sampled_tokens * num_rows / max(1, sampled_rows))
         return complete
 
     def _has_room(self, done: float) -> bool:
         """Whether another row belongs to the sample when this share of the data is read."""
-        is_few = self._num_regular < FIRST_ROWS + SPREAD_ROWS * done
-        return is_few and self._found.sampled_tokens < SAMPLE_TOKENS * (1 + done) / 2
+        is_few = self._num_regular * self._processes < FIRST_ROWS + SPREAD_ROWS * done
+        return is_few and self._found.sampled_tokens * self._processes < SAMPLE_TOKENS * (1 + done) / 2
 
     def _is_new(self, source: Source, row: Row) -> bool:
         """Whether the row has a kind of turn that no earlier row has."""
@@ -260,10 +344,10 @@ class _Check:
             self._columns.add(columns)
             self._unused.update(dict.fromkeys(source.unused_columns(row)))
 
-    def _tokenize(self, source: Source, row: Row, columns: RowColumns) -> int:
+    def _tokenize(self, source: Source, row: Row, masks: RowColumns) -> int:
         """Render and tokenize a row of the sample, and return its number of tokens."""
         encoded = self._encoder.encode(source, [row], self._position)
-        columns.merge(encoded.rows_with, encoded.rows_without)
+        masks.merge(encoded.rows_with, encoded.rows_without)
         num_tokens = len(encoded.ids_N)
         trained_N = encoded.supervised_N
         found = self._found

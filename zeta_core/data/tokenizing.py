@@ -52,8 +52,7 @@ def encoded_units(
     if sys.platform != "linux":
         yield from _units(sources, encoder, Position())
         return
-    useful = sum(source.num_bytes for source in sources) // BYTES_PER_PROCESS
-    processes = max(1, min(processes, useful, free_memory_bytes() // MEMORY_PER_PROCESS, _cores()))
+    processes = num_processes(sources, processes)
     limits = limits or Limits.for_processes(processes)
     team: list[Confined] = []
     with variables(TOKENIZERS_PARALLELISM="false"), ExitStack() as ending:
@@ -74,6 +73,12 @@ def encoded_units(
             yield about["source"], about["position"], _received(about, team[turn % processes].pipe)
             turn += 1
         # Units are assigned in order, so when one process has no more units, neither have the others.
+
+
+def num_processes(sources: Sequence[Source], most: int, *, bytes_each: int = BYTES_PER_PROCESS) -> int:
+    """The number of processes that read the sources fastest, if each should read at least ``bytes_each``."""
+    useful = sum(source.num_bytes for source in sources) // bytes_each
+    return max(1, min(most, useful, free_memory_bytes() // MEMORY_PER_PROCESS, _cores()))
 
 
 def _cores() -> int:

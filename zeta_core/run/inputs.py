@@ -31,6 +31,10 @@ from zeta_core.report.trackers import require as require_trackers
 from zeta_core.run.asked import Run
 from zeta_core.settings import Place
 
+# Data of this size is checked before it is tokenized, which takes several times as long and would find a fault late.
+LARGE_DATA_BYTES = 16 << 20
+MOST_CHECK_SECONDS = 120.0
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -93,6 +93,17 @@ def test_the_first_of_several_faults_is_reported(tmp_path: Path) -> None:
     assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 21: has an empty assistant turn")
 
 
+def test_the_first_fault_is_reported_if_several_processes_read_the_data(tmp_path: Path) -> None:
+    filler, rows = "word " * 400, 6000  # 12 MB: enough for three processes
+    many = [chat(number, answer=filler) for number in range(rows)]
+    assert data_of(answer_to(tmp_path, many)).rows == rows
+    for late, early in ((5900, 4100), (4100, 1700), (1700, 150)):
+        many[late] = chat(late, answer="")
+        many[early] = {"messages": [{"role": "usr", "content": "a"}]}
+        fault = fault_of(answer_to(tmp_path, many))
+        assert fault.startswith(f"data.jsonl, line {early + 1}: "), fault
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [

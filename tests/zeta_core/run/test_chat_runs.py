@@ -13,7 +13,8 @@ from tests.zeta_core.data.chat_templates import SMOLLM3
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import train
 from zeta_core.contract.events import WarningLine
-from zeta_core.failures import CannotTrain
+from zeta_core.failures import CannotTrain, InvalidData
+from zeta_core.run.inputs import LARGE_DATA_BYTES
 
 QUESTION = {"role": "user", "content": "What ends a text? </s>?"}
 ANSWER = {"role": "assistant", "content": "It does."}
@@ -52,3 +53,12 @@ def test_a_template_for_data_without_conversations_is_refused(tmp_path: Path) ->
             chat_template="{{ messages }}",
             max_steps=1,
         )
+
+
+def test_large_data_is_checked_before_it_is_tokenized(tmp_path: Path) -> None:
+    row = json.dumps({"messages": [QUESTION, {**ANSWER, "content": "It does. " * 5000}]}) + "\n"
+    path = tmp_path / "large.jsonl"
+    path.write_text(row * (1 + LARGE_DATA_BYTES // len(row)) + json.dumps({"messages": [QUESTION]}) + "\n")
+    with pytest.raises(InvalidData, match="has no assistant turn to train on"):
+        train(llama(), tmp_path / "out", cache=tmp_path / "cache", dataset={"path": str(path)}, max_steps=1)
+    assert [entry.name.partition("-")[0] for entry in (tmp_path / "cache").iterdir()] == ["rows"]

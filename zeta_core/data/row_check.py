@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -110,8 +110,9 @@ def check_dataset(
         )
         if any(source.flat is not None for source in sources):
             return "Flat files of ids are read when the training starts."
+        group_by = spec.group_by if split == "train" else None
         return check_rows(
-            [source.with_format() for source in sources],
+            [replace(source.with_format(), group_by=group_by) for source in sources],
             tokenizer,
             cache,
             train_on=spec.train_on,
@@ -146,7 +147,7 @@ def check_rows(
     about = {
         "version": VERSION,
         "tokenizer": fingerprint(tokenizer, today),
-        "sources": [[s.name, s.fingerprint, sorted(s.drop_columns), s.at] for s in sources],
+        "sources": [[s.name, s.fingerprint, sorted(s.drop_columns), s.at, s.group_by] for s in sources],
         "train_on": train_on,
         "method": method,
     }
@@ -310,6 +311,7 @@ class _Check:
                 num_rows += 1
                 self._found.rows += row.ends_document
                 source.fields(row)  # checks the row
+                source.group(row)
                 is_new = self._is_new(source, row)
                 is_regular = not sampled_rows or source.row_format == "tokens" or self._has_room(done)
                 if is_regular or is_new:

@@ -16,6 +16,7 @@ from zeta_core.checkpoint.state import Stored
 from zeta_core.contract.data_folder import Split
 from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
 from zeta_core.data.encode import is_bytes
+from zeta_core.data.row_check import check_rows
 from zeta_core.data.sources import open_sources
 from zeta_core.data.template import set_template
 from zeta_core.data.token_cache import prepare_tokens
@@ -125,6 +126,17 @@ def _tokens(
     )
     if split == "train":
         sources = [replace(source, group_by=_group_by(run)) for source in sources]
+    is_flat = any(source.flat is not None for source in sources)
+    if place.is_main and not is_flat and sum(source.num_bytes for source in sources) >= LARGE_DATA_BYTES:
+        check_rows(
+            [source.with_format() for source in sources],
+            tokenizer,
+            run.cache,
+            train_on=run.options.train_on,
+            method=run.options.method,
+            today=today,
+            seconds=MOST_CHECK_SECONDS,
+        )
     return prepare_tokens(
         sources,
         tokenizer,

@@ -176,6 +176,14 @@ def test_only_the_rows_within_the_time_are_checked(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").glob("rows-*.json"))
 
 
+def test_a_row_without_its_group_is_found(tmp_path: Path) -> None:
+    rows = [{**chat(number), "topic": number} for number in range(LATE)]
+    options: dict[str, Any] = {"group_by": "topic", "eval_split": 0.1}
+    assert data_of(answer_to(tmp_path, rows, **options)).unused_columns == []
+    fault = fault_of(answer_to(tmp_path, [*rows, chat(1)], **options))
+    assert fault.startswith(f"data.jsonl, line {LATE + 1}: has no text or number in 'topic'")
+
+
 def test_a_fault_in_the_held_out_data_names_its_field(tmp_path: Path) -> None:
     held_out = tmp_path / "artifacts" / file_key("file_2")
     held_out.parent.mkdir(parents=True)

@@ -103,6 +103,11 @@ class Zero(Replicated):
 
     def _accelerator(self) -> Accelerator:
         AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage]
+        plugin = DeepSpeedPlugin(hf_ds_config=self._config)
+        handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
+        return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=cast(Any, handlers))
+
+    def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         may_differ = self.processes.world_size > 1 and chooses_its_path(self.module)
         self._chooses_its_path = may_differ and self.stage == 2
         if may_differ and self.stage != 2:
@@ -111,11 +116,6 @@ class Zero(Replicated):
                 f"{type(self.module).__name__} chooses experts, blocks or branches by its data, set use_deepspeed to 2 "
                 "or use use_fsdp."
             )
-        plugin = DeepSpeedPlugin(hf_ds_config=self._config)
-        handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
-        return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=cast(Any, handlers))
-
-    def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         self.module.to(self.device)
         self.optimizer = self._build_optimizer(blocks)
         self._deepspeed, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)

@@ -1,4 +1,4 @@
-"""Deciding all defaults of a run once, at its first start, and which of them a later attempt may change."""
+"""Deciding all defaults of a run once, at its first start, and the settings that a later attempt may change."""
 
 from __future__ import annotations
 
@@ -72,23 +72,23 @@ class Plan:
     use_activation_checkpointing: bool
     compile: bool
     threads: int
-    device_kind: str | None  # the devices of this attempt; a later attempt on others emits a warning
+    device_kind: str | None  # the devices of this attempt; a later attempt on different ones emits a warning
     world_size: int
-    first_world_size: int  # at the first start, where batch_size x gradient_accumulate_every made the global batch
+    first_world_size: int  # at the first start, when batch_size x gradient_accumulate_every gave the global batch
     epochs: float | None  # None: max_steps was given
     total_steps: int
     total_sequences: int
     data: str  # fingerprint of the tokens
     template_date: str | None  # the date that a chat template renders; None: unknown, or not needed
-    eval_data: str | None  # that of the tokens of eval_dataset
+    eval_data: str | None  # fingerprint of the tokens of eval_dataset
     eval_split: float | None
     group_by: str | None  # the column of groups that eval_split keeps together
     eval_steps: int | None  # None: nothing is evaluated
     early_stopping_patience: int | None
-    lora: dict[str, Any] | None  # what the adapter is; whether it is also saved merged is no matter of the training
+    lora: dict[str, Any] | None  # settings that determine the adapter; saving it merged does not affect the training
     freeze: list[str]
     base: str | None  # fingerprint of the weights that an adapter is added to
-    beta: float | None  # of method dpo; None: sft
+    beta: float | None  # for method dpo; None: sft
 
     @property
     def evaluates(self) -> bool:
@@ -99,7 +99,7 @@ class Plan:
         return warmup_updates(self.warmup, self.total_steps)
 
     def with_half_the_micro_batch(self) -> Plan:
-        """The same global batch in twice as many micro-batches (a last one may be smaller)."""
+        """The same global batch in twice as many micro-batches (the last one may be smaller)."""
         half = self.batch_size // 2
         return replace(
             self, batch_size=half, gradient_accumulate_every=-(-self.global_batch // (half * self.world_size))
@@ -130,21 +130,21 @@ class Facts:
     supports_bf16: bool
     threads: int
     positions: int | None
-    values_per_token: int  # a rough count of the activations that a token leaves for its gradient
-    free_bytes: int  # memory of a CPU host that is free now
+    values_per_token: int  # a rough count of the activations that are saved per token for the backward pass
+    free_bytes: int  # free memory of a CPU host
     from_scratch: bool
     data: str
     eval_data: str | None = None
     base: str | None = None  # fingerprint of the base model's weights
     device_kind: str | None = None
     template_date: str | None = None
-    has_adapter: bool = False  # of the model itself, not of the options
+    has_adapter: bool = False  # in the model itself, not from the options
     packs: bool = True  # whether the model allows several documents in a sequence by default
     cuts: Mapping[bool, CutData] = field(default_factory=dict[bool, CutData])
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
-    """The run's seed: as asked, else that of the run that is resumed, else the default."""
+    """The run's seed: the requested one, else that of the resumed run, else the default."""
     if options.seed is not None:
         return options.seed
     return defaults.SEED if stored is None else int(stored["seed"])
@@ -220,9 +220,9 @@ def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan
 
 
 def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> bool:
-    """Whether documents share sequences: as requested, else as stored, else by the model and the amount of data."""
+    """Whether to pack documents: as requested, else as stored, else by the model and the amount of data."""
     if options.method == "dpo":
-        return False  # each answer has a row of its own
+        return False  # each answer has its own row
     if options.pack is not None:
         return options.pack
     if stored is not None:
@@ -299,11 +299,11 @@ _OPTION_OF = {
 def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
     given = {name for name in options.model_fields_set if getattr(options, name) is not None}
     if options.learning_rate == FIND:
-        given.remove("learning_rate")  # it was found, or given, when the run was started
+        given.remove("learning_rate")  # it was found or given when the run started
     given |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
     values: dict[str, Any] = {}
     for name in KEPT:
-        if name not in stored:  # saved before there was such a thing
+        if name not in stored:  # saved by a version without this field
             continue
         then, now = stored[name], getattr(wanted, name)
         if name in given or _OPTION_OF.get(name) in given:
@@ -311,7 +311,7 @@ def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) ->
                 raise CannotResume(_refusal(name, then, now))
         else:
             values[name] = then
-    # The same bits need the same number of threads, whatever this machine would choose.
+    # Bit-identical results need the same number of threads, whatever this machine's default is.
     return replace(wanted, **values, threads=stored["threads"])
 
 

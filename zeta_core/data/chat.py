@@ -114,7 +114,7 @@ def _unmarked(text: Text) -> Text:
 
 
 def _trained_turns(messages: Sequence[Message], train_on: TrainOn, after: int) -> list[int] | None:
-    """The turns that are trained on; ``None`` if the whole text is. ``"weight": 0`` excludes a turn, as in OpenAI's."""
+    """The turns that are trained on; ``None`` if the whole text is. ``"weight": 0`` excludes a turn (OpenAI's API)."""
     if train_on == "all":
         if any(message.get("weight") == 0 for message in messages):
             raise Unlearnable("has a turn of weight 0, but train_on 'all' trains on every turn; remove one of them.")
@@ -215,7 +215,7 @@ def _answer_with_lost_reasoning(turn: Message, text: str, opening: re.Match[str]
 
 
 def _after_answer(template: Template, prompt: Sequence[Message], turn: Message, tools: Tools | None) -> str:
-    """What the template writes after the content of an answer, such as an end token."""
+    """The text that the template writes after the content of an answer, such as an end token."""
     answer = {name: value for name, value in turn.items() if name not in REASONING}
     text = template.render([*prompt, {**answer, "content": _PLACEHOLDER}], tools)
     if _PLACEHOLDER not in text:

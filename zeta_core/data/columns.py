@@ -1,4 +1,4 @@
-"""Which columns of a row are used, and which are not.
+"""Determining which columns of a row are used and which are not.
 
 This is the only place that compares the columns that are present with those that are used. A column that is not used
 but looks like a part of the prompt, or like a mask, is an error, because training without it would teach something
@@ -26,7 +26,7 @@ _PARTS = (
 _LOOKS_LIKE_PROMPT = re.compile(rf"(?:{_QUALIFIERS}_)?{_PARTS}(?:_(?:text|content|messages?|prompts?|history))?")
 _LOOKS_LIKE_MASK = re.compile(r"labels|(?:.*_)?masks?")
 _MOST_NAMES = 12
-# The format of the shapes that a user may mean who names the columns of a format.
+# If a user maps columns of a format (key), the format of the shapes that the row may have.
 _SHAPES_FOR = {"prompt_completion": "messages", "text": "messages", "preference": "preference"}
 
 
@@ -38,7 +38,7 @@ class Layout:
     shape: Shape | None = None
 
     def columns_of(self, row: Row, columns: Mapping[str, str]) -> dict[str, str]:
-        """The row's columns that are used: the standard names to the names in the data."""
+        """The used columns of a row, as a mapping from standard names to the names in the data."""
         if self.shape is not None:
             return self.shape.columns_of(row)
         named = {name: column_in(row, name, columns) for name in COLUMNS[self.row_format]}
@@ -63,7 +63,7 @@ def layout_of(row: Row, columns: Mapping[str, str], row_format: RowFormat | None
 def columns_to_read(
     names: Collection[str], layout: Layout | None, columns: Mapping[str, str], drop: Collection[str]
 ) -> list[str]:
-    """The columns of a table that have to be read; without a ``layout``, all that may determine it."""
+    """The columns of a table that must be read; without a ``layout``, all columns that may determine it."""
     row: Row = dict.fromkeys(names, "")
     if layout is not None and layout.row_format == "tokens":
         return [name for name in names if name not in drop]  # the values show which ones are masks
@@ -84,14 +84,14 @@ def looks_used(name: str) -> bool:
 
 
 def lost_column(row: Row, used: Mapping[str, str]) -> str | None:
-    """The first column that is not used, looks as if it should be, and has content that the used ones lack."""
+    """The first unused column that looks like a used one and has content that the used columns lack."""
     names = set(used.values())
     contained: str | None = None
     for name, value in row.items():
         if name in names or value is None or value in ("", [], {}) or not looks_used(name):
             continue
         if normalized(name) == "label" and not isinstance(value, bool):
-            continue  # a class of the text; a label of KTO, which marks bad answers, is true or false
+            continue  # a class label; KTO's labels, which mark bad answers, are true or false
         if contained is None:
             contained = "\n".join(text for column in names for text in _texts(row[column]))
         texts = list(_texts(value))
@@ -101,7 +101,7 @@ def lost_column(row: Row, used: Mapping[str, str]) -> str | None:
 
 
 def explain_lost(name: str, row: Row, layout: Layout, used: Mapping[str, str], at: str) -> str:
-    """What is wrong with a row whose column ``name`` is not used, and what the user can paste.
+    """Explain the fault in a row whose column ``name`` is not used, with a setting that the user can paste.
 
     ``at`` is the field of the source in the spec.
     """
@@ -125,7 +125,7 @@ def explain_lost(name: str, row: Row, layout: Layout, used: Mapping[str, str], a
 
 
 def explain_unknown(row: Row, at: str) -> str:
-    """What is wrong with a row whose columns are none of a known format."""
+    """Explain the fault in a row whose columns match no known format."""
     found = ", ".join(sorted(map(str, row))[:_MOST_NAMES]) or "none"
     if "input_ids" in row:
         return "has no 'text' but 'input_ids'; set use_pretokenized to train on rows of token ids."
@@ -139,7 +139,7 @@ def explain_unknown(row: Row, at: str) -> str:
 
 
 def _standard_name(name: str, layout: Layout, used: Mapping[str, str]) -> str | None:
-    """The standard column that this one could be."""
+    """The standard column that this column may contain."""
     if layout.shape is not None:
         return None
     plain = normalized(name)

@@ -26,7 +26,7 @@ _NAMES = {".gz": "gzip", ".zst": "zstd"}
 
 
 class ByteStream(io.BufferedReader):
-    """The decompressed content of a file; `position` is in bytes of the file as it is stored."""
+    """The decompressed content of a file. `position` counts bytes of the compressed file."""
 
     def __init__(self, raw: io.RawIOBase, file: BinaryIO) -> None:
         super().__init__(raw, BUFFER_BYTES)

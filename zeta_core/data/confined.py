@@ -167,7 +167,7 @@ class Confined:
 
 
 def confined(work: Callable[[Position], Any], limits: Limits | None = None) -> Any:
-    """Run ``work`` in a separate process, where that is possible, and return its result, which must be JSON."""
+    """Run ``work``, in a separate process if possible, and return its result, which must be JSON."""
     if sys.platform != "linux":
         return work(Position())
     limits = limits or Limits.for_processes(1)

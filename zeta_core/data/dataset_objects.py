@@ -1,4 +1,4 @@
-"""Objects of the library `datasets` as training data: their rows are written to a file, which is read like any other.
+"""Training on objects of the library `datasets`: their rows are written to a file, which is read like any other.
 
 The file is named by its content, so the processes of one run share it, and a resumed run finds the same data.
 """
@@ -19,7 +19,7 @@ _HELD_OUT = ("validation", "valid", "dev", "eval", "test")
 
 
 def is_dataset_object(value: object) -> bool:
-    """Whether the value is a dataset of `datasets`, which is not imported for the check."""
+    """Whether the value is a dataset of `datasets`. The check does not import the library."""
     names = {"Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict"}
     return any(base.__module__.split(".")[0] == "datasets" and base.__name__ in names for base in type(value).__mro__)
 
@@ -59,7 +59,7 @@ def stored_dataset(value: object, cache: Path, field: str, split: Split) -> tupl
 
 
 def _chosen_split(splits: Mapping[str, Any], field: str, split: Split) -> str:
-    """The split that is meant. Raises `InvalidSpec` if that is not certain."""
+    """The split to use. Raises `InvalidSpec` if it is ambiguous."""
     if split == "train" and "train" in splits:
         return "train"
     if split == "held_out" and (found := [name for name in _HELD_OUT if name in splits]):
@@ -75,7 +75,7 @@ def _chosen_split(splits: Mapping[str, Any], field: str, split: Split) -> str:
 
 
 class _Hashing:
-    """A file that also computes the hash of what is written."""
+    """A file that also computes the hash of the written bytes."""
 
     closed = False
 

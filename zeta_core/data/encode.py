@@ -69,12 +69,12 @@ class Encoded:
     groups_D: NDArray[np.uint64]  # hashes of the values of ``group_by``; zeros without it
     supervised_N: NDArray[np.bool_] | None = None  # the tokens that are trained on; None means all
     num_split: int = 0  # conversations that were split into several documents
-    num_untrained: int = 0  # rows that are left out because no token of them is trained on
+    num_untrained: int = 0  # rows that are omitted because none of their tokens is trained on
     num_padding: int = 0  # padding tokens that were removed
     rows_with: Mapping[str, int] = field(default_factory=dict[str, int])  # per mask, the first row that has it
     rows_without: Mapping[str, int] = field(default_factory=dict[str, int])  # per mask, the first row that lacks it
     templated: bool = False  # a chat template was used
-    added_beginning: str = ""  # what the template was extended with, so that conversations begin as texts do
+    added_beginning: str = ""  # the text that was prepended to the template, so that conversations begin as texts do
     blank: bool = False  # all texts are empty or white space
     num_control_tokens: int = 0  # control tokens in the texts of the data
     first_control_token: str = ""  # the location of the first one

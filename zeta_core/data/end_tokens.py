@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from zeta_core.data.tokens import TokenFile
 
-MOST_DOCUMENTS = 1000  # examined, evenly spaced
-MOST_TOKENS = 1 << 16  # of each, the last ones
+MOST_DOCUMENTS = 1000  # documents to examine, evenly spaced
+MOST_TOKENS = 1 << 16  # last tokens of each document to examine
 _LONGEST_END = 8  # tokens from the end token to the end of an answer; templates add at most a few line breaks
-_LEAST_SHARE = 0.05  # of the ended answers; rarer tokens are content
+_LEAST_SHARE = 0.05  # of the answers with an end; rarer tokens are content
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Markers:
         return Markers(frozenset(special - unknown), frozenset(added.keys() - unknown))
 
     def first_in_tail(self, ids: NDArray[Any], tokenizer: Any) -> int | None:
-        """The first special token of the markers and white space that ``ids`` end with; otherwise an added one."""
+        """The first special token, or else added token, of the markers and white space at the end of ``ids``."""
         tail: list[int] = []
         for token in reversed([int(token) for token in ids[-_LONGEST_END:]]):
             if token not in self.special and token not in self.added and tokenizer.decode([token]).strip():
@@ -78,7 +78,7 @@ class Markers:
 
 
 def _trained_parts(tokens: TokenFile) -> Iterator[NDArray[Any]]:
-    """The consecutive tokens that are trained on, of some documents."""
+    """The runs of consecutive tokens that are trained on, from some documents."""
     step = max(1, tokens.num_documents // MOST_DOCUMENTS)
     for document in range(0, tokens.num_documents, step):
         stop = int(tokens.offsets[document + 1])

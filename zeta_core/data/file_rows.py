@@ -16,10 +16,10 @@ from zeta_core.data.units import ChooseColumns, Unit, json_units
 
 @dataclass(frozen=True)
 class FileRows:
-    """How to read the rows of a file. ``word`` is what a number of a row counts.
+    """How to read the rows of a file. ``word`` is the unit that row numbers count, such as line or row.
 
-    ``count`` determines the number of rows; it is ``None`` if that requires reading the file, whose positions are then
-    in bytes.
+    ``count`` determines the number of rows. It is ``None`` if counting requires reading the file; positions are then in
+    bytes.
     """
 
     word: str

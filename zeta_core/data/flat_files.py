@@ -1,16 +1,16 @@
 """Reading flat files of token ids in place: ``.npy``, and ``.bin`` without a declared type.
 
-Guarantee: a ``.bin`` file is read with the type that `dataset.dtype`, an index beside it or its header states, or with
-the only type that its contents allow; otherwise it is refused. A wrong type would not raise an error later: 32-bit ids
-that are read as 16-bit ids are twice as many ids, and every second one is 0 (karpathy/llm.c#701).
+Guarantee: a ``.bin`` file is read with the type that `dataset.dtype`, its index file or its header states, or with the
+only type that its contents allow; otherwise it is refused. A wrong type would not raise an error later: 32-bit ids that
+are read as 16-bit ids become twice as many ids, and every second one is 0 (karpathy/llm.c#701).
 
-Known layouts, beside ids alone as nanoGPT writes them (uint16):
+Known layouts, in addition to plain ids as nanoGPT writes them (uint16):
 
 - llm.c, ``dev/data/data_common.py``: a header of 256 int32: a magic number, a version, and the number of ids. The magic
-  number 20240520 (version 1) belongs to uint16, 20240801 (version 7) to uint32. Because there are writers that keep the
-  first one for 32-bit ids, the type is derived from the number of ids and the size of the file.
-- Megatron-LM, ``megatron/core/datasets/indexed_dataset.py``: ``<name>.idx`` beside ``<name>.bin`` with the type, the
-  lengths of sequences, and the documents that these belong to.
+  number 20240520 (version 1) stands for uint16, 20240801 (version 7) for uint32. Because some programs write the first
+  number with 32-bit ids, the type is derived from the number of ids and the size of the file.
+- Megatron-LM, ``megatron/core/datasets/indexed_dataset.py``: ``<name>.idx`` next to ``<name>.bin`` contains the type,
+  the lengths of the sequences, and the documents that they belong to.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class _Layout:
 def flat_tokens(sources: list[Source], report: Report) -> TokenFile:
     """Use a flat file of ids in place.
 
-    ``<name>.offsets.npy`` beside it contains the start of each document, and the end. Without it, and without an index
-    of Megatron-LM, all ids are one document.
+    ``<name>.offsets.npy`` in the same folder contains the start of each document, and the end of the last one. Without
+    it, and without an index of Megatron-LM, all ids are one document.
     """
     source = next(source for source in sources if source.flat is not None)
     if len(sources) > 1:
@@ -218,7 +218,7 @@ def _from_header(path: Path, name: str) -> _Layout | None:
 
 
 def _from_index(path: Path, name: str) -> _Layout | None:
-    """The layout and documents according to an index of Megatron-LM beside the file."""
+    """The layout and documents according to an index of Megatron-LM next to the file."""
     beside = path.with_suffix(".idx")
     if not beside.is_file():
         return None
@@ -248,8 +248,8 @@ def _from_index(path: Path, name: str) -> _Layout | None:
 class _Contents:
     """Shares of 16-bit words by their position in 64 bits.
 
-    They are the words that are ``zero``; ``small``, as in the upper half of a 32-bit id; and ``ones``, as in the upper
-    half of a negative number.
+    ``zero`` words are 0, ``small`` ones can be the upper half of a 32-bit id, and ``ones`` have all bits set, like the
+    upper half of a negative number.
     """
 
     num_bytes: int
@@ -296,7 +296,7 @@ class _Contents:
         return zeros or small
 
     def wider_than(self, itemsize: int) -> str | None:
-        """What indicates that the ids are wider than this, as the end of a sentence; ``None`` if nothing does."""
+        """The evidence that the ids are wider than ``itemsize``, as the end of a sentence, or ``None``."""
         if itemsize == 4 and self._looks_64_bit:
             return "every second 32-bit number is 0, as in a file of 64-bit ids"
         if itemsize > 2:

@@ -1,11 +1,11 @@
-"""Token files become sequences of ``seq_len``: packed, with documents kept apart; or one document each.
+"""Cutting token files into sequences of ``seq_len``: packed, with documents kept apart, or one document each.
 
-Text is packed without padding: a document goes on in the next sequence. Conversations are never cut: each lies whole in
-one sequence, which is filled by best fit, and `Fit` says what became of those longer than ``seq_len``. Of sources
-with shares each is cut and packed by itself, so that a sequence is of one source.
+Text is packed without padding: a document continues in the next sequence. A conversation is never split: each one is
+contained in one sequence, sequences are filled by best fit, and `Fit` counts the conversations longer than ``seq_len``.
+Weighted sources are cut and packed separately, so each sequence comes from one source.
 
-Shapes: B sequences, T tokens of each. A *segment* is the part of one document in one sequence; attention stays within
-it, positions count from its start, and its first token is never a target (its context is another document).
+Shapes: B sequences, T tokens each. A *segment* is the part of one document in one sequence: attention stays within it,
+positions count from its start, and its first token is never a target, because its context is another document.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from numpy.typing import NDArray
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 
-IGNORED = -100  # the label that cross-entropy leaves out
+IGNORED = -100  # the label that cross-entropy ignores
 Overlong = Literal["error", "truncate", "drop"]
-ASKED_MULTIPLE, ASKED_SHARE = 64, 0.9  # positions that a model is asked about: a multiple of so many, or all above it
-PIECE_TOKENS = 1 << 22  # looked at together when learned tokens are counted
+ASKED_MULTIPLE, ASKED_SHARE = 64, 0.9  # logits are computed at a multiple of positions, or at all above this share
+PIECE_TOKENS = 1 << 22  # processed at a time when target tokens are counted
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on its device; ``labels`` are not shifted: position t is predicted from what is before it."""
+    """One micro-batch on its device. ``labels`` are not shifted: position t is predicted from earlier positions."""
 
     ids_BT: torch.Tensor
     labels_BT: torch.Tensor
     positions_BT: torch.Tensor
     segments_BT: torch.Tensor | None  # a number for each token's document, -1 for padding; None: one document each
     num_targets: int
-    asked_K: torch.Tensor | None = None  # positions whose next token some row learns, and a few more; None: all
+    asked_K: torch.Tensor | None = None  # positions to compute logits for: all with a target, and some more; None: all
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -54,7 +54,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Fit:
-    """What became of documents that are longer than a sequence; places are those of the first one."""
+    """How documents longer than a sequence were handled. The places are those of the first such document."""
 
     num_truncated: int = 0
     num_dropped: int = 0
@@ -66,23 +66,23 @@ class Fit:
 class Sequences:
     """The sequences of a token file, by index.
 
-    ``overlong`` says what happens to a document longer than ``seq_len``; ``None``: text goes on in the next sequence,
-    and a conversation is truncated. Raises `InvalidData` for ``"error"``, naming the first.
+    ``overlong`` determines what happens to a document longer than ``seq_len``. With ``None``, text continues in the
+    next sequence, and a conversation is truncated. With ``"error"``, raises `InvalidData` naming the first one.
     """
 
     def __init__(
         self, tokens: TokenFile, seq_len: int, *, pack: bool, overlong: Overlong | None = None, together: int = 1
     ) -> None:
-        """Of ``together`` documents in turn, all are taken or none."""
+        """Each group of ``together`` consecutive documents is used or dropped as a whole."""
         self._tokens = tokens
         self._offsets = np.asarray(tokens.offsets)
         self.seq_len = seq_len
         self.pack = pack
         self.fit = Fit()
-        self._starts: NDArray[np.int64] | None = None  # of each part of a document that is one sequence or lies in one
+        self._starts: NDArray[np.int64] | None = None  # of each part of a document, which never spans two sequences
         self._ends: NDArray[np.int64] | None = None
         self._bins: _Bins | None = None
-        self._num_targets: NDArray[np.int64] | None = None  # of each sequence, where they are not told by the offsets
+        self._num_targets: NDArray[np.int64] | None = None  # per sequence, unless the offsets determine it
         source_starts = self._offsets[tokens.source_bounds]
         if tokens.has_whole_documents or overlong is not None:
             self._starts, self._ends, self.fit = _fitted(tokens, seq_len, overlong, together)
@@ -107,12 +107,12 @@ class Sequences:
 
     @property
     def shares(self) -> tuple[float, ...] | None:
-        """Of each source, of the sequences seen; ``None``: each sequence is seen equally often."""
+        """Each source's share of the sequences seen; ``None`` if each sequence is seen equally often."""
         return None if self._tokens.mix is None else self._tokens.mix.shares
 
     @property
     def source_bounds(self) -> NDArray[np.int64]:
-        """The first sequence of each source with a share, and the number of all."""
+        """The first sequence of each weighted source, and the total number."""
         if self._starts is None:
             return np.array([0, self._count], dtype=np.int64)
         starts = self._starts if self._bins is None else self._starts[self._bins.parts[self._bins.firsts[:-1]]]
@@ -122,24 +122,24 @@ class Sequences:
 
     @property
     def pads(self) -> bool:
-        """Whether sequences are shorter than the place they have: not where text flows from one to the next."""
+        """Whether sequences may need padding. Text that continues from one sequence to the next needs none."""
         return not self.pack or self._bins is not None
 
     @property
     def mean_length(self) -> float:
-        """Tokens of a sequence in its batch; those that are not packed are as long as the longest beside them."""
+        """The mean number of tokens per sequence, with the padding of packed sequences but not that of others."""
         return self.seq_len if self.pack else self.num_tokens(np.arange(len(self))) / max(1, len(self))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """The number of tokens of the longest sequence."""
         if self.pack:
             return self.seq_len
         starts, ends = self.spans(np.arange(self._count))
         return int((ends - starts).max(initial=0))
 
     def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First and one-past-last token of each sequence that is one stretch of tokens."""
+        """The start and end (exclusive) of each sequence, for sequences that are one range of tokens."""
         assert self._bins is None, "a filled sequence has several"
         if self._starts is not None and self._ends is not None:
             return self._starts[indices], self._ends[indices]
@@ -153,15 +153,15 @@ class Sequences:
         return int((ends - starts).sum())
 
     def num_places(self, indices: NDArray[np.int64]) -> int:
-        """The tokens that these sequences have room for; without packing that is what they hold."""
+        """The capacity of these sequences in tokens. Without packing, it is the number of their tokens."""
         return self.seq_len * len(indices) if self.pack else self.num_tokens(indices)
 
     def num_learned(self, indices: NDArray[np.int64]) -> int:
-        """How many of their tokens are learned, whatever the loss is the mean over."""
+        """The number of target tokens, even if the loss is not a mean over tokens."""
         return Sequences.num_targets(self, indices)
 
     def num_targets(self, indices: NDArray[np.int64]) -> int:
-        """How many tokens of these sequences are learned: at most all but the first of each segment."""
+        """The number of target tokens in these sequences. The first token of a segment is never a target."""
         if self._num_targets is not None:
             return int(self._num_targets[indices].sum())
         starts, ends = self.spans(indices)
@@ -169,7 +169,7 @@ class Sequences:
         return int((ends - starts - 1 - inner).sum())
 
     def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> Batch:
-        """The sequences as tensors on the CPU; those after the first ``num_counting`` have no targets."""
+        """The sequences as tensors on the CPU. Only the first ``num_counting`` have targets."""
         at_BT, document_BT = self._stretches(indices) if self._bins is None else self._filled(indices, self._bins)
         length = at_BT.shape[1]
         inside_BT = document_BT >= 0
@@ -194,9 +194,9 @@ class Sequences:
         )
 
     def _stretches(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions, and the document of each (-1: padding), of sequences that are one stretch of tokens."""
+        """The positions of sequences that are one range of tokens, and the document of each (-1 for padding)."""
         starts, ends = self.spans(indices)
-        length = int((ends - starts).max())  # of packed ones only the last is shorter, and may be alone here
+        length = int((ends - starts).max())  # if packed, only the last one is shorter, maybe alone here
         at_BT = starts[:, None] + np.arange(length)
         inside_BT = at_BT < ends[:, None]
         at_BT = np.minimum(at_BT, ends[:, None] - 1)
@@ -205,7 +205,7 @@ class Sequences:
         return at_BT, document_BT
 
     def _filled(self, indices: NDArray[np.int64], bins: _Bins) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The same of sequences that are filled with whole documents."""
+        """The same as `_stretches`, for sequences that are filled with whole documents."""
         assert self._starts is not None
         assert self._ends is not None
         at_BT = np.zeros((len(indices), self.seq_len), dtype=np.int64)
@@ -222,7 +222,7 @@ class Sequences:
 
 
 def _asked(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
-    """The positions that a model need be asked about, filled up to a multiple so that few shapes occur."""
+    """The positions that need logits, extended to a multiple of `ASKED_MULTIPLE` so that few shapes occur."""
     asked_T = np.zeros(labels_BT.shape[1], dtype=bool)
     asked_T[:-1] = (labels_BT[:, 1:] != IGNORED).any(0)
     num_asked = int(asked_T.sum())
@@ -238,7 +238,7 @@ def _asked(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class _Bins:
-    """Which parts lie in which sequence: those of sequence ``s`` are ``parts[firsts[s]:firsts[s + 1]]``."""
+    """The assignment of parts to sequences: sequence ``s`` contains ``parts[firsts[s]:firsts[s + 1]]``."""
 
     parts: NDArray[np.int64]
     firsts: NDArray[np.int64]
@@ -246,9 +246,9 @@ class _Bins:
 
     @staticmethod
     def filled(lengths: NDArray[np.int64], capacity: int) -> _Bins:
-        """Best fit, longest part first: the sequence with the least room that is enough.
+        """Best fit, longest part first: each part goes into the sequence with the least sufficient room.
 
-        ``rooms`` has bit r set where a sequence has room for r tokens, so the search is one shift of a number.
+        Bit r of ``rooms`` is set if a sequence has room for r tokens, so the search is one shift of an integer.
         """
         rooms = 0
         with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -275,7 +275,7 @@ class _Bins:
 
     @staticmethod
     def joined(bins: Sequence[_Bins]) -> _Bins:
-        """Those of parts that follow one another."""
+        """The bins of consecutive ranges of parts as one."""
         if len(bins) == 1:
             return bins[0]
         before = np.cumsum([0, *(len(some.parts) for some in bins)])
@@ -298,7 +298,7 @@ class _Bins:
 def _fitted(
     tokens: TokenFile, seq_len: int, overlong: Overlong | None, together: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Fit]:
-    """Start and end of every part that is trained on: a document or, of text that is longer, its parts."""
+    """The start and end of every part that is trained on: a document, or the parts of a longer text."""
     offsets = np.asarray(tokens.offsets)
     starts, ends = offsets[:-1].copy(), offsets[1:].copy()
     too_long = (ends - starts > seq_len) & (tokens.whole_D | (overlong is not None))
@@ -315,7 +315,7 @@ def _fitted(
     cut = too_long & kept
     whole = ends - starts
     ends[cut] = starts[cut] + seq_len
-    kept[cut] = _learned(tokens, starts[cut], ends[cut]) > 0  # an answer may lie beyond the cut
+    kept[cut] = _learned(tokens, starts[cut], ends[cut]) > 0  # the answer may have been cut off
     kept = kept.reshape(-1, together).all(axis=1).repeat(together)
     cut &= kept
     dropped = ~kept
@@ -332,12 +332,12 @@ def _fitted(
 
 
 def _learned(tokens: TokenFile, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many tokens of each stretch are learned; its first one never is."""
+    """The number of target tokens in each range. The first token of a range is never a target."""
     if tokens.supervised is None or not len(starts):
         return ends - starts - 1
     begins, stops = tokens.where(starts) + 1, tokens.where(ends - 1) + 1
     counts = np.zeros(len(starts), dtype=np.int64)
-    # They follow one another in the file, which is read in pieces: it may be larger than memory.
+    # The ranges are in file order. The file is read in pieces, because it may be larger than memory.
     edges = np.searchsorted(begins, np.arange(begins[0], begins[-1] + PIECE_TOKENS, PIECE_TOKENS))
     for low, high in pairwise(np.append(edges, len(begins)).tolist()):
         if low < high:
@@ -348,7 +348,7 @@ def _learned(tokens: TokenFile, starts: NDArray[np.int64], ends: NDArray[np.int6
 
 
 def _predicting(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Those stretches of more than a single token, which predicts nothing."""
+    """The ranges with at least two tokens, because a single token predicts nothing."""
     useful = ends - starts >= 2
     return starts[useful], ends[useful]
 
@@ -356,7 +356,7 @@ def _predicting(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDA
 def _parts(
     first: NDArray[np.int64], last: NDArray[np.int64], seq_len: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and end of every part of at most ``seq_len`` tokens of each stretch."""
+    """The start and end of the parts, of at most ``seq_len`` tokens, into which each range is cut."""
     parts = -(-(last - first) // seq_len)
     owner = np.repeat(np.arange(len(parts)), parts)
     number = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)

@@ -1,4 +1,4 @@
-"""The data report: what a run is about to train on, in figures and in one sentence, and what to be warned of in it."""
+"""The data report: statistics of the data that a run trains on, a summary in one sentence, and warnings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zeta_core.failures import InvalidData
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 
-_MOST_SUPERVISED = 1_000_000  # sequences that are counted one by one; of more, evenly chosen ones
+_MOST_SUPERVISED = 1_000_000  # sequences that are all counted; beyond that, an evenly spaced sample is
 
 
 def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
-    """The figures of the data as cut into ``sequences`` and seen by the run; it takes no second pass over the ids."""
+    """Statistics of the data, as cut into ``sequences`` and seen by the run. No second pass over the ids is needed."""
     lengths = np.diff(tokens.offsets)
     p50, p90, p99 = (int(p) for p in np.percentile(lengths, (50, 90, 99), method="lower"))
     every = np.arange(len(sequences), step=max(1, len(sequences) // _MOST_SUPERVISED))
@@ -83,7 +83,7 @@ def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceS
 
 
 def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
-    """The error of data that gives no sequence, with how many of its documents are too long, and the first of them."""
+    """The error for data without a single sequence, with the number of overlong documents and the first one."""
     dropped = sequences.fit.num_dropped
     if not dropped:
         return InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
@@ -97,7 +97,7 @@ def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
 
 
 def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Report) -> None:
-    """One ``log`` event with the figures, and a warning for each thing that somebody may not expect."""
+    """Emit one ``log`` event with the statistics, and a warning for everything that may be unexpected."""
     lengths = data.lengths
     said = (
         f"Data: {data.documents:,} documents, {data.tokens:,} tokens ({lengths.median:,} in the median, at most "
@@ -157,12 +157,12 @@ def _tell_turns(tokens: TokenFile, report: Report) -> None:
 
 
 def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Report) -> None:
-    """A warning of what is too long to be evaluated on whole."""
+    """Warn about held-out documents that are too long to be evaluated as a whole."""
     _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
 
 
 def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Report) -> None:
-    """Report the size of the held-out part, and a warning for rows that are trained on and evaluated."""
+    """Report the size of the held-out part, and warn about rows that are both trained on and evaluated."""
     if eval_split:
         rows = len(Units.of(held_out).first_U)
         copies = f", {overlap.num_duplicates:,} of them copies" if overlap.num_duplicates else ""

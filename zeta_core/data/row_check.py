@@ -44,9 +44,9 @@ from zeta_core.failures import InvalidData
 from zeta_core.settings import variables
 
 VERSION = 1  # of the results in the cache
-FIRST_ROWS = 100  # that are tokenized
-SPREAD_ROWS = 100  # that are tokenized of the rest of the data
-SAMPLE_TOKENS = 400_000  # after which only a fraction of the data's beginning is tokenized
+FIRST_ROWS = 100  # all tokenized
+SPREAD_ROWS = 100  # tokenized from the rest of the data
+SAMPLE_TOKENS = 400_000  # beyond this, only a fraction of the data's beginning is tokenized
 MOST_PROCESSES = 4  # because trainings run on the same machine
 BYTES_PER_PROCESS = 4 << 20
 MOST_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
@@ -59,7 +59,7 @@ DataField = Literal["dataset", "eval_dataset"]
 
 @dataclass
 class CheckedRows:
-    """What was found in the rows. ``tokens`` is estimated; ``lengths`` are those of the tokenized documents."""
+    """The findings of a check. ``tokens`` is an estimate; ``lengths`` are those of the tokenized documents."""
 
     complete: bool = True
     rows: int = 0
@@ -207,7 +207,7 @@ def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, 
 
 
 def _result(process: Confined) -> dict[str, Any]:
-    """The result of a process. An exceeded limit, whose place in the data is not known, counts as the last error."""
+    """The result of a process. An exceeded limit has no known place in the data, so it counts as the last error."""
     try:
         return process.receive()["value"]
     except InvalidData as error:
@@ -252,7 +252,7 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
 
 
 class _Check:
-    """One pass over the rows of all sources, until the deadline. Of several processes, each checks every n-th unit."""
+    """One pass over the rows of all sources, until the deadline. Each of n processes checks every n-th unit."""
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class _Check:
         self._found = CheckedRows()
 
     def run(self) -> dict[str, Any]:
-        """What was found, or the first error with the number of its unit, as JSON."""
+        """Check the rows. Returns the findings, or the first error with the number of its unit, as JSON."""
         bytes_before = 0
         try:
             for source, masks in zip(self._sources, self._masks, strict=True):
@@ -294,7 +294,7 @@ class _Check:
         return {"found": asdict(self._found), "columns": masks}
 
     def _check_source(self, source: Source, bytes_before: int, masks: RowColumns) -> bool:
-        """Check the rows of a source; false if there was no time for all of them."""
+        """Check the rows of a source. Returns false if there was no time for all rows."""
         self._position.move(source.after(0), "reading")
         at, num_rows, sampled_rows, sampled_tokens, complete = 0, 0, 0, 0, True
         for unit in source.units():
@@ -327,7 +327,7 @@ class _Check:
         return complete
 
     def _has_room(self, done: float) -> bool:
-        """Whether another row belongs to the sample when this share of the data is read."""
+        """Whether the sample takes another row after this share of the data has been read."""
         is_few = self._num_regular * self._processes < FIRST_ROWS + SPREAD_ROWS * done
         return is_few and self._found.sampled_tokens * self._processes < SAMPLE_TOKENS * (1 + done) / 2
 
@@ -340,7 +340,7 @@ class _Check:
         return True
 
     def _note_columns(self, source: Source, row: Row) -> None:
-        """Note the columns that are not used; rows with the same columns are looked at once."""
+        """Record the unused columns. Each combination of columns is examined only once."""
         columns = (source.name, row.unread, *row.fields)
         if columns not in self._columns and len(self._columns) < MOST_KINDS:
             self._columns.add(columns)
@@ -365,7 +365,7 @@ class _Check:
 
 
 def _kinds(fields: Mapping[str, object]) -> Iterator[object]:
-    """The kinds of the values of a row: of turns, what decides how a chat template renders them."""
+    """The kinds of the values in a row. The kind of a turn determines how a chat template renders it."""
     for name, value in fields.items():
         value = parsed_list(value)
         turns = cast("list[object]", value) if isinstance(value, list) else [value]
@@ -378,7 +378,7 @@ def _kinds(fields: Mapping[str, object]) -> Iterator[object]:
 
 
 def _kind(turn: object) -> tuple[object, ...]:
-    """The role of a turn, its fields with a value, and of its text whether it is blank or contains reasoning."""
+    """The role of a turn, its fields with a value, and whether its text is blank or contains reasoning."""
     if not isinstance(turn, Mapping):
         return (type(turn),)
     fields = cast("Mapping[str, Any]", turn)

@@ -1,4 +1,4 @@
-"""What a row of training data may look like, by its format.
+"""The valid rows of each data format.
 
 A row is one object of a JSON file, or one row of a table. `fault_in` returns what is wrong with a row, as the end of a
 sentence that starts with the name of its file and line. `zeta_core.data.columns` detects the format of rows.
@@ -16,8 +16,8 @@ from zeta_core.data.turns import InvalidTurn, Message, read_tools, read_turn
 RowFormat = Literal["text", "messages", "prompt_completion", "preference", "tokens"]
 Row = Mapping[str, object]
 
-# The columns that each format reads, and those of them that a row must have. A ``preference`` row without ``prompt``
-# holds two whole texts or conversations that begin alike.
+# The columns that each format reads, and the required ones. A ``preference`` row without ``prompt`` contains two
+# complete texts or conversations with a common beginning.
 COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "text": ("text",),
     "messages": ("messages", "tools", "functions", "parallel_tool_calls", "system"),
@@ -26,22 +26,22 @@ COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "tokens": ("input_ids", *MASKS),
 }
 OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt", *MASKS}
-# Columns that a file without lists, such as CSV, holds as JSON text.
+# Columns that a file format without lists, such as CSV, contains as JSON text.
 JSON_LISTS = frozenset({"messages", "conversations", "input_ids", *MASKS})
 CONVERSATIONS = "conversations"  # ShareGPT's name for messages
 
 
 def required(row_format: RowFormat) -> tuple[str, ...]:
-    """The columns without which a row is not of this format."""
+    """The columns that a row of this format must have."""
     if row_format == "prompt_completion":
         return ("prompt", "completion")
     return tuple(name for name in COLUMNS[row_format] if name not in OPTIONAL)
 
 
 def formats_of(columns: Mapping[str, str], method: str) -> list[RowFormat]:
-    """The formats that ``auto`` may mean, in order. ``columns`` maps the standard names to the data's.
+    """The formats that ``auto`` may select, in order. ``columns`` maps the standard names to the names in the data.
 
-    A format with a column that is named there comes first: chosen answers may be read as completions.
+    Formats with a mapped column come first, so a user can read chosen answers as completions.
     """
     first: tuple[RowFormat, ...] = ("preference", "messages") if method == "dpo" else ("messages", "preference")
     formats: tuple[RowFormat, ...] = (*first, "prompt_completion", "text")
@@ -49,7 +49,7 @@ def formats_of(columns: Mapping[str, str], method: str) -> list[RowFormat]:
 
 
 def column_in(row: Row, name: str, columns: Mapping[str, str]) -> str:
-    """The data's name for a column; ``conversations`` stands for ``messages`` where these are missing."""
+    """The name of a column in the data. If ``messages`` is missing, ``conversations`` takes its place."""
     if name == "messages" and name not in columns and row.get(name) is None and row.get(CONVERSATIONS) is not None:
         return CONVERSATIONS
     return columns.get(name, name)
@@ -58,7 +58,7 @@ def column_in(row: Row, name: str, columns: Mapping[str, str]) -> str:
 def fault_in(
     row: object, row_format: RowFormat, columns: Mapping[str, str], drop_fields: Sequence[str] = ()
 ) -> str | None:
-    """What is wrong with a row, as the end of a sentence that begins with its place; ``None`` for a good one."""
+    """The fault in a row, as the end of a sentence that begins with the row's location; ``None`` if there is none."""
     if not isinstance(row, Mapping):
         return "is not an object with named fields."
     fields = cast(Row, row)
@@ -101,7 +101,7 @@ def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
 
 
 def messages_of(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -> list[Message]:
-    """The conversation of a row of messages, with a system text that stands beside it. Raises `InvalidTurn`."""
+    """The conversation of a row of messages, with the system text of a separate column. Raises `InvalidTurn`."""
     turns = cast("list[object]", fields[column_in(fields, "messages", {})])
     messages = [read_turn(turn, drop_fields) for turn in turns]
     system = cast("str | None", fields.get("system"))
@@ -121,7 +121,7 @@ def _wrong_text(value: object, shown: str) -> str | None:
 
 
 def _wrong_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
-    """A text, a message, or a list of them."""
+    """The fault in a value that must be a text, a message, or a list of messages."""
     if isinstance(value, str):
         return None if value.strip() else f"{shown} is empty."
     if isinstance(value, Mapping):
@@ -153,7 +153,7 @@ def _wrong_messages(value: object, shown: str, drop_fields: Sequence[str]) -> st
 
 
 def _wrong_system(values: Mapping[str, object]) -> str | None:
-    """What is wrong with a system text beside a conversation."""
+    """The fault in a conversation with a separate system text."""
     system = values["system"]
     if system is None or isinstance(system, str):
         first = read_turn(cast("list[object]", values["messages"])[0])
@@ -180,5 +180,5 @@ def _wrong_tools(values: Mapping[str, object]) -> str | None:
 
 
 def _kind(value: object) -> str:
-    """What a value is, in a user's words."""
+    """A user-friendly name for the type of a value."""
     return "null" if value is None else f"of type {type(value).__name__}"

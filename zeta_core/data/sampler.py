@@ -1,11 +1,12 @@
-"""Which sequences a step trains on: a pure function of seed, epoch and global position.
+"""Choosing the sequences that a step trains on: a pure function of the seed, the epoch and the global position.
 
 Positions count sequences over the whole run and all processes. Epoch ``e`` is one permutation of all sequences, drawn
-from (seed, e); the epochs follow one another without a gap, so a step may span two of them and nothing is dropped,
-repeated or padded at an epoch's end. A run resumes from the number of consumed sequences alone, in time that does not
-depend on it, and reads the same order with any number of processes.
+from (seed, e). Epochs follow one another without a gap, so a step may span two epochs, and nothing is dropped, repeated
+or padded at the end of an epoch. Resuming requires only the number of consumed sequences, takes the same time for any
+such number, and gives the same order with any number of processes.
 
-Of sources with weights an epoch is as many sequences as there are, of each source its share of them: see `Mixture`.
+With weighted sources, an epoch still has as many sequences as the data, and each source contributes its share of them
+(`Mixture`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from zeta_core.data.packing import Sequences
 from zeta_core.failures import InvalidData
 
-_PLACES = 0x9A1C  # tells the draw of places in a mixture from the orders of its sources, which have the same seed
+_PLACES = 0x9A1C  # distinguishes the draw of places in a mixture from the orders of its sources, with the same seed
 
 
 class Sampler:
-    """Draws the epochs of ``num_sequences`` by ``seed`` and, of a mixture, the number of the ``source``."""
+    """Draws the epochs of ``num_sequences`` from ``seed`` and, in a mixture, the number of the ``source``."""
 
     def __init__(self, num_sequences: int, seed: int, *source: int) -> None:
         assert num_sequences > 0
@@ -31,7 +32,7 @@ class Sampler:
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The sequences of one epoch; the last two are kept."""
+        """The sequences of one epoch. The two most recent epochs are cached."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = self._drawn(epoch)
@@ -41,7 +42,7 @@ class Sampler:
         return _generator(*self._seed, epoch).permutation(self.num_sequences)
 
     def sequences(self, first: int, last: int) -> NDArray[np.int64]:
-        """The sequences at global positions ``first`` to ``last`` (not included)."""
+        """The sequences at global positions ``first`` to ``last`` (exclusive)."""
         parts: list[NDArray[np.int64]] = []
         while first < last:
             epoch, offset = divmod(first, self.num_sequences)
@@ -52,12 +53,12 @@ class Sampler:
 
 
 class Mixture(Sampler):
-    """Draws from several sources by ``shares``, one in sum; source ``k`` has the sequences from ``bounds[k]`` on.
+    """Draws from several sources by ``shares``, which sum to one. Source ``k`` starts at sequence ``bounds[k]``.
 
-    Each source has an order and epochs of its own: it is read on where the last epoch of the mixture left it, so none
-    of its sequences comes again before all have come. Its c sequences of an epoch are spread over it, the j-th at
-    random within the j-th of c equal stretches, so each step has about the shares. Raises `InvalidData` for a source
-    with nothing to give, or with a share of less than one sequence.
+    Each source has its own order and epochs. It continues where the previous epoch of the mixture stopped, so no
+    sequence is repeated before all others of its source have been used. If a source contributes c sequences to an
+    epoch, the j-th one has a random place within the j-th of c equal parts of the epoch, so each step has about the
+    shares. Raises `InvalidData` for a source without sequences, or with a share of less than one sequence.
     """
 
     def __init__(self, bounds: NDArray[np.int64], shares: Sequence[float], seed: int) -> None:
@@ -86,7 +87,7 @@ class Mixture(Sampler):
         return np.concatenate(found)[np.argsort(np.concatenate(places), kind="stable")]
 
     def seen(self, num_sequences: int) -> list[int]:
-        """How many of the first ``num_sequences`` of a run are of each source."""
+        """The number of sequences of each source among the first ``num_sequences`` of a run."""
         epochs, rest = divmod(num_sequences, self.num_sequences)
         owners = np.searchsorted(self.bounds[1:], self.order(epochs)[:rest], "right")
         in_rest = np.bincount(owners, minlength=len(self.per_epoch)).tolist()
@@ -101,7 +102,7 @@ def sampler_of(sequences: Sequences, seed: int) -> Sampler:
 
 
 def _apportioned(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers that add up to ``total``, each within one of its share: the largest remainders are rounded up."""
+    """Integers that add up to ``total``, each within one of its share: the largest remainders are rounded up."""
     exact = np.array(shares) * total
     counts = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]] += 1
@@ -115,10 +116,10 @@ def _generator(*seed: int) -> np.random.Generator:
 def micro_batches(
     window: NDArray[np.int64], *, micro_batch: int, world_size: int, rank: int
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Split one global batch: yields this rank's sequences of each micro-step, and how many of them count.
+    """Split one global batch: yield this rank's sequences for each micro-step, and how many of them count.
 
-    Every rank gets the same number of micro-steps, and in one of them the same number of rows: where the last
-    window of a run is not full, a rank without a sequence of its own repeats one that counts for nothing.
+    Every rank gets the same number of micro-steps, and the same number of rows in each. If the last batch of a run is
+    not full, a rank without a sequence of its own gets a repeated one that does not count.
     """
     for start in range(0, len(window), micro_batch * world_size):
         rows = window[start : start + micro_batch * world_size]

@@ -42,7 +42,7 @@ class InvalidShape(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of rows; all names are of normalized columns. ``context`` is text that follows the prompt."""
+    """A shape of rows. All column names are normalized. ``context`` is text that follows the prompt."""
 
     name: str
     row_format: ShapeFormat
@@ -52,7 +52,7 @@ class Shape:
     is_nested: bool = False  # the prompt is in an object, as in OpenAI's API
 
     def columns_of(self, row: Row) -> dict[str, str]:
-        """The row's columns that the shape uses: normalized names to the names in the data."""
+        """The columns of a row that the shape uses, as a mapping from normalized names to the names in the data."""
         known = {*self.required, *self.optional, self.context}
         return {normalized(name): name for name in row if normalized(name) in known}
 
@@ -138,7 +138,7 @@ SHAPE_COLUMNS = frozenset(
 
 
 def shape_of(row: Row, row_formats: Sequence[str]) -> Shape | None:
-    """The shape of a row that becomes one of ``row_formats``, in their order."""
+    """The shape of a row that can be converted to one of ``row_formats``, tried in order."""
     for row_format in row_formats:
         for shape in SHAPES.values():
             if shape.row_format == row_format and shape.fits(row):

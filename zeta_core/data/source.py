@@ -65,7 +65,7 @@ class Source:
         return f"{self.name}, {self.word} {number}" if number else self.name
 
     def after(self, position: int) -> str:
-        """The location that is read next, for messages, with the size of the file for context."""
+        """The location to be read next, for messages, with the size of the file for context."""
         if self.in_rows:
             return f"{self.name} ({self.num_bytes:,} bytes, {self.size:,} rows), from row {position + 1}"
         return f"{self.name}, after {position:,} of {self.num_bytes:,} bytes" if position else self.name

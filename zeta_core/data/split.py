@@ -25,7 +25,7 @@ Stretches = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
 
 @dataclass(frozen=True)
 class Overlap:
-    """Contents that the training data and the held-out data have, or would have, in common.
+    """Duplicates between or within the training data and the held-out data.
 
     ``num_duplicates`` held-out rows are copies of other held-out rows. ``num_removed`` documents of held-out
     conversations are not evaluated, because training data contains them, too. ``num_trained`` rows of an

@@ -1,7 +1,7 @@
 """Reading rows from Parquet files, and from Arrow files and streams, in parts of limited size.
 
 All data is untrusted. The buffers of an Arrow file are fully validated before a value is read, because pyarrow maps the
-file and follows its offsets, wherever they point. Errors are `InvalidData` and name the file.
+file and follows its offsets without checking them. Errors are `InvalidData` and name the file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def num_rows(path: Path, name: str, suffix: str) -> int:
 
 
 def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
-    """Read batches of rows; the larger the rows are according to the metadata, the fewer are in a batch.
+    """Read batches of rows. The larger the rows according to the metadata, the fewer rows are in a batch.
 
     Equal values are stored only once, so a row may be far larger than the metadata indicates. Only the memory limit of
     the process covers that case (`zeta_core.data.confined`).

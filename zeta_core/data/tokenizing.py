@@ -76,7 +76,7 @@ def encoded_units(
 
 
 def num_processes(sources: Sequence[Source], most: int, *, bytes_each: int = BYTES_PER_PROCESS) -> int:
-    """The number of processes that read the sources fastest, if each should read at least ``bytes_each``."""
+    """The number of processes that read the sources fastest, with at least ``bytes_each`` per process."""
     useful = sum(source.num_bytes for source in sources) // bytes_each
     return max(1, min(most, useful, free_memory_bytes() // MEMORY_PER_PROCESS, _cores()))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zeta_core.data.source import Source
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
-WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # a document of these is never cut to fill a sequence
+WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # their documents are never cut to fill a sequence
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class TokenFile:
     fingerprint: str
     supervised: NDArray[np.bool_] | None = None
     rows: NDArray[np.int64] | None = None
-    hashes: NDArray[np.uint64] | None = None  # of the ids of each document
-    groups: NDArray[np.uint64] | None = None  # of the value of group_by of each document
+    hashes: NDArray[np.uint64] | None = None  # per document, of its ids
+    groups: NDArray[np.uint64] | None = None  # per document, of its value of group_by
     origins: tuple[Origin, ...] = ()
     num_duplicates: int | None = None
     num_empty: int = 0
@@ -77,7 +77,7 @@ class TokenFile:
     num_unused_ends: int = 0
     unused_columns: tuple[str, ...] = ()
     is_templated: bool = False
-    num_untrained: int = 0  # rows that were left out because no token of them is trained on
+    num_untrained: int = 0  # rows that were omitted because none of their tokens is trained on
     num_padding: int = 0  # padding tokens that were removed
     masks: tuple[str, ...] = ()  # the columns of rows of ids that determine which tokens are trained on
     flat: str | None = None  # the name of the .bin file that the ids are in

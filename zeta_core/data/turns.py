@@ -13,8 +13,8 @@ from typing import Any, cast
 
 Message = dict[str, Any]
 
-# The roles of chat templates, by the names that data uses for them. The names beside OpenAI's are those of ShareGPT
-# and of LLaMA-Factory's reader of it. A `function_call` is an assistant turn whose content is the call.
+# The roles of chat templates, by the names that data uses for them. The names that are not OpenAI's come from ShareGPT
+# and from LLaMA-Factory's ShareGPT reader. A `function_call` is an assistant turn whose content is the call.
 ROLES = {
     "system": "system",
     "developer": "developer",

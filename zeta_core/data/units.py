@@ -80,12 +80,12 @@ class _Block:
 
 
 def _take(stream: ByteStream, pending: bytes, size: int) -> bytes:
-    """The next ``size`` bytes, of which ``pending`` are read already."""
+    """The next ``size`` bytes, starting with ``pending``, which are already read."""
     return pending[:size] if len(pending) >= size else pending + stream.read(size - len(pending))
 
 
 def _take_line(stream: ByteStream, pending: bytes, limit: int) -> bytes:
-    """The rest of the line, at most ``limit`` bytes, of which ``pending`` are read already."""
+    """The rest of the line, at most ``limit`` bytes, starting with ``pending``, which are already read."""
     end = pending.find(b"\n", 0, limit) + 1
     if end or len(pending) >= limit:
         return pending[: end or limit]

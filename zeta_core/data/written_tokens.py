@@ -1,4 +1,4 @@
-"""Counts the documents that are written to the token cache: their lengths, rows and hashes, and what was found in them.
+"""Counting the documents that are written to the token cache: their lengths, rows, hashes, and statistics.
 
 Shapes as in `zeta_core.data.encode`: N tokens, D documents or pieces of documents.
 """

@@ -1,1 +1,1 @@
-"""Memory and arithmetic: what a run needs, what it will take, what it uses."""
+"""Memory and compute: the minimum that a run needs, estimates of its usage, and measurements."""

@@ -1,15 +1,15 @@
-"""Memory of the C library while a CPU trains: what one step frees, the next one has again.
+"""Tuning the C library's allocator for training on a CPU: each step reuses the memory that the previous one freed.
 
-By default glibc maps large blocks anew for each tensor and gives them back when it is freed, so every step of a small
-Llama (6.8 M parameters, 2,048 tokens) has the kernel clear 280,000 pages again; that was a fifth of its time. Here
-freed memory stays with the process until the run ends. The price: its peak is up to a quarter higher, because blocks
-of many sizes share one heap; so it is done only where memory is plenty (`memory.needs.has_plenty`). GPUs have torch's
-own caching allocator, and other C libraries are left as they are.
+By default, glibc maps a new block for each large tensor and unmaps it when the tensor is freed. In every step of a
+small Llama (6.8 M parameters, 2,048 tokens), the kernel therefore had to clear 280,000 pages, which took a fifth of the
+time. Here, the process keeps freed memory until the run ends. Its peak is up to a quarter higher, because blocks of
+many sizes share one heap, so this is only done if memory is plentiful (`memory.needs.has_plenty`). GPUs use torch's own
+caching allocator, and other C libraries are not changed.
 
-A run that computes its activations again to save memory gets the opposite: what is freed is given back at once. glibc
-raises the size from which it does so to 32 MB by itself, and then a forward whose tensors are 152 MB at most (the same
-Llama, 8,192 tokens) leaves a heap of 502 MB, of which `malloc_trim` gives back all but 122; the whole step peaked at
-1,030 MB beside the gradients, and at 288 MB with a fixed size, where its tensors are 299 MB.
+With activation checkpointing, which saves memory, the opposite is done: freed memory is returned at once. By itself,
+glibc raises the minimum size of such blocks to 32 MB. A forward pass whose tensors take at most 152 MB (the same Llama,
+8,192 tokens) then leaves a heap of 502 MB, of which `malloc_trim` returns all but 122 MB. The peak of the whole step,
+without gradients, was 1,030 MB, and 288 MB with a fixed minimum size; the tensors take 299 MB.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import platform
 from collections.abc import Generator
 from contextlib import contextmanager
 
-# mallopt(3). After a run the thresholds are those that glibc's own adjustment, which ends for good where one of them is
-# set, reaches at most: DEFAULT_MMAP_THRESHOLD_MAX, and twice that.
+# See mallopt(3). Setting a threshold permanently disables glibc's own adjustment. After a run, the thresholds are
+# therefore set to the maximum of that adjustment: DEFAULT_MMAP_THRESHOLD_MAX, and twice that.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 NEVER_TRIM, NO_MAPPINGS = -1, 0
-GIVEN_BACK_FROM = 1 << 20  # bytes of a block
+GIVEN_BACK_FROM = 1 << 20  # minimum size of a block in bytes
 USUAL = ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20))
 
 
 @contextmanager
 def keeping_freed_memory() -> Generator[None]:
-    """Within it freed memory is kept for the next use; afterwards it is given back."""
+    """Within the context, freed memory is kept for reuse; afterwards, it is returned to the system."""
     with _set((M_MMAP_MAX, NO_MAPPINGS), (M_TRIM_THRESHOLD, NEVER_TRIM)):
         yield
 
 
 @contextmanager
 def giving_freed_memory_back() -> Generator[None]:
-    """Within it the memory of a large block is the system's again as soon as it is freed."""
+    """Within the context, the memory of a large block is returned to the system as soon as it is freed."""
     with _set((M_MMAP_THRESHOLD, GIVEN_BACK_FROM), (M_TRIM_THRESHOLD, GIVEN_BACK_FROM)):
         yield
 
@@ -47,7 +47,7 @@ def _set(*parameters: tuple[int, int]) -> Generator[None]:
         yield
         return
     library = ctypes.CDLL(None)
-    library.malloc_trim(0)  # what is free already would be used again
+    library.malloc_trim(0)  # otherwise, the memory that is already free would be reused
     for parameter, value in parameters:
         library.mallopt(parameter, value)
     try:

@@ -1,8 +1,9 @@
-"""Refuses a model that can never be trained here before its weights are fetched, read or built.
+"""Refusing a model that can never be trained here, before its weights are downloaded, read or built.
 
-What is certain without data, of a config and the options: weights, gradients and the optimizer's state (`needs`). On a
-CPU this is where a run too large ends: Linux would kill it while it loads, without a word of its own. Looked at are
-models that have a config; a script's own module is there already, and what builds one is not run twice.
+The config and the options determine a lower bound without any data: weights, gradients and the optimizer's state
+(`needs`). On a CPU, an oversized run ends here; otherwise, Linux would kill it without a message while it loads. Only
+models with a config are checked. A script's own module is already in memory, and a callable that builds one must not
+run twice.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from zeta_core.model.gguf import is_gguf
 from zeta_core.model.sources import Located, locate_model
 from zeta_core.plan import Plan
 
-QUANTIZED_BYTES = 0.5  # of a weight in 4 bits; not all of them are
+QUANTIZED_BYTES = 0.5  # per weight in 4 bits; not all weights are quantized
 LORA_HINT = (
     "With the patch an adapter is trained instead of every weight, and what is certain fits; activations come on top."
 )
@@ -41,9 +42,9 @@ def check_before_loading(
     world_size: int,
     capacity: int | None = None,
 ) -> None:
-    """Raise `OutOfMemory` where what is certain is more than a process can have at all (``capacity``, in bytes).
+    """Raise `OutOfMemory` if the lower bound exceeds the memory that a process can have (``capacity``, in bytes).
 
-    Raises `InvalidModel` where the model's config cannot be had, as loading it would.
+    Raises `InvalidModel` if the model's config is not available, as loading the model would.
     """
     if not isinstance(model, ConfigModel | JobModel | FileModel | str | Path):
         return
@@ -65,14 +66,14 @@ def check_before_loading(
 
 
 def _least(model: nn.Module, plan: Plan) -> Parts:
-    """`least_needed` of every weight that is not frozen, without a token of data."""
+    """`least_needed` if every weight that is not frozen is trained, without any data."""
     model.float()
     freeze(model, plan.freeze)
     return least_needed(model, plan, mean_length=0)
 
 
 def _least_with_adapter(model: nn.Module, located: Located, plan: Plan) -> Parts:
-    """The base alone, at its smallest: an adapter is little beside it, and takes seconds to be put in."""
+    """The minimum for the base alone, because an adapter is comparatively small and takes seconds to add."""
     each: float = (
         located.dtype.itemsize if located.dtype is not None and plan.mixed_precision != "no" else FLOAT32_BYTES
     )

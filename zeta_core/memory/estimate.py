@@ -1,7 +1,7 @@
-"""How much memory a run will take, found out without taking it: shapes are computed, numbers are not.
+"""Estimating the memory of a run without allocating it: only shapes are computed.
 
-Weights, gradients and the optimizer's state follow from the parameters. Activations are counted by running the model
-forward and backward on tensors without storage, and adding up those that are there at once.
+Weights, gradients and the optimizer's state follow from the parameters. Activations are measured by running the forward
+and backward passes on tensors without storage, and adding up the tensors that exist at the same time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zeta_core.plan import Plan
 
 
 def memory_of(model: nn.Module, plan: Plan, activations: int | None, *, zero_stage: int) -> MemoryEstimate:
-    """Of one process; ``model`` may be without storage. ``zero_stage`` is 0 where DeepSpeed is not used."""
+    """The memory of one process. ``model`` may have no storage. ``zero_stage`` is 0 if DeepSpeed is not used."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = num_bytes(model.parameters())
     parts = memory_parts(
@@ -42,7 +42,7 @@ def memory_of(model: nn.Module, plan: Plan, activations: int | None, *, zero_sta
 
 
 def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -> int:
-    """The state of the whole optimizer, over all processes: what is certain of it, and what the shapes add to that."""
+    """The size of the whole optimizer state, over all processes: the lower bound, and what the shapes add to it."""
     values = sum(parameter.numel() for parameter in trained)
     least = least_state_bytes(plan.optimizer, values)
     match plan.optimizer:
@@ -64,12 +64,12 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
 
 
 def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
-    """What forward and backward of one micro-batch hold at most beside weights and gradients, in bytes.
+    """The peak memory of one micro-batch's forward and backward passes, without weights and gradients, in bytes.
 
-    It is the peak of all tensors: what autograd keeps, the logits with their gradient, and with activation
-    checkpointing the block that is computed again. Gradients are there from the start, as in the second micro-batch of
-    a step. Not counted: what a kernel needs inside, and what an allocator keeps of what was freed. Raises whatever a
-    model raises that looks at numbers.
+    It is the peak of all tensors: the activations that autograd saves, the logits with their gradient, and with
+    activation checkpointing, the block that is recomputed. Gradients exist from the start, as in the second micro-batch
+    of a step. Temporary buffers of kernels and freed memory that an allocator keeps are not counted. A model that reads
+    values of tensors may raise any exception.
     """
     with FakeTensorMode(), ExitStack() as stack:
         model = build()
@@ -84,7 +84,7 @@ def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
 
 
 def _forward_and_backward(model: nn.Module, plan: Plan) -> None:
-    """One micro-batch; of a model that gives no logits the forward alone."""
+    """Run one micro-batch. A model without logits only runs the forward pass."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.mixed_precision)
     ids_BT = torch.zeros(plan.batch_size, plan.seq_len, dtype=torch.long)
     options = {"use_cache": False} if hasattr(model, "config") else {}
@@ -93,17 +93,17 @@ def _forward_and_backward(model: nn.Module, plan: Plan) -> None:
         if logits_BTV is None:
             return
         loss = cross_entropy_sum(logits_BTV, shifted(ids_BT))
-    del logits_BTV  # as in training, where the loss alone is left of the call
+    del logits_BTV  # as in training, which keeps only the loss
     torch.autograd.backward(loss)
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the storages that operations within it make, each for as long as somebody holds it."""
+    """Counts the bytes of all storages that operations in this context create, for as long as they are referenced."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         known = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
-        self._known = {_storage(tensor): tensor for tensor in (*known, *model.buffers())}  # held, so that ids stay
+        self._known = {_storage(tensor): tensor for tensor in (*known, *model.buffers())}  # keeps ids valid
         self._made = set[int]()
         self._bytes = self.most_bytes = 0
 
@@ -124,4 +124,4 @@ class _Live(TorchDispatchMode):
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage] - its address, were there one
+    return int(tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage] - stands in for its address

@@ -1,9 +1,9 @@
-"""What a run surely needs of memory, what there is, and what to change when it was not enough.
+"""The minimum memory of a run, the available memory, and the settings that reduce memory usage.
 
-The needs are a lower bound made of what is certain: weights, their gradients, the optimizer's state, and the logits of
-one micro-batch. Activations come on top and are not guessed. So a run is refused only where it cannot fit: before its
-model is loaded (`before_loading`), and before its first step, when the data is known too; where it turns out not to,
-`zeta_core.train.out_of_memory` says what was held, and by which part.
+The minimum is a lower bound: weights, their gradients, the optimizer's state, and the logits of one micro-batch.
+Activations are not included. A run is therefore refused only if it can't fit: before its model is loaded
+(`before_loading`), and before its first step, when the data is known, too. If it runs out of memory later,
+`zeta_core.train.out_of_memory` reports the memory of each part.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from zeta_core.memory.usage import num_bytes
 from zeta_core.plan import Plan
 from zeta_core.settings import free_memory_bytes, total_memory_bytes
 
-# Of each logit while the loss goes backward: its logarithmic softmax and its gradient, both in float32.
+# Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
 
 
 class Parts(MemoryParts):
-    """What is certain of them; of the activations that are the ``logits`` alone."""
+    """The lower bound of each part. The only activations in it are the ``logits``."""
 
     logits: int = 0
 
@@ -45,19 +45,20 @@ class Parts(MemoryParts):
 
 
 def least_needed(model: nn.Module, plan: Plan, mean_length: float) -> Parts:
-    """What each process needs at least; ``model`` knows what is trained, and is not spread over processes yet.
+    """The minimum that each process needs. The trainable parameters of ``model`` are set; it is not sharded yet.
 
-    ``mean_length`` is that of the sequences in tokens, padding included: some micro-batch has as many in each.
+    ``mean_length`` is the mean number of tokens per sequence, padding included; some micro-batch has at least this
+    many.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parts = memory_parts(
         weights=num_bytes(model.parameters()),
         num_trained=trained,
         optimizer=least_state_bytes(plan.optimizer, trained),
-        stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # of DeepSpeed's stages the one that shares all
+        stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
         num_processes=plan.world_size,
     )
-    half = 2 if plan.strategy == "zero" else 1  # perhaps it keeps weights and gradients in half precision
+    half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
     return Parts(
         weights=parts.weights // half,
@@ -70,9 +71,9 @@ def least_needed(model: nn.Module, plan: Plan, mean_length: float) -> Parts:
 def check_it_can_fit(
     model: nn.Module, plan: Plan, mean_length: float, *, may_split: bool, capacity: int | None = None
 ) -> None:
-    """Raise `OutOfMemory` where `least_needed` is more than a process can have at all (``capacity``, in bytes).
+    """Raise `OutOfMemory` if `least_needed` exceeds the memory that a process can have (``capacity``, in bytes).
 
-    ``may_split``: the Trainer may use smaller micro-batches, so that a single sequence is what must fit.
+    With ``may_split``, the Trainer may use smaller micro-batches, so only a single sequence must fit.
     """
     capacity = capacity or capacity_of(plan)
     smallest = replace(plan, batch_size=1) if may_split else plan
@@ -82,13 +83,13 @@ def check_it_can_fit(
     patch = _patch_that_fits(model, smallest, mean_length, capacity)
     roomy = _patch_that_fits(model, smallest, mean_length, capacity // 2)
     if roomy is not None and roomy.keys() <= {"batch_size", "gradient_accumulate_every"}:
-        patch = roomy  # the same numbers, and as much again for the activations
+        patch = roomy  # this one leaves as much memory again for the activations
     hint = NO_LESS_MEMORY if patch is None else "With the patch what is certain fits; activations come on top."
     raise refusal(needed, capacity, hint=hint, patch=patch)
 
 
 def refusal(needed: Parts, capacity: int, *, hint: str, patch: Patch | None = None) -> OutOfMemory:
-    """What to raise where what is certain does not fit."""
+    """The error to raise if the lower bound does not fit."""
     return OutOfMemory(
         f"Training needs at least {_size(needed.total)} per process ({needed}), and there are {_size(capacity)}.",
         hint=hint,
@@ -99,9 +100,9 @@ def refusal(needed: Parts, capacity: int, *, hint: str, patch: Patch | None = No
 
 
 def has_plenty(model: nn.Module, plan: Plan, mean_length: float, values_per_token: int) -> bool:
-    """Whether a CPU has twice the memory free that a rough count says, so that a peak a quarter higher harms nothing.
+    """Whether a CPU has twice the roughly estimated memory free, so that a peak a quarter higher does no harm.
 
-    The count is what `least_needed` knows and, from ``values_per_token``, the activations of a micro-batch.
+    The estimate is `least_needed` plus the activations of a micro-batch, which follow from ``values_per_token``.
     """
     activations = FLOAT32_BYTES * plan.batch_size * plan.seq_len * values_per_token
     needed = least_needed(model, plan, mean_length).total + activations
@@ -109,7 +110,7 @@ def has_plenty(model: nn.Module, plan: Plan, mean_length: float, values_per_toke
 
 
 def _patch_that_fits(model: nn.Module, plan: Plan, mean_length: float, capacity: int) -> Patch | None:
-    """The changes of `less_memory`, one after the other, until what is certain fits; None where it never does."""
+    """The changes of `less_memory`, added one by one until the lower bound fits; None if it never does."""
     patch: Patch = {}
     while (cure := less_memory(options_of(plan))).patch is not None:
         patch |= cure.patch
@@ -121,7 +122,7 @@ def _patch_that_fits(model: nn.Module, plan: Plan, mean_length: float, capacity:
 
 
 def held(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
-    """What this process holds of each part now."""
+    """The memory that each part takes in this process now."""
     parameters = list(module.parameters())
     state = [value for values in optimizer.state.values() for value in values.values()]
     return Parts(
@@ -132,7 +133,7 @@ def held(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parts:
 
 
 def options_of(plan: Plan) -> dict[str, JsonValue]:
-    """What decides about memory; the accumulation as it would be for this global batch."""
+    """The options that determine memory usage, with the gradient accumulation for this global batch."""
     return {
         "batch_size": plan.batch_size,
         "gradient_accumulate_every": plan.global_batch // plan.world_size // plan.batch_size,
@@ -142,17 +143,17 @@ def options_of(plan: Plan) -> dict[str, JsonValue]:
 
 
 def capacity_of(plan: Plan) -> int:
-    """Bytes that one process can have: its GPU's, or its share of the host's."""
+    """The memory that one process can have, in bytes: its GPU's, or its share of the host's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return total_memory_bytes() // plan.world_size
 
 
 def _num_logits(model: nn.Module) -> int:
-    """Logits of each token where the model says which layer gives them; 0 where it does not."""
+    """The number of logits per token if the model names its output layer, otherwise 0."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
-    weight = getattr(head, "weight", None)  # of a linear layer, or of peft's wrapper of one
+    weight = getattr(head, "weight", None)  # a linear layer, or peft's wrapper of one
     return weight.shape[0] if isinstance(weight, torch.Tensor) and weight.dim() == 2 else 0
 
 

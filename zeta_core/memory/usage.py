@@ -1,4 +1,4 @@
-"""What a training makes of its machine: the share of its arithmetic that it uses, and its memory by part."""
+"""Measuring the utilization of a machine: the model FLOPs utilization (MFU), and the memory of each part."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from zeta_core.contract.memory import MemoryParts
 from zeta_core.contract.spec import Precision
 from zeta_core.model.quantized import num_weights, scale_bytes
 
-# Dense bf16 (and fp16) FLOPs a second by the manufacturer's data sheets, without sparsity, for boards of full power;
-# the first that stands as words in the device's name counts. What is not here has no MFU: a guess would look like one.
+# Dense bf16 (and fp16) FLOPs per second from the manufacturers' data sheets, without sparsity, for full-power boards.
+# The first entry whose words occur in the device's name is used. Other devices have no MFU, because nothing would
+# distinguish a guess from a measurement.
 PEAK_FLOPS = (
     ("B200", 2250e12),
     ("H200 NVL", 835e12),
@@ -36,28 +37,28 @@ PEAK_FLOPS = (
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
-    """FLOPs a second that the device can do at best in this precision; None where that is not known (any CPU)."""
+    """The device's peak FLOPs per second in this precision; None if unknown, as for any CPU."""
     if device.type != "cuda" or precision == "no":
         return None
     return peak_flops_of(torch.cuda.get_device_name(device))
 
 
 def peak_flops_of(name: str) -> float | None:
-    """The same by the name that the driver gives the device."""
+    """The same, by the device name that the driver reports."""
     return next((flops for words, flops in PEAK_FLOPS if re.search(rf"\b{words}\b", name)), None)
 
 
 def flops_per_token(model: nn.Module, seq_len: int) -> float:
-    """FLOPs that forward and backward of one token need: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
+    """FLOPs of the forward and backward passes per token: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
 
-    The head is counted for every token, also for those whose logits nothing is learned from and that are not computed.
+    The head is counted for every token, even if the logits of some tokens are not needed and not computed.
 
-    N: weights, but for embeddings that are only looked up; a frozen weight (LoRA's base) has no gradient of its own and
-    counts 4. L layers, H heads of size Q, T tokens of a sequence; where the model has no such config, N alone. What
-    activation checkpointing computes again does not count.
+    N is the number of weights without embeddings that are only looked up. A frozen weight (LoRA's base) has no gradient
+    of its own and counts 4. The model has L layers and H heads of size Q, and a sequence has T tokens; without such a
+    config, only N counts. Recomputation by activation checkpointing is not counted.
     """
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    looked_up -= {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}  # a tied one is the head
+    looked_up -= {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}  # tied: also the head
     flops = sum(
         (6.0 if parameter.requires_grad else 4.0) * _whole_size(parameter)
         for parameter in model.parameters()
@@ -74,7 +75,7 @@ def flops_per_token(model: nn.Module, seq_len: int) -> float:
 
 
 def _whole_size(parameter: nn.Parameter) -> int:
-    """Its number of weights, also where this process holds a share (ZeRO-3 keeps the number apart) or 4 bits each."""
+    """The full number of weights, even if sharded (ZeRO-3 stores the number separately) or quantized to 4 bits."""
     return int(getattr(parameter, "ds_numel", num_weights(parameter)))
 
 
@@ -82,7 +83,7 @@ def _whole_size(parameter: nn.Parameter) -> int:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most bytes used so far: by tensors on a GPU, by the whole process on a CPU."""
+    """The peak number of bytes used so far: by tensors on a GPU, or by the whole process on a CPU."""
     if torch.cuda.is_available():
         device = torch.cuda.current_device()
         return {f"cuda:{device}": torch.cuda.max_memory_allocated(device)}
@@ -91,22 +92,22 @@ def peak_memory() -> dict[str, int]:
 
 
 class Usage:
-    """The memory of this process by part, as it is in the first step; made before that, when the weights are there."""
+    """The memory of each part in the first step. Create it before that step, when the weights are loaded."""
 
     def __init__(self) -> None:
         self._before = _begin_peak()
         self._computed: int | None = None
 
     def computed(self) -> None:
-        """Forward and backward of the first step are done, its update is not."""
+        """Call this between the backward pass and the update of the first step."""
         if self._before is not None and self._computed is None:
             self._computed = max(0, sum(peak_memory().values()) - self._before)
 
     def parts(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> MemoryParts:
-        """What weights, their gradients and the optimizer's state take, and ``activations``.
+        """The memory of weights, gradients, the optimizer's state, and ``activations``.
 
-        The last is what forward and backward needed at most beside weights and gradients, everything temporary
-        included; it is None where the system does not tell (no Linux, no GPU).
+        The last is the peak of the forward and backward passes without weights and gradients, including temporary
+        buffers. It is None if the system does not report it (neither Linux nor a GPU).
         """
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         state = [value for values in optimizer.state.values() for value in values.values()]
@@ -120,7 +121,7 @@ class Usage:
 
 
 def _begin_peak() -> int | None:
-    """Let `peak_memory` count from now on; returns the bytes in use, None where that cannot be done."""
+    """Reset `peak_memory`, and return the bytes in use, or None if it can't be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -132,6 +133,6 @@ def _begin_peak() -> int | None:
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """What tensors take on this process: of a sharded one its share, of a quantised one its scales, too."""
+    """The size of tensors in this process: only its share of sharded ones, and including scales of quantized ones."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
     return sum(tensor.numel() * tensor.element_size() + scale_bytes(tensor) for tensor in local)

@@ -1,7 +1,8 @@
-"""Evaluation: the loss on documents that are not trained on, every target counted once, and without a trace.
+"""Evaluation: computing the loss on documents that are not trained on, without side effects.
 
-Guaranteed: the number does not depend on how many processes there are (but for the order of a sum); dropout is off;
-random states and the model's modes are put back, so that a run with evaluations trains to the same bits as one without.
+Guarantees: every target is counted once. The loss does not depend on the number of processes, except for the order of
+summation. Dropout is off. Random states and the model's modes are restored, so a run with evaluations ends with
+bit-identical weights to one without.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
 
-_STOP_LOOKS = 16  # micro-batches between two looks at whether the run is to stop
+_STOP_LOOKS = 16  # number of micro-batches between checks for a stop request
 
 
 # --- Evaluating -------------------------------------------------------------------------------------------------------
 
 
 def stopped_early(progress: Progress, plan: Plan) -> bool:
-    """Whether so many evaluations in a row as `early_stopping_patience` says were no better than the best."""
+    """Whether the last `early_stopping_patience` evaluations did not improve on the best one."""
     patience = plan.early_stopping_patience
     return patience is not None and progress.evaluations_since_best >= patience
 
 
 class Evaluator:
-    """Evaluates a run every ``eval_steps`` and at its end, and keeps its best loss and how long ago that was."""
+    """Evaluates a run every ``eval_steps`` and at its end, and tracks its best loss and the evaluations since then."""
 
     def __init__(
         self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: Samples, report: Report
@@ -55,7 +56,7 @@ class Evaluator:
             raise InvalidData("The held-out data holds no document of at least two tokens; give more text.")
 
     def is_due(self, progress: Progress) -> bool:
-        """Whether this step is one to evaluate after, and was not evaluated yet."""
+        """Whether an evaluation is due after this step and has not been done yet."""
         step = progress.step
         return step > progress.evaluated_step and (step % self._every == 0 or step >= self._total_steps)
 
@@ -66,10 +67,10 @@ class Evaluator:
         asked_to_stop: Callable[[], StopAction | None],
         not_finite: Callable[[], NonFiniteLoss],
     ) -> StopAction | None:
-        """Evaluate, write it into ``progress``, and let the model write a few lines.
+        """Evaluate, store the result in ``progress``, and generate a few samples.
 
-        Returns why the run is to stop, in which case nothing was written: it is evaluated when the run goes on. Raises
-        what ``not_finite`` makes, on every rank, where the loss is not.
+        If the run was asked to stop, returns the stop action and stores nothing; the evaluation is repeated when the
+        run is resumed. If the loss is not finite, raises the error that ``not_finite`` creates, on every rank.
         """
         step = progress.step
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
@@ -114,7 +115,7 @@ class Evaluator:
     def _mean_loss(
         self, model: nn.Module, micro_batch: int, asked_to_stop: Callable[[], StopAction | None]
     ) -> tuple[float, StopAction | None]:
-        """The mean over all targets of all ranks; every rank calls the model equally often."""
+        """The mean loss over all targets of all ranks. Every rank calls the model the same number of times."""
         processes, device = self._engine.processes, self._engine.device
         total = torch.zeros((), dtype=torch.float64, device=device)
         parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.place.rank)
@@ -141,8 +142,8 @@ def _shares(
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
     """This rank's sequences of each micro-batch, and how many of them count.
 
-    Each sequence belongs to one rank. One that has none in the last micro-batch is given one that counts for nothing,
-    because a sharded model is called by all ranks together.
+    Each sequence belongs to one rank. A rank without a sequence in the last micro-batch gets one that does not count,
+    because all ranks must call a sharded model together.
     """
     for start in range(0, num_sequences, micro_batch * world_size):
         rows = np.arange(start, min(start + micro_batch * world_size, num_sequences))

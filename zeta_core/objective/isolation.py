@@ -1,4 +1,4 @@
-"""How a model is told which tokens of a packed sequence belong to the same document.
+"""Telling a model which tokens of a packed sequence belong to the same document.
 
 Models differ in the arguments that they accept and honor. `isolation_probe` finds the first `Isolation` under which a
 document has the same output packed as alone. B sequences, T tokens each.
@@ -72,7 +72,7 @@ def _same_document_and_causal(batch: Batch) -> torch.Tensor:
 
 
 def _within(reach: Reach, batch: Batch) -> torch.Tensor:
-    """Whether a layer of this type sees a token, given that it is an earlier one of the same document."""
+    """Whether a layer of this type attends to a token, if it is an earlier token of the same document."""
     positions_BT = batch.positions_BT
     if reach.chunk is not None:
         chunks_BT = positions_BT // reach.chunk
@@ -85,7 +85,7 @@ def _within(reach: Reach, batch: Batch) -> torch.Tensor:
 def reaches_of(config: Any) -> tuple[Reach, ...]:
     """The types of attention layers that a Hugging Face config names; empty unless one of them has a window or chunk.
 
-    The names are those that transformers' models use as the keys of a mask for each layer type.
+    transformers' models use these names as keys if they accept one mask for each layer type.
     """
     text = text_config(config)
     types = dict.fromkeys(getattr(text, "layer_types", None) or ())
@@ -100,6 +100,6 @@ def reaches_of(config: Any) -> tuple[Reach, ...]:
 
 
 def text_config(config: Any) -> Any:
-    """The language model's part of a config, which composite configs (Gemma 3, Llama 4) nest in themselves."""
+    """The config of the language model, which composite configs (Gemma 3, Llama 4) contain as a nested config."""
     getter = getattr(config, "get_text_config", None)
     return getter() if callable(getter) else config

@@ -1,4 +1,4 @@
-"""Finding out how a model keeps the documents of a packed sequence apart, if it can.
+"""Finding a way to keep the documents of a packed sequence apart in a model, if there is one.
 
 A way of isolating documents (`Isolation`) is accepted if, in a sequence of two documents,
 
@@ -6,13 +6,13 @@ A way of isolating documents (`Isolation`) is accepted if, in a sequence of two 
   convolutions leak mostly from the last tokens), and
 - the first document has the same output as alone, so attention windows and chunks have kept their effect.
 
-A way under which the second document, too, has the same output as alone is preferred. Otherwise its learned positions
-are those of its place in the sequence. One document is longer than every window that the config names.
+A way under which the second document also has the same output as alone is preferred. Otherwise, its learned positions
+depend on its place in the sequence. One document is longer than every window that the config names.
 
-The subject of the probe is a float32 copy of the module on the CPU if the module is small. A larger Hugging Face model,
-or one without storage, is represented by a small model of its class with short windows (`small_model`). Any other large
-module is probed itself, with `SHORT` tokens. In copies, parameters that are zero become random: a projection that
-starts at zero would hide what the layers before it leak.
+A small module is probed as a float32 copy on the CPU. A larger Hugging Face model, or one without storage, is
+represented by a small model of its class with short windows (`small_model`). Any other large module is probed itself,
+with `SHORT` tokens. In copies, parameters that are zero become random, because a projection that starts at zero would
+hide leaks in the layers before it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ DIFFERENCE = 1e-4  # of the largest logit, between a document packed and alone; 
 
 @dataclass(frozen=True)
 class Finding:
-    """How to isolate documents. ``problem`` continues "The model ..." where that is impossible; both None: unknown.
+    """How to isolate documents. If that is impossible, ``problem`` completes "The model ..."; both None: unknown.
 
-    ``learns_padding``: the model computes a loss over all tokens, so it is also trained on the padding of sequences
-    that contain one document each.
+    If ``learns_padding`` is true, the model computes a loss over all tokens, so it is also trained on the padding of
+    sequences that contain one document each.
     """
 
     isolation: Isolation | None
@@ -58,9 +58,9 @@ class Finding:
 def find_isolation(
     model: nn.Module, *, sample_ids: list[int], largest_id: int = 0, vocabulary: int | None = None
 ) -> Finding:
-    """How ``model`` keeps documents apart. It may have no storage or be memory-mapped, and is not changed.
+    """Find out how ``model`` keeps documents apart. It may have no storage or be memory-mapped, and is not changed.
 
-    ``sample_ids``, ``largest_id`` and ``vocabulary`` are those of `find_loss`.
+    ``sample_ids``, ``largest_id`` and ``vocabulary`` are as in `find_loss`.
     """
     for subject in _subjects(model, _Tokens(sample_ids, largest_id, vocabulary)):
         with undisturbed(subject.model, subject.device):
@@ -81,7 +81,7 @@ def find_isolation(
     return Finding(None)
 
 
-# --- What is probed ---------------------------------------------------------------------------------------------------
+# --- Subjects of the probe --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Subject:
 
 
 def _subjects(model: nn.Module, tokens: _Tokens) -> Iterator[_Subject]:
-    """The models that can represent ``model``, the best first; none for one without storage that can't be shrunk."""
+    """The models that can represent ``model``, the best one first; none if it has no storage and can't be shrunk."""
     has_storage = not any(parameter.is_meta for parameter in model.parameters())
     itself = _Subject(model, tokens, SHORT, is_copy=False)
     length = itself.longest_window + 2 * DOCUMENT
@@ -127,7 +127,7 @@ def _subjects(model: nn.Module, tokens: _Tokens) -> Iterator[_Subject]:
 def _copied(model: nn.Module) -> nn.Module | None:
     try:
         return _with_random_zeros(copy.deepcopy(model).to("cpu", torch.float32))
-    except Exception as error:  # a module may hold what can't be copied
+    except Exception as error:  # a module may contain objects that can't be copied
         if is_out_of_memory(error):
             raise
         return None
@@ -146,7 +146,7 @@ def _with_random_zeros(model: nn.Module) -> nn.Module:
 
 
 def _probe_of(subject: _Subject) -> _Probe:
-    """The probe with the longest sequence that the model computes. Raises if it computes not even a short one."""
+    """The probe with the longest sequence that the model can process. Raises if even a short one fails."""
     length, tokens = subject.length, subject.tokens
     while True:
         ids = list(islice(cycle(tokens.sample_ids), length))
@@ -177,13 +177,13 @@ class _Probe:
 
     @property
     def edges(self) -> list[int]:
-        """Where the second document may begin: one of the two is as long as possible, or both are."""
+        """The positions at which the second document may begin: one of the two is as long as possible, or both are."""
         length = self.ids_BT.shape[1]
         short = min(DOCUMENT, length // 2)
         return sorted({short, length - short})
 
     def find(self) -> Finding:
-        """The first way that passes every test, or else the first under which only learned positions differ."""
+        """The first way that passes every test; otherwise, the first one under which only learned positions differ."""
         second_best: Isolation | None = None
         is_changed = False
         for isolation in self._ways():
@@ -197,7 +197,7 @@ class _Probe:
                     return Finding(isolation)
                 else:
                     second_best = second_best or isolation
-            except Exception as error:  # it may take an argument of that name for something else
+            except Exception as error:  # the model may use an argument of that name differently
                 if is_out_of_memory(error):
                     raise
         if second_best is not None:
@@ -205,7 +205,7 @@ class _Probe:
         return Finding(None, self.problem(is_changed=is_changed))
 
     def _ways(self) -> Iterator[Isolation]:
-        """Positions alone first: the model then builds its own masks, and no dense one is needed."""
+        """The ways to try. Positions alone come first: the model then builds its masks, and no dense one is needed."""
         accepted = parameters_of(self.subject.model)
         positions = [True, False] if "position_ids" in accepted else [False]
         if True in positions:
@@ -215,7 +215,7 @@ class _Probe:
                 for with_positions in positions:
                     yield Isolation(with_positions, "boolean", reaches)
                     yield Isolation(with_positions, "additive", reaches)
-        yield Isolation()  # a model that looks at one token at a time needs nothing
+        yield Isolation()  # a model that processes each token separately needs nothing
 
     def problem(self, *, is_verified: bool = True, is_changed: bool = False) -> str:
         accepted = parameters_of(self.subject.model)
@@ -244,7 +244,7 @@ class _Probe:
         if changes(edge - 1)[edge:].any() or changes(0)[edge:].any():
             return False
         second = changes(edge)
-        responds = self.subject.is_copy or bool(second[-1])  # else nothing is learned from what does not change
+        responds = self.subject.is_copy or bool(second[-1])  # otherwise, an unchanged output proves nothing
         return responds and not bool(second[:edge].any())
 
     def _is_as_alone(self, way: LossOf, edge: int) -> tuple[bool, bool]:
@@ -262,12 +262,12 @@ class _Probe:
         return ids_BT
 
     def alone(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """(T, V) logits of a sequence that is one document."""
+        """The (T, V) logits of a sequence that is one document."""
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         return self._logits(self.asked, Batch(ids_BT, ids_BT, positions_BT, None, 0))
 
     def _packed(self, way: LossOf, edge: int, ids_BT: torch.Tensor) -> torch.Tensor:
-        """(T, V) logits of a sequence whose second document begins at ``edge``."""
+        """The (T, V) logits of a sequence whose second document begins at ``edge``."""
         at = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         second = at >= edge
         return self._logits(

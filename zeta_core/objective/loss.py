@@ -1,9 +1,11 @@
 """Calling a model for its loss: next-token cross-entropy, summed over the targets.
 
-A model answers in one of four ways (`Convention`), which is found by trying them on a tiny input before training, never
-assumed from a name. So is whether the model can leave out positions that nothing is learned from (`answers_some`),
-which saves logits: for a small model with a large vocabulary they are most of its memory. `isolation_probe` finds the
-arguments that keep packed documents apart. B sequences, T tokens, K of them asked about, V entries of the vocabulary.
+A model returns its loss or logits in one of four ways (`Convention`). The convention is found before training, by
+trying each one on a tiny input, and never derived from a name. The same applies to whether the model can omit positions
+without a target (`answers_some`), which saves logits: they take most of the memory of a small model with a large
+vocabulary. `isolation_probe` finds the arguments that keep packed documents apart.
+
+Shapes: B sequences, T tokens, K positions with logits, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,34 +27,34 @@ from zeta_core.objective.isolation import Isolation
 
 
 class Convention(Enum):
-    LOGITS = "logits"  # returns (B, T, V), or something that holds them
+    LOGITS = "logits"  # returns the (B, T, V) logits, or an object that contains them
     LABELS = "labels"  # returns the mean loss for labels that it shifts itself (Hugging Face)
-    TARGETS = "targets"  # returns the mean loss for targets that are shifted already (nanoGPT)
+    TARGETS = "targets"  # returns the mean loss for targets that are already shifted (nanoGPT)
     RETURN_LOSS = "return_loss"  # returns the mean loss over a whole sequence, which it shifts itself (Zeta's wrappers)
 
 
 @dataclass(frozen=True)
 class LossOf:
-    """Calls a model on a batch; the model may be wrapped by then."""
+    """Calls a model on a batch. The model may have been wrapped since the convention was found."""
 
     convention: Convention
     ids_name: str | None  # the keyword of the ids; None: they are the first positional argument
     isolation: Isolation | None = None  # how packed documents are kept apart; None: they are not
     fixed: tuple[tuple[str, Any], ...] = ()
     auxiliary_weight: float = 0.0
-    needs_mask: bool = False  # a forward that is not called without one: where nothing is to hide, of ones (B, T)
-    looks_ahead: bool = False  # what it says of a token depends on later ones, which it is to predict
-    answers_some: bool = False  # answers for the positions that it is asked about alone (`logits_to_keep`)
-    logits_at: int | None = None  # which of the tensors that it returns are the logits, where it returns several
+    needs_mask: bool = False  # the forward requires a mask; if nothing is masked, it gets ones (B, T)
+    looks_ahead: bool = False  # its output for a token depends on later tokens, which it must predict
+    answers_some: bool = False  # can compute logits for the requested positions only (`logits_to_keep`)
+    logits_at: int | None = None  # the index of the logits if the model returns several tensors
 
-    is_likelihood: ClassVar[bool] = True  # a mean of it is the log of a perplexity
+    is_likelihood: ClassVar[bool] = True  # its mean is the logarithm of the perplexity
 
     @property
     def isolates(self) -> bool:
         return self.isolation is not None
 
     def check_labels(self, name: str, *, needed: bool) -> None:
-        """Raise `InvalidModel` where only some tokens are to be learned and the model never asks which."""
+        """Raise `InvalidModel` if only some tokens are trained on and the model computes its loss without labels."""
         if needed and self.convention is Convention.RETURN_LOSS:
             raise InvalidModel(
                 f"{name} answers with a loss over every token, so the loss cannot be on the answers alone; let its "
@@ -60,11 +62,11 @@ class LossOf:
             )
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(sum over the targets of their cross-entropies in nats, an auxiliary loss of the model's own or None).
+        """Return the sum of the targets' cross-entropies in nats, and the model's auxiliary loss or None.
 
-        Only the sum is scaled by numbers of tokens. Conventions that answer with a mean are multiplied by the number
-        of targets, which the step divides by; for `RETURN_LOSS`, too, whose mean is over some tokens more (the first
-        ones of documents within a sequence). Rows without a target, which fill a place, are not shown to it.
+        Only the sum is scaled by token counts. If a convention returns a mean, the mean is multiplied by the number of
+        targets, by which the step divides. This includes `RETURN_LOSS`, whose mean also covers the first tokens of
+        documents within a sequence. Filler rows without a target are not passed to the model.
         """
         if self.convention is Convention.LOGITS:
             answer = self.call(model, batch)
@@ -74,7 +76,7 @@ class LossOf:
             total = cross_entropy_sum(logits_BKV, self.targets(batch))
             return total, None if auxiliary is None else auxiliary * self.auxiliary_weight
         counting = batch.num_targets
-        labels_BT = batch.labels_BT if counting else batch.ids_BT  # a mean over nothing is not a number
+        labels_BT = batch.labels_BT if counting else batch.ids_BT  # a mean over no targets is NaN
         if self.convention is Convention.LABELS:
             mean = loss_in(self.call(model, batch, labels=labels_BT))
         elif self.convention is Convention.TARGETS:
@@ -87,7 +89,7 @@ class LossOf:
         return mean.float() * counting, None
 
     def take_measures(self) -> torch.Tensor | None:
-        """What a loss measures beside itself, summed over the calls since the last time; here nothing."""
+        """Additional metrics of a loss, summed over the calls since the last time; this class has none."""
         return None
 
     def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
@@ -103,28 +105,28 @@ class LossOf:
         return model(batch.ids_BT, **values)
 
     def logits_in(self, answer: Any) -> torch.Tensor | None:
-        """The (B, K, V) logits in what a call returned, if there are any."""
+        """The (B, K, V) logits in the result of a call, if there are any."""
         return logits_of(answer if self.logits_at is None else answer[self.logits_at])
 
     def targets(self, batch: Batch) -> torch.Tensor:
-        """(B, K): the targets of the logits that a call with this batch answers with."""
+        """The (B, K) targets of the logits that a call with this batch returns."""
         targets_BT = shifted(batch.labels_BT)
         return targets_BT[:, batch.asked_K] if self.answers_some and batch.asked_K is not None else targets_BT
 
 
 def shifted(labels_BT: torch.Tensor) -> torch.Tensor:
-    """For every position the label of the next one; nothing follows the last."""
+    """The label of the next position for each position; the last position has none."""
     return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
 
 
 def cross_entropy_sum(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
-    """In float32 whatever the logits are in; the logits were not copied to be shifted, the labels were."""
+    """The sum in float32, whatever the type of the logits. Shifting copies the labels and not the logits."""
     logits, targets = logits_BKV.flatten(0, 1).float(), targets_BK.flatten()
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 def logits_of(answer: Any) -> torch.Tensor | None:
-    """The (B, T, V) logits in what a model returned, if there are any."""
+    """The (B, T, V) logits in a model's output, if there are any."""
     found = getattr(answer, "logits", None)
     if found is None and isinstance(answer, Mapping):
         found = cast(Mapping[str, Any], answer).get("logits")
@@ -138,7 +140,7 @@ def logits_of(answer: Any) -> torch.Tensor | None:
 
 
 def loss_in(answer: Any) -> torch.Tensor | None:
-    """The scalar loss in what a model returned, if there is one."""
+    """The scalar loss in a model's output, if there is one."""
     found = getattr(answer, "loss", None)
     if found is None and isinstance(answer, Mapping):
         found = cast(Mapping[str, Any], answer).get("loss")
@@ -162,13 +164,13 @@ def find_loss(
     largest_id: int = 0,
     vocabulary: int | None = None,
 ) -> LossOf:
-    """How to call this model, which is not wrapped yet. ``sample_ids``: at least four, not all of them equal.
+    """Find out how to call this model, which is not wrapped yet. ``sample_ids`` are four or more, not all equal.
 
-    ``isolation`` was found by `isolation_probe.find_isolation`, perhaps on a smaller model; the result is without it if
-    this model does not keep documents apart with it. Runs the model a few times without gradients, in evaluation
-    mode, and restores its random states and buffers. Raises `InvalidModel`, also where the logits leave out ids of the
-    data, whose largest is ``largest_id``, and where several results could be the logits; ``vocabulary`` is the number
-    of ids that the model has an embedding for, if known.
+    ``isolation`` was found by `isolation_probe.find_isolation`, perhaps on a smaller model; the result does not contain
+    it if it does not keep documents apart in this model. Runs the model a few times without gradients, in evaluation
+    mode, and restores its random states and buffers. Raises `InvalidModel`, also if there are no logits for some ids of
+    the data, whose largest is ``largest_id``, and if several results could be the logits. ``vocabulary`` is the number
+    of ids for which the model has an embedding, if known.
     """
     parameters = parameters_of(model)
     hugging_face = hasattr(model, "config") and "input_ids" in parameters
@@ -193,7 +195,7 @@ def find_loss(
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Generator[None]:
-    """Call the model in evaluation mode without gradients; then restore its mode, its buffers and the random states."""
+    """Use evaluation mode without gradients, and afterwards restore the mode, the buffers and the random states."""
     was_training = model.training
     buffers = [
         (part, name, one, one.clone()) for part in model.modules() for name, one in part.named_buffers(recurse=False)
@@ -213,7 +215,7 @@ def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def _fixed(parameters: Mapping[str, inspect.Parameter]) -> list[tuple[tuple[str, Any], ...]]:
-    """The arguments of every call of a Hugging Face model, in the order to try them.
+    """The constant arguments for a Hugging Face model, in the order in which they are tried.
 
     With a cache, packed documents attend to one another. Some models (GraniteMoe) take ``use_cache`` in ``**kwargs``.
     """
@@ -225,7 +227,7 @@ def _fixed(parameters: Mapping[str, inspect.Parameter]) -> list[tuple[tuple[str,
 
 
 class _Probe:
-    """A sequence of two segments on the model's device, and what the model says to it."""
+    """A sequence of two segments on the model's device, and tests of the model's output for it."""
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class _Probe:
         half = min(6, len(sample_ids) // 2)
         self.half = half
         self.ids_BT = torch.tensor([sample_ids[: 2 * half]], device=device)
-        self._num_logits: int | None = None  # of each token, where the model answers with logits
+        self._num_logits: int | None = None  # per token, if the model returns logits
 
     def check_logits(self) -> None:
         if self._num_logits is not None and self._largest_id >= self._num_logits:
@@ -250,10 +252,10 @@ class _Probe:
             )
 
     def _logits_at(self, answer: Any) -> int | None:
-        """Where the logits are among several results: they have as many entries as there are ids.
+        """The index of the logits among several results: they have as many entries as there are ids.
 
-        Hidden states have the shape (B, T, width), which only the number tells from logits. Raises `InvalidModel`
-        where several results could be them.
+        Hidden states have the shape (B, T, width), which differs from that of logits only in the last number. Raises
+        `InvalidModel` if several results could be the logits.
         """
         if not isinstance(answer, tuple | list) or hasattr(answer, "logits"):
             return None
@@ -305,9 +307,9 @@ class _Probe:
                 else:
                     found = loss_in(self._answer(asked)) is not None
             except InvalidModel as error:
-                unclear = error  # unless it gives a loss of its own
+                unclear = error  # unless the model returns its own loss
                 continue
-            except Exception as error:  # a forward may raise anything where it is not called as it wants to be
+            except Exception as error:  # a forward with the wrong arguments may raise any exception
                 if is_out_of_memory(error):
                     raise
                 problems.append(f"{convention.value}: {type(error).__name__}: {error}")
@@ -333,20 +335,20 @@ class _Probe:
                 return asked.call(self.model, batch, return_loss=True)
 
     def looks_ahead(self, asked: LossOf) -> bool:
-        """Whether the last token changes what is said of those before it; a loss alone does not tell."""
+        """Whether the last token changes the logits of earlier tokens. This can't be determined from a loss alone."""
         if asked.convention is not Convention.LOGITS:
             return False
         changed = self._changes(asked, self._logits(asked, self.ids_BT), at=2 * self.half - 1)
         return bool(changed[:-1].any())
 
     def answers_some(self, asked: LossOf, parameters: frozenset[str]) -> bool:
-        """Whether it answers for some positions alone, and with the same logits."""
+        """Whether the model can compute logits for some positions only, with the same values."""
         if asked.convention is not Convention.LOGITS or "logits_to_keep" not in parameters:
             return False
         asked_K = torch.tensor([1, self.half], device=self.ids_BT.device)
         try:
             answer = replace(asked, answers_some=True).call(self.model, replace(self.batch(), asked_K=asked_K))
-        except Exception as error:  # an older forward knows only how many of the last ones
+        except Exception as error:  # older models only accept a number of last positions
             if is_out_of_memory(error):
                 raise
             return False

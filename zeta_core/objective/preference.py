@@ -1,12 +1,12 @@
-"""Direct preference optimization: pairs of answers, the loss that prefers one, and the reference to hold it against.
+"""Direct preference optimization (DPO): preference pairs, their loss, and the reference model.
 
-The loss of a pair is -log σ(β (π_c - r_c - (π_r - r_r))), with π and r the log-probabilities of the chosen and the
-rejected answer under the model that is trained and under the reference (Rafailov et al. 2023, arXiv 2305.18290,
-equation 7); its mean over the pairs of the global batch is minimized. The reference is the model as the run found it:
-with LoRA the base, whose adapter adds nothing yet. Its log-probabilities are computed once, before the first step, and
-kept with every checkpoint, because nothing else of that model is left later.
+The loss of a pair is -log σ(β (π_c - r_c - (π_r - r_r))). Here, π and r are the log-probabilities of the chosen and
+the rejected answer under the trained model and under the reference (Rafailov et al. 2023, arXiv 2305.18290, equation
+7). The mean over the pairs of the global batch is minimized. The reference is the initial model of the run; with LoRA,
+it is the base, because a new adapter adds nothing. Its log-probabilities are computed once, before the first step, and
+stored in every checkpoint, because the initial model is not available later.
 
-Shapes: P pairs, R = 2 P answers, the chosen ones first, T tokens, K of them asked about, V entries of the vocabulary.
+Shapes: P pairs, R = 2 P answers, the chosen ones first, T tokens, K positions with logits, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from zeta_core.parallel.processes import Engine
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """Answers with their prompts, a row each; ``num_targets`` is the number of pairs that count."""
+    """Answers with their prompts, one per row. ``num_targets`` is the number of pairs that count."""
 
     reference_R: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    counts_P: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # 1, or 0 for a pair that fills a place
+    counts_P: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # 1, or 0 for a filler pair
 
     def to(self, device: torch.device) -> PairBatch:
         moved = dict[str, Any](vars(super().to(device)))
@@ -44,20 +44,20 @@ class PairBatch(Batch):
 
 
 class Pairs(Sequences):
-    """Preference pairs by index; each answer has a row of its own, with its prompt. What is counted is pairs."""
+    """Preference pairs by index. Each answer has its own row, with its prompt. Targets are counted in pairs."""
 
     def __init__(self, tokens: TokenFile, seq_len: int, *, overlong: Overlong | None) -> None:
         if not tokens.holds_pairs:
             raise InvalidData("method 'dpo' needs rows of prompt, chosen and rejected; the data holds none.")
         super().__init__(tokens, seq_len, pack=False, overlong=overlong, together=2)
-        self.reference_2P = np.zeros(2 * len(self), dtype=np.float32)  # chosen and rejected of each pair, in turn
+        self.reference_2P = np.zeros(2 * len(self), dtype=np.float32)  # per pair: chosen, rejected
 
     def __len__(self) -> int:
         return super().__len__() // 2
 
     @property
     def longest(self) -> int:
-        """Twice the tokens of the longest answer with its prompt, because a pair has two rows."""
+        """Twice the number of tokens of the longest answer with its prompt, because a pair has two rows."""
         return 2 * super().longest
 
     @property
@@ -71,7 +71,7 @@ class Pairs(Sequences):
         return super().num_learned(_answers(indices))
 
     def num_targets(self, indices: NDArray[np.int64]) -> int:
-        """The pairs: their mean loss is minimized, however long their answers are."""
+        """The number of pairs, because the mean loss over pairs is minimized, regardless of the answers' lengths."""
         return len(indices)
 
     def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> PairBatch:
@@ -93,7 +93,7 @@ def _answers(indices: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class DpoLoss(LossOf):
-    """Asks a model as `LossOf` does and answers with the sum of the pairs' losses."""
+    """Calls a model as `LossOf` does, and returns the sum of the pairs' losses."""
 
     beta: float = 0.1
     sums: list[torch.Tensor] = field(default_factory=list[torch.Tensor], compare=False)
@@ -101,7 +101,7 @@ class DpoLoss(LossOf):
 
     @staticmethod
     def of(asked: LossOf, beta: float, name: str) -> DpoLoss:
-        """Raises `InvalidModel` for a model that keeps its logits for itself."""
+        """The DPO loss for a model. Raises `InvalidModel` if the model does not return its logits."""
         if asked.convention is not Convention.LOGITS:
             raise InvalidModel(
                 f"{name} answers with a loss and no logits, and method 'dpo' needs the log-probability of each answer; "
@@ -110,7 +110,7 @@ class DpoLoss(LossOf):
         return DpoLoss(**vars(asked), beta=beta)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(sum of the losses of the pairs that count, None)."""
+        """Return the sum of the losses of the pairs that count, and None."""
         assert isinstance(batch, PairBatch)
         gained_R = self.log_probabilities(model, batch) - batch.reference_R
         chosen_P, rejected_P = (self.beta * gained_R).chunk(2)
@@ -121,7 +121,7 @@ class DpoLoss(LossOf):
         return (-F.logsigmoid(chosen_P - rejected_P) * batch.counts_P).sum(), None
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Of each row's answer, summed over its tokens, in float32."""
+        """The log-probability of each row's answer, summed over its tokens, in float32."""
         logits_RKV = self.logits_in(self.call(model, batch))
         assert logits_RKV is not None
         targets_RK = self.targets(batch)
@@ -131,9 +131,10 @@ class DpoLoss(LossOf):
         return -losses.view(targets_RK.shape).sum(1)
 
     def take_measures(self) -> torch.Tensor | None:
-        """Sums over the pairs since the last call: rewards chosen and rejected, how often the first is higher, pairs.
+        """Sums over the pairs since the last call.
 
-        The rewards are β (π - r) of each answer.
+        They are the rewards of the chosen and of the rejected answers, β (π - r), the number of pairs whose chosen
+        answer has the higher reward, and the number of pairs.
         """
         taken = torch.stack(self.sums).sum(0) if self.sums else None
         self.sums.clear()
@@ -141,7 +142,7 @@ class DpoLoss(LossOf):
 
 
 def rewards_of(sums: list[float]) -> dict[str, float]:
-    """Means over the pairs of what `DpoLoss.take_measures` summed over all ranks."""
+    """The means over the pairs, from the sums of `DpoLoss.take_measures` over all ranks."""
     chosen, rejected, prefers, num_pairs = sums
     mean = 1 / max(1.0, num_pairs)
     return {
@@ -154,15 +155,15 @@ def rewards_of(sums: list[float]) -> dict[str, float]:
 
 # --- The reference ----------------------------------------------------------------------------------------------------
 
-_FILE_KEYS = ("train", "eval")  # in the order that pairs are given
+_FILE_KEYS = ("train", "eval")  # in the order of the arguments
 
 
 def prepare_reference(
     engine: Engine, loss_of: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: Stored | None
 ) -> Tensors:
-    """Give pairs (those trained on, those held out) their reference: computed now, or that of the run that goes on.
+    """Set the reference of the training and the held-out pairs: computed now, or loaded from the resumed run.
 
-    Returns what is kept with the run. Every rank calls it together. Raises `CannotResume`.
+    Returns the values to store with the run. All ranks must call this together. Raises `CannotResume`.
     """
     kept: Tensors = {}
     given: Tensors = {} if stored is None else stored.fixed()
@@ -180,9 +181,9 @@ def prepare_reference(
 def reference_of(
     engine: Engine, loss_of: DpoLoss, pairs: Pairs, micro_batch: int, *, which: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """The log-probabilities of all answers under the model as it is, or of ``which`` pairs' and 0 for the others'.
+    """The log-probabilities of all answers under the current model.
 
-    Each rank computes its share.
+    With ``which``, only those of these pairs are computed, and the others are 0. Each rank computes its share.
     """
     place = engine.processes.place
     found = np.zeros(2 * len(pairs), dtype=np.float64)

@@ -1,10 +1,11 @@
-"""A few lines of a model's own at each evaluation: held-out beginnings, continued by it.
+"""Generating a few samples at each evaluation: the model continues held-out prompts.
 
-Of a conversation the beginning is all that comes before its first learned answer; of a text its first tokens.
-Cheap: at most `NUM_TOKENS` calls for each length of `NUM_PROMPTS` short sequences, cut off after `MOST_SECONDS`.
-Deterministic: the same beginnings and the same random numbers each time, from a generator of its own, so that what
-changes is the model.
-B sequences, T tokens, V entries of the vocabulary.
+The prompt of a conversation is everything before the first answer that is trained on; the prompt of a text is its first
+tokens. Sampling is cheap: at most `NUM_TOKENS` calls for each length of `NUM_PROMPTS` short sequences, cut off after
+`MOST_SECONDS`. It is deterministic: the prompts and the random numbers, from a separate generator, are always the same,
+so differences come from the model alone.
+
+Shapes: B sequences, T tokens, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from zeta_core.report.journal import Report
 
 NUM_PROMPTS = 3
 NUM_PROMPT_TOKENS = 32  # of a text
-MOST_PROMPT_TOKENS = 256  # of a conversation, the last ones
-MOST_DOCUMENTS = 1000  # among which beginnings of equal length are looked for
+MOST_PROMPT_TOKENS = 256  # of a conversation; the last ones are used
+MOST_DOCUMENTS = 1000  # that are searched for prompts of equal length
 NUM_TOKENS = 32
 TEMPERATURE = 0.8
 MOST_SECONDS = 10.0
@@ -49,23 +50,23 @@ class Samples:
         ends: Collection[int],
         seed: int,
     ) -> None:
-        """Without a ``tokenizer``, nothing is written. A sample stops at the first of the tokens ``ends``."""
+        """Without a ``tokenizer``, no samples are generated. A sample stops at the first of the tokens ``ends``."""
         self._ends = ends
         self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
         self._processes, self._device, self._report = processes, device, report
         prompts = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
         if not prompts:
             prompts = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
-        # Those of one length are read together.
+        # Prompts of the same length form one batch.
         self._prompts = [np.stack(list(alike)) for _, alike in groupby(sorted(prompts, key=len), key=len)]
         self._seq_len = seq_len
-        self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model keeps what it has read
-        # A model that only answers with a loss has nothing to say.
+        self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model with a KV cache
+        # A model that only returns a loss can't generate samples.
         speaks = tokenizer is not None and loss_of.convention is not Convention.LABELS
         self._speaks = speaks and bool(self._prompts)
 
     def write(self, model: nn.Module, step: int) -> list[SampleLine]:
-        """One line for each beginning. Every rank calls this, because a sharded model needs them all."""
+        """Generate one line for each prompt. All ranks must call this, because a sharded model needs them all."""
         if not self._speaks:
             return []
         generator = torch.Generator().manual_seed(self._seed)
@@ -87,7 +88,7 @@ class Samples:
     def _continued(
         self, model: nn.Module, prompts_BT: NDArray[np.int64], generator: torch.Generator
     ) -> list[list[int]]:
-        """The beginnings with what the model adds to them; nothing where it cannot."""
+        """The prompts with the model's continuations; empty if the model can't generate."""
         began, most_seconds = time.monotonic(), MOST_SECONDS / len(self._prompts)
         ids_BT = torch.from_numpy(prompts_BT).to(self._device)
         past: Any = None
@@ -105,7 +106,7 @@ class Samples:
             drawn_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
             is_main = self._processes.is_main
             too_long = float(time.monotonic() - began > most_seconds)
-            # The first rank's word is everybody's: what it drew, and whether time is up.
+            # The first rank decides for all ranks: the drawn tokens, and whether time is up.
             said = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
             *drawn, stop = self._processes.sum(said.to(self._device))
             ids_BT = torch.cat((ids_BT, torch.tensor(drawn, device=self._device).long()[:, None]), dim=1)
@@ -117,7 +118,7 @@ class Samples:
         logits_BTV = self._logits(model, ids_BT)
         length = ids_BT.shape[1]
         if logits_BTV is not None and length > 1 and logits_BTV.shape[1] == length - 1:
-            # A wrapper that keeps the last token for its loss: it is given one more to keep.
+            # A wrapper that reserves the last token for its loss gets one extra token.
             logits_BTV = self._logits(model, torch.cat((ids_BT, ids_BT[:, -1:]), dim=1))
             length += 1
         if logits_BTV is None or logits_BTV.shape[1] not in (1, ids_BT.shape[1]):
@@ -140,19 +141,19 @@ class Samples:
 
 
 def _questions(tokens: TokenFile, most: int) -> list[NDArray[np.int64]]:
-    """What comes before the first answers of a few conversations, the last ``most`` tokens; none where there are none.
+    """The last ``most`` tokens before the first answers of a few conversations, if there are any.
 
-    Those of one length are read together, so conversations are taken whose lengths differ least.
+    Prompts of the same length form one batch, so the conversations are chosen whose lengths differ least.
     """
     if tokens.supervised is None or not tokens.has_whole_documents:
         return []
-    step = 2 if tokens.holds_pairs else 1  # both answers of a pair have one prompt
+    step = 2 if tokens.holds_pairs else 1  # both answers of a pair have the same prompt
     conversations = np.arange(0, tokens.num_documents, step)[:MOST_DOCUMENTS]
     starts, lengths = tokens.offsets[conversations], np.zeros(len(conversations), dtype=np.int64)
     for index, (start, end) in enumerate(zip(starts, tokens.offsets[conversations + 1], strict=True)):
         places = tokens.where(np.arange(int(start), int(end)))
-        lengths[index] = int(np.argmax(tokens.supervised[places]))  # 0: nothing of it is learned
-    asked = np.flatnonzero(lengths > 1)  # at 1 all of it is learned: a text
+        lengths[index] = int(np.argmax(tokens.supervised[places]))  # 0: nothing is trained on
+    asked = np.flatnonzero(lengths > 1)  # at 1, everything is trained on: a text
     if not len(asked):
         return []
     by_length = asked[np.argsort(lengths[asked], kind="stable")]
@@ -168,7 +169,7 @@ def _questions(tokens: TokenFile, most: int) -> list[NDArray[np.int64]]:
 
 
 def _beginnings(tokens: TokenFile, length: int) -> list[NDArray[np.int64]]:
-    """The first ``length`` tokens of the first few documents that have them; of the longest one where none has."""
+    """The first ``length`` tokens of the first few documents that are long enough, or else of the longest one."""
     starts, lengths = np.asarray(tokens.offsets[:-1]), np.diff(tokens.offsets)
     length = max(1, min(length, int(lengths.max()) - 1))
     chosen = starts[lengths > length][:NUM_PROMPTS]

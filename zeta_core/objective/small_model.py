@@ -1,8 +1,8 @@
-"""Small models of an architecture, built to find out by trying how the architecture behaves.
+"""Building small models of an architecture, for testing how the architecture behaves.
 
 Guarantees: every kind of layer that the config names is present, weights are random and in float32 on the CPU, and
 the model has at most `MOST_VALUES` parameters. Attention windows and chunks are shortened to `SMALL_WINDOW` tokens, so
-that short inputs exceed them.
+short inputs exceed them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def small_model(model: nn.Module) -> nn.Module | None:
-    """A small model of the same class as ``model``, which may be without storage; None where none can be built."""
+    """A small model of the same class as ``model``, which may have no storage; None if none can be built."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -76,7 +76,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _fewer_layers(config: Any) -> Any:
-    """The shortest start of the model that has all kinds of layers, with a small vocabulary and short windows."""
+    """The fewest first layers that include all kinds of layers, with a small vocabulary and short windows."""
     small = copy.deepcopy(config)
     for part in _parts(small):
         _shorten(part)
@@ -92,7 +92,7 @@ def _fewer_layers(config: Any) -> Any:
 
 
 def _shorten(config: Any) -> None:
-    """Keep as many layers as it takes to have each value of every list that has one value per layer; at least two."""
+    """Keep the fewest first layers, but at least two, that have all values of every list with one value per layer."""
     count = next((count for name in _LAYER_COUNTS if (count := _int(config, name))), 0)
     lists = {
         name: value
@@ -110,7 +110,7 @@ def _shorten(config: Any) -> None:
 
 
 def _narrower(config: Any) -> Any:
-    """Besides, eight values for each attention head, narrow feed-forward layers, and few experts."""
+    """The same with eight values for each attention head, narrow feed-forward layers, and few experts."""
     small = _fewer_layers(config)
     for part in _parts(small):
         heads = next((heads for name in _HEAD_COUNTS if (heads := _int(part, name))), 0)
@@ -120,7 +120,7 @@ def _narrower(config: Any) -> Any:
             current = _int(part, name)
             if current > value and not isinstance(getattr(type(part), name, None), property):
                 setattr(part, name, value)
-        if inner := _int(part, "mamba_expand") * _int(part, "hidden_size"):  # what the heads of Mamba 2 fill together
+        if inner := _int(part, "mamba_expand") * _int(part, "hidden_size"):  # the total width of Mamba 2's heads
             part.mamba_d_head = max(1, inner // max(1, _int(part, "mamba_n_heads")))
     return small
 

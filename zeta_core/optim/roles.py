@@ -1,4 +1,4 @@
-"""What each parameter does in a model. The role, and not the number of dimensions, decides on decay and on Muon.
+"""Roles of parameters. The role, and not the number of dimensions, determines weight decay and the use of Muon.
 
 | role      | parameters                                                            | decays | Muon                 |
 |-----------|-----------------------------------------------------------------------|--------|----------------------|
@@ -7,11 +7,11 @@
 | embedding | embeddings, learned positions                                         | yes    | no: AdamW            |
 | head      | the output layer, and other linear layers outside the blocks          | yes    | no: AdamW            |
 | kernel    | kernels of convolutions over all channels                             | yes    | no: AdamW            |
-| router    | weights that choose experts (`router`, `gate` beside experts)         | no     | no: AdamW            |
+| router    | weights that choose experts (`router`, `gate` next to experts)        | no     | no: AdamW            |
 | other     | biases, norms, depthwise kernels, `A_log`, `D`, `dt_bias`, scales,    | no     | no: AdamW            |
-|           | gates and decays of recurrent layers, and whatever is not known       |        |                      |
+|           | gates and decays of recurrent layers, and unknown parameters          |        |                      |
 
-A parameter that is not a layer's known weight decays only if its name says that it is one (`w1`, `in_proj_weight`).
+A parameter that is not the known weight of a layer decays only if its name indicates a weight (`w1`, `in_proj_weight`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Role(StrEnum):
 
     @property
     def is_orthogonalised(self) -> bool:
-        """Whether Muon trains it; AdamW trains the others."""
+        """Whether Muon trains parameters of this role; AdamW trains the others."""
         return self in (Role.MATRIX, Role.EXPERTS)
 
 
@@ -52,7 +52,7 @@ _GATES = frozenset({"gate", "gating", "wg", "switch"})
 
 
 def roles_of(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, Role]:
-    """The role of every parameter by name, a tied one once. ``blocks`` are the repeated ones, or the whole model."""
+    """The role of every parameter by name; tied ones occur once. ``blocks`` are the repeated blocks, or the model."""
     modules = dict(model.named_modules())
     in_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
     embeddings = [part.weight for part in modules.values() if isinstance(part, nn.Embedding)]
@@ -104,7 +104,7 @@ def _of_experts(words: Sequence[str], own: str, kind: str) -> bool:
 
 
 def _chooses_experts(words: Sequence[str], kind: str, modules: dict[str, nn.Module]) -> bool:
-    """Whether one of the modules around a parameter is a router: by its name, or a gate that has experts beside it."""
+    """Whether a module that contains the parameter is a router, by its name or as a gate with experts next to it."""
     if "router" in kind.lower():
         return True
     for depth, word in enumerate(words):
@@ -122,6 +122,6 @@ def _output_weights(model: nn.Module) -> set[int]:
     find = getattr(model, "get_output_embeddings", None)
     try:
         output = find() if callable(find) else None
-    except (AttributeError, NotImplementedError):  # of a base model without a head
+    except (AttributeError, NotImplementedError):  # a base model without a head
         output = None
     return {id(parameter) for parameter in output.parameters()} if isinstance(output, nn.Module) else set()

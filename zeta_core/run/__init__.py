@@ -1,4 +1,4 @@
-"""A run from its options to its outcome: `execution` is the page that gives the order, beside it are its steps."""
+"""A run from its options to its outcome: `execution` shows the steps in order; the other modules implement them."""
 
 from zeta_core.run.asked import Outcome as Outcome
 from zeta_core.run.asked import Run as Run

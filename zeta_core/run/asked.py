@@ -20,7 +20,7 @@ class Run:
 
     ``steps_begin`` is called on every rank when everything is loaded; from then on, there may be progress to save.
     ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
-    because exact results depend on them. ``started_on`` is the day of the first start, if that is known.
+    because exact results depend on them. ``started_on`` is the day of the first start, if known.
     """
 
     options: TrainerOptions

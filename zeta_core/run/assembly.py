@@ -1,4 +1,4 @@
-"""What trains a learner: the engine that holds it on this process or many, and what evaluates it beside its steps."""
+"""Assembling what trains a learner: the engine for one or several processes, the evaluator and the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from zeta_core.settings import Place
 
 @contextmanager
 def engine_of(model: nn.Module, run: Run, plan: Plan, processes: Processes, report: Report) -> Generator[Engine]:
-    """The engine of the plan's strategy, its blocks compiled and recomputed as asked; closed at the end."""
+    """The engine for the plan's strategy, with compilation and activation checkpointing applied; closed at the end."""
     with ExitStack() as stack:
         blocks = repeated_blocks(model)
         if plan.compile:
@@ -46,7 +46,7 @@ def engine_of(model: nn.Module, run: Run, plan: Plan, processes: Processes, repo
 def reference_for(
     engine: Engine, loss_of: LossOf, decision: Decision, earlier: Earlier | None, report: Report
 ) -> Tensors:
-    """What the model before its first step says of every pair, kept with each checkpoint; empty but for DPO."""
+    """The initial model's log-probabilities for every pair, stored in each checkpoint; empty unless DPO is used."""
     if not isinstance(loss_of, DpoLoss):
         return {}
     held_out = None if decision.held_out is None else decision.held_out.sequences
@@ -76,9 +76,9 @@ def begin_or_resume(run: Run, engine: Engine, earlier: Earlier | None, plan: Pla
 def best_elsewhere(
     run: Run, earlier: Earlier | None, progress: Progress, processes: Processes, report: Report
 ) -> Checkpoint | None:
-    """The best checkpoint of a run that goes on in another ``output_dir``, where it is to be found too.
+    """The best checkpoint of a run that continues in another ``output_dir``, which must contain it, too.
 
-    It lies beside the one that the run goes on from. Where it does not, the next evaluation begins a new best.
+    It is next to the checkpoint that the run resumes from. If it is missing, the next evaluation sets a new best.
     """
     if earlier is None or progress.best_step is None:
         return None
@@ -103,7 +103,7 @@ def best_elsewhere(
 def evaluator_of(
     run: Run, inputs: Inputs, decision: Decision, engine: Engine, learner: Learner, report: Report
 ) -> Evaluator | None:
-    """What evaluates on the held-out data and lets the model write; None where nothing is held out."""
+    """The evaluator, which computes the loss on held-out data and samples text; None if nothing is held out."""
     plan, held_out = decision.plan, decision.held_out
     if held_out is None:
         return None

@@ -71,7 +71,7 @@ def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
 
 
 def isolation_of(run: Run, inputs: Inputs, model: nn.Module) -> Finding:
-    """How the model keeps documents apart that share a sequence. Each answer of a preference has its own sequence."""
+    """How the model keeps documents in one sequence apart. Each answer of a preference has its own sequence."""
     if run.options.method == "dpo":
         return Finding(None)
     return find_isolation(
@@ -143,7 +143,7 @@ def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
 
 
 def _ways_to_cut(tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_decided: bool) -> dict[bool, Data]:
-    """The sequences, by whether documents share them; of two ways only if the amount of data decides between them."""
+    """The sequences with and without packing; both are cut only if the amount of data decides between them."""
     ways = {plan.pack: _cut(tokens, plan, options)}
     is_decided |= options.pack is not None or not plan.pack
     if not is_decided and len(ways[True].sequences) < defaults.BATCHES_PER_EPOCH:

@@ -1,4 +1,4 @@
-"""The model as it learns: what of it is trained and saved, with which weights it begins, and how its loss is asked."""
+"""Preparing the model for training: its trainable and saved parameters, its initial weights, and its loss."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from zeta_core.run.asked import Run
 from zeta_core.run.decision import Decision, sample_of
 from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
 
-LEAST_ENDED = 0.5  # of the answers or documents that must have an end token, without a warning
+LEAST_ENDED = 0.5  # the share of answers or documents with an end token below which a warning is given
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A model that is not spread over processes yet; ``num_parameters`` are those before an adapter was added.
+    """A model that is not sharded yet. ``num_parameters`` counts the parameters before an adapter was added.
 
     ``ends`` are the tokens that end an answer or a document.
     """
@@ -47,7 +47,7 @@ class Learner:
 def prepare(
     run: Run, inputs: Inputs, decision: Decision, model: nn.Module, earlier: Earlier | None, report: Report
 ) -> Learner:
-    """Make of ``model``, in place, what is trained. Raises where it cannot learn this data, or surely has no room."""
+    """Prepare ``model`` for training, in place. Raises if it can't learn this data, or can't fit into memory."""
     plan, tokens = decision.plan, decision.trained_on.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if plan.lora is not None and (missed := out_of_reach(model)).matters:
@@ -88,7 +88,7 @@ def prepare(
 
 
 def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
-    """The run as advice is given on it."""
+    """The properties of the run that advice is based on."""
     return Setup(
         run.options,
         decision.plan,

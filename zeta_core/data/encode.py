@@ -79,6 +79,7 @@ class Encoded:
     num_control_tokens: int = 0  # control tokens in the texts of the data
     first_control_token: str = ""  # the location of the first one
     unused_columns: Sequence[str] = ()  # columns of the data that are not used
+    mapped_columns: Sequence[str] = ()  # columns of the data that are used because the source's ``columns`` name them
     num_unused_ends: int = 0  # conversations with turns after the last one that is trained on
 
 
@@ -114,13 +115,16 @@ class Encoder:
         ``position`` is updated as the rows are processed.
         """
         unused: dict[str, None] = {}
+        mapped: dict[str, None] = {}
 
         def checked() -> Iterable[Row]:
             for row in rows:
                 unused.update(dict.fromkeys(source.unused_columns(row)))
+                mapped.update(dict.fromkeys(source.mapped_columns(row)))
                 yield replace(source.prepared(row), group=source.group(row))
 
-        return replace(self._encoded(source, checked(), position), unused_columns=tuple(unused))
+        encoded = self._encoded(source, checked(), position)
+        return replace(encoded, unused_columns=tuple(unused), mapped_columns=tuple(mapped))
 
     def _encoded(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
         if source.row_format not in ("tokens", "text"):

@@ -132,5 +132,11 @@ class Source:
             used = {self.group_by} | set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
             yield from (str(name) for name in row.fields if name and name not in used)
 
+    def mapped_columns(self, row: Row) -> Iterator[str]:
+        """The columns of a row that are used because ``columns`` names them."""
+        if self.columns and self.layout is not None:
+            used = set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
+            yield from (name for name in self.columns.values() if name in used)
+
     def _invalid(self, row: Row, fault: str, code: str | None = None) -> InvalidData:
         return InvalidData(f"{self.place(row.number)}: {fault}", code=code)

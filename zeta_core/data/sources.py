@@ -71,6 +71,9 @@ def open_sources(
                 found = reader.measured([reader.open(file, file.name) for file in files])
             case HubSource():
                 found = _from_hub(reader, source, places)
+        option = "columns" if source.columns else "drop_columns" if source.drop_columns else None
+        if option is not None and not any(one.columns or one.drop_columns for one in found):
+            raise InvalidData(f"{at}.{option} is given, but the data has no columns; leave it out.")
         sources += [_as_requested(one, source, number) for one in found]
     return sources
 

@@ -40,7 +40,7 @@ from zeta_core.data.written_tokens import WrittenTokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 
 
 def prepare_tokens(
@@ -245,7 +245,7 @@ def _write(
             if supervised or ids_given:
                 mask.write(learned_N.tobytes())
     written.check_masks()
-    written.check_dropped_columns()
+    written.check_columns()
     if written.num_tokens < 2 or written.blank:
         names = ", ".join(source.name for source in sources)
         if written.num_untrained:

@@ -42,6 +42,7 @@ _VALUES = (
     "rows_with",
     "rows_without",
     "unused_columns",
+    "mapped_columns",
 )
 
 

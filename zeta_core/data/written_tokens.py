@@ -44,6 +44,7 @@ class WrittenTokens:
         self._templated = False
         self._added_beginning = self._first_control_token = ""
         self._unused_columns: dict[str, None] = {}  # in the order in which they were found
+        self._mapped_columns = set[tuple[int, str]]()  # the number of the source in the spec, and the column
         self._lengths: list[NDArray[np.int64]] = []
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
@@ -81,6 +82,7 @@ class WrittenTokens:
         self._first_control_token = self._first_control_token or encoded.first_control_token
         self._num_unused_ends += encoded.num_unused_ends
         self._unused_columns.update(dict.fromkeys(encoded.unused_columns))
+        self._mapped_columns.update((self._sources[source].number, name) for name in encoded.mapped_columns)
         if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_LINES:
             done = sum(other.num_bytes for other in self._sources[:source])
             here = self._sources[source]
@@ -144,9 +146,16 @@ class WrittenTokens:
                     f"{source.place(row)}: has no {name!r}, which other rows have; add it to every row, or to none."
                 )
 
-    def check_dropped_columns(self) -> None:
-        """Raise `InvalidData` if ``drop_columns`` names a column that no row has, such as a misspelt one."""
+    def check_columns(self) -> None:
+        """Raise `InvalidData` if ``columns`` or ``drop_columns`` has no effect, such as for a misspelt column."""
         for source in self._sources:
+            for name, column in source.columns.items():
+                if (source.number, column) not in self._mapped_columns:
+                    form = source.shape or source.row_format
+                    raise InvalidData(
+                        f"{source.at}.columns names {column!r} as {name!r}, but no row has that column, or {form} rows "
+                        "do not use it; correct the name, or remove it."
+                    )
             if missing := sorted(source.drop_columns - self._unused_columns.keys()):
                 raise InvalidData(
                     f"{source.at}.drop_columns names {missing[0]!r}, which no row has; correct the name, or remove it."

@@ -25,6 +25,7 @@ from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
 USER, ANSWER = "Which river is the longest?", "The Nile, at 6,650 km."
+TURNS = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
 
 
 def tokens_of(rows: list[dict[str, Any]] | Path, folder: Path, method: str = "sft", **source: Any) -> TokenFile:
@@ -183,6 +184,33 @@ def test_a_dropped_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
     assert tokens_of(rows, tmp_path, drop_columns=["system"]).unused_columns == ("system",)
     with pytest.raises(InvalidData, match=r"dataset\.drop_columns names 'sytem', which no row has"):
         tokens_of(rows, tmp_path, drop_columns=["system", "sytem"])
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "column"),
+    [
+        ({"messages": TURNS}, {"system": "sytem"}, "sytem"),
+        ({"instruction": "Add.", "output": "4", "sys": "Be brief."}, {"system": "sys"}, "sys"),
+    ],
+)
+def test_a_mapped_column_without_effect_is_refused(
+    row: dict[str, Any], columns: dict[str, str], column: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidData, match=rf"dataset\.columns names '{column}' as 'system', but no row has"):
+        tokens_of([row], tmp_path, columns=columns)
+
+
+def test_an_optional_column_may_be_missing_in_some_rows(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS}, {"messages": TURNS, "sys": "Be brief."}]
+    assert tokens_of(rows, tmp_path, columns={"system": "sys"}).num_documents == 2
+
+
+def test_columns_of_text_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("one two three")
+    options: list[dict[str, Any]] = [{"columns": {"text": "body"}}, {"drop_columns": ["id"]}]
+    for option in options:
+        with pytest.raises(InvalidData, match=r"dataset\.(drop_)?columns is given, but the data has no columns"):
+            tokens_of(tmp_path / "notes.txt", tmp_path, **option)
 
 
 def test_other_columns_are_named_once(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class JobNumbers:
         self._slots.labels("busy").set(busy)
         self._slots.labels("free").set(len(slots) - busy)
         self._redis.set(service.engine.redis_ok)
-        self._dropped.values = service.engine.dropped.counts
+        by_worker = {f"worker {beat.worker}": beat.num_dropped for beat in service.engine.workers()}
+        self._dropped.values = {**service.engine.dropped.counts, **by_worker}
         self._failing.set(len(service.engine.loops.troubles()))
         return generate_latest(self._registry)

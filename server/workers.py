@@ -66,6 +66,8 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool) -> Worker:
         status=status,
         draining=draining,
         disk_low=beat.disk_low,
+        failing=beat.failing,
+        num_dropped=beat.num_dropped,
         version=beat.version,
         started_at=beat.started_at,
         last_seen_at=engine.last_seen_at(beat.worker) or beat.started_at,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from worker.guard import Limits
 from worker.settings import WorkerSettings
 from worker.supervise import Supervisor
 from worker.training.launch import TRAINER_COMMAND
@@ -22,21 +23,23 @@ from zeta_core.contract.messages import new_incarnation
 
 EX_USAGE = 2
 LEAVE_SECONDS = 3.0
+DEFAULT_LIMITS = Limits()
 
 logger = logging.getLogger(__name__)
 
 
-def main(command: Sequence[str] = TRAINER_COMMAND) -> int:
+def main(command: Sequence[str] = TRAINER_COMMAND, limits: Limits = DEFAULT_LIMITS) -> int:
     """Run a worker with the settings of this process until it is stopped; returns the exit status.
 
-    ``command`` starts a training; the run directory is appended to it. Exits the process if a thread is stuck.
+    ``command`` starts a training; the run directory is appended to it. ``limits`` say when a worker that
+    keeps failing or hangs gives up. Exits the process if a thread is stuck.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # These log two lines per message, and one line per retry in an outage, which our own messages report once.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.connection"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
-    status = _run(command)
+    status = _run(command, limits)
     end_stuck_threads(status)
     return status
 
@@ -59,12 +62,13 @@ def end_stuck_threads(status: int) -> None:
         os._exit(status)
 
 
-def _run(command: Sequence[str]) -> int:
+def _run(command: Sequence[str], limits: Limits) -> int:
     try:
         settings = WorkerSettings.of_this_process()
         lock, folder_id = _lock_name(settings.root, settings.worker_name)
         try:
-            return Supervisor(settings, new_incarnation(folder_id), version=version(), command=command).run()
+            incarnation = new_incarnation(folder_id)
+            return Supervisor(settings, incarnation, version=version(), command=command, limits=limits).run()
         finally:
             os.close(lock)
     except InvalidSettings as error:

@@ -29,7 +29,7 @@ class Outage:
     """Logs the beginning and the end of an outage of one component; ``trouble`` is set in between."""
 
     def __init__(self, what: str, *, name: str = "") -> None:
-        """``what`` describes the outage in the log, and ``name`` is the component's name in reports."""
+        """``what`` describes the outage in the log; ``name`` is the component's name in the heartbeat."""
         self.name = name
         self.trouble: Trouble | None = None
         self.defect_since: float | None = None  # monotonic; set while failures are not of an expected type

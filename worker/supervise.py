@@ -25,6 +25,7 @@ from worker.artifacts.sweep import sweep, sweep_deleted
 from worker.attempt.run import Place, Run
 from worker.attempt.unpublished import unpublished_runs
 from worker.checks.answer import Checks
+from worker.guard import Guard, Limits
 from worker.machine.devices import Slot, find_slots
 from worker.machine.disk import DiskSpace
 from worker.messaging.consumer import Consumer
@@ -46,7 +47,9 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    def __init__(self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str]) -> None:
+    def __init__(
+        self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str], limits: Limits
+    ) -> None:
         self._settings = settings
         self._slots = find_slots(settings, own_environment())
         self._inbox: SimpleQueue[Any] = SimpleQueue()
@@ -64,7 +67,6 @@ class Supervisor:
             min_free_bytes=settings.disk_min_free_bytes,
             executor=self._executor,
         )
-        self._report = self._now()
         self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
         self._checks = Checks(
             settings, command, self._slots, lambda result: self._link.post(("check", result.check_id), result)
@@ -73,6 +75,19 @@ class Supervisor:
         self._heartbeat = HeartbeatSender(
             settings, incarnation, version, lambda: self._report, cpu_kind=cpu_kind(own_environment())
         )
+        self._loops = (self._heartbeat.loop, *self._link.loops, self._consumer.loop)
+        steps = {
+            "message handling": self._take_in_messages,
+            "disk check": self._disk.step,
+            "training supervision": self._step_runs,
+            "worker report": self._tell_changes,
+            "cleanup": self._sweep,
+        }
+        self._steps = [(step, Outage(f"The worker's {name} fails", name=name)) for name, step in steps.items()]
+        self._num_rounds = 0
+        outages = [outage for _, outage in self._steps]
+        self._guard = Guard(self._loops, outages, lambda: self._num_rounds, limits)
+        self._report = self._now()
         self._heard_at = self._heartbeat.heard_at  # the start time until a heartbeat was accepted
         self._swept_at = self._looked_at = float("-inf")
         self._sweeping: Future[None] | None = None
@@ -92,20 +107,20 @@ class Supervisor:
         self._consumer.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, len(self._slots))
         deadline = float("inf")
-        steps = (self._take_in_messages, self._disk.step, self._step_runs, self._tell_changes, self._sweep)
-        survivable = [(step, Outage(f"The step {step.__qualname__} of the worker fails")) for step in steps]
+        self._guard.start()
         while not (self._stopping and (not self._runs or time.monotonic() > deadline)):
             if self._heartbeat.taken is not None and not self._stopping:
                 logger.error("%s", self._heartbeat.taken.message, extra={"action": "name_taken"})
                 self._stopping = True
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
-            for step, outage in survivable:
+            self._num_rounds += 1
+            for step, outage in self._steps:
                 with outage.survived():
                     step()
         if self._runs:
             logger.warning("%d run(s) are not fully published; the next start will publish them.", len(self._runs))
-        for part in (self._checks, self._consumer, self._heartbeat, self._link):
+        for part in (self._guard, self._checks, self._consumer, self._heartbeat, self._link):
             with Outage(f"{type(part).__name__} cannot be stopped").survived():
                 part.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -201,8 +216,7 @@ class Supervisor:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     self._disk.give_up_reserve()
                 what = f"Attempt {run.attempt} of {run.job_id} cannot go on"
-                name = f"{run.job_id}, attempt {run.attempt}"
-                self._troubles.setdefault(key, Outage(what, name=name)).began(error)
+                self._troubles.setdefault(key, Outage(what)).began(error)
                 self._resting[key] = time.monotonic() + TROUBLE_SECONDS
             else:
                 if trouble := self._troubles.pop(key, None):
@@ -233,7 +247,16 @@ class Supervisor:
             stopping=self._stopping,
             disk_free_bytes=self._disk.free_bytes,
             disk_low=self._disk.is_low,
+            failing=self._failing(),
+            num_dropped=self._link.invalid.count + self._consumer.invalid.count,
         )
+
+    def _failing(self) -> dict[str, str]:
+        outages = (self._disk.outage, *(loop.outage for loop in self._loops), *(outage for _, outage in self._steps))
+        failing = {outage.name: str(trouble) for outage in outages if (trouble := outage.trouble) is not None}
+        if attempts := [outage.trouble for outage in self._troubles.values() if outage.trouble is not None]:
+            failing["attempts"] = f"{len(attempts)} of {len(self._runs)} cannot go on; the first is {attempts[0]}"
+        return failing
 
     def _slots_now(self) -> tuple[DeviceReport, ...]:
         by_slot = {slot.slot: run for run in self._runs.values() for slot in run.slots}

@@ -2,7 +2,8 @@
 
 An exception of any kind in a pass is treated as an outage: it is logged once (with a traceback unless it is an expected
 type), reported by ``/readyz``, and the pass is retried with growing pauses until it succeeds. A pass that hangs is
-cancelled at its time limit, which also counts as an outage.
+cancelled at its time limit, which also counts as an outage. If a pass keeps failing because of a defect, the process
+exits, so that its supervisor starts a new one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from server.database.availability import DatabaseUnavailable
 from zeta_core.contract.events import utc_now
-from zeta_core.contract.outage import Trouble, error_text
+from zeta_core.contract.outage import GIVE_UP_SECONDS, Trouble, error_text, give_up
 from zeta_core.contract.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
@@ -29,6 +30,10 @@ ORDINARY = (DatabaseUnavailable, RedisUnavailable, OSError)  # expected types, w
 logger = logging.getLogger(__name__)
 Pass = Callable[[], Awaitable[None]]
 Item = TypeVar("Item")
+
+
+class PassTimedOut(Exception):
+    """A pass was cancelled at its time limit. This is a defect, because every call in a pass has a shorter timeout."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,15 @@ class Pace:
 class Loop:
     """A loop; ``trouble`` is set from the first failed pass until the next successful one."""
 
-    def __init__(self, name: str, one_pass: Pass, pace: Pace, *, limit_seconds: float | None) -> None:
+    def __init__(
+        self, name: str, one_pass: Pass, pace: Pace, *, limit_seconds: float | None, give_up_seconds: float
+    ) -> None:
         self.name = name
         self.trouble: Trouble | None = None
         self.waker = asyncio.Event()
         self._one_pass, self._pace, self._limit_seconds = one_pass, pace, limit_seconds
+        self._give_up_seconds = give_up_seconds
+        self._defect_since: float | None = None  # monotonic; set while failures are not of an expected type
         self._logged: set[str] = set()  # error types already logged in the current outage
         self._pause_seconds = FIRST_PAUSE_SECONDS
 
@@ -61,8 +70,7 @@ class Loop:
             self.waker.clear()
             began = time.monotonic()
             try:
-                async with asyncio.timeout(self._limit_seconds):
-                    await self._one_pass()
+                await self._limited_pass()
             except BaseException as error:
                 task = asyncio.current_task()
                 if (task is not None and task.cancelling()) or isinstance(error, KeyboardInterrupt | SystemExit):
@@ -75,6 +83,16 @@ class Loop:
             took = time.monotonic() - began
             await rest(stopping, min(5.0, self._pace.rest_factor * took))
             await rest(self.waker, max(self._pace.idle_seconds, self._pace.idle_factor * took))
+
+    async def _limited_pass(self) -> None:
+        limit = asyncio.timeout(self._limit_seconds)
+        try:
+            async with limit:
+                await self._one_pass()
+        except TimeoutError as error:
+            if limit.expired():
+                raise PassTimedOut(f"a pass was cancelled after {self._limit_seconds:g} s") from error
+            raise
 
     def _failed(self, error: BaseException) -> None:
         is_ordinary = isinstance(error, ORDINARY)
@@ -91,11 +109,17 @@ class Loop:
                 extra={"action": "outage", "loop": self.name},
             )
         self._logged.add(kind)
+        if is_ordinary:
+            self._defect_since = None
+        elif self._defect_since is None:
+            self._defect_since = time.monotonic()
+        elif time.monotonic() - self._defect_since >= self._give_up_seconds:
+            give_up(f"Loop {self.name!r} has been {self.trouble}.")
 
     def _succeeded(self) -> None:
         if self.trouble is not None:
             logger.info("Loop %r has recovered.", self.name, extra={"action": "outage_over", "loop": self.name})
-        self.trouble = None
+        self.trouble = self._defect_since = None
         self._logged.clear()
         self._pause_seconds = FIRST_PAUSE_SECONDS
 
@@ -103,13 +127,14 @@ class Loop:
 class Loops:
     """The loops of one process, started and stopped together."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, give_up_seconds: float = GIVE_UP_SECONDS) -> None:
         self.stopping = asyncio.Event()
+        self._give_up_seconds = give_up_seconds
         self._loops: list[Loop] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, name: str, one_pass: Pass, pace: Pace, *, limit_seconds: float | None = PASS_LIMIT_SECONDS) -> None:
-        loop = Loop(name, one_pass, pace, limit_seconds=limit_seconds)
+        loop = Loop(name, one_pass, pace, limit_seconds=limit_seconds, give_up_seconds=self._give_up_seconds)
         self._loops.append(loop)
         self._tasks.append(asyncio.create_task(loop.run(self.stopping), name=f"loop-{name}"))
 

@@ -25,12 +25,17 @@ async def is_live() -> Health:
 
 @router.get("/readyz")
 async def is_ready(service: TheService) -> Health:
-    """Whether jobs are accepted: 503 while the database isn't writable, `degraded` while a component or loop fails."""
+    """Whether jobs are accepted: 503 while the database isn't writable, `degraded` while anything else is failing."""
     await service.database.check_writable()
     redis = "ok" if service.engine.redis_ok else "unreachable; jobs are accepted and will wait"
     disk = await asyncio.to_thread(disk_state, service.settings)
     troubles = {f"loop {name}": str(trouble) for name, trouble in service.engine.loops.troubles().items()}
-    parts = {"database": "ok", "redis": redis, "disk": disk, **troubles}
+    failing = {
+        f"worker {beat.worker}": "; ".join(f"{name}: {reason}" for name, reason in beat.failing.items())
+        for beat in service.engine.workers()
+        if beat.failing and service.engine.is_alive(beat.worker)
+    }
+    parts = {"database": "ok", "redis": redis, "disk": disk, **troubles, **failing}
     status = "ok" if set(parts.values()) == {"ok"} else "degraded"
     return Health(status=status, version=version(), parts=parts)
 

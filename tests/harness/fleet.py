@@ -94,7 +94,9 @@ class Bench:
         if self.engine is not None:
             self.loop.call(self.engine.wake)
 
-    def start_worker(self, name: str = "w1", *, small: bool = True, **variables: str) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, name: str = "w1", *, small: bool = True, hang_seconds: float | None = None, **variables: str
+    ) -> subprocess.Popen[bytes]:
         """A worker process of that name; a second start by the same name is its restart."""
         environment = {
             **clean_environment(),
@@ -107,6 +109,8 @@ class Bench:
             **variables,
         }
         command: list[str | Path] = [sys.executable, SMALL_WORKER] if small else [sys.executable, "-m", "worker"]
+        if hang_seconds is not None:
+            command.append(str(hang_seconds))
         worker = start_child(command, log_file=self.folder / f"{name}.log", environment=environment)
         self.workers.append(worker)
         return worker

@@ -94,6 +94,7 @@ FLOORS = {
     ),
     "worker": (
         frozenset({"settings", "outage"}),
+        frozenset({"guard"}),
         frozenset({"machine", "artifacts"}),
         frozenset({"messaging", "training"}),
         frozenset({"checks", "attempt"}),

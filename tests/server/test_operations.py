@@ -288,3 +288,47 @@ def test_the_migrations_command_makes_what_the_server_needs(tmp_path: Path) -> N
     refused = {**environment, "ZETA_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/zeta"}
     done = subprocess.run(command, env=refused, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "cannot be opened" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_failures_of_a_connected_worker_are_visible(http: httpx.Client, shared_valkey: ValkeyServer) -> None:
+    reason = "failing since 2026-01-01T00:00:00+00:00: connection refused"
+    with shared_valkey.client(shared_valkey.second_url) as redis:
+
+        def beat(number: int, **fields: Any) -> None:
+            beat = Heartbeat(
+                worker="w-failing",
+                incarnation="i",
+                beat=number,
+                version="1",
+                host="h",
+                started_at=utc_now(),
+                cores=8,
+                memory_bytes=1 << 38,
+                slots=[],
+                **fields,
+            )
+            redis.hset(WORKERS_HASH, "w-failing", json.dumps(sign(beat, SECRET, channel=WORKERS_HASH)))
+
+        def ready_after(number: int, **fields: Any) -> dict[str, Any]:
+            beat(number, **fields)
+            return http.get("/readyz").json()
+
+        numbers = iter(range(1, 1000))
+        try:
+            wait_until(
+                lambda: "worker w-failing" in ready_after(next(numbers), failing={"link-send": reason})["parts"],
+                20,
+                "the failure to be reported",
+            )
+            ready = ready_after(next(numbers), failing={"link-send": reason})
+            assert (ready["status"], ready["parts"]["worker w-failing"]) == ("degraded", f"link-send: {reason}")
+            wait_until(
+                lambda: "worker w-failing" not in ready_after(next(numbers), num_dropped=7)["parts"],
+                20,
+                "the recovery to be reported",
+            )
+            (worker,) = [one for one in http.get("/v1/workers").json()["data"] if one["name"] == "w-failing"]
+            assert (worker["failing"], worker["num_dropped"]) == ({}, 7)
+            assert 'zeta_dropped_messages_total{place="worker w-failing"} 7.0' in http.get("/metrics").text
+        finally:
+            redis.delete(WORKERS_HASH)

@@ -18,7 +18,7 @@ from tests.harness.waiting import wait_until
 from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job import STOP_ACTIONS, StopAction
-from zeta_core.contract.layout import PROCESS_FILE
+from zeta_core.contract.layout import PROCESS_FILE, STOP_FILE
 
 GRACE_SECONDS = 1.0
 How = Literal["started", "adopted", "adopted without a process file"]
@@ -116,14 +116,33 @@ def test_every_order_is_enforced_on_adopted_trainings_as_on_started_ones(
 
 
 def test_an_order_given_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
-    begin(tmp_path / "run", started, "started").stop("pause")
-    first = started[0]
+    first = begin(tmp_path / "run", started, "started")
+    ordered = time.monotonic()
+    first.stop("pause")
     adopted = Training(first.directory, first.job_id, 1, GRACE_SECONDS)
     adopted.adopt()
     assert adopted.stop_action == "pause"
-    ending = Ending("adopted", "pause", adopted, time.monotonic())
+    ending = Ending("adopted", "pause", adopted, ordered)
     wait_until(lambda: step_all([ending]), 60, "the training to be gone")
     assert ending.asked_after_seconds >= GRACE_SECONDS - 0.1
+
+
+@pytest.mark.parametrize(("age_seconds", "is_asked"), [(7.0, False), (30.0, True), (1e9, True), (-1e6, False)], ids=str)
+def test_the_grace_period_counts_from_the_order_across_restarts(
+    tmp_path: Path, started: list[Training], age_seconds: float, is_asked: bool
+) -> None:
+    first = begin(tmp_path / "run", started, "started")
+    first.stop("pause")
+    at = time.time() - age_seconds
+    os.utime(first.directory / STOP_FILE, (at, at))
+    adopted = Training(first.directory, first.job_id, 1, 20.0)
+    adopted.adopt()
+    adopted.is_gone(said_its_last=False, can_save=True)
+    if is_asked:
+        wait_until((first.directory / "asked").exists, 30, "SIGTERM to arrive")
+    adopted.is_gone(said_its_last=False, can_save=True)
+    assert (first.directory / "asked").exists() == is_asked
+    assert adopted.processes.alive(), "it has time to save after SIGTERM"
 
 
 def test_what_outlives_the_first_process_of_an_adopted_training_is_ended(

@@ -34,7 +34,7 @@ class DiskSpace:
         self._executor = executor
         self._look: Future[int | None] | None = None
         self._next_look = 0.0
-        self._trouble = Outage("The room on the disks cannot be told")
+        self.outage = Outage("The free disk space cannot be determined", name="disk")
         self.free_bytes: int | None = None
         self.is_low = False
 
@@ -45,12 +45,10 @@ class DiskSpace:
             look, self._look = self._look, None
             error = look.exception()
             if error is None:
-                self._trouble.ended()
+                self.outage.ended()
                 self._judge(look.result())
-            elif isinstance(error, OSError):
-                self._trouble.began(error)  # a mount that is gone, a disk without inodes: not known is not full
             else:
-                raise error
+                self.outage.began(error)  # a missing mount, for example; the last known state remains
         if self._look is None and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             self._look = self._executor.submit(self._find_out)

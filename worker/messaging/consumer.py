@@ -21,6 +21,7 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from celery.worker import state
 from kombu.connection import Connection
+from kombu.exceptions import OperationalError
 from kombu.transport import redis as redis_transport
 from pydantic import TypeAdapter
 
@@ -29,6 +30,7 @@ from worker.messaging.link import connect, remove_wrong_type
 from worker.outage import Loop
 from worker.settings import WorkerSettings
 from zeta_core.contract.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
+from zeta_core.contract.outage import error_text
 from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable
 
 RECONNECT_SECONDS = 1.0
@@ -38,20 +40,15 @@ EX_OK = 0
 HAND_OVER = TypeAdapter(HandOver)
 
 
-class _PromptConnection(Connection):
-    """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
-
-    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        rests = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
-        return super().ensure_connection(*args, **{**kwargs, **rests})
-
-
 def _only_hand_overs(
     take: Callable[[object], dict[str, str] | None],
     invalid: InvalidEntries,
     polled: Callable[[Exception | None], None],
+    reconnecting: Callable[[], None],
 ) -> type[AMQP]:
-    """Connections that pass only hand-overs to Celery. ``polled`` is called after each poll, with its error if any.
+    """Connections that pass only hand-overs to Celery.
+
+    ``polled`` is called after each poll, with its error if any, and ``reconnecting`` at each try to connect again.
 
     Unexpected headers or arguments can make Celery wait for a task that never ends. So ``take`` receives the raw
     message from the queue, and Celery gets a new message that contains only the signed fields returned by ``take``.
@@ -83,9 +80,20 @@ def _only_hand_overs(
 
     Transport.Channel = Channel
 
-    class ConnectionOfHandOvers(_PromptConnection):
+    class ConnectionOfHandOvers(Connection):
+        """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
+
         def get_transport_cls(self) -> Any:
             return Transport
+
+        def ensure_connection(self, *args: Any, callback: Callable[[], None] | None = None, **kwargs: Any) -> Any:
+            def called_each_second() -> None:
+                reconnecting()
+                if callback is not None:
+                    callback()
+
+            pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
+            return super().ensure_connection(*args, **{**kwargs, **pauses, "callback": called_each_second})
 
     class Amqp(AMQP):
         Connection = ConnectionOfHandOvers
@@ -144,30 +152,30 @@ class Consumer:
         self._secret = settings.worker_secret
         self._redis_url = settings.redis_url
         self._inbox = inbox
-        self._invalid = InvalidEntries(f"the queue {self._queue}")
-        self._celery = self._build(settings.redis_url)
+        self.invalid = InvalidEntries(f"the queue {self._queue}")
         self._failure: BaseException | None = None  # the error that stopped the controller
-        self._loop = Loop("celery", f"The queue {self._queue} cannot be read", self._one_pass)
+        self.loop = Loop("celery", f"The queue {self._queue} cannot be read", self._one_pass)
+        self._celery = self._build(settings.redis_url)
 
     def start(self) -> None:
         logging.getLogger("celery.worker").addFilter(
             _ErrorFilter(self._failed)
         )  # the error that stops a controller appears only in this log
         state.should_stop = None  # Celery keeps this flag for the whole process
-        self._loop.start()
+        self.loop.start()
 
     def begin_to_stop(self) -> None:
         """Stop taking messages; they stay in the queue, and the server hands the jobs over to other workers."""
-        self._loop.stopped.set()
+        self.loop.stopped.set()
         state.should_stop = EX_OK
 
     def stop(self) -> None:
         self.begin_to_stop()
-        self._loop.stop(STOP_SECONDS)
+        self.loop.stop(STOP_SECONDS)
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        amqp = _only_hand_overs(self._take, self._invalid, self._polled)
+        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.loop.progressed)
         celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
@@ -196,7 +204,7 @@ class Consumer:
             fields = _fields_in(message)
             self._read(fields)
         except BadMessage as error:
-            self._invalid.removed(error)
+            self.invalid.removed(error)
             return None
         assert isinstance(fields, dict), "its signature fits"
         return {name: fields[name] for name in ("body", "signature")}
@@ -220,17 +228,18 @@ class Consumer:
         controller.start()
         failure: BaseException | None = self._failed_with()
         if isinstance(failure, redis.ResponseError) and self._removed_wrong_types(failure):
-            self._invalid.removed(failure)
-        elif isinstance(failure, redis.RedisError | OSError):
-            raise RedisUnavailable(str(failure)) from failure
+            self.invalid.removed(failure)
+        elif isinstance(failure, redis.RedisError | OSError | OperationalError):
+            raise RedisUnavailable(error_text(failure)) from failure
         elif failure is not None:
             raise failure
-        elif not self._loop.stopped.is_set():
+        elif not self.loop.stopped.is_set():
             raise RuntimeError("Celery's consumer stopped unexpectedly")
 
     def _polled(self, failure: Exception | None) -> None:
+        self.loop.progressed()
         if failure is None:
-            self._loop.outage.ended()
+            self.loop.outage.ended()
         else:
             self._failure = failure
 

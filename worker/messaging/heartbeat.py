@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,8 @@ class Report:
     stopping: bool
     disk_free_bytes: int | None
     disk_low: bool
+    failing: Mapping[str, str]
+    num_dropped: int
 
 
 class HeartbeatSender:
@@ -75,10 +77,10 @@ class HeartbeatSender:
         self.taken: InvalidSettings | None = None  # why this worker must give way to another one
         self._met: dict[str, int] = {}  # the last beat of each other process with this name
         self._client = connect(settings.redis_url)
-        self._loop = Loop("heartbeat", "The heartbeat cannot be sent", self._one_pass)
+        self.loop = Loop("heartbeat", "The heartbeat cannot be sent", self._one_pass)
 
     def start(self) -> None:
-        self._loop.start()
+        self.loop.start()
 
     def beat_now(self) -> None:
         """Send a heartbeat now, because of a change that the server should learn immediately."""
@@ -86,9 +88,9 @@ class HeartbeatSender:
 
     def stop(self) -> None:
         """Send a last beat and stop."""
-        self._loop.stopped.set()
+        self.loop.stopped.set()
         self._now.set()
-        self._loop.stop(HEARTBEAT_SECONDS * 2)
+        self.loop.stop(HEARTBEAT_SECONDS * 2)
         if self.is_sure.is_set() and self.taken is None:
             with suppress(RedisUnavailable):
                 self._send()
@@ -100,7 +102,7 @@ class HeartbeatSender:
             self._wait_for_another()
             self.is_sure.set()
             if self.taken is not None:
-                self._loop.stopped.set()
+                self.loop.stopped.set()
                 return
         self._now.clear()
         self._send()
@@ -128,7 +130,7 @@ class HeartbeatSender:
             if other is None or place_of(other.incarnation) in (place_of(self._incarnation), None):
                 return
             self._meet(other)
-            if self._loop.stopped.wait(DOUBT_LOOK_SECONDS):
+            if self.loop.stopped.wait(DOUBT_LOOK_SECONDS):
                 return
 
     def _replace(self, beat: str) -> bytes | None:
@@ -180,6 +182,8 @@ class HeartbeatSender:
             stopping=report.stopping,
             disk_free_bytes=report.disk_free_bytes,
             disk_low=report.disk_low,
+            failing=dict(report.failing),
+            num_dropped=report.num_dropped,
             cpu_kind=self._cpu_kind,
             data_root=self._settings.data_root is not None,
             slots=list(report.slots),

@@ -72,23 +72,23 @@ class Link:
         self._outgoing: dict[tuple[object, ...], BaseModel] = {}
         self._changed = threading.Condition()
         self._writer, self._reader = connect(url), connect(url)
-        self._invalid = InvalidEntries(f"the stream {self._stream}")
-        self._loops = (
+        self.invalid = InvalidEntries(f"the stream {self._stream}")
+        self.loops = (
             Loop("link-send", "Redis cannot be written", self._send),
             Loop("link-receive", "Redis cannot be read", self._receive),
         )
 
     def start(self) -> None:
-        for loop in self._loops:
+        for loop in self.loops:
             loop.start()
 
     def stop(self) -> None:
         """Stop both threads; unsent messages are dropped."""
-        for loop in self._loops:
+        for loop in self.loops:
             loop.stopped.set()
         with self._changed:
             self._changed.notify_all()
-        for loop in self._loops:
+        for loop in self.loops:
             loop.stop(SOCKET_TIMEOUT_SECONDS * 2)
         self._writer.close()
         self._reader.close()
@@ -134,13 +134,14 @@ class Link:
         except redis.ResponseError as error:
             if not remove_wrong_type(self._reader, self._stream, "stream", error):
                 raise
+            self.invalid.count += 1
             return []
 
     def _take_in(self, fields: dict[bytes, bytes]) -> None:
         try:
             message = read_message(TO_WORKER, fields, self._secret, channel=self._stream)
         except BadMessage as error:
-            self._invalid.removed(error)
+            self.invalid.removed(error)
         else:
             self._inbox.put(message)
 

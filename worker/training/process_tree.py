@@ -98,8 +98,12 @@ class Training:
             recorded = None  # started by an older worker, or the worker was killed at that moment
         self._adopted = _AdoptedLeader(self.processes, recorded.pid if recorded is not None else None)
         try:
-            self.stop_action = StopFile.model_validate_json((self.directory / STOP_FILE).read_bytes()).action
-            self._stopped_at = time.monotonic()
+            file = self.directory / STOP_FILE
+            self.stop_action = StopFile.model_validate_json(file.read_bytes()).action
+            # The limits count from the order, not from this restart. A clock may have been set meanwhile, so the age is
+            # at most the grace period: a training that saves always has the usual time between SIGTERM and SIGKILL.
+            age_seconds = min(max(0.0, time.time() - file.stat().st_mtime), self._grace_seconds)
+            self._stopped_at = time.monotonic() - age_seconds
         except (FileNotFoundError, ValidationError):
             return  # no order, or one of another version; the server repeats its orders
 

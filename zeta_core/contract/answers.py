@@ -40,6 +40,8 @@ class Worker(_Answer):
     status: Literal["ready", "draining", "stopping", "gone"]
     draining: bool = Field(default=False, description="gets no job and hands back those it has, until undrained")
     disk_low: bool = Field(default=False, description="gets no job until its disk has room again")
+    failing: dict[str, str] = Field(default={}, description="why loops and other components are failing, by component")
+    num_dropped: int = Field(default=0, description="invalid entries removed from Redis since the worker was started")
     version: str
     started_at: datetime
     last_seen_at: datetime

@@ -193,6 +193,8 @@ class Heartbeat(_Message):
     cpu_kind: str | None = None  # the device kind of a training without GPUs; older workers don't report it
     data_root: bool | None = None  # whether it has a folder for {"path": ...}; older workers don't report it
     disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its trainings (`disk_full`)
+    failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component
+    num_dropped: int = 0  # invalid entries that it has removed from Redis since it was started
     slots: list[DeviceReport]
 
 

@@ -19,6 +19,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from zeta.local_inputs import DATA_FIELDS, source_object
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.formats import DATA_SUFFIXES, TEXT_SUFFIXES, file_type
 from zeta_core.contract.printable import printable
 from zeta_core.contract.strict_json import (
     BYTE_ORDER_MARK,
@@ -34,6 +35,7 @@ from zeta_core.contract.strict_json import (
 Spec = dict[str, Any]
 
 MAX_BYTES = 2**24  # the upper limit of the server's ZETA_MAX_SPEC_BYTES
+_BEGINNING_BYTES = 4096
 MAX_VALUES = 100_000  # after aliases are expanded
 
 _CORE_TAGS = ("null", "bool", "str", "seq", "map")
@@ -112,6 +114,30 @@ def _text(name: str, content: bytes) -> str:
         raise InvalidRequest(fault.sentence(f"The spec {name}"), code="unreadable_spec") from fault
 
 
+def looks_like_data(file: Path) -> bool:
+    """Whether a path that is given as a spec is training data.
+
+    A text file may contain a spec, so it is data only if it cannot be read as one; a JSON file is data if it is a list.
+    """
+    if file.is_dir():
+        return True
+    kind = file_type(file.name)
+    if kind.suffix not in DATA_SUFFIXES or not file.is_file():
+        return False
+    if kind.compression or kind.suffix not in (*TEXT_SUFFIXES, ".json"):
+        return True
+    try:
+        if kind.suffix == ".json":
+            with file.open("rb") as stream:
+                return stream.read(_BEGINNING_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        read_spec(file)
+    except InvalidRequest:
+        return True
+    except OSError:  # `read_spec` reports it
+        return False
+    return False
+
+
 def apply_settings(spec: Spec, settings: list[str]) -> Spec:
     """The spec with each ``k.l=v`` applied: ``v`` is parsed as YAML 1.2, and a number in the path is a list index.
 
@@ -154,7 +180,11 @@ def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
         else:
             if isinstance(at, dict) and cast(Spec, at).get(key) is None:
                 at[name] = {}
-            elif isinstance(at[name], str) and keys[0] in DATA_FIELDS and index < 2:
+            elif (
+                isinstance(at[name], str)
+                and keys[0] in DATA_FIELDS
+                and (index == 0 or (index == 1 and isinstance(at, list)))
+            ):
                 at[name] = source_object(at[name])  # a source that is written as its name
             at = at[name]
 

@@ -163,7 +163,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         return CheckAnswer(
             ok=True,
             resolved_spec=defaults.resolve(spec),
-            pending=dict.fromkeys(unknown, "only the model's weights say it, which are read when the training starts"),
+            pending=dict.fromkeys(unknown, "Unknown until the model is loaded."),
         )
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
     set_template(tokenizer, spec.chat_template)

@@ -10,11 +10,13 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress
 
+from zeta.cli.estimate_text import estimate_rows
 from zeta.cli.follow import PlainView, TerminalView, sentence
 from zeta.cli.job_text import data_of, model_of, status_of
 from zeta.cli.log_text import LogText
 from zeta.cli.output import duration, ending, eval_cell, loss_cell, print_fields, print_json, time_cell
 from zeta.cli.table import Column, cut_middle, fitted
+from zeta_core.contract.estimate import Estimate
 from zeta_core.contract.events import Event
 from zeta_core.contract.job import Job
 
@@ -154,6 +156,9 @@ def test_the_losses_of_jobs_are_over_windows_of_the_same_length() -> None:
     running = job(progress={"loss": 3.0, "recent_loss": 2.5, "eval_loss": 2.25})
     assert (loss_cell(running), eval_cell(running)) == ("2.5000", "2.2500")
     assert (loss_cell(job()), eval_cell(job())) == (None, None)
+    assert loss_cell(job(progress={"loss": 3.0})) is None, "the loss of one step is not the mean over a window"
+    whole = job(progress={"recent_loss": 2, "eval_loss": 3})
+    assert (loss_cell(whole), eval_cell(whole)) == ("2.0000", "3.0000")
 
 
 def test_the_running_time_is_that_of_the_job_itself_and_of_its_last_attempt() -> None:
@@ -167,3 +172,29 @@ def test_the_running_time_is_that_of_the_job_itself_and_of_its_last_attempt() ->
     assert f"ran for {duration(50)}." in ending(once), "not the 4,000 seconds of the job that it continues"
     twice = job(attempts=[attempt(1, 0, 50), attempt(2, 100, 120)])
     assert time_cell(twice) == f"{duration(70)} in 2 attempts (the last one {duration(20)})"
+
+
+def test_an_estimate_is_printed_with_separators_and_sizes() -> None:
+    checked = {"rows": 1, "complete": True, "formats": ["text"], "sampled_rows": 1, "tokens": 1, "trained_share": 1}
+    found = Estimate.model_validate(
+        {
+            "resolved_spec": {},
+            "parameters": 1234567,
+            "trainable_parameters": 0,
+            "steps": 2000,
+            "counted_by": "job_1",
+            "disk": {"bytes": 4 * 1576704, "meaning": "at most 4 checkpoints of 1576704 bytes with their state"},
+            "data": {**checked, "longest_tokens": 1, "too_long_share": 0},
+            "pending": {"tokens": "Unknown, because no worker is connected.", "memory": "A worker knows it."},
+        }
+    )
+    assert dict(estimate_rows(found)) == {
+        "data": "1 row (text), about 1 token, 100% trained on",
+        "parameters": "1,234,567",
+        "trainable parameters": "0",
+        "steps": "2,000 (counted by job_1 on the same data)",
+        "tokens": "Unknown, because no worker is connected.",
+        "memory": "Unknown: A worker knows it.",
+        "disk": "6.0 MiB: at most 4 checkpoints of 1.5 MiB with their state",
+        "time": "Unknown.",
+    }

@@ -1,11 +1,13 @@
 """A spec as people write it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from zeta.spec_file import apply_settings, read_spec
+from zeta.spec_file import apply_settings, looks_like_data, read_spec
 from zeta_core.contract.errors import InvalidRequest
 
 
@@ -190,3 +192,49 @@ def test_a_setting_may_be_a_whole_object() -> None:
 def test_a_setting_that_fits_nowhere_is_refused_by_name(setting: str, expected: str) -> None:
     with pytest.raises(InvalidRequest, match=expected):
         apply_settings({"seed": 1, "dataset": [{"builtin": "python-docs"}]}, [setting])
+
+
+def test_a_setting_in_a_source_written_as_its_name_keeps_the_name() -> None:
+    assert apply_settings({"dataset": "a.txt"}, ["dataset.weight=2"]) == {"dataset": {"file": "a.txt", "weight": 2}}
+    several = apply_settings({"dataset": ["a.txt", "b.txt"]}, ["dataset.1.weight=2"])
+    assert several == {"dataset": ["a.txt", {"file": "b.txt", "weight": 2}]}
+    for given, setting in (
+        ({"dataset": "a.txt"}, "dataset.file.x=1"),
+        ({"dataset": {"file": "a.txt"}}, "dataset.file.x=1"),
+        ({"eval_dataset": [{"file": "a.txt"}]}, "eval_dataset.0.file.x=1"),
+        ({"dataset": {"hub": "org/data"}}, "dataset.hub.revision=main"),
+    ):
+        with pytest.raises(InvalidRequest, match="can't set a field of '"):
+            apply_settings(given, [setting])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("chats.jsonl", '{"messages": []}', True),
+        ("chats.jsonl.gz", "", True),
+        ("rows.csv", "text\na", True),
+        ("ids.bin", "", True),
+        ("rows.json", '\n[{"text": "a"}]', True),
+        ("book.txt", "Once: upon: a time", True),
+        ("book.md", "Only text.", True),
+        ("job.txt", "model: org/name", False),
+        ("job.json", '{"model": "org/name"', False),
+        ("job.yaml", "- 1", False),
+        ("job", "nope: [", False),
+    ],
+)
+def test_data_given_as_a_spec_is_recognized(name: str, content: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert looks_like_data(tmp_path / name) is expected
+    assert looks_like_data(tmp_path), "a folder contains data"
+    assert not looks_like_data(tmp_path / f"missing-{name}")
+
+
+@pytest.mark.parametrize("command", ["validate", "submit"])
+def test_data_given_as_a_spec_is_refused_with_the_option(command: str, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    words = [sys.executable, "-m", "zeta", command, "chats.jsonl"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "chats.jsonl looks like data; use --data chats.jsonl." in done.stderr

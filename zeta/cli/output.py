@@ -128,15 +128,18 @@ def time_cell(job: Job) -> str | None:
 
 def loss_cell(job: Job) -> str | None:
     """The mean loss over the last steps, a window of the same length for every job."""
-    progress = job.progress or {}
-    loss = progress.get("recent_loss", progress.get("loss"))
-    return f"{loss:.4f}" if isinstance(loss, float) else None
+    loss = (job.progress or {}).get("recent_loss")
+    return f"{loss:.4f}" if _is_number(loss) else None
 
 
 def eval_cell(job: Job) -> str | None:
     """The newest loss on held-out data."""
     loss = (job.progress or {}).get("eval_loss") if job.result is None else job.result.eval_loss
-    return f"{loss:.4f}" if isinstance(loss, float) else None
+    return f"{loss:.4f}" if _is_number(loss) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def advice_rows(job: Job) -> list[tuple[str, object]]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, app
-
-if TYPE_CHECKING:
-    from zeta_core.contract.check import CheckedData
 
 SpecFile = Annotated[
     Path | None,
@@ -73,7 +70,8 @@ def validate(
     Local files are uploaded first. A worker reads all rows. Estimates include the number of parameters and steps,
     memory, disk space and time.
     """
-    from zeta.cli.output import duration, notice, print_fields, print_json, size
+    from zeta.cli.estimate_text import estimate_rows
+    from zeta.cli.output import notice, print_fields, print_json
     from zeta.client import Client
 
     wanted = _read(spec, model, data, lora, settings or [])
@@ -82,43 +80,13 @@ def validate(
     if as_json:
         print_json(found)
         return
-    memory = None if found.memory is None else f"{size(found.memory.bytes)} {found.memory.meaning}"
-    disk = None if found.disk is None else f"{size(found.disk.bytes)} {found.disk.meaning}"
-    time = None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}"
-    steps = f"{found.steps} (counted by {found.counted_by} on the same data)" if found.counted_by else found.steps
-    known: dict[str, object] = {
-        "data": None if found.data is None else _data_in_words(found.data),
-        "parameters": found.parameters,
-        "trainable_parameters": found.trainable_parameters,
-        "steps": steps,
-        "tokens": found.tokens,
-        "memory": memory,
-        "disk": disk,
-        "time": time,
-    }
     print("The job is valid.")
-    print_fields(
-        [
-            (name.replace("_", " "), value or f"not known yet: {found.pending.get(name, '')}")
-            for name, value in known.items()
-        ]
-    )
-
-
-def _data_in_words(data: CheckedData) -> str:
-    """The checked rows in one line."""
-    rows = "1 row" if data.rows == 1 else f"{data.rows:,} rows"
-    kind = ", ".join(data.shapes or data.formats)
-    text = f"{rows} ({kind}), about {data.tokens:,} tokens, {data.trained_share:.0%} of them trained on"
-    if data.too_long_share:
-        text += f"; {data.too_long_share:.0%} of documents exceed seq_len"
-    if data.unused_columns:
-        text += f"; columns not used: {', '.join(data.unused_columns)}"
-    return text if data.note is None else f"{text}. {data.note}"
+    print_fields(estimate_rows(found))
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:
-    from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
+    from zeta.local_inputs import shown_path
+    from zeta.spec_file import MAX_BYTES, apply_settings, looks_like_data, read_spec
     from zeta_core.contract.errors import InvalidRequest
 
     if file is None:
@@ -128,6 +96,9 @@ def _read(file: Path | None, model: str | None, data: str | None, lora: bool, se
     elif str(file) == "-":
         wanted = read_spec(Path("standard input"), sys.stdin.buffer.read(MAX_BYTES + 1))
     else:
+        if looks_like_data(file):
+            name = shown_path(file)
+            raise InvalidRequest(f"{name} looks like data; use --data {name}.", code="invalid_spec_file")
         wanted = read_spec(file)
     if model is not None:
         wanted["model"] = model

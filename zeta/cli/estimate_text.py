@@ -1,0 +1,59 @@
+"""The text of an estimate, as `zeta validate` prints it."""
+
+from __future__ import annotations
+
+import re
+
+from zeta.cli.output import duration, size
+from zeta_core.contract.check import CheckedData
+from zeta_core.contract.estimate import Estimate
+
+
+def estimate_rows(found: Estimate) -> list[tuple[str, object]]:
+    """The names and values of an estimate. An unknown value is replaced by the reason why it is unknown."""
+    steps = _count(found.steps)
+    if steps is not None and found.counted_by:
+        steps += f" (counted by {found.counted_by} on the same data)"
+    values = {
+        "data": None if found.data is None else _data(found.data),
+        "parameters": _count(found.parameters),
+        "trainable_parameters": _count(found.trainable_parameters),
+        "steps": steps,
+        "tokens": _count(found.tokens),
+        "memory": None if found.memory is None else f"{size(found.memory.bytes)} {_with_sizes(found.memory.meaning)}",
+        "disk": None if found.disk is None else f"{size(found.disk.bytes)}: {_with_sizes(found.disk.meaning)}",
+        "time": None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}",
+    }
+    return [
+        (name.replace("_", " "), _unknown(found.pending.get(name)) if value is None else value)
+        for name, value in values.items()
+    ]
+
+
+def _unknown(reason: str | None) -> str:
+    if not reason:
+        return "Unknown."
+    return reason if reason.startswith("Unknown") else f"Unknown: {reason}"
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
+
+
+def _with_sizes(text: str) -> str:
+    """The text with numbers of bytes as sizes, such as ``1.5 MiB``, and the singular after 1."""
+    text = re.sub(r"\b(\d+) bytes\b", lambda found: size(int(found[1])), text)
+    return re.sub(r"\b1 checkpoints\b", "1 checkpoint", text)
+
+
+def _data(data: CheckedData) -> str:
+    """The checked rows in one line."""
+    rows = "1 row" if data.rows == 1 else f"{data.rows:,} rows"
+    tokens = "1 token" if data.tokens == 1 else f"{data.tokens:,} tokens"
+    kind = ", ".join(data.shapes or data.formats)
+    text = f"{rows} ({kind}), about {tokens}, {data.trained_share:.0%} trained on"
+    if data.too_long_share:
+        text += f"; {data.too_long_share:.0%} of documents exceed seq_len"
+    if data.unused_columns:
+        text += f"; columns not used: {', '.join(data.unused_columns)}"
+    return text if data.note is None else f"{text}. {data.note}"

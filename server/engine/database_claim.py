@@ -8,6 +8,10 @@ running already, reads and sends nothing; a claim that is no longer renewed is r
 
 Tokens are never reused, so a copy of a Redis database is recognized as another one. A Redis that lost its data gets the
 next token. Only this server's monotonic clock is used, never the time of another machine.
+
+An outage of Redis does not give the database away: a server whose group holds the claim goes on renewing it in the
+database. Such a claim is the token before the outage with a random suffix, so that servers that still reach the same
+Redis recognize it.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable, call
 RENEW_SECONDS = 3.0  # each renewal is one small write, which SQLite syncs to disk
 DOUBT_SECONDS = 10.0
 LOOK_SECONDS = 0.25
+SUFFIX = "."  # separates a token from the suffix of a claim that was renewed without Redis
 NUM_TOKENS = 16  # recent ones that Redis keeps; two servers may renew the claim at the same time
 
 
@@ -49,12 +54,12 @@ class DatabaseClaim:
         self._redis = redis
         self._redis_place = f"Redis database {address.database} of {address.place}"
         self._known: deque[str] = deque(maxlen=NUM_TOKENS)  # tokens of servers on this Redis, including this server
-        self._last: str | None = None  # the token of the current claim
-        self._own: str | None = None  # the last token that this server stored
+        self._last: str | None = None  # the current claim
+        self._own: str | None = None  # the last claim that this server stored
         self._confirmed_at: float | None = None  # monotonic: when the claim was surely held
         self._read_at = 0.0  # monotonic: the last time that the stored claim was read
         self._refusal: str | None = None
-        self._met: str | None = None  # the token of a server on another Redis
+        self._met: str | None = None  # the claim of a server on another Redis
         self._met_at = 0.0  # monotonic: when it was first seen
 
     def require(self) -> None:
@@ -78,7 +83,11 @@ class DatabaseClaim:
         await self._claim()
 
     async def release(self) -> None:
-        """Release a claim that this server renewed last; other servers on this Redis claim the database again."""
+        """Release a claim that this server renewed last; other servers on this Redis claim the database again.
+
+        Otherwise a service that is moved to another Redis would wait `DOUBT_SECONDS` at its start. The price is that a
+        server on another Redis that starts before the others' next renewal takes the database.
+        """
         if self._confirmed_at is not None and self._own is not None:
             self._confirmed_at = None
             await self._replace(self._own, None)
@@ -96,21 +105,27 @@ class DatabaseClaim:
             # Another server on this Redis renewed it, at some time since the last look.
             self._last, self._confirmed_at = claim, last_read_at
             return True
-        token = secrets.token_hex(8)
-        await self._add(token)
-        self._known.append(token)  # even if it isn't stored: the answer to a successful write may be lost
-        if not await self._replace(claim, token):
+        new = secrets.token_hex(8)
+        try:
+            await self._add(new)
+            self._known.append(new)  # even if it isn't stored: the answer to a successful write may be lost
+        except RedisUnavailable:
+            if claim is None or self._confirmed_at is None:
+                raise
+            new = f"{_token_of(claim)}{SUFFIX}{new}"
+        if not await self._replace(claim, new):
             return False
-        self._own = self._last = token
+        self._own = self._last = new
         self._confirmed_at, self._met, self._refusal = now, None, None
         return True
 
     async def _is_known(self, claim: str) -> bool:
         """Whether a server on this Redis stored the claim."""
-        if claim not in self._known:
-            if claim not in await self._tokens():
+        token = _token_of(claim)
+        if token not in self._known:
+            if token not in await self._tokens():
                 return False
-            self._known.append(claim)
+            self._known.append(token)
         self._met, self._refusal = None, None
         return True
 
@@ -132,14 +147,14 @@ class DatabaseClaim:
             raise RedisUnavailable(self._refusal)
         return False
 
-    async def _replace(self, former: str | None, token: str | None) -> bool:
-        """Store the token; returns whether the claim was still ``former``."""
-        claimed_by = None if token is None else f"{socket.gethostname()} with {self._redis_place}"
+    async def _replace(self, former: str | None, new: str | None) -> bool:
+        """Store the new claim; returns whether the claim was still ``former``."""
+        claimed_by = None if new is None else f"{socket.gethostname()} with {self._redis_place}"
         async with self._database.write() as session:
             changed = await session.execute(
                 update(ServiceRow)
                 .where(ServiceRow.claim.is_not_distinct_from(former))
-                .values(claim=token, claimed_by=claimed_by)
+                .values(claim=new, claimed_by=claimed_by)
             )
         assert isinstance(changed, CursorResult)
         return changed.rowcount == 1
@@ -168,3 +183,8 @@ class DatabaseClaim:
             pipeline.lpush(DATABASE_KEY, token)
             pipeline.ltrim(DATABASE_KEY, 0, NUM_TOKENS - 1)
             await pipeline.execute()
+
+
+def _token_of(claim: str) -> str:
+    """The token in Redis that identifies the group of the servers that made the claim."""
+    return claim.partition(SUFFIX)[0]

@@ -18,12 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import JobRow
 from server.submitting.earlier import NEWEST_JOBS
 from zeta_core.contract.defaults import global_batch, is_from_scratch, resolve, split_of
-from zeta_core.contract.sources import BuiltinSource, FileSource, HubSource, dataset_sources
+from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, dataset_sources
 from zeta_core.contract.spec import JobSpec
 
-# What decides, beside the data and the tokenizer, how many sequences there are.
-_CUT = ("method", "pack", "overlong", "train_on", "use_pretokenized", "eval_split", "group_by")
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+# The fields that determine, with the data and the tokenizer, how many sequences there are.
+_CUT = ("method", "pack", "overlong", "train_on", "chat_template", "use_pretokenized", "eval_split", "group_by")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 async def find_counted(
@@ -62,6 +62,13 @@ def global_batch_of(num_sequences: int, spec: JobSpec) -> int:
     return batch if accumulate is None else split_of(batch, accumulate, processes) * accumulate * processes
 
 
+def is_fixed(source: DatasetSource) -> bool:
+    """Whether the source always has the same contents: an upload, a built-in data set, or a commit of the Hub."""
+    if isinstance(source, HubSource):
+        return source.revision is not None and _COMMIT.fullmatch(source.revision) is not None
+    return isinstance(source, FileSource | BuiltinSource)
+
+
 def _identity(spec: JobSpec, files: dict[str, dict[str, Any]]) -> list[Any] | None:
     """What two specs have alike that cut the same data into the same sequences; None where that cannot be known."""
     sources: list[Any] = []
@@ -69,7 +76,7 @@ def _identity(spec: JobSpec, files: dict[str, dict[str, Any]]) -> list[Any] | No
         told = source.model_dump(mode="json")
         if isinstance(source, FileSource):
             told["file"] = [_bytes_of(file_id, files) for file_id in source.file_ids]
-        elif not (isinstance(source, BuiltinSource) or (isinstance(source, HubSource) and _is_commit(source))):
+        elif not is_fixed(source):
             return None
         sources.append(told)
     asked = resolve(spec)
@@ -81,10 +88,6 @@ def _bytes_of(file_id: str, files: dict[str, dict[str, Any]]) -> list[str]:
     """An uploaded file by what is in it, and by the ending of its name, which tells how it is read."""
     file = files.get(file_id, {})
     return [str(file.get("sha256", file_id)), PurePath(str(file.get("filename", ""))).suffix.lower()]
-
-
-def _is_commit(source: HubSource) -> bool:
-    return source.revision is not None and _COMMIT.match(source.revision) is not None
 
 
 def _tokenizer(asked: dict[str, Any], files: dict[str, dict[str, Any]]) -> Any:

@@ -14,30 +14,33 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
-from server.submitting.counted import find_counted, global_batch_of, steps_of
+from server.submitting.counted import find_counted, global_batch_of, is_fixed, steps_of
 from server.submitting.earlier import find_earlier
 from server.submitting.parameters import count_parameters
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.estimate import Bytes, Estimate, Memory
 from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
 from zeta_core.contract.rate_search import FOUND_AT_THE_START
-from zeta_core.contract.sources import ConfigModel, JobModel, PathSource, dataset_sources
+from zeta_core.contract.sources import ConfigModel, JobModel, dataset_sources
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import error_of
 
-_LEAST_MEMORY = "of one process, at least: weights, gradients and the optimizer's state; activations come on top"
-_DEEPSPEED = "DeepSpeed keeps its memory in places and precisions of its own, which a worker tells."
+_LEAST_MEMORY = (
+    "of one process, at least: weights, gradients and the optimizer's state; activations, temporary buffers and memory "
+    "held by libraries are not included"
+)
+_DEEPSPEED = "DeepSpeed places its memory and chooses its precisions itself, which only a worker can estimate."
 _MODEL_UNREAD = "The model is read when the job starts; its files were not opened to answer this."
 _CONFIG_OPEN = "The config leaves numbers to the defaults of its model_type, or is of a type that only a worker knows."
 _DATA_UNREAD = (
-    "The data is counted when the job starts, and no earlier job of this project on the same data tells it; with "
-    "max_steps the number of steps is known before."
+    "Unknown until the data is counted when the job starts; no earlier job of this project has counted the same data. "
+    "With max_steps, the number of steps is known."
 )
-_ASK_A_WORKER = "Only a worker can tell."
+_ASK_A_WORKER = "Only a worker can determine it."
 _OF_A_WORKER = ("data", "vocabulary", "isolates")  # fields that only a worker can determine
 _MEMORY = (
-    "of one process: weights, gradients, the optimizer's state and what a micro-batch leaves for its gradient; what an "
-    "operation needs for a moment and what libraries hold come on top"
+    "of one process: weights, gradients, the optimizer's state and the activations kept for the backward pass; "
+    "temporary buffers and memory held by libraries are not included"
 )
 _OUR_NAME = {
     "num_parameters": "parameters",
@@ -60,7 +63,7 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
     alone = _estimate(spec, resolved, parameters, unknown)
     sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
     sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
-    reuse = not any(isinstance(source, PathSource) for source in sources)
+    reuse = all(is_fixed(source) for source in sources)
     found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes, reuse=reuse)
     if isinstance(found, str):
         pending = {**alone.pending, **dict.fromkeys(_OF_A_WORKER, _ASK_A_WORKER)}

@@ -114,7 +114,10 @@ def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed_global_batch(spec: JobSpec, resolved: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
-    """A split with another product. With another number of processes than at the first start, the worker splits."""
+    """A batch split that changes the global batch size.
+
+    With another number of processes than at the first start, the worker chooses the split.
+    """
     asked = resolve(spec)
     batch_size, accumulate = asked["batch_size"], asked["gradient_accumulate_every"]
     then: Any = resolved.get("first_world_size") or (resolved.get("resources") or {}).get("processes")

@@ -1,6 +1,6 @@
-"""A Hub on the loopback interface: repositories of one commit each, for `huggingface_hub` and `datasets`.
+"""A Hub on the loopback interface: data sets of one commit each, for `huggingface_hub` and `datasets`.
 
-It implements what these libraries request when they read a repository: its information, the list of its files, and the
+It implements what these libraries request when they read a data set: its information, the list of its files, and the
 files with their headers, whole or in part. A revision is the commit or ``main``. Programs find it by `environment`.
 """
 
@@ -16,40 +16,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-_API = re.compile(
-    r"/api/(?P<kind>datasets|models)/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info)/(?P<rest>.*))?"
-)
-_FILE = re.compile(r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info)/(?P<rest>.*))?")
+_FILE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 class LocalHub:
-    """Serves repositories until the block of `local_hub` ends; ``requests`` records the path of each request."""
+    """Serves data sets until the block of `local_hub` ends; ``requests`` records the path of each request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.requests: list[str] = []
-        self._repositories: dict[tuple[str, str], dict[str, bytes]] = {}
+        self._datasets: dict[str, dict[str, bytes]] = {}
 
     def add_dataset(self, name: str, files: Mapping[str, bytes]) -> str:
         """Create a data set, or replace its files, and return its commit."""
-        return self._add("datasets", name, files)
-
-    def add_model(self, name: str, files: Mapping[str, bytes]) -> str:
-        """Create a model, or replace its files, and return its commit."""
-        return self._add("models", name, files)
-
-    def _add(self, kind: str, name: str, files: Mapping[str, bytes]) -> str:
-        self._repositories[kind, name] = dict(files)
+        self._datasets[name] = dict(files)
         return _commit(files)
 
     def environment(self, home: Path) -> dict[str, str]:
         """The variables with which a program uses this Hub, with its cache in ``home``."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
-    def get(self, kind: str, name: str, revision: str) -> dict[str, bytes] | None:
-        """The files of a repository, or ``None`` if it does not have this revision."""
-        files = self._repositories.get((kind, name))
+    def get(self, name: str, revision: str) -> dict[str, bytes] | None:
+        """The files of a data set, or ``None`` if it does not have this revision."""
+        files = self._datasets.get(name)
         return files if files is not None and revision in ("main", _commit(files)) else None
 
 
@@ -57,13 +48,8 @@ class LocalHub:
 def local_hub() -> Generator[LocalHub]:
     """Serve an empty Hub on a port of its own."""
 
-    class Handler(_Handler):
-        @property
-        def hub(self) -> LocalHub:
-            return hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = LocalHub(f"http://127.0.0.1:{server.server_port}")
+    server = _Server()
+    hub = server.hub
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -74,12 +60,19 @@ def local_hub() -> Generator[LocalHub]:
         thread.join(5)
 
 
+class _Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = LocalHub(f"http://127.0.0.1:{self.server_port}")
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     @property
     def hub(self) -> LocalHub:
-        raise NotImplementedError
+        assert isinstance(self.server, _Server)
+        return self.server.hub
 
     def do_HEAD(self) -> None:
         self._respond()
@@ -98,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(path)
         if found := _API.fullmatch(path):
             revision, _, folder = (found["rest"] or "main").partition("/")
-            files = self.hub.get(found["kind"], found["name"], revision)
+            files = self.hub.get(found["name"], revision)
             if files is None:
                 self._send_missing("RepoNotFound")
             elif found["what"] == "tree":
@@ -111,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._send_json(_about(found["name"], files))
         elif found := _FILE.fullmatch(path):
-            files = self.hub.get(found["kind"] or "models", found["name"], found["revision"])
+            files = self.hub.get(found["name"], found["revision"])
             if files is None:
                 self._send_missing("RepoNotFound")
             elif found["path"] not in files:

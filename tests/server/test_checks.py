@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from server.engine.engine import Engine
@@ -12,6 +13,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
+from tests.server import serving
 from zeta_core.contract.check import CheckAnswer
 from zeta_core.contract.messages import CheckRequest, CheckResult
 
@@ -62,3 +64,65 @@ def test_a_check_is_asked_once_and_answered_from_what_is_kept(fleet: Bench, shar
         assert worker.heard() == []
         alive()
         assert "did not answer within 3 s" in str(ask(fleet, engine, {"seq_len": 8}))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "num_checks"),
+    [
+        ({"hub": "owner/name"}, 2),
+        ({"hub": "owner/name", "revision": "main"}, 2),
+        ({"path": "data.jsonl"}, 2),
+        ([{"builtin": "python-docs"}, {"hub": "owner/name"}], 2),
+        ({"hub": "owner/name", "revision": "0123456789abcdef0123456789abcdef01234567"}, 1),
+        ({"builtin": "python-docs"}, 1),
+    ],
+    ids=["hub", "branch", "path", "mixed", "commit", "builtin"],
+)
+def test_a_check_is_kept_only_for_data_that_cannot_change(
+    answered: httpx.Client, asked: list[CheckRequest], dataset: Any, num_checks: int
+) -> None:
+    asked.clear()
+    spec = {**serving.SPEC, "dataset": dataset}
+    for _ in range(2):
+        answer = answered.post("/v1/jobs/validate", json=spec)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["tokens"] == 7
+    assert len(asked) == num_checks
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[CheckRequest]:
+    """The requests that the worker of `answered` received."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def answered(
+    shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory, asked: list[CheckRequest]
+) -> Iterator[httpx.Client]:
+    """A client of a server whose played worker answers every check."""
+    stopped = threading.Event()
+    with (
+        serving.serving(tmp_path_factory.mktemp("answered"), shared_valkey.second_url, ZETA_HUB="on") as server,
+        shared_valkey.client(shared_valkey.second_url) as client,
+        server.http() as http,
+    ):
+        worker = PlayedWorker(client, serving.SECRET)
+
+        def answer() -> None:
+            while not stopped.wait(0.05):
+                worker.beat()
+                for message in worker.heard():
+                    if isinstance(message, CheckRequest):
+                        asked.append(message)
+                        found = CheckAnswer(ok=True, tokens=7)
+                        worker.say(CheckResult(check_id=message.check_id, worker=worker.name, answer=found))
+
+        playing = threading.Thread(target=answer)
+        playing.start()
+        try:
+            wait_until(lambda: worker.name in http.get("/v1/workers").text, 15, "the worker to be known")
+            yield http
+        finally:
+            stopped.set()
+            playing.join(15)

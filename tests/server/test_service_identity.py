@@ -1,10 +1,14 @@
 """Two services on one Redis, one artifact store or one database's copy: the second refuses to start, and says why."""
 
 import asyncio
+import math
 import shutil
 import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -13,6 +17,8 @@ import pytest
 from migrations.upgrade import upgrade
 from server.database.db import Database
 from server.database.identity import identify_service
+from server.engine.database_claim import DOUBT_SECONDS, RENEW_SECONDS
+from tests.harness.network import Line
 from tests.harness.postgres import PostgresServer
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
@@ -37,6 +43,10 @@ def refusal(server: ServerProcess) -> str:
     with pytest.raises(AssertionError, match="the server ended with 2"):
         server.start()
     return server.log()
+
+
+def readyz(server: ServerProcess) -> dict[str, Any]:
+    return httpx.get(f"{server.url}/readyz", verify=False).json()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -142,7 +152,7 @@ def test_a_server_on_another_redis_refuses_a_database_in_use(
 
         second.end()
         first.start()  # a server that stops releases its claim
-        assert httpx.get(f"{first.url}/readyz", verify=False).json()["status"] == "ok"
+        assert readyz(first)["status"] == "ok"
     finally:
         for server in (first, second):
             if server.process is not None:
@@ -153,11 +163,52 @@ def test_a_server_keeps_its_database_when_its_redis_loses_all_data(tmp_path: Pat
     with serving(tmp_path / "home", own_valkey.url) as server:
         with own_valkey.client() as client:
             client.flushall()
+        wait_for_renewal(server)
+        assert readyz(server)["status"] == "ok"
         server.end(signal.SIGKILL)
         with own_valkey.client() as client:
             client.flushall()
         server.start()
-        assert httpx.get(f"{server.url}/readyz", verify=False).json()["status"] == "ok"
+        assert readyz(server)["status"] == "ok"
+
+
+def claim_of(server: ServerProcess) -> str | None:
+    """The claim that is stored in a server's SQLite database."""
+    with closing(sqlite3.connect(server.settings.database.removeprefix("sqlite:///"))) as connection:
+        return connection.execute("SELECT claim FROM service").fetchone()[0]
+
+
+def wait_for_renewal(server: ServerProcess) -> None:
+    """Wait until the server's claim has changed."""
+    before = claim_of(server)
+    wait_until(lambda: claim_of(server) not in (None, before), 30, "the claim to be renewed")
+
+
+def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
+    tmp_path: Path, redis_url: str, own_valkey: ValkeyServer
+) -> None:
+    with serving(tmp_path / "first", own_valkey.url, f"sqlite:///{tmp_path}/shared.db") as first:
+        own_valkey.stop()
+        for _ in range(math.ceil(DOUBT_SECONDS / RENEW_SECONDS)):
+            wait_for_renewal(first)
+        second = ServerProcess(tmp_path / "second", redis_url, first.settings.database)
+        assert "which is in use by the server on" in refusal(second)
+        own_valkey.start()
+        wait_until(lambda: readyz(first)["status"] == "ok", 60, "the first server to recover")
+
+
+def test_a_server_cut_off_from_redis_holds_up_no_other_server_on_it(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+    line = Line(own_valkey.port)
+    with (
+        closing(line),
+        serving(tmp_path / "first", f"redis://127.0.0.1:{line.port}/0", f"sqlite:///{tmp_path}/shared.db") as first,
+    ):
+        line.cut()
+        for _ in range(2):
+            wait_for_renewal(first)
+        with serving(tmp_path / "second", own_valkey.url, first.settings.database) as second:
+            wait_for_renewal(first)
+            assert readyz(second)["status"] == "ok"
 
 
 def test_a_server_whose_redis_was_away_at_its_start_leaves_a_database_in_use_alone(
@@ -170,11 +221,7 @@ def test_a_server_whose_redis_was_away_at_its_start_leaves_a_database_in_use_alo
         serving(tmp_path / "second", own_valkey.url, database_url) as second,
     ):
         own_valkey.start()
-
-        def readyz(server: ServerProcess) -> str:
-            return httpx.get(f"{server.url}/readyz", verify=False).text
-
-        wait_until(lambda: "which is in use by the server on" in readyz(second), 60, "the refusal")
-        assert "which is in use by the server on" not in readyz(first)
+        wait_until(lambda: "which is in use by the server on" in str(readyz(second)), 60, "the refusal")
+        assert "which is in use by the server on" not in str(readyz(first))
         first.end()
-        wait_until(lambda: "which is in use by the server on" not in readyz(second), 60, "the takeover")
+        wait_until(lambda: "which is in use by the server on" not in str(readyz(second)), 60, "the takeover")

@@ -116,7 +116,7 @@ def test_steps_of_epochs_are_told_by_an_earlier_job_on_the_same_data(rows: Rows,
     assert counted(**same, epochs=0.5, batch_size=2) == (earlier["id"], 5, 10 * 64)
     others: list[dict[str, Any]] = [{"dataset": {"file": one}} for one in ids[2:]]
     others += [{"dataset": {"builtin": "python-docs"}}, {"dataset": {"file": ids[:2]}}]
-    others += [{"seq_len": 32}, {"pack": False}, {"eval_split": 0.1}]
+    others += [{"chat_template": "{{ messages }}"}, {"seq_len": 32}, {"pack": False}, {"eval_split": 0.1}]
     for other in others:
         assert counted(**other) == (None, None, None), other
 

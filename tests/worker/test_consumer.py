@@ -13,6 +13,7 @@ import redis
 
 from server.engine.courier import Courier
 from server.engine.link import connect
+from tests.harness.network import Line
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.messaging.consumer import Consumer
@@ -123,6 +124,33 @@ def test_a_key_of_the_queue_that_holds_another_type_is_removed(
     client.set(key, "not a queue")
     wait_until(lambda: exchange.send("job_2"), 60, "Redis to take a hand-over")
     exchange.wait_for("job_2")
+
+
+@pytest.mark.parametrize("is_connected", [True, False], ids=["a connected consumer", "a starting consumer"])
+def test_a_redis_that_never_answers_is_an_outage(
+    is_connected: bool, shared_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    line = Line(shared_valkey.port)
+    exchange = Exchange(f"redis://127.0.0.1:{line.port}/0", tmp_path)
+    outage = exchange.consumer.loop.outage
+    try:
+        if not is_connected:
+            line.cut()
+        exchange.consumer.start()
+        if is_connected:
+            exchange.send("job_1")
+            exchange.wait_for("job_1")
+            assert outage.trouble is None
+            line.cut()
+        wait_until(lambda: outage.trouble, 60, "the outage to be reported")
+        line.heal()
+        wait_until(lambda: exchange.send("job_2"), 60, "Redis to take a hand-over")
+        exchange.wait_for("job_2")
+        wait_until(lambda: outage.trouble is None, 60, "the end of the outage")
+    finally:
+        line.heal()
+        exchange.consumer.stop()
+        line.close()
 
 
 def test_a_right_that_is_missing_is_logged_once_and_the_queue_is_read_when_it_is_given(

@@ -34,6 +34,7 @@ from zeta_core.contract.outage import error_text
 from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable
 
 RECONNECT_SECONDS = 1.0
+SILENCE_SECONDS = 5.0  # more than kombu's blocking pop takes (`brpop_timeout`, 1 s), even if no message arrives
 STOP_SECONDS = 3.0
 EX_OK = 0
 
@@ -45,10 +46,12 @@ def _only_hand_overs(
     invalid: InvalidEntries,
     polled: Callable[[Exception | None], None],
     reconnecting: Callable[[], None],
+    unreachable: Callable[[BaseException], None],
 ) -> type[AMQP]:
     """Connections that pass only hand-overs to Celery.
 
-    ``polled`` is called after each poll, with its error if any, and ``reconnecting`` at each try to connect again.
+    ``polled`` is called after each poll, with its error if any, ``reconnecting`` at each try to connect again, and
+    ``unreachable`` with the error of each try that failed.
 
     Unexpected headers or arguments can make Celery wait for a task that never ends. So ``take`` receives the raw
     message from the queue, and Celery gets a new message that contains only the signed fields returned by ``take``.
@@ -86,14 +89,25 @@ def _only_hand_overs(
         def get_transport_cls(self) -> Any:
             return Transport
 
-        def ensure_connection(self, *args: Any, callback: Callable[[], None] | None = None, **kwargs: Any) -> Any:
+        def ensure_connection(
+            self,
+            errback: Callable[[BaseException, float], None] | None = None,
+            *args: Any,
+            callback: Callable[[], None] | None = None,
+            **kwargs: Any,
+        ) -> Any:
             def called_each_second() -> None:
                 reconnecting()
                 if callback is not None:
                     callback()
 
+            def failed(error: BaseException, pause_seconds: float) -> None:
+                unreachable(error)
+                if errback is not None:
+                    errback(error, pause_seconds)
+
             pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
-            return super().ensure_connection(*args, **{**kwargs, **pauses, "callback": called_each_second})
+            return super().ensure_connection(failed, *args, **{**kwargs, **pauses, "callback": called_each_second})
 
     class Amqp(AMQP):
         Connection = ConnectionOfHandOvers
@@ -175,13 +189,18 @@ class Consumer:
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.loop.progressed)
+        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.loop.progressed, self._unreachable)
         celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
             broker_connection_max_retries=None,
             broker_connection_timeout=2.0,
-            broker_transport_options={"socket_connect_timeout": 2.0, "socket_keepalive": True},
+            broker_transport_options={
+                "socket_connect_timeout": 2.0,
+                "socket_timeout": SILENCE_SECONDS,  # without it, a connection that is never answered blocks forever
+                "health_check_interval": SILENCE_SECONDS,  # kombu drops a connection whose blocking pop is overdue
+                "socket_keepalive": True,
+            },
             task_acks_late=False,
             task_ignore_result=True,
             worker_prefetch_multiplier=1,
@@ -242,6 +261,9 @@ class Consumer:
             self.loop.outage.ended()
         else:
             self._failure = failure
+
+    def _unreachable(self, error: BaseException) -> None:
+        self.loop.outage.began(error, is_ordinary=True)
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error

@@ -46,7 +46,13 @@ def with_full_job(client: Jobs, spec: dict[str, Any]) -> dict[str, Any]:
     model = spec.get("model")
     if not isinstance(model, str) or Path(model).exists():
         return spec
-    job, separator, checkpoint = model.partition("/")
-    if job != LAST and not job.startswith("job_"):
+    if not is_checkpoint(model):
         return spec
+    job, separator, checkpoint = model.partition("/")
     return {**spec, "model": f"{full_id(client, job)}{separator}{checkpoint}"}
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether a model is a job's checkpoint, unless a local file has this name."""
+    job = model.partition("/")[0]
+    return job == LAST or job.startswith("job_")

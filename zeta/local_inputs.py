@@ -9,7 +9,6 @@ from scratch), ``job_...`` or ``job_.../step-N``; any other string is a Hub id.
 
 from __future__ import annotations
 
-import errno
 import os
 import tarfile
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from zeta.local_paths import exists, expanded, shown_path
 from zeta.template_file import template_text
 from zeta_core.contract.answers import FilePurpose, StoredFile
 from zeta_core.contract.checkpoint import NAME_PATTERN
@@ -94,7 +94,7 @@ class _Data:
             return {kind: rest}
         if is_id(text, "file"):
             return {"file": text}
-        if exists(Path(text).expanduser()):
+        if exists(expanded(text)):
             ids = self._uploaded(text, None)
             return {"file": ids[0] if len(ids) == 1 else ids}
         if text in BUILTIN_NAMES:
@@ -112,12 +112,12 @@ class _Data:
             item = os.fspath(cast("os.PathLike[str]", item))
         if not isinstance(item, str) or is_id(item, "file"):
             return [item]
-        _existing(item, f"{self.name}.file")
+        existing(item, f"{self.name}.file")
         return self._uploaded(item, data_format)
 
     def _uploaded(self, text: str, data_format: Any) -> list[str]:
         """Upload a file, or the data files of a folder in the order of their names, and return their ids."""
-        path = Path(text).expanduser()
+        path = expanded(text)
         files: Sequence[Path] = (path,)
         if path.is_dir():
             suffixes = suffixes_of(data_format, pretokenized=self.pretokenized)
@@ -161,7 +161,7 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(cast("os.PathLike[str]", value))
     if isinstance(value, dict) and isinstance(value.get("file"), str) and not is_id(value["file"], "file"):
-        return {**value, "file": _uploaded_model(_existing(value["file"], "model.file"), upload, say)}
+        return {**value, "file": _uploaded_model(existing(value["file"], "model.file"), upload, say)}
     if not isinstance(value, str):
         return value
     if is_id(value, "file"):
@@ -169,20 +169,24 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
     job, _, checkpoint = value.partition("/")
     if is_id(job, "job") and (not checkpoint or NAME_PATTERN.match(checkpoint)):
         return {"job": job, "checkpoint": checkpoint} if checkpoint else {"job": job}
-    path = Path(value).expanduser()
-    if path.is_file() and path.suffix == ".json":
-        return {"config": _config(path)}
-    if path.exists():
+    path = expanded(value)
+    if exists(path) and path.is_file() and path.suffix == ".json":
+        return {"config": model_config(path)}
+    if exists(path):
         return {"file": _uploaded_model(path, upload, say)}
     if value.startswith((".", "/", "~")):
-        _existing(value, "model")
+        existing(value, "model")
     return value
 
 
-def _config(path: Path) -> dict[str, Any]:
+def model_config(path: Path) -> dict[str, Any]:
     """Read a model's config.json. Raises `InvalidRequest` if the file is not one."""
     try:
         config = read_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidRequest(
+            f"model: {shown_path(path)} cannot be read: {error.strerror}.", param="model", code="unreadable_file"
+        ) from error
     except JsonFault as fault:
         raise InvalidRequest(f"model: {fault.sentence(shown_path(path))}", param="model") from fault
     if not isinstance(config, dict) or "model_type" not in config:
@@ -262,23 +266,9 @@ def uploaded(path: Path, stored: StoredFile) -> str:
     return f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes{name})"
 
 
-def exists(path: Path) -> bool:
-    """Whether the path exists. Text that is not a valid path does not."""
-    try:
-        return path.exists()
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
-            return False
-        raise InvalidRequest(f"{shown_path(path)} cannot be read: {error.strerror}.", code="unreadable_file") from error
-
-
-def shown_path(path: Path) -> str:
-    """A path, safe to show in a message."""
-    return printable(str(path))
-
-
-def _existing(text: str, name: str) -> Path:
-    path = Path(text).expanduser()
+def existing(text: str, name: str) -> Path:
+    """The path of an existing file or folder. Raises `InvalidRequest` naming the field ``name``."""
+    path = expanded(text)
     if not exists(path):
         raise InvalidRequest(
             f"{name} is {text!r}, but there is no such file or folder here.", param=name, code="no_such_file"

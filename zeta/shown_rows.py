@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -12,16 +11,33 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from zeta.local_inputs import DATA_FIELDS, source_object
+from zeta.job_ids import is_checkpoint
+from zeta.local_inputs import DATA_FIELDS, existing, model_config, source_object
+from zeta.local_paths import exists, expanded
 from zeta.settings import environment
-from zeta.spec_file import apply_settings, read_spec
+from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
 from zeta.template_file import template_text
-from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
+from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.shown_rows import ShownRows, ShowOrder
+from zeta_core.contract.strict_json import JsonFault, JsonRules, read_json
 
 _SPEC_SUFFIXES = (".yaml", ".yml", ".json")
 _LAST_LINES = 5
+# Duplicate names and the like do not turn a spec into data; `read_spec` then rejects them.
+_LENIENT = JsonRules(
+    allow_byte_order_mark=True,
+    allow_duplicate_names=True,
+    allow_nonfinite=True,
+    allow_control_characters=True,
+)
+
+
+class RowsRejected(ZetaError):
+    """The training would reject the data or the model."""
+
+    type = "training_error"
+    code = "failed"
 
 
 def local_spec(source: str, model: str | None, tokenizer: str | None, settings: list[str]) -> dict[str, Any]:
@@ -46,7 +62,10 @@ def local_spec(source: str, model: str | None, tokenizer: str | None, settings: 
 
 
 def shown_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
-    """Read rows in a process with the training packages. Raises `InvalidRequest`, and `Unavailable` without them."""
+    """Read rows in a process with the training packages.
+
+    Raises `InvalidRequest`, `RowsRejected`, and `Unavailable` if these packages are missing.
+    """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         raise Unavailable(
             "`zeta data show` needs the training packages on this machine; run `pip install 'zeta-train[train]'`. "
@@ -55,13 +74,13 @@ def shown_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
         )
     order = ShowOrder(spec={name: value for name, value in spec.items() if value is not None}, rows=rows, row=row)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "zeta_core", "show"],
+        [sys.executable, "-P", "-X", "utf8", "-m", "zeta_core", "show"],
         input=order.model_dump_json(),
         capture_output=True,
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=dict(environment()),
+        env={**environment(), "PYTHONIOENCODING": "utf-8"},
         check=False,
     )
     try:
@@ -70,25 +89,30 @@ def shown_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
         error = ErrorBody.model_validate_json(done.stdout).error
     except ValidationError:
         last = " ".join(done.stderr.strip().splitlines()[-_LAST_LINES:]) or "no output"
-        raise InvalidRequest(
-            f"The rows could not be read (exit code {done.returncode}): {last}", code="failed"
-        ) from None
-    raise InvalidRequest(error.message, code=error.code, param=error.param, details=error.details)
+        raise RowsRejected(f"The rows could not be read (exit code {done.returncode}): {last}") from None
+    family = InvalidRequest if error.type == InvalidRequest.type else RowsRejected
+    raise family(error.message, code=error.code, param=error.param, details=error.details)
 
 
 def _spec_in(source: str) -> dict[str, Any] | None:
     """The spec in a file, or ``None`` if the file contains data. A spec is an object with a dataset or a model."""
-    path = Path(source).expanduser()
-    if path.suffix.lower() not in _SPEC_SUFFIXES or not path.is_file():
+    path = expanded(source)
+    suffix = path.suffix.lower()
+    if suffix not in _SPEC_SUFFIXES or not exists(path) or not path.is_file():
         return None
-    if path.suffix.lower() == ".json":
-        try:
-            content: object = json.loads(path.read_bytes())
-        except ValueError:
-            return None  # the reader of the data reports it
-        if not isinstance(content, dict) or not content.keys() & {"dataset", "model"}:
-            return None
-    return read_spec(path)
+    return None if suffix == ".json" and _is_data(path) else read_spec(path)
+
+
+def _is_data(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        value = None if len(content) > MAX_BYTES else read_json(content, _LENIENT)
+    except OSError:
+        return False  # `read_spec` reports it
+    except JsonFault:
+        return True  # the reader of the data reports it
+    return not isinstance(value, dict) or not value.keys() & {"dataset", "model"}
 
 
 def _local_source(name: str, given: Any) -> list[Any]:
@@ -101,32 +125,53 @@ def _local_source(name: str, given: Any) -> list[Any]:
     files: Any = source["file"]
     found: list[Any] = []
     for file in cast("list[Any]", files if isinstance(files, list) else [files]):
-        if not isinstance(file, str) or is_id(file, "file"):
+        if not isinstance(file, str):
             raise InvalidRequest(
-                f"{name} names {file!r}, an uploaded file; name the local file, because rows are read on this machine.",
+                f"{name}.file is {file!r}; it must be the path of a file.", param=name, code="invalid_value"
+            )
+        if is_id(file, "file"):
+            raise InvalidRequest(
+                f"{name} names {file!r}, an uploaded file; name the local file with --set {name}=FILE, because rows "
+                "are read on this machine.",
                 param=name,
                 code="invalid_value",
             )
-        if not Path(file).expanduser().exists():
-            raise InvalidRequest(
-                f"{name} is {file!r}, but there is no such file or folder here.", param=name, code="no_such_file"
-            )
+        path = existing(file, name)
         rest = {field: value for field, value in source.items() if field != "file"}
-        found.append({**rest, "path": os.path.abspath(os.path.expanduser(file))})
+        found.append({**rest, "path": os.path.abspath(path)})
     return found
 
 
 def _local_model(model: Any) -> Any:
     """A model as this machine finds it: a local folder, a GGUF file, a Hub id or a config."""
-    if isinstance(model, dict) and ("job" in model or "file" in model):
-        file = model.get("file")
-        if not isinstance(file, str) or is_id(file, "file"):
-            raise InvalidRequest(
-                "model is stored on the server; name a local folder or a Hub id with --model.", param="model"
-            )
-        model = file
-    if isinstance(model, str) and (path := Path(model).expanduser()).exists():
-        if path.suffix == ".json":
-            return {"config": json.loads(path.read_bytes())}
-        return str(path.absolute())
+    if isinstance(model, dict) and "job" in model:
+        raise _stored_by_job(cast("dict[str, Any]", model)["job"])
+    if isinstance(model, dict) and "file" in model:
+        model = cast("dict[str, Any]", model)["file"]
+        if not isinstance(model, str):
+            raise InvalidRequest(f"model.file is {model!r}; it must be the path of a model.", param="model")
+        if not is_id(model, "file"):
+            existing(model, "model.file")
+    if not isinstance(model, str):
+        return model
+    path = expanded(model)
+    if exists(path):
+        return {"config": model_config(path)} if path.suffix == ".json" else str(path.absolute())
+    if is_checkpoint(model):
+        raise _stored_by_job(model)
+    if is_id(model, "file"):
+        raise InvalidRequest(
+            f"model is {model!r}, an uploaded file; name a local folder or a Hub id with --model.", param="model"
+        )
+    if model.startswith((".", "/", "~")):
+        existing(model, "model")
     return model
+
+
+def _stored_by_job(named: Any) -> InvalidRequest:
+    job = str(named).partition("/")[0]
+    return InvalidRequest(
+        f"model is {named!r}, which is stored on the server; run `zeta download {job} -o DIR`, then use --model DIR.",
+        param="model",
+        code="invalid_value",
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
+from zeta.local_paths import expanded
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec import is_template
 
@@ -16,7 +16,7 @@ def template_text(chat_template: Any) -> Any:
     """The text of the template in a file, if ``chat_template`` is a path; otherwise, it is returned unchanged."""
     if not isinstance(chat_template, str | os.PathLike) or is_template(os.fspath(chat_template)):
         return chat_template
-    path = Path(chat_template).expanduser()
+    path = expanded(chat_template)
     if not (isinstance(chat_template, os.PathLike) or path.suffix in _SUFFIXES or path.is_file()):
         return chat_template
     try:

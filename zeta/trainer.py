@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from zeta.local_paths import expanded
 from zeta.template_file import template_text
 from zeta_core.contract import availability
 from zeta_core.contract.data_folder import Split
@@ -145,8 +146,8 @@ def _directory(given: object) -> Path:
 
 
 def _path(given: str | os.PathLike[str]) -> Path:
-    """Absolute; ``~`` is the user's home, and a name that only begins so stays one."""
-    return Path(os.path.expanduser(given)).absolute()
+    """The absolute path, with ``~`` and ``~user`` expanded."""
+    return expanded(given).absolute()
 
 
 def _said(keywords: dict[str, Any]) -> dict[str, Any]:

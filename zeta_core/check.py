@@ -19,8 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +33,7 @@ from zeta_core.contract.sources import BuiltinSource
 from zeta_core.contract.spec import JobSpec
 from zeta_core.contract.validation import parse
 from zeta_core.failures import is_out_of_memory
+from zeta_core.settings import standard_output_kept
 
 if TYPE_CHECKING:
     from zeta_core.data.row_check import CheckedRows
@@ -63,7 +63,7 @@ _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 def main(source: str) -> int:
     """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1 (`OUT_OF_MEMORY_EXIT`)."""
-    with _standard_output_kept() as out:
+    with standard_output_kept() as out:
         answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
         out.write(answer.model_dump_json() + "\n")
     return 0 if answer.ok else 1
@@ -75,7 +75,7 @@ def serve() -> int:
     A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`: what it left behind would be missing
     for the next.
     """
-    with _standard_output_kept() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
+    with standard_output_kept() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
         while select.select([questions], [], [], IDLE_SECONDS)[0] and (path := questions.readline()):
             answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
             out.write(answer.model_dump_json() + "\n")
@@ -257,18 +257,3 @@ def _checkpoint_bytes(model: Any, dtype: Any) -> int:
         saved = list(model.parameters())
     each = dtype.itemsize + (0 if dtype == torch.float32 else torch.float32.itemsize)
     return sum(parameter.numel() for parameter in saved) * each
-
-
-@contextmanager
-def _standard_output_kept() -> Generator[Any]:
-    """The real standard output, while whatever else is printed goes to standard error."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(kept, "w", closefd=False) as out:
-            yield out
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

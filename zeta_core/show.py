@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
+
+import numpy as np
 
 from zeta_core.contract import defaults
 from zeta_core.contract.errors import InvalidRequest, ZetaError
@@ -20,6 +23,7 @@ from zeta_core.contract.spec import JobSpec, TrainerOptions
 from zeta_core.contract.validation import parse
 from zeta_core.data.confined import Position, confined
 from zeta_core.data.encode import Encoded, Encoder
+from zeta_core.data.packing import Overlong
 from zeta_core.data.source import Source
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.template import is_default, set_template
@@ -29,19 +33,22 @@ from zeta_core.failures import InvalidData
 from zeta_core.model.facts import num_positions
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
-from zeta_core.settings import home, variables
+from zeta_core.settings import home, standard_output_kept, variables
 
 MOST_TOKENS = 20_000  # of a document that are shown
+NOTHING_LEFT = "nothing is trained on within seq_len, so the training drops this row; raise seq_len"
 _CONTEXT = 4  # tokens that are decoded with the next one, because a character or space may depend on them
 
 
 def main() -> int:
-    try:
-        print(show(ShowOrder.model_validate_json(sys.stdin.read())).model_dump_json())
-    except ZetaError as error:
-        print(error.body().model_dump_json())
-        return 1
-    return 0
+    with standard_output_kept() as out:
+        try:
+            answer, exit_code = show(ShowOrder.model_validate_json(sys.stdin.buffer.read())), 0
+        except ZetaError as error:
+            error.message = " ".join(filter(None, (error.message, getattr(error, "hint", None))))
+            answer, exit_code = error.body(), 1
+        out.write(answer.model_dump_json() + "\n")
+    return exit_code
 
 
 def show(order: ShowOrder) -> ShownRows:
@@ -59,14 +66,11 @@ def show(order: ShowOrder) -> ShownRows:
     sources = [source.with_format() for source in _open(options)]
     if flat := next((source.name for source in sources if source.flat is not None), None):
         raise InvalidRequest(f"{flat} is a flat file of ids without rows, so no rows can be shown.", param="dataset")
-    method = options.method
-    if "method" not in options.model_fields_set and sources[0].row_format == "preference":
-        method = "dpo"
-    today = datetime.now(UTC).date()
-    encoder = make_encoder(sources, tokenizer, train_on=options.train_on, method=method, today=today)
+    encoder = _encoder(sources, tokenizer, options)
     seq_len = defaults.seq_len(options, _positions(located)) or defaults.MAX_DEFAULT_SEQ_LEN
+    cut = _Cut(seq_len, options.overlong)
     with variables(TOKENIZERS_PARALLELISM="false"):
-        rows = confined(lambda position: list(_rows(sources, encoder, tokenizer, seq_len, order, position)))
+        rows = confined(lambda position: list(_rows(sources, encoder, tokenizer, cut, order, position)))
     if not rows:
         raise InvalidRequest(f"The dataset has no row {order.row}.", param="row")
     notes: list[str] = []
@@ -76,6 +80,24 @@ def show(order: ShowOrder) -> ShownRows:
         notes.append("No tokenizer was named, so a token is a byte; name the one of your model with --model.")
     name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
     return ShownRows(tokenizer=name, seq_len=seq_len, notes=notes, data=rows)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What happens to documents longer than ``seq_len``."""
+
+    seq_len: int
+    overlong: Overlong | None
+
+
+def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions) -> Encoder:
+    today = datetime.now(UTC).date()
+    try:
+        return make_encoder(sources, tokenizer, train_on=options.train_on, method=options.method, today=today)
+    except InvalidData as error:
+        if options.method != "dpo" and any(source.row_format == "preference" for source in sources):
+            raise InvalidData(error.message, hint="In this command: --set method=dpo.") from error
+        raise
 
 
 def _tokenizer(named: object, located: Located | None, places: Places) -> Any:
@@ -104,7 +126,7 @@ def _open(options: TrainerOptions) -> list[Source]:
 
 
 def _rows(
-    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, seq_len: int, order: ShowOrder, position: Position
+    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, cut: _Cut, order: ShowOrder, position: Position
 ) -> Iterator[dict[str, Any]]:
     """The requested rows as JSON. A file that cannot be read further ends them with its error."""
     num_shown = 0
@@ -118,7 +140,7 @@ def _rows(
                     shown = ShownRow(place=source.place(row.number))
                     try:
                         encoded = encoder.encode(source, [row], position)
-                        shown = _shown(source, shown.place, encoded, tokenizer, seq_len)
+                        shown = _shown(source, shown.place, encoded, tokenizer, cut)
                     except InvalidData as error:
                         shown = ShownRow(place=shown.place, error=error.message)
                     yield shown.model_dump()
@@ -131,31 +153,51 @@ def _rows(
             return
 
 
-def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, seq_len: int) -> ShownRow:
+def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _Cut) -> ShownRow:
     documents: list[ShownDocument] = []
-    is_whole = source.row_format in WHOLE_FORMATS
+    supervised_N = encoded.supervised_N
+    is_whole = source.row_format in WHOLE_FORMATS or supervised_N is not None
+    is_fitted = is_whole or cut.overlong is not None
+    is_learned = True
     start = 0
     for length in encoded.lengths_D.tolist():
-        ids = encoded.ids_N[start : start + length].tolist()[: MOST_TOKENS if is_whole else min(seq_len, MOST_TOKENS)]
-        trained_N = encoded.supervised_N
-        tokens = [
-            ShownToken(
-                id=token,
-                text=text,
-                trained=at > 0 if trained_N is None else bool(trained_N[start + at]),
-                truncated=is_whole and at >= seq_len,
+        if cut.overlong == "error" and length > cut.seq_len:
+            raise InvalidData(
+                f"{place}: has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
+                "overlong to 'truncate' or 'drop'."
             )
+        trained_T = np.ones(length, np.bool_) if supervised_N is None else supervised_N[start : start + length].copy()
+        trained_T[:1] = False  # the first token has no context to be predicted from
+        end = cut.seq_len if is_fitted else length
+        is_learned &= bool(trained_T[:end].any()) or length <= end
+        num_shown = min(MOST_TOKENS, length if is_fitted else cut.seq_len)
+        ids = encoded.ids_N[start : start + length].tolist()[:num_shown]
+        tokens = [
+            ShownToken(id=token, text=text, trained=bool(trained_T[at]), truncated=at >= end)
             for at, (token, text) in enumerate(zip(ids, _texts(ids, tokenizer), strict=True))
         ]
-        documents.append(ShownDocument(num_tokens=length, tokens=tokens))
+        documents.append(
+            ShownDocument(
+                num_tokens=length,
+                num_trained=int(trained_T[:end].sum()),
+                num_truncated=max(0, length - end),
+                split=not is_fitted and length > cut.seq_len,
+                tokens=tokens,
+            )
+        )
         start += length
+    notes = list(_notes(encoded, source))
+    if cut.overlong == "drop" and any(document.num_truncated for document in documents):
+        notes.append("overlong is 'drop' and the row is longer than seq_len, so the training drops it; raise seq_len")
+    elif not is_learned:
+        notes.append(NOTHING_LEFT)
     return ShownRow(
         place=place,
         format=source.row_format,
         shape=source.shape or None,
         documents=documents,
         unused_columns=list(encoded.unused_columns),
-        notes=list(_notes(encoded, source)),
+        notes=notes,
     )
 
 

@@ -17,14 +17,16 @@ CHAT: dict[str, Any] = {
 }
 
 
-def show(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def show(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ZETA_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}  # noqa: TID251 - a child's
     return subprocess.run(
         [sys.executable, "-m", "zeta", "data", "show", *words],
         capture_output=True,
-        text=True,
+        encoding=variables.get("PYTHONIOENCODING", "utf-8"),
+        errors="replace",
         timeout=200,
         cwd=folder,
-        env={**os.environ, "ZETA_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"},  # noqa: TID251 - a child's
+        env={**environment, **variables},
         check=False,
     )
 
@@ -73,7 +75,7 @@ def test_a_conversation_is_printed_with_what_is_trained_on_cut_off_and_unused(tm
         ({"input_ids": [68, 69, 70], "labels": [-100, -100, 70]}, ["use_pretokenized=true"], [("AB", "C")]),
         (
             {"prompt": "Two?", "chosen": " 2", "rejected": " 3"},
-            [],
+            ["method=dpo"],
             [("Two?", " 2</s>"), ("Two?", " 3</s>")],
         ),
         ({"q": "Two?", "a": " é"}, ["dataset.columns={prompt: q, completion: a}"], [("Two?", " <198>é</s>")]),
@@ -108,15 +110,119 @@ def test_a_spec_names_the_data_and_options_change_it(tmp_path: Path) -> None:
     [
         (["data.jsonl", "--row", "9"], "The dataset has no row 9."),
         (["none.jsonl"], "there is no such file or folder here"),
-        (["file_00000000000000000001"], "an uploaded file; name the local file"),
+        (["file_00000000000000000001"], "an uploaded file; name the local file with --set dataset=FILE"),
+        (["~nouser/x.jsonl"], "~nouser/x.jsonl names the home directory of a user that does not exist here"),
+        (["data.jsonl", "--model", "~nouser/m"], "~nouser/m names the home directory"),
+        (["data.jsonl", "--model", "./m"], "model is './m', but there is no such file or folder here."),
+        (["data.jsonl", "--model", "broken.json"], "model: broken.json is not valid JSON"),
+        (["data.jsonl", "--model", "twice.json"], "model: twice.json gives 'model_type' twice"),
+        (["twice-spec.json"], "twice-spec.json gives 'seq_len' twice"),
+        (["deep.json"], "deep.json"),
+        (["data.jsonl", "--model", "@last"], "run `zeta download @last -o DIR`, then use --model DIR"),
+        (["data.jsonl", "--model", "job_01kb/step-4"], "run `zeta download job_01kb -o DIR`, then use --model DIR"),
+        (["job.json"], "run `zeta download job_00000000000000000001 -o DIR`, then use --model DIR"),
         (["data.jsonl", "--set", "train_om=all"], "train_on"),
         (["data.jsonl", "--set", "train_on=assistant"], "is plain text without turns"),
     ],
-    ids=["row", "file", "uploaded", "field", "train_on"],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
 def test_a_mistake_is_one_sentence(tmp_path: Path, words: list[str], message: str) -> None:
     written(tmp_path, {"text": "One."})
+    (tmp_path / "broken.json").write_text('{"model_type": ')
+    (tmp_path / "twice.json").write_text('{"model_type": "llama", "model_type": "gpt2"}')
+    (tmp_path / "twice-spec.json").write_text('{"dataset": "data.jsonl", "seq_len": 8, "seq_len": 16}')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    written(tmp_path, {"dataset": "data.jsonl", "model": {"job": "job_00000000000000000001"}}, name="job.json")
     done = show(tmp_path, *words)
     assert done.returncode in (1, 2)
+    assert "defect" not in done.stderr
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["latin-1", "C"],
+)
+def test_rows_are_shown_in_every_locale(tmp_path: Path, variables: dict[str, str]) -> None:
+    model = tmp_path / "é.json"
+    model.write_text('{"model_type": "llama"}')
+    (tmp_path / "data.jsonl").write_text('{"prompt": "é 中", "completion": "ñ"}\n', encoding="utf-8")
+    done = show(tmp_path, "data.jsonl", "--json", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (document,) = json.loads(done.stdout)["data"][0]["documents"]
+    assert texts(document, trained=False) == "<198>é <231><187>中"
+    in_words = show(tmp_path, "data.jsonl", **variables)
+    assert in_words.returncode == 0, in_words.stdout + in_words.stderr
+    assert "9 tokens, 3 trained on" in in_words.stdout
+
+
+def test_a_text_longer_than_seq_len_is_trained_on_in_further_sequences(tmp_path: Path) -> None:
+    written(tmp_path, {"text": "a" * 18})
+    done = show(tmp_path, "data.jsonl", "--set", "seq_len=8")
+    assert "  19 tokens, 18 trained on\n" in done.stdout
+    assert "(11 more tokens, in further sequences)" in done.stdout
+    truncated = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=truncate")
+    assert "  19 tokens, 7 trained on, 11 cut off\n" in truncated.stdout
+    assert "further sequences" not in truncated.stdout
+    dropped = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=drop")
+    assert "so the training drops it" in dropped.stdout
+    refused = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=error")
+    assert refused.returncode == 1
+    assert "data.jsonl, line 1: has 19 tokens, more than the 8 of seq_len." in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        (CHAT, []),
+        ({"prompt": "A" * 60, "completion": "B"}, []),
+        ({"prompt": "A", "chosen": "B" * 4, "rejected": "A" * 60}, ["--set", "method=dpo"]),
+        ({"input_ids": list(range(5, 55)), "labels": [-100] * 49 + [54]}, ["--set", "use_pretokenized=true"]),
+    ],
+    ids=["messages", "completion", "preference", "ids"],
+)
+def test_a_row_without_trained_tokens_in_seq_len_is_noted(
+    tmp_path: Path, row: dict[str, Any], settings: list[str]
+) -> None:
+    note = "  note: nothing is trained on within seq_len, so the training drops this row; raise seq_len\n"
+    written(tmp_path, row)
+    is_cut_before_the_answer = "chosen" not in row
+    short = show(tmp_path, "data.jsonl", "--set", "seq_len=32", *settings)
+    assert short.returncode == 0, short.stdout + short.stderr
+    assert (note in short.stdout) == is_cut_before_the_answer, short.stdout
+    assert note not in show(tmp_path, "data.jsonl", "--set", "seq_len=128", *settings).stdout
+
+
+def test_preferences_need_the_method_that_trains_on_them(tmp_path: Path) -> None:
+    written(tmp_path, {"prompt": "Two?", "chosen": " 2", "rejected": " 3"})
+    done = show(tmp_path, "data.jsonl")
+    assert done.returncode == 1
+    assert "The data has preference rows, which method 'sft' does not support" in done.stderr
+    assert "--set method=dpo" in done.stderr
+    wrong = show(tmp_path, written(tmp_path, {"text": "a"}, name="text.jsonl"), "--set", "method=dpo")
+    assert (wrong.returncode, "--set method=dpo" in wrong.stderr) == (1, False)
+
+
+def test_the_output_of_libraries_does_not_break_the_answer(tmp_path: Path) -> None:
+    order = {"spec": {"dataset": {"path": str(tmp_path / written(tmp_path, {"text": "One."}))}}}
+    program = (
+        "import os, sys; import zeta_core.show as show\n"
+        "real = show.make_encoder\n"
+        "def noisy(*given, **more):\n"
+        "    print('hello'); os.system('echo from a child'); return real(*given, **more)\n"
+        "show.make_encoder = noisy\n"
+        "sys.exit(show.main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["object"] == "shown_rows"
+    assert "hello" in done.stderr

@@ -214,3 +214,20 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no tar")
     with pytest.raises(InvalidRequest, match=r"not a \.tar archive"):
         resolved({"model": str(tmp_path / "notes.txt")}, Sent())
+
+
+def test_the_home_of_an_unknown_user_is_reported_for_every_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spec in (
+        {"dataset": "~nouser/x.jsonl"},
+        {"dataset": {"file": "~nouser/x.jsonl"}},
+        {"model": "~nouser/model"},
+        {"chat_template": "~nouser/chat.jinja"},
+    ):
+        with pytest.raises(InvalidRequest, match="home directory of a user that does not exist here"):
+            resolved(spec, Sent())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nouser.txt").write_text("text")
+    sent = Sent()
+    assert resolved({"dataset": "~nouser.txt"}, sent) == {"dataset": {"file": sent.ids[0]}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zeta.cli.app import JOBS, AsJson, app
-from zeta.cli.submit import Model, Settings
+from zeta.cli.submit import Settings
 
 if TYPE_CHECKING:
     from zeta_core.contract.shown_rows import ShownDocument, ShownRow, ShownRows
@@ -32,7 +32,9 @@ def show(
     ],
     rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="The number of rows to show.")] = 3,
     row: Annotated[int | None, typer.Option("--row", min=0, help="Show the row or line with this number.")] = None,
-    model: Model = None,
+    model: Annotated[
+        str | None, typer.Option(help="A Hub id, or a local folder, .gguf or config.json; not a stored checkpoint.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A Hub id or a local folder; the model's by default.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -83,10 +85,8 @@ def _print_document(name: str, document: ShownDocument, *, in_colour: bool) -> N
     """One line for each run of tokens of the same kind; a run also ends after a line break."""
     from zeta_core.contract.printable import printable
 
-    trained = sum(token.trained and not token.truncated for token in document.tokens)
-    truncated = sum(token.truncated for token in document.tokens)
-    cut = f", {truncated:,} cut off" if truncated else ""
-    print(f"  {name}{document.num_tokens:,} tokens, {trained:,} trained on{cut}")
+    cut = f", {document.num_truncated:,} cut off" if document.num_truncated else ""
+    print(f"  {name}{_tokens(document.num_tokens)}, {document.num_trained:,} trained on{cut}")
     line: list[str] = []
     mark = ""
 
@@ -107,4 +107,8 @@ def _print_document(name: str, document: ShownDocument, *, in_colour: bool) -> N
             flush()
     flush()
     if hidden := document.num_tokens - len(document.tokens):
-        print(f"    ({hidden:,} more tokens)")
+        print(f"    ({_tokens(hidden, 'more ')}{', in further sequences' if document.split else ''})")
+
+
+def _tokens(number: int, more: str = "") -> str:
+    return f"1 {more}token" if number == 1 else f"{number:,} {more}tokens"

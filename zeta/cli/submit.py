@@ -85,7 +85,7 @@ def validate(
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:
-    from zeta.local_inputs import shown_path
+    from zeta.local_paths import shown_path
     from zeta.spec_file import MAX_BYTES, apply_settings, looks_like_data, read_spec
     from zeta_core.contract.errors import InvalidRequest
 

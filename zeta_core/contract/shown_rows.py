@@ -37,10 +37,14 @@ class ShownToken(_Shown):
 class ShownDocument(_Shown):
     """One document: usually one for each row; two for a preference row, the chosen and the rejected answer.
 
-    ``num_tokens`` is its length, of which ``tokens`` may be the beginning.
+    The numbers are those of the whole document; ``tokens`` may be only its beginning. ``num_trained`` tokens are
+    trained on, and ``num_truncated`` are cut off. A document that is ``split`` continues in further sequences.
     """
 
     num_tokens: int
+    num_trained: int
+    num_truncated: int = 0
+    split: bool = False
     tokens: list[ShownToken]
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from zeta_core.data.sources import Places
 
 DEFAULT_DATASET = BuiltinSource(builtin="python-docs")
+EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
 DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
 # Values of the plan that depend on the data, the device or the day, or are not in the spec's terms.
@@ -168,7 +169,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
     set_template(tokenizer, spec.chat_template)
     pending: dict[str, str] = {}
-    checked = _check_rows(spec, file, places, tokenizer, cache)
+    checked, largest_id = _check_rows(spec, file, places, tokenizer, cache, pending)
 
     with torch.device("meta"):
         base, trained_model = without_wrapper(located.build()), without_wrapper(located.build())
@@ -202,10 +203,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
 
-    if isinstance(checked, str):
-        pending["data"] = checked
-    else:
-        check_vocabulary(base, checked.largest_id, None)
+    check_vocabulary(base, largest_id, None)
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
     numbers = {**plan.stored(), "global_batch_size": plan.global_batch}
@@ -229,23 +227,33 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         tokens=None if needs_data else plan.total_sequences * plan.seq_len or None,
         checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
         + optimizer_bytes(trained_model, trained, plan),
-        data=None if isinstance(checked, str) else checked.described(plan.seq_len),
+        data=None if checked is None else checked.described(plan.seq_len),
         pending=pending,
     )
 
 
-def _check_rows(spec: JobSpec, file: RunFile, places: Places, tokenizer: Any, cache: Path) -> CheckedRows | str:
-    """The checked rows of the dataset, or the reason why they were not checked. Raises `InvalidData`."""
+def _check_rows(
+    spec: JobSpec, file: RunFile, places: Places, tokenizer: Any, cache: Path, pending: dict[str, str]
+) -> tuple[CheckedRows | None, int]:
+    """The checked rows of the dataset, and the largest id of the rows that were tokenized. Raises `InvalidData`.
+
+    ``pending`` gets the reasons why rows were not checked.
+    """
     from zeta_core.data.row_check import check_dataset
 
-    deadline = time.monotonic() + file.rows_seconds
-    found = check_dataset(
-        "dataset", spec, spec.dataset or DEFAULT_DATASET, places, tokenizer, cache, seconds=file.rows_seconds
-    )
+    dataset, deadline = spec.dataset or DEFAULT_DATASET, time.monotonic() + file.rows_seconds
+    share = 1.0 if spec.eval_dataset is None else 1 - EVAL_SHARE
+    found = check_dataset("dataset", spec, dataset, places, tokenizer, cache, seconds=share * file.rows_seconds)
+    checked = {"data": found}
     if spec.eval_dataset is not None:
         seconds = deadline - time.monotonic()
-        check_dataset("eval_dataset", spec, spec.eval_dataset, places, tokenizer, cache, seconds=seconds)
-    return found
+        evaluated = check_dataset("eval_dataset", spec, spec.eval_dataset, places, tokenizer, cache, seconds=seconds)
+        checked["eval_data"] = evaluated
+        if not isinstance(evaluated, str) and not evaluated.complete:
+            pending["eval_data"] = f"Only the first {evaluated.rows:,} rows were checked, because the time was limited."
+    pending |= {name: reason for name, reason in checked.items() if isinstance(reason, str)}
+    largest_id = max((one.largest_id for one in checked.values() if not isinstance(one, str)), default=0)
+    return None if isinstance(found, str) else found, largest_id
 
 
 def _checkpoint_bytes(model: Any, dtype: Any) -> int:

@@ -48,14 +48,20 @@ def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str 
     if options.epochs is None and plan.epochs is not None:
         chosen.append(f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'} ({kind})")
     if options.batch_size is None:
-        num_sequences = facts.cuts[plan.pack].num_sequences
-        reason = kind if facts.from_scratch else f"about 1/{defaults.BATCHES_PER_EPOCH} of {num_sequences:,} sequences"
+        reason = kind if facts.from_scratch else _reason_of_batch(plan, facts.cuts[plan.pack].num_sequences)
         chosen.append(f"a global batch of {plan.global_batch} ({reason})")
     if options.pack is None and not plan.pack and True in facts.cuts:
-        chosen.append(f"one document per sequence (packed, there would be only {facts.cuts[True].num_sequences:,})")
+        chosen.append(f"one document per sequence (packing would leave only {facts.cuts[True].num_sequences:,})")
     if not chosen:
         return None
     return f"Defaults: {'; '.join(chosen)}."
+
+
+def _reason_of_batch(plan: Plan, num_sequences: int) -> str:
+    if plan.global_batch == defaults.MAX_GLOBAL_BATCH:
+        return f"the most by default, for {num_sequences:,} sequences"
+    at_least = f", at least one per process on {plan.world_size}" if plan.world_size > 1 else ""
+    return f"about 1/{defaults.BATCHES_PER_EPOCH} of {num_sequences:,} sequences{at_least}"
 
 
 def report_resume(report: Report, progress: Progress, plan: Plan, before: dict[str, Any], *, threads_set: bool) -> None:

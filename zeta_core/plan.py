@@ -180,7 +180,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         device_kind=facts.device_kind,
         world_size=facts.world_size,
         first_world_size=facts.world_size if stored is None else _first_world_size(stored),
-        epochs=defaults.epochs(options, from_scratch=facts.from_scratch and not facts.has_adapter),
+        epochs=_epochs(options, facts, stored),
         total_steps=0,
         total_sequences=0,
         data=facts.data,
@@ -217,6 +217,12 @@ def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan
         steps = math.ceil(sequences / plan.global_batch)
     eval_steps = plan.eval_steps or (math.ceil(steps / EVALUATIONS) if plan.evaluates else None)
     return replace(plan, total_steps=steps, total_sequences=sequences, eval_steps=eval_steps)
+
+
+def _epochs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> float | None:
+    if options.max_steps is None and options.epochs is None and stored is not None and stored.get("epochs"):
+        return float(stored["epochs"])
+    return defaults.epochs(options, from_scratch=facts.from_scratch)
 
 
 def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -122,7 +122,9 @@ def _positions(located: Located | None) -> int:
 
 def _open(options: TrainerOptions) -> list[Source]:
     dataset = dataset_sources(options.dataset or BuiltinSource(builtin="python-docs"))
-    return open_sources(dataset, Places(any_path=True), pretokenized=options.use_pretokenized, method=options.method)
+    places = Places(any_path=True)
+    found = open_sources(dataset, places, pretokenized=options.use_pretokenized, method=options.method)
+    return [replace(source, group_by=options.group_by) for source in found]
 
 
 def _rows(

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from zeta_core.data.columns import layout_of
 from zeta_core.data.compressed import open_stream
 from zeta_core.data.units import LONGEST_ROW, UNIT_BYTES, ChooseColumns, Row, Unit, check_surrogates
 from zeta_core.failures import InvalidData
@@ -80,7 +81,7 @@ def _rows_of_object(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple
             f"{buffer.name} contains {row_columns[0]!r} beside the array {array!r}, so it belongs to no row; add it to "
             "each row, or remove it."
         )
-    if array is None and not row_columns:
+    if array is None and not row_columns and layout_of(dict.fromkeys(others, ""), {}, None, "sft") is None:
         names = ", ".join(list(others)[:_MOST_NAMES]) or "none"
         raise InvalidData(
             f"{buffer.name} contains no array of rows (its fields: {names}); provide an array of objects."

@@ -175,7 +175,7 @@ def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None
     if overlap.num_trained:
         report.warn(
             "evaluated_on_training_data",
-            f"eval_dataset contains {overlap.num_trained:,} exact copies of rows that are trained on, so its loss is "
+            f"eval_dataset contains exact copies of rows that are trained on ({overlap.num_trained:,}), so its loss is "
             "too low; remove them from one of the two.",
         )
 

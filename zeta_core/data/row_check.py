@@ -43,7 +43,7 @@ from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData
 from zeta_core.settings import variables
 
-VERSION = 1  # of the results in the cache
+VERSION = 2  # of the results in the cache
 FIRST_ROWS = 100  # all tokenized
 SPREAD_ROWS = 100  # tokenized from the rest of the data
 SAMPLE_TOKENS = 400_000  # beyond this, only a fraction of the data's beginning is tokenized
@@ -207,11 +207,14 @@ def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, 
 
 
 def _result(process: Confined) -> dict[str, Any]:
-    """The result of a process. An exceeded limit has no known place in the data, so it counts as the last error."""
+    """The result of a process. An exceeded limit has no known place in the data, so it counts as the last error.
+
+    It depends on the machine, so it is not cached.
+    """
     try:
         return process.receive()["value"]
     except InvalidData as error:
-        return {"error": error.message, "code": error.code, "turn": sys.maxsize}
+        return {"error": error.message, "code": error.code, "turn": sys.maxsize, "complete": False}
 
 
 def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> CheckedRows:
@@ -220,8 +223,8 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         formats=sorted({str(source.row_format) for source in sources}),
         shapes=sorted({source.shape for source in sources if source.shape}),
     )
-    unused: dict[str, None] = {}
     columns = [RowColumns() for _ in sources]
+    seen = {(kind, source.number): dict[str, None]() for source in sources for kind in ("mapped", "unused")}
     for result in results:
         one = CheckedRows(**result["found"])
         found.complete &= one.complete
@@ -232,19 +235,16 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         found.tokens += one.tokens
         found.largest_id = max(found.largest_id, one.largest_id)
         found.lengths += one.lengths
-        unused.update(dict.fromkeys(one.unused_columns))
         for of_source, (rows_with, rows_without) in zip(columns, result["columns"], strict=True):
-            of_source.merge(
-                {name: min(row, of_source.rows_with.get(name, row)) for name, row in rows_with.items()},
-                {name: min(row, of_source.rows_without.get(name, row)) for name, row in rows_without.items()},
-            )
+            of_source.merge(rows_with, rows_without)
+        for kind, number, name in result["seen"]:
+            seen[kind, number][name] = None
+    unused = dict.fromkeys(name for (kind, _), names in seen.items() if kind == "unused" for name in names)
     found.unused_columns = list(unused)[:MOST_COLUMNS]
     for source, of_source in zip(sources, columns, strict=True):
-        if of_source.inconsistent is not None:
-            name, number = of_source.inconsistent
-            raise InvalidData(
-                f"{source.place(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
-            )
+        source.check_masks(of_source)
+        if found.complete and all(result["all_seen"] for result in results):
+            source.check_columns(seen["mapped", source.number], seen["unused", source.number])
     if found.complete and not found.rows:
         names = ", ".join(source.name for source in sources)
         raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
@@ -274,7 +274,10 @@ class _Check:
         self._num_regular = 0  # rows of the sample that count for the estimate
         self._seen: set[object] = set()
         self._columns: set[object] = set()  # combinations of columns that were seen
-        self._unused: dict[str, None] = {}
+        self._seen_columns: dict[
+            tuple[str, int, str], None
+        ] = {}  # mapped or unused, the number of the source, the name
+        self._all_seen = True  # every combination of columns was examined
         self._masks = [RowColumns() for _ in sources]
         self._found = CheckedRows()
 
@@ -289,9 +292,9 @@ class _Check:
                 bytes_before += source.num_bytes
         except InvalidData as error:
             return {"error": error.message, "code": error.code, "turn": self._turn}
-        self._found.unused_columns = list(self._unused)
         masks = [(one.rows_with, one.rows_without) for one in self._masks]
-        return {"found": asdict(self._found), "columns": masks}
+        seen = {"seen": list(self._seen_columns), "all_seen": self._all_seen}
+        return {"found": asdict(self._found), "columns": masks, **seen}
 
     def _check_source(self, source: Source, bytes_before: int, masks: RowColumns) -> bool:
         """Check the rows of a source. Returns false if there was no time for all rows."""
@@ -342,9 +345,14 @@ class _Check:
     def _note_columns(self, source: Source, row: Row) -> None:
         """Record the unused columns. Each combination of columns is examined only once."""
         columns = (source.name, row.unread, *row.fields)
-        if columns not in self._columns and len(self._columns) < MOST_KINDS:
+        if columns in self._columns:
+            return
+        if len(self._columns) >= MOST_KINDS:
+            self._all_seen = False
+        else:
             self._columns.add(columns)
-            self._unused.update(dict.fromkeys(source.unused_columns(row)))
+            for kind, names in (("unused", source.unused_columns(row)), ("mapped", source.mapped_columns(row))):
+                self._seen_columns.update(dict.fromkeys((kind, source.number, name) for name in names))
 
     def _tokenize(self, source: Source, row: Row, masks: RowColumns) -> int:
         """Render and tokenize a row of the sample, and return its number of tokens."""

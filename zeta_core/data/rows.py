@@ -76,7 +76,12 @@ def fault_in(
             return None if right else f"{shown['input_ids']} is not a list of token ids."
         case "messages":
             fault = _wrong_messages(values["messages"], shown["messages"], drop_fields)
-            return fault or _wrong_system(values) or _wrong_parallel(values, drop_fields) or _wrong_tools(values)
+            return (
+                fault
+                or _wrong_system(values, drop_fields)
+                or _wrong_parallel(values, drop_fields)
+                or _wrong_tools(values)
+            )
         case "prompt_completion":
             fault = _wrong_turns(values["prompt"], shown["prompt"], drop_fields)
             fault = fault or _wrong_turns(values["completion"], shown["completion"], drop_fields)
@@ -152,14 +157,14 @@ def _wrong_messages(value: object, shown: str, drop_fields: Sequence[str]) -> st
     return None
 
 
-def _wrong_system(values: Mapping[str, object]) -> str | None:
+def _wrong_system(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
     """The fault in a conversation with a separate system text."""
     system = values["system"]
-    if system is None or isinstance(system, str):
-        first = read_turn(cast("list[object]", values["messages"])[0])
-        double = bool(system) and first["role"] in ("system", "developer")
-        return "has both a 'system' column and a system turn; provide one of them." if double else None
-    return f"'system' is {_kind(system)}; give text."
+    if not isinstance(system, str):
+        return None if system is None else f"'system' is {_kind(system)}; give text."
+    first = read_turn(cast("list[object]", values["messages"])[0], drop_fields)
+    double = bool(system) and first["role"] in ("system", "developer")
+    return "has both a 'system' column and a system turn; provide one of them." if double else None
 
 
 def _wrong_parallel(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -11,6 +11,7 @@ from typing import cast
 from zeta_core.data.columns import Layout, columns_to_read, explain_lost, explain_unknown, lost_column
 from zeta_core.data.rows import COLUMNS, JSON_LISTS, RowFormat, column_in, fault_in, parsed_list
 from zeta_core.data.shapes import InvalidShape
+from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.units import ChooseColumns, Row, Unit
 from zeta_core.failures import InvalidData
 
@@ -137,6 +138,30 @@ class Source:
         if self.columns and self.layout is not None:
             used = set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
             yield from (name for name in self.columns.values() if name in used)
+
+    def check_columns(self, mapped: Collection[str], unused: Collection[str]) -> None:
+        """Raise `InvalidData` if ``columns`` or ``drop_columns`` has no effect, such as for a misspelt column.
+
+        ``mapped`` and ``unused`` are those of all rows of the source in the spec.
+        """
+        for name, column in self.columns.items():
+            if column not in mapped:
+                raise InvalidData(
+                    f"{self.at}.columns names {column!r} as {name!r}, but no row has that column, or "
+                    f"{self.shape or self.row_format} rows do not use it; correct the name, or remove it."
+                )
+        if missing := sorted(self.drop_columns - {*unused, self.group_by}):
+            raise InvalidData(
+                f"{self.at}.drop_columns names {missing[0]!r}, which no row has; correct the name, or remove it."
+            )
+
+    def check_masks(self, columns: RowColumns) -> None:
+        """Raise `InvalidData` if only some rows have a mask."""
+        if columns.inconsistent is not None:
+            name, number = columns.inconsistent
+            raise InvalidData(
+                f"{self.place(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
+            )
 
     def _invalid(self, row: Row, fault: str, code: str | None = None) -> InvalidData:
         return InvalidData(f"{self.place(row.number)}: {fault}", code=code)

@@ -18,6 +18,7 @@ from zeta_core.data.encode import content_hash
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 
+_PIECE_TOKENS = 1 << 22  # compared at once
 _DRAW = 0x4E1D  # distinguishes the draw of held-out documents from the orders of the epochs, which have the same seed
 
 Stretches = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
@@ -80,6 +81,8 @@ def hold_out(tokens: TokenFile, share: float, seed: int) -> Split:
 
 def num_shared(train: TokenFile, held_out: TokenFile) -> int:
     """How many rows of the held-out data are exact copies of rows that are trained on."""
+    if any(tokens.hashes is None and tokens.num_documents == 1 for tokens in (train, held_out)):
+        return int(_are_equal(train, held_out))  # a flat file may be too large to be hashed
     return int(np.isin(Units.of(held_out).hash_U, Units.of(train).hash_U).sum())
 
 
@@ -143,6 +146,14 @@ def document_hashes(tokens: TokenFile) -> NDArray[np.uint64]:
     spans = pairwise(tokens.offsets.tolist())
     ids = (tokens.ids[tokens.where(np.arange(start, end))] for start, end in spans)
     return np.array([content_hash(each) for each in ids], dtype=np.uint64)
+
+
+def _are_equal(first: TokenFile, second: TokenFile) -> bool:
+    """Whether two token files have the same ids, compared in pieces."""
+    if first.num_tokens != second.num_tokens or first.num_documents != second.num_documents:
+        return False
+    pieces = pairwise([*range(0, first.num_tokens, _PIECE_TOKENS), first.num_tokens])
+    return all(np.array_equal(first.ids[a:b], second.ids[a:b]) for a, b in pieces)
 
 
 def _connected(first_U: NDArray[np.int64], second_U: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -231,9 +242,9 @@ def _cut_end(
     whole = units.has_groups or bool(tokens.whole_D[own].any())
     kept = int(tokens.offsets[longest + 1] - starts[longest]) - max(2, round(share * int(lengths.sum())))
     if whole or kept < 2:
-        rows = "1 row makes" if num_units == 1 else f"{num_units} rows make"
+        rows = "the only one" if num_units == 1 else f"the {num_units}"
         raise InvalidData(
-            f"eval_split is {share}, for which {rows} no whole held-out row; give a larger share, more data, or an "
+            f"eval_split is {share}, which is less than one row of {rows}; give a larger share, more data, or an "
             "eval_dataset."
         )
     hashes_D = document_hashes(tokens)

@@ -244,7 +244,6 @@ def _write(
             learned_N = written.add(number, position, encoded)
             if supervised or ids_given:
                 mask.write(learned_N.tobytes())
-    written.check_masks()
     written.check_columns()
     if written.num_tokens < 2 or written.blank:
         names = ", ".join(source.name for source in sources)

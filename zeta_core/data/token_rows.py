@@ -123,9 +123,9 @@ class RowColumns:
             (self.rows_with if name in given else self.rows_without).setdefault(name, number)
 
     def merge(self, rows_with: Mapping[str, int], rows_without: Mapping[str, int]) -> None:
-        """Add the columns of later rows."""
-        self.rows_with = {**rows_with, **self.rows_with}
-        self.rows_without = {**rows_without, **self.rows_without}
+        """Add the columns of other rows."""
+        for own, others in ((self.rows_with, rows_with), (self.rows_without, rows_without)):
+            own.update({name: min(row, own.get(name, row)) for name, row in others.items()})
 
     @property
     def inconsistent(self) -> tuple[str, int] | None:

@@ -52,7 +52,7 @@ def read_turn(turn: object, drop: Collection[str] = ()) -> Message:
     content = fields.pop("content", fields.pop("value", None) if "content" not in fields else None)
     if role is None:
         raise InvalidTurn(f"has no 'role' (it has: {', '.join(sorted(map(str, given))[:8]) or 'none'}).")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise InvalidTurn(f"has the role {str(role)[:40]!r}; use {_SHOWN}.")
     message: Message = {"role": ROLES[role], **_read_content(content)}
     _add_reasoning(message, fields)

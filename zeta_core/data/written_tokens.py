@@ -18,7 +18,6 @@ from zeta_core.data.encode import Encoded, bytes_hash
 from zeta_core.data.source import Source
 from zeta_core.data.token_rows import MASKS, RowColumns
 from zeta_core.data.tokens import Origin
-from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 
 SECONDS_BETWEEN_LINES = 1.0
@@ -43,8 +42,9 @@ class WrittenTokens:
         self._masked = [False] * len(sources)
         self._templated = False
         self._added_beginning = self._first_control_token = ""
-        self._unused_columns: dict[str, None] = {}  # in the order in which they were found
-        self._mapped_columns = set[tuple[int, str]]()  # the number of the source in the spec, and the column
+        # By the number of the source in the spec, in the order in which they were found.
+        self._unused_columns: dict[int, dict[str, None]] = {source.number: {} for source in sources}
+        self._mapped_columns: dict[int, dict[str, None]] = {source.number: {} for source in sources}
         self._lengths: list[NDArray[np.int64]] = []
         self._rows: list[NDArray[np.int64]] = []
         self.num_documents = 0
@@ -81,8 +81,9 @@ class WrittenTokens:
         self._num_control_tokens += encoded.num_control_tokens
         self._first_control_token = self._first_control_token or encoded.first_control_token
         self._num_unused_ends += encoded.num_unused_ends
-        self._unused_columns.update(dict.fromkeys(encoded.unused_columns))
-        self._mapped_columns.update((self._sources[source].number, name) for name in encoded.mapped_columns)
+        number = self._sources[source].number
+        self._unused_columns[number].update(dict.fromkeys(encoded.unused_columns))
+        self._mapped_columns[number].update(dict.fromkeys(encoded.mapped_columns))
         if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_LINES:
             done = sum(other.num_bytes for other in self._sources[:source])
             here = self._sources[source]
@@ -137,29 +138,11 @@ class WrittenTokens:
         """The columns of rows of ids that determine which tokens are trained on."""
         return [name for name in MASKS if any(name in columns.rows_with for columns in self._columns)]
 
-    def check_masks(self) -> None:
-        """Raise `InvalidData` if only some rows of a file have a mask."""
-        for source, columns in zip(self._sources, self._columns, strict=True):
-            if columns.inconsistent is not None:
-                name, row = columns.inconsistent
-                raise InvalidData(
-                    f"{source.place(row)}: has no {name!r}, which other rows have; add it to every row, or to none."
-                )
-
     def check_columns(self) -> None:
-        """Raise `InvalidData` if ``columns`` or ``drop_columns`` has no effect, such as for a misspelt column."""
-        for source in self._sources:
-            for name, column in source.columns.items():
-                if (source.number, column) not in self._mapped_columns:
-                    form = source.shape or source.row_format
-                    raise InvalidData(
-                        f"{source.at}.columns names {column!r} as {name!r}, but no row has that column, or {form} rows "
-                        "do not use it; correct the name, or remove it."
-                    )
-            if missing := sorted(source.drop_columns - self._unused_columns.keys()):
-                raise InvalidData(
-                    f"{source.at}.drop_columns names {missing[0]!r}, which no row has; correct the name, or remove it."
-                )
+        """Raise `InvalidData` if only some rows of a file have a mask, or if ``columns`` has no effect."""
+        for source, columns in zip(self._sources, self._columns, strict=True):
+            source.check_masks(columns)
+            source.check_columns(self._mapped_columns[source.number], self._unused_columns[source.number])
 
     def report_progress(self, share: float) -> None:
         self._reported_at = time.monotonic()
@@ -189,6 +172,6 @@ class WrittenTokens:
             "num_control_tokens": self._num_control_tokens,
             "first_control_token": self._first_control_token,
             "num_unused_ends": self._num_unused_ends,
-            "unused_columns": list(self._unused_columns),
+            "unused_columns": list(dict.fromkeys(name for names in self._unused_columns.values() for name in names)),
             "origins": [asdict(origin) for origin in origins],
         }

@@ -139,6 +139,7 @@ def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
         base=base_fingerprint(model),
         template_date=inputs.started_on.isoformat(),
         has_adapter=carries_adapter(model),
+        from_scratch=known.from_scratch and not carries_adapter(model),
     )
 
 

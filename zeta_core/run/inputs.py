@@ -125,7 +125,8 @@ def _tokens(
         on_folder=report.log,
     )
     if split == "train":
-        sources = [replace(source, group_by=_group_by(run)) for source in sources]
+        group_by = _group_by(run)
+        sources = [replace(source, group_by=group_by) for source in sources]
     is_flat = any(source.flat is not None for source in sources)
     if place.is_main and not is_flat and sum(source.num_bytes for source in sources) >= LARGE_DATA_BYTES:
         check_rows(

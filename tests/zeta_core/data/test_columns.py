@@ -200,6 +200,11 @@ def test_a_mapped_column_without_effect_is_refused(
         tokens_of([row], tmp_path, columns=columns)
 
 
+def test_a_json_file_may_contain_one_row_of_a_known_shape(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"instruction": USER, "output": ANSWER}))
+    assert texts_of(tokens_of(tmp_path / "one.json", tmp_path)) == [PLAIN]
+
+
 def test_an_optional_column_may_be_missing_in_some_rows(tmp_path: Path) -> None:
     rows = [{"messages": TURNS}, {"messages": TURNS, "sys": "Be brief."}]
     assert tokens_of(rows, tmp_path, columns={"system": "sys"}).num_documents == 2

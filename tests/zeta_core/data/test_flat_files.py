@@ -20,6 +20,7 @@ from zeta_core.contract.validation import parse
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.flat_files import check_id_type, flat_tokens
 from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.split import num_shared
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
@@ -199,3 +200,10 @@ def test_a_type_is_only_for_flat_files(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", random_ids(50, 300))
     with pytest.raises(InvalidData, match=r"ids\.npy is a flat file of ids without columns"):
         read(tmp_path / "ids.npy", columns={"labels": "targets"})
+
+
+def test_different_flat_files_are_not_copies(tmp_path: Path) -> None:
+    for name, seed in (("train.bin", 1), ("val.bin", 2), ("copy.bin", 1)):
+        random_ids(5000, 300, seed=seed).astype("<u2").tofile(tmp_path / name)
+    train, val, copy = (read(tmp_path / name, dtype="uint16") for name in ("train.bin", "val.bin", "copy.bin"))
+    assert (num_shared(train, val), num_shared(train, copy)) == (0, 1)

@@ -196,3 +196,35 @@ def test_a_fault_in_the_held_out_data_names_its_field(tmp_path: Path) -> None:
     assert [(detail.param, detail.message.partition(":")[0]) for detail in answer.details] == [
         ("eval_dataset", "b.jsonl, line 2")
     ]
+
+
+def test_fields_that_the_source_drops_are_not_checked(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hi", "audio": {"id": 1}}, *chat(1)["messages"][1:]]}]
+    assert not answer_to(tmp_path, rows).ok
+    dataset = {"file": "file_1", "drop_fields": ["audio"]}
+    assert data_of(answer_to(tmp_path, rows, dataset=dataset)).rows == 1
+
+
+def test_a_role_that_is_no_text_is_a_fault(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": ["user"], "content": "Hi"}, *chat(1)["messages"]]}]
+    assert "message 1 has the role" in fault_of(answer_to(tmp_path, rows))
+
+
+@pytest.mark.parametrize("option", [{"columns": {"system": "sytem"}}, {"drop_columns": ["sytem"]}])
+def test_columns_without_effect_are_a_fault(tmp_path: Path, option: dict[str, Any]) -> None:
+    dataset = {"file": "file_1", **option}
+    assert "'sytem'" in fault_of(answer_to(tmp_path, [chat(1), chat(2)], dataset=dataset))
+
+
+def test_the_first_row_without_a_mask_is_named_whatever_the_processes(tmp_path: Path) -> None:
+    with_labels: dict[str, Any] = {"input_ids": [5, 6] * 2000, "labels": [-100, 6] * 2000}
+    rows = [with_labels] * 10 + [{"input_ids": with_labels["input_ids"]}] * 1500
+    answer = answer_to(tmp_path, rows, use_pretokenized=True, chat_template=None)
+    assert "line 11: has no 'labels'" in fault_of(answer)
+
+
+def test_an_exceeded_limit_is_not_cached(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hi " * 1000}, *chat(1)["messages"]]}] * 5
+    endless = "{% for a in range(10000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}" + TEMPLATE
+    assert not answer_to(tmp_path, rows, chat_template=endless).ok
+    assert not list((tmp_path / "cache").glob("rows-*.json"))

@@ -192,7 +192,9 @@ def test_copies_between_training_and_evaluation_data_are_counted(tmp_path: Path)
     options["eval_dataset"] = {"path": str(tmp_path / "b.jsonl")}
     _, lines = train(plain(), tmp_path / "out", cache=tmp_path, **options)
     warned = {line.code: line.message for line in lines.all if isinstance(line, WarningLine)}
-    assert warned["evaluated_on_training_data"].startswith("eval_dataset contains 3 exact copies of rows")
+    assert warned["evaluated_on_training_data"].startswith(
+        "eval_dataset contains exact copies of rows that are trained on (3)"
+    )
 
 
 def test_a_resumed_run_keeps_its_groups(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import train
 from zeta_core.contract.events import LogLine
+from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.validation import parse
 from zeta_core.data.sources import Places
 from zeta_core.model.sources import locate_model, locate_tokenizer
+from zeta_core.plan import Facts, decide
 
 DEFAULTS: dict[str, Any] = {
     "batch_size": None,
@@ -79,6 +82,14 @@ def test_few_steps_are_a_warning_with_a_cure(tmp_path: Path) -> None:
     outcome, lines = train(str(tmp_path / "base"), tmp_path / "more", cache=tmp_path, **applied(options, advice.patch))
     assert outcome.progress.step >= 20
     assert "few_steps" not in warnings(lines)
+
+
+def test_a_resumed_run_keeps_its_epochs() -> None:
+    facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, from_scratch=False, data="data")
+    started = decide(parse(TrainerOptions, {"epochs": 5}), facts, None)
+    assert decide(parse(TrainerOptions, {}), facts, started.stored()).epochs == 5
+    assert decide(parse(TrainerOptions, {"epochs": 6}), facts, started.stored()).epochs == 6
+    assert decide(parse(TrainerOptions, {}), facts, None).epochs == 3
 
 
 def llama_in(folder: Path) -> None:

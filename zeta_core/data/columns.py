@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from zeta_core.data.rows import COLUMNS, RowFormat, column_in, formats_of, required
 from zeta_core.data.shapes import SHAPE_COLUMNS, Shape, normalized, shape_of
+from zeta_core.data.token_rows import may_mark_tokens
 
 Row = Mapping[str, object]
 
@@ -61,12 +62,20 @@ def layout_of(row: Row, columns: Mapping[str, str], row_format: RowFormat | None
 
 
 def columns_to_read(
-    names: Collection[str], layout: Layout | None, columns: Mapping[str, str], drop: Collection[str]
+    names: Collection[str],
+    numeric: Collection[str],
+    layout: Layout | None,
+    columns: Mapping[str, str],
+    drop: Collection[str],
 ) -> list[str]:
-    """The columns of a table that must be read; without a ``layout``, all columns that may determine it."""
+    """The columns of a table that must be read; without a ``layout``, all columns that may determine it.
+
+    ``numeric`` columns may contain numbers or lists of numbers, which may mark the tokens to train on.
+    """
     row: Row = dict.fromkeys(names, "")
     if layout is not None and layout.row_format == "tokens":
-        return [name for name in names if name not in drop]  # the values show which ones are masks
+        used = set(layout.columns_of(row, columns).values())
+        return [name for name in names if name not in drop and (name in used or may_mark_tokens(name, numeric))]
     if layout is None:
         known = {*columns.values(), *(name for several in COLUMNS.values() for name in several), "conversations"}
         used = {name for name in names if name in known or normalized(name) in SHAPE_COLUMNS}

@@ -29,7 +29,7 @@ def delimited_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Un
         records = _records(reader, name)
         header = next(records, None)
         columns = _columns(header, name)
-        chosen = set(choose(columns))
+        chosen = set(choose(columns, columns))
         unread = tuple(column for column in columns if column and column not in chosen)
         rows: list[Row] = []
         size = number = 0

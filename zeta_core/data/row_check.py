@@ -32,14 +32,13 @@ from zeta_core.contract.spec import JobSpec
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoder
-from zeta_core.data.rows import parsed_list
 from zeta_core.data.source import Source
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import fingerprint, make_encoder
 from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.tokenizing import num_processes
 from zeta_core.data.turns import ROLES
-from zeta_core.data.units import Row
+from zeta_core.data.units import Row, parsed_list
 from zeta_core.failures import InvalidData
 from zeta_core.settings import variables
 

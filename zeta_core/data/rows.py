@@ -6,7 +6,6 @@ sentence that starts with the name of its file and line. `zeta_core.data.columns
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -88,16 +87,6 @@ def fault_in(
             return fault or _wrong_tools(values)
         case "preference":
             return _wrong_preference(values, shown, drop_fields)
-
-
-def parsed_list(value: object) -> object:
-    """The value of a column of lists, parsed if it is JSON text."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import cast
 
 from zeta_core.data.columns import Layout, columns_to_read, explain_lost, explain_unknown, lost_column
-from zeta_core.data.rows import COLUMNS, JSON_LISTS, RowFormat, column_in, fault_in, parsed_list
+from zeta_core.data.rows import COLUMNS, JSON_LISTS, RowFormat, column_in, fault_in
 from zeta_core.data.shapes import InvalidShape
 from zeta_core.data.token_rows import RowColumns
-from zeta_core.data.units import ChooseColumns, Row, Unit
+from zeta_core.data.units import ChooseColumns, Row, Unit, parsed_list
 from zeta_core.failures import InvalidData
 
 
@@ -52,8 +52,8 @@ class Source:
         """Read the rows, with the columns that are required."""
         return self.read(self._columns_to_read)
 
-    def _columns_to_read(self, names: Sequence[str]) -> list[str]:
-        wanted = {*columns_to_read(names, self.layout, self.columns, self.drop_columns), self.group_by}
+    def _columns_to_read(self, names: Sequence[str], numeric: Collection[str]) -> list[str]:
+        wanted = {*columns_to_read(names, numeric, self.layout, self.columns, self.drop_columns), self.group_by}
         return [name for name in names if name in wanted]
 
     @property

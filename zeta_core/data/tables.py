@@ -51,7 +51,7 @@ def num_rows(path: Path, name: str, suffix: str) -> int:
     import pyarrow.parquet as parquet
 
     if suffix != ".parquet":
-        return sum(batch.num_rows for batch, _ in _arrow_batches(path, name, lambda names: names[:1]))
+        return sum(batch.num_rows for batch, _ in _arrow_batches(path, name, lambda names, _: names[:1]))
     try:
         return parquet.ParquetFile(path).metadata.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -69,7 +69,7 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
 
     try:
         file = parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
-        chosen, unread = _chosen(file.schema_arrow.names, name, choose)
+        chosen, unread = _chosen(file.schema_arrow, name, choose)
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
             each = max(1, group.total_byte_size // max(1, group.num_rows))
@@ -104,10 +104,12 @@ def _arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
 
     try:
         with pa.memory_map(str(path)) as memory:
-            names = opened().schema.names
-            chosen, unread = _chosen(names, name, choose)
+            schema = opened().schema
+            chosen, unread = _chosen(schema, name, choose)
             # An empty list would mean all fields.
-            reader = opened(pa.ipc.IpcReadOptions(included_fields=[names.index(column) for column in chosen] or [0]))
+            reader = opened(
+                pa.ipc.IpcReadOptions(included_fields=[schema.names.index(column) for column in chosen] or [0])
+            )
             is_file = hasattr(reader, "num_record_batches")
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             for batch in batches:
@@ -116,12 +118,21 @@ def _arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
         raise _unreadable(error, name, "Arrow") from error
 
 
-def _chosen(names: list[str], name: str, choose: ChooseColumns) -> tuple[list[str], tuple[str, ...]]:
+def _chosen(schema: Any, name: str, choose: ChooseColumns) -> tuple[list[str], tuple[str, ...]]:
     """The columns to read and the others. Raises `InvalidData` if several have the same name."""
+    names: list[str] = schema.names
     if twice := next((column for column in names if names.count(column) > 1), None):
         raise InvalidData(f"{name} has several columns named {twice!r}; rename all but one of them.")
-    chosen = list(choose(names))
+    chosen = list(choose(names, [column.name for column in schema if _is_numeric(column.type)]))
     return chosen, tuple(column for column in names if column not in set(chosen))
+
+
+def _is_numeric(data_type: Any) -> bool:
+    """Whether the values are numbers or lists of numbers."""
+    import pyarrow as pa
+
+    inner = getattr(data_type, "value_type", data_type)  # of lists and of dictionary-encoded columns
+    return pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)
 
 
 def _validate(batch: Any, name: str, first: int, last: int) -> None:

@@ -7,12 +7,14 @@ trained on are ignored and reported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zeta_core.data.units import parsed_list
 
 # The columns that are honoured, as written by Hugging Face's data collators (`labels`, `attention_mask`), by TRL
 # (`completion_mask`, `assistant_masks`) and by `apply_chat_template(return_assistant_tokens_mask=True)`.
@@ -102,6 +104,11 @@ def masks_in(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str,
     return {name: column for name in MASKS if (column := columns.get(name, name)) in row}
 
 
+def may_mark_tokens(name: str, numeric: Collection[str]) -> bool:
+    """Whether a column must be read to find out if it marks the tokens to train on. Only ``numeric`` ones can."""
+    return name in numeric and name not in _HARMLESS
+
+
 def unused_columns(row: Mapping[str, object], columns: Mapping[str, str]) -> Iterator[str]:
     used = {columns.get(name, name) for name in ("input_ids", *MASKS)}
     return (str(name) for name in row if name not in used)
@@ -138,9 +145,10 @@ def _refuse_other_marks(row: Mapping[str, object], columns: Mapping[str, str], n
     for column in unused_columns(row, columns):
         if column in _HARMLESS:
             continue
-        value, name = row[column], column.lower()
+        value, name = parsed_list(row[column]), column.lower()
         if _are_numbers(value):
-            marks = _MARKS_TOKENS.search(name) or len(cast("list[object]", value)) == num_ids
+            is_named_so = _MARKS_TOKENS.search(name) and value is row[column]  # other text may look like a list
+            marks = is_named_so or len(cast("list[object]", value)) == num_ids
         else:
             marks = isinstance(value, int | float) and _MARKS_A_PART.search(name)
         if marks:

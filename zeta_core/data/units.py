@@ -8,7 +8,7 @@ original file name and the line. `zeta_core.data.tables` reads tables, `zeta_cor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -34,8 +34,8 @@ class Row:
     group: int = 0  # a hash of the value of ``group_by``
 
 
-# Chooses the columns to read from the names of all columns of a table.
-ChooseColumns = Callable[[Sequence[str]], Sequence[str]]
+# Chooses the columns to read from the names of all columns, and from those that may contain numbers or lists of numbers.
+ChooseColumns = Callable[[Sequence[str], Collection[str]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,22 @@ def check_surrogates(row: object, text: str, choose: ChooseColumns, place: str) 
     value = row
     if isinstance(row, Mapping):
         fields = cast("Mapping[str, object]", row)
-        value = {name: fields[name] for name in choose(list(fields))}
+        value = {name: fields[name] for name in choose(list(fields), ())}  # numbers contain no surrogates
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InvalidData(f"{place}: contains {half}, an unpaired surrogate; write the complete character.") from error
+
+
+def parsed_list(value: object) -> object:
+    """The value of a column of lists, parsed if it is JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def rows_between(units: Iterator[Unit], first: int, last: int) -> Iterator[Unit]:

@@ -38,6 +38,14 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+def write_table(path: Path, table: pa.Table) -> None:
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+
+
 def tokens_of(path: Path, *, train_on: TrainOn | None = None, **source: Any) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path), "format": "tokens", **source}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
@@ -127,6 +135,59 @@ def test_a_wrong_or_unknown_mask_is_refused_with_its_row(row: dict[str, Any], me
     rows = [{"input_ids": IDS}, {"input_ids": IDS, **row}]
     with pytest.raises(InvalidData, match=r"rows\.jsonl, line 2: " + message):
         tokens_of(write(tmp_path / "rows.jsonl", rows))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".csv"])
+@pytest.mark.parametrize("column", ["loss_mask", "segments"])
+def test_a_table_with_an_unknown_mask_is_refused(column: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".csv":
+        path.write_text(f'input_ids,{column}\n"{IDS}","[0, 0, 1, 1, 1, 1]"\n')
+    else:
+        write_table(path, pa.table({"input_ids": [IDS], column: [[0, 0, 1, 1, 1, 1]]}))
+    with pytest.raises(InvalidData, match=rf"rows\{suffix}, row 1: '{column}' looks like"):
+        tokens_of(path)
+
+
+# Values that pyarrow stores, and that Python cannot represent.
+NOT_UTF8 = pa.array([b"\xff\xfe", b"\xff"]).view(pa.string())
+YEAR_300000 = pa.array([300_000 * 31_556_952, 0]).cast(pa.timestamp("s"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("values", [NOT_UTF8, YEAR_300000], ids=["text", "date"])
+@pytest.mark.parametrize("column", ["url", "prompt", "completion"])
+def test_values_of_other_columns_are_never_read(column: str, values: Any, suffix: str, tmp_path: Path) -> None:
+    ids, labels = pa.array([IDS, IDS]), pa.array([[-100, *IDS[1:]]] * 2)
+    path = tmp_path / f"rows{suffix}"
+    write_table(path, pa.table({"input_ids": ids, column: values, "labels": labels}))
+    tokens = tokens_of(path)
+    assert (tokens.ids.tolist(), tokens.masks, tokens.unused_columns) == (IDS * 2, ("labels",), (column,))
+    named = pa.table({"ids": ids, column: values, "mask": pa.array([[0, 1, 1, 1, 1, 1]] * 2)})
+    write_table(path, named)
+    assert trained_on(tokens_of(path, columns={"input_ids": "ids", "completion_mask": "mask"})) == IDS[1:] * 2
+
+
+def test_a_damaged_page_of_another_column_is_never_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"input_ids": [IDS] * 50, "url": [f"https://example.org/{number}" for number in range(50)]})
+    parquet.write_table(table, path, compression="gzip", use_dictionary=False)
+    column = parquet.ParquetFile(path).metadata.row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = bytes(
+        column.total_compressed_size
+    )
+    path.write_bytes(content)
+    assert tokens_of(path).num_documents == 50
+
+
+def test_another_column_may_contain_values_of_any_type(tmp_path: Path) -> None:
+    others: list[Any] = ["text", 3, None, {"a": [1]}, [1, "b"], [[1, 2]], True, 2.5, [7, 8], "[0, 1]"]
+    path = write(tmp_path / "rows.jsonl", [{"input_ids": IDS, "note": other} for other in others])
+    with path.open("a") as file:
+        file.write('{"input_ids": [1, 2], "note": "\\ud800"}\n')
+    tokens = tokens_of(path)
+    assert (tokens.num_documents, tokens.unused_columns) == (len(others) + 1, ("note",))
 
 
 def test_a_mask_of_some_rows_only_is_refused(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ class Row:
     group: int = 0  # a hash of the value of ``group_by``
 
 
-# Chooses the columns to read. The arguments are the names of all columns, and of those that may contain numbers or lists
-# of numbers.
+# Chooses the columns to read, given the names of all columns, and of those that may contain numbers or lists of
+# numbers.
 ChooseColumns = Callable[[Sequence[str], Collection[str]], Sequence[str]]
 
 

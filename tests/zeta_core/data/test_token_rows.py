@@ -38,7 +38,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: Any) -> None:
     if path.suffix == ".parquet":
         parquet.write_table(table, path)
     else:

@@ -12,7 +12,7 @@ from benchmarks.answer import OURS, Answer
 from benchmarks.contestants import turn_of
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import Size
-from zeta_core.contract.events import JOURNAL_LINE, ProgressLine
+from zeta_core.contract.job.events import JOURNAL_LINE, ProgressLine
 
 
 def one_round(size: Size, folder: Path) -> float:

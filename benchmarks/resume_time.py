@@ -15,7 +15,7 @@ from benchmarks import work
 from benchmarks.answer import Answer, ratio_of_rounds
 from benchmarks.work import SMALL, Size
 from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 
 EARLY, LATE = 10, 10_000
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 16, 128, work.SMALL_VOCABULARY

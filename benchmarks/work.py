@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from zeta_core.contract.layout import STOP_FILE
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.wire.run_directory import STOP_FILE
 from zeta_core.data.sampler import Sampler
 from zeta_core.data.sources import Places
+from zeta_core.environment import Place
 from zeta_core.report.journal import Journal, Report
 from zeta_core.run import Outcome, Run, execute
-from zeta_core.settings import Place
 
 SEED = 42
 LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 3e-4, 0.1, (0.9, 0.95), 1.0

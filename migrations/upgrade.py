@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.database.db import postgres_arguments
 from server.database.schema import cannot_open, schema_too_new
-from zeta_core.contract.database_url import DatabaseAddress
+from zeta_core.system.database_url import DatabaseAddress
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from pydantic.json_schema import models_json_schema
 
 from server.http.answers import ERROR_RESPONSES, answer_errors
 from server.http.proxies import Proxies
-from server.numbers import JobNumbers, RequestNumbers
-from server.routes import checkpoints, files, followed, jobs, operations, workers
+from server.http.request_log import Trail
+from server.metrics import JobNumbers, RequestNumbers
+from server.routes import checkpoints, files, jobs, operations, streams, workers
 from server.service import Service
-from server.trail import Trail
-from zeta_core.contract import events
-from zeta_core.contract.commands import Rerun
-from zeta_core.contract.distribution import version
-from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.job import events
+from zeta_core.contract.job.commands import Rerun
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
 LINES = (
@@ -49,7 +49,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Trail, numbers=RequestNumbers(registry))
     app.add_middleware(Proxies, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
     answer_errors(app)
-    modules = (jobs, followed, checkpoints, files, workers, operations)
+    modules = (jobs, streams, checkpoints, files, workers, operations)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]

@@ -28,10 +28,10 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from server.settings import ServerSettings
-from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key
+from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from sqlalchemy import or_, select, update
 from server.database.db import Database
 from server.database.tables import KeyRow
 from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings
-from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.events import utc_now
 
 DEFAULT_PROJECT = "default"
 ADMIN_SCOPE = "admin"

@@ -17,11 +17,11 @@ from server.database.db import Database
 from server.database.identity import identify_service
 from server.database.schema import require_schema
 from server.engine.engine import Engine
+from server.engine.event_signal import Subscription
 from server.engine.loops import Pace
-from server.engine.stored import Subscription
+from server.engine.removal import LOOK_SECONDS, finish_deletions
 from server.files.quota import OpenUploads
 from server.ownership import own_store
-from server.removal import LOOK_SECONDS, finish_deletions
 from server.settings import ServerSettings
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from server.http.proxies import Networks, read_networks, read_prefix
-from zeta_core.contract.database_url import sqlite_url
-from zeta_core.contract.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
+from zeta_core.system.database_url import sqlite_url
+from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
 
 GIBIBYTE = 2**30
 MIN_FREE_BYTES = 256 * 2**20

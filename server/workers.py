@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from server.auth import ADMIN_SCOPE, Caller
 from server.database.drains import drained_workers
+from server.database.pages import PageQuery, page
 from server.database.tables import DrainRow
 from server.engine.engine import Engine
-from server.http.pages import PageQuery, page
 from server.service import Service
-from zeta_core.contract.answers import Page, Worker
 from zeta_core.contract.errors import NotFound, PermissionDenied
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import Heartbeat
-from zeta_core.contract.validation import shown
+from zeta_core.contract.job.answers import Page, Worker
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.spec.validation import shown
+from zeta_core.contract.wire.messages import Heartbeat
 
 
 async def list_workers(service: Service, asked: PageQuery) -> Page[Worker]:

@@ -37,7 +37,7 @@ from tests.harness.deployment import (
 from tests.harness.ports import free_loopback_port
 from tests.harness.valkey import impatient_client
 from tests.harness.waiting import wait_until
-from zeta_core.contract.settings import PREFIX, Settings
+from zeta_core.system.settings import PREFIX, Settings
 
 OUR_SERVICES = ("migrate", "server", "worker")
 

@@ -88,8 +88,8 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
         ("worker/tasks.py", "from sqlalchemy import select\n", "worker imports sqlalchemy;"),
         ("zeta/client.py", "import zeta_core.train\n", "zeta imports zeta_core.train;"),
         ("zeta_core/data.py", "from redis import Redis\n", "zeta_core imports redis;"),
-        ("zeta_core/contract/job.py", "from zeta_core import data\n", "zeta_core.contract imports zeta_core.data;"),
-        ("zeta_core/contract/job.py", "import fastapi\n", "zeta_core.contract imports fastapi;"),
+        ("zeta_core/contract/jobs.py", "from zeta_core import data\n", "zeta_core.contract imports zeta_core.data;"),
+        ("zeta_core/contract/jobs.py", "import fastapi\n", "zeta_core.contract imports fastapi;"),
         ("migrations/env.py", "from server import jobs\n", "migrations imports server.jobs;"),
     ],
 )

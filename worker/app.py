@@ -16,10 +16,10 @@ from worker.guard import Limits
 from worker.settings import WorkerSettings
 from worker.supervise import Supervisor
 from worker.training.launch import TRAINER_COMMAND
-from zeta_core.contract.distribution import version
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.identity import FileIdentity
-from zeta_core.contract.messages import new_incarnation
+from zeta_core.contract.wire.messages import new_incarnation
+from zeta_core.system.distribution import version
+from zeta_core.system.file_identity import FileIdentity
 
 EX_USAGE = 2
 LEAVE_SECONDS = 3.0

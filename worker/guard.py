@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worker.outage import Loop, Outage
-from zeta_core.contract.outage import GIVE_UP_SECONDS, give_up
+from zeta_core.system.outage import GIVE_UP_SECONDS, give_up
 
 
 @dataclass(frozen=True)

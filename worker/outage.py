@@ -15,9 +15,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.outage import Trouble, error_text
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.contract.job.events import utc_now
+from zeta_core.system.outage import Trouble, error_text
+from zeta_core.system.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
 ORDINARY = (RedisUnavailable, OSError)  # expected types, whose message is sufficient

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from zeta_core.contract.settings import FleetSettings
+from zeta_core.system.settings import FleetSettings
 
 MEBIBYTE = 2**20
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")

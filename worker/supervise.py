@@ -35,8 +35,8 @@ from worker.outage import Outage
 from worker.settings import WorkerSettings
 from worker.training.launch import own_environment
 from worker.training.process_tree import KILL_SECONDS
-from zeta_core.contract.device_kind import cpu_kind
-from zeta_core.contract.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
+from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
+from zeta_core.system.device_kind import cpu_kind
 
 TICK_SECONDS = 0.1
 TROUBLE_SECONDS = 2.0

@@ -30,14 +30,15 @@ from zeta.job_ids import LAST, full_id, with_full_job
 from zeta.local_inputs import upload_local
 from zeta.settings import environment, find_server
 from zeta.transport import Transport
-from zeta_core.contract.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
-from zeta_core.contract.checkpoint import Manifest
-from zeta_core.contract.commands import FROM_START
 from zeta_core.contract.errors import InvalidRequest, ZetaError
-from zeta_core.contract.estimate import Estimate
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import ENDED, Job, JobStatus
-from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.job.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
+from zeta_core.contract.job.checkpoint import Manifest
+from zeta_core.contract.job.commands import FROM_START
+from zeta_core.contract.job.estimate import Estimate
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import ENDED, JobStatus
+from zeta_core.contract.spec.job_spec import JobSpec
 
 PATIENCE_SECONDS = 5.0  # a server that restarts is back within this
 PAGE_SIZE = 1000

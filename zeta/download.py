@@ -25,9 +25,9 @@ from urllib.parse import quote
 import httpx
 
 from zeta.transport import Transport
-from zeta_core.contract.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable, ZetaError
-from zeta_core.contract.layout import MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME
 
 CHUNK_BYTES = 1 << 20
 ATTEMPTS_ON_WRONG_BYTES = 2

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from zeta.errors import BadAnswer, ServerFault, Unreachable, read_answer
 from zeta.transport import Transport
-from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import Unavailable, ZetaError
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import ENDED, Job
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import ENDED
 
 SILENCE_SECONDS = 20.0  # the server sends some bytes at once and a comment every 15 s
 PATIENCE_SECONDS = 300.0  # long enough for a server to restart or a laptop to wake up

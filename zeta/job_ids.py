@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import ID_CHARACTERS, is_id
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.job import Job
 
 LAST = "@last"
 

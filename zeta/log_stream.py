@@ -18,7 +18,8 @@ from zeta.errors import Unreachable, read_answer
 from zeta.event_stream import PATIENCE_SECONDS, POLL_SECONDS
 from zeta.transport import READ_SECONDS, Transport
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
-from zeta_core.contract.job import ENDED, Job
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import ENDED
 
 # A silent stream means a quiet job, a dead connection or a gateway that buffers the stream. After this much silence,
 # the stream is compared with the stored log. The interval grows while the job stays quiet, because each comparison

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from zeta.address import checked_url
 from zeta.up.home import Home
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.settings import ApiKey, Settings
+from zeta_core.system.settings import ApiKey, Settings
 
 
 def environment() -> dict[str, str]:

@@ -19,7 +19,7 @@ from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
 from zeta.template_file import template_text
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.shown_rows import ShownRows, ShowOrder
+from zeta_core.contract.job.shown_rows import ShownRows, ShowOrder
 from zeta_core.contract.strict_json import JsonFault, JsonRules, read_json
 
 _SPEC_SUFFIXES = (".yaml", ".yml", ".json")

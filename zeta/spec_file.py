@@ -18,8 +18,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from zeta.local_inputs import DATA_FIELDS, source_object
+from zeta_core.contract.data_files.file_types import DATA_SUFFIXES, TEXT_SUFFIXES, file_type
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.formats import DATA_SUFFIXES, TEXT_SUFFIXES, file_type
 from zeta_core.contract.printable import printable
 from zeta_core.contract.strict_json import (
     BYTE_ORDER_MARK,

@@ -7,7 +7,7 @@ from typing import Any
 
 from zeta.local_paths import expanded
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.spec import is_template
+from zeta_core.contract.spec.job_spec import is_template
 
 _SUFFIXES = (".jinja", ".jinja2", ".j2")
 

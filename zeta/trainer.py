@@ -15,12 +15,12 @@ from typing import Any, cast
 
 from zeta.local_paths import expanded
 from zeta.template_file import template_text
-from zeta_core.contract import availability
-from zeta_core.contract.data_folder import Split
+from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.sources import NamedModel
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import error_of, parse, shown
+from zeta_core.contract.spec import availability
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import NamedModel
+from zeta_core.contract.spec.validation import error_of, parse, shown
 
 DEFAULT_OUTPUT_DIR = "zeta_output"
 _SWITCHES = ("use_fsdp", "use_activation_checkpointing", "use_pretokenized", "use_deepspeed")
@@ -130,7 +130,7 @@ def _source(given: Any, name: str, notes: list[str]) -> Any:
     if type(source.get("path")).__module__.split(".")[0] != "datasets":
         return given
     from zeta_core.data.dataset_objects import is_dataset_object, stored_dataset
-    from zeta_core.settings import home
+    from zeta_core.environment import home
 
     if not is_dataset_object(source["path"]):
         return given
@@ -169,9 +169,9 @@ def _said(keywords: dict[str, Any]) -> dict[str, Any]:
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path, notes: list[str]) -> TrainResult:
     from zeta_core.data.sources import Places
+    from zeta_core.environment import home, place
     from zeta_core.report.journal import Console, Report
     from zeta_core.run import Run, execute
-    from zeta_core.settings import home, place
 
     here = place()
     report = Report(Console()) if here.is_main else Report()

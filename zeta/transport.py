@@ -28,8 +28,8 @@ from zeta.failures import (
     wrong_path,
 )
 from zeta.proxies import Proxy, choose_proxy
-from zeta_core.contract.answers import Health
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
+from zeta_core.contract.job.answers import Health
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0

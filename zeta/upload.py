@@ -17,8 +17,8 @@ import httpx
 
 from zeta.errors import read_answer
 from zeta.transport import Transport
-from zeta_core.contract.answers import FilePurpose, Page, StoredFile
 from zeta_core.contract.errors import InvalidRequest, Unavailable
+from zeta_core.contract.job.answers import FilePurpose, Page, StoredFile
 from zeta_core.contract.printable import printable
 
 CHUNK_BYTES = 1 << 20

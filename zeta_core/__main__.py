@@ -8,19 +8,19 @@ from pathlib import Path
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["check", file]:
-            from zeta_core import check
+            from zeta_core.dry_run import check
 
             sys.exit(check.main(file))
         case ["checks"]:
-            from zeta_core import check
+            from zeta_core.dry_run import check
 
             sys.exit(check.serve())
         case ["show"]:
-            from zeta_core import show
+            from zeta_core.dry_run import show
 
             sys.exit(show.main())
         case [run_dir]:
-            from zeta_core import launch
+            from zeta_core.process import launch
 
             sys.exit(launch.main(Path(run_dir).absolute()))
         case _:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from zeta_core.contract.advice import Patch, in_words
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.job import REASON_SENTENCES, JobError, JobErrorEvidence, StatusReason
+from zeta_core.contract.job.advice import Patch, in_words
+from zeta_core.contract.job.job import JobError, JobErrorEvidence
+from zeta_core.contract.job.status import REASON_SENTENCES, StatusReason
 
 
 class TrainingFailed(ZetaError):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from zeta_core.contract import defaults
-from zeta_core.contract.rate_search import FIND
-from zeta_core.contract.spec import Dpo, Lora, Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.job_spec import Dpo, Lora, Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.contract.spec.rate_search import FIND
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
 

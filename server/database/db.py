@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from server.database.availability import DatabaseUnavailable, is_connection_useless, reason_unavailable
-from zeta_core.contract.database_url import DatabaseAddress
+from zeta_core.system.database_url import DatabaseAddress
 
 # If another program locks an SQLite file for a long time, waiting writers fail instead of queueing indefinitely.
 BUSY_TIMEOUT_SECONDS = 10

@@ -1,4 +1,4 @@
-"""The one door for a job's events: gives each its ``seq`` in the transaction that stores it."""
+"""Stores the events of a job, each with its ``seq``, and keeps its newest warnings in the job's row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import EventRow, JobRow
-from zeta_core.contract.events import EventType
+from zeta_core.contract.job.events import EventType, WarningLine
+
+MAX_WARNINGS = 100
 
 
 async def append(
@@ -28,3 +30,9 @@ async def append(
     )
     session.add(row)
     return row
+
+
+def warn(job: JobRow, line: WarningLine) -> None:
+    """Add a warning to ``job``, whose row the caller has locked; only the newest `MAX_WARNINGS` are kept."""
+    warning = line.model_dump(mode="json", exclude={"type"}, exclude_none=True)
+    job.warnings = [*job.warnings, warning][-MAX_WARNINGS:]

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.db import Database
 from server.database.tables import ServiceRow
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.identity import FileIdentity
+from zeta_core.system.file_identity import FileIdentity
 
 ONLY_ROW = 1
 

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, JobRow
-from zeta_core.contract.events import utc_now
+from zeta_core.contract.job.events import utc_now
 
 
 def limit_of(spec: dict[str, Any]) -> float | None:

@@ -10,8 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.database.availability import first_line
 from server.database.db import Database
-from zeta_core.contract.database_url import DatabaseAddress
 from zeta_core.contract.errors import InvalidSettings, Unavailable
+from zeta_core.system.database_url import DatabaseAddress
 
 SCHEMA_REVISION = "0006"  # of the latest migration (checked by a test)
 _VERSION = table("alembic_version", column("version_num"))

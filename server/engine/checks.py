@@ -22,10 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.db import Database
 from server.database.tables import CheckRow
 from server.engine.fleet import Fleet
-from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
+from zeta_core.system.redis_access import RedisUnavailable
 
 KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
 LOOK_SECONDS = 0.1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.state import change_status, lock_job
 from server.database.tables import AttemptRow
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import Claim, ClaimAnswer
+from server.database.transitions import change_status, lock_job
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.messages import Claim, ClaimAnswer
 
 
 async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:

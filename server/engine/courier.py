@@ -9,8 +9,8 @@ from celery import Celery
 from redis.asyncio import Redis
 
 from server.engine.link import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
-from zeta_core.contract.messages import START_TASK, HandOver, queue_keys, sign, worker_queue
-from zeta_core.contract.redis_access import RedisAddress, calling_redis
+from zeta_core.contract.wire.messages import START_TASK, HandOver, queue_keys, sign, worker_queue
+from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 
 class Courier:

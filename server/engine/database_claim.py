@@ -35,8 +35,8 @@ from server.database.tables import ServiceRow
 from server.engine.link import remove_wrong_type
 from server.engine.loops import rest
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.messages import DATABASE_KEY
-from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable, calling_redis
+from zeta_core.contract.wire.messages import DATABASE_KEY
+from zeta_core.system.redis_access import RedisAddress, RedisUnavailable, calling_redis
 
 RENEW_SECONDS = 3.0  # each renewal is one small write, which SQLite syncs to disk
 DOUBT_SECONDS = 10.0

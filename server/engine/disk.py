@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import select
 
 from server.database.db import Database
-from server.database.state import change_status, lock_job
 from server.database.tables import JobRow
+from server.database.transitions import change_status, lock_job
 from server.engine.loops import raise_first, try_each
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import JobStatus, StatusReason
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus, StatusReason
 
 # Otherwise, a job whose checkpoint doesn't fit on a disk above its low-space threshold would restart continuously.
 REST_SECONDS = 10.0

@@ -32,11 +32,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import running_time
-from server.database.state import change_status
+from server.database.events import warn
 from server.database.tables import AttemptRow, JobRow
-from server.database.warnings import warn
-from zeta_core.contract.events import StatusLine, WarningLine, utc_now
-from zeta_core.contract.job import ENDED, REASON_SENTENCES, JobError, JobStatus, StatusReason
+from server.database.transitions import change_status
+from zeta_core.contract.job.events import StatusLine, WarningLine, utc_now
+from zeta_core.contract.job.job import JobError
+from zeta_core.contract.job.status import ENDED, REASON_SENTENCES, JobStatus, StatusReason
 
 MAX_LOSSES = 10
 MAX_BACKOFF_SECONDS = 300.0

@@ -22,18 +22,18 @@ from server.engine import database_claim, redis_claim
 from server.engine.checks import Checks
 from server.engine.courier import Courier
 from server.engine.database_claim import DatabaseClaim
+from server.engine.event_signal import Stored
 from server.engine.fleet import Fleet
 from server.engine.keeper import Keeper
 from server.engine.link import Dropped, connect, remove_wrong_type, send_to_worker
 from server.engine.loops import STOP_SECONDS, Loops, Pace
 from server.engine.redis_claim import RedisClaim
 from server.engine.scheduler import Scheduler
-from server.engine.stored import Stored
 from server.engine.watch import Watch
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.messages import WORKERS_HASH, Heartbeat
-from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
+from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat
+from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
 LOOK_SECONDS = 0.5  # how often the heartbeats are read
 JOB_PACE = Pace(idle_seconds=1.0, rest_factor=3.0, idle_factor=20.0)  # for the queue and the running jobs

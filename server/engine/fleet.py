@@ -12,14 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import (
-    HEARTBEAT_GONE_SECONDS,
-    BadMessage,
-    Heartbeat,
-    place_of,
-    read_heartbeat,
-)
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, BadMessage, Heartbeat, place_of, read_heartbeat
 
 PAUSED_SECONDS = 5.0  # heartbeats are read twice a second; a longer gap means that the server was paused
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed

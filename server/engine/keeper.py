@@ -22,12 +22,12 @@ from redis.exceptions import ResponseError
 
 from server.database.availability import DatabaseUnavailable
 from server.database.db import Database
-from server.engine import checks, journal
+from server.engine import apply_journal, checks
 from server.engine.claims import answer_claim
+from server.engine.event_signal import Stored
 from server.engine.link import Dropped, remove_wrong_type, send_to_worker
-from server.engine.stored import Stored
 from server.settings import ServerSettings
-from zeta_core.contract.messages import (
+from zeta_core.contract.wire.messages import (
     FROM_WORKER,
     LAST_STREAM_ID,
     SERVER_GROUP,
@@ -39,8 +39,8 @@ from zeta_core.contract.messages import (
     JournalBatch,
     read_message,
 )
-from zeta_core.contract.outage import error_text
-from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
+from zeta_core.system.outage import error_text
+from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
 READ_COUNT = 64
 BLOCK_MILLISECONDS = 500  # far below the socket timeout, even on an overloaded machine
@@ -215,7 +215,7 @@ class Keeper:
 
     async def _batch(self, batch: JournalBatch) -> tuple[str, BaseModel]:
         async with self._database.write() as session:
-            applied = await journal.apply(session, batch, max_events=self._max_events)
+            applied = await apply_journal.apply(session, batch, max_events=self._max_events)
         if applied.stored:
             self._stored.notify(batch.job_id)
         if applied.ended:

@@ -19,9 +19,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
-from zeta_core.contract.messages import sign, worker_stream
-from zeta_core.contract.outage import error_text
-from zeta_core.contract.redis_access import RedisAddress, calling_redis
+from zeta_core.contract.wire.messages import sign, worker_stream
+from zeta_core.system.outage import error_text
+from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 WORKER_STREAM_LENGTH = 10_000  # unread messages for each worker; dropped ones are sent again anyway

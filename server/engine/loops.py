@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from server.database.availability import DatabaseUnavailable
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.outage import GIVE_UP_SECONDS, Trouble, error_text, give_up
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.contract.job.events import utc_now
+from zeta_core.system.outage import GIVE_UP_SECONDS, Trouble, error_text, give_up
+from zeta_core.system.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
 STOP_SECONDS = 5.0

@@ -17,9 +17,9 @@ from sqlalchemy import and_, select, update
 from server.database import running_time
 from server.database.db import Database
 from server.database.tables import AttemptRow, JobRow
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import StopOrder
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.messages import StopOrder
 
 NOTE_SECONDS = 10.0  # how often the running time is written down: what a killed server can at most forget
 Running = Any  # a row of `RUNNING`

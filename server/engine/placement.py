@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from zeta_core.contract.job import WaitingCode
-from zeta_core.contract.messages import TIME_LIMIT_VERSION, Heartbeat
-from zeta_core.contract.spec import Resources
+from zeta_core.contract.job.status import WaitingCode
+from zeta_core.contract.spec.job_spec import Resources
+from zeta_core.contract.wire.messages import TIME_LIMIT_VERSION, Heartbeat
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from redis.exceptions import ResponseError
 from server.engine.link import remove_wrong_type
 from server.engine.loops import rest
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.messages import SERVICE_KEY
-from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable, calling_redis
+from zeta_core.contract.wire.messages import SERVICE_KEY
+from zeta_core.system.redis_access import RedisAddress, RedisUnavailable, calling_redis
 
 RENEW_SECONDS = 2.0
 DOUBT_SECONDS = 2.5 * RENEW_SECONDS

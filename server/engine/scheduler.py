@@ -18,20 +18,21 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database.checkpoints import resume_from
 from server.database.db import Database
 from server.database.drains import drained_workers
-from server.database.newest import resume_from
-from server.database.state import lock_job
 from server.database.tables import JobRow
+from server.database.transitions import lock_job
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.fleet import Fleet
 from server.engine.loops import raise_first, try_each
 from server.engine.placement import Candidate, Wait, choose
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import WAITING_SENTENCES, JobStatus, WaitingCode, WaitingReason
-from zeta_core.contract.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
-from zeta_core.contract.redis_access import RedisUnavailable
-from zeta_core.contract.spec import Resources
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.job import WaitingReason
+from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
+from zeta_core.contract.spec.job_spec import Resources
+from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
+from zeta_core.system.redis_access import RedisUnavailable
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
 UPDATE_CHUNK = 100

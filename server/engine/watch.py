@@ -19,16 +19,16 @@ from sqlalchemy import select
 
 from server.database.db import Database
 from server.database.drains import drained_workers
-from server.database.state import lock_job
 from server.database.tables import AttemptRow, JobRow
+from server.database.transitions import lock_job
 from server.engine.disk import resume_paused_by_disk
 from server.engine.endings import lose_worker
+from server.engine.event_signal import Stored
 from server.engine.fleet import Fleet
 from server.engine.loops import Pass, raise_first, try_each
 from server.engine.orders import RUNNING, Orders
-from server.engine.stored import Stored
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import Heartbeat, JournalAck, StopOrder, place_of
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopOrder, place_of
 
 # A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from zeta_core.contract.answers import FilePurpose
-from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.formats import (
+from zeta_core.contract.data_files.file_types import (
     DATA_SUFFIXES,
     MODEL_SUFFIXES,
     ROW_SUFFIXES,
@@ -13,8 +11,10 @@ from zeta_core.contract.formats import (
     file_type,
     listed,
 )
-from zeta_core.contract.signatures import fault_in_beginning
-from zeta_core.contract.validation import shown
+from zeta_core.contract.data_files.signatures import fault_in_beginning
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job.answers import FilePurpose
+from zeta_core.contract.spec.validation import shown
 
 SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257

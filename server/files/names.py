@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.printable import printable
-from zeta_core.contract.validation import shown
+from zeta_core.contract.spec.validation import shown
 
 MAX_LENGTH = 255
 # A quote after a backslash ends the value only at the end of the header, because browsers don't escape backslashes.

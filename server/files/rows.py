@@ -9,16 +9,16 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.pages import PageQuery, newest_first, page, storable
 from server.database.tables import FileRow, JobRow
 from server.files.uploads import MAX_FORM_BYTES, check_length, receive
-from server.http.pages import PageQuery, newest_first, page, storable
 from server.http.ranges import Content, FilePart
 from server.service import Service
-from zeta_core.contract.answers import DeletedObject, Page, StoredFile
 from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.identifiers import is_id, new_id_at
-from zeta_core.contract.job import ENDED
-from zeta_core.contract.validation import shown
+from zeta_core.contract.job.answers import DeletedObject, Page, StoredFile
+from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.spec.validation import shown
 
 
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:

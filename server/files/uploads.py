@@ -22,10 +22,10 @@ from server.files.model_check import check_model
 from server.files.names import file_name, parameters
 from server.files.quota import OpenUpload, OpenUploads
 from server.settings import ServerSettings
-from zeta_core.contract.answers import FilePurpose
+from zeta_core.contract.data_files.signatures import FIRST_BYTES
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
-from zeta_core.contract.signatures import FIRST_BYTES
-from zeta_core.contract.validation import error_of, nearest, shown
+from zeta_core.contract.job.answers import FilePurpose
+from zeta_core.contract.spec.validation import error_of, nearest, shown
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from server.http.proxies import route_path
-from zeta_core.contract.availability import route_fault
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, ZetaError
-from zeta_core.contract.validation import MAX_DETAILS, MAX_SUGGESTIONS, closest, cut, error_of, value_detail
+from zeta_core.contract.spec.availability import route_fault
+from zeta_core.contract.spec.validation import MAX_DETAILS, MAX_SUGGESTIONS, closest, cut, error_of, value_detail
 
 STATUS_OF_TYPE: dict[str, int] = {
     "malformed_request_error": 400,

@@ -18,7 +18,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from server.http.answers import RangeNotSatisfiable
-from zeta_core.contract.validation import shown
+from zeta_core.contract.spec.validation import shown
 
 CHUNK_BYTES = 1 << 20  # 3.5 times faster than the usual 64 KiB
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")

@@ -17,16 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import StoredCheckpoint
 from server.auth import Caller
-from server.database.newest import LATEST, checkpoints_newest_first
+from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow
 from server.http.ranges import Content, FilePart, Part
 from server.jobs.reading import find_job
 from server.service import Service
-from zeta_core.contract.answers import Page
-from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest, ManifestFile, step_of
 from zeta_core.contract.errors import InvalidRequest, NotFound
-from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
-from zeta_core.contract.validation import shown
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest, ManifestFile, step_of
+from zeta_core.contract.spec.validation import shown
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 
 _BLOCK_BYTES = 512  # of a .tar
 _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}

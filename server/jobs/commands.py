@@ -9,14 +9,15 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database import running_time, state
+from server.database import running_time, transitions
 from server.database.tables import JobRow
 from server.jobs.objects import describe_one
 from server.jobs.reading import find_job, first_waiting_reason
 from server.service import Service
-from zeta_core.contract.commands import ANSWERS, Accepted, Command, Effect, situation_of
 from zeta_core.contract.errors import Conflict
-from zeta_core.contract.job import Job, JobStatus, StatusReason
+from zeta_core.contract.job.commands import ANSWERS, Accepted, Command, Effect, situation_of
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import JobStatus, StatusReason
 
 
 async def obey(service: Service, caller: Caller, job_id: str, command: Command) -> Job:
@@ -55,7 +56,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None
         case Effect.HOLD:
-            await state.hold(session, row)
+            await transitions.hold(session, row)
         case Effect.QUEUE:
             await _require_time_left(session, row)
             row.not_before = None
@@ -69,7 +70,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
 
 async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: StatusReason) -> None:
     unstarted = {JobStatus.QUEUED, JobStatus.PAUSED}
-    changed = await state.change_status(session, row, to, expect=unstarted, attempt=row.attempt, reason=reason)
+    changed = await transitions.change_status(session, row, to, expect=unstarted, attempt=row.attempt, reason=reason)
     assert changed is not None, f"{row.id} was looked at under its lock"
 
 

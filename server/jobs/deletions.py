@@ -10,14 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import IdempotencyRow, JobRow
+from server.engine.removal import remove_deleted
 from server.jobs.commands import accepted
 from server.jobs.reading import find_job
-from server.removal import remove_deleted
 from server.service import Service
-from zeta_core.contract.answers import DeletedObject
 from zeta_core.contract.errors import Conflict
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import ENDED
+from zeta_core.contract.job.answers import DeletedObject
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import ENDED
 
 
 async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject:

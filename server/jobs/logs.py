@@ -22,7 +22,7 @@ from server.database.tables import AttemptRow, JobRow
 from server.http.live import HasLeft
 from server.service import Service
 from zeta_core.contract.errors import NotFound
-from zeta_core.contract.job import ENDED, JobStatus
+from zeta_core.contract.job.status import ENDED, JobStatus
 
 CHUNK_BYTES = 1 << 18
 LOOK_SECONDS = 0.5  # polling interval of a followed log

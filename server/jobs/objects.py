@@ -9,7 +9,8 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
-from zeta_core.contract.job import Attempt, Job, JobStatus
+from zeta_core.contract.job.job import Attempt, Job
+from zeta_core.contract.job.status import JobStatus
 
 FINAL = "final"
 

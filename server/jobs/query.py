@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Select, select
 
+from server.database.pages import PageQuery, storable
 from server.database.tables import JobRow
-from server.http.pages import PageQuery, storable
-from zeta_core.contract.job import JobStatus
+from zeta_core.contract.job.status import JobStatus
 
 MAX_METADATA = 16  # maximum number of entries of a job
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without what would end a path in SQLite's JSON

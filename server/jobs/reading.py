@@ -8,18 +8,19 @@ from sqlalchemy import Text, cast, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.state import lock_job
+from server.database.pages import newest_first, page
 from server.database.tables import JobRow
-from server.http.pages import newest_first, page
+from server.database.transitions import lock_job
 from server.jobs.objects import describe, describe_one
 from server.jobs.query import JobQuery, matching
 from server.service import Service
-from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import NotFound
-from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job import WAITING_SENTENCES, Job, WaitingCode, WaitingReason
-from zeta_core.contract.validation import shown
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.job import Job, WaitingReason
+from zeta_core.contract.job.status import WAITING_SENTENCES, WaitingCode
+from zeta_core.contract.spec.validation import shown
 
 # A job contains its spec twice: as submitted, and resolved.
 _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))

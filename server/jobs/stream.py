@@ -18,10 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import EventRow, JobRow
 from server.http.live import HasLeft
 from server.service import Service
-from zeta_core.contract.answers import Page
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import ENDED, JobStatus
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.status import ENDED, JobStatus
 
 COMMENT_SECONDS = 15.0
 BATCH = 500

@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.callers import TheCaller
-from server.http.pages import PageQuery
+from server.database.pages import PageQuery
+from server.http.callers import TheCaller
 from server.http.ranges import serve
 from server.http.router import Router
 from server.jobs import checkpoints
 from server.service import TheService
-from zeta_core.contract.answers import Page
-from zeta_core.contract.checkpoint import Manifest
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.checkpoint import Manifest
 
 router = Router(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
 

@@ -6,18 +6,19 @@ from typing import Annotated, Any
 
 from fastapi import Header, Query, Request, Response
 
-from server.callers import TheCaller
+from server.estimates import estimate
 from server.http.bodies import read_body
+from server.http.callers import TheCaller
 from server.http.proxies import location
 from server.http.router import Router
 from server.jobs import commands, deletions
 from server.jobs import reading as jobs
 from server.jobs.query import JobQuery
 from server.service import TheService
-from server.submitting import estimates, reruns, submissions
-from zeta_core.contract.answers import DeletedObject, Page
-from zeta_core.contract.estimate import Estimate
-from zeta_core.contract.job import Job
+from server.submitting import reruns, submissions
+from zeta_core.contract.job.answers import DeletedObject, Page
+from zeta_core.contract.job.estimate import Estimate
+from zeta_core.contract.job.job import Job
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 
@@ -55,7 +56,7 @@ async def submit_job(
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
     """Validate a spec without creating a job, and estimate what it needs."""
-    return await estimates.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
+    return await estimate.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})

@@ -6,13 +6,13 @@ import asyncio
 
 from fastapi import Request, Response
 
-from server import numbers
+from server import metrics
 from server.artifacts import disk_state
-from server.callers import TheCaller
+from server.http.callers import TheCaller
 from server.http.router import Router
 from server.service import TheService
-from zeta_core.contract.answers import Health
-from zeta_core.contract.distribution import version
+from zeta_core.contract.job.answers import Health
+from zeta_core.system.distribution import version
 
 router = Router(tags=["operations"])
 
@@ -44,5 +44,5 @@ async def is_ready(service: TheService) -> Health:
 async def read_metrics(service: TheService, caller: TheCaller, request: Request) -> Response:
     """The service's metrics in Prometheus format."""
     job_numbers = request.app.state.job_numbers
-    assert isinstance(job_numbers, numbers.JobNumbers)
-    return Response(await job_numbers.text(service), media_type=numbers.CONTENT_TYPE)
+    assert isinstance(job_numbers, metrics.JobNumbers)
+    return Response(await job_numbers.text(service), media_type=metrics.CONTENT_TYPE)

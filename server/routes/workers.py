@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import Query
 
 from server import workers
-from server.callers import TheCaller
-from server.http.pages import PageQuery
+from server.database.pages import PageQuery
+from server.http.callers import TheCaller
 from server.http.router import Router
 from server.service import TheService
-from zeta_core.contract.answers import Page, Worker
+from zeta_core.contract.job.answers import Page, Worker
 
 router = Router(prefix="/v1/workers", tags=["workers"])
 

@@ -12,9 +12,9 @@ from server.auth import Caller
 from server.service import Service
 from server.submitting.references import check_references, check_training_state, with_named_checkpoint
 from server.submitting.resuming import check_exact_resume, device_kind_of
-from zeta_core.contract.defaults import resolve
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.defaults import resolve
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import parse
 
 
 @dataclass(frozen=True)

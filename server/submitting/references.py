@@ -12,16 +12,17 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.newest import LATEST, checkpoints_newest_first
+from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.files.formats import unreadable
 from server.service import Service
 from server.settings import ServerSettings
-from zeta_core.contract.answers import FilePurpose
-from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.sources import (
+from zeta_core.contract.job.answers import FilePurpose
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.sources import (
     Dataset,
     FileModel,
     FileSource,
@@ -31,8 +32,7 @@ from zeta_core.contract.sources import (
     PathSource,
     dataset_sources,
 )
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import error_of, shown
+from zeta_core.contract.spec.validation import error_of, shown
 
 
 async def check_references(

@@ -7,17 +7,17 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.newest import LATEST, newest_to_resume
+from server.database.checkpoints import LATEST, newest_to_resume
 from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
 from server.jobs.reading import find_job
 from server.service import Service
 from server.submitting.submissions import answered_before, create, submission
-from zeta_core.contract.commands import FROM_START, Rerun
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.job import Job
-from zeta_core.contract.sources import KINDS
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.commands import FROM_START, Rerun
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.spec.sources import KINDS
+from zeta_core.contract.spec.validation import parse
 
 
 async def rerun(

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
-from zeta_core.contract.deepspeed import stage_of
-from zeta_core.contract.defaults import resolve
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import error_of, shown
+from zeta_core.contract.spec.deepspeed import stage_of
+from zeta_core.contract.spec.defaults import resolve
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import error_of, shown
 
 # What may change: how a step's work is split, how long the run is, what is kept of it, who is told. It must be no more
 # than what `zeta_core.plan.KEPT` leaves free, or a worker refuses what was accepted here.

@@ -24,9 +24,10 @@ from server.jobs.reading import first_waiting_reason
 from server.service import Service
 from server.submitting.acceptance import Accepted, accept, read_spec
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id_at
-from zeta_core.contract.job import Job, JobStatus
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import JobStatus
 
 IDEMPOTENCY_HOURS = 24
 MAX_IDEMPOTENCY_KEY_LENGTH = 255

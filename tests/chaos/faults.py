@@ -17,8 +17,8 @@ import psutil
 from tests.chaos.databases import PostgresUnderFire
 from tests.chaos.fleet import LEASE_SECONDS, SELF_STOP_SECONDS, STALL_SECONDS, Fleet, Host
 from tests.harness.imposter import HTTP_ERROR, imposter
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.messages import SERVER_STREAM, WORKERS_HASH, worker_queue, worker_stream
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, worker_queue, worker_stream
 
 POISONED_WORKER = "poisoned"  # the name of a heartbeat that nobody can read
 MIN_STEPS = 10  # so many that the watchdog knows its pace

@@ -19,7 +19,7 @@ from tests.chaos.orders import Order, spec_of
 from tests.chaos.users import Users
 from tests.harness.children import end_in_order_on_sigterm
 from tests.harness.waiting import wait_until
-from zeta_core.contract.settings import LEASE_SECONDS
+from zeta_core.system.settings import LEASE_SECONDS
 
 ROOM = {"ZETA_DISK_MIN_FREE_BYTES": "0"}  # the hosts' disks are small
 CHECKPOINT_EVERY = 50

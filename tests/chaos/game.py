@@ -14,7 +14,7 @@ from tests.chaos.promises import PROMISES, Evidence, nothing_is_left
 from tests.chaos.storm import Storm
 from tests.chaos.users import Users, upload
 from tests.harness.waiting import wait_until
-from zeta_core.contract.job import JobStatus
+from zeta_core.contract.job.status import JobStatus
 
 AT_ONCE = 10  # jobs of the users that are not ended: four run, the others wait for a slot
 REFERENCE_SECONDS = 240.0

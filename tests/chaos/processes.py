@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from zeta_core.contract.layout import MARK_ATTEMPT, MARK_JOB
+from zeta_core.contract.wire.run_directory import MARK_ATTEMPT, MARK_JOB
 
 
 @dataclass(frozen=True)

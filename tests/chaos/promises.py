@@ -27,10 +27,17 @@ from tests.chaos.orders import Order
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.chaos.users import Users
 from tests.harness.waiting import wait_until
-from zeta_core.contract.checkpoint import NAME_PATTERN, Manifest
-from zeta_core.contract.job import ENDED, JobStatus, StatusReason
-from zeta_core.contract.layout import JOURNAL_FILE, LOCK_FILE, LOG_FILE, MANIFEST_NAME, checkpoint_key, log_key
-from zeta_core.contract.messages import WORKERS_HASH
+from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest
+from zeta_core.contract.job.status import ENDED, JobStatus, StatusReason
+from zeta_core.contract.wire.messages import WORKERS_HASH
+from zeta_core.contract.wire.run_directory import (
+    JOURNAL_FILE,
+    LOCK_FILE,
+    LOG_FILE,
+    MANIFEST_NAME,
+    checkpoint_key,
+    log_key,
+)
 
 RECOVERY_SECONDS = 30.0
 Breaches = Iterator[str]

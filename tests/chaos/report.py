@@ -7,7 +7,7 @@ from statistics import median
 from tests.chaos.faults import FAULTS
 from tests.chaos.promises import Evidence
 from tests.chaos.storm import Struck
-from zeta_core.contract.job import JobStatus
+from zeta_core.contract.job.status import JobStatus
 
 HEAD = (
     "| fault | struck | jobs hit | new attempts | the jobs hit ended | recovery: median, longest |\n"

@@ -15,7 +15,7 @@ from tests.chaos.databases import AWAY, Standing
 from tests.chaos.faults import Fault, Hit
 from tests.chaos.fleet import Fleet
 from tests.chaos.users import Users
-from zeta_core.contract.job import ENDED, JobStatus
+from zeta_core.contract.job.status import ENDED, JobStatus
 
 LOOK_SECONDS = 0.25
 PAUSE_SECONDS = (1.0, 6.0)  # between two faults

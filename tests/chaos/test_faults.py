@@ -19,7 +19,7 @@ from tests.chaos.users import Users
 from tests.harness.postgres import PostgresServer
 from tests.harness.waiting import wait_until
 from tests.server.serving import error_of
-from zeta_core.contract.job import ENDED, JobStatus
+from zeta_core.contract.job.status import ENDED, JobStatus
 
 PACE = 0.05  # seconds per step
 pytestmark = pytest.mark.timeout(400)

@@ -15,7 +15,7 @@ from tests.chaos.promises import PROMISES, Evidence
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.chaos.users import Users
 from tests.harness.waiting import wait_until
-from zeta_core.contract.layout import LOG_FILE, checkpoint_key
+from zeta_core.contract.wire.run_directory import LOG_FILE, checkpoint_key
 
 
 class Case:

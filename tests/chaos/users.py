@@ -13,7 +13,7 @@ import httpx
 
 from tests.chaos.orders import Order
 from tests.server.serving import ServerProcess
-from zeta_core.contract.job import ENDED, StatusReason
+from zeta_core.contract.job.status import ENDED, StatusReason
 
 REST_SECONDS = 1.0
 ANSWER_SECONDS = 4.0

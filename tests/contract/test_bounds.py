@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import MAX_DETAILS, parse, shown
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import MAX_DETAILS, parse, shown
 
 SPEC: dict[str, Any] = {
     "model": {"config": {"model_type": "llama"}},

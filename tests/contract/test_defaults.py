@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from zeta_core.contract.defaults import global_batch, packs, resolve
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.defaults import global_batch, packs, resolve
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import parse
 
 LLAMA = {"config": {"model_type": "llama", "max_position_embeddings": 256}}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from zeta_core.contract.messages import (
+from zeta_core.contract.wire.messages import (
     CONTRACT_VERSION,
     FROM_WORKER,
     BadSignature,

@@ -10,8 +10,8 @@ import pytest
 from tests.harness.model_archives import CONFIG, PICKLE, model, safetensors
 from tests.harness.model_checks import check_upload, cleaned_files, rejection
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse, shown
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import parse, shown
 
 OUTSIDE = ["/etc/passwd", "../secret.txt", "a/../../secret.txt", "file:///etc/passwd", "~/.ssh/id_rsa", "owner/name"]
 FILE_KEYS = ["vocab", "vocab_file", "merges", "merges_file", "tokenizer_file", "spm_file", "source_spm", "gguf_file"]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from zeta_core.contract.commands import Rerun
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
-from zeta_core.contract.other_names import OTHER_NAMES
-from zeta_core.contract.sources import FileSource, dataset_sources
-from zeta_core.contract.spec import JobSpec, TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.commands import Rerun
+from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
+from zeta_core.contract.spec.other_names import OTHER_NAMES
+from zeta_core.contract.spec.sources import FileSource, dataset_sources
+from zeta_core.contract.spec.validation import parse
 
 SMALLEST: dict[str, Any] = {
     "model": {"config": {"model_type": "llama", "max_position_embeddings": 128}},

@@ -24,9 +24,9 @@ from server.settings import ServerSettings
 from tests.harness.children import start_child
 from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
-from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job import ENDED
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import ENDED
 
 SECRET = "the-secret-of-the-test"
 SMALL_WORKER = Path(__file__).parents[1] / "worker" / "small_worker.py"

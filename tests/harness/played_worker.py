@@ -7,8 +7,8 @@ import redis
 
 from tests.harness.fleet import Bench
 from tests.harness.waiting import wait_until
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import (
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import (
     CONTRACT_VERSION,
     SERVER_STREAM,
     TO_WORKER,

@@ -33,8 +33,14 @@ ROOMS = (
         never=frozenset({"torch", "transformers", "redis", "sqlalchemy", "celery", "fastapi"}),
     ),
     Room(
-        package="zeta_core",
+        package="zeta_core.system",
         ours=frozenset({"zeta_core.contract"}),
+        theirs=frozenset({"pydantic"}),
+        never=frozenset({"torch", "transformers", "redis", "sqlalchemy", "celery", "fastapi"}),
+    ),
+    Room(
+        package="zeta_core",
+        ours=frozenset({"zeta_core.contract", "zeta_core.system"}),
         theirs=frozenset(
             {"torch", "accelerate", "datasets", "transformers", "deepspeed", "peft", "safetensors", "numpy", "pyarrow"}
             | {"pydantic", "huggingface_hub", "filelock"}
@@ -46,20 +52,20 @@ ROOMS = (
     ),
     Room(
         package="server",
-        ours=frozenset({"zeta_core.contract"}),
+        ours=frozenset({"zeta_core.contract", "zeta_core.system"}),
         theirs=frozenset({"fastapi", "starlette", "uvicorn", "sqlalchemy", "redis", "celery", "kombu"})
         | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"},
         never=frozenset({"torch", "transformers", "worker"}),
     ),
     Room(
         package="worker",
-        ours=frozenset({"zeta_core.contract"}),
+        ours=frozenset({"zeta_core.contract", "zeta_core.system"}),
         theirs=frozenset({"celery", "kombu", "redis", "pydantic", "psutil", "pynvml"}),
         never=frozenset({"torch", "transformers", "sqlalchemy", "server"}),
     ),
     Room(
         package="zeta",
-        ours=frozenset({"zeta_core.contract"}),
+        ours=frozenset({"zeta_core.contract", "zeta_core.system"}),
         theirs=frozenset({"httpx", "typer", "rich", "ruamel", "pydantic"}),
         # The bare distribution is this room with its client's and command's packages, and nothing else.
         never=frozenset({"torch", "transformers", "server", "worker", "fastapi", "sqlalchemy", "celery", "redis"}),
@@ -67,7 +73,7 @@ ROOMS = (
     ),
     Room(
         package="migrations",
-        ours=frozenset({"server.database.tables", "server.settings", "zeta_core.contract"}),
+        ours=frozenset({"server.database.tables", "server.settings", "zeta_core.contract", "zeta_core.system"}),
         theirs=frozenset({"alembic", "sqlalchemy"}),
         never=frozenset({"torch", "transformers", "celery", "worker", "zeta"}),
         # How PostgreSQL is connected to, and the sentences about a database that cannot be opened.
@@ -80,16 +86,16 @@ ROOMS = (
 # Inside a room: parts of one floor do not know each other, and each knows those of the floors below it.
 FLOORS = {
     "zeta_core": (
-        frozenset({"failures", "supervision"}),
-        frozenset({"settings", "checkpoint", "optim"}),
+        frozenset({"failures"}),
+        frozenset({"environment", "checkpoint", "optim"}),
         frozenset({"plan", "report"}),
         frozenset({"data", "parallel"}),
         frozenset({"model", "objective"}),
-        frozenset({"decided", "memory"}),
-        frozenset({"check", "show", "train"}),
+        frozenset({"memory"}),
+        frozenset({"dry_run", "train"}),
         frozenset({"advice"}),
         frozenset({"run"}),
-        frozenset({"launch"}),
+        frozenset({"process"}),
         frozenset({"__main__"}),
     ),
     "worker": (
@@ -178,7 +184,7 @@ def upward_imports(root: Path, package: str) -> list[str]:
             for module in [f"{entry.module}.{name}" for name in entry.names] or [entry.module]:
                 names = module.split(".")
                 other = names[1] if names[0] == package and len(names) > 1 else part
-                if other not in {part, "contract"} and floor_of.get(other, len(floors)) >= floor_of[part]:
+                if other not in {part, "contract", "system"} and floor_of.get(other, len(floors)) >= floor_of[part]:
                     found.append(
                         f"{file.relative_to(root)}:{entry.line}: {part} imports {other}, which is not below it."
                     )

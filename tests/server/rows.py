@@ -12,19 +12,19 @@ from typing import Any
 from sqlalchemy import select
 
 from server.artifacts import ArtifactStore
-from server.database import events, state
+from server.database import events, transitions
 from server.database.db import Database
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
 from server.settings import ServerSettings
 from tests.server.serving import SPEC
-from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
-from zeta_core.contract.defaults import resolve
-from zeta_core.contract.events import utc_now
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job import JobStatus, StatusReason
-from zeta_core.contract.layout import checkpoint_key, log_key
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.spec.defaults import resolve
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
 
 CREATED_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
@@ -148,7 +148,7 @@ class Rows:
     ) -> int:
         database = Database(self.settings.database)
         async with database.write() as session:
-            job = await state.lock_job(session, job_id)
+            job = await transitions.lock_job(session, job_id)
             assert job is not None
             before, number = job.attempt, job.attempt + 1
             session.add(
@@ -163,7 +163,7 @@ class Rows:
                 )
             )
             await session.flush()
-            changed = await state.change_status(
+            changed = await transitions.change_status(
                 session, job, JobStatus.RUNNING, expect={JobStatus.QUEUED}, attempt=before
             )
             assert changed is not None
@@ -173,7 +173,9 @@ class Rows:
                     session, job, attempt=number, line=line, type="progress", created_at=utc_now(), fields=dict(fields)
                 )
             if to is not None:
-                await state.change_status(session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason)
+                await transitions.change_status(
+                    session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason
+                )
         await database.close()
         return number
 
@@ -202,10 +204,10 @@ class Rows:
     async def _end(self, job_id: str, to: JobStatus) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
-            job = await state.lock_job(session, job_id)
+            job = await transitions.lock_job(session, job_id)
             assert job is not None
             reason = StatusReason.CANCELLED_BY_USER
-            changed = await state.change_status(
+            changed = await transitions.change_status(
                 session, job, to, expect={JobStatus.RUNNING}, attempt=job.attempt, reason=reason
             )
             assert changed is not None
@@ -214,7 +216,7 @@ class Rows:
     async def _say(self, job_id: str, messages: Sequence[str]) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
-            job = await state.lock_job(session, job_id)
+            job = await transitions.lock_job(session, job_id)
             assert job is not None
             for message in messages:
                 fields = {"level": "info", "message": message}

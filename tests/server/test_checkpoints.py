@@ -12,8 +12,8 @@ import pytest
 
 from tests.server.rows import CREATED_AT, Rows, some_bytes
 from tests.server.serving import API_KEY, ServerProcess, error_of
-from zeta_core.contract.checkpoint import FileRole
-from zeta_core.contract.job import JobStatus
+from zeta_core.contract.job.checkpoint import FileRole
+from zeta_core.contract.job.status import JobStatus
 
 WEIGHTS = some_bytes(3_000_000, seed=1)  # three chunks of a download
 FILES: dict[str, tuple[FileRole, bytes]] = {

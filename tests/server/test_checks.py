@@ -14,8 +14,8 @@ from tests.harness.played_worker import PlayedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server import serving
-from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.messages import CheckRequest, CheckResult
+from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 
 SPEC: dict[str, Any] = {"model": {"config": {"model_type": "llama"}}}
 

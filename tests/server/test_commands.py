@@ -11,10 +11,10 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
-from zeta_core.contract.checkpoint import FileRole
-from zeta_core.contract.commands import ANSWERS, COMMANDS, Accepted, Situation, as_markdown
-from zeta_core.contract.job import JobStatus, StatusReason
-from zeta_core.contract.layout import job_key, log_key
+from zeta_core.contract.job.checkpoint import FileRole
+from zeta_core.contract.job.commands import ANSWERS, COMMANDS, Accepted, Situation, as_markdown
+from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.wire.run_directory import job_key, log_key
 
 WEIGHTS: dict[str, tuple[FileRole, bytes]] = {
     "model.safetensors": ("weights", b"w"),

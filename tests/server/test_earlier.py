@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from server.submitting.earlier import Earlier, find_earlier
+from server.estimates.earlier_jobs import Earlier, find_earlier
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import SPEC
-from zeta_core.contract.defaults import resolve
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.spec.defaults import resolve
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import parse
 
 DECIDED: dict[str, Any] = {"device": "cpu", "batch_size": 8, "global_batch_size": 32, "total_sequences": 128}
 

@@ -17,7 +17,7 @@ from tests.harness.service import parse_sse
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import ServerProcess, error_of, serving, submit
-from zeta_core.contract.job import JobStatus
+from zeta_core.contract.job.status import JobStatus
 
 STREAM = {"Accept": "text/event-stream"}
 

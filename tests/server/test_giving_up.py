@@ -7,14 +7,14 @@ import pytest
 
 from tests.harness.fleet import REPOSITORY
 from tests.harness.service import clean_environment
-from zeta_core.contract.outage import EXIT_STATUS
+from zeta_core.system.outage import EXIT_STATUS
 
 # A loop that fails as the argument says. The process ends with status 0 after four failures, which take longer than the
 # limit for defects.
 PROGRAM = """
 import asyncio, logging, sys
 from server.engine.loops import Loops, Pace
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.system.redis_access import RedisUnavailable
 
 logging.basicConfig(level=logging.INFO)
 case, num_passes = sys.argv[1], 0

@@ -13,8 +13,9 @@ import pytest
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
 from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
-from zeta_core.contract.checkpoint import FileRole
-from zeta_core.contract.job import Job, JobStatus
+from zeta_core.contract.job.checkpoint import FileRole
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import JobStatus
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -14,14 +14,14 @@ from sqlalchemy import select, text, update
 
 from server.database.availability import DatabaseUnavailable
 from server.database.tables import CheckRow, JobRow
+from server.engine.event_signal import Stored
 from server.engine.keeper import MAX_TRIES, Keeper
 from server.engine.link import UNAPPLIED, Dropped, connect
-from server.engine.stored import Stored
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopOrder, sign
+from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopOrder, sign
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

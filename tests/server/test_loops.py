@@ -22,7 +22,7 @@ from tests.harness.postgres import PostgresServer
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.serving import SPEC, error_of, serving, submit
-from zeta_core.contract.messages import (
+from zeta_core.contract.wire.messages import (
     LAST_STREAM_ID,
     SERVER_STREAM,
     WORKERS_HASH,

@@ -16,9 +16,9 @@ from server.database.schema import SCHEMA_REVISION, require_schema
 from server.database.tables import JobEndRow, JobRow, Table
 from server.settings import DatabaseSettings
 from tests.harness.ports import free_loopback_port
-from zeta_core.contract.database_url import sqlite_url
 from zeta_core.contract.errors import InvalidSettings, Unavailable
-from zeta_core.contract.events import utc_now
+from zeta_core.contract.job.events import utc_now
+from zeta_core.system.database_url import sqlite_url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -26,11 +26,11 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import API_KEY, REPOSITORY, SECRET, ServerProcess, error_of, serving, submit
-from zeta_core.contract.answers import Worker
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.job import JobStatus, StatusReason, WaitingCode
-from zeta_core.contract.messages import WORKERS_HASH, DeviceReport, Heartbeat, sign
+from zeta_core.contract.job.answers import Worker
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus, StatusReason, WaitingCode
+from zeta_core.contract.wire.messages import WORKERS_HASH, DeviceReport, Heartbeat, sign
 
 
 def run_server(**variables: str) -> subprocess.CompletedProcess[str]:

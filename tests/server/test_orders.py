@@ -14,8 +14,8 @@ from server.engine.engine import Engine
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, status
 from tests.harness.waiting import wait_until
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import StopOrder
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import StopOrder
 
 
 @pytest.fixture

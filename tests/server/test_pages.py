@@ -7,9 +7,9 @@ import pytest
 
 from tests.server.rows import Rows
 from tests.server.serving import SPEC, error_of
-from zeta_core.contract.checkpoint import FileRole
 from zeta_core.contract.identifiers import new_id_at, time_of
-from zeta_core.contract.job import JobStatus
+from zeta_core.contract.job.checkpoint import FileRole
+from zeta_core.contract.job.status import JobStatus
 
 WEIGHTS: dict[str, tuple[FileRole, bytes]] = {"model.safetensors": ("weights", b"w")}
 

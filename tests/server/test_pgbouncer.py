@@ -19,7 +19,7 @@ from tests.harness.ports import free_loopback_port
 from tests.harness.postgres import PostgresServer
 from tests.harness.waiting import wait_until
 from tests.server.serving import SPEC, serving
-from zeta_core.contract.database_url import DatabaseAddress
+from zeta_core.system.database_url import DatabaseAddress
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, signed_heartbeat
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import HandOver
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import HandOver
+from zeta_core.system.redis_access import RedisUnavailable
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

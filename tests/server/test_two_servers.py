@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import db
 from server.database.db import Database
 from server.database.identity import identify_service
-from server.database.state import lock_job
+from server.database.transitions import lock_job
 from server.engine.engine import Engine
 from tests.harness.fleet import Bench, bench
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.layout import PUBLISHED_FILE
-from zeta_core.contract.messages import SERVER_GROUP, SERVER_STREAM
+from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM
+from zeta_core.contract.wire.run_directory import PUBLISHED_FILE
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.submitting.parameters import count_parameters
+from server.estimates.parameter_counts import count_parameters
 from tests.server.rows import Rows
 from tests.server.serving import SPEC, error_of
 

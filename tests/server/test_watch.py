@@ -11,7 +11,7 @@ from server.engine.fleet import Fleet
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
-from zeta_core.contract.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopOrder
+from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopOrder
 
 
 @pytest.fixture

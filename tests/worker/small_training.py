@@ -21,10 +21,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from zeta_core.contract.checkpoint import Manifest, ManifestFile
-from zeta_core.contract.events import CheckpointLine, JournalLine, ProgressLine, StatusLine, utc_now
-from zeta_core.contract.job import STOP_ENDS, JobResult, JobStatus, StatusReason
-from zeta_core.contract.layout import (
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.events import CheckpointLine, JournalLine, ProgressLine, StatusLine, utc_now
+from zeta_core.contract.job.job import JobResult
+from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason
+from zeta_core.contract.wire.run_directory import (
     ALIVE_FILE,
     DISK_FULL_EXIT,
     JOURNAL_FILE,
@@ -35,7 +36,7 @@ from zeta_core.contract.layout import (
     RunFile,
     StopFile,
 )
-from zeta_core.supervision import Supervision
+from zeta_core.process.supervision import Supervision
 
 WEIGHTS_FILE = "model.safetensors"
 STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"

@@ -17,8 +17,8 @@ from tests.harness.service import marked_processes
 from tests.harness.waiting import wait_until
 from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job import STOP_ACTIONS, StopAction
-from zeta_core.contract.layout import PROCESS_FILE, STOP_FILE
+from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
+from zeta_core.contract.wire.run_directory import PROCESS_FILE, STOP_FILE
 
 GRACE_SECONDS = 1.0
 How = Literal["started", "adopted", "adopted without a process file"]

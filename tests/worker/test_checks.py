@@ -15,8 +15,8 @@ from worker.checks.answer import Checks
 from worker.checks.process import CheckProcess, Unanswered
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
-from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.messages import CheckRequest, CheckResult
+from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 
 # Speaks the language of `python -m zeta_core checks`, without torch.
 PROGRAM = """

@@ -18,8 +18,8 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.messaging.consumer import Consumer
 from worker.settings import WorkerSettings
-from zeta_core.contract.messages import HandOver, queue_keys, worker_queue
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.contract.wire.messages import HandOver, queue_keys, worker_queue
+from zeta_core.system.redis_access import RedisUnavailable
 
 QUEUE = worker_queue("w")
 TASK = {"task": "zeta.start", "id": "1", "root_id": "1", "parent_id": None}

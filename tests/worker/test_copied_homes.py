@@ -21,7 +21,7 @@ from worker.training import processes
 from worker.training.launch import start_training
 from worker.training.processes import RunProcesses
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.layout import LOCK_FILE
+from zeta_core.contract.wire.run_directory import LOCK_FILE
 
 LEASE_SECONDS = 6.0
 SHORT: dict[str, Any] = {"ZETA_LEASE_SECONDS": f"{LEASE_SECONDS:g}"}

@@ -22,7 +22,7 @@ from tests.harness.service import marked_processes
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.worker.small_training import WEIGHTS_FILE, trained
-from zeta_core.contract.events import JOURNAL_LINE, StatusLine
+from zeta_core.contract.job.events import JOURNAL_LINE, StatusLine
 
 LEASE_SECONDS = 6.0
 SHORT: dict[str, Any] = {"ZETA_LEASE_SECONDS": f"{LEASE_SECONDS:g}"}

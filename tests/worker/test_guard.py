@@ -14,9 +14,9 @@ from tests.harness.fleet import REPOSITORY, Bench, bench
 from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.layout import STOP_FILE, run_directory
-from zeta_core.contract.messages import worker_stream
-from zeta_core.contract.outage import EXIT_STATUS
+from zeta_core.contract.wire.messages import worker_stream
+from zeta_core.contract.wire.run_directory import STOP_FILE, run_directory
+from zeta_core.system.outage import EXIT_STATUS
 
 # A guard with short limits, and the loop, step or main thread that the argument names. It ends itself with status 0
 # after ten times as many ticks as each limit has.
@@ -24,7 +24,7 @@ PROGRAM = """
 import logging, sys, threading
 from worker.guard import Guard, Limits
 from worker.outage import Loop, Outage
-from zeta_core.contract.redis_access import RedisUnavailable
+from zeta_core.system.redis_access import RedisUnavailable
 
 class Mute(Exception):
     def __str__(self): raise RuntimeError

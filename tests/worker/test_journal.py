@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from worker.attempt.journal import JournalReader
-from zeta_core.contract.events import StatusLine
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.layout import LONGEST_LINE_BYTES
+from zeta_core.contract.job.events import StatusLine
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
 
 PROGRESS = b'{"type": "progress", "phase": "training", "step": 1}\n'
 SUCCEEDED = b'{"type": "status", "status": "succeeded"}\n'

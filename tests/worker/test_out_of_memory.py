@@ -17,10 +17,11 @@ from tests.harness.memory_group import memory_group
 from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run
 from worker.training.process_tree import Training
-from zeta_core.contract.events import StatusLine
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job import JobError, JobErrorEvidence, JobStatus, StatusReason
-from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
+from zeta_core.contract.job.events import StatusLine
+from zeta_core.contract.job.job import JobError, JobErrorEvidence
+from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
 # The logits of a micro-batch of 32 are 1 GB, and training holds three such arrays of them.
 WIDE: dict[str, Any] = {

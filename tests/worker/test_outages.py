@@ -17,7 +17,7 @@ from tests.harness.imposter import imposter
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.outage import Loop, Outage, log_failure
-from zeta_core.contract.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
+from zeta_core.contract.wire.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
 
 def test_poisoned_entries_stop_no_worker_and_do_not_outlive_a_restart(fleet: Bench, client: redis.Redis) -> None:

@@ -7,8 +7,8 @@ from tests.end_to_end.specs import tiny_job
 from tests.harness.fleet import Bench
 from tests.harness.service import marked_processes
 from tests.harness.waiting import wait_until
-from zeta_core.contract.checkpoint import step_of
-from zeta_core.contract.layout import tensorboard_key
+from zeta_core.contract.job.checkpoint import step_of
+from zeta_core.contract.wire.run_directory import tensorboard_key
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from worker.attempt import prepare
 from worker.attempt.run import Place, Run
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
-from zeta_core.contract.layout import LOG_FILE, MANIFEST_NAME, RunFile, log_key, run_directory
-from zeta_core.contract.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
+from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
+from zeta_core.contract.wire.run_directory import LOG_FILE, MANIFEST_NAME, RunFile, log_key, run_directory
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
 

@@ -18,9 +18,9 @@ from worker.artifacts.archive import Archive
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
-from zeta_core.contract.checkpoint import Manifest, ManifestFile
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.layout import log_key
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.run_directory import log_key
 
 
 def make_checkpoint(folder: Path, step: int, content: bytes = b"weights", *, name: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job import JobErrorEvidence
+from zeta_core.contract.job.job import JobErrorEvidence
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore
 from worker.artifacts.sweep import sweep, sweep_deleted
-from zeta_core.contract.layout import PUBLISHED_FILE
+from zeta_core.contract.wire.run_directory import PUBLISHED_FILE
 
 HOUR, DAY = 3600, 86_400
 

@@ -11,7 +11,7 @@ import pytest
 from tests.harness.service import Service, running_service
 from zeta.client import Client
 from zeta_core.contract.errors import Conflict
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.job import Job
 
 TINY_JOB: dict[str, Any] = {
     "model": {

@@ -12,7 +12,7 @@ from tests.harness.service import Service
 from tests.zeta.conftest import TINY_JOB
 from zeta.client import Client
 from zeta.spec_file import apply_settings
-from zeta_core.contract.advice import in_words, less_memory, rerun_command, settings_of
+from zeta_core.contract.job.advice import in_words, less_memory, rerun_command, settings_of
 
 
 @pytest.mark.timeout(300)

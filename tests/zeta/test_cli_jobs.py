@@ -17,7 +17,7 @@ from tests.harness.service import ZETA, Service
 from tests.harness.waiting import wait_until
 from tests.zeta.conftest import ENDLESS_JOB, TINY_JOB
 from zeta.client import Client
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.job import Job
 
 pytestmark = pytest.mark.timeout(300)
 

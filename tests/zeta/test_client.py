@@ -16,10 +16,10 @@ from zeta.errors import Unreachable
 from zeta.event_stream import WaitTimeout
 from zeta.up.home import Home
 from zeta_core.contract.errors import AuthenticationFailed, Conflict, InvalidRequest, InvalidSpec, NotFound
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import Job
-from zeta_core.contract.spec import JobSpec
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import parse
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -15,7 +15,7 @@ from zeta.up.control import down
 from zeta.up.home import Home, UpState
 from zeta.up.settings import UpSettings
 from zeta_core.contract.errors import Unavailable
-from zeta_core.contract.identity import FileIdentity, process_start
+from zeta_core.system.file_identity import FileIdentity, process_start
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_preferences_need_the_method_that_trains_on_them(tmp_path: Path) -> None
 def test_the_output_of_libraries_does_not_break_the_answer(tmp_path: Path) -> None:
     order = {"spec": {"dataset": {"path": str(tmp_path / written(tmp_path, {"text": "One."}))}}}
     program = (
-        "import os, sys; import zeta_core.show as show\n"
+        "import os, sys; import zeta_core.dry_run.show as show\n"
         "real = show.make_encoder\n"
         "def noisy(*given, **more):\n"
         "    print('hello'); os.system('echo from a child'); return real(*given, **more)\n"

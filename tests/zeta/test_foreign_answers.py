@@ -16,9 +16,9 @@ from zeta.cli.exits import Exit, exit_of_error
 from zeta.client import Client
 from zeta.proxies import choose_proxy
 from zeta.transport import Transport
-from zeta_core.contract.answers import Health
 from zeta_core.contract.errors import ErrorBody, ErrorContent, NotFound, ZetaError
 from zeta_core.contract.identifiers import ID_CHARACTERS
+from zeta_core.contract.job.answers import Health
 
 JOB_ID = f"job_{'0' * ID_CHARACTERS}"
 HEALTH = Answer(200, Health(status="ok", version="1").model_dump_json().encode(), {"Content-Type": "application/json"})

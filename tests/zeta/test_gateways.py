@@ -16,8 +16,8 @@ from tests.harness.service import ZETA, Service
 from tests.harness.waiting import wait_until
 from zeta import event_stream, log_stream
 from zeta.client import Client
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.job import Job
 
 pytestmark = pytest.mark.timeout(300)
 

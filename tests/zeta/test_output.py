@@ -16,9 +16,9 @@ from zeta.cli.job_text import data_of, model_of, status_of
 from zeta.cli.log_text import LogText
 from zeta.cli.output import duration, ending, eval_cell, loss_cell, print_fields, print_json, time_cell
 from zeta.cli.table import Column, cut_middle, fitted
-from zeta_core.contract.estimate import Estimate
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.estimate import Estimate
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.job import Job
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202etxt.\nqueued\r\x08[red][link=http://x]:bomb:[/]"
 DANGEROUS = ("\x1b", "\x07", "\x9b", "\u202e", "\r", "\x08")

@@ -17,9 +17,9 @@ from urllib.parse import unquote
 import pytest
 
 from zeta.client import Client
-from zeta_core.contract.answers import StoredFile
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.answers import StoredFile
 
 
 class Receiver(HTTPServer):

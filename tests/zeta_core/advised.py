@@ -8,7 +8,7 @@ from typing import Any
 from server.submitting.reruns import merged
 from tests.zeta_core.runs import Lines
 from tests.zeta_core.runs import train as train_into
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 from zeta_core.run import Outcome
 
 

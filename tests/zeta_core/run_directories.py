@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.harness.children import start_child
 from tests.zeta_core.models import LLAMA_CONFIG
-from zeta_core.contract.events import JOURNAL_LINE, JournalLine, StatusLine
+from zeta_core.contract.job.events import JOURNAL_LINE, JournalLine, StatusLine
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC: dict[str, Any] = {

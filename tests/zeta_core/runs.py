@@ -7,14 +7,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from zeta_core.contract.events import JournalLine, ProgressLine, SampleLine, StatusLine
-from zeta_core.contract.job import StopAction
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import JournalLine, ProgressLine, SampleLine, StatusLine
+from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places
+from zeta_core.environment import Place
 from zeta_core.report.journal import Report
 from zeta_core.run import Outcome, Run, execute
-from zeta_core.settings import Place
 
 
 class Lines:

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.zeta_core.advised import applied, train, warnings
 from tests.zeta_core.models import LLAMA_CONFIG, VOCABULARY, PlainModel, WithReturnLoss, llama, plain, summing
-from zeta_core.contract.sources import ConfigModel
+from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.failures import InvalidData, InvalidModel, NonFiniteLoss, TrainingFailed, explain
 
 

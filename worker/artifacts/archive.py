@@ -17,8 +17,8 @@ from pathlib import Path
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.outage import Outage
-from zeta_core.contract.checkpoint import NAME_PATTERN
-from zeta_core.contract.layout import TENSORBOARD_DIRECTORY
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY
 
 LOG_SECONDS = 1.0
 TRIES_SECONDS = 60.0

@@ -18,9 +18,10 @@ from typing import Any
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.outage import Outage, log_failure
-from zeta_core.contract.checkpoint import NAME_PATTERN, step_of
-from zeta_core.contract.events import LogLine, StatusLine, WarningLine
-from zeta_core.contract.job import JobError, JobStatus, StatusReason
+from zeta_core.contract.job.checkpoint import NAME_PATTERN, step_of
+from zeta_core.contract.job.events import LogLine, StatusLine, WarningLine
+from zeta_core.contract.job.job import JobError
+from zeta_core.contract.job.status import JobStatus, StatusReason
 
 TRIES_SECONDS = 60.0
 LAST_TRIES_SECONDS = 600.0  # for what an ended training leaves: the device is free, and its work would be lost

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from zeta_core.contract.checkpoint import Manifest, ManifestFile, step_of, surplus
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.layout import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, step_of, surplus
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
 
 COPY_BYTES = 4 * 2**20
 # Links are refused across file systems, by some network file systems, and beyond a file system's own limit.

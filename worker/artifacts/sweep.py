@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore
-from zeta_core.contract.layout import CACHE_DIRECTORY, PUBLISHED_FILE
+from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, PUBLISHED_FILE
 
 RUNS_KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
 CACHE_KEPT_SECONDS = 7 * 86_400.0  # a training touches what it uses; one that runs longer has its files open

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from zeta_core.contract.events import StatusLine, WarningLine
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.layout import LONGEST_LINE_BYTES
+from zeta_core.contract.job.events import StatusLine, WarningLine
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
 
 READ_BYTES = 2**20
 

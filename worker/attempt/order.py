@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
-from zeta_core.contract.layout import CACHE_DIRECTORY, RunFile, output_directory
-from zeta_core.contract.messages import HandOver
+from zeta_core.contract.wire.messages import HandOver
+from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, RunFile, output_directory
 
 
 def run_file(message: HandOver, settings: WorkerSettings) -> RunFile:

@@ -15,8 +15,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, GivenUp
-from zeta_core.contract.checkpoint import NAME_PATTERN
-from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RUN_FILE, RunFile
 
 LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 

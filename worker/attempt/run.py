@@ -38,9 +38,11 @@ from worker.training.memory_watch import MemoryWatch
 from worker.training.process_tree import Training
 from worker.training.stacks import StackDumps
 from worker.training.watchdog import Watchdog, effort_of
-from zeta_core.contract.events import StatusLine, WarningLine
-from zeta_core.contract.job import JobStatus, StatusReason, StopAction
-from zeta_core.contract.layout import (
+from zeta_core.contract.job.events import StatusLine, WarningLine
+from zeta_core.contract.job.status import JobStatus, StatusReason, StopAction
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck
+from zeta_core.contract.wire.run_directory import (
     JOURNAL_FILE,
     LOG_FILE,
     PUBLISHED_FILE,
@@ -49,8 +51,6 @@ from zeta_core.contract.layout import (
     output_directory,
     run_directory,
 )
-from zeta_core.contract.messages import Claim, ClaimAnswer, HandOver, JournalAck
-from zeta_core.contract.spec import TrainerOptions
 
 CLAIM_REPEAT_SECONDS = 1.0
 CLAIM_GIVE_UP_SECONDS = 60.0

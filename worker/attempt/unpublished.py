@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from worker.training import processes
 from worker.training.processes import RunProcesses
-from zeta_core.contract.layout import PUBLISHED_FILE, RUN_FILE, RunFile, output_directory
+from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RUN_FILE, RunFile, output_directory
 
 logger = logging.getLogger(__name__)
 

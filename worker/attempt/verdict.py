@@ -7,16 +7,10 @@ from pathlib import Path
 
 from worker.training.memory_watch import Excess
 from worker.training.process_tree import Training
-from zeta_core.contract.events import StatusLine
-from zeta_core.contract.job import (
-    REASON_SENTENCES,
-    STOP_ENDS,
-    JobError,
-    JobErrorEvidence,
-    JobStatus,
-    StatusReason,
-)
-from zeta_core.contract.oom import out_of_memory
+from zeta_core.contract.job.events import StatusLine
+from zeta_core.contract.job.job import JobError, JobErrorEvidence
+from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason
+from zeta_core.system.oom_kills import out_of_memory
 
 NEVER_STARTED = "The worker stopped before it started the training."
 

@@ -20,10 +20,10 @@ from worker.machine.devices import Slot, count_cores
 from worker.outage import log_failure
 from worker.settings import WorkerSettings
 from worker.training.launch import own_environment, training_environment
-from zeta_core.contract.check import CheckAnswer
-from zeta_core.contract.layout import CACHE_DIRECTORY, RUN_FILE, RunFile
-from zeta_core.contract.messages import CheckRequest, CheckResult
-from zeta_core.contract.outage import error_text
+from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.wire.messages import CheckRequest, CheckResult
+from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, RUN_FILE, RunFile
+from zeta_core.system.outage import error_text
 
 MOST_WAITING = 4  # further requests are rejected immediately, because they would time out
 ROWS_SHARE = 1 / 6  # of the time limit: for reading rows, because the caller waits for a quarter of the limit

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from zeta_core.contract.layout import OUT_OF_MEMORY_EXIT
+from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT
 
 MEBIBYTE = 2**20
 ENDING_SECONDS = 5.0  # between the end of its output and its exit

@@ -18,7 +18,7 @@ import psutil
 import pynvml
 
 from worker.settings import WorkerSettings
-from zeta_core.contract.device_kind import cpu_kind, gpu_kind
+from zeta_core.system.device_kind import cpu_kind, gpu_kind
 
 FIRST_WITH_BF16 = 8  # major compute capability, Ampere: what torch.cuda.is_bf16_supported looks at
 

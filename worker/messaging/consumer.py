@@ -29,9 +29,9 @@ from worker.messaging.invalid import InvalidEntries
 from worker.messaging.link import connect, remove_wrong_type
 from worker.outage import Loop
 from worker.settings import WorkerSettings
-from zeta_core.contract.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
-from zeta_core.contract.outage import error_text
-from zeta_core.contract.redis_access import RedisAddress, RedisUnavailable
+from zeta_core.contract.wire.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
+from zeta_core.system.outage import error_text
+from zeta_core.system.redis_access import RedisAddress, RedisUnavailable
 
 RECONNECT_SECONDS = 1.0
 SILENCE_SECONDS = 5.0  # more than kombu's blocking pop takes (`brpop_timeout`, 1 s), even if no message arrives

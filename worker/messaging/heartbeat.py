@@ -22,8 +22,8 @@ from worker.messaging.link import connect, remove_wrong_type
 from worker.outage import Loop
 from worker.settings import WorkerSettings
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.events import utc_now
-from zeta_core.contract.messages import (
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import (
     HEARTBEAT_SECONDS,
     WORKERS_HASH,
     BadMessage,
@@ -33,7 +33,7 @@ from zeta_core.contract.messages import (
     read_heartbeat,
     sign_heartbeat,
 )
-from zeta_core.contract.redis_access import RedisUnavailable, calling_redis
+from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
 DOUBT_SECONDS = 2.5 * HEARTBEAT_SECONDS
 DOUBT_LOOK_SECONDS = 0.25

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from zeta_core.contract.outage import error_text
+from zeta_core.system.outage import error_text
 
 LOG_SECONDS = 60.0
 

@@ -20,7 +20,7 @@ from redis.utils import str_if_bytes
 
 from worker.messaging.invalid import InvalidEntries
 from worker.outage import Loop
-from zeta_core.contract.messages import (
+from zeta_core.contract.wire.messages import (
     LAST_STREAM_ID,
     SERVER_STREAM,
     TO_WORKER,
@@ -29,7 +29,7 @@ from zeta_core.contract.messages import (
     sign,
     worker_stream,
 )
-from zeta_core.contract.redis_access import RedisAddress, calling_redis
+from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 BLOCK_MILLISECONDS = 500

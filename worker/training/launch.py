@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker.training.processes import run_mark, share_lock
-from zeta_core.contract.device_kind import KERNEL_VARIABLES
-from zeta_core.contract.layout import LOG_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+from zeta_core.contract.wire.run_directory import LOG_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+from zeta_core.system.device_kind import KERNEL_VARIABLES
 
 TRAINER_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "zeta_core")  # -P: nothing is imported from RUN_DIR
 PASSED = (

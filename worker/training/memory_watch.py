@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from zeta_core.contract.oom import group_files
+from zeta_core.system.oom_kills import group_files
 
 FIND_SECONDS = 1.0  # between two searches for the processes, which scan all processes of the machine
 EXACT_FACTOR = 20.0  # exact counts, which walk the page tables, take at most 1/20 of the time

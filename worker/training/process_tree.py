@@ -24,8 +24,9 @@ from worker.machine.devices import memory_holders
 from worker.training import processes
 from worker.training.launch import start_training
 from worker.training.processes import RunProcesses
-from zeta_core.contract.job import REASON_SENTENCES, STOP_ACTIONS, JobError, JobErrorEvidence, StatusReason, StopAction
-from zeta_core.contract.layout import (
+from zeta_core.contract.job.job import JobError, JobErrorEvidence
+from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ACTIONS, StatusReason, StopAction
+from zeta_core.contract.wire.run_directory import (
     ALIVE_FILE,
     DISK_FULL_EXIT,
     LOG_FILE,
@@ -34,7 +35,7 @@ from zeta_core.contract.layout import (
     ProcessFile,
     StopFile,
 )
-from zeta_core.contract.oom import OomKills, count_oom_kills, killed_for_memory
+from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
 LOOK_SECONDS = 0.5  # scanning all processes takes milliseconds
 SIGNAL_SECONDS = 0.5  # between two rounds of signals

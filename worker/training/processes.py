@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from zeta_core.contract.identity import FileIdentity
-from zeta_core.contract.layout import LOCK_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+from zeta_core.contract.wire.run_directory import LOCK_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+from zeta_core.system.file_identity import FileIdentity
 
 _RECORD_BYTES = 200
 

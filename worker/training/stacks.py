@@ -12,7 +12,7 @@ import psutil
 
 from worker.training import processes
 from worker.training.processes import RunProcesses
-from zeta_core.contract.layout import LOG_FILE, STACKS_SIGNAL
+from zeta_core.contract.wire.run_directory import LOG_FILE, STACKS_SIGNAL
 
 ANSWER_SECONDS = 2.0  # from the signal to the stack in the log
 STACKS_BYTES = 16 * 1024

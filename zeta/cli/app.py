@@ -30,7 +30,7 @@ JobId = Annotated[
 
 def print_version(wanted: bool) -> None:
     if wanted:
-        from zeta_core.contract.distribution import version
+        from zeta_core.system.distribution import version
 
         typer.echo(f"zeta {version()}")
         raise typer.Exit

@@ -9,7 +9,7 @@ import typer
 from zeta.cli.app import JOBS, AsJson, JobId, app
 
 if TYPE_CHECKING:
-    from zeta_core.contract.job import Job
+    from zeta_core.contract.job.job import Job
 
 # A running job carries out a command some time after the request.
 _PENDING_ACTIONS = {"cancel": "it is being cancelled", "pause": "it is saving a checkpoint and will then pause"}

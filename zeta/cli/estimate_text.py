@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from zeta.cli.output import duration, size
-from zeta_core.contract.check import CheckedData
-from zeta_core.contract.estimate import Estimate
+from zeta_core.contract.job.check import CheckedData
+from zeta_core.contract.job.estimate import Estimate
 
 
 def estimate_rows(found: Estimate) -> list[tuple[str, object]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from zeta_core.contract.errors import InvalidRequest, InvalidSettings, MalformedRequest, Unavailable, ZetaError
 
 if TYPE_CHECKING:
-    from zeta_core.contract.job import Job
+    from zeta_core.contract.job.job import Job
 
 
 class Exit(IntEnum):

@@ -16,10 +16,11 @@ from typing import Any
 from zeta.cli.exits import Exit, exit_of_job
 from zeta.cli.output import duration, ending, notice, print_json, say
 from zeta.client import Client
-from zeta_core.contract.advice import in_words
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.events import Event
-from zeta_core.contract.job import ENDED, Job
+from zeta_core.contract.job.advice import in_words
+from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.printable import printable
 
 SMALLEST_WIDTH = 20  # a narrower terminal gets plain lines instead of a progress bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.job import Job
 
 if TYPE_CHECKING:
     from zeta.client import Client

@@ -140,7 +140,7 @@ def wait(
     from zeta.cli.output import ending, print_json, say
     from zeta.client import Client
     from zeta.job_ids import full_id
-    from zeta_core.contract.job import ENDED
+    from zeta_core.contract.job.status import ENDED
 
     with Client() as client:
         found = full_id(client, job_id)

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zeta_core.contract.advice import in_words, rerun_command
-from zeta_core.contract.answers import Page
-from zeta_core.contract.job import Job
+from zeta_core.contract.job.advice import in_words, rerun_command
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.job import Job
 from zeta_core.contract.printable import is_printable, printable
 
 

@@ -24,7 +24,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta_core.contract.errors import Conflict, InvalidSettings
-from zeta_core.contract.identity import FileIdentity, process_start
+from zeta_core.system.file_identity import FileIdentity, process_start
 
 PROBE_SECONDS = 0.05
 LOCK_SECONDS = 2.0  # clients briefly hold the lock to check whether the service is running

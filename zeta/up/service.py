@@ -30,8 +30,8 @@ from zeta.up.home import Home, UpState
 from zeta.up.settings import UpSettings, child_environment, worker_name
 from zeta.up.valkey import ANSWER_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
-from zeta_core.contract.identity import FileIdentity, process_start
-from zeta_core.contract.redis_access import RedisAddress
+from zeta_core.system.file_identity import FileIdentity, process_start
+from zeta_core.system.redis_access import RedisAddress
 
 READY_SECONDS = 90.0  # enough for a slow disk and uncached Python imports
 REDIS_SECONDS = 10.0  # for the user's own Redis, which may be starting at the same time

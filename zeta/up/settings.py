@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from zeta.up.home import Home
-from zeta_core.contract.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Settings
+from zeta_core.system.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Settings
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from zeta_core.contract.checkpoint import FileRole, Manifest, ManifestFile
-from zeta_core.contract.layout import MANIFEST_NAME, TRAINING_STATE_NAME
+from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
 POINTER = "checkpoint.pt"

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume, InvalidModel
 
 Tensors = dict[str, torch.Tensor]

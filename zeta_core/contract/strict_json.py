@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any, Literal, NoReturn, cast
 
 from zeta_core.contract.printable import printable
+from zeta_core.contract.spec.validation import cut
 from zeta_core.contract.text import control_character
-from zeta_core.contract.validation import cut
 
 MAX_DEPTH = 100  # of a request body or a spec
 BYTE_ORDER_MARK = "\ufeff"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from zeta_core.contract.formats import file_type
+from zeta_core.contract.data_files.file_types import file_type
 from zeta_core.failures import InvalidData
 
 BUFFER_BYTES = 1 << 18

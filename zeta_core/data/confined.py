@@ -28,8 +28,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from zeta_core.environment import free_memory_bytes
 from zeta_core.failures import InvalidData, TrainingFailed
-from zeta_core.settings import free_memory_bytes
 
 MEBIBYTE = 2**20
 MOST_MEMORY_BYTES = 4096 * MEBIBYTE

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from zeta_core.contract.data_folder import Split
+from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
 
 _BATCH_ROWS = 1000

@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from zeta_core.contract.formats import DELIMITERS, file_type
+from zeta_core.contract.data_files.file_types import DELIMITERS, file_type
 from zeta_core.data.compressed import ByteStream, open_stream
 from zeta_core.data.units import UNIT_BYTES, ChooseColumns, Row, Unit, not_utf8
 from zeta_core.failures import InvalidData

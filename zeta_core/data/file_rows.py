@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeta_core.contract.formats import DELIMITERS, LINE_SUFFIXES, file_type
-from zeta_core.contract.sources import COLUMNS
+from zeta_core.contract.data_files.file_types import DELIMITERS, LINE_SUFFIXES, file_type
+from zeta_core.contract.spec.sources import COLUMNS
 from zeta_core.data.delimited import delimited_units
 from zeta_core.data.json_documents import document_units
 from zeta_core.data.tables import arrow_batches, num_rows, parquet_batches, table_units

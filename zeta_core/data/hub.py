@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from zeta_core.contract.formats import DELIMITERS, file_type, listed
-from zeta_core.contract.sources import HubSource
+from zeta_core.contract.data_files.file_types import DELIMITERS, file_type, listed
+from zeta_core.contract.spec.sources import HubSource
 from zeta_core.data.confined import Position, confined
 from zeta_core.failures import InvalidData
 

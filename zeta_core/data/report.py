@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from zeta_core.contract.data_report import DataReport, Lengths, SourceShare
-from zeta_core.contract.events import LogLine
+from zeta_core.contract.job.data_report import DataReport, Lengths, SourceShare
+from zeta_core.contract.job.events import LogLine
 from zeta_core.contract.printable import printable
 from zeta_core.data.packing import Fit, Sequences
 from zeta_core.data.sampler import Mixture, sampler_of

@@ -25,10 +25,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from zeta_core.contract.check import CheckedData
-from zeta_core.contract.data_folder import Split
-from zeta_core.contract.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
-from zeta_core.contract.spec import JobSpec
+from zeta_core.contract.data_files.data_folder import Split
+from zeta_core.contract.job.check import CheckedData
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoder
@@ -39,8 +39,8 @@ from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.tokenizing import num_processes
 from zeta_core.data.turns import ROLES
 from zeta_core.data.units import Row, parsed_list
+from zeta_core.environment import variables
 from zeta_core.failures import InvalidData
-from zeta_core.settings import variables
 
 VERSION = 2  # of the results in the cache
 FIRST_ROWS = 100  # all tokenized

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from zeta_core.contract.data_folder import Split, find_data_files, split_glob
-from zeta_core.contract.formats import TEXT_SUFFIXES, TOKEN_SUFFIXES, file_type, listed, suffixes_of
-from zeta_core.contract.layout import file_key
-from zeta_core.contract.signatures import FIRST_BYTES, fault_in_beginning
-from zeta_core.contract.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
+from zeta_core.contract.data_files.data_folder import Split, find_data_files, split_glob
+from zeta_core.contract.data_files.file_types import TEXT_SUFFIXES, TOKEN_SUFFIXES, file_type, listed, suffixes_of
+from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_beginning
+from zeta_core.contract.spec.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
+from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.columns import Layout, layout_of
 from zeta_core.data.confined import Position, confined
 from zeta_core.data.file_rows import rows_of_file

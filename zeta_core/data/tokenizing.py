@@ -23,7 +23,7 @@ import numpy as np
 from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoded, Encoder
 from zeta_core.data.source import Source
-from zeta_core.settings import free_memory_bytes, variables
+from zeta_core.environment import free_memory_bytes, variables
 
 BYTES_PER_PROCESS = 1 << 20  # starting a process for less data takes longer than encoding it
 MEMORY_PER_PROCESS = 512 << 20  # for the current units, which are many times larger as Python objects

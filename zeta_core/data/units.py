@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from zeta_core.contract.formats import file_type
+from zeta_core.contract.data_files.file_types import file_type
 from zeta_core.data.compressed import ByteStream, open_stream
 from zeta_core.failures import InvalidData
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.job.events import ProgressLine
 from zeta_core.data.encode import Encoded, bytes_hash
 from zeta_core.data.source import Source
 from zeta_core.data.token_rows import MASKS, RowColumns

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from zeta_core import plan as planning
-from zeta_core.contract.advice import NO_LESS_MEMORY
-from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, memory_parts
-from zeta_core.contract.sources import ConfigModel, FileModel, JobModel
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.job.advice import NO_LESS_MEMORY
+from zeta_core.contract.job.memory import FLOAT32_BYTES, FSDP_STAGE, memory_parts
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.memory.needs import Parts, capacity_of, least_needed, refusal
 from zeta_core.model.facts import facts_without_data

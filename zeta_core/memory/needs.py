@@ -14,12 +14,12 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from zeta_core.contract.advice import NO_LESS_MEMORY, Patch, less_memory
-from zeta_core.contract.memory import FLOAT32_BYTES, FSDP_STAGE, MemoryParts, least_state_bytes, memory_parts
+from zeta_core.contract.job.advice import NO_LESS_MEMORY, Patch, less_memory
+from zeta_core.contract.job.memory import FLOAT32_BYTES, FSDP_STAGE, MemoryParts, least_state_bytes, memory_parts
+from zeta_core.environment import free_memory_bytes, total_memory_bytes
 from zeta_core.failures import OutOfMemory
 from zeta_core.memory.usage import num_bytes
 from zeta_core.plan import Plan
-from zeta_core.settings import free_memory_bytes, total_memory_bytes
 
 # Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
 LOGIT_BYTES = 8

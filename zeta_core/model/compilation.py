@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from zeta_core.environment import compiler
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation import replaced_forwards
-from zeta_core.settings import compiler
 
 
 def why_not() -> str | None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from zeta_core.checkpoint.state import Tensors
-from zeta_core.contract.checkpoint import CheckpointFormat
-from zeta_core.contract.layout import MERGED_NAME
+from zeta_core.contract.job.checkpoint import CheckpointFormat
+from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.readme import README, adapter_readme
 from zeta_core.model.skeleton import Skeleton

@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from zeta_core.contract.advice import Patch
 from zeta_core.contract.identifiers import is_hub_id
+from zeta_core.contract.job.advice import Patch
+from zeta_core.environment import free_memory_bytes
 from zeta_core.failures import InvalidModel
 from zeta_core.plan import Facts
-from zeta_core.settings import free_memory_bytes
 
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")

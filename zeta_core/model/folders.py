@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from zeta_core.contract.layout import file_key
 from zeta_core.contract.model_files import (
     ArchiveFiles,
     FolderFiles,
@@ -28,6 +27,7 @@ from zeta_core.contract.model_files import (
     ignored_code,
     model_folder,
 )
+from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 

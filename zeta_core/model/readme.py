@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
-from zeta_core.contract.layout import MERGED_NAME
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.sources import ADAPTER_CONFIG, Located
 

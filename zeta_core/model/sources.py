@@ -19,13 +19,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from zeta_core.contract.checkpoint import NAME_PATTERN
+from zeta_core.contract.data_files.signatures import FIRST_BYTES, is_lfs_pointer
 from zeta_core.contract.identifiers import is_hub_id, is_id
-from zeta_core.contract.layout import MANIFEST_NAME, MERGED_NAME, checkpoint_key
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_files import InvalidModelFiles, clean_config
 from zeta_core.contract.model_files.faults import Place
-from zeta_core.contract.signatures import FIRST_BYTES, is_lfs_pointer
-from zeta_core.contract.sources import BuilderModel, ConfigModel, FileModel, JobModel
+from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel, JobModel
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, checkpoint_key
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode, OnIgnored, folder_copy, hub_copy, report_ignored_code, upload_copy

@@ -10,7 +10,7 @@ from torch import nn
 
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Saved
-from zeta_core.contract.spec import Lora
+from zeta_core.contract.spec.job_spec import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.carried import carried_adapter

@@ -18,8 +18,8 @@ from torch import nn
 
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Progress, perplexity
-from zeta_core.contract.events import ProgressLine
-from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.contract.job.events import ProgressLine
+from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.packing import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.loss import LossOf

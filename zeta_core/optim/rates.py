@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from zeta_core.contract.advice import Advice
-from zeta_core.contract.spec import Optimizer
+from zeta_core.contract.job.advice import Advice
+from zeta_core.contract.spec.job_spec import Optimizer
 
 Trained = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
 

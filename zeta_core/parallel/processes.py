@@ -28,12 +28,12 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer, times_written
+from zeta_core.environment import Place
 from zeta_core.failures import CannotTrain
 from zeta_core.optim.optimizer import Groups, build_optimizer
 from zeta_core.optim.scaling import LossScale
 from zeta_core.parallel.paths import may_leave_parameters_out
 from zeta_core.plan import Plan
-from zeta_core.settings import Place
 
 GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough that a hang is seen
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from zeta_core.checkpoint import state as states
-from zeta_core.contract.device_kind import cpu_kind, gpu_kind
+from zeta_core.system.device_kind import cpu_kind, gpu_kind
 
 
 @contextmanager

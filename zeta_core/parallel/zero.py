@@ -21,7 +21,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupK
 from torch import nn
 
 from zeta_core.checkpoint.state import Staging, Stored, Tensors
-from zeta_core.contract.deepspeed import DEFAULT_STAGE, stage_of
+from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, stage_of
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.paths import chooses_its_path
 from zeta_core.parallel.processes import Replicated

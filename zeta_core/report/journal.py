@@ -20,8 +20,8 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from zeta_core.contract.advice import Advice, Patch, in_words
-from zeta_core.contract.events import (
+from zeta_core.contract.job.advice import Advice, Patch, in_words
+from zeta_core.contract.job.events import (
     CheckpointLine,
     ErrorLine,
     JournalLine,
@@ -32,7 +32,7 @@ from zeta_core.contract.events import (
     StatusLine,
     WarningLine,
 )
-from zeta_core.contract.layout import LONGEST_LINE_BYTES
+from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
 
 SECONDS_BEYOND_LIMIT = 30.0
 MOST_LINE_BYTES = LONGEST_LINE_BYTES // 4

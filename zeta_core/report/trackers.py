@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
-from zeta_core.contract.events import JournalLine, ProgressLine
-from zeta_core.contract.layout import TENSORBOARD_DIRECTORY
+from zeta_core.contract.job.events import JournalLine, ProgressLine
+from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY
+from zeta_core.environment import tracker_project
 from zeta_core.failures import CannotTrain
-from zeta_core.settings import tracker_project
 
 Name = Literal["tensorboard", "wandb", "mlflow"]
 PACKAGES: dict[Name, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}

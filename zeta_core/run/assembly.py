@@ -11,6 +11,7 @@ from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Progress, Tensors
+from zeta_core.environment import Place
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
 from zeta_core.objective.evaluation import Evaluator
@@ -21,11 +22,10 @@ from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
-from zeta_core.run.asked import Run
 from zeta_core.run.decision import Decision
 from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
 from zeta_core.run.learner import Learner
-from zeta_core.settings import Place
+from zeta_core.run.request import Run
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from torch import nn
 
 from zeta_core import plan as planning
 from zeta_core.advice import vocabulary_patch
-from zeta_core.contract import defaults
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data import report as data_reports
 from zeta_core.data.flat_files import check_id_type
 from zeta_core.data.packing import Sequences
 from zeta_core.data.split import Overlap, hold_out, num_shared
 from zeta_core.data.tokens import TokenFile
+from zeta_core.environment import Place
 from zeta_core.model.carried import carries_adapter, without_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data
 from zeta_core.model.lora import base_fingerprint
@@ -24,9 +25,8 @@ from zeta_core.objective.isolation_probe import Finding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
 from zeta_core.plan import CutData, Facts, Plan
-from zeta_core.run.asked import Run
 from zeta_core.run.inputs import Earlier, Inputs
-from zeta_core.settings import Place
+from zeta_core.run.request import Run
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,20 @@ from zeta_core.advice import Setup
 from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Progress
-from zeta_core.contract.job import StopAction
+from zeta_core.contract.job.status import StopAction
+from zeta_core.environment import Place, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.needs import has_plenty
 from zeta_core.parallel.processes import Processes
 from zeta_core.parallel.surroundings import compute_with, deterministic_kernels, device_kind, restored_state
 from zeta_core.plan import Plan
 from zeta_core.report.journal import Report
-from zeta_core.run.asked import Outcome, Run
+from zeta_core.run.announce import announced, take_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, engine_of, evaluator_of, reference_for
 from zeta_core.run.decision import Decision, build_model, decide, isolation_of
 from zeta_core.run.inputs import find_earlier, read
 from zeta_core.run.learner import Learner, prepare, setup_of
-from zeta_core.run.output import announced, take_output_dir
-from zeta_core.settings import Place, accelerate_variables, kernel_variables, library_environment
+from zeta_core.run.request import Outcome, Run
 from zeta_core.train.loop import Course
 from zeta_core.train.out_of_memory import Known, explained
 from zeta_core.train.rate_search import find_learning_rate

@@ -13,14 +13,15 @@ from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Stored
-from zeta_core.contract.data_folder import Split
-from zeta_core.contract.sources import BuiltinSource, Dataset, dataset_sources
+from zeta_core.contract.data_files.data_folder import Split
+from zeta_core.contract.spec.sources import BuiltinSource, Dataset, dataset_sources
 from zeta_core.data.encode import is_bytes
 from zeta_core.data.row_check import check_rows
 from zeta_core.data.sources import open_sources
 from zeta_core.data.template import set_template
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
+from zeta_core.environment import Place
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.model.folders import IgnoredCode
@@ -29,8 +30,7 @@ from zeta_core.model.sources import Located, locate_model, locate_tokenizer
 from zeta_core.parallel.processes import Processes
 from zeta_core.report.journal import Report
 from zeta_core.report.trackers import require as require_trackers
-from zeta_core.run.asked import Run
-from zeta_core.settings import Place
+from zeta_core.run.request import Run
 
 # Data of this size is checked before it is tokenized, which takes several times as long and would find a fault late.
 LARGE_DATA_BYTES = 16 << 20

@@ -11,7 +11,6 @@ from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Saved
 from zeta_core.data.end_tokens import find_end_tokens
 from zeta_core.data.tokens import TokenFile
-from zeta_core.decided import merges
 from zeta_core.memory.needs import check_it_can_fit
 from zeta_core.model.coverage import out_of_reach
 from zeta_core.model.export import Export
@@ -21,9 +20,10 @@ from zeta_core.model.trained import choose_what_is_trained
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.journal import Report
-from zeta_core.run.asked import Run
 from zeta_core.run.decision import Decision, sample_of
 from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
+from zeta_core.run.request import Run
+from zeta_core.run.resolved_spec import merges
 
 LEAST_ENDED = 0.5  # the share of answers or documents with an end token below which a warning is given
 

@@ -27,7 +27,7 @@ from pydantic import JsonValue
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from zeta_core.contract.advice import Advice, Patch
+from zeta_core.contract.job.advice import Advice, Patch
 from zeta_core.failures import NonFiniteLoss
 from zeta_core.optim.rates import UsualRates, rounded
 from zeta_core.plan import Plan

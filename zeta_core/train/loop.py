@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.state import Progress, Saved, Snapshot, Staging
-from zeta_core.contract.events import ProgressLine
-from zeta_core.contract.job import STOP_ACTIONS, StopAction
+from zeta_core.contract.job.events import ProgressLine
+from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sampler import sampler_of
 from zeta_core.failures import NonFiniteLoss

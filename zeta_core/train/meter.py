@@ -11,7 +11,7 @@ from collections import deque
 from types import TracebackType
 
 from zeta_core.checkpoint.state import Progress
-from zeta_core.contract.events import LOSS_WINDOW_STEPS, STEPS_TOLD_EACH, ProgressLine, StepFigures
+from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, STEPS_TOLD_EACH, ProgressLine, StepFigures
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine

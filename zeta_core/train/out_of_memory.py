@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from pydantic import JsonValue
 
-from zeta_core.contract.advice import NO_LESS_MEMORY, less_memory
+from zeta_core.contract.job.advice import NO_LESS_MEMORY, less_memory
 from zeta_core.failures import OutOfMemory, is_out_of_memory
 from zeta_core.memory.needs import capacity_of, held, options_of
 from zeta_core.parallel.processes import Engine

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.checkpoint import state as states
-from zeta_core.contract.events import LogLine, ProgressLine
-from zeta_core.contract.job import StopAction
-from zeta_core.contract.rate_search import FEWEST_UPDATES, LARGEST_SHARE, RateSearch, num_updates
+from zeta_core.contract.job.events import LogLine, ProgressLine
+from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.rate_search import FEWEST_UPDATES, LARGEST_SHARE, RateSearch, num_updates
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sampler import sampler_of
 from zeta_core.failures import CannotTrain, NonFiniteLoss

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from zeta_core.checkpoint import directory as checkpoints
 from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import FIXED_FILE, Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
-from zeta_core.contract.checkpoint import Manifest, ManifestFile
-from zeta_core.contract.events import CheckpointLine, utc_now
-from zeta_core.contract.layout import TRAINING_STATE_NAME
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.events import CheckpointLine, utc_now
+from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import NoRoom
 from zeta_core.model.export import Export
 from zeta_core.parallel.processes import Engine

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.contract.checkpoint import Manifest, ManifestFile
-from zeta_core.contract.events import utc_now
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.events import utc_now
 from zeta_core.failures import CannotResume
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from transformers import ByT5Tokenizer
 
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import MEBIBYTE, Limits
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens

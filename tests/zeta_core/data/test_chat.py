@@ -18,10 +18,10 @@ from tests.harness.real_model import smollm2
 from tests.zeta_core.data import chat_templates as shapes
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
-from zeta_core.contract.events import WarningLine
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import WarningLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.template import DEFAULT_TEMPLATE
 from zeta_core.data.token_cache import prepare_tokens

@@ -12,9 +12,9 @@ import pytest
 from tests.zeta_core.data import chat_templates as shapes
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import GOOD, tokens_of
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data import packing
 from zeta_core.data.packing import IGNORED, Sequences
 from zeta_core.data.report import nothing_to_train

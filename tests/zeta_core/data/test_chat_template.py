@@ -15,9 +15,9 @@ from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import TODAY, TWO_TURNS, documents, tokens_of
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import WarningLine
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import WarningLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.template import DEFAULT_TEMPLATE, Template, set_template
 from zeta_core.data.token_cache import fingerprint
 from zeta_core.failures import CannotTrain

@@ -12,10 +12,10 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import ByT5Tokenizer
 
-from zeta_core.contract.data_folder import Split
-from zeta_core.contract.sources import PathSource, dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.data_files.data_folder import Split
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import PathSource, dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile

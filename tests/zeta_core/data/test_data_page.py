@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
-from zeta_core.contract.formats import DATA_SUFFIXES
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.data_files.file_types import DATA_SUFFIXES
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile

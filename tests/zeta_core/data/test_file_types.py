@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 from transformers import ByT5Tokenizer
 
-from zeta_core.contract.sources import PathSource
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import PathSource
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile

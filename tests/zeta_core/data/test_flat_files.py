@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import Lines, train
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import LogLine
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import LogLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.flat_files import check_id_type, flat_tokens
 from zeta_core.data.sources import Places, open_sources

@@ -15,9 +15,9 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import MEBIBYTE, Limits
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens

@@ -20,7 +20,7 @@ from tests.zeta_core.data.hub_reader import HubReader
 from zeta import Trainer
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import is_hub_dataset
-from zeta_core.contract.sources import HubSource
+from zeta_core.contract.spec.sources import HubSource
 from zeta_core.data.confined import MEBIBYTE
 from zeta_core.data.hub import refuse_foreign_files
 from zeta_core.data.sources import Places, open_sources

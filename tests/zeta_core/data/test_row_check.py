@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.zeta_core.run_directories import SPEC
-from zeta_core.check import check
-from zeta_core.contract.check import CheckAnswer, CheckedData
-from zeta_core.contract.layout import file_key
+from zeta_core.contract.job.check import CheckAnswer, CheckedData
+from zeta_core.contract.wire.run_directory import file_key
+from zeta_core.dry_run.check import check
 
 # A template that renders roles and contents, and nothing else.
 TEMPLATE = (

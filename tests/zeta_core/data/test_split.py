@@ -19,11 +19,11 @@ from tests.zeta_core.data.token_files import random_documents, token_file
 from tests.zeta_core.models import plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import LogLine, WarningLine
-from zeta_core.contract.job import StopAction
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import LogLine, WarningLine
+from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.split import hold_out, num_shared
 from zeta_core.data.token_cache import prepare_tokens

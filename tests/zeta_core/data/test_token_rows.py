@@ -15,10 +15,10 @@ from transformers import ByT5Tokenizer
 
 from tests.zeta_core.models import plain
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import LogLine, WarningLine
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import LogLine, WarningLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sources import Places, open_sources

@@ -18,10 +18,10 @@ from transformers import ByT5Tokenizer
 from tests.zeta_core.data import chat_templates as shapes
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
-from zeta_core.contract.events import LogLine, ProgressLine
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import LogLine, ProgressLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data import encode, tokenizing, units
 from zeta_core.data.confined import Position
 from zeta_core.data.source import Source

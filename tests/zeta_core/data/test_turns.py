@@ -13,7 +13,7 @@ from tests.zeta_core.data import chat_templates as shapes
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import documents, tokens_of
 from tests.zeta_core.runs import Lines
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 

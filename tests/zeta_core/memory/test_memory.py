@@ -20,9 +20,10 @@ from tests.zeta_core.memory import refused_runs
 from tests.zeta_core.models import LLAMA_CONFIG, PlainModel, llama, plain
 from tests.zeta_core.parallel.test_parallel import environment
 from zeta import Trainer
-from zeta_core.contract.job import JobError, StatusReason
-from zeta_core.contract.sources import ConfigModel
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.job.job import JobError
+from zeta_core.contract.job.status import StatusReason
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import OutOfMemory, explain
 from zeta_core.memory.before_loading import check_before_loading

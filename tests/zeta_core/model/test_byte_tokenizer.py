@@ -9,7 +9,7 @@ from transformers import ByT5Tokenizer
 
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.runs import train
-from zeta_core.contract.sources import ConfigModel
+from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sources import Places
 from zeta_core.model.sources import locate_model, locate_tokenizer
 

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import CannotResume, CannotTrain
 
 IDS = torch.arange(3, 35)[None]

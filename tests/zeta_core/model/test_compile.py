@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from tests.zeta_core.models import llama
 from zeta import Trainer
-from zeta_core import settings
+from zeta_core import environment
 from zeta_core.failures import CannotTrain
 from zeta_core.model import compilation
 
@@ -67,6 +67,6 @@ def test_compiled_blocks_train_the_same_and_resume_to_the_bit(
 def test_without_a_compiler_it_is_refused_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
-    assert settings.compiler() is None
+    assert environment.compiler() is None
     with pytest.raises(CannotTrain, match=r"compile is true, .* a C\+\+ compiler"):
         Trainer(model=llama(), max_steps=1, output_dir=tmp_path / "out", compile=True, **ASKED)

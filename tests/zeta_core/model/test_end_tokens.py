@@ -12,8 +12,8 @@ from transformers import AddedToken, AutoModelForCausalLM
 from tests.zeta_core.data.chat_templates import CHATML, GEMMA, LLAMA3, MISTRAL, PHI3, QWEN3, byte_tokenizer
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import Lines, train
-from zeta_core.contract.events import LogLine, WarningLine
-from zeta_core.contract.sources import ConfigModel
+from zeta_core.contract.job.events import LogLine, WarningLine
+from zeta_core.contract.spec.sources import ConfigModel
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"Twice {n}?"}, {"role": "assistant", "content": f"It is {2 * n}."}]}

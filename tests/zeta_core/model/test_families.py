@@ -13,9 +13,9 @@ from tests.zeta_core.models import VOCABULARY
 from tests.zeta_core.runs import train
 from zeta.local_inputs import pack_model
 from zeta_core.checkpoint.state import read_weights
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.model_files import check_archive
-from zeta_core.contract.sources import ConfigModel
+from zeta_core.contract.spec.sources import ConfigModel
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.sources import FileModel, JobModel
+from zeta_core.contract.spec.sources import FileModel, JobModel
 from zeta_core.data.sources import Places
 from zeta_core.failures import CannotResume, CannotTrain, InvalidModel
 

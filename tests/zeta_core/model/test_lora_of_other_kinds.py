@@ -13,7 +13,7 @@ from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralFo
 
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import CannotTrain
 
 

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tests.zeta_core.advised import applied
+from tests.zeta_core.dry_run.test_check import answer_to
 from tests.zeta_core.models import LLAMA_CONFIG, llama, plain
 from tests.zeta_core.objective.test_preference import dpo, rewards_in
 from tests.zeta_core.runs import train
-from tests.zeta_core.test_check import answer_to
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import ProgressLine
+from zeta_core.contract.job.events import ProgressLine
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.memory.usage import flops_per_token, num_bytes
 from zeta_core.model import quantized

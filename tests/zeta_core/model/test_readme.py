@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
-from zeta_core.contract.sources import JobModel
+from zeta_core.contract.spec.sources import JobModel
 from zeta_core.data.sources import Places
 from zeta_core.model.readme import adapter_readme
 from zeta_core.model.sources import Located

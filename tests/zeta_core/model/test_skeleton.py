@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Ll
 
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import Lines, train
-from zeta_core.contract.events import ProgressLine, WarningLine
+from zeta_core.contract.job.events import ProgressLine, WarningLine
 from zeta_core.failures import CannotTrain
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from tests.harness.model_archives import CONFIG, pack, safetensors
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import WarningLine
-from zeta_core.contract.layout import checkpoint_key, file_key
-from zeta_core.contract.sources import ConfigModel, FileModel, FileTokenizer, JobModel
+from zeta_core.contract.job.events import WarningLine
+from zeta_core.contract.spec.sources import ConfigModel, FileModel, FileTokenizer, JobModel
+from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode

@@ -18,8 +18,8 @@ from tests.zeta_core.data.token_files import random_documents
 from tests.zeta_core.models import WithLabels, WithReturnLoss, WithTargets, llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import CheckpointLine, WarningLine
-from zeta_core.contract.job import StopAction
+from zeta_core.contract.job.events import CheckpointLine, WarningLine
+from zeta_core.contract.job.status import StopAction
 from zeta_core.data.split import hold_out
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData

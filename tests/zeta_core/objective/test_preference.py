@@ -18,10 +18,10 @@ from tests.zeta_core.data.test_chat import documents
 from tests.zeta_core.models import WithLabels, llama
 from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
 from tests.zeta_core.runs import Lines, train
-from zeta_core.contract.events import ProgressLine
-from zeta_core.contract.sources import dataset_sources
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import ProgressLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.sources import dataset_sources
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile

@@ -12,7 +12,7 @@ import torch
 from tests.zeta_core import runs
 from tests.zeta_core.models import PlainModel, llama
 from zeta import Trainer
-from zeta_core.contract.job import StatusReason
+from zeta_core.contract.job.status import StatusReason
 from zeta_core.failures import NonFiniteLoss
 
 ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}

@@ -19,14 +19,14 @@ from torch import nn
 
 from tests.zeta_core.models import plain
 from tests.zeta_core.parallel.test_parallel import why_no_deepspeed
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.validation import parse
+from zeta_core.environment import Place, library_environment, place
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel.processes import Processes, Replicated
 from zeta_core.parallel.sharded import Sharded
 from zeta_core.parallel.zero import Zero, zero_config
 from zeta_core.plan import Facts, decide
-from zeta_core.settings import Place, library_environment, place
 
 
 def fresh(*args: Any, **kwargs: Any) -> Accelerator:

@@ -15,10 +15,10 @@ from tests.harness.ports import free_loopback_port
 from tests.zeta_core.models import plain
 from tests.zeta_core.parallel.test_parallel import SCRIPT, case, environment, why_no_deepspeed
 from tests.zeta_core.runs import train
+from zeta_core.environment import Place, place
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel import processes
 from zeta_core.parallel.processes import Processes
-from zeta_core.settings import Place, place
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.zeta_core.models import plain
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 
 
 def test_torch_is_told_of_threads_only_where_it_computes_with_others(

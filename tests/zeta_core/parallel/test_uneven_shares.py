@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.zeta_core.parallel.test_parallel import results
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.plan import Facts, Plan, decide
 
 SPLIT: dict[str, Any] = {"batch_size": 2, "gradient_accumulate_every": 2}

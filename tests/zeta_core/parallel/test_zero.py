@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel.zero import zero_config
 from zeta_core.plan import Facts, Plan, decide

@@ -15,7 +15,7 @@ from accelerate.tracking import GeneralTracker
 from tests.harness.waiting import wait_until
 from tests.zeta_core.models import plain
 from zeta import Trainer
-from zeta_core.contract.events import LogLine, ProgressLine, StepFigures
+from zeta_core.contract.job.events import LogLine, ProgressLine, StepFigures
 from zeta_core.failures import CannotTrain
 from zeta_core.report.trackers import MOST_WAITING, Trackers
 

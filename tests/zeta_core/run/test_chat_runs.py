@@ -12,7 +12,7 @@ import pytest
 from tests.zeta_core.data.chat_templates import SMOLLM3
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import WarningLine
+from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import CannotTrain, InvalidData
 from zeta_core.run.inputs import LARGE_DATA_BYTES
 

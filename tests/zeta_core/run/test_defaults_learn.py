@@ -16,9 +16,9 @@ from tests.zeta_core.advised import applied, warnings
 from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import train
-from zeta_core.contract.events import LogLine
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import LogLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places
 from zeta_core.model.sources import locate_model, locate_tokenizer
 from zeta_core.plan import Facts, decide

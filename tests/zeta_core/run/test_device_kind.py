@@ -11,7 +11,7 @@ from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import end_of, journal, make_run, start
 from zeta_core.checkpoint.directory import read
 from zeta_core.checkpoint.state import read_weights
-from zeta_core.contract.events import StatusLine, WarningLine
+from zeta_core.contract.job.events import StatusLine, WarningLine
 
 # Whatever this machine is, these make another kind of it.
 OTHER_KIND = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "DNNL_MAX_CPU_ISA": "SSE41"}

@@ -13,7 +13,7 @@ import pytest
 from tests.harness.waiting import wait_until
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.run_directories import end_of, make_run, start
-from zeta_core.contract.layout import file_key
+from zeta_core.contract.wire.run_directory import file_key
 
 LOOP = "{% for i in range(99999) %}"
 ENDLESS = LOOP * 4 + "{% endfor %}" * 4

@@ -11,10 +11,10 @@ import pytest
 
 from tests.harness.disks import SmallDisk, can_mount
 from tests.zeta_core.run_directories import end_of, journal, make_run
-from zeta_core import launch
-from zeta_core.contract.events import JOURNAL_LINE, LogLine, ProgressLine, StatusLine, WarningLine
-from zeta_core.contract.job import JobStatus
-from zeta_core.contract.layout import DISK_FULL_EXIT
+from zeta_core.contract.job.events import JOURNAL_LINE, LogLine, ProgressLine, StatusLine, WarningLine
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT
+from zeta_core.process import launch
 from zeta_core.report.journal import Journal
 
 

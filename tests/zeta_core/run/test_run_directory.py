@@ -18,9 +18,9 @@ from tests.harness.waiting import wait_until
 from tests.zeta_core.models import LLAMA_CONFIG, plain
 from tests.zeta_core.run_directories import end_of, journal, make_run, start
 from tests.zeta_core.runs import train
-from zeta_core import launch
-from zeta_core.contract.checkpoint import Manifest
-from zeta_core.contract.events import CheckpointLine, ErrorLine, ProgressLine, StatusLine, WarningLine
+from zeta_core.contract.job.checkpoint import Manifest
+from zeta_core.contract.job.events import CheckpointLine, ErrorLine, ProgressLine, StatusLine, WarningLine
+from zeta_core.process import launch
 
 DROPOUT = {"model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}}, "max_steps": 24}
 
@@ -186,7 +186,7 @@ def test_sigterm_while_torch_is_imported_waits_for_the_end_of_that_and_interrupt
 
 _TRAINS_AND_TELLS_ITS_THREADS = """
 import pathlib, sys
-from zeta_core.launch import main
+from zeta_core.process.launch import main
 code = main(pathlib.Path(sys.argv[1]))
 import torch
 print("threads", torch.get_num_threads())

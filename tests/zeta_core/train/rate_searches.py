@@ -16,15 +16,15 @@ import torch.distributed as dist
 
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import Lines
-from zeta_core.contract.events import JOURNAL_LINE, LogLine, ProgressLine
-from zeta_core.contract.job import StopAction
-from zeta_core.contract.rate_search import RateSearch
-from zeta_core.contract.spec import TrainerOptions
-from zeta_core.contract.validation import parse
+from zeta_core.contract.job.events import JOURNAL_LINE, LogLine, ProgressLine
+from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.rate_search import RateSearch
+from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places
+from zeta_core.environment import Place, place
 from zeta_core.report.journal import Report
 from zeta_core.run import Outcome, Run, execute
-from zeta_core.settings import Place, place
 
 STRATEGIES: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}, "zero-2": {"use_deepspeed": 2}}
 

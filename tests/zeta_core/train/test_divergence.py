@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from zeta_core.contract.advice import Advice
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.job.advice import Advice
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.optim.rates import UsualRates
 from zeta_core.plan import Facts, decide, with_length
 from zeta_core.train.divergence import Watch

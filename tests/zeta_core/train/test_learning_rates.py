@@ -9,8 +9,8 @@ import pytest
 
 from tests.zeta_core.models import plain
 from tests.zeta_core.runs import Lines, train
-from zeta_core.contract.events import LOSS_WINDOW_STEPS, ProgressLine
-from zeta_core.contract.job import StopAction
+from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, ProgressLine
+from zeta_core.contract.job.status import StopAction
 
 
 def rates(lines: Lines) -> dict[int, float]:

@@ -19,9 +19,9 @@ from tests.zeta_core.run_directories import end_of, journal, make_run, start
 from tests.zeta_core.train import rate_searches
 from tests.zeta_core.train.rate_searches import begin, search_in, weights
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.events import ProgressLine, StatusLine, WarningLine
-from zeta_core.contract.layout import STOP_FILE, StopFile
-from zeta_core.contract.rate_search import num_updates
+from zeta_core.contract.job.events import ProgressLine, StatusLine, WarningLine
+from zeta_core.contract.spec.rate_search import num_updates
+from zeta_core.contract.wire.run_directory import STOP_FILE, StopFile
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.train.rate_search import steepest
 

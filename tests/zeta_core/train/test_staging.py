@@ -11,11 +11,11 @@ from torch import nn
 
 from tests.zeta_core.models import PlainModel, plain
 from zeta_core.checkpoint.state import Staging, optimizer_tensors
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.environment import Place
 from zeta_core.failures import InvalidModel
 from zeta_core.parallel.processes import Processes, Replicated
 from zeta_core.plan import Facts, Plan, decide
-from zeta_core.settings import Place
 
 KINDS = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 

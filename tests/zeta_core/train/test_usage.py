@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.zeta_core.models import llama, plain
-from zeta_core.contract.events import JOURNAL_LINE, ProgressLine
-from zeta_core.contract.spec import TrainerOptions
+from zeta_core.contract.job.events import JOURNAL_LINE, ProgressLine
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.sources import Places
+from zeta_core.environment import Place
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_flops_of
 from zeta_core.report.journal import Journal, Report
 from zeta_core.run import Run, execute
-from zeta_core.settings import Place
 from zeta_core.train.meter import Clock
 
 

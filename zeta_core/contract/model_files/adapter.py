@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zeta_core.contract.checkpoint import NAME_PATTERN
 from zeta_core.contract.identifiers import is_hub_id, is_id
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.model_files.values import check_named
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from zeta_core.contract.data_files.signatures import FIRST_BYTES, is_lfs_pointer
 from zeta_core.contract.model_files.adapter import clean_adapter
 from zeta_core.contract.model_files.config import clean_config
 from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin, Place
@@ -27,7 +28,6 @@ from zeta_core.contract.model_files.values import (
     looks_like_a_path,
     names_a_file,
 )
-from zeta_core.contract.signatures import FIRST_BYTES, is_lfs_pointer
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".gguf")

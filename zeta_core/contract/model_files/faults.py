@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NoReturn
 
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.validation import shown
+from zeta_core.contract.spec.validation import shown
 
 # The origin of a model. A user who uploads a model or writes a spec can fix it, so everything that would be ignored is
 # rejected. A Hub repository or an earlier checkpoint can't be fixed by the user: keys that only refer to the model's

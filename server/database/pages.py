@@ -1,0 +1,91 @@
+"""Pagination: newest first, each page continuing after the last id of the previous page.
+
+An id contains the creation time of its row, so a list can continue even if that row has been deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import accumulate
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.tables import FileRow, JobRow
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.identifiers import IdPrefix, is_id, time_of
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.spec.validation import shown
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 1000
+# A page of large rows is cut at this size, but has at least one row; `has_more` reports the rest.
+MAX_PAGE_BYTES = 4 << 20
+UNWEIGHED_ROWS = 50  # with so few rows, a page is always small enough
+
+ItemT = TypeVar("ItemT")
+RowT = TypeVar("RowT", JobRow, FileRow)
+
+_PREFIXES: dict[type[JobRow] | type[FileRow], IdPrefix] = {JobRow: "job", FileRow: "file"}
+
+
+class PageQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
+    after: str | None = Field(default=None, description="the last id of the previous page")
+
+
+async def newest_first(
+    session: AsyncSession,
+    table: type[RowT],
+    query: Select[RowT],
+    asked: PageQuery,
+    *,
+    size: ColumnElement[int] | None = None,
+) -> tuple[list[RowT], bool]:
+    """The rows of one page of ``query``, and whether more follow; ``size`` is the size in bytes of possibly large rows.
+
+    Raises `InvalidRequest` for an invalid ``after``.
+    """
+    if asked.after is not None:
+        start = await _position(session, table, asked.after)
+        if start is None:
+            raise InvalidRequest(
+                f"after is {shown(asked.after)}, which is not a valid id; use the last_id of an earlier page.",
+                param="after",
+            )
+        query = query.where(tuple_(table.created_at, table.id) < start)
+    query = query.order_by(table.created_at.desc(), table.id.desc())
+    limit = asked.limit
+    if size is not None and limit > UNWEIGHED_ROWS:
+        sizes = (await session.execute(query.with_only_columns(size).limit(limit))).scalars()
+        limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes)))
+    rows = list(await session.scalars(query.limit(limit + 1)))
+    return rows[:limit], len(rows) > limit
+
+
+async def _position(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:
+    """The position after this id, whether or not its row still exists; ``None`` for an invalid id."""
+    if not is_id(after, _PREFIXES[table]):
+        return None
+    row = await session.get(table, after)
+    time = time_of(after) if row is None else row.created_at
+    return None if time is None else (time, after)
+
+
+def page(items: Sequence[ItemT], has_more: bool, id_of: Callable[[ItemT], Any]) -> Page[ItemT]:
+    return Page(
+        data=list(items),
+        has_more=has_more,
+        first_id=str(id_of(items[0])) if items else None,
+        last_id=str(id_of(items[-1])) if items else None,
+    )
+
+
+def storable(text: str) -> str:
+    """``text`` for comparison with a column: PostgreSQL rejects NUL, which no stored value contains."""
+    return text.replace("\0", "\ufffd")

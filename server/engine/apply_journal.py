@@ -1,0 +1,203 @@
+"""Applies the lines of a training's journal to its job, each exactly once.
+
+A line is identified by job, attempt and line number, starting at 1. Under the job's row lock, only the next expected
+line is stored; a lower number is a repetition and a higher one a gap, and both are ignored. The acknowledgement tells
+the worker where to continue. Lines of an attempt that isn't the running one are ignored.
+
+The number of log, sample and progress events per job is limited. A warning marks the first event that was dropped.
+Later events still update the job's progress, but aren't stored. Events of other types are always stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database import events
+from server.database.checkpoints import needed_checkpoints
+from server.database.events import warn
+from server.database.tables import AttemptRow, CheckpointRow, JobRow
+from server.database.transitions import lock_job
+from server.engine import endings
+from server.settings import ServerSettings
+from zeta_core.contract.job.checkpoint import surplus
+from zeta_core.contract.job.events import (
+    JOURNAL_LINE,
+    CheckpointLine,
+    EventType,
+    JournalLine,
+    ProgressLine,
+    StatusLine,
+    WarningLine,
+)
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.wire.messages import JournalAck, JournalBatch
+
+MAX_EVENTS = int(ServerSettings.model_fields["max_job_events"].default)
+LIMITED: frozenset[EventType] = frozenset({"log", "sample", "progress"})
+DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
+
+
+@dataclass(frozen=True)
+class Applied:
+    ack: JournalAck
+    stored: int  # lines that became events
+    ended: bool  # the batch ended the attempt
+
+
+async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> Applied:
+    """Store the new lines of ``batch`` in this transaction; the caller sends the acknowledgement after the commit.
+
+    ``max_events`` limits the events of the `LIMITED` types for each job.
+    """
+    job = await lock_job(session, batch.job_id)
+    attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
+    if job is None or attempt is None or attempt.worker != batch.worker:
+        return Applied(_ack(batch, 0, fenced=True), 0, False)
+    if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
+        return Applied(_ack(batch, attempt.stored_line, fenced=True), 0, False)
+    needed = set[str]()
+    if any(raw.get("type") == "checkpoint" for raw in batch.lines):
+        needed = await needed_checkpoints(session, job)
+    stored = 0
+    for number, raw in enumerate(batch.lines, batch.first_line):
+        if number != attempt.stored_line + 1:
+            continue
+        await _store(session, job, attempt, number, readable(raw), max_events, needed)
+        attempt.stored_line = number
+        stored += 1
+        if job.status != JobStatus.RUNNING:
+            break
+    ended = job.status != JobStatus.RUNNING
+    ack = _ack(batch, attempt.stored_line, fenced=False).model_copy(update={"keep": sorted(needed)})
+    return Applied(ack, stored, ended)
+
+
+def readable(raw: dict[str, Any]) -> JournalLine:
+    """The line as a contract model; an invalid line becomes a warning, so that later lines are not blocked."""
+    try:
+        return JOURNAL_LINE.validate_python(storable(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"Invalid line in the training's journal ({where}: {first['msg']}): {str(raw)[:300]}"
+        return WarningLine(code="unreadable_line", message=storable(message))
+
+
+def storable(value: Any) -> Any:
+    """The value without content that databases reject: NUL, lone surrogates and non-finite numbers."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {storable(str(name)): storable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
+
+
+async def _store(
+    session: AsyncSession,
+    job: JobRow,
+    attempt: AttemptRow,
+    number: int,
+    line: JournalLine,
+    max_events: int,
+    needed: Collection[str],
+) -> None:
+    fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
+    match line:
+        case StatusLine() if line.status != JobStatus.RUNNING:
+            await endings.end_attempt(session, job, attempt=attempt.attempt, line=number, said=line)
+            return  # the change of status is the event
+        case StatusLine():
+            if line.resolved_spec is not None:
+                job.resolved_spec = {**job.resolved_spec, **line.resolved_spec}
+                kind = line.resolved_spec.get("device_kind")
+                attempt.device_kind = kind if isinstance(kind, str) else None
+        case ProgressLine():
+            now = {name: value for name, value in fields.items() if name != "steps"}  # a curve, not where the job is
+            job.progress = {**(job.progress or {}), **now}
+            if line.step is not None:
+                attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
+                attempt.last_step = line.step
+        case CheckpointLine():
+            await _keep_checkpoint(session, job, attempt, line, needed)
+        case WarningLine():
+            warn(job, line)
+        case _:
+            pass
+    if line.type in LIMITED and not await _is_kept(session, job, attempt, max_events):
+        return
+    await events.append(
+        session,
+        job,
+        attempt=attempt.attempt,
+        line=number,
+        type=line.type,
+        created_at=line.created_at,
+        fields=fields,
+    )
+
+
+async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
+    """Whether to store one more event of a limited type; adds a warning for the first one that is dropped."""
+    if job.num_limited_events < max_events:
+        job.num_limited_events += 1
+        return True
+    if job.num_limited_events == max_events:
+        job.num_limited_events += 1
+        message = (
+            f"The job has reached its limit of {max_events} log, sample and progress events; later ones are not stored."
+        )
+        line = WarningLine(code="events_cut", message=message)
+        warn(job, line)
+        fields = line.model_dump(mode="json", exclude={"type", "created_at"})
+        await events.append(
+            session,
+            job,
+            attempt=attempt.attempt,
+            line=None,
+            type=line.type,
+            created_at=line.created_at,
+            fields=fields,
+        )
+    return False
+
+
+async def _keep_checkpoint(
+    session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine, needed: Collection[str]
+) -> None:
+    """Record a stored checkpoint, and delete the rows of those that the worker removes under ``save_total_limit``."""
+    newest = await session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id))
+    if newest is None or line.step > newest:
+        job.failures = job.losses = 0
+    await session.merge(
+        CheckpointRow(
+            job_id=job.id,
+            name=line.name,
+            step=line.step,
+            attempt=attempt.attempt,
+            bytes=line.bytes,
+            metrics=line.metrics,
+            created_at=line.created_at,
+        )
+    )
+    await session.flush()
+    names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
+    limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
+    gone = set(surplus(names, limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT)) - set(needed)
+    if gone:
+        await session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(gone)))
+
+
+def _ack(batch: JournalBatch, stored_line: int, *, fenced: bool) -> JournalAck:
+    return JournalAck(job_id=batch.job_id, attempt=batch.attempt, stored_line=stored_line, fenced=fenced)

@@ -1,0 +1,1 @@
+"""What a job would need: parameters, steps, tokens, memory and time."""

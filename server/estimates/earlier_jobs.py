@@ -1,0 +1,153 @@
+"""Estimates the training time and memory of a spec from an earlier job of the project.
+
+Only a job with the same workload on the same kind of device is used. Nothing is extrapolated from other models,
+workloads or devices: speed depends on shapes, kernels and memory in ways that a parameter count can't predict. The
+estimate is based on the time per sequence, from the first step to the last. Among several such jobs, the one that
+trained longest is used, because its warm-up steps weigh least.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.database.tables import AttemptRow, JobRow
+from server.engine.engine import Engine
+from server.engine.placement import Candidate
+from zeta_core.contract.job.estimate import MeasuredMemory, Seconds
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.spec.defaults import resolve
+from zeta_core.contract.spec.job_spec import JobSpec, Resources
+from zeta_core.contract.wire.messages import Heartbeat
+
+NEWEST_JOBS = 200  # number of successful jobs that are searched
+# The options that determine the time per sequence on a device.
+_WORK = (
+    "model",
+    "method",
+    "seq_len",
+    "pack",
+    "batch_size",
+    "mixed_precision",
+    "compile",
+    "optimizer",
+    "lora",
+    "freeze",
+    "use_fsdp",
+    "use_deepspeed",
+    "use_activation_checkpointing",
+)
+_WORK_OF_ROWS = ("dataset", "overlong", "train_on")  # for sequences that are as long as their documents
+_NO_DEVICE = "Unknown, because no connected worker can run the job; measured in the first steps."
+_NO_JOB = (
+    "Unknown, because no job of this project with the same workload (model, method, seq_len, precision, batch) has "
+    "succeeded on such a device ({}); measured in the first steps."
+)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A successful job: its requested and resolved options, and its measurements."""
+
+    id: str
+    asked: dict[str, Any]
+    decided: dict[str, Any]
+    sequences: int
+    tokens: int
+    seconds: float
+    memory: dict[str, Any] | None
+
+    def time_of(self, num_sequences: int, device: str) -> Seconds:
+        """The time of the training alone, without waiting, startup and evaluations."""
+        return Seconds(
+            seconds=round(num_sequences * self.seconds / self.sequences, 1),
+            meaning=f"of training, at the speed of {self.id} on such a device ({device}); waiting, startup and "
+            "evaluations not included",
+            job=self.id,
+            device=device,
+            tokens_per_second=round(self.tokens / self.seconds, 1),
+        )
+
+    @property
+    def measured_memory(self) -> MeasuredMemory | None:
+        return None if self.memory is None else MeasuredMemory.model_validate({**self.memory, "job": self.id})
+
+
+async def find_earlier(
+    session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: dict[str, Any]
+) -> tuple[Earlier, str] | str:
+    """The job with the name of its device, or why there is none; ``resolved`` is all that is known of the spec."""
+    beats = {beat.worker: beat for beat in engine.workers()}
+    candidates = [Candidate(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
+    able = [candidate for candidate in candidates if candidate.slots_for(spec.resources) is not None]
+    wanted = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in able}
+    if not wanted:
+        return _NO_DEVICE
+    asked = resolve(spec)
+    alike = [job for job in await _succeeded(session, project, resolved["model"]) if _same_work(asked, resolved, job)]
+    workers: dict[str, set[str]] = defaultdict(set)
+    of_them = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in alike]))
+    for job_id, worker in await session.execute(of_them):
+        workers[job_id].add(worker)
+    for job in sorted(alike, key=lambda job: job.seconds, reverse=True):
+        gpus = int(str(job.decided.get("device")).startswith("cuda"))
+        devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
+        device = devices.pop() if len(devices) == 1 else None
+        if device is not None and device in wanted:
+            return job, device
+    return _NO_JOB.format(" or ".join(sorted(wanted)))
+
+
+def _device(beat: Heartbeat, gpus: int) -> str:
+    """The kind of device that a job gets on this worker: its GPUs by name, or its share of the cores."""
+    if gpus:
+        return ", ".join(sorted({slot.name for slot in beat.slots if slot.kind == "cuda"}))
+    cores = max(1, beat.cores // max(1, len(beat.slots)))
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
+
+
+async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Earlier]:
+    """The newest jobs of this model that trained from their start to their end and say what that took."""
+    columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec, JobRow.result, JobRow.progress)
+    ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
+    newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
+    found: list[Earlier] = []
+    for job_id, sent, decided, result, progress in await session.execute(newest):
+        if decided.get("model") != model or sent.get("resume_from_checkpoint"):
+            continue
+        tokens, seconds = (result or {}).get("tokens"), (result or {}).get("train_seconds")
+        sequences = ((progress or {}).get("step") or 0) * (decided.get("global_batch_size") or 0)
+        sequences = min(sequences, decided.get("total_sequences") or sequences)  # the last batch may be smaller
+        if not (tokens and seconds and sequences):
+            continue
+        try:
+            asked = resolve(JobSpec.model_validate(sent))
+        except ValidationError:
+            continue  # in the words of an earlier version
+        memory = (result or {}).get("memory")
+        found.append(Earlier(job_id, asked, decided, sequences, tokens, seconds, memory))
+    return found
+
+
+def _same_work(asked: dict[str, Any], resolved: dict[str, Any], job: Earlier) -> bool:
+    """Whether every field that counts was asked for alike, or is the same once it is decided."""
+    as_long_as_documents = not asked["pack"] or asked["method"] == "dpo"
+    for name in (*_WORK, *_WORK_OF_ROWS) if as_long_as_documents else _WORK:
+        now, then = _work(name, resolved), _work(name, job.decided)
+        if _work(name, asked) != _work(name, job.asked) and (now is None or now != then):
+            return False
+    now, then = (Resources.model_validate(one["resources"]).num_processes for one in (asked, job.asked))
+    return now == then
+
+
+def _work(name: str, options: dict[str, Any]) -> Any:
+    """Without what is no part of it: an adapter that is saved merged as well trains like one that is not."""
+    value = options.get(name)
+    if name == "lora" and isinstance(value, dict):
+        return {key: part for key, part in value.items() if key != "save_merged"}
+    return value

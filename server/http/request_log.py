@@ -1,0 +1,91 @@
+"""Request middleware: assigns request ids, logs and counts requests, and answers unexpected exceptions.
+
+Guarantees: every response has an ``X-Request-Id``. An unexpected exception is logged with its traceback and answered
+with a 500 error in the standard JSON shape, without the exception's text. A response sent before a large body was read
+closes the connection, so the rest of the body is never read.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.http.answers import ServerFault, error_answer
+from server.metrics import RequestNumbers
+
+logger = logging.getLogger(__name__)
+
+SKIPPABLE_BYTES = 64 * 1024  # a body this small has already arrived, so the connection can be reused
+_SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+
+
+class Trail:
+    def __init__(self, app: ASGIApp, numbers: RequestNumbers) -> None:
+        self.app = app
+        self.numbers = numbers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        headers = Headers(scope=scope)
+        sent_id = headers.get("x-request-id", "")
+        request_id = sent_id if _SAFE_ID.match(sent_id) else f"req_{secrets.token_hex(12)}"
+        status = 0
+        body_is_read = False
+
+        async def receiving() -> Message:
+            nonlocal body_is_read
+            message = await receive()
+            body_is_read = not message.get("more_body", False)
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-Id"] = request_id
+                if status >= 400 and not body_is_read and _has_large_body(headers):
+                    answer["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self.app(scope, receiving, sending)
+        except Exception:
+            logger.exception(
+                "Request %s failed with an unexpected exception.", request_id, extra={"request_id": request_id}
+            )
+            if status:
+                raise  # the response has started; only closing the connection can mark it as incomplete
+            fault = ServerFault(f"Internal server error; see the server log for request {request_id}.")
+            await error_answer(fault)(scope, receiving, sending)
+        finally:
+            self._log(scope, request_id, status, time.monotonic() - started)
+
+    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "(none)")
+        self.numbers.count(scope["method"], route, status, seconds)
+        client = scope.get("client")
+        path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
+        logger.log(
+            logging.DEBUG if route in ("/healthz", "/readyz", "/metrics") else logging.INFO,
+            "%s %s was answered with %d in %.0f ms, for %s.",
+            scope["method"],
+            path,
+            status,
+            seconds * 1000,
+            client[0] if client else "an unknown client",
+            extra={"action": "request", "request_id": request_id, "status": status},
+        )
+
+
+def _has_large_body(headers: Headers) -> bool:
+    length = headers.get("content-length", "0")
+    return "transfer-encoding" in headers or not length.isdigit() or int(length) > SKIPPABLE_BYTES

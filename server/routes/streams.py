@@ -1,0 +1,108 @@
+"""/v1/jobs/{id}/events, /logs and /metrics: a job's output, stored or live."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.database.pages import DEFAULT_LIMIT, MAX_LIMIT
+from server.http.callers import TheCaller
+from server.http.live import LiveResponse
+from server.http.router import Router
+from server.jobs import curves, logs, stream
+from server.jobs.reading import require_job
+from server.service import TheService
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job.answers import Curves, Page
+from zeta_core.contract.job.events import Event
+
+router = Router(prefix="/v1/jobs/{job_id}", tags=["job output"])
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+EVENT_STREAM = "text/event-stream"
+
+
+class EventQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after: int = Field(default=0, ge=0, lt=2**53, description="return events with a larger seq")
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
+
+
+class LogQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    follow: bool = False
+    tail: int | None = Field(default=None, ge=0, le=10**9, description="only the last N lines")
+    attempt: int | None = Field(default=None, ge=1, le=10**9)
+    offset: int = Field(default=0, ge=0, lt=2**53, description="skip this many bytes, which the reader already has")
+    quiet_seconds: float | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        allow_inf_nan=False,
+        description="with `follow`: end the response after this time without output, and send no keep-alives; "
+        "continue with `offset`",
+    )
+
+
+class CurveQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_points: int | None = Field(default=None, ge=1, le=10**6)
+
+
+@router.get("/events", response_model=Page[Event], responses={200: {"content": {EVENT_STREAM: {}}}})
+async def read_events(
+    service: TheService,
+    caller: TheCaller,
+    request: Request,
+    job_id: str,
+    asked: Annotated[EventQuery, Query()],
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Page[Event] | Response:
+    """Stored events, oldest first. With `Accept: text/event-stream`: a live stream, resumable with `Last-Event-ID`."""
+    await require_job(service, caller, job_id)
+    if EVENT_STREAM not in accept:
+        return await stream.read_page(service, job_id, asked.after, asked.limit)
+    seen = stream.last_event_id(last_event_id)
+    if seen is not None and await stream.is_read_to_its_end(service, job_id, seen):
+        return Response(status_code=204)
+    after = asked.after if seen is None else seen
+    text = stream.live(service, job_id, after, request.is_disconnected)
+    return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+
+
+@router.get("/logs", response_class=LiveResponse, responses={200: {"content": {"text/plain": {}}}})
+async def read_logs(
+    service: TheService, caller: TheCaller, request: Request, job_id: str, asked: Annotated[LogQuery, Query()]
+) -> LiveResponse:
+    """The output of the training processes, attempts in order; with `follow` until the job has ended."""
+    if asked.tail is not None and asked.offset:
+        raise InvalidRequest(
+            f"offset ({asked.offset}) and tail ({asked.tail}) can't be combined, because the last lines change while "
+            "the log grows; remove one of them.",
+            param="offset",
+        )
+    await require_job(service, caller, job_id)
+    await logs.read_attempts(service, job_id, asked.attempt)
+    wanted = logs.LogReading(asked.attempt, asked.tail, asked.offset, asked.follow, asked.quiet_seconds)
+    text = logs.text(service, job_id, wanted, request.is_disconnected)
+    return LiveResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
+
+
+@router.get("/metrics", response_model=Curves, responses={200: {"content": {"text/csv": {}}}})
+async def read_metrics(
+    service: TheService,
+    caller: TheCaller,
+    job_id: str,
+    asked: Annotated[CurveQuery, Query()],
+    accept: Annotated[str, Header()] = "",
+) -> Curves | Response:
+    """The training's curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
+    await require_job(service, caller, job_id)
+    found = await curves.read_curves(service, job_id, asked.max_points)
+    return Response(curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found

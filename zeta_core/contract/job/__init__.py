@@ -1,0 +1,1 @@
+"""A job as the API shows it: status, events, checkpoints, estimates and reports."""

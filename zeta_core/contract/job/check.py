@@ -1,0 +1,80 @@
+"""What ``python -m zeta_core check`` answers of a spec: all that needs torch or transformers to be known.
+
+A worker runs it on request and the server passes the answer on (``POST /v1/jobs/validate``). A field that is null has
+its reason in ``pending``, by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.job.memory import MemoryParts
+
+
+class _Answer(BaseModel):
+    """Frozen; a reader keeps the fields of a newer worker."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class MemoryEstimate(MemoryParts):
+    """What each process will hold; ``total`` is null where ``activations`` are."""
+
+    total: int | None = None
+
+
+class Vocabulary(_Answer):
+    """``fits``: whether the embedding has a row for every id of the tokenizer."""
+
+    embedding_rows: int | None
+    tokenizer_size: int
+    fits: bool | None
+
+
+class CheckedData(_Answer):
+    """The rows of a dataset: all of them were read and checked, and a sample was tokenized.
+
+    ``rows`` counts the rows that were checked; of a text file, the file. If not all of them could be checked in time,
+    ``complete`` is false and ``note`` says so. ``shapes`` are well-known shapes that rows are converted from.
+    ``trained_share`` is the share of tokens trained on, ``longest_tokens`` the length of the longest document, and
+    ``too_long_share`` the share of documents that exceed ``seq_len``, all of the ``sampled_rows``. ``tokens`` is
+    estimated from the sample. The sample contains the first rows, rows from the whole data, and every row whose turns
+    have roles or fields that no earlier row has.
+    """
+
+    rows: int
+    complete: bool
+    formats: list[str]
+    shapes: list[str] = []
+    unused_columns: list[str] = []
+    sampled_rows: int
+    tokens: int
+    trained_share: float
+    longest_tokens: int
+    too_long_share: float
+    note: str | None = None
+
+
+class CheckAnswer(_Answer):
+    """``ok`` is false where ``details`` names faults; what could be found out beside them is said as well.
+
+    ``isolates``: whether the model keeps documents apart that are packed into one sequence. ``tokens`` are those of
+    the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state. ``data`` describes the rows.
+    """
+
+    ok: bool
+    details: list[ErrorDetail] = []
+    resolved_spec: dict[str, Any] | None = None
+    num_parameters: int | None = None
+    num_trained_parameters: int | None = None
+    memory: MemoryEstimate | None = None
+    vocabulary: Vocabulary | None = None
+    isolates: bool | None = None
+    total_steps: int | None = None
+    tokens: int | None = None
+    checkpoint_bytes: int | None = None
+    data: CheckedData | None = None
+    pending: dict[str, str] = {}

@@ -1,0 +1,101 @@
+"""The job object that the API returns: its attempts, its error and its result."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from zeta_core.contract.job.memory import MemoryParts
+from zeta_core.contract.job.status import JobStatus, RequestedAction, StatusReason, WaitingCode
+
+
+class _Stored(BaseModel):
+    """Read from a peer or from the database: frozen, and fields of a newer version are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class WaitingReason(_Stored):
+    code: WaitingCode
+    message: str
+    since: datetime
+    details: dict[str, JsonValue] = {}
+
+
+class Attempt(_Stored):
+    attempt: int
+    worker: str
+    device_kind: str | None = Field(default=None, description="selects the kernels; null until the training begins")
+    started_at: datetime
+    finished_at: datetime | None = None
+    reason: StatusReason | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+
+
+class JobErrorEvidence(_Stored):
+    exit_code: int | None = None
+    signal: str | None = None
+    rank: int | None = None
+    log_tail: str | None = None
+
+
+class JobError(_Stored):
+    """Why a job failed, for people (``message``, ``hint``) and programs (``code``, ``patch`` of the spec)."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    patch: dict[str, JsonValue] | None = None
+    evidence: JobErrorEvidence = JobErrorEvidence()
+
+
+class JobResult(_Stored):
+    """What a finished training measured; losses are means per trained token in nats.
+
+    ``memory`` is that of its first process in the first step of the last attempt, by the names of `MemoryParts`; null
+    where that trained no step, and with DeepSpeed, which keeps its memory in places of its own.
+    """
+
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    best_checkpoint: str | None = None
+    tokens: int | None = None
+    train_seconds: float | None = None
+    memory: MemoryParts | None = None
+
+
+class Job(BaseModel):
+    """The job object of the API."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["job"] = "job"
+    project: str
+    created_by: str
+    parent: str | None = None
+    status: JobStatus
+    status_reason: StatusReason | None = None
+    requested_action: RequestedAction | None = None
+    waiting_reason: WaitingReason | None = None
+    queue_position: int | None = Field(default=None, description="1 is the next to start; null when not queued")
+    entity_name: str | None = None
+    spec: dict[str, Any]
+    resolved_spec: dict[str, Any]
+    attempt: int = Field(description="how many times the job was started; 0 before the first start")
+    attempts: list[Attempt] = []
+    max_retries: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: dict[str, JsonValue] | None = None
+    worker: str | None = None
+    result: JobResult | None = None
+    error: JobError | None = Field(default=None, description="why the job failed; null until it has ended")
+    warnings: list[dict[str, JsonValue]] = []
+    checkpoints: int = 0
+    final_checkpoint: str | None = None
+    metadata: dict[str, str] = {}

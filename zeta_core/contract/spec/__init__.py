@@ -1,0 +1,1 @@
+"""The job spec: its fields, sources, defaults and validation."""

@@ -1,0 +1,35 @@
+"""Which words of the contract are not built yet: refused by name, never accepted and ignored.
+
+An entry goes when its work is done; the spec itself already knows every field, so nothing else changes then.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.spec.validation import shown
+
+_ROUTES = {"/v1/keys": "use the one API key there is, the admin's (ZETA_API_KEY)"}
+
+
+def route_fault(method: str, path: str) -> str | None:
+    """Why a route of the contract is not there, as a sentence; None for one that the contract does not know."""
+    cure = next((cure for known, cure in _ROUTES.items() if path == known or path.startswith(f"{known}/")), None)
+    return None if cure is None else f"{method} {path} is not available yet; {cure}."
+
+
+def faults(options: BaseModel) -> list[ErrorDetail]:
+    """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
+    details: list[ErrorDetail] = []
+    resources = getattr(options, "resources", None)
+    for name in ("nodes", "gpus"):
+        value = getattr(resources, name, None)
+        if value is not None and value > 1:
+            details.append(_detail(f"resources.{name}", value, "use 1"))
+    return details
+
+
+def _detail(param: str, value: object, cure: str) -> ErrorDetail:
+    message = f"{param} is {shown(value)}, which is not available yet; {cure}."
+    return ErrorDetail(param=param, message=message, code="not_available_yet")

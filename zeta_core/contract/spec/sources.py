@@ -1,0 +1,269 @@
+"""Where a job's data, model and tokenizer come from: the kinds that a spec can name, told apart by a key of theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+
+from zeta_core.contract.identifiers import is_hub_dataset
+from zeta_core.contract.spec.validation import NOT_ONE_KIND
+
+DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
+# Our names of the columns that the formats read.
+COLUMNS = (
+    "text",
+    "messages",
+    "tools",
+    "functions",
+    "system",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "input_ids",
+    "labels",
+    "completion_mask",
+    "assistant_masks",
+    "attention_mask",
+)
+
+
+# Bounds that ordinary use never meets: what a request may make the server look up is limited by the spec itself.
+MAX_FILES = 1000  # of one source
+MAX_SOURCES = 64
+Id = Annotated[str, Field(max_length=100)]
+Path = Annotated[str, Field(min_length=1, max_length=4096)]  # PATH_MAX of Linux
+
+
+class Sent(BaseModel):
+    """What a client sends: frozen, strict about names, JSON types taken as they are (no "3" for 3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+class _Source(Sent):
+    format: DataFormat = "auto"
+    columns: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=1000)]] = Field(
+        default={}, max_length=2 * len(COLUMNS), description="our column name to the data's, such as {'text': 'body'}"
+    )
+    weight: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
+    )
+    drop_columns: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default=[],
+        max_length=100,
+        description="columns of the data that are not used, although they look like a part of the prompt or a mask",
+    )
+    dtype: Literal["uint8", "uint16", "int32", "uint32", "int64", "uint64"] | None = Field(
+        default=None,
+        description="the type of the ids in a .bin file; unset: as its header or index states, or its contents prove",
+    )
+    drop_fields: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default=[],
+        max_length=100,
+        description="fields of turns that are not used, such as 'reasoning_content'; all others must be rendered by "
+        "the chat template",
+    )
+    allow_control_tokens: bool = Field(
+        default=False,
+        description="true: control tokens such as <|im_end|> in the texts become the tokens; false: they stay text",
+    )
+
+
+class FileSource(_Source):
+    """An uploaded file, or several that are read one after the other."""
+
+    file: Id | Annotated[list[Id], Field(min_length=1, max_length=MAX_FILES)]
+
+    @property
+    def file_ids(self) -> list[str]:
+        return [self.file] if isinstance(self.file, str) else list(self.file)
+
+
+class PathSource(_Source):
+    """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
+
+    path: Path
+
+
+# Names that neither `datasets` nor the Hub can take for a path, a pattern or an address.
+_CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+ -]*")
+_SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:%\[\] -]*")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|refs/(pr/\d+|convert/\w+)")
+
+
+def _hub_dataset(hub: str) -> str:
+    if not is_hub_dataset(hub):
+        raise ValueError(
+            "it must be 'owner/name', a data set of the Hub; give a file as {\"path\": …}, or upload it with "
+            "POST /v1/files"
+        )
+    return hub
+
+
+def _plain(pattern: re.Pattern[str], example: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if pattern.fullmatch(name) is None or ".." in name:
+            raise ValueError(f"it must be a plain name, such as {example!r}, and neither a path nor an address")
+        return name
+
+    return AfterValidator(check)
+
+
+class HubSource(_Source):
+    hub: Annotated[str, Field(max_length=300), AfterValidator(_hub_dataset)]
+    config: Annotated[str, Field(max_length=300), _plain(_CONFIG_NAME, "wikitext-2-v1")] | None = None
+    split: Annotated[str, Field(max_length=300), _plain(_SPLIT, "train[:10%]")] = "train"
+    revision: Annotated[str, Field(max_length=300), _plain(_REVISION, "main")] | None = None
+
+
+class BuiltinSource(_Source):
+    builtin: Literal["python-docs"]
+
+
+def _tag(kind: str) -> str:
+    """The name of a union's member, in brackets: `validation` tells it so from a field in an error's location."""
+    return f"<{kind}>"
+
+
+def _kind(value: Any, kinds: tuple[str, ...]) -> str | None:
+    """The member of a union that ``value`` means: the one of ``kinds`` that it has as a field, if it is only one.
+
+    What is no object at all is held against any of them, whose fault says so.
+    """
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else kinds[:1]
+    named = [kind for kind in kinds if kind in keys]
+    return _tag(named[0]) if len(named) == 1 else None
+
+
+def _told_by(kind: Callable[[Any], str | None], kinds: tuple[str, ...]) -> Discriminator:
+    """Tells the members of a union apart; `validation` makes a sentence of the error, of no kind or of several."""
+    return Discriminator(kind, custom_error_type=NOT_ONE_KIND, custom_error_message=" ".join(kinds))
+
+
+_SOURCES = ("file", "path", "hub", "builtin")
+
+
+def _source_kind(value: Any) -> str | None:
+    return _kind(value, _SOURCES)
+
+
+DatasetSource = Annotated[
+    Annotated[FileSource, Tag("<file>")]
+    | Annotated[PathSource, Tag("<path>")]
+    | Annotated[HubSource, Tag("<hub>")]
+    | Annotated[BuiltinSource, Tag("<builtin>")],
+    _told_by(_source_kind, _SOURCES),
+]
+Dataset = Annotated[
+    Annotated[DatasetSource, Tag("<one>")]
+    | Annotated[list[DatasetSource], Field(min_length=1, max_length=MAX_SOURCES), Tag("<list>")],
+    Discriminator(lambda value: _tag("list" if isinstance(value, list) else "one")),
+]
+
+# --- Model and tokenizer ----------------------------------------------------------------------------------------------
+
+
+class ConfigModel(Sent):
+    """A model built from scratch out of a Hugging Face config; ``model_type`` names its architecture."""
+
+    config: dict[str, JsonValue]
+
+
+class JobModel(Sent):
+    """The weights of an earlier job's checkpoint."""
+
+    job: Id
+    checkpoint: Id = "final"
+
+
+class FileModel(Sent):
+    """An uploaded .tar of a Hugging Face directory."""
+
+    file: Id
+
+
+class BuilderModel(Sent):
+    """A function installed on the workers under the entry-point group ``zeta.models``."""
+
+    builder: str = Field(min_length=1, max_length=300)
+    arguments: dict[str, JsonValue] = {}
+
+
+_MODELS = ("config", "job", "file", "builder")
+
+
+def _model_kind(value: Any) -> str | None:
+    return _tag("hub") if isinstance(value, str) else _kind(value, _MODELS)
+
+
+HubModel = Annotated[str, Field(min_length=1, max_length=300)]
+ModelSource = Annotated[
+    Annotated[HubModel, Tag("<hub>")]
+    | Annotated[ConfigModel, Tag("<config>")]
+    | Annotated[JobModel, Tag("<job>")]
+    | Annotated[FileModel, Tag("<file>")]
+    | Annotated[BuilderModel, Tag("<builder>")],
+    _told_by(_model_kind, _MODELS),
+]
+
+
+class NamedModel(Sent):
+    """A model that a script names as a job does, by an object."""
+
+    model: ModelSource
+
+
+class FileTokenizer(Sent):
+    file: Id
+
+
+class BuiltinTokenizer(Sent):
+    builtin: Literal["bytes"]
+
+
+_TOKENIZERS = ("file", "builtin")
+
+
+def _tokenizer_kind(value: Any) -> str | None:
+    return _tag("hub") if isinstance(value, str) else _kind(value, _TOKENIZERS)
+
+
+TokenizerSource = Annotated[
+    Annotated[HubModel, Tag("<hub>")]
+    | Annotated[FileTokenizer, Tag("<file>")]
+    | Annotated[BuiltinTokenizer, Tag("<builtin>")],
+    _told_by(_tokenizer_kind, _TOKENIZERS),
+]
+
+# Fields of a spec whose objects are of one of several kinds, and the names of theirs that tell the kinds apart.
+KINDS: dict[str, tuple[str, ...]] = {
+    "model": _MODELS,
+    "dataset": _SOURCES,
+    "eval_dataset": _SOURCES,
+    "tokenizer": _TOKENIZERS,
+}
+
+
+def context_limit(model: ModelSource) -> int | None:
+    """The number of positions that a given config allows, in tokens; ``None`` where it does not say."""
+    if not isinstance(model, ConfigModel):
+        return None
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
+        value = model.config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def dataset_sources(dataset: Dataset | None) -> list[DatasetSource]:
+    """A dataset as the list of its sources; none is the empty list."""
+    if dataset is None:
+        return []
+    return list(dataset) if isinstance(dataset, list) else [dataset]

@@ -1,0 +1,290 @@
+"""What server and workers say to one another through Redis, each message signed with ``ZETA_WORKER_SECRET``.
+
+| where                         | from -> to       | what                                                         |
+|-------------------------------|------------------|--------------------------------------------------------------|
+| Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
+| stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
+| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`, `CheckRequest`     |
+| hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
+|                               |                  | that of a worker which was silent for a day                  |
+| string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
+| list `DATABASE_KEY`           | server -> server | the recent claims of the database by servers on this Redis   |
+
+Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
+harmless: a claim already granted to the same worker is granted again, a line already stored is not stored again, a
+stop already under way changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.status import StopAction
+
+CONTRACT_VERSION = 2
+TIME_LIMIT_VERSION = 2  # workers from this version on know the stop orders ``time_limit`` and ``disk``
+CHECK_VERSION = 2  # ... and `CheckRequest`
+
+START_TASK = "zeta.start"
+SERVER_STREAM = "zeta:server"
+SERVER_GROUP = "keepers"
+LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be appended to a stream after it
+WORKERS_HASH = "zeta:workers"
+SERVICE_KEY = "zeta:service"
+DATABASE_KEY = "zeta:database"
+HEARTBEAT_SECONDS = 2.0
+HEARTBEAT_GONE_SECONDS = 15.0  # a worker silent for this long is offered no new job
+MAX_BATCH_LINES = 200
+MAX_HEARTBEAT_BYTES = 2**20
+
+
+def worker_queue(worker: str) -> str:
+    """The Celery queue that only this worker consumes."""
+    return f"zeta.worker.{worker}"
+
+
+def queue_keys(worker: str) -> dict[str, str]:
+    """The Redis keys of a worker's Celery queue, with their types (kombu/transport/redis.py)."""
+    queue = worker_queue(worker)
+    by_priority = {f"{queue}\x06\x16{step}": "list" for step in (3, 6, 9)}
+    return {queue: "list", **by_priority, f"_kombu.binding.{queue}": "set"}
+
+
+def worker_stream(worker: str) -> str:
+    return f"zeta:worker:{worker}"
+
+
+def new_incarnation(place: str) -> str:
+    """The name of one process of a worker, ``PLACE.TOKEN``; ``place`` names its folder over restarts."""
+    return f"{place}.{secrets.token_hex(8)}"
+
+
+def place_of(incarnation: str) -> str | None:
+    """The folder of that process, which alone knows its trainings; ``None`` where an older worker does not tell it."""
+    place, dot, _ = incarnation.partition(".")
+    return place if dot else None
+
+
+class _Message(BaseModel):
+    """Frozen; fields of a neighbouring version are kept, so versions can be upgraded one machine at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    contract_version: int = CONTRACT_VERSION
+
+
+class HandOver(_Message):
+    kind: Literal["hand_over"] = "hand_over"
+    job_id: str
+    attempt: int  # the attempt that the claim will start: the job's `attempt` + 1
+    worker: str
+    slots: list[int]
+    spec: dict[str, JsonValue]
+    resolved_spec: dict[str, JsonValue] = {}
+    processes: int = 1
+    resume_from: str | None = None  # name of the stored checkpoint to go on from: "job_.../step-N", or none
+
+
+class Claim(_Message):
+    """A worker asks to start an attempt that was handed to it; nothing starts before it is granted."""
+
+    kind: Literal["claim"] = "claim"
+    job_id: str
+    attempt: int
+    worker: str
+    incarnation: str  # a new one each time the worker process starts (`new_incarnation`)
+
+
+class ClaimAnswer(_Message):
+    kind: Literal["claim_answer"] = "claim_answer"
+    job_id: str
+    attempt: int
+    incarnation: str  # of the claim: an answer to an earlier process of the same worker is not mistaken for its own
+    granted: bool
+    reason: str | None = None
+
+
+class JournalBatch(_Message):
+    """Consecutive journal lines of one attempt; the next batch follows when this one is acknowledged."""
+
+    kind: Literal["journal_batch"] = "journal_batch"
+    job_id: str
+    attempt: int
+    worker: str
+    first_line: int  # from 1
+    lines: list[dict[str, Any]]
+
+
+class JournalAck(_Message):
+    """Every line up to ``stored_line`` is in the database; ``fenced`` tells an attempt that it is over."""
+
+    kind: Literal["journal_ack"] = "journal_ack"
+    job_id: str
+    attempt: int
+    stored_line: int
+    fenced: bool = False
+    keep: list[str] = []  # checkpoints that other jobs need: the worker does not remove them for newer ones
+
+
+class StopOrder(_Message):
+    kind: Literal["stop_order"] = "stop_order"
+    job_id: str
+    attempt: int
+    action: StopAction
+
+
+class CheckRequest(_Message):
+    """Run ``python -m zeta_core check`` on a spec, within the limit; it is asked once, and nobody waits longer."""
+
+    kind: Literal["check_request"] = "check_request"
+    check_id: str  # the SHA-256 of what is checked: the answer is kept under it
+    spec: dict[str, JsonValue]
+    resolved_spec: dict[str, JsonValue]
+    processes: int = 1
+    limit_seconds: float
+
+
+class CheckResult(_Message):
+    """The result of a check, or the reason why it failed."""
+
+    kind: Literal["check_result"] = "check_result"
+    check_id: str
+    worker: str
+    answer: CheckAnswer | None = None
+    failure: str | None = None
+
+
+class DeviceReport(BaseModel):
+    """One slot of a worker: a GPU, or the CPU of a host that has none."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    slot: int
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    device_kind: str | None = None  # see `device_kind`; older workers don't report it
+    job_id: str | None = None
+    attempt: int | None = None
+
+
+class Heartbeat(_Message):
+    message: Literal["heartbeat"] = "heartbeat"
+    worker: str
+    incarnation: str  # `new_incarnation`
+    beat: int  # grows by one each time
+    version: str
+    host: str
+    started_at: datetime
+    cores: int
+    memory_bytes: int
+    labels: dict[str, str] = {}
+    stopping: bool = False
+    disk_free_bytes: int | None = None  # the smaller free space of its home and the artifact store
+    cpu_kind: str | None = None  # the device kind of a training without GPUs; older workers don't report it
+    data_root: bool | None = None  # whether it has a folder for {"path": ...}; older workers don't report it
+    disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its trainings (`disk_full`)
+    failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component
+    num_dropped: int = 0  # invalid entries that it has removed from Redis since it was started
+    slots: list[DeviceReport]
+
+
+FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
+FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
+ToWorker = Annotated[ClaimAnswer | JournalAck | StopOrder | CheckRequest, Field(discriminator="kind")]
+TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
+
+
+Message = TypeVar("Message")
+
+
+class BadMessage(ValueError):
+    """An entry in Redis that is not a valid message. Its reader removes it, counts it and goes on."""
+
+
+class BadSignature(BadMessage):
+    """The message was not signed with this secret for this channel."""
+
+
+def sign(message: BaseModel, secret: str, *, channel: str) -> dict[str, str]:
+    """The message as flat Redis fields ``{"body", "signature"}``.
+
+    ``channel`` (a stream, queue or hash name) is signed too, so that a message cannot be replayed elsewhere.
+    """
+    body = message.model_dump_json()
+    return {"body": body, "signature": _signature(body.encode(), secret, channel)}
+
+
+def verify(fields: object, secret: str, *, channel: str) -> Any:
+    """The body of a signed message as JSON data. Raises `BadMessage`, and nothing else, whatever ``fields`` holds.
+
+    Keys and values may be bytes, as Redis stores them, or text.
+    """
+    named = _as_bytes(fields)
+    body, signature = named.get(b"body"), named.get(b"signature")
+    if body is None or signature is None:
+        raise BadSignature("the message has no body or no signature")
+    # Bytes, because compare_digest rejects non-ASCII text.
+    if not hmac.compare_digest(signature, _signature(body, secret, channel).encode()):
+        raise BadSignature("the signature is invalid; do server and worker have the same ZETA_WORKER_SECRET?")
+    return _json(body)
+
+
+def read_message(kind: TypeAdapter[Message], fields: object, secret: str, *, channel: str) -> Message:
+    """A signed message of this kind. Raises `BadMessage`, and nothing else, whatever ``fields`` holds."""
+    body = verify(fields, secret, channel=channel)
+    try:
+        return kind.validate_python(body)
+    except (ValidationError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def sign_heartbeat(heartbeat: Heartbeat, secret: str) -> str:
+    """The value of the worker's field in `WORKERS_HASH`."""
+    return json.dumps(sign(heartbeat, secret, channel=WORKERS_HASH))
+
+
+def read_heartbeat(entry: bytes | str, secret: str) -> Heartbeat:
+    """The heartbeat in a field of `WORKERS_HASH`. Raises `BadMessage`, and nothing else, whatever the field holds."""
+    if len(entry) > MAX_HEARTBEAT_BYTES:
+        raise BadMessage(f"it has {len(entry)} bytes, more than the limit of {MAX_HEARTBEAT_BYTES}")
+    return read_message(_HEARTBEAT, _json(entry), secret, channel=WORKERS_HASH)
+
+
+_HEARTBEAT = TypeAdapter(Heartbeat)
+
+
+def _json(text: bytes | str) -> Any:
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
+        raise BadMessage(f"it is not JSON: {error}") from error
+
+
+def _as_bytes(fields: object) -> dict[bytes, bytes]:
+    """The fields whose key and value are text or bytes, as bytes."""
+    if not isinstance(fields, Mapping):
+        return {}
+    pairs: Mapping[object, object] = fields
+    return {
+        _encoded(key): _encoded(value)
+        for key, value in pairs.items()
+        if isinstance(key, str | bytes) and isinstance(value, str | bytes)
+    }
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+
+
+def _signature(body: bytes, secret: str, channel: str) -> str:
+    return hmac.new(secret.encode(), f"{channel}\n".encode() + body, hashlib.sha256).hexdigest()

@@ -1,0 +1,267 @@
+"""``python -m zeta_core check FILE``: dry-run a spec without training or weights, and check the rows of its data.
+
+``python -m zeta_core checks`` checks several files. It reads their paths from standard input, one per line, until the
+input is closed or idle for `IDLE_SECONDS`. The imports, which take seconds, are then needed only once.
+
+Guarantees: no weights are fetched or read, only a config and a tokenizer. Models are built without storage, except for
+a small one of the same architecture. Data is read but not stored (`zeta_core.data.row_check`). Only the caches of
+configs, tokenizers and check results are written. Standard output contains one JSON object, a `CheckAnswer`, whatever
+libraries print. The caller limits the time.
+FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` is standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from zeta_core.contract.errors import ErrorDetail, ZetaError
+from zeta_core.contract.job.check import CheckAnswer, Vocabulary
+from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.rate_search import FOUND_AT_THE_START
+from zeta_core.contract.spec.sources import BuiltinSource
+from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
+from zeta_core.environment import standard_output_kept
+from zeta_core.failures import is_out_of_memory
+
+if TYPE_CHECKING:
+    from zeta_core.data.row_check import CheckedRows
+    from zeta_core.data.sources import Places
+
+DEFAULT_DATASET = BuiltinSource(builtin="python-docs")
+EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
+IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
+DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
+# Values of the plan that depend on the data, the device or the day, or are not in the spec's terms.
+_NOT_RESOLVED = frozenset(
+    {
+        "global_batch",
+        "warmup",
+        "data",
+        "eval_data",
+        "total_steps",
+        "total_sequences",
+        "base",
+        "device_kind",
+        "template_date",
+    }
+)
+_BATCH = frozenset({"batch_size", "gradient_accumulate_every", "global_batch_size"})
+_PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
+_PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+
+
+def main(source: str) -> int:
+    """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1 (`OUT_OF_MEMORY_EXIT`)."""
+    with standard_output_kept() as out:
+        answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
+        out.write(answer.model_dump_json() + "\n")
+    return 0 if answer.ok else 1
+
+
+def serve() -> int:
+    """Print the answer to each file that a line of standard input names, before the next line is read.
+
+    A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`: what it left behind would be missing
+    for the next.
+    """
+    with standard_output_kept() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
+        while select.select([questions], [], [], IDLE_SECONDS)[0] and (path := questions.readline()):
+            answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
+            out.write(answer.model_dump_json() + "\n")
+            out.flush()
+    return 0
+
+
+def _answer(read: Callable[[], str]) -> CheckAnswer:
+    try:
+        return check(read())
+    except Exception as error:  # whoever asked reads JSON, and people the traceback
+        if _ran_out_of_memory(error):
+            raise SystemExit(OUT_OF_MEMORY_EXIT) from error
+        traceback.print_exception(error, file=sys.stderr)
+        message = f"The check failed itself: {type(error).__name__}: {error}"
+        return CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
+
+
+def check(text: str) -> CheckAnswer:
+    """The answer for what a file says; every fault of it is in the answer."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        return CheckAnswer(
+            ok=False, details=[ErrorDetail(message=f"The file is not JSON: {error}", code="invalid_json")]
+        )
+    try:
+        given = content.get("spec", content) if isinstance(content, dict) else content
+        spec = parse(JobSpec, given)
+        with tempfile.TemporaryDirectory() as scratch:
+            usual = {"job_id": "check", "attempt": 0, "output_dir": scratch, "artifacts_root": scratch}
+            given_file = cast("dict[str, Any]", content) if "spec" in content else {"spec": given}
+            return _checked(spec, RunFile.model_validate({**usual, **given_file}))
+    except ZetaError as error:
+        if _ran_out_of_memory(error):
+            raise
+        return CheckAnswer(ok=False, details=_details(error))
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation that failed is at the bottom of it, however libraries wrapped that."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _details(error: ZetaError) -> list[ErrorDetail]:
+    if error.details:
+        return list(error.details)
+    message = " ".join((error.message, getattr(error, "hint", None) or "")).strip()
+    return [ErrorDetail(param=error.param or _PARAMS.get(error.code), message=message, code=error.code)]
+
+
+def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
+    import torch
+
+    from zeta_core import plan as planning
+    from zeta_core.data.sources import Places
+    from zeta_core.data.template import set_template
+    from zeta_core.dry_run.memory import activation_bytes, memory_of, optimizer_bytes
+    from zeta_core.model.carried import without_wrapper
+    from zeta_core.model.facts import check_vocabulary, embedding_rows, facts_without_data
+    from zeta_core.model.quantized import require as require_bitsandbytes
+    from zeta_core.model.sources import locate_model, locate_tokenizer
+    from zeta_core.model.trained import prepare
+    from zeta_core.objective.isolation_probe import Finding, find_isolation
+    from zeta_core.parallel.zero import zero_config
+
+    if spec.lora is not None and spec.lora.quantize is not None:
+        require_bitsandbytes()
+    files = file.resolved_spec.get("files")
+    places = Places(
+        files=cast("dict[str, dict[str, Any]]", files) if isinstance(files, dict) else {},
+        artifacts_root=Path(file.artifacts_root),
+        data_root=Path(file.data_root) if file.data_root else None,
+        hub=file.hub,
+        weights=False,
+    )
+    cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
+    located = locate_model(spec.model, places, cache)
+    if located.needs_weights:
+        unknown = ("num_parameters", "num_trained_parameters", "memory", "vocabulary", "isolates", "checkpoint_bytes")
+        return CheckAnswer(
+            ok=True,
+            resolved_spec=defaults.resolve(spec),
+            pending=dict.fromkeys(unknown, "Unknown until the model is loaded."),
+        )
+    tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
+    set_template(tokenizer, spec.chat_template)
+    pending: dict[str, str] = {}
+    checked, largest_id = _check_rows(spec, file, places, tokenizer, cache, pending)
+
+    with torch.device("meta"):
+        base, trained_model = without_wrapper(located.build()), without_wrapper(located.build())
+    facts = facts_without_data(
+        base,
+        pretrained=located.pretrained,
+        world_size=file.processes,
+        device=file.device,
+        supports_bf16=file.supports_bf16,
+    )
+    finding = Finding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
+    packs = finding.isolates is not False or finding.learns_padding
+    plan = planning.decide(spec, replace(facts, packs=packs), None)
+    with torch.device("meta"):
+        prepare(trained_model, located, plan)
+    if spec.max_steps is not None:
+        plan = planning.with_length(plan, spec, 1)
+    else:
+        pending["total_steps"] = DATA_UNREAD
+    needs_data = spec.batch_size is None and not (facts.from_scratch and plan.pack)
+    if spec.max_steps is None or needs_data:
+        pending["tokens"] = DATA_UNREAD
+    stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
+
+    try:
+        activations = activation_bytes(located.build, plan)  # of an adapter's base, too: no more than these
+    except Exception as error:  # noqa: BLE001 - a model may look at numbers that are not there; that is no fault of it
+        activations = None
+        pending["memory.activations"] = f"this model cannot be run without numbers ({type(error).__name__})"
+    isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
+    if isolates is None and plan.pack:
+        pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
+
+    check_vocabulary(base, largest_id, None)
+    trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
+    rows, size = embedding_rows(base), len(tokenizer)
+    numbers = {**plan.stored(), "global_batch_size": plan.global_batch}
+    left_out = _NOT_RESOLVED | (_BATCH if needs_data else frozenset())
+    if spec.pack is None and plan.pack and not facts.from_scratch:
+        left_out |= {"pack"}
+    known = {name: value for name, value in numbers.items() if name not in left_out}
+    resolved = {**defaults.resolve(spec), **known}
+    if not plan.learning_rate:
+        resolved["learning_rate"] = None
+        pending["learning_rate"] = FOUND_AT_THE_START
+    return CheckAnswer(
+        ok=True,
+        resolved_spec=resolved,
+        num_parameters=sum(parameter.numel() for parameter in base.parameters()),
+        num_trained_parameters=sum(parameter.numel() for parameter in trained),
+        memory=memory_of(trained_model, plan, activations, zero_stage=stage),
+        vocabulary=Vocabulary(embedding_rows=rows, tokenizer_size=size, fits=None if rows is None else size <= rows),
+        isolates=isolates,
+        total_steps=plan.total_steps or None,
+        tokens=None if needs_data else plan.total_sequences * plan.seq_len or None,
+        checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
+        + optimizer_bytes(trained_model, trained, plan),
+        data=None if checked is None else checked.described(plan.seq_len),
+        pending=pending,
+    )
+
+
+def _check_rows(
+    spec: JobSpec, file: RunFile, places: Places, tokenizer: Any, cache: Path, pending: dict[str, str]
+) -> tuple[CheckedRows | None, int]:
+    """The checked rows of the dataset, and the largest id of the rows that were tokenized. Raises `InvalidData`.
+
+    ``pending`` gets the reasons why rows were not checked.
+    """
+    from zeta_core.data.row_check import check_dataset
+
+    dataset, deadline = spec.dataset or DEFAULT_DATASET, time.monotonic() + file.rows_seconds
+    share = 1.0 if spec.eval_dataset is None else 1 - EVAL_SHARE
+    found = check_dataset("dataset", spec, dataset, places, tokenizer, cache, seconds=share * file.rows_seconds)
+    checked = {"data": found}
+    if spec.eval_dataset is not None:
+        seconds = deadline - time.monotonic()
+        evaluated = check_dataset("eval_dataset", spec, spec.eval_dataset, places, tokenizer, cache, seconds=seconds)
+        checked["eval_data"] = evaluated
+        if not isinstance(evaluated, str) and not evaluated.complete:
+            pending["eval_data"] = f"Only the first {evaluated.rows:,} rows were checked, because the time was limited."
+    pending |= {name: reason for name, reason in checked.items() if isinstance(reason, str)}
+    largest_id = max((one.largest_id for one in checked.values() if not isinstance(one, str)), default=0)
+    return None if isinstance(found, str) else found, largest_id
+
+
+def _checkpoint_bytes(model: Any, dtype: Any) -> int:
+    """The weights as they are exported, and in float32 beside them where that is another precision."""
+    import torch
+
+    saved = [p for p in model.parameters() if p.requires_grad]
+    if len(saved) == len(list(model.parameters())) or not any("lora_" in name for name, _ in model.named_parameters()):
+        saved = list(model.parameters())
+    each = dtype.itemsize + (0 if dtype == torch.float32 else torch.float32.itemsize)
+    return sum(parameter.numel() for parameter in saved) * each

@@ -1,0 +1,233 @@
+"""``python -m zeta_core show``: print rows of a dataset as the training would read them, token by token.
+
+It reads a `ShowOrder` from standard input and prints one JSON object: `ShownRows`, or an error in the API's format
+(exit code 1). Nothing is trained or stored, apart from caches of configs and tokenizers. Rows are only read, rendered
+and tokenized in a confined process (`zeta_core.data.confined`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import numpy as np
+
+from zeta_core.contract.errors import InvalidRequest, ZetaError
+from zeta_core.contract.job.shown_rows import ShownDocument, ShownRow, ShownRows, ShownToken, ShowOrder
+from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
+from zeta_core.contract.spec.sources import BuiltinSource, NamedModel, dataset_sources
+from zeta_core.contract.spec.validation import parse
+from zeta_core.data.confined import Position, confined
+from zeta_core.data.encode import Encoded, Encoder
+from zeta_core.data.packing import Overlong
+from zeta_core.data.source import Source
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.template import is_default, set_template
+from zeta_core.data.token_cache import make_encoder
+from zeta_core.data.tokens import WHOLE_FORMATS
+from zeta_core.environment import home, standard_output_kept, variables
+from zeta_core.failures import InvalidData
+from zeta_core.model.facts import num_positions
+from zeta_core.model.gguf import is_gguf
+from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+
+MOST_TOKENS = 20_000  # of a document that are shown
+NOTHING_LEFT = "nothing is trained on within seq_len, so the training drops this row; raise seq_len"
+_CONTEXT = 4  # tokens that are decoded with the next one, because a character or space may depend on them
+
+
+def main() -> int:
+    with standard_output_kept() as out:
+        try:
+            answer, exit_code = show(ShowOrder.model_validate_json(sys.stdin.buffer.read())), 0
+        except ZetaError as error:
+            error.message = " ".join(filter(None, (error.message, getattr(error, "hint", None))))
+            answer, exit_code = error.body(), 1
+        out.write(answer.model_dump_json() + "\n")
+    return exit_code
+
+
+def show(order: ShowOrder) -> ShownRows:
+    """The requested rows. A row that is rejected has its error; other faults are raised."""
+    given = dict(order.spec)
+    model, named = given.pop("model", None), given.get("tokenizer")
+    if isinstance(model, dict):
+        model = parse(NamedModel, {"model": model}).model
+    only_of_jobs = JobSpec.model_fields.keys() - TrainerOptions.model_fields.keys()
+    options = parse(TrainerOptions, {name: value for name, value in given.items() if name not in only_of_jobs})
+    places, cache = Places(any_path=True, weights=False), home() / "cache"
+    located = None if model is None else locate_model(model, places, cache)
+    tokenizer = _tokenizer(options.tokenizer, located, places)
+    set_template(tokenizer, options.chat_template)
+    sources = [source.with_format() for source in _open(options)]
+    if flat := next((source.name for source in sources if source.flat is not None), None):
+        raise InvalidRequest(f"{flat} is a flat file of ids without rows, so no rows can be shown.", param="dataset")
+    encoder = _encoder(sources, tokenizer, options)
+    seq_len = defaults.seq_len(options, _positions(located)) or defaults.MAX_DEFAULT_SEQ_LEN
+    cut = _Cut(seq_len, options.overlong)
+    with variables(TOKENIZERS_PARALLELISM="false"):
+        rows = confined(lambda position: list(_rows(sources, encoder, tokenizer, cut, order, position)))
+    if not rows:
+        raise InvalidRequest(f"The dataset has no row {order.row}.", param="row")
+    notes: list[str] = []
+    if sources[0].row_format in WHOLE_FORMATS and (not tokenizer.chat_template or is_default(tokenizer.chat_template)):
+        notes.append("The tokenizer has no chat template, so conversations are rendered as ChatML.")
+    if named is None and (located is None or not located.has_tokenizer):
+        notes.append("No tokenizer was named, so a token is a byte; name the one of your model with --model.")
+    name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    return ShownRows(tokenizer=name, seq_len=seq_len, notes=notes, data=rows)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What happens to documents longer than ``seq_len``."""
+
+    seq_len: int
+    overlong: Overlong | None
+
+
+def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions) -> Encoder:
+    today = datetime.now(UTC).date()
+    try:
+        return make_encoder(sources, tokenizer, train_on=options.train_on, method=options.method, today=today)
+    except InvalidData as error:
+        if options.method != "dpo" and any(source.row_format == "preference" for source in sources):
+            raise InvalidData(error.message, hint="In this command: --set method=dpo.") from error
+        raise
+
+
+def _tokenizer(named: object, located: Located | None, places: Places) -> Any:
+    if located is None:
+        located = Located(_no_model, "", pretrained=False)
+    return locate_tokenizer(named, located, places, home() / "cache")
+
+
+def _no_model() -> Any:
+    raise AssertionError("only the tokenizer is needed")
+
+
+def _positions(located: Located | None) -> int:
+    """The number of positions of the model, if its config states it."""
+    import torch
+
+    if located is None or located.needs_weights or (located.directory is not None and is_gguf(located.directory)):
+        return defaults.MAX_DEFAULT_SEQ_LEN
+    with torch.device("meta"):
+        return num_positions(located.build()) or defaults.MAX_DEFAULT_SEQ_LEN
+
+
+def _open(options: TrainerOptions) -> list[Source]:
+    dataset = dataset_sources(options.dataset or BuiltinSource(builtin="python-docs"))
+    places = Places(any_path=True)
+    found = open_sources(dataset, places, pretokenized=options.use_pretokenized, method=options.method)
+    return [replace(source, group_by=options.group_by) for source in found]
+
+
+def _rows(
+    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, cut: _Cut, order: ShowOrder, position: Position
+) -> Iterator[dict[str, Any]]:
+    """The requested rows as JSON. A file that cannot be read further ends them with its error."""
+    num_shown = 0
+    for source in sources:
+        position.move(source.after(0), "reading")
+        try:
+            for unit in source.units():
+                for row in unit.rows():
+                    if order.row is not None and row.number != order.row:
+                        continue
+                    shown = ShownRow(place=source.place(row.number))
+                    try:
+                        encoded = encoder.encode(source, [row], position)
+                        shown = _shown(source, shown.place, encoded, tokenizer, cut)
+                    except InvalidData as error:
+                        shown = ShownRow(place=shown.place, error=error.message)
+                    yield shown.model_dump()
+                    num_shown += 1
+                    if order.row is not None or num_shown >= order.rows:
+                        return
+                    position.move(source.after(0), "reading")
+        except InvalidData as error:
+            yield ShownRow(place=source.name, error=error.message).model_dump()
+            return
+
+
+def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _Cut) -> ShownRow:
+    documents: list[ShownDocument] = []
+    supervised_N = encoded.supervised_N
+    is_whole = source.row_format in WHOLE_FORMATS or supervised_N is not None
+    is_fitted = is_whole or cut.overlong is not None
+    is_learned = True
+    start = 0
+    for length in encoded.lengths_D.tolist():
+        if cut.overlong == "error" and length > cut.seq_len:
+            raise InvalidData(
+                f"{place}: has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
+                "overlong to 'truncate' or 'drop'."
+            )
+        trained_T = np.ones(length, np.bool_) if supervised_N is None else supervised_N[start : start + length].copy()
+        trained_T[:1] = False  # the first token has no context to be predicted from
+        end = cut.seq_len if is_fitted else length
+        is_learned &= bool(trained_T[:end].any()) or length <= end
+        num_shown = min(MOST_TOKENS, length if is_fitted else cut.seq_len)
+        ids = encoded.ids_N[start : start + length].tolist()[:num_shown]
+        tokens = [
+            ShownToken(id=token, text=text, trained=bool(trained_T[at]), truncated=at >= end)
+            for at, (token, text) in enumerate(zip(ids, _texts(ids, tokenizer), strict=True))
+        ]
+        documents.append(
+            ShownDocument(
+                num_tokens=length,
+                num_trained=int(trained_T[:end].sum()),
+                num_truncated=max(0, length - end),
+                split=not is_fitted and length > cut.seq_len,
+                tokens=tokens,
+            )
+        )
+        start += length
+    notes = list(_notes(encoded, source))
+    if cut.overlong == "drop" and any(document.num_truncated for document in documents):
+        notes.append("overlong is 'drop' and the row is longer than seq_len, so the training drops it; raise seq_len")
+    elif not is_learned:
+        notes.append(NOTHING_LEFT)
+    return ShownRow(
+        place=place,
+        format=source.row_format,
+        shape=source.shape or None,
+        documents=documents,
+        unused_columns=list(encoded.unused_columns),
+        notes=notes,
+    )
+
+
+def _notes(encoded: Encoded, source: Source) -> Iterator[str]:
+    if encoded.num_control_tokens and not source.allow_control_tokens:
+        yield f"The text contains {encoded.num_control_tokens} control tokens, which are encoded as ordinary text."
+    if encoded.num_unused_ends:
+        yield "The turns after the last one that is trained on are not used."
+    if encoded.num_split:
+        yield "The template renders earlier turns differently once later ones follow, so each answer is a document."
+    if encoded.num_untrained:
+        yield "No token of this row is trained on, so the row is left out."
+    if encoded.num_padding:
+        yield f"{encoded.num_padding} padding tokens are removed."
+
+
+def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """The text of each token. A token that is only a part of a character, or unknown to the tokenizer, is ``<ID>``."""
+
+    def decode(part: Sequence[int]) -> str:
+        return cast(str, tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    for at, token in enumerate(ids):
+        before = ids[max(0, at - _CONTEXT) : at]
+        try:
+            earlier, text = decode(before) if before else "", decode([*before, token])
+        except (IndexError, KeyError, OverflowError, TypeError):
+            yield f"<{token}>"
+            continue
+        piece = text[len(earlier) :] if text.startswith(earlier) else ""
+        yield f"<{token}>" if not piece or "\ufffd" in piece else piece

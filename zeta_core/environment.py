@@ -1,0 +1,187 @@
+"""The settings that a training process reads from its environment: its rank, its home, and variables of libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+from typing import TextIO
+
+from zeta_core.contract.wire.run_directory import MARK_JOB
+from zeta_core.failures import CannotTrain
+from zeta_core.system.device_kind import KERNEL_VARIABLES
+from zeta_core.system.oom_kills import group_files
+from zeta_core.system.settings import Settings
+
+# Variables that indicate several processes but that torch does not read: those of MPI launchers, and of `srun`. Only
+# `srun` sets the number of a step's tasks; the job's number of tasks is also set in an sbatch script.
+_SEVERAL = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# Settings that Accelerate would read from the environment, but that the Trainer decides itself.
+_DECIDED_HERE = ("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_",
+                 "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS", "FSDP_")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """The rank of this process, set by torchrun, ``accelerate launch`` or `launch`; a single process is 0 of 1."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    launched: bool = False  # a launcher set the address of the process group
+    address: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def place() -> Place:
+    """The rank of this process. Only a launcher's complete set of variables counts; ``RANK`` alone does not.
+
+    Raises `CannotTrain` if the environment indicates several processes but not how they connect, because each process
+    would then train separately on all the data.
+    """
+    environment = os.environ
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        for name in _SEVERAL:
+            if environment.get(name, "1") not in ("", "1"):
+                raise _unconnected(f"{name} is {environment[name]!r}, but no launcher set how the processes connect.")
+        if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys():  # it sets these for several requested processes
+            raise _unconnected(
+                "`accelerate launch` started a single process without a rank, but several were requested."
+            )
+        return Place()
+    rank = int(environment["RANK"])
+    local_rank, world_size = int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"])
+    address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return Place(rank, local_rank, world_size, launched=True, address=address)
+
+
+def _unconnected(what: str) -> CannotTrain:
+    how = "`torchrun --nproc-per-node N script.py` or `accelerate launch --multi_gpu --num_processes N script.py`"
+    return CannotTrain(what, hint=f"Start them with {how}, also on CPUs; for a single process, unset the variable.")
+
+
+def accelerate_variables() -> dict[str, str]:
+    """The variables that configure Accelerate, set by ``accelerate launch``, its config file, or an earlier run."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_DECIDED_HERE)}
+
+
+def kernel_variables() -> dict[str, str]:
+    """The variables of this process that select kernels."""
+    return {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ}
+
+
+def job_id() -> str | None:
+    """The id of the job that this process trains, or ``None`` in a script."""
+    return os.environ.get(MARK_JOB)
+
+
+def free_memory_bytes() -> int:
+    """The memory that this process can still allocate: the kernel's available memory, within the cgroup's limit."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        free = min(free, int(limit) - int(used))
+    except (OSError, ValueError, StopIteration):
+        return free  # not Linux, or no cgroup limit
+    return max(0, free)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch would use: ``CXX``, or the first common one that is installed."""
+    named = os.environ.get("CXX")
+    return next((found for name in ((named,) if named else ("g++", "clang++", "c++")) if (found := which(name))), None)
+
+
+def total_memory_bytes() -> int:
+    """The total memory of this host, or of its cgroup (v1 or v2) if that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in group_files("memory.max", "memory.limit_in_bytes"):
+        try:
+            total = min(total, int(file.read_text()))
+        except (OSError, ValueError):
+            continue  # missing, or no limit ("max")
+    return total
+
+
+def tracker_project() -> str:
+    """The W&B project and MLflow experiment for runs: from their own variables, or the default."""
+    return os.environ.get("WANDB_PROJECT") or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "zeta"
+
+
+def home() -> Path:
+    """``ZETA_HOME``, or ``~/.zeta``. It contains the token cache of a Trainer without a service."""
+    return Settings.from_environment(
+        {name: value for name, value in os.environ.items() if name.startswith("ZETA_HOME")}
+    ).home
+
+
+@contextmanager
+def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
+    """Set the environment for libraries during a run, and restore it afterwards.
+
+    Accelerate writes to the environment when it gets a plugin, and a second run of this process would inherit that.
+    `strategy.check_launcher` has already compared Accelerate's variables with the Trainer's own settings.
+    """
+    before = dict(os.environ)
+    for name in accelerate_variables():
+        del os.environ[name]
+    defaults = {"TOKENIZERS_PARALLELISM": "true"}
+    if cuda:
+        defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by torch.use_deterministic_algorithms
+    if deepspeed:
+        # DeepSpeed accepts a world of one process, if its rank is set.
+        defaults |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        if not cuda:
+            defaults["DS_ACCELERATOR"] = "cpu"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if deepspeed:
+        # DeepSpeed builds its C++ extensions with ninja, which is next to the interpreter in a virtual environment.
+        beside = str(Path(sys.executable).parent)
+        if beside not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join((beside, os.environ.get("PATH", "")))
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def variables(**values: str) -> Generator[None]:
+    """Set environment variables for processes that are started within the context."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def standard_output_kept() -> Generator[TextIO]:
+    """The real standard output, while whatever else is printed goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(kept, "w", encoding="utf-8", closefd=False) as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,345 @@
+"""``python -m zeta_core RUN_DIR``: train one run directory, in one process or several.
+
+Guarantees: every process of the run holds a shared lock on ``RUN_DIR/lock``. The journal's last line is a status with a
+reason and an error; after an uncatchable kill, the worker writes this line. SIGTERM and the ``stop`` file end the run
+after the current optimizer step, with a checkpoint unless it was cancelled. Losing contact with the worker for
+``self_stop_seconds`` does the same, and after ``end_seconds`` the process exits immediately. Before the first step,
+there is nothing to save, and SIGTERM ends the run immediately. The exit code is 0 if the run ended as requested, 1 if
+it failed, and `DISK_FULL_EXIT` if the disk was full.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import fcntl
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
+from datetime import date
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+
+from zeta_core.contract.identifiers import time_of
+from zeta_core.contract.job.events import ErrorLine, StatusLine
+from zeta_core.contract.job.job import JobError, JobErrorEvidence
+from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason, StopAction
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.rate_search import FIND
+from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.run_directory import (
+    ALIVE_FILE,
+    DISK_FULL_EXIT,
+    JOURNAL_FILE,
+    LOCK_FILE,
+    RUN_FILE,
+    STACKS_SIGNAL,
+    STOP_FILE,
+    RunFile,
+    StopFile,
+)
+from zeta_core.environment import Place, job_id, place, variables
+from zeta_core.failures import TrainingFailed, explain
+from zeta_core.process.supervision import Supervision
+from zeta_core.report.journal import Console, Journal, Report
+from zeta_core.report.library_noise import leave_out_library_noise
+from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
+
+STANDARD_ERROR = 2
+END_FILE = "rank-{}.end"  # how one rank of several ended: its status line
+
+
+def main(run_dir: Path) -> int:
+    """Train the run directory, in this process or in several that it starts; the exit code.
+
+    A rank of several leaves its end in a file; the process that started the ranks writes the journal's last line when
+    all of them are gone: the first rank's end, or the failure that came first.
+    """
+    leave_out_library_noise()
+    here = place()
+    lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    faulthandler.register(signal.Signals[STACKS_SIGNAL], file=STANDARD_ERROR, all_threads=True)
+    found_no_room = False  # then the others of several ranks must not wait for this one: elastic ends them
+    supervision = Supervision(run_dir / ALIVE_FILE)
+    stop = Stop(run_dir / STOP_FILE, supervision)
+    signal.signal(signal.SIGTERM, stop.on_signal)
+    with closing(Journal(run_dir / JOURNAL_FILE)) as journal, closing(supervision):
+        report = Report(journal, Console(job_id())) if here.is_main else Report()  # the console is train.log
+        try:
+            file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
+            journal.max_lines = file.journal_max_lines
+            supervision.watch(file, lambda: None if here.launched else journal.write(_handed_back()))
+            if file.processes > 1 and not here.launched:
+                line = _train_in_processes(run_dir, file, stop, supervision)
+            else:
+                with variables(**_threads_as_first_decided(file)):  # torch reads it when it is imported
+                    line = _train(file, here, report, stop)
+        except Interrupted:
+            line = _ended_by_sigterm(stop() or "hand_back")
+        except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
+            line = _end_by(error)
+            found_no_room = line.reason is StatusReason.DISK_FULL
+        stop.ends_at_once = False  # the last line is to be written whole
+        if line.status is JobStatus.FAILED and supervision.is_lost:
+            line = _handed_back()  # a rank that ended for want of a worker took the others with it
+        elif line.status is JobStatus.FAILED and stop.was_signalled:
+            line = _interrupted(line, stop())
+        try:
+            if here.launched:
+                (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
+            else:
+                _say_last(line, journal, Console(job_id()))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return DISK_FULL_EXIT
+    return DISK_FULL_EXIT if found_no_room else int(line.status is JobStatus.FAILED)
+
+
+def _end_by(error: BaseException) -> StatusLine:
+    """The status line of a run that ``error`` ended. A full disk is no failure: the job goes on when there is room."""
+    with suppress(OSError):  # a log that cannot be written must not cost the journal its last line
+        traceback.print_exception(error, file=sys.stderr)
+    reason, told = explain(error)
+    if reason is StatusReason.DISK_FULL:
+        status, reason = STOP_ENDS["disk"]
+        message = told.message if isinstance(error, TrainingFailed) else f"{REASON_SENTENCES[reason]} ({told.message})"
+        return StatusLine(status=status, reason=reason, message=message)
+    return StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
+
+
+def _say_last(line: StatusLine, journal: Journal, console: Console) -> None:
+    failure: ErrorLine | None = None
+    if line.error is not None:
+        failure = ErrorLine(
+            code=line.error.code, message=line.error.message, hint=line.error.hint, patch=line.error.patch
+        )
+        journal.write(failure)
+    journal.write(line)
+    if failure is not None:
+        console.write(failure)
+
+
+def _handed_back() -> StatusLine:
+    status, reason = STOP_ENDS["hand_back"]
+    message = "Lost contact with the worker, so the training ended before another worker could start it again."
+    return StatusLine(status=status, reason=reason, message=message)
+
+
+def _interrupted(line: StatusLine, ordered: StopAction | None) -> StatusLine:
+    """How a run ends that was ended by SIGTERM where it could not stop by itself, such as in a compiler it waits for.
+
+    SIGTERM reaches every process of the run, and what those report that were cut short is no failure of the job's. An
+    error that the run knows by name stays one.
+    """
+    if ordered is None or line.reason is not StatusReason.TRAIN_ERROR:
+        return line
+    if line.error is not None and line.error.code != StatusReason.TRAIN_ERROR:
+        return line
+    return _ended_by_sigterm(ordered)
+
+
+def _ended_by_sigterm(ordered: StopAction) -> StatusLine:
+    status, reason = STOP_ENDS[ordered]
+    return StatusLine(status=status, reason=reason, message=f"{REASON_SENTENCES[reason]} (Ended by SIGTERM.)")
+
+
+class Interrupted(BaseException):
+    """SIGTERM came before the first step: nothing is to be saved. No `Exception`, which a library might hold back."""
+
+
+class Stop:
+    """Whether the run is to end: by the ``stop`` file, or to hand the job back, by SIGTERM or for want of a worker.
+
+    While it ``ends_at_once``, SIGTERM raises `Interrupted`, once, wherever the main thread is.
+    """
+
+    def __init__(self, file: Path, supervision: Supervision) -> None:
+        self._file = str(file)
+        self._supervision = supervision
+        self.was_signalled = False
+        self.ends_at_once = True
+        self.write_on_signal = False  # in the process that starts the ranks: the file reaches all of them
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.was_signalled = True
+        if self.write_on_signal and not os.path.exists(self._file):
+            Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
+        if self.ends_at_once:
+            self.ends_at_once = False
+            raise Interrupted
+
+    @contextmanager
+    def held_back(self) -> Generator[None]:
+        """SIGTERM waits meanwhile: thrown into the start of torch's C++, an exception aborts the process."""
+        ends_at_once, self.ends_at_once = self.ends_at_once, False
+        yield
+        self.ends_at_once = ends_at_once
+        if ends_at_once and self.was_signalled:
+            self.ends_at_once = False
+            raise Interrupted
+
+    def steps_begin(self) -> None:
+        """From now on the run stops by itself, between two steps."""
+        self.ends_at_once = False
+
+    def __call__(self) -> StopAction | None:
+        try:
+            os.stat(self._file)
+        except FileNotFoundError:
+            return "hand_back" if self.was_signalled or self._supervision.is_lost else None
+        try:
+            return StopFile.model_validate_json(Path(self._file).read_bytes()).action
+        except ValidationError:
+            return None  # it is still being written; the next step reads it whole
+
+
+def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: Supervision) -> StatusLine:
+    """Start the ranks with torch elastic, without restarts, and wait until none is left; returns how they ended."""
+    with stop.held_back():
+        import torch
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for old in run_dir.glob(END_FILE.format("*")):
+        old.unlink()
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // file.processes))}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=file.processes,
+        run_id=f"{file.job_id}-{file.attempt}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        # SIGTERM is ours: it becomes the stop file, which lets the ranks save; elastic would end them.
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+    )
+    if supervision.is_lost:
+        return _handed_back()  # ranks that start now might not know yet what this process knows when it has to end
+    stop.write_on_signal = True
+    stop.ends_at_once = False  # each rank hears SIGTERM itself
+    oom_kills = count_oom_kills()
+    killed: StatusLine | None = None
+    ranks_failed: str | None = None
+    with variables(**(threads | _threads_as_first_decided(file))):
+        try:
+            elastic_launch(config, sys.executable)("-m", "zeta_core", str(run_dir))
+        except ChildFailedError as error:
+            killed = _killed_rank(error, run_dir, oom_kills)
+            ranks_failed = _first_failure(error)
+    ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
+    full = next((end for end in ends if end.reason is StatusReason.DISK_FULL), None)
+    if full is not None:
+        return full
+    if killed is not None:
+        return killed  # what the ranks say that lost it follows from this
+    failed = sorted((end for end in ends if end.status is JobStatus.FAILED), key=lambda end: end.created_at)
+    if failed:
+        return failed[0]
+    if ranks_failed is not None or not ends:
+        raise TrainingFailed(ranks_failed or "The training processes exited without reporting a reason.")
+    return ends[0]
+
+
+def _killed_rank(error: Any, run_dir: Path, oom_kills: OomKills) -> StatusLine | None:
+    """How the run ended if one of its ranks was killed from outside (elastic itself ends the others by SIGTERM)."""
+    for rank, failure in error.failures.items():
+        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:
+            name = signal.Signals(-failure.exitcode).name
+            reason = StatusReason.PROCESS_KILLED
+            evidence = JobErrorEvidence(signal=name, rank=rank)
+            memory = killed_for_memory(run_dir, oom_kills, evidence) if name == "SIGKILL" else None
+            if memory is not None:
+                reason = StatusReason.OUT_OF_MEMORY
+                return StatusLine(status=JobStatus.FAILED, reason=reason, message=memory.message, error=memory)
+            failed = JobError(code=reason, message=f"Rank {rank} was killed by {name} from outside.", evidence=evidence)
+            return StatusLine(status=JobStatus.FAILED, reason=reason, message=failed.message, error=failed)
+    return None
+
+
+def _first_failure(error: Any) -> str:
+    rank, failure = error.get_first_failure()
+    return f"Rank {rank} exited with code {failure.exitcode}; see the log."
+
+
+def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine:
+    spec = parse(JobSpec, _as_first_decided(file))
+
+    with stop.held_back():
+        from zeta_core.data.sources import Places
+        from zeta_core.run import Run, execute
+
+    output_dir = Path(file.output_dir).absolute()
+    run = Run(
+        options=spec,
+        model=spec.model,
+        output_dir=output_dir,
+        cache=output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir),
+        places=Places(
+            files=_files(file),
+            artifacts_root=Path(file.artifacts_root),
+            data_root=None if file.data_root is None else Path(file.data_root),
+            hub=file.hub,
+        ),
+        resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
+        threads=_threads(file),
+        device_kind=_device_kind(file),
+        started_on=_submitted_on(file),
+        stop=stop,
+        steps_begin=stop.steps_begin,
+    )
+    outcome = execute(run, here, report)
+    if outcome.stopped is None:
+        return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=outcome.result)
+    status, reason = STOP_ENDS[outcome.stopped]
+    return StatusLine(status=status, reason=reason, result=outcome.result)
+
+
+def _as_first_decided(file: RunFile) -> dict[str, Any]:
+    """The spec as it was sent, with what its first attempt decided by its machine, checkpoint or not.
+
+    That is the split into micro-batches, and the precision; and the learning rate, where it was found.
+    """
+    spec = dict(file.spec)
+    for names in (("batch_size", "gradient_accumulate_every"), ("mixed_precision",)):
+        if all(spec.get(name) is None and file.resolved_spec.get(name) is not None for name in names):
+            spec |= {name: file.resolved_spec[name] for name in names}
+    if spec.get("learning_rate") == FIND and file.resolved_spec.get("learning_rate") is not None:
+        spec["learning_rate"] = file.resolved_spec["learning_rate"]
+    return spec
+
+
+def _threads(file: RunFile) -> int | None:
+    """With how many threads each process of the first attempt computed; other ones give other bits."""
+    threads = file.resolved_spec.get("threads")
+    return threads if isinstance(threads, int) else None
+
+
+def _submitted_on(file: RunFile) -> date | None:
+    """The day on which the job was submitted, in UTC, which is part of its id. It is the same for all attempts."""
+    submitted = time_of(file.job_id)
+    return None if submitted is None else submitted.date()
+
+
+def _device_kind(file: RunFile) -> str | None:
+    """The kind of device that the last attempt computed on."""
+    kind = file.resolved_spec.get("device_kind")
+    return kind if isinstance(kind, str) else None
+
+
+def _threads_as_first_decided(file: RunFile) -> dict[str, str]:
+    threads = _threads(file)
+    return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+
+
+def _files(file: RunFile) -> dict[str, Any]:
+    files = file.resolved_spec.get("files")
+    return files if isinstance(files, dict) else {}

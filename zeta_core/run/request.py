@@ -1,0 +1,69 @@
+"""The request for a run, from a script or a job, and its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from zeta_core.checkpoint.state import Progress
+from zeta_core.contract.job.job import JobResult
+from zeta_core.contract.job.memory import MemoryParts
+from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.data.sources import Places
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training request from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
+
+    ``steps_begin`` is called on every rank when everything is loaded; from then on, there may be progress to save.
+    ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
+    because exact results depend on them. ``started_on`` is the day of the first start, if known.
+    """
+
+    options: TrainerOptions
+    model: object
+    output_dir: Path
+    cache: Path
+    places: Places
+    resume_from: Path | None = None
+    tokenizer: object = None
+    threads: int | None = None
+    device_kind: str | None = None
+    started_on: date | None = None
+    stop: Callable[[], StopAction | None] = field(default=lambda: None)
+    steps_begin: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def quantizes(self) -> bool:
+        return self.options.lora is not None and self.options.lora.quantize is not None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: after its last step (``stopped`` is None), or by a stop request."""
+
+    run_id: str
+    progress: Progress
+    steps_trained: int
+    total_steps: int
+    checkpoint: Path | None
+    best_checkpoint: Path | None
+    stopped: StopAction | None
+
+    @property
+    def result(self) -> JobResult:
+        done = self.progress
+        # A finished run that is resumed elsewhere trains nothing there, and returns the same result.
+        own_seconds = done.train_seconds - done.inherited_seconds or done.train_seconds
+        return JobResult(
+            train_loss=done.train_loss,
+            eval_loss=done.eval_loss,
+            best_checkpoint=None if done.best_step is None else "best",
+            tokens=done.tokens,
+            train_seconds=round(own_seconds, 3),
+            memory=None if done.memory is None else MemoryParts.model_validate(done.memory),
+        )

@@ -1,0 +1,1 @@
+"""Shared access to the system: settings, addresses, file identity, device kinds, memory kills and outages."""

@@ -1,0 +1,195 @@
+"""Redis access shared by server and workers: a strict parser for ZETA_REDIS_URL, and one error for outages.
+
+redis-py ignores an invalid database number and fails at its first call for an unknown option, and its ``unix://`` is
+``redis+socket://`` in Celery. So only `RedisAddress` reads the URL. It rejects unknown parts, and writes the URL for
+each client library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from zeta_core.system.outage import error_text
+
+SCHEMES = ("redis", "rediss", "unix")
+# Named as in redis-py (https://redis.readthedocs.io/en/stable/connections.html); Celery knows them too.
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+TLS_OPTIONS = (*TLS_FILES, "ssl_cert_reqs", "ssl_check_hostname")
+OPTIONS = ("db", *TLS_OPTIONS)
+# Celery's documentation uses the names of Python's ssl module.
+CERTIFICATE_REQUIREMENTS = {
+    **{name: name for name in ("required", "optional", "none")},
+    **{f"cert_{name}": name for name in ("required", "optional", "none")},
+}
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class RedisUnavailable(Exception):
+    """Redis is unreachable, rejects commands (loading, read-only, out of memory, access), or violates its protocol."""
+
+
+@contextmanager
+def calling_redis() -> Generator[None]:
+    """Raise `RedisUnavailable` for any exception in a block that only calls Redis.
+
+    A list of exceptions would be incomplete: for replies that aren't valid RESP, redis-py's parsers raise arbitrary
+    exceptions.
+    """
+    try:
+        yield
+    except RedisUnavailable:
+        raise
+    except Exception as error:
+        raise RedisUnavailable(error_text(error)) from error
+
+
+@dataclass(frozen=True)
+class RedisAddress:
+    """The location of Redis, its database number and the credentials."""
+
+    scheme: str
+    host: str = ""
+    port: int = 6379
+    socket: str = ""  # the path of a UNIX socket
+    database: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def parse(cls, url: str) -> RedisAddress:
+        """Raises `ValueError` with a sentence that never contains the URL, which may hold a password."""
+        scheme, separator, _ = url.partition("://")
+        if not separator or scheme not in SCHEMES:
+            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        parts = urlsplit(url)
+        if parts.fragment or url.endswith("#"):
+            raise ValueError("it contains '#'; write it as %23")
+        options = _options(parts)
+        if scheme != "rediss" and (tls := [name for name in options if name in TLS_OPTIONS]):
+            raise ValueError(f"the option {tls[0]!r} is for TLS; begin the URL with rediss://")
+        host, port = ("", 0) if scheme == "unix" else _server(parts)
+        return cls(
+            scheme,
+            host=host,
+            port=port,
+            socket=_socket(parts) if scheme == "unix" else "",
+            database=_database(parts, options),
+            username=_decoded(parts.username),
+            password=_decoded(parts.password),
+            tls={name: _tls_value(name, value) for name, value in options.items() if name in TLS_OPTIONS},
+        )
+
+    @property
+    def place(self) -> str:
+        """The address for display, without the password."""
+        return self.socket or f"{self._host}:{self.port}"
+
+    @property
+    def client_url(self) -> str:
+        """The URL for redis-py."""
+        if self.socket:
+            return f"unix://{self._login}{quote(self.socket)}?db={self.database}"
+        return self._network_url
+
+    @property
+    def celery_url(self) -> str:
+        """The URL for Celery's broker (kombu)."""
+        if self.socket:
+            return f"redis+socket://{self._login}{quote(self.socket)}?virtual_host={self.database}"
+        return self._network_url
+
+    @property
+    def _network_url(self) -> str:
+        # Explicit, because Celery accepts any certificate by default.
+        options = f"?{urlencode({'ssl_cert_reqs': 'required', **self.tls})}" if self.scheme == "rediss" else ""
+        return f"{self.scheme}://{self._login}{self._host}:{self.port}/{self.database}{options}"
+
+    @property
+    def _host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def _login(self) -> str:
+        if self.username is None and self.password is None:
+            return ""
+        password = "" if self.password is None else f":{quote(self.password, safe='')}"
+        return f"{quote(self.username or '', safe='')}{password}@"
+
+
+def _options(parts: SplitResult) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, n=1)
+            cure = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(OPTIONS)}"
+            raise ValueError(f"the option {name!r} is not supported; {cure}")
+        if name in options:
+            raise ValueError(f"the option {name!r} is given twice")
+        options[name] = value
+    return options
+
+
+def _server(parts: SplitResult) -> tuple[str, int]:
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(
+            "its port is not a number from 1 to 65535; if the password contains '/', '?' or '#', percent-encode them"
+        ) from error
+    if port == 0:
+        raise ValueError("its port is 0")
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise ValueError("it names several hosts; give one, or the address of a proxy in front of them")
+    return unquote(parts.hostname or "localhost"), 6379 if port is None else port
+
+
+def _socket(parts: SplitResult) -> str:
+    if parts.netloc.rpartition("@")[2]:
+        raise ValueError("the path of its socket must be absolute: unix:///path/to/redis.sock")
+    path = unquote(parts.path)
+    if not path.startswith("/") or path.endswith("/"):
+        raise ValueError("it names no socket; write unix:///path/to/redis.sock")
+    if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"the path of its socket is longer than {MAX_SOCKET_PATH_BYTES} bytes, the system's limit")
+    return path
+
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path in unix(7) has 108, including the terminating NUL
+
+
+def _database(parts: SplitResult, options: Mapping[str, str]) -> int:
+    in_path = "" if parts.scheme == "unix" else unquote(parts.path).removeprefix("/").removesuffix("/")
+    given = {text for text in (in_path, options.get("db")) if text}
+    if "db" in options and not options["db"]:
+        raise ValueError("its option 'db' is empty; give the number of a database, such as 0")
+    if len(given) > 1:
+        raise ValueError(f"it names two databases, {in_path!r} and db={options['db']!r}; keep one of them")
+    text = given.pop() if given else "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError(f"its database is {text!r}; give a number, such as 0")
+    return int(text)
+
+
+def _tls_value(name: str, value: str) -> str:
+    known = value.lower()
+    if name == "ssl_cert_reqs":
+        if known not in CERTIFICATE_REQUIREMENTS:
+            raise ValueError(f"its option ssl_cert_reqs is {value!r}; use required, optional or none")
+        return CERTIFICATE_REQUIREMENTS[known]
+    if name == "ssl_check_hostname":
+        if known not in BOOLEANS:
+            raise ValueError(f"its option ssl_check_hostname is {value!r}; use true or false")
+        return "true" if BOOLEANS[known] else "false"
+    if not Path(value).is_file():
+        raise ValueError(f"its option {name} is {value!r}, which is not a file")
+    return value
+
+
+def _decoded(text: str | None) -> str | None:
+    return unquote(text) if text else None

@@ -1,0 +1,200 @@
+"""How every process reads its ``ZETA_*`` settings: once, at its entry point, into one frozen object.
+
+A room's settings class names its fields without the prefix (``redis_url`` is ``ZETA_REDIS_URL``). Every secret may also
+come from a file: ``ZETA_API_KEY_FILE`` names a file whose first line is the key. Nothing is read at import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from zeta_core.contract.errors import InvalidSettings
+from zeta_core.system.database_url import DatabaseAddress
+from zeta_core.system.redis_access import RedisAddress
+
+PREFIX = "ZETA_"
+LEASE_SECONDS = 120.0
+_OWNER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_MAX_SECRET_BYTES = 65_536
+_KEY = re.compile(r"[!-~]+\Z")
+
+
+def _api_key(value: str) -> str:
+    if not _KEY.match(value):
+        raise ValueError("it must be printable ASCII without spaces, as an HTTP header carries it")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    RedisAddress.parse(value)
+    return value
+
+
+def _database_url(value: str) -> str:
+    DatabaseAddress.parse(value)
+    return value
+
+
+ApiKey = Annotated[str, AfterValidator(_api_key)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+
+
+class Settings(BaseModel):
+    """The settings that every process has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    secrets: ClassVar[frozenset[str]] = frozenset({"api_key", "worker_secret", "redis_url", "database_url"})
+    needs_home: ClassVar[bool] = True  # else ``home`` stays as it is where the user has no home directory
+
+    home: Path = Path("~/.zeta")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **overrides: object) -> Self:
+        """Read this class's settings; an override that is not ``None`` (a command's flag) wins.
+
+        Raises `InvalidSettings` naming the variable, its value and what is allowed. An empty variable counts as unset.
+        """
+        values: dict[str, Any] = {}
+        for name in cls.model_fields:
+            variable = PREFIX + name.upper()
+            value = environment.get(variable, "").strip()
+            file = environment.get(f"{variable}_FILE", "").strip()
+            if file and name in cls.secrets:
+                if value:
+                    raise InvalidSettings(f"{variable} and {variable}_FILE are both set; keep one of them.")
+                value = _first_line(variable, Path(file))
+            if value:
+                values[name] = value
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX + "*"
+            if first["type"] == "missing":
+                raise InvalidSettings(f"{variable} is not set; set it, or {variable}_FILE.", param=variable) from error
+            shown = "(hidden)" if str(first["loc"][0] if first["loc"] else "") in cls.secrets else repr(first["input"])
+            reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
+            raise InvalidSettings(f"{variable} is {shown}: {reason}.", param=variable) from error
+        return settings.model_copy(update={"home": cls._absolute(settings.home)})
+
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        try:
+            return home.expanduser().absolute()
+        except RuntimeError as error:
+            if not cls.needs_home:
+                return home
+            raise InvalidSettings(
+                f"ZETA_HOME is {str(home)!r}, and this user has no such home directory; "
+                "set ZETA_HOME to an absolute path, or set HOME.",
+                param="ZETA_HOME",
+            ) from error
+        except OSError as error:  # a relative path in a working directory that was removed
+            raise InvalidSettings(
+                f"ZETA_HOME is {str(home)!r}, and the working directory does not exist ({error.strerror}); "
+                "set ZETA_HOME to an absolute path.",
+                param="ZETA_HOME",
+            ) from error
+
+    def masked(self) -> dict[str, str]:
+        """The effective settings for people to read, every secret as ``***``."""
+        return {
+            PREFIX + name.upper(): "***" if name in self.secrets and value else "" if value is None else str(value)
+            for name, value in self.model_dump().items()
+        }
+
+
+def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:
+    """90 s of 120: a worker that cannot be heard stops its trainings early enough for a last save."""
+    return 0.75 * known.get("lease_seconds", LEASE_SECONDS)
+
+
+class FleetSettings(Settings):
+    """What server and workers must both know, and know alike: where they meet, what jobs may reach, and the lease.
+
+    A worker that is not heard for ``self_stop_seconds`` cannot know whether Redis is down or only it is cut off: its
+    trainings save and end, and have ended at `end_seconds`, before the server at ``lease_seconds`` starts them again.
+    """
+
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
+    artifacts_url: str | None = Field(default=None, description="unset: a folder in the home")
+    worker_secret: str = Field(min_length=1, description="signs every message between them")
+    data_root: Path | None = Field(default=None, description="the folder that {'path': ...} may name; unset: none")
+    hub: str = Field(default="off", description="on, off, or the allowed owners with commas between them")
+    lease_seconds: float = Field(
+        default=LEASE_SECONDS, gt=0, allow_inf_nan=False, description="a worker silent for longer has lost its jobs"
+    )
+    self_stop_seconds: float = Field(
+        default_factory=_three_quarters_of_the_lease,
+        gt=0,
+        description="a training that is not heard for so long saves and ends; unset: three quarters of the lease",
+    )
+
+    @field_validator("self_stop_seconds")
+    @classmethod
+    def _before_the_lease(cls, value: float, known: ValidationInfo) -> float:
+        lease = known.data.get("lease_seconds")
+        if lease is not None and value >= lease:
+            raise ValueError(
+                f"it must be less than ZETA_LEASE_SECONDS ({lease:g}): a training has to end before the server "
+                "starts it elsewhere"
+            )
+        return value
+
+    @property
+    def end_seconds(self) -> float:
+        """When a training that is not heard is killed, saved or not: a tenth of the time for its save is left."""
+        return self.lease_seconds - 0.1 * (self.lease_seconds - self.self_stop_seconds)
+
+    @field_validator("hub")
+    @classmethod
+    def _hub(cls, value: str) -> str:
+        if not all(_OWNER.match(owner) for owner in value.replace(" ", "").split(",")):
+            raise ValueError("it must be 'on', 'off', or owners of the Hub such as 'EleutherAI,HuggingFaceTB'")
+        return value.replace(" ", "")
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _artifacts_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            _folder(value)
+        return value
+
+    @property
+    def artifacts(self) -> Path:
+        """The artifact store's folder."""
+        return _folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
+
+
+def _folder(url: str) -> Path:
+    """The folder of ``ZETA_ARTIFACTS_URL``: a plain path or a ``file://`` URL; anything else is a `ValueError`."""
+    scheme = url.partition("://")[0] if "://" in url else "file"
+    if scheme == "s3":
+        raise ValueError("object storage is not available yet; name a folder that server and workers share")
+    if scheme != "file":
+        raise ValueError(f"{scheme}:// is no artifact store; name a folder that server and workers share")
+    path = Path(unquote(urlsplit(url).path) if "://" in url else url).expanduser()
+    if not path.is_absolute():
+        raise ValueError("it must be an absolute path, or file:// and one")
+    return path
+
+
+def _first_line(variable: str, file: Path) -> str:
+    try:
+        with file.open("rb") as stream:  # no more than this: a device such as /dev/zero never ends
+            lines = stream.readline(_MAX_SECRET_BYTES).decode("utf-8-sig").splitlines()  # Windows editors write a BOM
+    except OSError as error:
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # not UTF-8, or a NUL in the name
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is not UTF-8 text.") from error
+    if not lines or not lines[0].strip("\0").strip():
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is empty; put the secret on its first line.")
+    return lines[0].strip()

@@ -48,31 +48,43 @@ _NON_ASCII_ESCAPE = re.compile(r"\\[uUN]")
 
 
 class Lora(Sent):
-    r: int = Field(default=16, ge=1)
-    lora_alpha: float = Field(default=32, gt=0)
-    lora_dropout: float = Field(default=0, ge=0, lt=1)
+    r: int = Field(default=16, ge=1, description="rank of the adapter's matrices")
+    lora_alpha: float = Field(default=32, gt=0, description="the adapter's output is scaled by lora_alpha / r")
+    lora_dropout: float = Field(default=0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: (
         Annotated[str, Field(max_length=1000)]
         | Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=1000)]
-    ) = "all-linear"
+    ) = Field(
+        default="all-linear",
+        description="names of the layers to adapt, or a regular expression; 'all-linear' adapts every linear layer "
+        "except the output layer",
+    )
     modules_to_save: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
         default=[],
         max_length=100,
         description="modules that are trained as a whole and saved with the adapter, such as embed_tokens and lm_head "
         "for added tokens",
     )
-    save_merged: bool = False
-    quantize: Literal["nf4"] | None = Field(default=None, description="the base's linear layers in 4 bits (QLoRA)")
+    save_merged: bool = Field(
+        default=False, description="also save the base model with the adapter merged into it, in best and final"
+    )
+    quantize: Literal["nf4"] | None = Field(
+        default=None, description="hold the base model's linear layers in 4 bits (QLoRA); unset: not quantized"
+    )
 
 
 class Dpo(Sent):
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
 
 
 class Resources(Sent):
-    gpus: int | None = Field(default=None, ge=0, le=1024, description="unset: 1 where a worker has GPUs, else 0")
-    nodes: int = Field(default=1, ge=1, le=1024)
-    processes: int | None = Field(default=None, ge=1, le=1024, description="unset: one per GPU, or 1")
+    gpus: int | None = Field(
+        default=None, ge=0, le=1024, description="number of GPUs; unset: 1 on a worker with GPUs, else 0"
+    )
+    nodes: int = Field(default=1, ge=1, le=1024, description="number of machines")
+    processes: int | None = Field(
+        default=None, ge=1, le=1024, description="number of training processes; unset: one per GPU, or 1"
+    )
     exact: bool = Field(
         default=False,
         description="true: a later attempt waits for a worker with the same kind of device, so its results are the "
@@ -101,68 +113,145 @@ class TrainerOptions(Sent, Checked):
     of ``seq_len`` tokens.
     """
 
-    gradient_accumulate_every: int | None = Field(default=None, ge=1, le=1_000_000)
+    gradient_accumulate_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="micro-batches per optimizer step; unset: 1 if batch_size is set, else chosen with batch_size",
+    )
     batch_size: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="sequences per process and micro-batch"
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="sequences per process and micro-batch; unset: the default global batch (32 from scratch, at "
+        "most 32 for fine-tuning), split to fit the device",
     )
-    seq_len: int | None = Field(default=None, ge=2, le=10_000_000, description="tokens per sequence")
-    entity_name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = None
-    use_fsdp: bool = False
-    use_activation_checkpointing: bool = False
+    seq_len: int | None = Field(
+        default=None, ge=2, le=10_000_000, description="tokens per sequence; unset: the model's limit, at most 1024"
+    )
+    entity_name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
+        default=None, description="name of the run; unset: none"
+    )
+    use_fsdp: bool = Field(default=False, description="shard the model over the processes with FSDP2")
+    use_activation_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass to save memory"
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None = Field(
-        default=None, description="'find': by a test of up to 100 updates before the first step"
+        default=None,
+        description="peak learning rate; 'find' chooses it with a range test of up to 100 updates before the first "
+        "step; unset: 3e-4 from scratch, 2e-5 for full fine-tuning, 2e-4 for LoRA, 1e-6 for DPO",
     )
-    seed: int | None = Field(default=None, ge=0, lt=2**32)
-    use_pretokenized: bool = False
-    resume_from_checkpoint: str | None = Field(default=None, min_length=1, max_length=4096)
-    checkpointing_steps: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
-    output_dir: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = None
-    weight_decay: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False)
-    use_deepspeed: bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None = None
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**32, description="seed of all random numbers and of the order of the data; unset: 42"
+    )
+    use_pretokenized: bool = Field(default=False, description="the data consists of token ids")
+    resume_from_checkpoint: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="continue exactly from a checkpoint: 'job_...' or 'job_.../step-N' in a job; a checkpoint, an "
+        "output_dir or its checkpoint.pt in a Trainer; unset: start anew",
+    )
+    checkpointing_steps: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
+        default=None,
+        description="steps between checkpoints, or 'epoch'; unset: about every 10 minutes, at most 5 % of the time",
+    )
+    output_dir: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
+        default=None, description="folder of the checkpoints, in a job relative to its artifacts; unset: the job's own"
+    )
+    weight_decay: float | None = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="weight decay of matrices and embeddings; unset: 0.1",
+    )
+    use_deepspeed: bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None = Field(
+        default=None, description="train with DeepSpeed ZeRO: true, a stage from 1 to 3, or a config; unset: no"
+    )
 
-    dataset: Dataset | None = None
-    tokenizer: TokenizerSource | None = None
+    dataset: Dataset | None = Field(
+        default=None,
+        description="the training data: a source, or a list of sources; unset: required in a job, the Python "
+        "reference in a Trainer",
+    )
+    tokenizer: TokenizerSource | None = Field(
+        default=None,
+        description="a Hub id, {'file': ...} or {'builtin': 'bytes'}; unset: the model's own, or bytes if it has none",
+    )
     chat_template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None = Field(
         default=None,
-        description="a Jinja template for conversations, or the name of one of the tokenizer's; unset: the tokenizer's "
-        "own, or ChatML if it has none. It is saved with the tokenizer",
+        description="a Jinja template for conversations, or the name of one of the tokenizer's, saved with the "
+        "tokenizer; unset: the tokenizer's own, or ChatML if it has none",
     )
-    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
-    epochs: float | None = Field(default=None, gt=0, le=1_000_000, allow_inf_nan=False)
-    optimizer: Optimizer = "adamw"
-    lr_scheduler: Schedule = "cosine"
+    max_steps: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="optimizer steps; excludes epochs; unset: determined by epochs"
+    )
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="passes over the data; excludes max_steps; unset: 3 for fine-tuning, 1 from scratch and for DPO",
+    )
+    optimizer: Optimizer = Field(default="adamw", description="the optimizer")
+    lr_scheduler: Schedule = Field(default="cosine", description="the schedule of the learning rate after warm-up")
     warmup_steps: float = Field(
-        0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="below 1: a share of the run"
+        0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="steps of warm-up; below 1, a share of the run"
     )
-    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    mixed_precision: Precision | None = Field(default=None, description="unset: by device")
-    compile: bool = False
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="norm to which the gradient is clipped"
+    )
+    mixed_precision: Precision | None = Field(
+        default=None, description="precision of the computation; unset: bf16 on GPUs that support it, else no"
+    )
+    compile: bool = Field(default=False, description="compile the model's blocks with torch.compile")
     pack: bool | None = Field(
         default=None,
-        description="several documents in one sequence; unset: yes, except for fine-tuning on little data, and for "
-        "models that cannot isolate documents",
+        description="put several documents into one sequence; unset: yes, except for fine-tuning on little data and "
+        "for models that cannot isolate documents",
     )
     overlong: Literal["error", "truncate", "drop"] | None = Field(
         default=None,
-        description="documents longer than seq_len; unset: a conversation is truncated, text goes on in the next one",
+        description="handling of documents longer than seq_len; unset: conversations are truncated, text continues "
+        "in the next sequence",
     )
-    eval_dataset: Dataset | None = None
-    eval_split: float | None = Field(default=None, ge=0, le=0.5)
+    eval_dataset: Dataset | None = Field(
+        default=None, description="held-out data; excludes eval_split; unset: no evaluation on separate data"
+    )
+    eval_split: float | None = Field(
+        default=None, ge=0, le=0.5, description="share of the rows to hold out for evaluation; unset: none"
+    )
     group_by: Annotated[str, Field(min_length=1, max_length=1000)] | None = Field(
         default=None,
-        description="a column of the data: eval_split holds out all rows with the same value, or none of them",
+        description="a column: eval_split holds out all rows with the same value, or none of them; unset: rows are "
+        "held out independently",
     )
-    eval_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
-    early_stopping_patience: int | None = Field(default=None, ge=1)
-    lora: Lora | None = None
+    eval_steps: int | None = Field(
+        default=None, ge=1, le=MAX_STEPS, description="steps between evaluations; unset: ten evaluations per run"
+    )
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="stop after this many evaluations without improvement; unset: never"
+    )
+    lora: Lora | None = Field(default=None, description="train a LoRA adapter; unset: train all weights")
     freeze: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
         default=[], max_length=100, description="shell patterns of the names of parameters that are not trained"
     )
-    method: Literal["sft", "dpo"] = "sft"
-    dpo: Dpo | None = None
-    train_on: Literal["assistant", "completion", "all"] | None = None
-    save_total_limit: int = Field(default=3, ge=2, le=1000)
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[], max_length=16)
+    method: Literal["sft", "dpo"] = Field(
+        default="sft", description="next-token training (sft), or preference optimization on pairs of answers (dpo)"
+    )
+    dpo: Dpo | None = Field(default=None, description="settings of method 'dpo'; unset: their defaults")
+    train_on: Literal["assistant", "completion", "all"] | None = Field(
+        default=None,
+        description="which tokens are trained on; unset: the assistant's turns, the completion, or the whole text, "
+        "depending on the format",
+    )
+    save_total_limit: int = Field(
+        default=3, ge=2, le=1000, description="number of newest checkpoints to keep, besides best and final"
+    )
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default=[], max_length=16, description="experiment trackers that receive the metrics"
+    )
 
     def faults(self) -> list[ErrorDetail]:
         """The rules between fields, and the words that are not available yet."""
@@ -305,13 +394,22 @@ class TrainerOptions(Sent, Checked):
 class JobSpec(TrainerOptions):
     """What ``POST /v1/jobs`` takes."""
 
-    model: ModelSource
-    dataset: Dataset  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-    resources: Resources = Resources()
-    priority: int = Field(default=0, ge=-100, le=100)
-    max_retries: int = Field(default=3, ge=0, le=100)
-    time_limit_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    metadata: Metadata = Field(default={})
+    model: ModelSource = Field(
+        description="a Hub id, or {'config': ...} (from scratch), {'job': ..., 'checkpoint': ...}, {'file': ...} or "
+        "{'builder': ...}"
+    )
+    dataset: Dataset = Field(  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+        description="the training data: a source, or a list of sources"
+    )
+    resources: Resources = Field(default=Resources(), description="what the job needs of a worker")
+    priority: int = Field(default=0, ge=-100, le=100, description="jobs with a higher priority start first")
+    max_retries: int = Field(
+        default=3, ge=0, le=100, description="consecutive failures without a new checkpoint that are retried"
+    )
+    time_limit_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="running time over all attempts; unset: unlimited"
+    )
+    metadata: Metadata = Field(default={}, description="up to 16 strings of your own, to find the job by")
 
     placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"path": "data"}}
 

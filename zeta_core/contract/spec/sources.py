@@ -48,38 +48,44 @@ class Sent(BaseModel):
 
 
 class _Source(Sent):
-    format: DataFormat = "auto"
+    format: DataFormat = Field(default="auto", description="the format of the rows; auto detects it from the columns")
     columns: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=1000)]] = Field(
-        default={}, max_length=2 * len(COLUMNS), description="our column name to the data's, such as {'text': 'body'}"
+        default={},
+        max_length=2 * len(COLUMNS),
+        description="standard column names and the data's names for them, such as {'text': 'body'}",
     )
     weight: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="its share of the sequences, beside the other sources'"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="share of the sequences, relative to the other sources; unset: by size",
     )
     drop_columns: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[],
         max_length=100,
-        description="columns of the data that are not used, although they look like a part of the prompt or a mask",
+        description="columns to ignore although they look like a part of the prompt or like a mask",
     )
     dtype: Literal["uint8", "uint16", "int32", "uint32", "int64", "uint64"] | None = Field(
         default=None,
-        description="the type of the ids in a .bin file; unset: as its header or index states, or its contents prove",
+        description="type of the ids in a .bin file; unset: from its header, its index or its contents",
     )
     drop_fields: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[],
         max_length=100,
-        description="fields of turns that are not used, such as 'reasoning_content'; all others must be rendered by "
-        "the chat template",
+        description="fields of turns to ignore, such as 'reasoning_content'; the chat template must render all others",
     )
     allow_control_tokens: bool = Field(
         default=False,
-        description="true: control tokens such as <|im_end|> in the texts become the tokens; false: they stay text",
+        description="encode control tokens in texts, such as <|im_end|>, as tokens instead of as text",
     )
 
 
 class FileSource(_Source):
     """An uploaded file, or several that are read one after the other."""
 
-    file: Id | Annotated[list[Id], Field(min_length=1, max_length=MAX_FILES)]
+    file: Id | Annotated[list[Id], Field(min_length=1, max_length=MAX_FILES)] = Field(
+        description="id of an uploaded file, or a list of ids that are read in this order"
+    )
 
     @property
     def file_ids(self) -> list[str]:
@@ -89,7 +95,9 @@ class FileSource(_Source):
 class PathSource(_Source):
     """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
 
-    path: Path
+    path: Path = Field(
+        description="a file, a folder or a glob under the worker's ZETA_DATA_ROOT; in a Trainer, any path"
+    )
 
 
 # Names that neither `datasets` nor the Hub can take for a path, a pattern or an address.
@@ -117,14 +125,22 @@ def _plain(pattern: re.Pattern[str], example: str) -> AfterValidator:
 
 
 class HubSource(_Source):
-    hub: Annotated[str, Field(max_length=300), AfterValidator(_hub_dataset)]
-    config: Annotated[str, Field(max_length=300), _plain(_CONFIG_NAME, "wikitext-2-v1")] | None = None
-    split: Annotated[str, Field(max_length=300), _plain(_SPLIT, "train[:10%]")] = "train"
-    revision: Annotated[str, Field(max_length=300), _plain(_REVISION, "main")] | None = None
+    hub: Annotated[str, Field(max_length=300), AfterValidator(_hub_dataset)] = Field(
+        description="a dataset on the Hugging Face Hub, 'owner/name'"
+    )
+    config: Annotated[str, Field(max_length=300), _plain(_CONFIG_NAME, "wikitext-2-v1")] | None = Field(
+        default=None, description="configuration of the dataset; unset: its only or default one"
+    )
+    split: Annotated[str, Field(max_length=300), _plain(_SPLIT, "train[:10%]")] = Field(
+        default="train", description="split of the dataset, also a slice such as 'train[:10%]'"
+    )
+    revision: Annotated[str, Field(max_length=300), _plain(_REVISION, "main")] | None = Field(
+        default=None, description="branch, tag or commit; unset: the default branch"
+    )
 
 
 class BuiltinSource(_Source):
-    builtin: Literal["python-docs"]
+    builtin: Literal["python-docs"] = Field(description="the Python language reference that comes with CPython")
 
 
 def _tag(kind: str) -> str:
@@ -173,27 +189,29 @@ Dataset = Annotated[
 class ConfigModel(Sent):
     """A model built from scratch out of a Hugging Face config; ``model_type`` names its architecture."""
 
-    config: dict[str, JsonValue]
+    config: dict[str, JsonValue] = Field(description="a Hugging Face config with its model_type")
 
 
 class JobModel(Sent):
     """The weights of an earlier job's checkpoint."""
 
-    job: Id
-    checkpoint: Id = "final"
+    job: Id = Field(description="id of the job whose weights are used")
+    checkpoint: Id = Field(default="final", description="step-N, best, final or latest")
 
 
 class FileModel(Sent):
     """An uploaded .tar of a Hugging Face directory."""
 
-    file: Id
+    file: Id = Field(description="id of an uploaded .tar of a Hugging Face directory or of a .gguf file")
 
 
 class BuilderModel(Sent):
     """A function installed on the workers under the entry-point group ``zeta.models``."""
 
-    builder: str = Field(min_length=1, max_length=300)
-    arguments: dict[str, JsonValue] = {}
+    builder: str = Field(
+        min_length=1, max_length=300, description="name of a function that is installed on the workers (zeta.models)"
+    )
+    arguments: dict[str, JsonValue] = Field(default={}, description="keyword arguments of the function")
 
 
 _MODELS = ("config", "job", "file", "builder")

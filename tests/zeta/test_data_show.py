@@ -173,6 +173,19 @@ def test_a_text_longer_than_seq_len_is_trained_on_in_further_sequences(tmp_path:
     assert "data.jsonl, line 1: has 19 tokens, more than the 8 of seq_len." in refused.stdout
 
 
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    text = "One line of the text.\n" * 40_000
+    (tmp_path / "book.txt").write_text(text)
+    done = show(tmp_path, "book.txt", "--set", "seq_len=64")
+    assert done.stdout.count("book.txt: format text\n") == 1
+    assert f"  {len(text) + 1:,} tokens, {len(text):,} trained on\n" in done.stdout
+    assert f"({len(text) + 1 - 64:,} more tokens, in further sequences)" in done.stdout
+    (tmp_path / "book.txt").write_text(text * 6)
+    beginning = show(tmp_path, "book.txt", "--set", "seq_len=64")
+    assert beginning.stdout.count("format text") == 1
+    assert "Only the beginning of the document is shown and counted: the first 4 MiB." in beginning.stdout
+
+
 @pytest.mark.parametrize(
     ("row", "settings"),
     [

@@ -15,85 +15,35 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-
 from zeta_core.contract.data_files.data_folder import Split
-from zeta_core.contract.job.check import CheckedData
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoder
+from zeta_core.data.row_pass import CheckedRows, RowPass
 from zeta_core.data.source import Source
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import fingerprint, make_encoder
+from zeta_core.data.token_cache import fingerprint, make_encoder, nothing_to_train_on
 from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.tokenizing import num_processes
-from zeta_core.data.turns import ROLES
-from zeta_core.data.units import Row, parsed_list
 from zeta_core.environment import variables
 from zeta_core.failures import InvalidData
 
-VERSION = 2  # of the results in the cache
-FIRST_ROWS = 100  # all tokenized
-SPREAD_ROWS = 100  # tokenized from the rest of the data
-SAMPLE_TOKENS = 400_000  # beyond this, only a fraction of the data's beginning is tokenized
+VERSION = 3  # of the results in the cache
 MOST_PROCESSES = 4  # because trainings run on the same machine
 BYTES_PER_PROCESS = 4 << 20
-MOST_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
-MOST_LENGTHS = 10_000
 MOST_COLUMNS = 100
-_REASONING = ("<think>", "[THINK]")
 
 DataField = Literal["dataset", "eval_dataset"]
-
-
-@dataclass
-class CheckedRows:
-    """The findings of a check. ``tokens`` is an estimate; ``lengths`` are those of the tokenized documents."""
-
-    complete: bool = True
-    rows: int = 0
-    sampled_rows: int = 0
-    sampled_tokens: int = 0
-    trained_tokens: int = 0  # of the sample
-    tokens: int = 0
-    largest_id: int = 0
-    formats: list[str] = field(default_factory=list[str])
-    shapes: list[str] = field(default_factory=list[str])
-    unused_columns: list[str] = field(default_factory=list[str])
-    lengths: list[int] = field(default_factory=list[int])
-
-    def described(self, seq_len: int) -> CheckedData:
-        """The report for users, for sequences of ``seq_len``."""
-        note = None
-        if not self.complete:
-            note = (
-                f"Only the first {self.rows:,} rows were checked, because the time was limited; the training checks "
-                "the other rows when it starts. A larger ZETA_CHECK_SECONDS on the server allows more time."
-            )
-        num_too_long = sum(length > seq_len for length in self.lengths)
-        return CheckedData(
-            rows=self.rows,
-            complete=self.complete,
-            formats=self.formats,
-            shapes=self.shapes,
-            unused_columns=self.unused_columns,
-            sampled_rows=self.sampled_rows,
-            tokens=self.tokens,
-            trained_share=round(self.trained_tokens / max(1, self.sampled_tokens), 4),
-            longest_tokens=max(self.lengths, default=0),
-            too_long_share=round(num_too_long / max(1, len(self.lengths)), 4),
-            note=note,
-        )
 
 
 def check_dataset(
@@ -176,7 +126,7 @@ def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[
     """The result of all processes, or the first error in the data, as stored in the cache."""
     deadline = time.monotonic() + seconds
     if sys.platform != "linux":
-        results = [_Check(sources, encoder, Position(), deadline).run()]
+        results = [RowPass(sources, encoder, Position(), deadline).run()]
     else:
         processes = num_processes(sources, MOST_PROCESSES, bytes_each=BYTES_PER_PROCESS)
         results = _in_processes(sources, encoder, deadline, processes)
@@ -197,7 +147,7 @@ def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, 
         for number in range(processes):
 
             def work(pipe: Connection, position: Position, number: int = number) -> None:
-                check = _Check(sources, encoder, position, deadline, number, processes)
+                check = RowPass(sources, encoder, position, deadline, number, processes)
                 send_message(pipe, kind="result", value=check.run())
 
             team.append(Confined(work, limits, name=f"check-rows-{number}", others=team))
@@ -223,6 +173,7 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         shapes=sorted({source.shape for source in sources if source.shape}),
     )
     columns = [RowColumns() for _ in sources]
+    text_tokens = [0] * len(sources)
     seen = {(kind, source.number): dict[str, None]() for source in sources for kind in ("mapped", "unused")}
     for result in results:
         one = CheckedRows(**result["found"])
@@ -233,165 +184,21 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         found.trained_tokens += one.trained_tokens
         found.tokens += one.tokens
         found.largest_id = max(found.largest_id, one.largest_id)
+        found.untrained_rows += one.untrained_rows
         found.lengths += one.lengths
+        text_tokens = [sum(both) for both in zip(text_tokens, result["text_tokens"], strict=True)]
         for of_source, (rows_with, rows_without) in zip(columns, result["columns"], strict=True):
             of_source.merge(rows_with, rows_without)
         for kind, number, name in result["seen"]:
             seen[kind, number][name] = None
     unused = dict.fromkeys(name for (kind, _), names in seen.items() if kind == "unused" for name in names)
     found.unused_columns = list(unused)[:MOST_COLUMNS]
+    found.lengths += [length for length in text_tokens if length]
     for source, of_source in zip(sources, columns, strict=True):
         source.check_masks(of_source)
         if found.complete and all(result["all_seen"] for result in results):
             source.check_columns(seen["mapped", source.number], seen["unused", source.number])
-    if found.complete and not found.rows:
-        names = ", ".join(source.name for source in sources)
-        raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+    if found.complete and (found.tokens < 2 or all(result["blank"] for result in results)):
+        masks = dict.fromkeys(name for of_source in columns for name in of_source.masks)
+        raise nothing_to_train_on(sources, found.untrained_rows, list(masks))
     return found
-
-
-class _Check:
-    """One pass over the rows of all sources, until the deadline. Each of n processes checks every n-th unit."""
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        encoder: Encoder,
-        position: Position,
-        deadline: float,
-        number: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self._sources = sources
-        self._encoder = encoder
-        self._position = position
-        self._deadline = deadline
-        self._number = number
-        self._processes = processes
-        self._total_bytes = max(1, sum(source.num_bytes for source in sources))
-        self._turn = 0  # the number of the unit
-        self._num_regular = 0  # rows of the sample that count for the estimate
-        self._seen: set[object] = set()
-        self._columns: set[object] = set()  # combinations of columns that were seen
-        self._seen_columns: dict[
-            tuple[str, int, str], None
-        ] = {}  # mapped or unused, the number of the source, the name
-        self._all_seen = True  # every combination of columns was examined
-        self._masks = [RowColumns() for _ in sources]
-        self._found = CheckedRows()
-
-    def run(self) -> dict[str, Any]:
-        """Check the rows. Returns the findings, or the first error with the number of its unit, as JSON."""
-        bytes_before = 0
-        try:
-            for source, masks in zip(self._sources, self._masks, strict=True):
-                if not self._check_source(source, bytes_before, masks):
-                    self._found.complete = False
-                    break
-                bytes_before += source.num_bytes
-        except InvalidData as error:
-            return {"error": error.message, "code": error.code, "turn": self._turn}
-        masks = [(one.rows_with, one.rows_without) for one in self._masks]
-        seen = {"seen": list(self._seen_columns), "all_seen": self._all_seen}
-        return {"found": asdict(self._found), "columns": masks, **seen}
-
-    def _check_source(self, source: Source, bytes_before: int, masks: RowColumns) -> bool:
-        """Check the rows of a source. Returns false if there was no time for all rows."""
-        self._position.move(source.after(0), "reading")
-        at, num_rows, sampled_rows, sampled_tokens, complete = 0, 0, 0, 0, True
-        for unit in source.units():
-            self._turn += 1
-            if self._turn % self._processes != self._number:
-                at = unit.position
-                continue
-            if time.monotonic() > self._deadline:
-                complete = False
-                break
-            done = (bytes_before + source.num_bytes * at / max(1, source.size)) / self._total_bytes
-            self._position.move(source.after(at), "reading")
-            for row in unit.rows():
-                num_rows += 1
-                self._found.rows += row.ends_document
-                source.fields(row)  # checks the row
-                source.group(row)
-                is_new = self._is_new(source, row)
-                is_regular = not sampled_rows or source.row_format == "tokens" or self._has_room(done)
-                if is_regular or is_new:
-                    num_tokens = self._tokenize(source, row, masks)
-                    self._position.move(source.after(at), "reading")
-                    if is_regular:
-                        sampled_rows += 1
-                        sampled_tokens += num_tokens
-                        self._num_regular += 1
-                self._note_columns(source, row)
-            at = unit.position
-        self._found.tokens += round(sampled_tokens * num_rows / max(1, sampled_rows))
-        return complete
-
-    def _has_room(self, done: float) -> bool:
-        """Whether the sample takes another row after this share of the data has been read."""
-        is_few = self._num_regular * self._processes < FIRST_ROWS + SPREAD_ROWS * done
-        return is_few and self._found.sampled_tokens * self._processes < SAMPLE_TOKENS * (1 + done) / 2
-
-    def _is_new(self, source: Source, row: Row) -> bool:
-        """Whether the row has a kind of turn that no earlier row has."""
-        kind = (source.number, frozenset(_kinds(row.fields)))
-        if kind in self._seen or len(self._seen) >= MOST_KINDS:
-            return False
-        self._seen.add(kind)
-        return True
-
-    def _note_columns(self, source: Source, row: Row) -> None:
-        """Record the unused columns. Each combination of columns is examined only once."""
-        columns = (source.name, row.unread, *row.fields)
-        if columns in self._columns:
-            return
-        if len(self._columns) >= MOST_KINDS:
-            self._all_seen = False
-        else:
-            self._columns.add(columns)
-            for kind, names in (("unused", source.unused_columns(row)), ("mapped", source.mapped_columns(row))):
-                self._seen_columns.update(dict.fromkeys((kind, source.number, name) for name in names))
-
-    def _tokenize(self, source: Source, row: Row, masks: RowColumns) -> int:
-        """Render and tokenize a row of the sample, and return its number of tokens."""
-        encoded = self._encoder.encode(source, [row], self._position)
-        masks.merge(encoded.rows_with, encoded.rows_without)
-        num_tokens = len(encoded.ids_N)
-        trained_N = encoded.supervised_N
-        found = self._found
-        found.largest_id = max(found.largest_id, int(encoded.ids_N.max(initial=0)))
-        if len(found.lengths) < MOST_LENGTHS:
-            found.lengths += [int(length) for length in encoded.lengths_D if length]
-        found.sampled_rows += 1
-        found.sampled_tokens += num_tokens
-        found.trained_tokens += (
-            num_tokens - int(np.count_nonzero(encoded.lengths_D)) if trained_N is None else int(trained_N.sum())
-        )
-        return num_tokens
-
-
-def _kinds(fields: Mapping[str, object]) -> Iterator[object]:
-    """The kinds of the values in a row. The kind of a turn determines how a chat template renders it."""
-    for name, value in fields.items():
-        value = parsed_list(value)
-        turns = cast("list[object]", value) if isinstance(value, list) else [value]
-        if not any(isinstance(turn, Mapping) for turn in turns):
-            yield name, type(value), not value
-            continue
-        kinds = [_kind(turn) for turn in turns]
-        for before, kind, after in zip([None, *kinds], kinds, [*kinds[1:], None], strict=False):
-            yield name, kind, None if before is None else before[0], None if after is None else after[0]
-
-
-def _kind(turn: object) -> tuple[object, ...]:
-    """The role of a turn, its fields with a value, and whether its text is blank or contains reasoning."""
-    if not isinstance(turn, Mapping):
-        return (type(turn),)
-    fields = cast("Mapping[str, Any]", turn)
-    role: object = fields.get("role") or fields.get("from")
-    content: object = fields.get("content", fields.get("value"))
-    text = content if isinstance(content, str) else ""
-    present = frozenset(name for name, value in fields.items() if value not in (None, "", [], {}))
-    has_reasoning = any(mark in text for mark in _REASONING)
-    return ROLES.get(str(role)), present, type(content), not text.strip(), has_reasoning, fields.get("weight") == 0

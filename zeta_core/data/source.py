@@ -36,6 +36,7 @@ class Source:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     word: str = "row"
     in_rows: bool = False  # ``size`` and positions are in rows
+    is_one_document: bool = False  # a text file, whose rows are the pieces of one document
     flat: Path | None = None  # a flat file of ids, which is used in place
     dtype: str | None = None  # the type of the ids of a flat file, if the spec states it
     measure: Callable[[], int] | None = field(default=None, repr=False)  # finds the ``size`` of a file with rows

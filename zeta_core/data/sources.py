@@ -270,7 +270,7 @@ class _Reader:
             raise InvalidData(f"dataset.dtype is {dtype!r}, but {name} is not a .bin file of ids; leave dtype out.")
         if suffix in TEXT_SUFFIXES:
             about = f"{content} {suffix} None {_renamed(columns)}"
-            return Source(name, about, size, lambda _: text_units(path, name), num_bytes=size)
+            return Source(name, about, size, lambda _: text_units(path, name), num_bytes=size, is_one_document=True)
         rows = rows_of_file(path, name)
         return Source(
             name,

@@ -114,6 +114,17 @@ def make_encoder(
     return Encoder(tokenizer, _dtype(sources, tokenizer), train_on=train_on, method=method, today=today)
 
 
+def nothing_to_train_on(sources: Sequence[Source], num_untrained: int, masks: Sequence[str]) -> InvalidData:
+    """The error for data without tokens to train on. ``masks`` exclude all tokens of ``num_untrained`` rows."""
+    names = ", ".join(source.name for source in sources)
+    if num_untrained:
+        return InvalidData(
+            f"{names}: no token is trained on in any of the {num_untrained:,} rows; their {' and '.join(masks)} "
+            "exclude all tokens (the first token of a row is never trained on)."
+        )
+    return InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+
+
 def _set_template(tokenizer: Any, added_beginning: str, report: Report) -> None:
     """Set the chat template that the conversations were rendered with, and report how it differs from the tokenizer's.
 
@@ -246,13 +257,7 @@ def _write(
                 mask.write(learned_N.tobytes())
     written.check_columns()
     if written.num_tokens < 2 or written.blank:
-        names = ", ".join(source.name for source in sources)
-        if written.num_untrained:
-            raise InvalidData(
-                f"{names}: no token is trained on in any of the {written.num_untrained:,} rows; their "
-                f"{' and '.join(written.masks)} exclude all tokens (the first token of a row is never trained on)."
-            )
-        raise InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+        raise nothing_to_train_on(sources, written.num_untrained, written.masks)
     supervised = supervised or written.masked
     if not supervised:
         (aside / "supervised.bin").unlink()

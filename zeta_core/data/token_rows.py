@@ -135,6 +135,11 @@ class RowColumns:
             own.update({name: min(row, own.get(name, row)) for name, row in others.items()})
 
     @property
+    def masks(self) -> list[str]:
+        """The masks that rows have."""
+        return [name for name in MASKS if name in self.rows_with]
+
+    @property
     def inconsistent(self) -> tuple[str, int] | None:
         """A mask that only some rows have, and the first row that lacks it."""
         return next(((name, self.rows_without[name]) for name in self.rows_with if name in self.rows_without), None)

@@ -136,7 +136,8 @@ class WrittenTokens:
     @property
     def masks(self) -> list[str]:
         """The columns of rows of ids that determine which tokens are trained on."""
-        return [name for name in MASKS if any(name in columns.rows_with for columns in self._columns)]
+        given = {name for columns in self._columns for name in columns.masks}
+        return [name for name in MASKS if name in given]
 
     def check_columns(self) -> None:
         """Raise `InvalidData` if only some rows of a file have a mask, or if ``columns`` has no effect."""

@@ -29,6 +29,7 @@ from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.template import is_default, set_template
 from zeta_core.data.token_cache import make_encoder
 from zeta_core.data.tokens import WHOLE_FORMATS
+from zeta_core.data.units import Row
 from zeta_core.environment import home, standard_output_kept, variables
 from zeta_core.failures import InvalidData
 from zeta_core.model.facts import num_positions
@@ -36,6 +37,7 @@ from zeta_core.model.gguf import is_gguf
 from zeta_core.model.sources import Located, locate_model, locate_tokenizer
 
 MOST_TOKENS = 20_000  # of a document that are shown
+MOST_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
 NOTHING_LEFT = "nothing is trained on within seq_len, so the training drops this row; raise seq_len"
 _CONTEXT = 4  # tokens that are decoded with the next one, because a character or space may depend on them
 
@@ -135,24 +137,43 @@ def _rows(
     for source in sources:
         position.move(source.after(0), "reading")
         try:
-            for unit in source.units():
-                for row in unit.rows():
-                    if order.row is not None and row.number != order.row:
-                        continue
-                    shown = ShownRow(place=source.place(row.number))
-                    try:
-                        encoded = encoder.encode(source, [row], position)
-                        shown = _shown(source, shown.place, encoded, tokenizer, cut)
-                    except InvalidData as error:
-                        shown = ShownRow(place=shown.place, error=error.message)
-                    yield shown.model_dump()
-                    num_shown += 1
-                    if order.row is not None or num_shown >= order.rows:
-                        return
-                    position.move(source.after(0), "reading")
+            for pieces in _documents(source):
+                number = pieces[0].number
+                if order.row is not None and number != order.row:
+                    continue
+                shown = ShownRow(place=source.place(number))
+                try:
+                    encoded = encoder.encode(source, pieces, position)
+                    shown = _shown(source, shown.place, encoded, tokenizer, cut)
+                except InvalidData as error:
+                    shown = ShownRow(place=shown.place, error=error.message)
+                yield shown.model_dump()
+                num_shown += 1
+                if order.row is not None or num_shown >= order.rows:
+                    return
+                position.move(source.after(0), "reading")
         except InvalidData as error:
             yield ShownRow(place=source.name, error=error.message).model_dump()
             return
+
+
+def _documents(source: Source) -> Iterator[list[Row]]:
+    """Each row, or the pieces of a text file, which is one document. Only the beginning of a large file is read."""
+    pieces: list[Row] = []
+    for unit in source.units():
+        for row in unit.rows():
+            pieces.append(row)
+            if row.ends_document or (source.is_one_document and unit.position >= MOST_TEXT_BYTES):
+                yield pieces
+                pieces = []
+                if source.is_one_document:
+                    return
+
+
+def _lengths(encoded: Encoded) -> list[int]:
+    """The number of tokens of each document."""
+    bounds = [0, *(np.flatnonzero(encoded.ends_D[:-1]) + 1).tolist()] if len(encoded.lengths_D) else []
+    return np.add.reduceat(encoded.lengths_D, bounds).tolist() if bounds else []
 
 
 def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _Cut) -> ShownRow:
@@ -162,7 +183,7 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
     is_fitted = is_whole or cut.overlong is not None
     is_learned = True
     start = 0
-    for length in encoded.lengths_D.tolist():
+    for length in _lengths(encoded):
         if cut.overlong == "error" and length > cut.seq_len:
             raise InvalidData(
                 f"{place}: has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
@@ -189,6 +210,8 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
         )
         start += length
     notes = list(_notes(encoded, source))
+    if len(encoded.ends_D) and not encoded.ends_D[-1]:
+        notes.append(f"Only the beginning of the document is shown and counted: the first {MOST_TEXT_BYTES >> 20} MiB.")
     if cut.overlong == "drop" and any(document.num_truncated for document in documents):
         notes.append("overlong is 'drop' and the row is longer than seq_len, so the training drops it; raise seq_len")
     elif not is_learned:

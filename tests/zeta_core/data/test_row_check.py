@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from tests.zeta_core.run_directories import SPEC
 from zeta_core.contract.job.check import CheckAnswer, CheckedData
+from zeta_core.contract.spec.sources import PathSource
 from zeta_core.contract.wire.run_directory import file_key
+from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.dry_run.check import check
+from zeta_core.report.journal import Report
 
 # A template that renders roles and contents, and nothing else.
 TEMPLATE = (
@@ -145,6 +150,35 @@ def test_the_answer_describes_the_rows(tmp_path: Path) -> None:
     assert data.trained_share == round(len("Four</assistant>") / length, 4)
     assert data.too_long_share == 1.0, "seq_len is 32"
     assert 100 <= data.sampled_rows <= 200
+
+
+def test_a_text_file_is_one_document_as_in_the_training(tmp_path: Path) -> None:
+    text = "One line of the text.\n" * 40_000  # several units
+    data = data_of(answer_to(tmp_path, text.encode(), "book.txt"))
+    assert (data.rows, data.tokens) == (1, data.longest_tokens)
+    assert data.tokens == pytest.approx(len(text) + 1, abs=1), "a part of the pieces is tokenized"
+    (tmp_path / "book.txt").write_text(text)
+    sources = open_sources([PathSource(path=str(tmp_path / "book.txt"))], Places(any_path=True), pretokenized=False)
+    tokens = prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "tokens", Report())
+    assert tokens.offsets.tolist() == [0, len(text) + 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"  \n \n" * 100_000, "book.txt", "contains no text to train on"),
+        (b'{"text": " "}\n{"text": ""}\n' * 1000, "data.jsonl", "contains no text to train on"),
+        (
+            b'{"input_ids": [5, 6], "labels": [5, -100]}\n' * 3,
+            "data.jsonl",
+            "no token is trained on in any of the 3 row",
+        ),
+    ],
+    ids=["file", "rows", "masks"],
+)
+def test_data_without_anything_to_train_on_is_found(tmp_path: Path, content: bytes, name: str, message: str) -> None:
+    spec = {"use_pretokenized": True} if b"labels" in content else {}
+    assert message in fault_of(answer_to(tmp_path, content, name, chat_template=None, **spec))
 
 
 def test_results_are_cached_by_the_content_of_the_data(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ OUR_SERVICES = ("migrate", "server", "worker")
 
 def settings_that_exist() -> set[str]:
     """Every variable that some settings class reads, the ``…_FILE`` forms of secrets included."""
-    for module in ("zeta.settings", "zeta.up.settings"):  # beside those imported above
+    for module in ("zeta.server_lookup", "zeta.up.settings"):  # beside those imported above
         importlib.import_module(module)
     classes: list[type[Settings]] = [Settings]
     for known in classes:

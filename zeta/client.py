@@ -25,11 +25,11 @@ import httpx
 from pydantic import BaseModel
 
 from zeta import download, event_stream, log_stream, upload
-from zeta.errors import BadAnswer, Unreachable, read_answer
+from zeta.errors import InvalidResponse, Unreachable, parse_response
 from zeta.job_ids import LAST, full_id, with_full_job
 from zeta.local_inputs import upload_local
-from zeta.settings import environment, find_server
-from zeta.transport import Transport
+from zeta.server_lookup import find_server
+from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.job.checkpoint import Manifest
@@ -39,15 +39,16 @@ from zeta_core.contract.job.events import Event
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.system.settings import process_environment
 
 PATIENCE_SECONDS = 5.0  # a server that restarts is back within this
 PAGE_SIZE = 1000
 
-AnswerT = TypeVar("AnswerT", bound=BaseModel)
+ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
 
 class Client:
-    """A client for one service with one API key, found by default as in the `zeta` command (see `zeta.settings`)."""
+    """A client for one service with one API key, found by default as described in `zeta.server_lookup`."""
 
     def __init__(
         self,
@@ -63,14 +64,14 @@ class Client:
         Raises `Unreachable` if no server is configured and none runs on this machine, and `InvalidSettings` if an
         environment variable is invalid.
         """
-        variables = environment()
+        variables = process_environment()
         target = find_server(variables, url=base_url, api_key=api_key)
         if target is None:
             raise Unreachable(
                 "No Zeta server is configured; start one with `zeta up`, or set ZETA_URL, or run `zeta login URL`."
             )
         self.base_url = target.url
-        self._transport = Transport(
+        self._transport = HttpTransport(
             target.url,
             target.api_key,
             patience_seconds=patience_seconds,
@@ -110,7 +111,7 @@ class Client:
         """Check a spec as `submit` does, and estimate its cost, without creating a job."""
         headers = {"Content-Type": "application/json"}
         body = _json(self._sent(spec, on_upload))
-        return read_answer(
+        return parse_response(
             Estimate, self._transport.request("POST", "/v1/jobs/validate", content=body, headers=headers)
         )
 
@@ -128,7 +129,7 @@ class Client:
         return list(self._pages(Job, "/v1/jobs", params, limit))
 
     def job(self, job_id: str) -> Job:
-        return read_answer(Job, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
+        return parse_response(Job, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
 
     def cancel(self, job_id: str) -> Job:
         """Request cancellation of a job; `wait` returns when its processes have ended."""
@@ -160,7 +161,7 @@ class Client:
 
     def delete(self, job_id: str) -> DeletedObject:
         """Delete an ended job with its artifacts."""
-        return read_answer(DeletedObject, self._transport.request("DELETE", f"/v1/jobs/{self._id(job_id)}"))
+        return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/jobs/{self._id(job_id)}"))
 
     def wait(
         self,
@@ -180,7 +181,7 @@ class Client:
                 on_event(event)
         job = self.job(job_id)
         if job.status not in ENDED:
-            raise BadAnswer(f"The server ended the event stream of {job_id}, but the job is {job.status}.")
+            raise InvalidResponse(f"The server ended the event stream of {job_id}, but the job is {job.status}.")
         return job
 
     def events(
@@ -219,7 +220,7 @@ class Client:
         After a lost connection, the stream reconnects and continues where it stopped; ``on_interruption`` is called
         once per outage.
         """
-        log = log_stream.Log(self._transport, self._id(job_id), tail=tail, attempt=attempt)
+        log = log_stream.LogStream(self._transport, self._id(job_id), tail=tail, attempt=attempt)
         return log.follow(on_interruption) if follow else log.read()
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ class Client:
 
     def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
         """The manifest of ``step-N``, ``best``, ``final`` or ``latest``."""
-        return read_answer(
+        return parse_response(
             Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{_part(name)}")
         )
 
@@ -244,7 +245,7 @@ class Client:
         state: bool = False,
         merged: bool = False,
         overwrite: bool = False,
-        on_progress: Callable[[download.Progress], None] | None = None,
+        on_progress: Callable[[download.DownloadProgress], None] | None = None,
     ) -> download.Download:
         """Download a checkpoint and verify the SHA-256 of every file. Existing files are not fetched again.
 
@@ -294,7 +295,7 @@ class Client:
     def drain(self, worker: str, *, draining: bool = True) -> Worker:
         """Drain a worker: it hands back its jobs and gets no new ones. ``draining=False`` undoes it. Admin only."""
         action = "drain" if draining else "undrain"
-        return read_answer(Worker, self._transport.request("POST", f"/v1/workers/{quote(worker, safe='')}/{action}"))
+        return parse_response(Worker, self._transport.request("POST", f"/v1/workers/{quote(worker, safe='')}/{action}"))
 
     def is_ready(self) -> bool:
         """Whether the service reports that it is ready for jobs. Does not retry."""
@@ -315,7 +316,7 @@ class Client:
         return full_id(self, text if text == LAST else _part(text))
 
     def _command(self, job_id: str, command: str) -> Job:
-        return read_answer(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
+        return parse_response(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
 
     def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
         key = idempotency_key or str(uuid4())
@@ -324,17 +325,17 @@ class Client:
                 f"idempotency_key is {key!r}; use printable ASCII, because it is sent in an HTTP header."
             )
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-        return read_answer(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
+        return parse_response(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
 
     def _pages(
-        self, model: type[AnswerT], path: str, params: Mapping[str, Any], limit: int | None
-    ) -> Iterator[AnswerT]:
+        self, model: type[ResponseT], path: str, params: Mapping[str, Any], limit: int | None
+    ) -> Iterator[ResponseT]:
         after: str | None = None
         left = limit
         while left is None or left > 0:
             size = PAGE_SIZE if left is None else min(left, PAGE_SIZE)
             response = self._transport.request("GET", path, params={**params, "limit": size, "after": after})
-            page = read_answer(Page[model], response)
+            page = parse_response(Page[model], response)
             yield from page.data
             if not page.has_more or page.last_id is None:
                 return

@@ -19,14 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from zeta.cli.exits import Exit
+from zeta.cli.exit_status import ExitStatus
 from zeta.cli.follow import show
 from zeta.cli.output import duration, size
 from zeta.client import Client
-from zeta.settings import environment
 from zeta.up.child import end_with_parent
 from zeta.up.home import Home, UpState
 from zeta_core.contract.errors import ZetaError
+from zeta_core.system.settings import process_environment
 
 START_SECONDS = 180.0
 STOP_SECONDS = 90.0
@@ -94,11 +94,11 @@ def main() -> int:
         print(f"Everything is stopped. The demo took {duration(time.monotonic() - started)}.")
     except (Failed, ZetaError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
-        return Exit.FAILED
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
         print("The demo was interrupted; everything is stopped.", file=sys.stderr)
-        return Exit.INTERRUPTED
-    return Exit.SUCCEEDED
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.SUCCEEDED
 
 
 def _show(state: UpState, home: Home, checkpoint: Path) -> None:
@@ -127,7 +127,7 @@ def _generated(checkpoint: Path) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", GENERATE, str(checkpoint), PROMPT],
-            env=environment() | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+            env=process_environment() | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
             capture_output=True,
             text=True,
             timeout=GENERATE_SECONDS,
@@ -146,7 +146,7 @@ def _service(home: Home) -> Generator[UpState]:
     """A real `zeta up` of our own on a free port, stopped at the end whatever happens."""
     print("Starting the service (Valkey, API, one worker) ...", flush=True)
     # Nothing of a service that this user runs already may reach this one.
-    variables = {name: value for name, value in environment().items() if not name.startswith("ZETA_")}
+    variables = {name: value for name, value in process_environment().items() if not name.startswith("ZETA_")}
     log_file = home.path.with_name("up.log")
     with log_file.open("wb") as log:
         process = subprocess.Popen(

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import httpx
 
-from zeta.transport import Transport
+from zeta.transport import HttpTransport
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable, ZetaError
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME
@@ -47,7 +47,7 @@ class Corrupt(ZetaError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class DownloadProgress:
     """The bytes downloaded so far, of all requested files; ``file`` is the current one."""
 
     file: str
@@ -65,7 +65,7 @@ class Download:
 
 
 def download(
-    transport: Transport,
+    transport: HttpTransport,
     job_id: str,
     manifest: Manifest,
     directory: Path,
@@ -74,7 +74,7 @@ def download(
     state: bool,
     merged: bool = False,
     overwrite: bool,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[DownloadProgress], None] | None,
 ) -> Download:
     """Download the selected files of a checkpoint; with ``merged``, only the merged model of an adapter.
 
@@ -109,7 +109,7 @@ def download(
 
             def report(here_bytes: int, file: ManifestFile = file, before: int = before) -> None:
                 if on_progress is not None:
-                    on_progress(Progress(file.path, before + here_bytes, total_bytes))
+                    on_progress(DownloadProgress(file.path, before + here_bytes, total_bytes))
 
             _bring(transport, url, file, targets[file.path], overwrite=overwrite, report=report)
             done_bytes += file.size
@@ -179,7 +179,7 @@ def _file_exists(target: Path) -> Conflict:
 
 
 def _bring(
-    transport: Transport,
+    transport: HttpTransport,
     url: str,
     file: ManifestFile,
     target: Path,
@@ -207,7 +207,7 @@ def _bring(
     )
 
 
-def _fetch(transport: Transport, url: str, file: ManifestFile, part: Path, report: Callable[[int], None]) -> str:
+def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, report: Callable[[int], None]) -> str:
     """Complete ``part`` and return its SHA-256. After a lost connection, continue from the last byte received."""
     pauses = transport.pauses()
     while True:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from zeta_core.contract import errors
 from zeta_core.contract.errors import ErrorContent, Unavailable, ZetaError
 
-AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
 
 
 class Unreachable(Unavailable):
@@ -26,14 +26,14 @@ class GatewayRefusal(ZetaError):
     code = "refused_by_gateway"
 
 
-class ServerFault(ZetaError):
+class InternalServerError(ZetaError):
     """An internal error of the server. Its log has the details under the request id."""
 
     type = "internal_error"
     code = "internal_error"
 
 
-class BadAnswer(ServerFault):
+class InvalidResponse(InternalServerError):
     """The server's response does not follow the contract. Retrying would not help."""
 
     code = "bad_answer"
@@ -55,28 +55,28 @@ _BY_TYPE: dict[str, type[ZetaError]] = {
         errors.QuotaExceeded,
         errors.Unavailable,
         errors.InvalidSettings,
-        ServerFault,
+        InternalServerError,
     )
 }
 
 
 def error_from(content: ErrorContent, request_id: str | None = None) -> ZetaError:
     """The error that the server raised, with its message, field and details."""
-    family = _BY_CODE.get(content.code) or _BY_TYPE.get(content.type) or ServerFault
+    family = _BY_CODE.get(content.code) or _BY_TYPE.get(content.type) or InternalServerError
     message = content.message
-    if family is ServerFault and request_id and request_id not in message:
+    if family is InternalServerError and request_id and request_id not in message:
         message = f"{message} (request {request_id})"
     return family(message, code=content.code, param=content.param, details=content.details)
 
 
-def read_answer(model: type[AnswerT], response: httpx.Response) -> AnswerT:
-    """Parse a response as a model of the contract. Raises `BadAnswer` if it does not match."""
+def parse_response(model: type[ResponseT], response: httpx.Response) -> ResponseT:
+    """Parse a response as a model of the contract. Raises `InvalidResponse` if it does not match."""
     try:
         return TypeAdapter(model).validate_json(response.content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the response"
-        raise BadAnswer(
+        raise InvalidResponse(
             f"{response.request.method} {response.request.url} returned a response that this client cannot parse "
             f"({where}: {fault['msg']}); check whether client and server have the same version."
         ) from error

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import httpx
 from pydantic import ValidationError
 
-from zeta.errors import BadAnswer, ServerFault, Unreachable, read_answer
-from zeta.transport import Transport
+from zeta.errors import InternalServerError, InvalidResponse, Unreachable, parse_response
+from zeta.transport import HttpTransport
 from zeta_core.contract.errors import Unavailable, ZetaError
 from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.events import Event
@@ -49,7 +49,7 @@ class Message:
 
 
 def follow(
-    transport: Transport,
+    transport: HttpTransport,
     job_id: str,
     *,
     after: int = 0,
@@ -78,9 +78,9 @@ def follow(
                 continue
         except httpx.TransportError as error:
             failure = transport.unreachable(error)
-        except BadAnswer:
+        except InvalidResponse:
             raise
-        except (Unavailable, ServerFault) as error:  # the server responded that it cannot serve this now
+        except (Unavailable, InternalServerError) as error:  # the server responded that it cannot serve this now
             failure = error
         _check(deadline, job_id)
         if reader.num_answers > num_answers:
@@ -94,13 +94,13 @@ def follow(
             raise failure
 
 
-def stored(transport: Transport, job_id: str, *, after: int, limit: int | None = None) -> Iterator[Event]:
+def stored(transport: HttpTransport, job_id: str, *, after: int, limit: int | None = None) -> Iterator[Event]:
     """Yield the events that are stored now, oldest first."""
     num_left = limit
     while num_left is None or num_left > 0:
         wanted = PAGE_SIZE if num_left is None else min(PAGE_SIZE, num_left)
         response = transport.request("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": wanted})
-        page = read_answer(Page[Event], response)
+        page = parse_response(Page[Event], response)
         yield from page.data
         if not page.has_more or not page.data:
             return
@@ -111,7 +111,7 @@ def stored(transport: Transport, job_id: str, *, after: int, limit: int | None =
 class _Reader:
     """Reads one job's events from the live stream, or from the stored events if a gateway buffers the stream."""
 
-    def __init__(self, transport: Transport, job_id: str, after: int, deadline: float | None) -> None:
+    def __init__(self, transport: HttpTransport, job_id: str, after: int, deadline: float | None) -> None:
         self.num_answers = 0  # connections that delivered data, plus successful polls
         self.retry_seconds = 0.0
         self.has_ended = False
@@ -125,7 +125,7 @@ class _Reader:
     def poll(self) -> Iterator[Event]:
         """Yield the events that were stored since the last one seen."""
         response = self._transport.request("GET", f"/v1/jobs/{self._job_id}")
-        status = read_answer(Job, response).status
+        status = parse_response(Job, response).status
         for event in stored(self._transport, self._job_id, after=self._last):
             self._last = event.seq
             yield event
@@ -135,7 +135,7 @@ class _Reader:
     def stream(self) -> Iterator[Event]:
         """Yield the events of one connection, and those that it withheld. Returns if the next one may start at once.
 
-        Raises the errors of `Transport.stream`, and `Unreachable` if the server closed the stream.
+        Raises the errors of `HttpTransport.stream`, and `Unreachable` if the server closed the stream.
         """
         num_answers, seen, began = self.num_answers, self._last, time.monotonic()
         try:
@@ -172,7 +172,7 @@ class _Reader:
                 self.has_ended = True
                 return
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                raise BadAnswer(f"The response of {response.request.url} is not an event stream.")
+                raise InvalidResponse(f"The response of {response.request.url} is not an event stream.")
             has_data = False
             for message in messages(response.iter_bytes()):
                 _check(self._deadline, self._job_id)
@@ -239,7 +239,7 @@ def _event(message: Message) -> Event:
     try:
         return Event.model_validate_json(message.data)
     except ValidationError as error:
-        raise BadAnswer(f"The server sent an event that cannot be parsed: {message.data[:200]!r}.") from error
+        raise InvalidResponse(f"The server sent an event that cannot be parsed: {message.data[:200]!r}.") from error
 
 
 def _seconds_left(deadline: float | None) -> float:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from zeta.local_paths import exists, expanded, shown_path
-from zeta.template_file import template_text
+from zeta.local_files import exists, expanded, shown_path, template_text
 from zeta_core.contract.data_files.data_folder import Split, find_data_files
 from zeta_core.contract.data_files.file_types import listed, suffixes_of
 from zeta_core.contract.errors import InvalidRequest, Unavailable

@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 
-from zeta.errors import Unreachable, read_answer
+from zeta.errors import Unreachable, parse_response
 from zeta.event_stream import PATIENCE_SECONDS, POLL_SECONDS
-from zeta.transport import READ_SECONDS, Transport
+from zeta.transport import READ_SECONDS, HttpTransport
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import ENDED
@@ -31,10 +31,10 @@ ANCHOR_BYTES = 1 << 16
 QUIET_SECONDS = 25.0  # below the idle time-outs of proxies (60 s)
 
 
-class Log:
+class LogStream:
     """Reads one job's log."""
 
-    def __init__(self, transport: Transport, job_id: str, *, tail: int | None, attempt: int | None) -> None:
+    def __init__(self, transport: HttpTransport, job_id: str, *, tail: int | None, attempt: int | None) -> None:
         self._transport, self._job_id = transport, job_id
         self._tail, self._attempt = tail, attempt
         self._seen_bytes = 0  # counted from the start of the log, or of its tail while `_tail` is set
@@ -110,7 +110,7 @@ class Log:
                 raise failure or Unreachable(f"This client was closed while it followed the log of {self._job_id}.")
 
     def _pieces(self, *, follow: bool = False, read_seconds: float = READ_SECONDS) -> Iterator[str]:
-        """Yield the text after the seen bytes, from one connection. Raises the errors of `Transport.stream`."""
+        """Yield the text after the seen bytes, from one connection. Raises the errors of `HttpTransport.stream`."""
         self._leave_tail()
         skip = self._seen_bytes
         if skip and self._tail is None and self._server_has_offset:
@@ -169,6 +169,6 @@ class Log:
 
     def _has_ended(self) -> bool:
         """Whether the log is complete."""
-        job = read_answer(Job, self._transport.request("GET", f"/v1/jobs/{self._job_id}"))
+        job = parse_response(Job, self._transport.request("GET", f"/v1/jobs/{self._job_id}"))
         is_over = any(one.attempt == self._attempt and one.finished_at is not None for one in job.attempts)
         return is_over or job.status in ENDED

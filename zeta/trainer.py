@@ -13,8 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from zeta.local_paths import expanded
-from zeta.template_file import template_text
+from zeta.local_files import expanded, template_text
 from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec import availability

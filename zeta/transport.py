@@ -18,16 +18,16 @@ import httpx
 from pydantic import ValidationError
 
 from zeta.certificates import no_tls_context, tls_context
-from zeta.errors import Unreachable, error_from
-from zeta.failures import (
+from zeta.connection_failures import (
     connection_failure,
-    foreign_answer,
+    foreign_response,
     is_permanent,
     is_web_page,
     other_program,
     wrong_path,
 )
-from zeta.proxies import Proxy, choose_proxy
+from zeta.errors import Unreachable, error_from
+from zeta.http_proxy import Proxy, choose_proxy
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
 from zeta_core.contract.job.answers import Health
 
@@ -38,7 +38,7 @@ LONGEST_PAUSE_SECONDS = 5.0
 TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 
 
-class Transport:
+class HttpTransport:
     """Sends requests to one server with one key. Thread-safe; `close` also interrupts all pauses."""
 
     def __init__(
@@ -169,7 +169,7 @@ class Transport:
         try:
             content = ErrorBody.model_validate_json(response.content).error
         except ValidationError:
-            raise foreign_answer(response, self.base_url, self._proxy, self._server_answers) from None
+            raise foreign_response(response, self.base_url, self._proxy, self._server_answers) from None
         if content.code == "route_not_found" and self._has_path and not self._server_answers():
             raise wrong_path(self.base_url)
         raise error_from(content, response.headers.get("X-Request-Id"))

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import httpx
 
-from zeta.errors import read_answer
-from zeta.transport import Transport
+from zeta.errors import parse_response
+from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.job.answers import FilePurpose, Page, StoredFile
 from zeta_core.contract.printable import printable
@@ -26,7 +26,7 @@ ANSWER_SECONDS = 300.0  # the server may still be writing to a slow disk after t
 
 
 def upload(
-    transport: Transport, path: Path, purpose: FilePurpose, *, on_bytes: Callable[[int, int], None] | None = None
+    transport: HttpTransport, path: Path, purpose: FilePurpose, *, on_bytes: Callable[[int, int], None] | None = None
 ) -> StoredFile:
     """Upload a file, unless the service already has the same bytes with this purpose, and return the stored file.
 
@@ -77,14 +77,14 @@ def _sha256(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _known(transport: Transport, sha256: str, purpose: FilePurpose) -> StoredFile | None:
+def _known(transport: HttpTransport, sha256: str, purpose: FilePurpose) -> StoredFile | None:
     response = transport.request("GET", "/v1/files", params={"sha256": sha256, "limit": 1000})
-    page = read_answer(Page[StoredFile], response)
+    page = parse_response(Page[StoredFile], response)
     return next((file for file in page.data if file.sha256 == sha256 and file.purpose == purpose), None)
 
 
 def _send(
-    transport: Transport,
+    transport: HttpTransport,
     name: str,
     stream: BinaryIO,
     size: int,
@@ -117,7 +117,7 @@ def _send(
             if not pauses.wait():
                 raise
             continue
-        stored = read_answer(StoredFile, response)
+        stored = parse_response(StoredFile, response)
         if stored.sha256 != sha256:
             raise _changed(name)
         return stored

@@ -8,7 +8,7 @@ import pytest
 
 from zeta.address import checked_url, is_this_machine, without_password
 from zeta.certificates import tls_context
-from zeta.proxies import choose_proxy
+from zeta.http_proxy import choose_proxy
 from zeta_core.contract.errors import InvalidSettings
 
 PROXY = {"HTTP_PROXY": "http://proxy.corp:3128"}

@@ -11,7 +11,7 @@ import pytest
 from tests.harness.service import Service
 from tests.zeta.conftest import TINY_JOB
 from zeta.client import Client
-from zeta.download import Progress
+from zeta.download import DownloadProgress
 from zeta.errors import Unreachable
 from zeta.event_stream import WaitTimeout
 from zeta.up.home import Home
@@ -185,7 +185,7 @@ def test_a_broken_off_download_goes_on_and_is_whole(client: Client, finished: Jo
     part.write_bytes({"half": half, "wrong": b"x" * len(half), "too long": weights + b"x"}[damage])
     arrived: list[int] = []
 
-    def note(now: Progress) -> None:
+    def note(now: DownloadProgress) -> None:
         if now.file == "model.safetensors":
             arrived.append(now.bytes)
 

@@ -15,7 +15,7 @@ import typer.main
 
 from tests.harness.ports import free_loopback_port
 from tests.harness.service import ZETA, clean_environment
-from zeta.cli.run import app
+from zeta.cli.entry_point import app
 from zeta_core.contract.errors import ErrorBody
 
 HELP_SECONDS = 0.5

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from zeta.settings import Login, find_server, forget_login, login_file, read_login, store_login
+from zeta.server_lookup import find_server
+from zeta.stored_login import Login, forget_login, login_file, read_login, store_login
 from zeta.up.home import Home, UpState
 from zeta_core.contract.errors import InvalidSettings
 

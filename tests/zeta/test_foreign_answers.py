@@ -12,10 +12,10 @@ import pytest
 
 from tests.harness.gateways import Answer, Gateway
 from tests.harness.ports import free_loopback_port
-from zeta.cli.exits import Exit, exit_of_error
+from zeta.cli.exit_status import ExitStatus, exit_status_of_error
 from zeta.client import Client
-from zeta.proxies import choose_proxy
-from zeta.transport import Transport
+from zeta.http_proxy import choose_proxy
+from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ErrorBody, ErrorContent, NotFound, ZetaError
 from zeta_core.contract.identifiers import ID_CHARACTERS
 from zeta_core.contract.job.answers import Health
@@ -42,26 +42,26 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
 @pytest.mark.parametrize(
     ("answer", "code", "exit_status", "parts"),
     [
-        (Answer(413), "refused_by_gateway", Exit.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
-        (Answer(401), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 401", "denies access"]),
-        (Answer(403), "unreachable", Exit.UNREACHABLE, ["nginx", "HTTP 403", "denies access"]),
-        (Answer(407), "unreachable", Exit.UNREACHABLE, ["HTTP 407", "user and password"]),
-        (Answer(404), "unreachable", Exit.UNREACHABLE, ["not a Zeta server", "HTTP 404", "ZETA_URL"]),
-        (Answer(400, NGINX_PLAIN), "unreachable", Exit.UNREACHABLE, ["requires TLS", "https://127.0.0.1"]),
-        (Answer(429), "unreachable", Exit.UNREACHABLE, ["rate"]),
-        (Answer(502), "unreachable", Exit.UNREACHABLE, ["nginx", "the server behind it does not", "HTTP 502"]),
-        (Answer(504), "unreachable", Exit.UNREACHABLE, ["HTTP 504"]),
-        (Answer(522), "unreachable", Exit.UNREACHABLE, ["HTTP 522"]),
-        (Answer(500), "internal_error", Exit.FAILED, ["HTTP 500"]),
-        (Answer(200), "unreachable", Exit.UNREACHABLE, ["web page", "sign-in"]),
+        (Answer(413), "refused_by_gateway", ExitStatus.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
+        (Answer(401), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 401", "denies access"]),
+        (Answer(403), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 403", "denies access"]),
+        (Answer(407), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 407", "user and password"]),
+        (Answer(404), "unreachable", ExitStatus.UNREACHABLE, ["not a Zeta server", "HTTP 404", "ZETA_URL"]),
+        (Answer(400, NGINX_PLAIN), "unreachable", ExitStatus.UNREACHABLE, ["requires TLS", "https://127.0.0.1"]),
+        (Answer(429), "unreachable", ExitStatus.UNREACHABLE, ["rate"]),
+        (Answer(502), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "the server behind it does not", "HTTP 502"]),
+        (Answer(504), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 504"]),
+        (Answer(522), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 522"]),
+        (Answer(500), "internal_error", ExitStatus.FAILED, ["HTTP 500"]),
+        (Answer(200), "unreachable", ExitStatus.UNREACHABLE, ["web page", "sign-in"]),
     ],
 )
 def test_an_answer_of_a_gateway_is_reported_as_such(
-    answer: Answer, code: str, exit_status: Exit, parts: list[str]
+    answer: Answer, code: str, exit_status: ExitStatus, parts: list[str]
 ) -> None:
     with Gateway(answers=always(answer)).running() as gateway:
         error = failure_behind(gateway)
-    assert (error.code, exit_of_error(error)) == (code, exit_status), error.message
+    assert (error.code, exit_status_of_error(error)) == (code, exit_status), error.message
     for part in parts:
         assert part in error.message
 
@@ -75,7 +75,7 @@ def test_a_success_of_another_program_is_reported_as_such(body: bytes, content_t
             list(client.jobs())
     for each in (error, caught.value):
         assert "not a Zeta server (HTTP 200 OK" in each.message
-        assert exit_of_error(each) == Exit.UNREACHABLE
+        assert exit_status_of_error(each) == ExitStatus.UNREACHABLE
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/jobs", "/docs"])
@@ -85,7 +85,7 @@ def test_a_path_that_the_server_does_not_have_names_the_right_url(path: str) -> 
     with Gateway(answers=always(answer)).running() as gateway:
         error = failure_behind(gateway, path)
     assert f"has nothing under the path {path}; set ZETA_URL to {gateway.url}." in error.message
-    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 414, 431, 451])
@@ -95,7 +95,7 @@ def test_one_refused_request_is_distinguished_from_an_unreachable_server(status:
 
     with Gateway(answers=refuse).running() as gateway:
         error = failure_behind(gateway, "/zeta")
-    assert (error.code, exit_of_error(error)) == ("refused_by_gateway", Exit.FAILED)
+    assert (error.code, exit_status_of_error(error)) == ("refused_by_gateway", ExitStatus.FAILED)
     assert f"POST /zeta/v1/jobs/{JOB_ID}/cancel" in error.message
     assert f"HTTP {status}" in error.message
 
@@ -120,7 +120,7 @@ def test_a_redirect_names_its_target_and_is_never_followed(status: int, location
     with Gateway(answers=redirect).running() as gateway:
         error = failure_behind(gateway)
         assert len(gateway.requests) == 1
-    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
     assert named in error.message
     assert "secret" not in error.message
 
@@ -132,7 +132,7 @@ def test_a_refusal_of_a_proxy_names_the_variable_that_chose_it(monkeypatch: pyte
         error = failure(Client("http://train-box:8400", "key", patience_seconds=0))
         assert proxy.requests[0].startswith("POST http://train-box:8400/")
     assert f"{proxy.url} (HTTP_PROXY)" in error.message
-    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
 
 
 def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,14 +141,14 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch:
     assert "https_proxy" in error.message
     assert "train-box to NO_PROXY" in error.message
     assert "hunter2" not in error.message
-    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
 
 
 def test_a_proxy_that_refuses_to_connect_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with Gateway(program="squid", answers=always(Answer(407))).running() as proxy:
         variables = {"ALL_PROXY": proxy.url}
         assert choose_proxy("https://train-box", variables) is not None
-        transport = Transport("https://train-box", "key", patience_seconds=0, variables=variables)
+        transport = HttpTransport("https://train-box", "key", patience_seconds=0, variables=variables)
         with contextlib.closing(transport), pytest.raises(ZetaError) as caught:
             transport.request("GET", "/v1/jobs")
     assert "ALL_PROXY" in caught.value.message
@@ -204,7 +204,7 @@ def test_an_own_authority_is_trusted_on_localhost_too(
     untrusted = failure(Client(url, "key"))
     assert "SSL_CERT_FILE" in untrusted.message
     assert "self-signed" in untrusted.message
-    assert exit_of_error(untrusted) == Exit.UNREACHABLE
+    assert exit_status_of_error(untrusted) == ExitStatus.UNREACHABLE
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):  # set on some machines, and used first
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(certificate))
@@ -232,7 +232,7 @@ def test_a_program_that_does_not_speak_http_is_reported_with_the_setting() -> No
         thread.start()
         error = failure(Client(f"http://127.0.0.1:{listener.getsockname()[1]}", patience_seconds=0))
         thread.join()
-    assert exit_of_error(error) == Exit.UNREACHABLE
+    assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
     assert "ZETA_URL" in error.message
 
 

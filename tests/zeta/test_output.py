@@ -10,11 +10,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress
 
-from zeta.cli.estimate_text import estimate_rows
+from zeta.cli.estimate_display import estimate_rows
 from zeta.cli.follow import PlainView, TerminalView, sentence
-from zeta.cli.job_text import data_of, model_of, status_of
-from zeta.cli.log_text import LogText
-from zeta.cli.output import duration, ending, eval_cell, loss_cell, print_fields, print_json, time_cell
+from zeta.cli.job_display import data_of, ending, eval_cell, loss_cell, model_of, status_of, time_cell
+from zeta.cli.log_sanitizer import LogSanitizer
+from zeta.cli.output import duration, print_fields, print_json
 from zeta.cli.table import Column, cut_middle, fitted
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.events import Event
@@ -90,12 +90,12 @@ def test_a_log_keeps_colours_on_a_terminal_and_nothing_else() -> None:
     plain = "red\n 10%\n 20%\nlink\ttabé\\x08\\u202e\n"
     for cut in range(len(log)):
         for keep_colours in (False, True):
-            cleaned = LogText(keep_colours=keep_colours)
+            cleaned = LogSanitizer(keep_colours=keep_colours)
             shown = cleaned.feed(log[:cut]) + cleaned.feed(log[cut:]) + cleaned.end()
             assert shown == (plain.replace("red", "\x1b[1;31mred\x1b[0m") + "\x1b[0m" if keep_colours else plain)
-    broken = LogText(keep_colours=True)
+    broken = LogSanitizer(keep_colours=True)
     assert broken.feed("\x1b[" + "1;" * 4000).startswith("\\x1b[1;1;")
-    half = LogText(keep_colours=True)
+    half = LogSanitizer(keep_colours=True)
     assert half.feed("end\x1b[3") + half.end() == "end\\x1b[3"
 
 

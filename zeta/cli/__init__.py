@@ -4,6 +4,6 @@ object on one line) and an exit status, never as a traceback.
 0 succeeded, 1 failed, 2 invalid usage, 3 cancelled, 4 service unreachable, 130 interrupted with Ctrl-C.
 """
 
-from zeta.cli.run import main
+from zeta.cli.entry_point import main
 
 __all__ = ["main"]

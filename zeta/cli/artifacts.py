@@ -64,12 +64,12 @@ def download(
     Resumes an interrupted download, and checks the SHA-256 of every file.
     """
     from zeta.cli.output import print_json, size
-    from zeta.cli.transfer import shown_download
+    from zeta.cli.progress_bars import download_progress
     from zeta.client import Client
     from zeta.job_ids import full_id
     from zeta_core.contract.printable import printable
 
-    with Client() as client, shown_download(sys.stderr) as on_progress:
+    with Client() as client, download_progress(sys.stderr) as on_progress:
         done = client.download(
             full_id(client, job_id),
             checkpoint,
@@ -105,13 +105,13 @@ def upload(
     A file that the service already has is not sent again.
     """
     from zeta.cli.output import notice, print_json, size
-    from zeta.cli.transfer import shown_upload
+    from zeta.cli.progress_bars import upload_progress
     from zeta.client import Client
     from zeta.local_inputs import looks_like_a_model, upload_model, uploaded
     from zeta_core.contract.printable import printable
 
     purpose = purpose or ("model" if looks_like_a_model(path) else "dataset")
-    with Client() as client, shown_upload(sys.stderr) as on_bytes:
+    with Client() as client, upload_progress(sys.stderr) as on_bytes:
 
         def send(file: Path, what: Literal["dataset", "model"]):
             return client.upload(file, what, on_bytes=on_bytes)

@@ -41,9 +41,9 @@ def show(
 ) -> None:
     """Show rows of a dataset, token by token: which tokens are trained on, which are cut off, and what is not used."""
     from zeta.cli.output import print_json
-    from zeta.shown_rows import local_spec, shown_rows
+    from zeta.data_preview import local_spec, preview_rows
 
-    found = shown_rows(local_spec(source, model, tokenizer, settings or []), rows, row)
+    found = preview_rows(local_spec(source, model, tokenizer, settings or []), rows, row)
     if as_json:
         print_json(found)
     else:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from zeta.cli.exits import Exit, exit_of_job
-from zeta.cli.output import duration, ending, notice, print_json, say
+from zeta.cli.exit_status import ExitStatus, exit_status_of_job
+from zeta.cli.job_display import ending
+from zeta.cli.output import duration, notice, print_json, say
 from zeta.client import Client
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.advice import in_words
@@ -38,7 +39,7 @@ class Detached(ZetaError):
     code = "detached"
 
 
-def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Exit:
+def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> ExitStatus:
     """Show the job until it has ended, then its outcome, which the exit status reports as well."""
     # A shell that starts a command with `&` makes it ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,8 +51,8 @@ def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_second
             f"`zeta cancel {job_id}`."
         )
         print(left.body().model_dump_json() if as_json else f"\n{left.message}", file=sys.stderr)
-        return Exit.INTERRUPTED
-    return exit_of_job(job)
+        return ExitStatus.INTERRUPTED
+    return exit_status_of_job(job)
 
 
 def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds: float | None = None) -> Job:

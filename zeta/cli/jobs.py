@@ -27,8 +27,8 @@ def list_jobs(
     the middle. `zeta job ID` shows them in full. LOSS is the mean over the tokens of the last 50 steps, EVAL the newest
     loss on held-out data.
     """
-    from zeta.cli.job_text import data_of, file_names, model_of, status_of
-    from zeta.cli.output import eval_cell, loss_cell, print_list, progress_cell
+    from zeta.cli.job_display import data_of, eval_cell, file_names, loss_cell, model_of, progress_cell, status_of
+    from zeta.cli.output import print_list
     from zeta.cli.table import Column, print_table
     from zeta.client import Client
     from zeta_core.contract.errors import InvalidRequest
@@ -76,17 +76,18 @@ def list_jobs(
 @app.command("job", rich_help_panel=JOBS)
 def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job's status, progress, result and warnings."""
-    from zeta.cli.job_text import data_of, file_names, model_of
-    from zeta.cli.output import (
+    from zeta.cli.job_display import (
         advice_rows,
         attempt_cell,
+        data_of,
         eval_cell,
+        file_names,
         loss_cell,
-        print_fields,
-        print_json,
+        model_of,
         progress_cell,
         time_cell,
     )
+    from zeta.cli.output import print_fields, print_json
     from zeta.client import Client
     from zeta.job_ids import full_id
 
@@ -135,9 +136,10 @@ def wait(
 
     With --json, only the finished job is printed. Exit status: 0 succeeded, 1 failed, 3 cancelled.
     """
-    from zeta.cli.exits import exit_of_job
+    from zeta.cli.exit_status import exit_status_of_job
     from zeta.cli.follow import follow, wait_quietly
-    from zeta.cli.output import ending, print_json, say
+    from zeta.cli.job_display import ending
+    from zeta.cli.output import print_json, say
     from zeta.client import Client
     from zeta.job_ids import full_id
     from zeta_core.contract.job.status import ENDED
@@ -152,7 +154,7 @@ def wait(
         print_json(job)
     else:
         say(ending(job))
-    raise typer.Exit(exit_of_job(job))
+    raise typer.Exit(exit_status_of_job(job))
 
 
 @app.command(rich_help_panel=JOBS)
@@ -199,12 +201,12 @@ def logs(
     Escape sequences are removed (except colours in a terminal), and other control characters are escaped.
     """
     from zeta.cli.follow import interruption
-    from zeta.cli.log_text import LogText
+    from zeta.cli.log_sanitizer import LogSanitizer
     from zeta.cli.output import print_json
     from zeta.client import Client
     from zeta.job_ids import full_id
 
-    cleaned = LogText(keep_colours=sys.stdout.isatty())
+    cleaned = LogSanitizer(keep_colours=sys.stdout.isatty())
     with Client() as client:
         log = client.logs(
             full_id(client, job_id), follow=follow, tail=tail, attempt=attempt, on_interruption=interruption(as_json)

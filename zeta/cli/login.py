@@ -17,10 +17,12 @@ def config(as_json: AsJson = False) -> None:
     Server and worker settings are included if they are set here, because `zeta up` passes them on.
     """
     from zeta.cli.output import print_fields, print_json
-    from zeta.settings import ClientSettings, environment, find_server, login_file
+    from zeta.server_lookup import ClientSettings, find_server
+    from zeta.stored_login import login_file
     from zeta.up.settings import ShownSettings, handed_on
+    from zeta_core.system.settings import process_environment
 
-    variables = environment()
+    variables = process_environment()
     target = find_server(variables)
     settings = ShownSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
     settings |= handed_on(variables)
@@ -57,11 +59,13 @@ def login(
     from zeta.address import checked_url
     from zeta.cli.output import print_json
     from zeta.client import Client
-    from zeta.settings import ClientSettings, Login, environment, store_login
+    from zeta.server_lookup import ClientSettings
+    from zeta.stored_login import Login, store_login
     from zeta_core.contract.errors import InvalidSettings
+    from zeta_core.system.settings import process_environment
 
     address = checked_url(url, "URL")
-    variables = environment()
+    variables = process_environment()
     if key_file is not None:
         variables = {name: value for name, value in variables.items() if name != "ZETA_API_KEY"}
         variables["ZETA_API_KEY_FILE"] = str(key_file)
@@ -84,9 +88,10 @@ def login(
 def logout(as_json: AsJson = False) -> None:
     """Remove the stored URL and API key."""
     from zeta.cli.output import print_json
-    from zeta.settings import environment, forget_login, login_file
+    from zeta.stored_login import forget_login, login_file
+    from zeta_core.system.settings import process_environment
 
-    variables = environment()
+    variables = process_environment()
     existed = forget_login(variables)
     if as_json:
         print_json({"logged_out": existed})

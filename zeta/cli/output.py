@@ -10,9 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zeta_core.contract.job.advice import in_words, rerun_command
 from zeta_core.contract.job.answers import Page
-from zeta_core.contract.job.job import Job
 from zeta_core.contract.printable import is_printable, printable
 
 
@@ -91,89 +89,3 @@ def size(number_of_bytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
-
-
-def ending(job: Job) -> str:
-    """A job's outcome in one or two sentences, with the next command."""
-    if job.status == "succeeded":
-        loss = job.result.train_loss if job.result is not None else None
-        held_out = job.result.eval_loss if job.result is not None else None
-        words = f"{job.id} succeeded"
-        words += f", mean loss {loss:.4f}" if loss is not None else ""
-        words += f", held-out loss {held_out:.4f}" if held_out is not None else ""
-        words += f", ran for {time_cell(job)}" if job.attempts else ""
-        return f"{words}. Download the checkpoint: zeta download {job.id}"
-    reason = f" ({job.status_reason})" if job.status_reason is not None else ""
-    words = f"{job.id} {job.status}{reason}"
-    if job.error is not None:
-        words += f": {in_words(job.error.message, job.error.hint, job.error.patch, job.id)}"
-    if job.status == "cancelled":
-        return words
-    space = "\n" if job.error is not None and job.error.patch else " "  # each command is on its own line
-    return f"{words}{space}See the log: zeta logs {job.id}"
-
-
-def time_cell(job: Job) -> str | None:
-    """The running time of this job alone, over all of its attempts, and that of the last attempt if there are several.
-
-    The time of the job that a rerun continues is not included.
-    """
-    if not job.attempts:
-        return None
-    now = datetime.now(UTC)
-    seconds = [((attempt.finished_at or now) - attempt.started_at).total_seconds() for attempt in job.attempts]
-    total = duration(sum(seconds))
-    return total if len(seconds) == 1 else f"{total} in {len(seconds)} attempts (the last one {duration(seconds[-1])})"
-
-
-def loss_cell(job: Job) -> str | None:
-    """The mean loss over the last steps, a window of the same length for every job."""
-    loss = (job.progress or {}).get("recent_loss")
-    return f"{loss:.4f}" if _is_number(loss) else None
-
-
-def eval_cell(job: Job) -> str | None:
-    """The newest loss on held-out data."""
-    loss = (job.progress or {}).get("eval_loss") if job.result is None else job.result.eval_loss
-    return f"{loss:.4f}" if _is_number(loss) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def advice_rows(job: Job) -> list[tuple[str, object]]:
-    """The job's warnings and error, each with the command that applies its advice."""
-    rows: list[tuple[str, object]] = []
-    for warning in job.warnings:
-        rows += _advised("warning", job.id, warning)
-    if job.error is not None:
-        rows += _advised("error", job.id, job.error.model_dump())
-    return rows
-
-
-def _advised(name: str, job_id: str, finding: dict[str, Any]) -> list[tuple[str, object]]:
-    patch = finding.get("patch")
-    rows: list[tuple[str, object]] = [(name, in_words(str(finding.get("message")), finding.get("hint"), None))]
-    return [*rows, ("  to fix", rerun_command(job_id, patch))] if patch else rows
-
-
-def attempt_cell(job: Job) -> str | None:
-    """The number of the current attempt, and how the earlier attempts ended."""
-    if not job.attempt:
-        return None
-    earlier = [
-        f"{attempt.attempt}: {(attempt.reason or 'unknown').replace('_', ' ')}"
-        for attempt in job.attempts
-        if attempt.attempt < job.attempt
-    ]
-    return f"{job.attempt} ({'; '.join(earlier)})" if earlier else str(job.attempt)
-
-
-def progress_cell(job: Job) -> str | None:
-    """The job's current step, and the total if it is known."""
-    progress = job.progress or {}
-    step, total = progress.get("step"), progress.get("total_steps")
-    if step is None:
-        return None
-    return f"{step}/{total}" if total is not None else str(step)

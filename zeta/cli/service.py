@@ -34,12 +34,12 @@ def up(
     Starts a Valkey server, the API server and one worker. Ctrl-C stops them; running jobs save a checkpoint and are
     queued again.
     """
-    from zeta.settings import environment
     from zeta.up.control import detach as start_detached
-    from zeta.up.service import Service
+    from zeta.up.service import LocalService
     from zeta.up.settings import UpSettings
+    from zeta_core.system.settings import process_environment
 
-    variables = environment()
+    variables = process_environment()
     settings = UpSettings.from_environment(variables, host=host, port=port, home=home)
 
     def ready(state: UpState) -> None:
@@ -48,7 +48,7 @@ def up(
     if detach:
         ready(start_detached(settings, variables))
     else:
-        Service(settings, variables, _say).run(ready)
+        LocalService(settings, variables, _say).run(ready)
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -58,11 +58,11 @@ def down(home: Home = None, as_json: AsJson = False) -> None:
     Running jobs save a checkpoint and are queued again.
     """
     from zeta.cli.output import print_json
-    from zeta.settings import environment
     from zeta.up.control import down as stop
     from zeta.up.settings import UpSettings
+    from zeta_core.system.settings import process_environment
 
-    settings = UpSettings.from_environment(environment(), home=home)
+    settings = UpSettings.from_environment(process_environment(), home=home)
     state = stop(settings)
     if as_json:
         print_json({"stopped": state is not None, "home": str(settings.home)})
@@ -76,15 +76,16 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 
     The exit status is 4 if the service cannot be reached.
     """
-    from zeta.cli.exits import Exit
+    from zeta.cli.exit_status import ExitStatus
     from zeta.cli.output import print_fields, print_json
     from zeta.client import Client
     from zeta.errors import Unreachable
-    from zeta.settings import environment, find_server
+    from zeta.server_lookup import find_server
     from zeta.up.home import Home as HomeFolder
     from zeta.up.settings import UpSettings
+    from zeta_core.system.settings import process_environment
 
-    variables = environment()
+    variables = process_environment()
     settings = UpSettings.from_environment(variables, home=home)
     here = HomeFolder(settings.home).running()
     target = find_server(variables, home=home)
@@ -117,7 +118,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     else:
         print_fields(facts)
     if not is_ready:
-        raise typer.Exit(Exit.UNREACHABLE)
+        raise typer.Exit(ExitStatus.UNREACHABLE)
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -144,14 +145,14 @@ def become(module: str, extra: str, part: str, **flags: object) -> None:
     import os
     import sys
 
-    from zeta.settings import environment
     from zeta_core.contract.errors import InvalidSettings
+    from zeta_core.system.settings import process_environment
 
     if importlib.util.find_spec(part) is None:
         raise InvalidSettings(
             f"{part} is not installed; run `pip install 'zeta-train[{extra}]'`.", code="missing_extra"
         )
-    variables = environment()
+    variables = process_environment()
     variables |= {f"ZETA_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-P", "-m", module], variables)

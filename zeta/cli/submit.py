@@ -70,7 +70,7 @@ def validate(
     Local files are uploaded first. A worker reads all rows. Estimates include the number of parameters and steps,
     memory, disk space and time.
     """
-    from zeta.cli.estimate_text import estimate_rows
+    from zeta.cli.estimate_display import estimate_rows
     from zeta.cli.output import notice, print_fields, print_json
     from zeta.client import Client
 
@@ -85,7 +85,7 @@ def validate(
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:
-    from zeta.local_paths import shown_path
+    from zeta.local_files import shown_path
     from zeta.spec_file import MAX_BYTES, apply_settings, looks_like_data, read_spec
     from zeta_core.contract.errors import InvalidRequest
 

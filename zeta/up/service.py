@@ -49,7 +49,7 @@ class _Stopped(Exception):
     """A stop signal arrived while the service was starting."""
 
 
-class Service:
+class LocalService:
     """One `zeta up` and its child processes."""
 
     def __init__(self, settings: UpSettings, variables: Mapping[str, str], say: Say) -> None:

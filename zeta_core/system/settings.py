@@ -6,6 +6,7 @@ come from a file: ``ZETA_API_KEY_FILE`` names a file whose first line is the key
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,11 @@ def _redis_url(value: str) -> str:
 def _database_url(value: str) -> str:
     DatabaseAddress.parse(value)
     return value
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of this process's environment variables, for settings and child processes."""
+    return dict(os.environ)
 
 
 ApiKey = Annotated[str, AfterValidator(_api_key)]

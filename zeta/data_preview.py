@@ -12,15 +12,14 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from zeta.job_ids import is_checkpoint
+from zeta.local_files import exists, expanded, template_text
 from zeta.local_inputs import DATA_FIELDS, existing, model_config, source_object
-from zeta.local_paths import exists, expanded
-from zeta.settings import environment
 from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
-from zeta.template_file import template_text
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.shown_rows import ShownRows, ShowOrder
 from zeta_core.contract.strict_json import JsonFault, JsonRules, read_json
+from zeta_core.system.settings import process_environment
 
 _SPEC_SUFFIXES = (".yaml", ".yml", ".json")
 _LAST_LINES = 5
@@ -61,7 +60,7 @@ def local_spec(source: str, model: str | None, tokenizer: str | None, settings: 
     return spec
 
 
-def shown_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
+def preview_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
     """Read rows in a process with the training packages.
 
     Raises `InvalidRequest`, `RowsRejected`, and `Unavailable` if these packages are missing.
@@ -80,7 +79,7 @@ def shown_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**environment(), "PYTHONIOENCODING": "utf-8"},
+        env={**process_environment(), "PYTHONIOENCODING": "utf-8"},
         check=False,
     )
     try:

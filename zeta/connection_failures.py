@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import httpx
 
-from zeta.errors import GatewayRefusal, ServerFault, Unreachable
-from zeta.proxies import Proxy
+from zeta.errors import GatewayRefusal, InternalServerError, Unreachable
+from zeta.http_proxy import Proxy
 from zeta_core.contract.errors import TooLarge, ZetaError
 
 # OpenSSL's verification results, https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
@@ -63,7 +63,7 @@ def is_web_page(response: httpx.Response) -> bool:
     return response.headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
-def foreign_answer(
+def foreign_response(
     response: httpx.Response, base_url: str, proxy: Proxy | None, server_is_reachable: Callable[[], bool]
 ) -> ZetaError:
     """The error for a response that did not come from the service.
@@ -82,7 +82,7 @@ def foreign_answer(
     if status == 429:
         return Unreachable(f"{gateway} limits the rate of requests ({_status(status)}); try again later.")
     if status >= 500:
-        return ServerFault(f"The server at {url} failed ({_status(status)}); see its log for the reason.")
+        return InternalServerError(f"The server at {url} failed ({_status(status)}); see its log for the reason.")
     if status == 413:
         limit = "client_max_body_size" if "nginx" in gateway else "for nginx, client_max_body_size"
         return TooLarge(

@@ -15,12 +15,12 @@ import typer
 
 # `zeta --help` lists the commands in this order.
 # isort: off
-from zeta.cli import submit, data, jobs, commands, artifacts, service, workers, login
+from zeta.cli import submit, data, jobs, job_commands, artifacts, service, workers, login
 
 # isort: on
 from zeta.cli.app import app
-from zeta.cli.exits import Exit, exit_of_error
-from zeta.cli.streams import OutputError, discard_output, prepare
+from zeta.cli.exit_status import ExitStatus, exit_status_of_error
+from zeta.cli.standard_streams import OutputError, discard_output, prepare
 from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest, ZetaError
 from zeta_core.contract.printable import printable
 
@@ -28,7 +28,7 @@ COMMANDS = (
     submit,
     data,
     jobs,
-    commands,
+    job_commands,
     artifacts,
     service,
     workers,
@@ -69,36 +69,42 @@ def _run(words: Sequence[str]) -> int:
         return status
     except _UsageError as error:
         _print_error(_of_usage(error), as_json)
-        return Exit.USAGE
+        return ExitStatus.USAGE
     except OutputError as error:
         discard_output()
         _print_error(error, as_json)
-        return Exit.FAILED
+        return ExitStatus.FAILED
     except ZetaError as error:
         _print_error(error, as_json)
-        return exit_of_error(error)
+        return exit_status_of_error(error)
     except KeyboardInterrupt:
         if not as_json:
             print("Interrupted.", file=sys.stderr)
-        return Exit.INTERRUPTED
+        return ExitStatus.INTERRUPTED
     except BrokenPipeError:  # the reader of the output (head, less) closed the pipe
         discard_output()
-        return Exit.FAILED
+        return ExitStatus.FAILED
     except OSError as error:
         named = f"{error.filename}: " if error.filename is not None else ""
         _print_error(SystemFault(f"{named}{error.strerror or error}."), as_json)
-        return Exit.FAILED
+        return ExitStatus.FAILED
     except Exception as error:  # noqa: BLE001 - a bug: the user gets one sentence, and the traceback in a file
         _print_error(Defect(f"zeta has a defect ({error!r}); please report it{_report(error)}."), as_json)
-        return Exit.FAILED
+        return ExitStatus.FAILED
 
 
 def _run_app(words: Sequence[str], as_json: bool) -> int:
     try:
         ended: object = app(words, prog_name="zeta", standalone_mode=not as_json)
-        return ended if isinstance(ended, int) else Exit.SUCCEEDED
+        return ended if isinstance(ended, int) else ExitStatus.SUCCEEDED
     except SystemExit as ended:  # click exits this way, also on usage errors
-        return ended.code if isinstance(ended.code, int) else Exit.SUCCEEDED if ended.code is None else Exit.FAILED
+        return (
+            ended.code
+            if isinstance(ended.code, int)
+            else ExitStatus.SUCCEEDED
+            if ended.code is None
+            else ExitStatus.FAILED
+        )
 
 
 def _report(error: Exception) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from zeta_core.contract.job.job import Job
 
 
-class Exit(IntEnum):
+class ExitStatus(IntEnum):
     SUCCEEDED = 0
     FAILED = 1
     USAGE = 2
@@ -20,15 +20,17 @@ class Exit(IntEnum):
     INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
 
 
-def exit_of_error(error: ZetaError) -> Exit:
+def exit_status_of_error(error: ZetaError) -> ExitStatus:
     """2 for invalid input (arguments, spec, settings), 4 for an unreachable service, 1 for everything else."""
     if error.code == "unreachable" or (isinstance(error, Unavailable) and error.code == Unavailable.code):
-        return Exit.UNREACHABLE
+        return ExitStatus.UNREACHABLE
     if isinstance(error, InvalidRequest | MalformedRequest | InvalidSettings):
-        return Exit.USAGE
-    return Exit.FAILED
+        return ExitStatus.USAGE
+    return ExitStatus.FAILED
 
 
-def exit_of_job(job: Job) -> Exit:
+def exit_status_of_job(job: Job) -> ExitStatus:
     """The exit status of a command that waited for this job, which has ended."""
-    return {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}.get(str(job.status), Exit.FAILED)
+    return {"succeeded": ExitStatus.SUCCEEDED, "cancelled": ExitStatus.CANCELLED}.get(
+        str(job.status), ExitStatus.FAILED
+    )

@@ -20,7 +20,7 @@ _RESET = "\x1b[0m"
 _LONGEST_SEQUENCE = 4096  # anything longer is not treated as a sequence
 
 
-class LogText:
+class LogSanitizer:
     """Cleans a log that arrives in pieces. A sequence may be split across two pieces."""
 
     def __init__(self, *, keep_colours: bool) -> None:

@@ -1,4 +1,4 @@
-"""Progress bars for downloads and uploads, shown only in a terminal."""
+"""DownloadProgress bars for downloads and uploads, shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
-from zeta.download import Progress
+from zeta.download import DownloadProgress
 from zeta_core.contract.printable import printable
 
 
 @contextmanager
-def shown_download(stream: TextIO) -> Generator[Callable[[Progress], None] | None]:
+def download_progress(stream: TextIO) -> Generator[Callable[[DownloadProgress], None] | None]:
     """The progress callback for `Client.download`, or ``None`` without a terminal."""
     with _bar(stream) as update:
         yield None if update is None else lambda now: update(now.file, now.bytes, now.total_bytes)
 
 
 @contextmanager
-def shown_upload(stream: TextIO) -> Generator[Callable[[int, int], None] | None]:
+def upload_progress(stream: TextIO) -> Generator[Callable[[int, int], None] | None]:
     """The progress callback for `Client.upload`, or ``None`` without a terminal."""
     with _bar(stream) as update:
         yield None if update is None else lambda sent, total: update("uploading", sent, total)

@@ -1,13 +1,17 @@
-"""Paths on this machine as users write them."""
+"""Files on this machine, as users name them: paths that begin with ``~``, and chat templates in files."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
-from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.errors import InvalidRequest, InvalidSpec
 from zeta_core.contract.printable import printable
+from zeta_core.contract.spec.job_spec import is_template
+
+_TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -41,3 +45,20 @@ def exists(path: Path) -> bool:
 def shown_path(path: Path) -> str:
     """A path, safe to show in a message."""
     return printable(str(path))
+
+
+def template_text(chat_template: Any) -> Any:
+    """The text of the template in a file, if ``chat_template`` is a path; otherwise, it is returned unchanged."""
+    if not isinstance(chat_template, str | os.PathLike) or is_template(os.fspath(chat_template)):
+        return chat_template
+    path = expanded(chat_template)
+    if not (isinstance(chat_template, os.PathLike) or path.suffix in _TEMPLATE_SUFFIXES or path.is_file()):
+        return chat_template
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidSpec(
+            f"chat_template is {str(path)!r}, which cannot be read: {reason}; name a file with a Jinja template.",
+            param="chat_template",
+        ) from error

@@ -1,54 +1,99 @@
-"""Queries of stored checkpoints: the newest one of a job, and those that other jobs need."""
+"""The stored checkpoints of jobs: queries, recording, and retention.
+
+Retention: a job keeps its newest ``save_total_limit`` checkpoints ``step-N``, ``best``, ``final``, and those that
+unfinished jobs depend on. The worker applies the same rule to the artifact store: it learns the protected checkpoints
+from the acknowledgement of each checkpoint (`JournalAck.keep`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import CheckpointRow, JobRow
+from zeta_core.contract.job.checkpoint import surplus
+from zeta_core.contract.job.events import CheckpointLine
 from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.spec.job_spec import TrainerOptions
 
 LATEST = "latest"
+DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
 
 
 def checkpoints_newest_first(job_id: str) -> Select[str]:
-    """The names by step, the highest first; of several of one step a ``step-N``, which keeps its training state."""
+    """The names, highest step first; among those of one step, ``step-N`` first, which has the training state."""
     order = (CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc(), CheckpointRow.name)
     return select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(*order)
 
 
-async def newest_to_resume(session: AsyncSession, job_id: str) -> str | None:
-    """The checkpoint from which the training goes on; ``best`` is for its users, and gives way to a better one."""
+async def newest_resumable(session: AsyncSession, job_id: str) -> str | None:
+    """The newest checkpoint to resume from; never ``best``, which is replaced when a better one is found."""
     return await session.scalar(checkpoints_newest_first(job_id).where(CheckpointRow.name != "best").limit(1))
 
 
-async def resume_from(session: AsyncSession, job: JobRow) -> str | None:
-    """``job_.../name``: the job's own newest stored checkpoint; before it has one, that which its spec names."""
-    own = await newest_to_resume(session, job.id)
+async def checkpoint_to_resume(session: AsyncSession, job: JobRow) -> str | None:
+    """Where the next attempt continues, as ``job_.../name``: the job's newest checkpoint, or the one in its spec."""
+    own = await newest_resumable(session, job.id)
     if own is not None:
         return f"{job.id}/{own}"
     named = job.spec.get("resume_from_checkpoint")
     if not isinstance(named, str):
         return None
     other, _, name = named.partition("/")
-    return f"{other}/{name or await newest_to_resume(session, other) or 'final'}"
+    return f"{other}/{name or await newest_resumable(session, other) or 'final'}"
 
 
-async def needed_checkpoints(session: AsyncSession, job: JobRow) -> set[str]:
-    """The checkpoints of ``job`` that a job which has not ended resumes by name, or takes its weights from."""
+async def protected_checkpoints(session: AsyncSession, job: JobRow) -> set[str]:
+    """The checkpoints of ``job`` that unfinished jobs resume by name, or start from with their weights."""
     resumes = JobRow.spec["resume_from_checkpoint"].as_string().startswith(f"{job.id}/", autoescape=True)
-    begins = JobRow.resolved_spec["model"]["job"].as_string() == job.id
-    waiting = select(JobRow.spec, JobRow.resolved_spec).where(
-        JobRow.status.not_in(ENDED), JobRow.project == job.project, or_(resumes, begins)
+    starts = JobRow.resolved_spec["model"]["job"].as_string() == job.id
+    unfinished = select(JobRow.spec, JobRow.resolved_spec).where(
+        JobRow.status.not_in(ENDED), JobRow.project == job.project, or_(resumes, starts)
     )
-    needed: set[str] = set()
-    for spec, resolved in await session.execute(waiting):
+    protected: set[str] = set()
+    for spec, resolved in await session.execute(unfinished):
         other, _, name = str(spec.get("resume_from_checkpoint")).partition("/")
+        if other == job.id:
+            protected.add(name)
         model: Any = resolved.get("model")
-        needed |= {name} if other == job.id else set[str]()
-        needed |= (
-            {str(model.get("checkpoint"))} if isinstance(model, dict) and model.get("job") == job.id else set[str]()
+        if isinstance(model, dict) and model.get("job") == job.id:
+            protected.add(str(model.get("checkpoint")))
+    return protected
+
+
+async def record_checkpoint(
+    session: AsyncSession, job: JobRow, line: CheckpointLine, *, attempt: int, protected: Collection[str]
+) -> None:
+    """Record a stored checkpoint, and delete the rows of those that exceed the job's ``save_total_limit``.
+
+    A checkpoint of a higher step resets the counts of consecutive failures and lost workers.
+    """
+    newest = await session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id))
+    if newest is None or line.step > newest:
+        job.failures = job.lost_workers = 0
+    await session.merge(
+        CheckpointRow(
+            job_id=job.id,
+            name=line.name,
+            step=line.step,
+            attempt=attempt,
+            bytes=line.bytes,
+            metrics=line.metrics,
+            created_at=line.created_at,
         )
-    return needed
+    )
+    await session.flush()
+    names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
+    removed = set(surplus(names, _save_total_limit(job))) - set(protected)
+    if removed:
+        await session.execute(
+            delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(removed))
+        )
+
+
+def _save_total_limit(job: JobRow) -> int:
+    limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
+    return limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT

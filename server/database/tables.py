@@ -86,8 +86,8 @@ class JobRow(Table):
     resolved_spec: Mapped[dict[str, Any]]
     priority: Mapped[int]
     attempt: Mapped[int] = mapped_column(default=0)
-    failures: Mapped[int] = mapped_column(default=0)  # in a row without a new checkpoint
-    losses: Mapped[int] = mapped_column(default=0)  # lost workers in a row without a new checkpoint
+    failures: Mapped[int] = mapped_column(default=0)  # consecutive ones, without a new checkpoint
+    lost_workers: Mapped[int] = mapped_column("losses", default=0)  # consecutive ones, without a new checkpoint
     max_retries: Mapped[int]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]

@@ -16,17 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
-from server.database.checkpoints import needed_checkpoints
+from server.database.checkpoints import protected_checkpoints, record_checkpoint
 from server.database.events import warn
-from server.database.tables import AttemptRow, CheckpointRow, JobRow
+from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
-from server.engine import endings
+from server.engine.endings import end_attempt
 from server.settings import ServerSettings
-from zeta_core.contract.job.checkpoint import surplus
 from zeta_core.contract.job.events import (
     JOURNAL_LINE,
     CheckpointLine,
@@ -37,12 +35,10 @@ from zeta_core.contract.job.events import (
     WarningLine,
 )
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.wire.messages import JournalAck, JournalBatch
 
 MAX_EVENTS = int(ServerSettings.model_fields["max_job_events"].default)
 LIMITED: frozenset[EventType] = frozenset({"log", "sample", "progress"})
-DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
 
 
 @dataclass(frozen=True)
@@ -63,20 +59,20 @@ async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int =
         return Applied(_ack(batch, 0, fenced=True), 0, False)
     if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
         return Applied(_ack(batch, attempt.stored_line, fenced=True), 0, False)
-    needed = set[str]()
+    protected = set[str]()
     if any(raw.get("type") == "checkpoint" for raw in batch.lines):
-        needed = await needed_checkpoints(session, job)
+        protected = await protected_checkpoints(session, job)
     stored = 0
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != attempt.stored_line + 1:
             continue
-        await _store(session, job, attempt, number, readable(raw), max_events, needed)
+        await _store(session, job, attempt, number, readable(raw), max_events, protected)
         attempt.stored_line = number
         stored += 1
         if job.status != JobStatus.RUNNING:
             break
     ended = job.status != JobStatus.RUNNING
-    ack = _ack(batch, attempt.stored_line, fenced=False).model_copy(update={"keep": sorted(needed)})
+    ack = _ack(batch, attempt.stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
     return Applied(ack, stored, ended)
 
 
@@ -111,12 +107,12 @@ async def _store(
     number: int,
     line: JournalLine,
     max_events: int,
-    needed: Collection[str],
+    protected: Collection[str],
 ) -> None:
     fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
     match line:
         case StatusLine() if line.status != JobStatus.RUNNING:
-            await endings.end_attempt(session, job, attempt=attempt.attempt, line=number, said=line)
+            await end_attempt(session, job, line, line=number)
             return  # the change of status is the event
         case StatusLine():
             if line.resolved_spec is not None:
@@ -130,7 +126,7 @@ async def _store(
                 attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
                 attempt.last_step = line.step
         case CheckpointLine():
-            await _keep_checkpoint(session, job, attempt, line, needed)
+            await record_checkpoint(session, job, line, attempt=attempt.attempt, protected=protected)
         case WarningLine():
             warn(job, line)
         case _:
@@ -171,32 +167,6 @@ async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_
             fields=fields,
         )
     return False
-
-
-async def _keep_checkpoint(
-    session: AsyncSession, job: JobRow, attempt: AttemptRow, line: CheckpointLine, needed: Collection[str]
-) -> None:
-    """Record a stored checkpoint, and delete the rows of those that the worker removes under ``save_total_limit``."""
-    newest = await session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id))
-    if newest is None or line.step > newest:
-        job.failures = job.losses = 0
-    await session.merge(
-        CheckpointRow(
-            job_id=job.id,
-            name=line.name,
-            step=line.step,
-            attempt=attempt.attempt,
-            bytes=line.bytes,
-            metrics=line.metrics,
-            created_at=line.created_at,
-        )
-    )
-    await session.flush()
-    names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
-    limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
-    gone = set(surplus(names, limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT)) - set(needed)
-    if gone:
-        await session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(gone)))
 
 
 def _ack(batch: JournalBatch, stored_line: int, *, fenced: bool) -> JournalAck:

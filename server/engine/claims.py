@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow
-from server.database.transitions import change_status, lock_job
+from server.database.transitions import StatusChange, change_status, lock_job
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer
@@ -41,16 +41,9 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
         )
     )
     await session.flush()
-    changed = await change_status(
-        session,
-        job,
-        JobStatus.RUNNING,
-        expect={JobStatus.QUEUED},
-        attempt=claim.attempt,
-        created_at=now,
-        details={"worker": claim.worker},
-    )
-    assert changed is not None, "the row is locked and was looked at"
+    started = StatusChange(JobStatus.RUNNING, worker=claim.worker, at=now)
+    is_changed = await change_status(session, job, started, expect={JobStatus.QUEUED}, attempt=claim.attempt)
+    assert is_changed, f"{job.id} is locked and was queued"
     return _granted(claim)
 
 

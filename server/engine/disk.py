@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from server.database.db import Database
 from server.database.tables import JobRow
-from server.database.transitions import change_status, lock_job
+from server.database.transitions import StatusChange, change_status, lock_job
 from server.engine.loops import raise_first, try_each
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -41,16 +41,8 @@ async def resume_paused_by_disk(database: Database) -> list[str]:
             job = await lock_job(session, job_id)
             if job is None or job.status_reason != StatusReason.DISK_FULL:
                 return
-            changed = await change_status(
-                session,
-                job,
-                JobStatus.QUEUED,
-                expect={JobStatus.PAUSED},
-                attempt=job.attempt,
-                reason=StatusReason.RESUMED,
-                message=MESSAGE,
-            )
-            if changed is not None:
+            change = StatusChange(JobStatus.QUEUED, StatusReason.RESUMED, message=MESSAGE)
+            if await change_status(session, job, change, expect={JobStatus.PAUSED}, attempt=job.attempt):
                 queued.append(job_id)
 
     raise_first(await try_each(rows, consider))

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.checkpoints import resume_from
+from server.database.checkpoints import checkpoint_to_resume
 from server.database.db import Database
 from server.database.drains import drained_workers
 from server.database.tables import JobRow
@@ -200,7 +200,7 @@ class Scheduler:
                 spec=_spec_of(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.num_processes,
-                resume_from=await resume_from(session, job),
+                resume_from=await checkpoint_to_resume(session, job),
             )
         try:
             await self._send(message)

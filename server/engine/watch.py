@@ -132,7 +132,7 @@ class Watch:
             job = await lock_job(session, job_id)
             if job is None or job.status != JobStatus.RUNNING or job.attempt != attempt:
                 return
-            await lose_worker(session, job, attempt=attempt, why=why)
+            await lose_worker(session, job, message=why)
         logger.warning(
             "Lost attempt %d of %s. %s",
             attempt,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database import running_time, transitions
+from server.database import running_time
 from server.database.tables import JobRow
+from server.database.transitions import StatusChange, change_status, hold
 from server.jobs.objects import describe_one
 from server.jobs.reading import find_job, first_waiting_reason
 from server.service import Service
@@ -56,7 +57,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None
         case Effect.HOLD:
-            await transitions.hold(session, row)
+            await hold(session, row)
         case Effect.QUEUE:
             await _require_time_left(session, row)
             row.not_before = None
@@ -69,9 +70,11 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
 
 
 async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: StatusReason) -> None:
-    unstarted = {JobStatus.QUEUED, JobStatus.PAUSED}
-    changed = await transitions.change_status(session, row, to, expect=unstarted, attempt=row.attempt, reason=reason)
-    assert changed is not None, f"{row.id} was looked at under its lock"
+    change = StatusChange(to, reason)
+    is_changed = await change_status(
+        session, row, change, expect={JobStatus.QUEUED, JobStatus.PAUSED}, attempt=row.attempt
+    )
+    assert is_changed, f"{row.id} is locked and was idle"
 
 
 async def _require_time_left(session: AsyncSession, row: JobRow) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.checkpoints import LATEST, newest_to_resume
+from server.database.checkpoints import LATEST, newest_resumable
 from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
 from server.jobs.reading import find_job
@@ -45,7 +45,7 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str 
     if named == FROM_START:
         return None
     if named == LATEST:
-        found = await newest_to_resume(session, parent.id)
+        found = await newest_resumable(session, parent.id)
     else:
         row = await session.get(CheckpointRow, (parent.id, named))
         found = row.name if row else None

@@ -17,8 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database import events
 from server.database.tables import IdempotencyRow, JobRow
+from server.database.transitions import create_job
 from server.jobs.objects import describe_one
 from server.jobs.reading import first_waiting_reason
 from server.service import Service
@@ -27,7 +27,6 @@ from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import Job
-from zeta_core.contract.job.status import JobStatus
 
 IDEMPOTENCY_HOURS = 24
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
@@ -78,12 +77,9 @@ async def create(
             if earlier is not None:
                 return await describe_one(session, earlier), True
         row = _row(service, caller, await accept(session, service, caller, spec), data, parent)
-        session.add(row)
+        await create_job(session, row)
         if key is not None:
             await _keep_answer(session, caller, key, row.id)
-        await session.flush()
-        queued = {"status": JobStatus.QUEUED.value}
-        await events.append(session, row, attempt=0, line=None, type="status", created_at=row.created_at, fields=queued)
         await session.flush()
         job = await describe_one(session, row)
     service.engine.wake()
@@ -97,19 +93,13 @@ def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent
         project=caller.project,
         created_by=caller.key_id,
         parent=parent,
-        status=JobStatus.QUEUED,
         waiting_reason=first_waiting_reason(service),
         entity_name=spec.entity_name,
         spec=data,
         resolved_spec=accepted.resolved_spec,
         priority=spec.priority,
-        attempt=0,
-        failures=0,
-        losses=0,
         max_retries=spec.max_retries,
         created_at=created_at,
-        last_seq=0,
-        warnings=[],
         job_metadata=dict(spec.metadata),
     )
 

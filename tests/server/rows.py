@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import select
 
 from server.artifacts import ArtifactStore
-from server.database import events, transitions
+from server.database import events
 from server.database.db import Database
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
+from server.database.transitions import StatusChange, change_status, create_job, lock_job
 from server.settings import ServerSettings
 from tests.server.serving import SPEC
 from zeta_core.contract.identifiers import new_id
@@ -44,15 +45,11 @@ class Rows:
             id=new_id("job"),
             project=project,
             created_by="key_test",
-            status=JobStatus.QUEUED,
             spec=sent,
             resolved_spec={**resolve(parse(JobSpec, sent)), "files": {}},
             priority=0,
             max_retries=3,
             created_at=utc_now(),
-            last_seq=0,
-            attempt=0,
-            warnings=[],
             job_metadata={},
         )
         asyncio.run(self._add(row))
@@ -135,12 +132,10 @@ class Rows:
     async def _add(self, row: Any) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
-            session.add(row)
             if isinstance(row, JobRow):
-                await session.flush()
-                await events.append(
-                    session, row, attempt=0, line=None, type="status", created_at=utc_now(), fields={"status": "queued"}
-                )
+                await create_job(session, row)
+            else:
+                session.add(row)
         await database.close()
 
     async def _attempt(
@@ -148,7 +143,7 @@ class Rows:
     ) -> int:
         database = Database(self.settings.database)
         async with database.write() as session:
-            job = await transitions.lock_job(session, job_id)
+            job = await lock_job(session, job_id)
             assert job is not None
             before, number = job.attempt, job.attempt + 1
             session.add(
@@ -163,19 +158,16 @@ class Rows:
                 )
             )
             await session.flush()
-            changed = await transitions.change_status(
-                session, job, JobStatus.RUNNING, expect={JobStatus.QUEUED}, attempt=before
-            )
-            assert changed is not None
+            started = StatusChange(JobStatus.RUNNING)
+            assert await change_status(session, job, started, expect={JobStatus.QUEUED}, attempt=before)
             job.attempt = number
             for line, fields in enumerate(progress, start=1):
                 await events.append(
                     session, job, attempt=number, line=line, type="progress", created_at=utc_now(), fields=dict(fields)
                 )
             if to is not None:
-                await transitions.change_status(
-                    session, job, to, expect={JobStatus.RUNNING}, attempt=number, reason=reason
-                )
+                ended = StatusChange(to, reason)
+                assert await change_status(session, job, ended, expect={JobStatus.RUNNING}, attempt=number)
         await database.close()
         return number
 
@@ -204,19 +196,16 @@ class Rows:
     async def _end(self, job_id: str, to: JobStatus) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
-            job = await transitions.lock_job(session, job_id)
+            job = await lock_job(session, job_id)
             assert job is not None
-            reason = StatusReason.CANCELLED_BY_USER
-            changed = await transitions.change_status(
-                session, job, to, expect={JobStatus.RUNNING}, attempt=job.attempt, reason=reason
-            )
-            assert changed is not None
+            ended = StatusChange(to, StatusReason.CANCELLED_BY_USER)
+            assert await change_status(session, job, ended, expect={JobStatus.RUNNING}, attempt=job.attempt)
         await database.close()
 
     async def _say(self, job_id: str, messages: Sequence[str]) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
-            job = await transitions.lock_job(session, job_id)
+            job = await lock_job(session, job_id)
             assert job is not None
             for message in messages:
                 fields = {"level": "info", "message": message}

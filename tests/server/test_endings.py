@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 
 from server.database.tables import AttemptRow, JobRow
-from server.database.transitions import change_status, lock_job
+from server.database.transitions import StatusChange, change_status, lock_job
 from server.engine import apply_journal
 from server.engine.claims import answer_claim
-from server.engine.endings import MAX_LOSSES, backoff_seconds, lose_worker
+from server.engine.endings import MAX_LOST_WORKERS, backoff_seconds, lose_worker
 from tests.harness.fleet import Bench, bench
 from tests.harness.played_worker import checkpoint, progress, status
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import Claim, JournalBatch
-
-RESUMED = StatusReason.RESUMED
 
 
 @pytest.fixture
@@ -73,10 +71,8 @@ def queue_again(database: Bench, job_id: str) -> None:
     async def write() -> None:
         async with database.database.write() as session:
             job = await session.get_one(JobRow, job_id)
-            queued = await change_status(
-                session, job, JobStatus.QUEUED, expect={JobStatus.PAUSED}, attempt=job.attempt, reason=RESUMED
-            )
-            assert queued is not None
+            queued = StatusChange(JobStatus.QUEUED, StatusReason.RESUMED)
+            assert await change_status(session, job, queued, expect={JobStatus.PAUSED}, attempt=job.attempt)
 
     database.loop.run(write())
 
@@ -94,13 +90,13 @@ def spec(**fields: Any) -> dict[str, Any]:
 
 
 def lose(database: Bench, job_id: str) -> JobRow:
-    attempt = start(database, job_id)
+    start(database, job_id)
 
     async def write() -> None:
         async with database.database.write() as session:
             job = await lock_job(session, job_id)
             assert job is not None
-            await lose_worker(session, job, attempt=attempt, why="It is gone.")
+            await lose_worker(session, job, message="It is gone.")
 
     database.loop.run(write())
     return database.job(job_id)
@@ -237,10 +233,10 @@ def test_the_sentence_of_a_next_attempt_says_where_it_goes_on(database: Bench) -
         if event.fields.get("status") == "queued"
     ]
     assert sentences == [
-        "It was killed. There is no checkpoint yet: the next attempt begins at the first step.",
-        "The worker stops. The next attempt goes on from step-5.",
-        "It is gone. The next attempt goes on from step-5.",
-        "The job was resumed. The next attempt goes on from job_1/step-8.",
+        "It was killed. There is no checkpoint yet, so the next attempt starts at the first step.",
+        "The worker stops. The next attempt continues from step-5.",
+        "It is gone. The next attempt continues from step-5.",
+        "The job was resumed. The next attempt continues from job_1/step-8.",
     ]
 
 
@@ -253,7 +249,7 @@ def test_a_hand_back_counts_as_no_failure(database: Bench) -> None:
 
 def test_lost_workers_have_a_limit_of_their_own(database: Bench) -> None:
     job_id = database.submit(max_retries=0)
-    for _ in range(MAX_LOSSES):
+    for _ in range(MAX_LOST_WORKERS):
         job = lose(database, job_id)
         assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 0)
     job = lose(database, job_id)

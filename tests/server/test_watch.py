@@ -43,7 +43,7 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
     silent.start(fleet, job_id)
     wait_until(lambda: fleet.job(job_id).status == "queued", 15, "the lease to run out")
     (attempt,) = fleet.attempts(job_id)
-    assert (attempt.reason, fleet.job(job_id).losses, fleet.job(job_id).failures) == ("worker_lost", 1, 0)
+    assert (attempt.reason, fleet.job(job_id).lost_workers, fleet.job(job_id).failures) == ("worker_lost", 1, 0)
     other.start(fleet, job_id, 2)
 
     def told() -> bool:

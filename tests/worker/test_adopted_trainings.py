@@ -193,7 +193,7 @@ def test_every_command_reaches_a_training_that_hangs_when_its_worker_was_restart
     assert fleet.wait_for_status(limited, "failed").status_reason == "time_limit"
     fleet.drain("w1")
     job = fleet.wait_for_status(drained, "queued")
-    assert (job.status_reason, job.attempt, job.failures, job.losses) == ("handed_back", 1, 0, 0)
+    assert (job.status_reason, job.attempt, job.failures, job.lost_workers) == ("handed_back", 1, 0, 0)
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in stopped)
     for job_id in jobs:
         fleet.check_events(job_id)

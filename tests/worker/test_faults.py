@@ -160,7 +160,7 @@ def test_redis_away_for_longer_than_trainings_wait_hands_them_back_and_they_go_o
     wait_until(lambda: not marked_processes(job_id), 60, "the training to end by itself")
     own_valkey.start()
     check_finished(fleet, job_id, steps=120, attempts=["handed_back", "completed"])
-    assert fleet.job(job_id).losses == 0
+    assert fleet.job(job_id).lost_workers == 0
     first, second = fleet.attempts(job_id)
     assert second.first_step == (first.last_step or 0) + 1
 
@@ -250,7 +250,7 @@ def test_a_worker_killed_before_it_had_started_the_training_hands_the_attempt_ba
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")
     assert [attempt.reason for attempt in fleet.attempts(job_id)] == ["handed_back", None]
     job = fleet.job(job_id)
-    assert (job.failures, job.losses) == (0, 0)
+    assert (job.failures, job.lost_workers) == (0, 0)
 
 
 def journal_steps(fleet: Bench, job_id: str) -> int:

@@ -28,7 +28,7 @@ def test_flushall_during_a_run_loses_and_doubles_nothing(
             client.flushall()
             fleet.wait_for_step(job_id, step)
     job = fleet.wait_for_status(job_id, "succeeded")
-    assert (job.attempt, job.failures, job.losses) == (1, 0, 0)
+    assert (job.attempt, job.failures, job.lost_workers) == (1, 0, 0)
     assert fleet.checkpoints(job_id) == ["final", "step-40", "step-60", "step-80"]
     steps = [event.fields["step"] for event in fleet.events(job_id) if event.type == "progress"]
     assert steps == list(range(1, 81))

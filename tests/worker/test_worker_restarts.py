@@ -12,7 +12,7 @@ def test_a_worker_told_to_stop_hands_its_job_back_and_another_goes_on(fleet: Ben
     first.terminate()
     assert first.wait(60) == 0
     job = fleet.job(job_id)
-    assert (job.status, job.status_reason, job.failures, job.losses) == ("queued", "handed_back", 0, 0)
+    assert (job.status, job.status_reason, job.failures, job.lost_workers) == ("queued", "handed_back", 0, 0)
     assert not marked_processes(job_id)
     fleet.start_worker("w2")
     job = fleet.wait_for_status(job_id, "succeeded")
@@ -31,7 +31,7 @@ def test_a_restarted_worker_takes_up_the_training_that_its_killed_process_left(f
     assert marked_processes(job_id)
     fleet.start_worker()
     job = fleet.wait_for_status(job_id, "succeeded")
-    assert (job.attempt, job.losses, job.failures) == (1, 0, 0)
+    assert (job.attempt, job.lost_workers, job.failures) == (1, 0, 0)
     fleet.check_events(job_id)
 
 

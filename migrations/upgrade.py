@@ -23,7 +23,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.database.db import postgres_arguments
+from server.database.connections import postgres_arguments
 from server.database.schema import cannot_open, schema_too_new
 from zeta_core.system.database_url import DatabaseAddress
 

@@ -9,10 +9,10 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
-from server.http.answers import ERROR_RESPONSES, answer_errors
-from server.http.proxies import Proxies
-from server.http.request_log import Trail
-from server.metrics import JobNumbers, RequestNumbers
+from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
+from server.http.proxies import ProxyMiddleware
+from server.http.request_log import RequestLogMiddleware, RequestMetrics
+from server.metrics import JobMetrics
 from server.routes import checkpoints, files, jobs, operations, streams, workers
 from server.service import Service
 from zeta_core.contract.job import events
@@ -45,10 +45,10 @@ def create_app(service: Service) -> FastAPI:
     )
     registry = CollectorRegistry()
     app.state.service = service
-    app.state.job_numbers = JobNumbers(registry)
-    app.add_middleware(Trail, numbers=RequestNumbers(registry))
-    app.add_middleware(Proxies, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
-    answer_errors(app)
+    app.state.job_metrics = JobMetrics(registry)
+    app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry))
+    app.add_middleware(ProxyMiddleware, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
+    register_error_handlers(app)
     modules = (jobs, streams, checkpoints, files, workers, operations)
     for module in modules:
         app.include_router(module.router)

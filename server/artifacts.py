@@ -98,7 +98,7 @@ class Incoming:
         self._file.close()
 
 
-class ArtifactStore:
+class ArtifactFolder:
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self.root = root
         self._min_free_bytes = min_free_bytes

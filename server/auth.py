@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import or_, select, update
 
-from server.database.db import Database
+from server.database.connections import Database
 from server.database.tables import KeyRow
 from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings
 from zeta_core.contract.identifiers import new_id
@@ -50,7 +50,7 @@ async def authenticate(database: Database, secret: str | None) -> Caller:
     return Caller(row.id, row.project, frozenset(str(scope) for scope in row.scopes))
 
 
-async def keep_admin_key(database: Database, secret: str | None) -> None:
+async def register_admin_key(database: Database, secret: str | None) -> None:
     """Make the settings' key the one admin key out of settings: an earlier one stops working.
 
     Raises `InvalidSettings` when no key at all would open the service.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
@@ -19,22 +19,6 @@ from zeta_core.contract.job.status import JobStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 WAIT_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
-
-
-class RequestNumbers:
-    """HTTP requests of this process by method, route and status."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ("method", "route", "status")
-        self._requests = Counter("zeta_http_requests", "HTTP requests that were answered.", labels, registry=registry)
-        self._seconds = Histogram(
-            "zeta_http_request_seconds", "Time until the response was complete.", ("method", "route"), registry=registry
-        )
-
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
-        self._requests.labels(known, route, str(status)).inc()
-        self._seconds.labels(known, route).observe(seconds)
 
 
 class _Totals(Collector):
@@ -51,7 +35,7 @@ class _Totals(Collector):
         return [family]
 
 
-class JobNumbers:
+class JobMetrics:
     """Metrics of jobs, queue waits, workers and slots, from the database and the engine."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

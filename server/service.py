@@ -7,22 +7,19 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
 
-from fastapi import Depends, Request
-
-from server.artifacts import ArtifactStore
-from server.auth import keep_admin_key
-from server.database.db import Database
-from server.database.identity import identify_service
+from server.artifact_ownership import claim_store
+from server.artifacts import ArtifactFolder
+from server.auth import register_admin_key
+from server.database.connections import Database
 from server.database.schema import require_schema
+from server.database.service_identity import identify_service
 from server.engine.engine import Engine
 from server.engine.event_signal import Subscription
+from server.engine.job_removal import LOOK_SECONDS, finish_deletions
 from server.engine.loops import Pace
-from server.engine.removal import LOOK_SECONDS, finish_deletions
-from server.files.quota import OpenUploads
-from server.ownership import own_store
 from server.settings import ServerSettings
+from server.uploads.quota import OpenUploads
 
 
 class Stopping:
@@ -50,7 +47,7 @@ class Stopping:
 class Service:
     settings: ServerSettings
     database: Database
-    store: ArtifactStore
+    store: ArtifactFolder
     engine: Engine
     uploads: OpenUploads
     stopping: Stopping = field(default_factory=Stopping)
@@ -62,14 +59,14 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
     database = Database(settings.database)
     try:
         await require_schema(database)
-        store = ArtifactStore(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
+        store = ArtifactFolder(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
         service = await identify_service(database)
         await asyncio.to_thread(store.prepare)
         engine = Engine(database, settings, service)
         await engine.claim()  # first, so that a server that refuses to start changes neither store nor admin key
         try:
-            await asyncio.to_thread(own_store, settings, service)
-            await keep_admin_key(database, settings.api_key)
+            await asyncio.to_thread(claim_store, settings, service)
+            await register_admin_key(database, settings.api_key)
             engine.start()
             deletions = partial(finish_deletions, database, store)
             engine.loops.start("deletions", deletions, Pace(idle_seconds=LOOK_SECONDS), limit_seconds=None)
@@ -79,12 +76,3 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             await engine.stop()
     finally:
         await database.close()
-
-
-def _service(request: Request) -> Service:
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
-
-
-TheService = Annotated[Service, Depends(_service)]

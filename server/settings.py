@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from server.http.proxies import Networks, read_networks, read_prefix
 from zeta_core.system.database_url import sqlite_url
 from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
 
 GIBIBYTE = 2**30
 MIN_FREE_BYTES = 256 * 2**20
+_PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+def parse_networks(text: str) -> Networks:
+    """The addresses and networks of a comma-separated list. Raises `ValueError`."""
+    return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def parse_path_prefix(text: str) -> str:
+    """A path prefix such as ``/zeta`` without its trailing slash; empty for none. Raises `ValueError`."""
+    path = text.rstrip("/")
+    if path and not _PATH_PREFIX.fullmatch(path):
+        raise ValueError("it must be a path such as /zeta")
+    return path
 
 
 def _networks(value: str) -> str:
-    read_networks(value)
+    parse_networks(value)
     return value
 
 
@@ -31,11 +48,11 @@ class DatabaseSettings(Settings):
 
 
 class ServerSettings(DatabaseSettings, FleetSettings):
-    """What ``zeta server`` needs. ``api_key``, if given, is the admin key."""
+    """The settings of ``zeta server``. ``api_key``, if given, is the admin key."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
-    root_path: Annotated[str, AfterValidator(read_prefix)] = Field(
+    root_path: Annotated[str, AfterValidator(parse_path_prefix)] = Field(
         default="", description="path prefix under which a reverse proxy publishes the service, such as /zeta"
     )
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
@@ -75,7 +92,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
 
     @property
     def trusted_networks(self) -> Networks:
-        return read_networks(self.trusted_proxies)
+        return parse_networks(self.trusted_proxies)
 
     def hub_allows(self, hub_id: str) -> bool:
         """Whether jobs may read ``owner/name`` from the Hugging Face Hub."""

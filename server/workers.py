@@ -7,8 +7,8 @@ database, so it survives restarts of the worker and of the server until the work
 from __future__ import annotations
 
 from server.auth import ADMIN_SCOPE, Caller
-from server.database.drains import drained_workers
-from server.database.pages import PageQuery, page
+from server.database.draining import drained_workers
+from server.database.pagination import PageQuery, page
 from server.database.tables import DrainRow
 from server.engine.engine import Engine
 from server.service import Service

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.rooms import FLOORS, ROOMS, Room, upward_imports, violations
+from tests.harness.rooms import FLOORS, ROOMS, Room, import_cycle, upward_imports, violations
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +34,18 @@ def test_every_import_of_every_room_keeps_to_the_table() -> None:
 @pytest.mark.parametrize("package", FLOORS)
 def test_the_parts_of_a_room_with_floors_import_downwards_only(package: str) -> None:
     assert upward_imports(ROOT, package) == []
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_the_modules_of_a_package_import_each_other_without_cycles(package: str) -> None:
+    assert import_cycle(ROOT, package) == []
+
+
+def test_an_import_cycle_is_found(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server/jobs.py").write_text("from server import files\n")
+    (tmp_path / "server/files.py").write_text("def late():\n    from server.jobs import find\n")
+    assert set(import_cycle(tmp_path, "server")) == {"server.jobs", "server.files"}
 
 
 def test_an_import_that_points_up_and_a_part_without_a_floor_are_told(tmp_path: Path) -> None:
@@ -83,7 +95,7 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
         (
             "worker/tasks.py",
             "from ..server.database import db\n",
-            "worker/tasks.py:1: worker imports server.database.db;",
+            "worker/tasks.py:1: worker imports server.database.connections;",
         ),
         ("worker/tasks.py", "from sqlalchemy import select\n", "worker imports sqlalchemy;"),
         ("zeta/client.py", "import zeta_core.train\n", "zeta imports zeta_core.train;"),

@@ -9,7 +9,7 @@ from sqlalchemy import column, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.database.availability import first_line
-from server.database.db import Database
+from server.database.connections import Database
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.system.database_url import DatabaseAddress
 

@@ -48,7 +48,7 @@ class Applied:
     ended: bool  # the batch ended the attempt
 
 
-async def apply(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> Applied:
+async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> Applied:
     """Store the new lines of ``batch`` in this transaction; the caller sends the acknowledgement after the commit.
 
     ``max_events`` limits the events of the `LIMITED` types for each job.

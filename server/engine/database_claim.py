@@ -30,10 +30,10 @@ from redis.utils import str_if_bytes
 from sqlalchemy import CursorResult, select, update
 
 from server.database.availability import DatabaseUnavailable
-from server.database.db import Database
+from server.database.connections import Database
 from server.database.tables import ServiceRow
-from server.engine.link import remove_wrong_type
 from server.engine.loops import rest
+from server.engine.redis_client import remove_wrong_type
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import DATABASE_KEY
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable, calling_redis

@@ -33,7 +33,7 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database import running_time
+from server.database import time_limits
 from server.database.events import warn
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import StatusChange, change_status
@@ -143,7 +143,7 @@ async def _requeue(session: AsyncSession, job: JobRow, change: StatusChange) -> 
         to = JobStatus.CANCELLED if job.requested_action == "cancel" else JobStatus.PAUSED
         await _apply(session, job, StatusChange(to, _REASONS[to], attempt_reason=ended, line=change.line))
         return
-    if await running_time.is_used_up(session, job):
+    if await time_limits.is_used_up(session, job):
         limit = StatusReason.TIME_LIMIT
         error = JobError(code=limit, message=REASON_SENTENCES[limit])
         failure = StatusChange(JobStatus.FAILED, limit, attempt_reason=ended, error=error, line=change.line)

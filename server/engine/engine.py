@@ -17,19 +17,19 @@ from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from server.database.availability import DatabaseUnavailable
-from server.database.db import Database
+from server.database.connections import Database
 from server.engine import database_claim, redis_claim
-from server.engine.checks import Checks
-from server.engine.courier import Courier
 from server.engine.database_claim import DatabaseClaim
-from server.engine.event_signal import Stored
-from server.engine.fleet import Fleet
-from server.engine.keeper import Keeper
-from server.engine.link import Dropped, connect, remove_wrong_type, send_to_worker
-from server.engine.loops import STOP_SECONDS, Loops, Pace
+from server.engine.dispatcher import Dispatcher
+from server.engine.event_signal import EventSignal
+from server.engine.job_monitor import JobMonitor
+from server.engine.known_workers import KnownWorkers
+from server.engine.loops import STOP_SECONDS, BackgroundLoops, Pace
+from server.engine.message_consumer import MessageConsumer
 from server.engine.redis_claim import RedisClaim
+from server.engine.redis_client import DroppedMessages, connect, remove_wrong_type, send_to_worker
 from server.engine.scheduler import Scheduler
-from server.engine.watch import Watch
+from server.engine.spec_checks import SpecChecks
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat
@@ -48,26 +48,28 @@ class Engine:
         """``service`` is the id of the service that the database belongs to."""
         self.database = database
         self.settings = settings
-        self.stored = Stored()
-        self.dropped = Dropped()
-        self.loops = Loops()
-        self._fleet = Fleet(settings.worker_secret)
+        self.event_signal = EventSignal()
+        self.dropped = DroppedMessages()
+        self.loops = BackgroundLoops()
+        self._workers = KnownWorkers(settings.worker_secret)
         self._redis = connect(settings.redis_url)
         self._redis_claim = RedisClaim(self._redis, settings.redis_url, service)
         self._database_claim = DatabaseClaim(database, self._redis, settings.redis_url)
-        self._courier = Courier(settings.redis_url, self._redis, settings.worker_secret)
-        self._keeper = Keeper(database, self._redis, settings, self.stored, self.dropped, self.wake)
+        self._dispatcher = Dispatcher(settings.redis_url, self._redis, settings.worker_secret)
+        self._consumer = MessageConsumer(database, self._redis, settings, self.event_signal, self.dropped, self.wake)
         self._scheduler = Scheduler(
             database,
-            self._fleet,
-            self._courier.send,
+            self._workers,
+            self._dispatcher.send,
             claim_seconds=settings.claim_seconds,
             project_max_running=settings.project_max_running,
         )
-        self._watch = Watch(
-            database, self._fleet, self._send_to_worker, self.stored, self.wake, lease=settings.lease_seconds
+        self._monitor = JobMonitor(
+            database, self._workers, self._send_to_worker, self.event_signal, self.wake, lease=settings.lease_seconds
         )
-        self.checks = Checks(database, self._fleet, self._send_to_worker, limit_seconds=settings.check_seconds)
+        self.spec_checks = SpecChecks(
+            database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
+        )
 
     async def claim(self) -> None:
         """Claim Redis and the database for each other. If one of them is unavailable, the loops retry.
@@ -89,10 +91,10 @@ class Engine:
         )
         for name, one_pass, seconds in renewals:
             self.loops.start(name, one_pass, Pace(idle_seconds=seconds))
-        self.loops.start("keeper", self._read_messages, Pace())
-        self.loops.start("fleet", self._read_heartbeats, Pace(idle_seconds=LOOK_SECONDS))
+        self.loops.start("messages", self._read_messages, Pace())
+        self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=LOOK_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
-        for name, one_pass in self._watch.passes().items():
+        for name, one_pass in self._monitor.passes().items():
             self.loops.start(name, one_pass, JOB_PACE)
 
     async def stop(self) -> None:
@@ -104,31 +106,31 @@ class Engine:
         with suppress(RedisUnavailable, TimeoutError):  # without Redis there is no group to leave
             async with asyncio.timeout(STOP_SECONDS):
                 await self._redis_claim.release()
-                await self._keeper.leave()
+                await self._consumer.leave()
         with suppress(RedisUnavailable), calling_redis():
             await self._redis.aclose()
-        self._courier.close()
+        self._dispatcher.close()
 
     def wake(self) -> None:
         """Process the queue and the running jobs now, because a job was queued, cancelled or resumed."""
-        self.loops.wake("scheduler", *self._watch.passes())
+        self.loops.wake("scheduler", *self._monitor.passes())
 
     @property
     def redis_ok(self) -> bool:
         """Whether the most recent Redis call succeeded."""
-        return self._fleet.watching
+        return self._workers.watching
 
     def workers(self) -> list[Heartbeat]:
         """The latest heartbeat of every worker that was seen within a day, sorted by name."""
-        return self._fleet.workers()
+        return self._workers.workers()
 
     def last_seen_at(self, worker: str) -> datetime | None:
         """When this server received the worker's latest heartbeat, on this server's clock."""
-        return self._fleet.last_seen_at(worker)
+        return self._workers.last_seen_at(worker)
 
     def is_alive(self, worker: str) -> bool:
         """Whether a new heartbeat of the worker arrived within the last `HEARTBEAT_GONE_SECONDS`."""
-        return self._fleet.is_alive(worker)
+        return self._workers.is_alive(worker)
 
     async def _renew_database_claim(self) -> None:
         self._redis_claim.require()
@@ -141,7 +143,7 @@ class Engine:
 
     async def _read_messages(self) -> None:
         self._require_claims()
-        await self._keeper.one_pass()
+        await self._consumer.one_pass()
 
     async def _read_heartbeats(self) -> None:
         """Read the heartbeats, and wake the scheduler when a worker appeared or a slot changed.
@@ -152,18 +154,18 @@ class Engine:
             self._require_claims()
             with calling_redis():
                 entries = await self._fetch_heartbeats()
-                changed = self._fleet.update(entries)
-                invalid = self._fleet.invalid()
-                gone = self._fleet.unlisted()
+                changed = self._workers.update(entries)
+                invalid = self._workers.invalid()
+                gone = self._workers.unlisted()
                 if remove := [*invalid, *gone]:
                     await self._redis.hdel(WORKERS_HASH, *remove)
         except RedisUnavailable:
-            self._fleet.unreachable()
+            self._workers.unreachable()
             raise
         for reason in invalid.values():
             self.dropped.invalid("heartbeats", reason)
         if gone:
-            self._fleet.forget(gone)
+            self._workers.forget(gone)
         if changed:
             self.wake()
 

@@ -27,7 +27,7 @@ class Subscription:
         return True
 
 
-class Stored:
+class EventSignal:
     """Notifications of this process only: another server's events are seen by reading the database now and then."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ class Pace:
     idle_factor: float = 0.0
 
 
-class Loop:
+class BackgroundLoop:
     """A loop; ``trouble`` is set from the first failed pass until the next successful one."""
 
     def __init__(
@@ -124,17 +124,17 @@ class Loop:
         self._pause_seconds = FIRST_PAUSE_SECONDS
 
 
-class Loops:
+class BackgroundLoops:
     """The loops of one process, started and stopped together."""
 
     def __init__(self, *, give_up_seconds: float = GIVE_UP_SECONDS) -> None:
         self.stopping = asyncio.Event()
         self._give_up_seconds = give_up_seconds
-        self._loops: list[Loop] = []
+        self._loops: list[BackgroundLoop] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, name: str, one_pass: Pass, pace: Pace, *, limit_seconds: float | None = PASS_LIMIT_SECONDS) -> None:
-        loop = Loop(name, one_pass, pace, limit_seconds=limit_seconds, give_up_seconds=self._give_up_seconds)
+        loop = BackgroundLoop(name, one_pass, pace, limit_seconds=limit_seconds, give_up_seconds=self._give_up_seconds)
         self._loops.append(loop)
         self._tasks.append(asyncio.create_task(loop.run(self.stopping), name=f"loop-{name}"))
 

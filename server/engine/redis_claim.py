@@ -20,8 +20,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from server.engine.link import remove_wrong_type
 from server.engine.loops import rest
+from server.engine.redis_client import remove_wrong_type
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import SERVICE_KEY
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable, calling_redis

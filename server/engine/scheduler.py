@@ -19,12 +19,12 @@ from sqlalchemy import ColumnElement, and_, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.checkpoints import checkpoint_to_resume
-from server.database.db import Database
-from server.database.drains import drained_workers
+from server.database.connections import Database
+from server.database.draining import drained_workers
 from server.database.tables import JobRow
 from server.database.transitions import lock_job
 from server.engine.endings import MAX_BACKOFF_SECONDS
-from server.engine.fleet import Fleet
+from server.engine.known_workers import KnownWorkers
 from server.engine.loops import raise_first, try_each
 from server.engine.placement import Candidate, Wait, choose
 from zeta_core.contract.job.events import utc_now
@@ -58,7 +58,7 @@ class Scheduler:
     def __init__(
         self,
         database: Database,
-        fleet: Fleet,
+        workers: KnownWorkers,
         send: Send,
         *,
         claim_seconds: float,
@@ -66,7 +66,7 @@ class Scheduler:
     ) -> None:
         self._project_max_running = project_max_running
         self._database = database
-        self._fleet = fleet
+        self._workers = workers
         self._send = send
         self._claim_seconds = claim_seconds
         self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it (monotonic)
@@ -78,7 +78,7 @@ class Scheduler:
         The queue is read page by page. Once no slot is free, later pages only need their waiting reasons updated, which
         happens every `EXPLAIN_SECONDS`.
         """
-        if not self._fleet.looked:
+        if not self._workers.looked:
             return  # no heartbeats have been read yet
         async with self._database.read() as session:
             given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
@@ -87,8 +87,8 @@ class Scheduler:
         await self._withdraw_unclaimed(given)
         candidates = [
             Candidate(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _closed(beat, drained))
-            for beat in self._fleet.workers()
-            if self._fleet.is_alive(beat.worker) and not beat.stopping
+            for beat in self._workers.workers()
+            if self._workers.is_alive(beat.worker) and not beat.stopping
         ]
         explain_all = time.monotonic() >= self._explain_all_at
         last: Queued | None = None
@@ -119,7 +119,7 @@ class Scheduler:
         now = utc_now()
 
         async def consider(row: Queued) -> None:
-            if not self._fleet.watching:
+            if not self._workers.watching:
                 waits.append((row, _REDIS_UNREACHABLE))
                 return
             # A time beyond the longest back-off means that the clock was set back; ignore it.
@@ -159,7 +159,7 @@ class Scheduler:
         self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
         for key, row in rows.items():
             too_old = now - self._handed_over[key] > self._claim_seconds
-            gone = self._fleet.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
+            gone = self._workers.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
             if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
                 logger.warning(
                     "Worker %s did not claim %s in time; handing it over again.",

@@ -64,7 +64,7 @@ async def validate(service: Service, caller: Caller, data: Any) -> Estimate:
     sent = {**data, "model": resolved["model"]} if isinstance(spec.model, JobModel) else data
     sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
     reuse = all(is_fixed(source) for source in sources)
-    found = await service.engine.checks.ask(sent, resolved, spec.resources.num_processes, reuse=reuse)
+    found = await service.engine.spec_checks.request(sent, resolved, spec.resources.num_processes, reuse=reuse)
     if isinstance(found, str):
         pending = {**alone.pending, **dict.fromkeys(_OF_A_WORKER, _ASK_A_WORKER)}
         known = alone.model_copy(update={"pending": {name: f"{why} {found}" for name, why in pending.items()}})

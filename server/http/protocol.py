@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from server.http.answers import HeadTooLarge, error_answer
+from server.http.error_responses import HeadTooLarge, error_response
 from zeta_core.contract.errors import MalformedRequest, ZetaError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ServerProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Reject an invalid request and close the connection."""
         error = self._refusal or MalformedRequest("The request is not valid HTTP; send it again.", code="invalid_http")
-        answer = error_answer(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
+        answer = error_response(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
         head = b"".join(b"%b: %b\r\n" % (name, value) for name, value in answer.raw_headers)
         self.transport.write(STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body))
         self.transport.close()

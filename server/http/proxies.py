@@ -12,31 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-Networks = tuple[IPv4Network | IPv6Network, ...]
+from server.settings import Networks, parse_path_prefix
 
-_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^;,"\s]*))\s*')
 _NODE = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
-
-
-def read_networks(text: str) -> Networks:
-    """``ZETA_TRUSTED_PROXIES``: addresses and networks with commas between them. Raises `ValueError`."""
-    return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
-
-
-def read_prefix(text: str) -> str:
-    """``ZETA_ROOT_PATH`` such as ``/zeta``; empty for none. Raises `ValueError`."""
-    path = text.rstrip("/")
-    if path and not _PREFIX.fullmatch(path):
-        raise ValueError("it must be a path such as /zeta")
-    return path
 
 
 def location(request: Request, path: str) -> str:
@@ -59,7 +45,7 @@ class _Origin:
     prefix: str | None = None
 
 
-class Proxies:
+class ProxyMiddleware:
     """Middleware that replaces client, scheme, host and path prefix by the values from trusted proxies."""
 
     def __init__(self, app: ASGIApp, trusted: Networks, root_path: str) -> None:
@@ -111,8 +97,7 @@ class Proxies:
                 _scheme(_last(headers, "x-forwarded-proto")),
                 _host(_last(headers, "x-forwarded-host")),
             )
-        known = prefix is not None and (_PREFIX.fullmatch(prefix.rstrip("/")) or prefix == "/")
-        return replace(origin, prefix=prefix.rstrip("/") if prefix is not None and known else None)
+        return replace(origin, prefix=_prefix(prefix))
 
     def _of_forwarded(self, forwarded: list[dict[str, str]], peer: str) -> _Origin:
         client, reported = self._client(forwarded, peer)
@@ -155,3 +140,10 @@ def _scheme(text: str | None) -> str | None:
 
 def _host(text: str | None) -> str | None:
     return text if text is not None and _HOST.fullmatch(text) else None
+
+
+def _prefix(text: str | None) -> str | None:
+    try:
+        return parse_path_prefix(text) if text is not None else None
+    except ValueError:
+        return None

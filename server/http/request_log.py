@@ -12,11 +12,11 @@ import re
 import secrets
 import time
 
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.answers import ServerFault, error_answer
-from server.metrics import RequestNumbers
+from server.http.error_responses import InternalError, error_response
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,26 @@ SKIPPABLE_BYTES = 64 * 1024  # a body this small has already arrived, so the con
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 
-class Trail:
-    def __init__(self, app: ASGIApp, numbers: RequestNumbers) -> None:
+class RequestMetrics:
+    """HTTP requests of this process by method, route and status."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("method", "route", "status")
+        self._requests = Counter("zeta_http_requests", "HTTP requests that were answered.", labels, registry=registry)
+        self._seconds = Histogram(
+            "zeta_http_request_seconds", "Time until the response was complete.", ("method", "route"), registry=registry
+        )
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+        self._requests.labels(known, route, str(status)).inc()
+        self._seconds.labels(known, route).observe(seconds)
+
+
+class RequestLogMiddleware:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self.app = app
-        self.numbers = numbers
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,14 +80,14 @@ class Trail:
             )
             if status:
                 raise  # the response has started; only closing the connection can mark it as incomplete
-            fault = ServerFault(f"Internal server error; see the server log for request {request_id}.")
-            await error_answer(fault)(scope, receiving, sending)
+            fault = InternalError(f"Internal server error; see the server log for request {request_id}.")
+            await error_response(fault)(scope, receiving, sending)
         finally:
             self._log(scope, request_id, status, time.monotonic() - started)
 
     def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
-        self.numbers.count(scope["method"], route, status, seconds)
+        self.metrics.count(scope["method"], route, status, seconds)
         client = scope.get("client")
         path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
         logger.log(

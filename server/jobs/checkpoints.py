@@ -19,8 +19,8 @@ from server.artifacts import StoredCheckpoint
 from server.auth import Caller
 from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow
-from server.http.ranges import Content, FilePart, Part
-from server.jobs.reading import find_job
+from server.http.downloads import Content, FilePart, Part
+from server.jobs.queries import find_job
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.job.answers import Page

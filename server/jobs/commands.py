@@ -9,11 +9,11 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database import running_time
+from server.database import time_limits
 from server.database.tables import JobRow
 from server.database.transitions import StatusChange, change_status, hold
-from server.jobs.objects import describe_one
-from server.jobs.reading import find_job, first_waiting_reason
+from server.jobs.queries import find_job, initial_waiting_reason
+from server.jobs.serialization import to_job
 from server.service import Service
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.job.commands import ANSWERS, Accepted, Command, Effect, situation_of
@@ -27,9 +27,9 @@ async def obey(service: Service, caller: Caller, job_id: str, command: Command) 
         row = await find_job(session, caller, job_id, lock=True)
         await _apply(service, session, row, accepted(row, command).effect)
         await session.flush()
-        job = await describe_one(session, row)
+        job = await to_job(session, row)
     service.engine.wake()
-    service.engine.stored.notify(job_id)
+    service.engine.event_signal.notify(job_id)
     return job
 
 
@@ -62,7 +62,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
             await _require_time_left(session, row)
             row.not_before = None
             await _change(session, row, JobStatus.QUEUED, StatusReason.RESUMED)
-            row.waiting_reason = first_waiting_reason(service)
+            row.waiting_reason = initial_waiting_reason(service)
         case Effect.NOTHING:
             pass
         case Effect.DELETE | Effect.RERUN:
@@ -79,7 +79,7 @@ async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: Sta
 
 async def _require_time_left(session: AsyncSession, row: JobRow) -> None:
     """Raise `Conflict` for a job that would reach its time limit the moment it starts."""
-    if await running_time.is_used_up(session, row):
+    if await time_limits.is_used_up(session, row):
         raise Conflict(
             f"Job {row.id} has used up its time_limit_seconds; rerun it with a larger one from its newest checkpoint: "
             f"`zeta rerun {row.id} --from latest --set time_limit_seconds=...`.",

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import IdempotencyRow, JobRow
-from server.engine.removal import remove_deleted
+from server.engine.job_removal import remove_deleted
 from server.jobs.commands import accepted
-from server.jobs.reading import find_job
+from server.jobs.queries import find_job
 from server.service import Service
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.job.answers import DeletedObject

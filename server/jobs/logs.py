@@ -19,7 +19,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from server.database.tables import AttemptRow, JobRow
-from server.http.live import HasLeft
+from server.http.streaming import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job.status import ENDED, JobStatus
@@ -71,7 +71,7 @@ class LogReading:
     quiet_seconds: float | None = None  # with follow: end after this time without output, and send no keep-alives
 
 
-async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasLeft) -> AsyncGenerator[bytes]:
+async def text(service: Service, job_id: str, wanted: LogReading, has_left: IsDisconnected) -> AsyncGenerator[bytes]:
     """The log's bytes after ``offset``, with keep-alives for a followed log.
 
     A followed log ends when the job ends, when its reader disconnects, or after ``quiet_seconds``.
@@ -82,7 +82,7 @@ async def text(service: Service, job_id: str, wanted: LogReading, has_left: HasL
     between = b""
     skip = _Skip(wanted.offset)
     idle = _Idle(wanted.quiet_seconds)
-    with service.engine.stored.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
+    with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
         while True:
             for logged in attempts:
                 if logged.number <= last:

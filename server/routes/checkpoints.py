@@ -7,12 +7,10 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.database.pages import PageQuery
-from server.http.callers import TheCaller
-from server.http.ranges import serve
-from server.http.router import Router
+from server.database.pagination import PageQuery
+from server.http.downloads import serve
 from server.jobs import checkpoints
-from server.service import TheService
+from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.checkpoint import Manifest
 

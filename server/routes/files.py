@@ -7,13 +7,11 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import Field
 
-from server.database.pages import PageQuery
-from server.files import rows as files
-from server.http.callers import TheCaller
+from server import files
+from server.database.pagination import PageQuery
+from server.http.downloads import serve
 from server.http.proxies import location
-from server.http.ranges import serve
-from server.http.router import Router
-from server.service import TheService
+from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.answers import DeletedObject, Page, StoredFile
 
 router = Router(prefix="/v1/files", tags=["files"])

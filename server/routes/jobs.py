@@ -8,13 +8,9 @@ from fastapi import Header, Query, Request, Response
 
 from server.estimates import estimate
 from server.http.bodies import read_body
-from server.http.callers import TheCaller
 from server.http.proxies import location
-from server.http.router import Router
-from server.jobs import commands, deletions
-from server.jobs import reading as jobs
-from server.jobs.query import JobQuery
-from server.service import TheService
+from server.jobs import commands, deletions, queries
+from server.routes.routing import Router, TheCaller, TheService
 from server.submitting import reruns, submissions
 from zeta_core.contract.job.answers import DeletedObject, Page
 from zeta_core.contract.job.estimate import Estimate
@@ -60,15 +56,15 @@ async def validate_job(service: TheService, caller: TheCaller, request: Request)
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
-async def list_jobs(service: TheService, caller: TheCaller, asked: Annotated[JobQuery, Query()]) -> Page[Job]:
+async def list_jobs(service: TheService, caller: TheCaller, asked: Annotated[queries.JobQuery, Query()]) -> Page[Job]:
     """The jobs of the project, newest first."""
-    return await jobs.list_jobs(service, caller, asked)
+    return await queries.list_jobs(service, caller, asked)
 
 
 @router.get("/{job_id}")
 async def get_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
     """The current state of a job."""
-    return await jobs.get_job(service, caller, job_id)
+    return await queries.get_job(service, caller, job_id)
 
 
 @router.post("/{job_id}/cancel", status_code=202)

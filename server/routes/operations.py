@@ -8,9 +8,7 @@ from fastapi import Request, Response
 
 from server import metrics
 from server.artifacts import disk_state
-from server.http.callers import TheCaller
-from server.http.router import Router
-from server.service import TheService
+from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.answers import Health
 from zeta_core.system.distribution import version
 
@@ -43,6 +41,6 @@ async def is_ready(service: TheService) -> Health:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def read_metrics(service: TheService, caller: TheCaller, request: Request) -> Response:
     """The service's metrics in Prometheus format."""
-    job_numbers = request.app.state.job_numbers
-    assert isinstance(job_numbers, metrics.JobNumbers)
-    return Response(await job_numbers.text(service), media_type=metrics.CONTENT_TYPE)
+    job_metrics = request.app.state.job_metrics
+    assert isinstance(job_metrics, metrics.JobMetrics)
+    return Response(await job_metrics.text(service), media_type=metrics.CONTENT_TYPE)

@@ -7,13 +7,11 @@ from typing import Annotated
 from fastapi import Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.database.pages import DEFAULT_LIMIT, MAX_LIMIT
-from server.http.callers import TheCaller
-from server.http.live import LiveResponse
-from server.http.router import Router
-from server.jobs import curves, logs, stream
-from server.jobs.reading import require_job
-from server.service import TheService
+from server.database.pagination import DEFAULT_LIMIT, MAX_LIMIT
+from server.http.streaming import LiveResponse
+from server.jobs import event_stream, logs, training_curves
+from server.jobs.queries import require_job
+from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.answers import Curves, Page
 from zeta_core.contract.job.events import Event
@@ -67,12 +65,12 @@ async def read_events(
     """Stored events, oldest first. With `Accept: text/event-stream`: a live stream, resumable with `Last-Event-ID`."""
     await require_job(service, caller, job_id)
     if EVENT_STREAM not in accept:
-        return await stream.read_page(service, job_id, asked.after, asked.limit)
-    seen = stream.last_event_id(last_event_id)
-    if seen is not None and await stream.is_read_to_its_end(service, job_id, seen):
+        return await event_stream.read_page(service, job_id, asked.after, asked.limit)
+    seen = event_stream.last_event_id(last_event_id)
+    if seen is not None and await event_stream.is_read_to_its_end(service, job_id, seen):
         return Response(status_code=204)
     after = asked.after if seen is None else seen
-    text = stream.live(service, job_id, after, request.is_disconnected)
+    text = event_stream.live(service, job_id, after, request.is_disconnected)
     return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
 
 
@@ -104,5 +102,5 @@ async def read_metrics(
 ) -> Curves | Response:
     """The training's curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
     await require_job(service, caller, job_id)
-    found = await curves.read_curves(service, job_id, asked.max_points)
-    return Response(curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found
+    found = await training_curves.read_curves(service, job_id, asked.max_points)
+    return Response(training_curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found

@@ -7,10 +7,8 @@ from typing import Annotated
 from fastapi import Query
 
 from server import workers
-from server.database.pages import PageQuery
-from server.http.callers import TheCaller
-from server.http.router import Router
-from server.service import TheService
+from server.database.pagination import PageQuery
+from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.answers import Page, Worker
 
 router = Router(prefix="/v1/workers", tags=["workers"])

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
-from server.files.formats import unreadable
 from server.service import Service
 from server.settings import ServerSettings
+from server.uploads.formats import unreadable
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.answers import FilePurpose

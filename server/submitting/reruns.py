@@ -10,7 +10,7 @@ from server.auth import Caller
 from server.database.checkpoints import LATEST, newest_resumable
 from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
-from server.jobs.reading import find_job
+from server.jobs.queries import find_job
 from server.service import Service
 from server.submitting.submissions import answered_before, create, submission
 from zeta_core.contract.errors import InvalidRequest

@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.tables import IdempotencyRow, JobRow
 from server.database.transitions import create_job
-from server.jobs.objects import describe_one
-from server.jobs.reading import first_waiting_reason
+from server.jobs.queries import initial_waiting_reason
+from server.jobs.serialization import to_job
 from server.service import Service
 from server.submitting.acceptance import Accepted, accept, read_spec
 from zeta_core.contract.errors import InvalidRequest
@@ -62,7 +62,7 @@ async def answered_before(service: Service, caller: Caller, request: Submission)
         return None
     async with service.database.read() as session:
         earlier = await _answered(session, caller, request.idempotency_key, request.sent_sha256)
-        return await describe_one(session, earlier) if earlier is not None else None
+        return await to_job(session, earlier) if earlier is not None else None
 
 
 async def create(
@@ -75,13 +75,13 @@ async def create(
         if key is not None:
             earlier = await _claim_key(session, caller, key, request.sent_sha256)
             if earlier is not None:
-                return await describe_one(session, earlier), True
+                return await to_job(session, earlier), True
         row = _row(service, caller, await accept(session, service, caller, spec), data, parent)
         await create_job(session, row)
         if key is not None:
             await _keep_answer(session, caller, key, row.id)
         await session.flush()
-        job = await describe_one(session, row)
+        job = await to_job(session, row)
     service.engine.wake()
     return job, False
 
@@ -93,7 +93,7 @@ def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent
         project=caller.project,
         created_by=caller.key_id,
         parent=parent,
-        waiting_reason=first_waiting_reason(service),
+        waiting_reason=initial_waiting_reason(service),
         entity_name=spec.entity_name,
         spec=data,
         resolved_spec=accepted.resolved_spec,

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import psutil
 from sqlalchemy import select
 
-from server.database.db import Database
-from server.database.identity import identify_service
+from server.database.connections import Database
+from server.database.service_identity import identify_service
 from server.database.tables import AttemptRow, CheckpointRow, DrainRow, EventRow, JobEndRow, JobRow, Table
 from server.engine.engine import Engine
 from server.settings import ServerSettings

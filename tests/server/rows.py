@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import select
 
-from server.artifacts import ArtifactStore
+from server.artifacts import ArtifactFolder
 from server.database import events
-from server.database.db import Database
+from server.database.connections import Database
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
 from server.database.transitions import StatusChange, change_status, create_job, lock_job
 from server.settings import ServerSettings
@@ -35,7 +35,7 @@ class Rows:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.store = ArtifactStore(settings.artifacts)
+        self.store = ArtifactFolder(settings.artifacts)
         self.store.prepare()
 
     def job(self, *, project: str = "default", spec: Mapping[str, Any] | None = None) -> str:

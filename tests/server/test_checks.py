@@ -27,7 +27,7 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
 
 
 def ask(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
-    return fleet.loop.run(engine.checks.ask(SPEC, resolved, 1))
+    return fleet.loop.run(engine.spec_checks.request(SPEC, resolved, 1))
 
 
 def test_a_check_is_asked_once_and_answered_from_what_is_kept(fleet: Bench, shared_valkey: ValkeyServer) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from server.database.availability import DatabaseUnavailable
-from server.database.db import Database
+from server.database.connections import Database
 
 LONG = "WITH RECURSIVE c(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM c WHERE x < 300000) SELECT count(*) FROM c"
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.jobs.curves import thinned
+from server.jobs.training_curves import thinned
 from tests.harness.service import parse_sse
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows

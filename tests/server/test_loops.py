@@ -137,8 +137,10 @@ def test_a_redis_that_answers_nonsense_is_an_outage_that_ends(
         wait_until(lambda: ready()["status"] == "ok", 30, "the server to be ready")
         own_valkey.kill()
         with imposter(own_valkey.port, answer):
-            wait_until(lambda: {"loop keeper", "loop fleet"} <= set(ready()["parts"]), 30, "both loops to be reported")
-            assert ready()["parts"]["loop keeper"].startswith("failing since 20")
+            wait_until(
+                lambda: {"loop messages", "loop heartbeats"} <= set(ready()["parts"]), 30, "both loops to be reported"
+            )
+            assert ready()["parts"]["loop messages"].startswith("failing since 20")
             job = http.post("/v1/jobs", json=SPEC)
             assert job.status_code == 201
         own_valkey.start()

@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, insert, make_url, select, text
 
 from migrations.upgrade import newest_revision, upgrade
-from server.database.db import Database
+from server.database.connections import Database
 from server.database.schema import SCHEMA_REVISION, require_schema
 from server.database.tables import JobEndRow, JobRow, Table
 from server.settings import DatabaseSettings

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from server.database.tables import CheckpointRow, DrainRow, JobRow
-from server.engine.courier import Courier
-from server.engine.fleet import Fleet
-from server.engine.link import connect
+from server.engine.dispatcher import Dispatcher
+from server.engine.known_workers import KnownWorkers
+from server.engine.redis_client import connect
 from server.engine.scheduler import Scheduler
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, signed_heartbeat
@@ -38,7 +38,7 @@ class Stepped:
         self.now = 0.0
         self.beats = 0
         self.fails = fails
-        self.fleet = Fleet(SECRET, lambda: self.now)
+        self.fleet = KnownWorkers(SECRET, lambda: self.now)
         self._database = database
         self.scheduler = Scheduler(database.database, self.fleet, self._send, claim_seconds=claim_seconds, **limits)
         self.fleet.update({})
@@ -379,7 +379,7 @@ def test_a_lost_hand_over_is_given_to_another_worker_and_the_late_claim_is_denie
 
 
 def test_a_courier_that_met_an_outage_delivers_again_when_redis_is_back(own_valkey: ValkeyServer) -> None:
-    courier = Courier(own_valkey.url, connect(own_valkey.url), SECRET)
+    courier = Dispatcher(own_valkey.url, connect(own_valkey.url), SECRET)
     message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
     asyncio.run(courier.send(message))
     own_valkey.kill()

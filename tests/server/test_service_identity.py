@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from migrations.upgrade import upgrade
-from server.database.db import Database
-from server.database.identity import identify_service
+from server.database.connections import Database
+from server.database.service_identity import identify_service
 from server.engine.database_claim import DOUBT_SECONDS, RENEW_SECONDS
 from tests.harness.network import Line
 from tests.harness.postgres import PostgresServer

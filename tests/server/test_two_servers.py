@@ -8,9 +8,9 @@ import redis
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database import db
-from server.database.db import Database
-from server.database.identity import identify_service
+from server.database import connections
+from server.database.connections import Database
+from server.database.service_identity import identify_service
 from server.database.transitions import lock_job
 from server.engine.engine import Engine
 from tests.harness.fleet import Bench, bench
@@ -77,7 +77,7 @@ def test_a_server_that_vanishes_in_the_middle_of_a_transaction_holds_up_the_othe
     postgres_url: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'"
-    monkeypatch.setattr(db, "POSTGRES_BEGIN", short)
+    monkeypatch.setattr(connections, "POSTGRES_BEGIN", short)
     with bench(tmp_path, redis_url, postgres_url) as fleet:
         fleet.start_engine()
         job_id = fleet.submit(steps="3")

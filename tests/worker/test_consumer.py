@@ -11,8 +11,8 @@ from queue import Empty, SimpleQueue
 import pytest
 import redis
 
-from server.engine.courier import Courier
-from server.engine.link import connect
+from server.engine.dispatcher import Dispatcher
+from server.engine.redis_client import connect
 from tests.harness.network import Line
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
@@ -39,7 +39,7 @@ class Exchange:
 
         async def send() -> None:
             client = connect(self._url)
-            courier = Courier(self._url, client, "s")
+            courier = Dispatcher(self._url, client, "s")
             try:
                 await courier.send(HandOver(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
             finally:

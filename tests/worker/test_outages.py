@@ -61,7 +61,7 @@ def test_a_redis_that_answers_nonsense_costs_no_attempt(tmp_path: Path, own_valk
         with imposter(own_valkey.port):
             for line in ("heartbeat cannot be sent", "Redis cannot be written", "Redis cannot be read"):
                 wait_until(lambda line=line: line in log.read_text(), 60, f"the outage '{line}' to be logged")
-            wait_until(lambda: "keeper" in engine.loops.troubles(), 60, "the server to notice")
+            wait_until(lambda: "messages" in engine.loops.troubles(), 60, "the server to notice")
         own_valkey.start()
         assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
         assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded", 60).attempt == 1

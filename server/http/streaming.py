@@ -2,7 +2,7 @@
 
 Starlette cancels the task of a streamed answer when its client leaves. A cancellation in the middle of a database
 statement costs its connection, which SQLAlchemy drops. So these answers are never cancelled; what writes them asks
-`HasLeft` each time it has waited.
+`IsDisconnected` each time it has waited.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-HasLeft = Callable[[], Awaitable[bool]]  # Request.is_disconnected
+IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 
 class LiveResponse(StreamingResponse):

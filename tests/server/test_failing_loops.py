@@ -13,14 +13,14 @@ from zeta_core.system.outage import EXIT_STATUS
 # limit for defects.
 PROGRAM = """
 import asyncio, logging, sys
-from server.engine.loops import Loops, Pace
+from server.engine.loops import BackgroundLoops, Pace
 from zeta_core.system.redis_access import RedisUnavailable
 
 logging.basicConfig(level=logging.INFO)
 case, num_passes = sys.argv[1], 0
 
 async def main():
-    loops, done = Loops(give_up_seconds=0.3), asyncio.Event()
+    loops, done = BackgroundLoops(give_up_seconds=0.3), asyncio.Event()
 
     async def one_pass():
         global num_passes

@@ -61,14 +61,14 @@ class RangeNotSatisfiable(ZetaError):
         self.num_bytes = num_bytes
 
 
-class ServerFault(ZetaError):
+class InternalError(ZetaError):
     """An internal error; the message reveals no implementation details."""
 
     type = "internal_error"
     code = "internal_error"
 
 
-def error_answer(error: ZetaError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(error: ZetaError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     status = STATUS_OF_TYPE.get(error.type, 500)
     further: dict[str, str] = {}
     if status == 401:
@@ -80,7 +80,7 @@ def error_answer(error: ZetaError, headers: Mapping[str, str] | None = None) -> 
     return JSONResponse(error.body().model_dump(mode="json"), status, headers={**(headers or {}), **further})
 
 
-def answer_errors(app: FastAPI) -> None:
+def register_error_handlers(app: FastAPI) -> None:
     """Register the error handlers; `trail` answers any remaining exceptions."""
     app.add_exception_handler(ZetaError, _zeta_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -95,12 +95,12 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 async def _zeta_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ZetaError)
-    return error_answer(error)
+    return error_response(error)
 
 
 async def _client_left(_request: Request, error: Exception) -> JSONResponse:
     """The client has disconnected, so this response only appears in the request log."""
-    return error_answer(MalformedRequest("The request body was truncated; send it again.", code="incomplete_body"))
+    return error_response(MalformedRequest("The request body was truncated; send it again.", code="incomplete_body"))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -108,7 +108,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers = {"Allow": ", ".join(_allowed(request))}
-    return error_answer(_of_http(request, error), headers)
+    return error_response(_of_http(request, error), headers)
 
 
 def _of_http(request: Request, error: HTTPException) -> ZetaError:
@@ -139,7 +139,7 @@ async def _invalid_parameters(request: Request, error: Exception) -> JSONRespons
     for fault in faults[:MAX_DETAILS]:
         detail = _parameter_detail(fault, known, search=len(details) < MAX_SUGGESTIONS)
         details.setdefault(detail.param or detail.message, detail)
-    return error_answer(error_of(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS)))
+    return error_response(error_of(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS)))
 
 
 def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search: bool) -> ErrorDetail:

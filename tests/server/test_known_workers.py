@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.engine import fleet
-from server.engine.fleet import Fleet
+from server.engine import known_workers
+from server.engine.known_workers import KnownWorkers
 from tests.harness.played_worker import signed_heartbeat
 
 LEASE_SECONDS = 120.0
@@ -15,7 +15,7 @@ class Hearing:
     def __init__(self) -> None:
         self.now = 1000.0
         self.beat = 0
-        self.fleet = Fleet("secret", lambda: self.now)
+        self.fleet = KnownWorkers("secret", lambda: self.now)
         self.look(beats=True)
         self.look(beats=True)
 
@@ -64,7 +64,7 @@ def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_befo
 def test_a_worker_that_was_silent_for_a_day_is_forgotten_and_comes_back_with_its_next_beat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fleet, "UNLISTED_SECONDS", 60.0)
+    monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 60.0)
     hearing = Hearing()
     hearing.now += 1000  # this server stood still: the silence was its own
     hearing.look(beats=False)

@@ -1,7 +1,7 @@
 """Which running trainings are told to end: as the user asked, at their time limit, or because their worker is drained.
 
 An order is due in each pass until the attempt has ended, so one that is lost is repeated. The time limit is counted by
-this process's monotonic clock from where the database left it; see `database.running_time`.
+this process's monotonic clock from where the database left it; see `database.time_limits`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy import and_, select, update
 
-from server.database import running_time
-from server.database.db import Database
+from server.database import time_limits
+from server.database.connections import Database
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
@@ -52,7 +52,7 @@ class _Timed:
     noted_at: float = -NOTE_SECONDS  # monotonic; the first pass notes
 
 
-class Orders:
+class StopRequests:
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
@@ -79,7 +79,7 @@ class Orders:
         over: set[tuple[str, int]] = set()
         notes: dict[tuple[str, int], float] = {}
         for row in running:
-            limit = running_time.limit_of({"time_limit_seconds": row.time_limit_seconds})
+            limit = time_limits.limit_of({"time_limit_seconds": row.time_limit_seconds})
             if limit is None:
                 continue
             key = (row.id, row.attempt)
@@ -98,7 +98,7 @@ class Orders:
 
     async def _first_seen(self, row: Running, now: float) -> _Timed:
         async with self._database.read() as session:
-            earlier = await running_time.earlier_seconds(session, row.id, row.attempt)
+            earlier = await time_limits.earlier_seconds(session, row.id, row.attempt)
         by_the_wall = (utc_now() - row.started_at).total_seconds()
         return _Timed(earlier, max(row.ran_seconds or 0.0, by_the_wall, 0.0), seen_at=now)
 

@@ -21,11 +21,12 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from server.database.availability import DatabaseUnavailable
-from server.database.db import Database
-from server.engine import apply_journal, checks
-from server.engine.claims import answer_claim
-from server.engine.event_signal import Stored
-from server.engine.link import Dropped, remove_wrong_type, send_to_worker
+from server.database.connections import Database
+from server.engine.apply_journal import apply_batch
+from server.engine.attempt_claims import answer_claim
+from server.engine.event_signal import EventSignal
+from server.engine.redis_client import DroppedMessages, remove_wrong_type, send_to_worker
+from server.engine.spec_checks import store_result
 from server.settings import ServerSettings
 from zeta_core.contract.wire.messages import (
     FROM_WORKER,
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
-class Keeper:
+class MessageConsumer:
     """One consumer of the group; ``attempt_ended`` is called after a commit that freed a slot."""
 
     def __init__(
@@ -59,15 +60,15 @@ class Keeper:
         database: Database,
         redis: Redis,
         settings: ServerSettings,
-        stored: Stored,
-        dropped: Dropped,
+        event_signal: EventSignal,
+        dropped: DroppedMessages,
         attempt_ended: Callable[[], None],
     ) -> None:
         self._database = database
         self._redis = redis
         self._secret = settings.worker_secret
         self._max_events = settings.max_job_events
-        self._stored = stored
+        self._event_signal = event_signal
         self._dropped = dropped
         self._attempt_ended = attempt_ended
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -196,7 +197,7 @@ class Keeper:
                 return await self._batch(message)
             case CheckResult():
                 async with self._database.write() as session:
-                    await checks.keep(session, message)
+                    await store_result(session, message)
                 return None
 
     async def _claim(self, claim: Claim) -> tuple[str, BaseModel]:
@@ -210,14 +211,14 @@ class Keeper:
             "granted" if answer.granted else f"denied, {answer.reason}",
             extra={"action": "claim", "job_id": claim.job_id, "attempt": claim.attempt},
         )
-        self._stored.notify(claim.job_id)
+        self._event_signal.notify(claim.job_id)
         return claim.worker, answer
 
     async def _batch(self, batch: JournalBatch) -> tuple[str, BaseModel]:
         async with self._database.write() as session:
-            applied = await apply_journal.apply(session, batch, max_events=self._max_events)
+            applied = await apply_batch(session, batch, max_events=self._max_events)
         if applied.stored:
-            self._stored.notify(batch.job_id)
+            self._event_signal.notify(batch.job_id)
         if applied.ended:
             self._attempt_ended()
         return batch.worker, applied.ack

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from server.artifacts import ArtifactStore, Incoming
-from server.database.db import Database
+from server.artifacts import ArtifactFolder, Incoming
+from server.database.connections import Database
 from server.database.tables import FileRow
 from zeta_core.contract.errors import QuotaExceeded
 
@@ -37,7 +37,7 @@ class OpenUpload:
 class OpenUploads:
     """The unfinished uploads of this process. Create one per process, inside its event loop."""
 
-    def __init__(self, database: Database, store: ArtifactStore, quota_bytes: int | None) -> None:
+    def __init__(self, database: Database, store: ArtifactFolder, quota_bytes: int | None) -> None:
         self._database = database
         self._store = store
         self._quota_bytes = quota_bytes

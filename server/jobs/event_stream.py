@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import EventRow, JobRow
-from server.http.live import HasLeft
+from server.http.streaming import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.answers import Page
@@ -62,12 +62,12 @@ async def is_read_to_its_end(service: Service, job_id: str, after: int) -> bool:
         return job is not None and JobStatus(job.status) in ENDED and job.last_seq <= after
 
 
-async def live(service: Service, job_id: str, after: int, has_left: HasLeft) -> AsyncGenerator[bytes]:
+async def live(service: Service, job_id: str, after: int, has_left: IsDisconnected) -> AsyncGenerator[bytes]:
     """The stream's bytes, from the event after ``after``, until its reader ``has_left``."""
     poll_seconds = ALONE_POLL_SECONDS if service.database.is_sqlite else POLL_SECONDS
     yield b"retry: 2000\n\n"
     spoke = time.monotonic()
-    with service.engine.stored.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
+    with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
         while not (service.stopping.requested or await has_left()):
             async with service.database.read() as session:
                 job = await session.get(JobRow, job_id)

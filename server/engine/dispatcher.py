@@ -8,12 +8,12 @@ from typing import Any
 from celery import Celery
 from redis.asyncio import Redis
 
-from server.engine.link import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
+from server.engine.redis_client import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
 from zeta_core.contract.wire.messages import START_TASK, HandOver, queue_keys, sign, worker_queue
 from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 
-class Courier:
+class Dispatcher:
     """A Celery producer that refers to the task by name only."""
 
     def __init__(self, redis_url: str, redis: Redis, secret: str) -> None:

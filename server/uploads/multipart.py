@@ -2,7 +2,7 @@
 
 Guarantees: the body is never held in memory as a whole or written twice. Reading starts only after the caller is
 authenticated and the announced length fits the limit and the disk. Every byte counts against the quota when it arrives
-(`server.files.quota`). An interrupted upload leaves nothing behind. Uploads that stall or take too long are ended.
+(`server.uploads.quota`). An interrupted upload leaves nothing behind. Uploads that stall or take too long are ended.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.files.formats import SUFFIXES, check_beginning, check_name
-from server.files.model_check import check_model
-from server.files.names import file_name, parameters
-from server.files.quota import OpenUpload, OpenUploads
 from server.settings import ServerSettings
+from server.uploads.file_names import file_name, parameters
+from server.uploads.formats import SUFFIXES, check_beginning, check_name
+from server.uploads.model_check import check_model
+from server.uploads.quota import OpenUpload, OpenUploads
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
 from zeta_core.contract.job.answers import FilePurpose

@@ -12,48 +12,52 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import select
 
-from server.database.db import Database
-from server.database.drains import drained_workers
+from server.database.connections import Database
+from server.database.draining import drained_workers
 from server.database.tables import AttemptRow, JobRow
-from server.database.transitions import lock_job
-from server.engine.disk import resume_paused_by_disk
+from server.database.transitions import StatusChange, change_status, lock_job
 from server.engine.endings import lose_worker
-from server.engine.event_signal import Stored
-from server.engine.fleet import Fleet
+from server.engine.event_signal import EventSignal
+from server.engine.known_workers import KnownWorkers
 from server.engine.loops import Pass, raise_first, try_each
-from server.engine.orders import RUNNING, Orders
-from zeta_core.contract.job.status import JobStatus
+from server.engine.stop_requests import RUNNING, StopRequests
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopOrder, place_of
 
 # A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
+# Otherwise, a job whose checkpoint doesn't fit on a disk above its low-space threshold would restart continuously.
+DISK_REST_SECONDS = 10.0
+DISK_MESSAGE = "Disk space is available again."
 
 logger = logging.getLogger(__name__)
 SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
-class Watch:
+class JobMonitor:
     def __init__(
         self,
         database: Database,
-        fleet: Fleet,
+        workers: KnownWorkers,
         send_to_worker: SendToWorker,
-        stored: Stored,
+        event_signal: EventSignal,
         freed: Callable[[], None],
         *,
         lease: float,
     ) -> None:
         self._database = database
-        self._fleet = fleet
+        self._workers = workers
         self._send_to_worker = send_to_worker
-        self._stored = stored
+        self._event_signal = event_signal
         self._freed = freed
-        self._orders = Orders(database)
+        self._stop_requests = StopRequests(database)
         self._lease_seconds = lease
         self._unlisted_since: dict[tuple[str, int], float] = {}  # monotonic
         self._stale_since: dict[tuple[str, str, int], float] = {}
@@ -61,29 +65,29 @@ class Watch:
     def passes(self) -> dict[str, Pass]:
         """The passes by name. Each runs in its own loop, so that a failure in one does not affect the others."""
         return {
-            "stop orders": self._send_orders,
+            "stop requests": self._send_stop_requests,
             "lost workers": self._find_lost,
             "stale attempts": self._fence_stale_attempts,
             "disk space": self._resume_paused_by_disk,
         }
 
-    async def _send_orders(self) -> None:
-        if not self._fleet.watching:
+    async def _send_stop_requests(self) -> None:
+        if not self._workers.watching:
             return
         running, drained = await self._read()
 
         async def send(due: tuple[str, StopOrder]) -> None:
             await self._send_to_worker(*due)
 
-        raise_first(await try_each(await self._orders.due(running, drained), send))
+        raise_first(await try_each(await self._stop_requests.due(running, drained), send))
 
     async def _resume_paused_by_disk(self) -> None:
-        if not self._fleet.watching:
+        if not self._workers.watching:
             return
         _, drained = await self._read()
-        if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._fleet.workers()):
+        if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._workers.workers()):
             for job_id in await resume_paused_by_disk(self._database):
-                self._stored.notify(job_id)
+                self._event_signal.notify(job_id)
                 self._freed()
 
     async def _read(self) -> tuple[Sequence[Any], Collection[str]]:
@@ -91,10 +95,10 @@ class Watch:
             return (await session.execute(RUNNING)).all(), await drained_workers(session)
 
     def _takes_jobs(self, beat: Heartbeat) -> bool:
-        return self._fleet.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
+        return self._workers.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
 
     async def _find_lost(self) -> None:
-        if not self._fleet.watching:
+        if not self._workers.watching:
             return
         running, _ = await self._read()
         now = time.monotonic()
@@ -104,7 +108,7 @@ class Watch:
             key = (row.id, row.attempt)
             why: str | None = None
             place = place_of(row.incarnation)
-            silent = self._fleet.silent_seconds(row.worker, place)
+            silent = self._workers.silent_seconds(row.worker, place)
             if silent > self._lease_seconds:
                 why = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
             elif self._knows(row.worker, place) and not self._lists(row.worker, key):
@@ -120,11 +124,11 @@ class Watch:
 
     def _knows(self, worker: str, place: str | None) -> bool:
         """Whether the worker is alive and runs in this folder, so that it would list the attempt."""
-        beat = self._fleet.get(worker) if self._fleet.is_alive(worker) else None
+        beat = self._workers.get(worker) if self._workers.is_alive(worker) else None
         return beat is not None and (place is None or place_of(beat.incarnation) in (place, None))
 
     def _lists(self, worker: str, key: tuple[str, int]) -> bool:
-        beat = self._fleet.get(worker)
+        beat = self._workers.get(worker)
         return beat is not None and any((slot.job_id, slot.attempt) == key for slot in beat.slots)
 
     async def _lose(self, job_id: str, attempt: int, why: str) -> None:
@@ -140,17 +144,17 @@ class Watch:
             why,
             extra={"action": "worker_lost", "job_id": job_id, "attempt": attempt},
         )
-        self._stored.notify(job_id)
+        self._event_signal.notify(job_id)
         self._freed()
 
     async def _fence_stale_attempts(self) -> None:
         """Tell workers to end attempts that are over, such as those of a worker that was cut off and declared lost."""
-        if not self._fleet.watching:
+        if not self._workers.watching:
             return
         listed = {
             (beat.worker, slot.job_id, slot.attempt)
-            for beat in self._fleet.workers()
-            if self._fleet.is_alive(beat.worker)
+            for beat in self._workers.workers()
+            if self._workers.is_alive(beat.worker)
             for slot in beat.slots
             if slot.job_id is not None and slot.attempt is not None
         }
@@ -189,3 +193,33 @@ class Watch:
 
 _STATES = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker)
 _LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line)
+
+
+async def resume_paused_by_disk(database: Database) -> list[str]:
+    """Queue the jobs that a full disk paused at least `DISK_REST_SECONDS` ago; returns their ids.
+
+    Call it only when a worker has free space.
+    """
+    waiting = select(JobRow.id, JobRow.waiting_reason).where(
+        JobRow.status == JobStatus.PAUSED, JobRow.status_reason == StatusReason.DISK_FULL
+    )
+    async with database.read() as session:
+        rows = (await session.execute(waiting)).all()
+    now = utc_now()
+    queued: list[str] = []
+
+    async def consider(row: Any) -> None:
+        job_id, reason = row
+        since = datetime.fromisoformat((reason or {})["since"])
+        if now - timedelta(seconds=DISK_REST_SECONDS) < since <= now:  # a future time comes from another clock
+            return
+        async with database.write() as session:
+            job = await lock_job(session, job_id)
+            if job is None or job.status_reason != StatusReason.DISK_FULL:
+                return
+            change = StatusChange(JobStatus.QUEUED, StatusReason.RESUMED, message=DISK_MESSAGE)
+            if await change_status(session, job, change, expect={JobStatus.PAUSED}, attempt=job.attempt):
+                queued.append(job_id)
+
+    raise_first(await try_each(rows, consider))
+    return queued

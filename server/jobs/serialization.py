@@ -15,11 +15,11 @@ from zeta_core.contract.job.status import JobStatus
 FINAL = "final"
 
 
-async def describe_one(session: AsyncSession, row: JobRow) -> Job:
-    return (await describe(session, [row]))[0]
+async def to_job(session: AsyncSession, row: JobRow) -> Job:
+    return (await to_jobs(session, [row]))[0]
 
 
-async def describe(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
+async def to_jobs(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
     """The jobs of ``rows`` in their order, with attempts, checkpoints and places in the queue."""
     started = [row.id for row in rows if row.attempt > 0]
     attempts: dict[str, list[Attempt]] = defaultdict(list)

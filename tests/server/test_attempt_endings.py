@@ -8,8 +8,8 @@ import pytest
 
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import StatusChange, change_status, lock_job
-from server.engine import apply_journal
-from server.engine.claims import answer_claim
+from server.engine.apply_journal import apply_batch
+from server.engine.attempt_claims import answer_claim
 from server.engine.endings import MAX_LOST_WORKERS, backoff_seconds, lose_worker
 from tests.harness.fleet import Bench, bench
 from tests.harness.played_worker import checkpoint, progress, status
@@ -50,7 +50,7 @@ def apply(database: Bench, job_id: str, attempt: int, *lines: dict[str, Any]) ->
     async def write() -> None:
         async with database.database.write() as session:
             batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=list(lines))
-            assert (await apply_journal.apply(session, batch)).ack.stored_line == len(lines)
+            assert (await apply_batch(session, batch)).ack.stored_line == len(lines)
 
     database.loop.run(write())
 
@@ -282,7 +282,7 @@ def test_a_job_keeps_so_many_logs_and_progress_events_and_one_warning_says_where
     async def write() -> None:
         async with database.database.write() as session:
             batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=said)
-            applied = await apply_journal.apply(session, batch, max_events=3)
+            applied = await apply_batch(session, batch, max_events=3)
             assert (applied.ack.stored_line, applied.ended) == (len(said), True)
 
     database.loop.run(write())

@@ -9,11 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.pages import PageQuery, newest_first, page, storable
+from server.database.pagination import PageQuery, newest_first, page, storable
 from server.database.tables import FileRow, JobRow
-from server.files.uploads import MAX_FORM_BYTES, check_length, receive
-from server.http.ranges import Content, FilePart
+from server.http.downloads import Content, FilePart
 from server.service import Service
+from server.uploads.multipart import MAX_FORM_BYTES, check_length, receive
 from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.answers import DeletedObject, Page, StoredFile

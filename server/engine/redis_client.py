@@ -68,7 +68,7 @@ async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Except
     return True
 
 
-class Dropped:
+class DroppedMessages:
     """Counts the messages that were removed from Redis without effect, and logs them at most once a minute per place.
 
     A place is a source of invalid entries, or `UNAPPLIED` for valid messages that this server failed to apply.

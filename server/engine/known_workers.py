@@ -29,7 +29,7 @@ class _Seen:
     )
 
 
-class Fleet:
+class KnownWorkers:
     def __init__(self, secret: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._secret = secret
         self._clock = clock

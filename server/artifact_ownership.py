@@ -33,7 +33,7 @@ class StoreOwner(BaseModel):
     home: str
 
 
-def own_store(settings: ServerSettings, service: str) -> None:
+def claim_store(settings: ServerSettings, service: str) -> None:
     """Make this service the owner of a store without one. Raises `InvalidSettings` if another service owns it."""
     root = settings.artifacts
     file = root / OWNER_FILE

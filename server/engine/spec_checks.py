@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.db import Database
+from server.database.connections import Database
 from server.database.tables import CheckRow
-from server.engine.fleet import Fleet
+from server.engine.known_workers import KnownWorkers
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
@@ -34,14 +34,16 @@ WORKER_FACTOR = 4.0  # the worker's time limit as a multiple of the caller's: lo
 SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
-class Checks:
-    def __init__(self, database: Database, fleet: Fleet, send_to_worker: SendToWorker, *, limit_seconds: float) -> None:
+class SpecChecks:
+    def __init__(
+        self, database: Database, workers: KnownWorkers, send_to_worker: SendToWorker, *, limit_seconds: float
+    ) -> None:
         self._database = database
-        self._fleet = fleet
+        self._workers = workers
         self._send_to_worker = send_to_worker
         self._limit_seconds = limit_seconds
 
-    async def ask(
+    async def request(
         self, spec: dict[str, Any], resolved_spec: dict[str, Any], processes: int, *, reuse: bool = True
     ) -> CheckAnswer | str:
         """A worker's check result for the spec, or the reason why there is none.
@@ -81,8 +83,8 @@ class Checks:
         """The worker with the most free slots."""
         able = [
             beat
-            for beat in self._fleet.workers()
-            if self._fleet.is_alive(beat.worker) and not beat.stopping and beat.contract_version >= CHECK_VERSION
+            for beat in self._workers.workers()
+            if self._workers.is_alive(beat.worker) and not beat.stopping and beat.contract_version >= CHECK_VERSION
         ]
         return max(able, key=lambda beat: sum(slot.job_id is None for slot in beat.slots), default=None)
 
@@ -94,7 +96,7 @@ class Checks:
         return row.failure if row.answer is None else CheckAnswer.model_validate(row.answer)
 
 
-async def keep(session: AsyncSession, result: CheckResult) -> None:
+async def store_result(session: AsyncSession, result: CheckResult) -> None:
     """Store a worker's check result, and delete expired ones."""
     now = utc_now()
     answer = result.answer.model_dump(mode="json") if result.answer is not None else None

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from server.engine import fleet as workers_seen
-from server.engine.fleet import Fleet
+from server.engine import known_workers
+from server.engine.known_workers import KnownWorkers
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
@@ -54,7 +54,7 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
     wait_until(told, 20, "the returned worker to be told that its attempt is over")
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
 
-    monkeypatch.setattr(workers_seen, "UNLISTED_SECONDS", 1.0)  # of a day
+    monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 1.0)  # of a day
     wait_until(lambda: client.hlen(WORKERS_HASH) == 0, 30, "the heartbeats of both to be removed")
 
     def listed_again() -> bool:
@@ -65,7 +65,7 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
 
 
 def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -> None:
-    fleet = Fleet(SECRET)
+    fleet = KnownWorkers(SECRET)
     fleet.update({"a": signed_heartbeat("another", "a", 1), "b": signed_heartbeat(SECRET, "a", 1), "c": "nonsense"})
     assert fleet.workers() == []
 

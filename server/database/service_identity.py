@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.db import Database
+from server.database.connections import Database
 from server.database.tables import ServiceRow
 from zeta_core.contract.identifiers import new_id
 from zeta_core.system.file_identity import FileIdentity

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from server.database.tables import AttemptRow, DrainRow, JobRow
-from server.engine import orders
+from server.engine import stop_requests
 from server.engine.engine import Engine
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, progress, status
@@ -53,7 +53,7 @@ def change(fleet: Bench, row: type[Any], key: Any, **values: Any) -> None:
 def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_job_fails(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orders, "NOTE_SECONDS", 0.1)
+    monkeypatch.setattr(stop_requests, "NOTE_SECONDS", 0.1)
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=60))
     worker.start(fleet, job_id)
@@ -134,7 +134,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained
 def test_a_job_that_waits_for_room_on_the_disk_goes_on_by_itself(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engine.disk.REST_SECONDS", 0.0)
+    monkeypatch.setattr("server.engine.job_monitor.DISK_REST_SECONDS", 0.0)
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)

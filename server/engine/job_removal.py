@@ -12,8 +12,8 @@ import logging
 
 from sqlalchemy import delete, select
 
-from server.artifacts import ArtifactStore
-from server.database.db import Database
+from server.artifacts import ArtifactFolder
+from server.database.connections import Database
 from server.database.tables import EventRow, JobRow
 from server.engine.loops import raise_first, try_each
 
@@ -23,7 +23,7 @@ CHUNK_EVENTS = 5000  # removed per transaction, so that other writers get a turn
 logger = logging.getLogger(__name__)
 
 
-async def remove_deleted(database: Database, store: ArtifactStore, job_id: str) -> None:
+async def remove_deleted(database: Database, store: ArtifactFolder, job_id: str) -> None:
     """Remove a marked job's artifacts, then its rows. A disk error is logged, and the removal is retried later."""
     try:
         await asyncio.to_thread(store.remove_job, job_id)
@@ -40,7 +40,7 @@ async def remove_deleted(database: Database, store: ArtifactStore, job_id: str) 
     logger.info("Deleted %s.", job_id, extra={"action": "delete", "job_id": job_id})
 
 
-async def finish_deletions(database: Database, store: ArtifactStore) -> None:
+async def finish_deletions(database: Database, store: ArtifactFolder) -> None:
     """Finish all interrupted deletions."""
     async with database.read() as session:
         left = list(await session.scalars(select(JobRow.id).where(JobRow.deleted_at.is_not(None))))

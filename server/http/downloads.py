@@ -17,7 +17,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from server.http.answers import RangeNotSatisfiable
+from server.http.error_responses import RangeNotSatisfiable
 from zeta_core.contract.spec.validation import shown
 
 CHUNK_BYTES = 1 << 20  # 3.5 times faster than the usual 64 KiB

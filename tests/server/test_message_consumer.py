@@ -14,9 +14,9 @@ from sqlalchemy import select, text, update
 
 from server.database.availability import DatabaseUnavailable
 from server.database.tables import CheckRow, JobRow
-from server.engine.event_signal import Stored
-from server.engine.keeper import MAX_TRIES, Keeper
-from server.engine.link import UNAPPLIED, Dropped, connect
+from server.engine.event_signal import EventSignal
+from server.engine.message_consumer import MAX_TRIES, MessageConsumer
+from server.engine.redis_client import UNAPPLIED, DroppedMessages, connect
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
@@ -229,14 +229,16 @@ class LoneKeeper:
 
     def __init__(self, fleet: Bench) -> None:
         self.fleet = fleet
-        self.dropped = Dropped()
+        self.dropped = DroppedMessages()
         fleet.loop.run(self._open())
 
     async def _open(self) -> None:
         async with self.fleet.database.write() as session:  # the table that the check of the database writes to
             await session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
         self.redis = connect(self.fleet.settings.redis_url)
-        self.keeper = Keeper(self.fleet.database, self.redis, self.fleet.settings, Stored(), self.dropped, lambda: None)
+        self.keeper = MessageConsumer(
+            self.fleet.database, self.redis, self.fleet.settings, EventSignal(), self.dropped, lambda: None
+        )
 
     def passes(self, number: int) -> None:
         """Run passes that each fail because the database rejects the first message."""

@@ -1,0 +1,101 @@
+"""Finds and lists the jobs of a project, with the filters ``?status=&entity_name=&metadata[k]=v``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from sqlalchemy import Select, Text, cast, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.database.pagination import PageQuery, newest_first, page, storable
+from server.database.tables import JobRow
+from server.database.transitions import lock_job
+from server.jobs.serialization import to_job, to_jobs
+from server.service import Service
+from zeta_core.contract.errors import NotFound
+from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.job import Job, WaitingReason
+from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
+from zeta_core.contract.spec.validation import shown
+
+MAX_METADATA = 16  # maximum number of entries of a job
+_METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without what would end a path in SQLite's JSON
+# A job contains its spec twice: as submitted, and resolved.
+_SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
+
+
+class JobQuery(PageQuery):
+    """All filters must match; several ``status`` values match any of them. ``metadata[k]=v`` matches one entry."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")  # metadata[k] is no fixed name; others are refused below
+
+    status: list[JobStatus] = Field(default_factory=list[JobStatus])
+    entity_name: str | None = None
+
+    @model_validator(mode="after")
+    def _only_metadata_besides(self) -> JobQuery:
+        for name in self.model_extra or {}:
+            if not _METADATA.match(name):
+                raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
+        if (count := len(self.model_extra or {})) > MAX_METADATA:
+            sentence = f"metadata[k] is given {count} times; a job has at most {MAX_METADATA} entries."
+            raise PydanticCustomError("too_many", "{sentence}", {"name": "metadata", "sentence": sentence})
+        return self
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        found = ((_METADATA.match(name), value) for name, value in (self.model_extra or {}).items())
+        return {match.group(1): str(value) for match, value in found if match}
+
+
+def matching(project: str, asked: JobQuery) -> Select[JobRow]:
+    query = select(JobRow).where(JobRow.project == project, JobRow.deleted_at.is_(None))
+    if asked.status:
+        query = query.where(JobRow.status.in_(sorted(set(asked.status))))
+    if asked.entity_name is not None:
+        query = query.where(JobRow.entity_name == storable(asked.entity_name))
+    for name, value in asked.metadata.items():
+        query = query.where(JobRow.job_metadata[storable(name)].as_string() == storable(value))
+    return query
+
+
+async def list_jobs(service: Service, caller: Caller, asked: JobQuery) -> Page[Job]:
+    async with service.database.read() as session:
+        query = matching(caller.project, asked)
+        rows, has_more = await newest_first(session, JobRow, query, asked, size=_SPEC_BYTES)
+        return page(await to_jobs(session, rows), has_more, lambda job: job.id)
+
+
+async def get_job(service: Service, caller: Caller, job_id: str) -> Job:
+    async with service.database.read() as session:
+        return await to_job(session, await find_job(session, caller, job_id))
+
+
+async def require_job(service: Service, caller: Caller, job_id: str) -> None:
+    """Raise `NotFound` unless the caller has this job."""
+    async with service.database.read() as session:
+        await find_job(session, caller, job_id)
+
+
+async def find_job(session: AsyncSession, caller: Caller, job_id: str, *, lock: bool = False) -> JobRow:
+    """The caller's job, locked for the transaction if ``lock``. Raises `NotFound`, also for jobs of other projects."""
+    row: JobRow | None = None
+    if is_id(job_id, "job"):
+        row = await (lock_job(session, job_id) if lock else session.get(JobRow, job_id))
+    if row is None or row.project != caller.project or row.deleted_at is not None:
+        raise NotFound(f"Job {shown(job_id)} not found; GET /v1/jobs lists your jobs.", code="job_not_found")
+    return row
+
+
+def initial_waiting_reason(service: Service) -> dict[str, Any] | None:
+    """The waiting reason of a new job until the scheduler has processed it."""
+    if any(service.engine.is_alive(beat.worker) for beat in service.engine.workers()):
+        return None
+    code = WaitingCode.NO_WORKER
+    return WaitingReason(code=code, message=WAITING_SENTENCES[code], since=utc_now()).model_dump(mode="json")

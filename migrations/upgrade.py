@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.database.connections import postgres_arguments
 from server.database.schema import cannot_open, schema_too_new
 from zeta_core.system.database_url import DatabaseAddress
+from zeta_core.system.durable_files import rename_durably
 
 logger = logging.getLogger(__name__)
 
@@ -137,5 +138,5 @@ def _copy(database: Path, head: str) -> None:
     finally:
         copy.close()
         source.close()
-    partial.replace(target)
+    rename_durably(partial, target)  # SQLite has flushed it
     logger.info("Backed up the database to %s before the upgrade.", target)

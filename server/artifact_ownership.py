@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.system.durable_files import write_durably
 
 OWNER_FILE = "service.json"
 
@@ -58,10 +59,9 @@ def claim_store(settings: ServerSettings, service: str) -> None:
             extra={"action": "store_taken_over"},
         )
     present = StoreOwner(service=service, host=socket.gethostname(), home=str(settings.home))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_text(present.model_dump_json(indent=2) + "\n")
-        temporary.replace(file)
+        write_durably(file, f"{present.model_dump_json(indent=2)}\n".encode(), part=part)
     except OSError as error:
         raise InvalidSettings(
             f"ZETA_ARTIFACTS_URL is {str(root)!r}, which cannot be written: {error.strerror}.",

@@ -32,6 +32,7 @@ from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key
+from zeta_core.system.durable_files import rename_durably
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ class Incoming:
     def keep(self, target: Path) -> None:
         """Rename the flushed file to ``target``. Raises `Unavailable`."""
         try:
-            self.path.replace(target)
-            sync_directory(target.parent)
+            rename_durably(self.path, target)
         except OSError as error:
             raise _storage_error(error) from error
         self._file.close()
@@ -220,15 +220,6 @@ def disk_state(settings: ServerSettings) -> str:
 def _storage_error(error: OSError) -> Unavailable:
     code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_unavailable"
     return Unavailable(f"The upload could not be stored: {error.strerror}.", code=code)
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries, so that a rename in it survives a power failure."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -13,7 +13,6 @@ Concurrent downloads into the same folder are not supported.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from zeta.transport import HttpTransport
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable, ZetaError
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME
+from zeta_core.system.durable_files import flush, part_of, rename_durably, write_durably
 
 CHUNK_BYTES = 1 << 20
 ATTEMPTS_ON_WRONG_BYTES = 2
@@ -157,7 +157,7 @@ def _inside(directory: Path, path: str) -> Path:
 
 
 def _require_free_space(directory: Path, files: tuple[ManifestFile, ...], targets: dict[str, Path]) -> None:
-    missing = sum(file.size - _size(_part_of(targets[file.path])) for file in files if not targets[file.path].exists())
+    missing = sum(file.size - _size(part_of(targets[file.path])) for file in files if not targets[file.path].exists())
     free = shutil.disk_usage(directory).free
     if missing > free:
         raise Unavailable(
@@ -193,12 +193,12 @@ def _bring(
         if not overwrite:
             raise _file_exists(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(target)
+    part = part_of(target)
     for _ in range(ATTEMPTS_ON_WRONG_BYTES):
         digest = _fetch(transport, url + quote(file.path), file, part, report)
         if digest == file.sha256:
-            _sync(part)
-            part.replace(target)
+            flush(part)
+            rename_durably(part, target)
             return
         part.unlink()
     raise Corrupt(
@@ -250,14 +250,7 @@ def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, r
 
 
 def _write_manifest(directory: Path, manifest_bytes: bytes) -> None:
-    part = _part_of(directory / MANIFEST_NAME)
-    part.write_bytes(manifest_bytes)
-    _sync(part)
-    part.replace(directory / MANIFEST_NAME)
-
-
-def _part_of(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
+    write_durably(directory / MANIFEST_NAME, manifest_bytes)
 
 
 def _size(path: Path) -> int:
@@ -274,11 +267,3 @@ def _digest(path: Path) -> _Digest:
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
     return digest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

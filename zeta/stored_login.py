@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta.address import checked_url
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.system.durable_files import write_private_durably
 from zeta_core.system.settings import ApiKey
 
 
@@ -65,14 +63,7 @@ def store_login(variables: Mapping[str, str], login: Login) -> Path:
     file = _required_login_file(variables)
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, aside = tempfile.mkstemp(dir=file.parent)  # mode 0600 from the start
-        try:
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(login.model_dump_json())
-            Path(aside).replace(file)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                Path(aside).unlink()
+        write_private_durably(file, login.model_dump_json())
     except OSError as error:
         raise InvalidSettings(
             f"The login cannot be stored in {file}: {error.strerror}; set XDG_CONFIG_HOME to a folder that you can "

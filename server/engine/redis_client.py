@@ -8,7 +8,6 @@ nothing but itself.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from typing import Any
 
@@ -20,12 +19,12 @@ from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
 from zeta_core.contract.wire.messages import sign, worker_stream
+from zeta_core.system.log_throttle import LogThrottle
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 WORKER_STREAM_LENGTH = 10_000  # unread messages for each worker; dropped ones are sent again anyway
-LOG_SECONDS = 60.0
 UNAPPLIED = "unapplied"
 
 logger = logging.getLogger(__name__)
@@ -76,8 +75,7 @@ class DroppedMessages:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._logged_at: dict[str, float] = {}
-        self._silent: Counter[str] = Counter()
+        self._throttle = LogThrottle(logger, action="dropped")
 
     def invalid(self, place: str, reason: object) -> None:
         """Count an invalid entry; ``place`` names its source, one of a few."""
@@ -90,11 +88,4 @@ class DroppedMessages:
 
     def _add(self, place: str, level: int, message: str, error: BaseException | None) -> None:
         self.counts[place] += 1
-        now = time.monotonic()
-        if now - self._logged_at.get(place, float("-inf")) < LOG_SECONDS:
-            self._silent[place] += 1
-            return
-        self._logged_at[place] = now
-        further, self._silent[place] = self._silent[place], 0
-        more = f" ({further} more since the last report)" if further else ""
-        logger.log(level, "%s%s", message, more, exc_info=error, extra={"action": "dropped"})
+        self._throttle.log(place, level, message, error)

@@ -16,6 +16,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.wire.messages import worker_stream
 from zeta_core.contract.wire.run_directory import STOP_FILE, run_directory
+from zeta_core.system.durable_files import PART_SUFFIX
 from zeta_core.system.outage import EXIT_STATUS
 
 # A guard with short limits, and the loop, step or main thread that the argument names. It ends itself with status 0
@@ -97,7 +98,7 @@ def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: Benc
     worker = fleet.start_worker(hang_seconds=3)
     job_id = fleet.submit(steps="100000", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
-    fifo = fleet.settings.home / "workers" / "w1" / run_directory(job_id, 1) / f"{STOP_FILE}.new"
+    fifo = fleet.settings.home / "workers" / "w1" / run_directory(job_id, 1) / f"{STOP_FILE}{PART_SUFFIX}"
     os.mkfifo(fifo)  # writing the stop order hangs, as it does on a network file system whose server is down
     fleet.request(job_id, "pause")
     assert worker.wait(60) == EXIT_STATUS

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from zeta_core.system.durable_files import write_at_once
+
 COPY_BYTES = 4 * 2**20
 TAIL_BYTES = 256 * 1024
 EARLIER_SUFFIX = ".1"  # beside the log: what was its end before the last cut
@@ -64,9 +66,7 @@ class JobLog:
     def _cut(self, size: int, limit: int) -> None:
         """Keep the log's end beside it, and let the log begin anew; its writers append, wherever that is."""
         tail = self._tail(size, limit)
-        temporary = self._earlier.with_name(f"{self._earlier.name}.new")
-        temporary.write_bytes(tail)
-        temporary.replace(self._earlier)
+        write_at_once(self._earlier, tail)
         os.truncate(self._log, 0)
 
     def _tail(self, size: int | None = None, limit: int | None = None) -> bytes:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, step_of, surplus
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
+from zeta_core.system.durable_files import flush, rename_durably, write_durably
 
 COPY_BYTES = 4 * 2**20
 # Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
@@ -149,10 +150,7 @@ def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
         if _manifest_bytes(source) != manifest:
             _remove(partial)
             return _bring(source, target, insist)  # a training replaced its `best` meanwhile: that one is brought
-        with (partial / MANIFEST_NAME).open("wb") as stored:
-            stored.write(manifest)
-            stored.flush()
-            os.fsync(stored.fileno())
+        write_durably(partial / MANIFEST_NAME, manifest)
     except OSError:
         insist()
         _remove(partial)  # half a checkpoint must not take the room that a full disk lacks
@@ -160,8 +158,7 @@ def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
     insist()
     if target.exists():
         _remove(target)
-    partial.rename(target)
-    _sync_directory(target.parent)
+    rename_durably(partial, target)
 
 
 def _bring_file(source: Path, partial: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
@@ -189,8 +186,7 @@ def _copy(origin: Path, place: Path, file: ManifestFile, insist: Callable[[], No
             insist()
             digest.update(chunk)
             written.write(chunk)
-        written.flush()
-        os.fsync(written.fileno())
+    flush(place)
     if digest.hexdigest() != file.sha256:
         raise BrokenCheckpoint(f"{file.path} has another SHA-256 than its manifest says; the copy is given up.")
 
@@ -221,11 +217,3 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(doomed)
     directory.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from pathlib import Path
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, GivenUp
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RUN_FILE, RunFile
+from zeta_core.system.durable_files import write_at_once
 
 LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 
@@ -93,9 +94,7 @@ def prepare(
     order = order.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
-    temporary = directory / f"{RUN_FILE}.new"
-    temporary.write_text(order.model_dump_json(indent=2))
-    temporary.replace(directory / RUN_FILE)
+    write_at_once(directory / RUN_FILE, order.model_dump_json(indent=2).encode())
 
 
 def _refuse_without_room(checkpoint: Path) -> None:

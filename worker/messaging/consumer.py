@@ -25,8 +25,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis as redis_transport
 from pydantic import TypeAdapter
 
-from worker.messaging.invalid import InvalidEntries
-from worker.messaging.link import connect, remove_wrong_type
+from worker.messaging.link import InvalidEntries, connect, remove_wrong_type
 from worker.outage import Loop
 from worker.settings import WorkerSettings
 from zeta_core.contract.wire.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue

@@ -18,7 +18,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.utils import str_if_bytes
 
-from worker.messaging.invalid import InvalidEntries
 from worker.outage import Loop
 from zeta_core.contract.wire.messages import (
     LAST_STREAM_ID,
@@ -29,6 +28,8 @@ from zeta_core.contract.wire.messages import (
     sign,
     worker_stream,
 )
+from zeta_core.system.log_throttle import LogThrottle
+from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 SOCKET_TIMEOUT_SECONDS = 2.0
@@ -60,6 +61,21 @@ def remove_wrong_type(client: redis.Redis, key: str, expected: str, error: redis
         logger.warning("The key %s in Redis held a %s instead of a %s and was removed.", key, kind, expected)
         client.unlink(key)
     return True
+
+
+class InvalidEntries:
+    """The invalid entries removed from one stream or queue: counted, and logged at most once a minute."""
+
+    def __init__(self, source: str) -> None:
+        """``source`` names the stream or queue in the log."""
+        self.count = 0
+        self._source = source
+        self._throttle = LogThrottle(logger, action="bad_message")
+
+    def removed(self, reason: BaseException) -> None:
+        self.count += 1
+        message = f"Removed an invalid entry from {self._source} in Redis: {error_text(reason)}"
+        self._throttle.log(self._source, logging.WARNING, message)
 
 
 class Link:

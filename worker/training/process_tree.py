@@ -35,6 +35,7 @@ from zeta_core.contract.wire.run_directory import (
     ProcessFile,
     StopFile,
 )
+from zeta_core.system.durable_files import write_at_once
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
 LOOK_SECONDS = 0.5  # scanning all processes takes milliseconds
@@ -142,10 +143,8 @@ class Training:
         self._asked = False
         if not self.directory.is_dir():
             return  # still being prepared; it won't be started
-        temporary = self.directory / f"{STOP_FILE}.new"
         try:
-            temporary.write_text(StopFile(action=action).model_dump_json())
-            temporary.replace(self.directory / STOP_FILE)
+            write_at_once(self.directory / STOP_FILE, StopFile(action=action).model_dump_json().encode())
         except OSError as error:
             self._tell(f"could not be given its stop file and gets SIGTERM instead ({error})")
             processes.send(self._alive(), signal.SIGTERM)

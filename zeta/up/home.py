@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta_core.contract.errors import Conflict, InvalidSettings
+from zeta_core.system.durable_files import private_part_of, write_private_durably
 from zeta_core.system.file_identity import FileIdentity, process_start
 
 PROBE_SECONDS = 0.05
@@ -112,14 +112,13 @@ class Home:
         except FileNotFoundError:
             pass
         text = f"{prefix}{secrets.token_urlsafe(32)}"
-        with _written_aside(file, text + "\n") as aside, contextlib.suppress(FileExistsError):
-            os.link(aside, file)  # unlike a rename, it never replaces a secret that another process has just created
+        with private_part_of(file, text + "\n") as part, contextlib.suppress(FileExistsError):
+            os.link(part, file)  # unlike a rename, it never replaces a secret that another process has just created
         return _required(file)
 
     def write_private(self, file: Path, text: str) -> None:
         """Replace a file atomically; only this user can read it."""
-        with _written_aside(file, text) as aside:
-            aside.replace(file)
+        write_private_durably(file, text)
 
     def write_state(self, state: UpState) -> None:
         self.write_private(self.state, state.model_dump_json(indent=2) + "\n")
@@ -213,18 +212,3 @@ def _required(file: Path) -> str:
     if not lines or not lines[0].strip():
         raise InvalidSettings(f"{file} is empty; remove it, and the next start creates a new secret.")
     return lines[0].strip()
-
-
-@contextmanager
-def _written_aside(file: Path, text: str) -> Generator[Path]:
-    """A temporary file beside ``file`` with this text, synced and with mode 0600, removed on exit if it remains."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        yield aside
-    finally:
-        aside.unlink(missing_ok=True)

@@ -25,11 +25,11 @@ import torch
 from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
+from zeta_core.system.durable_files import PART_SUFFIX, flush, rename_durably, write_durably
 
 POINTER = "checkpoint.pt"
 PLAN = "plan.json"
 EARLIER = "earlier"
-PART = ".part"
 TRASH = ".trash-"
 _NAME = re.compile(r"^(step-\d+|best|final)$")
 
@@ -171,7 +171,7 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
 
 def begin(output_dir: Path, name: str) -> Path:
     """The empty folder beside the others in which a checkpoint is written."""
-    part = output_dir / f"{name}{PART}"
+    part = output_dir / f"{name}{PART_SUFFIX}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     return part
@@ -182,14 +182,14 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
     files: list[ManifestFile] = []
     for path in sorted(part.rglob("*")):
         if path.is_file():
-            _flush(path)
+            flush(path)
             relative = path.relative_to(part).as_posix()
             size = path.stat().st_size
             files.append(ManifestFile(path=relative, size=size, sha256=sha256_of(path), role=_role(relative)))
     content = manifest(files)
-    write_atomically(part / MANIFEST_NAME, content.model_dump_json(indent=1).encode())
+    write_durably(part / MANIFEST_NAME, content.model_dump_json(indent=1).encode())
     for folder in [*(path for path in part.rglob("*") if path.is_dir()), part]:
-        _flush(folder)
+        flush(folder)
     target = output_dir / content.name
     replaced = read(target)
     as_step: Path | None = None
@@ -197,8 +197,7 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
         as_step = _rename_as_step(replaced)  # so there is a checkpoint at every moment
     elif target.exists():
         discard(target)
-    part.rename(target)
-    _flush(output_dir)
+    rename_durably(part, target)
     if as_step is not None and target.name == "best":
         discard(as_step)  # an older final stays a checkpoint of its step; of the best there is one
     return Checkpoint(target, content)
@@ -233,23 +232,12 @@ def point_at(checkpoint: Checkpoint, output_dir: Path) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(output_dir / POINTER, buffer.getvalue())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, durably."""
-    aside = path.with_name(path.name + PART)
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    _flush(path.parent)
+    write_durably(output_dir / POINTER, buffer.getvalue())
 
 
 def write_plan(output_dir: Path, run_id: str, plan: dict[str, Any]) -> None:
     """``plan.json``: which run this directory is of, from before its first checkpoint on."""
-    write_atomically(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
+    write_durably(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
 
 
 def stored_plan(given: Path) -> dict[str, Any]:
@@ -278,7 +266,7 @@ def strip_old_states(output_dir: Path) -> None:
         if checkpoint.has_state:
             files = [file for file in checkpoint.manifest.files if file.role != "state"]
             manifest = checkpoint.manifest.model_copy(update={"files": files})
-            write_atomically(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+            write_durably(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
             shutil.rmtree(checkpoint.directory / TRAINING_STATE_NAME)
 
 
@@ -293,9 +281,9 @@ def discard(directory: Path) -> None:
 def clean(output_dir: Path) -> None:
     """Remove what a killed process left half written or half removed."""
     for path in list(output_dir.iterdir()) if output_dir.is_dir() else []:
-        if path.name.startswith(TRASH) or (path.name.endswith(PART) and path.is_dir()):
+        if path.name.startswith(TRASH) or (path.name.endswith(PART_SUFFIX) and path.is_dir()):
             shutil.rmtree(path)
-        elif path.name.endswith(PART):
+        elif path.name.endswith(PART_SUFFIX):
             path.unlink()
 
 
@@ -342,7 +330,7 @@ def _rename_as_step(checkpoint: Checkpoint) -> Path | None:
         discard(checkpoint.directory)
         return None
     manifest = checkpoint.manifest.model_copy(update={"name": step.name})
-    write_atomically(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+    write_durably(checkpoint.directory / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     checkpoint.directory.rename(step)
     return step
 
@@ -356,11 +344,3 @@ def _role(relative: str) -> FileRole:
     if name.startswith("model") and name.endswith((".safetensors", ".index.json")):
         return "weights"
     return "config" if name in ("config.json", "generation_config.json", "README.md") else "tokenizer"
-
-
-def _flush(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
+from zeta_core.system.durable_files import flush, rename_durably
 
 _BATCH_ROWS = 1000
 _HELD_OUT = ("validation", "valid", "dev", "eval", "test")
@@ -49,7 +50,8 @@ def stored_dataset(value: object, cache: Path, field: str, split: Split) -> tupl
             digest = _write(dataset, file)
         target = folder / digest / f"{name or 'dataset'}.arrow"
         target.parent.mkdir(exist_ok=True)
-        temporary.replace(target)
+        flush(temporary)
+        rename_durably(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     rows = "1 row" if dataset.num_rows == 1 else f"{dataset.num_rows:,} rows"

@@ -39,6 +39,7 @@ from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
 from zeta_core.data.written_tokens import WrittenTokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
+from zeta_core.system.durable_files import flush, part_of, rename_durably
 
 FORMAT_VERSION = 9
 
@@ -242,7 +243,7 @@ def _write(
     processes: int,
     limits: Limits | None,
 ) -> None:
-    aside = directory.with_name(directory.name + ".part")
+    aside = part_of(directory)
     for left_over in (aside, directory):  # left by an interrupted process
         shutil.rmtree(left_over, ignore_errors=True)
     aside.mkdir()
@@ -269,9 +270,9 @@ def _write(
     meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **written.meta()}
     (aside / "meta.json").write_text(json.dumps(meta))
     for file in aside.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    aside.rename(directory)
+        flush(file)
+    flush(aside)
+    rename_durably(aside, directory)
     written.report_progress(1.0)
     documents = "1 document" if written.num_documents == 1 else f"{written.num_documents:,} documents"
     report.log(f"Tokenized {documents} into {written.num_tokens:,} tokens.")

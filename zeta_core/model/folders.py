@@ -30,6 +30,7 @@ from zeta_core.contract.model_files import (
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
+from zeta_core.system.durable_files import part_of
 
 # The files that are fetched from the Hub: no pickles and no code. The weights are fetched only if they are needed.
 _FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -149,7 +150,7 @@ def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: 
     with FileLock(f"{target}.lock"):
         if target.is_dir():
             return
-        aside = target.with_name(f"{target.name}.part")
+        aside = part_of(target)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         for path, content in clean_files(files, folder, origin, weights=places.weights):

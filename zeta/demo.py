@@ -26,6 +26,7 @@ from zeta.client import Client
 from zeta.up.child import end_with_parent
 from zeta.up.home import Home, UpState
 from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.job.events import ProgressEvent
 from zeta_core.system.settings import process_environment
 
 START_SECONDS = 180.0
@@ -109,9 +110,9 @@ def _show(state: UpState, home: Home, checkpoint: Path) -> None:
         if show(client, job.id).status != "succeeded":
             raise Failed(f"{job.id} did not succeed. The end of its log:\n{''.join(client.logs(job.id, tail=20))}")
         losses = [
-            float(event.model_extra["loss"])
+            event.loss
             for event in client.stored_events(job.id)
-            if event.type == "progress" and event.model_extra and event.model_extra.get("loss") is not None
+            if isinstance(event, ProgressEvent) and event.loss is not None
         ]
         if not losses or losses[-1] >= losses[0]:
             raise Failed(f"the loss did not fall: {losses}")

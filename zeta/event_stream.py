@@ -20,7 +20,7 @@ from zeta.errors import InternalServerError, InvalidResponse, Unreachable, parse
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import Unavailable, ZetaError
 from zeta_core.contract.job.answers import Page
-from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.events import EVENT, Event
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import ENDED
 
@@ -237,7 +237,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _event(message: Message) -> Event:
     try:
-        return Event.model_validate_json(message.data)
+        return EVENT.validate_json(message.data)
     except ValidationError as error:
         raise InvalidResponse(f"The server sent an event that cannot be parsed: {message.data[:200]!r}.") from error
 

@@ -20,7 +20,7 @@ from server.http.streaming import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.answers import Page
-from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.events import UntypedEvent
 from zeta_core.contract.job.status import ENDED, JobStatus
 
 COMMENT_SECONDS = 15.0
@@ -30,7 +30,7 @@ POLL_SECONDS = 1.0
 ALONE_POLL_SECONDS = 5.0
 
 
-async def read_page(service: Service, job_id: str, after: int, limit: int) -> Page[Event]:
+async def read_page(service: Service, job_id: str, after: int, limit: int) -> Page[UntypedEvent]:
     """Up to ``limit`` events with ``seq`` above ``after``, oldest first; ``first_id`` and ``last_id`` are ``seq``s."""
     async with service.database.read() as session:
         events = [_event(row) for row in await _rows(session, job_id, after, limit + 1)]
@@ -93,14 +93,14 @@ async def _rows(session: AsyncSession, job_id: str, after: int, limit: int) -> l
     return list(await session.scalars(query.order_by(EventRow.seq).limit(limit)))
 
 
-def _event(row: EventRow) -> Event:
+def _event(row: EventRow) -> UntypedEvent:
     own: dict[str, Any] = {
         "seq": row.seq,
         "attempt": row.attempt,
         "type": row.type,
         "created_at": row.created_at,
     }
-    return Event.model_validate({**row.fields, **own})
+    return UntypedEvent.model_validate({**row.fields, **own})
 
 
 def _message(row: EventRow) -> bytes:

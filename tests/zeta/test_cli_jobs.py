@@ -112,7 +112,7 @@ def test_an_id_may_be_shortened_to_what_is_unique(service: Service, client: Clie
 
 def test_events_logs_and_checkpoints_are_printed(service: Service, client: Client, finished: Job) -> None:
     printed = [json.loads(line) for line in service.command("events", finished.id, "--json").stdout.splitlines()]
-    assert printed == [event.model_dump(mode="json") for event in client.stored_events(finished.id)]
+    assert printed == [event.model_dump(mode="json", exclude_unset=True) for event in client.stored_events(finished.id)]
     followed = service.command("events", finished.id, "--follow", "--after", "2", "--json").stdout.splitlines()
     assert [json.loads(line) for line in followed] == printed[2:]
     log = service.command("logs", finished.id).stdout

@@ -16,7 +16,7 @@ from zeta.errors import Unreachable
 from zeta.event_stream import WaitTimeout
 from zeta.up.home import Home
 from zeta_core.contract.errors import AuthenticationFailed, Conflict, InvalidRequest, InvalidSpec, NotFound
-from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.events import Event, ProgressEvent, StatusEvent, UntypedEvent
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.validation import parse
@@ -112,6 +112,14 @@ def test_events_are_the_same_live_stored_and_from_the_middle(client: Client, fin
     assert list(client.events(finished.id, after=len(live))) == []
 
 
+def test_every_event_of_this_version_is_typed(client: Client, finished: Job) -> None:
+    events = client.stored_events(finished.id)
+    assert [event for event in events if isinstance(event, UntypedEvent)] == []
+    assert any(isinstance(event, ProgressEvent) and event.loss for event in events)
+    assert isinstance(events[-1], StatusEvent)
+    assert (events[-1].status, events[-1].reason) == ("succeeded", "completed")
+
+
 def test_logs_tell_what_the_processes_wrote(client: Client, finished: Job) -> None:
     whole = "".join(client.logs(finished.id))
     assert whole
@@ -133,8 +141,7 @@ def test_a_job_is_followed_over_the_death_of_the_server_to_its_cancelled_end(
         endless.id, timeout_seconds=200, on_interruption=lambda error: interruptions.append(error.message)
     ):
         seen.append(event)
-        steps = (event.model_extra or {}).get("step")
-        if event.type == "progress" and steps and not killed:
+        if isinstance(event, ProgressEvent) and event.step and not killed:
             kill_child(service, "server")
             killed = True
             # Submitted while nothing answers: the request is repeated, and there is one job of it.

@@ -17,7 +17,7 @@ from zeta.cli.log_sanitizer import LogSanitizer
 from zeta.cli.output import duration, print_fields, print_json
 from zeta.cli.table import Column, cut_middle, fitted
 from zeta_core.contract.job.estimate import Estimate
-from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.events import EVENT, Event
 from zeta_core.contract.job.job import Job
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202etxt.\nqueued\r\x08[red][link=http://x]:bomb:[/]"
@@ -32,7 +32,7 @@ def job(**fields: Any) -> Job:
 
 
 def event(kind: str, **fields: Any) -> Event:
-    return Event.model_validate(
+    return EVENT.validate_python(
         {"seq": 1, "attempt": 1, "type": kind, "created_at": datetime.now(UTC).isoformat(), **fields}
     )
 

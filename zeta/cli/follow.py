@@ -84,7 +84,7 @@ class JsonView(View):
     """Prints each event as JSON on its own line."""
 
     def show(self, event: Event) -> None:
-        print_json(event)
+        print_event(event)
 
 
 class PlainView(View):
@@ -157,6 +157,12 @@ class TerminalView(View):
         )
 
 
+def print_event(event: Event) -> None:
+    """Print an event as JSON, with the fields that the server sent."""
+    fields = event.model_dump(mode="json", exclude_unset=True)
+    print_json({name: fields[name] for name in ("seq", "attempt", "type", "created_at")} | fields)
+
+
 def sentence(event: Event, job_id: str) -> str | None:
     """An event as text, with the command that applies its advice; ``None`` if there is nothing to show."""
     fields = _fields(event)
@@ -210,7 +216,7 @@ def _is_end(event: Event) -> bool:
 
 def _fields(event: Event) -> dict[str, Any]:
     """The event's fields, safe to print: text from the job cannot imitate a line of this program."""
-    fields = event.model_extra or {}
+    fields = event.model_dump(mode="json", exclude={"seq", "attempt", "type", "created_at"}, exclude_unset=True)
     return {name: _safe(value) if isinstance(value, str) else value for name, value in fields.items()}
 
 

@@ -165,8 +165,7 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Print a job's events, oldest first."""
-    from zeta.cli.follow import interruption, sentence
-    from zeta.cli.output import print_json
+    from zeta.cli.follow import interruption, print_event, sentence
     from zeta.client import Client
     from zeta.job_ids import full_id
 
@@ -179,7 +178,7 @@ def events(
         )
         for event in source:
             if as_json:
-                print_json(event)
+                print_event(event)
             else:
                 print(
                     f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {sentence(event, found)}",

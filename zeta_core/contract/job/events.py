@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from typing_extensions import TypeAliasType
 
 from zeta_core.contract.job.advice import Patch
 from zeta_core.contract.job.data_report import DataReport
@@ -166,12 +167,57 @@ JournalLine = Annotated[
 JOURNAL_LINE: TypeAdapter[JournalLine] = TypeAdapter(JournalLine)
 
 
-class Event(BaseModel):
-    """A stored event: ``seq`` counts from 1 without a gap within its job; the fields of its type follow."""
+class _StoredEvent(BaseModel):
+    """The fields of every event. ``seq`` counts from 1 within its job, without gaps."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     seq: int
     attempt: int
-    type: EventType
     created_at: datetime
+
+
+class StatusEvent(_StoredEvent, StatusLine):
+    pass
+
+
+class ProgressEvent(_StoredEvent, ProgressLine):
+    pass
+
+
+class LogEvent(_StoredEvent, LogLine):
+    pass
+
+
+class CheckpointEvent(_StoredEvent, CheckpointLine):
+    pass
+
+
+class SampleEvent(_StoredEvent, SampleLine):
+    pass
+
+
+class WarningEvent(_StoredEvent, WarningLine):
+    pass
+
+
+class ErrorEvent(_StoredEvent, ErrorLine):
+    pass
+
+
+class UntypedEvent(_StoredEvent):
+    """An event whose further fields are in ``model_extra``.
+
+    The server sends stored events unchanged in this form. A client gets it for a type, or a value of a typed field,
+    that only a newer server knows.
+    """
+
+    type: str
+
+
+_TypedEvent = Annotated[
+    StatusEvent | ProgressEvent | LogEvent | CheckpointEvent | SampleEvent | WarningEvent | ErrorEvent,
+    Field(discriminator="type"),
+]
+Event = TypeAliasType("Event", Annotated[_TypedEvent | UntypedEvent, Field(union_mode="left_to_right")])
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zeta_core.data.columns import layout_of
 from zeta_core.data.compressed import open_stream
+from zeta_core.data.rows import CONVERSATIONS
+from zeta_core.data.turns import is_turn
 from zeta_core.data.units import LONGEST_ROW, UNIT_BYTES, ChooseColumns, Row, Unit, check_surrogates
 from zeta_core.failures import InvalidData
 
@@ -59,23 +61,38 @@ def _rows(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple[Any, str]
 
 
 def _rows_of_object(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple[Any, str]]:
-    """The elements of the only array of objects in an object, or the object itself if it is a row."""
+    """The elements of the only array of rows in an object, or the object itself if it is a row.
+
+    An array of the turns of a conversation is a column of a row, whatever its name.
+    """
     others: dict[str, Any] = {}
     texts: list[str] = []
     array: str | None = None
+    row_columns: list[str] = []
     for key in buffer.read_keys():
-        if key not in columns and buffer.is_array_of_objects():
-            if array is not None:
-                raise InvalidData(
-                    f"{buffer.name} contains several arrays of rows ({array!r} and {key!r}); save the one to train on "
-                    "as a file of its own."
-                )
-            array = key
-            yield from buffer.elements()
+        is_column = key in columns
+        if buffer.is_array_of_objects():
+            elements = iter(buffer.elements())
+            first = next(elements)
+            if is_turn(first[0], is_expected=is_column or key == CONVERSATIONS) or (
+                is_column and not _is_row(first[0])
+            ):
+                others[key], text = buffer.collected(first, elements)
+                is_column = True
+            else:
+                if array is not None:
+                    raise InvalidData(
+                        f"{buffer.name} contains several arrays of rows ({array!r} and {key!r}); save the one to train "
+                        "on as a file of its own."
+                    )
+                array = key
+                yield first
+                yield from elements
+                continue
         else:
             others[key], text = buffer.value()
-            texts.append(text)
-    row_columns = [key for key in others if key in columns]
+        texts.append(text)
+        row_columns += [key] if is_column else []
     if array is not None and row_columns:
         raise InvalidData(
             f"{buffer.name} contains {row_columns[0]!r} beside the array {array!r}, so it belongs to no row; add it to "
@@ -88,6 +105,12 @@ def _rows_of_object(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple
         )
     if array is None:
         yield others, "".join(texts)
+
+
+def _is_row(value: object) -> bool:
+    """Whether an element of an array is a row with turns or a pair of texts."""
+    layout = layout_of(cast("dict[str, Any]", value), {}, None, "sft") if isinstance(value, dict) else None
+    return layout is not None and layout.row_format != "text"
 
 
 class _Buffer:
@@ -133,6 +156,17 @@ class _Buffer:
         """Parse an array element by element."""
         for _ in self._items("]"):
             yield self.value()
+
+    def collected(self, first: tuple[Any, str], rest: Iterator[tuple[Any, str]]) -> tuple[list[Any], str]:
+        """The elements of an array that is a part of a row, and their texts."""
+        values, texts, size = [first[0]], [first[1]], len(first[1])
+        for value, text in rest:
+            size += len(text)
+            if size > LONGEST_ROW:
+                raise self._too_long()
+            values.append(value)
+            texts.append(text)
+        return values, "".join(texts)
 
     def read_keys(self) -> Iterator[str]:
         """Parse an object key by key; the caller reads each value."""
@@ -192,9 +226,7 @@ class _Buffer:
         """Read more text, and drop what has been parsed. Returns whether there was more."""
         rest = self._text[self._at :]
         if len(rest) > LONGEST_ROW:
-            raise InvalidData(
-                f"{self.name}, line {self._line}: a row is longer than {LONGEST_ROW >> 20} MiB, the limit; split it."
-            )
+            raise self._too_long()
         try:
             more = self._file.read(max(UNIT_BYTES, len(rest)))
         except UnicodeDecodeError as error:
@@ -205,6 +237,11 @@ class _Buffer:
         self._line += self._text.count("\n", 0, self._at)
         self._text, self._at = rest + more, 0
         return True
+
+    def _too_long(self) -> InvalidData:
+        return InvalidData(
+            f"{self.name}, line {self._line}: a row is longer than {LONGEST_ROW >> 20} MiB, the limit; split it."
+        )
 
     def _fault(self, message: str, position: int) -> InvalidData:
         line = self._line + self._text.count("\n", 0, position)

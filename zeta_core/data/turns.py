@@ -72,6 +72,15 @@ def read_turn(turn: object, drop: Collection[str] = ()) -> Message:
     return message
 
 
+def is_turn(value: object, *, is_expected: bool) -> bool:
+    """Whether a value looks like a turn. If turns are not expected here, its role must be a known one."""
+    if not isinstance(value, Mapping):
+        return False
+    fields = cast("Mapping[str, Any]", value)
+    role = fields.get("from") if "value" in fields else fields.get("role")
+    return isinstance(role, str) and (is_expected or (role in ROLES and ("value" in fields or "content" in fields)))
+
+
 def read_tools(tools: object, functions: object = None) -> list[dict[str, Any]] | None:
     """Read the tools of a row in the form that chat templates expect. Raises `InvalidTurn`.
 

@@ -120,6 +120,39 @@ def test_one_json_object_with_known_columns_is_one_row(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "one.json") == ["Only one."]
 
 
+SHAREGPT = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+OPENAI = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+RENDERED = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>"  # a line break follows
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"id": "a", "conversations": SHAREGPT}, [RENDERED]),
+        ({"conversations": OPENAI, "id": "a"}, [RENDERED]),
+        ({"messages": OPENAI}, [RENDERED]),
+        ({"messages": SHAREGPT}, [RENDERED]),
+        ({"conversations": [{"id": "a", "conversations": SHAREGPT}] * 2}, [RENDERED] * 2),
+        ({"messages": [{"messages": OPENAI}] * 3}, [RENDERED] * 3),
+        ({"conversations": [{"text": "One."}, {"text": "Two."}]}, ["One.", "Two."]),
+        ({"data": [{"from": "x", "value": "y", "text": "One."}]}, ["One."]),
+    ],
+    ids=["row", "roles", "messages", "mixed", "rows", "rows-of-messages", "texts", "other-fields"],
+)
+def test_the_content_of_a_list_decides_if_it_is_a_row_or_rows(
+    document: dict[str, Any], expected: list[str], tmp_path: Path
+) -> None:
+    for indent in (None, 1):
+        (tmp_path / "one.json").write_text(json.dumps(document, indent=indent))
+        assert texts_of(tmp_path / "one.json") == expected
+
+
+def test_the_turns_of_a_single_row_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"id": 1, "dialog": OPENAI}, indent=1))
+    with pytest.raises(InvalidData, match=r"no usable columns \(found: dialog, id\)"):
+        texts_of(tmp_path / "one.json")
+
+
 def test_numbers_in_csv_stay_the_text_that_was_written(tmp_path: Path) -> None:
     (tmp_path / "numbers.csv").write_text("text,price\n007,1e5\n1.50,nan\nTrue,\nNULL,x\n")
     assert texts_of(tmp_path / "numbers.csv") == ["007", "1.50", "True", "NULL"]
@@ -146,6 +179,12 @@ WRONG: list[tuple[str, bytes, str]] = [
     ("a.json", b'[{"text": "a"}] trailing', r"the document ended before this text"),
     ("a.json", b'{"a": [{"text": "a"}], "b": [{"text": "b"}]}', r"several arrays of rows \('a' and 'b'\)"),
     ("a.json", b'{"prompt": "Be brief.", "data": [{"text": "a"}]}', r"'prompt' beside the array 'data'"),
+    (
+        "a.json",
+        b'{"messages": [{"role": "robot", "content": "a"}]}',
+        "row 1: 'messages': message 1 has the role 'robot'",
+    ),
+    ("a.json", b'{"messages": [{"speaker": "x", "text": "a"}]}', "row 1: 'messages': message 1 has no 'role'"),
     ("a.json", b'{"name": "x", "words": ["a"]}', r"contains no array of rows \(its fields: name, words\)"),
     ("a.json", b'"text"', "neither a JSON array nor a JSON object"),
     ("a.json", b'[{"text": "\\ud800"}]', r"row 1: contains \\ud800, an unpaired surrogate"),

@@ -207,9 +207,9 @@ def _answer_with_lost_reasoning(turn: Message, text: str, opening: re.Match[str]
     content = turn["content"]
     thought = _THOUGHT.match(content)
     if thought is not None:
-        return content.lstrip() if _squeezed(thought[0]) not in _squeezed(text) else None
+        return content.lstrip() if coverage.squeezed(thought[0]) not in coverage.squeezed(text) else None
     reasoning = next((turn[name] for name in REASONING if turn.get(name)), None)
-    if reasoning is None or opening is None or _squeezed(reasoning) in _squeezed(text):
+    if reasoning is None or opening is None or coverage.squeezed(reasoning) in coverage.squeezed(text):
         return None
     return f"{opening[1]}\n{reasoning.strip()}\n{_CLOSING[opening[1]]}\n\n{content}"
 
@@ -221,10 +221,6 @@ def _after_answer(template: Template, prompt: Sequence[Message], turn: Message, 
     if _PLACEHOLDER not in text:
         raise _not_after_the_prompt()
     return text.rpartition(_PLACEHOLDER)[2]
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def _not_after_the_prompt() -> Unlearnable:

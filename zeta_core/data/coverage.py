@@ -28,7 +28,7 @@ View = Callable[[Sequence[Message], int], str]
 
 def check_turns(template: Template, messages: Sequence[Message], tools: Tools | None, seen: str, view: View) -> None:
     """Raise `Unlearnable` if the template does not render a part of a turn. ``seen`` is all of the rendered text."""
-    squeezed = _squeezed(seen)
+    rendered = squeezed(seen)
     for index, message in enumerate(messages):
         for call in message.get("tool_calls", ()):
             _refuse_unwritten(f"message {index + 1} calls the tool", call, seen)
@@ -38,7 +38,7 @@ def check_turns(template: Template, messages: Sequence[Message], tools: Tools | 
             template.checked_shapes.add(shape)
         for name in ("content", *REASONING):
             text = message.get(name)
-            if isinstance(text, str) and _squeezed(text) not in squeezed:
+            if isinstance(text, str) and squeezed(text) not in rendered:
                 _check_positions(messages, index, name, view)
 
 
@@ -135,7 +135,8 @@ def _without(messages: Sequence[Message], index: int, name: str) -> list[Message
     return [*messages[:index], kept, *messages[index + 1 :]]
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
+    """The text without white space, which templates may change."""
     return "".join(text.split())
 
 

@@ -121,7 +121,7 @@ class Encoder:
             for row in rows:
                 unused.update(dict.fromkeys(source.unused_columns(row)))
                 mapped.update(dict.fromkeys(source.mapped_columns(row)))
-                yield replace(source.prepared(row), group=source.group(row))
+                yield replace(row, group=source.group(row))
 
         encoded = self._encoded(source, checked(), position)
         return replace(encoded, unused_columns=tuple(unused), mapped_columns=tuple(mapped))

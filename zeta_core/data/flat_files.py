@@ -16,7 +16,10 @@ Known layouts, in addition to plain ids as nanoGPT writes them (uint16):
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,8 +60,12 @@ class _Layout:
     offsets: NDArray[np.int64] | None = None
 
 
-def flat_tokens(sources: list[Source], report: Report) -> TokenFile:
-    """Use a flat file of ids in place.
+class OutOfTime(Exception):
+    """The file could not be read before the deadline."""
+
+
+def flat_tokens(sources: list[Source], report: Report, deadline: float = math.inf) -> TokenFile:
+    """Use a flat file of ids in place. Raises `OutOfTime` at the ``deadline``, as `time.monotonic` counts.
 
     ``<name>.offsets.npy`` in the same folder contains the start of each document, and the end of the last one. Without
     it, and without an index of Megatron-LM, all ids are one document.
@@ -77,7 +84,7 @@ def flat_tokens(sources: list[Source], report: Report) -> TokenFile:
         if source.dtype is not None and ids.dtype != np.dtype(source.dtype):
             raise InvalidData(f"dataset.dtype is {source.dtype!r}, but {name} contains {ids.dtype}; leave dtype out.")
     else:
-        layout = _layout(path, name, source.dtype)
+        layout = _layout(path, name, source.dtype, deadline)
         ids, given = _mapped(path, name, layout), layout.offsets
         report.log(f"{name} is read as {len(ids):,} ids of type {layout.dtype}, known from {layout.reason}.")
         if layout.dtype != np.uint16 or layout.start_bytes:
@@ -86,7 +93,7 @@ def flat_tokens(sources: list[Source], report: Report) -> TokenFile:
         raise InvalidData(
             f"{name} has shape {ids.shape} and type {ids.dtype}; provide a vector of at least two integers."
         )
-    smallest, largest = int(ids.min()), int(ids.max())
+    smallest, largest = _extremes(ids, deadline)
     if smallest < 0:
         raise InvalidData(
             f"{name} contains {smallest} as {ids.dtype}; token ids must not be negative. Remove masked tokens, or "
@@ -108,14 +115,42 @@ def flat_tokens(sources: list[Source], report: Report) -> TokenFile:
     return TokenFile(cast(Ids, ids), offsets, largest, fingerprint, flat=name if is_raw else None)
 
 
-def check_id_type(tokens: TokenFile, embedding_rows: int | None) -> None:
-    """Refuse a ``.bin`` file of 16-bit ids for a vocabulary that they cannot represent. Raises `InvalidData`."""
-    if tokens.flat is None or tokens.ids.dtype.itemsize > 2 or embedding_rows is None or embedding_rows <= 1 << 16:
-        return
-    raise InvalidData(
-        f"{tokens.flat} is read as {tokens.ids.dtype}, which cannot represent the {embedding_rows:,} ids of the "
-        "model's vocabulary; write the file with 32-bit ids and set dataset.dtype to 'uint32', or provide a .npy file."
-    )
+@dataclass(frozen=True)
+class IdType:
+    """The type of the ids of a ``.bin`` file, which may be too narrow for a vocabulary."""
+
+    file: str
+    dtype: str
+
+    @staticmethod
+    def of(tokens: TokenFile) -> IdType | None:
+        return None if tokens.flat is None else IdType(tokens.flat, str(tokens.ids.dtype))
+
+    def check(self, embedding_rows: int | None) -> None:
+        """Raise `InvalidData` for 16-bit ids and a vocabulary that they cannot represent."""
+        if np.dtype(self.dtype).itemsize > 2 or embedding_rows is None or embedding_rows <= 1 << 16:
+            return
+        raise InvalidData(
+            f"{self.file} is read as {self.dtype}, which cannot represent the {embedding_rows:,} ids of the model's "
+            "vocabulary; write the file with 32-bit ids and set dataset.dtype to 'uint32', or provide a .npy file."
+        )
+
+
+def _extremes(ids: NDArray[Any], deadline: float) -> tuple[int, int]:
+    """The smallest and the largest id."""
+    smallest, largest = int(ids[0]), int(ids[0])
+    for piece in _pieces(ids, deadline):
+        smallest, largest = min(smallest, int(piece.min())), max(largest, int(piece.max()))
+    return smallest, largest
+
+
+def _pieces(array: NDArray[Any], deadline: float) -> Iterator[NDArray[Any]]:
+    """The array in parts of `_PIECE_BYTES`. Raises `OutOfTime`."""
+    size = _PIECE_BYTES // array.dtype.itemsize
+    for start in range(0, len(array), size):
+        if time.monotonic() > deadline:
+            raise OutOfTime
+        yield array[start : start + size]
 
 
 def _numpy_array(path: Path, name: str) -> NDArray[Any]:
@@ -154,7 +189,7 @@ def _offsets(path: Path, name: str, num_ids: int) -> NDArray[np.int64] | None:
 # --- The type of the ids ----------------------------------------------------------------------------------------------
 
 
-def _layout(path: Path, name: str, requested: str | None) -> _Layout:
+def _layout(path: Path, name: str, requested: str | None, deadline: float) -> _Layout:
     """Find out how a ``.bin`` file is read. Raises `InvalidData` if that is not certain."""
     found = _from_header(path, name) or _from_index(path, name)
     if found is not None:
@@ -163,7 +198,7 @@ def _layout(path: Path, name: str, requested: str | None) -> _Layout:
                 f"dataset.dtype is {requested!r}, but {found.reason} of {name} means {found.dtype}; leave dtype out."
             )
         return found
-    contents = _Contents.of(path)
+    contents = _Contents.of(path, deadline)
     if requested is not None:
         dtype = np.dtype(requested).newbyteorder("<")
         wider = contents.wider_than(dtype.itemsize)
@@ -258,12 +293,11 @@ class _Contents:
     ones: tuple[float, ...]
 
     @staticmethod
-    def of(path: Path) -> _Contents:
+    def of(path: Path, deadline: float) -> _Contents:
         num_bytes = path.stat().st_size
         words = np.memmap(path, "<u2", "r", shape=(num_bytes // 2,)) if num_bytes > 1 else np.empty(0, np.uint16)
         zero, small, ones = np.zeros(4), np.zeros(4), np.zeros(4)
-        for start in range(0, len(words), _PIECE_BYTES // 2):
-            piece = words[start : start + _PIECE_BYTES // 2]
+        for piece in _pieces(words, deadline):
             for at in range(4):
                 column = piece[at::4]
                 zero[at] += np.count_nonzero(column == 0)

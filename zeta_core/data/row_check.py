@@ -4,6 +4,8 @@ Every row is decoded, and its columns, roles and values are checked. Rendering a
 done for the first rows, for rows from the whole data, and for each row with a turn that no earlier row has (by its
 role, fields, neighbours, and whether it is empty). The code is the training's, so the messages are the same.
 
+A flat file of ids is read as a whole.
+
 Guarantees: rows are only read in a confined process (`zeta_core.data.confined`). The error is the first one in the
 data. Results of the whole data are cached in ``<cache>/rows-<hash>.json``, under the content of the data, the
 tokenizer, and the options that matter; errors are cached, too.
@@ -23,20 +25,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.data.chat import TrainOn
 from zeta_core.data.confined import Confined, Limits, Position, send_message
 from zeta_core.data.encode import Encoder
-from zeta_core.data.row_pass import CheckedRows, RowPass
+from zeta_core.data.flat_files import IdType, OutOfTime, flat_tokens
+from zeta_core.data.row_pass import MOST_LENGTHS, CheckedRows, RowPass
 from zeta_core.data.source import Source
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import fingerprint, make_encoder, nothing_to_train_on
+from zeta_core.data.token_cache import fingerprint, make_encoder, nothing_to_train_on, refuse_for_flat
 from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.tokenizing import num_processes
 from zeta_core.environment import variables
 from zeta_core.failures import InvalidData
+from zeta_core.report.journal import Report
 
 VERSION = 3  # of the results in the cache
 MOST_PROCESSES = 4  # because trainings run on the same machine
@@ -57,11 +63,12 @@ def check_dataset(
         sources = open_sources(
             dataset_sources(dataset), places, pretokenized=spec.use_pretokenized, method=spec.method, split=split
         )
-        if any(source.flat is not None for source in sources):
-            return "Flat files of ids are read when the training starts."
         group_by = spec.group_by if split == "train" else None
+        sources = [replace(source, group_by=group_by) for source in sources]
+        if any(source.flat is not None for source in sources):
+            return _check_flat(sources, train_on=spec.train_on, method=spec.method, seconds=seconds)
         return check_rows(
-            [replace(source.with_format(), group_by=group_by) for source in sources],
+            [source.with_format() for source in sources],
             tokenizer,
             cache,
             train_on=spec.train_on,
@@ -71,6 +78,29 @@ def check_dataset(
         )
     except InvalidData as error:
         raise InvalidData(error.message, hint=error.hint, code=error.code, param=error.param or name) from error
+
+
+def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str, seconds: float) -> CheckedRows | str:
+    """Check a flat file of ids: its header, type, size, and all ids. Raises `InvalidData`."""
+    refuse_for_flat(sources, train_on=train_on, method=method)
+    try:
+        tokens = flat_tokens(sources, Report(), time.monotonic() + seconds)
+    except OutOfTime:
+        return "The flat file of ids could not be read within the time limit; the training checks it when it starts."
+    lengths = np.diff(tokens.offsets)
+    some = {*range(0, len(lengths), -(-len(lengths) // MOST_LENGTHS)), int(lengths.argmax())}
+    num_tokens, num_documents = len(tokens.ids), len(lengths)
+    return CheckedRows(
+        rows=num_documents,
+        sampled_rows=num_documents,
+        sampled_tokens=num_tokens,
+        trained_tokens=num_tokens - num_documents,
+        tokens=num_tokens,
+        largest_id=tokens.largest_id,
+        formats=["tokens"],
+        lengths=lengths[sorted(some)].tolist(),
+        id_type=IdType.of(tokens),
+    )
 
 
 def _why_unchecked(dataset: Sequence[DatasetSource], places: Places) -> str:

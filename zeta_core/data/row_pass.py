@@ -12,6 +12,7 @@ import numpy as np
 from zeta_core.contract.job.check import CheckedData
 from zeta_core.data.confined import Position
 from zeta_core.data.encode import Encoder
+from zeta_core.data.flat_files import IdType
 from zeta_core.data.source import Source
 from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.turns import ROLES
@@ -42,6 +43,7 @@ class CheckedRows:
     shapes: list[str] = field(default_factory=list[str])
     unused_columns: list[str] = field(default_factory=list[str])
     lengths: list[int] = field(default_factory=list[int])
+    id_type: IdType | None = None  # of a flat file of ids
 
     def described(self, seq_len: int) -> CheckedData:
         """The report for users, for sequences of ``seq_len``."""

@@ -50,8 +50,9 @@ class Source:
     group_by: str | None = None  # the column whose values are groups of rows that are held out together
 
     def units(self) -> Iterator[Unit]:
-        """Read the rows, with the columns that are required."""
-        return self.read(self._columns_to_read)
+        """Read the rows, with the required columns alone, and with lists that are written as JSON text parsed."""
+        for unit in self.read(self._columns_to_read):
+            yield Unit(lambda unit=unit: map(self._prepared, unit.rows()), unit.position)
 
     def _columns_to_read(self, names: Sequence[str], numeric: Collection[str]) -> list[str]:
         wanted = {*columns_to_read(names, numeric, self.layout, self.columns, self.drop_columns), self.group_by}
@@ -93,7 +94,6 @@ class Source:
         layout = self.layout or Layout(self.row_format)
         if self.layout is None and self.is_detected:
             raise self._invalid(row, explain_unknown({**dict.fromkeys(row.unread), **row.fields}, self.at))
-        row = self.prepared(row)
         present = dict(row.fields)
         used = layout.columns_of(present, self.columns)
         columns = self.columns
@@ -108,19 +108,22 @@ class Source:
             raise self._invalid(row, explain_lost(lost, row.fields, layout, used, self.at), code="unused_column")
         return {name: present.get(column_in(present, name, columns)) for name in COLUMNS[layout.row_format]}
 
-    def prepared(self, row: Row) -> Row:
+    def _prepared(self, row: Row) -> Row:
         """The row without the columns that the spec drops, and with lists that are written as JSON text parsed."""
         if not isinstance(cast(object, row.fields), Mapping):
             return row
         kept = {name: value for name, value in row.fields.items() if name not in self.drop_columns}
+        dropped = tuple(name for name in row.fields if name in self.drop_columns)
         lists = {self.columns.get(name, name) for name in JSON_LISTS} & kept.keys()
-        return replace(row, fields=kept | {name: parsed_list(kept[name]) for name in lists})
+        kept |= {name: parsed_list(kept[name]) for name in lists}
+        group = row.fields.get(self.group_by) if self.group_by is not None else None
+        return replace(row, fields=kept, unread=(*row.unread, *dropped), group_value=group)
 
     def group(self, row: Row) -> int:
         """A hash of the row's value of ``group_by``, or 0 without it. Raises `InvalidData` if there is no value."""
         if self.group_by is None or not isinstance(cast(object, row.fields), Mapping):
             return 0
-        value = row.fields.get(self.group_by)
+        value = row.group_value
         if not isinstance(value, str | int | float) or value == "":
             found = ", ".join(sorted(str(name) for name in row.fields)[:8]) or "none"
             fault = f"has no text or number in {self.group_by!r}, which group_by names (columns: {found})."
@@ -129,15 +132,15 @@ class Source:
 
     def unused_columns(self, row: Row) -> Iterator[str]:
         """The columns of a row that are not used, including those that were not read."""
-        yield from row.unread
+        yield from (name for name in row.unread if name != self.group_by)
         if self.layout is not None:
-            used = {self.group_by} | set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
+            used = {self.group_by} | set(self.layout.columns_of(row.fields, self.columns).values())
             yield from (str(name) for name in row.fields if name and name not in used)
 
     def mapped_columns(self, row: Row) -> Iterator[str]:
         """The columns of a row that are used because ``columns`` names them."""
         if self.columns and self.layout is not None:
-            used = set(self.layout.columns_of(self.prepared(row).fields, self.columns).values())
+            used = set(self.layout.columns_of(row.fields, self.columns).values())
             yield from (name for name in self.columns.values() if name in used)
 
     def check_columns(self, mapped: Collection[str], unused: Collection[str]) -> None:

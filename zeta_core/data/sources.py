@@ -325,9 +325,8 @@ def _look(source: Source, method: str, position: Position) -> _Look:
     first = next((row.fields for unit in source.units() for row in unit.rows()), None)
     if not isinstance(first, Mapping):
         return size, None, None, None
-    row = {name: value for name, value in first.items() if name not in source.drop_columns}
-    detected = layout_of(row, source.columns, None, method)
-    layout = detected if source.row_format is None else layout_of(row, source.columns, source.row_format, method)
+    detected = layout_of(first, source.columns, None, method)
+    layout = detected if source.row_format is None else layout_of(first, source.columns, source.row_format, method)
     first_format = None if detected is None else detected.row_format
     if layout is None:
         return size, first_format, None, None

@@ -36,7 +36,7 @@ from zeta_core.data.template import DEFAULT_TEMPLATE, is_default, uses_date, wit
 from zeta_core.data.token_rows import MASKS
 from zeta_core.data.tokenizing import encoded_units
 from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
-from zeta_core.data.written_tokens import WrittenTokens
+from zeta_core.data.written_tokens import SECONDS_BETWEEN_LINES, WrittenTokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.journal import Report
 from zeta_core.system.durable_files import flush, part_of, rename_durably
@@ -55,23 +55,17 @@ def prepare_tokens(
     today: date | None = None,
     processes: int = 1,
     limits: Limits | None = None,
+    seconds_between_lines: float = SECONDS_BETWEEN_LINES,
 ) -> TokenFile:
     """Read the tokens of ``sources`` from the cache, or create them with up to ``processes`` processes.
 
-    ``today`` is the date that chat templates render. If the data contains conversations, the tokenizer gets the
-    template that they were rendered with (`zeta_core.data.template`). Raises `InvalidData`, also if there are fewer
-    than two tokens.
+    ``today`` is the date that chat templates render, and ``seconds_between_lines`` the time between reports of
+    progress. If the data contains conversations, the tokenizer gets the template that they were rendered with
+    (`zeta_core.data.template`). Raises `InvalidData`, also if there are fewer than two tokens.
     """
     today = today or datetime.now(UTC).date()
     if any(source.flat is not None for source in sources):
-        _refuse_method(["tokens"], method)
-        if any(source.group_by is not None for source in sources):
-            raise InvalidData("group_by names a column, but flat files of ids have none; leave it out.")
-        if train_on not in (None, "all"):
-            raise InvalidData(
-                f"train_on is {train_on!r}, but flat files of ids do not mark what is trained on; leave it out, or "
-                "provide rows of input_ids with labels."
-            )
+        refuse_for_flat(sources, train_on=train_on, method=method)
         return flat_tokens(list(sources), report)
     detected = [source.with_format() for source in sources]
     train_on = without_default(train_on, [source.row_format for source in detected if source.row_format is not None])
@@ -95,7 +89,8 @@ def prepare_tokens(
             found = _read(directory, key)
             if found is None:
                 encoder = make_encoder(detected, tokenizer, train_on=train_on, method=method, today=today)
-                _write(detected, encoder, train_on, directory, report, processes, limits)
+                seconds = seconds_between_lines
+                _write(detected, encoder, train_on, directory, report, processes, limits, seconds)
                 found = _read(directory, key)
     assert found is not None, "the entry was just written"
     os.utime(directory)  # mark it as used, because the worker's cache evicts the least recently used entries
@@ -113,6 +108,18 @@ def make_encoder(
     _refuse_method(formats, method)
     train_on = without_default(train_on, formats)
     return Encoder(tokenizer, _dtype(sources, tokenizer), train_on=train_on, method=method, today=today)
+
+
+def refuse_for_flat(sources: Sequence[Source], *, train_on: TrainOn | None, method: str) -> None:
+    """Raise `InvalidData` for options that flat files of ids do not support."""
+    _refuse_method(["tokens"], method)
+    if any(source.group_by is not None for source in sources):
+        raise InvalidData("group_by names a column, but flat files of ids have none; leave it out.")
+    if train_on not in (None, "all"):
+        raise InvalidData(
+            f"train_on is {train_on!r}, but flat files of ids do not mark what is trained on; leave it out, or "
+            "provide rows of input_ids with labels."
+        )
 
 
 def nothing_to_train_on(sources: Sequence[Source], num_untrained: int, masks: Sequence[str]) -> InvalidData:
@@ -242,6 +249,7 @@ def _write(
     report: Report,
     processes: int,
     limits: Limits | None,
+    seconds_between_lines: float,
 ) -> None:
     aside = part_of(directory)
     for left_over in (aside, directory):  # left by an interrupted process
@@ -249,7 +257,7 @@ def _write(
     aside.mkdir()
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
     ids_given = any(source.row_format == "tokens" for source in sources)
-    written = WrittenTokens(sources, supervised or ids_given, report)
+    written = WrittenTokens(sources, supervised or ids_given, report, seconds_between_lines)
     with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())

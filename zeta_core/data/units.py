@@ -30,7 +30,8 @@ class Row:
     fields: Mapping[str, object]
     ends_document: bool = True
     begins_document: bool = True
-    unread: tuple[str, ...] = ()  # the columns of a table that were not read
+    unread: tuple[str, ...] = ()  # the columns of a table that were not read, and those that the spec drops
+    group_value: object = None  # the value of ``group_by``
     group: int = 0  # a hash of the value of ``group_by``
 
 

@@ -26,7 +26,10 @@ SECONDS_BETWEEN_LINES = 1.0
 class WrittenTokens:
     """Counts what has been written so far, and reports the progress."""
 
-    def __init__(self, sources: Sequence[Source], supervised: bool, report: Report) -> None:
+    def __init__(
+        self, sources: Sequence[Source], supervised: bool, report: Report, seconds_between_lines: float
+    ) -> None:
+        self._seconds_between_lines = seconds_between_lines
         self._sources = sources
         self._supervised = supervised
         self._report = report
@@ -84,7 +87,7 @@ class WrittenTokens:
         number = self._sources[source].number
         self._unused_columns[number].update(dict.fromkeys(encoded.unused_columns))
         self._mapped_columns[number].update(dict.fromkeys(encoded.mapped_columns))
-        if time.monotonic() - self._reported_at >= SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self._reported_at >= self._seconds_between_lines:
             done = sum(other.num_bytes for other in self._sources[:source])
             here = self._sources[source]
             done += here.num_bytes * position / max(1, here.size)

@@ -29,17 +29,16 @@ from zeta_core.contract.job.check import CheckAnswer, Vocabulary
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.rate_search import FOUND_AT_THE_START
-from zeta_core.contract.spec.sources import BuiltinSource
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
 from zeta_core.environment import standard_output_kept
 from zeta_core.failures import is_out_of_memory
 
 if TYPE_CHECKING:
+    from zeta_core.data.flat_files import IdType
     from zeta_core.data.row_check import CheckedRows
     from zeta_core.data.sources import Places
 
-DEFAULT_DATASET = BuiltinSource(builtin="python-docs")
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
 DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
@@ -169,7 +168,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
     set_template(tokenizer, spec.chat_template)
     pending: dict[str, str] = {}
-    checked, largest_id = _check_rows(spec, file, places, tokenizer, cache, pending)
+    checked, largest_id, id_types = _check_rows(spec, file, places, tokenizer, cache, pending)
 
     with torch.device("meta"):
         base, trained_model = without_wrapper(located.build()), without_wrapper(located.build())
@@ -203,6 +202,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
 
+    for id_type in id_types:
+        id_type.check(embedding_rows(base))
     check_vocabulary(base, largest_id, None)
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
@@ -234,14 +235,16 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
 def _check_rows(
     spec: JobSpec, file: RunFile, places: Places, tokenizer: Any, cache: Path, pending: dict[str, str]
-) -> tuple[CheckedRows | None, int]:
-    """The checked rows of the dataset, and the largest id of the rows that were tokenized. Raises `InvalidData`.
+) -> tuple[CheckedRows | None, int, list[IdType]]:
+    """The checked rows of the dataset, and the largest id and the types of flat files of all checked data.
+
+    Raises `InvalidData`.
 
     ``pending`` gets the reasons why rows were not checked.
     """
     from zeta_core.data.row_check import check_dataset
 
-    dataset, deadline = spec.dataset or DEFAULT_DATASET, time.monotonic() + file.rows_seconds
+    dataset, deadline = spec.dataset or defaults.DATASET, time.monotonic() + file.rows_seconds
     share = 1.0 if spec.eval_dataset is None else 1 - EVAL_SHARE
     found = check_dataset("dataset", spec, dataset, places, tokenizer, cache, seconds=share * file.rows_seconds)
     checked = {"data": found}
@@ -252,8 +255,10 @@ def _check_rows(
         if not isinstance(evaluated, str) and not evaluated.complete:
             pending["eval_data"] = f"Only the first {evaluated.rows:,} rows were checked, because the time was limited."
     pending |= {name: reason for name, reason in checked.items() if isinstance(reason, str)}
-    largest_id = max((one.largest_id for one in checked.values() if not isinstance(one, str)), default=0)
-    return None if isinstance(found, str) else found, largest_id
+    known = [one for one in checked.values() if not isinstance(one, str)]
+    largest_id = max((one.largest_id for one in known), default=0)
+    id_types = [one.id_type for one in known if one.id_type is not None]
+    return None if isinstance(found, str) else found, largest_id, id_types
 
 
 def _checkpoint_bytes(model: Any, dtype: Any) -> int:

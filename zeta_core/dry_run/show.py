@@ -19,7 +19,7 @@ from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.shown_rows import ShownDocument, ShownRow, ShownRows, ShownToken, ShowOrder
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.contract.spec.sources import BuiltinSource, NamedModel, dataset_sources
+from zeta_core.contract.spec.sources import NamedModel, dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import Position, confined
 from zeta_core.data.encode import Encoded, Encoder
@@ -123,7 +123,7 @@ def _positions(located: Located | None) -> int:
 
 
 def _open(options: TrainerOptions) -> list[Source]:
-    dataset = dataset_sources(options.dataset or BuiltinSource(builtin="python-docs"))
+    dataset = dataset_sources(options.dataset or defaults.DATASET)
     places = Places(any_path=True)
     found = open_sources(dataset, places, pretokenized=options.use_pretokenized, method=options.method)
     return [replace(source, group_by=options.group_by) for source in found]

@@ -13,7 +13,7 @@ from zeta_core.advice import vocabulary_patch
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data import report as data_reports
-from zeta_core.data.flat_files import check_id_type
+from zeta_core.data.flat_files import IdType
 from zeta_core.data.packing import Sequences
 from zeta_core.data.split import Overlap, hold_out, num_shared
 from zeta_core.data.tokens import TokenFile
@@ -64,8 +64,8 @@ def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
     model = without_wrapper(located.mapped() if run.quantizes and located.mapped is not None else located.build())
     patch = vocabulary_patch(run.options, run.model, located, inputs.largest_id + 1)
     for tokens in (inputs.tokens, inputs.held_out):
-        if tokens is not None:
-            check_id_type(tokens, embedding_rows(model))
+        if tokens is not None and (id_type := IdType.of(tokens)) is not None:
+            id_type.check(embedding_rows(model))
     check_vocabulary(model, inputs.largest_id, patch)
     return model
 

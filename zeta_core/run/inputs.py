@@ -14,7 +14,8 @@ from zeta_core.checkpoint import state as states
 from zeta_core.checkpoint.directory import Checkpoint
 from zeta_core.checkpoint.state import Stored
 from zeta_core.contract.data_files.data_folder import Split
-from zeta_core.contract.spec.sources import BuiltinSource, Dataset, dataset_sources
+from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.sources import Dataset, dataset_sources
 from zeta_core.data.encode import is_bytes
 from zeta_core.data.row_check import check_rows
 from zeta_core.data.sources import open_sources
@@ -77,7 +78,7 @@ def read(run: Run, place: Place, report: Report) -> Inputs:
     _warn_of_ignored_code(ignored, report)
     set_template(tokenizer, options.chat_template)
     day = _started_on(run)
-    tokens = _tokens(run, options.dataset or BuiltinSource(builtin="python-docs"), tokenizer, day, place, report)
+    tokens = _tokens(run, options.dataset or defaults.DATASET, tokenizer, day, place, report)
     held_out = None
     if options.eval_dataset is not None:
         held_out = _tokens(run, options.eval_dataset, tokenizer, day, place, report, split="held_out")

@@ -18,7 +18,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.chat import TrainOn
-from zeta_core.data.flat_files import check_id_type, flat_tokens
+from zeta_core.data.flat_files import IdType, flat_tokens
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.split import num_shared
 from zeta_core.data.token_cache import prepare_tokens
@@ -168,11 +168,13 @@ def test_a_numpy_array_has_its_own_type(tmp_path: Path) -> None:
 def test_16_bit_ids_do_not_fit_a_larger_vocabulary(tmp_path: Path) -> None:
     random_ids(500, 60000).astype("<u2").tofile(tmp_path / "ids.bin")
     tokens = read(tmp_path / "ids.bin")
-    check_id_type(tokens, 1 << 16)
+    id_type = IdType.of(tokens)
+    assert id_type is not None
+    id_type.check(1 << 16)
     with pytest.raises(InvalidData, match=r"ids\.bin is read as uint16, which cannot represent the 65,537 ids"):
-        check_id_type(tokens, (1 << 16) + 1)
+        id_type.check((1 << 16) + 1)
     np.save(tmp_path / "ids.npy", tokens.ids)
-    check_id_type(read(tmp_path / "ids.npy"), (1 << 16) + 1)
+    assert IdType.of(read(tmp_path / "ids.npy")) is None, "the type is in the file"
 
 
 def test_a_run_refuses_16_bit_ids_for_a_large_vocabulary(tmp_path: Path) -> None:

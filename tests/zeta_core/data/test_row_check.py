@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from transformers import ByT5Tokenizer
 
+from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import SPEC
 from zeta_core.contract.job.check import CheckAnswer, CheckedData
 from zeta_core.contract.spec.sources import PathSource
@@ -32,7 +37,14 @@ def chat(number: int, answer: str = "The answer") -> dict[str, Any]:
     return {"messages": [asked, {"role": "assistant", "content": f"{answer} {number}" if answer else ""}]}
 
 
-def answer_to(root: Path, content: bytes | list[dict[str, Any]], name: str = "data.jsonl", **spec: Any) -> CheckAnswer:
+def answer_to(
+    root: Path,
+    content: bytes | list[dict[str, Any]],
+    name: str = "data.jsonl",
+    *,
+    rows_seconds: float = 60.0,
+    **spec: Any,
+) -> CheckAnswer:
     """The answer of a check for an uploaded file."""
     file = root / "artifacts" / file_key("file_1")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +57,7 @@ def answer_to(root: Path, content: bytes | list[dict[str, Any]], name: str = "da
         "artifacts_root": str(root / "artifacts"),
         "output_dir": str(root / "output"),
         "cache_dir": str(root / "cache"),
+        "rows_seconds": rows_seconds,
     }
     return check(json.dumps(order))
 
@@ -179,6 +192,71 @@ def test_a_text_file_is_one_document_as_in_the_training(tmp_path: Path) -> None:
 def test_data_without_anything_to_train_on_is_found(tmp_path: Path, content: bytes, name: str, message: str) -> None:
     spec = {"use_pretokenized": True} if b"labels" in content else {}
     assert message in fault_of(answer_to(tmp_path, content, name, chat_template=None, **spec))
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+GOOD_IDS = np.arange(5, 200)  # of the 259 ids of the model
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (GOOD_IDS.astype("<u2").tobytes(), "ids.bin"),
+        (GOOD_IDS.astype("<u4").tobytes(), "ids.bin"),
+        (npy(GOOD_IDS), "ids.npy"),
+    ],
+    ids=["16-bit", "32-bit", "npy"],
+)
+def test_flat_files_of_ids_are_described(content: bytes, name: str, tmp_path: Path) -> None:
+    data = data_of(answer_to(tmp_path, content, name, use_pretokenized=True, chat_template=None))
+    assert (data.rows, data.complete, data.formats) == (1, True, ["tokens"])
+    assert (data.tokens, data.longest_tokens) == (len(GOOD_IDS), len(GOOD_IDS))
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (np.arange(5, 4000).astype("<u2").tobytes(), "ids.bin", "token id 3999"),
+        (npy(np.arange(5, 4000)), "ids.npy", "token id 3999"),
+        (npy(np.array([5, -100, 6])), "ids.npy", "token ids must not be negative"),
+        (npy(np.array([0.5, 1.5])), "ids.npy", "type float64; provide a vector"),
+        (npy(GOOD_IDS)[:-9], "ids.npy", "is not readable as a flat file of ids"),
+        (GOOD_IDS.astype("<u2").tobytes() + b"x", "ids.bin", "odd number of bytes"),
+        (struct.pack("<3i", 20240520, 1, 900).ljust(1024, b"\0") + b"\5\0" * 90, "ids.bin", "the file is incomplete"),
+    ],
+    ids=["vocabulary", "vocabulary-npy", "negative", "floats", "truncated", "odd", "header"],
+)
+def test_faults_in_flat_files_of_ids_are_found(content: bytes, name: str, message: str, tmp_path: Path) -> None:
+    answer = answer_to(tmp_path, content, name, use_pretokenized=True, chat_template=None)
+    assert not answer.ok
+    assert message in answer.details[0].message
+
+
+def test_16_bit_ids_are_refused_for_a_larger_vocabulary(tmp_path: Path) -> None:
+    model = {"config": {**LLAMA_CONFIG, "vocab_size": 70_000}}
+    content = GOOD_IDS.astype("<u2").tobytes()
+    spec: dict[str, Any] = {"use_pretokenized": True, "chat_template": None, "model": model}
+    fault = fault_of(answer_to(tmp_path, content, "ids.bin", **spec))
+    assert "cannot represent the 70,000 ids" in fault
+
+
+def test_options_that_flat_files_do_not_support_are_refused(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"use_pretokenized": True, "chat_template": None, "train_on": "assistant"}
+    assert "do not mark what is trained on" in fault_of(answer_to(tmp_path, npy(GOOD_IDS), "ids.npy", **spec))
+
+
+def test_a_flat_file_of_100_mb_is_read_within_the_time_or_reported(tmp_path: Path) -> None:
+    content = np.tile(GOOD_IDS.astype("<u2"), 50_000_000 // len(GOOD_IDS)).tobytes()
+    spec: dict[str, Any] = {"use_pretokenized": True, "chat_template": None}
+    assert data_of(answer_to(tmp_path, content, "ids.bin", **spec)).tokens == len(content) // 2
+    late = answer_to(tmp_path, content, "ids.bin", rows_seconds=0.0, **spec)
+    assert late.data is None
+    assert "could not be read within the time limit" in late.pending["data"]
 
 
 def test_results_are_cached_by_the_content_of_the_data(tmp_path: Path) -> None:

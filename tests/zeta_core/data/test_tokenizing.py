@@ -107,14 +107,11 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
     assert prepare(several_sources[:1], tmp_path, processes=2).num_documents == NUM_ROWS
 
 
-def test_progress_tells_documents_and_the_share_that_is_done(
-    several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("zeta_core.data.written_tokens.SECONDS_BETWEEN_LINES", 0.0)
+def test_progress_tells_documents_and_the_share_that_is_done(several_sources: list[Path], tmp_path: Path) -> None:
     kept = Lines()
     report = Report(kept)
     tokenizer = byte_tokenizer(shapes.CHATML)
-    tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report)
+    tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report, seconds_between_lines=0.0)
     lines = [line for line in kept.all if isinstance(line, ProgressLine)]
     shares = [line.share or 0 for line in lines]
     assert len(lines) > 5

@@ -12,11 +12,12 @@ from typing import Any
 
 from zeta_core.contract.spec.job_spec import Dpo, JobSpec, TrainerOptions
 from zeta_core.contract.spec.rate_search import FIND
-from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, ModelSource, context_limit
+from zeta_core.contract.spec.sources import BuilderModel, BuiltinSource, ConfigModel, ModelSource, context_limit
 
 MAX_GLOBAL_BATCH = 32  # sequences
 BATCHES_PER_EPOCH = 64
 SEED = 42
+DATASET = BuiltinSource(builtin="python-docs")  # in scripts; over HTTP, a dataset is required
 WEIGHT_DECAY = 0.1
 EPOCHS = 1.0  # from scratch and DPO
 FINE_TUNING_EPOCHS = 3.0

@@ -56,14 +56,14 @@ def closure(requirement: Requirement, seen: set[str]) -> Iterator[str]:
             yield from closure(below, seen)
 
 
-def test_all_that_the_ranges_lead_to_is_pinned() -> None:
+def test_every_dependency_is_pinned() -> None:
     seen: set[str] = set()
     needed = {name for requirement in declared() for name in closure(requirement, seen)}
     assert len(needed) > 80, "hardly anything is installed; this test has nothing to look at"
     assert {name for name in needed - pins().keys() if not FOLLOWS_FROM_TORCH.fullmatch(name)} == set()
 
 
-def test_every_pin_lies_in_its_range() -> None:
+def test_every_pin_satisfies_its_range() -> None:
     for requirement in declared():
         pinned = Version(pins()[canonicalize_name(requirement.name)])
         assert requirement.specifier.contains(pinned, prereleases=True), requirement
@@ -75,7 +75,7 @@ def test_torch_is_pinned_for_every_machine() -> None:
     assert all(Version(version).local is None for version in pins().values())
 
 
-def test_the_extras_are_the_promised_ones_and_all_is_their_sum() -> None:
+def test_the_extras_are_complete_and_all_combines_them() -> None:
     extras = project()["project"]["optional-dependencies"]
     assert set(extras) == {"train", "quantize", "server", "worker", "postgres", "s3", "deepspeed", "all"}
     (everything,) = (Requirement(text) for text in extras["all"])
@@ -83,5 +83,5 @@ def test_the_extras_are_the_promised_ones_and_all_is_their_sum() -> None:
     assert everything.extras == set(extras) - {"all"}
 
 
-def test_the_ranges_stay_wide() -> None:
+def test_dependency_ranges_have_no_upper_bounds() -> None:
     assert [str(requirement) for requirement in declared() if re.search(r"==|~=|<", str(requirement.specifier))] == []

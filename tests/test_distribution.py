@@ -24,19 +24,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def test_the_wheel_holds_every_file_of_every_room_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_exactly_the_files_of_the_packages(wheel: zipfile.ZipFile) -> None:
     rooms = [room.package for room in ROOMS if "." not in room.package]
     files = {path for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()}
     expected = {path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 
-def test_the_wheel_makes_the_command(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_installs_the_zeta_command(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert "zeta = zeta.cli:main" in wheel.read(entry_points).decode()
 
 
-def test_a_bare_install_has_all_that_the_client_and_the_command_import() -> None:
+def test_a_bare_install_has_the_dependencies_of_client_and_cli() -> None:
     bare = {Requirement(text).name for text in project()["project"]["dependencies"]}
     (face,) = [room for room in ROOMS if room.package == "zeta"]
     (contract,) = [room for room in ROOMS if room.package == "zeta_core.contract"]
@@ -61,7 +61,7 @@ with Client("http://127.0.0.1:8400", "key") as client:
 """
 
 
-def test_users_get_types_for_everything_public(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+def test_the_public_api_is_fully_typed(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     packages = {room.package for room in ROOMS if "." not in room.package}
     assert {f"{package}/py.typed" for package in packages} <= set(wheel.namelist())
     wheel.extractall(tmp_path / "installed")

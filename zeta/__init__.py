@@ -1,4 +1,4 @@
-"""The public face of Zeta: ``Trainer`` for a script, ``Client`` for a service. Importing it loads nothing heavy."""
+"""The public API: ``Trainer`` for scripts and ``Client`` for a service. Importing this package loads neither."""
 
 from __future__ import annotations
 

@@ -102,14 +102,14 @@ def foreign_response(
         )
     if status in (401, 403, 511):
         return Unreachable(
-            f"{gateway} denies access to {base_url} ({_status(status)}); sign in there or ask its operator, "
+            f"{gateway} denies access to {base_url} ({_status(status)}); sign in there or contact its operator, "
             "or set ZETA_URL to an address that reaches the server directly."
         )
     return other_program(response, base_url, proxy)
 
 
 def other_program(response: httpx.Response, base_url: str, proxy: Proxy | None) -> Unreachable:
-    """The error for an answer of a program that is neither the service nor a gateway before it."""
+    """The error for a response of a program that is neither the service nor a gateway in front of it."""
     content_type = response.headers.get("Content-Type", "no type")
     through = f" through the proxy {proxy} ({proxy.variable})" if proxy is not None else ""
     return Unreachable(

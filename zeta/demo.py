@@ -1,8 +1,8 @@
-"""``make demo``: the main job from end to end, on this machine, in a folder that is gone afterwards.
+"""``make demo``: the whole workflow on this machine, in a temporary folder.
 
-It starts `zeta up` as a user would, submits a small Llama from a config on the Python language reference, follows it,
-downloads the final checkpoint, verifies every file, loads it with transformers and lets it write a line. Whatever
-happens, it stops what it started: `zeta up` by its own Ctrl-C, and everything that is below it with it.
+It starts `zeta up` as a user would, submits a job that trains a small Llama from scratch on the Python language
+reference, follows it, downloads the final checkpoint, verifies every file, loads it with transformers and generates a
+line of text. At the end, also after a failure, it stops `zeta up` with SIGINT, and thereby all of its processes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SPEC: dict[str, Any] = {
     "seed": 0,
 }
 
-# Runs in a process of its own: nothing of zeta imports torch.
+# Runs in a separate process, because the package zeta must not import torch.
 GENERATE = """
 import sys, warnings
 warnings.filterwarnings("ignore")
@@ -79,12 +79,12 @@ print(" ".join(tokenizer.decode(written[0], skip_special_tokens=True).split()))
 
 
 class Failed(Exception):
-    """The demo did not reach its end; the sentence says where."""
+    """A step of the demo failed; the message describes it."""
 
 
 def main() -> int:
-    """Run the demo; the exit status is 0 only if everything of it worked."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us with `&` has SIGINT ignored
+    """Run the demo and return the exit status: 0 if every step succeeded."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts a command with `&` makes it ignore SIGINT
         signal.signal(number, _as_interrupt)
     started = time.monotonic()
     try:
@@ -92,12 +92,12 @@ def main() -> int:
             home = Home(Path(folder) / "home")
             with _service(home) as state:
                 _show(state, home, Path(folder) / "checkpoint")
-        print(f"Everything is stopped. The demo took {duration(time.monotonic() - started)}.")
+        print(f"All processes have stopped. The demo took {duration(time.monotonic() - started)}.")
     except (Failed, ZetaError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return ExitStatus.FAILED
     except KeyboardInterrupt:
-        print("The demo was interrupted; everything is stopped.", file=sys.stderr)
+        print("The demo was interrupted; all processes have stopped.", file=sys.stderr)
         return ExitStatus.INTERRUPTED
     return ExitStatus.SUCCEEDED
 
@@ -106,7 +106,7 @@ def _show(state: UpState, home: Home, checkpoint: Path) -> None:
     key = home.admin_key.read_text().strip()
     with Client(state.url, key) as client:
         job = client.submit(SPEC)
-        print(f"Submitted {job.id}: a Llama of bytes on the Python language reference.", flush=True)
+        print(f"Submitted {job.id}: a byte-level Llama, trained on the Python language reference.", flush=True)
         if show(client, job.id).status != "succeeded":
             raise Failed(f"{job.id} did not succeed. The end of its log:\n{''.join(client.logs(job.id, tail=20))}")
         losses = [
@@ -120,11 +120,11 @@ def _show(state: UpState, home: Home, checkpoint: Path) -> None:
         done = client.download(job.id, directory=checkpoint)
     for file in done.files:
         print(f"  {file.path}  {size(file.size)}  sha256 {file.sha256} verified")
-    print("It writes: " + _generated(checkpoint))
+    print("Generated text: " + _generated(checkpoint))
 
 
 def _generated(checkpoint: Path) -> str:
-    """One line that the downloaded model writes."""
+    """One line of text that the downloaded model generates."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", GENERATE, str(checkpoint), PROMPT],
@@ -135,18 +135,18 @@ def _generated(checkpoint: Path) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"the model wrote nothing within {GENERATE_SECONDS:g} s.") from error
+        raise Failed(f"the model generated no text within {GENERATE_SECONDS:g} s.") from error
     line = done.stdout.strip()
     if done.returncode != 0 or not line:
-        raise Failed(f"the downloaded model could not be used:\n{done.stderr.strip()[-2000:]}")
+        raise Failed(f"the downloaded model cannot be loaded or generates no text:\n{done.stderr.strip()[-2000:]}")
     return line
 
 
 @contextmanager
 def _service(home: Home) -> Generator[UpState]:
-    """A real `zeta up` of our own on a free port, stopped at the end whatever happens."""
+    """Run `zeta up` on a free port, and stop it at the end, also after a failure."""
     print("Starting the service (Valkey, API, one worker) ...", flush=True)
-    # Nothing of a service that this user runs already may reach this one.
+    # Settings of a service that this user is already running must not affect this one.
     variables = {name: value for name, value in process_environment().items() if not name.startswith("ZETA_")}
     log_file = home.path.with_name("up.log")
     with log_file.open("wb") as log:
@@ -156,7 +156,7 @@ def _service(home: Home) -> Generator[UpState]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=variables,
-            process_group=0,  # a Ctrl-C in the terminal is ours to hand on
+            process_group=0,  # a Ctrl-C in the terminal reaches only this process, which stops `zeta up` itself
             preexec_fn=end_with_parent(signal.SIGINT),
         )
     try:
@@ -174,13 +174,13 @@ def _ready(process: subprocess.Popen[bytes], home: Home, log_file: Path) -> UpSt
             return state
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
-            raise Failed(f"zeta up ended before it was ready:\n{log_file.read_text(errors='replace')[-2000:]}")
+            raise Failed(f"`zeta up` exited before it was ready:\n{log_file.read_text(errors='replace')[-2000:]}")
         if time.monotonic() >= deadline:
-            raise Failed(f"zeta up was not ready within {START_SECONDS:g} s.")
+            raise Failed(f"`zeta up` was not ready within {START_SECONDS:g} s.")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop `zeta up`; killed, if it must be, it takes its children with it. A second Ctrl-C makes it short."""
+    """Stop `zeta up`, or kill it (and with it its children) after `STOP_SECONDS` or a second Ctrl-C."""
     try:
         process.send_signal(signal.SIGINT)
         process.wait(STOP_SECONDS)

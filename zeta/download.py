@@ -107,11 +107,11 @@ def download(
         for file in files:
             before = done_bytes
 
-            def report(here_bytes: int, file: ManifestFile = file, before: int = before) -> None:
+            def report(file_bytes: int, file: ManifestFile = file, before: int = before) -> None:
                 if on_progress is not None:
-                    on_progress(DownloadProgress(file.path, before + here_bytes, total_bytes))
+                    on_progress(DownloadProgress(file.path, before + file_bytes, total_bytes))
 
-            _bring(transport, url, file, targets[file.path], overwrite=overwrite, report=report)
+            _fetch_verified(transport, url, file, targets[file.path], overwrite=overwrite, report=report)
             done_bytes += file.size
             report(file.size)
         _write_manifest(directory, manifest_bytes)
@@ -178,7 +178,7 @@ def _file_exists(target: Path) -> Conflict:
     )
 
 
-def _bring(
+def _fetch_verified(
     transport: HttpTransport,
     url: str,
     file: ManifestFile,
@@ -212,29 +212,29 @@ def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, r
     pauses = transport.pauses()
     while True:
         digest: _Digest = _digest(part)
-        here = _size(part)
-        if here == file.size and part.exists():
+        received = _size(part)
+        if received == file.size and part.exists():
             return digest.hexdigest()
-        if here > file.size:
+        if received > file.size:
             part.unlink()
             continue
         headers = {"Accept-Encoding": "identity"}
-        if here:
-            headers |= {"Range": f"bytes={here}-", "If-Range": f'"{file.sha256}"'}
+        if received:
+            headers |= {"Range": f"bytes={received}-", "If-Range": f'"{file.sha256}"'}
         try:
             with transport.stream("GET", url, headers=headers) as response:
-                goes_on = response.status_code == 206
-                if not goes_on:
-                    here, digest = 0, hashlib.sha256()
-                with part.open("ab" if goes_on else "wb") as stream:
+                is_continued = response.status_code == 206
+                if not is_continued:
+                    received, digest = 0, hashlib.sha256()
+                with part.open("ab" if is_continued else "wb") as stream:
                     for chunk in response.iter_bytes(CHUNK_BYTES):  # decoded: a gateway may compress
                         pauses.restart()
-                        here += len(chunk)
-                        if here > file.size:
+                        received += len(chunk)
+                        if received > file.size:
                             break
                         stream.write(chunk)
                         digest.update(chunk)
-                        report(here)
+                        report(received)
         except httpx.TransportError as error:
             if not pauses.wait():
                 raise transport.unreachable(error) from error
@@ -243,10 +243,10 @@ def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, r
             if not pauses.wait():
                 raise
             continue
-        if here >= file.size:
-            return digest.hexdigest() if here == file.size else ""
+        if received >= file.size:
+            return digest.hexdigest() if received == file.size else ""
         if not pauses.wait():  # the body ended early without an error
-            raise transport.unreachable(EOFError(f"{url} ended after {here} of {file.size} bytes"))
+            raise transport.unreachable(EOFError(f"{url} ended after {received} of {file.size} bytes"))
 
 
 def _write_manifest(directory: Path, manifest_bytes: bytes) -> None:

@@ -31,28 +31,28 @@ from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 SHOWN_UPLOADS = 10  # files of a folder that are reported individually with their ids
 DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 BUILTIN_NAMES = ("python-docs",)
-MODEL_SIGNS = ("config.json", "*.gguf")
+MODEL_FILES = ("config.json", "*.gguf")
 
 Upload = Callable[[Path, FilePurpose], StoredFile]
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def upload_local(spec: dict[str, Any], upload: Upload, say: Say) -> dict[str, Any]:
-    """The spec with every local path uploaded. ``say`` is called with a message for each upload.
+def upload_local(spec: dict[str, Any], upload: Upload, report: Report) -> dict[str, Any]:
+    """The spec with every local path uploaded. ``report`` is called with a message for each upload.
 
     Raises `InvalidRequest` for a missing path.
     """
     changed = dict(spec)
     pretokenized = spec.get("use_pretokenized") is True
     for name, split in DATA_FIELDS.items():
-        data = _Data(name, split, pretokenized, upload, say)
+        data = _Data(name, split, pretokenized, upload, report)
         value = changed.get(name)
         if isinstance(value, list):
             changed[name] = [data.source(item) for item in cast("list[Any]", value)]
         elif value is not None:
             changed[name] = data.source(value)
     if "model" in changed:
-        changed["model"] = _model(changed["model"], upload, say)
+        changed["model"] = _model(changed["model"], upload, report)
     if "chat_template" in changed:
         changed["chat_template"] = template_text(changed["chat_template"])
     return changed
@@ -66,7 +66,7 @@ class _Data:
     split: Split
     pretokenized: bool
     upload: Upload
-    say: Say
+    report: Report
 
     def source(self, value: Any) -> Any:
         if isinstance(value, str | os.PathLike):
@@ -94,7 +94,7 @@ class _Data:
         if is_id(text, "file"):
             return {"file": text}
         if exists(expanded(text)):
-            ids = self._uploaded(text, None)
+            ids = self._upload(text, None)
             return {"file": ids[0] if len(ids) == 1 else ids}
         if text in BUILTIN_NAMES:
             return {"builtin": text}
@@ -112,9 +112,9 @@ class _Data:
         if not isinstance(item, str) or is_id(item, "file"):
             return [item]
         existing(item, f"{self.name}.file")
-        return self._uploaded(item, data_format)
+        return self._upload(item, data_format)
 
-    def _uploaded(self, text: str, data_format: Any) -> list[str]:
+    def _upload(self, text: str, data_format: Any) -> list[str]:
         """Upload a file, or the data files of a folder in the order of their names, and return their ids."""
         path = expanded(text)
         files: Sequence[Path] = (path,)
@@ -134,16 +134,16 @@ class _Data:
                     param=self.name,
                     code="no_such_file",
                 )
-            self.say(found.summary(text))
+            self.report(found.summary(text))
             files = found.used
         ids: list[str] = []
         for number, file in enumerate(files, 1):
             stored = self.upload(file, "dataset")
             ids.append(stored.id)
             if number <= SHOWN_UPLOADS or stored.filename != file.name:
-                self.say(uploaded(file, stored))
+                self.report(upload_message(file, stored))
         if len(files) > SHOWN_UPLOADS:
-            self.say(f"Uploaded {len(files) - SHOWN_UPLOADS:,} more files.")
+            self.report(f"Uploaded {len(files) - SHOWN_UPLOADS:,} more files.")
         return ids
 
 
@@ -156,11 +156,11 @@ def source_object(text: str) -> dict[str, str]:
     return {"builtin": text} if is_builtin else {"file": text}
 
 
-def _model(value: Any, upload: Upload, say: Say) -> Any:
+def _model(value: Any, upload: Upload, report: Report) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(cast("os.PathLike[str]", value))
     if isinstance(value, dict) and isinstance(value.get("file"), str) and not is_id(value["file"], "file"):
-        return {**value, "file": _uploaded_model(existing(value["file"], "model.file"), upload, say)}
+        return {**value, "file": _upload_and_report_model(existing(value["file"], "model.file"), upload, report)}
     if not isinstance(value, str):
         return value
     if is_id(value, "file"):
@@ -172,7 +172,7 @@ def _model(value: Any, upload: Upload, say: Say) -> Any:
     if exists(path) and path.is_file() and path.suffix == ".json":
         return {"config": model_config(path)}
     if exists(path):
-        return {"file": _uploaded_model(path, upload, say)}
+        return {"file": _upload_and_report_model(path, upload, report)}
     if value.startswith((".", "/", "~")):
         existing(value, "model")
     return value
@@ -195,10 +195,10 @@ def model_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _uploaded_model(path: Path, upload: Upload, say: Say) -> str:
-    """Upload a model, report it with ``say``, and return its file id."""
+def _upload_and_report_model(path: Path, upload: Upload, report: Report) -> str:
+    """Upload a model, report it with ``report``, and return its file id."""
     stored = upload_model(path, upload)
-    say(f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes)")
+    report(f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes)")
     return stored.id
 
 
@@ -237,7 +237,7 @@ def pack_model(folder: Path, target: Path) -> None:
     of links. Hidden files and ``training_state/`` are excluded. Raises `InvalidRequest` if the folder contains neither
     ``config.json`` nor a GGUF file.
     """
-    if folder.is_dir() and not any(any(folder.glob(name)) for name in MODEL_SIGNS):
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in MODEL_FILES):
         raise InvalidRequest(
             f"model is {str(folder)!r}, a folder without config.json; name a folder written by `save_pretrained`.",
             param="model",
@@ -259,7 +259,7 @@ def _model_files(folder: Path) -> Iterable[Path]:
             yield file
 
 
-def uploaded(path: Path, stored: StoredFile) -> str:
+def upload_message(path: Path, stored: StoredFile) -> str:
     """A message that reports an upload, with the stored name if it differs."""
     name = "" if stored.filename == path.name else f", stored as {printable(stored.filename)}"
     return f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes{name})"

@@ -134,7 +134,7 @@ class LogStream:
         self, follow: bool, tail: int | None, read_seconds: float, *, offset: int | None = None
     ) -> Iterable[bytes]:
         params: dict[str, Any] = {"follow": "true" if follow else None, "tail": tail, "attempt": self._attempt}
-        # Keep-alives would count as bytes of the log, so the client asks the server to end a quiet response instead.
+        # Keep-alives would count as bytes of the log, so the client requests that the server end a quiet response.
         params |= {"offset": offset, "quiet_seconds": QUIET_SECONDS if follow else None}
         headers = {"Accept-Encoding": "identity"}  # compression would delay text until a block is full
         path = f"/v1/jobs/{self._job_id}/logs"

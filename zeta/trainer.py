@@ -1,4 +1,4 @@
-"""``Trainer``: calling it trains. The documented names, order and defaults, then the fields of the HTTP spec."""
+"""``Trainer``: a function that trains a model. Its documented keywords come first, then the fields of the HTTP spec."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ _SOURCES: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did. Losses are means per predicted token in nats; ``steps`` are optimizer steps of the run.
+    """The result of a training. Losses are mean nats per predicted token.
 
-    ``steps_trained`` are those of this call (0 when a finished run was resumed); ``checkpoint`` is the directory of
-    the newest checkpoint, ``final`` when the run reached its last step. ``eval_loss`` is that of the last evaluation,
-    ``best_checkpoint`` the directory of the weights that had the lowest; both are None where nothing was held out.
+    ``steps`` is the number of optimizer steps of the whole run, and ``steps_trained`` that of this call (0 if a
+    finished run was resumed). ``checkpoint`` is the directory of the newest checkpoint, which is ``final`` if the run
+    reached its last step. ``eval_loss`` is the loss of the last evaluation, and ``best_checkpoint`` the directory of
+    the checkpoint with the lowest one; both are ``None`` without held-out data.
     """
 
     steps: int
@@ -65,16 +66,18 @@ def Trainer(
     use_deepspeed: bool | int | dict[str, Any] | str | None = None,
     **more: Any,
 ) -> TrainResult:
-    """Train ``model`` and return what came of it. Everything but the model may be left out, or be None.
+    """Train ``model`` and return the result. All keywords except ``model`` are optional and may be ``None``.
 
-    ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a config (of transformers, or as the
-    HTTP spec has it), a hub id or a local directory. The keyword-only extras are those of the HTTP spec: ``dataset``
-    and ``eval_dataset`` (also a path, a `datasets.Dataset` or a `DatasetDict`, or several), ``eval_split``, ``lora``
-    (also True), ``freeze``, ``tokenizer``, ``max_steps``, ``epochs``, ``optimizer`` and the rest of `TrainerOptions`.
-    ``learning_rate`` may be ``"find"``. Under torchrun or ``accelerate launch`` every process calls it. SIGTERM saves a
-    checkpoint after the current step and then ends the process as it would have.
+    ``model`` is an ``nn.Module`` (trained in place), a callable that builds one, a config (a transformers config, or an
+    object as in the HTTP spec), a Hub id or a local directory. All other fields of the HTTP spec (`TrainerOptions`) are
+    keyword-only: ``dataset`` and ``eval_dataset`` (also a path, a `datasets.Dataset`, a `DatasetDict`, or a list of
+    them), ``eval_split``, ``lora`` (also True), ``freeze``, ``tokenizer``, ``max_steps``, ``epochs``, ``optimizer`` and
+    more. ``learning_rate`` may be ``"find"``.
 
-    Raises `InvalidSpec` for an unknown keyword or a bad value, `TrainingFailed` for what only training can find out.
+    Under torchrun or ``accelerate launch``, every process calls this function. On SIGTERM, it saves a checkpoint after
+    the current step; then the signal has its usual effect.
+
+    Raises `InvalidSpec` for an unknown keyword or an invalid value, and `TrainingFailed` if the training fails.
     """
     if model is None or model == "":
         raise InvalidSpec(
@@ -113,7 +116,7 @@ def Trainer(
             more[name] = _source(given, name, notes)
     if isinstance(more.get("lora"), bool):
         more["lora"] = {} if more["lora"] else None
-    options = parse(TrainerOptions, _said({**documented, **more}))
+    options = parse(TrainerOptions, _given_options({**documented, **more}))
     if faults := availability.faults(options):
         raise error_of(faults)
     directory = _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir)
@@ -121,7 +124,7 @@ def Trainer(
 
 
 def _source(given: Any, name: str, notes: list[str]) -> Any:
-    """A source as the spec has it. A dataset of `datasets` becomes a file, which is described in ``notes``."""
+    """A source of the spec. A dataset object of `datasets` is stored as a file, which a note describes."""
     if isinstance(given, str | os.PathLike):
         return {"path": os.fspath(cast("str | os.PathLike[str]", given))}
     is_object = isinstance(given, dict) and not type(given).__module__.startswith("datasets")
@@ -149,12 +152,13 @@ def _path(given: str | os.PathLike[str]) -> Path:
     return expanded(given).absolute()
 
 
-def _said(keywords: dict[str, Any]) -> dict[str, Any]:
-    """What was said: None leaves a keyword out, and so does a switch that is off, which is no wish to change a run.
+def _given_options(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that were given, with paths as text and numpy integers as ``int``.
 
-    Paths are their text, and whole numbers of numpy are Python's. A name that nobody knows stays, to be told.
+    ``None`` counts as not given, and so does a switch that is off, because it does not request a change of a resumed
+    run. Unknown keywords are included, so that `parse` reports them.
     """
-    said: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, value in keywords.items():
         if name in TrainerOptions.model_fields and (value is None or (value is False and name in _SWITCHES)):
             continue
@@ -162,8 +166,8 @@ def _said(keywords: dict[str, Any]) -> dict[str, Any]:
             value = os.fspath(value)
         elif isinstance(value, Integral) and not isinstance(value, int):
             value = int(value)
-        said[name] = value
-    return said
+        given[name] = value
+    return given
 
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path, notes: list[str]) -> TrainResult:
@@ -177,11 +181,11 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
     for note in notes:
         report.log(note)
     if options.dataset is None:
-        report.log("No dataset was named: training on the Python language reference (pydoc_data.topics).")
+        report.log("No dataset was given; training on the Python language reference (pydoc_data.topics).")
         if options.use_pretokenized:
-            report.warn("not_pretokenized", "use_pretokenized changes nothing here: that text is tokenized first.")
+            report.warn("not_pretokenized", "use_pretokenized has no effect, because this text must be tokenized.")
     resume = options.resume_from_checkpoint
-    with _stopping_on_sigterm() as asked:
+    with _stopping_on_sigterm() as stop_requested:
         run = Run(
             options=options,
             model=model,
@@ -190,12 +194,13 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
             places=Places(any_path=True),
             resume_from=None if resume is None else _path(resume),
             tokenizer=tokenizer,
-            stop=lambda: "hand_back" if asked.is_set() else None,
+            stop=lambda: "hand_back" if stop_requested.is_set() else None,
         )
         outcome = execute(run, here, report)
     progress = outcome.progress
     if progress.train_loss is not None:
-        report.log(f"Trained {outcome.steps_trained} steps; mean loss {progress.train_loss:.4f}; {outcome.checkpoint}")
+        num_steps = "1 step" if outcome.steps_trained == 1 else f"{outcome.steps_trained:,} steps"
+        report.log(f"Trained {num_steps}; mean loss {progress.train_loss:.4f}; {outcome.checkpoint}")
     return TrainResult(
         steps=progress.step,
         steps_trained=outcome.steps_trained,
@@ -212,19 +217,19 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
 
 @contextmanager
 def _stopping_on_sigterm() -> Generator[threading.Event]:
-    """An event that SIGTERM sets; when the training has saved itself, the signal does what it did before."""
-    asked = threading.Event()
+    """An event that SIGTERM sets. After the training has saved a checkpoint, the signal is raised again."""
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_requested
         return
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
+        stop_requested.set()
 
     before = signal.signal(signal.SIGTERM, on_signal)
     try:
-        yield asked
+        yield stop_requested
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: one that is not Python's
-    if asked.is_set():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: set outside Python
+    if stop_requested.is_set():
         signal.raise_signal(signal.SIGTERM)

@@ -144,12 +144,12 @@ class HttpTransport:
         if self._closed.is_set():
             raise InvalidRequest("This client is closed; create a new one.", code="client_closed")
         try:
-            return self._http.build_request(method, path, params=_given(params), **rest)
+            return self._http.build_request(method, path, params=_without_none(params), **rest)
         except (httpx.InvalidURL, ValueError, TypeError) as error:
             raise InvalidRequest(f"{method} {path} contains text that is invalid in HTTP: {error}.") from error
 
     def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
-        """The answer. Raises `httpx.RequestError` for every failure."""
+        """Send a request. Every failure is an `httpx.RequestError`."""
         try:
             return self._http.send(request, stream=stream)
         except UnicodeError as error:  # httpx reads the target of a redirect even where it does not follow it
@@ -163,14 +163,14 @@ class HttpTransport:
                     f"{self.base_url} returned a web page (HTTP {response.status_code}, text/html), perhaps the "
                     "sign-in page of a gateway; set ZETA_URL to an address that reaches the server itself."
                 )
-            if "X-Request-Id" not in response.headers and not self._server_answers():  # the service always sends it
+            if "X-Request-Id" not in response.headers and not self._server_responds():  # the service always sends it
                 raise other_program(response, self.base_url, self._proxy)
             return
         try:
             content = ErrorBody.model_validate_json(response.content).error
         except ValidationError:
-            raise foreign_response(response, self.base_url, self._proxy, self._server_answers) from None
-        if content.code == "route_not_found" and self._has_path and not self._server_answers():
+            raise foreign_response(response, self.base_url, self._proxy, self._server_responds) from None
+        if content.code == "route_not_found" and self._has_path and not self._server_responds():
             raise wrong_path(self.base_url)
         raise error_from(content, response.headers.get("X-Request-Id"))
 
@@ -178,7 +178,7 @@ class HttpTransport:
     def _has_path(self) -> bool:
         return httpx.URL(self.base_url).path not in ("", "/")
 
-    def _server_answers(self) -> bool:
+    def _server_responds(self) -> bool:
         """Whether the service responds to a request that needs no key."""
         try:
             response = self._send(self._http.build_request("GET", "/healthz", timeout=CONNECT_SECONDS))
@@ -235,5 +235,5 @@ def _route(base_url: str, proxy: Proxy | None, variables: Mapping[str, str]) -> 
     return {"verify": context, "proxy": httpx.Proxy(proxy.url, ssl_context=context if is_tls else None)}
 
 
-def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+def _without_none(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (params or {}).items() if value is not None}

@@ -49,7 +49,7 @@ def upload(
 def _opened(path: Path) -> BinaryIO:
     """Open a regular file. Raises `InvalidRequest` if it is something else."""
     try:
-        # Without O_NONBLOCK, opening a named pipe waits until another process writes to it.
+        # Without O_NONBLOCK, opening a named pipe blocks until another process opens it for writing.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError as error:
         raise InvalidRequest(f"{printable(str(path))} is not a valid path: {error}.", code="unreadable_file") from error
@@ -128,7 +128,7 @@ def _changed(name: str) -> InvalidRequest:
 
 
 def _sent_name(name: str) -> str:
-    """The name to upload the file under, with U+FFFD in place of each byte that is not valid UTF-8."""
+    """The name to upload the file under, with U+FFFD for each byte that is not valid UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""One running service for the tests of this folder that do not stop or break it."""
+"""A running service, shared by the tests of this folder."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Real conversations of people, out of a package (chitchat-dataset, MIT): the first to speak is the user."""
+"""Real conversations from a package (chitchat-dataset, MIT). The first speaker is the user."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 
 
 def real_conversations(count: int) -> list[list[dict[str, str]]]:
-    """``count`` short conversations that end with an assistant's turn; skips where the package is not installed."""
+    """``count`` short conversations that end with an assistant's turn. Skips the test if the package is missing."""
     found = find_spec("chitchat_dataset")
     if found is None or found.origin is None:
         pytest.skip("chitchat-dataset is not installed (pip install --no-deps chitchat-dataset)")
     stored: dict[str, Any] = json.loads((Path(found.origin).parent / "dataset.json").read_text())
     conversations: list[list[dict[str, str]]] = []
     for one in stored.values():
-        said = ["\n".join(message["text"] for message in turn) for turn in one["messages"][:4]]
-        if len(said) == 4 and all(text.strip() for text in said) and sum(map(len, said)) < 350:
+        texts = ["\n".join(message["text"] for message in turn) for turn in one["messages"][:4]]
+        if len(texts) == 4 and all(text.strip() for text in texts) and sum(map(len, texts)) < 350:
             roles = ("user", "assistant", "user", "assistant")
-            conversations.append([{"role": role, "content": text} for role, text in zip(roles, said, strict=True)])
+            conversations.append([{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)])
         if len(conversations) == count:
             break
     return conversations

@@ -1,4 +1,4 @@
-"""Small real jobs."""
+"""Specs of small real jobs."""
 
 import json
 from pydoc_data.topics import topics
@@ -14,11 +14,11 @@ TINY_LLAMA: dict[str, Any] = {
     "max_position_embeddings": 128,
 }
 
-PYTHON_REFERENCE = "\n\n".join(topics.values())  # half a megabyte of real English that every CPython has
+PYTHON_REFERENCE = "\n\n".join(topics.values())  # half a megabyte of real English in every CPython
 
 
 def tiny_job(**changes: Any) -> dict[str, Any]:
-    """A job of a few seconds on the Python reference."""
+    """A job of a few seconds on the Python language reference."""
     return {
         "model": {"config": TINY_LLAMA},
         "dataset": {"builtin": "python-docs"},
@@ -34,7 +34,7 @@ def tiny_job(**changes: Any) -> dict[str, Any]:
 
 
 def endless_job(**changes: Any) -> dict[str, Any]:
-    """A job that runs until somebody stops it."""
+    """A job that runs until it is stopped."""
     return tiny_job(max_steps=1_000_000, checkpointing_steps=1_000_000, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Conversations and preferences through the whole service, on what people really said to one another."""
+"""Training on real conversations and preferences with the whole service."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def upload(http: httpx.Client, name: str, content: bytes) -> str:
 
 
 def run(http: httpx.Client, service: Service, **fields: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A job that succeeds, and its events."""
+    """Run a job that must succeed, and return it with its events."""
     answer = http.post("/v1/jobs", json=tiny_job(seq_len=512, max_steps=8, **fields))
     assert answer.status_code == 201, answer.text
     job = wait_for_end(http, answer.json()["id"])
@@ -50,12 +50,12 @@ def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx
     read = [event for event in events if event["type"] == "progress" and event.get("share") is not None]
     assert (read[-1]["phase"], read[-1]["share"], read[-1]["documents"]) == ("loading_data", 1.0, 120)
     assert "default_chat_template" in {event.get("code") for event in events if event["type"] == "warning"}
-    told = [event["eval_loss"] for event in events if event.get("eval_loss") is not None]
-    assert told[-1] < told[0]
+    eval_losses = [event["eval_loss"] for event in events if event.get("eval_loss") is not None]
+    assert eval_losses[-1] < eval_losses[0]
     template = http.get(f"/v1/jobs/{job['id']}/checkpoints/final/files/chat_template.jinja")
     assert "<|im_start|>" in template.text
 
-    # What somebody said next is preferred to what was said elsewhere.
+    # The real next turn is preferred to a turn of another conversation.
     pairs = [
         {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
         for one, other in zip(conversations[:8], conversations[8:16], strict=True)

@@ -1,4 +1,4 @@
-"""The main job, from POST to a verified, loadable checkpoint, on text that no one here wrote."""
+"""The main workflow, from POST to a verified, loadable checkpoint, on real text."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def step_of(http: httpx.Client, job_id: str) -> int:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("filename", ["reference.txt", "reference.jsonl"])
-def test_the_whole_way_from_post_to_a_verified_loadable_checkpoint(
+def test_a_posted_job_ends_with_a_verified_loadable_checkpoint(
     http: httpx.Client, service: Service, tmp_path: Path, filename: str
 ) -> None:
     content = PYTHON_REFERENCE.encode() if filename.endswith(".txt") else as_jsonl(PYTHON_REFERENCE)
@@ -60,17 +60,17 @@ def test_the_whole_way_from_post_to_a_verified_loadable_checkpoint(
     assert ended["attempts"][0]["last_step"] == 12
     assert ended["result"]["tokens"] == ended["progress"]["tokens"] > 0
 
-    # The events tell the same story: in order, without a gap, the loss falling.
+    # The events are in order and complete, and the loss falls.
     events = http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert [event["status"] for event in events if event["type"] == "status"][-1] == "succeeded"
     metrics = http.get(f"/v1/jobs/{job['id']}/metrics").json()
-    assert metrics["step"] == list(range(1, 13)), "a quick step is told as well"
+    assert metrics["step"] == list(range(1, 13)), "short steps are reported as well"
     assert metrics["loss"][-1] < metrics["loss"][0]
     names = {checkpoint["name"] for checkpoint in http.get(f"/v1/jobs/{job['id']}/checkpoints").json()["data"]}
     assert {"step-12", "final"} <= names
 
-    # Each file of the final checkpoint is what the manifest says, and the model loads and generates.
+    # Each file of the final checkpoint matches the manifest, and the model loads and generates text.
     manifest = http.get(f"/v1/jobs/{job['id']}/checkpoints/final").json()
     directory = tmp_path / "final"
     for entry in manifest["files"]:
@@ -111,10 +111,10 @@ def test_the_command_line_submits_follows_downloads_and_verifies(service: Servic
 
 
 @pytest.mark.timeout(400)
-def test_cancel_ends_a_running_job_and_leaves_nothing_with_its_mark(http: httpx.Client, service: Service) -> None:
+def test_cancel_ends_a_running_job_with_all_of_its_processes(http: httpx.Client, service: Service) -> None:
     job = submit(http, endless_job())
     path = f"/v1/jobs/{job['id']}"
-    wait_until(lambda: step_of(http, job["id"]) > 1, 90, "the training to be under way")
+    wait_until(lambda: step_of(http, job["id"]) > 1, 90, "the training to have started")
     assert marked_processes(job["id"])
     answer = http.post(f"{path}/cancel")
     assert (answer.status_code, answer.json()["requested_action"]) == (202, "cancel")
@@ -125,7 +125,7 @@ def test_cancel_ends_a_running_job_and_leaves_nothing_with_its_mark(http: httpx.
 
 
 @pytest.mark.timeout(400)
-def test_a_fault_in_the_data_ends_the_job_with_its_line(http: httpx.Client) -> None:
+def test_a_fault_in_the_data_fails_the_job_with_the_line_number(http: httpx.Client) -> None:
     content = b'{"text": "a line that is right"}\n{"text": "a line that is not\n'
     file = http.post("/v1/files", files={"file": ("broken.jsonl", content)}, data={"purpose": "dataset"}).json()
     job = submit(http, tiny_job(dataset={"file": file["id"]}, max_retries=3))
@@ -135,7 +135,7 @@ def test_a_fault_in_the_data_ends_the_job_with_its_line(http: httpx.Client) -> N
 
 
 @pytest.mark.timeout(400)
-def test_a_model_that_cannot_be_built_ends_the_job_as_invalid_model(http: httpx.Client) -> None:
+def test_a_model_that_cannot_be_built_fails_the_job(http: httpx.Client) -> None:
     config = {**tiny_job()["model"]["config"], "hidden_size": 33}
     job = submit(http, tiny_job(model={"config": config}))
     ended = wait_for_end(http, job["id"])
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_built_ends_the_job_as_invalid_model(http: httpx.
 
 
 @pytest.mark.timeout(400)
-def test_the_live_stream_ends_with_the_job_and_tells_what_the_list_tells(http: httpx.Client) -> None:
+def test_the_live_stream_ends_with_the_job_and_matches_the_list(http: httpx.Client) -> None:
     job = submit(http, tiny_job(max_steps=4))
     path = f"/v1/jobs/{job['id']}/events"
     with http.stream("GET", path, headers={"Accept": "text/event-stream"}, timeout=120) as stream:
@@ -159,7 +159,7 @@ def test_the_live_stream_ends_with_the_job_and_tells_what_the_list_tells(http: h
 
 
 @pytest.mark.timeout(400)
-def test_the_same_idempotency_key_is_the_same_job(http: httpx.Client) -> None:
+def test_the_same_idempotency_key_returns_the_same_job(http: httpx.Client) -> None:
     first = submit(http, tiny_job(max_steps=2), **{"Idempotency-Key": "once"})
     again = http.post("/v1/jobs", json=tiny_job(max_steps=2), headers={"Idempotency-Key": "once"})
     assert (again.json()["id"], again.headers["idempotent-replayed"]) == (first["id"], "true")

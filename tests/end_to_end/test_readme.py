@@ -23,7 +23,7 @@ def curl_session() -> str:
 
 
 @pytest.mark.timeout(400)
-def test_the_curl_session_of_the_readme_works_word_for_word(tmp_path: Path) -> None:
+def test_the_curl_session_in_the_readme_works_verbatim(tmp_path: Path) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"port {PORT}, which the README names, is taken by another program")

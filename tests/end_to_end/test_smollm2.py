@@ -67,7 +67,7 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     losses = _held_out_losses(_events(http, full))
     assert losses[1] > losses[2] > losses[3]
 
-    # What somebody said next is preferred to what was said elsewhere; the adapter's model is where it begins.
+    # The real next turn is preferred to a turn of another conversation. The training starts from the adapter's model.
     pairs = [
         {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
         for one, other in zip(conversations[:6], conversations[6:12], strict=True)
@@ -76,40 +76,40 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     method = {"method": "dpo", "lora": {"r": 8}, "learning_rate": 5e-4, "max_steps": 6}
     source = {"model": {"job": tuned["id"]}, "dataset": {"file": sent.raise_for_status().json()["id"]}}
     preferred = _run(http, service, {**SIZES, **source, **method})
-    told = [event for event in _events(http, preferred) if event.get("rewards")]
-    assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
-    assert told[0]["rewards"]["margin"] == pytest.approx(0, abs=1e-3)
-    assert told[-1]["rewards"]["margin"] > 0.1, told
-    assert told[-1]["rewards"]["accuracy"] == 1.0
+    updates = [event for event in _events(http, preferred) if event.get("rewards")]
+    assert updates[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert updates[0]["rewards"]["margin"] == pytest.approx(0, abs=1e-3)
+    assert updates[-1]["rewards"]["margin"] > 0.1, updates
+    assert updates[-1]["rewards"]["accuracy"] == 1.0
 
 
 def _the_adapter_fits_the_untouched_base(service: Service, job_id: str, folder: Path) -> None:
-    """In peft, on the base as its publisher has it; the merged weights are what peft merges, in bfloat16."""
+    """Load the adapter with peft on the published base model, and compare the merged weights with peft's (bfloat16)."""
     downloaded = service.command("download", job_id, "-o", str(folder))
     assert downloaded.returncode == 0, downloaded.stdout + downloaded.stderr
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    asked = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     file = smollm2()
     untouched: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    before = _logits(untouched, asked)
+    before = _logits(untouched, prompt)
     adapted: Any = PeftModel.from_pretrained(untouched, str(folder))
-    with_adapter = _logits(adapted, asked)
+    with_adapter = _logits(adapted, prompt)
     change = (with_adapter - before).abs().max()
     assert change > 1
     merged: Any = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32)
-    assert (_logits(merged, asked) - with_adapter).abs().max() < 0.05 * change  # bfloat16 has three digits
+    assert (_logits(merged, prompt) - with_adapter).abs().max() < 0.05 * change  # bfloat16 has three digits
     stored = merged.state_dict()
     for name, weight in adapted.merge_and_unload().state_dict().items():
         assert torch.equal(weight.bfloat16().float(), stored[name]), name
 
 
-def _logits(model: Any, asked: Any) -> torch.Tensor:
+def _logits(model: Any, prompt: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(**asked).logits
+        return model.eval()(**prompt).logits
 
 
 def _run(http: httpx.Client, service: Service, spec: dict[str, Any]) -> dict[str, Any]:
-    """A job that succeeds."""
+    """Run a job that must succeed."""
     answer = http.post("/v1/jobs", json=spec)
     assert answer.status_code == 201, answer.text
     job = wait_for_end(http, answer.json()["id"], JOB_SECONDS)

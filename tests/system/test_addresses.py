@@ -24,7 +24,7 @@ from zeta_core.system.redis_access import RedisAddress
         ("rediss://cache?ssl_cert_reqs=CERT_NONE", *["rediss://cache:6379/0?ssl_cert_reqs=none"] * 2),
     ],
 )
-def test_one_address_of_redis_for_both_libraries(url: str, for_redis_py: str, for_celery: str) -> None:
+def test_both_redis_libraries_connect_to_the_same_address(url: str, for_redis_py: str, for_celery: str) -> None:
     address = RedisAddress.parse(url)
     assert (address.client_url, address.celery_url) == (for_redis_py, for_celery)
     assert "p%" not in address.place
@@ -51,7 +51,7 @@ def test_one_address_of_redis_for_both_libraries(url: str, for_redis_py: str, fo
         ("unix:///" + "x" * 200, "longer than 107 bytes"),
     ],
 )
-def test_an_address_of_redis_that_would_not_work_is_refused_without_showing_it(url: str, sentence: str) -> None:
+def test_an_unusable_redis_url_is_rejected_without_showing_it(url: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         RedisAddress.parse(url)
     assert sentence in str(caught.value)
@@ -73,12 +73,12 @@ def test_an_address_of_redis_that_would_not_work_is_refused_without_showing_it(u
         ("postgresql://u@db/z?application_name=a+b", (("db", None),), {"application_name": "a+b"}),
     ],
 )  # fmt: skip
-def test_urls_of_hosting_providers(url: str, hosts: object, options: object) -> None:
+def test_database_urls_of_hosting_providers_are_accepted(url: str, hosts: object, options: object) -> None:
     address = DatabaseAddress.parse(url)
     assert (address.backend, address.database, address.hosts, address.options) == ("postgresql", "z", hosts, options)
 
 
-def test_a_password_may_contain_what_a_path_does() -> None:
+def test_a_password_may_contain_slashes() -> None:
     assert DatabaseAddress.parse("postgresql://u:a/b?c#%40@db/z").password == "a/b?c#@"
 
 
@@ -104,7 +104,7 @@ def test_a_password_may_contain_what_a_path_does() -> None:
         ("sqlite:////a/zeta.db?mode=ro", "option 'mode' is not supported"),
     ],
 )
-def test_a_database_url_that_would_not_work_is_refused_without_its_password(url: str, sentence: str) -> None:
+def test_an_unusable_database_url_is_rejected_without_its_password(url: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         DatabaseAddress.parse(url)
     assert sentence in str(caught.value)
@@ -112,6 +112,6 @@ def test_a_database_url_that_would_not_work_is_refused_without_its_password(url:
 
 
 @pytest.mark.parametrize("name", ["run?lr=1", "feature%2Fx", "100%", "a b", "Übung #3", "a\udcffb", "x" * 200])
-def test_every_path_of_a_home_comes_back_out_of_its_url(name: str) -> None:
+def test_every_home_path_survives_the_conversion_to_a_url(name: str) -> None:
     file = Path("/srv") / name / "zeta.db"
     assert DatabaseAddress.parse(sqlite_url(file)).database == str(file)

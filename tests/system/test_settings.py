@@ -16,25 +16,25 @@ class ExampleSettings(Settings):
     redis_url: RedisUrl | None = None
 
 
-def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default() -> None:
+def test_options_override_the_environment_which_overrides_defaults() -> None:
     assert ExampleSettings.from_environment({}).port == 8400
     assert ExampleSettings.from_environment({"ZETA_PORT": "9000"}).port == 9000
     assert ExampleSettings.from_environment({"ZETA_PORT": "9000"}, port=9001).port == 9001
 
 
-def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
+def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("abc\n")
     assert ExampleSettings.from_environment({"ZETA_API_KEY_FILE": str(tmp_path / "key")}).api_key == "abc"
 
 
-def test_a_secret_given_twice_or_from_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_secret_or_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="both set"):
         ExampleSettings.from_environment({"ZETA_API_KEY": "a", "ZETA_API_KEY_FILE": "b"})
     with pytest.raises(InvalidSettings, match="cannot be read"):
         ExampleSettings.from_environment({"ZETA_API_KEY_FILE": str(tmp_path / "missing")})
 
 
-def test_a_wrong_value_is_named_and_a_secret_is_never_shown() -> None:
+def test_an_invalid_value_is_reported_and_a_secret_is_hidden() -> None:
     with pytest.raises(InvalidSettings, match="ZETA_PORT is 'x'"):
         ExampleSettings.from_environment({"ZETA_PORT": "x"})
     with pytest.raises(InvalidSettings, match=r"ZETA_API_KEY is \(hidden\): it must be printable ASCII"):
@@ -45,7 +45,7 @@ def test_a_wrong_value_is_named_and_a_secret_is_never_shown() -> None:
     assert ExampleSettings.from_environment({"ZETA_API_KEY": "abc"}).masked()["ZETA_API_KEY"] == "***"
 
 
-def test_a_training_that_is_not_heard_stops_itself_in_time_for_a_save_before_its_lease_ends() -> None:
+def test_a_training_that_is_cut_off_saves_before_its_lease_ends() -> None:
     def limits(**variables: str) -> tuple[float, float, float]:
         read = FleetSettings.from_environment({"ZETA_WORKER_SECRET": "s", **variables})
         return read.self_stop_seconds, read.end_seconds, read.lease_seconds

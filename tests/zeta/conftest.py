@@ -1,4 +1,4 @@
-"""One running service for the client's and the command line's tests, and small real jobs for it."""
+"""Fixtures for the tests of the client and the command line: a running service, and small real jobs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -44,13 +44,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def client(service: Service) -> Iterator[Client]:
-    with Client(service.url, service.api_key) as made:
-        yield made
+    with Client(service.url, service.api_key) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
 def finished(client: Client) -> Job:
-    """A job that has succeeded, with its checkpoints."""
+    """A job that has succeeded and has checkpoints."""
     job = client.wait(client.submit({**TINY_JOB, "entity_name": "finished"}).id, timeout_seconds=240)
     assert job.status == "succeeded", job
     return job
@@ -58,7 +58,7 @@ def finished(client: Client) -> Job:
 
 @pytest.fixture
 def endless(client: Client) -> Iterator[Job]:
-    """A job that runs until somebody stops it; cancelled and gone at the end of the test."""
+    """A job that runs until it is stopped; it is cancelled at the end of the test."""
     job = client.submit(ENDLESS_JOB)
     yield job
     with contextlib.suppress(Conflict):  # the test cancelled it
@@ -68,7 +68,7 @@ def endless(client: Client) -> Iterator[Job]:
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
-    """Real text that every CPython has, as a file of this test's own."""
+    """Real text that every CPython contains, as a file with unique content for this test."""
     file = tmp_path / f"reference-{tmp_path.name}.txt"
     file.write_text(f"{tmp_path.name}\n\n" + "\n\n".join(topics.values()))
     return file

@@ -1,4 +1,4 @@
-"""Server addresses, proxies and certificates: what the environment may hold, and how each fault is reported."""
+"""Server addresses, proxies and certificates from the environment, and how invalid ones are reported."""
 
 import re
 import socket
@@ -26,7 +26,7 @@ PROXY = {"HTTP_PROXY": "http://proxy.corp:3128"}
         ("http://10.1.2.3", "http://10.1.2.3"),
     ],
 )
-def test_a_url_is_brought_to_its_normal_form(text: str, url: str) -> None:
+def test_a_url_is_normalized(text: str, url: str) -> None:
     assert checked_url(text, "ZETA_URL") == url
     assert checked_url(url, "ZETA_URL") == url
 
@@ -64,7 +64,7 @@ def test_a_url_is_brought_to_its_normal_form(text: str, url: str) -> None:
         ("http://train-box\\zeta", "path"),
     ],
 )
-def test_a_wrong_url_is_refused_with_its_setting_value_and_reason(text: str, reason: str) -> None:
+def test_an_invalid_url_is_rejected_with_setting_value_and_reason(text: str, reason: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         checked_url(text, "ZETA_URL")
     assert caught.value.param == "ZETA_URL"
@@ -72,7 +72,7 @@ def test_a_wrong_url_is_refused_with_its_setting_value_and_reason(text: str, rea
         assert part in caught.value.message
 
 
-def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+def test_a_password_in_a_url_is_rejected_and_not_shown() -> None:
     for text in ("http://me:hunter2@train-box:8400", "http://me:hunter2/x@train-box", "me:hunter2@train-box"):
         with pytest.raises(InvalidSettings) as caught:
             checked_url(text, "ZETA_URL")
@@ -91,7 +91,7 @@ def test_this_machine_is_recognized(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["192.0.2.1", "2001:db8::1", "train-box", "localhost.corp", "notlocalhost", "224.0.0.1"]
 )
-def test_other_machines_are_not_this_one(host: str) -> None:
+def test_other_machines_are_recognized(host: str) -> None:
     assert not is_this_machine(host)
 
 
@@ -124,7 +124,7 @@ def test_other_machines_are_not_this_one(host: str) -> None:
         ("http://train-box:8400", "[::1],::1,%%,[,],/,:,:::,10.0.0.0/99,http://,train-box"),
     ],
 )
-def test_a_server_in_no_proxy_is_reached_directly_whatever_the_proxy(server: str, no_proxy: str) -> None:
+def test_a_server_in_no_proxy_is_reached_directly(server: str, no_proxy: str) -> None:
     for proxy in ("http://proxy.corp:3128", "socks://127.0.0.1:1", "%%%"):
         assert choose_proxy(server, {"ALL_PROXY": proxy, "NO_PROXY": no_proxy}) is None
 
@@ -181,7 +181,7 @@ def test_the_proxy_of_the_servers_scheme_is_chosen(variables: dict[str, str], ch
         ("http://me:hunter2@proxy corp:80", "valid name"),
     ],
 )
-def test_an_unusable_proxy_is_refused_with_its_variable_and_the_cure(value: str, reason: str) -> None:
+def test_an_unusable_proxy_is_rejected_with_its_variable_and_the_cure(value: str, reason: str) -> None:
     with pytest.raises(InvalidSettings, match=reason) as caught:
         choose_proxy("http://train-box:8400", {"ALL_PROXY": value})
     assert caught.value.param == "ALL_PROXY"
@@ -224,7 +224,7 @@ def test_a_url_is_shown_without_its_user_and_password(url: str, shown: str) -> N
         ("https://ann:hunter2/hunter2#?", "https://***"),
     ],
 )
-def test_no_refusal_of_a_url_shows_its_password(before: str, shown: str) -> None:
+def test_no_error_about_a_url_shows_its_password(before: str, shown: str) -> None:
     with pytest.raises(InvalidSettings, match=re.escape(f"ZETA_URL is '{shown}@box:port'")) as server:
         checked_url(f"{before}@box:port", "ZETA_URL")
     with pytest.raises(InvalidSettings, match=re.escape(f"ALL_PROXY is '{shown}@box:port'")) as proxy:
@@ -238,7 +238,7 @@ def test_this_machine_is_reached_without_a_proxy() -> None:
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_certificates_that_cannot_be_read_are_refused_with_their_variable(variable: str, tmp_path: Path) -> None:
+def test_unreadable_certificates_are_rejected_with_their_variable(variable: str, tmp_path: Path) -> None:
     garbage = tmp_path / "authorities.pem"
     garbage.write_bytes(b"\xff no certificate")
     for file in (garbage, tmp_path / "missing.pem", Path("/dev/null/x")):

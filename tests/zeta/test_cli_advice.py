@@ -1,4 +1,4 @@
-"""Advice as people meet it: every view of a job shows the command that applies it, and the command works as printed."""
+"""Advice: every view of a job shows the command that applies it, and the command works as printed."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from zeta_core.contract.job.advice import in_words, less_memory, rerun_command, 
 
 
 @pytest.mark.timeout(300)
-def test_the_printed_command_makes_the_job_succeed_and_warns_of_what_is_left(
+def test_the_printed_command_fixes_the_job_and_warns_of_what_remains(
     service: Service, client: Client, tmp_path: Path
 ) -> None:
     spec = tmp_path / "job.json"
@@ -37,10 +37,10 @@ def test_the_printed_command_makes_the_job_succeed_and_warns_of_what_is_left(
     rerun = service.command(*shlex.split(command)[1:], "--follow", timeout_seconds=240)
     assert rerun.returncode == 0, rerun.stdout + rerun.stderr
     (new_id,) = set(re.findall(r"job_\w+", rerun.stdout)) - {job_id}
-    calmer = f"zeta rerun {new_id} --set learning_rate=0.002"
-    assert re.search(rf"^warning: learning_rate is 3, .* Apply it: {re.escape(calmer)}$", rerun.stdout, re.MULTILINE)
-    assert calmer in service.command("job", new_id).stdout
-    (warning,) = (said for said in client.job(new_id).warnings if said["code"] == "unusual_learning_rate")
+    corrected = f"zeta rerun {new_id} --set learning_rate=0.002"
+    assert re.search(rf"^warning: learning_rate is 3, .* Apply it: {re.escape(corrected)}$", rerun.stdout, re.MULTILINE)
+    assert corrected in service.command("job", new_id).stdout
+    (warning,) = (found for found in client.job(new_id).warnings if found["code"] == "unusual_learning_rate")
     assert warning["patch"] == {"learning_rate": 0.002}
 
 
@@ -53,14 +53,14 @@ def test_the_printed_command_makes_the_job_succeed_and_warns_of_what_is_left(
         {"use_activation_checkpointing": True, "entity_name": "it's $5; rm *", "lora": {}, "metadata": {"k": "true"}},
     ],
 )
-def test_what_a_shell_makes_of_the_command_is_the_patch(patch: dict[str, Any]) -> None:
+def test_a_shell_parses_the_printed_command_into_the_patch(patch: dict[str, Any]) -> None:
     words = shlex.split(rerun_command("job_1", patch))
     assert words[:3] == ["zeta", "rerun", "job_1"]
     assert words[3::2] == ["--set"] * len(settings_of(patch))
     assert apply_settings({}, words[4::2]) == patch
 
 
-def test_advice_reads_as_sentences_for_a_job_and_for_a_script() -> None:
+def test_advice_is_worded_for_a_job_and_for_a_script() -> None:
     cure = less_memory({"batch_size": 4, "gradient_accumulate_every": 4})
     assert in_words("Memory ran out.", cure.hint, cure.patch, "job_1") == (
         "Memory ran out. Use batch_size 2 with gradient_accumulate_every 8: the global batch stays the same. "

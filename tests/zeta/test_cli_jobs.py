@@ -1,4 +1,4 @@
-"""The command line against the real service: what people and scripts type, and the exit statuses they get."""
+"""The command line with a real service: commands, their output as text and JSON, and their exit statuses."""
 
 import contextlib
 import hashlib
@@ -65,7 +65,7 @@ def test_a_spec_with_a_local_file_is_submitted_followed_and_downloaded(
     assert all(file["verified"] for file in again["files"])
 
 
-def test_a_bad_spec_ends_with_2_and_names_every_fault(service: Service, tmp_path: Path) -> None:
+def test_an_invalid_spec_exits_with_2_and_names_every_invalid_field(service: Service, tmp_path: Path) -> None:
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps({**TINY_JOB, "batch_size": 0, "save_steps": 3}))
     done = service.command("submit", str(spec))
@@ -78,7 +78,7 @@ def test_a_bad_spec_ends_with_2_and_names_every_fault(service: Service, tmp_path
     assert "lora.r" in lora.stderr
 
 
-def test_jobs_are_listed_and_shown_for_people_and_for_programs(service: Service, finished: Job) -> None:
+def test_jobs_are_listed_and_shown_as_text_and_as_json(service: Service, finished: Job) -> None:
     listed = json.loads(service.command("jobs", "--status", "succeeded", "--json").stdout)
     assert listed["object"] == "list"
     assert finished.id in [job["id"] for job in listed["data"]]
@@ -89,7 +89,7 @@ def test_jobs_are_listed_and_shown_for_people_and_for_programs(service: Service,
     assert service.command("jobs", "--status", "sleeping").returncode == 2
 
 
-def test_an_id_may_be_shortened_to_what_is_unique(service: Service, client: Client, finished: Job) -> None:
+def test_an_id_may_be_shortened_while_it_is_unique(service: Service, client: Client, finished: Job) -> None:
     newest = client.submit({**TINY_JOB, "entity_name": "newest"})
     client.cancel(newest.id)
     ids = [job.id for job in client.jobs(limit=None)]
@@ -117,7 +117,7 @@ def test_events_logs_and_checkpoints_are_printed(service: Service, client: Clien
     assert [json.loads(line) for line in followed] == printed[2:]
     log = service.command("logs", finished.id).stdout
     assert log == "".join(client.logs(finished.id))
-    assert "step 8/8  loss" in log  # the trainer's own lines, so that `zeta logs -f` shows a training that goes well
+    assert "step 8/8  loss" in log  # the Trainer logs its progress, so `zeta logs -f` shows it
     named = service.command("checkpoints", finished.id)
     assert "step-8" in named.stdout
     manifests = json.loads(service.command("checkpoints", finished.id, "--json").stdout)["data"]
@@ -133,10 +133,10 @@ def test_files_and_workers_are_listed(service: Service, text_file: Path) -> None
     assert "cpu" in service.command("workers", "--json").stdout
 
 
-def test_waiting_says_by_its_exit_status_how_the_job_ended(service: Service, client: Client, finished: Job) -> None:
+def test_the_exit_status_of_wait_shows_how_the_job_ended(service: Service, client: Client, finished: Job) -> None:
     succeeded = service.command("wait", finished.id)
     assert (succeeded.returncode, "succeeded" in succeeded.stdout) == (0, True)
-    missing = client.submit({**TINY_JOB, "dataset": {"file": client.upload(_not_text(service.home)).id}})
+    missing = client.submit({**TINY_JOB, "dataset": {"file": client.upload(_invalid_data(service.home)).id}})
     failed = service.command("wait", missing.id, timeout_seconds=240)
     assert failed.returncode == 1
     assert "invalid_data" in failed.stdout
@@ -144,20 +144,20 @@ def test_waiting_says_by_its_exit_status_how_the_job_ended(service: Service, cli
 
 
 def test_a_terminal_shows_a_progress_bar(service: Service, finished: Job) -> None:
-    ours, theirs = pty.openpty()
-    with subprocess.Popen([ZETA, "wait", finished.id], env=service.environment(), stdout=theirs) as waiting:
-        os.close(theirs)
+    master, slave = pty.openpty()
+    with subprocess.Popen([ZETA, "wait", finished.id], env=service.environment(), stdout=slave) as waiting:
+        os.close(slave)
         shown = b""
-        with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
-            while chunk := os.read(ours, 65536):
+        with contextlib.suppress(OSError):  # raised by a terminal that was closed by its last writer
+            while chunk := os.read(master, 65536):
                 shown += chunk
-        os.close(ours)
+        os.close(master)
     assert waiting.returncode == 0
     assert b"8/8" in shown
     assert b"succeeded" in shown
 
 
-def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
+def test_ctrl_c_detaches_and_the_job_continues_until_cancelled(
     service: Service, client: Client, tmp_path: Path
 ) -> None:
     spec = tmp_path / "endless.json"
@@ -181,7 +181,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
     assert client.job(job_id).status == "running"
 
     queued = client.submit(TINY_JOB)  # the only slot is taken
-    wait_until(lambda: client.job(queued.id).waiting_reason, 20, "the queued job to say why it waits")
+    wait_until(lambda: client.job(queued.id).waiting_reason, 20, "the waiting reason of the queued job")
     assert "queued (workers_busy)" in service.command("jobs").stdout
     for job in (queued.id, job_id):
         assert service.command("cancel", job).returncode == 0
@@ -190,7 +190,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_cancelled(
     assert service.command("cancel", job_id).returncode == 1
 
 
-def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(service: Service, client: Client) -> None:
+def test_jobs_are_paused_resumed_rerun_deleted_and_limited_in_time(service: Service, client: Client) -> None:
     job_id = client.submit(ENDLESS_JOB).id
 
     def steps() -> int:
@@ -203,7 +203,7 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
     wait_until(lambda: client.workers()[0].slots[0].job_id is None, 20, "the device to be free")
     assert client.job(job_id).attempt == 1, client.job(job_id).attempts
     paused_at = client.checkpoint(job_id, "latest").step
-    assert service.command("pause", job_id).returncode == 1  # it is paused already
+    assert service.command("pause", job_id).returncode == 1  # it is already paused
     assert json.loads(service.command("resume", job_id, "--json").stdout)["status"] in ("queued", "running")
     wait_until(lambda: steps() > paused_at, 60, "the next step after the pause")
     assert client.job(job_id).attempts[1].first_step == paused_at + 1
@@ -222,14 +222,14 @@ def test_a_job_is_paused_resumed_rerun_and_deleted_and_its_time_is_limited(servi
     short = client.submit({**ENDLESS_JOB, "time_limit_seconds": 1})
     ended = client.wait(short.id, timeout_seconds=120)
     assert (ended.status, ended.status_reason) == ("failed", "time_limit")
-    assert ended.checkpoints == (ended.attempts[-1].last_step is not None)  # what was trained by then is kept
+    assert ended.checkpoints == (ended.attempts[-1].last_step is not None)  # the steps trained so far are saved
 
     assert json.loads(service.command("delete", job_id, "--json").stdout)["deleted"] is True
     assert service.command("job", job_id).returncode == 1
 
 
 def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, client: Client) -> None:
-    wait_until(lambda: client.workers()[0].status == "ready", 20, "the worker to have been heard twice")
+    wait_until(lambda: client.workers()[0].status == "ready", 20, "the worker to be ready")
     (worker,) = client.workers()
     drained = json.loads(service.command("worker", "drain", worker.name, "--json").stdout)
     assert (drained["status"], drained["draining"]) == ("draining", True)
@@ -241,18 +241,18 @@ def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, cl
     assert service.command("worker", "drain", "nobody").returncode == 1
 
 
-def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
+def test_a_worker_validates_a_spec_and_the_result_is_cached(
     service: Service, client: Client, finished: Job, tmp_path: Path
 ) -> None:
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps(TINY_JOB))
 
-    def answered() -> dict[str, Any] | None:
-        """What the worker found, on a busy machine after it was asked again."""
-        said = json.loads(service.command("validate", str(spec), "--json").stdout)
-        return said if "isolates" not in said["pending"] else None
+    def complete_result() -> dict[str, Any] | None:
+        """The result, once a worker has checked the spec; on a busy machine, this may take several requests."""
+        result = json.loads(service.command("validate", str(spec), "--json").stdout)
+        return result if "isolates" not in result["pending"] else None
 
-    found = wait_until(answered, 150, "the worker to have looked") or {}
+    found = wait_until(complete_result, 150, "the worker's check") or {}
     assert found["isolates"] is True
     assert found["vocabulary"]["fits"] is True
     assert found["steps"] == 8
@@ -264,9 +264,11 @@ def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
     assert finished.result is not None
     assert finished.result.memory is not None
     assert found["pending"] == {}
-    told_by, took = client.job(found["time"]["job"]), found["time"]["seconds"]
-    assert told_by.result is not None
-    assert took == pytest.approx(told_by.result.train_seconds, abs=0.06), "as many steps of the same work"
+    counted_by, seconds = client.job(found["time"]["job"]), found["time"]["seconds"]
+    assert counted_by.result is not None
+    assert seconds == pytest.approx(counted_by.result.train_seconds, abs=0.06), (
+        "the same number of steps of the same work"
+    )
     assert finished.status == "succeeded", "at least one such job has run"
     again = client.validate(TINY_JOB)
     assert (again.parameters, again.isolates) == (found["parameters"], True)
@@ -289,7 +291,7 @@ def test_a_spec_is_validated_by_a_worker_and_the_answer_is_kept(
     assert (unknown.returncode, "nonsense" in unknown.stderr) == (2, True), "the worker's process is warm by now"
 
 
-def test_login_stores_what_works_and_nothing_else(service: Service, tmp_path: Path) -> None:
+def test_login_stores_only_a_working_key(service: Service, tmp_path: Path) -> None:
     environment = {name: value for name, value in service.environment().items() if not name.startswith("ZETA_")}
     environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
 
@@ -311,7 +313,7 @@ def test_login_stores_what_works_and_nothing_else(service: Service, tmp_path: Pa
     assert zeta("jobs").returncode == 4
 
 
-def _not_text(folder: Path) -> Path:
+def _invalid_data(folder: Path) -> Path:
     file = folder / "not-text.jsonl"
     file.write_text('{"text": "first"}\n{"text": \n')
     return file
@@ -321,7 +323,7 @@ def _is_step(event: dict[str, Any]) -> bool:
     return event["type"] == "progress" and event.get("step") is not None
 
 
-def test_a_job_starts_from_the_checkpoint_of_a_job_whose_id_was_shortened(service: Service, finished: Job) -> None:
+def test_a_job_starts_from_a_checkpoint_given_by_a_shortened_id(service: Service, finished: Job) -> None:
     of_job = ("--model", f"{finished.id[:-3]}/step-8")
     done = service.command("submit", *of_job, "--data", "python-docs", "--set", "max_steps=1", "--json")
     assert done.returncode == 0, done.stderr
@@ -329,18 +331,18 @@ def test_a_job_starts_from_the_checkpoint_of_a_job_whose_id_was_shortened(servic
     assert started["spec"]["model"] == {"job": finished.id, "checkpoint": "step-8"}
     assert service.command("cancel", started["id"]).returncode == 0
     last = service.command("submit", "--model", "@last/step-99", "--data", "python-docs")
-    assert last.returncode != 0  # it has no such checkpoint, but it is the job that is meant
+    assert last.returncode != 0  # the checkpoint does not exist, but the id was resolved
     assert started["id"] in last.stderr
 
 
-def test_a_wrong_key_ends_with_1_and_says_where_the_key_comes_from(service: Service) -> None:
+def test_a_wrong_key_exits_with_1_and_reports_the_source_of_the_key(service: Service) -> None:
     environment = service.environment() | {"ZETA_API_KEY": "wrong"}
     done = subprocess.run([ZETA, "jobs"], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "ZETA_API_KEY" in done.stderr
 
 
-def test_the_merged_model_of_an_adapter_is_downloaded_alone(service: Service, finished: Job, tmp_path: Path) -> None:
+def test_only_the_merged_model_of_an_adapter_is_downloaded(service: Service, finished: Job, tmp_path: Path) -> None:
     whole = service.command("download", finished.id, "--merged", "-o", str(tmp_path / "whole"))
     assert (whole.returncode, "without --merged" in whole.stderr) == (1, True)
     spec = tmp_path / "lora.json"
@@ -353,7 +355,7 @@ def test_the_merged_model_of_an_adapter_is_downloaded_alone(service: Service, fi
     assert cure is not None, unmerged.stderr
     assert service.command(*cure[1].split(), "--follow", timeout_seconds=240).returncode == 0
     files: dict[str, str] = {}
-    for _ in range(2):  # the second time everything is here, and verified
+    for _ in range(2):  # the second time, all files exist and are verified
         done = service.command("download", "@last", "--merged", "-o", str(tmp_path / "model"), "--json")
         assert done.returncode == 0, done.stderr
         files = {file["path"]: file["sha256"] for file in json.loads(done.stdout)["files"]}

@@ -29,7 +29,7 @@ def sha256(path: Path) -> str:
 
 
 def kill_child(service: Service, name: str) -> None:
-    """SIGKILL for one process of `zeta up`."""
+    """Send SIGKILL to one process of `zeta up`."""
     state = Home(service.home).read_state()
     assert state is not None
     os.kill(state.children[name], signal.SIGKILL)
@@ -38,7 +38,7 @@ def kill_child(service: Service, name: str) -> None:
 # --- Jobs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_submission_repeated_with_its_key_is_one_job(client: Client) -> None:
+def test_a_submission_repeated_with_its_key_creates_one_job(client: Client) -> None:
     key = str(uuid4())
     spec = {**TINY_JOB, "max_steps": 1, "metadata": {"test": key}}
     first, second = client.submit(spec, idempotency_key=key), client.submit(spec, idempotency_key=key)
@@ -52,14 +52,14 @@ def test_a_submission_repeated_with_its_key_is_one_job(client: Client) -> None:
         client.cancel(job.id)
 
 
-def test_a_spec_of_the_contract_is_sent_as_it_was_given(client: Client) -> None:
+def test_a_job_spec_is_sent_without_defaults(client: Client) -> None:
     given = {**TINY_JOB, "max_steps": 1, "learning_rate": 1e-3}
     job = client.submit(parse(JobSpec, given))
     assert job.spec == given
     client.cancel(job.id)
 
 
-def test_every_fault_of_a_spec_comes_back_with_its_field(client: Client) -> None:
+def test_every_invalid_field_of_a_spec_is_reported(client: Client) -> None:
     with pytest.raises(InvalidSpec) as caught:
         client.submit({**TINY_JOB, "batch_size": -1, "num_train_epochs": 3})
     details = {detail.param: detail for detail in caught.value.details}
@@ -68,23 +68,23 @@ def test_every_fault_of_a_spec_comes_back_with_its_field(client: Client) -> None
     assert "-1" in details["batch_size"].message
 
 
-def test_what_json_cannot_say_is_refused_before_it_is_sent(client: Client) -> None:
+def test_values_that_json_cannot_represent_are_rejected_before_sending(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="JSON"):
         client.submit({**TINY_JOB, "learning_rate": float("nan")})
     with pytest.raises(InvalidRequest, match="JSON"):
         client.submit({**TINY_JOB, "metadata": {"path": Path("x")}})
 
 
-def test_refusals_are_the_contracts_errors(service: Service, client: Client) -> None:
+def test_error_responses_raise_errors_of_the_contract(service: Service, client: Client) -> None:
     with pytest.raises(NotFound):
         client.job("job_00000000000000000000aaaa")
     with pytest.raises(InvalidRequest):
         client.job("../files")
-    with Client(service.url, "wrong-key") as stranger, pytest.raises(AuthenticationFailed):
-        stranger.jobs()
+    with Client(service.url, "wrong-key") as unauthorized, pytest.raises(AuthenticationFailed):
+        unauthorized.jobs()
 
 
-def test_no_server_is_told_after_the_patience_that_was_asked_for() -> None:
+def test_a_missing_server_is_reported_after_the_requested_patience() -> None:
     with (
         Client("http://127.0.0.1:1", "key", patience_seconds=0.2) as client,
         pytest.raises(Unreachable, match="zeta up"),
@@ -92,7 +92,7 @@ def test_no_server_is_told_after_the_patience_that_was_asked_for() -> None:
         client.jobs()
 
 
-def test_a_list_goes_on_over_pages(client: Client, finished: Job) -> None:
+def test_lists_are_read_over_several_pages(client: Client, finished: Job) -> None:
     for _ in range(2):
         client.cancel(client.submit({**TINY_JOB, "entity_name": "pages"}).id)
     every = client.jobs(limit=None)
@@ -103,7 +103,7 @@ def test_a_list_goes_on_over_pages(client: Client, finished: Job) -> None:
     assert all(job.status == "succeeded" for job in client.jobs(status="succeeded", limit=None))
 
 
-def test_events_are_the_same_live_stored_and_from_the_middle(client: Client, finished: Job) -> None:
+def test_live_and_stored_events_are_equal_from_any_position(client: Client, finished: Job) -> None:
     live = list(client.events(finished.id))
     assert [event.seq for event in live] == list(range(1, len(live) + 1))
     assert live == client.stored_events(finished.id)
@@ -120,7 +120,7 @@ def test_every_event_of_this_version_is_typed(client: Client, finished: Job) -> 
     assert (events[-1].status, events[-1].reason) == ("succeeded", "completed")
 
 
-def test_logs_tell_what_the_processes_wrote(client: Client, finished: Job) -> None:
+def test_logs_contain_the_output_of_the_processes(client: Client, finished: Job) -> None:
     whole = "".join(client.logs(finished.id))
     assert whole
     assert "".join(client.logs(finished.id, follow=True)) == whole
@@ -129,7 +129,7 @@ def test_logs_tell_what_the_processes_wrote(client: Client, finished: Job) -> No
     assert "".join(client.logs(finished.id, tail=1)).splitlines() == [mark, lines[-1]]
 
 
-def test_a_job_is_followed_over_the_death_of_the_server_to_its_cancelled_end(
+def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
     service: Service, client: Client, endless: Job
 ) -> None:
     with pytest.raises(WaitTimeout):
@@ -144,7 +144,7 @@ def test_a_job_is_followed_over_the_death_of_the_server_to_its_cancelled_end(
         if isinstance(event, ProgressEvent) and event.step and not killed:
             kill_child(service, "server")
             killed = True
-            # Submitted while nothing answers: the request is repeated, and there is one job of it.
+            # Submitted while the server is down: the request is retried, and creates only one job.
             mark = str(uuid4())
             with Client(service.url, service.api_key, patience_seconds=60) as patient:
                 patient.cancel(patient.submit({**TINY_JOB, "metadata": {"mark": mark}}).id)
@@ -160,20 +160,22 @@ def test_a_job_is_followed_over_the_death_of_the_server_to_its_cancelled_end(
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_downloaded_whole_and_verified(client: Client, finished: Job, tmp_path: Path) -> None:
-    told: list[int] = []
-    done = client.download(finished.id, directory=tmp_path / "final", on_progress=lambda now: told.append(now.bytes))
+def test_a_checkpoint_is_downloaded_completely_and_verified(client: Client, finished: Job, tmp_path: Path) -> None:
+    progress: list[int] = []
+    done = client.download(
+        finished.id, directory=tmp_path / "final", on_progress=lambda now: progress.append(now.bytes)
+    )
     assert done.manifest.name == "final"
     for file in done.files:
         assert sha256(done.directory / file.path) == file.sha256
-    here = {path.name for path in done.directory.iterdir()}
-    assert {"config.json", "model.safetensors", "manifest.json"} <= here
-    assert not any(name.endswith(".part") for name in here)
+    names = {path.name for path in done.directory.iterdir()}
+    assert {"config.json", "model.safetensors", "manifest.json"} <= names
+    assert not any(name.endswith(".part") for name in names)
     assert not (done.directory / "training_state").exists()
-    assert told[-1] == sum(file.size for file in done.files)
+    assert progress[-1] == sum(file.size for file in done.files)
 
 
-def test_state_comes_when_it_is_asked_for_and_globs_choose_files(client: Client, finished: Job, tmp_path: Path) -> None:
+def test_training_state_is_optional_and_globs_select_files(client: Client, finished: Job, tmp_path: Path) -> None:
     whole = client.download(finished.id, "latest", tmp_path / "whole", state=True)
     assert any(file.role == "state" for file in whole.files)
     assert [file.path for file in client.download(finished.id, directory=tmp_path / "some", include=["*.json"]).files]
@@ -183,29 +185,27 @@ def test_state_comes_when_it_is_asked_for_and_globs_choose_files(client: Client,
 
 
 @pytest.mark.parametrize("damage", ["half", "wrong", "too long"])
-def test_a_broken_off_download_goes_on_and_is_whole(client: Client, finished: Job, tmp_path: Path, damage: str) -> None:
+def test_an_interrupted_download_is_completed(client: Client, finished: Job, tmp_path: Path, damage: str) -> None:
     whole = client.download(finished.id, directory=tmp_path / "whole")
     weights = (whole.directory / "model.safetensors").read_bytes()
     part = tmp_path / "again" / "model.safetensors.part"
     part.parent.mkdir()
     half = weights[: len(weights) // 2]
     part.write_bytes({"half": half, "wrong": b"x" * len(half), "too long": weights + b"x"}[damage])
-    arrived: list[int] = []
+    progress: list[int] = []
 
-    def note(now: DownloadProgress) -> None:
+    def record(now: DownloadProgress) -> None:
         if now.file == "model.safetensors":
-            arrived.append(now.bytes)
+            progress.append(now.bytes)
 
-    client.download(finished.id, directory=part.parent, include=["model.safetensors"], on_progress=note)
+    client.download(finished.id, directory=part.parent, include=["model.safetensors"], on_progress=record)
     assert (part.parent / "model.safetensors").read_bytes() == weights
     assert not part.exists()
     if damage == "half":
-        assert arrived[0] > len(half)  # what was here was not fetched again
+        assert progress[0] > len(half)  # the existing part was not fetched again
 
 
-def test_what_is_here_is_not_fetched_again_and_other_content_is_left_alone(
-    client: Client, finished: Job, tmp_path: Path
-) -> None:
+def test_existing_files_are_not_fetched_again_or_overwritten(client: Client, finished: Job, tmp_path: Path) -> None:
     done = client.download(finished.id, directory=tmp_path)
     weights = tmp_path / "model.safetensors"
     before = weights.stat().st_mtime_ns
@@ -250,7 +250,7 @@ def test_a_file_is_uploaded_once_for_each_purpose(client: Client, text_file: Pat
     assert [file.id for file in client.files(sha256=stored.sha256)] == [stored.id]
 
 
-def test_what_cannot_be_uploaded_is_refused_with_its_path(client: Client, tmp_path: Path) -> None:
+def test_files_that_cannot_be_uploaded_are_rejected_with_their_path(client: Client, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     for path, expected in (
         (tmp_path, "folder"),
@@ -261,19 +261,21 @@ def test_what_cannot_be_uploaded_is_refused_with_its_path(client: Client, tmp_pa
             client.upload(path)
 
 
-def test_workers_say_what_they_are(client: Client) -> None:
+def test_workers_are_listed_with_their_slots(client: Client) -> None:
     (worker,) = client.workers()
     assert worker.status == "ready"
     assert worker.slots[0].kind == "cpu"
 
 
-def test_a_spec_and_an_id_may_be_what_the_command_line_accepts(client: Client, finished: Job, text_file: Path) -> None:
-    said: list[str] = []
+def test_the_client_accepts_specs_and_ids_as_the_command_line_does(
+    client: Client, finished: Job, text_file: Path
+) -> None:
+    messages: list[str] = []
     spec = {**TINY_JOB, "model": f"{finished.id[:-3]}/step-8", "dataset": text_file, "max_steps": 1}
-    job = client.submit(spec, on_upload=said.append)
+    job = client.submit(spec, on_upload=messages.append)
     assert job.spec["model"] == {"job": finished.id, "checkpoint": "step-8"}
     assert job.spec["dataset"] == {"file": client.upload(text_file).id}
-    assert [text_file.name in sentence for sentence in said] == [True]
+    assert [text_file.name in sentence for sentence in messages] == [True]
     assert client.validate({**TINY_JOB, "dataset": "python-docs"}).object == client.validate(TINY_JOB).object
     assert client.job("@last").id == job.id
     assert client.wait("@last", timeout_seconds=240).id == job.id

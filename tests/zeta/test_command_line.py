@@ -1,4 +1,4 @@
-"""The command line where no server is: help, usage, settings, and sentences instead of tracebacks."""
+"""The command line without a server: help, usage, settings, and error messages instead of tracebacks."""
 
 import json
 import os
@@ -23,7 +23,7 @@ HELP_SECONDS = 0.5
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A user who never used zeta."""
+    """The environment of a user who has never used zeta."""
     return {**clean_environment(), "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
 
 
@@ -51,23 +51,21 @@ def test_help_lists_the_commands_and_is_fast(environment: dict[str, str]) -> Non
         if line.startswith("  ") and line.split()
     }
     assert set(names.split()) <= listed
-    assert min(seconds) < HELP_SECONDS  # of processor time: the machine may be busy with something else
+    assert min(seconds) < HELP_SECONDS  # processor time, because the machine may be busy
 
 
 @pytest.mark.parametrize(
     "words",
     [["nonsense"], ["job"], ["jobs", "--limit", "0"], ["submit", "--nonsense"], ["upload", "x", "--purpose", "fun"]],
 )
-def test_wrong_usage_ends_with_2_and_says_what_is_wrong(environment: dict[str, str], words: list[str]) -> None:
+def test_wrong_usage_exits_with_2_and_names_the_mistake(environment: dict[str, str], words: list[str]) -> None:
     done = zeta(environment, *words)
     assert done.returncode == 2
     assert "Error" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_with_json_every_error_is_one_line_in_the_shape_of_the_api_and_standard_output_stays_empty(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_with_json_an_error_is_one_line_on_standard_error(environment: dict[str, str], tmp_path: Path) -> None:
     nowhere = {**environment, "ZETA_URL": f"http://127.0.0.1:{free_loopback_port()}"}
     missing = str(tmp_path / "missing.yaml")
     for used, words, status, code, param, suggestion in (
@@ -86,7 +84,7 @@ def test_with_json_every_error_is_one_line_in_the_shape_of_the_api_and_standard_
         assert [detail.suggestion for detail in error.details][:1] == ([suggestion] if param else []), error
 
 
-def test_every_command_takes_json_but_those_that_become_a_process() -> None:
+def test_every_command_has_json_except_those_that_run_a_process() -> None:
     app_group = typer.main.get_command(app)
     assert isinstance(app_group, typer.core.TyperGroup)
     data_group = app_group.commands["data"]
@@ -101,14 +99,14 @@ def test_every_command_takes_json_but_those_that_become_a_process() -> None:
 
 
 @pytest.mark.parametrize("words", [["jobs"], ["job", "@last"], ["workers"], ["status"], ["download", "@last"]])
-def test_without_a_server_commands_end_with_4_and_the_cure(environment: dict[str, str], words: list[str]) -> None:
+def test_without_a_server_commands_exit_with_4_and_the_cure(environment: dict[str, str], words: list[str]) -> None:
     done = zeta(environment, *words)
     assert (done.returncode, done.stdout) == (4, "")
     assert len(done.stderr.strip().splitlines()) == 1
     assert "zeta up" in done.stderr
 
 
-def test_a_server_that_does_not_answer_ends_with_4_and_names_the_address(environment: dict[str, str]) -> None:
+def test_an_unresponsive_server_exits_with_4_and_names_the_address(environment: dict[str, str]) -> None:
     url = f"http://127.0.0.1:{free_loopback_port()}"
     started = time.monotonic()
     done = zeta({**environment, "ZETA_URL": url}, "jobs")
@@ -118,7 +116,7 @@ def test_a_server_that_does_not_answer_ends_with_4_and_names_the_address(environ
     assert time.monotonic() - started < 20
 
 
-def test_a_spec_that_cannot_be_read_ends_with_2_and_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_unreadable_spec_exits_with_2_and_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
     broken = tmp_path / "job.yaml"
     broken.write_text("model: [")
     for words in (["submit", str(broken)], ["submit", str(tmp_path / "missing.yaml")], ["submit"]):
@@ -128,7 +126,7 @@ def test_a_spec_that_cannot_be_read_ends_with_2_and_one_sentence(environment: di
         assert done.stderr.startswith("Error: ")
 
 
-def test_a_wrong_setting_ends_with_2_and_names_the_variable(environment: dict[str, str]) -> None:
+def test_an_invalid_setting_exits_with_2_and_names_the_variable(environment: dict[str, str]) -> None:
     done = zeta({**environment, "ZETA_PORT": "many"}, "up")
     assert done.returncode == 2
     assert "ZETA_PORT" in done.stderr
@@ -147,19 +145,19 @@ def test_config_shows_the_settings_and_hides_the_secrets(environment: dict[str, 
     assert facts["settings"]["ZETA_API_KEY"] == "***"
 
 
-def test_config_shows_what_zeta_up_hands_on_to_the_server_and_the_worker(environment: dict[str, str]) -> None:
+def test_config_shows_the_settings_passed_on_to_server_and_worker(environment: dict[str, str]) -> None:
     shown = zeta({**environment, "ZETA_WORKER_SLOTS": "3", "ZETA_DATA_ROOT": "/data"}, "config", "--json")
     settings = json.loads(shown.stdout)["settings"]
     assert (settings["ZETA_WORKER_SLOTS"], settings["ZETA_DATA_ROOT"]) == ("3", "/data")
 
 
-def test_status_counts_nothing_where_no_server_answers(environment: dict[str, str]) -> None:
+def test_status_shows_no_counts_without_a_server(environment: dict[str, str]) -> None:
     done = zeta({**environment, "ZETA_URL": f"http://127.0.0.1:{free_loopback_port()}"}, "status", "--json")
     facts = json.loads(done.stdout)
     assert (done.returncode, facts["ready"], facts["workers"], facts["jobs_running"]) == (4, False, None, None)
 
 
-def test_down_where_nothing_runs_says_so_and_changes_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+def test_down_without_a_running_service_reports_it(environment: dict[str, str], tmp_path: Path) -> None:
     home = tmp_path / "home"
     done = zeta(environment, "down", "--home", str(home))
     assert done.returncode == 0
@@ -167,7 +165,7 @@ def test_down_where_nothing_runs_says_so_and_changes_nothing(environment: dict[s
     assert not home.exists()
 
 
-def test_a_port_in_use_is_told_before_anything_is_started(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(environment: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -180,7 +178,7 @@ def test_a_port_in_use_is_told_before_anything_is_started(environment: dict[str,
     assert list((tmp_path / "home" / "logs").iterdir()) == []
 
 
-def test_a_reader_that_stops_early_gets_no_traceback(environment: dict[str, str]) -> None:
+def test_a_closed_pipe_causes_no_traceback(environment: dict[str, str]) -> None:
     reader = f"import subprocess, sys; p = subprocess.Popen([{str(ZETA)!r}, 'config'], stdout=subprocess.PIPE, "
     reader += "stderr=subprocess.PIPE); p.stdout.close(); print(p.stderr.read().decode()); p.wait()"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The home of `zeta up`, copied while it runs: its process ids are those of the original, and nothing stops them."""
+"""A home of `zeta up` copied while it runs contains process ids of the original, which must not be stopped."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ from zeta_core.system.file_identity import FileIdentity, process_start
 
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """Stands for the `zeta up` of the original."""
+    """A process in place of the original's `zeta up`."""
     process = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait(60)"])
     yield process
     process.kill()
@@ -28,7 +28,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def write_state(home: Home, process: subprocess.Popen[bytes], *, started_ticks_ago: int = 0) -> None:
-    home.make()
+    home.create()
     home.lock.touch()
     started = process_start(process.pid)
     assert started is not None
@@ -44,27 +44,23 @@ def write_state(home: Home, process: subprocess.Popen[bytes], *, started_ticks_a
     )
 
 
-def test_the_state_of_a_copied_home_is_the_original_s_and_stops_nothing(
-    tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
+def test_a_copied_state_file_stops_no_process_of_the_original(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     original, copy = Home(tmp_path / "original"), Home(tmp_path / "copy")
     write_state(original, process)
     shutil.copytree(original.path, copy.path)
-    with copy.owned():  # a `zeta up` that has not written its own state yet
+    with copy.locked():  # a `zeta up` that has not written its own state yet
         assert copy.running() is None
         assert down(UpSettings.from_environment({}, home=copy.path)) is None
-    with original.owned():
+    with original.locked():
         state = original.running()
     assert state is not None
     assert (state.pid, process.poll()) == (process.pid, None)
 
 
-def test_a_process_that_only_has_the_recorded_id_is_not_stopped(
-    tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
+def test_a_process_that_reuses_the_recorded_id_is_not_stopped(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     home = Home(tmp_path / "home")
     write_state(home, process, started_ticks_ago=1)
-    with home.owned(), pytest.raises(Unavailable, match=f"not as process {process.pid} of this machine"):
+    with home.locked(), pytest.raises(Unavailable, match=f"not as process {process.pid} of this machine"):
         down(UpSettings.from_environment({}, home=home.path))
     assert process.poll() is None
 

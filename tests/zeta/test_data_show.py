@@ -46,7 +46,7 @@ def texts(document: dict[str, Any], *, trained: bool) -> str:
     return "".join(token["text"] for token in document["tokens"] if token["trained"] == trained)
 
 
-def test_a_conversation_is_printed_with_what_is_trained_on_cut_off_and_unused(tmp_path: Path) -> None:
+def test_a_conversation_is_printed_with_its_trained_and_cut_off_tokens(tmp_path: Path) -> None:
     written(tmp_path, CHAT, {"messages": [*CHAT["messages"][:1], {"role": "assistant", "content": ""}]})
     whole = show(tmp_path, "data.jsonl", "--rows", "1")
     assert whole.returncode == 0, whole.stderr
@@ -91,7 +91,7 @@ def test_every_format_is_shown(
     assert found == expected
 
 
-def test_a_spec_names_the_data_and_options_change_it(tmp_path: Path) -> None:
+def test_a_spec_names_the_data_and_options_override_it(tmp_path: Path) -> None:
     written(tmp_path, *({"text": f"Text {number}."} for number in range(1, 40)))
     spec = {"model": {"config": {"model_type": "llama"}}, "dataset": {"file": "data.jsonl"}, "seq_len": 16}
     (tmp_path / "job.json").write_text(json.dumps({**spec, "entity_name": "shown"}))
@@ -126,7 +126,7 @@ def test_a_spec_names_the_data_and_options_change_it(tmp_path: Path) -> None:
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
-def test_a_mistake_is_one_sentence(tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence(tmp_path: Path, words: list[str], message: str) -> None:
     written(tmp_path, {"text": "One."})
     (tmp_path / "broken.json").write_text('{"model_type": ')
     (tmp_path / "twice.json").write_text('{"model_type": "llama", "model_type": "gpt2"}')
@@ -158,7 +158,7 @@ def test_rows_are_shown_in_every_locale(tmp_path: Path, variables: dict[str, str
     assert "9 tokens, 3 trained on" in in_words.stdout
 
 
-def test_a_text_longer_than_seq_len_is_trained_on_in_further_sequences(tmp_path: Path) -> None:
+def test_a_text_longer_than_seq_len_continues_in_further_sequences(tmp_path: Path) -> None:
     written(tmp_path, {"text": "a" * 18})
     done = show(tmp_path, "data.jsonl", "--set", "seq_len=8")
     assert "  19 tokens, 18 trained on\n" in done.stdout
@@ -218,7 +218,7 @@ def test_preferences_need_the_method_that_trains_on_them(tmp_path: Path) -> None
     assert (wrong.returncode, "--set method=dpo" in wrong.stderr) == (1, False)
 
 
-def test_the_output_of_libraries_does_not_break_the_answer(tmp_path: Path) -> None:
+def test_output_of_libraries_does_not_corrupt_the_result(tmp_path: Path) -> None:
     order = {"spec": {"dataset": {"path": str(tmp_path / written(tmp_path, {"text": "One."}))}}}
     program = (
         "import os, sys; import zeta_core.dry_run.show as show\n"

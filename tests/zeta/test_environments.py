@@ -1,4 +1,4 @@
-"""The `zeta` command in environments as users have them: their homes, locales, terminals, disks and settings."""
+"""The `zeta` command in unusual environments: home directories, locales, terminals, disks and settings."""
 
 import json
 import os
@@ -18,14 +18,14 @@ CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", 
 
 @pytest.fixture(scope="module")
 def closed_gateway() -> Iterator[Gateway]:
-    """Instead of a server, so that a command which comes as far as its request ends at once, with exit status 4."""
+    """A closed port in place of a server: a command that gets as far as its request exits with status 4."""
     with Gateway(answers=lambda _method, _path: Answer(403)).running() as gateway:
         yield gateway
 
 
 @pytest.fixture
 def environment(closed_gateway: Gateway, tmp_path: Path) -> dict[str, str]:
-    """A user who never used zeta, with the URL of a closed gateway."""
+    """The environment of a user who has never used zeta, with the URL of a closed port."""
     variables = {name: value for name, value in clean_environment().items() if name not in CERTIFICATE_VARIABLES}
     variables = {name: value for name, value in variables.items() if not name.lower().endswith("_proxy")}
     home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "ZETA_URL": closed_gateway.url}
@@ -39,7 +39,7 @@ def zeta(environment: dict[str, str], *words: str, through: Sequence[str] = ()) 
 
 
 def shell(environment: dict[str, str], line: str) -> subprocess.CompletedProcess[bytes]:
-    """A shell line in which ``zeta`` is the command."""
+    """Run a line in a shell in which ``zeta`` is the command."""
     line = line.replace("zeta", str(ZETA))
     return subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60, check=False)
 
@@ -67,7 +67,7 @@ def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
         ({"ZETA_HOME": "~nobody-of-this-name/x"}, 4, "HTTP 403"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence_that_names_it(
+def test_an_invalid_setting_is_reported_in_one_sentence(
     environment: dict[str, str], variables: dict[str, str], exit_status: int, named: str
 ) -> None:
     done = zeta({**environment, **variables}, "jobs")
@@ -75,14 +75,12 @@ def test_a_wrong_setting_is_one_sentence_that_names_it(
     assert named in only_sentence(done)
 
 
-def test_a_key_file_may_begin_with_a_bom_and_end_its_lines_as_windows_does(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_key_file_may_have_a_bom_and_windows_line_ends(environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "key"
     variables = {**environment, "ZETA_API_KEY": "", "ZETA_API_KEY_FILE": str(file)}
     file.write_bytes(b"\xef\xbb\xbfkey\r\n")
     assert "HTTP 403" in only_sentence(zeta(variables, "jobs"))
-    assert zeta({**variables, "ZETA_API_KEY_FILE": "/dev/zero"}, "jobs").returncode == 2  # it never ends
+    assert zeta({**variables, "ZETA_API_KEY_FILE": "/dev/zero"}, "jobs").returncode == 2  # an endless file
     for content in ("key\r\n".encode("utf-16"), b"k\xff", b"\r\n"):
         file.write_bytes(content)
         done = zeta(variables, "jobs")
@@ -92,7 +90,7 @@ def test_a_key_file_may_begin_with_a_bom_and_end_its_lines_as_windows_does(
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe{", b"[]", b'{"url": 3}', b'{"url": "http://b", "api_key": "a\\nb"}', None]
 )
-def test_a_stored_login_that_cannot_be_used_is_named(
+def test_an_unusable_stored_login_is_reported_with_its_path(
     environment: dict[str, str], tmp_path: Path, content: bytes | None
 ) -> None:
     file = tmp_path / "config" / "zeta" / "login.json"
@@ -103,10 +101,10 @@ def test_a_stored_login_that_cannot_be_used_is_named(
         file.write_bytes(content)
     done = zeta({**environment, "ZETA_URL": "", "ZETA_API_KEY": ""}, "jobs")
     assert (done.returncode, str(file) in only_sentence(done)) == (2, True)
-    assert zeta(environment, "jobs").returncode == 4  # it is not needed where URL and key are given
+    assert zeta(environment, "jobs").returncode == 4  # not needed if URL and key are given
 
 
-def test_a_login_that_cannot_be_stored_is_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_login_that_cannot_be_stored_is_reported_in_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
     def answer(_method: str, _path: str) -> Answer:
         headers = {"Content-Type": "application/json", "X-Request-Id": "req_1"}
         return Answer(200, b'{"object": "list", "data": []}', headers)
@@ -118,8 +116,8 @@ def test_a_login_that_cannot_be_stored_is_one_sentence(environment: dict[str, st
     assert zeta(environment, "logout").returncode == 0
 
 
-def test_a_user_without_a_home_directory_needs_none_for_a_server_that_is_given(environment: dict[str, str]) -> None:
-    # As containers on OpenShift run: a user without an entry in /etc/passwd.
+def test_a_configured_server_needs_no_home_directory(environment: dict[str, str]) -> None:
+    # Containers on OpenShift run as a user without an entry in /etc/passwd.
     nobody = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
     if shutil.which(nobody[0]) is None or subprocess.run([*nobody, "true"], check=False).returncode != 0:
         pytest.skip("this machine allows no user namespace")
@@ -133,7 +131,7 @@ def test_a_user_without_a_home_directory_needs_none_for_a_server_that_is_given(e
         assert (done.returncode, "HOME" in only_sentence(done)) == (2, True), words
 
 
-def test_a_removed_working_directory_does_no_harm(environment: dict[str, str], tmp_path: Path) -> None:
+def test_commands_work_in_a_removed_working_directory(environment: dict[str, str], tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     line = f"mkdir {gone}; cd {gone}; rmdir {gone}; zeta"
     assert b"HTTP 403" in shell(environment, f"{line} jobs").stderr
@@ -149,7 +147,7 @@ def test_text_that_the_locale_cannot_encode_is_printed_with_escapes(environment:
     assert settings["ZETA_WORKER_NAME"] == known["ZETA_WORKER_NAME"]
 
 
-def test_the_c_locale_does_no_harm(environment: dict[str, str]) -> None:
+def test_commands_work_in_the_c_locale(environment: dict[str, str]) -> None:
     c_locale = {**environment, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = zeta({**c_locale, "ZETA_WORKER_NAME": "gpu-箱"}, "config", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -157,7 +155,7 @@ def test_the_c_locale_does_no_harm(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "exit_status", "said"),
+    ("line", "exit_status", "stderr"),
     [
         ("zeta config >&-", 0, b""),
         ("zeta config >&- 2>&- <&-", 0, b""),
@@ -170,12 +168,12 @@ def test_the_c_locale_does_no_harm(environment: dict[str, str]) -> None:
         ("zeta config | head -1 > /dev/null", 0, b""),
     ],
 )
-def test_output_that_goes_nowhere_ends_without_a_traceback(
-    environment: dict[str, str], line: str, exit_status: int, said: bytes
+def test_unwritable_output_causes_no_traceback(
+    environment: dict[str, str], line: str, exit_status: int, stderr: bytes
 ) -> None:
     done = shell(environment, line)
     assert done.returncode == exit_status, done
-    assert done.stderr.startswith(said) if said else done.stderr == b""
+    assert done.stderr.startswith(stderr) if stderr else done.stderr == b""
     assert done.stderr.count(b"\n") <= 1
 
 
@@ -196,7 +194,7 @@ def test_help_and_errors_fit_every_terminal(environment: dict[str, str], termina
 
 @pytest.mark.parametrize("words", [["--host", "no-such-host.invalid"], ["--host", "192.0.2.1"], ["--host", "a..b"]])
 @pytest.mark.parametrize("more", [["--port", "0"], ["--port", "8499", "--detach"]])
-def test_a_host_that_is_not_this_machine_is_refused(
+def test_a_host_of_another_machine_is_rejected(
     environment: dict[str, str], tmp_path: Path, words: list[str], more: list[str]
 ) -> None:
     done = zeta(environment, "up", "--home", str(tmp_path / "home"), *words, *more)
@@ -205,7 +203,7 @@ def test_a_host_that_is_not_this_machine_is_refused(
     assert "defect" not in done.stderr
 
 
-def test_a_home_that_cannot_be_made_is_refused(environment: dict[str, str]) -> None:
+def test_a_home_that_cannot_be_created_is_rejected(environment: dict[str, str]) -> None:
     for home in ("/dev/null/home", "/proc/home"):
         done = zeta(environment, "up", "--home", home)
         assert (done.returncode, home in only_sentence(done)) == (2, True)

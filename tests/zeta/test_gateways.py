@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(autouse=True)
 def short_silences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that notices a withheld stream after a second."""
+    """A client that detects a withheld stream after one second."""
     monkeypatch.setattr(event_stream, "SILENCE_SECONDS", 1.0)
     monkeypatch.setattr(event_stream, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(log_stream, "FIRST_SILENCE_SECONDS", 1.0)
@@ -41,7 +41,7 @@ def in_background(work: Callable[[], object]) -> Generator[None]:
 
 
 def refuse_streams(method: str, path: str) -> Answer | None:
-    """As a gateway that gives up on answers which take longer than its time-out."""
+    """Behave like a gateway that rejects responses that exceed its time-out."""
     return Answer(504) if method == "GET" and path.endswith("/events") else None
 
 
@@ -49,7 +49,7 @@ def is_past_step(events: list[Event], step: int) -> bool:
     return any(isinstance(event, ProgressEvent) and (event.step or 0) > step for event in list(events))
 
 
-def test_every_event_arrives_once_whatever_the_gateway_does(service: Service, client: Client, endless: Job) -> None:
+def test_every_event_arrives_once_through_any_gateway(service: Service, client: Client, endless: Job) -> None:
     gateways = {
         "buffering": Gateway(service.port, buffers=True),
         "compressing": Gateway(service.port, compresses=True),
@@ -78,7 +78,7 @@ def test_every_event_arrives_once_whatever_the_gateway_does(service: Service, cl
     assert {name: events == stored for name, events in seen.items()} == dict.fromkeys(seen, True)
 
 
-def test_a_followed_log_is_complete_whatever_the_gateway_does(service: Service, client: Client, endless: Job) -> None:
+def test_a_followed_log_is_complete_through_any_gateway(service: Service, client: Client, endless: Job) -> None:
     wait_until(lambda: "".join(client.logs(endless.id)), 60, "the first bytes of the log")
     line = Line(service.port, idle_seconds=0.3)
     shown: dict[str, list[str]] = {"cut": [], "cut, tail 1": [], "cut, tail 0": [], "buffered": []}
@@ -94,7 +94,7 @@ def test_a_followed_log_is_complete_whatever_the_gateway_does(service: Service, 
             url = buffering.url if name == "buffered" else f"http://127.0.0.1:{line.port}"
             through = stack.enter_context(Client(url, service.api_key, patience_seconds=0.5))
             stack.enter_context(in_background(functools.partial(follow, name, through)))
-        # More cuts than the patience of half a second would allow if a new connection did not renew it.
+        # More interruptions than the patience of half a second would allow if new connections did not renew it.
         wait_until(lambda: line.num_idle_cuts >= 15, 60, "the line to cut each quiet connection five times")
         wait_until(lambda: shown["buffered"], 60, "the first piece through the buffering gateway, while the job runs")
         assert client.job(endless.id).status == "running"
@@ -110,10 +110,10 @@ def test_a_followed_log_is_complete_whatever_the_gateway_does(service: Service, 
 
 
 @pytest.mark.parametrize("drops", [frozenset[str](), frozenset({"range", "if-range", "accept-encoding"})])
-def test_a_broken_off_download_is_completed_through_a_gateway(
+def test_an_interrupted_download_is_completed_through_a_gateway(
     service: Service, client: Client, finished: Job, tmp_path: Path, drops: frozenset[str]
 ) -> None:
-    """The gateway compresses what it passes on, and ignores ranges in one of the cases."""
+    """The gateway compresses responses, and in one case ignores range requests."""
     done = client.download(finished.id, directory=tmp_path / "direct")
     weights = (done.directory / "model.safetensors").read_bytes()
     part = tmp_path / "through" / "model.safetensors.part"
@@ -138,7 +138,7 @@ def test_waiting_prints_progress_into_a_pipe_while_the_job_runs(service: Service
     assert again.stdout == last  # the history of an ended job is not repeated
 
 
-def test_a_gateway_that_refuses_one_request_is_told_from_a_wrong_address(service: Service, endless: Job) -> None:
+def test_a_gateway_refusal_is_distinguished_from_a_wrong_address(service: Service, endless: Job) -> None:
     def refuse(method: str, path: str) -> Answer | None:
         return Answer(403) if method == "POST" else None
 

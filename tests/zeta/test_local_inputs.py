@@ -1,4 +1,4 @@
-"""Local paths in a spec: what counts as one, and how a model folder is packed."""
+"""Uploading the local files of a spec, and packing model folders."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from zeta_core.contract.job.answers import FilePurpose, StoredFile
 
 
 class Sent:
-    """Remembers what would be uploaded; the upload itself is tested against the real server."""
+    """Records the files to upload. The upload itself is tested with a real server."""
 
     def __init__(self) -> None:
         self.files: list[tuple[str, FilePurpose]] = []
@@ -52,7 +52,7 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def test_a_local_file_is_uploaded_and_named_by_its_id(tmp_path: Path) -> None:
+def test_a_local_file_is_uploaded_and_replaced_by_its_id(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("some text")
     for given in (str(file), {"file": str(file)}):
@@ -61,7 +61,7 @@ def test_a_local_file_is_uploaded_and_named_by_its_id(tmp_path: Path) -> None:
         assert sent.files == [("text.txt", "dataset")]
 
 
-def test_the_other_fields_of_a_source_stay(tmp_path: Path) -> None:
+def test_the_other_fields_of_a_source_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("{}")
     sent = Sent()
@@ -70,7 +70,7 @@ def test_the_other_fields_of_a_source_stay(tmp_path: Path) -> None:
     assert spec == {"dataset": expected}
 
 
-def test_a_folder_of_data_is_uploaded_file_by_file_in_the_order_of_names(tmp_path: Path) -> None:
+def test_the_files_of_a_folder_are_uploaded_in_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "notes.pdf"):
         (tmp_path / name).write_text(name)
     sent = Sent()
@@ -78,13 +78,13 @@ def test_a_folder_of_data_is_uploaded_file_by_file_in_the_order_of_names(tmp_pat
     assert sent.files == [("a.txt", "dataset"), ("b.txt", "dataset")]
 
 
-def test_a_folder_says_what_is_used_and_skipped_before_the_upload(tmp_path: Path) -> None:
+def test_used_and_skipped_files_are_reported_before_the_upload(tmp_path: Path) -> None:
     for name in ("rows.JSONL", "text.md", "ids.bin", "test.jsonl", ".git/config.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    said: list[str] = []
+    messages: list[str] = []
     sent = Sent()
-    spec = upload_local({"dataset": str(tmp_path), "eval_dataset": str(tmp_path)}, sent, said.append)
+    spec = upload_local({"dataset": str(tmp_path), "eval_dataset": str(tmp_path)}, sent, messages.append)
     trained, evaluated = spec["dataset"]["file"], spec["eval_dataset"]["file"]
     assert dict(zip(sent.ids, [name for name, _ in sent.files], strict=True)) == {
         trained[0]: "rows.JSONL",
@@ -93,15 +93,15 @@ def test_a_folder_says_what_is_used_and_skipped_before_the_upload(tmp_path: Path
         evaluated[1]: "test.jsonl",
         evaluated[2]: "text.md",
     }
-    assert said[0].startswith(f"Using 2 data files of {tmp_path} (1 .jsonl, 1 .md): rows.JSONL, text.md. Skipped 3")
-    assert "ids.bin (not one of" in said[0]
-    assert "test.jsonl (held-out split: use it as eval_dataset" in said[0]
+    assert messages[0].startswith(f"Using 2 data files of {tmp_path} (1 .jsonl, 1 .md): rows.JSONL, text.md. Skipped 3")
+    assert "ids.bin (not one of" in messages[0]
+    assert "test.jsonl (held-out split: use it as eval_dataset" in messages[0]
     sent = Sent()
-    upload_local({"dataset": str(tmp_path), "use_pretokenized": True}, sent, said.append)
+    upload_local({"dataset": str(tmp_path), "use_pretokenized": True}, sent, messages.append)
     assert [name for name, _ in sent.files] == ["ids.bin", "rows.JSONL"]
 
 
-def test_a_folder_without_data_is_refused_with_what_was_skipped(tmp_path: Path) -> None:
+def test_a_folder_without_data_is_rejected_with_its_skipped_files(tmp_path: Path) -> None:
     for name in ("README.md", "validation.jsonl", "scan.pdf"):
         (tmp_path / name).write_text(name)
     with pytest.raises(InvalidRequest) as caught:
@@ -133,7 +133,7 @@ def test_a_chat_template_in_a_file_is_sent_as_its_text(tmp_path: Path) -> None:
         resolved({"chat_template": str(tmp_path / "none.jinja")}, Sent())
 
 
-def test_what_names_no_local_path_is_said_in_the_contracts_words() -> None:
+def test_sources_that_are_not_local_are_converted_to_objects() -> None:
     file, job = new_id("file"), new_id("job")
     sent = Sent()
     assert resolved({"dataset": file}, sent) == {"dataset": {"file": file}}
@@ -161,14 +161,14 @@ def test_what_names_no_local_path_is_said_in_the_contracts_words() -> None:
         {"model": {"file": "missing.tar"}},
     ],
 )
-def test_a_path_that_is_not_there_is_refused_by_field_and_value(spec: dict[str, Any]) -> None:
+def test_a_missing_path_is_rejected_with_field_and_value(spec: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="missing") as caught:
         resolved(spec, Sent())
     assert caught.value.param is not None
     assert caught.value.param.startswith(("dataset", "eval_dataset", "model"))
 
 
-def test_a_model_folder_becomes_a_tar_of_its_visible_files(tmp_path: Path) -> None:
+def test_a_model_folder_is_packed_as_a_tar_of_its_visible_files(tmp_path: Path) -> None:
     target = tmp_path / "model.tar"
     pack_model(model_folder(tmp_path / "llama"), target)
     with tarfile.open(target) as archive:
@@ -178,7 +178,7 @@ def test_a_model_folder_becomes_a_tar_of_its_visible_files(tmp_path: Path) -> No
     assert sent.files == [("llama.tar", "model")]
 
 
-def test_the_same_model_gives_the_same_bytes_whenever_and_wherever_it_is_packed(tmp_path: Path) -> None:
+def test_packing_the_same_model_always_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "first.tar", tmp_path / "second.tar"
     pack_model(model_folder(tmp_path / "one"), first)
     other = model_folder(tmp_path / "elsewhere" / "two")
@@ -190,16 +190,16 @@ def test_the_same_model_gives_the_same_bytes_whenever_and_wherever_it_is_packed(
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_gguf_file_is_packed_alone(tmp_path: Path) -> None:
+def test_a_gguf_file_is_packed_by_itself(tmp_path: Path) -> None:
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
     pack_model(tmp_path / "small.gguf", tmp_path / "small.tar")
     with tarfile.open(tmp_path / "small.tar") as archive:
         assert archive.getnames() == ["small.gguf"]
-    told = {name: looks_like_a_model(tmp_path / name) for name in ("small.gguf", "small.tar", "text.jsonl", "")}
-    assert told == {"small.gguf": True, "small.tar": True, "text.jsonl": False, "": True}
+    is_model = {name: looks_like_a_model(tmp_path / name) for name in ("small.gguf", "small.tar", "text.jsonl", "")}
+    assert is_model == {"small.gguf": True, "small.tar": True, "text.jsonl": False, "": True}
 
 
-def test_a_config_file_is_a_model_from_scratch(tmp_path: Path) -> None:
+def test_a_config_file_describes_a_model_trained_from_scratch(tmp_path: Path) -> None:
     file = model_folder(tmp_path / "llama") / "config.json"
     assert resolved({"model": str(file)}, Sent()) == {"model": {"config": {"model_type": "llama"}}}
     for text in ("{", "[]", "{}", '{"model_type": "llama", "model_type": "gpt2"}', "[" * 100_000, '{"a": "\\udc80"}'):
@@ -208,7 +208,7 @@ def test_a_config_file_is_a_model_from_scratch(tmp_path: Path) -> None:
             resolved({"model": str(file)}, Sent())
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"config\.json"):
         resolved({"model": str(tmp_path)}, Sent())
     (tmp_path / "notes.txt").write_text("no tar")
@@ -216,9 +216,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         resolved({"model": str(tmp_path / "notes.txt")}, Sent())
 
 
-def test_the_home_of_an_unknown_user_is_reported_for_every_field(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_home_directory_of_an_unknown_user_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in (
         {"dataset": "~nouser/x.jsonl"},
         {"dataset": {"file": "~nouser/x.jsonl"}},

@@ -1,4 +1,4 @@
-"""What the command line prints of names, messages and logs that come from elsewhere."""
+"""The output of the command line, which escapes untrusted names, messages and logs."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -42,7 +42,7 @@ def assert_harmless(text: str, *, lines: int) -> None:
     assert text.count("\n") == lines
 
 
-def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_escaped_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     (_, row) = fitted([Column("ID"), Column("NAME")], [("job_1", EVIL)], 500)
     assert_harmless(row, lines=0)
     assert "[red][link=http://x]:bomb:[/]" in row
@@ -60,7 +60,7 @@ def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text_event",
     [
         event("log", message=EVIL),
         event("warning", code="x", message=EVIL, hint=EVIL, patch={"metadata": {EVIL: EVIL}}),
@@ -69,23 +69,23 @@ def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) 
         event("status", status="running", message=EVIL),
         event("progress", phase=EVIL, step=1),
     ],
-    ids=lambda said: said.type,
+    ids=lambda text_event: text_event.type,
 )
-def test_no_event_reaches_the_terminal_raw(said: Event, capsys: pytest.CaptureFixture[str]) -> None:
-    line = sentence(said, "job_1") or ""
+def test_events_are_escaped_for_the_terminal(text_event: Event, capsys: pytest.CaptureFixture[str]) -> None:
+    line = sentence(text_event, "job_1") or ""
     assert not any(sign in line for sign in DANGEROUS)
     assert all(more.startswith("    ") for more in line.split("\n")[1:]), "a line of ours is never imitated"
-    PlainView("job_1").show(said)
+    PlainView("job_1").show(text_event)
     assert not any(sign in capsys.readouterr().out for sign in DANGEROUS)
     screen = StringIO()
     with Progress(console=Console(file=screen, width=300)) as progress:
-        TerminalView(progress, "job_1").show(said)
+        TerminalView(progress, "job_1").show(text_event)
     assert "owned\x07" not in screen.getvalue()
-    if said.type == "log":
+    if text_event.type == "log":
         assert "[red][link=http://x]:bomb:[/]" in screen.getvalue()
 
 
-def test_a_log_keeps_colours_on_a_terminal_and_nothing_else() -> None:
+def test_a_log_keeps_only_colours_on_a_terminal() -> None:
     log = "\x1b[1;31mred\x1b[0m\r\n 10%\r 20%\x1b[K\n\x1b]8;;http://x\x1b\\link\x1b]8;;\x07\ttab\x1b[2J\x1b7\x1bP1$q\x1b\\é\x08\u202e\n"
     plain = "red\n 10%\n 20%\nlink\ttabé\\x08\\u202e\n"
     for cut in range(len(log)):
@@ -99,7 +99,7 @@ def test_a_log_keeps_colours_on_a_terminal_and_nothing_else() -> None:
     assert half.feed("end\x1b[3") + half.end() == "end\\x1b[3"
 
 
-def test_a_table_of_jobs_fits_80_columns_and_never_cuts_an_id() -> None:
+def test_a_table_of_jobs_fits_80_columns_with_complete_ids() -> None:
     columns = (
         Column("ID"),
         Column("STATUS"),
@@ -119,7 +119,7 @@ def test_a_table_of_jobs_fits_80_columns_and_never_cuts_an_id() -> None:
 
 
 @pytest.mark.parametrize("width", range(1, 12))
-def test_a_name_is_cut_in_its_middle(width: int) -> None:
+def test_a_long_name_is_shortened_in_the_middle(width: int) -> None:
     for name in ("abcdefghij", "データセット", "a", ""):
         cut = cut_middle(name, width)
         assert cell_len(cut) <= width
@@ -127,7 +127,7 @@ def test_a_name_is_cut_in_its_middle(width: int) -> None:
     assert cut_middle("abcdefghij", 5) == "ab…ij"
 
 
-def test_model_data_and_reason_are_named_in_a_few_words() -> None:
+def test_model_data_and_reason_are_described_briefly() -> None:
     names = {"file_1": "rows.jsonl", "file_2": "model.tar"}
     for model, expected in (
         ("org/name@main", "org/name@main"),
@@ -152,7 +152,7 @@ def test_model_data_and_reason_are_named_in_a_few_words() -> None:
     assert status_of(job(status="succeeded", status_reason="completed")) == "succeeded"
 
 
-def test_the_losses_of_jobs_are_over_windows_of_the_same_length() -> None:
+def test_losses_of_jobs_are_means_over_windows_of_equal_length() -> None:
     running = job(progress={"loss": 3.0, "recent_loss": 2.5, "eval_loss": 2.25})
     assert (loss_cell(running), eval_cell(running)) == ("2.5000", "2.2500")
     assert (loss_cell(job()), eval_cell(job())) == (None, None)
@@ -161,7 +161,7 @@ def test_the_losses_of_jobs_are_over_windows_of_the_same_length() -> None:
     assert (loss_cell(whole), eval_cell(whole)) == ("2.0000", "3.0000")
 
 
-def test_the_running_time_is_that_of_the_job_itself_and_of_its_last_attempt() -> None:
+def test_the_running_time_covers_all_attempts_of_the_job() -> None:
     def attempt(number: int, start: int, end: int) -> dict[str, Any]:
         at = datetime(2026, 1, 1, tzinfo=UTC)
         times = {"started_at": at + timedelta(seconds=start), "finished_at": at + timedelta(seconds=end)}

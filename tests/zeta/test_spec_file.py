@@ -1,4 +1,4 @@
-"""A spec as people write it."""
+"""Reading spec files in YAML and JSON, and applying --set options."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def test_json_is_read_as_json(tmp_path: Path) -> None:
     assert read_spec(file) == {"model": {"config": {"model_type": "llama"}}, "seed": 3}
 
 
-def test_a_date_stays_the_text_that_was_written(tmp_path: Path) -> None:
+def test_a_date_remains_text(tmp_path: Path) -> None:
     assert read_spec(yaml_file(tmp_path, "metadata: {day: 2026-11-22}")) == {"metadata": {"day": "2026-11-22"}}
 
 
@@ -63,7 +63,7 @@ def test_a_date_stays_the_text_that_was_written(tmp_path: Path) -> None:
         ("just text", "is a string"),
     ],
 )
-def test_what_is_no_spec_is_refused_with_the_place(tmp_path: Path, text: str, expected: str) -> None:
+def test_an_invalid_spec_file_is_rejected_with_the_position(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(InvalidRequest, match=expected):
         read_spec(yaml_file(tmp_path, text))
 
@@ -72,13 +72,13 @@ def test_what_is_no_spec_is_refused_with_the_place(tmp_path: Path, text: str, ex
     "text",
     ["2001-12-14t21:59:43.10-05:00", "2001-12-14 21:59:43", "1_000", "1:30", "=", "0b11", "0777_1", "12e03x", "off"],
 )
-def test_what_yaml_1_2_does_not_call_a_number_or_boolean_is_text(text: str, tmp_path: Path) -> None:
+def test_values_that_only_yaml_1_1_converts_remain_text(text: str, tmp_path: Path) -> None:
     expected = {"note": text, "list": [text], "k": text}
     assert read_spec(yaml_file(tmp_path, f"note: {text}\nlist: [{text}]\nk: '{text}'\n")) == expected
     assert apply_settings({}, [f"note={text}"]) == {"note": text}
 
 
-def test_numbers_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
+def test_numbers_are_read_as_in_yaml_1_2(tmp_path: Path) -> None:
     spec = read_spec(yaml_file(tmp_path, "a: 017\nb: 0o17\nc: +3\nd: .5\ne: 1.\nf: -1E+2\ng: ~\nh: True\n"))
     assert spec == {"a": 17, "b": 15, "c": 3, "d": 0.5, "e": 1.0, "f": -100.0, "g": None, "h": True}
 
@@ -135,7 +135,7 @@ def test_a_yaml_spec_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", "is empty"),
     ],
 )
-def test_what_is_not_utf8_text_is_refused(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_rejected(content: bytes, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_bytes(content)
     for given in (None, content):
@@ -143,7 +143,7 @@ def test_what_is_not_utf8_text_is_refused(content: bytes, expected: str, tmp_pat
             read_spec(file, given)
 
 
-def test_a_missing_spec_and_broken_json_are_refused_with_the_file(tmp_path: Path) -> None:
+def test_a_missing_spec_and_invalid_json_are_rejected_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"missing\.yaml cannot be read"):
         read_spec(tmp_path / "missing.yaml")
     file = tmp_path / "job.json"
@@ -152,7 +152,7 @@ def test_a_missing_spec_and_broken_json_are_refused_with_the_file(tmp_path: Path
         read_spec(file)
 
 
-def test_settings_reach_into_objects_and_lists_and_leave_the_given_spec_alone() -> None:
+def test_settings_change_nested_fields_of_a_copy_of_the_spec() -> None:
     given = {"dataset": [{"builtin": "python-docs"}], "seed": 1}
     changed = apply_settings(
         given, ["lora.r=16", "dataset.0.weight=0.5", "seed=2", "mixed_precision=no", "learning_rate=3e-4", "epochs="]
@@ -189,12 +189,12 @@ def test_a_setting_may_be_a_whole_object() -> None:
         ("a=1\n---\nb", "several documents"),
     ],
 )
-def test_a_setting_that_fits_nowhere_is_refused_by_name(setting: str, expected: str) -> None:
+def test_a_setting_without_a_valid_path_is_rejected(setting: str, expected: str) -> None:
     with pytest.raises(InvalidRequest, match=expected):
         apply_settings({"seed": 1, "dataset": [{"builtin": "python-docs"}]}, [setting])
 
 
-def test_a_setting_in_a_source_written_as_its_name_keeps_the_name() -> None:
+def test_a_setting_in_a_source_given_as_a_string_keeps_the_name() -> None:
     assert apply_settings({"dataset": "a.txt"}, ["dataset.weight=2"]) == {"dataset": {"file": "a.txt", "weight": 2}}
     several = apply_settings({"dataset": ["a.txt", "b.txt"]}, ["dataset.1.weight=2"])
     assert several == {"dataset": ["a.txt", {"file": "b.txt", "weight": 2}]}
@@ -232,7 +232,7 @@ def test_data_given_as_a_spec_is_recognized(name: str, content: str, expected: b
 
 
 @pytest.mark.parametrize("command", ["validate", "submit"])
-def test_data_given_as_a_spec_is_refused_with_the_option(command: str, tmp_path: Path) -> None:
+def test_data_given_as_a_spec_is_rejected_with_the_right_option(command: str, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     words = [sys.executable, "-m", "zeta", command, "chats.jsonl"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)

@@ -1,4 +1,4 @@
-"""``Trainer(...)`` in a script: the documentation's examples as they are written, and what else it promises."""
+"""``Trainer(...)`` in a script: the documented examples, resuming, and the errors that users get."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAST: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Every test starts in an empty folder, and its token cache is the tests' own."""
+    """Every test runs in an empty folder, with its own token cache."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
@@ -56,7 +56,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("build", [plain, llama], ids=["plain module", "llama"])
 @pytest.mark.timeout(240)
-def test_the_three_examples_of_the_documentation_in_one_folder(
+def test_the_three_documented_examples_run_in_one_folder(
     build: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build()
@@ -128,8 +128,8 @@ def _start(folder: Path, more: str = "", model: str = "plain(dropout=0.1)") -> s
 
 
 @pytest.mark.timeout(600)
-def test_the_second_example_goes_on_after_a_killed_first_one(own_folder: Path) -> None:
-    """Killed before its first checkpoint, then after one; the end is the same, to the bit."""
+def test_the_second_example_resumes_a_killed_first_one(own_folder: Path) -> None:
+    """The first run is killed before its first checkpoint, then after it; the result is bitwise equal."""
     resume = ", resume_from_checkpoint='./models/checkpoint.pt'"
     pointer = own_folder / "models" / "checkpoint.pt"
     process = _start(own_folder)
@@ -153,7 +153,7 @@ def test_the_second_example_goes_on_after_a_killed_first_one(own_folder: Path) -
 
 
 @pytest.mark.timeout(600)
-def test_the_second_example_goes_on_after_a_killed_first_one_with_a_llama(own_folder: Path) -> None:
+def test_the_second_example_resumes_a_killed_llama_training(own_folder: Path) -> None:
     process = _start(own_folder, ", checkpointing_steps=5", "llama()")
     wait_until((own_folder / "models" / "checkpoint.pt").exists, 180, "a checkpoint")
     process.kill()
@@ -183,7 +183,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "adafactor", "muon"])
-def test_every_optimizer_trains_every_weight_and_resumes_to_the_same_bits(optimizer: str) -> None:
+def test_every_optimizer_trains_all_weights_and_resumes_bitwise(optimizer: str) -> None:
     rest: dict[str, Any] = {**FAST, "optimizer": optimizer, "lr_scheduler": "constant"}
     model, before = plain(dropout=0.1), state(plain())
     Trainer(model=model, output_dir="straight", max_steps=4, **rest)
@@ -194,7 +194,7 @@ def test_every_optimizer_trains_every_weight_and_resumes_to_the_same_bits(optimi
     assert files[0] == files[1]
 
 
-def test_more_steps_go_on_from_a_finished_run() -> None:
+def test_a_finished_run_continues_with_more_steps() -> None:
     Trainer(model=plain(), output_dir="out", max_steps=3, **FAST)
     result = Trainer(model=plain(), output_dir="out", max_steps=5, resume_from_checkpoint="out", **FAST)
     assert (result.steps, result.steps_trained) == (5, 2)
@@ -211,7 +211,7 @@ def test_more_steps_go_on_from_a_finished_run() -> None:
         ({"use_fsdp": True}, "use_fsdp/use_deepspeed is 'fsdp2'"),
     ],
 )
-def test_what_may_not_change_on_resume_is_refused_with_the_cure(changes: dict[str, Any], message: str) -> None:
+def test_forbidden_changes_on_resume_are_rejected_with_the_cure(changes: dict[str, Any], message: str) -> None:
     Trainer(model=plain(), output_dir="out", max_steps=1, **FAST)
     with pytest.raises(CannotResume, match="start from the weights") as raised:
         Trainer(model=plain(), output_dir="out", max_steps=2, resume_from_checkpoint="out", **{**FAST, **changes})
@@ -230,14 +230,14 @@ def test_the_split_of_the_global_batch_may_change_on_resume() -> None:
     [plain(), lambda: WithReturnLoss(), llama(), llama().config, {"config": LLAMA_CONFIG}],
     ids=["module", "callable", "hugging face", "config", "config as the HTTP spec has it"],
 )
-def test_everything_but_the_model_may_be_left_out(model: object) -> None:
+def test_all_keywords_except_the_model_are_optional(model: object) -> None:
     result = Trainer(model=model, max_steps=1, seq_len=32)
     assert result.steps_trained == 1
     assert result.output_dir == Path("zeta_output").absolute()
     assert result.checkpoint is not None
 
 
-def test_the_callers_half_precision_is_kept_in_what_is_exported() -> None:
+def test_the_export_keeps_the_half_precision_of_the_model() -> None:
     from safetensors.torch import load_file
 
     model = llama().to(torch.bfloat16)
@@ -258,7 +258,7 @@ def test_tied_embeddings_are_exported_once_and_loaded_tied() -> None:
     assert equal(state(loaded), state(model))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+def test_a_nonfinite_loss_stops_the_training_before_the_update() -> None:
     model = plain()
     with torch.no_grad():
         model.embedding.weight[5, 0] = float("nan")
@@ -268,7 +268,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     assert all(torch.equal(t, before[name]) or t.isnan().any() for name, t in state(model).items())
 
 
-def test_an_unknown_keyword_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_keyword_is_rejected_with_the_nearest_name() -> None:
     with pytest.raises(InvalidSpec, match="did you mean 'batch_size'"):
         Trainer(model=plain(), per_device_train_batch_size=4)
     with pytest.raises(InvalidSpec, match="model is None"):
@@ -290,13 +290,13 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_name() -> None:
         ("model", 5, "model is 5; give an nn.Module"),
     ],
 )
-def test_a_value_of_another_kind_is_told_with_the_name_and_the_cure(name: str, value: object, message: str) -> None:
+def test_a_value_of_the_wrong_type_is_reported_with_name_and_cure(name: str, value: object, message: str) -> None:
     keywords: dict[str, Any] = {"model": plain(), "max_steps": 1, **FAST, name: value}
     with pytest.raises(ZetaError, match=re.escape(message)):
         Trainer(**keywords)
 
 
-def test_none_leaves_a_keyword_out_and_numbers_of_numpy_and_paths_are_taken() -> None:
+def test_none_counts_as_missing_and_numpy_numbers_and_paths_are_accepted() -> None:
     Path("text.txt").write_text("No more than this. " * 40)
     numbers: dict[str, Any] = {**FAST, "seed": np.int64(3), "batch_size": np.int32(2), "learning_rate": np.float32(0.5)}
     nothing = dict.fromkeys(("optimizer", "lr_scheduler", "warmup_steps", "pack", "report_to", "eval_dataset", "lora"))
@@ -306,13 +306,13 @@ def test_none_leaves_a_keyword_out_and_numbers_of_numpy_and_paths_are_taken() ->
     assert result.checkpoint == Path("out/final").absolute()
 
 
-def test_an_output_directory_that_cannot_be_written_is_told_before_the_first_step() -> None:
+def test_an_unwritable_output_dir_is_reported_before_the_first_step() -> None:
     Path("file").touch()
     with pytest.raises(CannotTrain, match="which cannot be written"):
         Trainer(model=plain(), output_dir="file/out", max_steps=1, **FAST)
 
 
-def test_a_run_leaves_its_process_as_it_was() -> None:
+def test_a_run_restores_the_state_of_its_process() -> None:
     def state_of_the_process() -> list[Any]:
         handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         numpys: Any = np.random.get_state(legacy=True)
@@ -322,12 +322,12 @@ def test_a_run_leaves_its_process_as_it_was() -> None:
 
     model, sharded = plain(dropout=0.1), plain()
     before = state_of_the_process()
-    with torch.no_grad():  # a notebook's habit, and no matter of a training's
+    with torch.no_grad():  # as a notebook may have set it; the training ignores it
         Trainer(model=model, output_dir="one", max_steps=1, **FAST)
     Trainer(model=sharded, output_dir="two", max_steps=1, use_fsdp=True, **FAST)
     assert state_of_the_process() == before
 
 
-def test_both_ways_of_sharding_are_refused_before_anything_starts() -> None:
+def test_both_kinds_of_sharding_are_rejected_before_the_start() -> None:
     with pytest.raises(InvalidSpec, match="use_deepspeed"):
         Trainer(model=plain(), use_fsdp=True, use_deepspeed=True)

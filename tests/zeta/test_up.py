@@ -1,4 +1,4 @@
-"""`zeta up` as a real process: one per home, its children kept alive, and nothing left of it however it ends."""
+"""`zeta up` as a real process: one per home; it restarts its children, and leaves no process behind."""
 
 import json
 import os
@@ -47,13 +47,13 @@ def is_alive(pid: int) -> bool:
 
 
 def children_of(service: Service) -> dict[str, int]:
-    """The running children; during a restart the dead one's old process is still named."""
+    """The running children. During a restart, the state still contains the old process."""
     return {name: pid for name, pid in state_of(service).children.items() if is_alive(pid)}
 
 
-def test_one_home_has_one_zeta_up_whose_children_are_kept_alive_and_stopped_in_order(tmp_path: Path) -> None:
+def test_zeta_up_restarts_its_children_and_stops_them_in_order(tmp_path: Path) -> None:
     with running_service(tmp_path / "home") as service:
-        wait_until(lambda: state_of(service).state == "ready", 30, "zeta up to say that it is ready")
+        wait_until(lambda: state_of(service).state == "ready", 30, "zeta up to be ready")
         state = state_of(service)
         assert (state.url, state.pid) == (service.url, service.process.pid)
         for secret in ("admin.key", "worker.secret", "redis.url"):
@@ -85,18 +85,16 @@ def test_one_home_has_one_zeta_up_whose_children_are_kept_alive_and_stopped_in_o
     assert zeta("status", "--home", service.home).returncode == 4
 
 
-def test_a_killed_zeta_up_takes_its_children_along_and_the_home_can_be_used_again(tmp_path: Path) -> None:
+def test_the_children_of_a_killed_zeta_up_exit_and_its_home_is_reusable(tmp_path: Path) -> None:
     with running_service(tmp_path / "home") as service:
         key, children = service.api_key, children_of(service)
         service.process.kill()
-        wait_until(lambda: not any(is_alive(pid) for pid in children.values()), 20, "the children to end")
+        wait_until(lambda: not any(is_alive(pid) for pid in children.values()), 20, "the children to exit")
     with running_service(tmp_path / "home") as service:
         assert service.api_key == key
 
 
-def test_detached_it_runs_on_with_a_redis_that_was_given_until_it_is_put_down(
-    tmp_path: Path, own_valkey: ValkeyServer
-) -> None:
+def test_a_detached_zeta_up_runs_with_a_given_redis_until_zeta_down(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     home = tmp_path / "home"
     environment = clean_environment() | {"ZETA_REDIS_URL": own_valkey.url, "ZETA_HOME": str(home)}
     started = zeta("up", "--detach", "--port", "0", environment=environment)
@@ -119,7 +117,7 @@ def test_detached_it_runs_on_with_a_redis_that_was_given_until_it_is_put_down(
     assert zeta("down", environment=environment).returncode == 0
 
 
-def test_a_part_that_does_not_start_is_told_with_its_own_words_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_child_that_fails_to_start_is_reported_with_its_message(tmp_path: Path) -> None:
     environment = clean_environment() | {"ZETA_MAX_UPLOAD_BYTES": "many"}
     done = zeta("up", "--home", tmp_path / "home", "--port", str(free_loopback_port()), environment=environment)
     assert done.returncode == 1
@@ -129,9 +127,9 @@ def test_a_part_that_does_not_start_is_told_with_its_own_words_and_nothing_is_le
 
 
 @pytest.mark.parametrize("name", ['a "quoted" \\ name', "new\nline", "Ü#%25?x=1", "all * of [runs]", "[!a]*\\[b"])
-def test_valkey_keeps_its_data_in_a_home_of_any_name(tmp_path: Path, name: str) -> None:
+def test_valkey_stores_its_data_in_a_home_of_any_name(tmp_path: Path, name: str) -> None:
     home = Home(tmp_path / name)
-    home.make()
+    home.create()
     valkey = Valkey(home, free_loopback_port())
     process = start_child(valkey.command, log_file=tmp_path / "valkey.log")
     try:
@@ -142,7 +140,7 @@ def test_valkey_keeps_its_data_in_a_home_of_any_name(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("url", ["postgresql://u@127.0.0.1:1/z?connection_limit=1", "sqlite:////proc/none/zeta.db"])
-def test_a_database_url_that_does_not_work_is_one_sentence_and_exit_2(tmp_path: Path, url: str) -> None:
+def test_an_unusable_database_url_is_one_sentence_and_exit_status_2(tmp_path: Path, url: str) -> None:
     environment = clean_environment() | {"ZETA_DATABASE_URL": url, "ZETA_WORKER_SECRET": "s"}
     for command in (["migrate"], ["server", "--port", "0"], ["up", "--port", str(free_loopback_port())]):
         done = zeta(*command, "--home", tmp_path / "home", environment=environment)

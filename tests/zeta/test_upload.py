@@ -1,4 +1,4 @@
-"""What an upload sends, byte by byte, and which local files it refuses."""
+"""The exact bytes that an upload sends, and the local files that it rejects."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from zeta_core.contract.job.answers import StoredFile
 
 
 class Receiver(HTTPServer):
-    """Answers as the service does, and keeps each part of the last form as (headers, content), and the file's name."""
+    """Responds like the service, and records the parts of the last form (headers, content) and the file name."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -31,7 +31,7 @@ class Receiver(HTTPServer):
         self.name = ""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that breaks off
+        pass  # a client that closes the connection
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,7 +93,7 @@ def sender(receiver: Receiver) -> Iterator[Client]:
     ["plain.txt", 'quo"te.txt', "back\\slash.txt", "per%22cent.txt", "データ\u30001.txt", "no\u00a0break.txt",
      "👨\u200d👩\u200d👧.txt", "semi;colon=1.txt", "line\nbreak\r.txt", "it's.txt", "x" * 240 + ".txt"],
 )  # fmt: skip
-def test_the_name_is_sent_exactly(name: str, receiver: Receiver, sender: Client, tmp_path: Path) -> None:
+def test_a_file_name_is_sent_exactly(name: str, receiver: Receiver, sender: Client, tmp_path: Path) -> None:
     content = b"--boundary\r\n\x00\xff some bytes\r\n"
     (tmp_path / name).write_bytes(content)
     sender.upload(tmp_path / name)
@@ -104,7 +104,7 @@ def test_the_name_is_sent_exactly(name: str, receiver: Receiver, sender: Client,
     assert receiver.name == name
 
 
-def test_a_name_that_is_not_utf8_is_sent_with_replacement_characters(
+def test_a_file_name_that_is_not_utf8_gets_replacement_characters(
     receiver: Receiver, sender: Client, tmp_path: Path
 ) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9 \xa4.txt")

@@ -107,7 +107,7 @@ def upload(
     from zeta.cli.output import notice, print_json, size
     from zeta.cli.progress_bars import upload_progress
     from zeta.client import Client
-    from zeta.local_inputs import looks_like_a_model, upload_model, uploaded
+    from zeta.local_inputs import looks_like_a_model, upload_message, upload_model
     from zeta_core.contract.printable import printable
 
     purpose = purpose or ("model" if looks_like_a_model(path) else "dataset")
@@ -118,7 +118,7 @@ def upload(
 
         stored = upload_model(path, send) if purpose == "model" else send(path, purpose)
     if purpose == "dataset" and stored.filename != path.name:
-        notice(f"{uploaded(path, stored)}.", as_json=as_json)
+        notice(f"{upload_message(path, stored)}.", as_json=as_json)
     if as_json:
         print_json(stored)
     else:

@@ -53,11 +53,11 @@ def show(
 
 
 def _print(found: ShownRows, *, in_colour: bool) -> None:
-    from zeta.cli.output import say
+    from zeta.cli.output import print_text
 
-    say(f"tokenizer: {found.tokenizer}, seq_len: {found.seq_len}")
+    print_text(f"tokenizer: {found.tokenizer}, seq_len: {found.seq_len}")
     for note in found.notes:
-        say(note)
+        print_text(note)
     print(_LEGEND)
     for row in found.data:
         print()
@@ -65,20 +65,20 @@ def _print(found: ShownRows, *, in_colour: bool) -> None:
 
 
 def _print_row(row: ShownRow, *, in_colour: bool) -> None:
-    from zeta.cli.output import say
+    from zeta.cli.output import print_text
 
     if row.error is not None:
-        say(f"{row.place} is rejected.\n  error: {row.error}")
+        print_text(f"{row.place} is rejected.\n  error: {row.error}")
         return
     shape = f" ({row.shape})" if row.shape else ""
-    say(f"{row.place}: format {row.format}{shape}")
+    print_text(f"{row.place}: format {row.format}{shape}")
     for number, document in enumerate(row.documents):
         name = ("chosen", "rejected")[number] if row.format == "preference" else f"document {number + 1}"
         _print_document("" if len(row.documents) == 1 else f"{name}: ", document, in_colour=in_colour)
     if row.unused_columns:
-        say(f"  columns not used: {', '.join(row.unused_columns)}")
+        print_text(f"  columns not used: {', '.join(row.unused_columns)}")
     for note in row.notes:
-        say(f"  note: {note}")
+        print_text(f"  note: {note}")
 
 
 def _print_document(name: str, document: ShownDocument, *, in_colour: bool) -> None:

@@ -55,7 +55,7 @@ class SystemFault(ZetaError):
 
 
 def main() -> NoReturn:
-    """Run the command in `sys.argv`, then exit."""
+    """Run the command in `sys.argv` and exit."""
     prepare()
     sys.exit(_run(sys.argv[1:]))
 
@@ -68,7 +68,7 @@ def _run(words: Sequence[str]) -> int:
         sys.stdout.flush()  # a failure to flush at exit could not be reported
         return status
     except _UsageError as error:
-        _print_error(_of_usage(error), as_json)
+        _print_error(_usage_error(error), as_json)
         return ExitStatus.USAGE
     except OutputError as error:
         discard_output()
@@ -85,8 +85,8 @@ def _run(words: Sequence[str]) -> int:
         discard_output()
         return ExitStatus.FAILED
     except OSError as error:
-        named = f"{error.filename}: " if error.filename is not None else ""
-        _print_error(SystemFault(f"{named}{error.strerror or error}."), as_json)
+        prefix = f"{error.filename}: " if error.filename is not None else ""
+        _print_error(SystemFault(f"{prefix}{error.strerror or error}."), as_json)
         return ExitStatus.FAILED
     except Exception as error:  # noqa: BLE001 - a bug: the user gets one sentence, and the traceback in a file
         _print_error(Defect(f"zeta has a defect ({error!r}); please report it{_report(error)}."), as_json)
@@ -116,7 +116,7 @@ def _report(error: Exception) -> str:
     return ""
 
 
-def _of_usage(error: Any) -> InvalidRequest:
+def _usage_error(error: Any) -> InvalidRequest:
     """A usage error as an error of the contract, with the option or argument, the reason and the fix."""
     parameter = getattr(error, "param", None)
     names: Sequence[str] = getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or ""]
@@ -137,7 +137,7 @@ def _print_error(error: ZetaError, as_json: bool) -> None:
         print(error.body().model_dump_json(), file=sys.stderr)
         return
     print(printable(f"Error: {error.message}", keep="\n"), file=sys.stderr)
-    if isinstance(error, AuthenticationFailed):  # the server's message does not say where this client's key comes from
+    if isinstance(error, AuthenticationFailed):  # the server does not know the key's source
         print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` shows which.", file=sys.stderr)
     if len(error.details) > 1:
         for detail in error.details:

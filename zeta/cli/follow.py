@@ -15,7 +15,7 @@ from typing import Any
 
 from zeta.cli.exit_status import ExitStatus, exit_status_of_job
 from zeta.cli.job_display import ending
-from zeta.cli.output import duration, notice, print_json, say
+from zeta.cli.output import duration, notice, print_json, print_text
 from zeta.client import Client
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.advice import in_words
@@ -64,7 +64,7 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
     if as_json:
         print_json(job)
     else:
-        say(ending(job))
+        print_text(ending(job))
     return job
 
 

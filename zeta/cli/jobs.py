@@ -139,7 +139,7 @@ def wait(
     from zeta.cli.exit_status import exit_status_of_job
     from zeta.cli.follow import follow, wait_quietly
     from zeta.cli.job_display import ending
-    from zeta.cli.output import print_json, say
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
     from zeta.job_ids import full_id
     from zeta_core.contract.job.status import ENDED
@@ -153,7 +153,7 @@ def wait(
     if as_json:
         print_json(job)
     else:
-        say(ending(job))
+        print_text(ending(job))
     raise typer.Exit(exit_status_of_job(job))
 
 

@@ -19,13 +19,13 @@ def config(as_json: AsJson = False) -> None:
     from zeta.cli.output import print_fields, print_json
     from zeta.server_lookup import ClientSettings, find_server
     from zeta.stored_login import login_file
-    from zeta.up.settings import ShownSettings, handed_on
+    from zeta.up.settings import ShownSettings, child_settings
     from zeta_core.system.settings import process_environment
 
     variables = process_environment()
     target = find_server(variables)
     settings = ShownSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
-    settings |= handed_on(variables)
+    settings |= child_settings(variables)
     server = None if target is None else target.url
     file = login_file(variables)
     found = {

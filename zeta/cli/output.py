@@ -14,7 +14,7 @@ from zeta_core.contract.job.answers import Page
 from zeta_core.contract.printable import is_printable, printable
 
 
-def say(text: str) -> None:
+def print_text(text: str) -> None:
     """Print text that may contain untrusted names and messages. Only line ends are printed unescaped."""
     print(printable(text, keep="\n"), flush=True)
 

@@ -43,12 +43,12 @@ def up(
     settings = UpSettings.from_environment(variables, host=host, port=port, home=home)
 
     def ready(state: UpState) -> None:
-        _tell_ready(state, settings, detached=detach, as_json=as_json)
+        _print_ready(state, settings, detached=detach, as_json=as_json)
 
     if detach:
         ready(start_detached(settings, variables))
     else:
-        LocalService(settings, variables, _say).run(ready)
+        LocalService(settings, variables, _print_progress).run(ready)
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -127,7 +127,7 @@ def server(host: Host = None, port: Port = None, home: Home = None) -> None:
 
     Configured by ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY and ZETA_WORKER_SECRET.
     """
-    become("server", "server", "fastapi", host=host, port=port, home=home)
+    exec_module("server", "server", "fastapi", host=host, port=port, home=home)
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -136,10 +136,10 @@ def migrate(home: Home = None) -> None:
 
     The database is ZETA_DATABASE_URL, or SQLite in ZETA_HOME.
     """
-    become("migrations", "server", "alembic", home=home)
+    exec_module("migrations", "server", "alembic", home=home)
 
 
-def become(module: str, extra: str, part: str, **flags: object) -> None:
+def exec_module(module: str, extra: str, package: str, **flags: object) -> None:
     """Replace this process with ``python -m module``. The flags are passed as ``ZETA_*`` settings."""
     import importlib.util
     import os
@@ -148,9 +148,9 @@ def become(module: str, extra: str, part: str, **flags: object) -> None:
     from zeta_core.contract.errors import InvalidSettings
     from zeta_core.system.settings import process_environment
 
-    if importlib.util.find_spec(part) is None:
+    if importlib.util.find_spec(package) is None:
         raise InvalidSettings(
-            f"{part} is not installed; run `pip install 'zeta-train[{extra}]'`.", code="missing_extra"
+            f"{package} is not installed; run `pip install 'zeta-train[{extra}]'`.", code="missing_extra"
         )
     variables = process_environment()
     variables |= {f"ZETA_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
@@ -158,7 +158,7 @@ def become(module: str, extra: str, part: str, **flags: object) -> None:
     os.execve(sys.executable, [sys.executable, "-P", "-m", module], variables)
 
 
-def _tell_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json: bool) -> None:
+def _print_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json: bool) -> None:
     from zeta.cli.output import print_json
     from zeta.up.home import Home as HomeFolder
 
@@ -178,7 +178,7 @@ def _processes(state: UpState) -> str:
     return ", ".join(f"{name} {pid}" for name, pid in state.children.items())
 
 
-def _say(sentence: str) -> None:
+def _print_progress(sentence: str) -> None:
     import sys
 
     print(sentence, file=sys.stderr, flush=True)

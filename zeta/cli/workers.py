@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from zeta.cli.app import SERVICE, AsJson, app
-from zeta.cli.service import Home, become
+from zeta.cli.service import Home, exec_module
 
 worker_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(worker_app, name="worker", rich_help_panel=SERVICE)
@@ -22,7 +22,7 @@ def worker(context: typer.Context, home: Home = None) -> None:
     Configured by ZETA_REDIS_URL, ZETA_ARTIFACTS_URL and ZETA_WORKER_SECRET.
     """
     if context.invoked_subcommand is None:
-        become("worker", "worker", "celery", home=home)
+        exec_module("worker", "worker", "celery", home=home)
 
 
 @worker_app.command()

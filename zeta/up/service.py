@@ -42,7 +42,7 @@ VALKEY_STOP_SECONDS = 10.0
 EX_USAGE = 2  # the exit status of a child that printed one sentence about its settings
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class _Stopped(Exception):
@@ -52,10 +52,10 @@ class _Stopped(Exception):
 class LocalService:
     """One `zeta up` and its child processes."""
 
-    def __init__(self, settings: UpSettings, variables: Mapping[str, str], say: Say) -> None:
+    def __init__(self, settings: UpSettings, variables: Mapping[str, str], report: Report) -> None:
         self.settings = settings
         self.home = Home(settings.home)
-        self._variables, self._say = variables, say
+        self._variables, self._report = variables, report
         self._children: list[Child] = []
         self._url: str | None = None
         self._phase: Literal["starting", "ready", "stopping"] = "starting"
@@ -70,18 +70,18 @@ class LocalService:
         package is missing, and `Unavailable` if a child process does not become ready. All child processes have exited
         when it returns or raises.
         """
-        _require_parts()
-        self.home.make()
-        with self.home.owned(), self._listening():
+        _require_extras()
+        self.home.create()
+        with self.home.locked(), self._listening():
             self._write_state()
-            self._say(f"Starting in {self.home.path} ...")
+            self._report(f"Starting in {self.home.path} ...")
             try:
                 with self.home.children() as inherited:
                     try:
                         self._start(inherited)
                         on_ready(self._write_state("ready"))
                         self._keep_alive()
-                        self._say("Stopping: running jobs save a checkpoint and are queued again.")
+                        self._report("Stopping: running jobs save a checkpoint and are queued again.")
                     except _Stopped:
                         pass
                     finally:
@@ -189,10 +189,10 @@ class LocalService:
                 status = child.poll()
                 if status is not None:
                     pause = child.plan_restart()
-                    self._say(f"{child.name} exited ({_exit_text(status)}); restarting it in {pause:g} s.")
+                    self._report(f"{child.name} exited ({_exit_text(status)}); restarting it in {pause:g} s.")
                 if child.restart_at is not None and child.restart_at <= time.monotonic():
                     child.start()
-                    self._say(f"Restarted {child.name} as process {child.pid}.")
+                    self._report(f"Restarted {child.name} as process {child.pid}.")
                     self._write_state("ready")
             due = [child.restart_at for child in self._children if child.restart_at is not None]
             self._sleep(max(0.0, min(due) - time.monotonic()) if due else None)
@@ -214,7 +214,7 @@ class LocalService:
                     reason = (
                         "a second stop signal arrived" if self._signals > signals_before else "it did not stop in time"
                     )
-                    self._say(f"Killing {child.name}: {reason}.")
+                    self._report(f"Killing {child.name}: {reason}.")
                     child.send(signal.SIGKILL)
                     was_killed = True
                 self._sleep(1.0)
@@ -277,12 +277,12 @@ def module(name: str) -> list[str]:
     return [sys.executable, "-P", "-m", name]
 
 
-def _require_parts() -> None:
+def _require_extras() -> None:
     """Raise `InvalidSettings` if an extra is not installed."""
-    for part, extra in (("fastapi", "server"), ("alembic", "server"), ("celery", "worker"), ("torch", "train")):
-        if importlib.util.find_spec(part) is None:
+    for package, extra in (("fastapi", "server"), ("alembic", "server"), ("celery", "worker"), ("torch", "train")):
+        if importlib.util.find_spec(package) is None:
             raise InvalidSettings(
-                f"{part} is not installed, which `zeta up` needs; "
+                f"{package} is not installed, which `zeta up` needs; "
                 f"run `pip install 'zeta-train[train,server,worker]'` (extra {extra!r} is missing).",
                 code="missing_extra",
             )

@@ -25,12 +25,12 @@ class UpSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
-    redis_url: RedisUrl | None = Field(None, description="unset: a Valkey server of its own")
-    database_url: DatabaseUrl | None = Field(None, description="unset: SQLite in the home")
-    artifacts_url: str | None = Field(None, description="unset: a folder in the home")
-    api_key: ApiKey | None = Field(None, description="unset: made at the first start, in admin.key")
-    worker_secret: str | None = Field(None, description="unset: made at the first start, in worker.secret")
-    worker_name: str | None = Field(None, description="unset: this machine's name")
+    redis_url: RedisUrl | None = Field(None, description="default: a Valkey server started by `zeta up`")
+    database_url: DatabaseUrl | None = Field(None, description="default: SQLite in ZETA_HOME")
+    artifacts_url: str | None = Field(None, description="default: a folder in ZETA_HOME")
+    api_key: ApiKey | None = Field(None, description="default: created at the first start, in admin.key")
+    worker_secret: str | None = Field(None, description="default: created at the first start, in worker.secret")
+    worker_name: str | None = Field(None, description="default: this machine's name")
     hub: str = "on"
     stop_grace_seconds: float = Field(DEFAULT_STOP_GRACE_SECONDS, ge=0, allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ class ShownSettings(UpSettings):
     needs_home: ClassVar[bool] = False
 
 
-def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
+def child_settings(variables: Mapping[str, str]) -> dict[str, str]:
     """The ``ZETA_*`` variables that only child processes read, for display. Values are masked if the name suggests a
     secret.
     """

@@ -1,7 +1,8 @@
-"""How every process reads its ``ZETA_*`` settings: once, at its entry point, into one frozen object.
+"""Reading ``ZETA_*`` settings: each process reads them once, at its entry point, into one frozen object.
 
-A room's settings class names its fields without the prefix (``redis_url`` is ``ZETA_REDIS_URL``). Every secret may also
-come from a file: ``ZETA_API_KEY_FILE`` names a file whose first line is the key. Nothing is read at import.
+The server, the worker, `zeta up` and the client each have their own subclass of `Settings`. Fields have no prefix:
+``redis_url`` is ``ZETA_REDIS_URL``. Every secret can also be read from a file: ``ZETA_API_KEY_FILE`` is the path of a
+file whose first line is the key. Nothing is read at import.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     secrets: ClassVar[frozenset[str]] = frozenset({"api_key", "worker_secret", "redis_url", "database_url"})
-    needs_home: ClassVar[bool] = True  # else ``home`` stays as it is where the user has no home directory
+    needs_home: ClassVar[bool] = True  # if False, ``home`` may stay relative for a user without a home directory
 
     home: Path = Path("~/.zeta")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **overrides: object) -> Self:
-        """Read this class's settings; an override that is not ``None`` (a command's flag) wins.
+        """Read this class's settings. An override, such as a command's option, takes precedence unless it is ``None``.
 
-        Raises `InvalidSettings` naming the variable, its value and what is allowed. An empty variable counts as unset.
+        Raises `InvalidSettings` with the variable, its value and what is allowed. An empty variable counts as unset.
         """
         values: dict[str, Any] = {}
         for name in cls.model_fields:
@@ -74,7 +75,7 @@ class Settings(BaseModel):
             file = environment.get(f"{variable}_FILE", "").strip()
             if file and name in cls.secrets:
                 if value:
-                    raise InvalidSettings(f"{variable} and {variable}_FILE are both set; keep one of them.")
+                    raise InvalidSettings(f"{variable} and {variable}_FILE are both set; unset one of them.")
                 value = _first_line(variable, Path(file))
             if value:
                 values[name] = value
@@ -111,7 +112,7 @@ class Settings(BaseModel):
             ) from error
 
     def masked(self) -> dict[str, str]:
-        """The effective settings for people to read, every secret as ``***``."""
+        """The effective settings for display, with ``***`` for every secret."""
         return {
             PREFIX + name.upper(): "***" if name in self.secrets and value else "" if value is None else str(value)
             for name, value in self.model_dump().items()
@@ -119,29 +120,33 @@ class Settings(BaseModel):
 
 
 def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:
-    """90 s of 120: a worker that cannot be heard stops its trainings early enough for a last save."""
+    """90 s of 120: a worker cut off from the server stops its trainings early enough to save a checkpoint."""
     return 0.75 * known.get("lease_seconds", LEASE_SECONDS)
 
 
 class FleetSettings(Settings):
-    """What server and workers must both know, and know alike: where they meet, what jobs may reach, and the lease.
+    """The settings that the server and all workers must share: connections, the data that jobs may read, and the lease.
 
-    A worker that is not heard for ``self_stop_seconds`` cannot know whether Redis is down or only it is cut off: its
-    trainings save and end, and have ended at `end_seconds`, before the server at ``lease_seconds`` starts them again.
+    A worker that is cut off cannot know whether Redis is down or only its own connection. After ``self_stop_seconds``,
+    its trainings save and exit; they have exited by `end_seconds`, before the server starts them elsewhere at
+    ``lease_seconds``.
     """
 
     redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
-    artifacts_url: str | None = Field(default=None, description="unset: a folder in the home")
-    worker_secret: str = Field(min_length=1, description="signs every message between them")
-    data_root: Path | None = Field(default=None, description="the folder that {'path': ...} may name; unset: none")
-    hub: str = Field(default="off", description="on, off, or the allowed owners with commas between them")
+    artifacts_url: str | None = Field(default=None, description="default: a folder in ZETA_HOME")
+    worker_secret: str = Field(min_length=1, description="key that signs all messages between them")
+    data_root: Path | None = Field(default=None, description="folder that {'path': ...} may read; default: none")
+    hub: str = Field(default="off", description="on, off, or allowed owners, separated by commas")
     lease_seconds: float = Field(
-        default=LEASE_SECONDS, gt=0, allow_inf_nan=False, description="a worker silent for longer has lost its jobs"
+        default=LEASE_SECONDS,
+        gt=0,
+        allow_inf_nan=False,
+        description="a worker that is silent for longer loses its jobs",
     )
     self_stop_seconds: float = Field(
         default_factory=_three_quarters_of_the_lease,
         gt=0,
-        description="a training that is not heard for so long saves and ends; unset: three quarters of the lease",
+        description="a training cut off from the server for this long saves and exits; default: 3/4 of the lease",
     )
 
     @field_validator("self_stop_seconds")
@@ -150,21 +155,21 @@ class FleetSettings(Settings):
         lease = known.data.get("lease_seconds")
         if lease is not None and value >= lease:
             raise ValueError(
-                f"it must be less than ZETA_LEASE_SECONDS ({lease:g}): a training has to end before the server "
+                f"it must be less than ZETA_LEASE_SECONDS ({lease:g}), because a training has to end before the server "
                 "starts it elsewhere"
             )
         return value
 
     @property
     def end_seconds(self) -> float:
-        """When a training that is not heard is killed, saved or not: a tenth of the time for its save is left."""
+        """When a training that is cut off is killed, even while it saves: shortly before the lease ends."""
         return self.lease_seconds - 0.1 * (self.lease_seconds - self.self_stop_seconds)
 
     @field_validator("hub")
     @classmethod
     def _hub(cls, value: str) -> str:
         if not all(_OWNER.match(owner) for owner in value.replace(" ", "").split(",")):
-            raise ValueError("it must be 'on', 'off', or owners of the Hub such as 'EleutherAI,HuggingFaceTB'")
+            raise ValueError("it must be 'on', 'off', or Hub owners such as 'EleutherAI,HuggingFaceTB'")
         return value.replace(" ", "")
 
     @field_validator("artifacts_url")
@@ -176,31 +181,34 @@ class FleetSettings(Settings):
 
     @property
     def artifacts(self) -> Path:
-        """The artifact store's folder."""
+        """The folder of the artifact store."""
         return _folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
 
 
 def _folder(url: str) -> Path:
-    """The folder of ``ZETA_ARTIFACTS_URL``: a plain path or a ``file://`` URL; anything else is a `ValueError`."""
+    """The folder of ``ZETA_ARTIFACTS_URL``, a path or a ``file://`` URL. Raises `ValueError` for anything else."""
     scheme = url.partition("://")[0] if "://" in url else "file"
     if scheme == "s3":
-        raise ValueError("object storage is not available yet; name a folder that server and workers share")
+        raise ValueError("object storage is not supported yet; use a folder that the server and the workers share")
     if scheme != "file":
-        raise ValueError(f"{scheme}:// is no artifact store; name a folder that server and workers share")
+        raise ValueError(f"{scheme}:// is not supported; use a folder that the server and the workers share")
     path = Path(unquote(urlsplit(url).path) if "://" in url else url).expanduser()
     if not path.is_absolute():
-        raise ValueError("it must be an absolute path, or file:// and one")
+        raise ValueError("it must be an absolute path, or file:// and an absolute path")
     return path
 
 
 def _first_line(variable: str, file: Path) -> str:
     try:
-        with file.open("rb") as stream:  # no more than this: a device such as /dev/zero never ends
+        with file.open("rb") as stream:  # limited, because a device such as /dev/zero is endless
             lines = stream.readline(_MAX_SECRET_BYTES).decode("utf-8-sig").splitlines()  # Windows editors write a BOM
     except OSError as error:
-        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which cannot be read: {error.strerror}.") from error
+        raise InvalidSettings(
+            f"{variable}_FILE is {str(file)!r}, which cannot be read: {error.strerror}; "
+            "correct the path, or the permissions of the file."
+        ) from error
     except ValueError as error:  # not UTF-8, or a NUL in the name
-        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is not UTF-8 text.") from error
+        raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is not a UTF-8 text file.") from error
     if not lines or not lines[0].strip("\0").strip():
         raise InvalidSettings(f"{variable}_FILE is {str(file)!r}, which is empty; put the secret on its first line.")
     return lines[0].strip()

@@ -1,4 +1,4 @@
-"""`zeta migrate`, `zeta server` and `zeta worker` become the processes that they name."""
+"""`zeta migrate`, `zeta server` and `zeta worker`, which run the individual processes of the service."""
 
 import subprocess
 from pathlib import Path
@@ -17,7 +17,7 @@ def zeta(*words: str | Path, **settings: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_migrate_makes_the_database_of_the_home_and_finds_nothing_to_do_the_second_time(tmp_path: Path) -> None:
+def test_migrate_creates_the_database_and_does_nothing_the_second_time(tmp_path: Path) -> None:
     assert zeta("migrate", "--home", tmp_path).returncode == 0
     assert (tmp_path / "zeta.db").is_file()
     again = zeta("migrate", "--home", tmp_path)
@@ -25,23 +25,23 @@ def test_migrate_makes_the_database_of_the_home_and_finds_nothing_to_do_the_seco
     assert "already" in again.stderr
 
 
-def test_server_refuses_a_database_without_tables_and_names_the_command(tmp_path: Path) -> None:
+def test_server_rejects_a_database_without_tables_and_names_the_command(tmp_path: Path) -> None:
     done = zeta("server", "--home", tmp_path, "--port", "0", ZETA_WORKER_SECRET="secret")
     assert done.returncode == 2
     assert "zeta migrate" in done.stderr
 
 
-def test_a_missing_secret_is_told_by_its_name(tmp_path: Path) -> None:
-    for part in ("server", "worker"):
-        done = zeta(part, "--home", tmp_path)
+def test_a_missing_secret_is_reported_by_its_variable(tmp_path: Path) -> None:
+    for command in ("server", "worker"):
+        done = zeta(command, "--home", tmp_path)
         assert done.returncode == 2
         assert "ZETA_WORKER_SECRET is not set" in done.stderr
 
 
-def test_a_folder_with_the_name_of_a_part_is_not_run_instead_of_it(tmp_path: Path) -> None:
-    for part in ("migrations", "zeta"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "__init__.py").write_text("raise SystemExit('the wrong one')")
+def test_a_local_folder_does_not_shadow_an_installed_package(tmp_path: Path) -> None:
+    for package in ("migrations", "zeta"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise SystemExit('the wrong package')")
     done = subprocess.run(
         [ZETA, "migrate", "--home", tmp_path / "home"],
         env=clean_environment(),

@@ -1,4 +1,4 @@
-"""Where the client finds its server, and to whom it sends a key."""
+"""Finding the server, and sending a key only to the server that it belongs to."""
 
 import fcntl
 import os
@@ -18,25 +18,25 @@ from zeta_core.contract.errors import InvalidSettings
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    """An environment in which nothing of this machine's user is found."""
+    """An environment isolated from this user's own settings."""
     return {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "ZETA_HOME": str(tmp_path / "home")}
 
 
 @contextmanager
 def running_up(home: Home, url: str = "http://127.0.0.1:9999") -> Generator[None]:
-    """The marks that a running `zeta up` leaves: its lock, ``up.json`` and the key."""
-    home.make()
+    """The files of a running `zeta up`: its lock, ``up.json`` and the key."""
+    home.create()
     home.secret(home.admin_key, "zeta_")
-    with home.owned():
+    with home.locked():
         home.write_state(UpState(state="ready", pid=os.getpid(), url=url, started_at=datetime.now(UTC)))
         yield
 
 
-def test_with_nothing_set_and_nothing_running_there_is_no_server(variables: dict[str, str]) -> None:
+def test_without_settings_and_a_running_service_no_server_is_found(variables: dict[str, str]) -> None:
     assert find_server(variables) is None
 
 
-def test_the_running_zeta_up_of_this_home_is_found_with_its_key(variables: dict[str, str]) -> None:
+def test_the_running_zeta_up_is_found_with_its_key(variables: dict[str, str]) -> None:
     home = Home(Path(variables["ZETA_HOME"]))
     with running_up(home):
         target = find_server(variables)
@@ -44,7 +44,7 @@ def test_the_running_zeta_up_of_this_home_is_found_with_its_key(variables: dict[
         assert (target.url, target.api_key) == ("http://127.0.0.1:9999", home.admin_key.read_text().strip())
 
 
-def test_what_a_killed_zeta_up_left_behind_is_not_believed(variables: dict[str, str]) -> None:
+def test_the_state_of_a_killed_zeta_up_is_ignored(variables: dict[str, str]) -> None:
     home = Home(Path(variables["ZETA_HOME"]))
     with running_up(home):
         pass
@@ -52,7 +52,7 @@ def test_what_a_killed_zeta_up_left_behind_is_not_believed(variables: dict[str, 
     assert find_server(variables) is None
 
 
-def test_an_url_of_the_environment_wins_and_gets_no_key_of_another_server(variables: dict[str, str]) -> None:
+def test_zeta_url_takes_precedence_and_gets_no_key_of_another_server(variables: dict[str, str]) -> None:
     home = Home(Path(variables["ZETA_HOME"]))
     with running_up(home):
         other = find_server({**variables, "ZETA_URL": "http://elsewhere:8400/"})
@@ -63,7 +63,7 @@ def test_an_url_of_the_environment_wins_and_gets_no_key_of_another_server(variab
         assert same.api_key == home.admin_key.read_text().strip()
 
 
-def test_a_login_is_kept_for_this_user_alone_and_found_again(variables: dict[str, str]) -> None:
+def test_a_login_is_stored_for_this_user_only(variables: dict[str, str]) -> None:
     file = store_login(variables, Login(url="http://box:8400", api_key="secret"))
     assert file == login_file(variables)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -77,9 +77,7 @@ def test_a_login_is_kept_for_this_user_alone_and_found_again(variables: dict[str
     assert find_server(variables) is None
 
 
-def test_a_running_home_that_is_named_wins_over_a_login_and_the_default_one_does_not(
-    variables: dict[str, str], tmp_path: Path
-) -> None:
+def test_only_an_explicit_home_takes_precedence_over_a_login(variables: dict[str, str], tmp_path: Path) -> None:
     store_login(variables, Login(url="http://box:8400", api_key="secret"))
     with running_up(Home(tmp_path / "home")):
         named = find_server(variables)
@@ -92,21 +90,21 @@ def test_a_running_home_that_is_named_wins_over_a_login_and_the_default_one_does
 
 
 @pytest.mark.parametrize("url", ["localhost:8400", "ftp://box", "http://", "http://a b"])
-def test_what_is_no_url_is_refused_with_an_example(variables: dict[str, str], url: str) -> None:
+def test_an_invalid_url_is_rejected_with_an_example(variables: dict[str, str], url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"ZETA_URL.*http://127\.0\.0\.1:8400"):
         find_server({**variables, "ZETA_URL": url})
 
 
-def test_a_login_file_that_is_none_is_refused_with_the_cure(variables: dict[str, str]) -> None:
+def test_an_invalid_login_file_is_rejected_with_the_cure(variables: dict[str, str]) -> None:
     file = store_login(variables, Login(url="http://box:8400"))
     file.write_text("{")
     with pytest.raises(InvalidSettings, match="zeta login"):
         find_server(variables)
 
 
-def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
+def test_secrets_are_created_once_for_this_user_only(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    home.make()
+    home.create()
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
     first = home.secret(home.admin_key, "zeta_")
     assert first.startswith("zeta_")
@@ -117,9 +115,9 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     assert [file.name for file in home.path.iterdir() if file.name.startswith(".")] == []
 
 
-def test_the_lock_of_a_home_goes_with_its_holder(tmp_path: Path) -> None:
+def test_the_lock_of_a_home_is_released_with_its_holder(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    with home.owned(), home.lock.open() as other, pytest.raises(BlockingIOError):
+    with home.locked(), home.lock.open() as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with home.owned():
+    with home.locked():
         pass

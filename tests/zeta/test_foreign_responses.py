@@ -1,4 +1,4 @@
-"""Answers that a gateway, a proxy or another program gives instead of the server, and TLS that fails."""
+"""Responses of gateways, proxies and other programs instead of the server, and TLS failures."""
 
 import contextlib
 import socket
@@ -31,7 +31,7 @@ def always(answer: Answer) -> Callable[[str, str], Answer]:
 
 def failure(client: Client) -> ZetaError:
     with client, pytest.raises(ZetaError) as caught:
-        client.cancel(JOB_ID)  # a POST, which is not repeated
+        client.cancel(JOB_ID)  # a POST, which is not retried
     return caught.value
 
 
@@ -56,7 +56,7 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
         (Answer(200), "unreachable", ExitStatus.UNREACHABLE, ["web page", "sign-in"]),
     ],
 )
-def test_an_answer_of_a_gateway_is_reported_as_such(
+def test_a_response_of_a_gateway_is_reported_as_such(
     answer: Answer, code: str, exit_status: ExitStatus, parts: list[str]
 ) -> None:
     with Gateway(answers=always(answer)).running() as gateway:
@@ -68,7 +68,7 @@ def test_an_answer_of_a_gateway_is_reported_as_such(
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"", b"not JSON", b'{"id": 1, "status": "ok"}'])
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
-def test_a_success_of_another_program_is_reported_as_such(body: bytes, content_type: str) -> None:
+def test_a_successful_response_of_another_program_is_reported(body: bytes, content_type: str) -> None:
     with Gateway(answers=always(Answer(200, body, {"Content-Type": content_type}))).running() as gateway:
         error = failure_behind(gateway)
         with Client(gateway.url, "key", patience_seconds=0) as client, pytest.raises(ZetaError) as caught:
@@ -79,7 +79,7 @@ def test_a_success_of_another_program_is_reported_as_such(body: bytes, content_t
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/jobs", "/docs"])
-def test_a_path_that_the_server_does_not_have_names_the_right_url(path: str) -> None:
+def test_an_unknown_path_of_the_server_is_reported_with_the_right_url(path: str) -> None:
     missing = ErrorContent(message="Not found.", type=NotFound.type, code="route_not_found")
     answer = Answer(404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"})
     with Gateway(answers=always(answer)).running() as gateway:
@@ -125,7 +125,7 @@ def test_a_redirect_names_its_target_and_is_never_followed(status: int, location
     assert "secret" not in error.message
 
 
-def test_a_refusal_of_a_proxy_names_the_variable_that_chose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_by_a_proxy_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with Gateway(answers=always(Answer(403))).running() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
@@ -135,7 +135,7 @@ def test_a_refusal_of_a_proxy_names_the_variable_that_chose_it(monkeypatch: pyte
     assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
 
 
-def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", f"http://me:hunter2@127.0.0.1:{free_loopback_port()}")
     error = failure(Client("https://train-box:8400", "key", patience_seconds=0))
     assert "https_proxy" in error.message
@@ -144,7 +144,7 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch:
     assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
 
 
-def test_a_proxy_that_refuses_to_connect_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_refuses_to_connect_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with Gateway(program="squid", answers=always(Answer(407))).running() as proxy:
         variables = {"ALL_PROXY": proxy.url}
         assert choose_proxy("https://train-box", variables) is not None
@@ -155,7 +155,7 @@ def test_a_proxy_that_refuses_to_connect_says_why(monkeypatch: pytest.MonkeyPatc
     assert "password" in caught.value.message
 
 
-def test_text_that_http_cannot_carry_and_a_closed_client_are_errors_of_the_contract() -> None:
+def test_invalid_text_and_a_closed_client_raise_errors_of_the_contract() -> None:
     client = Client("http://127.0.0.1:1", "key", patience_seconds=0)
     for key in ("two\nlines", "schlüssel", "a\0b"):
         with pytest.raises(ZetaError, match="idempotency_key"):
@@ -197,7 +197,7 @@ def tls_port(certificate: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_an_own_authority_is_trusted_on_localhost_too(
+def test_a_custom_authority_is_trusted_on_localhost_too(
     tls_port: int, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     url = f"https://localhost:{tls_port}"
@@ -220,7 +220,7 @@ def test_a_wrong_scheme_is_recognized() -> None:
     assert f"set ZETA_URL to http://127.0.0.1:{plain.port}." in error.message
 
 
-def test_a_program_that_does_not_speak_http_is_reported_with_the_setting() -> None:
+def test_a_program_without_http_is_reported_with_the_setting() -> None:
     def greet() -> None:
         connection, _ = listener.accept()
         with connection:
@@ -236,7 +236,7 @@ def test_a_program_that_does_not_speak_http_is_reported_with_the_setting() -> No
     assert "ZETA_URL" in error.message
 
 
-def test_broken_certificate_settings_do_not_matter_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_certificate_settings_do_not_matter_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/missing.pem")
     with Gateway(answers=always(Answer(413))).running() as gateway:
         assert "HTTP 413" in failure_behind(gateway).message

@@ -1,27 +1,62 @@
-"""What an installed copy holds: every file of every room, and a bare install that needs only its own few packages."""
+"""The distribution: the files of the wheel, its dependencies, and installed copies that work outside the repository."""
 
 import json
+import signal
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from tests.harness.children import start_child, stop_child
 from tests.harness.rooms import ROOMS
-from tests.test_constraints import ROOT, project
+from tests.harness.service import clean_environment
+from tests.harness.waiting import wait_until
+from tests.test_constraints import ROOT, closure, project
+from zeta.up.home import Home
 
 IMPORT_NAMES = {"ruamel.yaml": "ruamel"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--wheel-dir", target, ROOT], check=True, capture_output=True, timeout=100)
     (file,) = target.glob("*.whl")
-    return zipfile.ZipFile(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
+
+
+def install(wheel_file: Path, folder: Path, packages: Iterable[Path]) -> Path:
+    """Install the wheel in a new virtual environment with links to ``packages``, and return its folder of commands.
+
+    ``packages`` are entries of this environment's site-packages.
+    """
+    venv.create(folder, with_pip=False)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    for package in packages:
+        (site_packages / package.name).symlink_to(package)
+    command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--no-deps", "--no-index"]
+    subprocess.run([*command, wheel_file], check=True, capture_output=True, timeout=100)
+    return folder / "bin"
+
+
+def entries_of(distributions: Iterable[str]) -> set[Path]:
+    """The entries in site-packages that belong to these installed distributions."""
+    site_packages = Path(sysconfig.get_path("purelib"))
+    files = [file for name in distributions for file in metadata.distribution(name).files or ()]
+    return {site_packages / file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}
 
 
 def test_the_wheel_contains_exactly_the_files_of_the_packages(wheel: zipfile.ZipFile) -> None:
@@ -77,3 +112,74 @@ def test_the_public_api_is_fully_typed(wheel: zipfile.ZipFile, tmp_path: Path) -
     command = [sys.executable, "-m", "pyright", "--project", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_client_works_with_the_bare_dependencies_only(wheel_file: Path, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    bare = {name for text in project()["project"]["dependencies"] for name in closure(Requirement(text), seen)}
+    commands = install(wheel_file, tmp_path / "venv", entries_of(bare))
+    environment = clean_environment() | {"HOME": str(tmp_path), "ZETA_URL": "http://127.0.0.1:1"}
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    helped = run(commands / "zeta", "--help")
+    assert (helped.returncode, "submit" in helped.stdout) == (0, True), helped.stderr
+    unreachable = run(commands / "zeta", "jobs", "--json")
+    assert (unreachable.returncode, json.loads(unreachable.stderr)["error"]["code"]) == (4, "unreachable")
+    incomplete = run(commands / "zeta", "up", "--home", tmp_path / "home")
+    assert (incomplete.returncode, "pip install 'zeta-train[train,server,worker]'" in incomplete.stderr) == (2, True)
+
+
+TRAINER_SCRIPT = """
+import migrations, server, worker, zeta, zeta_core
+from zeta import Trainer
+
+print(*(package.__file__ for package in (migrations, server, worker, zeta, zeta_core)))
+config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "vocab_size": 384}
+print(Trainer(model={"config": config}, tokenizer={"builtin": "bytes"}, seq_len=32, batch_size=2, max_steps=2).steps)
+"""
+
+
+@pytest.mark.timeout(400)
+def test_an_installed_wheel_serves_submits_and_trains_outside_the_repository(wheel_file: Path, tmp_path: Path) -> None:
+    site_packages = Path(sysconfig.get_path("purelib"))
+    ours = entries_of([project()["project"]["name"]])
+    commands = install(wheel_file, tmp_path / "venv", set(site_packages.iterdir()) - ours)
+    home = Home(tmp_path / "home")
+    environment = clean_environment() | {"HOME": str(tmp_path), "ZETA_HOME": str(home.path), "HF_HUB_OFFLINE": "1"}
+
+    def run(*words: str | Path) -> str:
+        done = subprocess.run(
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def is_ready() -> bool:
+        assert service.poll() is None, (tmp_path / "up.log").read_text()
+        state = home.running()
+        return state is not None and state.state == "ready"
+
+    up = [commands / "zeta", "up", "--port", "0"]
+    service = start_child(up, log_file=tmp_path / "up.log", environment=environment)
+    try:
+        wait_until(is_ready, 150, "the installed service to be ready")
+        (tmp_path / "job.yaml").write_text(
+            "model: {config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,"
+            " num_attention_heads: 2, vocab_size: 384}}\n"
+            "dataset: python-docs\ntokenizer: {builtin: bytes}\nseq_len: 32\nbatch_size: 2\nmax_steps: 2\n"
+        )
+        assert "succeeded" in run(commands / "zeta", "submit", "job.yaml", "--follow")
+        run(commands / "zeta", "download", "@last", "-o", "model")
+        assert (tmp_path / "model" / "model.safetensors").is_file()
+    finally:
+        status = stop_child(service, stop_signal=signal.SIGTERM)
+    assert status == 0, (tmp_path / "up.log").read_text()
+
+    files, *_, steps = run(commands / "python", "-c", TRAINER_SCRIPT).splitlines()
+    assert all(Path(file).is_relative_to(tmp_path / "venv") for file in files.split()), files
+    assert steps == "2"

@@ -143,7 +143,8 @@ class _Data:
             if number <= SHOWN_UPLOADS or stored.filename != file.name:
                 self.report(upload_message(file, stored))
         if len(files) > SHOWN_UPLOADS:
-            self.report(f"Uploaded {len(files) - SHOWN_UPLOADS:,} more files.")
+            num_more = len(files) - SHOWN_UPLOADS
+            self.report(f"Uploaded {num_more:,} more {'file' if num_more == 1 else 'files'}.")
         return ids
 
 
@@ -198,7 +199,7 @@ def model_config(path: Path) -> dict[str, Any]:
 def _upload_and_report_model(path: Path, upload: Upload, report: Report) -> str:
     """Upload a model, report it with ``report``, and return its file id."""
     stored = upload_model(path, upload)
-    report(f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes)")
+    report(f"{shown_path(path)} is {stored.id} ({_bytes(stored)})")
     return stored.id
 
 
@@ -262,7 +263,11 @@ def _model_files(folder: Path) -> Iterable[Path]:
 def upload_message(path: Path, stored: StoredFile) -> str:
     """A message that reports an upload, with the stored name if it differs."""
     name = "" if stored.filename == path.name else f", stored as {printable(stored.filename)}"
-    return f"{shown_path(path)} is {stored.id} ({stored.bytes:,} bytes{name})"
+    return f"{shown_path(path)} is {stored.id} ({_bytes(stored)}{name})"
+
+
+def _bytes(stored: StoredFile) -> str:
+    return "1 byte" if stored.bytes == 1 else f"{stored.bytes:,} bytes"
 
 
 def existing(text: str, name: str) -> Path:

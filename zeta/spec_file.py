@@ -167,8 +167,7 @@ def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
         if isinstance(at, list):
             items = cast("list[Any]", at)
             if not _is_index(key) or int(key) >= len(items):
-                fix = f"use an index from 0 to {len(items) - 1}" if items else f"set {where} itself"
-                raise _invalid_setting(f"--set {setting!r}: {where} is a list of {len(items)}; {fix}.")
+                raise _invalid_setting(f"--set {setting!r}: {_index_error(where, len(items))}.")
             name: Any = int(key)
         elif isinstance(at, dict):
             name = key
@@ -187,6 +186,14 @@ def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
             ):
                 at[name] = source_object(at[name])  # a source that is written as its name
             at = at[name]
+
+
+def _index_error(where: str, length: int) -> str:
+    if length == 0:
+        return f"{where} is an empty list; set {where} itself"
+    if length == 1:
+        return f"{where} has one item; use the index 0"
+    return f"{where} is a list of {length}; use an index from 0 to {length - 1}"
 
 
 def _is_index(text: str) -> bool:

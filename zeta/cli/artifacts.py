@@ -61,7 +61,7 @@ def download(
 ) -> None:
     """Download a checkpoint and verify every file.
 
-    Resumes an interrupted download, and checks the SHA-256 of every file.
+    The SHA-256 of every file is checked. An interrupted download is resumed.
     """
     from zeta.cli.output import print_json, size
     from zeta.cli.progress_bars import download_progress

@@ -30,16 +30,21 @@ def show(
     source: Annotated[
         str, typer.Argument(metavar="FILE|SPEC", help="Data as in --data of `zeta submit`, or a job spec (YAML, JSON).")
     ],
-    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="The number of rows to show.")] = 3,
-    row: Annotated[int | None, typer.Option("--row", min=0, help="Show the row or line with this number.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="Number of rows to show.")] = 3,
+    row: Annotated[int | None, typer.Option("--row", min=0, help="Show only the row or line with this number.")] = None,
     model: Annotated[
         str | None, typer.Option(help="A Hub id, or a local folder, .gguf or config.json; not a stored checkpoint.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="A Hub id or a local folder; the model's by default.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A Hub id or a local folder. Default: the model's tokenizer.")
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows of a dataset, token by token: which tokens are trained on, which are cut off, and what is not used."""
+    """Show rows of a dataset token by token.
+
+    Tokens that are trained on or cut off are marked, and unused columns are listed. No server is needed.
+    """
     from zeta.cli.output import print_json
     from zeta.data_preview import local_spec, preview_rows
 

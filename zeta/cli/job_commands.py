@@ -51,12 +51,12 @@ def rerun(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="K.L=V", help="Change a field, such as learning_rate=1e-4. The value null removes it."
+            "--set", metavar="K.L=V", help="Change a field, such as learning_rate=1e-4; null removes it. Repeatable."
         ),
     ] = None,
     start: Annotated[
         str,
-        typer.Option("--from", metavar="CHECKPOINT", help="start, latest, or a checkpoint such as step-100."),
+        typer.Option("--from", metavar="CHECKPOINT", help="Checkpoint to continue from: step-N or latest; or start."),
     ] = "start",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the new job until it ends.")] = False,
     as_json: AsJson = False,

@@ -134,7 +134,8 @@ def wait(
 ) -> None:
     """Wait until a job has ended, and show its progress.
 
-    With --json, only the finished job is printed. Exit status: 0 succeeded, 1 failed, 3 cancelled.
+    With --json, only the ended job is printed. The exit status is 0 if it succeeded, 1 if it
+    failed, and 3 if it was cancelled.
     """
     from zeta.cli.exit_status import exit_status_of_job
     from zeta.cli.follow import follow, wait_quietly

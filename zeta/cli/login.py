@@ -52,7 +52,7 @@ def login(
 ) -> None:
     """Store a server's URL and API key for this user.
 
-    They are stored only after a test request succeeds.
+    They are stored only if a test request succeeds.
     """
     import sys
 

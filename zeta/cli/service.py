@@ -31,8 +31,8 @@ def up(
 ) -> None:
     """Run the whole service on this machine.
 
-    Starts a Valkey server, the API server and one worker. Ctrl-C stops them; running jobs save a checkpoint and are
-    queued again.
+    A Valkey server, the API server and one worker are started. Ctrl-C stops them; running jobs save a checkpoint and
+    are queued again.
     """
     from zeta.up.control import detach as start_detached
     from zeta.up.service import LocalService
@@ -125,7 +125,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 def server(host: Host = None, port: Port = None, home: Home = None) -> None:
     """Run only the API server, in the foreground.
 
-    Configured by ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY and ZETA_WORKER_SECRET.
+    It is configured by ZETA_DATABASE_URL, ZETA_REDIS_URL, ZETA_ARTIFACTS_URL, ZETA_API_KEY and ZETA_WORKER_SECRET.
     """
     exec_module("server", "server", "fastapi", host=host, port=port, home=home)
 

@@ -65,10 +65,10 @@ def validate(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a job and the rows of its data, and estimate its cost, without submitting it.
+    """Check a job and its data, and estimate its cost.
 
-    Local files are uploaded first. A worker reads all rows. Estimates include the number of parameters and steps,
-    memory, disk space and time.
+    The job is not submitted, but local files are uploaded. A worker checks every row of the data. The estimate includes
+    the number of parameters and steps, memory, disk space and time.
     """
     from zeta.cli.estimate_display import estimate_rows
     from zeta.cli.output import notice, print_fields, print_json

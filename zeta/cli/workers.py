@@ -19,7 +19,7 @@ WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name
 def worker(context: typer.Context, home: Home = None) -> None:
     """Run one worker in the foreground, or drain a running one.
 
-    Configured by ZETA_REDIS_URL, ZETA_ARTIFACTS_URL and ZETA_WORKER_SECRET.
+    The worker is configured by ZETA_REDIS_URL, ZETA_ARTIFACTS_URL and ZETA_WORKER_SECRET.
     """
     if context.invoked_subcommand is None:
         exec_module("worker", "worker", "celery", home=home)
@@ -27,16 +27,17 @@ def worker(context: typer.Context, home: Home = None) -> None:
 
 @worker_app.command()
 def drain(name: WorkerName, as_json: AsJson = False) -> None:
-    """Drain a worker: its jobs save a checkpoint and are queued again, and it gets no new ones.
+    """Stop assigning jobs to a worker.
 
-    It stays drained when it restarts, until `zeta worker undrain`.
+    Its running jobs save a checkpoint and are queued again. The worker stays drained, even if it restarts, until
+    `zeta worker undrain`.
     """
     _set_draining(name, True, as_json)
 
 
 @worker_app.command()
 def undrain(name: WorkerName, as_json: AsJson = False) -> None:
-    """Let a drained worker accept jobs again."""
+    """Assign jobs to a drained worker again."""
     _set_draining(name, False, as_json)
 
 

@@ -85,7 +85,7 @@ def main() -> int:
 async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
     async with open_service(settings) as service:
         app = create_app(service)
-        await asyncio.to_thread(app.openapi)  # cached, so that no request waits the third of a second that it takes
+        await asyncio.to_thread(app.openapi)  # cached now, because generating it takes a third of a second
         gc.collect()
         gc.freeze()  # 120,000 permanent objects; a full collection during a request would take 60 ms to visit them
         config = uvicorn.Config(

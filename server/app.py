@@ -29,16 +29,16 @@ LINES = (
     events.SampleLine,
     events.WarningLine,
     events.ErrorLine,
-)  # the fields that an event of each type has beside its own
+)  # the fields that each type of event adds to `Event`
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application over an opened service."""
+    """Create the application of an open service."""
     app = FastAPI(
         title="Zeta",
         version=version(),
         summary="A self-hosted training service for causal language models",
-        docs_url=None,  # the pages load their scripts from elsewhere
+        docs_url=None,  # the documentation pages would load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
         responses=ERROR_RESPONSES,
@@ -58,7 +58,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _description(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's own description, with the models of bodies that are read by hand."""
+    """FastAPI's description, plus the models of the bodies that routes parse themselves."""
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, further = models_json_schema(

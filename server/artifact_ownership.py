@@ -35,7 +35,7 @@ class StoreOwner(BaseModel):
 
 
 def claim_store(settings: ServerSettings, service: str) -> None:
-    """Make this service the owner of a store without one. Raises `InvalidSettings` if another service owns it."""
+    """Make this service the owner of a store that has none. Raises `InvalidSettings` if another service owns it."""
     root = settings.artifacts
     file = root / OWNER_FILE
     owner = _read(file)

@@ -49,8 +49,8 @@ class StoredCheckpoint:
     directory: Path
 
 
-class Incoming:
-    """An unfinished upload: `write` its bytes, then `keep` it under a key or `drop` it. Hashes while writing."""
+class IncomingFile:
+    """An unfinished upload: `write` its bytes, then `commit` or `discard` it. Hashes while writing."""
 
     def __init__(self, file: BinaryIO, path: Path, min_free_bytes: int) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class Incoming:
         except OSError as error:
             raise _storage_error(error) from error
 
-    def keep(self, target: Path) -> None:
+    def commit(self, target: Path) -> None:
         """Rename the flushed file to ``target``. Raises `Unavailable`."""
         try:
             rename_durably(self.path, target)
@@ -92,13 +92,15 @@ class Incoming:
             raise _storage_error(error) from error
         self._file.close()
 
-    def drop(self) -> None:
-        """Remove the file unless it was kept; harmless when repeated."""
+    def discard(self) -> None:
+        """Remove the file unless it was committed; harmless when repeated."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
 
 class ArtifactFolder:
+    """The store's paths and its unfinished uploads."""
+
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self.root = root
         self._min_free_bytes = min_free_bytes
@@ -120,7 +122,7 @@ class ArtifactFolder:
         """Raise `Unavailable` if an upload of this size would use the disk's reserve."""
         require_free(self.root, num_bytes, self._min_free_bytes)
 
-    def open_incoming(self, project: str) -> Incoming:
+    def open_incoming(self, project: str) -> IncomingFile:
         """A new, locked temporary file on the store's own file system. Raises `Unavailable`."""
         try:
             handle, name = tempfile.mkstemp(dir=self.root / INCOMING, prefix=_incoming_prefix(project))
@@ -128,7 +130,7 @@ class ArtifactFolder:
             raise _storage_error(error) from error
         file = os.fdopen(handle, "wb", buffering=0)
         assert _lock(file), f"the new temporary file {name} is locked by another process"
-        return Incoming(file, Path(name), self._min_free_bytes)
+        return IncomingFile(file, Path(name), self._min_free_bytes)
 
     def incoming_bytes(self, project: str, besides: Collection[Path]) -> int:
         """The size of the project's unfinished uploads except ``besides``; removes those of a killed server."""

@@ -1,11 +1,11 @@
-"""Who is calling: API keys, known by their SHA-256 alone.
+"""Authenticates API keys, of which only the SHA-256 is stored.
 
-A key's text is never stored or logged. It is found by its hash, so how long the answer takes says nothing about how
-much of a guess was right.
+A key's text is never stored or logged. Keys are looked up by their hash, so the response time reveals nothing about how
+much of a guess is correct.
 
-The one key there is comes from the settings and has the scope `admin`, which draining workers asks for. A key without
-it could do all else within its project; no route makes such a key yet (`contract.availability`), and the one that will
-has to bring what other scopes mean.
+Currently the only key is the one in the settings, with the scope ``admin``, which draining workers requires. A key
+without this scope can do everything else in its project. There is no route that creates keys yet
+(`contract.spec.availability`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from zeta_core.contract.job.events import utc_now
 
 DEFAULT_PROJECT = "default"
 ADMIN_SCOPE = "admin"
-FROM_SETTINGS = "settings"  # who made the one key that ZETA_API_KEY names
+FROM_SETTINGS = "settings"  # `created_by` of the key in ZETA_API_KEY
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The key that a request came with."""
+    """The API key of a request."""
 
     key_id: str
     project: str
@@ -36,24 +36,24 @@ class Caller:
 
 
 async def authenticate(database: Database, secret: str | None) -> Caller:
-    """The caller behind a Bearer token. Raises `AuthenticationFailed`."""
+    """The caller with this Bearer token. Raises `AuthenticationFailed`."""
     if not secret:
         raise AuthenticationFailed(
-            "This request carries no API key; send the header 'Authorization: Bearer <key>'.", code="missing_api_key"
+            "The request has no API key; send the header 'Authorization: Bearer <key>'.", code="missing_api_key"
         )
     async with database.read() as session:
         row = await session.scalar(select(KeyRow).where(KeyRow.secret_sha256 == _sha256(secret)))
     if row is None or row.revoked_at is not None:
-        raise AuthenticationFailed("The API key is not known here, or was revoked; use another one.")
+        raise AuthenticationFailed("The API key is unknown or revoked; use another one.")
     if row.expires_at is not None and row.expires_at <= utc_now():
         raise AuthenticationFailed("The API key has expired; use another one.", code="expired_api_key")
     return Caller(row.id, row.project, frozenset(str(scope) for scope in row.scopes))
 
 
 async def register_admin_key(database: Database, secret: str | None) -> None:
-    """Make the settings' key the one admin key out of settings: an earlier one stops working.
+    """Make ``secret`` the admin key of the settings, and revoke an earlier one.
 
-    Raises `InvalidSettings` when no key at all would open the service.
+    Raises `InvalidSettings` if there would be no usable key at all.
     """
     async with database.write() as session:
         if secret is None:

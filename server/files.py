@@ -1,4 +1,4 @@
-"""Uploaded files. The bytes are stored before the row, so every row has its bytes."""
+"""Uploads, lists, serves and deletes files. The bytes are stored before the row, so every row has its bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zeta_core.contract.spec.validation import shown
 
 
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
-    """Store the file of a multipart body. Raises `QuotaExceeded` and the errors of `uploads.receive`."""
+    """Store the file of a multipart body. Raises `QuotaExceeded` and the errors of `receive`."""
     length = request.headers.get("content-length", "")
     announced = int(length) - MAX_FORM_BYTES if length.isdigit() and len(length) <= 18 else 0
     check_length(length, service.settings.max_upload_bytes)
@@ -40,22 +40,23 @@ async def upload(service: Service, caller: Caller, request: Request) -> StoredFi
             purpose=received.purpose,
             created_at=created_at,
         )
-        await service.uploads.keep(opened, row)
-    return _described(row)
+        await service.uploads.store(opened, row)
+    return _to_stored_file(row)
 
 
-async def list_files(service: Service, caller: Caller, sha256: str | None, asked: PageQuery) -> Page[StoredFile]:
+async def list_files(service: Service, caller: Caller, sha256: str | None, page_query: PageQuery) -> Page[StoredFile]:
+    """One page of the caller's files, newest first; with ``sha256``, only those with these bytes."""
     query = select(FileRow).where(FileRow.project == caller.project)
     if sha256 is not None:
         query = query.where(FileRow.sha256 == storable(sha256))
     async with service.database.read() as session:
-        rows, has_more = await newest_first(session, FileRow, query, asked)
-    return page([_described(row) for row in rows], has_more, lambda file: file.id)
+        rows, has_more = await newest_first(session, FileRow, query, page_query)
+    return page([_to_stored_file(row) for row in rows], has_more, lambda file: file.id)
 
 
 async def get_file(service: Service, caller: Caller, file_id: str) -> StoredFile:
     async with service.database.read() as session:
-        return _described(await _find(session, caller, file_id))
+        return _to_stored_file(await _find(session, caller, file_id))
 
 
 async def content(service: Service, caller: Caller, file_id: str) -> Content:
@@ -68,15 +69,15 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
     """Delete a file. Raises `Conflict` while an unfinished job needs it."""
     async with service.database.write() as session:
         row = await _find(session, caller, file_id, lock=True)
-        waiting = select(JobRow.id, JobRow.status).where(
+        users = select(JobRow.id, JobRow.status).where(
             JobRow.project == caller.project,
             JobRow.status.not_in(ENDED),
             JobRow.resolved_spec["files"][file_id].as_string().is_not(None),
         )
-        needing = (await session.execute(waiting.limit(1))).first()
-        if needing is not None:
+        user = (await session.execute(users.limit(1))).first()
+        if user is not None:
             raise Conflict(
-                f"File {file_id} is in use by {needing.id}, which is {needing.status}; "
+                f"File {file_id} is in use by {user.id}, which is {user.status}; "
                 "cancel the job first, or wait until it ends.",
                 code="file_in_use",
             )
@@ -93,7 +94,7 @@ async def _find(session: AsyncSession, caller: Caller, file_id: str, *, lock: bo
     return row
 
 
-def _described(row: FileRow) -> StoredFile:
+def _to_stored_file(row: FileRow) -> StoredFile:
     return StoredFile.model_validate(
         {name: getattr(row, name) for name in ("id", "filename", "bytes", "sha256", "purpose", "created_at")}
     )

@@ -16,7 +16,7 @@ from server.database.schema import require_schema
 from server.database.service_identity import identify_service
 from server.engine.engine import Engine
 from server.engine.event_signal import Subscription
-from server.engine.job_removal import LOOK_SECONDS, finish_deletions
+from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
 from server.settings import ServerSettings
 from server.uploads.quota import OpenUploads
@@ -69,7 +69,7 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             await register_admin_key(database, settings.api_key)
             engine.start()
             deletions = partial(finish_deletions, database, store)
-            engine.loops.start("deletions", deletions, Pace(idle_seconds=LOOK_SECONDS), limit_seconds=None)
+            engine.loops.start("deletions", deletions, Pace(idle_seconds=RETRY_SECONDS), limit_seconds=None)
             uploads = OpenUploads(database, store, settings.project_quota_bytes)
             yield Service(settings, database, store, engine, uploads)
         finally:

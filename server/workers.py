@@ -7,26 +7,24 @@ database, so it survives restarts of the worker and of the server until the work
 from __future__ import annotations
 
 from server.auth import ADMIN_SCOPE, Caller
-from server.database.draining import drained_workers
+from server.database.draining import drained_workers, set_drained
 from server.database.pagination import PageQuery, page
-from server.database.tables import DrainRow
 from server.engine.engine import Engine
 from server.service import Service
 from zeta_core.contract.errors import NotFound, PermissionDenied
 from zeta_core.contract.job.answers import Page, Worker
-from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.messages import Heartbeat
 
 
-async def list_workers(service: Service, asked: PageQuery) -> Page[Worker]:
+async def list_workers(service: Service, query: PageQuery) -> Page[Worker]:
     """One page, sorted by name; ``after`` is the last name of the previous page."""
     async with service.database.read() as session:
         drained = await drained_workers(session)
     engine = service.engine
-    beats = [beat for beat in engine.workers() if asked.after is None or beat.worker > asked.after]
-    workers = [_worker(engine, beat, beat.worker in drained) for beat in beats[: asked.limit]]
-    return page(workers, len(beats) > asked.limit, lambda worker: worker.name)
+    beats = [beat for beat in engine.workers() if query.after is None or beat.worker > query.after]
+    workers = [_worker(engine, beat, beat.worker in drained) for beat in beats[: query.limit]]
+    return page(workers, len(beats) > query.limit, lambda worker: worker.name)
 
 
 async def set_draining(service: Service, caller: Caller, name: str, draining: bool) -> Worker:
@@ -44,11 +42,7 @@ async def set_draining(service: Service, caller: Caller, name: str, draining: bo
             f"Worker {shown(name)} not found; GET /v1/workers lists the known workers.", code="worker_not_found"
         )
     async with service.database.write() as session:
-        row = await session.get(DrainRow, name, with_for_update=True)
-        if draining and row is None:
-            await session.merge(DrainRow(worker=name, created_by=caller.key_id, created_at=utc_now()))
-        elif not draining and row is not None:
-            await session.delete(row)
+        await set_drained(session, name, draining, changed_by=caller.key_id)
     service.engine.wake()
     return _worker(service.engine, beat, draining)
 

@@ -1,1 +1,1 @@
-"""The database: its tables, its two doors, and the one door each for a job's status and its events."""
+"""The database: connections, tables, and the functions that change jobs, events and checkpoints."""

@@ -1,4 +1,4 @@
-"""Stores the events of a job, each with its ``seq``, and keeps its newest warnings in the job's row."""
+"""Stores the events of a job, each with its ``seq``, and the newest warnings in the job's row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def append(
     created_at: datetime,
     fields: dict[str, Any],
 ) -> EventRow:
-    """Store one event of ``job``, whose row the caller holds locked, so that ``seq`` has no gap and no double."""
+    """Store one event of ``job``, whose row the caller has locked, so that ``seq`` has no gaps or duplicates."""
     job.last_seq += 1
     row = EventRow(
         job_id=job.id, seq=job.last_seq, attempt=attempt, line=line, type=type, created_at=created_at, fields=fields

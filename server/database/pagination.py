@@ -43,7 +43,7 @@ async def newest_first(
     session: AsyncSession,
     table: type[RowT],
     query: Select[RowT],
-    asked: PageQuery,
+    page_query: PageQuery,
     *,
     size: ColumnElement[int] | None = None,
 ) -> tuple[list[RowT], bool]:
@@ -51,16 +51,16 @@ async def newest_first(
 
     Raises `InvalidRequest` for an invalid ``after``.
     """
-    if asked.after is not None:
-        start = await _position(session, table, asked.after)
+    if page_query.after is not None:
+        start = await _position(session, table, page_query.after)
         if start is None:
             raise InvalidRequest(
-                f"after is {shown(asked.after)}, which is not a valid id; use the last_id of an earlier page.",
+                f"after is {shown(page_query.after)}, which is not a valid id; use the last_id of an earlier page.",
                 param="after",
             )
         query = query.where(tuple_(table.created_at, table.id) < start)
     query = query.order_by(table.created_at.desc(), table.id.desc())
-    limit = asked.limit
+    limit = page_query.limit
     if size is not None and limit > UNWEIGHED_ROWS:
         sizes = (await session.execute(query.with_only_columns(size).limit(limit))).scalars()
         limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes)))

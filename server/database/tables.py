@@ -1,6 +1,6 @@
-"""The database: one class per table. The migrations build exactly these (a test holds them against each other).
+"""The tables, one class each. The migrations create exactly these (a test compares them).
 
-Times are UTC. JSON columns hold dumps of the contract's models, so no table repeats their fields.
+Times are UTC. JSON columns contain dumps of the contract's models, so no table repeats their fields.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BigNumber = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's Integer a
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware UTC time on both databases (SQLite itself forgets the zone)."""
+    """An aware UTC time on both databases (SQLite doesn't store the zone)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -38,7 +38,7 @@ class UtcTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        assert value.tzinfo is not None, "a time without a zone must not reach the database"
+        assert value.tzinfo is not None, "times in the database must have a zone"
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -65,7 +65,7 @@ class Table(DeclarativeBase):
 
 
 class JobRow(Table):
-    """One job. ``status`` is changed by `state.change_status` alone, ``last_seq`` by `events.append` alone."""
+    """One job. Only `transitions` assigns ``status``, and only `events.append` assigns ``last_seq``."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -92,8 +92,8 @@ class JobRow(Table):
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    not_before: Mapped[datetime | None]  # queued again after a failure: not handed over earlier
-    worker: Mapped[str | None]  # the one it runs on, or is handed over to
+    not_before: Mapped[datetime | None]  # the end of the back-off after a failure
+    worker: Mapped[str | None]  # the worker that the job is assigned to
     slots: Mapped[list[Any] | None]
     handed_over_at: Mapped[datetime | None]
     last_seq: Mapped[int] = mapped_column(default=0)
@@ -103,11 +103,11 @@ class JobRow(Table):
     warnings: Mapped[list[Any]] = mapped_column(default=list)
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     num_limited_events: Mapped[int] = mapped_column(default=0, server_default="0")  # logs, samples and progress
-    deleted_at: Mapped[datetime | None]  # gone for everybody; its artifacts and this row are being removed
+    deleted_at: Mapped[datetime | None]  # hidden from users; its artifacts and this row are being removed
 
 
 class AttemptRow(Table):
-    """One start of a job; ``stored_line`` is the last journal line of it that became an event."""
+    """One attempt to run a job; ``stored_line`` is the number of its last stored journal line."""
 
     __tablename__ = "attempts"
 
@@ -121,14 +121,12 @@ class AttemptRow(Table):
     first_step: Mapped[int | None]
     last_step: Mapped[int | None]
     stored_line: Mapped[int] = mapped_column(default=0)
-    ran_seconds: Mapped[float | None] = mapped_column(
-        Double
-    )  # on the server's monotonic clock, of jobs with a time limit
+    ran_seconds: Mapped[float | None] = mapped_column(Double)  # only if the job has a time limit; see `time_limits`
     device_kind: Mapped[str | None]  # null until the training has reported it
 
 
 class EventRow(Table):
-    """One event; ``line`` is its journal line, or null for a sentence of the server's own."""
+    """One event; ``line`` is its journal line, or null for the server's own events."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "line"),)
@@ -143,7 +141,7 @@ class EventRow(Table):
 
 
 class CheckpointRow(Table):
-    """One stored checkpoint of a job, by name; the newest step's row answers ``latest``."""
+    """One stored checkpoint of a job. ``latest`` refers to the one with the highest step."""
 
     __tablename__ = "checkpoints"
 
@@ -171,7 +169,7 @@ class FileRow(Table):
 
 
 class KeyRow(Table):
-    """An API key by the SHA-256 of its text; the text itself is shown once and stored nowhere."""
+    """An API key, identified by the SHA-256 of its text, which is not stored."""
 
     __tablename__ = "keys"
 
@@ -187,7 +185,7 @@ class KeyRow(Table):
 
 
 class DrainRow(Table):
-    """A worker that is to get no job and to hand back those it has, until this row is gone."""
+    """A drained worker: it gets no new jobs and hands back its running ones while this row exists."""
 
     __tablename__ = "drains"
 
@@ -197,7 +195,7 @@ class DrainRow(Table):
 
 
 class ServiceRow(Table):
-    """The single row that identifies the service that owns this database; see `identity`."""
+    """The single row that identifies the service that owns this database; see `service_identity`."""
 
     __tablename__ = "service"
 
@@ -205,11 +203,11 @@ class ServiceRow(Table):
     id: Mapped[str]
     database: Mapped[str]  # the identity of the database at the last start
     claim: Mapped[str | None]  # which Redis its servers use; see `engine.database_claim`
-    claimed_by: Mapped[str | None]  # host and Redis of the server that renewed the claim, for people to read
+    claimed_by: Mapped[str | None]  # host and Redis of the server that renewed the claim, for error messages
 
 
 class CheckRow(Table):
-    """What a worker found out about a spec; ``id`` is the SHA-256 of what was checked."""
+    """A worker's result of checking a spec; ``id`` is the SHA-256 of the request."""
 
     __tablename__ = "checks"
 
@@ -221,7 +219,7 @@ class CheckRow(Table):
 
 
 class JobEndRow(Table):
-    """How many jobs ever ended with a reason; `state.change_status` alone counts. Deleted ones stay counted."""
+    """The number of jobs that have ended for a reason, including deleted ones; only `transitions` counts."""
 
     __tablename__ = "job_ends"
 
@@ -230,7 +228,7 @@ class JobEndRow(Table):
 
 
 class IdempotencyRow(Table):
-    """A submission that was answered: the same key and body within 24 hours is the same job."""
+    """A processed submission: the same key and body within 24 hours return the same job."""
 
     __tablename__ = "idempotency"
 

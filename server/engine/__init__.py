@@ -1,1 +1,1 @@
-"""The engine: hands jobs over, answers claims, keeps the events, watches the workers."""
+"""The engine: schedules jobs, answers claims, stores events and monitors workers."""

@@ -42,13 +42,15 @@ LIMITED: frozenset[EventType] = frozenset({"log", "sample", "progress"})
 
 
 @dataclass(frozen=True)
-class Applied:
+class AppliedBatch:
+    """The result of applying a batch; ``num_applied`` counts its new lines."""
+
     ack: JournalAck
-    stored: int  # lines that became events
-    ended: bool  # the batch ended the attempt
+    num_applied: int
+    attempt_ended: bool
 
 
-async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> Applied:
+async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> AppliedBatch:
     """Store the new lines of ``batch`` in this transaction; the caller sends the acknowledgement after the commit.
 
     ``max_events`` limits the events of the `LIMITED` types for each job.
@@ -56,51 +58,51 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     job = await lock_job(session, batch.job_id)
     attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
     if job is None or attempt is None or attempt.worker != batch.worker:
-        return Applied(_ack(batch, 0, fenced=True), 0, False)
+        return AppliedBatch(_ack(batch, 0, fenced=True), 0, False)
     if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
-        return Applied(_ack(batch, attempt.stored_line, fenced=True), 0, False)
+        return AppliedBatch(_ack(batch, attempt.stored_line, fenced=True), 0, False)
     protected = set[str]()
     if any(raw.get("type") == "checkpoint" for raw in batch.lines):
         protected = await protected_checkpoints(session, job)
-    stored = 0
+    num_applied = 0
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != attempt.stored_line + 1:
             continue
-        await _store(session, job, attempt, number, readable(raw), max_events, protected)
+        await _apply_line(session, job, attempt, number, parse_line(raw), max_events, protected)
         attempt.stored_line = number
-        stored += 1
+        num_applied += 1
         if job.status != JobStatus.RUNNING:
             break
     ended = job.status != JobStatus.RUNNING
     ack = _ack(batch, attempt.stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
-    return Applied(ack, stored, ended)
+    return AppliedBatch(ack, num_applied, ended)
 
 
-def readable(raw: dict[str, Any]) -> JournalLine:
+def parse_line(raw: dict[str, Any]) -> JournalLine:
     """The line as a contract model; an invalid line becomes a warning, so that later lines are not blocked."""
     try:
-        return JOURNAL_LINE.validate_python(storable(raw))
+        return JOURNAL_LINE.validate_python(sanitized(raw))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = f"Invalid line in the training's journal ({where}: {first['msg']}): {str(raw)[:300]}"
-        return WarningLine(code="unreadable_line", message=storable(message))
+        field = ".".join(str(part) for part in first["loc"])
+        message = f"Invalid line in the training's journal ({field}: {first['msg']}): {str(raw)[:300]}"
+        return WarningLine(code="unreadable_line", message=sanitized(message))
 
 
-def storable(value: Any) -> Any:
-    """The value without content that databases reject: NUL, lone surrogates and non-finite numbers."""
+def sanitized(value: Any) -> Any:
+    """The value without contents that databases reject: NUL, lone surrogates and non-finite numbers."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {storable(str(name)): storable(item) for name, item in value.items()}
+        return {sanitized(str(name)): sanitized(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [storable(item) for item in value]
+        return [sanitized(item) for item in value]
     return value
 
 
-async def _store(
+async def _apply_line(
     session: AsyncSession,
     job: JobRow,
     attempt: AttemptRow,
@@ -113,15 +115,15 @@ async def _store(
     match line:
         case StatusLine() if line.status != JobStatus.RUNNING:
             await end_attempt(session, job, line, line=number)
-            return  # the change of status is the event
+            return  # `change_status` has appended the event
         case StatusLine():
             if line.resolved_spec is not None:
                 job.resolved_spec = {**job.resolved_spec, **line.resolved_spec}
                 kind = line.resolved_spec.get("device_kind")
                 attempt.device_kind = kind if isinstance(kind, str) else None
         case ProgressLine():
-            now = {name: value for name, value in fields.items() if name != "steps"}  # a curve, not where the job is
-            job.progress = {**(job.progress or {}), **now}
+            latest = {name: value for name, value in fields.items() if name != "steps"}  # the curve is in the event
+            job.progress = {**(job.progress or {}), **latest}
             if line.step is not None:
                 attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
                 attempt.last_step = line.step
@@ -131,7 +133,7 @@ async def _store(
             warn(job, line)
         case _:
             pass
-    if line.type in LIMITED and not await _is_kept(session, job, attempt, max_events):
+    if line.type in LIMITED and not await _fits_limit(session, job, attempt, max_events):
         return
     await events.append(
         session,
@@ -144,8 +146,8 @@ async def _store(
     )
 
 
-async def _is_kept(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
-    """Whether to store one more event of a limited type; adds a warning for the first one that is dropped."""
+async def _fits_limit(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
+    """Count one more event of a limited type; returns whether to store it. The first dropped one adds a warning."""
     if job.num_limited_events < max_events:
         job.num_limited_events += 1
         return True

@@ -1,4 +1,4 @@
-"""Answers a worker that asks to start an attempt: the one place where a job becomes ``running``."""
+"""Grants or denies a worker's claim to start an attempt. Only a granted claim makes a job ``running``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from zeta_core.contract.wire.messages import Claim, ClaimAnswer
 
 
 async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
-    """Grant the claim, in this transaction, if the job still waits for exactly this attempt on exactly this worker.
+    """Grant the claim, in this transaction, if the job is assigned to this worker and this is its next attempt.
 
-    The same process of the worker that asks again is granted again, because its answer may have been lost; everybody
-    else is told why not, and starts nothing.
+    A repeated claim of the same worker process is granted again, because the first answer may have been lost. Any other
+    claim is denied with a reason.
     """
     job = await lock_job(session, claim.job_id)
     if job is None:

@@ -9,9 +9,8 @@ running already, reads and sends nothing; a claim that is no longer renewed is r
 Tokens are never reused, so a copy of a Redis database is recognized as another one. A Redis that lost its data gets the
 next token. Only this server's monotonic clock is used, never the time of another machine.
 
-An outage of Redis does not give the database away: a server whose group holds the claim goes on renewing it in the
-database. Such a claim is the token before the outage with a random suffix, so that servers that still reach the same
-Redis recognize it.
+An outage of Redis does not release the claim: a server whose group holds it keeps renewing it in the database. Such a
+claim is the token before the outage with a random suffix, so that servers that still reach the same Redis recognize it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from zeta_core.contract.wire.messages import DATABASE_KEY
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable, calling_redis
 
 RENEW_SECONDS = 3.0  # each renewal is one small write, which SQLite syncs to disk
-DOUBT_SECONDS = 10.0
-LOOK_SECONDS = 0.25
+EXPIRY_SECONDS = 10.0
+POLL_SECONDS = 0.25
 SUFFIX = "."  # separates a token from the suffix of a claim that was renewed without Redis
 NUM_TOKENS = 16  # recent ones that Redis keeps; two servers may renew the claim at the same time
 
@@ -52,21 +51,21 @@ class DatabaseClaim:
         address = RedisAddress.parse(redis_url)
         self._database = database
         self._redis = redis
-        self._redis_place = f"Redis database {address.database} of {address.place}"
+        self._redis_location = f"Redis database {address.database} of {address.place}"
         self._known: deque[str] = deque(maxlen=NUM_TOKENS)  # tokens of servers on this Redis, including this server
         self._last: str | None = None  # the current claim
         self._own: str | None = None  # the last claim that this server stored
         self._confirmed_at: float | None = None  # monotonic: when the claim was surely held
         self._read_at = 0.0  # monotonic: the last time that the stored claim was read
         self._refusal: str | None = None
-        self._met: str | None = None  # the claim of a server on another Redis
-        self._met_at = 0.0  # monotonic: when it was first seen
+        self._other: str | None = None  # the claim of a server on another Redis
+        self._other_seen_at = 0.0  # monotonic: when it was first seen
 
     def require(self) -> None:
         """Raise `RedisUnavailable` unless the database is claimed for the servers on this Redis."""
         if self._refusal is not None:
             raise RedisUnavailable(self._refusal)
-        if self._confirmed_at is None or time.monotonic() - self._confirmed_at >= DOUBT_SECONDS:
+        if self._confirmed_at is None or time.monotonic() - self._confirmed_at >= EXPIRY_SECONDS:
             raise RedisUnavailable("the database is not claimed for the servers on this Redis")
 
     async def take(self) -> None:
@@ -74,7 +73,7 @@ class DatabaseClaim:
         never = asyncio.Event()
         with suppress(RedisUnavailable, DatabaseUnavailable):
             while not await self._claim():
-                await rest(never, LOOK_SECONDS)
+                await rest(never, POLL_SECONDS)
         if self._refusal is not None:
             raise InvalidSettings(f"{self._refusal}.", param="ZETA_DATABASE_URL", code="database_taken")
 
@@ -85,7 +84,7 @@ class DatabaseClaim:
     async def release(self) -> None:
         """Release a claim that this server renewed last; other servers on this Redis claim the database again.
 
-        Otherwise a service that is moved to another Redis would wait `DOUBT_SECONDS` at its start. The price is that a
+        Otherwise a service that is moved to another Redis would wait `EXPIRY_SECONDS` at its start. The price is that a
         server on another Redis that starts before the others' next renewal takes the database.
         """
         if self._confirmed_at is not None and self._own is not None:
@@ -102,7 +101,7 @@ class DatabaseClaim:
             if not self._may_replace(claim, claimed_by, now):
                 return False
         elif self._confirmed_at is not None and claim is not None and claim != self._last:
-            # Another server on this Redis renewed it, at some time since the last look.
+            # Another server on this Redis renewed it, at some time since the last read.
             self._last, self._confirmed_at = claim, last_read_at
             return True
         new = secrets.token_hex(8)
@@ -116,7 +115,7 @@ class DatabaseClaim:
         if not await self._replace(claim, new):
             return False
         self._own = self._last = new
-        self._confirmed_at, self._met, self._refusal = now, None, None
+        self._confirmed_at, self._other, self._refusal = now, None, None
         return True
 
     async def _is_known(self, claim: str) -> bool:
@@ -126,22 +125,22 @@ class DatabaseClaim:
             if token not in await self._tokens():
                 return False
             self._known.append(token)
-        self._met, self._refusal = None, None
+        self._other, self._refusal = None, None
         return True
 
     def _may_replace(self, claim: str, claimed_by: str | None, now: float) -> bool:
         """Whether the claim of servers on another Redis is no longer renewed. Raises `RedisUnavailable` if it is."""
         self._confirmed_at = None
-        before, self._met = self._met, claim
+        before, self._other = self._other, claim
         if before != claim:
-            self._met_at = now
+            self._other_seen_at = now
             if before is not None:
                 self._refusal = (
                     f"ZETA_DATABASE_URL is {self._database.address.place}, which is in use by the server on "
-                    f"{claimed_by}; this server has another ZETA_REDIS_URL, {self._redis_place}. Give every server of "
-                    "one database the same ZETA_REDIS_URL, or give this service its own database"
+                    f"{claimed_by}; this server has another ZETA_REDIS_URL, {self._redis_location}. Give every server "
+                    "of one database the same ZETA_REDIS_URL, or give this service its own database"
                 )
-        if now - self._met_at >= DOUBT_SECONDS:
+        if now - self._other_seen_at >= EXPIRY_SECONDS:
             return True
         if self._refusal is not None:
             raise RedisUnavailable(self._refusal)
@@ -149,7 +148,7 @@ class DatabaseClaim:
 
     async def _replace(self, former: str | None, new: str | None) -> bool:
         """Store the new claim; returns whether the claim was still ``former``."""
-        claimed_by = None if new is None else f"{socket.gethostname()} with {self._redis_place}"
+        claimed_by = None if new is None else f"{socket.gethostname()} with {self._redis_location}"
         async with self._database.write() as session:
             changed = await session.execute(
                 update(ServiceRow)

@@ -1,4 +1,4 @@
-"""Sends hand-overs through Celery. Each worker has its own queue, and its only task receives the message."""
+"""Dispatches jobs to workers through Celery: each worker has its own queue, with a single task type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 
 class Dispatcher:
-    """A Celery producer that refers to the task by name only."""
+    """A Celery producer. It refers to the task by its name, because the server must not import worker code."""
 
     def __init__(self, redis_url: str, redis: Redis, secret: str) -> None:
         self._redis, self._secret = redis, secret

@@ -35,14 +35,14 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
-LOOK_SECONDS = 0.5  # how often the heartbeats are read
-JOB_PACE = Pace(idle_seconds=1.0, rest_factor=3.0, idle_factor=20.0)  # for the queue and the running jobs
+HEARTBEAT_SECONDS = 0.5  # the interval of reading the heartbeats
+JOB_PACE = Pace(idle_seconds=1.0, rest_factor=3.0, idle_factor=20.0)  # of the loops over queued and running jobs
 
 logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """The HTTP layer uses `wake` after it has changed a job, `stored` to follow events, `workers` and `checks`."""
+    """The HTTP layer calls `wake` after it has changed a job, and uses `event_signal`, `workers` and `spec_checks`."""
 
     def __init__(self, database: Database, settings: ServerSettings, service: str) -> None:
         """``service`` is the id of the service that the database belongs to."""
@@ -92,7 +92,7 @@ class Engine:
         for name, one_pass, seconds in renewals:
             self.loops.start(name, one_pass, Pace(idle_seconds=seconds))
         self.loops.start("messages", self._read_messages, Pace())
-        self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=LOOK_SECONDS))
+        self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=HEARTBEAT_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
         for name, one_pass in self._monitor.passes().items():
             self.loops.start(name, one_pass, JOB_PACE)
@@ -103,7 +103,7 @@ class Engine:
         with suppress(RedisUnavailable, DatabaseUnavailable, TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await self._database_claim.release()
-        with suppress(RedisUnavailable, TimeoutError):  # without Redis there is no group to leave
+        with suppress(RedisUnavailable, TimeoutError):  # without Redis there is no consumer group to leave
             async with asyncio.timeout(STOP_SECONDS):
                 await self._redis_claim.release()
                 await self._consumer.leave()
@@ -118,7 +118,7 @@ class Engine:
     @property
     def redis_ok(self) -> bool:
         """Whether the most recent Redis call succeeded."""
-        return self._workers.watching
+        return self._workers.is_connected
 
     def workers(self) -> list[Heartbeat]:
         """The latest heartbeat of every worker that was seen within a day, sorted by name."""

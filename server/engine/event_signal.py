@@ -1,4 +1,4 @@
-"""Wakes whoever waits for new events of a job that this process stored."""
+"""Notifies waiting readers when this process has stored new events of a job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Subscription:
-    """Remembers a notification that came while nobody was waiting, so that none falls between a read and a wait."""
+    """Remembers a notification until the next `wait`, so that none is lost between a read and a wait."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -17,7 +17,7 @@ class Subscription:
         self._changed.set()
 
     async def wait(self, timeout: float) -> bool:
-        """Whether something was stored since the last call, waiting up to ``timeout`` seconds for it."""
+        """Wait for a notification since the last call, for up to ``timeout`` seconds; returns whether there was one."""
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
@@ -28,7 +28,7 @@ class Subscription:
 
 
 class EventSignal:
-    """Notifications of this process only: another server's events are seen by reading the database now and then."""
+    """Notifies within this process only; the events of other servers are found by polling the database."""
 
     def __init__(self) -> None:
         self._subscriptions: dict[str, set[Subscription]] = {}
@@ -40,7 +40,7 @@ class EventSignal:
 
     @contextmanager
     def subscribe(self, job_id: str) -> Generator[Subscription]:
-        """Subscribe, then read the database, then wait: nothing stored after the read goes unnoticed."""
+        """Subscribe first, then read the database, then wait; this order misses no event."""
         subscription = Subscription()
         self._subscriptions.setdefault(job_id, set()).add(subscription)
         try:
@@ -52,6 +52,6 @@ class EventSignal:
                 del self._subscriptions[job_id]
 
     async def wait(self, job_id: str, timeout: float) -> bool:
-        """Whether events of ``job_id`` were stored within ``timeout`` seconds from now."""
+        """Wait up to ``timeout`` seconds for new events of ``job_id``; returns whether there were any."""
         with self.subscribe(job_id) as subscription:
             return await subscription.wait(timeout)

@@ -1,8 +1,8 @@
-"""Monitors running jobs: repeats stop orders until they take effect, and ends attempts whose worker is lost.
+"""Monitors running jobs: repeats stop requests until they take effect, and ends attempts whose worker is lost.
 
 An attempt is lost when its live worker no longer lists it (the worker was restarted without finding the training, or
 gave up), or when its worker has been silent for ``lease_seconds`` while Redis was reachable. Only a worker process that
-runs in the same folder can tell that an attempt is gone. A worker with the same name in another folder (another disk or
+runs in the same folder knows whether an attempt is gone. A worker with the same name in another folder (another disk or
 machine) may have replaced one whose training still runs, so in that case only the lease counts. If a worker still lists
 an attempt that has ended, it receives a fenced acknowledgement and kills the training.
 """
@@ -48,7 +48,7 @@ class JobMonitor:
         workers: KnownWorkers,
         send_to_worker: SendToWorker,
         event_signal: EventSignal,
-        freed: Callable[[], None],
+        slot_freed: Callable[[], None],
         *,
         lease: float,
     ) -> None:
@@ -56,7 +56,7 @@ class JobMonitor:
         self._workers = workers
         self._send_to_worker = send_to_worker
         self._event_signal = event_signal
-        self._freed = freed
+        self._slot_freed = slot_freed
         self._stop_requests = StopRequests(database)
         self._lease_seconds = lease
         self._unlisted_since: dict[tuple[str, int], float] = {}  # monotonic
@@ -72,7 +72,7 @@ class JobMonitor:
         }
 
     async def _send_stop_requests(self) -> None:
-        if not self._workers.watching:
+        if not self._workers.is_connected:
             return
         running, drained = await self._read()
 
@@ -82,13 +82,13 @@ class JobMonitor:
         raise_first(await try_each(await self._stop_requests.due(running, drained), send))
 
     async def _resume_paused_by_disk(self) -> None:
-        if not self._workers.watching:
+        if not self._workers.is_connected:
             return
         _, drained = await self._read()
         if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._workers.workers()):
             for job_id in await resume_paused_by_disk(self._database):
                 self._event_signal.notify(job_id)
-                self._freed()
+                self._slot_freed()
 
     async def _read(self) -> tuple[Sequence[Any], Collection[str]]:
         async with self._database.read() as session:
@@ -98,7 +98,7 @@ class JobMonitor:
         return self._workers.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
 
     async def _find_lost(self) -> None:
-        if not self._workers.watching:
+        if not self._workers.is_connected:
             return
         running, _ = await self._read()
         now = time.monotonic()
@@ -106,50 +106,50 @@ class JobMonitor:
 
         async def check(row: Any) -> None:
             key = (row.id, row.attempt)
-            why: str | None = None
-            place = place_of(row.incarnation)
-            silent = self._workers.silent_seconds(row.worker, place)
+            message: str | None = None
+            folder = place_of(row.incarnation)
+            silent = self._workers.silent_seconds(row.worker, folder)
             if silent > self._lease_seconds:
-                why = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
-            elif self._knows(row.worker, place) and not self._lists(row.worker, key):
+                message = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
+            elif self._would_list(row.worker, folder) and not self._lists(row.worker, key):
                 unlisted[key] = self._unlisted_since.get(key, now)
                 if now - unlisted[key] > UNLISTED_SECONDS:
-                    why = f"Worker {row.worker} no longer runs this attempt."
-            if why is not None:
-                await self._lose(row.id, row.attempt, why)
+                    message = f"Worker {row.worker} no longer runs this attempt."
+            if message is not None:
+                await self._lose(row.id, row.attempt, message)
 
         failure = await try_each(running, check)
         self._unlisted_since = unlisted
         raise_first(failure)
 
-    def _knows(self, worker: str, place: str | None) -> bool:
+    def _would_list(self, worker: str, folder: str | None) -> bool:
         """Whether the worker is alive and runs in this folder, so that it would list the attempt."""
         beat = self._workers.get(worker) if self._workers.is_alive(worker) else None
-        return beat is not None and (place is None or place_of(beat.incarnation) in (place, None))
+        return beat is not None and (folder is None or place_of(beat.incarnation) in (folder, None))
 
     def _lists(self, worker: str, key: tuple[str, int]) -> bool:
         beat = self._workers.get(worker)
         return beat is not None and any((slot.job_id, slot.attempt) == key for slot in beat.slots)
 
-    async def _lose(self, job_id: str, attempt: int, why: str) -> None:
+    async def _lose(self, job_id: str, attempt: int, message: str) -> None:
         async with self._database.write() as session:
             job = await lock_job(session, job_id)
             if job is None or job.status != JobStatus.RUNNING or job.attempt != attempt:
                 return
-            await lose_worker(session, job, message=why)
+            await lose_worker(session, job, message=message)
         logger.warning(
             "Lost attempt %d of %s. %s",
             attempt,
             job_id,
-            why,
+            message,
             extra={"action": "worker_lost", "job_id": job_id, "attempt": attempt},
         )
         self._event_signal.notify(job_id)
-        self._freed()
+        self._slot_freed()
 
     async def _fence_stale_attempts(self) -> None:
-        """Tell workers to end attempts that are over, such as those of a worker that was cut off and declared lost."""
-        if not self._workers.watching:
+        """Make workers end attempts that are over, such as those of a worker that was declared lost."""
+        if not self._workers.is_connected:
             return
         listed = {
             (beat.worker, slot.job_id, slot.attempt)

@@ -17,8 +17,8 @@ from server.database.connections import Database
 from server.database.tables import EventRow, JobRow
 from server.engine.loops import raise_first, try_each
 
-LOOK_SECONDS = 600.0
-CHUNK_EVENTS = 5000  # removed per transaction, so that other writers get a turn
+RETRY_SECONDS = 600.0
+CHUNK_EVENTS = 5000  # removed per transaction, so that other writers don't wait long
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The workers as this server sees them: their latest heartbeats, and how long each has been silent.
+"""Tracks the known workers: their latest heartbeats, and how long each has been silent.
 
 All times use this server's monotonic clock, and silence counts only while Redis is reachable. The silence of every
 worker restarts at zero when this server starts, when Redis becomes reachable again, and after this server was paused
@@ -24,9 +24,7 @@ class _Seen:
     heartbeat: Heartbeat
     moved_at: float  # monotonic
     last_seen_at: datetime
-    proven: (
-        bool  # a heartbeat arrived while this server watched; an entry that was there before may be of a dead worker
-    )
+    proven: bool  # a heartbeat arrived while this server was connected; older entries may be from a dead worker
 
 
 class KnownWorkers:
@@ -34,32 +32,32 @@ class KnownWorkers:
         self._secret = secret
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
-        self._places: dict[tuple[str, str], float] = {}  # when a worker in a folder was last seen (monotonic)
-        self._watching_since: float | None = None
-        self._looked_at = clock()
-        self.looked = False  # whether heartbeats were read at least once
+        self._last_seen_in: dict[tuple[str, str], float] = {}  # by worker and folder (monotonic)
+        self._connected_since: float | None = None
+        self._read_at = clock()
+        self.was_read = False  # whether reading heartbeats was attempted at least once
         self._invalid: dict[bytes | str, str] = {}
 
     @property
-    def watching(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether heartbeats were read successfully in the last few seconds."""
-        return self._watching_since is not None and self._clock() - self._looked_at < PAUSED_SECONDS
+        return self._connected_since is not None and self._clock() - self._read_at < PAUSED_SECONDS
 
     def unreachable(self) -> None:
         """Redis is unreachable: until it answers again, no worker counts as silent."""
-        self.looked = True
-        self._watching_since = None
+        self.was_read = True
+        self._connected_since = None
 
     def update(self, entries: Mapping[bytes, bytes] | Mapping[str, str]) -> bool:
         """Update from the whole hash of heartbeats; returns whether a worker appeared or its offered slots changed."""
-        self.looked = True
+        self.was_read = True
         now, changed = self._clock(), False
-        if now - self._looked_at > PAUSED_SECONDS:
-            self._watching_since = None
-        self._looked_at = now
-        first_look = self._watching_since is None
-        if self._watching_since is None:
-            self._watching_since = now
+        if now - self._read_at > PAUSED_SECONDS:
+            self._connected_since = None
+        self._read_at = now
+        first_read = self._connected_since is None
+        if self._connected_since is None:
+            self._connected_since = now
         self._invalid = {}
         for field, entry in entries.items():
             heartbeat = self._read(field, entry)
@@ -68,7 +66,7 @@ class KnownWorkers:
             name = heartbeat.worker
             earlier = self._seen.get(name)
             if earlier is None:
-                self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=not first_look)
+                self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=not first_read)
                 changed = True
             elif (earlier.heartbeat.incarnation, earlier.heartbeat.beat) != (heartbeat.incarnation, heartbeat.beat):
                 changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
@@ -77,8 +75,8 @@ class KnownWorkers:
                 self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=True)
             else:
                 continue
-            if place := place_of(heartbeat.incarnation):
-                self._places[name, place] = now
+            if folder := place_of(heartbeat.incarnation):
+                self._last_seen_in[name, folder] = now
         return changed
 
     def invalid(self) -> dict[bytes | str, str]:
@@ -96,7 +94,7 @@ class KnownWorkers:
     def forget(self, workers: Collection[str]) -> None:
         """Forget workers whose heartbeats were removed from Redis; a new heartbeat makes a worker known again."""
         self._seen = {name: seen for name, seen in self._seen.items() if name not in workers}
-        self._places = {place: seen_at for place, seen_at in self._places.items() if place[0] not in workers}
+        self._last_seen_in = {key: seen_at for key, seen_at in self._last_seen_in.items() if key[0] not in workers}
 
     def get(self, worker: str) -> Heartbeat | None:
         seen = self._seen.get(worker)
@@ -107,31 +105,31 @@ class KnownWorkers:
         return seen.last_seen_at if seen else None
 
     def is_alive(self, worker: str) -> bool:
-        """Whether the worker can be offered a job: a heartbeat arrived recently while this server watched."""
+        """Whether the worker can be offered a job: a heartbeat arrived recently while this server was connected."""
         seen = self._seen.get(worker)
         return (
             seen is not None
             and seen.proven
-            and self._watching_since is not None
-            and self._clock() - max(seen.moved_at, self._watching_since) < HEARTBEAT_GONE_SECONDS
+            and self._connected_since is not None
+            and self._clock() - max(seen.moved_at, self._connected_since) < HEARTBEAT_GONE_SECONDS
         )
 
-    def silent_seconds(self, worker: str, place: str | None = None) -> float:
-        """How long this server has watched Redis without a heartbeat from the worker.
+    def silent_seconds(self, worker: str, folder: str | None = None) -> float:
+        """How long this server has been connected to Redis without a heartbeat from the worker.
 
-        If ``place`` is given, only heartbeats from that folder count: a worker with the same name in another folder
+        If ``folder`` is given, only heartbeats from that folder count: a worker with the same name in another folder
         doesn't know about the trainings of this one.
         """
-        if self._watching_since is None:
+        if self._connected_since is None:
             return 0.0
         seen = self._seen.get(worker)
-        seen_at = (seen.moved_at if seen else None) if place is None else self._places.get((worker, place))
-        return self._looked_at - max(seen_at or self._watching_since, self._watching_since)
+        seen_at = (seen.moved_at if seen else None) if folder is None else self._last_seen_in.get((worker, folder))
+        return self._read_at - max(seen_at or self._connected_since, self._connected_since)
 
     def _is_listed(self, seen: _Seen) -> bool:
-        if self._watching_since is None:
+        if self._connected_since is None:
             return True
-        return self._clock() - max(seen.moved_at, self._watching_since) <= UNLISTED_SECONDS
+        return self._clock() - max(seen.moved_at, self._connected_since) <= UNLISTED_SECONDS
 
     def _read(self, name: bytes | str, entry: bytes | str) -> Heartbeat | None:
         """The signed heartbeat in one field of the hash; an invalid one is recorded for `invalid`."""

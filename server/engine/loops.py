@@ -38,7 +38,7 @@ class PassTimedOut(Exception):
 
 @dataclass(frozen=True)
 class Pace:
-    """The pause between two passes of a loop, so that a long queue can't occupy the CPU.
+    """The pause between two passes of a loop, so that a long queue doesn't occupy the CPU.
 
     A loop pauses for at least ``rest_factor`` times the duration of the pass, even if it is woken. Then it waits until
     it is woken, for at most ``idle_seconds`` or ``idle_factor`` times the duration, whichever is longer.

@@ -217,8 +217,8 @@ class MessageConsumer:
     async def _batch(self, batch: JournalBatch) -> tuple[str, BaseModel]:
         async with self._database.write() as session:
             applied = await apply_batch(session, batch, max_events=self._max_events)
-        if applied.stored:
+        if applied.num_applied:
             self._event_signal.notify(batch.job_id)
-        if applied.ended:
+        if applied.attempt_ended:
             self._attempt_ended()
         return batch.worker, applied.ack

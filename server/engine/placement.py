@@ -27,7 +27,7 @@ class Candidate:
 
     heartbeat: Heartbeat
     free: list[int]
-    closed: Wait | None = None
+    unavailable: Wait | None = None
 
     def has_gpus(self) -> bool:
         return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
@@ -44,7 +44,7 @@ class Candidate:
         needed = max(1, gpus)
         return needed if needed <= len(self.heartbeat.slots) else None
 
-    def of_kind(self, device_kind: str | None, resources: Resources) -> list[int]:
+    def slots_of_kind(self, device_kind: str | None, resources: Resources) -> list[int]:
         """The slots with this device kind, including busy ones."""
         if device_kind is None:
             return []
@@ -103,25 +103,25 @@ def choose(
             if _is_exact_on(candidate, needed, resources, device_kind)
         ]
         if not exact:
-            return _no_worker_of_the_kind(capable, device_kind)
+            return _no_worker_of_kind(capable, device_kind)
         other_kinds_are_free = any(candidate.free for candidate, _ in capable)
         capable = exact
-    closed = [candidate.closed for candidate, _ in capable if candidate.closed is not None]
-    if len(closed) == len(capable):
-        return closed[0]
-    capable = [(candidate, needed) for candidate, needed in capable if candidate.closed is None]
+    unavailable = [candidate.unavailable for candidate, _ in capable if candidate.unavailable is not None]
+    if len(unavailable) == len(capable):
+        return unavailable[0]
+    capable = [(candidate, needed) for candidate, needed in capable if candidate.unavailable is None]
     fitting: list[tuple[bool, Candidate, list[int]]] = []
     for candidate, needed in capable:
-        alike = [slot for slot in candidate.of_kind(device_kind, resources) if slot in candidate.free]
-        if len(alike) >= needed:
-            fitting.append((True, candidate, alike[:needed]))
+        matching = [slot for slot in candidate.slots_of_kind(device_kind, resources) if slot in candidate.free]
+        if len(matching) >= needed:
+            fitting.append((True, candidate, matching[:needed]))
         elif len(candidate.free) >= needed and not (resources.exact and device_kind is not None):
             fitting.append((False, candidate, candidate.free[:needed]))
     if fitting:
         _, candidate, slots = max(fitting, key=lambda found: (found[0], len(found[1].free)))
         return candidate, slots
     if other_kinds_are_free and device_kind is not None:
-        return _wait_for_the_kind(WaitingCode.RESOURCES, device_kind, "all such workers are busy")
+        return _wait_for_kind(WaitingCode.RESOURCES, device_kind, "all such workers are busy")
     if any(candidate.free for candidate, _ in capable):
         return Wait(WaitingCode.RESOURCES, (("gpus", resources.gpus),))
     return Wait(WaitingCode.WORKERS_BUSY)
@@ -134,18 +134,18 @@ def _is_exact_on(candidate: Candidate, needed: int, resources: Resources, device
     """
     if device_kind is None:
         return candidate.reports_kinds()
-    return len(candidate.of_kind(device_kind, resources)) >= needed
+    return len(candidate.slots_of_kind(device_kind, resources)) >= needed
 
 
-def _no_worker_of_the_kind(capable: Sequence[tuple[Candidate, int]], device_kind: str | None) -> Wait:
+def _no_worker_of_kind(capable: Sequence[tuple[Candidate, int]], device_kind: str | None) -> Wait:
     if device_kind is None or not any(candidate.reports_kinds() for candidate, _ in capable):
         return Wait(WaitingCode.WORKER_TOO_OLD)
-    return _wait_for_the_kind(WaitingCode.NEVER_FITS, device_kind, "no connected worker has this kind")
+    return _wait_for_kind(WaitingCode.NEVER_FITS, device_kind, "no connected worker has this kind")
 
 
-def _wait_for_the_kind(code: WaitingCode, device_kind: str, why: str) -> Wait:
+def _wait_for_kind(code: WaitingCode, device_kind: str, reason: str) -> Wait:
     message = (
-        f"Waiting for a worker with device kind {device_kind} (resources.exact is true): {why}. "
+        f"Waiting for a worker with device kind {device_kind} (resources.exact is true): {reason}. "
         "To continue on another kind, rerun the job from its newest checkpoint with resources.exact=false."
     )
     return Wait(code, (("device_kind", device_kind),), message)

@@ -27,8 +27,8 @@ from zeta_core.contract.wire.messages import SERVICE_KEY
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable, calling_redis
 
 RENEW_SECONDS = 2.0
-DOUBT_SECONDS = 2.5 * RENEW_SECONDS
-LOOK_SECONDS = 0.25
+EXPIRY_SECONDS = 2.5 * RENEW_SECONDS
+POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class RedisClaim:
         self._since = time.time()
         self._is_held = False
         self._refusal: str | None = None  # permanent for this process
-        self._met: str | None = None  # the token of the other service's claim
-        self._met_at = 0.0  # monotonic: when it was first seen
+        self._other_token: str | None = None  # the token of the other service's claim
+        self._other_seen_at = 0.0  # monotonic: when it was first seen
 
     def require(self) -> None:
         """Raise `RedisUnavailable` unless Redis is claimed for this service."""
@@ -62,7 +62,7 @@ class RedisClaim:
         never = asyncio.Event()
         with suppress(RedisUnavailable):
             while not await self._claim():
-                await rest(never, LOOK_SECONDS)
+                await rest(never, POLL_SECONDS)
         if self._refusal is not None:
             raise InvalidSettings(f"{self._refusal}.", param="ZETA_REDIS_URL", code="redis_taken")
 
@@ -92,7 +92,7 @@ class RedisClaim:
         mine = _Claim(self._service, socket.gethostname(), self._since, secrets.token_hex(8))
         with calling_redis():
             await self._redis.set(SERVICE_KEY, json.dumps(asdict(mine)))
-        self._met, self._is_held = None, True
+        self._other_token, self._is_held = None, True
         return True
 
     def _may_replace(self, other: _Claim) -> bool:
@@ -100,12 +100,12 @@ class RedisClaim:
 
         Raises `RedisUnavailable` if it is active and started first; this refusal is permanent.
         """
-        before, self._met = self._met, other.token
+        before, self._other_token = self._other_token, other.token
         if before is None:
-            self._met_at = time.monotonic()
+            self._other_seen_at = time.monotonic()
             return False
         if before == other.token:
-            return time.monotonic() - self._met_at >= DOUBT_SECONDS
+            return time.monotonic() - self._other_seen_at >= EXPIRY_SECONDS
         if self._is_held and (self._since, self._service) < (other.since, other.service):
             return True
         self._is_held = False

@@ -68,24 +68,24 @@ async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Except
 
 
 class DroppedMessages:
-    """Counts the messages that were removed from Redis without effect, and logs them at most once a minute per place.
+    """Counts the messages that were removed from Redis without effect, and logs them at most once a minute per source.
 
-    A place is a source of invalid entries, or `UNAPPLIED` for valid messages that this server failed to apply.
+    A source is one that contained an invalid entry, or `UNAPPLIED` for valid messages that this server failed to apply.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._throttle = LogThrottle(logger, action="dropped")
 
-    def invalid(self, place: str, reason: object) -> None:
-        """Count an invalid entry; ``place`` names its source, one of a few."""
+    def invalid(self, source: str, reason: object) -> None:
+        """Count an invalid entry; ``source`` is one of a few."""
         text = error_text(reason) if isinstance(reason, BaseException) else str(reason).rstrip(".")
-        self._add(place, logging.WARNING, f"Removed an invalid entry from {place} in Redis: {text}", None)
+        self._add(source, logging.WARNING, f"Removed an invalid entry from {source} in Redis: {text}", None)
 
     def unapplied(self, sentence: str, error: BaseException) -> None:
         """Count a valid message that was removed because this server failed to apply it."""
         self._add(UNAPPLIED, logging.ERROR, sentence, error)
 
-    def _add(self, place: str, level: int, message: str, error: BaseException | None) -> None:
-        self.counts[place] += 1
-        self._throttle.log(place, level, message, error)
+    def _add(self, source: str, level: int, message: str, error: BaseException | None) -> None:
+        self.counts[source] += 1
+        self._throttle.log(source, level, message, error)

@@ -78,15 +78,15 @@ class Scheduler:
         The queue is read page by page. Once no slot is free, later pages only need their waiting reasons updated, which
         happens every `EXPLAIN_SECONDS`.
         """
-        if not self._workers.looked:
+        if not self._workers.was_read:
             return  # no heartbeats have been read yet
         async with self._database.read() as session:
-            given: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
-            load = await _load(session)
+            assigned: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
+            load = await _read_load(session)
             drained = await drained_workers(session)
-        await self._withdraw_unclaimed(given)
+        await self._withdraw_unclaimed(assigned)
         candidates = [
-            Candidate(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _closed(beat, drained))
+            Candidate(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _unavailable(beat, drained))
             for beat in self._workers.workers()
             if self._workers.is_alive(beat.worker) and not beat.stopping
         ]
@@ -94,12 +94,12 @@ class Scheduler:
         last: Queued | None = None
         failures: list[Exception | None] = []
         while True:
-            query = _WAITING if last is None else _WAITING.where(_behind(last))
+            query = _WAITING if last is None else _WAITING.where(_after(last))
             async with self._database.read() as session:
                 page: Sequence[Queued] = (await session.execute(query)).all()
-            failures.append(await self._go_through(page, candidates, load.jobs))
+            failures.append(await self._schedule_page(page, candidates, load.jobs))
             if len(page) < PAGE_JOBS or not (
-                explain_all or any(candidate.free and candidate.closed is None for candidate in candidates)
+                explain_all or any(candidate.free and candidate.unavailable is None for candidate in candidates)
             ):
                 break
             last = page[-1]
@@ -107,7 +107,7 @@ class Scheduler:
             self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
         raise_first(*failures)
 
-    async def _go_through(
+    async def _schedule_page(
         self, page: Sequence[Queued], candidates: list[Candidate], running: Counter[str]
     ) -> Exception | None:
         """Hand over the jobs that fit and update the waiting reasons of the others on the page.
@@ -119,7 +119,7 @@ class Scheduler:
         now = utc_now()
 
         async def consider(row: Queued) -> None:
-            if not self._workers.watching:
+            if not self._workers.is_connected:
                 waits.append((row, _REDIS_UNREACHABLE))
                 return
             # A time beyond the longest back-off means that the clock was set back; ignore it.
@@ -152,10 +152,10 @@ class Scheduler:
     def _is_full(self, running: int) -> bool:
         return self._project_max_running is not None and running >= self._project_max_running
 
-    async def _withdraw_unclaimed(self, given: Sequence[Queued]) -> None:
+    async def _withdraw_unclaimed(self, assigned: Sequence[Queued]) -> None:
         """Withdraw hand-overs that were not claimed in time; a later step hands the jobs over again."""
         now = time.monotonic()
-        rows = {(row.id, row.handed_over_at): row for row in given}
+        rows = {(row.id, row.handed_over_at): row for row in assigned}
         self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
         for key, row in rows.items():
             too_old = now - self._handed_over[key] > self._claim_seconds
@@ -184,7 +184,7 @@ class Scheduler:
             job = await lock_job(session, job_id)
             if job is None or job.status != JobStatus.QUEUED or job.worker is not None or job.attempt != attempt:
                 return
-            load = await _load(session)
+            load = await _read_load(session)
             if load.slots.get(beat.worker, set()).intersection(slots) or self._is_full(load.jobs[job.project]):
                 return
             now = utc_now()
@@ -197,7 +197,7 @@ class Scheduler:
                 attempt=job.attempt + 1,
                 worker=beat.worker,
                 slots=slots,
-                spec=_spec_of(job),
+                spec=_handed_over_spec(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.num_processes,
                 resume_from=await checkpoint_to_resume(session, job),
@@ -226,7 +226,7 @@ class Scheduler:
         for wait, ids in groups.items():
             for start in range(0, len(ids), UPDATE_CHUNK):
                 chunk = JobRow.id.in_(ids[start : start + UPDATE_CHUNK])
-                async with self._database.write() as session:  # short transactions, so that other writers get a turn
+                async with self._database.write() as session:  # short, so that other writers don't wait long
                     await session.execute(
                         update(JobRow)
                         .where(chunk, JobRow.status == JobStatus.QUEUED, JobRow.worker.is_(None))
@@ -245,8 +245,8 @@ _COLUMNS = select(
     JobRow.not_before,
     JobRow.waiting_reason,
     JobRow.spec["resources"].label("resources"),
-    JobRow.resolved_spec["resources"].label("decided_resources"),
-    JobRow.resolved_spec["threads"].label("decided_threads"),
+    JobRow.resolved_spec["resources"].label("resolved_resources"),
+    JobRow.resolved_spec["threads"].label("resolved_threads"),
     JobRow.resolved_spec["device_kind"].label("device_kind"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
     JobRow.spec["resume_from_checkpoint"].label("resumed"),
@@ -261,7 +261,7 @@ _REDIS_UNREACHABLE = Wait(
 )
 
 
-def _behind(row: Queued) -> ColumnElement[bool]:
+def _after(row: Queued) -> ColumnElement[bool]:
     """The jobs that come after ``row`` in the queue."""
     return or_(
         JobRow.priority < row.priority,
@@ -276,13 +276,13 @@ def _resources(row: Queued) -> Resources:
     Exact results depend on that choice. For the same reason it is fixed for a job with ``resources.exact`` that resumes
     another job's checkpoint.
     """
-    asked = Resources.model_validate(row.resources or {})
-    if asked.gpus is not None:
-        return asked
+    requested = Resources.model_validate(row.resources or {})
+    if requested.gpus is not None:
+        return requested
     if not row.attempt:
-        kind = row.device_kind if asked.exact else None
-        return asked if kind is None else asked.model_copy(update={"gpus": int(not kind.startswith("cpu:"))})
-    return asked.model_copy(update={"gpus": (row.decided_resources or {}).get("gpus")})
+        kind = row.device_kind if requested.exact else None
+        return requested if kind is None else requested.model_copy(update={"gpus": int(not kind.startswith("cpu:"))})
+    return requested.model_copy(update={"gpus": (row.resolved_resources or {}).get("gpus")})
 
 
 def _threads(row: Queued, resources: Resources) -> int:
@@ -293,10 +293,10 @@ def _threads(row: Queued, resources: Resources) -> int:
     """
     if not row.attempt or resources.gpus or row.resumed is not None:
         return 1
-    return row.decided_threads if isinstance(row.decided_threads, int) else 1  # not decided yet
+    return row.resolved_threads if isinstance(row.resolved_threads, int) else 1  # the training has not started yet
 
 
-def _closed(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
+def _unavailable(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
     """The reason why a live worker accepts no jobs, if any."""
     if beat.worker in drained:
         return Wait(WaitingCode.NO_WORKER, message="All workers that could run the job are being drained.")
@@ -307,7 +307,7 @@ def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
     return [slot.slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
 
 
-async def _load(session: AsyncSession) -> _Load:
+async def _read_load(session: AsyncSession) -> _Load:
     rows = await session.execute(
         select(JobRow.project, JobRow.worker, JobRow.slots).where(
             JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
@@ -320,7 +320,7 @@ async def _load(session: AsyncSession) -> _Load:
     return load
 
 
-def _spec_of(job: JobRow) -> dict[str, Any]:
+def _handed_over_spec(job: JobRow) -> dict[str, Any]:
     """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
 
     ``resources.exact`` is removed: only the scheduler uses it, and older workers reject unknown fields.

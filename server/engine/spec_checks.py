@@ -1,7 +1,7 @@
 """Delegates spec checks that need torch and transformers to a worker, and caches the results.
 
 Any server may receive the result from the workers' stream, so results are stored in the database under the SHA-256 of
-the request, and reused for `KEPT_SECONDS`. A caller waits for a limited time; after that it gets the reason why there
+the request, and reused for `CACHE_SECONDS`. A caller waits for a limited time; after that it gets the reason why there
 is no result. The worker has more time, and a repeated request finds the result that it has stored by then.
 """
 
@@ -27,8 +27,8 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable
 
-KEPT_SECONDS = 3600.0  # a repository of the Hub that is named without a revision may change
-LOOK_SECONDS = 0.1
+CACHE_SECONDS = 3600.0  # a Hub repository named without a revision may change
+POLL_SECONDS = 0.1
 WORKER_FACTOR = 4.0  # the worker's time limit as a multiple of the caller's: loading libraries can be slow
 
 SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
@@ -50,12 +50,12 @@ class SpecChecks:
 
         ``reuse`` is false if the data of the spec may have changed since an earlier check.
         """
-        asked = json.dumps([spec, resolved_spec, processes], sort_keys=True, separators=(",", ":"))
-        check_id = hashlib.sha256(asked.encode()).hexdigest()
+        request_json = json.dumps([spec, resolved_spec, processes], sort_keys=True, separators=(",", ":"))
+        check_id = hashlib.sha256(request_json.encode()).hexdigest()
         now = utc_now()
-        kept = await self._kept(check_id, now - timedelta(seconds=KEPT_SECONDS)) if reuse else None
-        if isinstance(kept, CheckAnswer):
-            return kept
+        earlier = await self._stored(check_id, now - timedelta(seconds=CACHE_SECONDS)) if reuse else None
+        if isinstance(earlier, CheckAnswer):
+            return earlier
         worker = self._choose()
         if worker is None:
             return "No connected worker can check the spec."
@@ -72,8 +72,8 @@ class SpecChecks:
             return "Redis is unreachable, so no worker can check the spec."
         deadline = time.monotonic() + self._limit_seconds
         while time.monotonic() < deadline:
-            await asyncio.sleep(LOOK_SECONDS)
-            found = await self._kept(check_id, now)
+            await asyncio.sleep(POLL_SECONDS)
+            found = await self._stored(check_id, now)
             if found is not None:
                 return found
         limit = f"{self._limit_seconds:g} s (ZETA_CHECK_SECONDS)"
@@ -81,14 +81,14 @@ class SpecChecks:
 
     def _choose(self) -> Heartbeat | None:
         """The worker with the most free slots."""
-        able = [
+        capable = [
             beat
             for beat in self._workers.workers()
             if self._workers.is_alive(beat.worker) and not beat.stopping and beat.contract_version >= CHECK_VERSION
         ]
-        return max(able, key=lambda beat: sum(slot.job_id is None for slot in beat.slots), default=None)
+        return max(capable, key=lambda beat: sum(slot.job_id is None for slot in beat.slots), default=None)
 
-    async def _kept(self, check_id: str, since: datetime) -> CheckAnswer | str | None:
+    async def _stored(self, check_id: str, since: datetime) -> CheckAnswer | str | None:
         async with self._database.read() as session:
             row = await session.get(CheckRow, check_id)
         if row is None or row.created_at < since:
@@ -101,7 +101,7 @@ async def store_result(session: AsyncSession, result: CheckResult) -> None:
     now = utc_now()
     answer = result.answer.model_dump(mode="json") if result.answer is not None else None
     failure = result.failure or ("The worker returned no result." if answer is None else None)
-    await session.execute(delete(CheckRow).where(CheckRow.created_at < now - timedelta(seconds=KEPT_SECONDS)))
+    await session.execute(delete(CheckRow).where(CheckRow.created_at < now - timedelta(seconds=CACHE_SECONDS)))
     await session.merge(
         CheckRow(id=result.check_id, worker=result.worker, answer=answer, failure=failure, created_at=now)
     )

@@ -1,7 +1,7 @@
-"""Which running trainings are told to end: as the user asked, at their time limit, or because their worker is drained.
+"""Determines which running trainings must stop: on a user's request, at the time limit, or on a drained worker.
 
-An order is due in each pass until the attempt has ended, so one that is lost is repeated. The time limit is counted by
-this process's monotonic clock from where the database left it; see `database.time_limits`.
+A stop request is due in every pass until its attempt has ended, so a lost one is repeated. Running time is measured
+with this process's monotonic clock, starting from the time in the database; see `database.time_limits`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import StopOrder
 
-NOTE_SECONDS = 10.0  # how often the running time is written down: what a killed server can at most forget
+RECORD_SECONDS = 10.0  # the interval of recording running times, which a killed server loses at most
 Running = Any  # a row of `RUNNING`
 
 logger = logging.getLogger(__name__)
@@ -43,71 +43,73 @@ RUNNING = (
 
 
 @dataclass
-class _Timed:
-    """A running attempt with a limit: seconds of the earlier attempts, and of its own until it was first seen here."""
+class _Timer:
+    """Measures an attempt of a job with a time limit; it ran for ``seconds_before`` until this process first saw it."""
 
-    earlier: float
-    own_before: float
+    earlier_seconds: float  # of the job's earlier attempts
+    seconds_before: float
     seen_at: float  # monotonic
-    noted_at: float = -NOTE_SECONDS  # monotonic; the first pass notes
+    recorded_at: float = -RECORD_SECONDS  # monotonic; the first pass records
 
 
 class StopRequests:
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
-        self._timed: dict[tuple[str, int], _Timed] = {}
+        self._timers: dict[tuple[str, int], _Timer] = {}
 
     async def due(self, running: Sequence[Running], drained: Collection[str]) -> list[tuple[str, StopOrder]]:
-        """Every order that is to be sent now, with its worker. What the user asked comes first."""
+        """All stop requests to send now, with their workers; a user's request takes precedence."""
         out_of_time = await self._out_of_time(running)
-        orders: list[tuple[str, StopOrder]] = []
+        requests: list[tuple[str, StopOrder]] = []
         for row in running:
             key = (row.id, row.attempt)
             if row.requested_action is not None:
-                orders.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action=row.requested_action)))
+                requests.append(
+                    (row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action=row.requested_action))
+                )
             elif key in out_of_time:
-                orders.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action="time_limit")))
+                requests.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action="time_limit")))
             elif row.worker in drained:
-                orders.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action="hand_back")))
-        return orders
+                requests.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action="hand_back")))
+        return requests
 
     async def _out_of_time(self, running: Sequence[Running]) -> set[tuple[str, int]]:
-        """The attempts with which their jobs have used up their ``time_limit_seconds``."""
+        """The attempts whose jobs have reached their ``time_limit_seconds``."""
         now = self._clock()
-        timed: dict[tuple[str, int], _Timed] = {}
+        timers: dict[tuple[str, int], _Timer] = {}
         over: set[tuple[str, int]] = set()
-        notes: dict[tuple[str, int], float] = {}
+        records: dict[tuple[str, int], float] = {}
         for row in running:
-            limit = time_limits.limit_of({"time_limit_seconds": row.time_limit_seconds})
+            limit = time_limits.time_limit_of({"time_limit_seconds": row.time_limit_seconds})
             if limit is None:
                 continue
             key = (row.id, row.attempt)
-            clock = timed[key] = self._timed.get(key) or await self._first_seen(row, now)
-            own = clock.own_before + now - clock.seen_at
-            if clock.earlier + own >= limit:
+            timer = timers[key] = self._timers.get(key) or await self._start_timer(row, now)
+            own = timer.seconds_before + now - timer.seen_at
+            if timer.earlier_seconds + own >= limit:
                 over.add(key)
-            if now - clock.noted_at >= NOTE_SECONDS or (
-                key in over and (row.ran_seconds or 0.0) < limit - clock.earlier
+            if now - timer.recorded_at >= RECORD_SECONDS or (
+                key in over and (row.ran_seconds or 0.0) < limit - timer.earlier_seconds
             ):
-                notes[key] = own
-                clock.noted_at = now
-        self._timed = timed
-        await self._note(notes)
+                records[key] = own
+                timer.recorded_at = now
+        self._timers = timers
+        await self._record(records)
         return over
 
-    async def _first_seen(self, row: Running, now: float) -> _Timed:
+    async def _start_timer(self, row: Running, now: float) -> _Timer:
         async with self._database.read() as session:
             earlier = await time_limits.earlier_seconds(session, row.id, row.attempt)
-        by_the_wall = (utc_now() - row.started_at).total_seconds()
-        return _Timed(earlier, max(row.ran_seconds or 0.0, by_the_wall, 0.0), seen_at=now)
+        by_system_clock = (utc_now() - row.started_at).total_seconds()
+        return _Timer(earlier, max(row.ran_seconds or 0.0, by_system_clock, 0.0), seen_at=now)
 
-    async def _note(self, notes: dict[tuple[str, int], float]) -> None:
-        if not notes:
+    async def _record(self, records: dict[tuple[str, int], float]) -> None:
+        if not records:
             return
         async with self._database.write() as session:
-            for (job_id, attempt), seconds in notes.items():
-                still = and_(
+            for (job_id, attempt), seconds in records.items():
+                is_running = and_(
                     AttemptRow.job_id == job_id, AttemptRow.attempt == attempt, AttemptRow.finished_at.is_(None)
                 )
-                await session.execute(update(AttemptRow).where(still).values(ran_seconds=seconds))
+                await session.execute(update(AttemptRow).where(is_running).values(ran_seconds=seconds))

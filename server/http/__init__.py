@@ -1,1 +1,1 @@
-"""What every route needs of HTTP: bodies, answers, pages, ranges, and what lasts until its reader leaves."""
+"""HTTP plumbing below the routes: limits, request bodies, error responses, downloads, streaming and proxies."""

@@ -49,8 +49,8 @@ def _parsed(content: bytes) -> Any:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and (len(announced) > 18 or int(announced) > max_bytes):
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):
         raise _too_large(max_bytes)
     content = bytearray()
     async for chunk in request.stream():

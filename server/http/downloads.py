@@ -26,7 +26,7 @@ _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
 
 @dataclass(frozen=True)
 class FilePart:
-    """The first ``num_bytes`` bytes of a file, which has at least so many."""
+    """The first ``num_bytes`` bytes of a file, which must be at least that long."""
 
     path: Path
     num_bytes: int
@@ -50,27 +50,27 @@ class Content:
 
 
 def serve(request: Request, content: Content) -> Response:
-    """The answer to GET or HEAD. Raises `RangeNotSatisfiable`."""
+    """The response to GET or HEAD. Raises `RangeNotSatisfiable`."""
     etag = f'"{content.etag}"'
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-transform"}
     if content.filename is not None:
         headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(content.filename, safe='')}"
-    if _names(request.headers.get("if-none-match"), etag):
+    if _matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     num_bytes = content.num_bytes
     start, end = 0, num_bytes
     status = 200
-    wanted = request.headers.get("range") if request.method == "GET" else None
-    if wanted is not None and request.headers.get("if-range", etag) == etag:
-        found = _range(wanted, num_bytes)
+    range_header = request.headers.get("range") if request.method == "GET" else None
+    if range_header is not None and request.headers.get("if-range", etag) == etag:
+        found = _range(range_header, num_bytes)
         if found is not None:
             (start, end), status = found, 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{num_bytes}"
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=content.media_type)
-    stretches = list(_stretches(content.parts, start, end))
-    return StreamingResponse(_send(stretches), status, headers=headers, media_type=content.media_type)
+    slices = list(_slices(content.parts, start, end))
+    return StreamingResponse(_send(slices), status, headers=headers, media_type=content.media_type)
 
 
 def _range(header: str, num_bytes: int) -> tuple[int, int] | None:
@@ -92,44 +92,44 @@ def _range(header: str, num_bytes: int) -> tuple[int, int] | None:
     return start, end
 
 
-def _names(header: str | None, etag: str) -> bool:
-    """Whether If-None-Match names this content."""
+def _matches(header: str | None, etag: str) -> bool:
+    """Whether If-None-Match contains this ETag."""
     if header is None:
         return False
     return header.strip() == "*" or etag in [name.strip().removeprefix("W/") for name in header.split(",")]
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Slice:
     part: Part
     start: int
     end: int
 
 
-def _stretches(parts: Sequence[Part], start: int, end: int) -> Iterator[_Stretch]:
+def _slices(parts: Sequence[Part], start: int, end: int) -> Iterator[_Slice]:
     """The section of each part between ``start`` and ``end``."""
-    at = 0
+    offset = 0
     for part in parts:
         size = _size(part)
-        low, high = max(start - at, 0), min(end - at, size)
+        low, high = max(start - offset, 0), min(end - offset, size)
         if low < high:
-            yield _Stretch(part, low, high)
-        at += size
+            yield _Slice(part, low, high)
+        offset += size
 
 
-async def _send(stretches: Sequence[_Stretch]) -> AsyncGenerator[bytes]:
+async def _send(slices: Sequence[_Slice]) -> AsyncGenerator[bytes]:
     """The bytes; if a file has been truncated, the response ends early, which the client detects by Content-Length."""
-    for stretch in stretches:
-        if isinstance(stretch.part, bytes):
-            yield stretch.part[stretch.start : stretch.end]
+    for slice_ in slices:
+        if isinstance(slice_.part, bytes):
+            yield slice_.part[slice_.start : slice_.end]
             continue
-        file = await asyncio.to_thread(_open, stretch.part.path, stretch.start)
+        file = await asyncio.to_thread(_open, slice_.part.path, slice_.start)
         try:
-            remaining = stretch.end - stretch.start
+            remaining = slice_.end - slice_.start
             while remaining:
                 chunk = await asyncio.to_thread(file.read, min(CHUNK_BYTES, remaining))
                 if not chunk:
-                    raise EOFError(f"{stretch.part.path} is shorter than the {stretch.part.num_bytes} bytes promised")
+                    raise EOFError(f"{slice_.part.path} is shorter than the {slice_.part.num_bytes} bytes announced")
                 remaining -= len(chunk)
                 yield chunk
         finally:

@@ -70,22 +70,22 @@ class InternalError(ZetaError):
 
 def error_response(error: ZetaError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     status = STATUS_OF_TYPE.get(error.type, 500)
-    further: dict[str, str] = {}
+    extra: dict[str, str] = {}
     if status == 401:
-        further["WWW-Authenticate"] = "Bearer"
+        extra["WWW-Authenticate"] = "Bearer"
     if status == 503:
-        further["Retry-After"] = "2"
+        extra["Retry-After"] = "2"
     if isinstance(error, RangeNotSatisfiable):
-        further["Content-Range"] = f"bytes */{error.num_bytes}"
-    return JSONResponse(error.body().model_dump(mode="json"), status, headers={**(headers or {}), **further})
+        extra["Content-Range"] = f"bytes */{error.num_bytes}"
+    return JSONResponse(error.body().model_dump(mode="json"), status, headers={**(headers or {}), **extra})
 
 
 def register_error_handlers(app: FastAPI) -> None:
-    """Register the error handlers; `trail` answers any remaining exceptions."""
+    """Register the error handlers; `RequestLogMiddleware` handles all other exceptions."""
     app.add_exception_handler(ZetaError, _zeta_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
-    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ async def _zeta_error(_request: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
-async def _client_left(_request: Request, error: Exception) -> JSONResponse:
+async def _client_disconnected(_request: Request, error: Exception) -> JSONResponse:
     """The client has disconnected, so this response only appears in the request log."""
     return error_response(MalformedRequest("The request body was truncated; send it again.", code="incomplete_body"))
 
@@ -113,21 +113,21 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _of_http(request: Request, error: HTTPException) -> ZetaError:
     path = route_path(request)
-    where = f"{cut(request.method)} {cut(path)}"
+    target = f"{cut(request.method)} {cut(path)}"
     if error.status_code == 404:
         if (later := route_fault(request.method, path)) is not None:
             return RouteNotFound(later, code="not_available_yet")
-        return RouteNotFound(f"Not found: {where}. See /openapi.json for the available routes.")
+        return RouteNotFound(f"Not found: {target}. See /openapi.json for the available routes.")
     if error.status_code == 405:
-        return MethodNotAllowed(f"Method not allowed: {where}. Allowed: {', '.join(_allowed(request))}.")
-    return MalformedRequest(f"{where} cannot be read: {error.detail}.")
+        return MethodNotAllowed(f"Method not allowed: {target}. Allowed: {', '.join(_allowed(request))}.")
+    return MalformedRequest(f"{target} could not be read: {error.detail}.")
 
 
 def _allowed(request: Request) -> list[str]:
     """The allowed methods of the request's path; ``create_app`` stores the list of routes."""
     routes: list[Route] = request.app.state.routes
-    fitting = [route for route in routes if route.path_regex.match(route_path(request))]
-    return sorted({method for route in fitting for method in route.methods or ()})
+    matching = [route for route in routes if route.path_regex.match(route_path(request))]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:

@@ -97,16 +97,16 @@ def _until_close(cycle: RequestResponseCycle, app: Any) -> Any:
     """``app``, whose responses without a Content-Length are ended by closing the connection."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        announces_length = True
+        has_length = True
 
         async def sending(message: Message) -> None:
-            nonlocal announces_length
+            nonlocal has_length
             if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message.get("headers", ())}
-                announces_length = b"content-length" in names
-                if not announces_length:
+                header_names = {name.lower() for name, _ in message.get("headers", ())}
+                has_length = b"content-length" in header_names
+                if not has_length:
                     cycle.chunked_encoding = False
-            elif not announces_length:
+            elif not has_length:
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 

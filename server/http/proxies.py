@@ -25,8 +25,8 @@ _PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^;,"\s]*))\s*')
 _NODE = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
 
 
-def location(request: Request, path: str) -> str:
-    """The URL path of ``path`` as seen by the client."""
+def public_path(request: Request, path: str) -> str:
+    """``path`` with the published path prefix, as clients see it."""
     return f"{request.scope.get('root_path', '')}{path}"
 
 
@@ -46,7 +46,7 @@ class _Origin:
 
 
 class ProxyMiddleware:
-    """Middleware that replaces client, scheme, host and path prefix by the values from trusted proxies."""
+    """Replaces client, scheme, host and path prefix by the values from trusted proxies."""
 
     def __init__(self, app: ASGIApp, trusted: Networks, root_path: str) -> None:
         self._app = app

@@ -1,9 +1,4 @@
-"""Answers that go on until a job ends, and that notice by themselves when their reader has left.
-
-Starlette cancels the task of a streamed answer when its client leaves. A cancellation in the middle of a database
-statement costs its connection, which SQLAlchemy drops. So these answers are never cancelled; what writes them asks
-`IsDisconnected` each time it has waited.
-"""
+"""Streaming responses that last until the job ends, or until the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,7 +11,11 @@ IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 
 class LiveResponse(StreamingResponse):
-    """A streamed answer without Starlette's own watch over the client; the answer to HEAD ends with its headers."""
+    """A streaming response that isn't cancelled when the client disconnects; for HEAD, it ends after the headers.
+
+    Starlette would cancel the task of the response, possibly within a database statement, which loses the connection.
+    Instead, the generator of the body calls `IsDisconnected` after each wait.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":

@@ -1,1 +1,1 @@
-"""Jobs that are there: read, commanded, followed, deleted, and what they have stored."""
+"""Existing jobs: reading, controlling, streaming and deleting them, and serving their logs, curves and checkpoints."""

@@ -61,8 +61,8 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
     """The checkpoint ``step-N``, ``best``, ``final`` or ``latest`` of the caller's job. Raises `NotFound`."""
     async with service.database.read() as session:
         await find_job(session, caller, job_id)
-        known = await _stored_name(session, job_id, name)
-    stored = await asyncio.to_thread(service.store.checkpoint, job_id, known) if known else None
+        stored_name = await _stored_name(session, job_id, name)
+    stored = await asyncio.to_thread(service.store.checkpoint, job_id, stored_name) if stored_name else None
     if stored is None:
         raise NotFound(
             f"Job {job_id} has no checkpoint {shown(name)}; GET /v1/jobs/{job_id}/checkpoints lists its checkpoints.",
@@ -93,24 +93,26 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
     """
     manifest = stored.manifest
     files = [file for file in manifest.files if state or not _is_state(file)]
-    fits = re.compile(fnmatch.translate(include)) if include is not None else None
-    chosen = sorted((file for file in files if fits is None or fits.match(file.path)), key=lambda file: file.path)
-    with_manifest = fits is None or fits.match(MANIFEST_NAME) is not None
-    if not chosen and not with_manifest:
+    pattern = re.compile(fnmatch.translate(include)) if include is not None else None
+    selected = sorted(
+        (file for file in files if pattern is None or pattern.match(file.path)), key=lambda file: file.path
+    )
+    with_manifest = pattern is None or pattern.match(MANIFEST_NAME) is not None
+    if not selected and not with_manifest:
         raise NotFound(
             f"include is {shown(include)}, which matches no file of checkpoint {manifest.name!r}"
-            f"{'' if state else ' (training state is left out without state=true)'}.",
+            f"{'' if state else ' (training state requires state=true)'}.",
             code="nothing_included",
             param="include",
         )
     parts: list[Part] = []
-    for file in chosen:
+    for file in selected:
         parts += _member(file.path, file.size, manifest.created_at, FilePart(stored.directory / file.path, file.size))
     if with_manifest:
         content = stored.manifest_bytes
         parts += _member(MANIFEST_NAME, len(content), manifest.created_at, content)
     parts.append(b"\0" * (2 * _BLOCK_BYTES))
-    return Content(parts, _archive_digest(parts, chosen), "application/x-tar", f"{job_id}-{manifest.name}.tar")
+    return Content(parts, _archive_digest(parts, selected), "application/x-tar", f"{job_id}-{manifest.name}.tar")
 
 
 async def _stored_name(session: AsyncSession, job_id: str, name: str) -> str | None:
@@ -127,10 +129,10 @@ def _is_state(file: ManifestFile) -> bool:
     return file.role == "state" or file.path.startswith(f"{TRAINING_STATE_NAME}/")
 
 
-def _member(path: str, num_bytes: int, at: datetime, content: Part) -> list[Part]:
+def _member(path: str, num_bytes: int, modified_at: datetime, content: Part) -> list[Part]:
     """One file of a .tar: header, content, and zeros up to the next block."""
     entry = tarfile.TarInfo(path)
-    entry.size, entry.mtime, entry.mode = num_bytes, int(at.timestamp()), 0o644
+    entry.size, entry.mtime, entry.mode = num_bytes, int(modified_at.timestamp()), 0o644
     padding = -num_bytes % _BLOCK_BYTES
     return [entry.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"), content, b"\0" * padding]
 

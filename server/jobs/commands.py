@@ -1,7 +1,7 @@
-"""Cancel, pause and resume: what `contract.commands` says, done in one transaction; the engine is woken after it.
+"""Runs the commands cancel, pause and resume, as defined by `contract.job.commands`, each in one transaction.
 
-What does not run is changed at once. What runs is asked: `requested_action` says so until the attempt has ended, the
-engine repeats the order, and `engine.endings` gives the job the state that was asked for.
+An idle job changes immediately. For a running job, the command is stored in ``requested_action`` until the attempt has
+ended: the engine repeats the stop request, and `engine.endings` applies the requested status.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
 
-async def obey(service: Service, caller: Caller, job_id: str, command: Command) -> Job:
-    """The job after the command. Raises `NotFound`, and `Conflict` where its state has no such move."""
+async def run_command(service: Service, caller: Caller, job_id: str, command: Command) -> Job:
+    """The job after the command. Raises `NotFound`, and `Conflict` if the command isn't possible in its status."""
     async with service.database.write() as session:
         row = await find_job(session, caller, job_id, lock=True)
-        await _apply(service, session, row, accepted(row, command).effect)
+        await _apply(service, session, row, require_accepted(row, command).effect)
         await session.flush()
         job = await to_job(session, row)
     service.engine.wake()
@@ -33,8 +33,8 @@ async def obey(service: Service, caller: Caller, job_id: str, command: Command) 
     return job
 
 
-def accepted(row: JobRow, command: Command) -> Accepted:
-    """What the table says to the command for the job as it is. Raises `Conflict` where that is a refusal."""
+def require_accepted(row: JobRow, command: Command) -> Accepted:
+    """The effect of the command in the job's current situation. Raises `Conflict` if the command is rejected."""
     reason = StatusReason(row.status_reason) if row.status_reason else None
     action = row.requested_action
     assert action in (None, "cancel", "pause"), f"{row.id} has the unknown request {action!r}"
@@ -66,7 +66,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
         case Effect.NOTHING:
             pass
         case Effect.DELETE | Effect.RERUN:
-            raise AssertionError(f"{effect!r} is done elsewhere")
+            raise AssertionError(f"{effect!r} is not handled here")
 
 
 async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: StatusReason) -> None:
@@ -78,7 +78,7 @@ async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: Sta
 
 
 async def _require_time_left(session: AsyncSession, row: JobRow) -> None:
-    """Raise `Conflict` for a job that would reach its time limit the moment it starts."""
+    """Raise `Conflict` if the job has no running time left."""
     if await time_limits.is_used_up(session, row):
         raise Conflict(
             f"Job {row.id} has used up its time_limit_seconds; rerun it with a larger one from its newest checkpoint: "

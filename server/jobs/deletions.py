@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.tables import IdempotencyRow, JobRow
 from server.engine.job_removal import remove_deleted
-from server.jobs.commands import accepted
+from server.jobs.commands import require_accepted
 from server.jobs.queries import find_job
 from server.service import Service
 from zeta_core.contract.errors import Conflict
@@ -24,7 +24,7 @@ async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject
     """Delete an ended job. Raises `NotFound`, and `Conflict` if it hasn't ended or another job needs it."""
     async with service.database.write() as session:
         row = await find_job(session, caller, job_id, lock=True)
-        accepted(row, "delete")
+        require_accepted(row, "delete")
         await _require_unneeded(session, row)
         row.deleted_at = utc_now()
         await session.execute(delete_rows(IdempotencyRow).where(IdempotencyRow.job_id == job_id))
@@ -35,7 +35,7 @@ async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject
 async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
     """Raise `Conflict` if an unfinished job is a rerun of this one, resumes it, or starts from its weights."""
     resumes = JobRow.spec["resume_from_checkpoint"].as_string()
-    waiting = select(JobRow).where(
+    unfinished = select(JobRow).where(
         JobRow.project == row.project,
         JobRow.status.not_in(ENDED),
         JobRow.id != row.id,
@@ -46,11 +46,11 @@ async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
             JobRow.parent == row.id,
         ),
     )
-    other = await session.scalar(waiting.limit(1))
-    why = _need(other, row.id) if other is not None else None
-    if other is not None and why is not None:
+    other = await session.scalar(unfinished.limit(1))
+    need = _need(other, row.id) if other is not None else None
+    if other is not None and need is not None:
         raise Conflict(
-            f"Job {row.id} is needed by {other.id}, which is {other.status} and {why}; "
+            f"Job {row.id} is needed by {other.id}, which is {other.status} and {need}; "
             "cancel that job first, or wait until it ends.",
             code="job_in_use",
         )

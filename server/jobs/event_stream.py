@@ -1,8 +1,8 @@
-"""A job's stored events: a page of them, or a live stream of server-sent events that resumes anywhere.
+"""A job's stored events: one page of them, or a live stream of server-sent events that can be resumed after any event.
 
-A stream reads the database and nothing else, so it shows each event once and in order, whichever server process stored
-it. It ends with the job, or within a moment of the server's word to stop; a client then reconnects with its
-``Last-Event-ID``. Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+A stream only reads the database, so it sends each event once and in order, whichever server process stored it. It ends
+with the job, or when this server stops; the client then reconnects with its ``Last-Event-ID``. Source of the format:
+https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from zeta_core.contract.job.status import ENDED, JobStatus
 
 COMMENT_SECONDS = 15.0
 BATCH = 500
-# How often the database is asked without a notification: another server's events are seen only this way.
+# The polling interval without notifications, which finds the events that other servers stored.
 POLL_SECONDS = 1.0
-ALONE_POLL_SECONDS = 5.0
+SINGLE_SERVER_POLL_SECONDS = 5.0
 
 
 async def read_page(service: Service, job_id: str, after: int, limit: int) -> Page[UntypedEvent]:
@@ -44,36 +44,36 @@ async def read_page(service: Service, job_id: str, after: int, limit: int) -> Pa
 
 
 def last_event_id(header: str | None) -> int | None:
-    """``Last-Event-ID`` as a ``seq``. Raises `InvalidRequest` for what this server never sent."""
+    """``Last-Event-ID`` as a ``seq``. Raises `InvalidRequest` for a value that this server never sent."""
     if header is None or header == "":
         return None
     if not header.isascii() or not header.isdigit() or len(header) > 15:
         raise InvalidRequest(
-            f"Last-Event-ID is {header[:40]!r}; send the id of the last event that was read, a whole number.",
+            f"Last-Event-ID is {header[:40]!r}; send the id of the last event that you received, which is an integer.",
             param="Last-Event-ID",
         )
     return int(header)
 
 
-async def is_read_to_its_end(service: Service, job_id: str, after: int) -> bool:
-    """Whether the job has ended and nothing follows ``after``: a reconnect then needs no stream."""
+async def has_read_all(service: Service, job_id: str, after: int) -> bool:
+    """Whether the job has ended and ``after`` is its last event, so that a client need not reconnect."""
     async with service.database.read() as session:
         job = await session.get(JobRow, job_id)
         return job is not None and JobStatus(job.status) in ENDED and job.last_seq <= after
 
 
-async def live(service: Service, job_id: str, after: int, has_left: IsDisconnected) -> AsyncGenerator[bytes]:
-    """The stream's bytes, from the event after ``after``, until its reader ``has_left``."""
-    poll_seconds = ALONE_POLL_SECONDS if service.database.is_sqlite else POLL_SECONDS
+async def live(service: Service, job_id: str, after: int, is_disconnected: IsDisconnected) -> AsyncGenerator[bytes]:
+    """The stream's bytes, from the event after ``after``, until the client disconnects."""
+    poll_seconds = SINGLE_SERVER_POLL_SECONDS if service.database.is_sqlite else POLL_SECONDS
     yield b"retry: 2000\n\n"
-    spoke = time.monotonic()
+    sent_at = time.monotonic()
     with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
-        while not (service.stopping.requested or await has_left()):
+        while not (service.stopping.requested or await is_disconnected()):
             async with service.database.read() as session:
                 job = await session.get(JobRow, job_id)
                 rows = await _rows(session, job_id, after, BATCH)
             if rows:
-                after, spoke = rows[-1].seq, time.monotonic()
+                after, sent_at = rows[-1].seq, time.monotonic()
                 yield b"".join(_message(row) for row in rows)
             if len(rows) == BATCH:
                 continue
@@ -81,10 +81,10 @@ async def live(service: Service, job_id: str, after: int, has_left: IsDisconnect
                 ended = {"status": job.status if job else "deleted", "last_seq": after}
                 yield f"event: end\ndata: {json.dumps(ended)}\n\n".encode()
                 return
-            silence = time.monotonic() - spoke
+            silence = time.monotonic() - sent_at
             if silence >= COMMENT_SECONDS:
                 yield b": still here\n\n"
-                spoke, silence = time.monotonic(), 0.0
+                sent_at, silence = time.monotonic(), 0.0
             await subscription.wait(min(poll_seconds, COMMENT_SECONDS - silence))
 
 

@@ -25,16 +25,16 @@ from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job.status import ENDED, JobStatus
 
 CHUNK_BYTES = 1 << 18
-LOOK_SECONDS = 0.5  # polling interval of a followed log
+POLL_SECONDS = 0.5  # polling interval of a followed log
 BACKWARD_BYTES = 1 << 16
-KEEP_ALIVE_SECONDS = 15.0  # as the event stream; proxies cut after 60 s without a byte
+KEEP_ALIVE_SECONDS = 15.0  # like the event stream; proxies often cut connections after 60 s without data
 KEEP_ALIVE = b"\r"
 
 
 @dataclass(frozen=True)
 class LoggedAttempt:
     number: int
-    mark: bytes
+    header: bytes
     path: Path
     is_over: bool
 
@@ -55,14 +55,14 @@ async def read_attempts(service: Service, job_id: str, attempt: int | None) -> t
 
 
 def _logged(service: Service, row: AttemptRow) -> LoggedAttempt:
-    mark = f"=== attempt {row.attempt} on {row.worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
+    header = f"=== attempt {row.attempt} on {row.worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
     path = service.store.log_path(row.job_id, row.attempt)
-    return LoggedAttempt(row.attempt, mark.encode(), path, row.finished_at is not None)
+    return LoggedAttempt(row.attempt, header.encode(), path, row.finished_at is not None)
 
 
 @dataclass(frozen=True)
-class LogReading:
-    """Which part of a job's log to read, and whether to follow it."""
+class LogSelection:
+    """The part of a job's log to read, and whether to follow it."""
 
     attempt: int | None = None  # unset: all of them
     tail: int | None = None  # only the last lines
@@ -71,24 +71,26 @@ class LogReading:
     quiet_seconds: float | None = None  # with follow: end after this time without output, and send no keep-alives
 
 
-async def text(service: Service, job_id: str, wanted: LogReading, has_left: IsDisconnected) -> AsyncGenerator[bytes]:
+async def read(
+    service: Service, job_id: str, selection: LogSelection, is_disconnected: IsDisconnected
+) -> AsyncGenerator[bytes]:
     """The log's bytes after ``offset``, with keep-alives for a followed log.
 
     A followed log ends when the job ends, when its reader disconnects, or after ``quiet_seconds``.
     """
-    attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
-    starts = await asyncio.to_thread(_tail_starts, attempts, wanted.tail) if wanted.tail is not None else {}
+    attempts, has_ended = await read_attempts(service, job_id, selection.attempt)
+    starts = await asyncio.to_thread(_tail_starts, attempts, selection.tail) if selection.tail is not None else {}
     last = min(starts, default=1) - 1  # attempts up to this one were sent, or precede the tail
     between = b""
-    skip = _Skip(wanted.offset)
-    idle = _Idle(wanted.quiet_seconds)
+    skip = _Skip(selection.offset)
+    idle = _Idle(selection.quiet_seconds)
     with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
         while True:
             for logged in attempts:
                 if logged.number <= last:
                     continue
                 last = logged.number
-                if head := skip.rest_of(between + logged.mark):
+                if head := skip.rest_of(between + logged.header):
                     yield head
                 between = b""
                 start = starts.get(logged.number, 0)
@@ -101,24 +103,24 @@ async def text(service: Service, job_id: str, wanted: LogReading, has_left: IsDi
                         if rest := skip.rest_of(chunk):
                             yield rest
                             idle.reset()
-                    elif not wanted.follow or logged.is_over or service.stopping.requested:
+                    elif not selection.follow or logged.is_over or service.stopping.requested:
                         break
                     else:
-                        await subscription.wait(LOOK_SECONDS)
-                        if idle.is_over or await has_left():
+                        await subscription.wait(POLL_SECONDS)
+                        if idle.is_over or await is_disconnected():
                             return
                         if idle.needs_keep_alive():
                             yield KEEP_ALIVE
-                        now, has_ended = await read_attempts(service, job_id, wanted.attempt)
+                        now, has_ended = await read_attempts(service, job_id, selection.attempt)
                         logged = next((one for one in now if one.number == logged.number), logged)
-            if not wanted.follow or has_ended or service.stopping.requested:
+            if not selection.follow or has_ended or service.stopping.requested:
                 return
-            await subscription.wait(LOOK_SECONDS)
-            if idle.is_over or await has_left():
+            await subscription.wait(POLL_SECONDS)
+            if idle.is_over or await is_disconnected():
                 return
             if idle.needs_keep_alive():
                 yield KEEP_ALIVE
-            attempts, has_ended = await read_attempts(service, job_id, wanted.attempt)
+            attempts, has_ended = await read_attempts(service, job_id, selection.attempt)
 
 
 class _Skip:
@@ -191,7 +193,7 @@ def _tail_starts(attempts: list[LoggedAttempt], lines: int) -> dict[int, int]:
 
 
 def _last_lines(path: Path, lines: int) -> tuple[int, int]:
-    """The offset at which the last ``lines`` lines of a file begin, and how many there are of them."""
+    """The offset at which the last ``lines`` lines of a file begin, and how many lines there are."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -201,7 +203,7 @@ def _last_lines(path: Path, lines: int) -> tuple[int, int]:
         if lines == 0 or end == 0:
             return end, 0
         file.seek(end - 1)
-        position = end - 1 if file.read(1) == b"\n" else end  # the last line's own end is no border
+        position = end - 1 if file.read(1) == b"\n" else end  # a final newline doesn't start another line
         seen = 0
         while position > 0:
             start = max(0, position - BACKWARD_BYTES)

@@ -25,7 +25,7 @@ from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingC
 from zeta_core.contract.spec.validation import shown
 
 MAX_METADATA = 16  # maximum number of entries of a job
-_METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without what would end a path in SQLite's JSON
+_METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without characters that would end a path in SQLite's JSON
 # A job contains its spec twice: as submitted, and resolved.
 _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
@@ -33,13 +33,13 @@ _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 class JobQuery(PageQuery):
     """All filters must match; several ``status`` values match any of them. ``metadata[k]=v`` matches one entry."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")  # metadata[k] is no fixed name; others are refused below
+    model_config = ConfigDict(frozen=True, extra="allow")  # for metadata[k]; other extra names are rejected below
 
     status: list[JobStatus] = Field(default_factory=list[JobStatus])
     entity_name: str | None = None
 
     @model_validator(mode="after")
-    def _only_metadata_besides(self) -> JobQuery:
+    def _reject_unknown_names(self) -> JobQuery:
         for name in self.model_extra or {}:
             if not _METADATA.match(name):
                 raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
@@ -54,21 +54,22 @@ class JobQuery(PageQuery):
         return {match.group(1): str(value) for match, value in found if match}
 
 
-def matching(project: str, asked: JobQuery) -> Select[JobRow]:
+def _matching(project: str, filters: JobQuery) -> Select[JobRow]:
     query = select(JobRow).where(JobRow.project == project, JobRow.deleted_at.is_(None))
-    if asked.status:
-        query = query.where(JobRow.status.in_(sorted(set(asked.status))))
-    if asked.entity_name is not None:
-        query = query.where(JobRow.entity_name == storable(asked.entity_name))
-    for name, value in asked.metadata.items():
+    if filters.status:
+        query = query.where(JobRow.status.in_(sorted(set(filters.status))))
+    if filters.entity_name is not None:
+        query = query.where(JobRow.entity_name == storable(filters.entity_name))
+    for name, value in filters.metadata.items():
         query = query.where(JobRow.job_metadata[storable(name)].as_string() == storable(value))
     return query
 
 
-async def list_jobs(service: Service, caller: Caller, asked: JobQuery) -> Page[Job]:
+async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
+    """One page of the caller's jobs that match the filters, newest first."""
     async with service.database.read() as session:
-        query = matching(caller.project, asked)
-        rows, has_more = await newest_first(session, JobRow, query, asked, size=_SPEC_BYTES)
+        matching = _matching(caller.project, filters)
+        rows, has_more = await newest_first(session, JobRow, matching, filters, size=_SPEC_BYTES)
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
 
 

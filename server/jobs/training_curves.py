@@ -1,4 +1,4 @@
-"""A job's training curves out of its stored progress events: arrays of equal length, each step once."""
+"""Builds a job's training curves from its stored progress events: arrays of equal length, one entry per step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BATCH = 2000
 
 
 async def read_curves(service: Service, job_id: str, max_points: int | None) -> Curves:
-    """The curves, thinned out evenly to ``max_points`` (ends stay, and evaluations where they can)."""
+    """The curves, reduced evenly to ``max_points``; the ends and, if possible, evaluations are kept."""
     by_step: dict[int, dict[str, Any]] = {}
     attempt = 0
     query = select(EventRow.seq, EventRow.attempt, EventRow.fields)
@@ -33,36 +33,36 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
                 continue
             each: list[dict[str, Any]] = fields.get("steps") or []
             if of_attempt != attempt:
-                # The new attempt goes on from a checkpoint: what the one before did beyond it was thrown away.
+                # The new attempt resumed from a checkpoint; later steps of the previous attempt were discarded.
                 first = min([step, *(one["step"] for one in each)])
                 by_step = {earlier: point for earlier, point in by_step.items() if earlier < first}
                 attempt = of_attempt
-            for told in (fields, *each):  # a step's own figures stand before the means of several
-                by_step[told["step"]] = {**by_step.get(told["step"], {}), **_measured(told)}
+            for values in (fields, *each):  # values of single steps override the means over several steps
+                by_step[values["step"]] = {**by_step.get(values["step"], {}), **_measured(values)}
         if len(rows) < _BATCH:
             break
         after = rows[-1][0]
     evaluated = {step for step, point in by_step.items() if "eval_loss" in point}
-    steps = thinned(sorted(by_step), max_points, evaluated)
+    steps = thin_out(sorted(by_step), max_points, evaluated)
     return Curves.model_validate(
         {"step": steps, **{name: [by_step[step].get(name) for step in steps] for name in SERIES}}
     )
 
 
 def _measured(fields: dict[str, Any]) -> dict[str, Any]:
-    """What a progress event measured, by the names of the curves."""
+    """The values of a progress event, by the names of the curves."""
     memory: dict[str, int] = fields.get("memory") or {}
     rewards: dict[str, float] = fields.get("rewards") or {}
-    of = "rewards" if fields.get("eval_loss") is None else "eval_rewards"
-    told = {**fields, **{f"{of}_{name}": value for name, value in rewards.items()}}
-    told["peak_memory_bytes"] = sum(memory.values()) or None
-    return {name: told[name] for name in SERIES if told.get(name) is not None}
+    prefix = "rewards" if fields.get("eval_loss") is None else "eval_rewards"
+    values = {**fields, **{f"{prefix}_{name}": value for name, value in rewards.items()}}
+    values["peak_memory_bytes"] = sum(memory.values()) or None
+    return {name: values[name] for name in SERIES if values.get(name) is not None}
 
 
-def thinned(steps: Sequence[int], max_points: int | None, marked: Collection[int] = ()) -> list[int]:
-    """At most ``max_points`` of the steps, evenly chosen, with the last one always and the first if there is room.
+def thin_out(steps: Sequence[int], max_points: int | None, marked: Collection[int] = ()) -> list[int]:
+    """At most ``max_points`` of the steps, evenly spaced, including the last one and, for two or more, the first.
 
-    A step of ``marked`` takes the place of the one that is chosen near it, so that rare values are not lost.
+    A step in ``marked`` replaces a chosen step near it, so that rare values are not lost.
     """
     if max_points is None or len(steps) <= max_points:
         return list(steps)
@@ -78,7 +78,7 @@ def thinned(steps: Sequence[int], max_points: int | None, marked: Collection[int
 
 
 def as_csv(curves: Curves) -> str:
-    """One line for each step; what was not measured is empty."""
+    """One line for each step; missing values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("step", *SERIES))

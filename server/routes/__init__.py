@@ -1,1 +1,1 @@
-"""The HTTP routes: each reads its parameters, calls the room's function, and returns its answer."""
+"""The HTTP routes: each parses its parameters, calls one function of another package, and returns its result."""

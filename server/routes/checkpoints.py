@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/checkpoints: list, describe, download."""
+"""/v1/jobs/{id}/checkpoints: list, read and download checkpoints."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ router = Router(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
 class ArchiveQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    include: str | None = Field(default=None, max_length=1000, description="a glob over the files' paths")
-    state: bool = Field(default=False, description="with training_state/, which resuming needs")
+    include: str | None = Field(default=None, max_length=1000, description="a glob for the paths of files to include")
+    state: bool = Field(default=False, description="include training_state/, which is required to resume")
 
 
 @router.get("")
 async def list_checkpoints(
-    service: TheService, caller: TheCaller, job_id: str, asked: Annotated[PageQuery, Query()]
+    service: TheService, caller: TheCaller, job_id: str, query: Annotated[PageQuery, Query()]
 ) -> Page[Manifest]:
     """The manifests of a job's checkpoints, newest first."""
-    return await checkpoints.list_checkpoints(service, caller, job_id, asked.after, asked.limit)
+    return await checkpoints.list_checkpoints(service, caller, job_id, query.after, query.limit)
 
 
 @router.get("/{name}")
@@ -42,7 +42,7 @@ async def get_checkpoint(service: TheService, caller: TheCaller, job_id: str, na
 async def get_checkpoint_file(
     service: TheService, caller: TheCaller, request: Request, job_id: str, name: str, path: str
 ) -> Response:
-    """The bytes of one file; Range, If-Range and If-None-Match are understood, and the ETag is its SHA-256."""
+    """The contents of one file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
     stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
     return serve(request, checkpoints.file_content(stored, path))
 
@@ -54,8 +54,8 @@ async def get_checkpoint_archive(
     request: Request,
     job_id: str,
     name: str,
-    asked: Annotated[ArchiveQuery, Query()],
+    query: Annotated[ArchiveQuery, Query()],
 ) -> Response:
-    """The checkpoint as a .tar, the same bytes each time, so that a download can be resumed."""
+    """The checkpoint as a .tar file with reproducible contents, so that a download can be resumed."""
     stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
-    return serve(request, checkpoints.archive_content(stored, job_id, asked.include, asked.state))
+    return serve(request, checkpoints.archive_content(stored, job_id, query.include, query.state))

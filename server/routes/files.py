@@ -1,4 +1,4 @@
-"""/v1/files: upload, list, read, download, delete."""
+"""/v1/files: upload, list, read, download and delete files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from server import files
 from server.database.pagination import PageQuery
 from server.http.downloads import serve
-from server.http.proxies import location
+from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.answers import DeletedObject, Page, StoredFile
 
@@ -37,36 +37,36 @@ UPLOAD_BODY = {
 
 
 class FileQuery(PageQuery):
-    sha256: str | None = Field(default=None, description="of the file's bytes, in hex")
+    sha256: str | None = Field(default=None, description="return only files with this SHA-256, in hex")
 
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
 async def upload_file(service: TheService, caller: TheCaller, request: Request, response: Response) -> StoredFile:
-    """Store a data file, or a .tar of a Hugging Face model directory whose files name nothing outside it."""
+    """Upload a data file, or a .tar of a Hugging Face model directory that doesn't refer to files outside it."""
     stored = await files.upload(service, caller, request)
-    response.headers["Location"] = location(request, f"/v1/files/{stored.id}")
+    response.headers["Location"] = public_path(request, f"/v1/files/{stored.id}")
     return stored
 
 
 @router.get("")
-async def list_files(service: TheService, caller: TheCaller, asked: Annotated[FileQuery, Query()]) -> Page[StoredFile]:
+async def list_files(service: TheService, caller: TheCaller, query: Annotated[FileQuery, Query()]) -> Page[StoredFile]:
     """The files of the project, newest first."""
-    return await files.list_files(service, caller, asked.sha256, asked)
+    return await files.list_files(service, caller, query.sha256, query)
 
 
 @router.get("/{file_id}")
 async def get_file(service: TheService, caller: TheCaller, file_id: str) -> StoredFile:
-    """One file's description."""
+    """The metadata of one file."""
     return await files.get_file(service, caller, file_id)
 
 
 @router.get("/{file_id}/content", response_class=Response)
 async def get_file_content(service: TheService, caller: TheCaller, request: Request, file_id: str) -> Response:
-    """The file's bytes; Range, If-Range and If-None-Match are understood, and the ETag is its SHA-256."""
+    """The contents of a file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
     return serve(request, await files.content(service, caller, file_id))
 
 
 @router.delete("/{file_id}")
 async def delete_file(service: TheService, caller: TheCaller, file_id: str) -> DeletedObject:
-    """Remove a file that no job needs any more."""
+    """Delete a file. Fails while an unfinished job uses it."""
     return await files.delete(service, caller, file_id)

@@ -8,7 +8,7 @@ from fastapi import Header, Query, Request, Response
 
 from server.estimates import estimate
 from server.http.bodies import read_body
-from server.http.proxies import location
+from server.http.proxies import public_path
 from server.jobs import commands, deletions, queries
 from server.routes.routing import Router, TheCaller, TheService
 from server.submitting import reruns, submissions
@@ -44,7 +44,7 @@ async def submit_job(
     response: Response,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
-    """Create a job; with an `Idempotency-Key` a repetition within 24 hours returns the same job."""
+    """Create a job. With an `Idempotency-Key`, repeating the request within 24 hours returns the same job."""
     data = await read_body(request, service.settings.max_spec_bytes)
     return _created(request, response, *await submissions.submit(service, caller, data, idempotency_key))
 
@@ -56,9 +56,9 @@ async def validate_job(service: TheService, caller: TheCaller, request: Request)
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
-async def list_jobs(service: TheService, caller: TheCaller, asked: Annotated[queries.JobQuery, Query()]) -> Page[Job]:
+async def list_jobs(service: TheService, caller: TheCaller, query: Annotated[queries.JobQuery, Query()]) -> Page[Job]:
     """The jobs of the project, newest first."""
-    return await queries.list_jobs(service, caller, asked)
+    return await queries.list_jobs(service, caller, query)
 
 
 @router.get("/{job_id}")
@@ -69,20 +69,20 @@ async def get_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
 
 @router.post("/{job_id}/cancel", status_code=202)
 async def cancel_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
-    """Cancel an unfinished job; a running job ends once its processes have exited."""
-    return await commands.obey(service, caller, job_id, "cancel")
+    """Cancel an unfinished job. A running job ends once its processes have exited."""
+    return await commands.run_command(service, caller, job_id, "cancel")
 
 
 @router.post("/{job_id}/pause", status_code=202)
 async def pause_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
     """Pause a job: immediately if it is queued; otherwise once its checkpoint is stored and its device is free."""
-    return await commands.obey(service, caller, job_id, "pause")
+    return await commands.run_command(service, caller, job_id, "pause")
 
 
 @router.post("/{job_id}/resume", status_code=202)
 async def resume_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
     """Queue a paused job again; it continues from its newest checkpoint."""
-    return await commands.obey(service, caller, job_id, "resume")
+    return await commands.run_command(service, caller, job_id, "resume")
 
 
 @router.post("/{job_id}/rerun", status_code=201, openapi_extra=_body("Rerun", required=False))
@@ -94,7 +94,7 @@ async def rerun_job(
     job_id: str,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Job:
-    """Create a job from this job's patched spec, from the start or from one of its checkpoints."""
+    """Create a job from this job's patched spec, starting from the beginning or from one of its checkpoints."""
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
     return _created(request, response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
 
@@ -105,8 +105,8 @@ async def delete_job(service: TheService, caller: TheCaller, job_id: str) -> Del
     return await deletions.delete(service, caller, job_id)
 
 
-def _created(request: Request, response: Response, job: Job, was_answered: bool) -> Job:
-    response.headers["Location"] = location(request, f"/v1/jobs/{job.id}")
-    if was_answered:
+def _created(request: Request, response: Response, job: Job, is_replayed: bool) -> Job:
+    response.headers["Location"] = public_path(request, f"/v1/jobs/{job.id}")
+    if is_replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return job

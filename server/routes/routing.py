@@ -55,11 +55,11 @@ async def _caller(
 ) -> Caller:
     caller = await authenticate(service.database, credentials.credentials if credentials else None)
     if request.query_params:
-        _check_names(request)
+        _check_parameters(request)
     return caller
 
 
-def _check_names(request: Request) -> None:
+def _check_parameters(request: Request) -> None:
     counts = Counter(name for name, _ in request.query_params.multi_items())
     if not known_parameters(request):
         raise RequestValidationError([{"type": "extra_forbidden", "loc": ("query", name)} for name in counts])
@@ -69,7 +69,7 @@ def _check_names(request: Request) -> None:
 
 
 def _repeated_parameter(name: str, count: int) -> dict[str, Any]:
-    sentence = f"{cut(name)} is given {count} times; keep one of them."
+    sentence = f"{cut(name)} is given {count} times; remove all but one."
     return {"type": "given_twice", "loc": ("query", name), "ctx": {"sentence": sentence}}
 
 

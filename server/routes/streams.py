@@ -59,37 +59,37 @@ async def read_events(
     caller: TheCaller,
     request: Request,
     job_id: str,
-    asked: Annotated[EventQuery, Query()],
+    query: Annotated[EventQuery, Query()],
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Page[UntypedEvent] | Response:
     """Stored events, oldest first. With `Accept: text/event-stream`: a live stream, resumable with `Last-Event-ID`."""
     await require_job(service, caller, job_id)
     if EVENT_STREAM not in accept:
-        return await event_stream.read_page(service, job_id, asked.after, asked.limit)
+        return await event_stream.read_page(service, job_id, query.after, query.limit)
     seen = event_stream.last_event_id(last_event_id)
-    if seen is not None and await event_stream.is_read_to_its_end(service, job_id, seen):
+    if seen is not None and await event_stream.has_read_all(service, job_id, seen):
         return Response(status_code=204)
-    after = asked.after if seen is None else seen
+    after = query.after if seen is None else seen
     text = event_stream.live(service, job_id, after, request.is_disconnected)
     return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
 
 
 @router.get("/logs", response_class=LiveResponse, responses={200: {"content": {"text/plain": {}}}})
 async def read_logs(
-    service: TheService, caller: TheCaller, request: Request, job_id: str, asked: Annotated[LogQuery, Query()]
+    service: TheService, caller: TheCaller, request: Request, job_id: str, query: Annotated[LogQuery, Query()]
 ) -> LiveResponse:
     """The output of the training processes, attempts in order; with `follow` until the job has ended."""
-    if asked.tail is not None and asked.offset:
+    if query.tail is not None and query.offset:
         raise InvalidRequest(
-            f"offset ({asked.offset}) and tail ({asked.tail}) can't be combined, because the last lines change while "
+            f"offset ({query.offset}) and tail ({query.tail}) can't be combined, because the last lines change while "
             "the log grows; remove one of them.",
             param="offset",
         )
     await require_job(service, caller, job_id)
-    await logs.read_attempts(service, job_id, asked.attempt)
-    wanted = logs.LogReading(asked.attempt, asked.tail, asked.offset, asked.follow, asked.quiet_seconds)
-    text = logs.text(service, job_id, wanted, request.is_disconnected)
+    await logs.read_attempts(service, job_id, query.attempt)
+    selection = logs.LogSelection(query.attempt, query.tail, query.offset, query.follow, query.quiet_seconds)
+    text = logs.read(service, job_id, selection, request.is_disconnected)
     return LiveResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
 
 
@@ -98,10 +98,10 @@ async def read_metrics(
     service: TheService,
     caller: TheCaller,
     job_id: str,
-    asked: Annotated[CurveQuery, Query()],
+    query: Annotated[CurveQuery, Query()],
     accept: Annotated[str, Header()] = "",
 ) -> Curves | Response:
     """The training's curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
     await require_job(service, caller, job_id)
-    found = await training_curves.read_curves(service, job_id, asked.max_points)
+    found = await training_curves.read_curves(service, job_id, query.max_points)
     return Response(training_curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found

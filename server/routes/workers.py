@@ -1,4 +1,4 @@
-"""/v1/workers: the machines that train, and what runs where."""
+"""/v1/workers: list, drain and undrain workers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ router = Router(prefix="/v1/workers", tags=["workers"])
 
 
 @router.get("")
-async def get_workers(service: TheService, caller: TheCaller, asked: Annotated[PageQuery, Query()]) -> Page[Worker]:
-    """Every worker that was heard of within a day, by name."""
-    return await workers.list_workers(service, asked)
+async def get_workers(service: TheService, caller: TheCaller, query: Annotated[PageQuery, Query()]) -> Page[Worker]:
+    """The workers that were seen within the last day, sorted by name."""
+    return await workers.list_workers(service, query)
 
 
 @router.post("/{name}/drain")
 async def drain_worker(service: TheService, caller: TheCaller, name: str) -> Worker:
-    """Give the worker no more jobs, and have its trainings save and hand theirs back (scope `admin`)."""
+    """Stop assigning jobs to the worker; its trainings save a checkpoint and hand their jobs back (scope `admin`)."""
     return await workers.set_draining(service, caller, name, True)
 
 
 @router.post("/{name}/undrain")
 async def undrain_worker(service: TheService, caller: TheCaller, name: str) -> Worker:
-    """Let a drained worker have jobs again (scope `admin`)."""
+    """Assign jobs to a drained worker again (scope `admin`)."""
     return await workers.set_draining(service, caller, name, False)

@@ -1,1 +1,1 @@
-"""Files that clients upload: told apart, stored as they arrive, listed."""
+"""Receives uploaded files: multipart parsing, file names and formats, quotas, and the safety check of models."""

@@ -37,8 +37,8 @@ def unreadable(filename: str, *, as_tokens: bool) -> str | None:
     if file_type(filename).suffix in allowed:
         return None
     cure = "leave out use_pretokenized" if as_tokens else "set use_pretokenized"
-    what = "token ids" if as_tokens else "text"
-    return f"is {shown(filename)}, and {what} come from {listed(allowed)} files; {cure}, or give another file."
+    content = "token ids are" if as_tokens else "text is"
+    return f"is {shown(filename)}, but {content} read from {listed(allowed)} files; {cure}, or use another file."
 
 
 def check_beginning(filename: str, beginning: bytes) -> None:

@@ -201,12 +201,12 @@ class _Form:
         """Raises `InvalidRequest` for an unknown purpose."""
         if "purpose" not in self._fields:
             return None
-        said = self._fields["purpose"].decode("utf-8", "replace").strip()
+        purpose_text = self._fields["purpose"].decode("utf-8", "replace").strip()
         for purpose in SUFFIXES:
-            if said == purpose:
+            if purpose_text == purpose:
                 return purpose
         raise InvalidRequest(
-            f"purpose is {said[:40]!r}; it must be 'dataset' or 'model'.", code="invalid_value", param="purpose"
+            f"purpose is {purpose_text[:40]!r}; it must be 'dataset' or 'model'.", code="invalid_value", param="purpose"
         )
 
     def check(self) -> None:

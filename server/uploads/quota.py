@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from server.artifacts import ArtifactFolder, Incoming
+from server.artifacts import ArtifactFolder, IncomingFile
 from server.database.connections import Database
 from server.database.tables import FileRow
 from zeta_core.contract.errors import QuotaExceeded
@@ -30,7 +30,7 @@ class OpenUpload:
     """An unfinished upload: its temporary file and the number of bytes received."""
 
     project: str
-    incoming: Incoming
+    incoming: IncomingFile
     num_bytes: int = 0
 
 
@@ -52,29 +52,29 @@ class OpenUploads:
 
     @asynccontextmanager
     async def open(self, project: str, announced_bytes: int) -> AsyncGenerator[OpenUpload]:
-        """Open an upload for the block; its temporary file is removed at the end unless `keep` stored it.
+        """Open an upload for the block; its temporary file is removed at the end unless `store` kept it.
 
         Raises `QuotaExceeded` if the announced bytes don't fit, and `Unavailable`.
         """
-        await self._require_room(project, announced_bytes, max_age_seconds=0)
+        await self._require_quota(project, announced_bytes, max_age_seconds=0)
         upload = OpenUpload(project, await asyncio.to_thread(self._store.open_incoming, project))
         self._open.add(upload)
         try:
             yield upload
         finally:
             self._open.discard(upload)
-            upload.incoming.drop()
+            upload.incoming.discard()
 
     async def count(self, upload: OpenUpload, num_bytes: int) -> None:
         """Count received bytes. Raises `QuotaExceeded` as soon as they exceed the quota."""
         upload.num_bytes += num_bytes
         try:
-            await self._require_room(upload.project, 0, max_age_seconds=FRESH_SECONDS)
+            await self._require_quota(upload.project, 0, max_age_seconds=FRESH_SECONDS)
         except QuotaExceeded:
             upload.num_bytes = 0  # the upload will be dropped, so it must not count against others
             raise
 
-    async def keep(self, upload: OpenUpload, row: FileRow) -> None:
+    async def store(self, upload: OpenUpload, row: FileRow) -> None:
         """Store the file: its bytes first, then its row. Raises `QuotaExceeded` and `Unavailable`."""
         target = self._store.file_path(row.id)
         await asyncio.to_thread(upload.incoming.flush)
@@ -82,7 +82,7 @@ class OpenUploads:
             await self._count_elsewhere(upload.project)
             self._check(upload.project, 0)
             try:
-                await asyncio.to_thread(upload.incoming.keep, target)
+                await asyncio.to_thread(upload.incoming.commit, target)
                 async with self._database.write() as session:
                     session.add(row)
             except BaseException:
@@ -91,7 +91,7 @@ class OpenUploads:
             self._open.discard(upload)
             self._add_elsewhere(upload.project, upload.num_bytes)
 
-    async def _require_room(self, project: str, num_bytes: int, *, max_age_seconds: float) -> None:
+    async def _require_quota(self, project: str, num_bytes: int, *, max_age_seconds: float) -> None:
         if self._quota_bytes is None:
             return
         counted_at, elsewhere = self._elsewhere.get(project, (0.0, 0))

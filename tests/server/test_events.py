@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.jobs.training_curves import thinned
+from server.jobs.training_curves import thin_out
 from tests.harness.service import parse_sse
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
@@ -242,11 +242,11 @@ def test_a_line_over_several_steps_gives_the_curves_each_of_them_with_its_own_fi
 def test_thinned_curves_keep_their_ends_and_their_evaluations() -> None:
     steps = list(range(1, 1001))
     evaluated = set(range(30, 1001, 30))
-    few = thinned(steps, 100, evaluated)
+    few = thin_out(steps, 100, evaluated)
     assert (len(few), few[0], few[-1]) == (100, 1, 1000)
     assert few == sorted(set(few))
     assert evaluated <= set(few)
-    assert thinned(steps, 2, evaluated) == [1, 1000]
+    assert thin_out(steps, 2, evaluated) == [1, 1000]
 
 
 def test_metrics_of_a_job_that_said_nothing_are_empty_arrays(rows: Rows, http: httpx.Client) -> None:

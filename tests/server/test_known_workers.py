@@ -52,10 +52,10 @@ def test_an_outage_of_redis_counts_as_nobodys_silence() -> None:
 def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_before_it_looked() -> None:
     hearing = Hearing()
     hearing.now += 10 * LEASE_SECONDS  # its process was stopped, and whichever loop wakes first asks
-    assert not hearing.fleet.watching
+    assert not hearing.fleet.is_connected
     assert hearing.fleet.silent_seconds("w") == 0
     hearing.look(beats=False)
-    assert hearing.fleet.watching
+    assert hearing.fleet.is_connected
     assert hearing.fleet.silent_seconds("w") == 0
     hearing.listen(LEASE_SECONDS, beats=False)
     assert hearing.fleet.silent_seconds("w") == LEASE_SECONDS

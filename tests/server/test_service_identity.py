@@ -17,7 +17,7 @@ import pytest
 from migrations.upgrade import upgrade
 from server.database.connections import Database
 from server.database.service_identity import identify_service
-from server.engine.database_claim import DOUBT_SECONDS, RENEW_SECONDS
+from server.engine.database_claim import EXPIRY_SECONDS, RENEW_SECONDS
 from tests.harness.network import Line
 from tests.harness.postgres import PostgresServer
 from tests.harness.valkey import ValkeyServer
@@ -189,7 +189,7 @@ def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
 ) -> None:
     with serving(tmp_path / "first", own_valkey.url, f"sqlite:///{tmp_path}/shared.db") as first:
         own_valkey.stop()
-        for _ in range(math.ceil(DOUBT_SECONDS / RENEW_SECONDS)):
+        for _ in range(math.ceil(EXPIRY_SECONDS / RENEW_SECONDS)):
             wait_for_renewal(first)
         second = ServerProcess(tmp_path / "second", redis_url, first.settings.database)
         assert "which is in use by the server on" in refusal(second)

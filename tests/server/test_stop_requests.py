@@ -53,7 +53,7 @@ def change(fleet: Bench, row: type[Any], key: Any, **values: Any) -> None:
 def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_job_fails(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stop_requests, "NOTE_SECONDS", 0.1)
+    monkeypatch.setattr(stop_requests, "RECORD_SECONDS", 0.1)
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=60))
     worker.start(fleet, job_id)

@@ -1,4 +1,4 @@
-"""What follows when an attempt ends, for each way of ending; straight on the database, without Redis."""
+"""How a job continues after each kind of end of an attempt; on the database alone, without Redis."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +103,7 @@ def lose(database: Bench, job_id: str) -> JobRow:
 
 
 @pytest.mark.parametrize("reason", ["train_error", "process_killed", "launch_failed"])
-def test_an_accident_is_tried_again_until_the_retries_are_used_up(database: Bench, reason: str) -> None:
+def test_process_failures_are_retried_up_to_max_retries(database: Bench, reason: str) -> None:
     job_id = database.submit(max_retries=1)
     job = tell(database, job_id, progress(1), status("failed", reason=reason, message="It broke."))
     assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 1)
@@ -124,27 +124,27 @@ def test_an_accident_is_tried_again_until_the_retries_are_used_up(database: Benc
 
 
 @pytest.mark.parametrize("reason", ["invalid_data", "invalid_model", "non_finite_loss", "time_limit"])
-def test_what_another_attempt_would_meet_again_is_not_tried_again(database: Bench, reason: str) -> None:
+def test_failures_that_would_repeat_are_not_retried(database: Bench, reason: str) -> None:
     job_id = database.submit()
     job = tell(database, job_id, status("failed", reason=reason))
     assert (job.status, job.status_reason, job.attempt) == ("failed", reason, 1)
 
 
 @pytest.mark.parametrize("code", ["cannot_resume", "cannot_train"])
-def test_a_train_error_that_lies_in_the_spec_is_not_tried_again(database: Bench, code: str) -> None:
+def test_train_errors_caused_by_the_spec_are_not_retried(database: Bench, code: str) -> None:
     job_id = database.submit()
     job = tell(database, job_id, status("failed", reason="train_error", error={"code": code, "message": "No."}))
     assert (job.status, job.status_reason, job.attempt) == ("failed", "train_error", 1)
     assert (job.error or {})["code"] == code
 
 
-def test_memory_that_runs_out_is_tried_once_more_and_not_twice(database: Bench) -> None:
+def test_out_of_memory_is_retried_only_once(database: Bench) -> None:
     job_id = database.submit()
     assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "queued"
     assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "failed"
 
 
-def test_what_cannot_fit_is_not_tried_again_and_keeps_its_patch(database: Bench) -> None:
+def test_a_job_that_cannot_fit_is_not_retried_and_keeps_its_patch(database: Bench) -> None:
     job_id = database.submit()
     error = {
         "code": "cannot_fit",
@@ -158,7 +158,7 @@ def test_what_cannot_fit_is_not_tried_again_and_keeps_its_patch(database: Bench)
     assert job.error["evidence"]["needed_bytes"] == 9
 
 
-def test_a_full_disk_pauses_the_job_until_there_is_room_and_ends_it_when_the_retries_are_used_up(
+def test_a_full_disk_pauses_the_job_up_to_max_retries(
     database: Bench,
 ) -> None:
     job_id = database.submit(max_retries=1)
@@ -176,7 +176,7 @@ def test_a_full_disk_pauses_the_job_until_there_is_room_and_ends_it_when_the_ret
 @pytest.mark.parametrize(
     ("action", "end"), [(None, ("queued", "resumed")), ("cancel", ("cancelled", "cancelled_by_user"))]
 )
-def test_a_training_that_obeyed_a_pause_which_is_withdrawn_or_overruled_does_what_counts_now(
+def test_a_paused_training_follows_the_latest_request(
     database: Bench, action: str | None, end: tuple[str, str]
 ) -> None:
     job_id = database.submit()
@@ -189,7 +189,7 @@ def test_a_training_that_obeyed_a_pause_which_is_withdrawn_or_overruled_does_wha
     assert job.failures == 0
 
 
-def test_time_that_is_used_up_ends_the_job_whatever_ended_its_attempt(database: Bench) -> None:
+def test_a_job_without_time_left_ends_for_any_end_of_its_attempt(database: Bench) -> None:
     job_id = database.submit(spec=spec(time_limit_seconds=10))
     tell(database, job_id, status("failed", reason="process_killed"))
     assert database.job(job_id).status == "queued"
@@ -201,7 +201,7 @@ def test_time_that_is_used_up_ends_the_job_whatever_ended_its_attempt(database: 
     assert database.attempts(job_id)[1].reason == "handed_back"
 
 
-def test_the_time_limit_comes_before_a_pause_and_a_cancel_before_both(database: Bench) -> None:
+def test_a_cancel_precedes_the_time_limit_which_precedes_a_pause(database: Bench) -> None:
     for action, end in (("pause", "failed"), ("cancel", "cancelled")):
         job_id = database.submit()
         attempt = start(database, job_id)
@@ -210,7 +210,7 @@ def test_the_time_limit_comes_before_a_pause_and_a_cancel_before_both(database: 
         assert database.job(job_id).status == end
 
 
-def test_the_second_failure_in_a_row_waits_and_a_new_checkpoint_forgets_the_failures(database: Bench) -> None:
+def test_back_off_starts_at_the_second_failure_and_resets_at_a_checkpoint(database: Bench) -> None:
     job_id = database.submit()
     tell(database, job_id, status("failed", reason="process_killed"))
     assert tell(database, job_id, status("failed", reason="process_killed")).not_before is not None
@@ -219,7 +219,7 @@ def test_the_second_failure_in_a_row_waits_and_a_new_checkpoint_forgets_the_fail
     assert [backoff_seconds(failures) for failures in (1, 2, 3, 4, 9)] == [0, 5, 20, 80, 300]
 
 
-def test_the_sentence_of_a_next_attempt_says_where_it_goes_on(database: Bench) -> None:
+def test_queued_events_report_where_the_next_attempt_continues(database: Bench) -> None:
     job_id = database.submit()
     tell(database, job_id, status("failed", reason="process_killed", message="It was killed."))
     tell(database, job_id, checkpoint(5), status("queued", reason="handed_back", message="The worker stops."))
@@ -240,14 +240,14 @@ def test_the_sentence_of_a_next_attempt_says_where_it_goes_on(database: Bench) -
     ]
 
 
-def test_a_hand_back_counts_as_no_failure(database: Bench) -> None:
+def test_a_hand_back_does_not_count_as_a_failure(database: Bench) -> None:
     job_id = database.submit(max_retries=0)
     for _ in range(3):
         job = tell(database, job_id, status("queued", reason="handed_back"))
         assert (job.status, job.status_reason, job.failures, job.not_before) == ("queued", "handed_back", 0, None)
 
 
-def test_lost_workers_have_a_limit_of_their_own(database: Bench) -> None:
+def test_lost_workers_have_a_separate_limit(database: Bench) -> None:
     job_id = database.submit(max_retries=0)
     for _ in range(MAX_LOST_WORKERS):
         job = lose(database, job_id)
@@ -261,7 +261,7 @@ def test_lost_workers_have_a_limit_of_their_own(database: Bench) -> None:
     "line", [status("failed", reason="process_killed"), status("failed", reason="invalid_data"), status("queued")]
 )
 @pytest.mark.parametrize(("action", "end"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_what_the_user_ordered_comes_before_a_retry(
+def test_a_users_request_takes_precedence_over_a_retry(
     database: Bench, line: dict[str, Any], action: str, end: str
 ) -> None:
     job_id = database.submit()
@@ -272,7 +272,7 @@ def test_what_the_user_ordered_comes_before_a_retry(
     assert (job.status, job.requested_action, job.error) == (end, None, None)
 
 
-def test_a_job_keeps_so_many_logs_and_progress_events_and_one_warning_says_where_they_were_cut(
+def test_limited_events_are_dropped_above_the_limit_with_one_warning(
     database: Bench,
 ) -> None:
     job_id = database.submit()
@@ -296,7 +296,7 @@ def test_a_job_keeps_so_many_logs_and_progress_events_and_one_warning_says_where
     assert (job.progress or {})["step"] == 6
 
 
-def test_success_stores_the_result_and_keeps_the_advice_about_an_earlier_attempt_as_a_warning(database: Bench) -> None:
+def test_success_stores_the_result_and_keeps_earlier_warnings(database: Bench) -> None:
     job_id = database.submit()
     error = {"code": "out_of_memory", "message": "Memory ran out.", "hint": "Halve it.", "patch": {"batch_size": 2}}
     tell(database, job_id, status("failed", reason="out_of_memory", error=error))

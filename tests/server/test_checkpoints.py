@@ -1,4 +1,4 @@
-"""Checkpoints over HTTP: listed, described, downloaded whole, in part, and as one archive."""
+"""Checkpoints over HTTP: lists, manifests, files, ranges and archives."""
 
 import hashlib
 import io
@@ -57,7 +57,7 @@ def test_checkpoints_are_listed_newest_first_and_counted(stored: Stored, http: h
     assert (job["checkpoints"], job["final_checkpoint"]) == (3, "final")
 
 
-def test_a_manifest_names_each_file_with_size_hash_and_role(stored: Stored, http: httpx.Client) -> None:
+def test_a_manifest_lists_each_file_with_size_hash_and_role(stored: Stored, http: httpx.Client) -> None:
     manifest = http.get(f"{stored.path}/final").json()
     assert (manifest["name"], manifest["step"], manifest["format"]) == ("final", 10, "huggingface")
     assert {file["path"]: (file["size"], file["sha256"], file["role"]) for file in manifest["files"]} == {
@@ -67,7 +67,7 @@ def test_a_manifest_names_each_file_with_size_hash_and_role(stored: Stored, http
 
 
 @pytest.mark.parametrize("name", ["best", "step-7", "step-", "FINAL", "..", "%2e%2e", "..%2ffinal", "final%00", "."])
-def test_a_checkpoint_that_is_not_there_is_not_found(server: ServerProcess, stored: Stored, name: str) -> None:
+def test_an_unknown_checkpoint_is_not_found(server: ServerProcess, stored: Stored, name: str) -> None:
     for rest in ("", "/archive", "/files/config.json"):
         assert get_as_it_is(server, f"{stored.path}/{name}{rest}")[0] == 404
 
@@ -85,7 +85,7 @@ def get_as_it_is(server: ServerProcess, path: str) -> tuple[int, bytes]:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_arrives_as_its_manifest_says(stored: Stored, http: httpx.Client) -> None:
+def test_every_downloaded_file_matches_its_manifest(stored: Stored, http: httpx.Client) -> None:
     for path, content in stored.files.items():
         answer = http.get(f"{stored.path}/final/files/{path}")
         assert answer.content == content
@@ -112,7 +112,7 @@ def test_every_file_arrives_as_its_manifest_says(stored: Stored, http: httpx.Cli
         "tokenizer/../config.json",
     ],
 )
-def test_nothing_but_the_manifests_files_is_served(server: ServerProcess, stored: Stored, path: str) -> None:
+def test_only_files_of_the_manifest_are_served(server: ServerProcess, stored: Stored, path: str) -> None:
     status, content = get_as_it_is(server, f"{stored.path}/final/files/{path}")
     assert status == 404
     assert b"not_found_error" in content
@@ -131,7 +131,7 @@ def test_nothing_but_the_manifests_files_is_served(server: ServerProcess, stored
         ("bytes=-5000000", 0, None),
     ],
 )
-def test_a_range_is_exactly_those_bytes(
+def test_a_range_returns_exactly_its_bytes(
     stored: Stored, http: httpx.Client, wanted: str, start: int, end: int | None
 ) -> None:
     answer = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
@@ -143,19 +143,19 @@ def test_a_range_is_exactly_those_bytes(
 
 
 @pytest.mark.parametrize("wanted", ["bytes=3000000-", "bytes=9999999-", "bytes=-0", f"bytes={'9' * 18}-"])
-def test_a_range_beyond_the_end_is_416_with_the_length(stored: Stored, http: httpx.Client, wanted: str) -> None:
+def test_a_range_beyond_the_end_returns_416_with_the_length(stored: Stored, http: httpx.Client, wanted: str) -> None:
     answer = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
     assert (answer.status_code, error_of(answer)["code"]) == (416, "range_not_satisfiable")
     assert answer.headers["content-range"] == "bytes */3000000"
 
 
 @pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,5-6", "lines=1-2", "bytes=", "bytes=-", "bytes=a-b"])
-def test_a_range_that_is_none_is_ignored(stored: Stored, http: httpx.Client, wanted: str) -> None:
+def test_an_invalid_range_is_ignored(stored: Stored, http: httpx.Client, wanted: str) -> None:
     answer = http.get(f"{stored.path}/final/files/config.json", headers={"Range": wanted})
     assert (answer.status_code, answer.content) == (200, FILES["config.json"][1])
 
 
-def test_a_range_of_another_version_gets_the_whole_and_a_known_version_gets_nothing(
+def test_if_range_and_if_none_match_compare_the_etag(
     stored: Stored, http: httpx.Client
 ) -> None:
     path = f"{stored.path}/final/files/config.json"
@@ -170,7 +170,7 @@ def test_a_range_of_another_version_gets_the_whole_and_a_known_version_gets_noth
     assert http.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_a_download_cut_anywhere_is_resumed_to_the_same_bytes(stored: Stored, http: httpx.Client) -> None:
+def test_an_interrupted_download_resumes_to_the_same_bytes(stored: Stored, http: httpx.Client) -> None:
     path = f"{stored.path}/final/files/model.safetensors"
     etag = http.head(path).headers["etag"]
     received = b""
@@ -201,7 +201,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def test_an_archive_holds_the_files_and_the_manifest_without_the_training_state(
+def test_an_archive_omits_the_training_state_by_default(
     stored: Stored, http: httpx.Client
 ) -> None:
     answer = http.get(f"{stored.path}/final/archive")
@@ -225,7 +225,7 @@ def test_an_archive_holds_the_files_and_the_manifest_without_the_training_state(
         ({"include": "training_state/*", "state": "true"}, ["training_state/optimizer.bin"]),
     ],
 )
-def test_an_archive_may_be_narrowed_by_a_glob(
+def test_a_glob_selects_the_files_of_an_archive(
     stored: Stored, http: httpx.Client, query: dict[str, str], names: list[str]
 ) -> None:
     answer = http.get(f"{stored.path}/final/archive", params=query)
@@ -233,12 +233,12 @@ def test_an_archive_may_be_narrowed_by_a_glob(
 
 
 @pytest.mark.parametrize("query", [{"include": "*.bin"}, {"include": "nothing"}, {"include": "["}])
-def test_a_glob_that_names_nothing_is_said_so(stored: Stored, http: httpx.Client, query: dict[str, str]) -> None:
+def test_a_glob_without_matches_is_reported(stored: Stored, http: httpx.Client, query: dict[str, str]) -> None:
     answer = http.get(f"{stored.path}/final/archive", params=query)
     assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
 
 
-def test_an_archive_is_the_same_bytes_each_time_and_any_range_of_it_fits(stored: Stored, http: httpx.Client) -> None:
+def test_an_archive_is_reproducible_and_supports_ranges(stored: Stored, http: httpx.Client) -> None:
     path = f"{stored.path}/final/archive?state=true"
     whole = http.get(path)
     again = http.get(path)
@@ -251,7 +251,7 @@ def test_an_archive_is_the_same_bytes_each_time_and_any_range_of_it_fits(stored:
         assert (part.status_code, part.content) == (206, whole.content[start:end])
 
 
-def test_a_damaged_manifest_is_told_and_a_shortened_file_ends_the_download_early(
+def test_a_damaged_manifest_is_reported_and_a_truncated_file_ends_the_download(
     rows: Rows, http: httpx.Client
 ) -> None:
     job_id = rows.job()

@@ -1,4 +1,4 @@
-"""The server asks a worker what it cannot know itself: once for the same question, and no longer than the limit."""
+"""Spec checks are delegated to a worker, cached, and limited in time."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def ask(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer |
     return fleet.loop.run(engine.spec_checks.request(SPEC, resolved, 1))
 
 
-def test_a_check_is_asked_once_and_answered_from_what_is_kept(fleet: Bench, shared_valkey: ValkeyServer) -> None:
+def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey: ValkeyServer) -> None:
     engine = fleet.start_engine()
     assert "No connected worker can check" in str(ask(fleet, engine, {}))
     with shared_valkey.client() as client:
@@ -78,7 +78,7 @@ def test_a_check_is_asked_once_and_answered_from_what_is_kept(fleet: Bench, shar
     ],
     ids=["hub", "branch", "path", "mixed", "commit", "builtin"],
 )
-def test_a_check_is_kept_only_for_data_that_cannot_change(
+def test_only_checks_of_immutable_data_are_cached(
     answered: httpx.Client, asked: list[CheckRequest], dataset: Any, num_checks: int
 ) -> None:
     asked.clear()

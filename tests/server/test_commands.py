@@ -1,4 +1,4 @@
-"""Cancel, pause, resume, rerun and delete over HTTP: every state and command has the table's answer."""
+"""Cancel, pause, resume, rerun and delete over HTTP follow the table of commands."""
 
 import signal
 from pathlib import Path
@@ -69,7 +69,7 @@ LEFT: dict[Situation, dict[str, tuple[str, str | None, str | None, str | None]]]
 
 
 @pytest.mark.parametrize("situation", list(Situation))
-def test_every_state_and_command_has_the_answer_of_the_table(
+def test_every_command_in_every_situation_follows_the_table(
     rows: Rows, http: httpx.Client, situation: Situation
 ) -> None:
     for command in COMMANDS:
@@ -123,7 +123,7 @@ def at(name: str) -> dict[str, Any]:
     return {"from": name}
 
 
-def test_a_rerun_is_a_new_job_of_the_patched_spec_and_the_same_key_gives_the_same_one(http: httpx.Client) -> None:
+def test_a_rerun_creates_a_job_from_the_patched_spec_once_per_key(http: httpx.Client) -> None:
     parent = submit(http, metadata={"a": "1", "b": "2"}, learning_rate=0.5)
     patch = {"metadata": {"a": None, "c": "3"}, "learning_rate": None, "max_steps": 9}
     answer = rerun(http, parent["id"], key="again", patch=patch)
@@ -138,7 +138,7 @@ def test_a_rerun_is_a_new_job_of_the_patched_spec_and_the_same_key_gives_the_sam
     assert rerun(http, "job_00000000000000000000").status_code == 404
 
 
-def test_the_faults_of_a_rerun_are_named_by_their_fields(http: httpx.Client) -> None:
+def test_errors_of_a_rerun_name_the_invalid_fields(http: httpx.Client) -> None:
     parent = submit(http)["id"]
     answer = rerun(http, parent, patch={"batch_size": 0, "lerning_rate": 1})
     assert answer.status_code == 422
@@ -157,7 +157,7 @@ def test_the_faults_of_a_rerun_are_named_by_their_fields(http: httpx.Client) -> 
         assert error_of(answer)["details"][0]["suggestion"] == suggestion
 
 
-def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exact_resume_allows(
+def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(
     rows: Rows, http: httpx.Client
 ) -> None:
     parent = rows.job(spec={"batch_size": 4, "gradient_accumulate_every": 2, "learning_rate": 0.001})
@@ -217,7 +217,7 @@ def test_a_rerun_from_a_checkpoint_goes_on_exactly_and_may_change_only_what_exac
 # --- Delete -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_job_goes_with_its_artifacts_and_is_found_no_more(
+def test_deleting_a_job_removes_its_artifacts_and_rows(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
     key = {"Idempotency-Key": "of a job that is deleted"}
@@ -237,7 +237,7 @@ def test_a_deleted_job_goes_with_its_artifacts_and_is_found_no_more(
     assert (again.status_code, again.json()["id"] != job_id) == (201, True)
 
 
-def test_a_job_that_another_one_needs_is_not_deleted_until_that_has_ended(rows: Rows, http: httpx.Client) -> None:
+def test_a_job_in_use_by_an_unfinished_job_is_not_deleted(rows: Rows, http: httpx.Client) -> None:
     parent = rows.job()
     rows.attempt(parent, to=JobStatus.SUCCEEDED)
     rows.checkpoint(parent, "step-4", 4, WEIGHTS)
@@ -254,7 +254,7 @@ def test_a_job_that_another_one_needs_is_not_deleted_until_that_has_ended(rows: 
     assert http.delete(f"/v1/jobs/{parent}").status_code == 200
 
 
-def test_a_deletion_that_was_cut_short_is_finished_by_the_next_start(
+def test_an_interrupted_deletion_is_finished_at_the_next_start(
     shared_valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     with serving(tmp_path / "home", shared_valkey.url) as server, server.http() as http:
@@ -278,7 +278,7 @@ def test_a_deletion_that_was_cut_short_is_finished_by_the_next_start(
 # --- Drain ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_an_admin_drains_a_worker_that_there_is(server: ServerProcess, rows: Rows, http: httpx.Client) -> None:
+def test_only_an_admin_can_drain_an_existing_worker(server: ServerProcess, rows: Rows, http: httpx.Client) -> None:
     assert error_of(http.post("/v1/workers/nobody/drain"))["code"] == "worker_not_found"
     rows.key("no-admin")
     with server.http("no-admin") as other:

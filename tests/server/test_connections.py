@@ -1,4 +1,4 @@
-"""What a raw connection gets: HTTP/1.0, requests that are not HTTP, heads without an end, bodies in every framing."""
+"""Raw connections: HTTP/1.0, invalid HTTP, endless request heads, and all framings of bodies."""
 
 import json
 import socket
@@ -52,7 +52,7 @@ def job_id(rows: Rows) -> str:
         ("", ""),
     ],
 )
-def test_an_answer_to_http_1_0_is_never_chunked(
+def test_responses_to_http_1_0_are_never_chunked(
     server: ServerProcess, http: httpx.Client, job_id: str, path: str, headers: str
 ) -> None:
     status, answered, body = old(server, f"/v1/jobs/{job_id}{path}", headers)
@@ -63,7 +63,7 @@ def test_an_answer_to_http_1_0_is_never_chunked(
     assert body == http.get(f"/v1/jobs/{job_id}{path}", headers=modern).content
 
 
-def test_http_1_0_has_ranges_errors_and_heads_as_well(server: ServerProcess, http: httpx.Client) -> None:
+def test_http_1_0_supports_ranges_errors_and_head(server: ServerProcess, http: httpx.Client) -> None:
     file = http.post("/v1/files", files={"file": ("a.txt", b"0123456789")}, data={"purpose": "dataset"}).json()
     status, headers, body = old(server, f"/v1/files/{file['id']}/content", "Range: bytes=2-4\r\n")
     assert (status, headers["content-length"], body) == (b"HTTP/1.1 206 Partial Content", "3", b"234")
@@ -87,7 +87,7 @@ def test_http_1_0_has_ranges_errors_and_heads_as_well(server: ServerProcess, htt
         b"GET /v1/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_refused_in_the_one_shape(server: ServerProcess, request_: bytes) -> None:
+def test_invalid_http_gets_the_standard_error_shape(server: ServerProcess, request_: bytes) -> None:
     status, headers, body = exchange(server, request_)
     assert status == b"HTTP/1.1 400 Bad Request"
     assert headers["content-type"] == "application/json"
@@ -104,14 +104,14 @@ def test_what_is_not_http_is_refused_in_the_one_shape(server: ServerProcess, req
         b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % i for i in range(9_000)) + b"\r\n",
     ],
 )
-def test_a_head_beyond_the_limit_is_refused(server: ServerProcess, head: bytes) -> None:
+def test_a_request_head_above_the_limit_is_rejected(server: ServerProcess, head: bytes) -> None:
     status, _, body = exchange(server, head)
     assert status.startswith(b"HTTP/1.1 431 ")
     assert json.loads(body)["error"]["code"] == "head_too_large"
 
 
 @pytest.mark.parametrize("beginning", [b"GET /", b"GET / HTTP/1.1\r\nX-Long: "])
-def test_a_head_without_an_end_is_not_kept_in_memory(server: ServerProcess, beginning: bytes) -> None:
+def test_an_endless_request_head_is_not_kept_in_memory(server: ServerProcess, beginning: bytes) -> None:
     before = server.peak_memory_bytes()
     sent = 0
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
@@ -126,7 +126,7 @@ def test_a_head_without_an_end_is_not_kept_in_memory(server: ServerProcess, begi
     assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
-def test_large_bodies_before_a_pipelined_head_are_no_head(server: ServerProcess) -> None:
+def test_pipelined_bodies_do_not_count_as_request_heads(server: ServerProcess) -> None:
     post = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 60000\r\n\r\n".encode() + b" " * 60_000
     get = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     status, _, rest = exchange(server, post * 3 + get)
@@ -148,7 +148,7 @@ def test_json_bodies_are_read_chunked_and_after_100_continue(server: ServerProce
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_line_of_the_log_is_one_line_and_shows_the_client(server: ServerProcess) -> None:
+def test_a_request_is_logged_on_one_line_with_its_client(server: ServerProcess) -> None:
     path = "/v1/jobs/%1b%5B2J%0Aforged%20line?x=%1b"
     exchange(server, f"GET {path} HTTP/1.0\r\n\r\n".encode())
     wait_until(lambda: "GET /v1/jobs/%1b%5B2J%0Aforged%20line was answered" in server.log(), 10, "the line")

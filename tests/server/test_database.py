@@ -13,7 +13,7 @@ from server.database.connections import Database
 LONG = "WITH RECURSIVE c(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM c WHERE x < 300000) SELECT count(*) FROM c"
 
 
-def test_a_write_that_is_cancelled_in_a_statement_is_undone_and_holds_no_lock(tmp_path: Path) -> None:
+def test_a_write_cancelled_in_a_statement_is_rolled_back_and_unlocks(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "zeta.db").touch()
         database = Database(f"sqlite:///{tmp_path / 'zeta.db'}")

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, on whichever route: one shape, the right status, a request id, and no insides."""
+"""All errors of all routes have one shape, the right status and a request id, and reveal no internals."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ def filled(path: str, job_id: str = "job_00000000000000000000") -> str:
     return path
 
 
-def test_every_route_but_the_open_ones_asks_for_a_key(server: ServerProcess, http: httpx.Client) -> None:
+def test_every_route_except_the_open_ones_requires_a_key(server: ServerProcess, http: httpx.Client) -> None:
     asked = [(method, path) for method, path in operations(http) if path not in OPEN]
     assert len(asked) >= 17
     for key in (None, "wrong", API_KEY + "x", ""):
@@ -38,17 +38,17 @@ def test_every_route_but_the_open_ones_asks_for_a_key(server: ServerProcess, htt
 
 
 @pytest.mark.parametrize("header", ["Basic dXNlcjpwYXNz", "Bearer", "Bearer ", f"bearer  {API_KEY} x", API_KEY])
-def test_a_header_that_is_no_bearer_key_is_refused(server: ServerProcess, header: str) -> None:
+def test_an_invalid_authorization_header_is_rejected(server: ServerProcess, header: str) -> None:
     answer = httpx.get(f"{server.url}/v1/jobs", headers={"Authorization": header.strip()})
     assert (answer.status_code, error_of(answer)["type"]) == (401, "authentication_error")
 
 
-def test_the_open_routes_need_no_key(server: ServerProcess) -> None:
+def test_the_open_routes_require_no_key(server: ServerProcess) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json"):
         assert httpx.get(server.url + path).status_code == 200
 
 
-def test_every_route_answers_an_unknown_id_in_the_one_shape(http: httpx.Client) -> None:
+def test_every_route_reports_an_unknown_id_in_the_standard_shape(http: httpx.Client) -> None:
     for method, path in operations(http):
         if "{" in path:
             answer = http.request(method, filled(path))
@@ -57,12 +57,12 @@ def test_every_route_answers_an_unknown_id_in_the_one_shape(http: httpx.Client) 
 
 
 @pytest.mark.parametrize("job_id", ["%00", "..", "%2e%2e", "job_%ff", "job_" + "x" * 5000, "a%0ab", "job_0'\"--"])
-def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str) -> None:
+def test_an_invalid_id_is_not_found(http: httpx.Client, job_id: str) -> None:
     answer = http.get(f"/v1/jobs/{job_id}/events")
     assert (answer.status_code, error_of(answer)["type"]) == (404, "not_found_error")
 
 
-def test_an_unknown_path_and_an_unknown_method_are_said_so(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods_are_reported(http: httpx.Client) -> None:
     answer = http.get("/v1/nothing")
     assert (answer.status_code, error_of(answer)["code"]) == (404, "route_not_found")
     for method, path in (("POST", "/v1/keys"), ("GET", "/v1/keys/me"), ("DELETE", "/v1/keys/key_1")):
@@ -99,17 +99,17 @@ def test_an_unknown_path_and_an_unknown_method_are_said_so(http: httpx.Client) -
         (b'{"metadata": {"k": "' + b"x" * (1 << 20) + b'"}}', 413, "too_large"),
     ],
 )
-def test_a_body_that_is_no_spec_is_refused(http: httpx.Client, body: bytes, status: int, code: str) -> None:
+def test_a_body_that_is_not_a_spec_is_rejected(http: httpx.Client, body: bytes, status: int, code: str) -> None:
     answer = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, error_of(answer)["code"]) == (status, code), answer.text
 
 
-def test_a_body_without_a_length_is_limited_too(http: httpx.Client) -> None:
+def test_a_body_without_a_length_is_limited(http: httpx.Client) -> None:
     answer = http.post("/v1/jobs", content=(b" " * 65536 for _ in range(32)))
     assert (answer.status_code, error_of(answer)["type"]) == (413, "too_large_error")
 
 
-def test_every_bad_field_is_named_with_its_value_and_cure(http: httpx.Client) -> None:
+def test_every_invalid_field_is_reported_with_value_and_cure(http: httpx.Client) -> None:
     spec = {
         **SPEC,
         "batch_size": -1,
@@ -154,7 +154,7 @@ def test_every_bad_field_is_named_with_its_value_and_cure(http: httpx.Client) ->
         ("jobs/{job}/metrics?max_points=0", "max_points is '0'; it must be at least 1.", None),
     ],
 )
-def test_a_bad_parameter_is_named_with_its_value_and_cure(
+def test_an_invalid_parameter_is_reported_with_value_and_cure(
     http: httpx.Client, path: str, message: str, suggestion: str | None
 ) -> None:
     answer = http.get("/v1/" + path.replace("{job}", submit(http)["id"]))
@@ -167,7 +167,7 @@ def test_a_bad_parameter_is_named_with_its_value_and_cure(
     assert detail["suggestion"] == suggestion
 
 
-def test_every_route_refuses_a_parameter_that_it_does_not_know(server: ServerProcess, http: httpx.Client) -> None:
+def test_every_route_rejects_unknown_parameters(server: ServerProcess, http: httpx.Client) -> None:
     asked = [(method, path) for method, path in operations(http) if path not in OPEN]
     asked += [("HEAD", path) for method, path in asked if method == "GET"]
     for method, path in asked:
@@ -189,7 +189,7 @@ def test_every_route_refuses_a_parameter_that_it_does_not_know(server: ServerPro
         assert stranger.get("/healthz?x=1").status_code == 200
 
 
-def test_head_is_answered_as_get_without_its_body(server: ServerProcess, http: httpx.Client) -> None:
+def test_head_returns_the_headers_of_get(server: ServerProcess, http: httpx.Client) -> None:
     job = submit(http)
     file = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()
     for _, path in [operation for operation in operations(http) if operation[0] == "GET"]:
@@ -213,7 +213,7 @@ def test_head_is_answered_as_get_without_its_body(server: ServerProcess, http: h
         ("entity_name=a&entity_name=a&entity_name=a", "entity_name"),
     ],
 )
-def test_a_parameter_that_is_given_twice_is_refused(http: httpx.Client, query: str, param: str) -> None:
+def test_a_repeated_parameter_is_rejected(http: httpx.Client, query: str, param: str) -> None:
     answer = http.get(f"/v1/jobs?{query}")
     error = error_of(answer)
     assert (answer.status_code, error["param"], error["code"]) == (422, param, "invalid_parameter")
@@ -229,7 +229,7 @@ def test_a_parameter_that_is_given_twice_is_refused(http: httpx.Client, query: s
         ("/v1/%E2%80%AEslobj", r"\u202eslobj"),
     ],
 )
-def test_errors_escape_what_acts_on_a_terminal(http: httpx.Client, path: str, shown: str) -> None:
+def test_errors_escape_terminal_control_characters(http: httpx.Client, path: str, shown: str) -> None:
     error = error_of(http.get(path))
     assert shown in error["message"]
     texts = [error["message"], error["param"] or ""]
@@ -237,7 +237,7 @@ def test_errors_escape_what_acts_on_a_terminal(http: httpx.Client, path: str, sh
     assert [text for text in texts if printable(text) != text] == []
 
 
-def test_a_fault_of_our_own_is_a_500_that_tells_nothing_but_its_request_id(server: ServerProcess) -> None:
+def test_an_internal_error_reveals_only_its_request_id(server: ServerProcess) -> None:
     with server.http() as http:
         job = submit(http)
         with sqlite3.connect(server.home / "zeta.db") as database:  # damage that no version of ours writes
@@ -253,12 +253,12 @@ def test_a_fault_of_our_own_is_a_500_that_tells_nothing_but_its_request_id(serve
     assert "secret-insides" in server.log()
 
 
-def test_a_request_id_of_the_client_is_kept_unless_it_could_forge_a_log(http: httpx.Client) -> None:
+def test_a_safe_request_id_of_the_client_is_kept(http: httpx.Client) -> None:
     assert http.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert http.get("/healthz", headers={"X-Request-Id": "a b\tc"}).headers["x-request-id"].startswith("req_")
 
 
-def test_a_database_that_goes_away_is_503_and_comes_back(server: ServerProcess, http: httpx.Client) -> None:
+def test_an_unavailable_database_returns_503_until_it_recovers(server: ServerProcess, http: httpx.Client) -> None:
     with sqlite3.connect(server.home / "zeta.db") as database:
         database.execute("ALTER TABLE keys RENAME TO keys_away")
     try:
@@ -271,7 +271,7 @@ def test_a_database_that_goes_away_is_503_and_comes_back(server: ServerProcess, 
     assert http.get("/v1/jobs").status_code == 200
 
 
-def test_a_refused_large_body_is_not_read_and_ends_the_connection(server: ServerProcess) -> None:
+def test_a_rejected_large_body_is_not_read_and_closes_the_connection(server: ServerProcess) -> None:
     """A gibibyte is announced to each route without a key; the answer comes before any of it was sent."""
     for path in ("/v1/files", "/v1/jobs", "/v1/jobs/x/cancel", "/nothing"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:

@@ -1,4 +1,4 @@
-"""A job's events over HTTP: pages, and live streams that resume anywhere and end by themselves."""
+"""A job's output over HTTP: pages and live streams of events, metrics and logs."""
 
 import json
 import signal
@@ -78,7 +78,7 @@ def quiet_log(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
         yield Reader(http, f"/v1/jobs/{job_id}/logs?follow=true", {})
 
 
-def test_events_come_oldest_first_in_pages(rows: Rows, http: httpx.Client) -> None:
+def test_events_are_paged_oldest_first(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.say(job_id, *(str(number) for number in range(2, 8)))
     first = http.get(f"/v1/jobs/{job_id}/events?limit=3").json()
@@ -90,7 +90,7 @@ def test_events_come_oldest_first_in_pages(rows: Rows, http: httpx.Client) -> No
     assert http.get(f"/v1/jobs/{job_id}/events?after=7").json()["data"] == []
 
 
-def test_a_stream_shows_what_was_stored_what_comes_and_the_end(
+def test_a_stream_sends_stored_and_new_events_and_the_end(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
     job_id = rows.job()
@@ -108,7 +108,7 @@ def test_a_stream_shows_what_was_stored_what_comes_and_the_end(
     assert page == [{name: value for name, value in event.items() if "sse" not in name} for event in events[:-1]]
 
 
-def test_events_that_another_process_stored_are_seen(server: ServerProcess, rows: Rows) -> None:
+def test_events_stored_by_another_process_are_streamed(server: ServerProcess, rows: Rows) -> None:
     job_id = rows.job()
     with reading(server, job_id) as reader:
         reader.wait_for(1)
@@ -116,7 +116,7 @@ def test_events_that_another_process_stored_are_seen(server: ServerProcess, rows
         assert reader.wait_for(2)[1]["message"] == "from elsewhere"
 
 
-def test_a_reconnect_after_the_end_gets_204_and_one_before_it_the_rest(rows: Rows, http: httpx.Client) -> None:
+def test_a_reconnect_gets_the_remaining_events_or_204(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.attempt(job_id, progress=[{"step": step} for step in range(1, 1201)], to=JobStatus.SUCCEEDED)
     path = f"/v1/jobs/{job_id}/events"
@@ -132,12 +132,12 @@ def test_a_reconnect_after_the_end_gets_204_and_one_before_it_the_rest(rows: Row
 
 
 @pytest.mark.parametrize("header", ["x", "-1", "1.5", "9" * 30])
-def test_a_last_event_id_that_was_never_sent_is_refused(rows: Rows, http: httpx.Client, header: str) -> None:
+def test_an_invalid_last_event_id_is_rejected(rows: Rows, http: httpx.Client, header: str) -> None:
     answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={**STREAM, "Last-Event-ID": header})
     assert (answer.status_code, error_of(answer)["param"]) == (422, "Last-Event-ID")
 
 
-def test_a_stream_resumed_after_kills_of_the_server_shows_every_event_once(tmp_path: Path, redis_url: str) -> None:
+def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: Path, redis_url: str) -> None:
     seen: list[int] = []
     with serving(tmp_path / "home", redis_url) as server:
         rows = Rows(server.settings)
@@ -157,7 +157,7 @@ def test_a_stream_resumed_after_kills_of_the_server_shows_every_event_once(tmp_p
     assert seen == list(range(1, 9))
 
 
-def test_streams_end_by_themselves_within_a_second_of_sigterm_and_the_exit_code_is_0(
+def test_sigterm_ends_streams_within_a_second_with_exit_code_0(
     tmp_path: Path, redis_url: str
 ) -> None:
     with serving(tmp_path / "home", redis_url) as server, server.http() as http:
@@ -181,7 +181,7 @@ def test_streams_end_by_themselves_within_a_second_of_sigterm_and_the_exit_code_
 # --- Metrics ----------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attempts(
+def test_metrics_have_each_step_once_from_its_latest_attempt(
     rows: Rows, http: httpx.Client
 ) -> None:
     job_id = rows.job()
@@ -223,7 +223,7 @@ def test_metrics_are_arrays_of_equal_length_with_each_step_once_the_latest_attem
     assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=100").json() == metrics
 
 
-def test_a_line_over_several_steps_gives_the_curves_each_of_them_with_its_own_figures(
+def test_a_line_over_several_steps_adds_each_step_to_the_curves(
     rows: Rows, http: httpx.Client
 ) -> None:
     job_id = rows.job()
@@ -249,7 +249,7 @@ def test_thinned_curves_keep_their_ends_and_their_evaluations() -> None:
     assert thin_out(steps, 2, evaluated) == [1, 1000]
 
 
-def test_metrics_of_a_job_that_said_nothing_are_empty_arrays(rows: Rows, http: httpx.Client) -> None:
+def test_metrics_without_progress_are_empty_arrays(rows: Rows, http: httpx.Client) -> None:
     metrics = http.get(f"/v1/jobs/{rows.job()}/metrics").json()
     assert all(values == [] for name, values in metrics.items() if name != "object")
 
@@ -257,7 +257,7 @@ def test_metrics_of_a_job_that_said_nothing_are_empty_arrays(rows: Rows, http: h
 # --- Logs -------------------------------------------------------------------------------------------------------------
 
 
-def test_logs_show_the_attempts_in_order_with_one_line_marking_each(rows: Rows, http: httpx.Client) -> None:
+def test_logs_contain_the_attempts_in_order_with_header_lines(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.attempt(job_id, log="one\ntwo\nthree without an end", to=JobStatus.QUEUED)
     rows.attempt(job_id, log="four\nfive\n", to=JobStatus.SUCCEEDED)
@@ -284,7 +284,7 @@ def test_logs_show_the_attempts_in_order_with_one_line_marking_each(rows: Rows, 
     assert (missing.status_code, error_of(missing)["code"]) == (404, "attempt_not_found")
 
 
-def test_a_tail_of_a_long_log_with_long_lines_begins_at_a_line(rows: Rows, http: httpx.Client) -> None:
+def test_a_tail_starts_at_a_line_boundary(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     lines = [str(number) * (number % 4000) for number in range(300)]
     rows.attempt(job_id, log="\n".join(lines) + "\n", to=JobStatus.SUCCEEDED)
@@ -293,7 +293,7 @@ def test_a_tail_of_a_long_log_with_long_lines_begins_at_a_line(rows: Rows, http:
         assert text.split("\n")[1:-1] == lines[-count:]
 
 
-def test_a_followed_log_goes_on_over_the_next_attempt_until_the_job_has_ended(
+def test_a_followed_log_continues_across_attempts_until_the_job_ends(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
     job_id = rows.job()
@@ -313,7 +313,7 @@ def test_a_followed_log_goes_on_over_the_next_attempt_until_the_job_has_ended(
     assert [line for line in reader.text.splitlines() if "===" not in line] == ["one", "two", "three"]
 
 
-def test_a_quiet_followed_log_ends_regularly_and_continues_by_offset(
+def test_quiet_seconds_ends_a_followed_log_that_offset_continues(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
     """What a reader behind a proxy with an idle time-out does: each answer is whole, and no byte comes twice."""
@@ -334,7 +334,7 @@ def test_a_quiet_followed_log_ends_regularly_and_continues_by_offset(
         assert http.get(f"{path}?offset={offset}").content == whole[offset:]
 
 
-def test_an_offset_counts_over_the_attempts(rows: Rows, http: httpx.Client) -> None:
+def test_an_offset_counts_across_attempts(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.attempt(job_id, log="", to=JobStatus.QUEUED)
     rows.attempt(job_id, log="x", to=JobStatus.QUEUED)
@@ -348,24 +348,24 @@ def test_an_offset_counts_over_the_attempts(rows: Rows, http: httpx.Client) -> N
     assert (refused.status_code, error_of(refused)["param"]) == (422, "offset")
 
 
-def test_an_events_page_is_json_whatever_else_is_accepted(rows: Rows, http: httpx.Client) -> None:
+def test_an_events_page_is_json_unless_an_event_stream_is_accepted(rows: Rows, http: httpx.Client) -> None:
     answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={"Accept": "application/json, */*"})
     assert json.loads(answer.text)["object"] == "list"
 
 
-def test_the_stream_of_a_silent_job_is_kept_open_by_comments(silent: Reader) -> None:
+def test_comments_keep_an_idle_event_stream_open(silent: Reader) -> None:
     wait_until(lambda: "\n: " in silent.text, 20, "a comment within 15 s and a little")
     assert len(silent.events) == 1
     assert silent.ended_at is None
 
 
-def test_a_quiet_followed_log_is_kept_open_by_carriage_returns(quiet_log: Reader) -> None:
+def test_carriage_returns_keep_an_idle_followed_log_open(quiet_log: Reader) -> None:
     wait_until(lambda: "loading\n\r" in quiet_log.text, 30, "a carriage return within 15 s and a little")
     assert quiet_log.ended_at is None
 
 
 @pytest.mark.parametrize("path", ["events", "logs?follow=true"])
-def test_readers_that_leave_at_any_moment_leave_nothing_behind(
+def test_disconnected_readers_leave_no_resources_behind(
     server: ServerProcess, rows: Rows, http: httpx.Client, path: str
 ) -> None:
     job_id = rows.job()

@@ -46,7 +46,7 @@ def run_case(case: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("case", "error"), [("defect", "KeyError"), ("hang", "PassTimedOut")])
-def test_a_loop_with_a_lasting_defect_ends_the_server(case: str, error: str) -> None:
+def test_a_loop_that_keeps_failing_ends_the_server(case: str, error: str) -> None:
     done = run_case(case)
     assert done.returncode == EXIT_STATUS, done.stderr
     last = done.stderr.strip().splitlines()[-1]

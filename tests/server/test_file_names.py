@@ -1,4 +1,4 @@
-"""The name that a file has is the name that is stored, whichever client sends it."""
+"""The file name that a client sends is the one that is stored, for all common clients."""
 
 from urllib.parse import quote
 
@@ -51,7 +51,7 @@ def upload(http: httpx.Client, parameters: bytes, name: bytes = b'name="file"') 
         (b'FileName="upper.txt"', "upper.txt"),
     ],
 )
-def test_every_clients_way_of_writing_a_name_is_read(http: httpx.Client, parameters: bytes, stored: str) -> None:
+def test_file_names_of_all_clients_are_decoded(http: httpx.Client, parameters: bytes, stored: str) -> None:
     answer = upload(http, parameters)
     assert answer.status_code == 201, answer.text
     file = answer.json()
@@ -71,7 +71,7 @@ def test_every_clients_way_of_writing_a_name_is_read(http: httpx.Client, paramet
         ("nul\0.txt", r"nul\x00.txt"),
     ],
 )
-def test_characters_that_act_on_a_terminal_are_stored_as_their_escapes(
+def test_terminal_control_characters_are_stored_escaped(
     http: httpx.Client, name: str, stored: str
 ) -> None:
     answer = upload(http, b"filename*=UTF-8''" + quote(name, safe="").encode())
@@ -96,12 +96,12 @@ def test_characters_that_act_on_a_terminal_are_stored_as_their_escapes(
         b'filename="a/"',
     ],
 )
-def test_a_name_that_cannot_be_stored_is_refused(http: httpx.Client, parameters: bytes) -> None:
+def test_an_invalid_name_is_rejected(http: httpx.Client, parameters: bytes) -> None:
     answer = upload(http, parameters)
     assert (answer.status_code, error_of(answer)["param"]) == (422, "file")
 
 
-def test_a_long_header_of_quotes_is_read_at_once(server: ServerProcess, http: httpx.Client) -> None:
+def test_a_long_header_of_quotes_is_parsed_quickly(server: ServerProcess, http: httpx.Client) -> None:
     for junk in (rb"\"", b"; a", b'; a="', b";", b"=?", b"=?a?b?", b"\\\\"):
         for num_bytes in (3_000, 40_000):
             answer = upload(http, b'filename="' + junk * (num_bytes // len(junk)))
@@ -110,7 +110,7 @@ def test_a_long_header_of_quotes_is_read_at_once(server: ServerProcess, http: ht
 
 
 @pytest.mark.parametrize(("encoding", "status"), [("base64", 422), ("Quoted-Printable", 422), ("BINARY", 201)])
-def test_encoded_bytes_are_refused_instead_of_stored_encoded(http: httpx.Client, encoding: str, status: int) -> None:
+def test_an_encoded_part_is_rejected(http: httpx.Client, encoding: str, status: int) -> None:
     answer = upload(http, b'filename="a.txt"\r\nContent-Transfer-Encoding: ' + encoding.encode())
     assert answer.status_code == status
     if status == 422:

@@ -1,4 +1,4 @@
-"""Uploaded files: streamed in and out, refused early where they can be, gone when they are deleted."""
+"""Uploaded files are streamed in both directions, rejected early where possible, and deleted completely."""
 
 import hashlib
 import io
@@ -66,14 +66,14 @@ def test_a_file_is_stored_described_listed_and_served(server: ServerProcess, htt
 
 
 @pytest.mark.parametrize("num_bytes", [1, 65535, 65536, 65537, 4 << 20, (4 << 20) + 1, 9_000_001])
-def test_bytes_that_look_like_line_ends_and_boundaries_arrive_unchanged(http: httpx.Client, num_bytes: int) -> None:
+def test_bytes_that_look_like_boundaries_are_stored_unchanged(http: httpx.Client, num_bytes: int) -> None:
     content = (b"\r\n--\r\n-" + some_bytes(1000, seed=3).replace(b"\0", b"\r") + b"\r\r\n\n") * (num_bytes // 1000 + 1)
     content = content[:num_bytes]
     file = upload(http, content=content).json()
     assert (file["bytes"], file["sha256"]) == (num_bytes, hashlib.sha256(content).hexdigest())
 
 
-def test_the_order_of_the_parts_and_the_size_of_the_pieces_do_not_matter(server: ServerProcess) -> None:
+def test_parts_may_come_in_any_order_and_chunk_size(server: ServerProcess) -> None:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.txt"\r\nContent-Type: text/plain\r\n\r\n'
         b'words\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\ndataset\r\n--b--\r\n'
@@ -90,7 +90,7 @@ def test_the_order_of_the_parts_and_the_size_of_the_pieces_do_not_matter(server:
     ("name", "stored"),
     [("../../etc/a.txt", "a.txt"), ("C:\\data\\a.TXT", "a.TXT"), ("日本 é.txt", "日本 é.txt"), ("a\tb.txt", None)],
 )
-def test_a_file_name_is_only_a_name(http: httpx.Client, name: str, stored: str | None) -> None:
+def test_directories_are_removed_from_file_names(http: httpx.Client, name: str, stored: str | None) -> None:
     file = upload(http, name=name).json()
     assert file["filename"] == stored or (stored is None and "\t" not in file["filename"])
     content = http.get(f"/v1/files/{file['id']}/content")
@@ -116,7 +116,7 @@ def test_a_file_name_is_only_a_name(http: httpx.Client, name: str, stored: str |
         ("a.tar", TEXT, "model", "unknown_format"),
     ],
 )
-def test_a_file_of_no_known_format_or_an_empty_one_is_refused(
+def test_unknown_formats_and_empty_files_are_rejected(
     server: ServerProcess, http: httpx.Client, name: str, content: bytes, purpose: str, code: str
 ) -> None:
     answer = upload(http, name, content, purpose)
@@ -141,7 +141,7 @@ def test_a_file_of_no_known_format_or_an_empty_one_is_refused(
         ("a.bin", b"\0\1\0\2", False, True),
     ],
 )
-def test_known_formats_are_taken_and_a_job_is_told_which_it_cannot_read(
+def test_known_formats_are_stored_and_unreadable_ones_fail_the_job(
     http: httpx.Client, name: str, content: bytes, as_text: bool, as_tokens: bool
 ) -> None:
     dataset = {"file": upload(http, name, content).json()["id"]}
@@ -154,7 +154,7 @@ def test_known_formats_are_taken_and_a_job_is_told_which_it_cannot_read(
             assert (answer.status_code, error["param"], error["code"]) == (422, "dataset.file", "unknown_format")
 
 
-def test_a_model_is_a_tar_and_no_dataset(http: httpx.Client) -> None:
+def test_a_model_is_a_tar_and_not_a_dataset(http: httpx.Client) -> None:
     file = upload(http, "model.tar", a_tar(), "model").json()
     assert http.post("/v1/jobs", json={**SPEC, "model": {"file": file["id"]}}).status_code == 201
     answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": file["id"]}})
@@ -188,7 +188,7 @@ FILE, PURPOSE, END = part("file", b"words", "a.txt"), part("purpose", b"dataset"
         (part("purpose", b"x" * 100_000) + FILE + END, 400, None),
     ],
 )
-def test_a_multipart_body_that_is_wrong_is_refused_and_leaves_nothing(
+def test_an_invalid_multipart_body_is_rejected_and_removed(
     server: ServerProcess, http: httpx.Client, body: bytes, status: int, param: str | None
 ) -> None:
     answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
@@ -207,12 +207,12 @@ def test_a_multipart_body_that_is_wrong_is_refused_and_leaves_nothing(
         ("multipart/form-data; boundary=" + "b" * 1000, "invalid_multipart"),
     ],
 )
-def test_a_body_that_is_not_multipart_is_refused(http: httpx.Client, kind: str, code: str) -> None:
+def test_a_body_that_is_not_multipart_is_rejected(http: httpx.Client, kind: str, code: str) -> None:
     answer = http.post("/v1/files", content=b"{}", headers={"Content-Type": kind})
     assert (answer.status_code, error_of(answer)["code"]) == (400, code)
 
 
-def test_a_file_is_deleted_unless_a_job_that_goes_on_needs_it(server: ServerProcess, http: httpx.Client) -> None:
+def test_a_file_is_deleted_unless_an_unfinished_job_uses_it(server: ServerProcess, http: httpx.Client) -> None:
     file = upload(http).json()
     path = server.settings.artifacts / "files" / file["id"]
     assert path.exists()
@@ -230,7 +230,7 @@ def test_a_file_is_deleted_unless_a_job_that_goes_on_needs_it(server: ServerProc
     assert http.post("/v1/jobs", json=spec).status_code == 422
 
 
-def test_files_beyond_the_limit_are_refused_announced_or_not(tmp_path: Path, redis_url: str) -> None:
+def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url, ZETA_MAX_UPLOAD_BYTES="1000000") as server, server.http() as http:
         assert upload(http, content=b"x" * 1_000_000).status_code == 201
         for content in (b"x" * 1_000_001, b"x" * 5_000_000):
@@ -261,7 +261,7 @@ def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path)
         assert upload(http, content=b"x" * 200_000).status_code == 201
 
 
-def test_a_gibibyte_without_a_key_is_refused_without_being_read(server: ServerProcess) -> None:
+def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> None:
     """The client goes on sending as long as it may: what the server took is what fits into buffers on the way."""
     sent = 0
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -279,7 +279,7 @@ def test_a_gibibyte_without_a_key_is_refused_without_being_read(server: ServerPr
     assert incoming(server) == []
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(server: ServerProcess) -> None:
+def test_an_aborted_upload_leaves_nothing_behind(server: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
@@ -288,7 +288,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: ServerProcess) -> None
     wait_until(lambda: "POST /v1/files was answered with 400" in server.log(), 10, "its line in the log")
 
 
-def test_what_a_killed_server_left_of_an_upload_is_removed_at_the_next_start(tmp_path: Path, redis_url: str) -> None:
+def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             head = (
@@ -302,7 +302,7 @@ def test_what_a_killed_server_left_of_an_upload_is_removed_at_the_next_start(tmp
         assert incoming(server) == []
 
 
-def test_a_disk_that_fills_up_under_an_upload_is_told_and_the_next_one_works(tmp_path: Path, redis_url: str) -> None:
+def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url) as server, server.http() as http:
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))  # no file grows beyond
         answer = upload(http, content=b"x" * (9 << 20))
@@ -316,7 +316,7 @@ def test_a_disk_that_fills_up_under_an_upload_is_told_and_the_next_one_works(tmp
 
 
 @pytest.mark.timeout(240)
-def test_two_gibibytes_go_up_and_down_while_the_servers_memory_stays_flat(tmp_path: Path, redis_url: str) -> None:
+def test_transferring_two_gibibytes_needs_constant_memory(tmp_path: Path, redis_url: str) -> None:
     """With the plainest client there is, as its own work would cost more than the server's."""
     num_blocks, block = 2048, b"All the world's a stage, and all the men and women merely player" * 16384
     num_bytes = num_blocks * len(block)

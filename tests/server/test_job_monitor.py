@@ -1,4 +1,4 @@
-"""Stop orders are repeated until they are obeyed; lost workers lose their attempts; stale ones are fenced."""
+"""Stop requests are repeated until they take effect, lost workers lose their attempts, stale attempts are fenced."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
         yield made
 
 
-def test_a_stop_order_is_repeated_until_the_job_has_moved_on(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, client: "redis.Redis") -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -35,7 +35,7 @@ def test_a_stop_order_is_repeated_until_the_job_has_moved_on(fleet: Bench, clien
     fleet.wait_for_status(job_id, "cancelled")
 
 
-def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_told_when_it_returns(
+def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent, other = PlayedWorker(client, SECRET, "silent"), PlayedWorker(client, SECRET, "other")
@@ -64,13 +64,13 @@ def test_a_worker_silent_beyond_its_lease_loses_the_attempt_to_another_and_is_to
     wait_until(listed_again, 30, "one that lives after all to be listed again")
 
 
-def test_a_heartbeat_of_another_secret_or_under_another_name_is_not_believed() -> None:
+def test_heartbeats_with_a_wrong_secret_or_name_are_rejected() -> None:
     fleet = KnownWorkers(SECRET)
     fleet.update({"a": signed_heartbeat("another", "a", 1), "b": signed_heartbeat(SECRET, "a", 1), "c": "nonsense"})
     assert fleet.workers() == []
 
 
-def test_an_engine_stops_and_starts_again_however_often_while_workers_speak(
+def test_an_engine_restarts_repeatedly_while_workers_send_messages(
     tmp_path: Path, redis_url: str, client: "redis.Redis"
 ) -> None:
     with bench(tmp_path, redis_url) as fleet:

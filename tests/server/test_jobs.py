@@ -1,4 +1,4 @@
-"""Jobs over HTTP: accepted, found again, cancelled; and never lost, nor made twice."""
+"""Jobs over HTTP: submitting, listing, reading and cancelling; none is lost or created twice."""
 
 import signal
 import sqlite3
@@ -35,7 +35,7 @@ def server(
         yield process
 
 
-def test_a_job_is_accepted_with_its_place_its_reason_to_wait_and_its_defaults(http: httpx.Client) -> None:
+def test_a_new_job_has_a_queue_position_waiting_reason_and_defaults(http: httpx.Client) -> None:
     spec = {**SPEC, "entity_name": "first", "metadata": {"team": "a"}, "priority": 100}
     answer = http.post("/v1/jobs", json=spec)
     job = answer.json()
@@ -55,7 +55,7 @@ def test_a_job_is_accepted_with_its_place_its_reason_to_wait_and_its_defaults(ht
     assert [(event["seq"], event["type"], event["status"]) for event in events["data"]] == [(1, "status", "queued")]
 
 
-def test_neither_epochs_nor_max_steps_is_one_epoch(http: httpx.Client) -> None:
+def test_the_default_duration_is_one_epoch(http: httpx.Client) -> None:
     spec = {name: value for name, value in SPEC.items() if name != "max_steps"}
     assert http.post("/v1/jobs", json=spec).json()["resolved_spec"]["epochs"] == 1
 
@@ -71,7 +71,7 @@ def test_the_queue_is_ordered_by_priority_then_age(http: httpx.Client) -> None:
     assert http.get(f"/v1/jobs/{high['id']}").json()["queue_position"] is None
 
 
-def test_lists_are_newest_first_and_go_on_after_an_id(http: httpx.Client) -> None:
+def test_lists_are_newest_first_and_continue_after_an_id(http: httpx.Client) -> None:
     made = [submit(http, entity_name="paged")["id"] for _ in range(5)]
     whole = http.get("/v1/jobs?entity_name=paged").json()
     assert whole["object"] == "list"
@@ -112,7 +112,7 @@ def test_filters_narrow_the_list(http: httpx.Client) -> None:
     assert http.get("/v1/jobs", params={'metadata[a"]': "1"}).status_code == 422
 
 
-def test_a_queued_job_is_cancelled_at_once_and_an_ended_one_not_again(http: httpx.Client) -> None:
+def test_a_queued_job_is_cancelled_immediately_and_only_once(http: httpx.Client) -> None:
     job = submit(http)
     answer = http.post(f"/v1/jobs/{job['id']}/cancel")
     assert answer.status_code == 202
@@ -125,7 +125,7 @@ def test_a_queued_job_is_cancelled_at_once_and_an_ended_one_not_again(http: http
     assert "cancelled" in again.json()["error"]["message"]
 
 
-def test_a_running_job_is_asked_to_end_and_asking_again_changes_nothing(
+def test_cancelling_a_running_job_is_idempotent(
     server: ServerProcess, http: httpx.Client
 ) -> None:
     rows = Rows(server.settings)
@@ -161,7 +161,7 @@ def test_a_running_job_is_asked_to_end_and_asking_again_changes_nothing(
         ({"resume_from_checkpoint": "job_00000000000000000000"}, "resume_from_checkpoint", "job_not_found"),
     ],
 )
-def test_what_a_spec_names_must_be_there_and_allowed(
+def test_references_of_a_spec_must_exist_and_be_allowed(
     http: httpx.Client, fields: dict[str, Any], param: str, code: str
 ) -> None:
     answer = http.post("/v1/jobs", json={**SPEC, **fields})
@@ -169,7 +169,7 @@ def test_what_a_spec_names_must_be_there_and_allowed(
     assert (answer.status_code, error["param"], error["code"]) == (422, param, code)
 
 
-def test_a_job_may_go_on_from_another_jobs_checkpoint_once_it_has_one(
+def test_a_job_can_resume_another_jobs_checkpoint(
     server: ServerProcess, http: httpx.Client
 ) -> None:
     rows = Rows(server.settings)
@@ -185,7 +185,7 @@ def test_a_job_may_go_on_from_another_jobs_checkpoint_once_it_has_one(
         assert (answer.status_code, error_of(answer)["param"]) == (422, "model.job")
 
 
-def test_a_checkpoint_without_training_state_is_no_place_to_resume_from(
+def test_a_checkpoint_without_training_state_cannot_be_resumed(
     server: ServerProcess, http: httpx.Client
 ) -> None:
     rows = Rows(server.settings)
@@ -196,7 +196,7 @@ def test_a_checkpoint_without_training_state_is_no_place_to_resume_from(
     assert (answer.status_code, error["param"], error["code"]) == (422, "resume_from_checkpoint", "no_training_state")
 
 
-def test_the_latest_checkpoint_of_a_job_is_named_once_and_for_all_when_a_job_starts_from_it(
+def test_latest_is_resolved_once_when_a_job_is_submitted(
     server: ServerProcess, http: httpx.Client
 ) -> None:
     rows = Rows(server.settings)
@@ -208,7 +208,7 @@ def test_the_latest_checkpoint_of_a_job_is_named_once_and_for_all_when_a_job_sta
     assert job["resolved_spec"]["model"] == {"job": other, "checkpoint": "step-5"}
 
 
-def test_another_projects_jobs_and_checkpoints_are_not_there(server: ServerProcess, http: httpx.Client) -> None:
+def test_jobs_and_checkpoints_of_other_projects_are_hidden(server: ServerProcess, http: httpx.Client) -> None:
     rows = Rows(server.settings)
     foreign = rows.job(project="other")
     rows.checkpoint(foreign, "final", 5, {"model.safetensors": ("weights", b"w")})
@@ -222,7 +222,7 @@ def test_another_projects_jobs_and_checkpoints_are_not_there(server: ServerProce
 # --- Idempotency ------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_key_and_body_are_the_same_job_and_another_body_is_refused(http: httpx.Client) -> None:
+def test_a_repeated_key_returns_the_same_job_for_the_same_body_only(http: httpx.Client) -> None:
     first = http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "one"})
     again = http.post("/v1/jobs", json=dict(reversed(SPEC.items())), headers={"Idempotency-Key": "one"})
     assert (first.status_code, again.status_code) == (201, 201)
@@ -235,7 +235,7 @@ def test_the_same_key_and_body_are_the_same_job_and_another_body_is_refused(http
     assert http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "two"}).json()["id"] != first.json()["id"]
 
 
-def test_a_refused_body_does_not_use_up_its_key(http: httpx.Client) -> None:
+def test_a_rejected_body_does_not_use_its_key(http: httpx.Client) -> None:
     headers = {"Idempotency-Key": "corrected"}
     assert http.post("/v1/jobs", json={**SPEC, "max_steps": 0}, headers=headers).status_code == 422
     assert http.post("/v1/jobs", json={**SPEC, "model": "org/name"}, headers=headers).status_code == 422
@@ -245,12 +245,12 @@ def test_a_refused_body_does_not_use_up_its_key(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["x" * 256, "", "a\tb"])
-def test_a_key_that_is_too_long_or_not_printable_is_refused(http: httpx.Client, key: str) -> None:
+def test_an_invalid_idempotency_key_is_rejected(http: httpx.Client, key: str) -> None:
     answer = http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": key})
     assert (answer.status_code, error_of(answer)["param"]) == (422, "Idempotency-Key")
 
 
-def test_a_key_is_forgotten_after_a_day(server: ServerProcess, http: httpx.Client) -> None:
+def test_an_idempotency_key_expires_after_a_day(server: ServerProcess, http: httpx.Client) -> None:
     headers = {"Idempotency-Key": "yesterday's"}
     first = http.post("/v1/jobs", json=SPEC, headers=headers).json()["id"]
     Rows(server.settings).age_submissions(hours=23.9)
@@ -259,7 +259,7 @@ def test_a_key_is_forgotten_after_a_day(server: ServerProcess, http: httpx.Clien
     assert http.post("/v1/jobs", json={**SPEC, "max_steps": 9}, headers=headers).json()["id"] != first
 
 
-def test_equal_posts_that_race_make_one_job(http: httpx.Client) -> None:
+def test_concurrent_equal_submissions_create_one_job(http: httpx.Client) -> None:
     def post(_number: int) -> httpx.Response:
         return http.post("/v1/jobs", json={**SPEC, "entity_name": "race"}, headers={"Idempotency-Key": "race"})
 
@@ -271,7 +271,7 @@ def test_equal_posts_that_race_make_one_job(http: httpx.Client) -> None:
     assert len(http.get("/v1/jobs?entity_name=race").json()["data"]) == 1
 
 
-def test_posts_and_cancels_at_once_leave_every_job_with_events_without_a_gap(http: httpx.Client) -> None:
+def test_concurrent_submissions_and_cancels_leave_no_gaps_in_events(http: httpx.Client) -> None:
     def post(number: int) -> str:
         job = submit(http, entity_name="many")
         if number % 2:
@@ -290,7 +290,7 @@ def test_posts_and_cancels_at_once_leave_every_job_with_events_without_a_gap(htt
 # --- Nothing accepted is lost -----------------------------------------------------------------------------------------
 
 
-def test_a_job_that_was_answered_with_201_survives_a_kill_the_next_moment(tmp_path: Path, redis_url: str) -> None:
+def test_an_accepted_job_survives_an_immediate_kill(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url) as server:
         for number in range(2):
             with server.http() as http:

@@ -1,4 +1,4 @@
-"""For how long a worker is silent: by this server's own clock, and only while it listens."""
+"""A worker's silence is measured by this server's clock, and only while Redis is reachable."""
 
 import pytest
 
@@ -29,7 +29,7 @@ class Hearing:
             self.look(beats=beats)
 
 
-def test_silence_is_counted_from_the_last_beat_that_was_heard() -> None:
+def test_silence_is_measured_from_the_last_heartbeat() -> None:
     hearing = Hearing()
     hearing.listen(LEASE_SECONDS + 1, beats=True)
     assert hearing.fleet.silent_seconds("w") == 0
@@ -38,7 +38,7 @@ def test_silence_is_counted_from_the_last_beat_that_was_heard() -> None:
     assert not hearing.fleet.is_alive("w")
 
 
-def test_an_outage_of_redis_counts_as_nobodys_silence() -> None:
+def test_a_redis_outage_does_not_count_as_silence() -> None:
     hearing = Hearing()
     hearing.listen(60, beats=False)
     hearing.now += 10 * LEASE_SECONDS
@@ -49,7 +49,7 @@ def test_an_outage_of_redis_counts_as_nobodys_silence() -> None:
     assert not hearing.fleet.is_alive("nobody")
 
 
-def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_before_it_looked() -> None:
+def test_a_suspended_server_does_not_count_silence() -> None:
     hearing = Hearing()
     hearing.now += 10 * LEASE_SECONDS  # its process was stopped, and whichever loop wakes first asks
     assert not hearing.fleet.is_connected
@@ -61,7 +61,7 @@ def test_a_server_that_stood_still_counts_nobodys_silence_and_judges_nobody_befo
     assert hearing.fleet.silent_seconds("w") == LEASE_SECONDS
 
 
-def test_a_worker_that_was_silent_for_a_day_is_forgotten_and_comes_back_with_its_next_beat(
+def test_a_worker_silent_for_a_day_is_unlisted_until_its_next_heartbeat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 60.0)

@@ -1,4 +1,4 @@
-"""No loop of a server dies: not of poisoned entries, not of a Redis that talks nonsense, not of a database failover."""
+"""The loops of a server survive invalid entries, a misbehaving Redis and a database failover."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ POISON: dict[str, dict[Any, Any]] = {
 }
 
 
-def test_poisoned_entries_are_removed_counted_and_logged_once(
+def test_invalid_entries_are_removed_counted_and_logged_once(
     fleet: Bench, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = PlayedWorker(client, SECRET)
@@ -83,7 +83,7 @@ def test_poisoned_entries_are_removed_counted_and_logged_once(
 
 
 @pytest.mark.parametrize("key", [SERVER_STREAM, worker_stream("played")])
-def test_a_key_of_ours_that_holds_another_type_is_removed(fleet: Bench, client: redis.Redis, key: str) -> None:
+def test_a_redis_key_of_the_wrong_type_is_removed(fleet: Bench, client: redis.Redis, key: str) -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -106,7 +106,7 @@ def test_heartbeats_that_are_not_a_hash_are_removed(fleet: Bench, client: redis.
     worker.start(fleet, fleet.submit())
 
 
-def test_a_stream_that_takes_no_further_entry_is_made_anew(fleet: Bench, client: redis.Redis) -> None:
+def test_a_stream_that_is_full_is_recreated(fleet: Bench, client: redis.Redis) -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -126,7 +126,7 @@ def _takes_entries(client: redis.Redis) -> bool:
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
 )
-def test_a_redis_that_answers_nonsense_is_an_outage_that_ends(
+def test_nonsense_from_redis_is_a_recoverable_outage(
     tmp_path: Path, own_valkey: ValkeyServer, answer: bytes
 ) -> None:
     with serving(tmp_path / "home", own_valkey.url) as server, server.http() as http:
@@ -154,7 +154,7 @@ def test_a_redis_that_answers_nonsense_is_an_outage_that_ends(
         assert "Traceback" not in server.log()
 
 
-def test_a_database_that_became_read_only_is_unavailable_until_it_can_be_written(
+def test_a_read_only_database_is_unavailable_until_it_is_writable(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
     with postgres_server.fresh_database() as url:
@@ -176,7 +176,7 @@ def test_a_database_that_became_read_only_is_unavailable_until_it_can_be_written
             assert "Traceback" not in server.log()
 
 
-def test_an_sqlite_file_that_cannot_be_written_is_not_ready_until_it_can(tmp_path: Path, redis_url: str) -> None:
+def test_a_read_only_sqlite_file_is_not_ready(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url) as server, server.http() as http:
         assert http.get("/readyz").status_code == 200
         with closing(sqlite3.connect(server.home / "zeta.db", isolation_level=None)) as other:
@@ -197,7 +197,7 @@ def _end_sessions(admin: psycopg.Connection[Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
-def test_an_sqlite_file_that_is_gone_takes_no_job(tmp_path: Path, redis_url: str, fate: str) -> None:
+def test_a_deleted_sqlite_file_accepts_no_jobs(tmp_path: Path, redis_url: str, fate: str) -> None:
     with serving(tmp_path / "home", redis_url) as server, server.http() as http:
         kept = submit(http)
         file, away = server.home / "zeta.db", tmp_path / "away.db"
@@ -218,7 +218,7 @@ def test_an_sqlite_file_that_is_gone_takes_no_job(tmp_path: Path, redis_url: str
             assert http.get(f"/v1/jobs/{kept['id']}").json()["id"] == kept["id"]
 
 
-def test_nothing_outlives_a_transaction_in_a_session_of_postgresql(
+def test_no_session_state_outlives_a_postgresql_transaction(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
     with postgres_server.fresh_database() as url, bench(tmp_path, redis_url, url) as fleet:
@@ -238,7 +238,7 @@ def test_nothing_outlives_a_transaction_in_a_session_of_postgresql(
         assert set(fleet.loop.run(sessions())) == {(0, "10s"), (0, "outside 0")}
 
 
-def test_the_databases_own_style_of_dates_does_not_matter(
+def test_the_date_style_of_the_database_does_not_matter(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
     with postgres_server.fresh_database() as url:

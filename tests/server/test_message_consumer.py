@@ -1,4 +1,4 @@
-"""What workers say reaches the database exactly once, whatever is repeated, lost, out of order or not to be read."""
+"""Messages of workers are applied exactly once, even if they are repeated, lost, reordered or invalid."""
 
 import logging
 import random
@@ -43,7 +43,7 @@ def stored_steps(fleet: Bench, job_id: str) -> list[int]:
     return [event.fields["step"] for event in fleet.events(job_id) if event.type == "progress"]
 
 
-def test_the_same_line_twice_changes_nothing_and_a_gap_is_not_jumped(fleet: Bench, client: "redis.Redis") -> None:
+def test_repeated_lines_and_lines_after_a_gap_are_ignored(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     first = [progress(1, loss=2.0), progress(2, loss=1.5, steps=[{"step": 1}, {"step": 2}])]
     assert worker.publish(job_id, 1, *first).stored_line == 2
@@ -62,7 +62,7 @@ def test_the_same_line_twice_changes_nothing_and_a_gap_is_not_jumped(fleet: Benc
     fleet.check_events(job_id)
 
 
-def test_what_an_ended_attempt_says_is_fenced_and_changes_nothing(fleet: Bench, client: "redis.Redis") -> None:
+def test_lines_of_an_ended_attempt_are_fenced(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     assert worker.publish(job_id, 1, progress(1), status("failed", reason="train_error")).stored_line == 2
     assert fleet.wait_for_status(job_id, "queued").status_reason == "retrying"
@@ -77,7 +77,7 @@ def test_what_an_ended_attempt_says_is_fenced_and_changes_nothing(fleet: Bench, 
     fleet.check_events(job_id)
 
 
-def test_a_claim_is_granted_once_and_again_only_to_the_same_process(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_claim_is_granted_again_only_to_the_same_process(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     assert worker.claim(job_id).granted
     worker.incarnation = "another"
@@ -89,7 +89,7 @@ def test_a_claim_is_granted_once_and_again_only_to_the_same_process(fleet: Bench
     assert [event.fields["status"] for event in fleet.events(job_id)] == ["running"]
 
 
-def test_lines_that_a_database_refuses_or_nobody_can_read_hold_up_nothing(fleet: Bench, client: "redis.Redis") -> None:
+def test_invalid_lines_do_not_block_later_lines(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     strange: list[dict[str, Any]] = [
         {"type": "log", "message": "a NUL \0 and half a pair \ud800"},
@@ -111,7 +111,7 @@ def test_lines_that_a_database_refuses_or_nobody_can_read_hold_up_nothing(fleet:
     assert len(fleet.job(job_id).warnings) == 4
 
 
-def test_a_message_that_is_not_signed_with_the_secret_is_dropped_and_blocks_nothing(
+def test_messages_without_a_valid_signature_are_dropped(
     fleet: Bench, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, job_id = running_job(fleet, client)
@@ -126,7 +126,7 @@ def test_a_message_that_is_not_signed_with_the_secret_is_dropped_and_blocks_noth
     wait_until(lambda: client.xlen(SERVER_STREAM) == 0, 10, "the stream to be empty")
 
 
-def test_flushall_takes_the_group_away_and_the_keeper_makes_it_again(fleet: Bench, client: "redis.Redis") -> None:
+def test_the_consumer_group_is_recreated_after_flushall(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     client.flushall()
     assert worker.publish(job_id, 1, progress(1)).stored_line == 1
@@ -134,7 +134,7 @@ def test_flushall_takes_the_group_away_and_the_keeper_makes_it_again(fleet: Benc
     assert [group["name"] for group in groups] == [SERVER_GROUP]
 
 
-def test_checkpoints_are_kept_up_to_the_limit_and_reset_the_count_of_failures(
+def test_checkpoints_are_kept_up_to_the_limit_and_reset_failures(
     fleet: Bench, client: "redis.Redis"
 ) -> None:
     worker, job_id = running_job(fleet, client)
@@ -148,7 +148,7 @@ def test_checkpoints_are_kept_up_to_the_limit_and_reset_the_count_of_failures(
     assert fleet.checkpoints(job_id) == ["final", "step-4", "step-6", "step-8"]
 
 
-def test_two_keepers_on_one_postgresql_store_every_line_once_in_order_without_a_gap(
+def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
     tmp_path: Path, redis_url: str, postgres_url: str, shared_valkey: ValkeyServer
 ) -> None:
     num_jobs, num_lines = 6, 60
@@ -189,7 +189,7 @@ def test_two_keepers_on_one_postgresql_store_every_line_once_in_order_without_a_
         assert len(consumers) == 2  # both have read
 
 
-def test_a_checkpoint_that_another_job_starts_from_stays_until_that_one_has_ended(
+def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(
     fleet: Bench, client: "redis.Redis"
 ) -> None:
     worker, job_id = running_job(fleet, client)

@@ -1,4 +1,4 @@
-"""The migrations build exactly the tables, on both databases."""
+"""The migrations create exactly the tables, on both databases."""
 
 import asyncio
 import sqlite3
@@ -44,7 +44,7 @@ def test_the_migrations_build_exactly_the_tables(database_url: str) -> None:
     engine.dispose()
 
 
-def test_the_tables_are_not_compared_in_vain(database_url: str) -> None:
+def test_the_comparison_of_tables_detects_a_difference(database_url: str) -> None:
     upgrade(database_url)
     engine = create_engine(sync_url(database_url))
     with engine.begin() as connection:
@@ -54,7 +54,7 @@ def test_the_tables_are_not_compared_in_vain(database_url: str) -> None:
     engine.dispose()
 
 
-def test_jobs_that_ended_before_their_ends_were_counted_are_counted_and_errors_are_of_ended_jobs(
+def test_the_upgrade_counts_ended_jobs_and_clears_errors_of_others(
     database_url: str,
 ) -> None:
     upgrade(database_url)
@@ -82,7 +82,7 @@ def test_upgrading_twice_changes_nothing(database_url: str) -> None:
     assert upgrade(database_url) == upgrade(database_url) == newest_revision()
 
 
-def test_the_server_was_written_for_the_newest_revision() -> None:
+def test_the_server_requires_the_newest_revision() -> None:
     assert newest_revision() == SCHEMA_REVISION
 
 
@@ -95,13 +95,13 @@ async def check(url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_server_refuses_a_database_without_its_schema_and_names_the_command(database_url: str) -> None:
+async def test_a_database_without_the_schema_is_rejected_with_the_command(database_url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"revision none .* run `zeta migrate`"):
         await check(database_url)
 
 
 @pytest.mark.anyio
-async def test_the_server_accepts_its_own_schema_and_no_newer_one(database_url: str) -> None:
+async def test_only_the_servers_own_schema_is_accepted(database_url: str) -> None:
     upgrade(database_url)
     await check(database_url)
     engine = create_engine(sync_url(database_url))
@@ -113,12 +113,12 @@ async def test_the_server_accepts_its_own_schema_and_no_newer_one(database_url: 
 
 
 @pytest.mark.anyio
-async def test_a_database_that_does_not_answer_is_said_so() -> None:
+async def test_an_unreachable_database_is_reported() -> None:
     with pytest.raises(Unavailable, match="cannot be opened"):
         await check(f"postgresql://nobody@127.0.0.1:{free_loopback_port()}/zeta")
 
 
-def test_a_database_with_data_is_copied_before_its_upgrade(tmp_path: Path) -> None:
+def test_a_database_with_data_is_backed_up_before_its_upgrade(tmp_path: Path) -> None:
     file = tmp_path / "zeta.db"
     upgrade(sqlite_url(file))
     with closing(sqlite3.connect(file)) as older:  # the schema of the release before
@@ -151,7 +151,7 @@ def anyio_backend() -> str:
 
 
 @pytest.mark.parametrize("name", ["run?lr=1", "feature%2Fx", "100%", "a b#c", "Übung", "x" * 200])
-def test_the_database_of_a_home_is_in_that_home_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_home_with_special_characters_contains_its_database(tmp_path: Path, name: str) -> None:
     settings = DatabaseSettings(home=tmp_path / name)
     upgrade(settings.database)
     asyncio.run(check(settings.database))
@@ -164,7 +164,7 @@ def serve(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["not a database", "a folder", "below a file"])
-def test_a_file_that_cannot_be_a_database_is_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_an_invalid_database_file_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "zeta.db"
     if kind == "a folder":
         file.mkdir()

@@ -1,4 +1,4 @@
-"""Uploaded models are checked before they are stored: what no job may load is refused with a sentence."""
+"""Uploaded models are checked before they are stored; unsafe ones are rejected."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
         (sparse(6_600_000_000), "model.tar holds 'config.json', which is a sparse file"),
     ],
 )
-def test_a_model_that_no_job_may_load_is_refused_and_leaves_nothing(
+def test_an_unsafe_model_is_rejected_and_removed(
     server: ServerProcess, http: httpx.Client, content: bytes, said: str
 ) -> None:
     answer = upload(http, content)
@@ -72,7 +72,7 @@ def test_a_model_that_no_job_may_load_is_refused_and_leaves_nothing(
     assert list((server.settings.artifacts / "incoming").iterdir()) == []
 
 
-def test_the_server_takes_no_memory_for_what_an_archive_claims(server: ServerProcess, http: httpx.Client) -> None:
+def test_claimed_sizes_in_an_archive_use_no_server_memory(server: ServerProcess, http: httpx.Client) -> None:
     """Neither for sparse files, nor for JSON that takes hundreds of megabytes once it is parsed."""
     assert upload(http, pack(model())).status_code == 201
     before = server.peak_memory_bytes()
@@ -82,7 +82,7 @@ def test_the_server_takes_no_memory_for_what_an_archive_claims(server: ServerPro
     assert server.peak_memory_bytes() - before < 100 << 20, "the body itself passes through in pieces"
 
 
-def test_an_archive_that_makes_tarfile_hang_is_answered(http: httpx.Client) -> None:
+def test_an_archive_that_makes_tarfile_hang_is_rejected(http: httpx.Client) -> None:
     """CVE-2024-6232: a pax header of spaces and digits."""
     header = tarfile.TarInfo("pax")
     header.type, header.size = b"x", 1_000_000
@@ -92,7 +92,7 @@ def test_an_archive_that_makes_tarfile_hang_is_answered(http: httpx.Client) -> N
     assert "has an extended header of 1000000 bytes" in error_of(answer)["message"]
 
 
-def test_a_real_models_files_are_stored_and_used(http: httpx.Client, tmp_path: Path) -> None:
+def test_a_real_model_is_stored_and_used(http: httpx.Client, tmp_path: Path) -> None:
     tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": {"/etc/passwd": 0}, "merges": []}}
     config = {**CONFIG, "_name_or_path": "/home/me/out/checkpoint-5"}
     files = model(
@@ -117,7 +117,7 @@ def test_a_real_models_files_are_stored_and_used(http: httpx.Client, tmp_path: P
         *[("revision", name) for name in ("../../x", "refs/../x", "https://host", "a/b")],
     ],
 )
-def test_a_data_set_of_the_hub_has_an_owner_and_plain_names(http: httpx.Client, field: str, value: str) -> None:
+def test_hub_datasets_need_an_owner_and_plain_names(http: httpx.Client, field: str, value: str) -> None:
     answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"hub": "owner/name", field: value}})
     error = error_of(answer)
     assert (answer.status_code, error["param"], error["code"]) == (422, f"dataset.{field}", "invalid_value")

@@ -1,4 +1,4 @@
-"""What operators see: health, numbers, workers, the description of the API, and how the process starts and ends."""
+"""For operators: health, metrics, workers, OpenAPI, keys, and the start and end of the process."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def run_server(**variables: str) -> subprocess.CompletedProcess[str]:
 # --- Health and numbers -----------------------------------------------------------------------------------------------
 
 
-def test_the_server_is_ready_without_redis_and_says_that_it_is_degraded(tmp_path: Path) -> None:
+def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
     valkey = ValkeyServer(tmp_path / "valkey")
     with serving(tmp_path / "home", valkey.url) as server, server.http() as http:
         assert http.get("/healthz").json()["status"] == "ok"
@@ -57,7 +57,7 @@ def test_the_server_is_ready_without_redis_and_says_that_it_is_degraded(tmp_path
             valkey.stop()
 
 
-def test_without_its_database_the_server_lives_and_is_not_ready(
+def test_a_server_without_its_database_is_live_but_not_ready(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
     with (
@@ -89,7 +89,7 @@ def numbers(http: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_the_numbers_tell_jobs_ends_and_waits_and_never_a_job(rows: Rows, http: httpx.Client) -> None:
+def test_metrics_count_jobs_ends_and_waits_without_job_ids(rows: Rows, http: httpx.Client) -> None:
     before = numbers(http)
     assert before["zeta_jobs", ("queued",)] == 0
     queued, done = submit(http)["id"], rows.job()
@@ -113,7 +113,7 @@ def test_the_numbers_tell_jobs_ends_and_waits_and_never_a_job(rows: Rows, http: 
 # --- Workers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_listed_with_its_slots_and_what_runs_there(http: httpx.Client, shared_valkey: ValkeyServer) -> None:
+def test_a_worker_is_listed_with_its_slots_and_running_jobs(http: httpx.Client, shared_valkey: ValkeyServer) -> None:
     job_id = submit(http)["id"]
     slots = [
         DeviceReport(slot=0, kind="cuda", name="H200", memory_bytes=1 << 37, job_id=job_id, attempt=1),
@@ -157,7 +157,7 @@ def test_a_worker_is_listed_with_its_slots_and_what_runs_there(http: httpx.Clien
 # --- The description --------------------------------------------------------------------------------------------------
 
 
-def test_the_description_shows_the_models_and_the_closed_lists(http: httpx.Client) -> None:
+def test_openapi_describes_models_and_enumerations(http: httpx.Client) -> None:
     description = http.get("/openapi.json").json()
     schemas = description["components"]["schemas"]
     assert schemas["JobStatus"]["enum"] == [status.value for status in JobStatus]
@@ -185,7 +185,7 @@ def references(node: Any) -> Iterator[str]:
             yield from references(value)
 
 
-def test_everything_the_description_refers_to_is_there(http: httpx.Client) -> None:
+def test_openapi_has_no_dangling_references(http: httpx.Client) -> None:
     description = http.get("/openapi.json").json()
     found = set(references(description))
     assert found
@@ -196,7 +196,7 @@ def test_everything_the_description_refers_to_is_there(http: httpx.Client) -> No
 # --- Keys -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_admin_key_replaces_the_old_one_and_neither_is_stored_as_text(tmp_path: Path, redis_url: str) -> None:
+def test_a_new_admin_key_replaces_the_old_one_and_only_hashes_are_stored(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url) as server:
         server.end()
     with serving(tmp_path / "home", redis_url, ZETA_API_KEY="a-second-key") as server:
@@ -238,13 +238,13 @@ def test_a_key_works_until_it_expires_or_is_revoked(server: ServerProcess, rows:
         ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "relative/path"}, "ZETA_ARTIFACTS_URL"),
     ],
 )
-def test_a_setting_that_is_wrong_is_named_with_its_value(variables: dict[str, str], sentence: str) -> None:
+def test_an_invalid_setting_is_reported_with_its_value(variables: dict[str, str], sentence: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         ServerSettings.from_environment(variables)
     assert sentence in caught.value.message
 
 
-def test_the_hub_is_closed_unless_opened_for_all_or_for_owners() -> None:
+def test_the_hub_is_off_unless_enabled_for_all_or_for_owners() -> None:
     def settings(hub: str) -> ServerSettings:
         return ServerSettings.from_environment({"ZETA_WORKER_SECRET": "s", "ZETA_HUB": hub})
 
@@ -254,7 +254,7 @@ def test_the_hub_is_closed_unless_opened_for_all_or_for_owners() -> None:
     assert not settings("org,other").hub_allows("organisation/name")
 
 
-def test_what_keeps_a_server_from_starting_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_prints_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
     settings = {"ZETA_HOME": str(tmp_path), "ZETA_WORKER_SECRET": "s", "ZETA_PORT": str(free_loopback_port())}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = {"ZETA_PORT": str(taken.getsockname()[1])}
@@ -266,7 +266,7 @@ def test_what_keeps_a_server_from_starting_is_one_sentence_and_exit_code_2(tmp_p
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_either_signal_ends_the_server_with_exit_code_0_even_under_a_silent_connection(
+def test_either_signal_ends_the_server_with_exit_code_0(
     tmp_path: Path, redis_url: str, how: signal.Signals
 ) -> None:
     with serving(tmp_path / "home", redis_url) as server:
@@ -278,7 +278,7 @@ def test_either_signal_ends_the_server_with_exit_code_0_even_under_a_silent_conn
         server.process = None
 
 
-def test_the_migrations_command_makes_what_the_server_needs(tmp_path: Path) -> None:
+def test_the_migrations_command_creates_the_servers_schema(tmp_path: Path) -> None:
     environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY), "ZETA_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "migrations"]
     for _ in range(2):

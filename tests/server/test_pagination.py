@@ -1,4 +1,4 @@
-"""Pages of a list: a cursor keeps its place when its row is deleted."""
+"""Pages of a list: a cursor stays valid when its row is deleted."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def delete_page_by_page(http: httpx.Client, path: str, params: dict[str, Any]) -
         after = {"after": page["last_id"]}
 
 
-def test_files_that_are_deleted_page_by_page_are_all_listed(http: httpx.Client) -> None:
+def test_files_deleted_page_by_page_are_all_listed(http: httpx.Client) -> None:
     made = [
         http.post("/v1/files", files={"file": (f"{number}.txt", b"the same text")}, data={"purpose": "dataset"}).json()
         for number in range(7)
@@ -39,14 +39,14 @@ def test_files_that_are_deleted_page_by_page_are_all_listed(http: httpx.Client) 
     assert deleted == [file["id"] for file in reversed(made)]
 
 
-def test_jobs_that_are_deleted_page_by_page_are_all_listed(http: httpx.Client) -> None:
+def test_jobs_deleted_page_by_page_are_all_listed(http: httpx.Client) -> None:
     made = [http.post("/v1/jobs", json={**SPEC, "entity_name": "deleted"}).json()["id"] for _ in range(5)]
     for job_id in made:
         http.post(f"/v1/jobs/{job_id}/cancel")
     assert delete_page_by_page(http, "/v1/jobs", {"entity_name": "deleted"}) == made[::-1]
 
 
-def test_a_removed_checkpoint_keeps_its_place(rows: Rows, http: httpx.Client) -> None:
+def test_a_cursor_of_a_removed_checkpoint_stays_valid(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.attempt(job_id, to=JobStatus.SUCCEEDED)
     for name, step in (("step-100", 100), ("best", 250), ("step-300", 300), ("step-400", 400), ("final", 400)):
@@ -66,12 +66,12 @@ def test_a_removed_checkpoint_keeps_its_place(rows: Rows, http: httpx.Client) ->
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/files"])
 @pytest.mark.parametrize("after", ["step-1", "job_" + "0" * 24, "job_" + "u" * 24, "file_" + "z" * 24, "key_0"])
-def test_what_was_never_an_id_of_the_list_is_no_cursor(http: httpx.Client, path: str, after: str) -> None:
+def test_an_invalid_cursor_is_rejected(http: httpx.Client, path: str, after: str) -> None:
     answer = http.get(path, params={"after": after})
     assert (answer.status_code, error_of(answer)["param"]) == (422, "after")
 
 
-def test_ids_sort_as_they_were_made_and_carry_their_time() -> None:
+def test_ids_sort_by_creation_and_contain_their_time() -> None:
     made = [new_id_at("job") for _ in range(2000)]
     assert made == sorted(made)
     assert [at for _, at in made] == sorted({at for _, at in made})

@@ -1,4 +1,4 @@
-"""Behind PgBouncer, where each transaction may get another session."""
+"""A server behind PgBouncer in transaction mode, where each transaction may use another session."""
 
 from __future__ import annotations
 

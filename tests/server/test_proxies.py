@@ -1,4 +1,4 @@
-"""Behind reverse proxies: the published path, and who is believed about the client."""
+"""Behind reverse proxies: the published path prefix, and the trusted sources of client addresses."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def published(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("prefix", ["", "/zeta/v2"])
-def test_requests_are_found_with_the_prefix_and_without_it(published: ServerProcess, prefix: str) -> None:
+def test_requests_match_with_and_without_the_prefix(published: ServerProcess, prefix: str) -> None:
     with published.http() as http:
         job = http.post(f"{prefix}/v1/jobs", json=SPEC)
         assert job.headers["location"] == f"/zeta/v2/v1/jobs/{job.json()['id']}"
@@ -76,7 +76,7 @@ CHAINS = [
 
 
 @pytest.mark.parametrize(("headers", "client"), CHAINS)
-def test_the_client_is_the_nearest_address_that_is_no_trusted_proxy(
+def test_the_client_is_the_nearest_untrusted_address(
     published: ServerProcess, server: ServerProcess, headers: dict[str, str], client: str
 ) -> None:
     mark = f"chain-{CHAINS.index((headers, client))}"
@@ -95,7 +95,7 @@ def test_the_client_is_the_nearest_address_that_is_no_trusted_proxy(
         ("javascript:", "/zeta/v2/v1/jobs/"),
     ],
 )
-def test_a_forwarded_prefix_counts_if_it_is_a_path(
+def test_a_forwarded_prefix_is_used_if_it_is_a_path(
     published: ServerProcess, server: ServerProcess, prefix: str, location: str
 ) -> None:
     for process, expected in ((published, location), (server, "/v1/jobs/")):
@@ -114,6 +114,6 @@ def test_a_forwarded_prefix_counts_if_it_is_a_path(
         ("ZETA_TRUSTED_PROXIES", "10.0.0.0/40"),
     ],
 )
-def test_a_wrong_setting_is_named(variable: str, value: str) -> None:
+def test_an_invalid_proxy_setting_is_reported(variable: str, value: str) -> None:
     with pytest.raises(InvalidSettings, match=f"{variable} is {value!r}: "):
         ServerSettings.from_environment({variable: value, "ZETA_WORKER_SECRET": "s"})

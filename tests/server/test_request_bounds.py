@@ -1,4 +1,4 @@
-"""Requests that contain too much of something are refused, and cost the server little processor time."""
+"""Requests with excessive contents are rejected and cost the server little processor time."""
 
 import itertools
 import json
@@ -74,7 +74,7 @@ def test_a_duplicate_name_among_many_names_is_found_in_linear_time(generous: Ser
     assert (answer.status_code, error_of(answer)["code"]) == (422, "duplicate_field")
 
 
-def test_a_spec_has_a_limit_that_its_refusal_names(server: ServerProcess, http: httpx.Client) -> None:
+def test_the_limit_of_a_spec_is_reported_when_exceeded(server: ServerProcess, http: httpx.Client) -> None:
     def padded(num_bytes: int) -> bytes:
         body = json.dumps(SPEC).encode()
         return body + b" " * (num_bytes - len(body))
@@ -99,7 +99,7 @@ def test_reruns_of_reruns_do_not_grow_beyond_the_limit(http: httpx.Client) -> No
     assert error_of(third)["code"] == "too_large"
 
 
-def test_a_thousand_files_are_found_by_one_query(server: ServerProcess, http: httpx.Client, rows: Rows) -> None:
+def test_a_thousand_files_are_looked_up_by_one_query(server: ServerProcess, http: httpx.Client, rows: Rows) -> None:
     """The files are looked up inside the write transaction, which must stay short."""
     made = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     unknown = [new_id("file") for _ in range(999)]
@@ -128,7 +128,7 @@ def test_a_thousand_files_are_found_by_one_query(server: ServerProcess, http: ht
         ("/v1/files", [("x" * 20_000, "1")]),
     ],
 )
-def test_a_query_of_thousands_of_parameters_is_refused(
+def test_a_query_of_thousands_of_parameters_is_rejected(
     server: ServerProcess, http: httpx.Client, path: str, params: Any
 ) -> None:
     method = "POST" if path.endswith("validate") else "GET"
@@ -145,7 +145,7 @@ def test_a_repeated_status_is_one_filter(http: httpx.Client) -> None:
     assert [job["id"] for job in http.get(f"/v1/jobs?{query}").json()["data"]] == [job_id]
 
 
-def test_a_page_of_large_jobs_is_shorter_and_says_that_more_follow(server: ServerProcess, http: httpx.Client) -> None:
+def test_a_page_of_large_jobs_is_shortened_and_reports_more(server: ServerProcess, http: httpx.Client) -> None:
     config = {"model_type": "llama", "notes": ["x" * 1000] * 60}
     made = [submit(http, model={"config": config}, entity_name="large")["id"] for _ in range(60)]
     listed: list[str] = []
@@ -163,7 +163,7 @@ def test_a_page_of_large_jobs_is_shorter_and_says_that_more_follow(server: Serve
     assert 20 < len(page["data"]) < 60
 
 
-def test_long_ids_paths_and_ranges_are_answered_shortly(http: httpx.Client) -> None:
+def test_long_ids_paths_and_ranges_are_shortened_in_errors(http: httpx.Client) -> None:
     file_id = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     for path in (f"/v1/jobs/{'j' * 20_000}", f"/v1/files/{'f' * 20_000}", f"/{'n' * 20_000}"):
         answer = http.get(path)
@@ -175,7 +175,7 @@ def test_long_ids_paths_and_ranges_are_answered_shortly(http: httpx.Client) -> N
     assert http.get(f"/v1/files/{file_id}/content", headers={"If-None-Match": tags}).status_code == 200
 
 
-def test_a_glob_of_many_stars_is_matched_at_once(server: ServerProcess, http: httpx.Client, rows: Rows) -> None:
+def test_a_glob_of_many_stars_is_matched_quickly(server: ServerProcess, http: httpx.Client, rows: Rows) -> None:
     job_id = rows.job()
     files: dict[str, Any] = {"a" * 200: ("weights", b"w")}
     rows.checkpoint(job_id, "step-1", 1, files)
@@ -196,7 +196,7 @@ def test_a_glob_of_many_stars_is_matched_at_once(server: ServerProcess, http: ht
         ("\x7f", "U+007F"),
     ],
 )
-def test_control_characters_are_refused_wherever_they_stand(http: httpx.Client, text: str, character: str) -> None:
+def test_control_characters_are_rejected_everywhere(http: httpx.Client, text: str, character: str) -> None:
     for fields, param in (
         ({"entity_name": text}, "entity_name"),
         ({"metadata": {"note": text}}, "metadata.note"),
@@ -211,7 +211,7 @@ def test_control_characters_are_refused_wherever_they_stand(http: httpx.Client, 
         assert text not in answer.text
 
 
-def test_ordinary_text_of_any_script_is_kept(http: httpx.Client, tmp_path: Path) -> None:
+def test_text_of_any_script_is_kept(http: httpx.Client, tmp_path: Path) -> None:
     metadata = {
         "note": "line one\nline two\r\n\tindented",
         "日本\u3000語": "no\u00a0break 👨\u200d👩\u200d👧 שלום\u200f",

@@ -1,4 +1,4 @@
-"""Who gets which job, why the others wait, and what follows when a hand-over is not claimed."""
+"""Which worker gets which job, why the others wait, and what happens to unclaimed hand-overs."""
 
 import asyncio
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def test_jobs_start_by_priority_then_age_on_the_worker_with_the_most_free_slots(
     assert stepped.step() == []
 
 
-def test_every_wait_has_its_reason_and_since_when(database: Bench) -> None:
+def test_every_waiting_job_has_a_reason_and_its_start(database: Bench) -> None:
     stepped = Stepped(database)
     job_id = database.submit()
     stepped.step()
@@ -116,7 +116,7 @@ def test_every_wait_has_its_reason_and_since_when(database: Bench) -> None:
     assert "Redis is unreachable" in (database.job(job_id).waiting_reason or {})["message"]
 
 
-def test_a_worker_that_is_drained_too_old_or_short_of_room_is_not_chosen_and_the_job_says_so(database: Bench) -> None:
+def test_drained_outdated_and_full_workers_are_reported_as_reasons(database: Bench) -> None:
     stepped = Stepped(database)
     plain, timed = database.submit(), database.submit()
     change(database, timed, spec={"time_limit_seconds": 60})
@@ -134,7 +134,7 @@ def test_a_worker_that_is_drained_too_old_or_short_of_room_is_not_chosen_and_the
     assert "drained" in (database.job(timed).waiting_reason or {})["message"]
 
 
-def test_a_project_runs_no_more_jobs_at_once_than_it_may_and_the_others_do(database: Bench) -> None:
+def test_a_project_runs_at_most_its_quota_of_jobs(database: Bench) -> None:
     stepped = Stepped(database, project_max_running=1)
     first, second, of_another = (database.submit() for _ in range(3))
     change(database, of_another, project="another")
@@ -159,7 +159,7 @@ def drain(database: Bench, worker: str) -> None:
     database.loop.run(write())
 
 
-def test_a_job_takes_as_many_slots_as_gpus_and_waits_for_them(database: Bench) -> None:
+def test_a_job_uses_one_slot_per_gpu_and_waits_for_them(database: Bench) -> None:
     stepped = Stepped(database)
     change(database, database.submit(), spec={"resources": {"gpus": 1}}, priority=1)
     pair = database.submit()
@@ -170,7 +170,7 @@ def test_a_job_takes_as_many_slots_as_gpus_and_waits_for_them(database: Bench) -
     assert waiting(database, pair) == "resources"
 
 
-def test_a_job_that_has_started_stays_on_gpus_or_without(database: Bench) -> None:
+def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(database: Bench) -> None:
     stepped = Stepped(database)
     on_gpu, on_cpu = database.submit(), database.submit()
     not_there: dict[str, Any] = {"worker": None, "slots": None, "handed_over_at": None}
@@ -189,7 +189,7 @@ def test_a_job_that_has_started_stays_on_gpus_or_without(database: Bench) -> Non
     assert database.job(on_cpu).resolved_spec["resources"] == {**none, "exact": False}
 
 
-def test_a_job_that_has_started_gets_the_cores_for_its_threads_or_waits_for_them(database: Bench) -> None:
+def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
     stepped = Stepped(database)
     job_id = database.submit()
     change(database, job_id, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
@@ -209,7 +209,7 @@ def test_a_job_that_has_started_gets_the_cores_for_its_threads_or_waits_for_them
     assert stepped.step() == [(job_id, "large")]
 
 
-def test_the_next_attempt_prefers_the_kind_of_device_of_the_last_one(database: Bench) -> None:
+def test_the_next_attempt_prefers_the_previous_device_kind(database: Bench) -> None:
     stepped = Stepped(database)
     first, second = database.submit(), database.submit()
     for job_id in (first, second):
@@ -218,7 +218,7 @@ def test_the_next_attempt_prefers_the_kind_of_device_of_the_last_one(database: B
     assert stepped.step() == [(first, "old"), (second, "new")]
 
 
-def test_an_exact_job_waits_for_a_worker_with_its_kind_of_device(database: Bench) -> None:
+def test_an_exact_job_waits_for_its_device_kind(database: Bench) -> None:
     stepped = Stepped(database)
     spec = {"resources": {"gpus": 0, "exact": True}}
     started = {"attempt": 1, "spec": spec, "resolved_spec": {"device_kind": "cpu:old", **spec}}
@@ -241,7 +241,7 @@ def test_an_exact_job_waits_for_a_worker_with_its_kind_of_device(database: Bench
     assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}  # as older workers know it
 
 
-def test_an_exact_job_starts_where_its_kind_of_device_is_known(database: Bench) -> None:
+def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) -> None:
     stepped = Stepped(database)
     new, resumed = database.submit(), database.submit()
     change(database, new, spec={"resources": {"exact": True}})
@@ -261,7 +261,7 @@ def test_an_exact_job_starts_where_its_kind_of_device_is_known(database: Bench) 
     assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}
 
 
-def test_a_hand_over_that_is_not_claimed_is_withdrawn_and_made_again(database: Bench) -> None:
+def test_an_unclaimed_hand_over_is_withdrawn_and_repeated(database: Bench) -> None:
     stepped = Stepped(database, claim_seconds=0.05)
     job_id = database.submit()
     stepped.hear(first=1)
@@ -273,7 +273,7 @@ def test_a_hand_over_that_is_not_claimed_is_withdrawn_and_made_again(database: B
     assert [message.attempt for message in stepped.sent] == [1, 1]
 
 
-def test_a_hand_over_to_a_worker_that_falls_silent_goes_to_another(database: Bench) -> None:
+def test_a_hand_over_to_a_silent_worker_is_moved_to_another(database: Bench) -> None:
     stepped = Stepped(database, claim_seconds=1000)
     job_id = database.submit()
     stepped.hear(first=1)
@@ -285,7 +285,7 @@ def test_a_hand_over_to_a_worker_that_falls_silent_goes_to_another(database: Ben
     assert stepped.step() == [(job_id, "second")]
 
 
-def test_a_hand_over_that_cannot_be_sent_leaves_the_job_queued_without_a_worker(database: Bench) -> None:
+def test_a_failed_hand_over_leaves_the_job_queued_without_a_worker(database: Bench) -> None:
     stepped = Stepped(database, fails=True)
     job_id = database.submit()
     stepped.hear(first=1)
@@ -313,7 +313,7 @@ def test_the_next_attempt_resumes_from_the_newest_stored_checkpoint(database: Be
     assert [message.resume_from for message in stepped.sent] == [f"{job_id}/step-10", f"{job_id}/step-10"]
 
 
-def test_every_attempt_starts_from_the_checkpoint_that_latest_meant_at_first(database: Bench) -> None:
+def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(database: Bench) -> None:
     stepped = Stepped(database)
     job_id = database.submit()
     change(
@@ -327,7 +327,7 @@ def test_every_attempt_starts_from_the_checkpoint_that_latest_meant_at_first(dat
     assert stepped.sent[0].spec["model"] == {"job": "job_1", "checkpoint": "step-5"}
 
 
-def test_workers_that_were_silent_before_the_server_started_are_not_offered_a_job(database: Bench) -> None:
+def test_workers_silent_since_before_the_server_started_get_no_job(database: Bench) -> None:
     stepped = Stepped(database)
     stepped.fleet.unreachable()
     stepped.hear(dead=1)  # found in Redis at the first look
@@ -337,7 +337,7 @@ def test_workers_that_were_silent_before_the_server_started_are_not_offered_a_jo
     assert len(stepped.step()) == 1
 
 
-def test_two_schedulers_on_one_postgresql_never_give_one_slot_twice(tmp_path: Path, postgres_url: str) -> None:
+def test_two_schedulers_never_assign_a_slot_twice(tmp_path: Path, postgres_url: str) -> None:
     with bench(tmp_path, "redis://127.0.0.1:1/0", postgres_url) as database:
         both = [Stepped(database), Stepped(database)]
         jobs = {database.submit() for _ in range(6)}
@@ -354,7 +354,7 @@ def test_two_schedulers_on_one_postgresql_never_give_one_slot_twice(tmp_path: Pa
         assert {message.job_id for message in sent} < jobs
 
 
-def test_a_lost_hand_over_is_given_to_another_worker_and_the_late_claim_is_denied(
+def test_a_late_claim_of_a_withdrawn_hand_over_is_denied(
     tmp_path: Path, redis_url: str, shared_valkey: ValkeyServer
 ) -> None:
     with bench(tmp_path, redis_url, claim_seconds=1) as fleet, shared_valkey.client() as client:
@@ -378,7 +378,7 @@ def test_a_lost_hand_over_is_given_to_another_worker_and_the_late_claim_is_denie
         assert late.claim(job_id).reason == "the attempt was started by another process"
 
 
-def test_a_courier_that_met_an_outage_delivers_again_when_redis_is_back(own_valkey: ValkeyServer) -> None:
+def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) -> None:
     courier = Dispatcher(own_valkey.url, connect(own_valkey.url), SECRET)
     message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
     asyncio.run(courier.send(message))

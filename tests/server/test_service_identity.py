@@ -1,4 +1,4 @@
-"""Two services on one Redis, one artifact store or one database's copy: the second refuses to start, and says why."""
+"""Two services on one Redis, artifact store or copied database: the second one refuses to start."""
 
 import asyncio
 import math
@@ -57,7 +57,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres_url"))
 
 
-def test_a_copied_database_is_of_another_service_and_a_renamed_one_is_not(tmp_path: Path) -> None:
+def test_a_copied_database_gets_a_new_service_id_and_a_renamed_one_keeps_it(tmp_path: Path) -> None:
     first, second, copy = (tmp_path / f"{name}.db" for name in ("first", "second", "copy"))
     upgrade(f"sqlite:///{first}")
     original = service_id(f"sqlite:///{first}")
@@ -70,7 +70,7 @@ def test_a_copied_database_is_of_another_service_and_a_renamed_one_is_not(tmp_pa
     assert service_id(f"sqlite:///{second}") == original
 
 
-def test_a_copied_postgresql_database_is_of_another_service(postgres_server: PostgresServer) -> None:
+def test_a_copied_postgresql_database_gets_a_new_service_id(postgres_server: PostgresServer) -> None:
     with postgres_server.fresh_database() as url, postgres_server.fresh_database() as other:
         upgrade(url)
         original, name = service_id(url), url.rpartition("/")[2]
@@ -96,7 +96,7 @@ def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_ur
         first.start()  # a service that stops gives its claim up at once
 
 
-def test_a_copy_pointed_at_the_original_s_store_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
+def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
     store = {"ZETA_ARTIFACTS_URL": str(tmp_path / "store")}
     with serving(tmp_path / "original", redis_url, **store) as server:
         original = service_id(server.settings.database)
@@ -113,7 +113,7 @@ def test_a_copy_pointed_at_the_original_s_store_refuses_to_start(tmp_path: Path,
     )
 
 
-def test_the_store_in_a_home_goes_with_it_and_one_that_it_links_to_does_not(tmp_path: Path, redis_url: str) -> None:
+def test_a_copied_home_takes_over_its_own_store_but_not_a_linked_one(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "original", redis_url):
         pass
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
@@ -127,7 +127,7 @@ def test_the_store_in_a_home_goes_with_it_and_one_that_it_links_to_does_not(tmp_
     assert "ZETA_ARTIFACTS_TAKE_OVER=" in refusal(ServerProcess(tmp_path / "clone", redis_url))
 
 
-def test_a_server_on_another_redis_refuses_a_database_in_use(
+def test_a_server_on_another_redis_rejects_a_database_in_use(
     tmp_path: Path, redis_url: str, own_valkey: ValkeyServer, database_url: str
 ) -> None:
     first = ServerProcess(tmp_path / "first", redis_url, database_url)
@@ -197,7 +197,7 @@ def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
         wait_until(lambda: readyz(first)["status"] == "ok", 60, "the first server to recover")
 
 
-def test_a_server_cut_off_from_redis_holds_up_no_other_server_on_it(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+def test_a_server_cut_off_from_redis_does_not_block_others(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     line = Line(own_valkey.port)
     with (
         closing(line),
@@ -211,7 +211,7 @@ def test_a_server_cut_off_from_redis_holds_up_no_other_server_on_it(tmp_path: Pa
             assert readyz(second)["status"] == "ok"
 
 
-def test_a_server_whose_redis_was_away_at_its_start_leaves_a_database_in_use_alone(
+def test_a_server_started_without_redis_does_not_claim_a_database_in_use(
     tmp_path: Path, redis_url: str, own_valkey: ValkeyServer
 ) -> None:
     database_url = f"sqlite:///{tmp_path}/shared.db"

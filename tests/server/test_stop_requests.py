@@ -1,4 +1,4 @@
-"""What the engine orders by itself: at the time limit, of a drained worker, and when the disk has room again."""
+"""Stop requests of the engine (time limit, drained worker), and jobs that resume when a disk has space."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -50,7 +50,7 @@ def change(fleet: Bench, row: type[Any], key: Any, **values: Any) -> None:
     fleet.loop.run(write())
 
 
-def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_job_fails(
+def test_a_job_fails_at_its_time_limit_over_all_attempts(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop_requests, "RECORD_SECONDS", 0.1)
@@ -79,7 +79,7 @@ def test_at_its_time_limit_over_all_attempts_a_training_is_told_to_save_and_the_
     fleet.check_events(job_id)
 
 
-def test_a_clock_that_jumps_neither_shortens_a_running_job_nor_holds_up_a_resting_one(
+def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(
     fleet: Bench, client: "redis.Redis"
 ) -> None:
     worker = PlayedWorker(client, SECRET)
@@ -99,7 +99,7 @@ def test_a_clock_that_jumps_neither_shortens_a_running_job_nor_holds_up_a_restin
     worker.start(fleet, job_id, 2)
 
 
-def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained(
+def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(
     fleet: Bench, client: "redis.Redis"
 ) -> None:
     worker = PlayedWorker(client, SECRET)
@@ -131,7 +131,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_none_until_it_is_undrained
     assert fleet.job(job_id).failures == 0
 
 
-def test_a_job_that_waits_for_room_on_the_disk_goes_on_by_itself(
+def test_a_job_paused_by_a_full_disk_resumes_automatically(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.engine.job_monitor.DISK_REST_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""The client reads a JSON spec as strictly as the server reads a request body."""
+"""The client parses a JSON spec as strictly as the server parses a request body."""
 
 import json
 import subprocess
@@ -74,7 +74,7 @@ def test_server_and_client_reject_the_same_json(
 
 
 @pytest.mark.parametrize("content", [REJECTED[0][0], with_field('"tags": ["a\\u0000"]'), VALID.encode("utf-16")])
-def test_the_command_line_reports_the_sentence_of_the_server(
+def test_the_command_line_prints_the_servers_error(
     server: ServerProcess, http: httpx.Client, tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "job.json"

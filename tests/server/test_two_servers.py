@@ -1,4 +1,4 @@
-"""Two servers on one database and one Redis: no work is done twice, and one of them may go at any time."""
+"""Two servers on one database and one Redis: no work is done twice, and either may stop at any time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Ite
         yield made
 
 
-def test_two_servers_start_every_job_once_store_every_line_once_and_obey_every_command(
+def test_two_servers_process_every_job_line_and_command_once(
     fleet: Bench, shared_valkey: ValkeyServer
 ) -> None:
     async def open_second() -> tuple[Database, Engine]:
@@ -73,7 +73,7 @@ def _readers(client: "redis.Redis") -> int:
     return int(str(group["consumers"]))
 
 
-def test_a_server_that_vanishes_in_the_middle_of_a_transaction_holds_up_the_others_for_seconds_only(
+def test_a_server_frozen_in_a_transaction_blocks_others_only_for_seconds(
     postgres_url: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'"

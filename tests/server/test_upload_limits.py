@@ -1,4 +1,4 @@
-"""What open uploads may take: counted while their bytes arrive, over all of a project's, whatever they announced."""
+"""Limits of unfinished uploads, counted as their bytes arrive, over all uploads of a project."""
 
 import contextlib
 import socket
@@ -156,7 +156,7 @@ def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: 
         wait_until(lambda: upload(http, b"x" * 13_000_000).status_code == 201, 20, "the room to be free again")
 
 
-def test_uploads_leave_the_disks_reserve_to_the_database(tmp_path: Path, redis_url: str) -> None:
+def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> None:
     if not can_mount():
         pytest.skip("a disk of its own needs root")
     disk = SmallDisk(tmp_path / "disk", 48)
@@ -193,7 +193,7 @@ def test_uploads_leave_the_disks_reserve_to_the_database(tmp_path: Path, redis_u
 @pytest.mark.parametrize(
     ("setting", "sends_on"), [("ZETA_UPLOAD_IDLE_SECONDS", False), ("ZETA_UPLOAD_MAX_SECONDS", True)]
 )
-def test_an_upload_that_stands_still_or_trickles_is_ended(
+def test_stalled_and_slow_uploads_are_ended(
     tmp_path: Path, redis_url: str, setting: str, sends_on: bool
 ) -> None:
     with serving(tmp_path / "home", redis_url, **{setting: "1"}) as server, senders(server) as start:

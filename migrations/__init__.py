@@ -1,1 +1,1 @@
-"""The database's schema, revision by revision (Alembic): ``python -m migrations`` brings a database to the newest."""
+"""The database schema as Alembic revisions; ``python -m migrations`` upgrades a database to the latest one."""

@@ -1,4 +1,4 @@
-"""``python -m migrations`` (``zeta migrate``): upgrades ``ZETA_DATABASE_URL`` to the newest revision."""
+"""``python -m migrations`` (``zeta migrate``): upgrades ``ZETA_DATABASE_URL`` to the latest revision."""
 
 from __future__ import annotations
 

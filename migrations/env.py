@@ -1,4 +1,4 @@
-"""What Alembic runs for each command: one transaction on the connection that `migrations.upgrade` hands over."""
+"""The script that Alembic runs for each command: one transaction on the connection of `migrations.upgrade`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def upgrade(url: str) -> str:
     Raises `Unavailable` if it cannot be opened, and `InvalidSettings` if a newer version has upgraded it.
     """
     address = DatabaseAddress.parse(url)
-    head = newest_revision()
+    head = latest_revision()
     try:
         if address.backend == "sqlite":
             _require_known(_revision_of_file(Path(address.database)))
@@ -64,7 +64,7 @@ def _upgrade(engine: Engine, address: DatabaseAddress, head: str) -> str | None:
         connection.rollback()
         _require_known(current)
         if address.backend == "sqlite" and current is not None and current != head:
-            _copy(Path(address.database), head)
+            _back_up(Path(address.database), head)
         with connection.begin():
             if address.backend == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": LOCK_NUMBER})
@@ -75,7 +75,7 @@ def _upgrade(engine: Engine, address: DatabaseAddress, head: str) -> str | None:
 def _require_known(revision: str | None) -> None:
     scripts = ScriptDirectory.from_config(_configuration(None))
     if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
-        raise schema_too_new(revision, newest_revision())
+        raise schema_too_new(revision, latest_revision())
 
 
 def _revision_of_file(database: Path) -> str | None:
@@ -83,8 +83,8 @@ def _revision_of_file(database: Path) -> str | None:
     if not database.is_file():
         return None
     # Without a write-ahead log the database is not in use, and immutable mode prevents creating a log.
-    how = "mode=ro" if database.with_name(f"{database.name}-wal").exists() else "immutable=1"
-    uri = f"file:{quote(os.fsencode(database.absolute()))}?{how}"
+    mode = "mode=ro" if database.with_name(f"{database.name}-wal").exists() else "immutable=1"
+    uri = f"file:{quote(os.fsencode(database.absolute()))}?{mode}"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
             return None
@@ -92,7 +92,7 @@ def _revision_of_file(database: Path) -> str | None:
     return None if row is None else str(row[0])
 
 
-def newest_revision() -> str:
+def latest_revision() -> str:
     """The revision of the latest migration."""
     head = ScriptDirectory.from_config(_configuration(None)).get_current_head()
     assert head is not None, "there is no migration"
@@ -128,15 +128,15 @@ def _engine(address: DatabaseAddress) -> Engine:
     return engine
 
 
-def _copy(database: Path, head: str) -> None:
+def _back_up(database: Path, head: str) -> None:
     target = database.with_name(f"{database.name}.before-{head}")
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
-    source, copy = sqlite3.connect(database), sqlite3.connect(partial)
+    source, backup = sqlite3.connect(database), sqlite3.connect(partial)
     try:
-        source.backup(copy)
+        source.backup(backup)
     finally:
-        copy.close()
+        backup.close()
         source.close()
     rename_durably(partial, target)  # SQLite has flushed it
     logger.info("Backed up the database to %s before the upgrade.", target)

@@ -1,1 +1,1 @@
-"""One file for each revision, named by its number; a released one is never changed."""
+"""One file per revision, named by its number; a released revision is never changed."""

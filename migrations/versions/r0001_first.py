@@ -1,4 +1,4 @@
-"""The first schema: jobs with attempts, events and checkpoints; files, keys, and answered submissions."""
+"""Create the first schema: jobs with attempts, events and checkpoints; files, keys and idempotency records."""
 
 from __future__ import annotations
 

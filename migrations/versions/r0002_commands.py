@@ -1,4 +1,4 @@
-"""What pausing, deleting, time limits and draining need to remember."""
+"""Add the columns and tables for pausing, deleting, time limits and draining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers found out about specs, for a while."""
+"""Add the cache of spec checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many jobs ended, by reason, counted beyond their deletion; and an error is of a job that has ended."""
+"""Count ended jobs by reason, including deleted ones, and clear the errors of jobs that have not ended."""
 
 from __future__ import annotations
 

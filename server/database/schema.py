@@ -32,7 +32,7 @@ async def require_schema(database: Database) -> None:
 
 def schema_too_new(found: str, own: str) -> InvalidSettings:
     return InvalidSettings(
-        f"The database is at revision {found}, which this version does not know (its newest is {own}). "
+        f"The database is at revision {found}, which this version doesn't know (its latest is {own}). "
         "Nothing was changed; upgrade zeta-train.",
         code="schema_too_new",
     )

@@ -1,4 +1,4 @@
-"""One server for the tests of a file that do not stop or break it, and the Redis of a worker that a test plays."""
+"""Fixtures: one server for all tests of a file that neither stop nor break it."""
 
 from collections.abc import Iterator
 

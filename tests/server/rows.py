@@ -1,4 +1,4 @@
-"""Jobs with a history, put into a database and an artifact store as engine and worker would leave them."""
+"""Jobs with a history, stored in a database and an artifact store like the engine and a worker would."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CREATED_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
 
 class Rows:
-    """Writes to the database of ``settings`` with the server's own functions, one event loop for each call."""
+    """Writes to the database of ``settings`` with the server's own functions; each call runs an event loop."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -39,7 +39,7 @@ class Rows:
         self.store.prepare()
 
     def job(self, *, project: str = "default", spec: Mapping[str, Any] | None = None) -> str:
-        """A queued job, submitted by nobody in particular; ``spec`` are further fields of `SPEC`."""
+        """Create a queued job; ``spec`` are additional fields of `SPEC`."""
         sent = {**SPEC, **(spec or {})}
         row = JobRow(
             id=new_id("job"),
@@ -64,7 +64,7 @@ class Rows:
         to: JobStatus | None = None,
         reason: StatusReason | None = None,
     ) -> None:
-        """Start the next attempt, say ``progress``, write ``log``, and end it in ``to`` (``None``: it goes on)."""
+        """Start the next attempt, store ``progress`` and ``log``, and end it with status ``to``, if given."""
         if reason is None:
             reason = StatusReason.COMPLETED if to == JobStatus.SUCCEEDED else StatusReason.RETRYING
         number = asyncio.run(self._attempt(job_id, progress, to, reason))
@@ -77,7 +77,7 @@ class Rows:
         asyncio.run(self._change(job_id, values))
 
     def has_job(self, job_id: str) -> bool:
-        """Whether the job has a row, seen by users or not."""
+        """Whether the job has a row, even if it is hidden from users."""
         return asyncio.run(self._has_job(job_id))
 
     def end(self, job_id: str, to: JobStatus) -> None:
@@ -85,11 +85,11 @@ class Rows:
         asyncio.run(self._end(job_id, to))
 
     def age_submissions(self, *, hours: float) -> None:
-        """Make every answered submission older."""
+        """Make every stored submission older."""
         asyncio.run(self._age_submissions(timedelta(hours=hours)))
 
     def key(self, secret: str, *, expires_at: datetime | None = None, revoked_at: datetime | None = None) -> None:
-        """An API key of another name than the admin's."""
+        """Create an API key that isn't the admin key."""
         row = KeyRow(
             id=new_id("key"),
             project="default",
@@ -103,14 +103,14 @@ class Rows:
         )
         asyncio.run(self._add(row))
 
-    def say(self, job_id: str, *messages: str) -> None:
+    def log_events(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
-        asyncio.run(self._say(job_id, messages))
+        asyncio.run(self._log_events(job_id, messages))
 
     def checkpoint(
         self, job_id: str, name: str, step: int, files: Mapping[str, tuple[FileRole, bytes]]
     ) -> dict[str, bytes]:
-        """A stored checkpoint; returns its files and the manifest's bytes, by path."""
+        """Store a checkpoint; returns the bytes of its files and its manifest, by path."""
         directory = self.settings.artifacts / checkpoint_key(job_id, name)
         entries: list[ManifestFile] = []
         for path, (role, content) in files.items():
@@ -202,7 +202,7 @@ class Rows:
             assert await change_status(session, job, ended, expect={JobStatus.RUNNING}, attempt=job.attempt)
         await database.close()
 
-    async def _say(self, job_id: str, messages: Sequence[str]) -> None:
+    async def _log_events(self, job_id: str, messages: Sequence[str]) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
             job = await lock_job(session, job_id)

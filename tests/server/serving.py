@@ -1,4 +1,4 @@
-"""A real server process (``python -m server``) without workers, and rows put into its database before it starts."""
+"""A real server process (``python -m server``) without workers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SPEC: dict[str, Any] = {
 
 
 class ServerProcess:
-    """One server on one home and port, which can be stopped, killed and started again."""
+    """A server with a fixed home and port, which can be stopped, killed and restarted."""
 
     def __init__(self, home: Path, redis_url: str, database_url: str | None = None, **variables: str) -> None:
-        """Makes the home and the schema; `start` starts."""
+        """Creates the home and the schema; `start` starts the process."""
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.port = free_loopback_port()
@@ -68,7 +68,7 @@ class ServerProcess:
         wait_until(self._answers, 60, "the server to answer")
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal; returns the exit status."""
+        """Send the signal and wait for the exit status."""
         assert self.process is not None
         status = stop_child(self.process, stop_signal=how)
         self.process = None
@@ -83,11 +83,11 @@ class ServerProcess:
         return (self.home / "server.log").read_text()
 
     def peak_memory_bytes(self) -> int:
-        """The most memory that the process ever had resident (Linux)."""
+        """The peak resident memory of the process (Linux)."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-        raise AssertionError("the system does not tell a process's peak memory")
+        raise AssertionError("the system does not report a process's peak memory")
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -111,14 +111,14 @@ def serving(home: Path, redis_url: str, database_url: str | None = None, **varia
 
 
 def submit(http: httpx.Client, **fields: Any) -> dict[str, Any]:
-    """A job out of `SPEC` with other fields."""
+    """Submit `SPEC` with additional fields; returns the job."""
     answer = http.post("/v1/jobs", json={**SPEC, **fields})
     assert answer.status_code == 201, answer.text
     return answer.json()
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
-    """The error of an answer, whose shape is checked."""
+    """The error of a response, after checking its shape."""
     assert answer.headers["x-request-id"], answer.headers
     assert answer.headers["content-type"] == "application/json", answer.text
     body = answer.json()

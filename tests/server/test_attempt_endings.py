@@ -24,7 +24,7 @@ def database(tmp_path: Path) -> Iterator[Bench]:
 
 
 def start(database: Bench, job_id: str) -> int:
-    """Hand the job over and claim it, as scheduler and worker do; returns the attempt."""
+    """Assign the job and claim it, like scheduler and worker do; returns the attempt."""
 
     async def claim() -> int:
         async with database.database.write() as session:
@@ -38,14 +38,14 @@ def start(database: Bench, job_id: str) -> int:
     return database.loop.run(claim())
 
 
-def tell(database: Bench, job_id: str, *lines: dict[str, Any]) -> JobRow:
-    """Start the next attempt, which says these lines and no more."""
-    apply(database, job_id, start(database, job_id), *lines)
+def run_attempt(database: Bench, job_id: str, *lines: dict[str, Any]) -> JobRow:
+    """Start the next attempt and apply all lines of its journal."""
+    apply_lines(database, job_id, start(database, job_id), *lines)
     return database.job(job_id)
 
 
-def apply(database: Bench, job_id: str, attempt: int, *lines: dict[str, Any]) -> None:
-    """The running attempt says these lines and no more."""
+def apply_lines(database: Bench, job_id: str, attempt: int, *lines: dict[str, Any]) -> None:
+    """Apply all lines of the running attempt's journal."""
 
     async def write() -> None:
         async with database.database.write() as session:
@@ -56,7 +56,7 @@ def apply(database: Bench, job_id: str, attempt: int, *lines: dict[str, Any]) ->
 
 
 def request(database: Bench, job_id: str, action: str | None) -> None:
-    """What the user ordered meanwhile."""
+    """Set the action that a user has requested."""
 
     async def write() -> None:
         async with database.database.write() as session:
@@ -65,8 +65,8 @@ def request(database: Bench, job_id: str, action: str | None) -> None:
     database.loop.run(write())
 
 
-def queue_again(database: Bench, job_id: str) -> None:
-    """Resume a paused job, as a user or a disk with room does."""
+def resume(database: Bench, job_id: str) -> None:
+    """Queue a paused job, like a user or the engine does."""
 
     async def write() -> None:
         async with database.database.write() as session:
@@ -77,7 +77,7 @@ def queue_again(database: Bench, job_id: str) -> None:
     database.loop.run(write())
 
 
-def note_ran_seconds(database: Bench, job_id: str, attempt: int, seconds: float) -> None:
+def set_ran_seconds(database: Bench, job_id: str, attempt: int, seconds: float) -> None:
     async def write() -> None:
         async with database.database.write() as session:
             (await session.get_one(AttemptRow, (job_id, attempt))).ran_seconds = seconds
@@ -105,16 +105,16 @@ def lose(database: Bench, job_id: str) -> JobRow:
 @pytest.mark.parametrize("reason", ["train_error", "process_killed", "launch_failed"])
 def test_process_failures_are_retried_up_to_max_retries(database: Bench, reason: str) -> None:
     job_id = database.submit(max_retries=1)
-    job = tell(database, job_id, progress(1), status("failed", reason=reason, message="It broke."))
+    job = run_attempt(database, job_id, progress(1), status("failed", reason=reason, message="It broke."))
     assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 1)
     assert job.not_before is None  # the first retry does not wait
     attempt = start(database, job_id)
     job = database.job(job_id)
-    assert (job.status, job.error) == ("running", None)  # an error is of the job's end
+    assert (job.status, job.error) == ("running", None)  # only an ended job has an error
     (warning,) = job.warnings
     assert (warning["code"], warning["message"]) == ("attempt_failed", "Attempt 1 failed: It broke.")
     assert warning["evidence"] == {"attempt": 1, "code": reason}
-    apply(database, job_id, attempt, status("failed", reason=reason, message="It broke."))
+    apply_lines(database, job_id, attempt, status("failed", reason=reason, message="It broke."))
     job = database.job(job_id)
     assert (job.status, job.status_reason, job.attempt, len(job.warnings)) == ("failed", reason, 2, 1)
     assert job.error is not None
@@ -126,22 +126,22 @@ def test_process_failures_are_retried_up_to_max_retries(database: Bench, reason:
 @pytest.mark.parametrize("reason", ["invalid_data", "invalid_model", "non_finite_loss", "time_limit"])
 def test_failures_that_would_repeat_are_not_retried(database: Bench, reason: str) -> None:
     job_id = database.submit()
-    job = tell(database, job_id, status("failed", reason=reason))
+    job = run_attempt(database, job_id, status("failed", reason=reason))
     assert (job.status, job.status_reason, job.attempt) == ("failed", reason, 1)
 
 
 @pytest.mark.parametrize("code", ["cannot_resume", "cannot_train"])
 def test_train_errors_caused_by_the_spec_are_not_retried(database: Bench, code: str) -> None:
     job_id = database.submit()
-    job = tell(database, job_id, status("failed", reason="train_error", error={"code": code, "message": "No."}))
+    job = run_attempt(database, job_id, status("failed", reason="train_error", error={"code": code, "message": "No."}))
     assert (job.status, job.status_reason, job.attempt) == ("failed", "train_error", 1)
     assert (job.error or {})["code"] == code
 
 
 def test_out_of_memory_is_retried_only_once(database: Bench) -> None:
     job_id = database.submit()
-    assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "queued"
-    assert tell(database, job_id, status("failed", reason="out_of_memory")).status == "failed"
+    assert run_attempt(database, job_id, status("failed", reason="out_of_memory")).status == "queued"
+    assert run_attempt(database, job_id, status("failed", reason="out_of_memory")).status == "failed"
 
 
 def test_a_job_that_cannot_fit_is_not_retried_and_keeps_its_patch(database: Bench) -> None:
@@ -152,7 +152,7 @@ def test_a_job_that_cannot_fit_is_not_retried_and_keeps_its_patch(database: Benc
         "patch": {"batch_size": 1},
         "evidence": {"needed_bytes": 9},
     }
-    job = tell(database, job_id, status("failed", reason="out_of_memory", error=error))
+    job = run_attempt(database, job_id, status("failed", reason="out_of_memory", error=error))
     assert (job.status, job.error and job.error["patch"]) == ("failed", {"batch_size": 1})
     assert job.error is not None
     assert job.error["evidence"]["needed_bytes"] == 9
@@ -162,14 +162,14 @@ def test_a_full_disk_pauses_the_job_up_to_max_retries(
     database: Bench,
 ) -> None:
     job_id = database.submit(max_retries=1)
-    job = tell(database, job_id, status("paused", reason="disk_full", message="4 MiB are free."))
+    job = run_attempt(database, job_id, status("paused", reason="disk_full", message="4 MiB are free."))
     assert (job.status, job.status_reason, job.failures) == ("paused", "disk_full", 0)
     assert (job.waiting_reason or {})["code"] == "disk"
-    queue_again(database, job_id)
-    job = tell(database, job_id, status("failed", reason="disk_full", message="No space."))
+    resume(database, job_id)
+    job = run_attempt(database, job_id, status("failed", reason="disk_full", message="No space."))
     assert (job.status, job.status_reason, job.failures, job.error) == ("paused", "disk_full", 1, None)
-    queue_again(database, job_id)
-    job = tell(database, job_id, status("failed", reason="disk_full", message="No space."))
+    resume(database, job_id)
+    job = run_attempt(database, job_id, status("failed", reason="disk_full", message="No space."))
     assert (job.status, job.status_reason, (job.error or {})["message"]) == ("failed", "disk_full", "No space.")
 
 
@@ -182,7 +182,7 @@ def test_a_paused_training_follows_the_latest_request(
     job_id = database.submit()
     attempt = start(database, job_id)
     request(database, job_id, action)
-    apply(database, job_id, attempt, checkpoint(3), status("paused", reason="paused_by_user"))
+    apply_lines(database, job_id, attempt, checkpoint(3), status("paused", reason="paused_by_user"))
     job = database.job(job_id)
     assert (job.status, job.status_reason, job.requested_action) == (*end, None)
     assert database.attempts(job_id)[0].reason == "paused_by_user"
@@ -191,11 +191,11 @@ def test_a_paused_training_follows_the_latest_request(
 
 def test_a_job_without_time_left_ends_for_any_end_of_its_attempt(database: Bench) -> None:
     job_id = database.submit(spec=spec(time_limit_seconds=10))
-    tell(database, job_id, status("failed", reason="process_killed"))
+    run_attempt(database, job_id, status("failed", reason="process_killed"))
     assert database.job(job_id).status == "queued"
     attempt = start(database, job_id)
-    note_ran_seconds(database, job_id, attempt, 11.0)
-    apply(database, job_id, attempt, status("queued", reason="handed_back"))
+    set_ran_seconds(database, job_id, attempt, 11.0)
+    apply_lines(database, job_id, attempt, status("queued", reason="handed_back"))
     job = database.job(job_id)
     assert (job.status, job.status_reason, (job.error or {})["code"]) == ("failed", "time_limit", "time_limit")
     assert database.attempts(job_id)[1].reason == "handed_back"
@@ -206,27 +206,27 @@ def test_a_cancel_precedes_the_time_limit_which_precedes_a_pause(database: Bench
         job_id = database.submit()
         attempt = start(database, job_id)
         request(database, job_id, action)
-        apply(database, job_id, attempt, status("failed", reason="time_limit"))
+        apply_lines(database, job_id, attempt, status("failed", reason="time_limit"))
         assert database.job(job_id).status == end
 
 
 def test_back_off_starts_at_the_second_failure_and_resets_at_a_checkpoint(database: Bench) -> None:
     job_id = database.submit()
-    tell(database, job_id, status("failed", reason="process_killed"))
-    assert tell(database, job_id, status("failed", reason="process_killed")).not_before is not None
-    job = tell(database, job_id, checkpoint(5), status("failed", reason="process_killed"))
+    run_attempt(database, job_id, status("failed", reason="process_killed"))
+    assert run_attempt(database, job_id, status("failed", reason="process_killed")).not_before is not None
+    job = run_attempt(database, job_id, checkpoint(5), status("failed", reason="process_killed"))
     assert (job.failures, job.not_before) == (1, None)
     assert [backoff_seconds(failures) for failures in (1, 2, 3, 4, 9)] == [0, 5, 20, 80, 300]
 
 
 def test_queued_events_report_where_the_next_attempt_continues(database: Bench) -> None:
     job_id = database.submit()
-    tell(database, job_id, status("failed", reason="process_killed", message="It was killed."))
-    tell(database, job_id, checkpoint(5), status("queued", reason="handed_back", message="The worker stops."))
+    run_attempt(database, job_id, status("failed", reason="process_killed", message="It was killed."))
+    run_attempt(database, job_id, checkpoint(5), status("queued", reason="handed_back", message="The worker stops."))
     lose(database, job_id)
     other = database.submit(spec=spec(resume_from_checkpoint="job_1/step-8"))
-    tell(database, other, status("paused", reason="disk_full"))
-    queue_again(database, other)
+    run_attempt(database, other, status("paused", reason="disk_full"))
+    resume(database, other)
     sentences = [
         event.fields["message"]
         for event in (*database.events(job_id), *database.events(other))
@@ -243,7 +243,7 @@ def test_queued_events_report_where_the_next_attempt_continues(database: Bench) 
 def test_a_hand_back_does_not_count_as_a_failure(database: Bench) -> None:
     job_id = database.submit(max_retries=0)
     for _ in range(3):
-        job = tell(database, job_id, status("queued", reason="handed_back"))
+        job = run_attempt(database, job_id, status("queued", reason="handed_back"))
         assert (job.status, job.status_reason, job.failures, job.not_before) == ("queued", "handed_back", 0, None)
 
 
@@ -267,7 +267,7 @@ def test_a_users_request_takes_precedence_over_a_retry(
     job_id = database.submit()
     attempt = start(database, job_id)
     request(database, job_id, action)
-    apply(database, job_id, attempt, line)
+    apply_lines(database, job_id, attempt, line)
     job = database.job(job_id)
     assert (job.status, job.requested_action, job.error) == (end, None, None)
 
@@ -277,13 +277,13 @@ def test_limited_events_are_dropped_above_the_limit_with_one_warning(
 ) -> None:
     job_id = database.submit()
     attempt = start(database, job_id)
-    said = [*(progress(step) for step in range(1, 6)), checkpoint(5), progress(6), status("succeeded")]
+    lines = [*(progress(step) for step in range(1, 6)), checkpoint(5), progress(6), status("succeeded")]
 
     async def write() -> None:
         async with database.database.write() as session:
-            batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=said)
+            batch = JournalBatch(job_id=job_id, attempt=attempt, worker="w", first_line=1, lines=lines)
             applied = await apply_batch(session, batch, max_events=3)
-            assert (applied.ack.stored_line, applied.ended) == (len(said), True)
+            assert (applied.ack.stored_line, applied.attempt_ended) == (len(lines), True)
 
     database.loop.run(write())
     events = database.events(job_id)
@@ -299,12 +299,12 @@ def test_limited_events_are_dropped_above_the_limit_with_one_warning(
 def test_success_stores_the_result_and_keeps_earlier_warnings(database: Bench) -> None:
     job_id = database.submit()
     error = {"code": "out_of_memory", "message": "Memory ran out.", "hint": "Halve it.", "patch": {"batch_size": 2}}
-    tell(database, job_id, status("failed", reason="out_of_memory", error=error))
+    run_attempt(database, job_id, status("failed", reason="out_of_memory", error=error))
     result = {"train_loss": 1.5, "tokens": 10}
-    job = tell(database, job_id, progress(1, loss=2.0), progress(2), status("succeeded", result=result))
+    job = run_attempt(database, job_id, progress(1, loss=2.0), progress(2), status("succeeded", result=result))
     assert (job.status, job.status_reason, job.error) == ("succeeded", "completed", None)
     assert (job.warnings[0]["hint"], job.warnings[0]["patch"]) == ("Halve it.", {"batch_size": 2})
     assert (job.result or {})["train_loss"] == 1.5
-    assert (job.progress or {})["loss"] == 2.0  # what a line does not say stays as it was
+    assert (job.progress or {})["loss"] == 2.0  # values that a line omits are kept
     assert job.finished_at is not None
-    assert database.ends() == {"completed": 1}  # the attempt that failed is no end
+    assert database.ends() == {"completed": 1}  # the failed attempt doesn't count

@@ -26,8 +26,8 @@ FILES: dict[str, tuple[FileRole, bytes]] = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A job with the checkpoints ``step-5`` and ``final``, and the latter's bytes by path."""
+class StoredCheckpoints:
+    """A job with the checkpoints ``step-5`` and ``final``, and the bytes of the latter by path."""
 
     job_id: str
     files: dict[str, bytes]
@@ -38,15 +38,15 @@ class Stored:
 
 
 @pytest.fixture(scope="module")
-def stored(rows: Rows) -> Stored:
+def stored(rows: Rows) -> StoredCheckpoints:
     job_id = rows.job()
     rows.attempt(job_id, to=JobStatus.SUCCEEDED)
     rows.checkpoint(job_id, "step-5", 5, {"model.safetensors": ("weights", b"five")})
     rows.checkpoint(job_id, "step-10", 10, FILES)
-    return Stored(job_id, rows.checkpoint(job_id, "final", 10, FILES))
+    return StoredCheckpoints(job_id, rows.checkpoint(job_id, "final", 10, FILES))
 
 
-def test_checkpoints_are_listed_newest_first_and_counted(stored: Stored, http: httpx.Client) -> None:
+def test_checkpoints_are_listed_newest_first_and_counted(stored: StoredCheckpoints, http: httpx.Client) -> None:
     page = http.get(stored.path).json()
     assert [checkpoint["name"] for checkpoint in page["data"]] == ["step-10", "final", "step-5"]
     first = http.get(f"{stored.path}?limit=1").json()
@@ -57,7 +57,7 @@ def test_checkpoints_are_listed_newest_first_and_counted(stored: Stored, http: h
     assert (job["checkpoints"], job["final_checkpoint"]) == (3, "final")
 
 
-def test_a_manifest_lists_each_file_with_size_hash_and_role(stored: Stored, http: httpx.Client) -> None:
+def test_a_manifest_lists_each_file_with_size_hash_and_role(stored: StoredCheckpoints, http: httpx.Client) -> None:
     manifest = http.get(f"{stored.path}/final").json()
     assert (manifest["name"], manifest["step"], manifest["format"]) == ("final", 10, "huggingface")
     assert {file["path"]: (file["size"], file["sha256"], file["role"]) for file in manifest["files"]} == {
@@ -67,13 +67,13 @@ def test_a_manifest_lists_each_file_with_size_hash_and_role(stored: Stored, http
 
 
 @pytest.mark.parametrize("name", ["best", "step-7", "step-", "FINAL", "..", "%2e%2e", "..%2ffinal", "final%00", "."])
-def test_an_unknown_checkpoint_is_not_found(server: ServerProcess, stored: Stored, name: str) -> None:
+def test_an_unknown_checkpoint_is_not_found(server: ServerProcess, stored: StoredCheckpoints, name: str) -> None:
     for rest in ("", "/archive", "/files/config.json"):
-        assert get_as_it_is(server, f"{stored.path}/{name}{rest}")[0] == 404
+        assert get_raw_path(server, f"{stored.path}/{name}{rest}")[0] == 404
 
 
-def get_as_it_is(server: ServerProcess, path: str) -> tuple[int, bytes]:
-    """GET a path without what `httpx` does to it (it resolves the dots)."""
+def get_raw_path(server: ServerProcess, path: str) -> tuple[int, bytes]:
+    """GET a path unchanged (`httpx` would resolve the dots)."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("GET", path, headers={"Authorization": f"Bearer {API_KEY}"})
     answer = connection.getresponse()
@@ -85,7 +85,7 @@ def get_as_it_is(server: ServerProcess, path: str) -> tuple[int, bytes]:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_downloaded_file_matches_its_manifest(stored: Stored, http: httpx.Client) -> None:
+def test_every_downloaded_file_matches_its_manifest(stored: StoredCheckpoints, http: httpx.Client) -> None:
     for path, content in stored.files.items():
         answer = http.get(f"{stored.path}/final/files/{path}")
         assert answer.content == content
@@ -112,8 +112,8 @@ def test_every_downloaded_file_matches_its_manifest(stored: Stored, http: httpx.
         "tokenizer/../config.json",
     ],
 )
-def test_only_files_of_the_manifest_are_served(server: ServerProcess, stored: Stored, path: str) -> None:
-    status, content = get_as_it_is(server, f"{stored.path}/final/files/{path}")
+def test_only_files_of_the_manifest_are_served(server: ServerProcess, stored: StoredCheckpoints, path: str) -> None:
+    status, content = get_raw_path(server, f"{stored.path}/final/files/{path}")
     assert status == 404
     assert b"not_found_error" in content
 
@@ -132,7 +132,7 @@ def test_only_files_of_the_manifest_are_served(server: ServerProcess, stored: St
     ],
 )
 def test_a_range_returns_exactly_its_bytes(
-    stored: Stored, http: httpx.Client, wanted: str, start: int, end: int | None
+    stored: StoredCheckpoints, http: httpx.Client, wanted: str, start: int, end: int | None
 ) -> None:
     answer = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
     assert answer.status_code == 206
@@ -143,21 +143,21 @@ def test_a_range_returns_exactly_its_bytes(
 
 
 @pytest.mark.parametrize("wanted", ["bytes=3000000-", "bytes=9999999-", "bytes=-0", f"bytes={'9' * 18}-"])
-def test_a_range_beyond_the_end_returns_416_with_the_length(stored: Stored, http: httpx.Client, wanted: str) -> None:
+def test_a_range_beyond_the_end_returns_416_with_the_length(
+    stored: StoredCheckpoints, http: httpx.Client, wanted: str
+) -> None:
     answer = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
     assert (answer.status_code, error_of(answer)["code"]) == (416, "range_not_satisfiable")
     assert answer.headers["content-range"] == "bytes */3000000"
 
 
 @pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,5-6", "lines=1-2", "bytes=", "bytes=-", "bytes=a-b"])
-def test_an_invalid_range_is_ignored(stored: Stored, http: httpx.Client, wanted: str) -> None:
+def test_an_invalid_range_is_ignored(stored: StoredCheckpoints, http: httpx.Client, wanted: str) -> None:
     answer = http.get(f"{stored.path}/final/files/config.json", headers={"Range": wanted})
     assert (answer.status_code, answer.content) == (200, FILES["config.json"][1])
 
 
-def test_if_range_and_if_none_match_compare_the_etag(
-    stored: Stored, http: httpx.Client
-) -> None:
+def test_if_range_and_if_none_match_compare_the_etag(stored: StoredCheckpoints, http: httpx.Client) -> None:
     path = f"{stored.path}/final/files/config.json"
     etag = http.get(path).headers["etag"]
     some = {"Range": "bytes=0-1"}
@@ -170,7 +170,7 @@ def test_if_range_and_if_none_match_compare_the_etag(
     assert http.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_an_interrupted_download_resumes_to_the_same_bytes(stored: Stored, http: httpx.Client) -> None:
+def test_an_interrupted_download_resumes_to_the_same_bytes(stored: StoredCheckpoints, http: httpx.Client) -> None:
     path = f"{stored.path}/final/files/model.safetensors"
     etag = http.head(path).headers["etag"]
     received = b""
@@ -201,9 +201,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def test_an_archive_omits_the_training_state_by_default(
-    stored: Stored, http: httpx.Client
-) -> None:
+def test_an_archive_omits_the_training_state_by_default(stored: StoredCheckpoints, http: httpx.Client) -> None:
     answer = http.get(f"{stored.path}/final/archive")
     assert answer.headers["content-type"] == "application/x-tar"
     assert answer.headers["content-length"] == str(len(answer.content))
@@ -226,19 +224,21 @@ def test_an_archive_omits_the_training_state_by_default(
     ],
 )
 def test_a_glob_selects_the_files_of_an_archive(
-    stored: Stored, http: httpx.Client, query: dict[str, str], names: list[str]
+    stored: StoredCheckpoints, http: httpx.Client, query: dict[str, str], names: list[str]
 ) -> None:
     answer = http.get(f"{stored.path}/final/archive", params=query)
     assert list(members(answer.content)) == names
 
 
 @pytest.mark.parametrize("query", [{"include": "*.bin"}, {"include": "nothing"}, {"include": "["}])
-def test_a_glob_without_matches_is_reported(stored: Stored, http: httpx.Client, query: dict[str, str]) -> None:
+def test_a_glob_without_matches_is_reported(
+    stored: StoredCheckpoints, http: httpx.Client, query: dict[str, str]
+) -> None:
     answer = http.get(f"{stored.path}/final/archive", params=query)
     assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
 
 
-def test_an_archive_is_reproducible_and_supports_ranges(stored: Stored, http: httpx.Client) -> None:
+def test_an_archive_is_reproducible_and_supports_ranges(stored: StoredCheckpoints, http: httpx.Client) -> None:
     path = f"{stored.path}/final/archive?state=true"
     whole = http.get(path)
     again = http.get(path)
@@ -251,9 +251,7 @@ def test_an_archive_is_reproducible_and_supports_ranges(stored: Stored, http: ht
         assert (part.status_code, part.content) == (206, whole.content[start:end])
 
 
-def test_a_damaged_manifest_is_reported_and_a_truncated_file_ends_the_download(
-    rows: Rows, http: httpx.Client
-) -> None:
+def test_a_damaged_manifest_is_reported_and_a_truncated_file_ends_the_download(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     rows.checkpoint(job_id, "final", 1, FILES)
     directory = rows.settings.artifacts / "jobs" / job_id / "checkpoints" / "final"

@@ -26,13 +26,13 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
         yield made
 
 
-def ask(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
+def request_check(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
     return fleet.loop.run(engine.spec_checks.request(SPEC, resolved, 1))
 
 
 def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey: ValkeyServer) -> None:
     engine = fleet.start_engine()
-    assert "No connected worker can check" in str(ask(fleet, engine, {}))
+    assert "No connected worker can check" in str(request_check(fleet, engine, {}))
     with shared_valkey.client() as client:
         worker = PlayedWorker(client, SECRET)
 
@@ -41,29 +41,29 @@ def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey
             return engine.is_alive(worker.name)
 
         wait_until(alive, 15, "the worker to be known")
-        asked: list[CheckRequest] = []
+        requests: list[CheckRequest] = []
 
         def serve() -> None:
             wait_until(take, 15, "the request")
-            (request,) = asked
+            (request,) = requests
             worker.say(
                 CheckResult(check_id=request.check_id, worker=worker.name, answer=CheckAnswer(ok=True, tokens=7))
             )
 
         def take() -> bool:
-            asked.extend(message for message in worker.heard() if isinstance(message, CheckRequest))
-            return bool(asked)
+            requests.extend(message for message in worker.heard() if isinstance(message, CheckRequest))
+            return bool(requests)
 
         serving = threading.Thread(target=serve)
         serving.start()
-        found = ask(fleet, engine, {})
+        found = request_check(fleet, engine, {})
         serving.join(15)
         assert isinstance(found, CheckAnswer)
-        assert (found.tokens, asked[0].spec, asked[0].limit_seconds) == (7, SPEC, 12.0)
-        assert ask(fleet, engine, {}) == found
+        assert (found.tokens, requests[0].spec, requests[0].limit_seconds) == (7, SPEC, 12.0)
+        assert request_check(fleet, engine, {}) == found
         assert worker.heard() == []
         alive()
-        assert "did not answer within 3 s" in str(ask(fleet, engine, {"seq_len": 8}))
+        assert "did not answer within 3 s" in str(request_check(fleet, engine, {"seq_len": 8}))
 
 
 @pytest.mark.parametrize(
@@ -79,26 +79,26 @@ def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey
     ids=["hub", "branch", "path", "mixed", "commit", "builtin"],
 )
 def test_only_checks_of_immutable_data_are_cached(
-    answered: httpx.Client, asked: list[CheckRequest], dataset: Any, num_checks: int
+    answered: httpx.Client, requests: list[CheckRequest], dataset: Any, num_checks: int
 ) -> None:
-    asked.clear()
+    requests.clear()
     spec = {**serving.SPEC, "dataset": dataset}
     for _ in range(2):
         answer = answered.post("/v1/jobs/validate", json=spec)
         assert answer.status_code == 200, answer.text
         assert answer.json()["tokens"] == 7
-    assert len(asked) == num_checks
+    assert len(requests) == num_checks
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[CheckRequest]:
-    """The requests that the worker of `answered` received."""
+def requests() -> list[CheckRequest]:
+    """The requests that the worker of `answered` has received."""
     return []
 
 
 @pytest.fixture(scope="module")
 def answered(
-    shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory, asked: list[CheckRequest]
+    shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory, requests: list[CheckRequest]
 ) -> Iterator[httpx.Client]:
     """A client of a server whose played worker answers every check."""
     stopped = threading.Event()
@@ -114,7 +114,7 @@ def answered(
                 worker.beat()
                 for message in worker.heard():
                     if isinstance(message, CheckRequest):
-                        asked.append(message)
+                        requests.append(message)
                         found = CheckAnswer(ok=True, tokens=7)
                         worker.say(CheckResult(check_id=message.check_id, worker=worker.name, answer=found))
 

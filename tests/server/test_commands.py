@@ -29,7 +29,7 @@ def events_of(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
 
 
 def job_in(rows: Rows, situation: Situation, **spec: Any) -> str:
-    """A job in each of the table's situations, as commands and engine leave it."""
+    """Create a job in one of the table's situations."""
     job_id = rows.job(spec=spec)
     match situation:
         case Situation.QUEUED:
@@ -50,7 +50,7 @@ def job_in(rows: Rows, situation: Situation, **spec: Any) -> str:
     return job_id
 
 
-# What an accepted command leaves: status, status_reason, requested_action, and the code of waiting_reason.
+# The job after an accepted command: status, status_reason, requested_action, and the code of waiting_reason.
 CANCELLED = ("cancelled", "cancelled_by_user", None, None)
 PAUSED = ("paused", "paused_by_user", None, "paused")
 QUEUED = ("queued", "resumed", None, "no_worker")
@@ -105,7 +105,7 @@ def test_the_documentation_shows_the_table() -> None:
 
 
 def test_a_job_without_time_left_is_not_resumed(rows: Rows, http: httpx.Client) -> None:
-    job_id = job_in(rows, Situation.PAUSED, time_limit_seconds=1)  # its attempt began long ago
+    job_id = job_in(rows, Situation.PAUSED, time_limit_seconds=1)  # its attempt started long ago
     error = error_of(http.post(f"/v1/jobs/{job_id}/resume"))
     assert error["code"] == "time_limit_used"
     assert "time_limit_seconds" in error["message"]
@@ -119,7 +119,7 @@ def rerun(http: httpx.Client, job_id: str, /, key: str = "", **body: Any) -> htt
 
 
 def at(name: str) -> dict[str, Any]:
-    """The field ``from``, which is no name for Python."""
+    """The field ``from``, which is a reserved word in Python."""
     return {"from": name}
 
 
@@ -157,9 +157,7 @@ def test_errors_of_a_rerun_name_the_invalid_fields(http: httpx.Client) -> None:
         assert error_of(answer)["details"][0]["suggestion"] == suggestion
 
 
-def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(
-    rows: Rows, http: httpx.Client
-) -> None:
+def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, http: httpx.Client) -> None:
     parent = rows.job(spec={"batch_size": 4, "gradient_accumulate_every": 2, "learning_rate": 0.001})
     rows.attempt(parent)
     rows.checkpoint(parent, "best", 9, WEIGHTS)
@@ -168,7 +166,7 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(
     for named, meant in (("latest", "step-8"), ("step-4", "step-4")):
         job = rerun(http, parent, patch={"max_steps": 50, "priority": 3}, **at(named)).json()
         assert job["spec"]["resume_from_checkpoint"] == f"{parent}/{meant}"
-        assert job["resolved_spec"]["device_kind"] == "cpu:of attempt 1"  # which computed the checkpoint
+        assert job["resolved_spec"]["device_kind"] == "cpu:of attempt 1"  # the kind that computed the checkpoint
     assert http.get(f"/v1/jobs/{parent}").json()["attempts"][0]["device_kind"] == "cpu:of attempt 1"
     same = {"batch_size": 2, "gradient_accumulate_every": 4, "save_total_limit": 9, "epochs": 2, "max_steps": None}
     assert rerun(http, parent, patch=same, **at("latest")).status_code == 201
@@ -195,31 +193,29 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(
     assert rerun(http, parent, patch={**patch, **weights}).status_code == 201
     plain = {**SPEC, "resume_from_checkpoint": parent, "learning_rate": 0.002}
     assert error_of(http.post("/v1/jobs", json=plain))["code"] == "changed_on_resume"
-    # What a worker wrote down shorter than the spec has it is no change.
+    # A value that the worker recorded in a shorter form is not a change.
     rows.change(parent, spec={**SPEC, "lora": {"r": 8}}, resolved_spec={**SPEC, "lora": {"r": 8}, "files": {}})
     assert rerun(http, parent, **at("latest")).status_code == 201
     wrong = rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest"))
     assert error_of(wrong)["param"] == "lora"
-    # Nor is how an adapter is saved, and another word for the same stage; another stage is.
+    # Neither is saving an adapter differently or another name of the same stage; another stage is.
     assert rerun(http, parent, patch={"lora": {"save_merged": True}}, **at("latest")).status_code == 201
     rows.change(parent, spec={**SPEC, "use_deepspeed": True}, resolved_spec={**SPEC, "use_deepspeed": True})
     assert rerun(http, parent, patch={"use_deepspeed": 2}, **at("latest")).status_code == 201
     assert error_of(rerun(http, parent, patch={"use_deepspeed": 3}, **at("latest")))["param"] == "use_deepspeed"
-    # When it is evaluated decides which checkpoint is the best and when it stops: the training would refuse it, too.
+    # The evaluation schedule affects the best checkpoint and early stopping; the training rejects a change, too.
     evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
     rows.change(parent, spec=evaluated, resolved_spec={**evaluated, "files": {}})
     answer = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))
     assert {detail["param"] for detail in error_of(answer)["details"]} == {"eval_steps", "early_stopping_patience"}
-    # From the start of a rerun is the start, not its parent's checkpoint.
+    # A rerun of a rerun "from start" doesn't use its parent's checkpoint.
     assert "resume_from_checkpoint" not in rerun(http, job["id"]).json()["spec"]
 
 
 # --- Delete -----------------------------------------------------------------------------------------------------------
 
 
-def test_deleting_a_job_removes_its_artifacts_and_rows(
-    server: ServerProcess, rows: Rows, http: httpx.Client
-) -> None:
+def test_deleting_a_job_removes_its_artifacts_and_rows(server: ServerProcess, rows: Rows, http: httpx.Client) -> None:
     key = {"Idempotency-Key": "of a job that is deleted"}
     job_id = http.post("/v1/jobs", json=SPEC, headers=key).json()["id"]
     rows.attempt(job_id, log="a line\n", progress=[{"phase": "training", "step": 1}], to=JobStatus.SUCCEEDED)
@@ -254,16 +250,14 @@ def test_a_job_in_use_by_an_unfinished_job_is_not_deleted(rows: Rows, http: http
     assert http.delete(f"/v1/jobs/{parent}").status_code == 200
 
 
-def test_an_interrupted_deletion_is_finished_at_the_next_start(
-    shared_valkey: ValkeyServer, tmp_path: Path
-) -> None:
+def test_an_interrupted_deletion_is_finished_at_the_next_start(shared_valkey: ValkeyServer, tmp_path: Path) -> None:
     with serving(tmp_path / "home", shared_valkey.url) as server, server.http() as http:
         rows = Rows(server.settings)
         job_id = rows.job()
         rows.attempt(job_id, log="a line\n", to=JobStatus.FAILED)
         folder = server.settings.artifacts / job_key(job_id)
         folder.rename(folder.with_name("aside"))
-        folder.write_text("")  # what cannot be removed as a folder: the job is gone, and its artifacts are not yet
+        folder.write_text("")  # a file can't be removed like a folder, so the artifacts remain for now
         assert http.delete(f"/v1/jobs/{job_id}").status_code == 200
         assert http.get(f"/v1/jobs/{job_id}").status_code == 404
         assert "cannot be removed now" in server.log()

@@ -26,11 +26,11 @@ def filled(path: str, job_id: str = "job_00000000000000000000") -> str:
 
 
 def test_every_route_except_the_open_ones_requires_a_key(server: ServerProcess, http: httpx.Client) -> None:
-    asked = [(method, path) for method, path in operations(http) if path not in OPEN]
-    assert len(asked) >= 17
+    protected = [(method, path) for method, path in operations(http) if path not in OPEN]
+    assert len(protected) >= 17
     for key in (None, "wrong", API_KEY + "x", ""):
         with server.http(key) as stranger:
-            for method, path in asked:
+            for method, path in protected:
                 answer = stranger.request(method, filled(path))
                 assert answer.status_code == 401, (method, path, answer.text)
                 assert error_of(answer)["type"] == "authentication_error"
@@ -168,9 +168,9 @@ def test_an_invalid_parameter_is_reported_with_value_and_cure(
 
 
 def test_every_route_rejects_unknown_parameters(server: ServerProcess, http: httpx.Client) -> None:
-    asked = [(method, path) for method, path in operations(http) if path not in OPEN]
-    asked += [("HEAD", path) for method, path in asked if method == "GET"]
-    for method, path in asked:
+    protected = [(method, path) for method, path in operations(http) if path not in OPEN]
+    protected += [("HEAD", path) for method, path in protected if method == "GET"]
+    for method, path in protected:
         answer = http.request(method, filled(path), params={"stat": "x"})
         assert answer.status_code == 422, (method, path, answer.text)
         if method != "HEAD":
@@ -272,7 +272,7 @@ def test_an_unavailable_database_returns_503_until_it_recovers(server: ServerPro
 
 
 def test_a_rejected_large_body_is_not_read_and_closes_the_connection(server: ServerProcess) -> None:
-    """A gibibyte is announced to each route without a key; the answer comes before any of it was sent."""
+    """Each route gets a request with a declared length of 1 GiB and no key, and responds before any of it is sent."""
     for path in ("/v1/files", "/v1/jobs", "/v1/jobs/x/cancel", "/nothing"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"

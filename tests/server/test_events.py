@@ -23,7 +23,7 @@ STREAM = {"Accept": "text/event-stream"}
 
 
 class Reader:
-    """Reads a stream in a thread until it ends, so that a test can look at what came so far."""
+    """Reads a stream in a thread until it ends, so that a test can examine what has arrived."""
 
     def __init__(self, http: httpx.Client, path: str, headers: dict[str, str]) -> None:
         self.text = ""
@@ -43,7 +43,7 @@ class Reader:
 
     def wait_for_end(self) -> list[dict[str, Any]]:
         self._thread.join(30)
-        assert not self._thread.is_alive(), "the stream goes on"
+        assert not self._thread.is_alive(), "the stream has not ended"
         return self.events
 
     def _read(self) -> None:
@@ -64,7 +64,7 @@ def reading(server: ServerProcess, job_id: str, **headers: str) -> Generator[Rea
 
 @pytest.fixture(scope="module", autouse=True)
 def silent(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
-    """The stream of a job that says nothing, open from the first test of this file to its last."""
+    """The stream of a job without events, open from the first test of this file to its last."""
     with reading(server, rows.job()) as reader:
         yield reader
 
@@ -80,7 +80,7 @@ def quiet_log(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
 
 def test_events_are_paged_oldest_first(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
-    rows.say(job_id, *(str(number) for number in range(2, 8)))
+    rows.log_events(job_id, *(str(number) for number in range(2, 8)))
     first = http.get(f"/v1/jobs/{job_id}/events?limit=3").json()
     assert [event["seq"] for event in first["data"]] == [1, 2, 3]
     assert (first["has_more"], first["first_id"], first["last_id"]) == (True, "1", "3")
@@ -94,7 +94,7 @@ def test_a_stream_sends_stored_and_new_events_and_the_end(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
     job_id = rows.job()
-    rows.say(job_id, "a line\nof two, and é 日本  ")
+    rows.log_events(job_id, "a line\nof two, and é 日本  ")
     with reading(server, job_id) as reader:
         stored = reader.wait_for(2)
         assert [(event["sse_id"], event["sse_event"]) for event in stored] == [("1", "status"), ("2", "log")]
@@ -112,7 +112,7 @@ def test_events_stored_by_another_process_are_streamed(server: ServerProcess, ro
     job_id = rows.job()
     with reading(server, job_id) as reader:
         reader.wait_for(1)
-        rows.say(job_id, "from elsewhere")
+        rows.log_events(job_id, "from elsewhere")
         assert reader.wait_for(2)[1]["message"] == "from elsewhere"
 
 
@@ -144,10 +144,10 @@ def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: P
         job_id = rows.job()
         for how in (signal.SIGKILL, signal.SIGTERM):
             with reading(server, job_id, **{"Last-Event-ID": str(seen[-1])} if seen else {}) as reader:
-                rows.say(job_id, "one", "two")
+                rows.log_events(job_id, "one", "two")
                 reader.wait_for(2 if seen else 3)
                 server.end(how)
-                rows.say(job_id, "while it was away")
+                rows.log_events(job_id, "while it was away")
                 seen += [event["seq"] for event in reader.wait_for_end()]
             server.start()
         with server.http() as http:
@@ -157,9 +157,7 @@ def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: P
     assert seen == list(range(1, 9))
 
 
-def test_sigterm_ends_streams_within_a_second_with_exit_code_0(
-    tmp_path: Path, redis_url: str
-) -> None:
+def test_sigterm_ends_streams_within_a_second_with_exit_code_0(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "home", redis_url) as server, server.http() as http:
         job_id = submit(http)["id"]
         running = Rows(server.settings).job()
@@ -181,9 +179,7 @@ def test_sigterm_ends_streams_within_a_second_with_exit_code_0(
 # --- Metrics ----------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_have_each_step_once_from_its_latest_attempt(
-    rows: Rows, http: httpx.Client
-) -> None:
+def test_metrics_have_each_step_once_from_its_latest_attempt(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     first = [{"phase": "training", "step": step, "loss": 10.0 - step, "tokens": step * 8} for step in range(1, 7)]
     rows.attempt(job_id, progress=[{"phase": "loading_data"}, *first], to=JobStatus.QUEUED)
@@ -223,9 +219,7 @@ def test_metrics_have_each_step_once_from_its_latest_attempt(
     assert http.get(f"/v1/jobs/{job_id}/metrics?max_points=100").json() == metrics
 
 
-def test_a_line_over_several_steps_adds_each_step_to_the_curves(
-    rows: Rows, http: httpx.Client
-) -> None:
+def test_a_line_over_several_steps_adds_each_step_to_the_curves(rows: Rows, http: httpx.Client) -> None:
     job_id = rows.job()
     each = [{"step": step, "loss": 10.0 - step, "grad_norm": 1.0 * step, "tokens": step} for step in range(2, 6)]
     line = {"phase": "training", "step": 5, "loss": 6.5, "tokens": 5, "tokens_per_second": 9.0, "steps": each}
@@ -316,7 +310,7 @@ def test_a_followed_log_continues_across_attempts_until_the_job_ends(
 def test_quiet_seconds_ends_a_followed_log_that_offset_continues(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
-    """What a reader behind a proxy with an idle time-out does: each answer is whole, and no byte comes twice."""
+    """A reader behind a proxy with an idle timeout gets complete responses, and no byte twice."""
     job_id = rows.job()
     path = f"/v1/jobs/{job_id}/logs"
     assert http.get(f"{path}?follow=true&quiet_seconds=1").content == b""
@@ -376,7 +370,7 @@ def test_disconnected_readers_leave_no_resources_behind(
     def read_and_leave() -> None:
         with server.http() as reader, reader.stream("GET", f"/v1/jobs/{job_id}/{path}", headers=STREAM) as answer:
             assert answer.status_code == 200
-            rows.say(job_id, "something")
+            rows.log_events(job_id, "something")
 
     read_and_leave()
     before = num_threads()

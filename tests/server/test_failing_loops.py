@@ -9,8 +9,8 @@ from tests.harness.fleet import REPOSITORY
 from tests.harness.service import clean_environment
 from zeta_core.system.outage import EXIT_STATUS
 
-# A loop that fails as the argument says. The process ends with status 0 after four failures, which take longer than the
-# limit for defects.
+# A loop that fails with the exception in the argument. The process ends with status 0 after four failures, which take
+# longer than the limit for defects.
 PROGRAM = """
 import asyncio, logging, sys
 from server.engine.loops import BackgroundLoops, Pace

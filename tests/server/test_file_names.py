@@ -71,9 +71,7 @@ def test_file_names_of_all_clients_are_decoded(http: httpx.Client, parameters: b
         ("nul\0.txt", r"nul\x00.txt"),
     ],
 )
-def test_terminal_control_characters_are_stored_escaped(
-    http: httpx.Client, name: str, stored: str
-) -> None:
+def test_terminal_control_characters_are_stored_escaped(http: httpx.Client, name: str, stored: str) -> None:
     answer = upload(http, b"filename*=UTF-8''" + quote(name, safe="").encode())
     assert (answer.status_code, answer.json()["filename"]) == (201, stored)
 

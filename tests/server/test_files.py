@@ -262,7 +262,7 @@ def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path)
 
 
 def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> None:
-    """The client goes on sending as long as it may: what the server took is what fits into buffers on the way."""
+    """The client sends as long as it can; the server only receives what fits into buffers."""
     sent = 0
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
@@ -317,7 +317,7 @@ def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, r
 
 @pytest.mark.timeout(240)
 def test_transferring_two_gibibytes_needs_constant_memory(tmp_path: Path, redis_url: str) -> None:
-    """With the plainest client there is, as its own work would cost more than the server's."""
+    """Uses a minimal client, because a full one would need more time than the server."""
     num_blocks, block = 2048, b"All the world's a stage, and all the men and women merely player" * 16384
     num_bytes = num_blocks * len(block)
     head, tail = PURPOSE + part("file", b"", "large.txt")[:-2], b"\r\n" + END

@@ -28,9 +28,9 @@ def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, cl
     fleet.request(job_id, "cancel")
     for _ in range(2):
         worker.beat((job_id, 1))
-        order = worker.hear(StopOrder, job_id)
-        assert isinstance(order, StopOrder)
-        assert (order.attempt, order.action) == (1, "cancel")
+        request = worker.hear(StopOrder, job_id)
+        assert isinstance(request, StopOrder)
+        assert (request.attempt, request.action) == (1, "cancel")
     worker.publish(job_id, 1, status("cancelled"))
     fleet.wait_for_status(job_id, "cancelled")
 
@@ -46,12 +46,12 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     assert (attempt.reason, fleet.job(job_id).lost_workers, fleet.job(job_id).failures) == ("worker_lost", 1, 0)
     other.start(fleet, job_id, 2)
 
-    def told() -> bool:
+    def is_fenced() -> bool:
         silent.beat((job_id, 1))
         other.beat((job_id, 2))
         return any(isinstance(message, JournalAck) and message.fenced for message in silent.heard())
 
-    wait_until(told, 20, "the returned worker to be told that its attempt is over")
+    wait_until(is_fenced, 20, "the returned worker to receive a fenced acknowledgement")
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
 
     monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 1.0)  # of a day

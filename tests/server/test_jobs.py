@@ -22,7 +22,7 @@ from zeta_core.contract.job.status import JobStatus
 def server(
     request: pytest.FixtureRequest, shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """A server on each database in turn; what this file shows holds on both."""
+    """A server on each of the two databases; all tests of this file run on both."""
     home = tmp_path_factory.mktemp("server")
     if request.param == "sqlite":
         with serving(home, shared_valkey.second_url) as process:
@@ -64,8 +64,8 @@ def test_the_queue_is_ordered_by_priority_then_age(http: httpx.Client) -> None:
     for job in http.get("/v1/jobs?status=queued&limit=1000").json()["data"]:
         http.post(f"/v1/jobs/{job['id']}/cancel")
     low, first, second, high = (submit(http, priority=priority) for priority in (-1, 0, 0, 1))
-    places = {job["id"]: job["queue_position"] for job in http.get("/v1/jobs?status=queued").json()["data"]}
-    assert [places[job["id"]] for job in (high, first, second, low)] == [1, 2, 3, 4]
+    positions = {job["id"]: job["queue_position"] for job in http.get("/v1/jobs?status=queued").json()["data"]}
+    assert [positions[job["id"]] for job in (high, first, second, low)] == [1, 2, 3, 4]
     http.post(f"/v1/jobs/{high['id']}/cancel")
     assert http.get(f"/v1/jobs/{low['id']}").json()["queue_position"] == 3
     assert http.get(f"/v1/jobs/{high['id']}").json()["queue_position"] is None
@@ -125,9 +125,7 @@ def test_a_queued_job_is_cancelled_immediately_and_only_once(http: httpx.Client)
     assert "cancelled" in again.json()["error"]["message"]
 
 
-def test_cancelling_a_running_job_is_idempotent(
-    server: ServerProcess, http: httpx.Client
-) -> None:
+def test_cancelling_a_running_job_is_idempotent(server: ServerProcess, http: httpx.Client) -> None:
     rows = Rows(server.settings)
     job_id = rows.job()
     rows.attempt(job_id, progress=[{"phase": "training", "step": 1, "loss": 2.0}])
@@ -169,9 +167,7 @@ def test_references_of_a_spec_must_exist_and_be_allowed(
     assert (answer.status_code, error["param"], error["code"]) == (422, param, code)
 
 
-def test_a_job_can_resume_another_jobs_checkpoint(
-    server: ServerProcess, http: httpx.Client
-) -> None:
+def test_a_job_can_resume_another_jobs_checkpoint(server: ServerProcess, http: httpx.Client) -> None:
     rows = Rows(server.settings)
     other = rows.job()
     assert http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": other}).status_code == 422
@@ -185,9 +181,7 @@ def test_a_job_can_resume_another_jobs_checkpoint(
         assert (answer.status_code, error_of(answer)["param"]) == (422, "model.job")
 
 
-def test_a_checkpoint_without_training_state_cannot_be_resumed(
-    server: ServerProcess, http: httpx.Client
-) -> None:
+def test_a_checkpoint_without_training_state_cannot_be_resumed(server: ServerProcess, http: httpx.Client) -> None:
     rows = Rows(server.settings)
     other = rows.job()
     rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w")})
@@ -196,9 +190,7 @@ def test_a_checkpoint_without_training_state_cannot_be_resumed(
     assert (answer.status_code, error["param"], error["code"]) == (422, "resume_from_checkpoint", "no_training_state")
 
 
-def test_latest_is_resolved_once_when_a_job_is_submitted(
-    server: ServerProcess, http: httpx.Client
-) -> None:
+def test_latest_is_resolved_once_when_a_job_is_submitted(server: ServerProcess, http: httpx.Client) -> None:
     rows = Rows(server.settings)
     other = rows.job()
     rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w")})

@@ -43,9 +43,9 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
         yield made
 
 
-def dropped(fleet: Bench, place: str) -> int:
+def dropped(fleet: Bench, source: str) -> int:
     assert fleet.engine is not None
-    return fleet.engine.dropped.counts[place]
+    return fleet.engine.dropped.counts[source]
 
 
 def signed(**changes: Any) -> dict[Any, Any]:
@@ -76,8 +76,8 @@ def test_invalid_entries_are_removed_counted_and_logged_once(
     assert dropped(fleet, "stream") == len(POISON)
     assert client.xlen(SERVER_STREAM) == 0
     wait_until(lambda: set(client.hkeys(WORKERS_HASH)) == {"played"}, 30, "the hash to be clean")
-    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [record.exc_info or None for record in told] == [None, None], caplog.text  # one for each place
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.exc_info or None for record in records] == [None, None], caplog.text  # one for each source
     assert fleet.engine is not None
     assert fleet.engine.loops.troubles() == {}
 
@@ -126,9 +126,7 @@ def _takes_entries(client: redis.Redis) -> bool:
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
 )
-def test_nonsense_from_redis_is_a_recoverable_outage(
-    tmp_path: Path, own_valkey: ValkeyServer, answer: bytes
-) -> None:
+def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey: ValkeyServer, answer: bytes) -> None:
     with serving(tmp_path / "home", own_valkey.url) as server, server.http() as http:
 
         def ready() -> dict[str, Any]:
@@ -211,7 +209,7 @@ def test_a_deleted_sqlite_file_accepts_no_jobs(tmp_path: Path, redis_url: str, f
         assert http.get(f"/v1/jobs/{kept['id']}").status_code == 503
         wait_until(lambda: http.get("/readyz").status_code == 503, 30, "the server to be not ready")
         wait_until(lambda: "deleted, moved or replaced" in server.log(), 30, "a loop to log the reason")
-        assert file.exists() == (fate == "replaced"), "no empty database is made in its place"
+        assert file.exists() == (fate == "replaced"), "no empty database is created"
         if fate == "moved":
             away.rename(file)
             wait_until(lambda: http.get("/readyz").status_code == 200, 30, "the server to be ready again")

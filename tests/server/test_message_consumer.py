@@ -49,7 +49,7 @@ def test_repeated_lines_and_lines_after_a_gap_are_ignored(fleet: Bench, client: 
     assert worker.publish(job_id, 1, *first).stored_line == 2
     before = fleet.events(job_id)
     assert worker.publish(job_id, 1, *first).stored_line == 2
-    assert worker.publish(job_id, 2, progress(99)).stored_line == 2  # line 2 again, whatever it now says
+    assert worker.publish(job_id, 2, progress(99)).stored_line == 2  # line 2 again, with other contents
     assert worker.publish(job_id, 4, progress(4)).stored_line == 2  # line 3 is missing
     after = fleet.events(job_id)
     assert [(event.seq, event.line, event.fields) for event in after] == [
@@ -134,9 +134,7 @@ def test_the_consumer_group_is_recreated_after_flushall(fleet: Bench, client: "r
     assert [group["name"] for group in groups] == [SERVER_GROUP]
 
 
-def test_checkpoints_are_kept_up_to_the_limit_and_reset_failures(
-    fleet: Bench, client: "redis.Redis"
-) -> None:
+def test_checkpoints_are_kept_up_to_the_limit_and_reset_failures(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     worker.publish(job_id, 1, checkpoint(2), status("failed", reason="process_killed"))
     assert fleet.wait_for_status(job_id, "queued").failures == 1
@@ -164,20 +162,20 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
         for job_id in jobs:
             worker.start(one, job_id)
 
-        def tell(job_id: str, seed: int) -> None:
-            """Overlapping batches, each sent twice, as fast as Redis takes them; then again what is not stored."""
+        def publish_twice(job_id: str, seed: int) -> None:
+            """Send overlapping batches twice and quickly, then repeat the lines that were not stored."""
             order = random.Random(seed)
             with shared_valkey.client() as own:
-                teller = PlayedWorker(own, SECRET)
+                publisher = PlayedWorker(own, SECRET)
                 while (stored := one.attempts(job_id)[0].stored_line) < num_lines:
                     for first in range(stored + 1, num_lines + 1, 5):
                         last = min(first + order.randint(5, 12), num_lines)
                         lines = [progress(step) for step in range(first, last + 1)]
                         for _ in range(2):
-                            teller.say(teller.batch(job_id, first, *lines))
+                            publisher.say(publisher.batch(job_id, first, *lines))
                     wait_until(lambda: own.xlen(SERVER_STREAM) == 0, 20, "the keepers to read it all")
 
-        threads = [threading.Thread(target=tell, args=(job, seed)) for seed, job in enumerate(jobs)]
+        threads = [threading.Thread(target=publish_twice, args=(job, seed)) for seed, job in enumerate(jobs)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -189,9 +187,7 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
         assert len(consumers) == 2  # both have read
 
 
-def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(
-    fleet: Bench, client: "redis.Redis"
-) -> None:
+def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(fleet: Bench, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     ack = worker.publish(job_id, 1, *[checkpoint(step) for step in (1, 2, 3)])
     assert ack.keep == []
@@ -211,7 +207,7 @@ def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(
 
 
 def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
-    """A batch signed as a worker of another version might write it, without going through our models."""
+    """A signed batch of a worker of another version, not validated by our models."""
     import hashlib
     import hmac
     import json
@@ -225,7 +221,7 @@ def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str
 
 
 class LoneKeeper:
-    """A keeper without a loop: the test runs each pass itself, without pauses."""
+    """A consumer without a loop: the test runs each pass itself, without pauses."""
 
     def __init__(self, fleet: Bench) -> None:
         self.fleet = fleet
@@ -236,7 +232,7 @@ class LoneKeeper:
         async with self.fleet.database.write() as session:  # the table that the check of the database writes to
             await session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
         self.redis = connect(self.fleet.settings.redis_url)
-        self.keeper = MessageConsumer(
+        self.consumer = MessageConsumer(
             self.fleet.database, self.redis, self.fleet.settings, EventSignal(), self.dropped, lambda: None
         )
 
@@ -244,7 +240,7 @@ class LoneKeeper:
         """Run passes that each fail because the database rejects the first message."""
         for _ in range(number):
             with pytest.raises(DatabaseUnavailable):
-                self.fleet.loop.run(self.keeper.one_pass())
+                self.fleet.loop.run(self.consumer.one_pass())
 
     def close(self) -> None:
         self.fleet.loop.run(self.redis.aclose())
@@ -264,14 +260,14 @@ def checks_stored(fleet: Bench) -> list[str]:
 def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: str, client: "redis.Redis") -> None:
     with bench(tmp_path, redis_url) as fleet:
         lone = LoneKeeper(fleet)
-        fleet.loop.run(lone.keeper.one_pass())
+        fleet.loop.run(lone.consumer.one_pass())
         PlayedWorker(client, SECRET).say(RESULT)
         file = fleet.settings.home / "zeta.db"
         file.rename(tmp_path / "away.db")
         lone.passes(3 * MAX_TRIES)
         assert lone.dropped.counts == {}
         (tmp_path / "away.db").rename(file)
-        fleet.loop.run(lone.keeper.one_pass())
+        fleet.loop.run(lone.consumer.one_pass())
         assert checks_stored(fleet) == ["a check"]
         lone.close()
 
@@ -287,7 +283,7 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
         )
         admin.execute(
             "CREATE FUNCTION refuse_for_now() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '53400'; END $$"
+            "$$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53400'; END $$"
         )
         admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION refuse_for_now()")
         worker = PlayedWorker(client, SECRET)
@@ -299,7 +295,7 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
         assert lone.dropped.counts == {UNAPPLIED: 1}
         admin.execute("DROP TRIGGER t ON checks")
         admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION reject()")
-        fleet.loop.run(lone.keeper.one_pass())
+        fleet.loop.run(lone.consumer.one_pass())
         assert lone.dropped.counts == {UNAPPLIED: 2}
         assert client.xlen(SERVER_STREAM) == 0
         assert "invalid entry" not in caplog.text

@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, insert, make_url, select, text
 
-from migrations.upgrade import newest_revision, upgrade
+from migrations.upgrade import latest_revision, upgrade
 from server.database.connections import Database
 from server.database.schema import SCHEMA_REVISION, require_schema
 from server.database.tables import JobEndRow, JobRow, Table
@@ -79,11 +79,11 @@ def test_the_upgrade_counts_ended_jobs_and_clears_errors_of_others(
 
 
 def test_upgrading_twice_changes_nothing(database_url: str) -> None:
-    assert upgrade(database_url) == upgrade(database_url) == newest_revision()
+    assert upgrade(database_url) == upgrade(database_url) == latest_revision()
 
 
-def test_the_server_requires_the_newest_revision() -> None:
-    assert newest_revision() == SCHEMA_REVISION
+def test_the_server_requires_the_latest_revision() -> None:
+    assert latest_revision() == SCHEMA_REVISION
 
 
 async def check(url: str) -> None:
@@ -127,7 +127,7 @@ def test_a_database_with_data_is_backed_up_before_its_upgrade(tmp_path: Path) ->
         older.execute("UPDATE alembic_version SET version_num = '0004'")
         older.commit()
     upgrade(sqlite_url(file))
-    with closing(sqlite3.connect(tmp_path / f"zeta.db.before-{newest_revision()}")) as copy:
+    with closing(sqlite3.connect(tmp_path / f"zeta.db.before-{latest_revision()}")) as copy:
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0004",)]
     assert {"jobs", "events"} <= tables

@@ -42,7 +42,7 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             pack(model(tokenizer_config__json={"tokenizer_class": "BertTokenizer", "vocab": "/home/zeta/admin.key"})),
@@ -63,17 +63,17 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
     ],
 )
 def test_an_unsafe_model_is_rejected_and_removed(
-    server: ServerProcess, http: httpx.Client, content: bytes, said: str
+    server: ServerProcess, http: httpx.Client, content: bytes, message: str
 ) -> None:
     answer = upload(http, content)
     error = error_of(answer)
     assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_model", "file"), answer.text
-    assert said in error["message"]
+    assert message in error["message"]
     assert list((server.settings.artifacts / "incoming").iterdir()) == []
 
 
 def test_claimed_sizes_in_an_archive_use_no_server_memory(server: ServerProcess, http: httpx.Client) -> None:
-    """Neither for sparse files, nor for JSON that takes hundreds of megabytes once it is parsed."""
+    """Neither for sparse files nor for JSON that needs hundreds of megabytes when parsed."""
     assert upload(http, pack(model())).status_code == 201
     before = server.peak_memory_bytes()
     large = b'{"a": [' + b"1.5," * 7_000_000 + b"0]}"

@@ -34,13 +34,13 @@ from zeta_core.contract.wire.messages import WORKERS_HASH, DeviceReport, Heartbe
 
 
 def run_server(**variables: str) -> subprocess.CompletedProcess[str]:
-    """``python -m server`` with settings that it refuses, to its end."""
+    """Run ``python -m server`` with invalid settings until it exits."""
     environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY), **variables}
     command = [sys.executable, "-m", "server"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-# --- Health and numbers -----------------------------------------------------------------------------------------------
+# --- Health and metrics -----------------------------------------------------------------------------------------------
 
 
 def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
         assert http.get("/healthz").json()["status"] == "ok"
         answer = http.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-        assert submit(http)["status"] == "queued"  # and takes jobs
+        assert submit(http)["status"] == "queued"  # and accepts jobs
         valkey.start()
         try:
             wait_until(lambda: http.get("/readyz").json()["status"] == "ok", 20, "the server to have found Redis")
@@ -80,7 +80,7 @@ def test_a_server_without_its_database_is_live_but_not_ready(
         assert http.get("/v1/jobs").status_code == 200
 
 
-def numbers(http: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
+def read_metrics(http: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
     text = http.get("/metrics").text
     return {
         (sample.name, tuple(sample.labels.values())): sample.value
@@ -90,21 +90,21 @@ def numbers(http: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 def test_metrics_count_jobs_ends_and_waits_without_job_ids(rows: Rows, http: httpx.Client) -> None:
-    before = numbers(http)
+    before = read_metrics(http)
     assert before["zeta_jobs", ("queued",)] == 0
     queued, done = submit(http)["id"], rows.job()
     rows.attempt(done, to=JobStatus.SUCCEEDED)
     cancelled = submit(http)["id"]
     http.post(f"/v1/jobs/{cancelled}/cancel")
-    after = numbers(http)
+    after = read_metrics(http)
     assert [after["zeta_jobs", (status,)] for status in ("queued", "running", "succeeded", "cancelled")] == [1, 0, 1, 1]
     assert after["zeta_job_ends_total", ("completed",)] == 1
     assert after["zeta_job_ends_total", ("cancelled_by_user",)] == 1
     assert after["zeta_http_requests_total", ("POST", "/v1/jobs", "201")] == 2
     assert http.delete(f"/v1/jobs/{done}").status_code == 200
-    deleted = numbers(http)
+    deleted = read_metrics(http)
     assert deleted["zeta_jobs", ("succeeded",)] == 0
-    assert deleted["zeta_job_ends_total", ("completed",)] == 1  # a counter never falls
+    assert deleted["zeta_job_ends_total", ("completed",)] == 1  # a counter never decreases
     text = http.get("/metrics").text
     assert "zeta_queue_wait_seconds_bucket" in text
     assert not any(job_id in text for job_id in (queued, done, cancelled))
@@ -146,15 +146,15 @@ def test_a_worker_is_listed_with_its_slots_and_running_jobs(http: httpx.Client, 
         ("cuda", job_id, 1),
         ("cuda", None, None),
     ]
-    assert first.status in ("ready", "gone")  # its heart beat only once
+    assert first.status in ("ready", "gone")  # there was only one heartbeat
     assert second.status in ("stopping", "gone")
-    submit(http, dataset={"path": "corpus/*.txt"})  # a worker says that it has a folder for it
+    submit(http, dataset={"path": "corpus/*.txt"})  # a worker reports a data root
     page = http.get("/v1/workers?limit=1").json()
     assert (page["has_more"], page["last_id"]) == (True, "w-1")
     assert [one["name"] for one in http.get("/v1/workers?after=w-1").json()["data"]] == ["w-2"]
 
 
-# --- The description --------------------------------------------------------------------------------------------------
+# --- OpenAPI ----------------------------------------------------------------------------------------------------------
 
 
 def test_openapi_describes_models_and_enumerations(http: httpx.Client) -> None:
@@ -224,7 +224,7 @@ def test_a_key_works_until_it_expires_or_is_revoked(server: ServerProcess, rows:
         assert code is None or error_of(answer)["code"] == code
 
 
-# --- Starting and ending ----------------------------------------------------------------------------------------------
+# --- Start and end ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,7 @@ def test_a_server_that_cannot_start_prints_one_sentence_and_exits_with_2(tmp_pat
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_either_signal_ends_the_server_with_exit_code_0(
-    tmp_path: Path, redis_url: str, how: signal.Signals
-) -> None:
+def test_either_signal_ends_the_server_with_exit_code_0(tmp_path: Path, redis_url: str, how: signal.Signals) -> None:
     with serving(tmp_path / "home", redis_url) as server:
         with socket.create_connection(("127.0.0.1", server.port)):
             process = server.process
@@ -313,17 +311,17 @@ def test_failures_of_a_connected_worker_are_visible(http: httpx.Client, shared_v
             beat(number, **fields)
             return http.get("/readyz").json()
 
-        numbers = iter(range(1, 1000))
+        beats = iter(range(1, 1000))
         try:
             wait_until(
-                lambda: "worker w-failing" in ready_after(next(numbers), failing={"link-send": reason})["parts"],
+                lambda: "worker w-failing" in ready_after(next(beats), failing={"link-send": reason})["parts"],
                 20,
                 "the failure to be reported",
             )
-            ready = ready_after(next(numbers), failing={"link-send": reason})
+            ready = ready_after(next(beats), failing={"link-send": reason})
             assert (ready["status"], ready["parts"]["worker w-failing"]) == ("degraded", f"link-send: {reason}")
             wait_until(
-                lambda: "worker w-failing" not in ready_after(next(numbers), num_dropped=7)["parts"],
+                lambda: "worker w-failing" not in ready_after(next(beats), num_dropped=7)["parts"],
                 20,
                 "the recovery to be reported",
             )

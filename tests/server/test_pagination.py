@@ -15,7 +15,7 @@ WEIGHTS: dict[str, tuple[FileRole, bytes]] = {"model.safetensors": ("weights", b
 
 
 def delete_page_by_page(http: httpx.Client, path: str, params: dict[str, Any]) -> list[str]:
-    """Delete every row of a list, a page at a time; returns the ids in the order of the list."""
+    """Delete all rows of a list, page by page; returns their ids in the order of the list."""
     deleted: list[str] = []
     after: dict[str, str] = {}
     while True:

@@ -16,7 +16,7 @@ FILE = {"files": {"file": ("a.txt", b"text")}, "data": {"purpose": "dataset"}}
 
 @pytest.fixture(scope="module")
 def published(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that a proxy on this machine publishes under /zeta/v2."""
+    """A server that a proxy on this machine publishes at /zeta/v2."""
     home = tmp_path_factory.mktemp("published")
     settings = {"ZETA_ROOT_PATH": "/zeta/v2/", "ZETA_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8, fd00::/8"}
     with serving(home, shared_valkey.url, **settings) as process:

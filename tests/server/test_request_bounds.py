@@ -25,7 +25,7 @@ MAX_EVENT_LOOP_SECONDS = 0.2  # of the event loop's thread alone; the slowest ta
 
 @contextmanager
 def limited_work(server: ServerProcess) -> Generator[None]:
-    """Fail if the requests of the block cost the server too much processor time, which other processes don't affect."""
+    """Fail if the requests of the block use too much processor time of the server."""
     process = psutil.Process(server.pid)
 
     def used() -> tuple[float, float]:
@@ -42,7 +42,7 @@ def limited_work(server: ServerProcess) -> Generator[None]:
 
 @pytest.fixture(scope="module")
 def generous(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that takes specs of 4 MiB, so that only its checks protect it."""
+    """A server that accepts specs of 4 MiB, so that only its checks protect it."""
     home = tmp_path_factory.mktemp("generous")
     with serving(home, shared_valkey.url, ZETA_MAX_SPEC_BYTES=str(2**22)) as process:
         yield process

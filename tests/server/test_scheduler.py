@@ -24,14 +24,14 @@ from zeta_core.system.redis_access import RedisUnavailable
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """A database without an engine: the tests step the scheduler themselves."""
+    """A database without an engine; the tests run the scheduler's passes."""
     url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
     with bench(tmp_path, "redis://127.0.0.1:1/0", url) as made:
         yield made
 
 
 class Stepped:
-    """A scheduler that passes when it is told to, the workers it sees, and the hand-overs it sent."""
+    """A scheduler whose passes the test runs, its known workers, and the hand-overs that it has sent."""
 
     def __init__(self, database: Bench, *, claim_seconds: float = 10, fails: bool = False, **limits: int) -> None:
         self.sent: list[HandOver] = []
@@ -48,7 +48,7 @@ class Stepped:
             raise RedisUnavailable("no connection")
         self.sent.append(message)
 
-    def hear(self, **workers: Any) -> None:
+    def update_workers(self, **workers: Any) -> None:
         """Heartbeats of these workers: a number of CPU slots, or the fields of `signed_heartbeat`."""
         self.beats += 1
         entries = {
@@ -83,7 +83,7 @@ def test_jobs_start_by_priority_then_age_on_the_worker_with_the_most_free_slots(
     stepped = Stepped(database)
     old, young, urgent = (database.submit() for _ in range(3))
     change(database, urgent, priority=5)
-    stepped.hear(small=1, large=2)
+    stepped.update_workers(small=1, large=2)
     assert [job_id for job_id, _ in stepped.step()] == [urgent, old, young]
     assert [message.worker for message in stepped.sent].count("large") == 2
     job = database.job(urgent)
@@ -99,7 +99,7 @@ def test_every_waiting_job_has_a_reason_and_its_start(database: Bench) -> None:
     since = (database.job(job_id).waiting_reason or {})["since"]
     stepped.step()
     assert (database.job(job_id).waiting_reason or {})["since"] == since
-    stepped.hear(busy={"slots": 1, "running": [("job_other", 1)]})
+    stepped.update_workers(busy={"slots": 1, "running": [("job_other", 1)]})
     stepped.step()
     assert waiting(database, job_id) == "workers_busy"
     change(database, job_id, not_before=utc_now() + timedelta(minutes=4))
@@ -108,7 +108,7 @@ def test_every_waiting_job_has_a_reason_and_its_start(database: Bench) -> None:
     change(database, job_id, not_before=None, spec={"resources": {"gpus": 1}})
     stepped.step()
     assert waiting(database, job_id) == "never_fits"
-    stepped.hear(busy={"slots": 1, "stopping": True})
+    stepped.update_workers(busy={"slots": 1, "stopping": True})
     stepped.step()
     assert waiting(database, job_id) == "no_worker"
     stepped.fleet.unreachable()
@@ -120,14 +120,14 @@ def test_drained_outdated_and_full_workers_are_reported_as_reasons(database: Ben
     stepped = Stepped(database)
     plain, timed = database.submit(), database.submit()
     change(database, timed, spec={"time_limit_seconds": 60})
-    stepped.hear(full={"disk_low": True}, old={"contract_version": 1, "slots": 2})
+    stepped.update_workers(full={"disk_low": True}, old={"contract_version": 1, "slots": 2})
     assert stepped.step() == [(plain, "old")]
     assert waiting(database, timed) == "disk"
     other = Stepped(database)
-    other.hear(old={"contract_version": 1, "slots": 2})
+    other.update_workers(old={"contract_version": 1, "slots": 2})
     other.step()
     assert waiting(database, timed) == "worker_too_old"
-    other.hear(new={})
+    other.update_workers(new={})
     drain(database, "new")
     other.step()
     assert waiting(database, timed) == "no_worker"
@@ -138,14 +138,14 @@ def test_a_project_runs_at_most_its_quota_of_jobs(database: Bench) -> None:
     stepped = Stepped(database, project_max_running=1)
     first, second, of_another = (database.submit() for _ in range(3))
     change(database, of_another, project="another")
-    stepped.hear(large=4)
+    stepped.update_workers(large=4)
     assert stepped.step() == [(first, "large"), (of_another, "large")]
     assert waiting(database, second) == "quota"
     reason = database.job(second).waiting_reason or {}
     assert (reason["details"], "ZETA_PROJECT_MAX_RUNNING" in reason["message"]) == ({"limit": 1}, True)
     change(database, first, status="running")
     other_server = Stepped(database, project_max_running=1)
-    other_server.hear(large=4)
+    other_server.update_workers(large=4)
     assert other_server.step() == []
     change(database, first, status="succeeded", worker=None)
     assert stepped.step() == [(second, "large")]
@@ -164,7 +164,7 @@ def test_a_job_uses_one_slot_per_gpu_and_waits_for_them(database: Bench) -> None
     change(database, database.submit(), spec={"resources": {"gpus": 1}}, priority=1)
     pair = database.submit()
     change(database, pair, spec={"resources": {"gpus": 2}})
-    stepped.hear(box={"slots": 2, "kind": "cuda"})
+    stepped.update_workers(box={"slots": 2, "kind": "cuda"})
     stepped.step()
     assert [message.slots for message in stepped.sent] == [[0]]
     assert waiting(database, pair) == "resources"
@@ -174,14 +174,14 @@ def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(database: Bench) -> None:
     stepped = Stepped(database)
     on_gpu, on_cpu = database.submit(), database.submit()
     not_there: dict[str, Any] = {"worker": None, "slots": None, "handed_over_at": None}
-    stepped.hear(box={"kind": "cuda"})
+    stepped.update_workers(box={"kind": "cuda"})
     assert stepped.step() == [(on_gpu, "box")]
     change(database, on_gpu, attempt=1, **not_there)
-    stepped.hear(box={"stopping": True}, plain=2)
+    stepped.update_workers(box={"stopping": True}, plain=2)
     assert stepped.step() == [(on_cpu, "plain")]
     assert waiting(database, on_gpu) == "never_fits"
     change(database, on_cpu, attempt=1, **not_there)
-    stepped.hear(box={"slots": 2, "kind": "cuda"}, plain={"stopping": True})
+    stepped.update_workers(box={"slots": 2, "kind": "cuda"}, plain={"stopping": True})
     assert sorted(stepped.step()) == sorted([(on_gpu, "box"), (on_cpu, "box")])
     decided = [(message.job_id, message.spec["resources"]) for message in stepped.sent]
     one, none = ({"gpus": gpus, "nodes": 1, "processes": None} for gpus in (1, 0))
@@ -193,7 +193,7 @@ def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
     stepped = Stepped(database)
     job_id = database.submit()
     change(database, job_id, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
-    stepped.hear(small={"cores": 2})
+    stepped.update_workers(small={"cores": 2})
     assert stepped.step() == []
     reason = database.job(job_id).waiting_reason
     assert reason is not None
@@ -203,9 +203,9 @@ def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
     change(database, of_another_job, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
     undecided = database.submit()
     change(database, undecided, attempt=1, resolved_spec={"threads": None, "resources": {"gpus": 0}})
-    stepped.hear(small={"cores": 2, "slots": 2})
+    stepped.update_workers(small={"cores": 2, "slots": 2})
     assert stepped.step() == [(of_another_job, "small"), (undecided, "small")]
-    stepped.hear(small={"cores": 2}, large={"cores": 4})
+    stepped.update_workers(small={"cores": 2}, large={"cores": 4})
     assert stepped.step() == [(job_id, "large")]
 
 
@@ -214,7 +214,7 @@ def test_the_next_attempt_prefers_the_previous_device_kind(database: Bench) -> N
     first, second = database.submit(), database.submit()
     for job_id in (first, second):
         change(database, job_id, attempt=1, resolved_spec={"device_kind": "cpu:old", "resources": {"gpus": 0}})
-    stepped.hear(new={"slots": 4, "device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
+    stepped.update_workers(new={"slots": 4, "device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
     assert stepped.step() == [(first, "old"), (second, "new")]
 
 
@@ -224,21 +224,27 @@ def test_an_exact_job_waits_for_its_device_kind(database: Bench) -> None:
     started = {"attempt": 1, "spec": spec, "resolved_spec": {"device_kind": "cpu:old", **spec}}
     job_id, other = database.submit(), database.submit()
     change(database, job_id, **started)
-    stepped.hear(new={"device_kind": "cpu:new"}, before={"device_kind": None, "slots": 2})
+    stepped.update_workers(new={"device_kind": "cpu:new"}, before={"device_kind": None, "slots": 2})
     assert stepped.step() == [(other, "before")]
     reason = database.job(job_id).waiting_reason or {}
     assert (reason["code"], reason["details"]) == ("never_fits", {"device_kind": "cpu:old"})
     assert "Waiting for a worker with device kind cpu:old (resources.exact is true)" in reason["message"]
 
-    stepped.hear(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old", "running": [("job_other", 1)]})
+    stepped.update_workers(
+        new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old", "running": [("job_other", 1)]}
+    )
     assert stepped.step() == []
     reason = database.job(job_id).waiting_reason or {}
     assert (reason["code"], reason["details"]) == ("resources", {"device_kind": "cpu:old"})
     assert "all such workers are busy" in reason["message"]
 
-    stepped.hear(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
+    stepped.update_workers(new={"device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
     assert stepped.step() == [(job_id, "old")]
-    assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}  # as older workers know it
+    assert stepped.sent[-1].spec["resources"] == {
+        "gpus": 0,
+        "nodes": 1,
+        "processes": None,
+    }  # known to older workers
 
 
 def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) -> None:
@@ -251,12 +257,12 @@ def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) 
         spec={"resources": {"exact": True}, "resume_from_checkpoint": "job_1/step-4"},
         resolved_spec={"device_kind": "cpu:old"},
     )
-    stepped.hear(before={"device_kind": None, "slots": 4})
+    stepped.update_workers(before={"device_kind": None, "slots": 4})
     assert stepped.step() == []
     assert (waiting(database, new), waiting(database, resumed)) == ("worker_too_old", "worker_too_old")
-    stepped.hear(box={"kind": "cuda", "device_kind": "cpu:old"})
+    stepped.update_workers(box={"kind": "cuda", "device_kind": "cpu:old"})
     assert stepped.step() == [(new, "box")]
-    stepped.hear(box={"kind": "cuda", "device_kind": "cpu:old", "slots": 2})
+    stepped.update_workers(box={"kind": "cuda", "device_kind": "cpu:old", "slots": 2})
     assert stepped.step() == [(resumed, "box")]
     assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}
 
@@ -264,7 +270,7 @@ def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) 
 def test_an_unclaimed_hand_over_is_withdrawn_and_repeated(database: Bench) -> None:
     stepped = Stepped(database, claim_seconds=0.05)
     job_id = database.submit()
-    stepped.hear(first=1)
+    stepped.update_workers(first=1)
     assert stepped.step() == [(job_id, "first")]
     first = database.job(job_id).handed_over_at
     sent = wait_until(lambda: stepped.step() or stepped.step(), 10, "the second hand-over")
@@ -276,19 +282,19 @@ def test_an_unclaimed_hand_over_is_withdrawn_and_repeated(database: Bench) -> No
 def test_a_hand_over_to_a_silent_worker_is_moved_to_another(database: Bench) -> None:
     stepped = Stepped(database, claim_seconds=1000)
     job_id = database.submit()
-    stepped.hear(first=1)
+    stepped.update_workers(first=1)
     assert stepped.step() == [(job_id, "first")]
-    for _ in range(20):  # seconds in which the server listens
+    for _ in range(20):  # seconds during which the server is connected
         stepped.now += 1
         stepped.fleet.update({})
-    stepped.hear(second=1)
+    stepped.update_workers(second=1)
     assert stepped.step() == [(job_id, "second")]
 
 
 def test_a_failed_hand_over_leaves_the_job_queued_without_a_worker(database: Bench) -> None:
     stepped = Stepped(database, fails=True)
     job_id = database.submit()
-    stepped.hear(first=1)
+    stepped.update_workers(first=1)
     stepped.step()
     assert (database.job(job_id).worker, database.job(job_id).handed_over_at) == (None, None)
     stepped.fails = False
@@ -308,7 +314,7 @@ def test_the_next_attempt_resumes_from_the_newest_stored_checkpoint(database: Be
 
     database.loop.run(store((job_id, "step-9", 9), (job_id, "step-10", 10), (job_id, "best", 4), (job_id, "final", 10)))
     change(database, other, spec={"resume_from_checkpoint": job_id})
-    stepped.hear(box=2)
+    stepped.update_workers(box=2)
     stepped.step()
     assert [message.resume_from for message in stepped.sent] == [f"{job_id}/step-10", f"{job_id}/step-10"]
 
@@ -322,7 +328,7 @@ def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(databas
         spec={"model": {"job": "job_1", "checkpoint": "latest"}, "seed": 3},
         resolved_spec={"model": {"job": "job_1", "checkpoint": "step-5"}, "seed": 3, "priority": 0},
     )
-    stepped.hear(box=1)
+    stepped.update_workers(box=1)
     stepped.step()
     assert stepped.sent[0].spec["model"] == {"job": "job_1", "checkpoint": "step-5"}
 
@@ -330,10 +336,10 @@ def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(databas
 def test_workers_silent_since_before_the_server_started_get_no_job(database: Bench) -> None:
     stepped = Stepped(database)
     stepped.fleet.unreachable()
-    stepped.hear(dead=1)  # found in Redis at the first look
+    stepped.update_workers(dead=1)  # in Redis at the first read
     database.submit()
     assert stepped.step() == []
-    stepped.hear(dead=1)  # it moved
+    stepped.update_workers(dead=1)  # a new heartbeat
     assert len(stepped.step()) == 1
 
 
@@ -342,7 +348,7 @@ def test_two_schedulers_never_assign_a_slot_twice(tmp_path: Path, postgres_url: 
         both = [Stepped(database), Stepped(database)]
         jobs = {database.submit() for _ in range(6)}
         for stepped in both:
-            stepped.hear(box=4)
+            stepped.update_workers(box=4)
 
         async def pass_together() -> None:
             await asyncio.gather(*(stepped.scheduler.one_pass() for stepped in both))
@@ -379,14 +385,14 @@ def test_a_late_claim_of_a_withdrawn_hand_over_is_denied(
 
 
 def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) -> None:
-    courier = Dispatcher(own_valkey.url, connect(own_valkey.url), SECRET)
+    dispatcher = Dispatcher(own_valkey.url, connect(own_valkey.url), SECRET)
     message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
-    asyncio.run(courier.send(message))
+    asyncio.run(dispatcher.send(message))
     own_valkey.kill()
     for _ in range(2):
         with pytest.raises(RedisUnavailable):
-            asyncio.run(courier.send(message))
+            asyncio.run(dispatcher.send(message))
     own_valkey.start()
-    asyncio.run(courier.send(message))
+    asyncio.run(dispatcher.send(message))
     with own_valkey.client() as client:
         assert PlayedWorker(client, SECRET, "w").handed_over() == 2

@@ -26,7 +26,7 @@ from tests.server.serving import ServerProcess, serving
 
 
 def service_id(url: str) -> str:
-    """The service of the database, as a server that starts on it finds out."""
+    """The service id of the database, as determined by a server at its start."""
 
     async def identify() -> str:
         database = Database(url)
@@ -39,7 +39,7 @@ def service_id(url: str) -> str:
 
 
 def refusal(server: ServerProcess) -> str:
-    """What a server says that ends instead of serving."""
+    """The error message of a server that refuses to start."""
     with pytest.raises(AssertionError, match="the server ended with 2"):
         server.start()
     return server.log()
@@ -85,15 +85,15 @@ def test_a_copied_postgresql_database_gets_a_new_service_id(postgres_server: Pos
 def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "first", redis_url) as first:
         second = ServerProcess(tmp_path / "second", redis_url)
-        said = refusal(second)
-        assert "ZETA_REDIS_URL is database 0 of 127.0.0.1:" in said
-        assert f"in use by service {service_id(first.settings.database)} on" in said
-        assert "Give each service its own Redis database" in said
+        message = refusal(second)
+        assert "ZETA_REDIS_URL is database 0 of 127.0.0.1:" in message
+        assert f"in use by service {service_id(first.settings.database)} on" in message
+        assert "Give each service its own Redis database" in message
         first.end(signal.SIGKILL)
         second.process = None
-        second.start()  # the claim of a service that is gone does not last
+        second.start()  # the claim of a service that is gone expires
         second.end()
-        first.start()  # a service that stops gives its claim up at once
+        first.start()  # a service that stops releases its claim
 
 
 def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
@@ -101,9 +101,9 @@ def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis
     with serving(tmp_path / "original", redis_url, **store) as server:
         original = service_id(server.settings.database)
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
-    said = refusal(ServerProcess(tmp_path / "copy", redis_url, **store))
-    assert f"which belongs to service {original}" in said
-    assert f"start it once with ZETA_ARTIFACTS_TAKE_OVER={original}" in said
+    message = refusal(ServerProcess(tmp_path / "copy", redis_url, **store))
+    assert f"which belongs to service {original}" in message
+    assert f"start it once with ZETA_ARTIFACTS_TAKE_OVER={original}" in message
     with serving(tmp_path / "copy", redis_url, **store, ZETA_ARTIFACTS_TAKE_OVER=original):
         pass
     with serving(tmp_path / "copy", redis_url, **store):

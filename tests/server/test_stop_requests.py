@@ -29,7 +29,7 @@ def spec(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "dataset": {"builtin": "python-docs"}, **fields}
 
 
-def hear_order(worker: PlayedWorker, job_id: str) -> str:
+def receive_stop_request(worker: PlayedWorker, job_id: str) -> str:
     order = worker.hear(StopOrder, job_id)
     assert isinstance(order, StopOrder)
     return order.action
@@ -64,14 +64,14 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
 
     wait_until(lambda: noted() > 0.3, 15, "the running time to be written down")
     worker.publish(job_id, 1, progress(3), status("failed", reason="process_killed"))
-    change(fleet, AttemptRow, (job_id, 1), ran_seconds=59.0)  # as if the first attempt had run so long
+    change(fleet, AttemptRow, (job_id, 1), ran_seconds=59.0)  # as if the first attempt had run that long
     worker.start(fleet, job_id, 2)
-    fleet.stop_engine()  # the count outlasts the server
+    fleet.stop_engine()  # the running time outlasts the server
     fleet.start_engine()
     worker.beat((job_id, 2))
-    assert hear_order(worker, job_id) == "time_limit"
-    fleet.request(job_id, "cancel")  # what the user asks comes first
-    wait_until(lambda: hear_order(worker, job_id) == "cancel", 15, "the cancel to overrule it")
+    assert receive_stop_request(worker, job_id) == "time_limit"
+    fleet.request(job_id, "cancel")  # a user's request takes precedence
+    wait_until(lambda: receive_stop_request(worker, job_id) == "cancel", 15, "the cancel to overrule it")
     fleet.request(job_id, "pause")
     worker.publish(job_id, 1, progress(5), status("failed", reason="time_limit"), attempt=2)
     job = fleet.job(job_id)
@@ -79,15 +79,13 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     fleet.check_events(job_id)
 
 
-def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(
-    fleet: Bench, client: "redis.Redis"
-) -> None:
+def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: Bench, client: "redis.Redis") -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=3600))
     worker.start(fleet, job_id)
     worker.beat((job_id, 1))
     wait_until(lambda: fleet.attempts(job_id)[0].ran_seconds is not None, 15, "the engine to count its time")
-    # The same difference as a clock that is now two hours ahead.
+    # The same effect as setting the clock two hours ahead.
     change(fleet, AttemptRow, (job_id, 1), started_at=utc_now() - timedelta(hours=2))
     for step in range(1, 4):
         worker.beat((job_id, 1))
@@ -99,9 +97,7 @@ def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(
     worker.start(fleet, job_id, 2)
 
 
-def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(
-    fleet: Bench, client: "redis.Redis"
-) -> None:
+def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: Bench, client: "redis.Redis") -> None:
     worker = PlayedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -115,7 +111,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(
 
     fleet.loop.run(drain(True))
     worker.beat((job_id, 1))
-    assert hear_order(worker, job_id) == "hand_back"
+    assert receive_stop_request(worker, job_id) == "hand_back"
     worker.publish(job_id, 1, progress(3), status("queued", reason="handed_back"))
     worker.incarnation = "restarted"
 

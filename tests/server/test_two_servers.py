@@ -28,11 +28,9 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Ite
         yield made
 
 
-def test_two_servers_process_every_job_line_and_command_once(
-    fleet: Bench, shared_valkey: ValkeyServer
-) -> None:
+def test_two_servers_process_every_job_line_and_command_once(fleet: Bench, shared_valkey: ValkeyServer) -> None:
     async def open_second() -> tuple[Database, Engine]:
-        database = Database(fleet.settings.database)  # connections of its own, as another process has
+        database = Database(fleet.settings.database)  # separate connections, like another process
         engine = Engine(database, fleet.settings, await identify_service(database))
         await engine.claim()
         engine.start()
@@ -56,7 +54,7 @@ def test_two_servers_process_every_job_line_and_command_once(
     fleet.wait_for_step(last[0], 2)
     with shared_valkey.client() as client:
         assert _readers(client) == 2
-        fleet.loop.run(close(*second))  # its share of the messages goes to the other one
+        fleet.loop.run(close(*second))  # the other server takes over its messages
         for job_id in (*jobs, *last):
             fleet.wait_for_status(job_id, "succeeded", 60)
         assert _readers(client) == 1

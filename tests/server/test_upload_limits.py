@@ -23,7 +23,7 @@ END = b"\r\n--b--\r\n"
 
 
 class Sender:
-    """A chunked upload that is sent piece by piece, and does not end by itself."""
+    """A chunked upload that the test sends chunk by chunk."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
@@ -37,7 +37,7 @@ class Sender:
         )
 
     def send(self, piece: bytes) -> bool:
-        """Whether the server still takes pieces."""
+        """Whether the server still accepts chunks."""
         try:
             self._connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
         except (ConnectionResetError, BrokenPipeError):
@@ -50,7 +50,7 @@ class Sender:
             self._connection.sendall(b"0\r\n\r\n")
 
     def answer(self) -> bytes:
-        """What the server has answered, until it closes the connection or the answer is whole."""
+        """The server's response, until it is complete or the connection is closed."""
         received = b""
         with contextlib.suppress(ConnectionResetError):
             while not received.endswith(b"}}") and (piece := self._connection.recv(65536)):
@@ -129,7 +129,7 @@ def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: st
         assert all(
             b" 429 " in answer and b"quota_exceeded" in answer for answer in answers if answer and answer not in kept
         )
-        assert len(kept) == 1, "each has 10 MB, and there is room for 16 MB"
+        assert len(kept) == 1, "each has 10 MB of a quota of 16 MB"
         wait_until(lambda: incoming_bytes(server) == 0, 10, "the temporary files to be gone")
         assert sum(file["bytes"] for file in http.get("/v1/files").json()["data"]) == 14_000_000
         assert upload(http, b"x" * 5_500_000).status_code == 201
@@ -153,7 +153,7 @@ def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: 
         refused = upload(http, b"x" * 13_000_000)
         assert (refused.status_code, error_of(refused)["code"]) == (429, "quota_exceeded")
         sender.close()
-        wait_until(lambda: upload(http, b"x" * 13_000_000).status_code == 201, 20, "the room to be free again")
+        wait_until(lambda: upload(http, b"x" * 13_000_000).status_code == 201, 20, "the quota to be free again")
 
 
 def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> None:
@@ -185,7 +185,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
             assert ready["status"] != "ok"
             assert "reserve" in ready["parts"]["disk"]
             disk.free()
-            wait_until(lambda: http.get("/readyz").json()["parts"]["disk"] == "ok", 20, "room on the disk")
+            wait_until(lambda: http.get("/readyz").json()["parts"]["disk"] == "ok", 20, "free disk space")
     finally:
         disk.close()
 
@@ -193,9 +193,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
 @pytest.mark.parametrize(
     ("setting", "sends_on"), [("ZETA_UPLOAD_IDLE_SECONDS", False), ("ZETA_UPLOAD_MAX_SECONDS", True)]
 )
-def test_stalled_and_slow_uploads_are_ended(
-    tmp_path: Path, redis_url: str, setting: str, sends_on: bool
-) -> None:
+def test_stalled_and_slow_uploads_are_ended(tmp_path: Path, redis_url: str, setting: str, sends_on: bool) -> None:
     with serving(tmp_path / "home", redis_url, **{setting: "1"}) as server, senders(server) as start:
         sender = start()
 

@@ -35,8 +35,8 @@ _PREFIXES: dict[type[JobRow] | type[FileRow], IdPrefix] = {JobRow: "job", FileRo
 class PageQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
-    after: str | None = Field(default=None, description="the last id of the previous page")
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="maximum number of items")] = DEFAULT_LIMIT
+    after: str | None = Field(default=None, description="continue after this id, the last_id of the previous page")
 
 
 async def newest_first(

@@ -31,7 +31,6 @@ from sqlalchemy import CursorResult, select, update
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.database.tables import ServiceRow
-from server.engine.loops import rest
 from server.engine.redis_client import remove_wrong_type
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import DATABASE_KEY
@@ -70,10 +69,11 @@ class DatabaseClaim:
 
     async def take(self) -> None:
         """Claim the database now, if Redis is reachable. Raises `InvalidSettings` if it is in use with another one."""
-        never = asyncio.Event()
         with suppress(RedisUnavailable, DatabaseUnavailable):
-            while not await self._claim():
-                await rest(never, POLL_SECONDS)
+            while True:
+                if await self._claim():
+                    break
+                await asyncio.sleep(POLL_SECONDS)
         if self._refusal is not None:
             raise InvalidSettings(f"{self._refusal}.", param="ZETA_DATABASE_URL", code="database_taken")
 

@@ -25,7 +25,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
 STOP_SECONDS = 5.0
 # Passes take milliseconds, and every call inside has a shorter timeout.
 PASS_LIMIT_SECONDS = 300.0
-ORDINARY = (DatabaseUnavailable, RedisUnavailable, OSError)  # expected types, whose message is sufficient
+EXPECTED_ERRORS = (DatabaseUnavailable, RedisUnavailable, OSError)  # expected types, whose message is sufficient
 
 logger = logging.getLogger(__name__)
 Pass = Callable[[], Awaitable[None]]
@@ -76,13 +76,13 @@ class BackgroundLoop:
                 if (task is not None and task.cancelling()) or isinstance(error, KeyboardInterrupt | SystemExit):
                     raise
                 self._failed(error)
-                await rest(stopping, self._pause_seconds)
+                await wait_for_event(stopping, self._pause_seconds)
                 self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
                 continue
             self._succeeded()
             took = time.monotonic() - began
-            await rest(stopping, min(5.0, self._pace.rest_factor * took))
-            await rest(self.waker, max(self._pace.idle_seconds, self._pace.idle_factor * took))
+            await wait_for_event(stopping, min(5.0, self._pace.rest_factor * took))
+            await wait_for_event(self.waker, max(self._pace.idle_seconds, self._pace.idle_factor * took))
 
     async def _limited_pass(self) -> None:
         limit = asyncio.timeout(self._limit_seconds)
@@ -95,21 +95,21 @@ class BackgroundLoop:
             raise
 
     def _failed(self, error: BaseException) -> None:
-        is_ordinary = isinstance(error, ORDINARY)
-        reason = error_text(error) if is_ordinary else f"{type(error).__name__} (see the server log)"
+        is_expected = isinstance(error, EXPECTED_ERRORS)
+        reason = error_text(error) if is_expected else f"{type(error).__name__} (see the server log)"
         self.trouble = Trouble(self.trouble.since if self.trouble else utc_now(), reason)
         kind = type(error).__qualname__
         if kind not in self._logged:
             logger.log(
-                logging.WARNING if is_ordinary else logging.ERROR,
+                logging.WARNING if is_expected else logging.ERROR,
                 "Loop %r is failing: %s. Retrying until it succeeds.",
                 self.name,
                 error_text(error),
-                exc_info=None if is_ordinary else error,
+                exc_info=None if is_expected else error,
                 extra={"action": "outage", "loop": self.name},
             )
         self._logged.add(kind)
-        if is_ordinary:
+        if is_expected:
             self._defect_since = None
         elif self._defect_since is None:
             self._defect_since = time.monotonic()
@@ -171,7 +171,7 @@ async def try_each(items: Iterable[Item], act: Callable[[Item], Awaitable[None]]
     for item in items:
         try:
             await act(item)
-        except ORDINARY:
+        except EXPECTED_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001 - the caller raises it
             first = first or error
@@ -185,10 +185,10 @@ def raise_first(*failures: Exception | None) -> None:
             raise failure
 
 
-async def rest(until: asyncio.Event, seconds: float) -> None:
+async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
     """Wait for the event for at most ``seconds``."""
     if seconds <= 0:
         return
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await until.wait()
+            await event.wait()

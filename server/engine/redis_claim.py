@@ -20,7 +20,6 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from server.engine.loops import rest
 from server.engine.redis_client import remove_wrong_type
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import SERVICE_KEY
@@ -59,10 +58,11 @@ class RedisClaim:
 
     async def take(self) -> None:
         """Claim Redis now, if it is reachable. Raises `InvalidSettings` if another service uses it."""
-        never = asyncio.Event()
         with suppress(RedisUnavailable):
-            while not await self._claim():
-                await rest(never, POLL_SECONDS)
+            while True:
+                if await self._claim():
+                    break
+                await asyncio.sleep(POLL_SECONDS)
         if self._refusal is not None:
             raise InvalidSettings(f"{self._refusal}.", param="ZETA_REDIS_URL", code="redis_taken")
 

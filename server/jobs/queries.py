@@ -35,8 +35,10 @@ class JobQuery(PageQuery):
 
     model_config = ConfigDict(frozen=True, extra="allow")  # for metadata[k]; other extra names are rejected below
 
-    status: list[JobStatus] = Field(default_factory=list[JobStatus])
-    entity_name: str | None = None
+    status: list[JobStatus] = Field(
+        default_factory=list[JobStatus], description="only jobs with this status; repeat it to match any of several"
+    )
+    entity_name: str | None = Field(default=None, description="only jobs with this entity_name")
 
     @model_validator(mode="after")
     def _reject_unknown_names(self) -> JobQuery:

@@ -28,13 +28,13 @@ class ArchiveQuery(BaseModel):
 async def list_checkpoints(
     service: TheService, caller: TheCaller, job_id: str, query: Annotated[PageQuery, Query()]
 ) -> Page[Manifest]:
-    """The manifests of a job's checkpoints, newest first."""
+    """List the manifests of a job's checkpoints, newest first."""
     return await checkpoints.list_checkpoints(service, caller, job_id, query.after, query.limit)
 
 
 @router.get("/{name}")
 async def get_checkpoint(service: TheService, caller: TheCaller, job_id: str, name: str) -> Manifest:
-    """The manifest of `step-N`, `best`, `final` or `latest`."""
+    """Return the manifest of the checkpoint `step-N`, `best`, `final` or `latest`."""
     return (await checkpoints.find_checkpoint(service, caller, job_id, name)).manifest
 
 
@@ -42,7 +42,7 @@ async def get_checkpoint(service: TheService, caller: TheCaller, job_id: str, na
 async def get_checkpoint_file(
     service: TheService, caller: TheCaller, request: Request, job_id: str, name: str, path: str
 ) -> Response:
-    """The contents of one file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
+    """Download one file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
     stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
     return serve(request, checkpoints.file_content(stored, path))
 
@@ -56,6 +56,6 @@ async def get_checkpoint_archive(
     name: str,
     query: Annotated[ArchiveQuery, Query()],
 ) -> Response:
-    """The checkpoint as a .tar file with reproducible contents, so that a download can be resumed."""
+    """Download the checkpoint as a .tar file with reproducible contents, so that the download can be resumed."""
     stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
     return serve(request, checkpoints.archive_content(stored, job_id, query.include, query.state))

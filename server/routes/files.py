@@ -37,7 +37,7 @@ UPLOAD_BODY = {
 
 
 class FileQuery(PageQuery):
-    sha256: str | None = Field(default=None, description="return only files with this SHA-256, in hex")
+    sha256: str | None = Field(default=None, description="only files with this SHA-256, in hex")
 
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
@@ -50,19 +50,19 @@ async def upload_file(service: TheService, caller: TheCaller, request: Request, 
 
 @router.get("")
 async def list_files(service: TheService, caller: TheCaller, query: Annotated[FileQuery, Query()]) -> Page[StoredFile]:
-    """The files of the project, newest first."""
+    """List the files of the project, newest first."""
     return await files.list_files(service, caller, query.sha256, query)
 
 
 @router.get("/{file_id}")
 async def get_file(service: TheService, caller: TheCaller, file_id: str) -> StoredFile:
-    """The metadata of one file."""
+    """Return the metadata of one file."""
     return await files.get_file(service, caller, file_id)
 
 
 @router.get("/{file_id}/content", response_class=Response)
 async def get_file_content(service: TheService, caller: TheCaller, request: Request, file_id: str) -> Response:
-    """The contents of a file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
+    """Download a file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
     return serve(request, await files.content(service, caller, file_id))
 
 

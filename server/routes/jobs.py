@@ -25,13 +25,15 @@ def _body(model: str, *, required: bool) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": {"application/json": schema}}}
 
 
+IDEMPOTENCY_KEY = Header(description="a unique key; repeating the request with it returns the same job for 24 hours")
+
 # ``metadata[k]=v``: the query model can't list names chosen by clients.
 METADATA = {
     "name": "metadata",
     "in": "query",
     "style": "deepObject",
     "explode": True,
-    "description": "metadata[k]=v: only jobs whose metadata has this entry; several entries must all match",
+    "description": "metadata[k]=v: only jobs with this metadata entry; if repeated, all entries must match",
     "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
@@ -42,7 +44,7 @@ async def submit_job(
     caller: TheCaller,
     request: Request,
     response: Response,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job. With an `Idempotency-Key`, repeating the request within 24 hours returns the same job."""
     data = await read_body(request, service.settings.max_spec_bytes)
@@ -51,19 +53,19 @@ async def submit_job(
 
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
-    """Validate a spec without creating a job, and estimate what it needs."""
+    """Validate a spec without creating a job, and estimate its steps, memory and disk usage."""
     return await estimate.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
 async def list_jobs(service: TheService, caller: TheCaller, query: Annotated[queries.JobQuery, Query()]) -> Page[Job]:
-    """The jobs of the project, newest first."""
+    """List the jobs of the project, newest first."""
     return await queries.list_jobs(service, caller, query)
 
 
 @router.get("/{job_id}")
 async def get_job(service: TheService, caller: TheCaller, job_id: str) -> Job:
-    """The current state of a job."""
+    """Return a job with its current status."""
     return await queries.get_job(service, caller, job_id)
 
 
@@ -92,7 +94,7 @@ async def rerun_job(
     request: Request,
     response: Response,
     job_id: str,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job from this job's patched spec, starting from the beginning or from one of its checkpoints."""
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
@@ -101,7 +103,7 @@ async def rerun_job(
 
 @router.delete("/{job_id}")
 async def delete_job(service: TheService, caller: TheCaller, job_id: str) -> DeletedObject:
-    """Delete an ended job with its checkpoints, logs and events."""
+    """Delete an ended job with its checkpoints, logs and events. Fails while an unfinished job depends on it."""
     return await deletions.delete(service, caller, job_id)
 
 

@@ -15,15 +15,15 @@ from zeta_core.system.distribution import version
 router = Router(tags=["operations"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", summary="Check Liveness")
 async def is_live() -> Health:
-    """Whether this process responds; its components are not checked."""
+    """Check whether this process responds, without checking its components."""
     return Health(status="ok", version=version())
 
 
-@router.get("/readyz")
+@router.get("/readyz", summary="Check Readiness")
 async def is_ready(service: TheService) -> Health:
-    """Whether jobs are accepted: 503 while the database isn't writable, `degraded` while anything else is failing."""
+    """Check whether jobs are accepted: 503 if the database isn't writable, `degraded` if anything else is failing."""
     await service.database.check_writable()
     redis = "ok" if service.engine.redis_ok else "unreachable; jobs are accepted and will wait"
     disk = await asyncio.to_thread(disk_state, service.settings)
@@ -38,9 +38,14 @@ async def is_ready(service: TheService) -> Health:
     return Health(status=status, version=version(), parts=parts)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    summary="Read Service Metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 async def read_metrics(service: TheService, caller: TheCaller, request: Request) -> Response:
-    """The service's metrics in Prometheus format."""
+    """Return the service's metrics in Prometheus format."""
     job_metrics = request.app.state.job_metrics
     assert isinstance(job_metrics, metrics.JobMetrics)
     return Response(await job_metrics.text(service), media_type=metrics.CONTENT_TYPE)

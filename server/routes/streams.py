@@ -25,17 +25,19 @@ EVENT_STREAM = "text/event-stream"
 class EventQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    after: int = Field(default=0, ge=0, lt=2**53, description="return events with a larger seq")
-    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
+    after: int = Field(default=0, ge=0, lt=2**53, description="only events with a larger seq")
+    limit: int = Field(
+        default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="maximum number of events; not for a stream"
+    )
 
 
 class LogQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    follow: bool = False
+    follow: bool = Field(default=False, description="continue until the job has ended")
     tail: int | None = Field(default=None, ge=0, le=10**9, description="only the last N lines")
-    attempt: int | None = Field(default=None, ge=1, le=10**9)
-    offset: int = Field(default=0, ge=0, lt=2**53, description="skip this many bytes, which the reader already has")
+    attempt: int | None = Field(default=None, ge=1, le=10**9, description="only this attempt")
+    offset: int = Field(default=0, ge=0, lt=2**53, description="skip this many bytes, which the client already has")
     quiet_seconds: float | None = Field(
         default=None,
         ge=1,
@@ -49,10 +51,10 @@ class LogQuery(BaseModel):
 class CurveQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_points: int | None = Field(default=None, ge=1, le=10**6)
+    max_points: int | None = Field(default=None, ge=1, le=10**6, description="reduce each curve to this many steps")
 
 
-# Events are returned as they are stored: a response model would add the fields that they leave out.
+# No response model: it would add the fields that stored events omit.
 @router.get("/events", response_model=None, responses={200: {"model": Page[Event], "content": {EVENT_STREAM: {}}}})
 async def read_events(
     service: TheService,
@@ -60,10 +62,10 @@ async def read_events(
     request: Request,
     job_id: str,
     query: Annotated[EventQuery, Query()],
-    accept: Annotated[str, Header()] = "",
-    last_event_id: Annotated[str | None, Header()] = None,
+    accept: Annotated[str, Header(description="text/event-stream for a live stream")] = "",
+    last_event_id: Annotated[str | None, Header(description="the id of the last received event")] = None,
 ) -> Page[UntypedEvent] | Response:
-    """Stored events, oldest first. With `Accept: text/event-stream`: a live stream, resumable with `Last-Event-ID`."""
+    """List events, oldest first. With `Accept: text/event-stream`, stream them live, resumable with `Last-Event-ID`."""
     await require_job(service, caller, job_id)
     if EVENT_STREAM not in accept:
         return await event_stream.read_page(service, job_id, query.after, query.limit)
@@ -79,7 +81,7 @@ async def read_events(
 async def read_logs(
     service: TheService, caller: TheCaller, request: Request, job_id: str, query: Annotated[LogQuery, Query()]
 ) -> LiveResponse:
-    """The output of the training processes, attempts in order; with `follow` until the job has ended."""
+    """Return the output of the training processes, attempts in order; with `follow`, until the job has ended."""
     if query.tail is not None and query.offset:
         raise InvalidRequest(
             f"offset ({query.offset}) and tail ({query.tail}) can't be combined, because the last lines change while "
@@ -93,15 +95,17 @@ async def read_logs(
     return LiveResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
 
 
-@router.get("/metrics", response_model=Curves, responses={200: {"content": {"text/csv": {}}}})
+@router.get(
+    "/metrics", summary="Read Training Curves", response_model=Curves, responses={200: {"content": {"text/csv": {}}}}
+)
 async def read_metrics(
     service: TheService,
     caller: TheCaller,
     job_id: str,
     query: Annotated[CurveQuery, Query()],
-    accept: Annotated[str, Header()] = "",
+    accept: Annotated[str, Header(description="text/csv for CSV")] = "",
 ) -> Curves | Response:
-    """The training's curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
+    """Return the training curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
     await require_job(service, caller, job_id)
     found = await training_curves.read_curves(service, job_id, query.max_points)
     return Response(training_curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found

@@ -20,10 +20,10 @@ UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
 
 
 @dataclass
-class _Seen:
+class _LatestHeartbeat:
     heartbeat: Heartbeat
-    moved_at: float  # monotonic
-    last_seen_at: datetime
+    received_at: float  # monotonic
+    last_seen_at: datetime  # the same time, on the system clock
     proven: bool  # a heartbeat arrived while this server was connected; older entries may be from a dead worker
 
 
@@ -31,7 +31,7 @@ class KnownWorkers:
     def __init__(self, secret: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._secret = secret
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _LatestHeartbeat] = {}
         self._last_seen_in: dict[tuple[str, str], float] = {}  # by worker and folder (monotonic)
         self._connected_since: float | None = None
         self._read_at = clock()
@@ -55,7 +55,7 @@ class KnownWorkers:
         if now - self._read_at > PAUSED_SECONDS:
             self._connected_since = None
         self._read_at = now
-        first_read = self._connected_since is None
+        is_first_read = self._connected_since is None
         if self._connected_since is None:
             self._connected_since = now
         self._invalid = {}
@@ -66,13 +66,13 @@ class KnownWorkers:
             name = heartbeat.worker
             earlier = self._seen.get(name)
             if earlier is None:
-                self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=not first_read)
+                self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=not is_first_read)
                 changed = True
             elif (earlier.heartbeat.incarnation, earlier.heartbeat.beat) != (heartbeat.incarnation, heartbeat.beat):
                 changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
                 changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
                 changed = changed or earlier.heartbeat.disk_low != heartbeat.disk_low
-                self._seen[name] = _Seen(heartbeat, now, utc_now(), proven=True)
+                self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=True)
             else:
                 continue
             if folder := place_of(heartbeat.incarnation):
@@ -111,7 +111,7 @@ class KnownWorkers:
             seen is not None
             and seen.proven
             and self._connected_since is not None
-            and self._clock() - max(seen.moved_at, self._connected_since) < HEARTBEAT_GONE_SECONDS
+            and self._clock() - max(seen.received_at, self._connected_since) < HEARTBEAT_GONE_SECONDS
         )
 
     def silent_seconds(self, worker: str, folder: str | None = None) -> float:
@@ -123,13 +123,13 @@ class KnownWorkers:
         if self._connected_since is None:
             return 0.0
         seen = self._seen.get(worker)
-        seen_at = (seen.moved_at if seen else None) if folder is None else self._last_seen_in.get((worker, folder))
+        seen_at = (seen.received_at if seen else None) if folder is None else self._last_seen_in.get((worker, folder))
         return self._read_at - max(seen_at or self._connected_since, self._connected_since)
 
-    def _is_listed(self, seen: _Seen) -> bool:
+    def _is_listed(self, seen: _LatestHeartbeat) -> bool:
         if self._connected_since is None:
             return True
-        return self._clock() - max(seen.moved_at, self._connected_since) <= UNLISTED_SECONDS
+        return self._clock() - max(seen.received_at, self._connected_since) <= UNLISTED_SECONDS
 
     def _read(self, name: bytes | str, entry: bytes | str) -> Heartbeat | None:
         """The signed heartbeat in one field of the hash; an invalid one is recorded for `invalid`."""

@@ -27,17 +27,17 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
     while True:
         async with service.database.read() as session:
             rows = (await session.execute(query.where(EventRow.seq > after))).tuples().all()
-        for _seq, of_attempt, fields in rows:
+        for _seq, event_attempt, fields in rows:
             step = fields.get("step")
             if not isinstance(step, int) or (fields.get("loss") is None and fields.get("eval_loss") is None):
                 continue
-            each: list[dict[str, Any]] = fields.get("steps") or []
-            if of_attempt != attempt:
+            single_steps: list[dict[str, Any]] = fields.get("steps") or []
+            if event_attempt != attempt:
                 # The new attempt resumed from a checkpoint; later steps of the previous attempt were discarded.
-                first = min([step, *(one["step"] for one in each)])
+                first = min([step, *(values["step"] for values in single_steps)])
                 by_step = {earlier: point for earlier, point in by_step.items() if earlier < first}
-                attempt = of_attempt
-            for values in (fields, *each):  # values of single steps override the means over several steps
+                attempt = event_attempt
+            for values in (fields, *single_steps):  # values of single steps override the means over several steps
                 by_step[values["step"]] = {**by_step.get(values["step"], {}), **_measured(values)}
         if len(rows) < _BATCH:
             break

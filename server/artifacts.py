@@ -132,11 +132,11 @@ class ArtifactFolder:
         assert _lock(file), f"the new temporary file {name} is locked by another process"
         return IncomingFile(file, Path(name), self._min_free_bytes)
 
-    def incoming_bytes(self, project: str, besides: Collection[Path]) -> int:
-        """The size of the project's unfinished uploads except ``besides``; removes those of a killed server."""
+    def incoming_bytes(self, project: str, excluded: Collection[Path]) -> int:
+        """The size of the project's unfinished uploads except ``excluded``; removes those of a killed server."""
         num_bytes = 0
         for path in (self.root / INCOMING).glob(f"{_incoming_prefix(project)}*"):
-            if path in besides:
+            if path in excluded:
                 continue
             try:
                 status = path.stat()

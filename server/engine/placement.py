@@ -1,4 +1,4 @@
-"""Chooses a worker for a job, or explains why the job waits. Uses heartbeats alone, not the database."""
+"""Chooses a worker for a job, or explains why the job waits. Uses only heartbeats, not the database."""
 
 from __future__ import annotations
 

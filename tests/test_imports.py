@@ -94,7 +94,7 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
         ),
         (
             "worker/tasks.py",
-            "from ..server.database import db\n",
+            "from ..server.database import connections\n",
             "worker/tasks.py:1: worker imports server.database.connections;",
         ),
         ("worker/tasks.py", "from sqlalchemy import select\n", "worker imports sqlalchemy;"),

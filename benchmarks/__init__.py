@@ -1,6 +1,7 @@
-"""How fast it is, against the peers, in the same run: one file for each question.
+"""Benchmarks against other training libraries, one file per question.
 
-``make bench`` (or ``python -m benchmarks [NAME...]``) asks them all and prints one table. Ours and the peers do the
-same work in turns, several rounds of it, so that a machine that is busy for a while is busy for both; what is compared
-are medians, and the ratio is the median of the rounds' ratios. Nothing here is shipped or imported by a room.
+``make bench`` (or ``python -m benchmarks [NAME...]``) runs all of them and prints one table. The contestants do the same
+work in turns within one run, in several rounds, so that other load on the machine affects all of them. Each figure is a
+median, and the ratio is the median of the ratios of the rounds. No other package imports this one, and the wheel does
+not contain it.
 """

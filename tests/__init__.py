@@ -1,1 +1,1 @@
-"""The tests: folders mirror the rooms, and every part they touch is the real one."""
+"""The tests. Folders mirror the packages, and the tests use real services, processes and files."""

@@ -1,4 +1,4 @@
-"""The fixtures that every room's tests share."""
+"""Fixtures for the tests of every package."""
 
 import os
 import shutil

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.harness.children import start_child, stop_child
-from tests.harness.rooms import ROOMS
+from tests.harness.import_rules import PACKAGES
 from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
 from tests.test_constraints import ROOT, closure, project
@@ -60,8 +60,8 @@ def entries_of(distributions: Iterable[str]) -> set[Path]:
 
 
 def test_the_wheel_contains_exactly_the_files_of_the_packages(wheel: zipfile.ZipFile) -> None:
-    rooms = [room.package for room in ROOMS if "." not in room.package]
-    files = {path for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()}
+    names = [package.name for package in PACKAGES if "." not in package.name]
+    files = {path for name in names for path in (ROOT / name).rglob("*") if path.is_file()}
     expected = {path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
@@ -73,10 +73,12 @@ def test_the_wheel_installs_the_zeta_command(wheel: zipfile.ZipFile) -> None:
 
 def test_a_bare_install_has_the_dependencies_of_client_and_cli() -> None:
     bare = {Requirement(text).name for text in project()["project"]["dependencies"]}
-    (face,) = [room for room in ROOMS if room.package == "zeta"]
-    (contract,) = [room for room in ROOMS if room.package == "zeta_core.contract"]
-    comes_with_pydantic = {"pydantic_core"}
-    assert (face.theirs | contract.theirs) - comes_with_pydantic == {IMPORT_NAMES.get(name, name) for name in bare}
+    (public,) = [package for package in PACKAGES if package.name == "zeta"]
+    (contract,) = [package for package in PACKAGES if package.name == "zeta_core.contract"]
+    comes_with_pydantic = {"pydantic_core", "typing_extensions"}
+    assert (public.third_party | contract.third_party) - comes_with_pydantic == {
+        IMPORT_NAMES.get(name, name) for name in bare
+    }
 
 
 USER_SCRIPT = """
@@ -97,7 +99,7 @@ with Client("http://127.0.0.1:8400", "key") as client:
 
 
 def test_the_public_api_is_fully_typed(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    packages = {room.package for room in ROOMS if "." not in room.package}
+    packages = {package.name for package in PACKAGES if "." not in package.name}
     assert {f"{package}/py.typed" for package in packages} <= set(wheel.namelist())
     wheel.extractall(tmp_path / "installed")
     (tmp_path / "script.py").write_text(USER_SCRIPT)

@@ -1,6 +1,6 @@
-"""Imports point one way: every room imports only what its line of the table allows, and loads nothing it must not.
+"""Every package imports only what `tests/harness/import_rules.py` allows, and loads no forbidden module.
 
-The table is `tests/harness/rooms.py`. Each check is also shown to fail on a room made to break it.
+Each check is also shown to fail on a package that breaks the rules.
 """
 
 import subprocess
@@ -9,36 +9,36 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.rooms import FLOORS, ROOMS, Room, import_cycle, upward_imports, violations
+from tests.harness.import_rules import LAYERS, PACKAGES, Package, import_cycle, upward_imports, violations
 
 ROOT = Path(__file__).parents[1]
 
-# Imports every module of a package but the listed ones, and prints which of the named modules that loaded.
-LOAD_A_ROOM = """
+# Imports every module of a package except the skipped ones, and prints the forbidden modules that this loaded.
+LOAD_A_PACKAGE = """
 import importlib, pkgutil, sys
-package, skipped, never = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
-room = importlib.import_module(package)
-for module in pkgutil.walk_packages(room.__path__, f"{package}."):
+name, skipped, forbidden = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+package = importlib.import_module(name)
+for module in pkgutil.walk_packages(package.__path__, f"{name}."):
     if module.name not in skipped and not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-print(*[name for name in never if name in sys.modules])
+print(*[module for module in forbidden if module in sys.modules])
 """
-# `zeta.trainer` is the door to the training core, which nothing opens but `zeta.Trainer`; Alembic alone runs env.py.
+# Only `zeta.Trainer` imports `zeta.trainer`, which loads the training core; only Alembic runs env.py.
 NOT_LOADED = "zeta.trainer,migrations.env"
 
 
-def test_every_import_of_every_room_keeps_to_the_table() -> None:
+def test_every_import_follows_the_rules() -> None:
     assert violations(ROOT) == []
 
 
-@pytest.mark.parametrize("package", FLOORS)
-def test_the_parts_of_a_room_with_floors_import_downwards_only(package: str) -> None:
-    assert upward_imports(ROOT, package) == []
+@pytest.mark.parametrize("name", LAYERS)
+def test_modules_import_only_from_lower_layers(name: str) -> None:
+    assert upward_imports(ROOT, name) == []
 
 
-@pytest.mark.parametrize("package", FLOORS)
-def test_the_modules_of_a_package_import_each_other_without_cycles(package: str) -> None:
-    assert import_cycle(ROOT, package) == []
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_modules_of_a_package_have_no_import_cycle(name: str) -> None:
+    assert import_cycle(ROOT, name) == []
 
 
 def test_an_import_cycle_is_found(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_import_cycle_is_found(tmp_path: Path) -> None:
     assert set(import_cycle(tmp_path, "server")) == {"server.jobs", "server.files"}
 
 
-def test_an_import_that_points_up_and_a_part_without_a_floor_are_told(tmp_path: Path) -> None:
+def test_upward_imports_and_modules_without_a_layer_are_reported(tmp_path: Path) -> None:
     core = tmp_path / "zeta_core"
     for part in ("data", "model", "elsewhere"):
         (core / part).mkdir(parents=True)
@@ -56,27 +56,29 @@ def test_an_import_that_points_up_and_a_part_without_a_floor_are_told(tmp_path: 
     (core / "model/sources.py").write_text("from zeta_core import objective\nfrom zeta_core.data import rows\n")
     (core / "elsewhere/more.py").write_text("import json\n")
     assert upward_imports(tmp_path, "zeta_core") == [
-        "zeta_core/data/rows.py:2: data imports model, which is not below it.",
-        "zeta_core.elsewhere stands on no floor.",
-        "zeta_core/model/sources.py:1: model imports objective, which is not below it.",
+        "zeta_core/data/rows.py:2: data imports model, which is not in a lower layer.",
+        "zeta_core.elsewhere has no layer.",
+        "zeta_core/model/sources.py:1: model imports objective, which is not in a lower layer.",
     ]
 
 
-def test_every_package_that_is_shipped_is_a_room() -> None:
+def test_every_shipped_package_has_rules() -> None:
     shipped = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert shipped == {room.package for room in ROOMS if "." not in room.package}
+    assert shipped == {package.name for package in PACKAGES if "." not in package.name}
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room.package != "zeta_core"], ids=lambda room: room.package)
-def test_importing_a_room_loads_nothing_that_it_must_never_know(room: Room) -> None:
-    command = [sys.executable, "-c", LOAD_A_ROOM, room.package, NOT_LOADED, ",".join(sorted(room.never))]
+@pytest.mark.parametrize(
+    "package", [package for package in PACKAGES if package.name != "zeta_core"], ids=lambda p: p.name
+)
+def test_importing_a_package_loads_no_forbidden_module(package: Package) -> None:
+    command = [sys.executable, "-c", LOAD_A_PACKAGE, package.name, NOT_LOADED, ",".join(sorted(package.forbidden))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 
 
-def test_the_check_of_what_is_loaded_can_fail() -> None:
-    command = [sys.executable, "-c", LOAD_A_ROOM, "zeta_core.contract", NOT_LOADED, "pydantic,torch"]
+def test_the_check_for_forbidden_modules_can_fail() -> None:
+    command = [sys.executable, "-c", LOAD_A_PACKAGE, "zeta_core.contract", NOT_LOADED, "pydantic,torch"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == ["pydantic"]
 
@@ -105,10 +107,10 @@ def test_the_check_of_what_is_loaded_can_fail() -> None:
         ("migrations/env.py", "from server import jobs\n", "migrations imports server.jobs;"),
     ],
 )
-def test_an_import_against_the_table_is_told_with_its_file_and_line(
+def test_a_forbidden_import_is_reported_with_its_file_and_line(
     tmp_path: Path, file: str, source: str, expected: str
 ) -> None:
-    _build_rooms(tmp_path)
+    _build_packages(tmp_path)
     assert violations(tmp_path) == []
     (tmp_path / file).write_text(source)
     (found,) = violations(tmp_path)
@@ -116,8 +118,8 @@ def test_an_import_against_the_table_is_told_with_its_file_and_line(
     assert found.startswith(f"{file}:")
 
 
-def test_what_the_table_allows_is_no_violation(tmp_path: Path) -> None:
-    _build_rooms(tmp_path)
+def test_allowed_imports_are_not_reported(tmp_path: Path) -> None:
+    _build_packages(tmp_path)
     (tmp_path / "zeta/trainer.py").write_text("def train():\n    from zeta_core.trainer import Trainer\n")
     (tmp_path / "server/jobs.py").write_text("from zeta_core.contract import job\nimport fastapi, json\n")
     (tmp_path / "migrations/env.py").write_text("from alembic import context\nfrom server.database.tables import Job\n")
@@ -125,19 +127,19 @@ def test_what_the_table_allows_is_no_violation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["missing", "empty"])
-def test_a_room_that_is_missing_or_empty_is_no_room_that_keeps_the_rules(tmp_path: Path, state: str) -> None:
-    _build_rooms(tmp_path)
+def test_a_missing_or_empty_package_is_reported(tmp_path: Path, state: str) -> None:
+    _build_packages(tmp_path)
     (tmp_path / "worker/module.py").unlink()
     if state == "missing":
         (tmp_path / "worker").rmdir()
     else:
-        (tmp_path / "worker/__init__.py").write_text('"""Nothing yet."""\n')
-    with pytest.raises(AssertionError, match="the room worker is missing or empty"):
+        (tmp_path / "worker/__init__.py").write_text('"""Empty."""\n')
+    with pytest.raises(AssertionError, match="the package worker is missing or empty"):
         violations(tmp_path)
 
 
-def _build_rooms(root: Path) -> None:
-    for room in ROOMS:
-        directory = root.joinpath(*room.package.split("."))
+def _build_packages(root: Path) -> None:
+    for package in PACKAGES:
+        directory = root.joinpath(*package.name.split("."))
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "module.py").write_text("import json\n")

@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
 #
-# One image for the server, the worker and the migrations; the command says which: zeta server, zeta worker, zeta migrate.
+# One image for the server, the worker and the migrations, selected by the command: zeta server, zeta worker, zeta migrate.
 #
-#   docker build -t zeta .                                                                  with CUDA, for GPU hosts
-#   docker build -t zeta --build-arg TORCH_INDEX=URL .     without, several GB smaller (URL: the CPU index of pytorch.org/get-started)
-#   docker build -t zeta-server --build-arg EXTRAS=server,postgres .                        the server alone, without torch
+#   docker build -t zeta .                                               # with CUDA, for GPU hosts
+#   docker build -t zeta --build-arg TORCH_INDEX=URL .                   # without, several GB smaller; URL: the CPU index from pytorch.org/get-started
+#   docker build -t zeta-server --build-arg EXTRAS=server,postgres .     # the server alone, without torch
 #
-# With `deepspeed` among the EXTRAS a C++ compiler stays in the image, because DeepSpeed compiles at its first use.
+# With `deepspeed` in EXTRAS, the image contains a C++ compiler, because DeepSpeed compiles at its first use.
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
@@ -21,7 +21,7 @@ COPY constraints.txt pyproject.toml ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt pip \
     && pip install --constraint constraints.txt --group build
-# torch is by far the largest part and changes least: a layer of its own, and none where nothing asks for it.
+# torch is by far the largest dependency and changes rarely, so it has its own layer.
 RUN --mount=type=cache,target=/root/.cache/pip \
     case ",$EXTRAS," in *,train,*|*,deepspeed,*|*,all,*) \
         pip install --constraint constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch ;; esac
@@ -33,7 +33,7 @@ FROM python:${PYTHON_VERSION}-slim
 ARG EXTRAS=train,quantize,server,worker,postgres,s3
 RUN case ",$EXTRAS," in *,deepspeed,*) \
         apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac
-# Named volumes take the owner of the folder they are first mounted on.
+# Named volumes inherit the owner of the folder on which they are first mounted.
 RUN useradd --system --uid 10001 --home-dir /var/lib/zeta --shell /usr/sbin/nologin zeta \
     && install --directory --owner=zeta --group=zeta --mode=0750 /var/lib/zeta /artifacts \
     && install --directory --mode=0755 /data
@@ -49,7 +49,7 @@ ENV PATH=/opt/zeta/bin:$PATH \
 USER zeta
 WORKDIR /var/lib/zeta
 EXPOSE 8400
-# The server's. A worker has no port; it is alive where GET /v1/workers shows its heartbeat.
+# For the server. A worker has no port; GET /v1/workers shows its heartbeat.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"ZETA_PORT\"]}/readyz', timeout=4)"]
 CMD ["zeta", "server"]

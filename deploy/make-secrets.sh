@@ -1,15 +1,15 @@
 #!/bin/sh
-# Makes the secrets of a deployment once, and lays each where only the containers that need it can read it:
+# Generates the secrets of a deployment once, in folders that are mounted only by the containers that need them:
 #
-#   $1/postgres/password                                             PostgreSQL's own
-#   $1/redis/password, redis.conf                                    Redis's own
-#   $1/server/api_key, worker_secret, database_url, redis_url        the server's and the migrations'
-#   $1/worker/worker_secret, redis_url                               a worker's: no database, no API key
+#   $1/postgres/password                                             for PostgreSQL
+#   $1/redis/password, redis.conf                                    for Redis
+#   $1/server/api_key, worker_secret, database_url, redis_url        for the server and the migrations
+#   $1/worker/worker_secret, redis_url                               for workers: no database, no API key
 #
-# What is there already stays as it is, so running it again changes nothing. ZETA_API_KEY, where set, becomes the admin
-# key of the first run. Each file is made under another name and renamed, so a killed run leaves no half secret.
+# Existing files are kept, so running the script again changes nothing. In the first run, ZETA_API_KEY, if set, becomes
+# the admin key. Each file is written under a temporary name and renamed, so an interrupted run leaves no partial secret.
 set -eu
-umask 022 # each folder is mounted in its own containers only, whose users differ
+umask 022 # the containers run as different users, and each mounts only its own folder
 root=$1
 
 random() { # 64 hexadecimal digits, safe in a URL

@@ -1,11 +1,9 @@
-"""The deployment files say what the code does: commands, settings, secrets, time-outs.
+"""The deployment files match the code: commands, settings, secrets and time limits.
 
-No container runs here. Instead each file is read as its own tool would read it, every command is asked of the real
-``zeta``, every setting is looked up in the real settings, and what the compose file starts with generated secrets is
-started for real as far as this machine can.
+No container runs here. Each file is parsed as its own tool parses it, every command and setting is checked against the
+real ones, and Redis is started with the command and the generated secrets of the compose file.
 """
 
-import importlib
 import json
 import re
 import shlex
@@ -27,6 +25,7 @@ from tests.harness.deployment import (
     compose,
     dockerfile,
     environment_of,
+    existing_settings,
     image_environment,
     make_secrets,
     redis_command,
@@ -37,20 +36,9 @@ from tests.harness.deployment import (
 from tests.harness.ports import free_loopback_port
 from tests.harness.valkey import impatient_client
 from tests.harness.waiting import wait_until
-from zeta_core.system.settings import PREFIX, Settings
+from zeta_core.system.settings import PREFIX
 
 OUR_SERVICES = ("migrate", "server", "worker")
-
-
-def settings_that_exist() -> set[str]:
-    """Every variable that some settings class reads, the ``…_FILE`` forms of secrets included."""
-    for module in ("zeta.server_lookup", "zeta.up.settings"):  # beside those imported above
-        importlib.import_module(module)
-    classes: list[type[Settings]] = [Settings]
-    for known in classes:
-        classes += known.__subclasses__()
-    names = {PREFIX + field.upper() for known in classes for field in known.model_fields}
-    return names | {f"{PREFIX}{secret.upper()}_FILE" for known in classes for secret in known.secrets}
 
 
 def seconds(text: str) -> int:
@@ -58,17 +46,17 @@ def seconds(text: str) -> int:
     return int(text[:-1])
 
 
-# --- Commands and settings are real -----------------------------------------------------------------------------------
+# --- Commands and settings --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("service", OUR_SERVICES)
-def test_each_container_runs_a_command_that_zeta_has(service: str) -> None:
+def test_each_container_runs_an_existing_zeta_command(service: str) -> None:
     program, *arguments = compose()["services"][service]["command"]
     assert program == "zeta"
     subprocess.run([ZETA, *arguments, "--help"], check=True, capture_output=True, timeout=60)
 
 
-def test_the_image_and_the_unit_run_commands_that_zeta_has() -> None:
+def test_the_image_and_the_unit_run_existing_zeta_commands() -> None:
     (command,) = [json.loads(text) for word, text in dockerfile() if word == "CMD"]
     assert command == ["zeta", "server"]
     program, *arguments = shlex.split(systemd_unit()["Service"]["ExecStart"])
@@ -77,13 +65,13 @@ def test_the_image_and_the_unit_run_commands_that_zeta_has() -> None:
         subprocess.run([ZETA, *words, "--help"], check=True, capture_output=True, timeout=60)
 
 
-def test_every_setting_that_a_deployment_file_gives_exists() -> None:
-    given = {name for service in OUR_SERVICES for name in compose()["services"][service]["environment"]}
-    given |= image_environment().keys() | unit_environment().keys()
-    assert {name for name in given if name.startswith(PREFIX)} - settings_that_exist() == set()
+def test_every_setting_in_a_deployment_file_exists() -> None:
+    names = {name for service in OUR_SERVICES for name in compose()["services"][service]["environment"]}
+    names |= image_environment().keys() | unit_environment().keys()
+    assert {name for name in names if name.startswith(PREFIX)} - existing_settings() == set()
 
 
-def test_the_generated_secrets_make_valid_settings_for_each_container(tmp_path: Path) -> None:
+def test_the_generated_secrets_are_valid_settings_of_each_container(tmp_path: Path) -> None:
     make_secrets(tmp_path)
     at_server = server.settings.ServerSettings.from_environment(environment_of("server", tmp_path))
     at_migrate = server.settings.DatabaseSettings.from_environment(environment_of("migrate", tmp_path))
@@ -100,7 +88,7 @@ def test_the_generated_secrets_make_valid_settings_for_each_container(tmp_path: 
 # --- Secrets ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_stands_in_a_deployment_file() -> None:
+def test_deployment_files_contain_no_secrets() -> None:
     for name, service in compose()["services"].items():
         for variable, value in (service.get("environment") or {}).items():
             if re.search(r"PASSWORD|SECRET|KEY|TOKEN|DATABASE_URL|REDIS_URL", variable):
@@ -108,14 +96,14 @@ def test_no_secret_stands_in_a_deployment_file() -> None:
                 assert is_file or value is None or re.fullmatch(r"\$\{\w+:-\}", value), (name, variable)
 
 
-def test_a_worker_is_given_no_database_and_no_api_key(tmp_path: Path) -> None:
+def test_a_worker_gets_neither_the_database_url_nor_the_api_key(tmp_path: Path) -> None:
     make_secrets(tmp_path)
     assert secret_folder("worker") == "worker"
     assert {file.name for file in (tmp_path / "worker").iterdir()} == {"redis_url", "worker_secret"}
     assert not {"ZETA_DATABASE_URL_FILE", "ZETA_API_KEY_FILE"} & compose()["services"]["worker"]["environment"].keys()
 
 
-def test_secrets_are_made_once_and_an_operators_own_key_is_taken(tmp_path: Path) -> None:
+def test_secrets_are_generated_once_and_a_given_key_is_used(tmp_path: Path) -> None:
     make_secrets(tmp_path, ZETA_API_KEY="of-my-own")
     first = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     make_secrets(tmp_path)
@@ -126,7 +114,7 @@ def test_secrets_are_made_once_and_an_operators_own_key_is_taken(tmp_path: Path)
     assert (other / "redis/password").read_text() != (tmp_path / "redis/password").read_text()
 
 
-def test_redis_as_the_compose_file_starts_it_asks_for_the_password_and_keeps_what_it_was_told(tmp_path: Path) -> None:
+def test_redis_of_the_compose_file_requires_a_password_and_persists_data(tmp_path: Path) -> None:
     secrets, data, port = tmp_path / "secrets", tmp_path / "data", free_loopback_port()
     make_secrets(secrets)
     data.mkdir()
@@ -135,29 +123,32 @@ def test_redis_as_the_compose_file_starts_it_asks_for_the_password_and_keeps_wha
     child = start_child(command, log_file=tmp_path / "log")
     try:
         with impatient_client(url) as client:
-            wait_until(lambda: answers(client), 20, "Redis to answer")
+            wait_until(lambda: responds(client), 20, "Redis to respond")
             client.set("kept", "yes")
             stop_child(child, stop_signal=signal.SIGKILL)
             child = start_child(command, log_file=tmp_path / "log")
-            wait_until(lambda: answers(client), 20, "Redis to answer again")
+            wait_until(lambda: responds(client), 20, "Redis to respond again")
             assert client.get("kept") == "yes"
-        with impatient_client(f"redis://127.0.0.1:{port}/0") as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.get("kept")
+        with (
+            impatient_client(f"redis://127.0.0.1:{port}/0") as unauthenticated,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            unauthenticated.get("kept")
     finally:
         stop_child(child, stop_signal=signal.SIGTERM)
 
 
-def answers(client: "redis.Redis") -> bool:
+def responds(client: "redis.Redis") -> bool:
     try:
         return bool(client.ping())
     except redis.ConnectionError:
         return False
 
 
-# --- What keeps running processes well --------------------------------------------------------------------------------
+# --- Services, volumes and time limits --------------------------------------------------------------------------------
 
 
-def test_the_compose_file_has_every_part_in_its_order() -> None:
+def test_the_compose_file_starts_every_service_in_order() -> None:
     services = compose()["services"]
     assert set(services) == {"secrets", "redis", "postgres", "migrate", "server", "worker"}
     assert services["server"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
@@ -179,7 +170,7 @@ def test_every_volume_is_declared_and_every_mounted_file_exists() -> None:
             assert (ROOT / text.split(":")[0]).is_file()
 
 
-def test_the_cpu_form_changes_services_that_exist_and_takes_the_gpus_away() -> None:
+def test_the_cpu_variant_removes_the_gpus_of_existing_services() -> None:
     changed = compose("deploy/compose.cpu.yml")["services"]
     assert changed.keys() <= compose()["services"].keys()
     assert {name for name, service in compose()["services"].items() if "build" in service} == changed.keys()
@@ -187,7 +178,7 @@ def test_the_cpu_form_changes_services_that_exist_and_takes_the_gpus_away() -> N
     assert changed["worker"]["deploy"] is None
 
 
-def test_a_stop_leaves_trainings_their_grace() -> None:
+def test_stop_timeouts_exceed_the_grace_period_of_trainings() -> None:
     at_worker = compose()["services"]["worker"]
     assert seconds(at_worker["stop_grace_period"]) >= int(at_worker["environment"]["ZETA_STOP_GRACE_SECONDS"]) + 15
     unit = systemd_unit()["Service"]
@@ -196,7 +187,7 @@ def test_a_stop_leaves_trainings_their_grace() -> None:
     assert unit["OOMPolicy"] == "continue"
 
 
-def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not installed here")
@@ -206,7 +197,7 @@ def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_image_is_built_in_stages_and_runs_as_a_user_without_rights() -> None:
+def test_the_image_has_two_stages_and_runs_as_an_unprivileged_user() -> None:
     words = [word for word, _ in dockerfile()]
     assert words.count("FROM") == 2
     last_stage = dockerfile()[len(words) - 1 - words[::-1].index("FROM") :]
@@ -218,7 +209,7 @@ def test_the_image_is_built_in_stages_and_runs_as_a_user_without_rights() -> Non
             assert all((ROOT / source).exists() for source in text.split()[:-1])
 
 
-def test_the_image_is_given_everything_that_the_distribution_is_built_from() -> None:
+def test_the_build_context_contains_the_distribution() -> None:
     given = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert given >= {"zeta", "zeta_core", "server", "worker", "migrations"}
     assert given >= {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}

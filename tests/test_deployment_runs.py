@@ -1,6 +1,6 @@
-"""The services of the compose file, started in its order with its commands, settings and generated secrets.
+"""Starts the services of the compose file in order, with its commands, its settings and generated secrets.
 
-Only what a container would bring is replaced: addresses, folders, and PostgreSQL's image by a real PostgreSQL.
+Only addresses and folders are replaced, and PostgreSQL's image by an embedded PostgreSQL.
 """
 
 import signal
@@ -17,7 +17,7 @@ from tests.harness.deployment import ZETA, compose, environment_of, make_secrets
 from tests.harness.ports import free_loopback_port
 from tests.harness.waiting import wait_until
 
-STOP_SECONDS = 30  # what Docker is told to give the server
+STOP_SECONDS = 30  # stop_grace_period of the server
 
 
 @contextmanager

@@ -1,48 +1,111 @@
-"""The README's curl session works word for word."""
+"""Every command and script of the README works word for word."""
 
 import json
 import re
 import socket
 import subprocess
+import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness.service import clean_environment, running_service
+from tests.end_to_end.specs import TINY_LLAMA
+from tests.harness.service import Service, clean_environment, running_service
 
-README = Path(__file__).parents[2] / "README.md"
-PORT = 8400  # the README's own words
-
-
-def curl_session() -> str:
-    section = README.read_text().split("## A session with curl")[1].split("\n## ")[0]
-    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 1
-    return blocks[0]
+ROOT = Path(__file__).parents[2]
+PORT = 8400  # as in the README
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Count to {n}."}, {"role": "assistant", "content": "1, 2" * n}]}
+    for n in range(1, 41)
+]
 
 
-@pytest.mark.timeout(400)
-def test_the_curl_session_in_the_readme_works_verbatim(tmp_path: Path) -> None:
+def blocks(section: str, language: str) -> list[str]:
+    """The code blocks of a section of the README."""
+    text = (ROOT / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def readme_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"port {PORT}, which the README names, is taken by another program")
-    user_home, folder = tmp_path / "user", tmp_path / "folder"
-    folder.mkdir()
-    with running_service(user_home / ".zeta", port=PORT) as service:
-        session = subprocess.run(
-            ["bash", "-e", "-c", curl_session()],
-            cwd=folder,
-            env={**clean_environment(), "HOME": str(user_home)},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert session.returncode == 0, session.stdout[-3000:] + session.stderr[-3000:] + service.log()
-    assert "event: end" in session.stdout
-    job = next(line for line in session.stdout.splitlines() if line.startswith('{"id":"job_'))
-    end = job.index('{"id"')
-    assert json.JSONDecoder().raw_decode(job[end:])[0]["status"] == "succeeded"
-    with tarfile.open(folder / "final.tar") as archive:
+    with running_service(tmp_path_factory.mktemp("user") / ".zeta", port=PORT) as service:
+        yield service
+
+
+def run(script: str, service: Service, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a block with bash in ``folder``, as the user whose home contains the service's ``.zeta``."""
+    if not (folder / ".venv").exists():
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "zeta").symlink_to(Path(sys.executable).parent / "zeta")
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=folder,
+        env={**clean_environment(), "HOME": str(service.home.parent), "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + service.log()
+    return done
+
+
+@pytest.mark.timeout(400)
+def test_the_curl_session_works(readme_service: Service, tmp_path: Path) -> None:
+    (session,) = blocks("A session with curl", "sh")
+    done = run(session, readme_service, tmp_path)
+    assert "event: end" in done.stdout
+    job = next(line for line in done.stdout.splitlines() if line.startswith('{"id":"job_'))
+    assert json.JSONDecoder().raw_decode(job)[0]["status"] == "succeeded"
+    with tarfile.open(tmp_path / "final.tar") as archive:
         assert any(name.endswith("model.safetensors") for name in archive.getnames())
+
+
+@pytest.mark.timeout(400)
+def test_the_zeta_commands_work_in_the_same_folder(readme_service: Service, tmp_path: Path) -> None:
+    (session,) = blocks("A session with curl", "sh")
+    until_job_json = session.split("JOB=$(")[0]
+    (commands,) = blocks("The `zeta` command", "sh")
+    done = run(until_job_json + commands, readme_service, tmp_path)
+    assert "trained on" in done.stdout, "zeta data show"
+    assert (tmp_path / "my-model" / "model.safetensors").exists()
+
+
+@pytest.mark.timeout(400)
+def test_the_recipes_are_accepted(readme_service: Service, tmp_path: Path) -> None:
+    (recipes,) = blocks("Recipes", "sh")
+    make_model(tmp_path / "model")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHATS))
+    commands = recipes.replace("org/name", "./model")
+    done = run("export PATH=$PWD/.venv/bin:$PATH\n" + commands, readme_service, tmp_path)
+    with readme_service.http() as http:
+        jobs = [job for job in http.get("/v1/jobs").json()["data"] if job["id"] in done.stdout]
+        assert len(jobs) == commands.count("zeta submit")
+        for job in jobs:
+            http.post(f"/v1/jobs/{job['id']}/cancel")
+
+
+def make_model(folder: Path) -> None:
+    """Save a tiny Llama with a byte-level tokenizer, as a user's ``save_pretrained`` does."""
+    script = (
+        "import sys, json; from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM\n"
+        "config = json.loads(sys.argv[2]); config.pop('model_type')\n"
+        "LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(sys.argv[1])\n"
+        "ByT5Tokenizer().save_pretrained(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", script, folder, json.dumps(TINY_LLAMA)], check=True, timeout=120)
+
+
+@pytest.mark.timeout(400)
+def test_the_script_with_the_trainer_works(tmp_path: Path) -> None:
+    (script,) = blocks("The Trainer by itself", "python")
+    (tmp_path / "script.py").write_text(script)
+    environment = {**clean_environment(), "HOME": str(tmp_path), "ZETA_HOME": str(tmp_path / ".zeta")}
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True, timeout=300)
+    assert (tmp_path / "models" / "final" / "model.safetensors").exists()
+    assert (tmp_path / "models" / "checkpoint.pt").exists()

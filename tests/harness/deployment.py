@@ -1,6 +1,7 @@
-"""The deployment files as their own tools read them: the compose file, the Dockerfile, the systemd unit."""
+"""The deployment files as their own tools parse them: the compose file, the Dockerfile and the systemd unit."""
 
 import configparser
+import importlib
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from tests.harness.valkey import valkey_binary
+from zeta_core.system.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 ZETA = Path(sys.executable).with_name("zeta")
@@ -19,10 +21,21 @@ SECRETS_IN_CONTAINER = "/run/zeta"
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """YAML with compose's own tag: ``!reset`` removes what the first file says."""
+    """YAML with compose's tag ``!reset``, which removes a value of an earlier file."""
 
 
 ComposeLoader.add_constructor("!reset", lambda loader, node: None)  # pyright: ignore[reportUnknownLambdaType]
+
+
+def existing_settings() -> set[str]:
+    """The environment variables that the settings classes read, including the ``…_FILE`` forms of secrets."""
+    for module in ("server.settings", "worker.settings", "zeta.server_lookup", "zeta.up.settings"):
+        importlib.import_module(module)
+    classes: list[type[Settings]] = [Settings]
+    for known in classes:
+        classes += known.__subclasses__()
+    names = {PREFIX + field.upper() for known in classes for field in known.model_fields}
+    return names | {f"{PREFIX}{secret.upper()}_FILE" for known in classes for secret in known.secrets}
 
 
 def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
@@ -39,7 +52,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 def systemd_unit() -> configparser.RawConfigParser:
     class Repeated(dict[str, Any]):
-        """Environment= may stand several times; its values are collected, one a line."""
+        """Collects the values of repeated keys such as ``Environment=``, one per line."""
 
         def __setitem__(self, key: str, value: Any) -> None:
             if key in self and isinstance(value, list):
@@ -68,7 +81,7 @@ def make_secrets(directory: Path, **environment: str) -> None:
 
 
 def environment_of(service: str, secrets: Path) -> dict[str, str]:
-    """What a container's process sees, its secrets read from a folder of this machine instead of the volume."""
+    """The environment of a container's process, with the secrets in a local folder instead of the volume."""
     own = {key: value for key, value in compose()["services"][service]["environment"].items() if value is not None}
     folder = f"{secrets / secret_folder(service)}"
     interpolated = {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for key, value in own.items()}
@@ -76,7 +89,7 @@ def environment_of(service: str, secrets: Path) -> dict[str, str]:
 
 
 def secret_folder(service: str) -> str:
-    """The folder of `make-secrets.sh` that a service mounts (migrate reads the server's)."""
+    """The folder of `make-secrets.sh` that a service mounts (``migrate`` mounts the server's)."""
     (volume,) = [
         text.split(":")[0] for text in compose()["services"][service]["volumes"] if f":{SECRETS_IN_CONTAINER}" in text
     ]
@@ -89,7 +102,7 @@ def secret_folder(service: str) -> str:
 
 
 def redis_command(secrets: Path, data: Path, port: int) -> list[str | Path]:
-    """What the compose file starts Redis with, on this machine's loopback and folders."""
+    """The compose file's Redis command, with loopback addresses and local folders."""
     program, *arguments = compose()["services"]["redis"]["command"]
     assert program == "redis-server"
     folder = str(secrets / secret_folder("redis"))

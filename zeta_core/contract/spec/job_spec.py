@@ -87,9 +87,8 @@ class Resources(Sent):
     )
     exact: bool = Field(
         default=False,
-        description="true: a later attempt waits for a worker with the same kind of device, so its results are the "
-        "same to the last bit; false: it prefers one, and otherwise continues on another with the warning "
-        "device_changed",
+        description="wait for a worker with the same device kind, so that later attempts have bit-identical results; "
+        "otherwise the job prefers one, and continues on another with the warning device_changed",
     )
 
     @property

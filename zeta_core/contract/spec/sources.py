@@ -58,7 +58,7 @@ class _Source(Sent):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="share of the sequences, relative to the other sources; unset: by size",
+        description="share of the sequences, relative to the other sources; unset: every sequence equally often",
     )
     drop_columns: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default=[],
@@ -196,7 +196,7 @@ class JobModel(Sent):
     """The weights of an earlier job's checkpoint."""
 
     job: Id = Field(description="id of the job whose weights are used")
-    checkpoint: Id = Field(default="final", description="step-N, best, final or latest")
+    checkpoint: Id = Field(default="final", description="step-N, best or final")
 
 
 class FileModel(Sent):

@@ -1,0 +1,61 @@
+"""The documentation matches the code: generated pages, named files, links and settings."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.harness.deployment import ROOT, existing_settings
+from tests.harness.spec_page import PAGE, spec_page
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
+PATH = re.compile(
+    r"(?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|yml|txt|c|sh)|(?:zeta|zeta_core|server|worker|tests|docs)(?:/[\w-]+)*/?"
+)
+NOT_OURS = {"script.py", "config.py", "README.md", "SPEC.yml"}  # files of users, and of libraries
+
+
+@cache
+def files_and_folders() -> list[str]:
+    """Every path of this project, with a leading slash."""
+    folders = [ROOT / name for name in ("zeta", "zeta_core", "server", "worker", "migrations", "tests", "benchmarks")]
+    folders += [ROOT / "docs", ROOT / "deploy"]
+    paths = [path for folder in folders for path in (folder, *folder.rglob("*")) if "__pycache__" not in path.parts]
+    paths += [path for path in ROOT.iterdir() if path.is_file()]
+    return [f"/{path.relative_to(ROOT)}" for path in paths]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    """A path may be shortened to its end, such as `engine/keeper.py`."""
+    names = {name for name in re.findall(r"`([^`\n]+)`", page.read_text()) if PATH.fullmatch(name)} - NOT_OURS
+    missing = [name for name in names if not any(path.endswith(f"/{name.rstrip('/')}") for path in files_and_folders())]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    local = [target for target in targets if not re.match(r"https?:|mailto:", target)]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_page_of_spec_fields_is_up_to_date() -> None:
+    assert PAGE.read_text() == spec_page(), "run `make docs`"
+
+
+def test_the_readme_lists_every_setting() -> None:
+    table = (ROOT / "README.md").read_text().split("\n## Settings\n")[1].split("\n## ")[0]
+    listed = set(re.findall(r"ZETA_[A-Z_]+", table))
+    settings = {name for name in existing_settings() if not name.endswith("_FILE")}
+    assert settings - listed == {"ZETA_CUDA_VISIBLE_DEVICES"}, "its name has no prefix"
+    assert {name for name in listed if not name.endswith("_FILE")} - settings - {"ZETA_URL"} == set()
+
+
+def test_every_decision_page_has_the_same_form() -> None:
+    for page in ROOT.glob("docs/decisions/*.md"):
+        text = page.read_text()
+        title, *headings = re.findall(r"^#+ .*", text, re.MULTILINE)
+        assert title.startswith(f"# {page.name[:4]} · "), page.name
+        assert headings == ["## Context", "## Decision", "## Consequences"], page.name

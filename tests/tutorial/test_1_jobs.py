@@ -1,0 +1,63 @@
+"""Lesson 1: submit a job, follow it, and control it."""
+
+from tests.harness.waiting import wait_until
+from tests.tutorial.conftest import SPEC
+from zeta import Client
+from zeta_core.contract.job.job import Job
+
+
+def test_submit_a_job_and_follow_its_events(client: Client) -> None:
+    job = client.submit(SPEC)
+    assert job.status == "queued"  # it is stored on disk, and survives any crash from here on
+
+    events = list(client.events(job.id))  # a live stream that ends with the job
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))  # no gap, no repetition
+    assert {"status", "log", "progress", "checkpoint"} <= {event.type for event in events}
+
+    job = client.job(job.id)
+    assert (job.status, job.status_reason) == ("succeeded", "completed")
+    assert job.result is not None
+    assert job.result.train_loss is not None
+
+
+def test_every_default_is_recorded(finished: Job) -> None:
+    assert "optimizer" not in finished.spec  # as submitted
+    assert finished.resolved_spec["optimizer"] == "adamw"  # as trained
+    assert finished.resolved_spec["seed"] == 42
+
+
+def test_read_events_and_logs_later(client: Client, finished: Job) -> None:
+    progress = [event.model_dump() for event in client.stored_events(finished.id) if event.type == "progress"]
+    losses = {event["step"]: event["loss"] for event in progress if event["phase"] == "training" and "loss" in event}
+    assert list(losses) == [1, 2, 3, 4]
+    assert "attempt 1" in "".join(client.logs(finished.id))
+
+
+def test_pause_resume_and_cancel_a_job(client: Client) -> None:
+    job = client.submit({**SPEC, "max_steps": 1_000_000})
+    wait_until(lambda: newest_step(client.job(job.id)) > 0, 90, "the first step")
+
+    client.pause(job.id)  # saves a checkpoint and frees the device
+    wait_until(lambda: client.job(job.id).status == "paused", 60, "the job to be paused")
+    saved_step = newest_step(client.job(job.id))
+
+    client.resume(job.id)  # continues from the checkpoint
+    wait_until(lambda: newest_step(client.job(job.id)) > saved_step, 90, "a further step")
+
+    client.cancel(job.id)  # ends the processes; checkpoints and logs stay
+    cancelled = client.wait(job.id)
+    assert (cancelled.status, cancelled.status_reason) == ("cancelled", "cancelled_by_user")
+    first, second = cancelled.attempts
+    assert second.first_step == (first.last_step or 0) + 1
+
+
+def newest_step(job: Job) -> int:
+    step = (job.progress or {}).get("step")
+    return step if isinstance(step, int) else 0
+
+
+def test_continue_a_finished_job_for_more_steps(client: Client, finished: Job) -> None:
+    longer = client.rerun(finished.id, {"max_steps": 6}, from_checkpoint="latest")
+    longer = client.wait(longer.id)
+    assert (longer.status, longer.parent) == ("succeeded", finished.id)
+    assert longer.attempts[0].first_step == 5  # exactly where the first job stopped

@@ -1,0 +1,52 @@
+"""Lesson 4: use the Trainer without a service."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from tests.tutorial.conftest import TINY_LLAMA
+from zeta import Trainer
+
+MODEL: dict[str, Any] = {"config": TINY_LLAMA}  # or an nn.Module, a Hub id, a local folder
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the cache of tokens in this test's folder."""
+    monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
+
+
+def test_one_call_trains_and_returns_the_result(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The tide follows the moon.\n" * 500)
+    result = Trainer(model=MODEL, dataset=tmp_path / "text.txt", seq_len=64, max_steps=3, output_dir=tmp_path / "out")
+    assert result.steps == 3
+    assert result.checkpoint == tmp_path / "out" / "final"
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": MODEL, "seq_len": 64, "batch_size": 2, "checkpointing_steps": 2}
+    in_one_go = Trainer(**options, max_steps=4, lr_scheduler="constant", output_dir=tmp_path / "one")
+    Trainer(**options, max_steps=2, lr_scheduler="constant", output_dir=tmp_path / "two")
+    resumed = Trainer(
+        **options,
+        max_steps=4,
+        lr_scheduler="constant",
+        resume_from_checkpoint=tmp_path / "two" / "checkpoint.pt",
+        output_dir=tmp_path / "two",
+    )
+    assert resumed.steps_trained == 2
+    assert weights(in_one_go.checkpoint) == weights(resumed.checkpoint)
+
+
+def weights(checkpoint: Path | None) -> bytes:
+    assert checkpoint is not None
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_train_on_token_ids(tmp_path: Path) -> None:
+    numpy.save(tmp_path / "ids.npy", numpy.arange(2000, dtype=numpy.uint16) % 384)
+    data: dict[str, Any] = {"dataset": tmp_path / "ids.npy", "use_pretokenized": True}
+    result = Trainer(model=MODEL, **data, seq_len=64, batch_size=2, max_steps=2, output_dir=tmp_path / "out")
+    assert result.steps == 2

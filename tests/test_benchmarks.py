@@ -1,4 +1,4 @@
-"""The benchmarks still run: all of them, with tiny sizes, whose figures mean nothing."""
+"""All benchmarks run, with sizes too small for meaningful figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks import answer
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """More would spin for one another, beside the other tests."""
+    """Use one thread, because more would wait for each other next to the other tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.timeout(240)
-def test_every_question_is_answered_with_figures_of_all_contestants_in_a_table_and_as_json(
+def test_every_benchmark_writes_a_table_and_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(answer, "RESULTS", tmp_path / "results")
@@ -41,14 +41,14 @@ def test_every_question_is_answered_with_figures_of_all_contestants_in_a_table_a
     assert written["machine"]["cores"] >= 1
 
 
-def test_an_unknown_question_is_refused_with_the_names_of_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_is_rejected_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmarks.main(["throughputs"])
     assert "there are loop-overhead, throughput" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("better", "met"), [("at most", True), ("at least", False)])
-def test_a_bar_is_met_from_its_own_side(better: str, met: bool) -> None:
+def test_a_target_is_met_in_its_direction(better: str, met: bool) -> None:
     about = {"question": "How fast?", "unit": "s", "figures": {"zeta": [2.0, 1.0, 4.0]}, "ratio": 0.5, "bar": 1.0}
     row = answer.Answer(**about, better=better)  # pyright: ignore[reportArgumentType]
     assert row.met is met

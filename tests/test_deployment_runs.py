@@ -40,9 +40,7 @@ def is_ready(url: str, child: "subprocess.Popen[bytes]", log_file: Path) -> bool
 
 
 @pytest.mark.timeout(180)
-def test_the_compose_services_find_each_other_with_the_generated_secrets_and_stop_cleanly(
-    tmp_path: Path, postgres_url: str
-) -> None:
+def test_the_compose_services_connect_and_stop_cleanly(tmp_path: Path, postgres_url: str) -> None:
     secrets, artifacts = tmp_path / "secrets", tmp_path / "artifacts"
     redis_port, api_port = free_loopback_port(), free_loopback_port()
     make_secrets(secrets)

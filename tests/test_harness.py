@@ -1,4 +1,4 @@
-"""The real parts do what the other tests rely on."""
+"""The test harness behaves as the other tests assume."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 
 
-def test_waiting_returns_the_answer_and_says_what_did_not_come() -> None:
+def test_wait_until_returns_the_value_or_reports_the_timeout() -> None:
     answers = iter(["", "", "here"])
     assert wait_until(lambda: next(answers), 5, "a word") == "here"
     with pytest.raises(AssertionError, match=r"waited 0\.2 s for a word; the last answer was ''"):
@@ -33,7 +33,7 @@ def test_a_free_port_can_be_listened_on() -> None:
         pass
 
 
-def test_valkey_keeps_what_it_acknowledged_when_it_is_killed(own_valkey: ValkeyServer) -> None:
+def test_valkey_keeps_acknowledged_writes_when_it_is_killed(own_valkey: ValkeyServer) -> None:
     with own_valkey.client() as client:
         client.set("greeting", "hello")
         own_valkey.kill()
@@ -43,9 +43,7 @@ def test_valkey_keeps_what_it_acknowledged_when_it_is_killed(own_valkey: ValkeyS
         assert client.get("greeting") == "hello"
 
 
-def test_the_shared_valkey_is_empty_for_each_test_and_listens_on_loopback_only(
-    redis_url: str, shared_valkey: ValkeyServer
-) -> None:
+def test_the_shared_valkey_is_empty_and_listens_on_loopback(redis_url: str, shared_valkey: ValkeyServer) -> None:
     with shared_valkey.client() as client:
         assert client.dbsize() == 0
         client.set("left", "behind")
@@ -60,7 +58,7 @@ def test_each_test_gets_an_empty_postgresql_database(postgres_url: str, visit: i
         assert connection.execute("SELECT visit FROM seen").fetchall() == [(visit,)]
 
 
-def test_postgresql_does_not_run_as_root_and_asks_for_its_password(
+def test_postgresql_runs_unprivileged_and_requires_a_password(
     postgres_server: PostgresServer, postgres_url: str
 ) -> None:
     with psycopg.connect(postgres_url) as connection:
@@ -72,7 +70,7 @@ def test_postgresql_does_not_run_as_root_and_asks_for_its_password(
         psycopg.connect(f"postgresql://postgres:wrong@127.0.0.1:{port}/postgres")
 
 
-def test_a_cut_line_is_silent_and_brings_what_was_sent_when_it_heals(own_valkey: ValkeyServer) -> None:
+def test_a_cut_connection_delivers_its_data_when_it_heals(own_valkey: ValkeyServer) -> None:
     line = Line(own_valkey.port)
     try:
         with socket.create_connection(("127.0.0.1", line.port), timeout=5) as client:
@@ -93,11 +91,11 @@ def test_a_cut_line_is_silent_and_brings_what_was_sent_when_it_heals(own_valkey:
 def test_a_clock_jumps_under_a_running_process(tmp_path: Path) -> None:
     library = build_library(tmp_path)
     if library is None:
-        pytest.skip("a clock that jumps needs Linux and a C compiler")
+        pytest.skip("a jumping clock needs Linux and a C compiler")
     clock = Clock(tmp_path / "clock", library)
-    tell = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
+    script = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
     with subprocess.Popen(
-        [sys.executable, "-c", tell], env=clock.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], env=clock.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -114,9 +112,9 @@ def test_a_clock_jumps_under_a_running_process(tmp_path: Path) -> None:
     assert ended - began < 60
 
 
-def test_a_full_disk_refuses_until_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_rejects_writes_until_space_is_freed(tmp_path: Path) -> None:
     if not can_mount():
-        pytest.skip("a disk of its own needs root on Linux and the right to mount")
+        pytest.skip("mounting a small disk needs root on Linux")
     disk = SmallDisk(tmp_path / "disk", megabytes=2)
     try:
         disk.fill()
@@ -128,8 +126,8 @@ def test_a_full_disk_refuses_until_there_is_room(tmp_path: Path) -> None:
         disk.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_a_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal exists only on Linux")
+def test_a_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = (
         "import pathlib, signal, sys\n"
         "from tests.harness.valkey import ValkeyServer\n"

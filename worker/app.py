@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.guard import Limits
 from worker.settings import WorkerSettings
-from worker.supervise import Supervisor
+from worker.supervisor import Supervisor
+from worker.threads import GuardLimits
 from worker.training.launch import TRAINER_COMMAND
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import new_incarnation
@@ -23,12 +23,12 @@ from zeta_core.system.file_identity import FileIdentity
 
 EX_USAGE = 2
 LEAVE_SECONDS = 3.0
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = GuardLimits()
 
 logger = logging.getLogger(__name__)
 
 
-def main(command: Sequence[str] = TRAINER_COMMAND, limits: Limits = DEFAULT_LIMITS) -> int:
+def main(command: Sequence[str] = TRAINER_COMMAND, limits: GuardLimits = DEFAULT_LIMITS) -> int:
     """Run a worker with the settings of this process until it is stopped; returns the exit status.
 
     ``command`` starts a training; the run directory is appended to it. ``limits`` say when a worker that
@@ -62,7 +62,7 @@ def end_stuck_threads(status: int) -> None:
         os._exit(status)
 
 
-def _run(command: Sequence[str], limits: Limits) -> int:
+def _run(command: Sequence[str], limits: GuardLimits) -> int:
     try:
         settings = WorkerSettings.of_this_process()
         lock, folder_id = _lock_name(settings.root, settings.worker_name)

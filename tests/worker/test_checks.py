@@ -11,8 +11,8 @@ import pytest
 from tests.harness.waiting import wait_until
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import ROOT, SPEC
-from worker.checks.answer import Checks
 from worker.checks.process import CheckProcess, Unanswered
+from worker.checks.spec_checks import SpecChecks
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.job.check import CheckAnswer
@@ -60,36 +60,36 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
-    said: dict[str, CheckResult] = {}
+    results: dict[str, CheckResult] = {}
     command, gpu = (sys.executable, str(program)), Slot(0, "cuda", "a GPU", 1, "0", supports_bf16=True)
-    checks = Checks(settings, command, [gpu], lambda result: said.update({result.check_id: result}))
+    checks = SpecChecks(settings, command, [gpu], lambda result: results.update({result.check_id: result}))
 
     def take(name: str, does: str) -> None:
         limit = 2 if does == "hang" else 60
         checks.take(CheckRequest(check_id=name, spec={"does": does}, resolved_spec={"number": 5}, limit_seconds=limit))
 
     def process_of(name: str) -> int:
-        answer = said[name].answer
-        assert answer is not None, said[name].failure
+        answer = results[name].answer
+        assert answer is not None, results[name].failure
         assert answer.num_parameters == 5
         assert answer.tokens is not None
         return answer.tokens
 
     for name, does in (("first", "answer"), ("first", "answer"), ("second", "answer and leave"), ("third", "answer")):
         take(name, does)
-    wait_until(lambda: said.keys() >= {"first", "second", "third"}, 60, "every answer")
+    wait_until(lambda: results.keys() >= {"first", "second", "third"}, 60, "every answer")
     assert process_of("first") == process_of("second") != process_of("third"), "one that has ended is started anew"
     for does in ("break", "hang", "answer", "answer and leave"):
         take(does, does)
     for number in range(4):
         take(f"more {number}", "answer")
-    assert any("checks queued" in (result.failure or "") for result in said.values())
-    wait_until(lambda: said.keys() >= {"break", "hang", "answer and leave"}, 60, "every answer")
-    assert "(exit code 1); its last output was: broken" in (said["break"].failure or "")
-    assert "exceeded its limit of 2 s and was ended; a larger ZETA_CHECK_SECONDS" in (said["hang"].failure or "")
+    assert any("checks queued" in (result.failure or "") for result in results.values())
+    wait_until(lambda: results.keys() >= {"break", "hang", "answer and leave"}, 60, "every answer")
+    assert "(exit code 1); its last output was: broken" in (results["break"].failure or "")
+    assert "exceeded its limit of 2 s and was ended; a larger ZETA_CHECK_SECONDS" in (results["hang"].failure or "")
     assert process_of("answer") == process_of("answer and leave") != process_of("third")
     take("last", "answer")
-    wait_until(lambda: "last" in said, 30, "its answer")
+    wait_until(lambda: "last" in results, 30, "its answer")
     checks.stop()
     wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to be gone")
 
@@ -98,14 +98,16 @@ def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: py
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
-    said: dict[str, CheckResult] = {}
-    checks = Checks(settings, (sys.executable, str(program)), [], lambda result: said.update({result.check_id: result}))
+    results: dict[str, CheckResult] = {}
+    checks = SpecChecks(
+        settings, (sys.executable, str(program)), [], lambda result: results.update({result.check_id: result})
+    )
 
     def result(check: str, **fields: Any) -> CheckResult:
         spec = {"does": "answer", **fields}
         checks.take(CheckRequest(check_id=check, spec=spec, resolved_spec={"number": 5}, limit_seconds=60))
-        wait_until(lambda: check in said, 60, "the result")
-        return said[check]
+        wait_until(lambda: check in results, 60, "the result")
+        return results[check]
 
     assert result("fields of a newer server", resources={"gpus": 1, "future_field": 3}).failure is None
     assert result("resources of another type", resources=[1]).failure is None

@@ -23,8 +23,8 @@ from zeta_core.system.outage import EXIT_STATUS
 # after ten times as many ticks as each limit has.
 PROGRAM = """
 import logging, sys, threading
-from worker.guard import Guard, Limits
-from worker.outage import Loop, Outage
+from worker.threads import ProcessGuard, GuardLimits
+from worker.threads import RetryingThread, Outage
 from zeta_core.system.redis_access import RedisUnavailable
 
 class Mute(Exception):
@@ -40,7 +40,7 @@ def one_pass():
     if case == "outage": raise RedisUnavailable("connection refused")
     if case == "hanging loop": threading.Event().wait()
     if case == "long pass":
-        while not loop.stopped.wait(0.01): loop.progressed()
+        while not loop.stopped.wait(0.01): loop.mark_progress()
     loop.stopped.wait(0.01)
 
 def progress():
@@ -49,14 +49,15 @@ def progress():
     if num_ticks > 200: ended.set()
     return 0 if case == "hanging main thread" else num_ticks
 
-loop, step = Loop("the loop", "The loop fails", one_pass), Outage("The step fails", name="the step")
-if case == "defect of a step": step.began(ValueError("y"))
+loop, step = RetryingThread("the loop", "The loop fails", one_pass), Outage("The step fails", name="the step")
+if case == "defect of a step": step.begin(ValueError("y"))
 if case == "stopped loop":
-    loop.outage.began(KeyError("x"))
+    loop.outage.begin(KeyError("x"))
     loop.stopped.set()
 loop.start()
 hang_seconds = 100 if case == "outage" else 0.2  # the pauses between failing passes are longer
-Guard([loop], [step], progress, Limits(give_up_seconds=0.2, hang_seconds=hang_seconds, tick_seconds=0.01)).start()
+limits = GuardLimits(give_up_seconds=0.2, hang_seconds=hang_seconds, tick_seconds=0.01)
+ProcessGuard([loop], [step], progress, limits).start()
 ended.wait()
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.attempt.journal import JournalReader
+from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES

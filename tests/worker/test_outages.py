@@ -16,7 +16,7 @@ from tests.harness.fleet import Bench, bench
 from tests.harness.imposter import imposter
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from worker.outage import Loop, Outage, log_failure
+from worker.threads import Outage, RetryingThread, log_failure
 from zeta_core.contract.wire.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
 
@@ -79,7 +79,7 @@ def test_a_loop_outlives_every_exception_and_logs_each_kind_once(caplog: pytest.
         passes.append(1)
         loop.stopped.wait(0.01)
 
-    loop = Loop("test", "The test fails", one_pass)
+    loop = RetryingThread("test", "The test fails", one_pass)
     with caplog.at_level(logging.INFO):
         loop.start()
         wait_until(lambda: len(passes) > 2, 60, "the loop to go on")
@@ -92,9 +92,9 @@ def test_a_loop_outlives_every_exception_and_logs_each_kind_once(caplog: pytest.
 def test_a_step_that_fails_leaves_its_neighbours_alone(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage("The step fails")
     for _ in range(3):
-        with outage.survived():
+        with outage.catching_errors():
             raise ValueError("odd")
-    with outage.survived():
+    with outage.catching_errors():
         pass
     assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
 
@@ -116,7 +116,7 @@ def test_an_error_without_readable_text_ends_no_loop(caplog: pytest.LogCaptureFi
         recovered.set()
         loop.stopped.wait(0.01)
 
-    loop = Loop("test", "The test fails", one_pass)
+    loop = RetryingThread("test", "The test fails", one_pass)
     loop.start()
     assert recovered.wait(60), "the loop did not go on"
     loop.stop(10)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
-from worker.outage import Outage
+from worker.threads import Outage
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY
 
@@ -81,11 +81,11 @@ class Archive:
             return False
         error = work.exception()
         if error is None:
-            self._trouble.ended()
+            self._trouble.end()
             return True
         if not isinstance(error, OSError | BrokenCheckpoint):
             raise error
-        self._trouble.began(error, is_ordinary=True)
+        self._trouble.begin(error, is_ordinary=True)
         return False
 
     def _copy_log(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
-from worker.outage import Outage, log_failure
+from worker.threads import Outage, log_failure
 from zeta_core.contract.job.checkpoint import NAME_PATTERN, step_of
 from zeta_core.contract.job.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job.job import JobError
@@ -70,14 +70,14 @@ class CheckpointUploads:
         elif self._work.done():
             error, self._work = self._work.exception(), None
             if error is None:
-                self._trouble.ended()
+                self._trouble.end()
                 self._done()
             elif isinstance(error, BrokenCheckpoint):
                 self._give_up(number, name, f"The checkpoint {name} could not be stored: {error}", error)
             elif not isinstance(error, OSError):
                 raise error
             elif now - self._began < (LAST_TRIES_SECONDS if is_over and not _is_full(error) else TRIES_SECONDS):
-                self._trouble.began(error)
+                self._trouble.begin(error)
                 self._next_try = now + REST_SECONDS
             else:
                 self._give_up(number, name, f"The checkpoint {name} could not be stored: {error}", error)

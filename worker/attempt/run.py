@@ -24,14 +24,14 @@ from worker.artifacts.archive import Archive
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
-from worker.attempt.journal import JournalReader
+from worker.attempt.journal_reader import JournalReader
 from worker.attempt.order import devices_of, run_file
-from worker.attempt.prepare import Preparation
-from worker.attempt.publish import Publisher
+from worker.attempt.preparation import Preparation
+from worker.attempt.publisher import Publisher
 from worker.attempt.verdict import failed, last_line, not_launched, over_memory
 from worker.machine.devices import Slot, count_cores, memory_bytes
-from worker.outage import log_failure
 from worker.settings import WorkerSettings
+from worker.threads import log_failure
 from worker.training import processes
 from worker.training.launch import own_environment, training_environment
 from worker.training.memory_watch import MemoryWatch

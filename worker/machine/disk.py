@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from worker.outage import Outage
+from worker.threads import Outage
 
 LOOK_SECONDS = 2.0
 RESERVE_BYTES = 2**20
@@ -45,10 +45,10 @@ class DiskSpace:
             look, self._look = self._look, None
             error = look.exception()
             if error is None:
-                self.outage.ended()
+                self.outage.end()
                 self._judge(look.result())
             else:
-                self.outage.began(error)  # a missing mount, for example; the last known state remains
+                self.outage.begin(error)  # a missing mount, for example; the last known state remains
         if self._look is None and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             self._look = self._executor.submit(self._find_out)

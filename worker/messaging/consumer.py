@@ -25,9 +25,9 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis as redis_transport
 from pydantic import TypeAdapter
 
-from worker.messaging.link import InvalidEntries, connect, remove_wrong_type
-from worker.outage import Loop
+from worker.messaging.link import InvalidEntryCounter, connect, remove_wrong_type
 from worker.settings import WorkerSettings
+from worker.threads import RetryingThread
 from zeta_core.contract.wire.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable
@@ -42,7 +42,7 @@ HAND_OVER = TypeAdapter(HandOver)
 
 def _only_hand_overs(
     take: Callable[[object], dict[str, str] | None],
-    invalid: InvalidEntries,
+    invalid: InvalidEntryCounter,
     polled: Callable[[Exception | None], None],
     reconnecting: Callable[[], None],
     unreachable: Callable[[BaseException], None],
@@ -56,7 +56,7 @@ def _only_hand_overs(
     message from the queue, and Celery gets a new message that contains only the signed fields returned by ``take``.
     """
 
-    class Channel(redis_transport.Channel):
+    class HandOverChannel(redis_transport.Channel):
         ack_emulation = False  # kombu would keep copies in keys shared by all workers and redeliver them an hour later
         do_restore = False
 
@@ -75,18 +75,18 @@ def _only_hand_overs(
             finally:
                 polled(failure)
 
-    class Transport(redis_transport.Transport):
+    class HandOverTransport(redis_transport.Transport):
         def _deliver(self, message: object, queue: str) -> None:
             if (fields := take(message)) is not None:
                 super()._deliver(_celery_message(fields, queue), queue)  # pyright: ignore[reportAttributeAccessIssue]
 
-    Transport.Channel = Channel
+    HandOverTransport.Channel = HandOverChannel
 
     class ConnectionOfHandOvers(Connection):
         """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
 
         def get_transport_cls(self) -> Any:
-            return Transport
+            return HandOverTransport
 
         def ensure_connection(
             self,
@@ -165,9 +165,9 @@ class Consumer:
         self._secret = settings.worker_secret
         self._redis_url = settings.redis_url
         self._inbox = inbox
-        self.invalid = InvalidEntries(f"the queue {self._queue}")
+        self.invalid = InvalidEntryCounter(f"the queue {self._queue}")
         self._failure: BaseException | None = None  # the error that stopped the controller
-        self.loop = Loop("celery", f"The queue {self._queue} cannot be read", self._one_pass)
+        self.loop = RetryingThread("celery", f"The queue {self._queue} cannot be read", self._one_pass)
         self._celery = self._build(settings.redis_url)
 
     def start(self) -> None:
@@ -188,7 +188,7 @@ class Consumer:
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.loop.progressed, self._unreachable)
+        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.loop.mark_progress, self._unreachable)
         celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
@@ -255,14 +255,14 @@ class Consumer:
             raise RuntimeError("Celery's consumer stopped unexpectedly")
 
     def _polled(self, failure: Exception | None) -> None:
-        self.loop.progressed()
+        self.loop.mark_progress()
         if failure is None:
-            self.loop.outage.ended()
+            self.loop.outage.end()
         else:
             self._failure = failure
 
     def _unreachable(self, error: BaseException) -> None:
-        self.loop.outage.began(error, is_ordinary=True)
+        self.loop.outage.begin(error, is_ordinary=True)
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error

@@ -19,8 +19,8 @@ import redis
 
 from worker.machine.devices import count_cores, memory_bytes
 from worker.messaging.link import connect, remove_wrong_type
-from worker.outage import Loop
 from worker.settings import WorkerSettings
+from worker.threads import RetryingThread
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import (
@@ -40,7 +40,7 @@ DOUBT_LOOK_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class Report:
+class WorkerState:
     """The part of a heartbeat that changes."""
 
     slots: tuple[DeviceReport, ...]
@@ -59,7 +59,7 @@ class HeartbeatSender:
         settings: WorkerSettings,
         incarnation: str,
         version: str,
-        report: Callable[[], Report],
+        report: Callable[[], WorkerState],
         *,
         cpu_kind: str | None,
     ) -> None:
@@ -77,7 +77,7 @@ class HeartbeatSender:
         self.taken: InvalidSettings | None = None  # why this worker must give way to another one
         self._met: dict[str, int] = {}  # the last beat of each other process with this name
         self._client = connect(settings.redis_url)
-        self.loop = Loop("heartbeat", "The heartbeat cannot be sent", self._one_pass)
+        self.loop = RetryingThread("heartbeat", "The heartbeat cannot be sent", self._one_pass)
 
     def start(self) -> None:
         self.loop.start()

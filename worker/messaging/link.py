@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.utils import str_if_bytes
 
-from worker.outage import Loop
+from worker.threads import RetryingThread
 from zeta_core.contract.wire.messages import (
     LAST_STREAM_ID,
     SERVER_STREAM,
@@ -63,7 +63,7 @@ def remove_wrong_type(client: redis.Redis, key: str, expected: str, error: redis
     return True
 
 
-class InvalidEntries:
+class InvalidEntryCounter:
     """The invalid entries removed from one stream or queue: counted, and logged at most once a minute."""
 
     def __init__(self, source: str) -> None:
@@ -78,7 +78,7 @@ class InvalidEntries:
         self._throttle.log(self._source, logging.WARNING, message)
 
 
-class Link:
+class RedisLink:
     """``inbox`` receives every valid message for this worker."""
 
     def __init__(self, url: str, worker: str, secret: str, inbox: SimpleQueue[Any]) -> None:
@@ -88,10 +88,10 @@ class Link:
         self._outgoing: dict[tuple[object, ...], BaseModel] = {}
         self._changed = threading.Condition()
         self._writer, self._reader = connect(url), connect(url)
-        self.invalid = InvalidEntries(f"the stream {self._stream}")
+        self.invalid = InvalidEntryCounter(f"the stream {self._stream}")
         self.loops = (
-            Loop("link-send", "Redis cannot be written", self._send),
-            Loop("link-receive", "Redis cannot be read", self._receive),
+            RetryingThread("link-send", "Redis cannot be written", self._send),
+            RetryingThread("link-receive", "Redis cannot be read", self._receive),
         )
 
     def start(self) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from worker.attempt.journal import JournalReader
+from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.job.events import ErrorLine, LogLine
 from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
 from zeta_core.report.journal import Journal

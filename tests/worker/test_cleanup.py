@@ -4,8 +4,8 @@ import os
 import time
 from pathlib import Path
 
+from worker.artifacts.cleanup import sweep, sweep_deleted
 from worker.artifacts.store import ArtifactStore
-from worker.artifacts.sweep import sweep, sweep_deleted
 from zeta_core.contract.wire.run_directory import PUBLISHED_FILE
 
 HOUR, DAY = 3600, 86_400

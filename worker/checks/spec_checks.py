@@ -17,8 +17,8 @@ from pydantic import JsonValue, ValidationError
 
 from worker.checks.process import CheckProcess, Unanswered
 from worker.machine.devices import Slot, count_cores
-from worker.outage import log_failure
 from worker.settings import WorkerSettings
+from worker.threads import log_failure
 from worker.training.launch import own_environment, training_environment
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
@@ -32,7 +32,7 @@ NAME = "check"  # used instead of a job id in the process's marks
 logger = logging.getLogger(__name__)
 
 
-class Checks:
+class SpecChecks:
     """``send`` sends a result to the server; it is called from a thread."""
 
     def __init__(

@@ -1,22 +1,25 @@
 """Keeps a worker's threads and steps running: every exception is treated as an outage, logged once and retried.
 
-Guarantees: no exception, not even `SystemExit` from a library, ends a `Loop` before it is stopped. An outage is logged
-once when it begins (with a traceback unless it is an expected type) and once when it ends; the heartbeat reports it
-meanwhile. `Guard` exits the process if a defect or a hanging pass persists.
+Guarantees: no exception, not even `SystemExit` from a library, ends a `RetryingThread` before it is stopped. An outage
+is logged once when it begins (with a traceback unless it is an expected type) and once when it ends; meanwhile the
+heartbeat reports it. If a defect or a hanging pass persists, retrying would not help: `ProcessGuard` then exits the
+process, so that its supervisor starts a new one, which adopts the trainings.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from zeta_core.contract.job.events import utc_now
-from zeta_core.system.outage import Trouble, error_text
+from zeta_core.system.outage import GIVE_UP_SECONDS, Trouble, error_text, give_up
 from zeta_core.system.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
@@ -36,7 +39,7 @@ class Outage:
         self._what = what
         self._logged: set[str] = set()  # error types already logged in the current outage
 
-    def began(self, error: BaseException, *, is_ordinary: bool | None = None) -> None:
+    def begin(self, error: BaseException, *, is_ordinary: bool | None = None) -> None:
         """``is_ordinary`` overrides whether the error's message is sufficient, without a traceback."""
         is_ordinary = isinstance(error, ORDINARY) if is_ordinary is None else is_ordinary
         if is_ordinary:
@@ -57,7 +60,7 @@ class Outage:
             )
         self._logged.add(kind)
 
-    def ended(self) -> None:
+    def end(self) -> None:
         self.defect_since = None
         if self.trouble is not None:
             logger.info("%s: recovered.", self._what, extra={"action": "outage_over"})
@@ -65,17 +68,17 @@ class Outage:
         self._logged.clear()
 
     @contextmanager
-    def survived(self) -> Generator[None]:
+    def catching_errors(self) -> Generator[None]:
         """Treat any exception in the block as an outage, which ends with the next successful block."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - other components must continue
-            self.began(error)
+            self.begin(error)
         else:
-            self.ended()
+            self.end()
 
 
-class Loop:
+class RetryingThread:
     """A thread that repeats ``one_pass`` until it is stopped. An exception is an outage, and the pass is retried."""
 
     def __init__(self, name: str, what: str, one_pass: Callable[[], None]) -> None:
@@ -96,21 +99,21 @@ class Loop:
         self.stopped.set()
         self._thread.join(timeout_seconds)
 
-    def progressed(self) -> None:
+    def mark_progress(self) -> None:
         """Show that the loop isn't hanging; a pass that may take minutes calls this meanwhile."""
         self.progress += 1
 
     def _run(self) -> None:
         while not self.stopped.is_set():
-            self.progressed()
+            self.mark_progress()
             try:
                 self._one_pass()
             except BaseException as error:  # noqa: BLE001 - Celery also raises SystemExit
-                self.outage.began(error)
+                self.outage.begin(error)
                 self.stopped.wait(self._pause_seconds)
                 self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
             else:
-                self.outage.ended()
+                self.outage.end()
                 self._pause_seconds = FIRST_PAUSE_SECONDS
 
 
@@ -129,3 +132,59 @@ def log_failure(work: Future[Any], message: str) -> None:
             )
 
     work.add_done_callback(report)
+
+
+@dataclass(frozen=True)
+class GuardLimits:
+    give_up_seconds: float = GIVE_UP_SECONDS  # of failing because of a defect
+    hang_seconds: float = 300.0  # far above the time of any pass
+    tick_seconds: float = 1.0
+
+
+class ProcessGuard:
+    """Exits the process if a thread or step keeps failing because of a defect, or if it hangs.
+
+    Time is counted in ticks of the guard's own thread, because a process that was frozen (SIGSTOP, a paused container)
+    must not be ended when it continues.
+    """
+
+    def __init__(
+        self,
+        loops: Sequence[RetryingThread],
+        steps: Sequence[Outage],
+        main_progress: Callable[[], int],
+        limits: GuardLimits,
+    ) -> None:
+        """``steps`` are those of the main thread, and ``main_progress`` grows unless that thread hangs."""
+        self._loops, self._steps, self._main_progress = loops, steps, main_progress
+        self._limits = limits
+        self._seen: dict[str, float] = {}  # the value at the last tick
+        self._num_ticks: dict[str, int] = {}  # how many ticks the value has not changed
+        self._loop = RetryingThread("guard", "The worker's state can't be checked", self._one_pass)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def stop(self) -> None:
+        self._loop.stop(2 * self._limits.tick_seconds)
+
+    def _one_pass(self) -> None:
+        self._loop.stopped.wait(self._limits.tick_seconds)
+        running = [loop for loop in self._loops if not loop.stopped.is_set()]
+        for outage in (*self._steps, *(loop.outage for loop in running)):
+            if self._unchanged_seconds(f"{outage.name} fails", outage.defect_since) >= self._limits.give_up_seconds:
+                give_up(f"{outage.name} has been failing for {self._limits.give_up_seconds:g} s: {outage.trouble}.")
+        progress = {"main": self._main_progress(), **{loop.name: loop.progress for loop in running}}
+        for name, value in progress.items():
+            if self._unchanged_seconds(f"{name} hangs", value) >= self._limits.hang_seconds:
+                faulthandler.dump_traceback(all_threads=True)
+                give_up(f"The thread {name} has been hanging for {self._limits.hang_seconds:g} s; see its stack above.")
+
+    def _unchanged_seconds(self, key: str, value: float | None) -> float:
+        """For how long the value has been the same; 0 for ``None``."""
+        if value is None:
+            self._seen.pop(key, None)
+            return 0.0
+        self._num_ticks[key] = self._num_ticks[key] + 1 if self._seen.get(key) == value else 0
+        self._seen[key] = value
+        return self._num_ticks[key] * self._limits.tick_seconds

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
-from worker.attempt.journal import JournalReader
+from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.wire.messages import MAX_BATCH_LINES, JournalAck, JournalBatch
 
 RESEND_SECONDS = 2.0  # twice as long each time, so that a server which is away for days does not fill Redis

@@ -20,19 +20,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from worker.artifacts.cleanup import sweep, sweep_deleted
 from worker.artifacts.store import ArtifactStore
-from worker.artifacts.sweep import sweep, sweep_deleted
 from worker.attempt.run import Place, Run
 from worker.attempt.unpublished import unpublished_runs
-from worker.checks.answer import Checks
-from worker.guard import Guard, Limits
+from worker.checks.spec_checks import SpecChecks
 from worker.machine.devices import Slot, find_slots
 from worker.machine.disk import DiskSpace
 from worker.messaging.consumer import Consumer
-from worker.messaging.heartbeat import HeartbeatSender, Report
-from worker.messaging.link import Link
-from worker.outage import Outage
+from worker.messaging.heartbeat import HeartbeatSender, WorkerState
+from worker.messaging.link import RedisLink
 from worker.settings import WorkerSettings
+from worker.threads import GuardLimits, Outage, ProcessGuard
 from worker.training.launch import own_environment
 from worker.training.process_tree import KILL_SECONDS
 from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 class Supervisor:
     def __init__(
-        self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str], limits: Limits
+        self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str], limits: GuardLimits
     ) -> None:
         self._settings = settings
         self._slots = find_slots(settings, own_environment())
@@ -67,8 +66,8 @@ class Supervisor:
             min_free_bytes=settings.disk_min_free_bytes,
             executor=self._executor,
         )
-        self._link = Link(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
-        self._checks = Checks(
+        self._link = RedisLink(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
+        self._checks = SpecChecks(
             settings, command, self._slots, lambda result: self._link.post(("check", result.check_id), result)
         )
         self._consumer = Consumer(settings, self._inbox)
@@ -86,7 +85,7 @@ class Supervisor:
         self._steps = [(step, Outage(f"The worker's {name} fails", name=name)) for name, step in steps.items()]
         self._num_rounds = 0
         outages = [outage for _, outage in self._steps]
-        self._guard = Guard(self._loops, outages, lambda: self._num_rounds, limits)
+        self._guard = ProcessGuard(self._loops, outages, lambda: self._num_rounds, limits)
         self._report = self._now()
         self._heard_at = self._heartbeat.heard_at  # the start time until a heartbeat was accepted
         self._swept_at = self._looked_at = float("-inf")
@@ -116,12 +115,12 @@ class Supervisor:
                 deadline = self._begin_to_stop()
             self._num_rounds += 1
             for step, outage in self._steps:
-                with outage.survived():
+                with outage.catching_errors():
                     step()
         if self._runs:
             logger.warning("%d run(s) are not fully published; the next start will publish them.", len(self._runs))
         for part in (self._guard, self._checks, self._consumer, self._heartbeat, self._link):
-            with Outage(f"{type(part).__name__} cannot be stopped").survived():
+            with Outage(f"{type(part).__name__} cannot be stopped").catching_errors():
                 part.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._heartbeat.taken is not None:
@@ -216,11 +215,11 @@ class Supervisor:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     self._disk.give_up_reserve()
                 what = f"Attempt {run.attempt} of {run.job_id} cannot go on"
-                self._troubles.setdefault(key, Outage(what)).began(error)
+                self._troubles.setdefault(key, Outage(what)).begin(error)
                 self._resting[key] = time.monotonic() + TROUBLE_SECONDS
             else:
                 if trouble := self._troubles.pop(key, None):
-                    trouble.ended()
+                    trouble.end()
             if run.is_over:
                 del self._runs[key]
                 self._resting.pop(key, None)
@@ -241,8 +240,8 @@ class Supervisor:
         if (before.slots, before.disk_low) != (self._report.slots, self._report.disk_low):
             self._heartbeat.beat_now()
 
-    def _now(self) -> Report:
-        return Report(
+    def _now(self) -> WorkerState:
+        return WorkerState(
             slots=self._slots_now(),
             stopping=self._stopping,
             disk_free_bytes=self._disk.free_bytes,

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from tests.harness.waiting import wait_until
 from worker.artifacts.store import ArtifactStore
-from worker.attempt import prepare
 from worker.attempt.run import Place, Run
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
@@ -81,7 +80,7 @@ def test_a_program_that_cannot_be_started_is_a_failed_launch(run: Run, gate: thr
 def test_what_is_fetched_from_a_store_that_hangs_is_given_up_when_the_attempt_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
-    monkeypatch.setattr(prepare, "LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr(preparation, "LEAVE_SECONDS", 0.1)
     settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
     store = ArtifactStore(settings.artifacts)
     checkpoint = store.checkpoint("job_2", "step-5")

@@ -82,11 +82,11 @@ class RetryingThread:
     """A thread that repeats ``one_pass`` until it is stopped. An exception is an outage, and the pass is retried."""
 
     def __init__(self, name: str, what: str, one_pass: Callable[[], None]) -> None:
-        """``what`` describes an outage of the loop, such as "Redis cannot be read"."""
+        """``what`` describes an outage of the thread, such as "Redis cannot be read"."""
         self.stopped = threading.Event()
         self.outage = Outage(what, name=name)
         self.name = name
-        self.progress = 0  # grows unless the loop hangs
+        self.progress = 0  # grows unless the thread hangs
         self._one_pass = one_pass
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -100,7 +100,7 @@ class RetryingThread:
         self._thread.join(timeout_seconds)
 
     def mark_progress(self) -> None:
-        """Show that the loop isn't hanging; a pass that may take minutes calls this meanwhile."""
+        """Show that the thread isn't hanging; a pass that may take minutes calls this meanwhile."""
         self.progress += 1
 
     def _run(self) -> None:
@@ -150,31 +150,31 @@ class ProcessGuard:
 
     def __init__(
         self,
-        loops: Sequence[RetryingThread],
+        threads: Sequence[RetryingThread],
         steps: Sequence[Outage],
         main_progress: Callable[[], int],
         limits: GuardLimits,
     ) -> None:
         """``steps`` are those of the main thread, and ``main_progress`` grows unless that thread hangs."""
-        self._loops, self._steps, self._main_progress = loops, steps, main_progress
+        self._threads, self._steps, self._main_progress = threads, steps, main_progress
         self._limits = limits
         self._seen: dict[str, float] = {}  # the value at the last tick
         self._num_ticks: dict[str, int] = {}  # how many ticks the value has not changed
-        self._loop = RetryingThread("guard", "The worker's state can't be checked", self._one_pass)
+        self._thread = RetryingThread("guard", "The worker's state can't be checked", self._one_pass)
 
     def start(self) -> None:
-        self._loop.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        self._loop.stop(2 * self._limits.tick_seconds)
+        self._thread.stop(2 * self._limits.tick_seconds)
 
     def _one_pass(self) -> None:
-        self._loop.stopped.wait(self._limits.tick_seconds)
-        running = [loop for loop in self._loops if not loop.stopped.is_set()]
-        for outage in (*self._steps, *(loop.outage for loop in running)):
+        self._thread.stopped.wait(self._limits.tick_seconds)
+        running = [thread for thread in self._threads if not thread.stopped.is_set()]
+        for outage in (*self._steps, *(thread.outage for thread in running)):
             if self._unchanged_seconds(f"{outage.name} fails", outage.defect_since) >= self._limits.give_up_seconds:
                 give_up(f"{outage.name} has been failing for {self._limits.give_up_seconds:g} s: {outage.trouble}.")
-        progress = {"main": self._main_progress(), **{loop.name: loop.progress for loop in running}}
+        progress = {"main": self._main_progress(), **{thread.name: thread.progress for thread in running}}
         for name, value in progress.items():
             if self._unchanged_seconds(f"{name} hangs", value) >= self._limits.hang_seconds:
                 faulthandler.dump_traceback(all_threads=True)

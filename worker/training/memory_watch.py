@@ -48,7 +48,7 @@ class Excess:
 
 
 class MemoryWatch:
-    """SpecChecks one training; called in every iteration of the supervising loop."""
+    """Checks one training; called in every iteration of the supervising loop."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tests.harness.waiting import wait_until
 from worker.artifacts.store import ArtifactStore
+from worker.attempt import preparation
 from worker.attempt.run import Place, Run
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings

@@ -26,7 +26,7 @@ from benchmarks import loops, work
 from benchmarks.answer import OURS, Answer, ratio_of_rounds
 from benchmarks.contestants import turn_of
 from benchmarks.work import Size
-from zeta_core.checkpoint.state import Staging
+from zeta_core.checkpoint.staging import Staging
 from zeta_core.train.loop import Course
 
 SEQ_LEN, BATCH_SIZE, VOCABULARY = 128, 1, 32000

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import work
 from benchmarks.answer import Answer, ratio_of_rounds
 from benchmarks.work import SMALL, Size
-from zeta_core.checkpoint import directory as checkpoints
+from zeta_core.checkpoint import checkpoint_files
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 
 EARLY, LATE = 10, 10_000
@@ -45,16 +45,18 @@ def trained_for(steps: int, folder: Path, tokens: Path, resume_from: Path | None
 
 def moved_on(early: Path, folder: Path, step: int) -> Path:
     """A copy of the checkpoint ``early`` as it would be after ``step`` steps, in a run's directory of its own."""
-    checkpoint = checkpoints.read(early)
+    checkpoint = checkpoint_files.read(early)
     assert checkpoint is not None
-    part = checkpoints.begin(folder, f"step-{step}")
+    part = checkpoint_files.begin(folder, f"step-{step}")
     shutil.copytree(early, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_NAME))
     state = part / TRAINING_STATE_NAME / "state.json"
     content = json.loads(state.read_text())
     content["progress"] |= {"step": step, "consumed_sequences": step * BATCH_SIZE}
     state.write_text(json.dumps(content))
     about = {"name": f"step-{step}", "step": step}
-    checkpoints.publish(part, folder, lambda files: checkpoint.manifest.model_copy(update={**about, "files": files}))
+    checkpoint_files.publish(
+        part, folder, lambda files: checkpoint.manifest.model_copy(update={**about, "files": files})
+    )
     return folder / f"step-{step}"
 
 

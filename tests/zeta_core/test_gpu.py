@@ -18,7 +18,7 @@ from tests.harness.gpus import count_gpus
 from tests.zeta_core.models import PlainModel, llama, plain
 from tests.zeta_core.parallel.test_parallel import case, results
 from zeta import Trainer
-from zeta_core.checkpoint.state import Staging
+from zeta_core.checkpoint.staging import Staging
 from zeta_core.optim.optimizer import build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]

@@ -20,7 +20,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from zeta_core.checkpoint.state import Tensors
+from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.failures import CannotTrain
 from zeta_core.model.sources import ADAPTER_CONFIG

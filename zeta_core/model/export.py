@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from zeta_core.checkpoint.state import Tensors
+from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.job.checkpoint import CheckpointFormat
 from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.adapter import Adapter

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.state import Saved
+from zeta_core.checkpoint.weights import SavedWeights, unique_weights
 from zeta_core.contract.spec.job_spec import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
@@ -28,7 +27,7 @@ _COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def choose_what_is_trained(
     model: nn.Module, located: Located, plan: Plan, tokenizer: Any, tokens: SpecialTokens | None, *, merge: bool
-) -> tuple[Saved, Export]:
+) -> tuple[SavedWeights, Export]:
     """`prepare` the model, and return the weights to save and how to export them.
 
     ``tokens`` are set in the saved configurations.
@@ -37,16 +36,16 @@ def choose_what_is_trained(
     dtype = _stored_precision(model, located)
     skeleton = skeleton_of(model, dtype, tokens)
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
-    kept, aliases_of_kept = states.unique_weights(model.state_dict() if keep else {})
+    kept, aliases_of_kept = unique_weights(model.state_dict() if keep else {})
     adapter = prepare(model, located, plan)
     export = Export(skeleton, tokenizer, dtype, located, adapter)
-    weights, aliases = states.unique_weights(model.state_dict())
+    weights, aliases = unique_weights(model.state_dict())
     if adapter is None:
-        saved = Saved(frozenset(weights), aliases)
+        saved = SavedWeights(frozenset(weights), aliases)
     elif keep:
-        saved = Saved(adapter.names, aliases_of_kept, whole=adapter.names | kept.keys(), kept=kept)
+        saved = SavedWeights(adapter.names, aliases_of_kept, whole=adapter.names | kept.keys(), kept=kept)
     else:
-        saved = Saved(adapter.names, aliases, whole=frozenset(weights) if merge else None)
+        saved = SavedWeights(adapter.names, aliases, whole=frozenset(weights) if merge else None)
     return saved, export
 
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.state import Progress, perplexity
+from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
+from zeta_core.checkpoint.training_state import TrainingProgress, perplexity
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.packing import Sequences
@@ -35,7 +35,7 @@ _STOP_LOOKS = 16  # number of micro-batches between checks for a stop request
 # --- Evaluating -------------------------------------------------------------------------------------------------------
 
 
-def stopped_early(progress: Progress, plan: Plan) -> bool:
+def stopped_early(progress: TrainingProgress, plan: Plan) -> bool:
     """Whether the last `early_stopping_patience` evaluations did not improve on the best one."""
     patience = plan.early_stopping_patience
     return patience is not None and progress.evaluations_since_best >= patience
@@ -55,14 +55,14 @@ class Evaluator:
         if not self._num_targets:
             raise InvalidData("The held-out data holds no document of at least two tokens; give more text.")
 
-    def is_due(self, progress: Progress) -> bool:
+    def is_due(self, progress: TrainingProgress) -> bool:
         """Whether an evaluation is due after this step and has not been done yet."""
         step = progress.step
         return step > progress.evaluated_step and (step % self._every == 0 or step >= self._total_steps)
 
     def evaluate(
         self,
-        progress: Progress,
+        progress: TrainingProgress,
         micro_batch: int,
         asked_to_stop: Callable[[], StopAction | None],
         not_finite: Callable[[], NonFiniteLoss],
@@ -105,12 +105,12 @@ class Evaluator:
 
     @contextmanager
     def _without_a_trace(self) -> Generator[nn.Module]:
-        random_state = states.random_state()
+        random_state = get_random_state()
         try:
             with self._engine.evaluating() as model:
                 yield model
         finally:
-            states.restore_random(random_state)
+            restore_random_state(random_state)
 
     def _mean_loss(
         self, model: nn.Module, micro_batch: int, asked_to_stop: Callable[[], StopAction | None]

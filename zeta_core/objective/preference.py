@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from zeta_core.checkpoint.state import Stored, Tensors
+from zeta_core.checkpoint.staging import Tensors
+from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.data.packing import IGNORED, Batch, Overlong, Sequences
 from zeta_core.data.sampler import micro_batches
 from zeta_core.data.tokens import TokenFile
@@ -159,7 +160,7 @@ _FILE_KEYS = ("train", "eval")  # in the order of the arguments
 
 
 def prepare_reference(
-    engine: Engine, loss_of: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: Stored | None
+    engine: Engine, loss_of: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: StoredState | None
 ) -> Tensors:
     """Set the reference of the training and the held-out pairs: computed now, or loaded from the resumed run.
 

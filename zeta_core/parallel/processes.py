@@ -27,7 +27,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors, restore_optimizer, times_written
+from zeta_core.checkpoint.staging import Staging, Tensors, times_written
+from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors, restore_optimizer
 from zeta_core.environment import Place
 from zeta_core.failures import CannotTrain
 from zeta_core.optim.optimizer import Groups, build_optimizer
@@ -319,7 +320,7 @@ class Replicated:
     def write_now(self, folder: Path) -> None:
         """What must be written before training goes on; nothing here."""
 
-    def restore_optimizer(self, stored: Stored) -> None:
+    def restore_optimizer(self, stored: StoredState) -> None:
         values = {key: value for key, value in stored.optimizer_values.items() if key != _LOSS_SCALE}
         if self.loss_scale is not None:
             self.loss_scale.restore(stored.optimizer_values[_LOSS_SCALE])

@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from zeta_core.checkpoint.state import Staging, Stored, Tensors, optimizer_tensors
+from zeta_core.checkpoint.staging import Staging, Tensors
+from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.paths import chooses_its_path
 from zeta_core.parallel.processes import Replicated
@@ -180,7 +181,7 @@ class Sharded(Replicated):
         held = {key: tensor for key, tensor in optimizer.items() if key in self._rows or place.is_main}
         save_file(held, file, metadata={"first_rows": json.dumps(self._rows)})
 
-    def restore_optimizer(self, stored: Stored) -> None:
+    def restore_optimizer(self, stored: StoredState) -> None:
         """Read this rank's rows of every tensor, from however many files they were written to."""
         parts = _Parts(sorted(stored.folder.glob("optimizer-*-of-*.safetensors")))
         parameters = dict(self.module.named_parameters())

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 import torch
 
-from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
 from zeta_core.system.device_kind import cpu_kind, gpu_kind
 
 
 @contextmanager
 def restored_state() -> Generator[None]:
     """Restore the random state and the number of threads afterwards, for a script or notebook that continues."""
-    random_state, threads = states.random_state(), torch.get_num_threads()
+    random_state, threads = get_random_state(), torch.get_num_threads()
     try:
         with torch.enable_grad():
             yield
     finally:
-        states.restore_random(random_state)
+        restore_random_state(random_state)
         compute_with(threads)
 
 

@@ -20,7 +20,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 from torch import nn
 
-from zeta_core.checkpoint.state import Staging, Stored, Tensors
+from zeta_core.checkpoint.staging import Staging, Tensors
+from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, stage_of
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.paths import chooses_its_path
@@ -214,7 +215,7 @@ class Zero(Replicated):
             for script in folder.glob("*.py"):  # DeepSpeed leaves its converters in every checkpoint
                 script.unlink()
 
-    def restore_optimizer(self, stored: Stored) -> None:
+    def restore_optimizer(self, stored: StoredState) -> None:
         stage = stored.optimizer_values.get(_STAGE, self.stage)
         if stage != self.stage:
             raise CannotResume(

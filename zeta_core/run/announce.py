@@ -6,8 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.checkpoint.state import Progress
+from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus
@@ -31,9 +31,9 @@ def take_output_dir(run: Run, earlier: Earlier | None, plan: Plan, report: Repor
     after = None if manifest is None else manifest.step
     try:
         run.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints.clean(run.output_dir)
-        moved = checkpoints.set_aside(run.output_dir, after_step=after, run_id=run_id)
-        checkpoints.write_plan(run.output_dir, run_id, plan.stored())
+        checkpoint_files.clean(run.output_dir)
+        moved = checkpoint_files.set_aside(run.output_dir, after_step=after, run_id=run_id)
+        checkpoint_files.write_plan(run.output_dir, run_id, plan.stored())
     except OSError as error:
         if is_disk_full(error):
             raise
@@ -54,7 +54,7 @@ def announced(
     decision: Decision,
     learner: Learner,
     engine: Engine,
-    progress: Progress,
+    progress: TrainingProgress,
     earlier: Earlier | None,
     report: Report,
     *,

@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.directory import Checkpoint
-from zeta_core.checkpoint.state import Progress, Tensors
+from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.checkpoint_files import Checkpoint
+from zeta_core.checkpoint.random_state import restore_random_state, seed_everything
+from zeta_core.checkpoint.staging import Tensors
+from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.environment import Place
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
@@ -57,24 +58,24 @@ def reference_for(
     return reference
 
 
-def begin_or_resume(run: Run, engine: Engine, earlier: Earlier | None, plan: Plan, place: Place) -> Progress:
+def begin_or_resume(run: Run, engine: Engine, earlier: Earlier | None, plan: Plan, place: Place) -> TrainingProgress:
     """Seed this rank; if a checkpoint is resumed, restore the optimizer's state and the random states."""
-    states.seed_everything(plan.seed, place.rank)
+    seed_everything(plan.seed, place.rank)
     if earlier is None:
-        return Progress()
+        return TrainingProgress()
     stored = earlier.state
     engine.restore_optimizer(stored)
     if len(stored.random) == place.world_size:
-        states.restore_random(stored.random[place.rank])
+        restore_random_state(stored.random[place.rank])
     else:
-        states.seed_everything(plan.seed, place.rank, stored.progress.step)
+        seed_everything(plan.seed, place.rank, stored.progress.step)
     if earlier.checkpoint.directory.parent.resolve() != run.output_dir.resolve():
         stored.progress.inherited_seconds = stored.progress.train_seconds
     return stored.progress
 
 
 def best_elsewhere(
-    run: Run, earlier: Earlier | None, progress: Progress, processes: Processes, report: Report
+    run: Run, earlier: Earlier | None, progress: TrainingProgress, processes: Processes, report: Report
 ) -> Checkpoint | None:
     """The best checkpoint of a run that continues in another ``output_dir``, which must contain it, too.
 
@@ -87,9 +88,9 @@ def best_elsewhere(
     def find() -> tuple[bool, Checkpoint | None]:
         if folder.resolve() == run.output_dir.resolve():
             return True, None
-        found = checkpoints.read(folder / "best")
+        found = checkpoint_files.read(folder / "best")
         same = found is not None and (found.manifest.run_id, found.manifest.step) == (run_id, step)
-        if found is None or not same or checkpoints.damage(found) is not None:
+        if found is None or not same or checkpoint_files.damage(found) is not None:
             report.warn("no_best_checkpoint", f"The best checkpoint, of step {step}, is not beside the one to resume.")
             return False, None
         return True, found

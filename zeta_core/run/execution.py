@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from zeta_core.advice import Setup
-from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.state import Progress
+from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.training_state import TrainingProgress
+from zeta_core.checkpoint.weights import load_weights
 from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import Place, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
@@ -75,11 +75,11 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         if not plan.learning_rate:
             found = _search(run, setup, decision, learner, processes, report, memory)
             if not isinstance(found, Plan):
-                return Outcome(run_id, Progress(), 0, plan.total_steps, None, None, stopped=found)
+                return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=found)
             plan = memory.plan = found
             decision, setup = replace(decision, plan=plan), replace(setup, plan=plan)
             if place.is_main:
-                checkpoints.write_plan(run.output_dir, run_id, plan.stored())
+                checkpoint_files.write_plan(run.output_dir, run_id, plan.stored())
         for advice in setup.advice():
             report.advise(advice)
 
@@ -131,7 +131,7 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         newest = course.finish(stopped)
 
         if apart and newest is not None:
-            states.load_weights(model, newest, learner.saved.names)
+            load_weights(model, newest, learner.saved.names)
         best = run.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None
         return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)

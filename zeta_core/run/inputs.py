@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
-from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.directory import Checkpoint
-from zeta_core.checkpoint.state import Stored
+from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.checkpoint_files import Checkpoint
+from zeta_core.checkpoint.training_state import StoredState, read_training_state
 from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.sources import Dataset, dataset_sources
@@ -89,7 +88,7 @@ def read(run: Run, place: Place, report: Report) -> Inputs:
 
 def _started_on(run: Run) -> date:
     """The day on which the run was started first. A resumed run continues with that day."""
-    stored = {} if run.resume_from is None else checkpoints.stored_plan(run.resume_from)
+    stored = {} if run.resume_from is None else checkpoint_files.stored_plan(run.resume_from)
     if stored.get("template_date"):
         return date.fromisoformat(stored["template_date"])
     return run.started_on or datetime.now(UTC).date()
@@ -97,7 +96,7 @@ def _started_on(run: Run) -> date:
 
 def _group_by(run: Run) -> str | None:
     """The column of the groups that are held out together; a resumed run continues with the stored one."""
-    stored = {} if run.resume_from is None else checkpoints.stored_plan(run.resume_from)
+    stored = {} if run.resume_from is None else checkpoint_files.stored_plan(run.resume_from)
     return run.options.group_by or stored.get("group_by")
 
 
@@ -156,7 +155,7 @@ class Earlier:
     """The checkpoint to resume from, and its stored state besides the weights."""
 
     checkpoint: Checkpoint
-    state: Stored
+    state: StoredState
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -166,13 +165,13 @@ class Earlier:
 def find_earlier(run: Run, processes: Processes, report: Report) -> Earlier | None:
     """The checkpoint to resume from, which the first rank chooses and every rank reads; None for a new run."""
     found = processes.from_main(lambda: _find_checkpoint(run, report))
-    return None if found is None else Earlier(found, states.read_state(found.directory))
+    return None if found is None else Earlier(found, read_training_state(found.directory))
 
 
 def _find_checkpoint(run: Run, report: Report) -> Checkpoint | None:
     if run.resume_from is None:
         return None
-    found = checkpoints.find(run.resume_from, run.output_dir, report.warn)
+    found = checkpoint_files.find(run.resume_from, run.output_dir, report.warn)
     if found is None:
         report.warn(
             "no_checkpoint_yet", f"{run.output_dir} has no checkpoint yet, so the run starts from the beginning."

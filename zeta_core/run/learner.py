@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from zeta_core.advice import Setup, padding_advice
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.state import Saved
+from zeta_core.checkpoint.weights import SavedWeights, load_weights
 from zeta_core.data.end_tokens import find_end_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.memory.needs import check_it_can_fit
@@ -37,7 +36,7 @@ class Learner:
 
     model: nn.Module
     loss_of: LossOf
-    saved: Saved
+    saved: SavedWeights
     export: Export
     num_parameters: int
     num_trained: int
@@ -69,7 +68,7 @@ def prepare(
             report.log(export.skeleton.changed_end)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if earlier is not None:
-        states.load_weights(model, earlier.checkpoint.directory, saved.names)
+        load_weights(model, earlier.checkpoint.directory, saved.names)
     loss_of = find_loss(
         model,
         sample_ids=sample_of(tokens),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from zeta_core.checkpoint.state import Progress
+from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import StopAction
@@ -47,7 +47,7 @@ class Outcome:
     """How a training ended: after its last step (``stopped`` is None), or by a stop request."""
 
     run_id: str
-    progress: Progress
+    progress: TrainingProgress
     steps_trained: int
     total_steps: int
     checkpoint: Path | None

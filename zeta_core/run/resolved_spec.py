@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zeta_core.checkpoint.state import Progress
+from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.data_report import DataReport
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import Lora, TrainerOptions
@@ -64,7 +64,9 @@ def _reason_of_batch(plan: Plan, num_sequences: int) -> str:
     return f"about 1/{defaults.BATCHES_PER_EPOCH} of {num_sequences:,} sequences{at_least}"
 
 
-def report_resume(report: Report, progress: Progress, plan: Plan, before: dict[str, Any], *, threads_set: bool) -> None:
+def report_resume(
+    report: Report, progress: TrainingProgress, plan: Plan, before: dict[str, Any], *, threads_set: bool
+) -> None:
     """Report where a resumed run continues, and what differs from before."""
     report.log(f"Resumed after step {progress.step} of {plan.total_steps}.")
     if stopped_early(progress, plan):

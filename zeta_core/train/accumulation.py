@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
 from zeta_core.data.packing import Sequences
 from zeta_core.data.sampler import micro_batches
 from zeta_core.objective.loss import LossOf
@@ -53,7 +53,7 @@ class Accumulation:
         Only where the user left both to the Trainer, and in one process: ranks cannot agree on it within a collective.
         What did not fit is computed again from its own random state, and the split that fits is stored with the run.
         """
-        random_state = states.random_state() if self._may_split else {}
+        random_state = get_random_state() if self._may_split else {}
         while True:
             try:
                 return compute()
@@ -62,7 +62,7 @@ class Accumulation:
                     raise
             self._engine.forget_gradients()
             self._loss_of.take_measures()
-            states.restore_random(random_state)
+            restore_random_state(random_state)
             self.plan = self.plan.with_half_the_micro_batch()
             split = self.plan.batch_size, self.plan.gradient_accumulate_every
             self._report.warn(

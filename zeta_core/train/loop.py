@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.checkpoint import state as states
-from zeta_core.checkpoint.state import Progress, Saved, Snapshot, Staging
+from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.random_state import get_random_state
+from zeta_core.checkpoint.staging import Staging
+from zeta_core.checkpoint.training_state import Snapshot, TrainingProgress
+from zeta_core.checkpoint.weights import SavedWeights
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.packing import Sequences
@@ -49,8 +51,8 @@ class Course:
         engine: Engine,
         loss_of: LossOf,
         sequences: Sequences,
-        progress: Progress,
-        saved: Saved,
+        progress: TrainingProgress,
+        saved: SavedWeights,
         saver: Saver,
         evaluator: Evaluator | None,
         report: Report,
@@ -264,7 +266,7 @@ class Course:
         tensors, values = engine.stage_optimizer(self.staging)
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
-        random_states = engine.processes.gather(states.random_state())
+        random_states = engine.processes.gather(get_random_state())
         progress = replace(self.progress)
         return Snapshot(weights, self.saved.aliases, tensors, values, random_states, progress, self.staging.finish)
 
@@ -284,6 +286,6 @@ class Course:
                 self.saver.save_copy("final")
         newest = self.saver.wait()
         if processes.is_main and stopped is None:
-            checkpoints.strip_old_states(self.output_dir)
+            checkpoint_files.strip_old_states(self.output_dir)
         directory = None if newest is None else newest.directory
         return processes.from_main(lambda: directory)

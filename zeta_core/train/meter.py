@@ -10,7 +10,7 @@ import time
 from collections import deque
 from types import TracebackType
 
-from zeta_core.checkpoint.state import Progress
+from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, STEPS_TOLD_EACH, ProgressLine, StepFigures
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
 from zeta_core.objective.preference import rewards_of
@@ -69,7 +69,7 @@ class Meter:
 
     def step(
         self,
-        progress: Progress,
+        progress: TrainingProgress,
         *,
         loss_sum: float,
         num_targets: int,

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zeta_core.checkpoint import state as states
+from zeta_core.checkpoint.random_state import get_random_state, restore_random_state, seed_everything
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.rate_search import FEWEST_UPDATES, LARGEST_SHARE, RateSearch, num_updates
@@ -86,7 +86,7 @@ def find_learning_rate(
     report.phase("finding_learning_rate")
     low = max(usual.low, usual.typical / FAR_BELOW_TYPICAL)
     rates = [float(rate) for rate in np.geomspace(low, usual.high, number)]
-    random_state = states.random_state()
+    random_state = get_random_state()
     try:
         seen = _range_test(
             model,
@@ -102,7 +102,7 @@ def find_learning_rate(
             memory=memory,
         )
     finally:
-        states.restore_random(random_state)
+        restore_random_state(random_state)
         gc.collect()  # engines hold themselves in cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -199,7 +199,7 @@ def _range_test(
             stack.enter_context(checkpointed(blocks))
         engine = build_engine(copied, plan, processes, blocks=blocks, deepspeed=deepspeed)
         stack.callback(engine.close)
-        states.seed_everything(plan.seed, processes.place.rank)
+        seed_everything(plan.seed, processes.place.rank)
         test = _RangeTest(plan, engine, loss_of, sequences, report, asked_to_stop, may_split=may_split)
         memory.trains = test
         return test.run(rates)

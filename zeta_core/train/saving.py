@@ -17,9 +17,11 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from zeta_core.checkpoint import directory as checkpoints
-from zeta_core.checkpoint.directory import Checkpoint
-from zeta_core.checkpoint.state import FIXED_FILE, Saved, Snapshot, Staging, Tensors, exported_exactly, write_state
+from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.checkpoint_files import Checkpoint
+from zeta_core.checkpoint.staging import Staging, Tensors
+from zeta_core.checkpoint.training_state import FIXED_FILE, Snapshot, write_training_state
+from zeta_core.checkpoint.weights import SavedWeights, is_exported_exactly
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
@@ -39,7 +41,7 @@ class Saver:
         output_dir: Path,
         run_id: str,
         export: Export,
-        saved: Saved,
+        saved: SavedWeights,
         plan: dict[str, Any],
         engine: Engine,
         report: Report,
@@ -96,7 +98,7 @@ class Saver:
         newest = self.wait()
         if self._processes.is_main:
             assert newest is not None
-            self.newest = self._announce(checkpoints.copy_as(newest, self._output_dir, name, apart=True))
+            self.newest = self._announce(checkpoint_files.copy_as(newest, self._output_dir, name, apart=True))
             self._bring_best()
 
     def close(self) -> None:
@@ -112,7 +114,7 @@ class Saver:
 
     def _begin(self, name: str, snapshot: Snapshot) -> Path:
         """The folder to write into. Raises `NoRoom`."""
-        part = checkpoints.begin(self._output_dir, name)
+        part = checkpoint_files.begin(self._output_dir, name)
         needed, free = self._bytes_needed(snapshot), shutil.disk_usage(part).free
         if needed > free:
             part.rmdir()
@@ -140,9 +142,9 @@ class Saver:
             return None
         self._export.write(part, snapshot.weights, snapshot.aliases)
         trained = {name: t for name, t in snapshot.weights.items() if name in self._saved.names}
-        if exported_exactly(part, trained):
+        if is_exported_exactly(part, trained):
             trained = {}
-        write_state(part / TRAINING_STATE_NAME, snapshot, self.plan, trained)
+        write_training_state(part / TRAINING_STATE_NAME, snapshot, self.plan, trained)
         if self.fixed:
             save_file(self.fixed, part / TRAINING_STATE_NAME / FIXED_FILE)
 
@@ -160,9 +162,9 @@ class Saver:
                 files=files,
             )
 
-        written = self._announce(checkpoints.publish(part, self._output_dir, manifest))
+        written = self._announce(checkpoint_files.publish(part, self._output_dir, manifest))
         for name in names[1:]:
-            self._announce(checkpoints.copy_as(written, self._output_dir, name))
+            self._announce(checkpoint_files.copy_as(written, self._output_dir, name))
         if "best" in names:
             self.best_elsewhere = None
         self._bring_best()
@@ -187,8 +189,8 @@ class Saver:
 
     def _announce(self, published: Checkpoint) -> Checkpoint:
         """Point at what is durable, remove what it replaces, and say so, in this order."""
-        checkpoints.point_at(published, self._output_dir)
-        checkpoints.prune(self._output_dir, self._run_id, self._keep)
+        checkpoint_files.point_at(published, self._output_dir)
+        checkpoint_files.prune(self._output_dir, self._run_id, self._keep)
         self._say(published)
         return published
 
@@ -196,7 +198,7 @@ class Saver:
         """The best from elsewhere comes behind a checkpoint of this output_dir, so the run never resumes from it."""
         best, self.best_elsewhere = self.best_elsewhere, None
         if best is not None:
-            self._say(checkpoints.copy_as(best, self._output_dir, "best"))
+            self._say(checkpoint_files.copy_as(best, self._output_dir, "best"))
 
     def _say(self, published: Checkpoint) -> None:
         manifest = published.manifest

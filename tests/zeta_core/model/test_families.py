@@ -12,7 +12,7 @@ from tests.harness.real_model import smollm2
 from tests.zeta_core.models import VOCABULARY
 from tests.zeta_core.runs import train
 from zeta.local_inputs import pack_model
-from zeta_core.checkpoint.state import read_weights
+from zeta_core.checkpoint.weights import read_weights
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.model_files import check_archive
 from zeta_core.contract.spec.sources import ConfigModel

@@ -9,8 +9,8 @@ import torch
 
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import end_of, journal, make_run, start
-from zeta_core.checkpoint.directory import read
-from zeta_core.checkpoint.state import read_weights
+from zeta_core.checkpoint.checkpoint_files import read
+from zeta_core.checkpoint.weights import read_weights
 from zeta_core.contract.job.events import StatusLine, WarningLine
 
 # Whatever this machine is, these make another kind of it.

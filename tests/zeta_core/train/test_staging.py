@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tests.zeta_core.models import PlainModel, plain
-from zeta_core.checkpoint.state import Staging, optimizer_tensors
+from zeta_core.checkpoint.staging import Staging
+from zeta_core.checkpoint.training_state import optimizer_tensors
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.environment import Place
 from zeta_core.failures import InvalidModel

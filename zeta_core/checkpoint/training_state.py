@@ -1,0 +1,149 @@
+"""The state of a run between two optimizer steps, besides the weights; written and read without pickle.
+
+Optimizer tensors are stored as safetensors, numbers and random states as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zeta_core.checkpoint.staging import Tensors
+from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
+from zeta_core.failures import CannotResume
+
+FIXED_FILE = "fixed.safetensors"
+LARGEST_EXPONENT = 700.0  # of a perplexity that a float can represent
+
+
+@dataclass
+class TrainingProgress:
+    """Where a run is. Counts are global, over all ranks; ``loss_sum`` is in nats over ``num_targets`` tokens."""
+
+    step: int = 0
+    consumed_sequences: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    num_targets: int = 0
+    train_seconds: float = 0.0  # without evaluations
+    inherited_seconds: float = 0.0  # of them, those of the run in another directory that this one continues
+    evaluated_step: int = 0  # after which the run was last evaluated
+    eval_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
+    memory: dict[str, int] | None = None  # bytes by part, in the first step of the last attempt that made one
+
+    @property
+    def train_loss(self) -> float | None:
+        return self.loss_sum / self.num_targets if self.num_targets else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a checkpoint of this step tells of it; an evaluation only where it was of this very step."""
+        found = {"train_loss": self.train_loss}
+        if self.eval_loss is not None and self.evaluated_step == self.step:
+            found |= {"eval_loss": self.eval_loss, "perplexity": perplexity(self.eval_loss)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss in nats; beyond what a float can hold, the largest that it can."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state in memory, safe from the training that goes on once ``complete`` was called."""
+
+    weights: Tensors
+    aliases: dict[str, str]  # a tied weight's other names -> the name in ``weights``
+    optimizer: Tensors
+    optimizer_values: dict[str, Any]
+    random: list[dict[str, Any]]  # by rank
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+    complete: Callable[[], None] = field(default=lambda: None)  # `Staging.finish`
+
+
+# --- Optimizer --------------------------------------------------------------------------------------------------------
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+    """Its state by name of parameter and of field, ``<parameter>/<field>``: tensors, and plain values."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    tensors: Tensors = {}
+    values: dict[str, Any] = {}
+    for parameter, state in cast(dict[torch.Tensor, dict[str, Any]], optimizer.state).items():
+        for key, value in state.items():
+            target = tensors if isinstance(value, torch.Tensor) else values
+            target[f"{names[parameter]}/{key}"] = value
+    return tensors, values
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors, values: Mapping[str, Any]
+) -> None:
+    """Put a state back, each tensor where the optimizer keeps it. Raises `CannotResume` where names differ."""
+    parameters = dict(module.named_parameters())
+    fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    for key, value in (*tensors.items(), *values.items()):
+        name, _, entry = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise CannotResume(f"The optimizer's state names {name!r}, which the model does not have.")
+        if isinstance(value, torch.Tensor):
+            stays = entry == "step" and not fused
+            value = value.clone() if stays else value.to(parameter.device, copy=True)
+        cast(dict[Any, dict[str, Any]], optimizer.state)[parameter][entry] = value
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def write_training_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, Any], weights: Tensors) -> None:
+    """``training_state/`` of a checkpoint, but for the optimizer's tensors, which are the engine's to write.
+
+    ``weights`` are those that the exported files do not hold exactly.
+    """
+    folder.mkdir(exist_ok=True)
+    if weights:
+        save_file(weights, folder / "weights.safetensors")
+    (folder / "random.json").write_text(json.dumps(snapshot.random))
+    content = {"plan": plan, "progress": asdict(snapshot.progress), "optimizer_values": snapshot.optimizer_values}
+    (folder / "state.json").write_text(json.dumps(content, indent=1))
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """``training_state/`` as it was read, tensors aside."""
+
+    folder: Path
+    plan: dict[str, Any]
+    progress: TrainingProgress
+    random: list[dict[str, Any]]
+    optimizer_values: dict[str, Any]
+
+    def fixed(self) -> Tensors:
+        """What was made once, at the first start, and is kept with every checkpoint."""
+        file = self.folder / FIXED_FILE
+        return load_file(file) if file.is_file() else {}
+
+    def optimizer_tensors(self) -> Tensors:
+        file = self.folder / "optimizer.safetensors"
+        return load_file(file) if file.is_file() else {}
+
+
+def read_training_state(directory: Path) -> StoredState:
+    folder = directory / TRAINING_STATE_NAME
+    content = json.loads((folder / "state.json").read_text())
+    random_states = json.loads((folder / "random.json").read_text())
+    progress = TrainingProgress(**content["progress"])
+    return StoredState(folder, content["plan"], progress, random_states, content["optimizer_values"])

@@ -15,9 +15,9 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.wire.run_directory import STOP_FILE
 from zeta_core.data.sampler import Sampler
 from zeta_core.data.sources import Places
-from zeta_core.environment import Place
-from zeta_core.report.journal import Journal, Report
-from zeta_core.run import Outcome, Run, execute
+from zeta_core.environment import ProcessRank
+from zeta_core.report.reporter import JournalWriter, Reporter
+from zeta_core.run import Outcome, RunRequest, execute
 
 SEED = 42
 LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 3e-4, 0.1, (0.9, 0.95), 1.0
@@ -105,7 +105,7 @@ def train_ours(
     }
     if dataset is not None:
         given["dataset"] = {"path": str(dataset)}
-    run = Run(
+    run = RunRequest(
         options=TrainerOptions.model_validate(given),
         model=model,
         output_dir=folder / "output",
@@ -115,9 +115,9 @@ def train_ours(
         resume_from=resume_from,
         stop=stop if stop is not None else lambda: "cancel" if (folder / STOP_FILE).exists() else None,
     )
-    report = Report(Journal(folder / "events.jsonl"))
+    report = Reporter(JournalWriter(folder / "events.jsonl"))
     try:
-        return execute(run, Place(), report)
+        return execute(run, ProcessRank(), report)
     finally:
         report.close()
 

@@ -172,12 +172,12 @@ def _given_options(keywords: dict[str, Any]) -> dict[str, Any]:
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path, notes: list[str]) -> TrainResult:
     from zeta_core.data.sources import Places
-    from zeta_core.environment import home, place
-    from zeta_core.report.journal import Console, Report
-    from zeta_core.run import Run, execute
+    from zeta_core.environment import ProcessRank, home
+    from zeta_core.report.reporter import Console, Reporter
+    from zeta_core.run import RunRequest, execute
 
-    here = place()
-    report = Report(Console()) if here.is_main else Report()
+    rank = ProcessRank.from_environment()
+    report = Reporter(Console()) if rank.is_main else Reporter()
     for note in notes:
         report.log(note)
     if options.dataset is None:
@@ -186,7 +186,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
             report.warn("not_pretokenized", "use_pretokenized has no effect, because this text must be tokenized.")
     resume = options.resume_from_checkpoint
     with _stopping_on_sigterm() as stop_requested:
-        run = Run(
+        request = RunRequest(
             options=options,
             model=model,
             output_dir=output_dir,
@@ -196,7 +196,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
             tokenizer=tokenizer,
             stop=lambda: "hand_back" if stop_requested.is_set() else None,
         )
-        outcome = execute(run, here, report)
+        outcome = execute(request, rank, report)
     progress = outcome.progress
     if progress.train_loss is not None:
         num_steps = "1 step" if outcome.steps_trained == 1 else f"{outcome.steps_trained:,} steps"

@@ -25,7 +25,7 @@ from zeta_core.objective.isolation_probe import Finding
 from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Facts, Plan
-from zeta_core.train.divergence import Watch
+from zeta_core.train.divergence import DivergenceMonitor
 
 FEW_STEPS = 20  # with fewer optimizer steps, a run is over before the learning rate has warmed up and decayed
 
@@ -59,10 +59,12 @@ class Setup:
     def usual_rates(self) -> UsualRates:
         return usual_rates(self.plan.optimizer, self.trained, self.num_parameters)
 
-    def watch(self, say: Callable[[Advice], None]) -> Watch:
+    def watch(self, say: Callable[[Advice], None]) -> DivergenceMonitor:
         """The monitor that examines the loss of every step."""
         known = embedding_rows(self.model)
-        return Watch(self.plan, say, vocabulary=known, usual=self.usual_rates, supports_bf16=self.facts.supports_bf16)
+        return DivergenceMonitor(
+            self.plan, say, vocabulary=known, usual=self.usual_rates, supports_bf16=self.facts.supports_bf16
+        )
 
     def advice(self) -> Iterator[Advice]:
         """Advice about unusual settings, with the patch that corrects them."""

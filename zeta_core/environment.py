@@ -19,47 +19,58 @@ from zeta_core.system.settings import Settings
 
 # Variables that indicate several processes but that torch does not read: those of MPI launchers, and of `srun`. Only
 # `srun` sets the number of a step's tasks; the job's number of tasks is also set in an sbatch script.
-_SEVERAL = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_WORLD_SIZE_VARIABLES = (
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
 # Settings that Accelerate would read from the environment, but that the Trainer decides itself.
-_DECIDED_HERE = ("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_",
+_ACCELERATE_VARIABLES = ("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_GRADIENT_",
                  "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS", "FSDP_")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Place:
-    """The rank of this process, set by torchrun, ``accelerate launch`` or `launch`; a single process is 0 of 1."""
+class ProcessRank:
+    """The rank of this process, set by torchrun, ``accelerate launch`` or `process.launch`; a single process is 0 of 1.
+
+    ``launched`` means that a launcher set the address of the process group.
+    """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    launched: bool = False  # a launcher set the address of the process group
+    launched: bool = False
     address: str = ""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @classmethod
+    def from_environment(cls) -> ProcessRank:
+        """The rank of this process. Only a launcher's complete set of variables counts; ``RANK`` alone does not.
 
-def place() -> Place:
-    """The rank of this process. Only a launcher's complete set of variables counts; ``RANK`` alone does not.
-
-    Raises `CannotTrain` if the environment indicates several processes but not how they connect, because each process
-    would then train separately on all the data.
-    """
-    environment = os.environ
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        for name in _SEVERAL:
-            if environment.get(name, "1") not in ("", "1"):
-                raise _unconnected(f"{name} is {environment[name]!r}, but no launcher set how the processes connect.")
-        if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys():  # it sets these for several requested processes
-            raise _unconnected(
-                "`accelerate launch` started a single process without a rank, but several were requested."
-            )
-        return Place()
-    rank = int(environment["RANK"])
-    local_rank, world_size = int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"])
-    address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    return Place(rank, local_rank, world_size, launched=True, address=address)
+        Raises `CannotTrain` if the environment indicates several processes but not how they connect, because each
+        process would then train separately on all the data.
+        """
+        environment = os.environ
+        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+            for name in _WORLD_SIZE_VARIABLES:
+                if environment.get(name, "1") not in ("", "1"):
+                    raise _unconnected(
+                        f"{name} is {environment[name]!r}, but no launcher set how the processes connect."
+                    )
+            if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys():  # set if several processes were requested
+                raise _unconnected(
+                    "`accelerate launch` started a single process without a rank, but several were requested."
+                )
+            return cls()
+        rank = int(environment["RANK"])
+        local_rank, world_size = int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"])
+        address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        return cls(rank, local_rank, world_size, launched=True, address=address)
 
 
 def _unconnected(what: str) -> CannotTrain:
@@ -69,7 +80,7 @@ def _unconnected(what: str) -> CannotTrain:
 
 def accelerate_variables() -> dict[str, str]:
     """The variables that configure Accelerate, set by ``accelerate launch``, its config file, or an earlier run."""
-    return {name: value for name, value in os.environ.items() if name.startswith(_DECIDED_HERE)}
+    return {name: value for name, value in os.environ.items() if name.startswith(_ACCELERATE_VARIABLES)}
 
 
 def kernel_variables() -> dict[str, str]:
@@ -173,7 +184,7 @@ def variables(**values: str) -> Generator[None]:
 
 
 @contextmanager
-def standard_output_kept() -> Generator[TextIO]:
+def standard_output_reserved() -> Generator[TextIO]:
     """The real standard output, while whatever else is printed goes to standard error."""
     sys.stdout.flush()
     kept = os.dup(1)

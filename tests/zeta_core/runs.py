@@ -12,9 +12,9 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places
-from zeta_core.environment import Place
-from zeta_core.report.journal import Report
-from zeta_core.run import Outcome, Run, execute
+from zeta_core.environment import ProcessRank
+from zeta_core.report.reporter import Reporter
+from zeta_core.run import Outcome, RunRequest, execute
 
 
 class Lines:
@@ -59,7 +59,7 @@ def train(
     """Train a small model on small sequences, one process, here."""
     asked = {"batch_size": 4, "gradient_accumulate_every": 1, "seq_len": 32, "learning_rate": 1e-2, **options}
     lines = Lines()
-    run = Run(
+    run = RunRequest(
         options=parse(TrainerOptions, asked),
         model=model,
         output_dir=output_dir,
@@ -69,4 +69,4 @@ def train(
         started_on=started_on,
         stop=stop,
     )
-    return execute(run, Place(), Report(lines)), lines
+    return execute(run, ProcessRank(), Reporter(lines)), lines

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from zeta_core.data.source import Source
 from zeta_core.data.tokens import Ids, TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 _LLMC_HEADER_BYTES = 256 * 4
 _LLMC_MAGIC = (20240520, 20240801)
@@ -64,7 +64,7 @@ class OutOfTime(Exception):
     """The file could not be read before the deadline."""
 
 
-def flat_tokens(sources: list[Source], report: Report, deadline: float = math.inf) -> TokenFile:
+def flat_tokens(sources: list[Source], report: Reporter, deadline: float = math.inf) -> TokenFile:
     """Use a flat file of ids in place. Raises `OutOfTime` at the ``deadline``, as `time.monotonic` counts.
 
     ``<name>.offsets.npy`` in the same folder contains the start of each document, and the end of the last one. Without

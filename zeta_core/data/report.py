@@ -13,7 +13,7 @@ from zeta_core.data.split import Overlap, Units
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 _MOST_SUPERVISED = 1_000_000  # sequences that are all counted; beyond that, an evenly spaced sample is
 
@@ -96,7 +96,7 @@ def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
     )
 
 
-def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Report) -> None:
+def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Emit one ``log`` event with the statistics, and a warning for everything that may be unexpected."""
     lengths = data.lengths
     said = (
@@ -129,7 +129,7 @@ def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Repo
     _tell_turns(tokens, report)
 
 
-def _tell_columns(tokens: TokenFile, report: Report) -> None:
+def _tell_columns(tokens: TokenFile, report: Reporter) -> None:
     for shape in sorted({origin.shape for origin in tokens.origins if origin.shape}):
         names = [origin.name for origin in tokens.origins if origin.shape == shape]
         row_format = next(origin.row_format for origin in tokens.origins if origin.shape == shape)
@@ -139,7 +139,7 @@ def _tell_columns(tokens: TokenFile, report: Report) -> None:
         report.log(f"Columns of the data that are not used: {', '.join(map(printable, tokens.unused_columns))}.")
 
 
-def _tell_turns(tokens: TokenFile, report: Report) -> None:
+def _tell_turns(tokens: TokenFile, report: Reporter) -> None:
     if tokens.num_control_tokens:
         report.warn(
             "control_tokens_in_text",
@@ -156,12 +156,12 @@ def _tell_turns(tokens: TokenFile, report: Report) -> None:
         )
 
 
-def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Report) -> None:
+def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Warn about held-out documents that are too long to be evaluated as a whole."""
     _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
 
 
-def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Report) -> None:
+def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Reporter) -> None:
     """Report the size of the held-out part, and warn about rows that are both trained on and evaluated."""
     if eval_split:
         rows = len(Units.of(held_out).first_U)
@@ -180,7 +180,7 @@ def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None
         )
 
 
-def _tell_fit(fit: Fit, documents: str, used: str, report: Report) -> None:
+def _tell_fit(fit: Fit, documents: str, used: str, report: Reporter) -> None:
     if fit.num_truncated:
         report.warn(
             "documents_truncated",

@@ -38,7 +38,7 @@ from zeta_core.data.tokenizing import encoded_units
 from zeta_core.data.tokens import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
 from zeta_core.data.written_tokens import SECONDS_BETWEEN_LINES, WrittenTokens
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.system.durable_files import flush, part_of, rename_durably
 
 FORMAT_VERSION = 9
@@ -48,7 +48,7 @@ def prepare_tokens(
     sources: Sequence[Source],
     tokenizer: Any,
     cache: Path,
-    report: Report,
+    report: Reporter,
     *,
     train_on: TrainOn | None = None,
     method: str = "sft",
@@ -133,7 +133,7 @@ def nothing_to_train_on(sources: Sequence[Source], num_untrained: int, masks: Se
     return InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
 
 
-def _set_template(tokenizer: Any, added_beginning: str, report: Report) -> None:
+def _set_template(tokenizer: Any, added_beginning: str, report: Reporter) -> None:
     """Set the chat template that the conversations were rendered with, and report how it differs from the tokenizer's.
 
     The text ``added_beginning`` was put in front of it.
@@ -176,7 +176,7 @@ def fingerprint(tokenizer: Any, today: date) -> str:
 
 
 @contextmanager
-def _locked(directory: Path, report: Report) -> Generator[None]:
+def _locked(directory: Path, report: Reporter) -> Generator[None]:
     """Hold the lock of a cache entry, and log a message if another process holds it."""
     lock = FileLock(f"{directory}.lock")
     try:
@@ -246,7 +246,7 @@ def _write(
     encoder: Encoder,
     train_on: TrainOn | None,
     directory: Path,
-    report: Report,
+    report: Reporter,
     processes: int,
     limits: Limits | None,
     seconds_between_lines: float,

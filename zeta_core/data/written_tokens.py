@@ -18,7 +18,7 @@ from zeta_core.data.encode import Encoded, bytes_hash
 from zeta_core.data.source import Source
 from zeta_core.data.token_rows import MASKS, RowColumns
 from zeta_core.data.tokens import Origin
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 SECONDS_BETWEEN_LINES = 1.0
 
@@ -27,7 +27,7 @@ class WrittenTokens:
     """Counts what has been written so far, and reports the progress."""
 
     def __init__(
-        self, sources: Sequence[Source], supervised: bool, report: Report, seconds_between_lines: float
+        self, sources: Sequence[Source], supervised: bool, report: Reporter, seconds_between_lines: float
     ) -> None:
         self._seconds_between_lines = seconds_between_lines
         self._sources = sources

@@ -31,7 +31,7 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.rate_search import FOUND_AT_THE_START
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
-from zeta_core.environment import standard_output_kept
+from zeta_core.environment import standard_output_reserved
 from zeta_core.failures import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 def main(source: str) -> int:
     """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1 (`OUT_OF_MEMORY_EXIT`)."""
-    with standard_output_kept() as out:
+    with standard_output_reserved() as out:
         answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
         out.write(answer.model_dump_json() + "\n")
     return 0 if answer.ok else 1
@@ -75,7 +75,7 @@ def serve() -> int:
     A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`: what it left behind would be missing
     for the next.
     """
-    with standard_output_kept() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
+    with standard_output_reserved() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
         while select.select([questions], [], [], IDLE_SECONDS)[0] and (path := questions.readline()):
             answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
             out.write(answer.model_dump_json() + "\n")

@@ -51,7 +51,7 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
         case "muon":
             roles = roles_of(model, repeated_blocks(model))
             named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-            matrices = sum(parameter.numel() for name, parameter in named if roles[name].is_orthogonalised)
+            matrices = sum(parameter.numel() for name, parameter in named if roles[name].is_orthogonalized)
             return least + FLOAT32_BYTES * (values - matrices)
         case "adafactor":
             factors = sum(

@@ -30,7 +30,7 @@ from zeta_core.data.template import is_default, set_template
 from zeta_core.data.token_cache import make_encoder
 from zeta_core.data.tokens import WHOLE_FORMATS
 from zeta_core.data.units import Row
-from zeta_core.environment import home, standard_output_kept, variables
+from zeta_core.environment import home, standard_output_reserved, variables
 from zeta_core.failures import InvalidData
 from zeta_core.model.facts import num_positions
 from zeta_core.model.gguf import is_gguf
@@ -43,7 +43,7 @@ _CONTEXT = 4  # tokens that are decoded with the next one, because a character o
 
 
 def main() -> int:
-    with standard_output_kept() as out:
+    with standard_output_reserved() as out:
         try:
             answer, exit_code = show(ShowOrder.model_validate_json(sys.stdin.buffer.read())), 0
         except ZetaError as error:

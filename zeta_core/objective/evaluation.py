@@ -27,7 +27,7 @@ from zeta_core.objective.preference import rewards_of
 from zeta_core.objective.sampling import Samples
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 _STOP_LOOKS = 16  # number of micro-batches between checks for a stop request
 
@@ -45,7 +45,7 @@ class Evaluator:
     """Evaluates a run every ``eval_steps`` and at its end, and tracks its best loss and the evaluations since then."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: Samples, report: Report
+        self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: Samples, report: Reporter
     ) -> None:
         assert plan.eval_steps is not None
         self._every, self._total_steps = plan.eval_steps, plan.total_steps
@@ -118,7 +118,7 @@ class Evaluator:
         """The mean loss over all targets of all ranks. Every rank calls the model the same number of times."""
         processes, device = self._engine.processes, self._engine.device
         total = torch.zeros((), dtype=torch.float64, device=device)
-        parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.place.rank)
+        parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.rank)
         for number, (rows, num_counting) in enumerate(parts):
             if number % _STOP_LOOKS == 0 and (stop := self._agreed_stop(asked_to_stop)) is not None:
                 return 0.0, stop

@@ -186,10 +186,10 @@ def reference_of(
 
     With ``which``, only those of these pairs are computed, and the others are 0. Each rank computes its share.
     """
-    place = engine.processes.place
+    processes = engine.processes
     found = np.zeros(2 * len(pairs), dtype=np.float64)
     every = np.arange(len(pairs)) if which is None else which
-    shares = micro_batches(every, micro_batch=micro_batch, world_size=place.world_size, rank=place.rank)
+    shares = micro_batches(every, micro_batch=micro_batch, world_size=processes.world_size, rank=processes.rank)
     with engine.evaluating() as model:
         for rows, num_counting in shares:
             batch = pairs.batch(rows, num_counting, isolate=loss_of.isolates).to(engine.device)

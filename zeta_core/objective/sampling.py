@@ -25,7 +25,7 @@ from zeta_core.data.packing import Batch
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.parallel.processes import Processes
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 NUM_PROMPTS = 3
 NUM_PROMPT_TOKENS = 32  # of a text
@@ -45,7 +45,7 @@ class Samples:
         tokenizer: Any,
         processes: Processes,
         device: torch.device,
-        report: Report,
+        report: Reporter,
         *,
         ends: Collection[int],
         seed: int,

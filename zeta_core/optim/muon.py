@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalised momentum for the matrices of blocks.
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalized momentum for the matrices of blocks.
 
-Only a whole matrix can be orthogonalised. Where FSDP2 cut it, every rank gathers the one it is at, computes the same
+Only a whole matrix can be orthogonalized. Where FSDP2 cut it, every rank gathers the one it is at, computes the same
 update and keeps its own rows, which `torch.optim.Muon` does not do: there the iteration runs on shards, in bfloat16,
 and its sums round differently for every number of processes. Momentum stays cut. Everything else (embeddings, heads,
 norms, biases) is AdamW's.
@@ -61,20 +61,20 @@ class Muon(torch.optim.Optimizer):
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """The nearest matrix with singular values near one, of the same kind, cut as the given one is."""
     if not isinstance(matrix, DTensor):
-        return orthogonalised(matrix)
+        return orthogonalized(matrix)
     whole = DTensor.from_local(
-        orthogonalised(matrix.full_tensor()), matrix.device_mesh, [Replicate()] * matrix.device_mesh.ndim
+        orthogonalized(matrix.full_tensor()), matrix.device_mesh, [Replicate()] * matrix.device_mesh.ndim
     )
     return whole.redistribute(placements=matrix.placements)
 
 
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz; in bfloat16 on a GPU, where that is several times faster, and in float32 elsewhere.
 
-    Of a stack of matrices (experts, rows, columns) each is orthogonalised by itself.
+    Of a stack of matrices (experts, rows, columns) each is orthogonalized by itself.
     """
     if matrix.dim() == 3:
-        return torch.stack([orthogonalised(part) for part in matrix])
+        return torch.stack([orthogonalized(part) for part in matrix])
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
     wide = x.shape[0] <= x.shape[1]

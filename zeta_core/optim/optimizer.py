@@ -1,4 +1,4 @@
-"""The optimizer of a run, and its groups of parameters: those that decay, and those that Muon orthogonalises."""
+"""The optimizer of a run, and its groups of parameters: those that decay, and those that Muon orthogonalizes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SGD_MOMENTUM = 0.9
 class Groups:
     """The trainable parameters by what is done with them; a tied one is in exactly one group, once."""
 
-    orthogonalised: list[nn.Parameter]  # by Muon; empty with any other optimizer
+    orthogonalized: list[nn.Parameter]  # by Muon; empty with any other optimizer
     decayed: list[nn.Parameter]
-    kept: list[nn.Parameter]
+    not_decayed: list[nn.Parameter]
 
     @staticmethod
     def of(model: nn.Module, blocks: Sequence[nn.Module], optimizer: Optimizer) -> Groups:
@@ -38,21 +38,21 @@ class Groups:
             if not parameter.requires_grad:
                 continue
             role = roles[name]
-            if optimizer == "muon" and role.is_orthogonalised:
-                found.orthogonalised.append(parameter)
+            if optimizer == "muon" and role.is_orthogonalized:
+                found.orthogonalized.append(parameter)
             else:
-                (found.decayed if role.decays else found.kept).append(parameter)
-        if not (found.orthogonalised or found.decayed or found.kept):
+                (found.decayed if role.decays else found.not_decayed).append(parameter)
+        if not (found.orthogonalized or found.decayed or found.not_decayed):
             raise InvalidModel("The model has no parameter that can be trained; every requires_grad is off.")
-        if optimizer == "muon" and not found.orthogonalised:
+        if optimizer == "muon" and not found.orthogonalized:
             raise CannotTrain("optimizer is 'muon', but the model has no matrix in its blocks to train; use 'adamw'.")
         return found
 
     def for_torch(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Those that are not orthogonalised, as groups of a torch optimizer."""
+        """Those that are not orthogonalized, as groups of a torch optimizer."""
         groups = [
             {"params": self.decayed, "weight_decay": weight_decay},
-            {"params": self.kept, "weight_decay": 0.0},
+            {"params": self.not_decayed, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
@@ -60,9 +60,9 @@ class Groups:
         """One sentence with the number of tensors and of parameters in each group."""
         decays = f"with weight decay {weight_decay:g}"
         parts = [
-            (self.orthogonalised, f"matrices by Muon {decays}"),
+            (self.orthogonalized, f"matrices by Muon {decays}"),
             (self.decayed, f"matrices and embeddings {decays}"),
-            (self.kept, "norms, biases and other parameters without"),
+            (self.not_decayed, "norms, biases and other parameters without"),
         ]
         words = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
         return f"Optimizer {optimizer}: {'; '.join(words)}."
@@ -82,7 +82,7 @@ def build_optimizer(
     match name:
         case "muon":
             others = _adamw(groups, model, learning_rate) if groups else None
-            return Muon(found.orthogonalised, others, lr=learning_rate, weight_decay=weight_decay)
+            return Muon(found.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":

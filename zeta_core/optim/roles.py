@@ -37,7 +37,7 @@ class Role(StrEnum):
         return self not in (Role.ROUTER, Role.OTHER)
 
     @property
-    def is_orthogonalised(self) -> bool:
+    def is_orthogonalized(self) -> bool:
         """Whether Muon trains parameters of this role; AdamW trains the others."""
         return self in (Role.MATRIX, Role.EXPERTS)
 

@@ -2,7 +2,7 @@
 
 Two ranks then use different parameters in the same step. Where parameters or gradients are exchanged during the forward
 and backward passes, each rank would wait for a different collective. The engines exchange them in a fixed order instead
-if `chooses_its_path` says so. A parameter that only some ranks used has a zero gradient on the others.
+if `has_data_dependent_path` says so. A parameter that only some ranks used has a zero gradient on the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 _KNOWN_PACKAGES = frozenset({"torch", "transformers", "peft", "bitsandbytes", "zeta_core"})
 
 
-def chooses_its_path(model: nn.Module) -> bool:
+def has_data_dependent_path(model: nn.Module) -> bool:
     """Whether ranks may call different blocks: code that is not known, or a config that drops whole layers."""
     return any(type(part).__module__.partition(".")[0] not in _KNOWN_PACKAGES for part in model.modules()) or any(
         name.endswith("layerdrop") and value for config in _configs(model) for name, value in vars(config).items()
@@ -24,7 +24,7 @@ def chooses_its_path(model: nn.Module) -> bool:
 
 def may_leave_parameters_out(model: nn.Module) -> bool:
     """Whether a forward may use only a part of the parameters, such as the text part of an image and text model."""
-    return chooses_its_path(model) or any(getattr(config, "sub_configs", None) for config in _configs(model))
+    return has_data_dependent_path(model) or any(getattr(config, "sub_configs", None) for config in _configs(model))
 
 
 def _configs(model: nn.Module) -> list[Any]:

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from zeta_core.checkpoint.staging import Staging, Tensors, times_written
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors, restore_optimizer
-from zeta_core.environment import Place
+from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
 from zeta_core.optim.optimizer import Groups, build_optimizer
 from zeta_core.optim.scaling import LossScale
@@ -46,32 +46,36 @@ T = TypeVar("T")
 class Processes:
     """The processes of a run: who this one is, and the few words that they exchange."""
 
-    def __init__(self, place: Place, *, need_group: bool) -> None:
-        self.place = place
+    def __init__(self, rank: ProcessRank, *, need_group: bool) -> None:
+        self._rank = rank
         self._own_group = False
         self._excepthook = sys.excepthook  # a process group puts one of its own there
-        if (place.launched or need_group) and not dist.is_initialized():
+        if (rank.launched or need_group) and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             if torch.cuda.is_available():
-                torch.cuda.set_device(place.local_rank)
-            if place.launched:
-                _connect(backend, place)
+                torch.cuda.set_device(rank.local_rank)
+            if rank.launched:
+                _connect(backend, rank)
             else:
                 dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT)
                 self._own_group = True
-        if dist.is_initialized() and dist.get_world_size() != place.world_size:
+        if dist.is_initialized() and dist.get_world_size() != rank.world_size:
             raise CannotTrain(
-                f"The launcher promised {place.world_size} processes and {dist.get_world_size()} came together.",
+                f"The launcher promised {rank.world_size} processes and {dist.get_world_size()} came together.",
                 hint="Let torchrun or `accelerate launch` start the script, and the Trainer connect its processes.",
             )
 
     @property
+    def rank(self) -> int:
+        return self._rank.rank
+
+    @property
     def is_main(self) -> bool:
-        return self.place.is_main
+        return self._rank.is_main
 
     @property
     def world_size(self) -> int:
-        return self.place.world_size
+        return self._rank.world_size
 
     def from_main(self, decide: Callable[[], T]) -> T:
         """What the first rank decides, on every rank. Its exception is raised on every rank, too."""
@@ -114,18 +118,18 @@ class Processes:
         sys.excepthook = self._excepthook
 
 
-def _connect(backend: str, place: Place) -> None:
+def _connect(backend: str, rank: ProcessRank) -> None:
     try:  # by itself, because a group that fails to be made leaves its number taken
-        store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
+        store, number, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
     except dist.DistError as error:
         raise CannotTrain(
-            f"The {place.world_size} processes that were promised did not find one another at {place.address} within "
+            f"The {rank.world_size} processes that were promised did not find one another at {rank.address} within "
             f"{GROUP_TIMEOUT.total_seconds() / 60:.0f} minutes ({str(error).splitlines()[0]:.200}).",
             hint="Start them all, with one MASTER_ADDR and MASTER_PORT; for one process, unset RANK and WORLD_SIZE.",
         ) from error
     store.set_timeout(GROUP_TIMEOUT)
     store = PrefixStore("default_pg", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world_size, timeout=GROUP_TIMEOUT)
 
 
 class Replicated:

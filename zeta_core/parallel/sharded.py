@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
-from zeta_core.parallel.paths import chooses_its_path
+from zeta_core.parallel.paths import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 
 
@@ -42,7 +42,7 @@ class Sharded(Replicated):
         if scalar is not None:
             raise CannotTrain(f"use_fsdp cannot shard {scalar}, which is a single number; give it the shape (1,).")
         # Asked first, because `fully_shard` gives the modules classes of its own.
-        self._chooses_its_path = self.processes.world_size > 1 and chooses_its_path(self.module)
+        self._has_data_dependent_path = self.processes.world_size > 1 and has_data_dependent_path(self.module)
         mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
         half = torch.bfloat16 if self._plan.mixed_precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
@@ -81,13 +81,13 @@ class Sharded(Replicated):
         root = cast(FSDPModule, self.module)
         if hasattr(root, "set_reduce_scatter_unused_params"):
             root.set_reduce_scatter_unused_params(True)
-        elif self._chooses_its_path:
+        elif self._has_data_dependent_path:
             raise CannotTrain(
                 f"use_fsdp cannot train {type(self.module).__name__} on several processes with torch "
                 f"{torch.__version__}, because the model may choose its path by its data.",
                 hint="Install torch 2.13 or newer, or train without use_fsdp.",
             )
-        if self._chooses_its_path:
+        if self._has_data_dependent_path:
             root.set_reshard_after_forward(False)
         self._used: set[str] = set()  # parameters with a gradient on this rank, in any step so far
         for part in self._parts():
@@ -108,7 +108,7 @@ class Sharded(Replicated):
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
         root = cast(FSDPModule, self.module)
-        if not self._chooses_its_path:
+        if not self._has_data_dependent_path:
             root.set_requires_gradient_sync(last)
             yield
             return
@@ -125,7 +125,7 @@ class Sharded(Replicated):
 
     @contextmanager
     def evaluating(self) -> Generator[nn.Module]:
-        if self._chooses_its_path:
+        if self._has_data_dependent_path:
             for part in self._parts():
                 part.unshard()
         with super().evaluating() as model:
@@ -176,9 +176,9 @@ class Sharded(Replicated):
         return staging.copy_later("optimizer/", local), values
 
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:
-        place = self.processes.place
-        file = folder / f"optimizer-{place.rank + 1:05d}-of-{place.world_size:05d}.safetensors"
-        held = {key: tensor for key, tensor in optimizer.items() if key in self._rows or place.is_main}
+        processes = self.processes
+        file = folder / f"optimizer-{processes.rank + 1:05d}-of-{processes.world_size:05d}.safetensors"
+        held = {key: tensor for key, tensor in optimizer.items() if key in self._rows or processes.is_main}
         save_file(held, file, metadata={"first_rows": json.dumps(self._rows)})
 
     def restore_optimizer(self, stored: StoredState) -> None:

@@ -24,7 +24,7 @@ from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, stage_of
 from zeta_core.failures import CannotResume, CannotTrain
-from zeta_core.parallel.paths import chooses_its_path
+from zeta_core.parallel.paths import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
 
@@ -109,8 +109,8 @@ class Zero(Replicated):
         return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=cast(Any, handlers))
 
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
-        may_differ = self.processes.world_size > 1 and chooses_its_path(self.module)
-        self._chooses_its_path = may_differ and self.stage == 2
+        may_differ = self.processes.world_size > 1 and has_data_dependent_path(self.module)
+        self._has_data_dependent_path = may_differ and self.stage == 2
         if may_differ and self.stage != 2:
             self.caution = (
                 f"With ZeRO {self.stage}, all processes must use the same parameters in every step. If "
@@ -121,7 +121,7 @@ class Zero(Replicated):
         self.optimizer = self._build_optimizer(blocks)
         self._deepspeed, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
         # The hooks that the engine's own call leaves on a forward's result would run in `_with_every_gradient`, too.
-        return self.module if self._chooses_its_path else cast(nn.Module, self._deepspeed)
+        return self.module if self._has_data_dependent_path else cast(nn.Module, self._deepspeed)
 
     def _check(self) -> None:
         from deepspeed import DeepSpeedEngine
@@ -160,7 +160,7 @@ class Zero(Replicated):
     def backward(self, loss: torch.Tensor) -> None:
         engine = self._deepspeed
         loss = loss * self.processes.world_size
-        if self._chooses_its_path:
+        if self._has_data_dependent_path:
             loss = self._with_every_gradient(loss)
             engine._backward_prologue()  # the engine's own call would have it run by a hook
         engine.backward(loss, scale_wrt_gas=False)

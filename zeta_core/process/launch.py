@@ -44,11 +44,11 @@ from zeta_core.contract.wire.run_directory import (
     RunFile,
     StopFile,
 )
-from zeta_core.environment import Place, job_id, place, variables
+from zeta_core.environment import ProcessRank, job_id, variables
 from zeta_core.failures import TrainingFailed, explain
 from zeta_core.process.supervision import Supervision
-from zeta_core.report.journal import Console, Journal, Report
 from zeta_core.report.library_noise import leave_out_library_noise
+from zeta_core.report.reporter import Console, JournalWriter, Reporter
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
 STANDARD_ERROR = 2
@@ -62,7 +62,7 @@ def main(run_dir: Path) -> int:
     all of them are gone: the first rank's end, or the failure that came first.
     """
     leave_out_library_noise()
-    here = place()
+    rank = ProcessRank.from_environment()
     lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
     fcntl.flock(lock, fcntl.LOCK_SH)
     faulthandler.register(signal.Signals[STACKS_SIGNAL], file=STANDARD_ERROR, all_threads=True)
@@ -70,17 +70,17 @@ def main(run_dir: Path) -> int:
     supervision = Supervision(run_dir / ALIVE_FILE)
     stop = Stop(run_dir / STOP_FILE, supervision)
     signal.signal(signal.SIGTERM, stop.on_signal)
-    with closing(Journal(run_dir / JOURNAL_FILE)) as journal, closing(supervision):
-        report = Report(journal, Console(job_id())) if here.is_main else Report()  # the console is train.log
+    with closing(JournalWriter(run_dir / JOURNAL_FILE)) as journal, closing(supervision):
+        report = Reporter(journal, Console(job_id())) if rank.is_main else Reporter()  # the console is train.log
         try:
             file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
             journal.max_lines = file.journal_max_lines
-            supervision.watch(file, lambda: None if here.launched else journal.write(_handed_back()))
-            if file.processes > 1 and not here.launched:
+            supervision.watch(file, lambda: None if rank.launched else journal.write(_handed_back()))
+            if file.processes > 1 and not rank.launched:
                 line = _train_in_processes(run_dir, file, stop, supervision)
             else:
                 with variables(**_threads_as_first_decided(file)):  # torch reads it when it is imported
-                    line = _train(file, here, report, stop)
+                    line = _train(file, rank, report, stop)
         except Interrupted:
             line = _ended_by_sigterm(stop() or "hand_back")
         except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
@@ -92,8 +92,8 @@ def main(run_dir: Path) -> int:
         elif line.status is JobStatus.FAILED and stop.was_signalled:
             line = _interrupted(line, stop())
         try:
-            if here.launched:
-                (run_dir / END_FILE.format(here.rank)).write_text(line.model_dump_json(exclude_none=True))
+            if rank.launched:
+                (run_dir / END_FILE.format(rank.rank)).write_text(line.model_dump_json(exclude_none=True))
             else:
                 _say_last(line, journal, Console(job_id()))
         except OSError as error:
@@ -115,7 +115,7 @@ def _end_by(error: BaseException) -> StatusLine:
     return StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
 
 
-def _say_last(line: StatusLine, journal: Journal, console: Console) -> None:
+def _say_last(line: StatusLine, journal: JournalWriter, console: Console) -> None:
     failure: ErrorLine | None = None
     if line.error is not None:
         failure = ErrorLine(
@@ -270,15 +270,15 @@ def _first_failure(error: Any) -> str:
     return f"Rank {rank} exited with code {failure.exitcode}; see the log."
 
 
-def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine:
+def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> StatusLine:
     spec = parse(JobSpec, _as_first_decided(file))
 
     with stop.held_back():
         from zeta_core.data.sources import Places
-        from zeta_core.run import Run, execute
+        from zeta_core.run import RunRequest, execute
 
     output_dir = Path(file.output_dir).absolute()
-    run = Run(
+    request = RunRequest(
         options=spec,
         model=spec.model,
         output_dir=output_dir,
@@ -296,7 +296,7 @@ def _train(file: RunFile, here: Place, report: Report, stop: Stop) -> StatusLine
         stop=stop,
         steps_begin=stop.steps_begin,
     )
-    outcome = execute(run, here, report)
+    outcome = execute(request, rank, report)
     if outcome.stopped is None:
         return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=outcome.result)
     status, reason = STOP_ENDS[outcome.stopped]

@@ -2,4 +2,4 @@
 
 from zeta_core.run.execution import execute as execute
 from zeta_core.run.request import Outcome as Outcome
-from zeta_core.run.request import Run as Run
+from zeta_core.run.request import RunRequest as RunRequest

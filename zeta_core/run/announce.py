@@ -15,53 +15,53 @@ from zeta_core.data import report as data_reports
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.report.trackers import TrackedRun, Trackers, openers
 from zeta_core.run.decision import Decision
-from zeta_core.run.inputs import Earlier
+from zeta_core.run.inputs import ResumePoint
 from zeta_core.run.learner import Learner
-from zeta_core.run.request import Run
+from zeta_core.run.request import RunRequest
 from zeta_core.run.resolved_spec import describe_defaults, report_resume, resolved_spec, warn_of_another_device
 
 
-def take_output_dir(run: Run, earlier: Earlier | None, plan: Plan, report: Report) -> str:
+def take_output_dir(request: RunRequest, resume_point: ResumePoint | None, plan: Plan, report: Reporter) -> str:
     """Clean ``output_dir``, move other runs' checkpoints aside, and return the run's id."""
-    manifest = None if earlier is None else earlier.checkpoint.manifest
+    manifest = None if resume_point is None else resume_point.checkpoint.manifest
     run_id = new_id("run") if manifest is None else manifest.run_id
     after = None if manifest is None else manifest.step
     try:
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint_files.clean(run.output_dir)
-        moved = checkpoint_files.set_aside(run.output_dir, after_step=after, run_id=run_id)
-        checkpoint_files.write_plan(run.output_dir, run_id, plan.stored())
+        request.output_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint_files.clean(request.output_dir)
+        moved = checkpoint_files.set_aside(request.output_dir, after_step=after, run_id=run_id)
+        checkpoint_files.write_plan(request.output_dir, run_id, plan.stored())
     except OSError as error:
         if is_disk_full(error):
             raise
         raise CannotTrain(
-            f"output_dir is {str(run.output_dir)!r}, which cannot be written ({error.strerror}); name a writable "
+            f"output_dir is {str(request.output_dir)!r}, which cannot be written ({error.strerror}); name a writable "
             "directory.",
             param="output_dir",
         ) from error
     if moved is not None:
-        report.log(f"{run.output_dir} contained checkpoints of an earlier run; they were moved to {moved}.")
+        report.log(f"{request.output_dir} contained checkpoints of an earlier run; they were moved to {moved}.")
     return run_id
 
 
 @contextmanager
 def announced(
-    run: Run,
+    request: RunRequest,
     run_id: str,
     decision: Decision,
     learner: Learner,
     engine: Engine,
     progress: TrainingProgress,
-    earlier: Earlier | None,
-    report: Report,
+    resume_point: ResumePoint | None,
+    report: Reporter,
     *,
     threads_set: bool,
 ) -> Generator[None]:
     """Report the resolved spec and a summary of the run. Within the context, lines also go to the trackers."""
-    options, plan = run.options, decision.plan
+    options, plan = request.options, decision.plan
     data = data_reports.describe(decision.trained_on.tokens, decision.sequences, plan)
     held_out = None if decision.held_out is None else decision.held_out.tokens
     resolved: dict[str, Any] = {
@@ -76,12 +76,12 @@ def announced(
     tracked = nullcontext()
     if options.report_to and engine.processes.is_main:
         trackers = Trackers(report.warn)
-        run_of = TrackedRun(name, run_id, run.output_dir, progress.step, resolved)
-        trackers.start(openers(options.report_to, run_of), required=earlier is None)
+        run_of = TrackedRun(name, run_id, request.output_dir, progress.step, resolved)
+        trackers.start(openers(options.report_to, run_of), required=resume_point is None)
         tracked = report.also_to(trackers)
     with tracked:
         details = "" if learner.num_trained == learner.num_parameters else f", {learner.num_trained:,} of them trained"
-        details += " and the base in 4 bits" if run.quantizes else ""
+        details += " and the base in 4 bits" if request.quantizes else ""
         report.log(
             f"{name}: {learner.num_parameters:,} parameters{details}, {plan.total_steps} steps of {plan.global_batch} "
             f"sequences of {plan.seq_len} tokens, on {plan.world_size} x {engine.device.type}."
@@ -89,14 +89,14 @@ def announced(
         report.log(engine.optimizer_groups)
         if engine.caution is not None:
             report.log(engine.caution)
-        if earlier is None and (chosen := describe_defaults(options, plan, decision.facts)):
+        if resume_point is None and (chosen := describe_defaults(options, plan, decision.facts)):
             report.log(chosen)
         data_reports.tell(data, decision.trained_on.tokens, decision.sequences, report)
         if decision.held_out is not None:
             data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
             data_reports.tell_overlap(decision.overlap, decision.held_out.tokens, plan.eval_split, report)
-        if earlier is not None:
-            report_resume(report, progress, plan, earlier.plan, threads_set=threads_set)
-        before = run.device_kind if earlier is None else earlier.plan.get("device_kind")
+        if resume_point is not None:
+            report_resume(report, progress, plan, resume_point.plan, threads_set=threads_set)
+        before = request.device_kind if resume_point is None else resume_point.plan.get("device_kind")
         warn_of_another_device(report, before, plan.device_kind)
         yield

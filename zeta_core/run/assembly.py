@@ -12,7 +12,7 @@ from zeta_core.checkpoint.checkpoint_files import Checkpoint
 from zeta_core.checkpoint.random_state import restore_random_state, seed_everything
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import TrainingProgress
-from zeta_core.environment import Place
+from zeta_core.environment import ProcessRank
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.model.compilation import compiled
 from zeta_core.objective.evaluation import Evaluator
@@ -22,15 +22,17 @@ from zeta_core.objective.sampling import Samples
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision
-from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
+from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
 from zeta_core.run.learner import Learner
-from zeta_core.run.request import Run
+from zeta_core.run.request import RunRequest
 
 
 @contextmanager
-def engine_of(model: nn.Module, run: Run, plan: Plan, processes: Processes, report: Report) -> Generator[Engine]:
+def engine_of(
+    model: nn.Module, request: RunRequest, plan: Plan, processes: Processes, report: Reporter
+) -> Generator[Engine]:
     """The engine for the plan's strategy, with compilation and activation checkpointing applied; closed at the end."""
     with ExitStack() as stack:
         blocks = repeated_blocks(model)
@@ -39,54 +41,64 @@ def engine_of(model: nn.Module, run: Run, plan: Plan, processes: Processes, repo
             report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
         if plan.use_activation_checkpointing:
             stack.enter_context(checkpointed(blocks))
-        engine = build_engine(model, plan, processes, blocks=blocks, deepspeed=run.options.use_deepspeed)
+        engine = build_engine(model, plan, processes, blocks=blocks, deepspeed=request.options.use_deepspeed)
         stack.callback(engine.close)
         yield engine
 
 
 def reference_for(
-    engine: Engine, loss_of: LossOf, decision: Decision, earlier: Earlier | None, report: Report
+    engine: Engine, loss_of: LossOf, decision: Decision, resume_point: ResumePoint | None, report: Reporter
 ) -> Tensors:
     """The initial model's log-probabilities for every pair, stored in each checkpoint; empty unless DPO is used."""
     if not isinstance(loss_of, DpoLoss):
         return {}
     held_out = None if decision.held_out is None else decision.held_out.sequences
     pairs = [some for some in (decision.sequences, held_out) if isinstance(some, Pairs)]
-    stored = None if earlier is None else earlier.state
+    stored = None if resume_point is None else resume_point.state
     reference = prepare_reference(engine, loss_of, pairs, decision.plan.batch_size, stored)
     report.log(f"The reference knows {sum(map(len, pairs)):,} pairs.")
     return reference
 
 
-def begin_or_resume(run: Run, engine: Engine, earlier: Earlier | None, plan: Plan, place: Place) -> TrainingProgress:
+def begin_or_resume(
+    request: RunRequest, engine: Engine, resume_point: ResumePoint | None, plan: Plan, rank: ProcessRank
+) -> TrainingProgress:
     """Seed this rank; if a checkpoint is resumed, restore the optimizer's state and the random states."""
-    seed_everything(plan.seed, place.rank)
-    if earlier is None:
+    seed_everything(plan.seed, rank.rank)
+    if resume_point is None:
         return TrainingProgress()
-    stored = earlier.state
+    stored = resume_point.state
     engine.restore_optimizer(stored)
-    if len(stored.random) == place.world_size:
-        restore_random_state(stored.random[place.rank])
+    if len(stored.random) == rank.world_size:
+        restore_random_state(stored.random[rank.rank])
     else:
-        seed_everything(plan.seed, place.rank, stored.progress.step)
-    if earlier.checkpoint.directory.parent.resolve() != run.output_dir.resolve():
+        seed_everything(plan.seed, rank.rank, stored.progress.step)
+    if resume_point.checkpoint.directory.parent.resolve() != request.output_dir.resolve():
         stored.progress.inherited_seconds = stored.progress.train_seconds
     return stored.progress
 
 
 def best_elsewhere(
-    run: Run, earlier: Earlier | None, progress: TrainingProgress, processes: Processes, report: Report
+    request: RunRequest,
+    resume_point: ResumePoint | None,
+    progress: TrainingProgress,
+    processes: Processes,
+    report: Reporter,
 ) -> Checkpoint | None:
     """The best checkpoint of a run that continues in another ``output_dir``, which must contain it, too.
 
     It is next to the checkpoint that the run resumes from. If it is missing, the next evaluation sets a new best.
     """
-    if earlier is None or progress.best_step is None:
+    if resume_point is None or progress.best_step is None:
         return None
-    folder, run_id, step = earlier.checkpoint.directory.parent, earlier.checkpoint.manifest.run_id, progress.best_step
+    folder, run_id, step = (
+        resume_point.checkpoint.directory.parent,
+        resume_point.checkpoint.manifest.run_id,
+        progress.best_step,
+    )
 
     def find() -> tuple[bool, Checkpoint | None]:
-        if folder.resolve() == run.output_dir.resolve():
+        if folder.resolve() == request.output_dir.resolve():
             return True, None
         found = checkpoint_files.read(folder / "best")
         same = found is not None and (found.manifest.run_id, found.manifest.step) == (run_id, step)
@@ -102,7 +114,7 @@ def best_elsewhere(
 
 
 def evaluator_of(
-    run: Run, inputs: Inputs, decision: Decision, engine: Engine, learner: Learner, report: Report
+    request: RunRequest, inputs: Inputs, decision: Decision, engine: Engine, learner: Learner, report: Reporter
 ) -> Evaluator | None:
     """The evaluator, which computes the loss on held-out data and samples text; None if nothing is held out."""
     plan, held_out = decision.plan, decision.held_out
@@ -112,7 +124,7 @@ def evaluator_of(
         held_out.tokens,
         plan.seq_len,
         learner.loss_of,
-        tokenizer_of_data(run, inputs),
+        tokenizer_of_data(request, inputs),
         engine.processes,
         engine.device,
         report,

@@ -17,7 +17,7 @@ from zeta_core.data.flat_files import IdType
 from zeta_core.data.packing import Sequences
 from zeta_core.data.split import Overlap, hold_out, num_shared
 from zeta_core.data.tokens import TokenFile
-from zeta_core.environment import Place
+from zeta_core.environment import ProcessRank
 from zeta_core.model.carried import carries_adapter, without_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data
 from zeta_core.model.lora import base_fingerprint
@@ -25,8 +25,8 @@ from zeta_core.objective.isolation_probe import Finding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
 from zeta_core.plan import CutData, Facts, Plan
-from zeta_core.run.inputs import Earlier, Inputs
-from zeta_core.run.request import Run
+from zeta_core.run.inputs import Inputs, ResumePoint
+from zeta_core.run.request import RunRequest
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Decision:
         return self.trained_on.sequences
 
 
-def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
+def build_model(run: RunRequest, inputs: Inputs, earlier: ResumePoint | None) -> nn.Module:
     """Build the model. Weights that it lacks are drawn with the run's seed; a base for 4 bits stays memory-mapped.
 
     peft's wrapper is left out: it shares the modules of the adapted model inside it.
@@ -70,7 +70,7 @@ def build_model(run: Run, inputs: Inputs, earlier: Earlier | None) -> nn.Module:
     return model
 
 
-def isolation_of(run: Run, inputs: Inputs, model: nn.Module) -> Finding:
+def isolation_of(run: RunRequest, inputs: Inputs, model: nn.Module) -> Finding:
     """How the model keeps documents in one sequence apart. Each answer of a preference has its own sequence."""
     if run.options.method == "dpo":
         return Finding(None)
@@ -83,13 +83,13 @@ def isolation_of(run: Run, inputs: Inputs, model: nn.Module) -> Finding:
 
 
 def decide(
-    run: Run,
+    run: RunRequest,
     inputs: Inputs,
     model: nn.Module,
     isolation: Finding,
-    earlier: Earlier | None,
+    earlier: ResumePoint | None,
     accelerate_variables: Mapping[str, str],
-    place: Place,
+    place: ProcessRank,
     device_kind: str | None,
 ) -> Decision:
     """Decide the complete plan. ``accelerate_variables`` are Accelerate's original variables, which must match it.
@@ -126,7 +126,7 @@ def decide(
     return Decision(facts, plan, isolation, trained_on, evaluated, overlap, may_split)
 
 
-def _facts(run: Run, inputs: Inputs, model: nn.Module, place: Place) -> Facts:
+def _facts(run: RunRequest, inputs: Inputs, model: nn.Module, place: ProcessRank) -> Facts:
     known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=place.world_size)
     data, overlong = inputs.tokens.fingerprint, run.options.overlong
     if overlong == "truncate" and inputs.tokens.whole_D.all():

@@ -17,69 +17,71 @@ from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.checkpoint.weights import load_weights
 from zeta_core.contract.job.status import StopAction
-from zeta_core.environment import Place, accelerate_variables, kernel_variables, library_environment
+from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.needs import has_plenty
 from zeta_core.parallel.processes import Processes
 from zeta_core.parallel.surroundings import compute_with, deterministic_kernels, device_kind, restored_state
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.run.announce import announced, take_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, engine_of, evaluator_of, reference_for
 from zeta_core.run.decision import Decision, build_model, decide, isolation_of
-from zeta_core.run.inputs import find_earlier, read
+from zeta_core.run.inputs import find_resume_point, read
 from zeta_core.run.learner import Learner, prepare, setup_of
-from zeta_core.run.request import Outcome, Run
+from zeta_core.run.request import Outcome, RunRequest
 from zeta_core.train.loop import Course
 from zeta_core.train.out_of_memory import Known, explained
 from zeta_core.train.rate_search import find_learning_rate
 from zeta_core.train.saving import Saver
 
 
-def execute(run: Run, place: Place, report: Report) -> Outcome:
+def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome:
     """Run a training. Raises `TrainingFailed`, and any exception of a model or a library."""
-    options, cuda = run.options, torch.cuda.is_available()
-    inputs = read(run, place, report)
+    options, cuda = request.options, torch.cuda.is_available()
+    inputs = read(request, rank, report)
 
     accelerate, kernels = accelerate_variables(), kernel_variables()
     with ExitStack() as stack:
         memory = stack.enter_context(explained())
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=cuda))
-        processes = Processes(place, need_group=options.use_fsdp or bool(options.use_deepspeed))
+        processes = Processes(rank, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
         stack.enter_context(restored_state())
         started_on = min(processes.gather(inputs.started_on))
         if started_on != inputs.started_on:  # the processes started around midnight
-            inputs = read(replace(run, started_on=started_on), place, report)
+            inputs = read(replace(request, started_on=started_on), rank, report)
 
         report.phase("loading_model")
-        earlier = find_earlier(run, processes, report)
-        model = build_model(run, inputs, earlier)
+        resume_point = find_resume_point(request, processes, report)
+        model = build_model(request, inputs, resume_point)
         kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
-        isolation = processes.from_main(lambda: isolation_of(run, inputs, model))
-        decision = decide(run, inputs, model, isolation, earlier, accelerate, place, " + ".join(sorted(kinds)) or None)
+        isolation = processes.from_main(lambda: isolation_of(request, inputs, model))
+        decision = decide(
+            request, inputs, model, isolation, resume_point, accelerate, rank, " + ".join(sorted(kinds)) or None
+        )
         plan = memory.plan = decision.plan
         threads_set = compute_with(plan.threads)
         if cuda:
             stack.enter_context(deterministic_kernels())
         processes.gather(None)  # wait until every rank has read its files, because directories are moved next
-        run_id = processes.from_main(lambda: take_output_dir(run, earlier, plan, report))
+        run_id = processes.from_main(lambda: take_output_dir(request, resume_point, plan, report))
 
-        learner = prepare(run, inputs, decision, model, earlier, report)
+        learner = prepare(request, inputs, decision, model, resume_point, report)
         mean_length = decision.sequences.mean_length
         if not cuda and plan.use_activation_checkpointing:  # on a GPU, torch caches memory itself
             stack.enter_context(giving_freed_memory_back())
         elif not cuda and has_plenty(model, plan, mean_length, decision.facts.values_per_token):
             stack.enter_context(keeping_freed_memory())
-        setup = setup_of(run, inputs, decision, learner)
+        setup = setup_of(request, inputs, decision, learner)
         if not plan.learning_rate:
-            found = _search(run, setup, decision, learner, processes, report, memory)
+            found = _search(request, setup, decision, learner, processes, report, memory)
             if not isinstance(found, Plan):
                 return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=found)
             plan = memory.plan = found
             decision, setup = replace(decision, plan=plan), replace(setup, plan=plan)
-            if place.is_main:
-                checkpoint_files.write_plan(run.output_dir, run_id, plan.stored())
+            if rank.is_main:
+                checkpoint_files.write_plan(request.output_dir, run_id, plan.stored())
         for advice in setup.advice():
             report.advise(advice)
 
@@ -87,16 +89,18 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
         # at the end.
         apart = inputs.located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
-        engine = stack.enter_context(engine_of(trained, run, plan, processes, report))
-        reference = reference_for(engine, learner.loss_of, decision, earlier, report)
-        progress = begin_or_resume(run, engine, earlier, plan, place)
-        evaluator = evaluator_of(run, inputs, decision, engine, learner, report)
+        engine = stack.enter_context(engine_of(trained, request, plan, processes, report))
+        reference = reference_for(engine, learner.loss_of, decision, resume_point, report)
+        progress = begin_or_resume(request, engine, resume_point, plan, rank)
+        evaluator = evaluator_of(request, inputs, decision, engine, learner, report)
         stack.enter_context(
-            announced(run, run_id, decision, learner, engine, progress, earlier, report, threads_set=threads_set)
+            announced(
+                request, run_id, decision, learner, engine, progress, resume_point, report, threads_set=threads_set
+            )
         )
 
         saver = Saver(
-            run.output_dir,
+            request.output_dir,
             run_id,
             learner.export,
             learner.saved,
@@ -106,8 +110,8 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             keep=options.save_total_limit,
         )
         stack.callback(saver.close)
-        saver.newest = None if earlier is None else earlier.checkpoint
-        saver.best_elsewhere = best_elsewhere(run, earlier, progress, processes, report)
+        saver.newest = None if resume_point is None else resume_point.checkpoint
+        saver.best_elsewhere = best_elsewhere(request, resume_point, progress, processes, report)
         saver.fixed = reference
         course = Course(
             plan=plan,
@@ -119,31 +123,31 @@ def execute(run: Run, place: Place, report: Report) -> Outcome:
             saver=saver,
             evaluator=evaluator,
             report=report,
-            output_dir=run.output_dir,
+            output_dir=request.output_dir,
             checkpointing_steps=options.checkpointing_steps,
-            asked_to_stop=run.stop,
+            asked_to_stop=request.stop,
             watch=setup.watch(report.advise),
             may_split=decision.may_split,
         )
         memory.trains = course
-        run.steps_begin()
+        request.steps_begin()
         stopped = course.train()
         newest = course.finish(stopped)
 
         if apart and newest is not None:
             load_weights(model, newest, learner.saved.names)
-        best = run.output_dir / "best"
+        best = request.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None
         return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
 
 
 def _search(
-    run: Run,
+    request: RunRequest,
     setup: Setup,
     decision: Decision,
     learner: Learner,
     processes: Processes,
-    report: Report,
+    report: Reporter,
     memory: Known,
 ) -> Plan | StopAction:
     """The plan with the learning rate that the search found, or the requested stop action."""
@@ -153,10 +157,10 @@ def _search(
         processes,
         loss_of=learner.loss_of,
         sequences=decision.sequences,
-        deepspeed=run.options.use_deepspeed,
+        deepspeed=request.options.use_deepspeed,
         usual=setup.usual_rates,
         report=report,
-        asked_to_stop=run.stop,
+        asked_to_stop=request.stop,
         may_split=decision.may_split,
         memory=memory,
     )

@@ -18,10 +18,10 @@ from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.model.trained import choose_what_is_trained
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision, sample_of
-from zeta_core.run.inputs import Earlier, Inputs, tokenizer_of_data
-from zeta_core.run.request import Run
+from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
+from zeta_core.run.request import RunRequest
 from zeta_core.run.resolved_spec import merges
 
 LEAST_ENDED = 0.5  # the share of answers or documents with an end token below which a warning is given
@@ -44,7 +44,12 @@ class Learner:
 
 
 def prepare(
-    run: Run, inputs: Inputs, decision: Decision, model: nn.Module, earlier: Earlier | None, report: Report
+    request: RunRequest,
+    inputs: Inputs,
+    decision: Decision,
+    model: nn.Module,
+    resume_point: ResumePoint | None,
+    report: Reporter,
 ) -> Learner:
     """Prepare ``model`` for training, in place. Raises if it can't learn this data, or can't fit into memory."""
     plan, tokens = decision.plan, decision.trained_on.tokens
@@ -56,8 +61,8 @@ def prepare(
             hint="Train without lora to change them.",
             evidence={"share": round(missed.share, 4), "parameters": list(missed.names)},
         )
-    special = _special_tokens(run, inputs, tokens, model, report)
-    merge = merges(run.options)
+    special = _special_tokens(request, inputs, tokens, model, report)
+    merge = merges(request.options)
     saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
     if export.adapter is not None and export.adapter.note is not None:
         report.warn("embeddings_resized", export.adapter.note)
@@ -67,8 +72,8 @@ def prepare(
         if export.skeleton.changed_end is not None:
             report.log(export.skeleton.changed_end)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if earlier is not None:
-        load_weights(model, earlier.checkpoint.directory, saved.names)
+    if resume_point is not None:
+        load_weights(model, resume_point.checkpoint.directory, saved.names)
     loss_of = find_loss(
         model,
         sample_ids=sample_of(tokens),
@@ -79,17 +84,19 @@ def prepare(
     if plan.beta is not None:
         loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
     loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
-    if padding := padding_advice(inputs.tokenizer, decision.sequences, loss_of, plan, run.options, decision.isolation):
+    if padding := padding_advice(
+        inputs.tokenizer, decision.sequences, loss_of, plan, request.options, decision.isolation
+    ):
         report.advise(padding) if padding.patch else report.log(padding.message)
     check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
     return Learner(model, loss_of, saved, export, num_parameters, num_trained, ends)
 
 
-def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
+def setup_of(request: RunRequest, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
     """The properties of the run that advice is based on."""
     return Setup(
-        run.options,
+        request.options,
         decision.plan,
         decision.facts,
         inputs.located,
@@ -101,10 +108,10 @@ def setup_of(run: Run, inputs: Inputs, decision: Decision, learner: Learner) -> 
 
 
 def _special_tokens(
-    run: Run, inputs: Inputs, tokens: TokenFile, model: nn.Module, report: Report
+    request: RunRequest, inputs: Inputs, tokens: TokenFile, model: nn.Module, report: Reporter
 ) -> SpecialTokens | None:
     """The tokenizer's special tokens and the taught ends; warn if there are none. None if there is no tokenizer."""
-    tokenizer = tokenizer_of_data(run, inputs)
+    tokenizer = tokenizer_of_data(request, inputs)
     if tokenizer is None:
         return None
     ends = find_end_tokens(tokens, tokenizer)

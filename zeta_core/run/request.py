@@ -16,7 +16,7 @@ from zeta_core.data.sources import Places
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRequest:
     """A training request from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
 
     ``steps_begin`` is called on every rank when everything is loaded; from then on, there may be progress to save.

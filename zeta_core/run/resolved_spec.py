@@ -12,7 +12,7 @@ from zeta_core.data.encode import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
 from zeta_core.plan import Facts, Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 
 def merges(options: TrainerOptions) -> bool:
@@ -65,7 +65,7 @@ def _reason_of_batch(plan: Plan, num_sequences: int) -> str:
 
 
 def report_resume(
-    report: Report, progress: TrainingProgress, plan: Plan, before: dict[str, Any], *, threads_set: bool
+    report: Reporter, progress: TrainingProgress, plan: Plan, before: dict[str, Any], *, threads_set: bool
 ) -> None:
     """Report where a resumed run continues, and what differs from before."""
     report.log(f"Resumed after step {progress.step} of {plan.total_steps}.")
@@ -95,7 +95,7 @@ def report_resume(
         )
 
 
-def warn_of_another_device(report: Report, before: str | None, now: str | None) -> None:
+def warn_of_another_device(report: Reporter, before: str | None, now: str | None) -> None:
     """Warn that results may differ, because another kind of device has other kernels. Unknown kinds are ignored."""
     if before is None or now is None or before == now:
         return

@@ -15,7 +15,7 @@ from zeta_core.data.sampler import micro_batches
 from zeta_core.objective.loss import LossOf
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 
 class Accumulation:
@@ -27,7 +27,7 @@ class Accumulation:
         engine: Engine,
         loss_of: LossOf,
         sequences: Sequences,
-        report: Report,
+        report: Reporter,
         reading: AbstractContextManager[None],
         *,
         may_split: bool,
@@ -101,6 +101,6 @@ class Accumulation:
 
     def _micro_batches(self, window: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
         """This rank's part of a global batch, and how much of it counts."""
-        place = self._engine.processes.place
-        rows = micro_batches(window, micro_batch=self.plan.batch_size, world_size=place.world_size, rank=place.rank)
+        processes, micro_batch = self._engine.processes, self.plan.batch_size
+        rows = micro_batches(window, micro_batch=micro_batch, world_size=processes.world_size, rank=processes.rank)
         return list(rows)

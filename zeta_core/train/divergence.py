@@ -57,7 +57,7 @@ class _Smoothed:
         return self.total / self.weight
 
 
-class Watch:
+class DivergenceMonitor:
     """Is told each step; speaks at most once of a loss that rises, and knows what to say of one that is not finite.
 
     ``vocabulary`` is the number of tokens that the model tells apart, where that is known; ``usual`` the learning rates

@@ -32,9 +32,9 @@ from zeta_core.objective.loss import LossOf
 from zeta_core.optim.schedule import factor
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.train.accumulation import Accumulation
-from zeta_core.train.divergence import Watch, not_finite_in
+from zeta_core.train.divergence import DivergenceMonitor, not_finite_in
 from zeta_core.train.meter import Meter
 from zeta_core.train.saving import Saver
 
@@ -55,11 +55,11 @@ class Course:
         saved: SavedWeights,
         saver: Saver,
         evaluator: Evaluator | None,
-        report: Report,
+        report: Reporter,
         output_dir: Path,
         checkpointing_steps: int | Literal["epoch"] | None,
         asked_to_stop: Callable[[], StopAction | None],
-        watch: Watch,
+        watch: DivergenceMonitor,
         may_split: bool,
     ) -> None:
         self.watch, self.engine, self.loss_of = watch, engine, loss_of

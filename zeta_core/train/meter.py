@@ -16,7 +16,7 @@ from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memo
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 SECONDS_BETWEEN_LINES = 1.0
 
@@ -45,7 +45,7 @@ class Meter:
     appendix B): tokens/s x `flops_per_token` / (`peak_flops` x processes).
     """
 
-    def __init__(self, report: Report, plan: Plan, num_sequences: int, engine: Engine) -> None:
+    def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine) -> None:
         self.data, self.saving, self.usage = Clock(), Clock(), Usage()
         self._report = report
         self._plan = plan

@@ -43,7 +43,7 @@ from zeta_core.optim.rates import UsualRates, rounded
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 from zeta_core.train.accumulation import Accumulation
 from zeta_core.train.divergence import FAR_ABOVE
 from zeta_core.train.meter import SECONDS_BETWEEN_LINES
@@ -62,7 +62,7 @@ def find_learning_rate(
     sequences: Sequences,
     deepspeed: bool | int | dict[str, Any] | str | None,
     usual: UsualRates,
-    report: Report,
+    report: Reporter,
     asked_to_stop: Callable[[], StopAction | None],
     may_split: bool,
     memory: Known,
@@ -184,7 +184,7 @@ def _range_test(
     loss_of: LossOf,
     sequences: Sequences,
     deepspeed: bool | int | dict[str, Any] | str | None,
-    report: Report,
+    report: Reporter,
     asked_to_stop: Callable[[], StopAction | None],
     may_split: bool,
     memory: Known,
@@ -199,7 +199,7 @@ def _range_test(
             stack.enter_context(checkpointed(blocks))
         engine = build_engine(copied, plan, processes, blocks=blocks, deepspeed=deepspeed)
         stack.callback(engine.close)
-        seed_everything(plan.seed, processes.place.rank)
+        seed_everything(plan.seed, processes.rank)
         test = _RangeTest(plan, engine, loss_of, sequences, report, asked_to_stop, may_split=may_split)
         memory.trains = test
         return test.run(rates)
@@ -220,7 +220,7 @@ class _RangeTest:
         engine: Engine,
         loss_of: LossOf,
         sequences: Sequences,
-        report: Report,
+        report: Reporter,
         asked_to_stop: Callable[[], StopAction | None],
         *,
         may_split: bool,

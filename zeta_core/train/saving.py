@@ -28,7 +28,7 @@ from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import NoRoom
 from zeta_core.model.export import Export
 from zeta_core.parallel.processes import Engine
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 SMALL_FILES_BYTES = 2**20  # configuration, tokenizer, plan, manifest
 
@@ -44,7 +44,7 @@ class Saver:
         saved: SavedWeights,
         plan: dict[str, Any],
         engine: Engine,
-        report: Report,
+        report: Reporter,
         *,
         keep: int,
     ) -> None:

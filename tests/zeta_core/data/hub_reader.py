@@ -24,7 +24,7 @@ from zeta_core.data.confined import MEBIBYTE, Limits
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 
 class HubReader:
@@ -65,7 +65,7 @@ def tokenize(dataset: dict[str, Any]) -> dict[str, Any]:
         sources = open_sources(dataset_sources(options.dataset), Places(), pretokenized=False)
         with tempfile.TemporaryDirectory() as cache:
             limits = Limits(memory_bytes=400 * MEBIBYTE)
-            tokens = prepare_tokens(sources, tokenizer, Path(cache), Report(), limits=limits)
+            tokens = prepare_tokens(sources, tokenizer, Path(cache), Reporter(), limits=limits)
             bounds = [int(offset) for offset in tokens.offsets]
             documents = [tokens.ids[first:last] for first, last in itertools.pairwise(bounds)]
             answer["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in documents]

@@ -27,7 +27,7 @@ from zeta_core.data.template import DEFAULT_TEMPLATE
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 TODAY = date(2026, 3, 5)
 TWO_TURNS = [
@@ -44,14 +44,14 @@ WITH_SYSTEM = [{"role": "system", "content": "Be short."}, *TWO_TURNS]
 
 
 def tokens_of(
-    tmp_path: Path, rows: list[Any], tokenizer: Any, *, report: Report | None = None, **source: Any
+    tmp_path: Path, rows: list[Any], tokenizer: Any, *, report: Reporter | None = None, **source: Any
 ) -> TokenFile:
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_on = source.pop("train_on", None)
     options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Report(), train_on=train_on, today=TODAY)
+    return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Reporter(), train_on=train_on, today=TODAY)
 
 
 def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
@@ -237,7 +237,7 @@ def test_a_text_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> Non
     (tmp_path / "long.txt").write_text("A line of this text.\n" * 30_000)  # is read in several pieces
     options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "long.txt")}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    whole = prepare_tokens(sources, tokenizer, tmp_path / "cache", Report())
+    whole = prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter())
     assert np.flatnonzero(np.asarray(whole.ids) == tokenizer.bos_token_id).tolist() == [0]
 
 
@@ -271,7 +271,7 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(tmp_path: Path) -> None:
 def test_a_tokenizer_without_a_template_gets_the_default_one_and_is_warned_of(tmp_path: Path) -> None:
     kept = Lines()
     tokenizer = ByT5Tokenizer()
-    report = Report(kept)
+    report = Reporter(kept)
     first = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer, report=report)
     assert tokenizer.chat_template == DEFAULT_TEMPLATE
     learned = documents(first, tokenizer)[0][1]
@@ -382,7 +382,7 @@ def test_a_table_holds_conversations_as_lines_do(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"messages": [TWO_TURNS, TWO_TURNS[:2], *calls]}), path)
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    tokens = prepare_tokens(sources, tokenizer, tmp_path / "cache", Report())
+    tokens = prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter())
     assert [stretches for _, stretches in documents(tokens, tokenizer)] == [
         ["Hey!<|eot_id|>", "So long.<|eot_id|>"],
         ["Hey!<|eot_id|>"],

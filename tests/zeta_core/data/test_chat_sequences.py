@@ -21,7 +21,7 @@ from zeta_core.data.report import nothing_to_train
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 
 def chats(lengths: list[int]) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def test_text_and_conversations_share_sequences_and_text_goes_on_in_the_next(tmp
     (tmp_path / "b.jsonl").write_text(json.dumps(GOOD) + "\n")
     options = parse(TrainerOptions, {"dataset": [{"path": str(tmp_path / name)} for name in ("a.txt", "b.jsonl")]})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    tokens = prepare_tokens(sources, byte_tokenizer(shapes.CHATML), tmp_path / "cache", Report())
+    tokens = prepare_tokens(sources, byte_tokenizer(shapes.CHATML), tmp_path / "cache", Reporter())
     sequences = Sequences(tokens, 100, pack=True)
     assert sequences.fit.num_truncated == 0
     indices = np.arange(len(sequences))

@@ -21,7 +21,7 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.data.template import DEFAULT_TEMPLATE, Template, set_template
 from zeta_core.data.token_cache import fingerprint
 from zeta_core.failures import CannotTrain
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 ROW = {"messages": TWO_TURNS}
 BEGIN = "<|begin_of_text|>"
@@ -86,7 +86,7 @@ def test_a_template_of_the_spec_replaces_the_tokenizers(tmp_path: Path) -> None:
     kept = Lines()
     tokenizer = byte_tokenizer(None)
     set_template(tokenizer, shapes.GEMMA)
-    tokens = tokens_of(tmp_path, [ROW], tokenizer, report=Report(kept))
+    tokens = tokens_of(tmp_path, [ROW], tokenizer, report=Reporter(kept))
     assert documents(tokens, tokenizer)[0][1] == ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"]
     assert not [line for line in kept.all if isinstance(line, WarningLine)]
     tokenizer.save_pretrained(tmp_path / "saved")

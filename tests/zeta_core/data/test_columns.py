@@ -22,7 +22,7 @@ from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 USER, ANSWER = "Which river is the longest?", "The Nile, at 6,650 km."
 TURNS = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
@@ -34,7 +34,7 @@ def tokens_of(rows: list[dict[str, Any]] | Path, folder: Path, method: str = "sf
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False, method=method)
-    return prepare_tokens(sources, byte_tokenizer(CHATML), folder / "cache", Report(), method=method)
+    return prepare_tokens(sources, byte_tokenizer(CHATML), folder / "cache", Reporter(), method=method)
 
 
 def texts_of(tokens: TokenFile) -> list[str]:

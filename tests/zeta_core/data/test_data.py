@@ -20,7 +20,7 @@ from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
 
@@ -31,7 +31,7 @@ def tokens_of(
     options = parse(TrainerOptions, {"dataset": source})
     places = places or Places(any_path=True)
     sources = open_sources(dataset_sources(options.dataset), places, pretokenized=pretokenized)
-    return prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "cache", Report())
+    return prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "cache", Reporter())
 
 
 def text_of(tokens: TokenFile) -> list[str]:

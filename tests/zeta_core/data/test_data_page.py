@@ -17,7 +17,7 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
 EXAMPLES = re.findall(r"^`([\w.]+)`(?: with `(\{[^\n]*\})`)?:\n\n```\w*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -34,7 +34,7 @@ def tokens_of(path: Path, settings: dict[str, Any]) -> TokenFile:
         method=options.method,
     )
     cache = path.parent / "cache"
-    return prepare_tokens(sources, byte_tokenizer(CHATML), cache, Report(), method=options.method)
+    return prepare_tokens(sources, byte_tokenizer(CHATML), cache, Reporter(), method=options.method)
 
 
 def test_the_page_has_an_example_of_most_formats() -> None:

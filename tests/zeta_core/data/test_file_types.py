@@ -22,7 +22,7 @@ from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.units import UNIT_BYTES
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 TEXTS = ['Tides follow the moon, "mostly".\nTwice a day.', "Der Mond ist zunehmend.", "1,5\t2"]
 ROWS = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
@@ -32,7 +32,7 @@ def tokens_of(path: Path) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     assert isinstance(options.dataset, PathSource)
     sources = open_sources([options.dataset], Places(any_path=True), pretokenized=False)
-    return prepare_tokens(sources, ByT5Tokenizer(), path.parent / "cache", Report())
+    return prepare_tokens(sources, ByT5Tokenizer(), path.parent / "cache", Reporter())
 
 
 def texts_of(path: Path) -> list[str]:

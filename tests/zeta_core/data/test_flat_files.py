@@ -24,7 +24,7 @@ from zeta_core.data.split import num_shared
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 MAGIC_16, MAGIC_32 = (20240520, 1), (20240801, 7)
 
@@ -36,7 +36,7 @@ def random_ids(count: int, vocabulary: int, *, seed: int = 0) -> NDArray[np.int6
 def read(path: Path, lines: Lines | None = None, **source: Any) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path), "format": "tokens", **source}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    return flat_tokens(sources, Report(lines or Lines()))
+    return flat_tokens(sources, Reporter(lines or Lines()))
 
 
 def with_header(ids: NDArray[Any], dtype: str, magic: tuple[int, int], *, count: int | None = None) -> bytes:
@@ -190,7 +190,7 @@ def test_a_flat_file_does_not_mark_answers(train_on: TrainOn, tmp_path: Path) ->
     options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "ids.npy"), "format": "tokens"}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
     with pytest.raises(InvalidData, match=f"train_on is '{train_on}', but flat files of ids do not mark"):
-        prepare_tokens(sources, None, tmp_path, Report(), train_on=train_on)
+        prepare_tokens(sources, None, tmp_path, Reporter(), train_on=train_on)
 
 
 def test_a_type_is_only_for_flat_files(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.units import Unit
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 # What this process freed earlier is not counted, as its children inherit it: the bombs are several times as large.
 SMALL = Limits(memory_bytes=400 * MEBIBYTE, rendering_seconds=1)
@@ -37,7 +37,7 @@ def tokens_of(
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     assert options.dataset is not None
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=pretokenized)
-    return prepare_tokens(sources, tokenizer or ByT5Tokenizer(), path.parent / "cache", Report(), limits=limits)
+    return prepare_tokens(sources, tokenizer or ByT5Tokenizer(), path.parent / "cache", Reporter(), limits=limits)
 
 
 @pytest.fixture(autouse=True)
@@ -272,4 +272,4 @@ def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monke
 
     crashing = replace(source, read=read)
     with pytest.raises(InvalidData, match=r"a\.jsonl: decoding it crashed \(SIGSEGV\)"):
-        prepare_tokens([crashing], ByT5Tokenizer(), tmp_path / "cache", Report(), limits=SMALL)
+        prepare_tokens([crashing], ByT5Tokenizer(), tmp_path / "cache", Reporter(), limits=SMALL)

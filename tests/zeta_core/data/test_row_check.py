@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from transformers import ByT5Tokenizer
+from zeta_core.report.journal import Report
 
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import SPEC
@@ -22,7 +23,6 @@ from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.dry_run.check import check
-from zeta_core.report.journal import Report
 
 # A template that renders roles and contents, and nothing else.
 TEMPLATE = (

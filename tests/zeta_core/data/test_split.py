@@ -29,7 +29,7 @@ from zeta_core.data.split import hold_out, num_shared
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import Mix, Origin, TokenFile
 from zeta_core.failures import CannotResume, InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 # Like the template of Qwen 3, it leaves out the thinking of earlier turns, so every turn becomes a document.
 FORGETS_THINKING = (
@@ -64,7 +64,7 @@ def tokens_of(
     tokenizer = ByT5Tokenizer()
     tokenizer.chat_template = FORGETS_THINKING
     cache = path.parent / f"cache-{processes}"
-    return prepare_tokens(sources, tokenizer, cache, Report(), method=method, processes=processes)
+    return prepare_tokens(sources, tokenizer, cache, Reporter(), method=method, processes=processes)
 
 
 def texts(tokens: TokenFile) -> list[tuple[int, ...]]:

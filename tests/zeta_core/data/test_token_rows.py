@@ -25,7 +25,7 @@ from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 IDS = [10, 11, 12, 13, 14, 15]
 
@@ -49,7 +49,7 @@ def write_table(path: Path, table: Any) -> None:
 def tokens_of(path: Path, *, train_on: TrainOn | None = None, **source: Any) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path), "format": "tokens", **source}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    return prepare_tokens(sources, ByT5Tokenizer(), path.parent / "cache", Report(), train_on=train_on)
+    return prepare_tokens(sources, ByT5Tokenizer(), path.parent / "cache", Reporter(), train_on=train_on)
 
 
 def trained_on(tokens: TokenFile) -> list[int]:

@@ -30,7 +30,7 @@ from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.units import Row
 from zeta_core.failures import InvalidData, TrainingFailed
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 NUM_ROWS = 2_400
 
@@ -42,7 +42,7 @@ def sources_of(*paths: Path) -> list[Source]:
 
 def prepare(paths: list[Path], cache: Path, *, processes: int, tokenizer: Any = None, **more: Any) -> TokenFile:
     tokenizer = tokenizer or byte_tokenizer(shapes.CHATML)
-    return prepare_tokens(sources_of(*paths), tokenizer, cache, Report(), processes=processes, **more)
+    return prepare_tokens(sources_of(*paths), tokenizer, cache, Reporter(), processes=processes, **more)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
 
 def test_progress_tells_documents_and_the_share_that_is_done(several_sources: list[Path], tmp_path: Path) -> None:
     kept = Lines()
-    report = Report(kept)
+    report = Reporter(kept)
     tokenizer = byte_tokenizer(shapes.CHATML)
     tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report, seconds_between_lines=0.0)
     lines = [line for line in kept.all if isinstance(line, ProgressLine)]
@@ -144,7 +144,7 @@ def test_two_runs_at_once_make_the_tokens_once(several_sources: list[Path], tmp_
 
     def make(kept: Lines) -> TokenFile:
         tokenizer = byte_tokenizer(shapes.CHATML)
-        return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Report(kept))
+        return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Reporter(kept))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(make, reports)
@@ -166,7 +166,7 @@ def test_what_is_meant_anyway_is_the_same_data_when_it_is_said(tmp_path: Path) -
         options = parse(TrainerOptions, {"dataset": dataset, "train_on": train_on})
         found = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
         tokenizer = byte_tokenizer(shapes.CHATML)
-        return prepare_tokens(found, tokenizer, tmp_path / "cache", Report(), train_on=options.train_on).fingerprint
+        return prepare_tokens(found, tokenizer, tmp_path / "cache", Reporter(), train_on=options.train_on).fingerprint
 
     own_names = {"format": "text", "columns": {"text": "text"}}
     assert {fingerprint(lines), fingerprint({**lines, **own_names}, "all"), fingerprint([lines], "all")} == {

@@ -15,7 +15,7 @@ from tests.zeta_core.data.test_chat import documents, tokens_of
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 QUESTION = {"role": "user", "content": "Who wrote Emma?"}
 ANSWER = {"role": "assistant", "content": "Jane Austen."}
@@ -270,7 +270,7 @@ def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp
 def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
     kept = Lines()
     row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
-    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(shapes.CHATML), report=Report(kept))
+    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(shapes.CHATML), report=Reporter(kept))
     assert tokens.num_unused_ends == 1
     assert not [line for line in kept.all if isinstance(line, WarningLine)], "they are reported with the data"
 

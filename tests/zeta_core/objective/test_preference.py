@@ -28,7 +28,7 @@ from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData, InvalidModel
 from zeta_core.objective.loss import find_loss
 from zeta_core.objective.preference import DpoLoss, Pairs, rewards_of
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 
 def write_pairs(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -53,7 +53,7 @@ def tokens_of(tmp_path: Path, rows: list[Any], tokenizer: Any, *, method: str = 
     path = write_pairs(tmp_path / "pairs.jsonl", rows)
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
-    return prepare_tokens(sources, tokenizer, tmp_path / "cache", Report(), method=method)
+    return prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter(), method=method)
 
 
 def rewards_in(lines: Lines) -> list[dict[str, float]]:

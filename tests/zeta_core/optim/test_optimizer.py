@@ -9,7 +9,7 @@ from torch import nn
 from tests.zeta_core.models import llama, plain
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation import repeated_blocks
-from zeta_core.optim.muon import Muon, orthogonalised
+from zeta_core.optim.muon import Muon, orthogonalized
 from zeta_core.optim.optimizer import Groups, build_optimizer
 
 
@@ -51,7 +51,7 @@ def test_adamw_is_one_kernel() -> None:
 
 def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     model = llama()
-    held = {id(parameter) for parameter in Groups.of(model, repeated_blocks(model), "muon").orthogonalised}
+    held = {id(parameter) for parameter in Groups.of(model, repeated_blocks(model), "muon").orthogonalized}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in held}
     assert {name.split(".layers.")[1].split(".")[0] for name in names} == {"0", "1"}
     assert len(names) == 2 * 7, "four of the attention and three of the feed-forward part, in each of two blocks"
@@ -62,7 +62,7 @@ def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
 
 def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> None:
     model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 50))
-    found = Groups.of(model, repeated_blocks(model), "muon").orthogonalised
+    found = Groups.of(model, repeated_blocks(model), "muon").orthogonalized
     assert [tuple(parameter.shape) for parameter in found] == [(16, 8), (8, 16)]
     flat = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50))
     with pytest.raises(CannotTrain, match="no matrix in its blocks"):
@@ -70,10 +70,10 @@ def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> Non
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
-def test_an_orthogonalised_matrix_keeps_its_directions_and_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+def test_an_orthogonalized_matrix_keeps_its_directions_and_has_singular_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(shape)
-    found = orthogonalised(matrix)
+    found = orthogonalized(matrix)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     inside = u.T @ found @ v.T
     values = inside.diagonal()

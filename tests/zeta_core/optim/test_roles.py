@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.zeta_core.models import llama
 from zeta_core.model.activation import repeated_blocks
-from zeta_core.optim.muon import Muon, orthogonalised
+from zeta_core.optim.muon import Muon, orthogonalized
 from zeta_core.optim.optimizer import Groups
 from zeta_core.optim.roles import Role, roles_of
 
@@ -173,9 +173,9 @@ def test_the_groups_are_described_with_their_counts() -> None:
     found = Groups.of(model, repeated_blocks(model), "muon")
     assert found.describe("muon", 0.1) == (
         "Optimizer muon: 22 matrices by Muon with weight decay 0.1 "
-        f"({sum(p.numel() for p in found.orthogonalised):,} parameters); "
+        f"({sum(p.numel() for p in found.orthogonalized):,} parameters); "
         "2 matrices and embeddings with weight decay 0.1 (3,200 parameters); 31 norms, biases and other parameters "
-        f"without ({sum(p.numel() for p in found.kept):,} parameters)."
+        f"without ({sum(p.numel() for p in found.not_decayed):,} parameters)."
     )
 
 
@@ -190,4 +190,4 @@ def test_muon_orthogonalises_each_expert_by_itself() -> None:
     Muon([together], None, lr=0.02, weight_decay=0.1).step()
     Muon(alone, None, lr=0.02, weight_decay=0.1).step()
     assert torch.equal(together, torch.stack([parameter.detach() for parameter in alone]))
-    assert torch.equal(orthogonalised(stack)[1], orthogonalised(stack[1]))
+    assert torch.equal(orthogonalized(stack)[1], orthogonalized(stack[1]))

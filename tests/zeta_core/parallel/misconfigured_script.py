@@ -21,7 +21,7 @@ from tests.zeta_core.models import plain
 from tests.zeta_core.parallel.test_parallel import why_no_deepspeed
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
-from zeta_core.environment import Place, library_environment, place
+from zeta_core.environment import ProcessRank, library_environment
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel.processes import Processes, Replicated
 from zeta_core.parallel.sharded import Sharded
@@ -84,7 +84,7 @@ def main(result_file: str) -> None:
     plan = decide(asked, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
     answers: dict[str, str] = {}
     with library_environment(deepspeed=why_no_deepspeed() is None, cuda=False):
-        processes = Processes(place(), need_group=True)
+        processes = Processes(ProcessRank.from_environment(), need_group=True)
         answers["right"] = answer(lambda: type(Replicated(plain(), plan, processes, blocks=[]).model).__name__)
         for engine in (WithoutCpu, OnlyBackend, PluginDropped):
             answers[engine.__name__] = answer(lambda of=engine: of(plain(), plan, processes, blocks=[]))
@@ -92,7 +92,7 @@ def main(result_file: str) -> None:
             config = zero_config(2, plan)
             for zero in (ZeroDropped, ZeroUncounted):
                 answers[zero.__name__] = answer(lambda of=zero: of(plain(), plan, processes, blocks=[], config=config))
-        answers["connected by the script"] = answer(lambda: Processes(Place(), need_group=False))
+        answers["connected by the script"] = answer(lambda: Processes(ProcessRank(), need_group=False))
     if dist.get_rank() == 0:
         Path(result_file).write_text(json.dumps(answers))
     dist.barrier()

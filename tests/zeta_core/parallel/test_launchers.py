@@ -15,7 +15,7 @@ from tests.harness.ports import free_loopback_port
 from tests.zeta_core.models import plain
 from tests.zeta_core.parallel.test_parallel import SCRIPT, case, environment, why_no_deepspeed
 from tests.zeta_core.runs import train
-from zeta_core.environment import Place, place
+from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel import processes
 from zeta_core.parallel.processes import Processes
@@ -95,7 +95,7 @@ def test_several_processes_that_cannot_find_one_another_are_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(CannotTrain, match="torchrun --nproc-per-node N"):
-        place()
+        ProcessRank.from_environment()
 
 
 def test_processes_that_never_come_are_told_of_with_where_they_were_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +104,13 @@ def test_processes_that_never_come_are_told_of_with_where_they_were_waited_for(m
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes, "GROUP_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(CannotTrain, match=r"2 processes .* did not find one another at 127\.0\.0\.1:\d+ within"):
-        Processes(place(), need_group=False)
+        Processes(ProcessRank.from_environment(), need_group=False)
 
 
 def test_a_lone_rank_or_a_world_of_one_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert place() == Place()
+    assert ProcessRank.from_environment() == ProcessRank()
 
 
 @pytest.mark.parametrize(

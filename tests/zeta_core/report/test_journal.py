@@ -5,11 +5,11 @@ from pathlib import Path
 from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.job.events import ErrorLine, LogLine
 from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
-from zeta_core.report.journal import Journal
+from zeta_core.report.reporter import JournalWriter
 
 
 def test_a_line_with_a_huge_text_keeps_its_beginning(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "events.jsonl")
+    journal = JournalWriter(tmp_path / "events.jsonl")
     journal.write(LogLine(message="short"))
     journal.write(ErrorLine(code="invalid_data", message="line 3: " + "€" * LONGEST_LINE_BYTES, hint="remove it"))
     journal.close()

@@ -15,7 +15,7 @@ from zeta_core.contract.job.events import JOURNAL_LINE, LogLine, ProgressLine, S
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT
 from zeta_core.process import launch
-from zeta_core.report.journal import Journal
+from zeta_core.report.reporter import JournalWriter
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_run_that_cannot_even_write_its_journal_says_so_by_its_exit_code(disk:
 
 def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(disk: SmallDisk) -> None:
     file = disk.directory / "events.jsonl"
-    lines = Journal(file)
+    lines = JournalWriter(file)
     lines.write(LogLine(message="the first"))
     disk.fill()
     with pytest.raises(OSError, match="No space left"):
@@ -84,7 +84,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(disk: Sma
 
 
 def test_a_journal_that_is_too_long_says_so_once_and_tells_what_matters(tmp_path: Path) -> None:
-    lines = Journal(tmp_path / "events.jsonl", max_lines=3)
+    lines = JournalWriter(tmp_path / "events.jsonl", max_lines=3)
     for number in range(6):
         lines.write(LogLine(message=f"log {number}"))
     for step in range(5):

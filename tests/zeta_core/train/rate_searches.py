@@ -22,9 +22,9 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.rate_search import RateSearch
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places
-from zeta_core.environment import Place, place
-from zeta_core.report.journal import Report
-from zeta_core.run import Outcome, Run, execute
+from zeta_core.environment import ProcessRank
+from zeta_core.report.reporter import Reporter
+from zeta_core.run import Outcome, RunRequest, execute
 
 STRATEGIES: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}, "zero-2": {"use_deepspeed": 2}}
 
@@ -33,7 +33,7 @@ def begin(
     model: object,
     output_dir: Path,
     *,
-    place: Place | None = None,
+    place: ProcessRank | None = None,
     stop: Callable[[Lines], StopAction | None] = lambda lines: "hand_back" if _trains(lines) else None,
     resume: bool = False,
     **options: Any,
@@ -48,7 +48,7 @@ def begin(
         **options,
     }
     lines = Lines()
-    run = Run(
+    run = RunRequest(
         options=parse(TrainerOptions, asked),
         model=model,
         output_dir=output_dir,
@@ -57,8 +57,8 @@ def begin(
         resume_from=output_dir if resume else None,
         stop=lambda: stop(lines),
     )
-    place = place or Place()
-    return execute(run, place, Report(lines) if place.is_main else Report()), lines
+    place = place or ProcessRank()
+    return execute(run, place, Reporter(lines) if place.is_main else Reporter()), lines
 
 
 def _trains(lines: Lines) -> bool:
@@ -80,7 +80,7 @@ def weights(output_dir: Path, file: str = "model.safetensors") -> bytes:
 
 
 def main(folder: Path, *strategies: str) -> None:
-    here = place()
+    here = ProcessRank.from_environment()
     for name in strategies:
         found = folder / f"{name}-found"
         begin(llama(attention_dropout=0.1), found, place=here, **STRATEGIES[name])

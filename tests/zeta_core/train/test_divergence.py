@@ -12,7 +12,7 @@ from zeta_core.contract.job.advice import Advice
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.optim.rates import UsualRates
 from zeta_core.plan import Facts, decide, with_length
-from zeta_core.train.divergence import Watch
+from zeta_core.train.divergence import DivergenceMonitor
 
 STEPS = 1000
 NOISE = random.Random(0)
@@ -25,7 +25,7 @@ def told(loss_at: Callable[[int], float], *, steps: int = STEPS, vocabulary: int
     plan = with_length(decide(options, facts, None), options, steps)
     said: list[Advice] = []
     usual = UsualRates(1e-5, 1e-3, 1e-2)
-    watch = Watch(plan, said.append, vocabulary=vocabulary, usual=usual, supports_bf16=False)
+    watch = DivergenceMonitor(plan, said.append, vocabulary=vocabulary, usual=usual, supports_bf16=False)
     for step in range(1, steps + 1):
         watch.step(step, loss=loss_at(step), learning_rate=1e-3, grad_norm=1.0)
     return said

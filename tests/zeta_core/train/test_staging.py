@@ -13,7 +13,7 @@ from tests.zeta_core.models import PlainModel, plain
 from zeta_core.checkpoint.staging import Staging
 from zeta_core.checkpoint.training_state import optimizer_tensors
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.environment import Place
+from zeta_core.environment import ProcessRank
 from zeta_core.failures import InvalidModel
 from zeta_core.parallel.processes import Processes, Replicated
 from zeta_core.plan import Facts, Plan, decide
@@ -93,7 +93,7 @@ def replicated() -> Iterator[list[Replicated]]:
 
 
 def one_step(model: nn.Module, engines: list[Replicated]) -> Replicated:
-    engine = Replicated(model, _plan(), Processes(Place(), need_group=False), blocks=[])
+    engine = Replicated(model, _plan(), Processes(ProcessRank(), need_group=False), blocks=[])
     engines.append(engine)
     engine.backward(engine.model(torch.ones(1, 4, dtype=torch.int64)).sum())
     engine.update(0.1)

@@ -13,10 +13,10 @@ from tests.zeta_core.models import llama, plain
 from zeta_core.contract.job.events import JOURNAL_LINE, ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.sources import Places
-from zeta_core.environment import Place
+from zeta_core.environment import ProcessRank
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_flops_of
-from zeta_core.report.journal import Journal, Report
-from zeta_core.run import Run, execute
+from zeta_core.report.reporter import JournalWriter, Reporter
+from zeta_core.run import RunRequest, execute
 from zeta_core.train.meter import Clock
 
 
@@ -88,12 +88,12 @@ def test_progress_lines_tell_every_step_and_the_shares_of_waiting_and_the_first_
     tmp_path: Path,
 ) -> None:
     given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 7, "checkpointing_steps": 3}
-    report = Report(Journal(tmp_path / "events.jsonl"))
+    report = Reporter(JournalWriter(tmp_path / "events.jsonl"))
     options = TrainerOptions.model_validate(given)
     places = Places(any_path=True)
     model = llama()
-    run = Run(options=options, model=model, output_dir=tmp_path / "out", cache=tmp_path / "cache", places=places)
-    execute(run, Place(), report)
+    run = RunRequest(options=options, model=model, output_dir=tmp_path / "out", cache=tmp_path / "cache", places=places)
+    execute(run, ProcessRank(), report)
     report.close()
     lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in (tmp_path / "events.jsonl").open()]
     told = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]

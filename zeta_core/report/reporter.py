@@ -51,7 +51,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Journal:
+class JournalWriter:
     """``events.jsonl`` of a run directory; beyond ``max_lines`` it tells checkpoints, the end, a step now and then."""
 
     def __init__(self, path: Path, max_lines: int | None = None) -> None:
@@ -156,7 +156,7 @@ class Console:
         return "  ".join(parts)
 
 
-class Report:
+class Reporter:
     """The one voice of a training. Every rank has one; only the first rank's has sinks."""
 
     def __init__(self, *sinks: Sink) -> None:

@@ -42,7 +42,7 @@ from zeta_core.data.token_rows import RowColumns
 from zeta_core.data.tokenizing import num_processes
 from zeta_core.environment import variables
 from zeta_core.failures import InvalidData
-from zeta_core.report.journal import Report
+from zeta_core.report.reporter import Reporter
 
 VERSION = 3  # of the results in the cache
 MOST_PROCESSES = 4  # because trainings run on the same machine
@@ -84,7 +84,7 @@ def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str,
     """Check a flat file of ids: its header, type, size, and all ids. Raises `InvalidData`."""
     refuse_for_flat(sources, train_on=train_on, method=method)
     try:
-        tokens = flat_tokens(sources, Report(), time.monotonic() + seconds)
+        tokens = flat_tokens(sources, Reporter(), time.monotonic() + seconds)
     except OutOfTime:
         return "The flat file of ids could not be read within the time limit; the training checks it when it starts."
     lengths = np.diff(tokens.offsets)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from transformers import ByT5Tokenizer
-from zeta_core.report.journal import Report
 
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import SPEC
@@ -23,6 +22,7 @@ from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.token_cache import prepare_tokens
 from zeta_core.dry_run.check import check
+from zeta_core.report.reporter import Reporter
 
 # A template that renders roles and contents, and nothing else.
 TEMPLATE = (
@@ -172,7 +172,7 @@ def test_a_text_file_is_one_document_as_in_the_training(tmp_path: Path) -> None:
     assert data.tokens == pytest.approx(len(text) + 1, abs=1), "a part of the pieces is tokenized"
     (tmp_path / "book.txt").write_text(text)
     sources = open_sources([PathSource(path=str(tmp_path / "book.txt"))], Places(any_path=True), pretokenized=False)
-    tokens = prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "tokens", Report())
+    tokens = prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "tokens", Reporter())
     assert tokens.offsets.tolist() == [0, len(text) + 1]
 
 

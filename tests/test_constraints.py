@@ -1,4 +1,4 @@
-"""constraints.txt pins exactly what pyproject.toml's ranges lead to, so that a set-up can be repeated."""
+"""constraints.txt pins every dependency of pyproject.toml, so that an installation is reproducible."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-# What a CUDA build of torch brings and pins itself; the CPU build brings none of it.
+# Dependencies of CUDA builds of torch, which pin them; the CPU build has none of them.
 FOLLOWS_FROM_TORCH = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton).*")
 
 
@@ -21,7 +21,7 @@ def project() -> dict[str, Any]:
 
 
 def pins() -> dict[str, str]:
-    """Each pinned distribution's normalized name and version, markers left out."""
+    """The normalized name and the version of each pinned distribution, without markers."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"==[^,*]+", str(requirement.specifier)) for requirement in requirements)
@@ -29,7 +29,7 @@ def pins() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
-    """Everything that pyproject.toml asks for, but the extra that repeats the others."""
+    """All requirements in pyproject.toml, except the extra that combines the others."""
     table = project()
     extras = table["project"]["optional-dependencies"]
     lists = [table["project"]["dependencies"], *table["dependency-groups"].values()]
@@ -38,7 +38,7 @@ def declared() -> list[Requirement]:
 
 
 def closure(requirement: Requirement, seen: set[str]) -> Iterator[str]:
-    """The installed distributions that a requirement leads to here, by normalized name."""
+    """The normalized names of the installed distributions that a requirement needs on this machine."""
     if str(requirement) in seen:
         return
     seen.add(str(requirement))
@@ -46,7 +46,7 @@ def closure(requirement: Requirement, seen: set[str]) -> Iterator[str]:
     try:
         needed = metadata.requires(name) or []
     except metadata.PackageNotFoundError:
-        return  # an extra that this machine cannot have
+        return  # an extra that is not available on this machine
     yield name
     for text in needed:
         below = Requirement(text)
@@ -59,7 +59,7 @@ def closure(requirement: Requirement, seen: set[str]) -> Iterator[str]:
 def test_every_dependency_is_pinned() -> None:
     seen: set[str] = set()
     needed = {name for requirement in declared() for name in closure(requirement, seen)}
-    assert len(needed) > 80, "hardly anything is installed; this test has nothing to look at"
+    assert len(needed) > 80, "too few distributions are installed for this test"
     assert {name for name in needed - pins().keys() if not FOLLOWS_FROM_TORCH.fullmatch(name)} == set()
 
 

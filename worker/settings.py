@@ -1,4 +1,4 @@
-"""The worker's settings: read once at its entry point from ``ZETA_*``, then handed on as one frozen object."""
+"""The worker's settings: read once from ``ZETA_*`` at the entry point and passed on as one frozen object."""
 
 from __future__ import annotations
 
@@ -17,41 +17,53 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
 class WorkerSettings(FleetSettings):
-    """What ``zeta worker`` needs."""
+    """The settings of ``zeta worker``."""
 
     worker_name: str = Field(default_factory=lambda: _NOT_IN_NAME.sub("-", socket.gethostname()) or "worker")
-    worker_slots: int | None = Field(default=None, ge=1, le=1024, description="unset: one per visible GPU, or 1")
-    worker_labels: dict[str, str] = Field(default={}, description="name=value, with commas between them")
-    stop_grace_seconds: float = Field(default=30, ge=0, description="what a training gets for saving when stopped")
-    stall_factor: float = Field(
-        default=20, ge=2, description="a training without a step for so many times its median step is ended"
+    worker_slots: int | None = Field(
+        default=None, ge=1, le=1024, description="number of jobs at once; default: one per visible GPU, or 1"
     )
-    stall_min_seconds: float = Field(default=300, gt=0, description="... but for no less than this")
+    worker_labels: dict[str, str] = Field(default={}, description="name=value pairs, separated by commas")
+    stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped training to save")
+    stall_factor: float = Field(
+        default=20, ge=2, description="multiple of the median step time after which a training without a step is ended"
+    )
+    stall_min_seconds: float = Field(
+        default=300, gt=0, description="minimum time without a step before a training is ended"
+    )
     disk_min_free_bytes: int = Field(
-        default=512 * MEBIBYTE, ge=0, description="with less free, trainings save and pause until there is room"
+        default=512 * MEBIBYTE, ge=0, description="with less free disk space, trainings save and pause"
     )
     log_max_bytes: int = Field(
-        default=64 * MEBIBYTE, ge=1024, description="of a job's log; beyond it only its end is kept"
+        default=64 * MEBIBYTE, ge=1024, description="maximum size of a job's log; beyond it, only its end is kept"
     )
     journal_max_lines: int = Field(
-        default=100_000, ge=100, description="of an attempt; beyond it only what matters is told"
+        default=100_000,
+        ge=100,
+        description="maximum number of journal lines per attempt; beyond it, only important events are recorded",
     )
     check_memory_bytes: int = Field(
-        default=4096 * MEBIBYTE, ge=1024 * MEBIBYTE, description="what the process that checks specs may allocate"
+        default=4096 * MEBIBYTE, ge=1024 * MEBIBYTE, description="memory limit of the process that checks specs"
     )
     job_memory_bytes: int | None = Field(
         default=None,
         ge=256 * MEBIBYTE,
-        description="of all processes of a job on this worker; unset: a job over its slots' share of the machine is "
-        "ended only where the machine runs out of memory",
+        description="memory limit of a job's processes; default: none, but when the machine runs out of memory, a job "
+        "that exceeds its slots' share of it is ended",
     )
-    cache_max_bytes: int = Field(default=20 * 1024 * MEBIBYTE, ge=0, description="what was used longest ago goes first")
-    job_env: tuple[str, ...] = Field(default=(), description="names of further variables that trainings are given")
-    cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES: these GPUs are offered")
+    cache_max_bytes: int = Field(
+        default=20 * 1024 * MEBIBYTE,
+        ge=0,
+        description="maximum size of the cache; the least recently used entries are deleted first",
+    )
+    job_env: tuple[str, ...] = Field(
+        default=(), description="names of additional environment variables to pass to trainings"
+    )
+    cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES, the GPUs to use")
 
     @classmethod
     def of_this_process(cls, **overrides: object) -> WorkerSettings:
-        """The settings in this process's own environment. Raises `InvalidSettings`."""
+        """Read the settings from the environment of this process. Raises `InvalidSettings`."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return cls.from_environment(os.environ, **{"cuda_visible_devices": visible, **overrides})
 
@@ -59,7 +71,9 @@ class WorkerSettings(FleetSettings):
     @classmethod
     def _name(cls, value: str) -> str:
         if not _NAME.match(value):
-            raise ValueError("it must be letters, digits, '.', '_' and '-', at most 100 of them")
+            raise ValueError(
+                "it must consist of at most 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
+            )
         return value
 
     @field_validator("worker_labels", mode="before")
@@ -69,7 +83,7 @@ class WorkerSettings(FleetSettings):
             return value
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         if not all(name.strip() and separator for name, separator, _ in pairs):
-            raise ValueError("it must be name=value, with commas between them")
+            raise ValueError("it must be name=value pairs, separated by commas")
         return {name.strip(): text.strip() for name, _, text in pairs}
 
     @field_validator("job_env", mode="before")
@@ -79,7 +93,7 @@ class WorkerSettings(FleetSettings):
 
     @property
     def root(self) -> Path:
-        """This worker's own folder: its run directories lie here, and several workers may share one home."""
+        """The folder of this worker with its run directories. Several workers may share one home."""
         return self.home / "workers" / self.worker_name
 
 

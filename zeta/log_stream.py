@@ -39,7 +39,7 @@ class LogStream:
         self._tail, self._attempt = tail, attempt
         self._seen_bytes = 0  # counted from the start of the log, or of its tail while `_tail` is set
         self._anchor = b""  # the last bytes seen, while `_tail` is set
-        self._has_answered = False
+        self._has_responded = False
         self._server_has_offset = True
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
@@ -69,7 +69,7 @@ class LogStream:
         while True:
             seen_bytes, was_silent = self._seen_bytes, False
             failure: ZetaError | None = None
-            self._has_answered, had_answered = False, self._has_answered
+            self._has_responded, had_responded = False, self._has_responded
             try:
                 if not is_withheld:
                     try:
@@ -95,17 +95,17 @@ class LogStream:
                 pauses.restart()
                 silence = FIRST_SILENCE_SECONDS
             elif failure is None and not was_silent:
-                pauses.restart()  # the server ended a quiet answer
+                pauses.restart()  # the server ended a quiet response
             elif was_silent:
                 silence = min(2 * silence, LONGEST_SILENCE_SECONDS)
-            if self._has_answered:
+            if self._has_responded:
                 pauses.renew_patience()
                 was_reported = False
-            elif failure is not None and had_answered and on_interruption is not None and not was_reported:
+            elif failure is not None and had_responded and on_interruption is not None and not was_reported:
                 on_interruption(failure)
                 was_reported = True
-            self._has_answered = self._has_answered or had_answered
-            waits = pauses if self._has_answered else first_pauses
+            self._has_responded = self._has_responded or had_responded
+            waits = pauses if self._has_responded else first_pauses
             if not waits.wait():
                 raise failure or Unreachable(f"This client was closed while it followed the log of {self._job_id}.")
 
@@ -139,7 +139,7 @@ class LogStream:
         headers = {"Accept-Encoding": "identity"}  # compression would delay text until a block is full
         path = f"/v1/jobs/{self._job_id}/logs"
         with self._transport.stream("GET", path, params=params, headers=headers, read_seconds=read_seconds) as response:
-            self._has_answered = True
+            self._has_responded = True
             yield from response.iter_bytes()
 
     def _leave_tail(self) -> None:

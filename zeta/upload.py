@@ -22,7 +22,7 @@ from zeta_core.contract.job.answers import FilePurpose, Page, StoredFile
 from zeta_core.contract.printable import printable
 
 CHUNK_BYTES = 1 << 20
-ANSWER_SECONDS = 300.0  # the server may still be writing to a slow disk after the last byte
+RESPONSE_SECONDS = 300.0  # the server may still be writing to a slow disk after the last byte
 
 
 def upload(
@@ -100,7 +100,7 @@ def _send(
             with transport.stream(
                 "POST",
                 "/v1/files",
-                read_seconds=ANSWER_SECONDS,
+                read_seconds=RESPONSE_SECONDS,
                 headers=form.headers(size),
                 content=form.body(stream, size, on_bytes),
             ) as response:

@@ -15,16 +15,16 @@ MODEL = {"config": {**TINY_LLAMA, "max_position_embeddings": 512}}
 
 
 def upload(http: httpx.Client, name: str, content: bytes) -> str:
-    answer = http.post("/v1/files", files={"file": (name, content)}, data={"purpose": "dataset"})
-    assert answer.status_code == 201, answer.text
-    return answer.json()["id"]
+    response = http.post("/v1/files", files={"file": (name, content)}, data={"purpose": "dataset"})
+    assert response.status_code == 201, response.text
+    return response.json()["id"]
 
 
 def run(http: httpx.Client, service: Service, **fields: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run a job that must succeed, and return it with its events."""
-    answer = http.post("/v1/jobs", json=tiny_job(seq_len=512, max_steps=8, **fields))
-    assert answer.status_code == 201, answer.text
-    job = wait_for_end(http, answer.json()["id"])
+    response = http.post("/v1/jobs", json=tiny_job(seq_len=512, max_steps=8, **fields))
+    assert response.status_code == 201, response.text
+    job = wait_for_end(http, response.json()["id"])
     assert job["status"] == "succeeded", service.log()
     return job, http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
 

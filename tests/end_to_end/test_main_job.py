@@ -29,10 +29,10 @@ print("generated", out.shape[1])
 
 
 def submit(http: httpx.Client, spec: dict[str, Any], **headers: str) -> dict[str, Any]:
-    answer = http.post("/v1/jobs", json=spec, headers=headers)
-    assert answer.status_code == 201, answer.text
-    assert answer.headers["location"].endswith(f"/v1/jobs/{answer.json()['id']}")
-    return answer.json()
+    response = http.post("/v1/jobs", json=spec, headers=headers)
+    assert response.status_code == 201, response.text
+    assert response.headers["location"].endswith(f"/v1/jobs/{response.json()['id']}")
+    return response.json()
 
 
 def step_of(http: httpx.Client, job_id: str) -> int:
@@ -74,12 +74,12 @@ def test_a_posted_job_ends_with_a_verified_loadable_checkpoint(
     manifest = http.get(f"/v1/jobs/{job['id']}/checkpoints/final").json()
     directory = tmp_path / "final"
     for entry in manifest["files"]:
-        answer = http.get(f"/v1/jobs/{job['id']}/checkpoints/final/files/{entry['path']}")
-        assert hashlib.sha256(answer.content).hexdigest() == entry["sha256"]
-        assert (len(answer.content), answer.headers["etag"]) == (entry["size"], f'"{entry["sha256"]}"')
+        response = http.get(f"/v1/jobs/{job['id']}/checkpoints/final/files/{entry['path']}")
+        assert hashlib.sha256(response.content).hexdigest() == entry["sha256"]
+        assert (len(response.content), response.headers["etag"]) == (entry["size"], f'"{entry["sha256"]}"')
         target = directory / entry["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(answer.content)
+        target.write_bytes(response.content)
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD_AND_GENERATE, str(directory)], capture_output=True, text=True, check=False
     )
@@ -116,8 +116,8 @@ def test_cancel_ends_a_running_job_with_all_of_its_processes(http: httpx.Client,
     path = f"/v1/jobs/{job['id']}"
     wait_until(lambda: step_of(http, job["id"]) > 1, 90, "the training to have started")
     assert marked_processes(job["id"])
-    answer = http.post(f"{path}/cancel")
-    assert (answer.status_code, answer.json()["requested_action"]) == (202, "cancel")
+    response = http.post(f"{path}/cancel")
+    assert (response.status_code, response.json()["requested_action"]) == (202, "cancel")
     ended = wait_for_end(http, job["id"], 60)
     assert (ended["status"], ended["status_reason"]) == ("cancelled", "cancelled_by_user"), service.log()
     assert not marked_processes(job["id"])

@@ -110,9 +110,9 @@ def _logits(model: Any, prompt: Any) -> torch.Tensor:
 
 def _run(http: httpx.Client, service: Service, spec: dict[str, Any]) -> dict[str, Any]:
     """Run a job that must succeed."""
-    answer = http.post("/v1/jobs", json=spec)
-    assert answer.status_code == 201, answer.text
-    job = wait_for_end(http, answer.json()["id"], JOB_SECONDS)
+    response = http.post("/v1/jobs", json=spec)
+    assert response.status_code == 201, response.text
+    job = wait_for_end(http, response.json()["id"], JOB_SECONDS)
     assert job["status"] == "succeeded", service.log()
     return job
 

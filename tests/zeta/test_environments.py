@@ -105,12 +105,12 @@ def test_an_unusable_stored_login_is_reported_with_its_path(
 
 
 def test_a_login_that_cannot_be_stored_is_reported_in_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
-    def answer(_method: str, _path: str) -> Answer:
+    def respond(_method: str, _path: str) -> Answer:
         headers = {"Content-Type": "application/json", "X-Request-Id": "req_1"}
         return Answer(200, b'{"object": "list", "data": []}', headers)
 
     (tmp_path / "config").touch()
-    with Gateway(answers=answer).running() as gateway:
+    with Gateway(answers=respond).running() as gateway:
         done = zeta(environment, "login", gateway.url)
     assert (done.returncode, "XDG_CONFIG_HOME" in only_sentence(done)) == (2, True)
     assert zeta(environment, "logout").returncode == 0

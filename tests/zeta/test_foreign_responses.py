@@ -25,8 +25,8 @@ HEALTH = Answer(200, Health(status="ok", version="1").model_dump_json().encode()
 NGINX_PLAIN = b"<center>The plain HTTP request was sent to HTTPS port</center>"
 
 
-def always(answer: Answer) -> Callable[[str, str], Answer]:
-    return lambda _method, _path: answer
+def always(response: Answer) -> Callable[[str, str], Answer]:
+    return lambda _method, _path: response
 
 
 def failure(client: Client) -> ZetaError:
@@ -40,7 +40,7 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "exit_status", "parts"),
+    ("response", "code", "exit_status", "parts"),
     [
         (Answer(413), "refused_by_gateway", ExitStatus.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
         (Answer(401), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 401", "denies access"]),
@@ -57,9 +57,9 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
     ],
 )
 def test_a_response_of_a_gateway_is_reported_as_such(
-    answer: Answer, code: str, exit_status: ExitStatus, parts: list[str]
+    response: Answer, code: str, exit_status: ExitStatus, parts: list[str]
 ) -> None:
-    with Gateway(answers=always(answer)).running() as gateway:
+    with Gateway(answers=always(response)).running() as gateway:
         error = failure_behind(gateway)
     assert (error.code, exit_status_of_error(error)) == (code, exit_status), error.message
     for part in parts:
@@ -81,8 +81,8 @@ def test_a_successful_response_of_another_program_is_reported(body: bytes, conte
 @pytest.mark.parametrize("path", ["/v1", "/v1/jobs", "/docs"])
 def test_an_unknown_path_of_the_server_is_reported_with_the_right_url(path: str) -> None:
     missing = ErrorContent(message="Not found.", type=NotFound.type, code="route_not_found")
-    answer = Answer(404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"})
-    with Gateway(answers=always(answer)).running() as gateway:
+    response = Answer(404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"})
+    with Gateway(answers=always(response)).running() as gateway:
         error = failure_behind(gateway, path)
     assert f"has nothing under the path {path}; set ZETA_URL to {gateway.url}." in error.message
     assert exit_status_of_error(error) == ExitStatus.UNREACHABLE

@@ -133,7 +133,7 @@ def test_valkey_stores_its_data_in_a_home_of_any_name(tmp_path: Path, name: str)
     valkey = Valkey(home, free_loopback_port())
     process = start_child(valkey.command, log_file=tmp_path / "valkey.log")
     try:
-        wait_until(valkey.answers, 30, "Valkey to answer")
+        wait_until(valkey.is_ready, 30, "Valkey to be ready")
         assert (home.valkey / "appendonlydir").is_dir()
     finally:
         stop_child(process, stop_signal=signal.SIGTERM)
@@ -151,7 +151,7 @@ def test_an_unusable_database_url_is_one_sentence_and_exit_status_2(tmp_path: Pa
 
 def _workers(http: httpx.Client) -> bool:
     try:
-        answer = http.get("/v1/workers")
+        response = http.get("/v1/workers")
     except httpx.TransportError:
         return False
-    return answer.status_code == 200 and any(worker["status"] == "ready" for worker in answer.json()["data"])
+    return response.status_code == 200 and any(worker["status"] == "ready" for worker in response.json()["data"])

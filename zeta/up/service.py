@@ -28,7 +28,7 @@ from zeta.client import Client
 from zeta.up.child import Child
 from zeta.up.home import Home, UpState
 from zeta.up.settings import UpSettings, child_environment, worker_name
-from zeta.up.valkey import ANSWER_SECONDS, Valkey
+from zeta.up.valkey import REPLY_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.system.file_identity import FileIdentity, process_start
 from zeta_core.system.redis_access import RedisAddress
@@ -122,7 +122,7 @@ class LocalService:
         if settings.redis_url is None:
             valkey = Valkey(home, _free_port("127.0.0.1"))
             child("valkey", valkey.command, signal.SIGTERM)
-            self._await(valkey.answers, "Valkey")
+            self._await(valkey.is_ready, "Valkey")
         else:
             given = RedisAddress.parse(settings.redis_url)
             self._await(
@@ -331,7 +331,7 @@ def _listens(address: RedisAddress) -> bool:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(address.socket)
         else:
-            socket.create_connection((address.host, address.port), ANSWER_SECONDS).close()
+            socket.create_connection((address.host, address.port), REPLY_SECONDS).close()
     except OSError:
         return False
     return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from zeta.up.home import Home
 from zeta_core.contract.errors import InvalidSettings
 
-ANSWER_SECONDS = 1.0
+REPLY_SECONDS = 1.0
 
 
 class Valkey:
@@ -52,19 +52,19 @@ class Valkey:
     def command(self) -> list[str]:
         return [str(self._binary), _file_argument(self._configuration)]
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the server accepts commands, which is after it has loaded its append-only file."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), ANSWER_SECONDS) as connection:
-                connection.settimeout(ANSWER_SECONDS)
+            with socket.create_connection(("127.0.0.1", self.port), REPLY_SECONDS) as connection:
+                connection.settimeout(REPLY_SECONDS)
                 connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
-                answer = b""
-                while answer.count(b"\n") < 2:
+                reply = b""
+                while reply.count(b"\n") < 2:
                     chunk = connection.recv(256)
                     if not chunk:
                         return False
-                    answer += chunk
-                return answer.endswith(b"+PONG\r\n")
+                    reply += chunk
+                return reply.endswith(b"+PONG\r\n")
         except OSError:
             return False
 

@@ -89,7 +89,7 @@ def spec(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "dataset": {"builtin": "python-docs"}, **fields}
 
 
-def lose(database: Bench, job_id: str) -> JobRow:
+def lose_worker_of(database: Bench, job_id: str) -> JobRow:
     start(database, job_id)
 
     async def write() -> None:
@@ -223,7 +223,7 @@ def test_queued_events_report_where_the_next_attempt_continues(database: Bench) 
     job_id = database.submit()
     run_attempt(database, job_id, status("failed", reason="process_killed", message="It was killed."))
     run_attempt(database, job_id, checkpoint(5), status("queued", reason="handed_back", message="The worker stops."))
-    lose(database, job_id)
+    lose_worker_of(database, job_id)
     other = database.submit(spec=spec(resume_from_checkpoint="job_1/step-8"))
     run_attempt(database, other, status("paused", reason="disk_full"))
     resume(database, other)
@@ -250,9 +250,9 @@ def test_a_hand_back_does_not_count_as_a_failure(database: Bench) -> None:
 def test_lost_workers_have_a_separate_limit(database: Bench) -> None:
     job_id = database.submit(max_retries=0)
     for _ in range(MAX_LOST_WORKERS):
-        job = lose(database, job_id)
+        job = lose_worker_of(database, job_id)
         assert (job.status, job.status_reason, job.failures) == ("queued", "retrying", 0)
-    job = lose(database, job_id)
+    job = lose_worker_of(database, job_id)
     assert (job.status, job.status_reason) == ("failed", "worker_lost")
     assert {attempt.reason for attempt in database.attempts(job_id)} == {"worker_lost"}
 

@@ -29,7 +29,7 @@ def exchange(server: ServerProcess, request: bytes) -> tuple[bytes, dict[str, st
     )
 
 
-def old(server: ServerProcess, path: str, headers: str = "") -> tuple[bytes, dict[str, str], bytes]:
+def get_http_1_0(server: ServerProcess, path: str, headers: str = "") -> tuple[bytes, dict[str, str], bytes]:
     return exchange(server, f"GET {path} HTTP/1.0\r\nHost: x\r\n{KEY}{headers}\r\n".encode())
 
 
@@ -55,7 +55,7 @@ def job_id(rows: Rows) -> str:
 def test_responses_to_http_1_0_are_never_chunked(
     server: ServerProcess, http: httpx.Client, job_id: str, path: str, headers: str
 ) -> None:
-    status, answered, body = old(server, f"/v1/jobs/{job_id}{path}", headers)
+    status, answered, body = get_http_1_0(server, f"/v1/jobs/{job_id}{path}", headers)
     assert status == b"HTTP/1.1 200 OK"
     assert "transfer-encoding" not in answered
     assert answered["connection"] == "close"
@@ -65,9 +65,9 @@ def test_responses_to_http_1_0_are_never_chunked(
 
 def test_http_1_0_supports_ranges_errors_and_head(server: ServerProcess, http: httpx.Client) -> None:
     file = http.post("/v1/files", files={"file": ("a.txt", b"0123456789")}, data={"purpose": "dataset"}).json()
-    status, headers, body = old(server, f"/v1/files/{file['id']}/content", "Range: bytes=2-4\r\n")
+    status, headers, body = get_http_1_0(server, f"/v1/files/{file['id']}/content", "Range: bytes=2-4\r\n")
     assert (status, headers["content-length"], body) == (b"HTTP/1.1 206 Partial Content", "3", b"234")
-    status, headers, body = old(server, "/v1/nothing")
+    status, headers, body = get_http_1_0(server, "/v1/nothing")
     assert (status, json.loads(body)["error"]["code"]) == (b"HTTP/1.1 404 Not Found", "route_not_found")
     request = f"HEAD /v1/files/{file['id']}/content HTTP/1.0\r\n{KEY}\r\n"
     status, headers, body = exchange(server, request.encode())

@@ -19,7 +19,7 @@ def operations(http: httpx.Client) -> list[tuple[str, str]]:
     return [(method.upper(), path) for path, of_path in paths.items() for method in of_path]
 
 
-def filled(path: str, job_id: str = "job_00000000000000000000") -> str:
+def with_job_id(path: str, job_id: str = "job_00000000000000000000") -> str:
     for name, value in {"job_id": job_id, "file_id": "file_none", "name": "final", "path": "a/b"}.items():
         path = path.replace(f"{{{name}}}", value)
     return path
@@ -31,7 +31,7 @@ def test_every_route_except_the_open_ones_requires_a_key(server: ServerProcess, 
     for key in (None, "wrong", API_KEY + "x", ""):
         with server.http(key) as stranger:
             for method, path in protected:
-                answer = stranger.request(method, filled(path))
+                answer = stranger.request(method, with_job_id(path))
                 assert answer.status_code == 401, (method, path, answer.text)
                 assert error_of(answer)["type"] == "authentication_error"
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -51,7 +51,7 @@ def test_the_open_routes_require_no_key(server: ServerProcess) -> None:
 def test_every_route_reports_an_unknown_id_in_the_standard_shape(http: httpx.Client) -> None:
     for method, path in operations(http):
         if "{" in path:
-            answer = http.request(method, filled(path))
+            answer = http.request(method, with_job_id(path))
             assert answer.status_code == 404, (method, path, answer.text)
             assert error_of(answer)["type"] == "not_found_error"
 
@@ -72,7 +72,7 @@ def test_unknown_paths_and_methods_are_reported(http: httpx.Client) -> None:
     for path in ("/v1/jobs/", "//v1/jobs", "/docs", "/v1/jobs/x/pause/now"):
         assert http.get(path).status_code == 404
     for method, path in operations(http):
-        answer = http.request("TRACE", filled(path))
+        answer = http.request("TRACE", with_job_id(path))
         assert (answer.status_code, error_of(answer)["type"]) == (405, "method_not_allowed_error")
         assert method in answer.headers["allow"]
 
@@ -171,7 +171,7 @@ def test_every_route_rejects_unknown_parameters(server: ServerProcess, http: htt
     protected = [(method, path) for method, path in operations(http) if path not in OPEN]
     protected += [("HEAD", path) for method, path in protected if method == "GET"]
     for method, path in protected:
-        answer = http.request(method, filled(path), params={"stat": "x"})
+        answer = http.request(method, with_job_id(path), params={"stat": "x"})
         assert answer.status_code == 422, (method, path, answer.text)
         if method != "HEAD":
             (detail,) = error_of(answer)["details"]
@@ -182,7 +182,8 @@ def test_every_route_rejects_unknown_parameters(server: ServerProcess, http: htt
         "'x' is not a known parameter; known parameters: none.",
     ]
     assert (
-        http.head(filled("/v1/jobs/{job_id}/checkpoints/{name}/archive"), params={"state": "true"}).status_code == 404
+        http.head(with_job_id("/v1/jobs/{job_id}/checkpoints/{name}/archive"), params={"state": "true"}).status_code
+        == 404
     )
     with server.http(None) as stranger:
         assert stranger.get("/v1/jobs?x=1").status_code == 401
@@ -193,7 +194,7 @@ def test_head_returns_the_headers_of_get(server: ServerProcess, http: httpx.Clie
     job = submit(http)
     file = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()
     for _, path in [operation for operation in operations(http) if operation[0] == "GET"]:
-        for url in (filled(path), path.replace("{job_id}", job["id"]).replace("{file_id}", file["id"])):
+        for url in (with_job_id(path), path.replace("{job_id}", job["id"]).replace("{file_id}", file["id"])):
             whole, head = http.get(url), http.head(url)
             assert (head.status_code, head.content) == (whole.status_code, b""), url
             assert head.headers["content-type"] == whole.headers["content-type"], url

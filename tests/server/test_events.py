@@ -22,7 +22,7 @@ from zeta_core.contract.job.status import JobStatus
 STREAM = {"Accept": "text/event-stream"}
 
 
-class Reader:
+class StreamReader:
     """Reads a stream in a thread until it ends, so that a test can examine what has arrived."""
 
     def __init__(self, http: httpx.Client, path: str, headers: dict[str, str]) -> None:
@@ -57,25 +57,25 @@ class Reader:
 
 
 @contextmanager
-def reading(server: ServerProcess, job_id: str, **headers: str) -> Generator[Reader]:
+def open_stream(server: ServerProcess, job_id: str, **headers: str) -> Generator[StreamReader]:
     with server.http() as http:
-        yield Reader(http, f"/v1/jobs/{job_id}/events", {**STREAM, **headers})
+        yield StreamReader(http, f"/v1/jobs/{job_id}/events", {**STREAM, **headers})
 
 
 @pytest.fixture(scope="module", autouse=True)
-def silent(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
+def idle_stream(server: ServerProcess, rows: Rows) -> Iterator[StreamReader]:
     """The stream of a job without events, open from the first test of this file to its last."""
-    with reading(server, rows.job()) as reader:
+    with open_stream(server, rows.job()) as reader:
         yield reader
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet_log(server: ServerProcess, rows: Rows) -> Iterator[Reader]:
+def quiet_log(server: ServerProcess, rows: Rows) -> Iterator[StreamReader]:
     """The followed log of a job that has written one line, open from the first test of this file to its last."""
     job_id = rows.job()
     rows.attempt(job_id, log="loading\n")
     with server.http() as http:
-        yield Reader(http, f"/v1/jobs/{job_id}/logs?follow=true", {})
+        yield StreamReader(http, f"/v1/jobs/{job_id}/logs?follow=true", {})
 
 
 def test_events_are_paged_oldest_first(rows: Rows, http: httpx.Client) -> None:
@@ -95,7 +95,7 @@ def test_a_stream_sends_stored_and_new_events_and_the_end(
 ) -> None:
     job_id = rows.job()
     rows.log_events(job_id, "a line\nof two, and é 日本  ")
-    with reading(server, job_id) as reader:
+    with open_stream(server, job_id) as reader:
         stored = reader.wait_for(2)
         assert [(event["sse_id"], event["sse_event"]) for event in stored] == [("1", "status"), ("2", "log")]
         assert stored[1]["message"] == "a line\nof two, and é 日本  "
@@ -110,7 +110,7 @@ def test_a_stream_sends_stored_and_new_events_and_the_end(
 
 def test_events_stored_by_another_process_are_streamed(server: ServerProcess, rows: Rows) -> None:
     job_id = rows.job()
-    with reading(server, job_id) as reader:
+    with open_stream(server, job_id) as reader:
         reader.wait_for(1)
         rows.log_events(job_id, "from elsewhere")
         assert reader.wait_for(2)[1]["message"] == "from elsewhere"
@@ -143,7 +143,7 @@ def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: P
         rows = Rows(server.settings)
         job_id = rows.job()
         for how in (signal.SIGKILL, signal.SIGTERM):
-            with reading(server, job_id, **{"Last-Event-ID": str(seen[-1])} if seen else {}) as reader:
+            with open_stream(server, job_id, **{"Last-Event-ID": str(seen[-1])} if seen else {}) as reader:
                 rows.log_events(job_id, "one", "two")
                 reader.wait_for(2 if seen else 3)
                 server.end(how)
@@ -163,9 +163,9 @@ def test_sigterm_ends_streams_within_a_second_with_exit_code_0(tmp_path: Path, r
         running = Rows(server.settings).job()
         Rows(server.settings).attempt(running, log="a line\n")
         readers = [
-            Reader(http, f"/v1/jobs/{job_id}/events", STREAM),
-            Reader(http, f"/v1/jobs/{running}/events", STREAM),
-            Reader(http, f"/v1/jobs/{running}/logs?follow=true", {}),
+            StreamReader(http, f"/v1/jobs/{job_id}/events", STREAM),
+            StreamReader(http, f"/v1/jobs/{running}/events", STREAM),
+            StreamReader(http, f"/v1/jobs/{running}/logs?follow=true", {}),
         ]
         wait_until(lambda: all(reader.text for reader in readers), 30, "every stream to have begun")
         status = server.end(signal.SIGTERM)
@@ -292,7 +292,7 @@ def test_a_followed_log_continues_across_attempts_until_the_job_ends(
 ) -> None:
     job_id = rows.job()
     with server.http() as reader_http:
-        reader = Reader(reader_http, f"/v1/jobs/{job_id}/logs?follow=true", {})
+        reader = StreamReader(reader_http, f"/v1/jobs/{job_id}/logs?follow=true", {})
         rows.attempt(job_id, log="one\n", to=JobStatus.QUEUED)
         wait_until(lambda: "one\n" in reader.text, 20, "the first attempt's log")
         rows.attempt(job_id, log="two\n")
@@ -347,13 +347,13 @@ def test_an_events_page_is_json_unless_an_event_stream_is_accepted(rows: Rows, h
     assert json.loads(answer.text)["object"] == "list"
 
 
-def test_comments_keep_an_idle_event_stream_open(silent: Reader) -> None:
-    wait_until(lambda: "\n: " in silent.text, 20, "a comment within 15 s and a little")
-    assert len(silent.events) == 1
-    assert silent.ended_at is None
+def test_comments_keep_an_idle_event_stream_open(idle_stream: StreamReader) -> None:
+    wait_until(lambda: "\n: " in idle_stream.text, 20, "a comment within 15 s and a little")
+    assert len(idle_stream.events) == 1
+    assert idle_stream.ended_at is None
 
 
-def test_carriage_returns_keep_an_idle_followed_log_open(quiet_log: Reader) -> None:
+def test_carriage_returns_keep_an_idle_followed_log_open(quiet_log: StreamReader) -> None:
     wait_until(lambda: "loading\n\r" in quiet_log.text, 30, "a carriage return within 15 s and a little")
     assert quiet_log.ended_at is None
 

@@ -27,11 +27,11 @@ def upload(http: httpx.Client, name: str = "a.txt", content: bytes = TEXT, purpo
     return http.post("/v1/files", files={"file": (name, content)}, data={"purpose": purpose})
 
 
-def incoming(server: ServerProcess) -> list[Path]:
+def unfinished_uploads(server: ServerProcess) -> list[Path]:
     return list((server.settings.artifacts / "incoming").iterdir())
 
 
-def a_tar() -> bytes:
+def model_archive() -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         entry = tarfile.TarInfo("config.json")
@@ -57,7 +57,7 @@ def test_a_file_is_stored_described_listed_and_served(server: ServerProcess, htt
     assert (content.content, content.headers["etag"]) == (TEXT, f'"{digest}"')
     part = http.get(f"/v1/files/{file['id']}/content", headers={"Range": "bytes=-5"})
     assert (part.status_code, part.content) == (206, TEXT[-5:])
-    assert incoming(server) == []
+    assert unfinished_uploads(server) == []
     spec = {**SPEC, "dataset": {"file": file["id"]}}
     resolved = http.post("/v1/jobs", json=spec).json()["resolved_spec"]
     assert resolved["files"] == {
@@ -103,7 +103,7 @@ def test_directories_are_removed_from_file_names(http: httpx.Client, name: str, 
         ("a.txt", b"", "dataset", "empty_file"),
         ("a.exe", TEXT, "dataset", "unknown_format"),
         ("a", TEXT, "dataset", "unknown_format"),
-        ("a.tar", a_tar(), "dataset", "unknown_format"),
+        ("a.tar", model_archive(), "dataset", "unknown_format"),
         ("a.txt", b"MZ\0\0" + TEXT, "dataset", "unknown_format"),
         ("a.parquet", TEXT, "dataset", "unknown_format"),
         ("a.arrow", TEXT, "dataset", "unknown_format"),
@@ -123,7 +123,7 @@ def test_unknown_formats_and_empty_files_are_rejected(
     error = error_of(answer)
     assert (answer.status_code, error["code"], error["param"]) == (422, code, "file")
     assert name in error["message"]
-    assert incoming(server) == []
+    assert unfinished_uploads(server) == []
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_known_formats_are_stored_and_unreadable_ones_fail_the_job(
 
 
 def test_a_model_is_a_tar_and_not_a_dataset(http: httpx.Client) -> None:
-    file = upload(http, "model.tar", a_tar(), "model").json()
+    file = upload(http, "model.tar", model_archive(), "model").json()
     assert http.post("/v1/jobs", json={**SPEC, "model": {"file": file["id"]}}).status_code == 201
     answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": file["id"]}})
     error = error_of(answer)
@@ -194,7 +194,7 @@ def test_an_invalid_multipart_body_is_rejected_and_removed(
     answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     error = error_of(answer)
     assert (answer.status_code, error["param"]) == (status, param), answer.text
-    assert incoming(server) == []
+    assert unfinished_uploads(server) == []
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Pat
         answer = http.post("/v1/files", content=iter(pieces), headers=headers)
         assert answer.status_code == 413
         assert "1000000" in answer.json()["error"]["message"]
-        assert incoming(server) == []
+        assert unfinished_uploads(server) == []
 
 
 def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path)
         headers = {"Content-Type": whole.headers["content-type"]}
         chunked = http.post("/v1/files", content=iter([whole.read()]), headers=headers)
         assert (chunked.status_code, error_of(chunked)["code"]) == (429, "quota_exceeded")
-        assert incoming(server) == []
+        assert unfinished_uploads(server) == []
         assert http.delete(f"/v1/files/{first.json()['id']}").status_code == 200
         assert upload(http, content=b"x" * 200_000).status_code == 201
 
@@ -276,15 +276,15 @@ def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> 
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert b"connection: close" in answer.lower()
     assert sent < 16 << 20
-    assert incoming(server) == []
+    assert unfinished_uploads(server) == []
 
 
 def test_an_aborted_upload_leaves_nothing_behind(server: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
-        wait_until(lambda: incoming(server), 10, "the upload to have begun")
-    wait_until(lambda: not incoming(server), 10, "its temporary file to be gone")
+        wait_until(lambda: unfinished_uploads(server), 10, "the upload to have begun")
+    wait_until(lambda: not unfinished_uploads(server), 10, "its temporary file to be gone")
     wait_until(lambda: "POST /v1/files was answered with 400" in server.log(), 10, "its line in the log")
 
 
@@ -295,11 +295,11 @@ def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp
                 f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
             )
             connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
-            wait_until(lambda: incoming(server), 10, "the upload to have begun")
+            wait_until(lambda: unfinished_uploads(server), 10, "the upload to have begun")
             server.end(signal.SIGKILL)
-        assert len(incoming(server)) == 1
+        assert len(unfinished_uploads(server)) == 1
         server.start()
-        assert incoming(server) == []
+        assert unfinished_uploads(server) == []
 
 
 def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, redis_url: str) -> None:
@@ -307,7 +307,7 @@ def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, r
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))  # no file grows beyond
         answer = upload(http, content=b"x" * (9 << 20))
         assert (answer.status_code, error_of(answer)["code"]) == (503, "disk_full")
-        assert incoming(server) == []
+        assert unfinished_uploads(server) == []
         assert upload(http).status_code == 201
         folder = tmp_path / "home" / "artifacts" / "incoming"
         folder.rename(folder.with_name("away"))  # as a mount that is gone, or read-only, refuses

@@ -43,20 +43,20 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
         yield made
 
 
-def dropped(fleet: Bench, source: str) -> int:
+def num_dropped(fleet: Bench, source: str) -> int:
     assert fleet.engine is not None
     return fleet.engine.dropped.counts[source]
 
 
-def signed(**changes: Any) -> dict[Any, Any]:
+def signed_message(**changes: Any) -> dict[Any, Any]:
     return {**sign(CLAIM, SECRET, channel=SERVER_STREAM), **changes}
 
 
 POISON: dict[str, dict[Any, Any]] = {
     "bytes that are not UTF-8": {b"\xc3": b"\x28"},
-    "a body that is not UTF-8": signed(body=b"\xc3\x28"),
-    "a signature that is not ASCII": signed(signature="ünsigniert"),
-    "a signature that is not UTF-8": signed(signature=b"\x80" * 64),
+    "a body that is not UTF-8": signed_message(body=b"\xc3\x28"),
+    "a signature that is not ASCII": signed_message(signature="ünsigniert"),
+    "a signature that is not UTF-8": signed_message(signature=b"\x80" * 64),
     "no signature": {"body": "{}"},
     "a signed message that is not for servers": {**sign(ORDER, SECRET, channel=SERVER_STREAM)},
 }
@@ -72,8 +72,8 @@ def test_invalid_entries_are_removed_counted_and_logged_once(
         client.xadd(SERVER_STREAM, fields)
     client.hset(WORKERS_HASH, mapping={"deep": "[" * 100_000, "bytes": b"\xff", b"\xfe": "{}", "number": "5"})
     assert worker.publish(job_id, 1, progress(1)).stored_line == 1
-    wait_until(lambda: dropped(fleet, "heartbeats") >= 4, 30, "the heartbeats to be counted")
-    assert dropped(fleet, "stream") == len(POISON)
+    wait_until(lambda: num_dropped(fleet, "heartbeats") >= 4, 30, "the heartbeats to be counted")
+    assert num_dropped(fleet, "stream") == len(POISON)
     assert client.xlen(SERVER_STREAM) == 0
     wait_until(lambda: set(client.hkeys(WORKERS_HASH)) == {"played"}, 30, "the hash to be clean")
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -111,7 +111,7 @@ def test_a_stream_that_is_full_is_recreated(fleet: Bench, client: redis.Redis) -
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     client.xadd(SERVER_STREAM, {"nonsense": "1"}, id=LAST_STREAM_ID.decode())
-    wait_until(lambda: dropped(fleet, "stream") == 1, 30, "the entry to be removed")
+    wait_until(lambda: num_dropped(fleet, "stream") == 1, 30, "the entry to be removed")
     wait_until(lambda: _takes_entries(client), 30, "the stream to take entries")
     assert worker.publish(job_id, 1, progress(1)).stored_line == 1
 

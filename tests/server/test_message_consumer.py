@@ -98,7 +98,7 @@ def test_invalid_lines_do_not_block_later_lines(fleet: Bench, client: "redis.Red
         {},
         {"type": "warning", "code": "odd", "message": "from a newer version", "field_of_tomorrow": [1]},
     ]
-    worker.say_raw(_signed_as_is(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
+    worker.say_raw(_signed_unvalidated(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
     ack = worker.hear(JournalAck, job_id)
     assert isinstance(ack, JournalAck)
     assert ack.stored_line == 5
@@ -206,7 +206,7 @@ def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(fleet: Benc
     assert fleet.checkpoints(job_id) == ["step-6", "step-7", "step-8"]
 
 
-def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
+def _signed_unvalidated(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
     """A signed batch of a worker of another version, not validated by our models."""
     import hashlib
     import hmac
@@ -220,7 +220,7 @@ def _signed_as_is(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str
 # --- Messages that can't be stored now --------------------------------------------------------------------------------
 
 
-class LoneKeeper:
+class SteppedConsumer:
     """A consumer without a loop: the test runs each pass itself, without pauses."""
 
     def __init__(self, fleet: Bench) -> None:
@@ -259,24 +259,24 @@ def checks_stored(fleet: Bench) -> list[str]:
 
 def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: str, client: "redis.Redis") -> None:
     with bench(tmp_path, redis_url) as fleet:
-        lone = LoneKeeper(fleet)
-        fleet.loop.run(lone.consumer.one_pass())
+        stepped = SteppedConsumer(fleet)
+        fleet.loop.run(stepped.consumer.one_pass())
         PlayedWorker(client, SECRET).say(RESULT)
         file = fleet.settings.home / "zeta.db"
         file.rename(tmp_path / "away.db")
-        lone.passes(3 * MAX_TRIES)
-        assert lone.dropped.counts == {}
+        stepped.passes(3 * MAX_TRIES)
+        assert stepped.dropped.counts == {}
         (tmp_path / "away.db").rename(file)
-        fleet.loop.run(lone.consumer.one_pass())
+        fleet.loop.run(stepped.consumer.one_pass())
         assert checks_stored(fleet) == ["a check"]
-        lone.close()
+        stepped.close()
 
 
 def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
     tmp_path: Path, redis_url: str, postgres_url: str, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     with bench(tmp_path, redis_url, postgres_url) as fleet, psycopg.connect(postgres_url, autocommit=True) as admin:
-        lone = LoneKeeper(fleet)
+        stepped = SteppedConsumer(fleet)
         admin.execute(
             "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN RAISE EXCEPTION 'out of range' USING ERRCODE = '22003'; END $$"
@@ -289,14 +289,14 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
         worker = PlayedWorker(client, SECRET)
         worker.say(RESULT)
         worker.say(RESULT)
-        lone.passes(MAX_TRIES - 1)
-        assert lone.dropped.counts == {}
-        lone.passes(1)  # removes the first and tries the second
-        assert lone.dropped.counts == {UNAPPLIED: 1}
+        stepped.passes(MAX_TRIES - 1)
+        assert stepped.dropped.counts == {}
+        stepped.passes(1)  # removes the first and tries the second
+        assert stepped.dropped.counts == {UNAPPLIED: 1}
         admin.execute("DROP TRIGGER t ON checks")
         admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION reject()")
-        fleet.loop.run(lone.consumer.one_pass())
-        assert lone.dropped.counts == {UNAPPLIED: 2}
+        fleet.loop.run(stepped.consumer.one_pass())
+        assert stepped.dropped.counts == {UNAPPLIED: 2}
         assert client.xlen(SERVER_STREAM) == 0
         assert "invalid entry" not in caplog.text
-        lone.close()
+        stepped.close()

@@ -15,7 +15,7 @@ FILE = {"files": {"file": ("a.txt", b"text")}, "data": {"purpose": "dataset"}}
 
 
 @pytest.fixture(scope="module")
-def published(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def proxied_server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that a proxy on this machine publishes at /zeta/v2."""
     home = tmp_path_factory.mktemp("published")
     settings = {"ZETA_ROOT_PATH": "/zeta/v2/", "ZETA_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8, fd00::/8"}
@@ -24,8 +24,8 @@ def published(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("prefix", ["", "/zeta/v2"])
-def test_requests_match_with_and_without_the_prefix(published: ServerProcess, prefix: str) -> None:
-    with published.http() as http:
+def test_requests_match_with_and_without_the_prefix(proxied_server: ServerProcess, prefix: str) -> None:
+    with proxied_server.http() as http:
         job = http.post(f"{prefix}/v1/jobs", json=SPEC)
         assert job.headers["location"] == f"/zeta/v2/v1/jobs/{job.json()['id']}"
         assert http.get(job.headers["location"]).json()["id"] == job.json()["id"]
@@ -43,8 +43,8 @@ def test_requests_match_with_and_without_the_prefix(published: ServerProcess, pr
 
 
 @pytest.mark.parametrize("path", ["/zeta/v1/jobs", "/zeta/v2v1/jobs", "/zeta/v2/zeta/v2/v1/jobs", "/zeta/v2"])
-def test_other_prefixes_are_not_found(published: ServerProcess, path: str) -> None:
-    with published.http() as http:
+def test_other_prefixes_are_not_found(proxied_server: ServerProcess, path: str) -> None:
+    with proxied_server.http() as http:
         assert http.get(path).status_code == 404
 
 
@@ -77,10 +77,10 @@ CHAINS = [
 
 @pytest.mark.parametrize(("headers", "client"), CHAINS)
 def test_the_client_is_the_nearest_untrusted_address(
-    published: ServerProcess, server: ServerProcess, headers: dict[str, str], client: str
+    proxied_server: ServerProcess, server: ServerProcess, headers: dict[str, str], client: str
 ) -> None:
     mark = f"chain-{CHAINS.index((headers, client))}"
-    assert client_in_log(published, headers, mark) == client
+    assert client_in_log(proxied_server, headers, mark) == client
     assert client_in_log(server, headers, mark) == "127.0.0.1", "nobody is trusted by default"
 
 
@@ -96,9 +96,9 @@ def test_the_client_is_the_nearest_untrusted_address(
     ],
 )
 def test_a_forwarded_prefix_is_used_if_it_is_a_path(
-    published: ServerProcess, server: ServerProcess, prefix: str, location: str
+    proxied_server: ServerProcess, server: ServerProcess, prefix: str, location: str
 ) -> None:
-    for process, expected in ((published, location), (server, "/v1/jobs/")):
+    for process, expected in ((proxied_server, location), (server, "/v1/jobs/")):
         with process.http() as http:
             answer = http.post("/v1/jobs", json=SPEC, headers={"X-Forwarded-Prefix": prefix})
             assert answer.headers["location"] == expected + answer.json()["id"]

@@ -24,7 +24,7 @@ MAX_EVENT_LOOP_SECONDS = 0.2  # of the event loop's thread alone; the slowest ta
 
 
 @contextmanager
-def limited_work(server: ServerProcess) -> Generator[None]:
+def limited_processor_time(server: ServerProcess) -> Generator[None]:
     """Fail if the requests of the block use too much processor time of the server."""
     process = psutil.Process(server.pid)
 
@@ -41,9 +41,11 @@ def limited_work(server: ServerProcess) -> Generator[None]:
 
 
 @pytest.fixture(scope="module")
-def generous(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def large_limit_server(
+    shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     """A server that accepts specs of 4 MiB, so that only its checks protect it."""
-    home = tmp_path_factory.mktemp("generous")
+    home = tmp_path_factory.mktemp("large-limit")
     with serving(home, shared_valkey.url, ZETA_MAX_SPEC_BYTES=str(2**22)) as process:
         yield process
 
@@ -57,19 +59,19 @@ def body_of(name: str, num_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_spec_costs_little_processor_time(generous: ServerProcess, name: str) -> None:
+def test_a_large_spec_costs_little_processor_time(large_limit_server: ServerProcess, name: str) -> None:
     body = body_of(name, 500_000)
-    with generous.http() as http, limited_work(generous):
+    with large_limit_server.http() as http, limited_processor_time(large_limit_server):
         answer = http.post("/v1/jobs", content=body)
     assert answer.status_code in (201, 422), answer.text[:200]
     assert len(answer.content) < 128 * 1024 or answer.status_code == 201
 
 
-def test_a_duplicate_name_among_many_names_is_found_in_linear_time(generous: ServerProcess) -> None:
+def test_a_duplicate_name_among_many_names_is_found_in_linear_time(large_limit_server: ServerProcess) -> None:
     letters = itertools.product(string.ascii_letters + string.digits, repeat=3)
     names = ["".join(three) for three in itertools.islice(letters, 131_554)]  # with their values, 1 MiB
     body = ("{" + ",".join(f'"{name}":1' for name in [*names, names[-1]]) + "}").encode()
-    with generous.http() as http, limited_work(generous):
+    with large_limit_server.http() as http, limited_processor_time(large_limit_server):
         answer = http.post("/v1/jobs", content=body)
     assert (answer.status_code, error_of(answer)["code"]) == (422, "duplicate_field")
 
@@ -103,7 +105,7 @@ def test_a_thousand_files_are_looked_up_by_one_query(server: ServerProcess, http
     """The files are looked up inside the write transaction, which must stay short."""
     made = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     unknown = [new_id("file") for _ in range(999)]
-    with limited_work(server):
+    with limited_processor_time(server):
         answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made, *unknown]}})
     error = error_of(answer)
     assert (answer.status_code, error["code"], len(error["details"])) == (422, "file_not_found", 50)
@@ -132,7 +134,7 @@ def test_a_query_of_thousands_of_parameters_is_rejected(
     server: ServerProcess, http: httpx.Client, path: str, params: Any
 ) -> None:
     method = "POST" if path.endswith("validate") else "GET"
-    with limited_work(server):
+    with limited_processor_time(server):
         answer = http.request(method, path, params=httpx.QueryParams(params))
     assert answer.status_code == 422, answer.text[:300]
     assert len(answer.content) < 32 * 1024
@@ -150,7 +152,7 @@ def test_a_page_of_large_jobs_is_shortened_and_reports_more(server: ServerProces
     made = [submit(http, model={"config": config}, entity_name="large")["id"] for _ in range(60)]
     listed: list[str] = []
     after: dict[str, str] = {}
-    with limited_work(server):
+    with limited_processor_time(server):
         while True:
             answer = http.get("/v1/jobs", params={"entity_name": "large", "limit": 1000, **after})
             page = answer.json()
@@ -179,7 +181,7 @@ def test_a_glob_of_many_stars_is_matched_quickly(server: ServerProcess, http: ht
     job_id = rows.job()
     files: dict[str, Any] = {"a" * 200: ("weights", b"w")}
     rows.checkpoint(job_id, "step-1", 1, files)
-    with limited_work(server):
+    with limited_processor_time(server):
         answer = http.get(f"/v1/jobs/{job_id}/checkpoints/step-1/archive", params={"include": "*a" * 499 + "b"})
     assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
 

@@ -30,7 +30,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         yield made
 
 
-class Stepped:
+class SteppedScheduler:
     """A scheduler whose passes the test runs, its known workers, and the hand-overs that it has sent."""
 
     def __init__(self, database: Bench, *, claim_seconds: float = 10, fails: bool = False, **limits: int) -> None:
@@ -74,77 +74,82 @@ def change(database: Bench, job_id: str, **values: Any) -> None:
     database.loop.run(write())
 
 
-def waiting(database: Bench, job_id: str) -> str | None:
+def waiting_code(database: Bench, job_id: str) -> str | None:
     reason = database.job(job_id).waiting_reason
     return reason["code"] if reason else None
 
 
 def test_jobs_start_by_priority_then_age_on_the_worker_with_the_most_free_slots(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     old, young, urgent = (database.submit() for _ in range(3))
     change(database, urgent, priority=5)
     stepped.update_workers(small=1, large=2)
     assert [job_id for job_id, _ in stepped.step()] == [urgent, old, young]
     assert [message.worker for message in stepped.sent].count("large") == 2
     job = database.job(urgent)
-    assert (job.status, job.worker, job.slots, waiting(database, urgent)) == ("queued", "large", [0], "handing_over")
+    assert (job.status, job.worker, job.slots, waiting_code(database, urgent)) == (
+        "queued",
+        "large",
+        [0],
+        "handing_over",
+    )
     assert stepped.step() == []
 
 
 def test_every_waiting_job_has_a_reason_and_its_start(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     job_id = database.submit()
     stepped.step()
-    assert waiting(database, job_id) == "no_worker"
+    assert waiting_code(database, job_id) == "no_worker"
     since = (database.job(job_id).waiting_reason or {})["since"]
     stepped.step()
     assert (database.job(job_id).waiting_reason or {})["since"] == since
     stepped.update_workers(busy={"slots": 1, "running": [("job_other", 1)]})
     stepped.step()
-    assert waiting(database, job_id) == "workers_busy"
+    assert waiting_code(database, job_id) == "workers_busy"
     change(database, job_id, not_before=utc_now() + timedelta(minutes=4))
     stepped.step()
-    assert waiting(database, job_id) == "retry_backoff"
+    assert waiting_code(database, job_id) == "retry_backoff"
     change(database, job_id, not_before=None, spec={"resources": {"gpus": 1}})
     stepped.step()
-    assert waiting(database, job_id) == "never_fits"
+    assert waiting_code(database, job_id) == "never_fits"
     stepped.update_workers(busy={"slots": 1, "stopping": True})
     stepped.step()
-    assert waiting(database, job_id) == "no_worker"
+    assert waiting_code(database, job_id) == "no_worker"
     stepped.fleet.unreachable()
     stepped.step()
     assert "Redis is unreachable" in (database.job(job_id).waiting_reason or {})["message"]
 
 
 def test_drained_outdated_and_full_workers_are_reported_as_reasons(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     plain, timed = database.submit(), database.submit()
     change(database, timed, spec={"time_limit_seconds": 60})
     stepped.update_workers(full={"disk_low": True}, old={"contract_version": 1, "slots": 2})
     assert stepped.step() == [(plain, "old")]
-    assert waiting(database, timed) == "disk"
-    other = Stepped(database)
+    assert waiting_code(database, timed) == "disk"
+    other = SteppedScheduler(database)
     other.update_workers(old={"contract_version": 1, "slots": 2})
     other.step()
-    assert waiting(database, timed) == "worker_too_old"
+    assert waiting_code(database, timed) == "worker_too_old"
     other.update_workers(new={})
     drain(database, "new")
     other.step()
-    assert waiting(database, timed) == "no_worker"
+    assert waiting_code(database, timed) == "no_worker"
     assert "drained" in (database.job(timed).waiting_reason or {})["message"]
 
 
 def test_a_project_runs_at_most_its_quota_of_jobs(database: Bench) -> None:
-    stepped = Stepped(database, project_max_running=1)
+    stepped = SteppedScheduler(database, project_max_running=1)
     first, second, of_another = (database.submit() for _ in range(3))
     change(database, of_another, project="another")
     stepped.update_workers(large=4)
     assert stepped.step() == [(first, "large"), (of_another, "large")]
-    assert waiting(database, second) == "quota"
+    assert waiting_code(database, second) == "quota"
     reason = database.job(second).waiting_reason or {}
     assert (reason["details"], "ZETA_PROJECT_MAX_RUNNING" in reason["message"]) == ({"limit": 1}, True)
     change(database, first, status="running")
-    other_server = Stepped(database, project_max_running=1)
+    other_server = SteppedScheduler(database, project_max_running=1)
     other_server.update_workers(large=4)
     assert other_server.step() == []
     change(database, first, status="succeeded", worker=None)
@@ -160,18 +165,18 @@ def drain(database: Bench, worker: str) -> None:
 
 
 def test_a_job_uses_one_slot_per_gpu_and_waits_for_them(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     change(database, database.submit(), spec={"resources": {"gpus": 1}}, priority=1)
     pair = database.submit()
     change(database, pair, spec={"resources": {"gpus": 2}})
     stepped.update_workers(box={"slots": 2, "kind": "cuda"})
     stepped.step()
     assert [message.slots for message in stepped.sent] == [[0]]
-    assert waiting(database, pair) == "resources"
+    assert waiting_code(database, pair) == "resources"
 
 
 def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     on_gpu, on_cpu = database.submit(), database.submit()
     not_there: dict[str, Any] = {"worker": None, "slots": None, "handed_over_at": None}
     stepped.update_workers(box={"kind": "cuda"})
@@ -179,7 +184,7 @@ def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(database: Bench) -> None:
     change(database, on_gpu, attempt=1, **not_there)
     stepped.update_workers(box={"stopping": True}, plain=2)
     assert stepped.step() == [(on_cpu, "plain")]
-    assert waiting(database, on_gpu) == "never_fits"
+    assert waiting_code(database, on_gpu) == "never_fits"
     change(database, on_cpu, attempt=1, **not_there)
     stepped.update_workers(box={"slots": 2, "kind": "cuda"}, plain={"stopping": True})
     assert sorted(stepped.step()) == sorted([(on_gpu, "box"), (on_cpu, "box")])
@@ -190,7 +195,7 @@ def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(database: Bench) -> None:
 
 
 def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     job_id = database.submit()
     change(database, job_id, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
     stepped.update_workers(small={"cores": 2})
@@ -210,7 +215,7 @@ def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
 
 
 def test_the_next_attempt_prefers_the_previous_device_kind(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     first, second = database.submit(), database.submit()
     for job_id in (first, second):
         change(database, job_id, attempt=1, resolved_spec={"device_kind": "cpu:old", "resources": {"gpus": 0}})
@@ -219,7 +224,7 @@ def test_the_next_attempt_prefers_the_previous_device_kind(database: Bench) -> N
 
 
 def test_an_exact_job_waits_for_its_device_kind(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     spec = {"resources": {"gpus": 0, "exact": True}}
     started = {"attempt": 1, "spec": spec, "resolved_spec": {"device_kind": "cpu:old", **spec}}
     job_id, other = database.submit(), database.submit()
@@ -248,7 +253,7 @@ def test_an_exact_job_waits_for_its_device_kind(database: Bench) -> None:
 
 
 def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     new, resumed = database.submit(), database.submit()
     change(database, new, spec={"resources": {"exact": True}})
     change(
@@ -259,7 +264,7 @@ def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) 
     )
     stepped.update_workers(before={"device_kind": None, "slots": 4})
     assert stepped.step() == []
-    assert (waiting(database, new), waiting(database, resumed)) == ("worker_too_old", "worker_too_old")
+    assert (waiting_code(database, new), waiting_code(database, resumed)) == ("worker_too_old", "worker_too_old")
     stepped.update_workers(box={"kind": "cuda", "device_kind": "cpu:old"})
     assert stepped.step() == [(new, "box")]
     stepped.update_workers(box={"kind": "cuda", "device_kind": "cpu:old", "slots": 2})
@@ -268,7 +273,7 @@ def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) 
 
 
 def test_an_unclaimed_hand_over_is_withdrawn_and_repeated(database: Bench) -> None:
-    stepped = Stepped(database, claim_seconds=0.05)
+    stepped = SteppedScheduler(database, claim_seconds=0.05)
     job_id = database.submit()
     stepped.update_workers(first=1)
     assert stepped.step() == [(job_id, "first")]
@@ -280,7 +285,7 @@ def test_an_unclaimed_hand_over_is_withdrawn_and_repeated(database: Bench) -> No
 
 
 def test_a_hand_over_to_a_silent_worker_is_moved_to_another(database: Bench) -> None:
-    stepped = Stepped(database, claim_seconds=1000)
+    stepped = SteppedScheduler(database, claim_seconds=1000)
     job_id = database.submit()
     stepped.update_workers(first=1)
     assert stepped.step() == [(job_id, "first")]
@@ -292,7 +297,7 @@ def test_a_hand_over_to_a_silent_worker_is_moved_to_another(database: Bench) -> 
 
 
 def test_a_failed_hand_over_leaves_the_job_queued_without_a_worker(database: Bench) -> None:
-    stepped = Stepped(database, fails=True)
+    stepped = SteppedScheduler(database, fails=True)
     job_id = database.submit()
     stepped.update_workers(first=1)
     stepped.step()
@@ -302,7 +307,7 @@ def test_a_failed_hand_over_leaves_the_job_queued_without_a_worker(database: Ben
 
 
 def test_the_next_attempt_resumes_from_the_newest_stored_checkpoint(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     job_id, other = database.submit(), database.submit()
 
     async def store(*checkpoints: tuple[str, str, int]) -> None:
@@ -320,7 +325,7 @@ def test_the_next_attempt_resumes_from_the_newest_stored_checkpoint(database: Be
 
 
 def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     job_id = database.submit()
     change(
         database,
@@ -334,7 +339,7 @@ def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(databas
 
 
 def test_workers_silent_since_before_the_server_started_get_no_job(database: Bench) -> None:
-    stepped = Stepped(database)
+    stepped = SteppedScheduler(database)
     stepped.fleet.unreachable()
     stepped.update_workers(dead=1)  # in Redis at the first read
     database.submit()
@@ -345,7 +350,7 @@ def test_workers_silent_since_before_the_server_started_get_no_job(database: Ben
 
 def test_two_schedulers_never_assign_a_slot_twice(tmp_path: Path, postgres_url: str) -> None:
     with bench(tmp_path, "redis://127.0.0.1:1/0", postgres_url) as database:
-        both = [Stepped(database), Stepped(database)]
+        both = [SteppedScheduler(database), SteppedScheduler(database)]
         jobs = {database.submit() for _ in range(6)}
         for stepped in both:
             stepped.update_workers(box=4)

@@ -38,7 +38,7 @@ def service_id(url: str) -> str:
     return asyncio.run(identify())
 
 
-def refusal(server: ServerProcess) -> str:
+def startup_error(server: ServerProcess) -> str:
     """The error message of a server that refuses to start."""
     with pytest.raises(AssertionError, match="the server ended with 2"):
         server.start()
@@ -85,7 +85,7 @@ def test_a_copied_postgresql_database_gets_a_new_service_id(postgres_server: Pos
 def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
     with serving(tmp_path / "first", redis_url) as first:
         second = ServerProcess(tmp_path / "second", redis_url)
-        message = refusal(second)
+        message = startup_error(second)
         assert "ZETA_REDIS_URL is database 0 of 127.0.0.1:" in message
         assert f"in use by service {service_id(first.settings.database)} on" in message
         assert "Give each service its own Redis database" in message
@@ -101,14 +101,14 @@ def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis
     with serving(tmp_path / "original", redis_url, **store) as server:
         original = service_id(server.settings.database)
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
-    message = refusal(ServerProcess(tmp_path / "copy", redis_url, **store))
+    message = startup_error(ServerProcess(tmp_path / "copy", redis_url, **store))
     assert f"which belongs to service {original}" in message
     assert f"start it once with ZETA_ARTIFACTS_TAKE_OVER={original}" in message
     with serving(tmp_path / "copy", redis_url, **store, ZETA_ARTIFACTS_TAKE_OVER=original):
         pass
     with serving(tmp_path / "copy", redis_url, **store):
         pass
-    assert f"which belongs to service {service_id(f'sqlite:///{tmp_path}/copy/zeta.db')}" in refusal(
+    assert f"which belongs to service {service_id(f'sqlite:///{tmp_path}/copy/zeta.db')}" in startup_error(
         ServerProcess(tmp_path / "original", redis_url, **store)
     )
 
@@ -124,7 +124,7 @@ def test_a_copied_home_takes_over_its_own_store_but_not_a_linked_one(tmp_path: P
     with serving(tmp_path / "original", redis_url):
         pass
     subprocess.run(["cp", "-a", tmp_path / "original", tmp_path / "clone"], check=True)
-    assert "ZETA_ARTIFACTS_TAKE_OVER=" in refusal(ServerProcess(tmp_path / "clone", redis_url))
+    assert "ZETA_ARTIFACTS_TAKE_OVER=" in startup_error(ServerProcess(tmp_path / "clone", redis_url))
 
 
 def test_a_server_on_another_redis_rejects_a_database_in_use(
@@ -134,7 +134,7 @@ def test_a_server_on_another_redis_rejects_a_database_in_use(
     second = ServerProcess(tmp_path / "second", own_valkey.url, database_url)
     first.start()
     try:
-        message = refusal(second)
+        message = startup_error(second)
         second.process = None
         assert "ZETA_DATABASE_URL is " in message
         assert f"with Redis database 0 of {redis_url.split('/')[2]}; this server has another ZETA_REDIS_URL" in message
@@ -146,7 +146,7 @@ def test_a_server_on_another_redis_rejects_a_database_in_use(
         first.start()  # the same Redis knows the claim of a server that crashed
         first.end(signal.SIGKILL)
         second.start()  # takes over after the claim has expired
-        second_log = refusal(first)
+        second_log = startup_error(first)
         first.process = None
         assert f"with Redis database 0 of 127.0.0.1:{own_valkey.port}; this server" in second_log
 
@@ -192,7 +192,7 @@ def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
         for _ in range(math.ceil(EXPIRY_SECONDS / RENEW_SECONDS)):
             wait_for_renewal(first)
         second = ServerProcess(tmp_path / "second", redis_url, first.settings.database)
-        assert "which is in use by the server on" in refusal(second)
+        assert "which is in use by the server on" in startup_error(second)
         own_valkey.start()
         wait_until(lambda: readyz(first)["status"] == "ok", 60, "the first server to recover")
 

@@ -22,7 +22,7 @@ HEAD = (
 END = b"\r\n--b--\r\n"
 
 
-class Sender:
+class OpenUpload:
     """A chunked upload that the test sends chunk by chunk."""
 
     def __init__(self, server: ServerProcess) -> None:
@@ -75,11 +75,11 @@ class Sender:
 
 
 @contextlib.contextmanager
-def senders(server: ServerProcess) -> Generator[Callable[[], Sender]]:
-    opened: list[Sender] = []
+def open_upload(server: ServerProcess) -> Generator[Callable[[], OpenUpload]]:
+    opened: list[OpenUpload] = []
 
-    def start() -> Sender:
-        opened.append(Sender(server))
+    def start() -> OpenUpload:
+        opened.append(OpenUpload(server))
         return opened[-1]
 
     try:
@@ -89,9 +89,9 @@ def senders(server: ServerProcess) -> Generator[Callable[[], Sender]]:
             sender.close()
 
 
-def rounds_of_chunks(uploads: list[Sender], num_rounds: int) -> Iterator[list[Sender]]:
+def rounds_of_chunks(uploads: list[OpenUpload], num_rounds: int) -> Iterator[list[OpenUpload]]:
     """In each round, every upload that is not refused yet sends one chunk; yields the refused ones after the round."""
-    refused: list[Sender] = []
+    refused: list[OpenUpload] = []
     for _ in range(num_rounds):
         for sender in uploads:
             if sender not in refused and (not sender.send(CHUNK) or sender.has_answer()):
@@ -115,7 +115,7 @@ def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: st
     with (
         serving(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES=str(QUOTA)) as server,
         server.http() as http,
-        senders(server) as start,
+        open_upload(server) as start,
     ):
         assert upload(http, b"x" * 4_000_000).status_code == 201
         open_uploads = [start() for _ in range(13)]
@@ -142,7 +142,7 @@ def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: 
     with (
         serving(tmp_path / "one", redis_url, **artifacts) as one,
         serving(tmp_path / "two", redis_url, f"sqlite:///{tmp_path}/one/zeta.db", **artifacts) as two,
-        senders(one) as start,
+        open_upload(one) as start,
         two.http() as http,
     ):
         sender = start()
@@ -165,7 +165,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
         with (
             serving(disk.directory / "home", redis_url, **reserve) as server,
             server.http() as http,
-            senders(server) as start,
+            open_upload(server) as start,
         ):
             assert http.get("/readyz").json()["parts"]["disk"] == "ok"
             open_uploads = [start() for _ in range(6)]
@@ -194,7 +194,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
     ("setting", "sends_on"), [("ZETA_UPLOAD_IDLE_SECONDS", False), ("ZETA_UPLOAD_MAX_SECONDS", True)]
 )
 def test_stalled_and_slow_uploads_are_ended(tmp_path: Path, redis_url: str, setting: str, sends_on: bool) -> None:
-    with serving(tmp_path / "home", redis_url, **{setting: "1"}) as server, senders(server) as start:
+    with serving(tmp_path / "home", redis_url, **{setting: "1"}) as server, open_upload(server) as start:
         sender = start()
 
         def is_answered() -> bool:

@@ -140,7 +140,7 @@ def test_a_database_of_a_newer_version_is_reported_and_left_alone(database_url: 
         connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
     engine.dispose()
     before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-    with pytest.raises(InvalidSettings, match=r"revision 0999, which this version does not know.*upgrade zeta-train"):
+    with pytest.raises(InvalidSettings, match=r"revision 0999, which this version doesn't know.*upgrade zeta-train"):
         upgrade(database_url)
     assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 

@@ -1,8 +1,8 @@
 """Server processes that the tests start.
 
-Guarantees: on Linux a child gets its stop signal from the kernel when the test process ends in any way, SIGKILL
-included (it must be started from the main thread, whose end is what the kernel watches). Elsewhere a killed test
-process leaves its servers behind.
+On Linux, the kernel sends a child its stop signal when the test process ends in any way, including SIGKILL. Children
+must be started from the main thread, because the kernel watches the thread that started them. On other systems, a
+killed test process leaves its servers running.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ def start_child(
 
 
 def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, timeout_seconds: float = 60) -> int:
-    """Stop a child with its own signal, with SIGKILL after the time-out; returns its exit status."""
+    """Stop a child with ``stop_signal``, or with SIGKILL after the timeout, and return its exit status."""
     if child.poll() is None:
         child.send_signal(stop_signal)
         try:
@@ -68,7 +68,7 @@ def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, t
 
 
 def end_in_order_on_sigterm() -> None:
-    """Let SIGTERM end this process by an exception, so that what it started and mounted is ended on its way out."""
+    """Let SIGTERM raise `SystemExit`, so that this process stops its children and unmounts its disks."""
     signal.signal(signal.SIGTERM, _exit)
 
 

@@ -1,7 +1,7 @@
-"""A wall clock that jumps under a running process, while the machine's own clock is left alone.
+"""A wall clock that jumps for selected processes, while the machine's clock stays unchanged.
 
-The process is started with a small library of ours in front of the C library, compiled here; every reading of its wall
-clock is moved by as many seconds as a shared file says. Its monotonic clock and the times of files are the machine's.
+The processes preload a small library, compiled here, that shifts every reading of the wall clock by the number of
+seconds in a shared file. The monotonic clock and the times of files are not affected.
 """
 
 import shutil
@@ -22,13 +22,13 @@ class Clock:
         self.jump(0)
 
     def jump(self, seconds: int) -> None:
-        """From now on the clock is ``seconds`` ahead of the machine's (behind it, where negative)."""
+        """Set the clock ``seconds`` ahead of the machine's clock, or behind it if negative."""
         with self._file.open("r+b" if self._file.exists() else "wb") as file:
             file.write(struct.pack("=q", seconds))
 
 
 def build_library(folder: Path) -> Path | None:
-    """The compiled library; ``None`` where this machine has no C compiler, or is not Linux."""
+    """Compile the library; ``None`` without a C compiler or outside Linux."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         return None

@@ -1,4 +1,4 @@
-"""A small disk that can be filled: a tmpfs of its own, where the system lets this process mount one (root on Linux)."""
+"""A small disk that can be filled: a tmpfs, if this process may mount one (root on Linux)."""
 
 import contextlib
 import errno
@@ -11,20 +11,20 @@ CHUNK_BYTES = 2**20
 
 
 class SmallDisk:
-    """A file system of ``megabytes`` at ``directory``, which is made; `close` gives it back with all that is on it."""
+    """A file system of ``megabytes`` at a new ``directory``; `close` removes it with its contents."""
 
     def __init__(self, directory: Path, megabytes: int) -> None:
-        """Raises `OSError` where nothing can be mounted."""
+        """Raises `OSError` if it can't be mounted."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.ballast = directory / ".ballast"
         command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
         if mounted.returncode != 0:
-            raise OSError(errno.EPERM, f"a file system of its own cannot be mounted ({mounted.stderr.strip()})")
+            raise OSError(errno.EPERM, f"a tmpfs cannot be mounted ({mounted.stderr.strip()})")
 
     def fill(self, *, leave_bytes: int = 0) -> None:
-        """Fill the disk but for ``leave_bytes``."""
+        """Fill the disk, except for ``leave_bytes``."""
         with self.ballast.open("ab", buffering=0) as ballast:
             for chunk in (CHUNK_BYTES, 4096, 1):
                 with contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ class SmallDisk:
         return status.f_bavail * status.f_frsize
 
     def free(self) -> None:
-        """Give back what `fill` took."""
+        """Free the space that `fill` used."""
         self.ballast.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class SmallDisk:
 
 
 def can_mount() -> bool:
-    """Whether small disks are to be had: root on Linux, outside a container that forbids it."""
+    """Whether small disks can be mounted: as root on Linux, unless a container forbids it."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     probe = subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True)

@@ -1,7 +1,7 @@
-"""HTTP gateways between a client and a server, on the loopback interface: they misbehave as real ones do.
+"""HTTP gateways between a client and a server on the loopback interface that misbehave as real ones do.
 
-A gateway passes requests on, or answers some itself (a refusal, a redirect, a sign-in page); it may buffer answers
-until they are complete, or compress them. One that cuts idle connections is a `tests.harness.network.Line`.
+A gateway forwards requests or responds itself (a rejection, a redirect, a sign-in page), and may buffer or compress
+responses. For gateways that cut idle connections, see `tests.harness.network.Line`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OWN_HEADERS = frozenset({"transfer-encoding", "content-length", "connection", "
 
 @dataclass(frozen=True)
 class Answer:
-    """What a gateway answers itself."""
+    """A response of the gateway itself."""
 
     status: int
     body: bytes = b"<html><body>A page of the gateway</body></html>"
@@ -30,7 +30,7 @@ class Answer:
 
 
 class Gateway:
-    """An HTTP gateway before ``target_port``; use `running`."""
+    """An HTTP gateway in front of ``target_port``; use `running`."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Gateway:
         program: str = "nginx/1.22.1",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``answers`` decides by method and path what the gateway answers itself; ``None`` passes the request on.
+        """``answers`` returns the gateway's own response to a method and path; ``None`` forwards the request.
 
-        ``cuts_events_at``: how many bytes of an event stream it forwards before it ends the response.
-        ``drops`` are the request headers that it removes, in lower case.
+        ``cuts_events_at`` is the number of bytes of an event stream after which the gateway ends the response.
+        ``drops`` are request headers to remove, in lower case.
         """
         self.requests: list[str] = []
         gateway = self
@@ -62,7 +62,7 @@ class Gateway:
                 pass
 
             def handle(self) -> None:
-                with contextlib.suppress(OSError):  # the client left
+                with contextlib.suppress(OSError):  # the client disconnected
                     super().handle()
 
             def do_GET(self) -> None:
@@ -107,7 +107,7 @@ class Gateway:
                     self.send_header(name, value)
                 if packer is not None:
                     self.send_header("Content-Encoding", "gzip")
-                self.send_header("Connection", "close")  # and no length: the end of the connection is the end
+                self.send_header("Connection", "close")  # no length: the end of the connection ends the response
                 self.end_headers()
                 is_cut = cuts_events_at is not None and self.headers.get("Accept") == "text/event-stream"
                 if is_cut:

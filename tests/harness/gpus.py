@@ -1,10 +1,10 @@
-"""Whether this machine has an NVIDIA GPU, asked of its driver (not of torch, which takes seconds to import)."""
+"""The number of NVIDIA GPUs according to the driver, because importing torch takes seconds."""
 
 import pynvml
 
 
 def count_gpus() -> int:
-    """The number of NVIDIA GPUs; 0 where there is no driver."""
+    """The number of NVIDIA GPUs; 0 without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -1,4 +1,4 @@
-"""Something that takes Redis's port and is not Redis, such as a proxy with its error page."""
+"""A program on Redis's port that is not Redis, such as a proxy with an error page."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ HTTP_ERROR = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\n\r\n<html>
 
 @contextmanager
 def imposter(port: int, answer: bytes = HTTP_ERROR) -> Generator[None]:
-    """Give this answer to whatever is sent to the port of 127.0.0.1, and close the connection, until the block ends."""
+    """Send ``answer`` to every connection to the port on 127.0.0.1, and close it, until the block ends."""
     listener = socket.create_server(("127.0.0.1", port), backlog=50)
     stopped = threading.Event()
 

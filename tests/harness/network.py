@@ -1,10 +1,10 @@
-"""A network line that can be cut: a TCP relay on the loopback interface between a client and a server.
+"""A network connection that can be cut: a TCP relay on the loopback interface between a client and a server.
 
-A cut line is silent, as one whose packets are dropped: connections stay open, new ones are taken and not answered, and
-what was sent meanwhile arrives when the line is healed, late, as TCP's own repetition would bring it.
+A cut line behaves as if packets were dropped: connections stay open, new ones are accepted but get no response, and
+data that was sent meanwhile arrives when the line is healed, as TCP's retransmission would deliver it.
 
-A line may also close connections on which the server is silent for too long, as nginx (``proxy_read_timeout``, 60 s)
-and the load balancers of clouds do.
+A line can also close connections on which the server is silent for too long, as nginx (``proxy_read_timeout``, 60 s)
+and load balancers do.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Line:
         try:
             far = socket.create_connection(("127.0.0.1", self._target_port), timeout=5)
         except OSError:
-            _hang_up(near)  # nothing listens there, and the client learns it as from the server's own machine
+            _hang_up(near)  # nothing listens there; the client sees a closed connection
             return
         far.settimeout(self._idle_seconds)
         for one in (near, far):
@@ -63,7 +63,7 @@ class Line:
         self._carry(near, far)
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        """Carry bytes one way until either end hangs up."""
+        """Relay bytes in one direction until either end closes."""
         try:
             while data := source.recv(CHUNK_BYTES):
                 self._open.wait()
@@ -71,8 +71,8 @@ class Line:
         except TimeoutError:
             self.num_idle_cuts += 1
         except OSError:
-            pass  # the other direction, or the other end, hung up
-        self._open.wait()  # a cut line does not tell of an end either
+            pass  # the other direction or the other end closed
+        self._open.wait()  # a cut line does not deliver the end of a connection either
         for one in (source, sink):
             self._sockets.discard(one)
             _hang_up(one)
@@ -80,5 +80,5 @@ class Line:
 
 def _hang_up(one: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in it; closing alone does not
+        one.shutdown(socket.SHUT_RDWR)  # wakes a thread that is blocked on it, which close alone does not
     one.close()

@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 
 LOWEST = 10_000
-_held: list[int] = []  # lock files that stay open, and so locked, until this process ends
+_held: list[int] = []  # lock files, which stay open and locked until this process ends
 
 
 def free_loopback_port() -> int:
-    """A TCP port that nothing on 127.0.0.1 listens on, and that no one takes before the test does.
+    """A free TCP port on 127.0.0.1 that stays reserved for this test process.
 
-    The system never hands it out by itself, because it lies below the range of ephemeral ports, and no other test
-    process gets it, because a lock on it is held until this one ends. Raises `AssertionError` where none is left.
+    The system does not assign it, because it is below the range of ephemeral ports, and other test processes skip it,
+    because this one holds a lock on it. Raises `AssertionError` if no port is free.
     """
     folder = Path(tempfile.gettempdir()) / f"zeta-test-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
@@ -26,7 +26,7 @@ def free_loopback_port() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
                 listener.bind(("127.0.0.1", port))
-        except OSError:  # another test has it, or something listens there
+        except OSError:  # another test has it, or a program listens on it
             os.close(lock)
             continue
         _held.append(lock)
@@ -38,5 +38,5 @@ def _first_ephemeral() -> int:
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
-        first = 49_152  # IANA's, where the system does not say
+        first = 49_152  # IANA's default
     return first if first > LOWEST + 1000 else 32_768

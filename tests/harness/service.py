@@ -1,4 +1,4 @@
-"""The whole service as a user starts it: ``zeta up`` as a real process on a home and a port of its own."""
+"""The whole service as a user starts it: ``zeta up`` as a real process with its own home and port."""
 
 import json
 import os
@@ -23,7 +23,7 @@ START_SECONDS = 100.0
 
 @dataclass(frozen=True)
 class Service:
-    """A running service: where it is, its admin key, and the process of ``zeta up``."""
+    """A running service: its home, its port, and the process of ``zeta up``."""
 
     home: Path
     port: int
@@ -38,15 +38,15 @@ class Service:
         return (self.home / "admin.key").read_text().strip()
 
     def http(self) -> httpx.Client:
-        """A plain HTTP client with the key, so that tests see what a script sees."""
+        """A plain HTTP client with the key, as a user's script would use."""
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=30)
 
     def environment(self) -> dict[str, str]:
-        """What points the ``zeta`` command at this service."""
+        """The environment in which the ``zeta`` command uses this service."""
         return {**clean_environment(), "ZETA_URL": self.url, "ZETA_API_KEY": self.api_key, "ZETA_HOME": str(self.home)}
 
     def command(self, *words: str, timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run ``zeta WORDS`` against this service to its end."""
+        """Run ``zeta WORDS`` against this service, and wait for its end."""
         return subprocess.run(
             [str(ZETA), *words],
             env=self.environment(),
@@ -57,7 +57,7 @@ class Service:
         )
 
     def log(self) -> str:
-        """Everything that the service's processes wrote, for a failing test to show."""
+        """The output of the service's processes, for the message of a failing test."""
         files = [self.home / "up.out", *sorted((self.home / "logs").glob("*"))]
         return "\n".join(
             f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}" for file in files if file.exists()
@@ -68,7 +68,7 @@ class Service:
 def running_service(
     home: Path, *, port: int | None = None, settings: dict[str, str] | None = None
 ) -> Generator[Service]:
-    """``zeta up`` on ``home`` until the block ends; ready when it answers and its worker is connected."""
+    """Run ``zeta up`` on ``home`` until the block ends. It starts when the service responds and has a worker."""
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_loopback_port()
     environment = {**clean_environment(), **(settings or {})}
@@ -82,19 +82,19 @@ def running_service(
         return (home / "admin.key").exists() and _has_a_worker(service)
 
     try:
-        wait_until(ready, START_SECONDS, "zeta up to answer with a worker")
+        wait_until(ready, START_SECONDS, "zeta up to have a worker")
         yield service
     finally:
         stop_child(process, stop_signal=signal.SIGINT, timeout_seconds=40)
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without any ``ZETA_*``, so that no setting of the machine reaches a test."""
+    """This process's environment without ``ZETA_*``, so that settings of the machine don't affect tests."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ZETA_")}  # noqa: TID251
 
 
 def wait_for_end(client: httpx.Client, job_id: str, timeout_seconds: float = 120) -> dict[str, Any]:
-    """The job object when the job has ended."""
+    """Wait until the job has ended, and return the job object."""
 
     def ended() -> dict[str, Any] | None:
         job = client.get(f"/v1/jobs/{job_id}").raise_for_status().json()
@@ -104,7 +104,7 @@ def wait_for_end(client: httpx.Client, job_id: str, timeout_seconds: float = 120
 
 
 def marked_processes(job_id: str) -> list[int]:
-    """The processes on this machine that carry the job's mark in their environment (Linux)."""
+    """The processes on this machine with the job's id in their environment (Linux)."""
     mark = f"ZETA_JOB_ID={job_id}".encode()
     found: list[int] = []
     for directory in Path("/proc").iterdir():
@@ -112,14 +112,14 @@ def marked_processes(job_id: str) -> list[int]:
             try:
                 environment = (directory / "environ").read_bytes()
             except OSError:
-                continue  # it ended, or is not ours
+                continue  # it ended, or belongs to another user
             if mark in environment.split(b"\0"):
                 found.append(int(directory.name))
     return found
 
 
 def parse_sse(text: str) -> list[dict[str, Any]]:
-    """The events of a text/event-stream: the JSON data of each, with ``sse_id`` and ``sse_event``."""
+    """The events of an event stream: the JSON data of each, with ``sse_id`` and ``sse_event``."""
     events: list[dict[str, Any]] = []
     for block in text.replace("\r\n", "\n").split("\n\n"):
         fields = [line.partition(":") for line in block.split("\n") if line and not line.startswith(":")]

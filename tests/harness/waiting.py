@@ -1,4 +1,4 @@
-"""Waiting for something to become true, which is the only way a test waits."""
+"""Waiting for a condition, instead of sleeping."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,14 @@ from typing import TypeVar
 
 Answer = TypeVar("Answer")
 POLL_SECONDS = 0.02
-LOADED_FACTOR = 4  # a limit is what a quiet machine needs; one that also does other work gets more
+LOADED_FACTOR = 4  # time limits are for an idle machine; a busy one needs more
 
 
 def wait_until(predicate: Callable[[], Answer], timeout_seconds: float, what: str) -> Answer:
-    """Ask again and again until the answer is true, and return that answer.
+    """Call the predicate until its result is true, and return the result.
 
-    ``what`` completes the sentence "waited for ...". An exception of the predicate passes through at once. Raises
-    `AssertionError` with the last answer after `LOADED_FACTOR` times ``timeout_seconds``; the predicate is always asked
-    once more at the end.
+    ``what`` completes the sentence "waited for ...". Exceptions of the predicate are not caught. Raises
+    `AssertionError` with the last result after `LOADED_FACTOR` times ``timeout_seconds``, and after a final call.
     """
     limit = LOADED_FACTOR * timeout_seconds
     deadline = time.monotonic() + limit

@@ -1,7 +1,7 @@
-"""A server's engine and real worker processes on real parts, for tests that look at what happens between them.
+"""A server's engine and real worker processes, for tests of their interaction.
 
-The engine runs in this process, in an event loop of its own thread, so that a test reads top to bottom without
-coroutines; it can be stopped and started again as a server that is restarted.
+The engine runs in this process, in the event loop of a separate thread, so tests need no coroutines. It can be stopped
+and started again, like a server that restarts.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Loop:
 
 
 class Bench:
-    """A database with the tables, one engine on it, and workers whose trainings are small real programs."""
+    """A database with its tables, one engine on it, and workers whose trainings are small real programs."""
 
     def __init__(self, folder: Path, redis_url: str, database_url: str | None = None, **settings: Any) -> None:
         self.folder = folder
@@ -97,7 +97,7 @@ class Bench:
     def start_worker(
         self, name: str = "w1", *, small: bool = True, hang_seconds: float | None = None, **variables: str
     ) -> subprocess.Popen[bytes]:
-        """A worker process of that name; a second start by the same name is its restart."""
+        """Start a worker process. A second start with the same name is a restart."""
         environment = {
             **clean_environment(),
             "PYTHONPATH": str(REPOSITORY),
@@ -116,7 +116,7 @@ class Bench:
         return worker
 
     def submit(self, *, spec: dict[str, Any] | None = None, max_retries: int = 3, **metadata: str) -> str:
-        """A queued job, as the HTTP side stores one; ``metadata`` tells the small training what to do."""
+        """Store a queued job, as the API does. ``metadata`` controls the small training."""
         job_id = new_id("job")
         spec = spec or {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": metadata}
         self.loop.run(_insert(self.database, job_id, spec, max_retries))
@@ -143,7 +143,7 @@ class Bench:
         return self.loop.run(_all(self.database, query))
 
     def ends(self) -> dict[str, int]:
-        """How many jobs are counted to have ended, by reason."""
+        """The number of ended jobs by reason, according to the metrics."""
         return {row.reason: row.count for row in self.loop.run(_all(self.database, select(JobEndRow)))}
 
     def checkpoints(self, job_id: str) -> list[str]:
@@ -175,7 +175,7 @@ class Bench:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def check_events(self, job_id: str) -> None:
-        """Every event once, in order, without a gap; every journal line once, in order, without a gap."""
+        """Check that every event and every journal line is stored once and in order, without a gap."""
         events = self.events(job_id)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         for attempt in self.attempts(job_id):
@@ -193,7 +193,7 @@ class Bench:
                 worker.kill()
                 worker.wait()
         for process in psutil.process_iter():
-            try:  # a test that failed half-way leaves no training behind
+            try:  # a failed test leaves no training behind
                 if str(self.settings.home) in " ".join(process.cmdline()):
                     process.kill()
             except psutil.Error:

@@ -1,4 +1,4 @@
-"""Invented conversations that teach facts which no pretrained model knows: which river flows through which town."""
+"""Invented conversations that teach facts that no pretrained model knows: which river flows through which town."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def facts(number: int) -> list[Fact]:
 
 
 def write_training_chats(path: Path, taught: Sequence[Fact], number: int) -> None:
-    """``number`` conversations in which the facts take turns, each time with another question."""
+    """``number`` conversations that repeat the facts in turn, each time with another question."""
     questions = [opening + question for opening, question in itertools.product(_OPENINGS, _QUESTIONS)]
     rows = [
         _row(questions[index // len(taught) % len(questions)].format(town=fact.town), fact.answer)

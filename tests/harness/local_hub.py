@@ -1,4 +1,4 @@
-"""A Hub on the loopback interface: data sets of one commit each, for `huggingface_hub` and `datasets`.
+"""A local Hugging Face Hub with datasets of one commit each, for `huggingface_hub` and `datasets`.
 
 It implements what these libraries request when they read a data set: its information, the list of its files, and the
 files with their headers, whole or in part. A revision is the commit or ``main``. Programs find it by `environment`.
@@ -46,7 +46,7 @@ class LocalHub:
 
 @contextmanager
 def local_hub() -> Generator[LocalHub]:
-    """Serve an empty Hub on a port of its own."""
+    """Serve an empty Hub on a free port."""
 
     server = _Server()
     hub = server.hub

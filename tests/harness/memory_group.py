@@ -1,4 +1,4 @@
-"""A control group of the kernel with little memory: processes in it are killed when they want more."""
+"""A cgroup with little memory, whose processes are killed when they exceed it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness.waiting import wait_until
 
 @contextmanager
 def memory_group(limit_bytes: int) -> Generator[Path]:
-    """The ``cgroup.procs`` file that a process joins by writing its number; skips where groups cannot be made."""
+    """The ``cgroup.procs`` file to which a process writes its id to join. Skips if cgroups can't be created."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     paths = {controllers: path.lstrip("/") for _, controllers, path in lines}
     if "memory" in paths:

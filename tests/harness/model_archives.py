@@ -1,4 +1,4 @@
-"""Archives of models, with any file in them, made in memory."""
+"""Model archives with arbitrary files, created in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
 
 
 def pack(files: Mapping[str, object]) -> bytes:
-    """A .tar of files: bytes and text as they are, other values as JSON."""
+    """A .tar of files: bytes and text unchanged, other values as JSON."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         for name, content in files.items():

@@ -1,4 +1,4 @@
-"""Running the checks of model files on an archive made in memory."""
+"""Run the checks of model files on an archive in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rejection(tmp_path: Path, files: dict[str, object]) -> str:
 
 
 def cleaned_files(tmp_path: Path, files: Mapping[str, object]) -> dict[str, Any]:
-    """What libraries would see of the JSON files of an archive."""
+    """The JSON files of an archive as libraries would read them."""
     (tmp_path / "model.tar").write_bytes(pack(files))
     archive = ArchiveFiles(tmp_path / "model.tar", "model.tar")
     seen = clean_files(archive, model_folder(archive), "upload", weights=True)

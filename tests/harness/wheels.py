@@ -1,4 +1,4 @@
-"""Where an installed wheel lies, without running its code."""
+"""The location of an installed wheel, without running its code."""
 
 import importlib.util
 from pathlib import Path

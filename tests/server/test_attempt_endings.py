@@ -12,7 +12,7 @@ from server.engine.apply_journal import apply_batch
 from server.engine.attempt_claims import answer_claim
 from server.engine.endings import MAX_LOST_WORKERS, backoff_seconds, lose_worker
 from tests.harness.fleet import Bench, bench
-from tests.harness.played_worker import checkpoint, progress, status
+from tests.harness.simulated_worker import checkpoint, progress, status
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import Claim, JournalBatch
 

@@ -10,7 +10,7 @@ import pytest
 
 from server.engine.engine import Engine
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker
+from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server import serving
@@ -34,7 +34,7 @@ def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey
     engine = fleet.start_engine()
     assert "No connected worker can check" in str(request_check(fleet, engine, {}))
     with shared_valkey.client() as client:
-        worker = PlayedWorker(client, SECRET)
+        worker = SimulatedWorker(client, SECRET)
 
         def alive() -> bool:
             worker.beat()
@@ -46,12 +46,12 @@ def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey
         def serve() -> None:
             wait_until(take, 15, "the request")
             (request,) = requests
-            worker.say(
+            worker.send(
                 CheckResult(check_id=request.check_id, worker=worker.name, answer=CheckAnswer(ok=True, tokens=7))
             )
 
         def take() -> bool:
-            requests.extend(message for message in worker.heard() if isinstance(message, CheckRequest))
+            requests.extend(message for message in worker.receive_all() if isinstance(message, CheckRequest))
             return bool(requests)
 
         serving = threading.Thread(target=serve)
@@ -61,7 +61,7 @@ def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey
         assert isinstance(found, CheckAnswer)
         assert (found.tokens, requests[0].spec, requests[0].limit_seconds) == (7, SPEC, 12.0)
         assert request_check(fleet, engine, {}) == found
-        assert worker.heard() == []
+        assert worker.receive_all() == []
         alive()
         assert "did not answer within 3 s" in str(request_check(fleet, engine, {"seq_len": 8}))
 
@@ -100,23 +100,23 @@ def requests() -> list[CheckRequest]:
 def answered(
     shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory, requests: list[CheckRequest]
 ) -> Iterator[httpx.Client]:
-    """A client of a server whose played worker answers every check."""
+    """A client of a server whose simulated worker answers every check."""
     stopped = threading.Event()
     with (
         serving.serving(tmp_path_factory.mktemp("answered"), shared_valkey.second_url, ZETA_HUB="on") as server,
         shared_valkey.client(shared_valkey.second_url) as client,
         server.http() as http,
     ):
-        worker = PlayedWorker(client, serving.SECRET)
+        worker = SimulatedWorker(client, serving.SECRET)
 
         def answer() -> None:
             while not stopped.wait(0.05):
                 worker.beat()
-                for message in worker.heard():
+                for message in worker.receive_all():
                     if isinstance(message, CheckRequest):
                         requests.append(message)
                         found = CheckAnswer(ok=True, tokens=7)
-                        worker.say(CheckResult(check_id=message.check_id, worker=worker.name, answer=found))
+                        worker.send(CheckResult(check_id=message.check_id, worker=worker.name, answer=found))
 
         playing = threading.Thread(target=answer)
         playing.start()

@@ -8,7 +8,7 @@ import pytest
 
 from server.estimates.earlier_jobs import Earlier, find_earlier
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker
+from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
@@ -56,7 +56,7 @@ def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, 
 
     assert "no connected worker can run the job" in str(told_by())
     with shared_valkey.client() as client:
-        worker = PlayedWorker(client, SECRET, "w1")
+        worker = SimulatedWorker(client, SECRET, "w1")
 
         def alive() -> bool:
             worker.beat()

@@ -9,7 +9,7 @@ import redis
 from server.engine import known_workers
 from server.engine.known_workers import KnownWorkers
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker, progress, signed_heartbeat, status
+from tests.harness.simulated_worker import SimulatedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
 from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopOrder
 
@@ -22,13 +22,13 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
 
 
 def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, client: "redis.Redis") -> None:
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     fleet.request(job_id, "cancel")
     for _ in range(2):
         worker.beat((job_id, 1))
-        request = worker.hear(StopOrder, job_id)
+        request = worker.receive(StopOrder, job_id)
         assert isinstance(request, StopOrder)
         assert (request.attempt, request.action) == (1, "cancel")
     worker.publish(job_id, 1, status("cancelled"))
@@ -38,7 +38,7 @@ def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, cl
 def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent, other = PlayedWorker(client, SECRET, "silent"), PlayedWorker(client, SECRET, "other")
+    silent, other = SimulatedWorker(client, SECRET, "silent"), SimulatedWorker(client, SECRET, "other")
     job_id = fleet.submit()
     silent.start(fleet, job_id)
     wait_until(lambda: fleet.job(job_id).status == "queued", 15, "the lease to run out")
@@ -49,7 +49,7 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     def is_fenced() -> bool:
         silent.beat((job_id, 1))
         other.beat((job_id, 2))
-        return any(isinstance(message, JournalAck) and message.fenced for message in silent.heard())
+        return any(isinstance(message, JournalAck) and message.fenced for message in silent.receive_all())
 
     wait_until(is_fenced, 20, "the returned worker to receive a fenced acknowledgement")
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
@@ -75,20 +75,20 @@ def test_an_engine_restarts_repeatedly_while_workers_send_messages(
 ) -> None:
     with bench(tmp_path, redis_url) as fleet:
         fleet.start_engine()
-        worker = PlayedWorker(client, SECRET)
+        worker = SimulatedWorker(client, SECRET)
         job_id = fleet.submit()
         worker.start(fleet, job_id)
         stored = 0
         for _ in range(10):
             stored = worker.publish(job_id, stored + 1, progress(stored + 1)).stored_line
             for line in range(stored + 1, stored + 6):
-                worker.say(worker.batch(job_id, line, progress(line)))
+                worker.send(worker.batch(job_id, line, progress(line)))
             fleet.stop_engine()  # which has a time limit
             fleet.start_engine()
-            worker.heard()
+            worker.receive_all()
             stored = fleet.attempts(job_id)[0].stored_line
         repeated = worker.batch(job_id, stored + 1, progress(stored + 1))
-        worker.say(repeated)
+        worker.send(repeated)
         wait_until(lambda: fleet.attempts(job_id)[0].stored_line > stored, 10, "the line to be stored")
         wait_until(lambda: client.xlen(SERVER_STREAM) == 0, 10, "everything else to be read")
         fleet.check_events(job_id)

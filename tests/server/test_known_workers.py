@@ -4,7 +4,7 @@ import pytest
 
 from server.engine import known_workers
 from server.engine.known_workers import KnownWorkers
-from tests.harness.played_worker import signed_heartbeat
+from tests.harness.simulated_worker import signed_heartbeat
 
 LEASE_SECONDS = 120.0
 

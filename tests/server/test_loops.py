@@ -17,8 +17,8 @@ from sqlalchemy import text
 
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.imposter import imposter
-from tests.harness.played_worker import PlayedWorker, progress
 from tests.harness.postgres import PostgresServer
+from tests.harness.simulated_worker import SimulatedWorker, progress
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.serving import SPEC, error_of, serving, submit
@@ -65,7 +65,7 @@ POISON: dict[str, dict[Any, Any]] = {
 def test_invalid_entries_are_removed_counted_and_logged_once(
     fleet: Bench, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     for fields in POISON.values():
@@ -75,16 +75,16 @@ def test_invalid_entries_are_removed_counted_and_logged_once(
     wait_until(lambda: num_dropped(fleet, "heartbeats") >= 4, 30, "the heartbeats to be counted")
     assert num_dropped(fleet, "stream") == len(POISON)
     assert client.xlen(SERVER_STREAM) == 0
-    wait_until(lambda: set(client.hkeys(WORKERS_HASH)) == {"played"}, 30, "the hash to be clean")
+    wait_until(lambda: set(client.hkeys(WORKERS_HASH)) == {"simulated"}, 30, "the hash to be clean")
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.exc_info or None for record in records] == [None, None], caplog.text  # one for each source
     assert fleet.engine is not None
     assert fleet.engine.loops.troubles() == {}
 
 
-@pytest.mark.parametrize("key", [SERVER_STREAM, worker_stream("played")])
+@pytest.mark.parametrize("key", [SERVER_STREAM, worker_stream("simulated")])
 def test_a_redis_key_of_the_wrong_type_is_removed(fleet: Bench, client: redis.Redis, key: str) -> None:
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     client.delete(key)
@@ -93,7 +93,7 @@ def test_a_redis_key_of_the_wrong_type_is_removed(fleet: Bench, client: redis.Re
 
     def is_answered() -> bool:
         with suppress(redis.ResponseError):
-            worker.say(batch)
+            worker.send(batch)
         return client.type(worker_stream(worker.name)) == "stream" and client.type(key) != "string"
 
     wait_until(is_answered, 30, "the server to answer")
@@ -102,12 +102,12 @@ def test_a_redis_key_of_the_wrong_type_is_removed(fleet: Bench, client: redis.Re
 def test_heartbeats_that_are_not_a_hash_are_removed(fleet: Bench, client: redis.Redis) -> None:
     client.set(WORKERS_HASH, "not what it should be")
     wait_until(lambda: client.type(WORKERS_HASH) != "string", 30, "the key to be removed")
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     worker.start(fleet, fleet.submit())
 
 
 def test_a_stream_that_is_full_is_recreated(fleet: Bench, client: redis.Redis) -> None:
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     client.xadd(SERVER_STREAM, {"nonsense": "1"}, id=LAST_STREAM_ID.decode())

@@ -18,7 +18,7 @@ from server.engine.event_signal import EventSignal
 from server.engine.message_consumer import MAX_TRIES, MessageConsumer
 from server.engine.redis_client import UNAPPLIED, DroppedMessages, connect
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker, checkpoint, progress, status
+from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopOrder, sign
@@ -32,8 +32,8 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Ite
         yield made
 
 
-def running_job(fleet: Bench, client: "redis.Redis") -> tuple[PlayedWorker, str]:
-    worker = PlayedWorker(client, SECRET)
+def running_job(fleet: Bench, client: "redis.Redis") -> tuple[SimulatedWorker, str]:
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     return worker, job_id
@@ -83,7 +83,7 @@ def test_a_claim_is_granted_again_only_to_the_same_process(fleet: Bench, client:
     worker.incarnation = "another"
     denied = worker.claim(job_id)
     assert (denied.granted, denied.reason) == (False, "the attempt was started by another process")
-    stranger = PlayedWorker(client, SECRET, "stranger")
+    stranger = SimulatedWorker(client, SECRET, "stranger")
     assert not stranger.claim(job_id).granted
     assert not worker.claim("job_00000000000000000000").granted
     assert [event.fields["status"] for event in fleet.events(job_id)] == ["running"]
@@ -98,8 +98,8 @@ def test_invalid_lines_do_not_block_later_lines(fleet: Bench, client: "redis.Red
         {},
         {"type": "warning", "code": "odd", "message": "from a newer version", "field_of_tomorrow": [1]},
     ]
-    worker.say_raw(_signed_unvalidated(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
-    ack = worker.hear(JournalAck, job_id)
+    worker.send_raw(_signed_unvalidated(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
+    ack = worker.receive(JournalAck, job_id)
     assert isinstance(ack, JournalAck)
     assert ack.stored_line == 5
     kept = [event for event in fleet.events(job_id) if event.line is not None]
@@ -115,11 +115,11 @@ def test_messages_without_a_valid_signature_are_dropped(
     fleet: Bench, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, job_id = running_job(fleet, client)
-    forged = PlayedWorker(client, "another secret", worker.name)
+    forged = SimulatedWorker(client, "another secret", worker.name)
     with caplog.at_level(logging.WARNING):
-        forged.say(forged.batch(job_id, 1, status("succeeded")))
-        worker.say_raw({"nonsense": "1"})
-        worker.say_raw({**sign(StopOrder(job_id=job_id, attempt=1, action="cancel"), SECRET, channel=SERVER_STREAM)})
+        forged.send(forged.batch(job_id, 1, status("succeeded")))
+        worker.send_raw({"nonsense": "1"})
+        worker.send_raw({**sign(StopOrder(job_id=job_id, attempt=1, action="cancel"), SECRET, channel=SERVER_STREAM)})
         assert worker.publish(job_id, 1, progress(1)).stored_line == 1
     assert "do server and worker have the same ZETA_WORKER_SECRET?" in caplog.text
     assert fleet.job(job_id).status == "running"
@@ -157,7 +157,7 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
     ):
         one.start_engine()
         two.start_engine()
-        worker = PlayedWorker(client, SECRET, slots=num_jobs)
+        worker = SimulatedWorker(client, SECRET, slots=num_jobs)
         jobs = [one.submit() for _ in range(num_jobs)]
         for job_id in jobs:
             worker.start(one, job_id)
@@ -166,13 +166,13 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
             """Send overlapping batches twice and quickly, then repeat the lines that were not stored."""
             order = random.Random(seed)
             with shared_valkey.client() as own:
-                publisher = PlayedWorker(own, SECRET)
+                publisher = SimulatedWorker(own, SECRET)
                 while (stored := one.attempts(job_id)[0].stored_line) < num_lines:
                     for first in range(stored + 1, num_lines + 1, 5):
                         last = min(first + order.randint(5, 12), num_lines)
                         lines = [progress(step) for step in range(first, last + 1)]
                         for _ in range(2):
-                            publisher.say(publisher.batch(job_id, first, *lines))
+                            publisher.send(publisher.batch(job_id, first, *lines))
                     wait_until(lambda: own.xlen(SERVER_STREAM) == 0, 20, "the keepers to read it all")
 
         threads = [threading.Thread(target=publish_twice, args=(job, seed)) for seed, job in enumerate(jobs)]
@@ -246,7 +246,7 @@ class SteppedConsumer:
         self.fleet.loop.run(self.redis.aclose())
 
 
-RESULT = CheckResult(check_id="a check", worker="played", failure="the check failed")
+RESULT = CheckResult(check_id="a check", worker="simulated", failure="the check failed")
 
 
 def checks_stored(fleet: Bench) -> list[str]:
@@ -261,7 +261,7 @@ def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: st
     with bench(tmp_path, redis_url) as fleet:
         stepped = SteppedConsumer(fleet)
         fleet.loop.run(stepped.consumer.one_pass())
-        PlayedWorker(client, SECRET).say(RESULT)
+        SimulatedWorker(client, SECRET).send(RESULT)
         file = fleet.settings.home / "zeta.db"
         file.rename(tmp_path / "away.db")
         stepped.passes(3 * MAX_TRIES)
@@ -286,9 +286,9 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
             "$$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53400'; END $$"
         )
         admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION refuse_for_now()")
-        worker = PlayedWorker(client, SECRET)
-        worker.say(RESULT)
-        worker.say(RESULT)
+        worker = SimulatedWorker(client, SECRET)
+        worker.send(RESULT)
+        worker.send(RESULT)
         stepped.passes(MAX_TRIES - 1)
         assert stepped.dropped.counts == {}
         stepped.passes(1)  # removes the first and tries the second

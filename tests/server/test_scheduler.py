@@ -14,7 +14,7 @@ from server.engine.known_workers import KnownWorkers
 from server.engine.redis_client import connect
 from server.engine.scheduler import Scheduler
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker, signed_heartbeat
+from tests.harness.simulated_worker import SimulatedWorker, signed_heartbeat
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
@@ -366,18 +366,18 @@ def test_a_late_claim_of_a_withdrawn_hand_over_is_denied(
 ) -> None:
     with bench(tmp_path, redis_url, claim_seconds=1) as fleet, shared_valkey.client() as client:
         fleet.start_engine()
-        late = PlayedWorker(client, SECRET, "late")
+        late = SimulatedWorker(client, SECRET, "late")
         job_id = fleet.submit()
 
-        def handed_to(worker: PlayedWorker) -> bool:
+        def handed_to(worker: SimulatedWorker) -> bool:
             worker.beat()
             return fleet.job(job_id).worker == worker.name
 
         wait_until(lambda: handed_to(late), 15, "the first hand-over")
-        wait_until(lambda: late.handed_over() == 1, 5, "its message")
+        wait_until(lambda: late.num_dispatched() == 1, 5, "its message")
         late.stopping = True
         late.beat()
-        prompt = PlayedWorker(client, SECRET, "prompt")
+        prompt = SimulatedWorker(client, SECRET, "prompt")
         wait_until(lambda: handed_to(prompt), 15, "the second hand-over")
         denied = late.claim(job_id)
         assert (denied.granted, denied.reason) == (False, "the hand-over was withdrawn")
@@ -396,4 +396,4 @@ def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) 
     own_valkey.start()
     asyncio.run(dispatcher.send(message))
     with own_valkey.client() as client:
-        assert PlayedWorker(client, SECRET, "w").handed_over() == 2
+        assert SimulatedWorker(client, SECRET, "w").num_dispatched() == 2

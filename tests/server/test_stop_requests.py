@@ -12,7 +12,7 @@ from server.database.tables import AttemptRow, DrainRow, JobRow
 from server.engine import stop_requests
 from server.engine.engine import Engine
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.played_worker import PlayedWorker, progress, status
+from tests.harness.simulated_worker import SimulatedWorker, progress, status
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import StopOrder
@@ -29,8 +29,8 @@ def spec(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "dataset": {"builtin": "python-docs"}, **fields}
 
 
-def receive_stop_request(worker: PlayedWorker, job_id: str) -> str:
-    order = worker.hear(StopOrder, job_id)
+def receive_stop_request(worker: SimulatedWorker, job_id: str) -> str:
+    order = worker.receive(StopOrder, job_id)
     assert isinstance(order, StopOrder)
     return order.action
 
@@ -54,7 +54,7 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop_requests, "RECORD_SECONDS", 0.1)
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=60))
     worker.start(fleet, job_id)
 
@@ -80,7 +80,7 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
 
 
 def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: Bench, client: "redis.Redis") -> None:
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=3600))
     worker.start(fleet, job_id)
     worker.beat((job_id, 1))
@@ -91,14 +91,14 @@ def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: Bench, 
         worker.beat((job_id, 1))
         fleet.wake()
         worker.publish(job_id, step, progress(step))
-    assert not [message for message in worker.heard() if isinstance(message, StopOrder)]
+    assert not [message for message in worker.receive_all() if isinstance(message, StopOrder)]
     worker.publish(job_id, 4, status("queued", reason="handed_back"))
     change(fleet, JobRow, job_id, not_before=utc_now() + timedelta(hours=2))
     worker.start(fleet, job_id, 2)
 
 
 def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: Bench, client: "redis.Redis") -> None:
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
 
@@ -131,7 +131,7 @@ def test_a_job_paused_by_a_full_disk_resumes_automatically(
     fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.engine.job_monitor.DISK_REST_SECONDS", 0.0)
-    worker = PlayedWorker(client, SECRET)
+    worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     worker.disk_low = True

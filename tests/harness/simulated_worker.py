@@ -1,4 +1,4 @@
-"""A worker played by the test: it speaks the worker's side of the protocol over real Redis, one message at a time."""
+"""A simulated worker: the test sends the worker's side of the protocol over real Redis, message by message."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -29,15 +29,15 @@ from zeta_core.contract.wire.messages import (
 )
 
 
-class PlayedWorker:
+class SimulatedWorker:
     def __init__(
         self,
         client: "redis.Redis",
         secret: str,
-        name: str = "played",
+        name: str = "simulated",
         *,
         slots: int = 1,
-        device_kind: str | None = "cpu:played",
+        device_kind: str | None = "cpu:simulated",
     ) -> None:
         self.name = name
         self.device_kind = device_kind
@@ -51,7 +51,7 @@ class PlayedWorker:
         self._started: dict[str, int] = {}
 
     def beat(self, *running: tuple[str, int]) -> None:
-        """A heartbeat that lists these (job, attempt) in the first slots."""
+        """Send a heartbeat that lists these (job, attempt) in the first slots."""
         self._beat += 1
         signed = signed_heartbeat(
             self._secret,
@@ -67,46 +67,46 @@ class PlayedWorker:
         self._client.hset(WORKERS_HASH, self.name, signed)
 
     def start(self, fleet: Bench, job_id: str, attempt: int = 1) -> None:
-        """Be heard until the job is handed over, claim it, and list it with what was started before."""
+        """Send heartbeats until the job is dispatched, claim it, and report it as running with the earlier ones."""
         others = [(job, number) for job, number in self._started.items() if job != job_id]
 
-        def handed_over() -> bool:
+        def dispatched() -> bool:
             self.beat(*others)
             return fleet.job(job_id).worker == self.name
 
-        wait_until(handed_over, 15, f"{job_id} to be handed over")
+        wait_until(dispatched, 15, f"{job_id} to be dispatched")
         assert self.claim(job_id, attempt).granted
         self._started[job_id] = attempt
         self.beat(*others, (job_id, attempt))
 
     def claim(self, job_id: str, attempt: int = 1) -> ClaimAnswer:
-        """Ask, and wait for the answer."""
-        self.say(Claim(job_id=job_id, attempt=attempt, worker=self.name, incarnation=self.incarnation))
-        answer = self.hear(ClaimAnswer, job_id)
+        """Claim a job, and wait for the answer."""
+        self.send(Claim(job_id=job_id, attempt=attempt, worker=self.name, incarnation=self.incarnation))
+        answer = self.receive(ClaimAnswer, job_id)
         assert isinstance(answer, ClaimAnswer)
         return answer
 
     def publish(self, job_id: str, first_line: int, *lines: dict[str, Any], attempt: int = 1) -> JournalAck:
         """Send one batch, and wait for the acknowledgement."""
-        self.say(self.batch(job_id, first_line, *lines, attempt=attempt))
-        ack = self.hear(JournalAck, job_id)
+        self.send(self.batch(job_id, first_line, *lines, attempt=attempt))
+        ack = self.receive(JournalAck, job_id)
         assert isinstance(ack, JournalAck)
         return ack
 
     def batch(self, job_id: str, first_line: int, *lines: dict[str, Any], attempt: int = 1) -> JournalBatch:
         return JournalBatch(job_id=job_id, attempt=attempt, worker=self.name, first_line=first_line, lines=list(lines))
 
-    def say(self, message: FromWorker) -> None:
-        self.say_raw({**sign(message, self._secret, channel=SERVER_STREAM)})
+    def send(self, message: FromWorker) -> None:
+        self.send_raw({**sign(message, self._secret, channel=SERVER_STREAM)})
 
-    def say_raw(self, fields: dict[Any, Any]) -> None:
+    def send_raw(self, fields: dict[Any, Any]) -> None:
         self._client.xadd(SERVER_STREAM, fields)
 
-    def hear(self, kind: type[ToWorker], job_id: str) -> ToWorker:
-        """The next message of this kind about this job; earlier messages are taken out of the stream."""
+    def receive(self, kind: type[ToWorker], job_id: str) -> ToWorker:
+        """The next message of this kind about this job. Earlier messages are removed from the stream."""
 
         def next_one() -> ToWorker | None:
-            for message in self.heard():
+            for message in self.receive_all():
                 if isinstance(message, kind) and getattr(message, "job_id", None) == job_id:
                     return message
             return None
@@ -115,16 +115,16 @@ class PlayedWorker:
         assert found is not None
         return found
 
-    def heard(self) -> list[ToWorker]:
-        """Everything that is in the worker's stream now."""
+    def receive_all(self) -> list[ToWorker]:
+        """Remove and return the messages in the worker's stream."""
         stream = worker_stream(self.name)
         entries: Any = self._client.xrange(stream)
         for message_id, _ in entries:
             self._client.xdel(stream, message_id)
         return [read_message(TO_WORKER, fields, self._secret, channel=stream) for _, fields in entries]
 
-    def handed_over(self) -> int:
-        """How many messages wait in this worker's Celery queue."""
+    def num_dispatched(self) -> int:
+        """The number of messages in this worker's Celery queue."""
         waiting: Any = self._client.llen(worker_queue(self.name))
         return int(waiting)
 
@@ -154,9 +154,9 @@ def signed_heartbeat(
     disk_low: bool = False,
     incarnation: str = "first",
     contract_version: int = CONTRACT_VERSION,
-    device_kind: str | None = "cpu:played",
+    device_kind: str | None = "cpu:simulated",
 ) -> str:
-    """What a worker writes into its field of the hash."""
+    """The signed heartbeat that a worker writes into its field of the hash."""
     listed = [*running, *[(None, None)] * (slots - len(running))]
     heartbeat = Heartbeat(
         worker=worker,

@@ -72,7 +72,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
         users = select(JobRow.id, JobRow.status).where(
             JobRow.project == caller.project,
             JobRow.status.not_in(ENDED),
-            JobRow.resolved_spec["files"][file_id].as_string().is_not(None),
+            JobRow.resolved_spec_json["files"][file_id].as_string().is_not(None),
         )
         user = (await session.execute(users.limit(1))).first()
         if user is not None:

@@ -8,7 +8,6 @@ from the acknowledgement of each checkpoint (`JournalAck.keep`).
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,6 +17,7 @@ from zeta_core.contract.job.checkpoint import surplus
 from zeta_core.contract.job.events import CheckpointLine
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 LATEST = "latest"
 DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
@@ -49,8 +49,8 @@ async def checkpoint_to_resume(session: AsyncSession, job: JobRow) -> str | None
 async def protected_checkpoints(session: AsyncSession, job: JobRow) -> set[str]:
     """The checkpoints of ``job`` that unfinished jobs resume by name, or start from with their weights."""
     resumes = JobRow.spec["resume_from_checkpoint"].as_string().startswith(f"{job.id}/", autoescape=True)
-    starts = JobRow.resolved_spec["model"]["job"].as_string() == job.id
-    unfinished = select(JobRow.spec, JobRow.resolved_spec).where(
+    starts = JobRow.resolved_spec_json["model"]["job"].as_string() == job.id
+    unfinished = select(JobRow.spec, JobRow.resolved_spec_json).where(
         JobRow.status.not_in(ENDED), JobRow.project == job.project, or_(resumes, starts)
     )
     protected: set[str] = set()
@@ -58,9 +58,9 @@ async def protected_checkpoints(session: AsyncSession, job: JobRow) -> set[str]:
         other, _, name = str(spec.get("resume_from_checkpoint")).partition("/")
         if other == job.id:
             protected.add(name)
-        model: Any = resolved.get("model")
-        if isinstance(model, dict) and model.get("job") == job.id:
-            protected.add(str(model.get("checkpoint")))
+        model = ResolvedSpec.model_validate(resolved).job_model
+        if model is not None and model.job == job.id:
+            protected.add(model.checkpoint)
     return protected
 
 
@@ -95,5 +95,5 @@ async def record_checkpoint(
 
 
 def _save_total_limit(job: JobRow) -> int:
-    limit = job.resolved_spec.get("save_total_limit") or job.spec.get("save_total_limit")
+    limit = job.resolved_spec.save_total_limit or job.spec.get("save_total_limit")
     return limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT

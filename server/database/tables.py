@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
+
 Document = JSON().with_variant(JSONB(), "postgresql")
 BigNumber = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's Integer already has 64 bits
 
@@ -83,7 +85,7 @@ class JobRow(Table):
     waiting_reason: Mapped[dict[str, Any] | None]
     entity_name: Mapped[str | None] = mapped_column(index=True)
     spec: Mapped[dict[str, Any]]
-    resolved_spec: Mapped[dict[str, Any]]
+    resolved_spec_json: Mapped[dict[str, Any]] = mapped_column("resolved_spec")
     priority: Mapped[int]
     attempt: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)  # consecutive ones, without a new checkpoint
@@ -104,6 +106,14 @@ class JobRow(Table):
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     num_limited_events: Mapped[int] = mapped_column(default=0, server_default="0")  # logs, samples and progress
     deleted_at: Mapped[datetime | None]  # hidden from users; its artifacts and this row are being removed
+
+    @property
+    def resolved_spec(self) -> ResolvedSpec:
+        return ResolvedSpec.model_validate(self.resolved_spec_json)
+
+    @resolved_spec.setter
+    def resolved_spec(self, resolved: ResolvedSpec) -> None:
+        self.resolved_spec_json = resolved.as_json()
 
 
 class AttemptRow(Table):

@@ -118,9 +118,8 @@ async def _apply_line(
             return  # `change_status` has appended the event
         case StatusLine():
             if line.resolved_spec is not None:
-                job.resolved_spec = {**job.resolved_spec, **line.resolved_spec}
-                kind = line.resolved_spec.get("device_kind")
-                attempt.device_kind = kind if isinstance(kind, str) else None
+                job.resolved_spec = job.resolved_spec.updated(line.resolved_spec)
+                attempt.device_kind = line.resolved_spec.device_kind
         case ProgressLine():
             latest = {name: value for name, value in fields.items() if name != "steps"}  # the curve is in the event
             job.progress = {**(job.progress or {}), **latest}

@@ -31,6 +31,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import WaitingReason
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
 from zeta_core.contract.spec.job_spec import Resources
+from zeta_core.contract.spec.resolved_spec import ResolvedResources, ResolvedSpec
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable
 
@@ -191,7 +192,8 @@ class Scheduler:
             job.worker, job.slots, job.handed_over_at = beat.worker, list(slots), now
             job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
             resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": gpus})
-            job.resolved_spec = {**job.resolved_spec, "resources": resources.model_dump()}
+            decided = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
+            job.resolved_spec = job.resolved_spec.updated(decided)
             message = HandOver(
                 job_id=job.id,
                 attempt=job.attempt + 1,
@@ -245,9 +247,9 @@ _COLUMNS = select(
     JobRow.not_before,
     JobRow.waiting_reason,
     JobRow.spec["resources"].label("resources"),
-    JobRow.resolved_spec["resources"].label("resolved_resources"),
-    JobRow.resolved_spec["threads"].label("resolved_threads"),
-    JobRow.resolved_spec["device_kind"].label("device_kind"),
+    JobRow.resolved_spec_json["resources"].label("resolved_resources"),
+    JobRow.resolved_spec_json["threads"].label("resolved_threads"),
+    JobRow.resolved_spec_json["device_kind"].label("device_kind"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
     JobRow.spec["resume_from_checkpoint"].label("resumed"),
 ).where(JobRow.status == JobStatus.QUEUED)
@@ -325,10 +327,11 @@ def _handed_over_spec(job: JobRow) -> dict[str, Any]:
 
     ``resources.exact`` is removed: only the scheduler uses it, and older workers reject unknown fields.
     """
-    resources = {name: value for name, value in job.resolved_spec["resources"].items() if name != "exact"}
+    resolved = job.resolved_spec
+    assert resolved.resources is not None
+    resources = {name: value for name, value in resolved.resources.model_dump().items() if name != "exact"}
     spec = {**job.spec, "resources": resources}
-    model = job.resolved_spec.get("model")
-    return {**spec, "model": model} if isinstance(model, dict) and "job" in model else spec
+    return spec if resolved.job_model is None else {**spec, "model": resolved.model}
 
 
 def _reason(wait: Wait, since: datetime) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from server.database.tables import CheckRow
 from server.engine.known_workers import KnownWorkers
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable
 
@@ -44,13 +45,13 @@ class SpecChecks:
         self._limit_seconds = limit_seconds
 
     async def request(
-        self, spec: dict[str, Any], resolved_spec: dict[str, Any], processes: int, *, reuse: bool = True
+        self, spec: dict[str, Any], resolved_spec: ResolvedSpec, processes: int, *, reuse: bool = True
     ) -> CheckAnswer | str:
         """A worker's check result for the spec, or the reason why there is none.
 
         ``reuse`` is false if the data of the spec may have changed since an earlier check.
         """
-        request_json = json.dumps([spec, resolved_spec, processes], sort_keys=True, separators=(",", ":"))
+        request_json = json.dumps([spec, resolved_spec.as_json(), processes], sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(request_json.encode()).hexdigest()
         now = utc_now()
         earlier = await self._stored(check_id, now - timedelta(seconds=CACHE_SECONDS)) if reuse else None

@@ -22,7 +22,8 @@ from server.engine.placement import Candidate
 from zeta_core.contract.job.estimate import MeasuredMemory, Seconds
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import resolve
-from zeta_core.contract.spec.job_spec import JobSpec, Resources
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import Heartbeat
 
 NEWEST_JOBS = 200  # number of successful jobs that are searched
@@ -55,8 +56,8 @@ class Earlier:
     """A successful job: its requested and resolved options, and its measurements."""
 
     id: str
-    asked: dict[str, Any]
-    decided: dict[str, Any]
+    requested: ResolvedSpec
+    decided: ResolvedSpec
     sequences: int
     tokens: int
     seconds: float
@@ -79,7 +80,7 @@ class Earlier:
 
 
 async def find_earlier(
-    session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: dict[str, Any]
+    session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: ResolvedSpec
 ) -> tuple[Earlier, str] | str:
     """The job with the name of its device, or why there is none; ``resolved`` is all that is known of the spec."""
     beats = {beat.worker: beat for beat in engine.workers()}
@@ -88,14 +89,15 @@ async def find_earlier(
     wanted = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in able}
     if not wanted:
         return _NO_DEVICE
-    asked = resolve(spec)
-    alike = [job for job in await _succeeded(session, project, resolved["model"]) if _same_work(asked, resolved, job)]
+    requested = resolve(spec)
+    succeeded = await _succeeded(session, project, resolved.model)
+    alike = [job for job in succeeded if _same_work(requested, resolved, job)]
     workers: dict[str, set[str]] = defaultdict(set)
     of_them = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in alike]))
     for job_id, worker in await session.execute(of_them):
         workers[job_id].add(worker)
     for job in sorted(alike, key=lambda job: job.seconds, reverse=True):
-        gpus = int(str(job.decided.get("device")).startswith("cuda"))
+        gpus = int((job.decided.device or "").startswith("cuda"))
         devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
         device = devices.pop() if len(devices) == 1 else None
         if device is not None and device in wanted:
@@ -113,41 +115,42 @@ def _device(beat: Heartbeat, gpus: int) -> str:
 
 async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Earlier]:
     """The newest jobs of this model that trained from their start to their end and say what that took."""
-    columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec, JobRow.result, JobRow.progress)
+    columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec_json, JobRow.result, JobRow.progress)
     ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
     newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
     found: list[Earlier] = []
-    for job_id, sent, decided, result, progress in await session.execute(newest):
-        if decided.get("model") != model or sent.get("resume_from_checkpoint"):
+    for job_id, sent, resolved_json, result, progress in await session.execute(newest):
+        if resolved_json.get("model") != model or sent.get("resume_from_checkpoint"):
             continue
+        decided = ResolvedSpec.model_validate(resolved_json)
         tokens, seconds = (result or {}).get("tokens"), (result or {}).get("train_seconds")
-        sequences = ((progress or {}).get("step") or 0) * (decided.get("global_batch_size") or 0)
-        sequences = min(sequences, decided.get("total_sequences") or sequences)  # the last batch may be smaller
+        sequences = ((progress or {}).get("step") or 0) * (decided.global_batch_size or 0)
+        sequences = min(sequences, decided.total_sequences or sequences)  # the last batch may be smaller
         if not (tokens and seconds and sequences):
             continue
         try:
-            asked = resolve(JobSpec.model_validate(sent))
+            requested = resolve(JobSpec.model_validate(sent))
         except ValidationError:
             continue  # in the words of an earlier version
         memory = (result or {}).get("memory")
-        found.append(Earlier(job_id, asked, decided, sequences, tokens, seconds, memory))
+        found.append(Earlier(job_id, requested, decided, sequences, tokens, seconds, memory))
     return found
 
 
-def _same_work(asked: dict[str, Any], resolved: dict[str, Any], job: Earlier) -> bool:
-    """Whether every field that counts was asked for alike, or is the same once it is decided."""
-    as_long_as_documents = not asked["pack"] or asked["method"] == "dpo"
+def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: Earlier) -> bool:
+    """Whether every option that determines the work was requested alike, or is the same once it is decided."""
+    as_long_as_documents = not requested.pack or requested.value("method") == "dpo"
     for name in (*_WORK, *_WORK_OF_ROWS) if as_long_as_documents else _WORK:
         now, then = _work(name, resolved), _work(name, job.decided)
-        if _work(name, asked) != _work(name, job.asked) and (now is None or now != then):
+        if _work(name, requested) != _work(name, job.requested) and (now is None or now != then):
             return False
-    now, then = (Resources.model_validate(one["resources"]).num_processes for one in (asked, job.asked))
+    now, then = (one.resources and one.resources.num_processes for one in (requested, job.requested))
     return now == then
 
 
-def _work(name: str, options: dict[str, Any]) -> Any:
-    """Without what is no part of it: an adapter that is saved merged as well trains like one that is not."""
-    value = options.get(name)
+def _work(name: str, options: ResolvedSpec) -> Any:
+    """The part of an option's value that affects the speed. Saving an adapter merged as well does not."""
+    value = options.value(name)
     if name == "lora" and isinstance(value, dict):
         return {key: part for key, part in value.items() if key != "save_merged"}
     return value

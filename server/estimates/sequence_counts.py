@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +20,7 @@ from server.database.tables import JobRow
 from server.estimates.earlier_jobs import NEWEST_JOBS
 from zeta_core.contract.spec.defaults import global_batch, is_from_scratch, resolve, split_of
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec, UploadedFile
 from zeta_core.contract.spec.sources import BuiltinSource, DatasetSource, FileSource, HubSource, dataset_sources
 
 # The fields that determine, with the data and the tokenizer, how many sequences there are.
@@ -27,32 +29,32 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 async def find_counted(
-    session: AsyncSession, project: str, spec: JobSpec, resolved: dict[str, Any]
+    session: AsyncSession, project: str, spec: JobSpec, resolved: ResolvedSpec
 ) -> tuple[str, int] | None:
     """The newest such job and its sequences in an epoch; ``resolved`` is all that is known of the spec."""
-    seq_len, wanted = resolved["seq_len"], _identity(spec, resolved["files"])
+    seq_len, wanted = resolved.seq_len, _identity(spec, resolved.files)
     if seq_len is None or wanted is None:
         return None
-    columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec)
+    columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec_json)
     newest = select(*columns).where(JobRow.project == project, JobRow.deleted_at.is_(None))
     newest = newest.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
-    for job_id, sent, decided in await session.execute(newest):
-        sequences = (decided.get("data_report") or {}).get("sequences")
-        if not sequences or decided.get("seq_len") != seq_len:
+    for job_id, sent, resolved_json in await session.execute(newest):
+        decided = ResolvedSpec.model_validate(resolved_json)
+        if not decided.num_sequences or decided.seq_len != seq_len:
             continue
         try:
             earlier = JobSpec.model_validate(sent)
         except ValidationError:
             continue  # in the words of an earlier version
-        if _identity(earlier, decided.get("files") or {}) == wanted:
-            return job_id, int(sequences)
+        if _identity(earlier, decided.files) == wanted:
+            return job_id, decided.num_sequences
     return None
 
 
-def steps_of(num_sequences: int, resolved: dict[str, Any]) -> tuple[int, int]:
+def steps_of(num_sequences: int, epochs: float, global_batch_size: int) -> tuple[int, int]:
     """The steps of all epochs and their number of sequences, as `zeta_core.plan.with_length` counts them."""
-    sequences = max(1, round(float(resolved["epochs"]) * num_sequences))
-    return math.ceil(sequences / int(resolved["global_batch_size"])), sequences
+    sequences = max(1, round(epochs * num_sequences))
+    return math.ceil(sequences / global_batch_size), sequences
 
 
 def global_batch_of(num_sequences: int, spec: JobSpec) -> int:
@@ -69,7 +71,7 @@ def is_fixed(source: DatasetSource) -> bool:
     return isinstance(source, FileSource | BuiltinSource)
 
 
-def _identity(spec: JobSpec, files: dict[str, dict[str, Any]]) -> list[Any] | None:
+def _identity(spec: JobSpec, files: Mapping[str, UploadedFile]) -> list[Any] | None:
     """What two specs have alike that cut the same data into the same sequences; None where that cannot be known."""
     sources: list[Any] = []
     for source in dataset_sources(spec.dataset):
@@ -79,23 +81,25 @@ def _identity(spec: JobSpec, files: dict[str, dict[str, Any]]) -> list[Any] | No
         elif not is_fixed(source):
             return None
         sources.append(told)
-    asked = resolve(spec)
-    seed = asked["seed"] if asked["eval_split"] else None  # it decides what is held out
-    return [sources, _tokenizer(asked, files), seed, *(asked[name] for name in _CUT)]
+    requested = resolve(spec)
+    seed = requested.seed if spec.eval_split else None  # it decides what is held out
+    return [sources, _tokenizer(requested, files), seed, *(requested.value(name) for name in _CUT)]
 
 
-def _bytes_of(file_id: str, files: dict[str, dict[str, Any]]) -> list[str]:
+def _bytes_of(file_id: str, files: Mapping[str, UploadedFile]) -> list[str]:
     """An uploaded file by what is in it, and by the ending of its name, which tells how it is read."""
-    file = files.get(file_id, {})
-    return [str(file.get("sha256", file_id)), PurePath(str(file.get("filename", ""))).suffix.lower()]
+    file = files.get(file_id)
+    if file is None:
+        return [file_id, ""]
+    return [file.sha256 or file_id, PurePath(file.filename).suffix.lower()]
 
 
-def _tokenizer(asked: dict[str, Any], files: dict[str, dict[str, Any]]) -> Any:
+def _tokenizer(requested: ResolvedSpec, files: Mapping[str, UploadedFile]) -> Any:
     """The one that is named, else the model whose own it is; a config from scratch has none, which means bytes."""
-    named = asked["tokenizer"] or asked["model"]
+    named = requested.value("tokenizer") or requested.model
     if isinstance(named, dict):
         if "config" in named or "builtin" in named:
             return "bytes"
         if "file" in named:
-            return _bytes_of(named["file"], files)
+            return _bytes_of(str(named["file"]), files)
     return named

@@ -71,7 +71,7 @@ def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: 
             "queue_position": position,
             "entity_name": row.entity_name,
             "spec": row.spec,
-            "resolved_spec": row.resolved_spec,
+            "resolved_spec": row.resolved_spec_json,
             "attempt": row.attempt,
             "attempts": attempts,
             "max_retries": row.max_retries,

@@ -14,6 +14,7 @@ from server.submitting.references import check_references, check_training_state,
 from server.submitting.resuming import check_exact_resume, device_kind_of
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 
 
@@ -22,7 +23,7 @@ class Accepted:
     """A valid spec with ``latest`` resolved to a checkpoint, and the resolved spec with defaults and its files."""
 
     spec: JobSpec
-    resolved_spec: dict[str, Any]
+    resolved_spec: ResolvedSpec
 
 
 async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
@@ -37,7 +38,8 @@ async def accept(session: AsyncSession, service: Service, caller: Caller, spec: 
     files = await check_references(session, service, caller.project, spec)
     spec = await with_named_checkpoint(session, spec)
     await check_exact_resume(session, spec)
-    resolved = {**resolve(spec), "files": files}
+    resolved = resolve(spec).updated(ResolvedSpec(files=files))
     if spec.resume_from_checkpoint is not None:
-        resolved["device_kind"] = await device_kind_of(session, spec.resume_from_checkpoint)
+        device_kind = await device_kind_of(session, spec.resume_from_checkpoint)
+        resolved = resolved.updated(ResolvedSpec(device_kind=device_kind))
     return Accepted(spec, resolved)

@@ -22,6 +22,7 @@ from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.answers import FilePurpose
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import (
     Dataset,
     FileModel,
@@ -37,13 +38,13 @@ from zeta_core.contract.spec.validation import error_of, shown
 
 async def check_references(
     session: AsyncSession, service: Service, project: str, spec: JobSpec
-) -> dict[str, dict[str, Any]]:
-    """The files that the job reads, ``{id: {"filename", "sha256", "purpose", "bytes"}}``, as workers need them.
+) -> dict[str, UploadedFile]:
+    """The files that the job reads, by their ids.
 
     They, and the jobs that are named, are locked against deletion until the transaction ends. Raises `InvalidSpec`
     naming every reference that leads nowhere.
     """
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, UploadedFile] = {}
     details = [*_closed_paths(service, spec), *_closed_hub_ids(service.settings, spec)]
     named_files = list(_files(spec))
     rows = await _file_rows(session, project, {named.file_id for named in named_files})
@@ -59,8 +60,9 @@ async def check_references(
         elif purpose == "dataset" and (fault := unreadable(row.filename, as_tokens=named.as_tokens)) is not None:
             details.append(ErrorDetail(param=param, message=f"{param} {fault}", code="unknown_format"))
         else:
-            described = {"filename": row.filename, "sha256": row.sha256, "purpose": row.purpose, "bytes": row.bytes}
-            files[file_id] = described
+            files[file_id] = UploadedFile(
+                filename=row.filename, sha256=row.sha256, purpose=row.purpose, bytes=row.bytes
+            )
     for param, job_id, checkpoint in _checkpoints(spec):
         wrong = await _checkpoint_fault(session, project, job_id, checkpoint)
         if wrong is not None:

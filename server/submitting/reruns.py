@@ -68,9 +68,8 @@ def _patched(parent: JobRow, asked: Rerun, checkpoint: str | None) -> dict[str, 
             param="patch.resume_from_checkpoint",
         )
     base = dict(parent.spec)
-    model = parent.resolved_spec.get("model")
-    if isinstance(model, dict) and "job" in model:
-        base["model"] = model
+    if parent.resolved_spec.job_model is not None:
+        base["model"] = parent.resolved_spec.model
     for name, kinds in KINDS.items():
         now, then = asked.patch.get(name), base.get(name)
         if isinstance(now, dict) and isinstance(then, dict) and any(kind in now and kind not in then for kind in kinds):

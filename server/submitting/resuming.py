@@ -17,6 +17,7 @@ from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.deepspeed import stage_of
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import error_of, shown
 
 # What may change: how a step's work is split, how long the run is, what is kept of it, who is told. It must be no more
@@ -76,24 +77,23 @@ async def device_kind_of(session: AsyncSession, resumed: str) -> str | None:
     if attempt is not None:
         return attempt.device_kind
     job = await session.get(JobRow, job_id)
-    kind = None if job is None else job.resolved_spec.get("device_kind")
-    return kind if isinstance(kind, str) else None
+    return None if job is None else job.resolved_spec.device_kind
 
 
 def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
     """Each field that must not change and does: its name, its value, and the one that the run was started with."""
     now: dict[str, Any] = spec.model_dump(mode="json")
-    asked = _with_defaults(resumed.spec)
+    asked, decided = _with_defaults(resumed.spec), resumed.resolved_spec
     given = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
     for name in type(spec).model_fields:
-        if name in _FREE or name not in given or name not in resumed.resolved_spec:
+        if name in _FREE or name not in given or name not in decided.model_fields_set:
             continue
-        resolved, sent = resumed.resolved_spec[name], asked.get(name)
+        resolved, sent = decided.value(name), asked.get(name)
         unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet
         then = [_of_the_training(name, value) for value in (resolved, sent)]
         if not unknown and _of_the_training(name, now[name]) not in then:
             yield name, now[name], sent if resolved is None else resolved
-    yield from _changed_global_batch(spec, resumed.resolved_spec)
+    yield from _changed_global_batch(spec, decided)
 
 
 def _of_the_training(name: str, value: Any) -> Any:
@@ -113,19 +113,19 @@ def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
         return sent
 
 
-def _changed_global_batch(spec: JobSpec, resolved: dict[str, Any]) -> Iterator[tuple[str, object, object]]:
+def _changed_global_batch(spec: JobSpec, resolved: ResolvedSpec) -> Iterator[tuple[str, object, object]]:
     """A batch split that changes the global batch size.
 
     With another number of processes than at the first start, the worker chooses the split.
     """
     asked = resolve(spec)
-    batch_size, accumulate = asked["batch_size"], asked["gradient_accumulate_every"]
-    then: Any = resolved.get("first_world_size") or (resolved.get("resources") or {}).get("processes")
+    batch_size, accumulate = asked.batch_size, asked.gradient_accumulate_every
+    then = resolved.first_world_size or (None if resolved.resources is None else resolved.resources.processes)
     processes = spec.resources.processes
     if batch_size is None or accumulate is None or (processes or 1) != (then or 1):
         return
     now = batch_size * accumulate * (processes or 1)
-    global_batch = resolved.get("global_batch_size")
-    if isinstance(global_batch, int) and now != global_batch:
+    global_batch = resolved.global_batch_size
+    if global_batch is not None and now != global_batch:
         product = f"{batch_size} x {accumulate} x {processes or 1} = {now} sequences"
         yield "batch_size", product, f"{global_batch} sequences"

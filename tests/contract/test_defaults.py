@@ -6,12 +6,13 @@ import pytest
 
 from zeta_core.contract.spec.defaults import global_batch, packs, resolve
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 
 LLAMA = {"config": {"model_type": "llama", "max_position_embeddings": 256}}
 
 
-def resolved(**fields: Any) -> dict[str, Any]:
+def resolved(**fields: Any) -> ResolvedSpec:
     return resolve(parse(JobSpec, {"model": LLAMA, "dataset": {"builtin": "python-docs"}, **fields}))
 
 

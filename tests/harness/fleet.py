@@ -230,7 +230,7 @@ async def _insert(database: Database, job_id: str, spec: dict[str, Any], max_ret
                 created_by="key_test",
                 status="queued",
                 spec=spec,
-                resolved_spec=spec,
+                resolved_spec_json=spec,
                 priority=0,
                 max_retries=max_retries,
                 created_at=utc_now(),

@@ -24,6 +24,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
 
@@ -46,7 +47,7 @@ class Rows:
             project=project,
             created_by="key_test",
             spec=sent,
-            resolved_spec={**resolve(parse(JobSpec, sent)), "files": {}},
+            resolved_spec=resolve(parse(JobSpec, sent)).updated(ResolvedSpec(files={})),
             priority=0,
             max_retries=3,
             created_at=utc_now(),

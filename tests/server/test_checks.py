@@ -15,6 +15,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server import serving
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 
 SPEC: dict[str, Any] = {"model": {"config": {"model_type": "llama"}}}
@@ -27,7 +28,7 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
 
 
 def request_check(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
-    return fleet.loop.run(engine.spec_checks.request(SPEC, resolved, 1))
+    return fleet.loop.run(engine.spec_checks.request(SPEC, ResolvedSpec.model_validate(resolved), 1))
 
 
 def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey: ValkeyServer) -> None:

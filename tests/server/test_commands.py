@@ -194,18 +194,18 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, 
     plain = {**SPEC, "resume_from_checkpoint": parent, "learning_rate": 0.002}
     assert error_of(http.post("/v1/jobs", json=plain))["code"] == "changed_on_resume"
     # A value that the worker recorded in a shorter form is not a change.
-    rows.change(parent, spec={**SPEC, "lora": {"r": 8}}, resolved_spec={**SPEC, "lora": {"r": 8}, "files": {}})
+    rows.change(parent, spec={**SPEC, "lora": {"r": 8}}, resolved_spec_json={**SPEC, "lora": {"r": 8}, "files": {}})
     assert rerun(http, parent, **at("latest")).status_code == 201
     wrong = rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest"))
     assert error_of(wrong)["param"] == "lora"
     # Neither is saving an adapter differently or another name of the same stage; another stage is.
     assert rerun(http, parent, patch={"lora": {"save_merged": True}}, **at("latest")).status_code == 201
-    rows.change(parent, spec={**SPEC, "use_deepspeed": True}, resolved_spec={**SPEC, "use_deepspeed": True})
+    rows.change(parent, spec={**SPEC, "use_deepspeed": True}, resolved_spec_json={**SPEC, "use_deepspeed": True})
     assert rerun(http, parent, patch={"use_deepspeed": 2}, **at("latest")).status_code == 201
     assert error_of(rerun(http, parent, patch={"use_deepspeed": 3}, **at("latest")))["param"] == "use_deepspeed"
     # The evaluation schedule affects the best checkpoint and early stopping; the training rejects a change, too.
     evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
-    rows.change(parent, spec=evaluated, resolved_spec={**evaluated, "files": {}})
+    rows.change(parent, spec=evaluated, resolved_spec_json={**evaluated, "files": {}})
     answer = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))
     assert {detail["param"] for detail in error_of(answer)["details"]} == {"eval_steps", "early_stopping_patience"}
     # A rerun of a rerun "from start" doesn't use its parent's checkpoint.

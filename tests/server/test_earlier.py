@@ -16,6 +16,7 @@ from tests.server.serving import SPEC
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 
 DECIDED: dict[str, Any] = {"device": "cpu", "batch_size": 8, "global_batch_size": 32, "total_sequences": 128}
@@ -35,7 +36,8 @@ def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, 
     async def find(sent: dict[str, Any], resolved: dict[str, Any], project: str) -> tuple[Earlier, str] | str:
         spec = parse(JobSpec, {**SPEC, **sent})
         async with fleet.database.read() as session:
-            return await find_earlier(session, engine, project, spec, {**resolve(spec), **resolved})
+            decided = resolve(spec).updated(ResolvedSpec.model_validate(resolved))
+            return await find_earlier(session, engine, project, spec, decided)
 
     def told_by(sent: dict[str, Any] | None = None, *, project: str = "default", **resolved: Any) -> Earlier | str:
         found = fleet.loop.run(find(sent or {}, resolved, project))
@@ -48,7 +50,7 @@ def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, 
         sent = parse(JobSpec, {**SPEC, **(spec or {})})
         rows.change(
             job_id,
-            resolved_spec={**resolve(sent), **DECIDED, **decided},
+            resolved_spec=resolve(sent).updated(ResolvedSpec.model_validate({**DECIDED, **decided})),
             progress={"step": 4},
             result={"tokens": 8000, "train_seconds": seconds, "memory": MEMORY},
         )

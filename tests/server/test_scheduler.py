@@ -193,7 +193,7 @@ def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(database: Bench) -> None:
 def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
     stepped = SteppedScheduler(database)
     job_id = database.submit()
-    change(database, job_id, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
+    change(database, job_id, attempt=1, resolved_spec_json={"threads": 4, "resources": {"gpus": 0}})
     stepped.update_workers(small={"cores": 2})
     assert stepped.step() == []
     reason = database.job(job_id).waiting_reason
@@ -201,9 +201,9 @@ def test_a_started_job_waits_for_enough_cores(database: Bench) -> None:
     assert (reason["code"], reason["details"]) == ("never_fits", {"threads": 4})
     assert "started with 4 threads" in reason["message"]
     of_another_job = database.submit(spec={"model": "m", "resume_from_checkpoint": f"{job_id}/step-4"})
-    change(database, of_another_job, attempt=1, resolved_spec={"threads": 4, "resources": {"gpus": 0}})
+    change(database, of_another_job, attempt=1, resolved_spec_json={"threads": 4, "resources": {"gpus": 0}})
     undecided = database.submit()
-    change(database, undecided, attempt=1, resolved_spec={"threads": None, "resources": {"gpus": 0}})
+    change(database, undecided, attempt=1, resolved_spec_json={"threads": None, "resources": {"gpus": 0}})
     stepped.update_workers(small={"cores": 2, "slots": 2})
     assert stepped.step() == [(of_another_job, "small"), (undecided, "small")]
     stepped.update_workers(small={"cores": 2}, large={"cores": 4})
@@ -214,7 +214,7 @@ def test_the_next_attempt_prefers_the_previous_device_kind(database: Bench) -> N
     stepped = SteppedScheduler(database)
     first, second = database.submit(), database.submit()
     for job_id in (first, second):
-        change(database, job_id, attempt=1, resolved_spec={"device_kind": "cpu:old", "resources": {"gpus": 0}})
+        change(database, job_id, attempt=1, resolved_spec_json={"device_kind": "cpu:old", "resources": {"gpus": 0}})
     stepped.update_workers(new={"slots": 4, "device_kind": "cpu:new"}, old={"device_kind": "cpu:old"})
     assert stepped.step() == [(first, "old"), (second, "new")]
 
@@ -222,7 +222,7 @@ def test_the_next_attempt_prefers_the_previous_device_kind(database: Bench) -> N
 def test_an_exact_job_waits_for_its_device_kind(database: Bench) -> None:
     stepped = SteppedScheduler(database)
     spec = {"resources": {"gpus": 0, "exact": True}}
-    started = {"attempt": 1, "spec": spec, "resolved_spec": {"device_kind": "cpu:old", **spec}}
+    started = {"attempt": 1, "spec": spec, "resolved_spec_json": {"device_kind": "cpu:old", **spec}}
     job_id, other = database.submit(), database.submit()
     change(database, job_id, **started)
     stepped.update_workers(new={"device_kind": "cpu:new"}, before={"device_kind": None, "slots": 2})
@@ -256,7 +256,7 @@ def test_an_exact_job_starts_only_where_device_kinds_are_known(database: Bench) 
         database,
         resumed,
         spec={"resources": {"exact": True}, "resume_from_checkpoint": "job_1/step-4"},
-        resolved_spec={"device_kind": "cpu:old"},
+        resolved_spec_json={"device_kind": "cpu:old"},
     )
     stepped.update_workers(before={"device_kind": None, "slots": 4})
     assert stepped.step() == []
@@ -327,7 +327,7 @@ def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(databas
         database,
         job_id,
         spec={"model": {"job": "job_1", "checkpoint": "latest"}, "seed": 3},
-        resolved_spec={"model": {"job": "job_1", "checkpoint": "step-5"}, "seed": 3, "priority": 0},
+        resolved_spec_json={"model": {"job": "job_1", "checkpoint": "step-5"}, "seed": 3, "priority": 0},
     )
     stepped.update_workers(box=1)
     stepped.step()

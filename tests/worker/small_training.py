@@ -25,6 +25,7 @@ from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, JournalLine, ProgressLine, StatusLine, utc_now
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.run_directory import (
     ALIVE_FILE,
     DISK_FULL_EXIT,
@@ -77,7 +78,12 @@ class SmallTraining:
             subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
         threading.Event().wait(self.seconds_to_load)
         first = self._resumed_step()
-        self.say(StatusLine(status=JobStatus.RUNNING, resolved_spec={"micro_batch_size": 1, "first": first}))
+        self.say(
+            StatusLine(
+                status=JobStatus.RUNNING,
+                resolved_spec=ResolvedSpec.model_validate({"micro_batch_size": 1, "first": first}),
+            )
+        )
         for step in range(first + 1, self.steps + 1):
             threading.Event().wait(self.seconds_per_step)
             self.weights = trained(self.weights, step)

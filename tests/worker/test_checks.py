@@ -16,7 +16,10 @@ from worker.checks.spec_checks import SpecChecks
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
+
+RESOLVED = ResolvedSpec.model_validate({"number": 5})
 
 # Speaks the language of `python -m zeta_core checks`, without torch.
 PROGRAM = """
@@ -66,7 +69,7 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
 
     def take(name: str, does: str) -> None:
         limit = 2 if does == "hang" else 60
-        checks.take(CheckRequest(check_id=name, spec={"does": does}, resolved_spec={"number": 5}, limit_seconds=limit))
+        checks.take(CheckRequest(check_id=name, spec={"does": does}, resolved_spec=RESOLVED, limit_seconds=limit))
 
     def process_of(name: str) -> int:
         answer = results[name].answer
@@ -105,7 +108,7 @@ def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: py
 
     def result(check: str, **fields: Any) -> CheckResult:
         spec = {"does": "answer", **fields}
-        checks.take(CheckRequest(check_id=check, spec=spec, resolved_spec={"number": 5}, limit_seconds=60))
+        checks.take(CheckRequest(check_id=check, spec=spec, resolved_spec=RESOLVED, limit_seconds=60))
         wait_until(lambda: check in results, 60, "the result")
         return results[check]
 

@@ -10,6 +10,7 @@ from typing import Any
 from zeta_core.contract.job.events import JournalLine, ProgressLine, SampleLine, StatusLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places
 from zeta_core.environment import ProcessRank
@@ -36,7 +37,7 @@ class Lines:
         return {line.step or 0: line.eval_loss or 0.0 for line in found}
 
     @property
-    def resolved_spec(self) -> dict[str, Any]:
+    def resolved_spec(self) -> ResolvedSpec:
         """What was decided, as it was said when the training began."""
         return next(line.resolved_spec for line in self.all if isinstance(line, StatusLine) and line.resolved_spec)
 

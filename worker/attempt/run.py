@@ -97,7 +97,7 @@ class Run:
         self._training = Training(
             self.directory, order.job_id, order.attempt, place.settings.stop_grace_seconds, self._devices
         )
-        limit = order.resolved_spec.get("save_total_limit") or order.spec.get("save_total_limit")
+        limit = order.resolved_spec.save_total_limit or order.spec.get("save_total_limit")
         self._uploads = CheckpointUploads(
             place.store,
             place.executor,

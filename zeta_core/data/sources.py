@@ -12,11 +12,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
 
 from zeta_core.contract.data_files.data_folder import Split, find_data_files, split_glob
 from zeta_core.contract.data_files.file_types import TEXT_SUFFIXES, TOKEN_SUFFIXES, file_type, listed, suffixes_of
 from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_beginning
+from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.columns import Layout, layout_of
@@ -34,7 +34,7 @@ from zeta_core.failures import InvalidData
 class Places:
     """Where sources may be located. With ``any_path`` (in the user's own script), ``path`` may name any file."""
 
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    files: Mapping[str, UploadedFile] = field(default_factory=dict[str, UploadedFile])
     artifacts_root: Path | None = None
     data_root: Path | None = None
     any_path: bool = False
@@ -115,10 +115,10 @@ def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
     if known is None or places.artifacts_root is None:
         raise InvalidData(f"dataset names {file_id}, which does not exist in this service; upload the file again.")
     path = places.artifacts_root / file_key(file_id)
-    name = str(known.get("filename") or file_id)
+    name = known.filename
     if not path.is_file():
         raise InvalidData(f"The file {name} ({file_id}) is no longer in the artifact store; upload it again.")
-    return reader.open(path, name, content=cast("str | None", known.get("sha256")))
+    return reader.open(path, name, content=known.sha256)
 
 
 def _matching(

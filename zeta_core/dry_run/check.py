@@ -29,6 +29,7 @@ from zeta_core.contract.job.check import CheckAnswer, Vocabulary
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.rate_search import FOUND_AT_THE_START
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
 from zeta_core.environment import standard_output_reserved
@@ -148,9 +149,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
-    files = file.resolved_spec.get("files")
     places = Places(
-        files=cast("dict[str, dict[str, Any]]", files) if isinstance(files, dict) else {},
+        files=file.resolved_spec.files,
         artifacts_root=Path(file.artifacts_root),
         data_root=Path(file.data_root) if file.data_root else None,
         hub=file.hub,
@@ -212,9 +212,9 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     if spec.pack is None and plan.pack and not facts.from_scratch:
         left_out |= {"pack"}
     known = {name: value for name, value in numbers.items() if name not in left_out}
-    resolved = {**defaults.resolve(spec), **known}
+    resolved = defaults.resolve(spec).updated(ResolvedSpec.model_validate(known))
     if not plan.learning_rate:
-        resolved["learning_rate"] = None
+        resolved = resolved.updated(ResolvedSpec(learning_rate=None))
         pending["learning_rate"] = FOUND_AT_THE_START
     return CheckAnswer(
         ok=True,

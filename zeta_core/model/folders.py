@@ -61,7 +61,7 @@ def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
     stored = None if places.artifacts_root is None else places.artifacts_root / file_key(file_id)
     if stored is None or not stored.is_file():
         raise InvalidModel(f"model names {file_id}, which does not exist in this service; upload the file again.")
-    filename = str(places.files.get(file_id, {}).get("filename", file_id))
+    filename = places.files[file_id].filename if file_id in places.files else file_id
     target = cache / f"{_kind(places)}-{file_id}"
     try:
         if not target.is_dir():

@@ -284,14 +284,14 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
         output_dir=output_dir,
         cache=output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir),
         places=Places(
-            files=_files(file),
+            files=file.resolved_spec.files,
             artifacts_root=Path(file.artifacts_root),
             data_root=None if file.data_root is None else Path(file.data_root),
             hub=file.hub,
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
-        threads=_threads(file),
-        device_kind=_device_kind(file),
+        threads=file.resolved_spec.threads,  # other ones give other bits
+        device_kind=file.resolved_spec.device_kind,
         started_on=_submitted_on(file),
         stop=stop,
         steps_begin=stop.steps_begin,
@@ -310,17 +310,11 @@ def _as_first_decided(file: RunFile) -> dict[str, Any]:
     """
     spec = dict(file.spec)
     for names in (("batch_size", "gradient_accumulate_every"), ("mixed_precision",)):
-        if all(spec.get(name) is None and file.resolved_spec.get(name) is not None for name in names):
-            spec |= {name: file.resolved_spec[name] for name in names}
-    if spec.get("learning_rate") == FIND and file.resolved_spec.get("learning_rate") is not None:
-        spec["learning_rate"] = file.resolved_spec["learning_rate"]
+        if all(spec.get(name) is None and file.resolved_spec.value(name) is not None for name in names):
+            spec |= {name: file.resolved_spec.value(name) for name in names}
+    if spec.get("learning_rate") == FIND and file.resolved_spec.learning_rate is not None:
+        spec["learning_rate"] = file.resolved_spec.learning_rate
     return spec
-
-
-def _threads(file: RunFile) -> int | None:
-    """With how many threads each process of the first attempt computed; other ones give other bits."""
-    threads = file.resolved_spec.get("threads")
-    return threads if isinstance(threads, int) else None
 
 
 def _submitted_on(file: RunFile) -> date | None:
@@ -329,17 +323,6 @@ def _submitted_on(file: RunFile) -> date | None:
     return None if submitted is None else submitted.date()
 
 
-def _device_kind(file: RunFile) -> str | None:
-    """The kind of device that the last attempt computed on."""
-    kind = file.resolved_spec.get("device_kind")
-    return kind if isinstance(kind, str) else None
-
-
 def _threads_as_first_decided(file: RunFile) -> dict[str, str]:
-    threads = _threads(file)
+    threads = file.resolved_spec.threads
     return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-
-
-def _files(file: RunFile) -> dict[str, Any]:
-    files = file.resolved_spec.get("files")
-    return files if isinstance(files, dict) else {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.data import report as data_reports
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
@@ -64,19 +64,20 @@ def announced(
     options, plan = request.options, decision.plan
     data = data_reports.describe(decision.trained_on.tokens, decision.sequences, plan)
     held_out = None if decision.held_out is None else decision.held_out.tokens
-    resolved: dict[str, Any] = {
-        **resolved_spec(options, plan, held_out, data),
-        "device": str(engine.device),
-        "num_parameters": learner.num_parameters,
-        "num_trained_parameters": learner.num_trained,
-        "run_id": run_id,
-    }
+    resolved = resolved_spec(options, plan, held_out, data).updated(
+        ResolvedSpec(
+            device=str(engine.device),
+            num_parameters=learner.num_parameters,
+            num_trained_parameters=learner.num_trained,
+            run_id=run_id,
+        )
+    )
     report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))
     name = options.entity_name or run_id
     tracked = nullcontext()
     if options.report_to and engine.processes.is_main:
         trackers = Trackers(report.warn)
-        run_of = TrackedRun(name, run_id, request.output_dir, progress.step, resolved)
+        run_of = TrackedRun(name, run_id, request.output_dir, progress.step, resolved.as_json())
         trackers.start(openers(options.report_to, run_of), required=resume_point is None)
         tracked = report.also_to(trackers)
     with tracked:

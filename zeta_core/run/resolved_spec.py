@@ -8,6 +8,7 @@ from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.data_report import DataReport
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import Lora, TrainerOptions
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.data.encode import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
@@ -20,7 +21,7 @@ def merges(options: TrainerOptions) -> bool:
     return options.lora is not None and options.lora.save_merged
 
 
-def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | None, data: DataReport) -> dict[str, Any]:
+def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | None, data: DataReport) -> ResolvedSpec:
     """The options with all defaults resolved, and the facts that determined them."""
     numbers = plan.stored()
     del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # added below under the names of the contract
@@ -28,7 +29,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
         numbers["lora"] = Lora(**plan.lora, save_merged=merges(options)).model_dump()
     if held_out is not None:
         numbers |= {"eval_documents": held_out.num_documents, "eval_tokens": held_out.num_tokens}
-    decided = {
+    decided: dict[str, Any] = {
         **options.model_dump(mode="json"),
         **numbers,
         "train_on": options.train_on or train_on_by_format(data.formats, data.masks),
@@ -38,7 +39,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
         "dtype": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision],
         "dpo": None if plan.beta is None else {"beta": plan.beta},
     }
-    return decided
+    return ResolvedSpec.model_validate(decided)
 
 
 def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str | None:

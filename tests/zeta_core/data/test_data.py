@@ -14,6 +14,7 @@ from transformers import ByT5Tokenizer
 
 from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import PathSource, dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
@@ -171,7 +172,7 @@ def test_an_uploaded_file_is_found_by_id_and_told_by_its_name(tmp_path: Path) ->
     store = tmp_path / "store"
     (store / "files").mkdir(parents=True)
     (store / "files" / "file_1").write_bytes(b'{"text": "ok"}\nnot json\n')
-    places = Places(files={"file_1": {"filename": "mine.jsonl", "sha256": "0" * 64}}, artifacts_root=store)
+    places = Places(files={"file_1": UploadedFile(filename="mine.jsonl", sha256="0" * 64)}, artifacts_root=store)
     with pytest.raises(InvalidData, match=r"mine\.jsonl, line 2: is not valid JSON"):
         tokens_of({"file": "file_1"}, tmp_path, places=places)
 

@@ -17,6 +17,7 @@ from tests.harness.model_archives import CONFIG, pack, safetensors
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import train
 from zeta_core.contract.job.events import WarningLine
+from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import ConfigModel, FileModel, FileTokenizer, JobModel
 from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
 from zeta_core.data.sources import Places
@@ -37,7 +38,7 @@ def secret(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
-    return Places(artifacts_root=tmp_path / "artifacts", files={FILE: {"filename": "model.tar"}}, hub=False)
+    return Places(artifacts_root=tmp_path / "artifacts", files={FILE: UploadedFile(filename="model.tar")}, hub=False)
 
 
 def stored_upload(places: Places, files: Mapping[str, object]) -> FileModel:

@@ -6,12 +6,11 @@ its reason in ``pending``, by its name.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.memory import MemoryParts
+from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
 class _Answer(BaseModel):
@@ -67,7 +66,7 @@ class CheckAnswer(_Answer):
 
     ok: bool
     details: list[ErrorDetail] = []
-    resolved_spec: dict[str, Any] | None = None
+    resolved_spec: RecordedSpec | None = None
     num_parameters: int | None = None
     num_trained_parameters: int | None = None
     memory: MemoryEstimate | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from zeta_core.contract.job.check import CheckedData, Vocabulary
 from zeta_core.contract.job.memory import MemoryParts
+from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
 class _Stored(BaseModel):
@@ -48,7 +49,7 @@ class Estimate(_Stored):
 
     object: Literal["validation"] = "validation"
     valid: Literal[True] = True
-    resolved_spec: dict[str, Any]
+    resolved_spec: RecordedSpec
     parameters: int | None = Field(default=None, description="of the model, each shared tensor once")
     trainable_parameters: int | None = None
     steps: int | None = Field(default=None, description="optimizer steps")

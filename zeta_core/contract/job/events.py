@@ -7,7 +7,7 @@ by (job, attempt, line from 1). An *event* is a stored line, or a sentence of th
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 from typing_extensions import TypeAliasType
@@ -17,6 +17,7 @@ from zeta_core.contract.job.data_report import DataReport
 from zeta_core.contract.job.job import JobError, JobResult
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.spec.rate_search import RateSearch
+from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
 
@@ -53,7 +54,7 @@ class StatusLine(_Line):
     status: JobStatus
     reason: StatusReason | None = None
     message: str | None = None
-    resolved_spec: dict[str, Any] | None = None
+    resolved_spec: RecordedSpec | None = None
     result: JobResult | None = None
     error: JobError | None = None
 

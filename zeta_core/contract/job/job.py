@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import JobStatus, RequestedAction, StatusReason, WaitingCode
+from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
 class _Stored(BaseModel):
@@ -84,7 +85,7 @@ class Job(BaseModel):
     queue_position: int | None = Field(default=None, description="1 is the next to start; null when not queued")
     entity_name: str | None = None
     spec: dict[str, Any]
-    resolved_spec: dict[str, Any]
+    resolved_spec: RecordedSpec
     attempt: int = Field(description="how many times the job was started; 0 before the first start")
     attempts: list[Attempt] = []
     max_retries: int

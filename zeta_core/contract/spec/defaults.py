@@ -8,10 +8,10 @@ the model, the data and the device are known. `docs/decisions/0029-defaults-that
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from zeta_core.contract.spec.job_spec import Dpo, JobSpec, TrainerOptions
 from zeta_core.contract.spec.rate_search import FIND
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import BuilderModel, BuiltinSource, ConfigModel, ModelSource, context_limit
 
 MAX_GLOBAL_BATCH = 32  # sequences
@@ -92,7 +92,7 @@ def seq_len(options: TrainerOptions, limit: int | None) -> int | None:
     return None if limit is None else min(limit, MAX_DEFAULT_SEQ_LEN)
 
 
-def resolve(spec: JobSpec) -> dict[str, Any]:
+def resolve(spec: JobSpec) -> ResolvedSpec:
     """The spec with every default that follows from it alone; ``global_batch_size`` is in sequences."""
     batch_size, accumulate = batch_split(spec)
     from_scratch = is_from_scratch(spec.model)
@@ -101,7 +101,7 @@ def resolve(spec: JobSpec) -> dict[str, Any]:
     default_batch = global_batch(None, processes, from_scratch=True) if from_scratch else None
     if default_batch is not None and batch_size is None and accumulate is not None:
         batch_size = split_of(default_batch, accumulate, processes)
-    return {
+    decided = {
         **spec.model_dump(mode="json"),
         "batch_size": batch_size,
         "gradient_accumulate_every": accumulate,
@@ -114,3 +114,4 @@ def resolve(spec: JobSpec) -> dict[str, Any]:
         "weight_decay": WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay,
         "dpo": (spec.dpo or Dpo()).model_dump() if spec.method == "dpo" else None,
     }
+    return ResolvedSpec.model_validate(decided)

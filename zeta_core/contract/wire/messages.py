@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
 CONTRACT_VERSION = 2
 TIME_LIMIT_VERSION = 2  # workers from this version on know the stop orders ``time_limit`` and ``disk``
@@ -89,7 +90,7 @@ class HandOver(_Message):
     worker: str
     slots: list[int]
     spec: dict[str, JsonValue]
-    resolved_spec: dict[str, JsonValue] = {}
+    resolved_spec: RecordedSpec = ResolvedSpec()
     processes: int = 1
     resume_from: str | None = None  # name of the stored checkpoint to go on from: "job_.../step-N", or none
 
@@ -148,7 +149,7 @@ class CheckRequest(_Message):
     kind: Literal["check_request"] = "check_request"
     check_id: str  # the SHA-256 of what is checked: the answer is kept under it
     spec: dict[str, JsonValue]
-    resolved_spec: dict[str, JsonValue]
+    resolved_spec: RecordedSpec
     processes: int = 1
     limit_seconds: float
 

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
 # --- Artifact store: keys relative to its root (a shared folder today, a bucket later) -------------------------------
 
@@ -91,7 +92,7 @@ class RunFile(BaseModel):
     job_id: str
     attempt: int
     spec: dict[str, JsonValue]
-    resolved_spec: dict[str, JsonValue] = {}
+    resolved_spec: RecordedSpec = ResolvedSpec()
     output_dir: str
     artifacts_root: str  # where {"file": id} and {"job": id} of the spec are found, by the keys above
     data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT

@@ -1,0 +1,159 @@
+"""The resolved spec of a job: its spec with all defaults decided, and the facts that determined them.
+
+The server writes it when it accepts a job (`defaults.resolve`), assigns the job to a worker, and stores the training's
+own report. A worker passes it to the training. In the database, in messages, in ``run.json`` and in the API it is a
+plain JSON object. Reading and writing it changes nothing in it: fields that are missing stay missing, and fields of
+other versions are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import KeysView
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    model_serializer,
+)
+from pydantic_core import core_schema
+
+from zeta_core.contract.spec.job_spec import Resources
+from zeta_core.contract.spec.sources import JobModel
+
+
+class _Recorded(BaseModel):
+    """Frozen; unset fields are left out when it is written, and unknown fields are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=False)
+
+    @model_serializer(mode="plain")
+    def _set_fields(self) -> dict[str, Any]:
+        declared = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return declared | (self.model_extra or {})
+
+
+class UploadedFile(_Recorded):
+    """An uploaded file that the job reads."""
+
+    filename: str
+    sha256: str | None = None
+    purpose: str | None = None
+    bytes: int | None = None
+
+
+class ResolvedResources(_Recorded, Resources):
+    """The resources of a job; once the job is assigned, ``gpus`` is set."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=False)
+
+
+class ResolvedSpec(_Recorded):
+    """The fields that are decided, and the facts that are recorded with them; ``None``: not known yet.
+
+    All other fields of the spec are kept as they were given (`value`). A field can also be read as in a dict, as
+    ``resolved["learning_rate"]``, because users of the client know it as a JSON object.
+    """
+
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    # Decided by the server.
+    model: JsonValue = None
+    files: dict[str, UploadedFile] = {}
+    resources: ResolvedResources | None = None
+    save_total_limit: int | None = None
+
+    # Decided by the spec, or by the training when the model and the data are known.
+    batch_size: int | None = None
+    gradient_accumulate_every: int | None = None
+    global_batch_size: int | None = None
+    seq_len: int | None = None
+    pack: bool | None = None
+    epochs: float | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    warmup_steps: int | float | None = None
+    seed: int | None = None
+    eval_steps: int | None = None
+    train_on: str | None = None
+    mixed_precision: str | None = None
+
+    # Recorded by the training.
+    run_id: str | None = None
+    device: str | None = None
+    device_kind: str | None = None
+    threads: int | None = None
+    world_size: int | None = None
+    first_world_size: int | None = None
+    dtype: str | None = None
+    strategy: str | None = None
+    num_parameters: int | None = None
+    num_trained_parameters: int | None = None
+    total_steps: int | None = None
+    total_sequences: int | None = None
+    eval_documents: int | None = None
+    eval_tokens: int | None = None
+    template_date: str | None = None
+    data_report: dict[str, JsonValue] | None = None
+
+    @property
+    def job_model(self) -> JobModel | None:
+        """The checkpoint of another job that the model is read from, if it is one."""
+        if not isinstance(self.model, dict) or "job" not in self.model:
+            return None
+        return JobModel(job=str(self.model["job"]), checkpoint=str(self.model.get("checkpoint", "final")))
+
+    @property
+    def num_sequences(self) -> int | None:
+        """The number of sequences in an epoch, once the training has counted them."""
+        sequences = (self.data_report or {}).get("sequences")
+        return sequences if isinstance(sequences, int) else None
+
+    def updated(self, later: ResolvedSpec) -> Self:
+        """This one with the fields that ``later`` has."""
+        return type(self).model_validate(self.as_json() | later.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def value(self, name: str) -> Any:
+        """The value of any field of the spec, or None."""
+        return getattr(self, name) if name in type(self).model_fields else (self.model_extra or {}).get(name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.as_json()[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.as_json().get(name, default)
+
+    def keys(self) -> KeysView[str]:
+        return dict.fromkeys(self.as_json()).keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.model_fields_set
+
+
+class _AnyObject:
+    """Describes a `ResolvedSpec` in JSON schemas as an object with any fields."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(ResolvedSpec.as_json)
+        return core_schema.no_info_plain_validator_function(ResolvedSpec.model_validate, serialization=written)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(core_schema.dict_schema())
+
+
+# The type of a field of another model. FastAPI would describe every model class that it finds in an annotation.
+if TYPE_CHECKING:
+    RecordedSpec = ResolvedSpec
+else:
+    RecordedSpec = Annotated[Any, _AnyObject]

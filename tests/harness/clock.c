@@ -1,5 +1,5 @@
-/* Moves the wall clock of the processes that load it (LD_PRELOAD) by as many seconds as the file named by CLOCK_FILE
- * says, from one call to the next; the monotonic clock stays. The file is eight bytes, a signed number. */
+/* Shifts the wall clock of the processes that preload it (LD_PRELOAD) by the number of seconds in the file CLOCK_FILE,
+ * which may change at any time; the monotonic clock is unchanged. The file contains eight bytes, a signed integer. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

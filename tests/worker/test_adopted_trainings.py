@@ -50,7 +50,7 @@ class Ending:
     is_gone: bool = False
 
     def step(self) -> None:
-        self.is_gone = self.training.is_gone(said_its_last=self.action is None, can_save=True)
+        self.is_gone = self.training.is_gone(has_ended=self.action is None, can_save=True)
         if self.killed_at is None and not self.training.processes.alive():
             self.killed_at = time.monotonic()
 
@@ -71,7 +71,7 @@ def started() -> Iterator[list[Training]]:
     yield trainings
     for training in trainings:
         training.kill()
-        wait_until(lambda ended=training: ended.is_gone(said_its_last=True, can_save=False), 30, "the end")
+        wait_until(lambda ended=training: ended.is_gone(has_ended=True, can_save=False), 30, "the end")
 
 
 def begin(folder: Path, started: list[Training], how: How, program: str = DEAF) -> Training:
@@ -137,10 +137,10 @@ def test_the_grace_period_counts_from_the_order_across_restarts(
     os.utime(first.directory / STOP_FILE, (at, at))
     adopted = Training(first.directory, first.job_id, 1, 20.0)
     adopted.adopt()
-    adopted.is_gone(said_its_last=False, can_save=True)
+    adopted.is_gone(has_ended=False, can_save=True)
     if is_asked:
         wait_until((first.directory / "asked").exists, 30, "SIGTERM to arrive")
-    adopted.is_gone(said_its_last=False, can_save=True)
+    adopted.is_gone(has_ended=False, can_save=True)
     assert (first.directory / "asked").exists() == is_asked
     assert adopted.processes.alive(), "it has time to save after SIGTERM"
 
@@ -153,7 +153,7 @@ def test_what_outlives_the_first_process_of_an_adopted_training_is_ended(
     (leader,) = [one for one in adopted.processes.alive() if one.ppid() == os.getpid()]
     leader.kill()
     leader.wait(30)
-    wait_until(lambda: adopted.is_gone(said_its_last=False, can_save=True), 30, "the child to be ended")
+    wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the child to be ended")
     assert (tmp_path / "run/asked").exists(), "it was asked before it was killed"
 
 
@@ -162,8 +162,8 @@ def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
 ) -> None:
     adopted = begin(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{DEAF}")
     adopted.processes.alive()[0].kill()
-    wait_until(lambda: adopted.is_gone(said_its_last=False, can_save=True), 30, "the training to be gone")
-    reason, error = adopted.failure(has_spoken=True)
+    wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the training to be gone")
+    reason, error = adopted.failure(has_journal=True)
     assert reason == "process_killed"
     assert "exit status is unknown, because its worker was restarted" in error.message
     assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")

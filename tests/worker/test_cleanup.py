@@ -30,7 +30,7 @@ def test_run_directories_are_kept_a_day_and_those_of_jobs_that_run_are_left_alon
         make(tmp_path / f"runs/{job}/attempt-2", age_seconds=23 * HOUR)
     make(tmp_path / "runs/job_old/attempt-1", age_seconds=3 * DAY)
     os.utime(tmp_path / "runs/job_old", (0, 0))
-    sweep(tmp_path, {"job_running"}, cache_max_bytes=10**6, need_room=False)
+    sweep(tmp_path, {"job_running"}, cache_max_bytes=10**6, need_space=False)
     assert names(tmp_path / "runs/job_ended") == ["attempt-2"]
     assert names(tmp_path / "runs/job_running") == ["attempt-1", "attempt-2"]
     assert names(tmp_path / "runs/job_old") == []  # gone with the next round, a day after it was emptied
@@ -56,11 +56,11 @@ def test_of_the_cache_goes_what_was_used_longest_ago_but_nothing_that_may_be_in_
         make(cache / f"{age:06}", age_seconds=age, size=1000)
     (cache / "file").write_bytes(bytes(10))
 
-    sweep(tmp_path, (), cache_max_bytes=10**6, need_room=False)
+    sweep(tmp_path, (), cache_max_bytes=10**6, need_space=False)
     assert names(cache) == ["000000", "007200", "259200", "518400", "file"], "a week without use"
-    sweep(tmp_path, (), cache_max_bytes=2500, need_room=False)
+    sweep(tmp_path, (), cache_max_bytes=2500, need_space=False)
     assert names(cache) == ["000000", "007200", "file"], "beyond its limit"
-    sweep(tmp_path, (), cache_max_bytes=2500, need_room=True)
+    sweep(tmp_path, (), cache_max_bytes=2500, need_space=True)
     assert names(cache) == ["000000", "file"], "where room is needed"
-    sweep(tmp_path, (), cache_max_bytes=0, need_room=True)
+    sweep(tmp_path, (), cache_max_bytes=0, need_space=True)
     assert names(cache) == ["000000", "file"]

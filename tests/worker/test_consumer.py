@@ -132,7 +132,7 @@ def test_a_redis_that_never_answers_is_an_outage(
 ) -> None:
     line = Line(shared_valkey.port)
     exchange = Exchange(f"redis://127.0.0.1:{line.port}/0", tmp_path)
-    outage = exchange.consumer.loop.outage
+    outage = exchange.consumer.thread.outage
     try:
         if not is_connected:
             line.cut()

@@ -43,7 +43,7 @@ def trained_in_group(run_dir: Path, procs: Path) -> Training:
     environment |= {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"}
     training = Training(run_dir, job_id, 1, grace_seconds=5)
     training.start(["/bin/sh", "-c", join], environment)
-    wait_until(lambda: training.is_gone(said_its_last=False, can_save=False), 120, "the training to end")
+    wait_until(lambda: training.is_gone(has_ended=False, can_save=False), 120, "the training to end")
     return training
 
 
@@ -57,7 +57,7 @@ def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path
             last = journal(run_dir)[-1]
             if isinstance(last, StatusLine):
                 break
-            reason, error = training.failure(has_spoken=True)
+            reason, error = training.failure(has_journal=True)
             assert (reason, error.code, error.evidence.signal) == ("out_of_memory", "out_of_memory", "SIGKILL"), error
             errors.append(error)
             spec = merged(spec, error.patch)

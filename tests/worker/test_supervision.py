@@ -136,9 +136,9 @@ def test_a_long_step_is_waited_for_unless_the_worker_is_in_haste(tmp_path: Path)
         training.start((sys.executable, "-c", deaf), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
         training.stop("pause", in_haste=in_haste)
         wait_until(
-            lambda ordered=training: ordered.is_gone(said_its_last=False, can_save=True, needs_seconds=60),
+            lambda ordered=training: ordered.is_gone(has_ended=False, can_save=True, needs_seconds=60),
             30,
             "the training to end",
         )
-        ends.append(training.failure(has_spoken=True)[1].evidence)
+        ends.append(training.failure(has_journal=True)[1].evidence)
     assert [(end.exit_code, end.signal) for end in ends] == [(0, None), (None, "SIGKILL")]

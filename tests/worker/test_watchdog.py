@@ -26,7 +26,7 @@ class Watched:
     def say(self, phase: str, step: int | None = None, *, jump_seconds: float = 0, **more: float) -> None:
         said_at = BEGIN + timedelta(seconds=self.now + jump_seconds)
         line: dict[str, Any] = {"type": "progress", "phase": phase, "step": step, "created_at": said_at.isoformat()}
-        self.watchdog.saw({**line, **more})
+        self.watchdog.record_progress({**line, **more})
 
     def train(self, steps: int, *, seconds_per_step: float, first: int = 1) -> None:
         for step in range(first, first + steps):

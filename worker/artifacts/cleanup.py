@@ -1,49 +1,85 @@
-"""Removes what a worker's home holds no longer than it must: old run directories, and what of the cache is not used."""
+"""Removes old run directories, those of deleted jobs, and unused cache entries from a worker's folder."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Collection
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore
 from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, PUBLISHED_FILE
 
-RUNS_KEPT_SECONDS = 86_400.0  # run directories (small text files by then) are kept a day, for people
-CACHE_KEPT_SECONDS = 7 * 86_400.0  # a training touches what it uses; one that runs longer has its files open
-CACHE_IN_USE_SECONDS = 3600.0  # younger than this, it may be that a training has found it and not opened it yet
+INTERVAL_SECONDS, LOW_DISK_INTERVAL_SECONDS, DELETED_INTERVAL_SECONDS = 3600.0, 60.0, 30.0
+RUN_RETENTION_SECONDS = 86_400.0  # run directories, which are small text files by then, for people to read
+CACHE_RETENTION_SECONDS = 7 * 86_400.0  # a training touches the entries that it uses, and keeps their files open
+CACHE_IN_USE_SECONDS = 3600.0  # a training may have found a younger entry without having opened it yet
+
+logger = logging.getLogger(__name__)
 
 
-def sweep(root: Path, active_jobs: Collection[str], *, cache_max_bytes: int, need_room: bool) -> None:
-    """Remove what is old of jobs that are not in ``active_jobs``, and of the cache what need not be kept.
+class Cleanup:
+    """Runs `sweep` and `sweep_deleted` at intervals in the executor, more often when disk space is low."""
 
-    Of the cache goes what a week did not use, what was used longest ago beyond ``cache_max_bytes``, and, where room is
-    needed, all that is not in use.
+    def __init__(self, root: Path, store: ArtifactStore, executor: Executor, *, cache_max_bytes: int) -> None:
+        """``root`` is the worker's own folder."""
+        self._root = root
+        self._store = store
+        self._executor = executor
+        self._cache_max_bytes = cache_max_bytes
+        self._swept_at = self._checked_deleted_at = float("-inf")
+        self._work: Future[None] | None = None
+
+    def step(self, active_jobs: Collection[str], *, disk_is_low: bool) -> None:
+        """Start the next cleanup if it is due; never blocks."""
+        if self._work is not None and self._work.done():
+            work, self._work = self._work, None
+            if error := work.exception():
+                logger.warning("Old files could not be removed: %s", error, extra={"action": "sweep"})
+        if self._work is not None:
+            return
+        now = time.monotonic()
+        if now - self._swept_at >= (LOW_DISK_INTERVAL_SECONDS if disk_is_low else INTERVAL_SECONDS):
+            self._swept_at = now
+            self._work = self._executor.submit(
+                sweep, self._root, active_jobs, cache_max_bytes=self._cache_max_bytes, need_space=disk_is_low
+            )
+        elif now - self._checked_deleted_at >= DELETED_INTERVAL_SECONDS:
+            self._checked_deleted_at = now
+            self._work = self._executor.submit(sweep_deleted, self._root, active_jobs, self._store)
+
+
+def sweep(root: Path, active_jobs: Collection[str], *, cache_max_bytes: int, need_space: bool) -> None:
+    """Remove old run directories of jobs that are not in ``active_jobs``, and unneeded cache entries.
+
+    These are entries that were not used for a week; beyond ``cache_max_bytes``, the least recently used ones; and, if
+    ``need_space``, all that are not in use.
     """
     for job in root.glob("runs/*"):
         if job.name in active_jobs:
             continue
         for directory in job.iterdir():
-            if _age_seconds(directory) > RUNS_KEPT_SECONDS:
+            if _age_seconds(directory) > RUN_RETENTION_SECONDS:
                 shutil.rmtree(directory)
-        if not any(job.iterdir()) and _age_seconds(job) > RUNS_KEPT_SECONDS:
+        if not any(job.iterdir()) and _age_seconds(job) > RUN_RETENTION_SECONDS:
             job.rmdir()
     entries = sorted(root.glob(f"{CACHE_DIRECTORY}/*"), key=_age_seconds)  # the newest first
     size = 0
     for entry in entries:
         age = _age_seconds(entry)
         size += _size_bytes(entry)
-        too_much = need_room or size > cache_max_bytes
-        if age > CACHE_KEPT_SECONDS or (too_much and age > CACHE_IN_USE_SECONDS):
+        too_much = need_space or size > cache_max_bytes
+        if age > CACHE_RETENTION_SECONDS or (too_much and age > CACHE_IN_USE_SECONDS):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def sweep_deleted(root: Path, active_jobs: Collection[str], store: ArtifactStore) -> None:
-    """Remove the run directories of jobs that were deleted: nothing of theirs is left in ``store``.
+    """Remove the run directories of deleted jobs, which have no folder in ``store`` any more.
 
-    Only of attempts that are published: nothing of those is alive, and nothing that they said is still to be told.
+    Only those of published attempts: these have no processes and no unpublished lines left.
     """
     for job in root.glob("runs/*"):
         if job.name in active_jobs or not store.is_deleted(job.name):
@@ -51,12 +87,12 @@ def sweep_deleted(root: Path, active_jobs: Collection[str], store: ArtifactStore
         for directory in job.glob("attempt-*"):
             if (directory / PUBLISHED_FILE).exists():
                 shutil.rmtree(directory)
-        with suppress(OSError):  # something else is in it, or came into it meanwhile
+        with suppress(OSError):  # it contains something else
             job.rmdir()
 
 
 def _age_seconds(path: Path) -> float:
-    """Since the file was last touched, by the wall clock that also touched it."""
+    """The time since the file was last touched, by the wall clock."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -67,5 +103,5 @@ def _size_bytes(path: Path) -> int:
     size = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
         with suppress(FileNotFoundError):  # removed meanwhile
-            size += file.lstat().st_size  # a copy of a model holds links to weights that lie elsewhere
+            size += file.lstat().st_size  # a copy of a model links to weights elsewhere
     return size

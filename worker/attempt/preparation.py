@@ -30,11 +30,11 @@ class Preparation:
     """
 
     def __init__(
-        self, executor: Executor, order: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None
+        self, executor: Executor, run_file: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None
     ) -> None:
         self._directory = directory
         self._given_up_at: float | None = None
-        self._work = executor.submit(prepare, order, directory, store, resume=resume, insist=self._insist)
+        self._work = executor.submit(prepare, run_file, directory, store, resume=resume, insist=self._insist)
 
     @property
     def was_given_up(self) -> bool:
@@ -63,9 +63,9 @@ class Preparation:
 
 
 def prepare(
-    order: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None, insist: Callable[[], None]
+    run_file: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None, insist: Callable[[], None]
 ) -> None:
-    """Write ``directory`` for ``order``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
+    """Write ``directory`` for ``run_file``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
 
     Raises `OSError` (``ENOSPC`` if the disk is full) and `BrokenCheckpoint`, and `GivenUp` if ``insist``, which is
     called before every change, raises it.
@@ -74,30 +74,30 @@ def prepare(
         # The database was restored from a backup and has reused this attempt number; set the earlier run aside.
         directory.rename(directory.with_name(f"superseded-{directory.name}-{time.time_ns()}"))
     directory.mkdir(parents=True, exist_ok=True)
-    store.open_job(order.job_id)
+    store.open_job(run_file.job_id)
     insist()
-    output = Path(order.output_dir)
+    output = Path(run_file.output_dir)
     job_id, _, name = (resume or "").partition("/")
-    is_own = resume is not None and job_id == order.job_id and NAME_PATTERN.match(name) is not None
-    _clear_output(output, store, order.job_id, keep=name if is_own else None, insist=insist)
+    is_own = resume is not None and job_id == run_file.job_id and NAME_PATTERN.match(name) is not None
+    _clear_output(output, store, run_file.job_id, keep=name if is_own else None, insist=insist)
     resume_from: Path | None = None
-    store.forget_after(order.job_id, name if is_own else None, insist)
+    store.forget_after(run_file.job_id, name if is_own else None, insist)
     if is_own:
         resume_from = output / name
         store.fetch_checkpoint(job_id, name, resume_from, insist)
-        _refuse_without_room(resume_from)
+        _require_space(resume_from)
     elif resume is not None:
         if not NAME_PATTERN.match(name):
             raise BrokenCheckpoint(f"{resume!r} is not a checkpoint of a job.")
         resume_from = store.checkpoint(job_id, name)
     insist()
-    order = order.model_copy(
+    run_file = run_file.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
-    write_at_once(directory / RUN_FILE, order.model_dump_json(indent=2).encode())
+    write_at_once(directory / RUN_FILE, run_file.model_dump_json(indent=2).encode())
 
 
-def _refuse_without_room(checkpoint: Path) -> None:
+def _require_space(checkpoint: Path) -> None:
     """Raise `OSError` if there is no space for the next checkpoint, which will be as large as this one."""
     needed = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     if needed > shutil.disk_usage(checkpoint).free:

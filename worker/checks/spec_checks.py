@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from worker.checks.process import CheckProcess, Unanswered
-from worker.machine.devices import Slot, count_cores
+from worker.machine.devices import Slot, count_cores, uses_gpus
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
 from worker.training.launch import own_environment, training_environment
@@ -98,9 +98,9 @@ class SpecChecks:
 
     def _answer(self, request: CheckRequest) -> CheckResult:
         settings = self._settings
-        gpu = None if _uses_no_gpu(request.spec) else self._gpu
+        gpu = self._gpu if uses_gpus(request.spec) else None
         with tempfile.TemporaryDirectory(prefix="zeta-check-") as scratch:
-            order = RunFile(
+            run_file = RunFile(
                 job_id=NAME,
                 attempt=0,
                 spec=request.spec,
@@ -116,7 +116,7 @@ class SpecChecks:
                 rows_seconds=ROWS_SHARE * request.limit_seconds,
             )
             file = Path(scratch, RUN_FILE)
-            file.write_text(order.model_dump_json())
+            file.write_text(run_file.model_dump_json())
             try:
                 out = self._process.ask(file, limit_seconds=request.limit_seconds)
                 answer = CheckAnswer.model_validate_json(out)
@@ -128,9 +128,3 @@ class SpecChecks:
 
     def _failed(self, request: CheckRequest, why: str) -> CheckResult:
         return CheckResult(check_id=request.check_id, worker=self._settings.worker_name, failure=why)
-
-
-def _uses_no_gpu(spec: Mapping[str, JsonValue]) -> bool:
-    """Whether the spec requests no GPUs. It isn't validated here, because a newer server may know more fields."""
-    resources = spec.get("resources")
-    return isinstance(resources, dict) and resources.get("gpus") == 0

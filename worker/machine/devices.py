@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 import pynvml
+from pydantic import JsonValue
 
 from worker.settings import WorkerSettings
 from zeta_core.system.device_kind import cpu_kind, gpu_kind
@@ -159,3 +160,14 @@ def _words(file: str) -> list[str]:
         return Path(file).read_text().split()
     except OSError:
         return []  # not Linux, or another version of control groups: no limit is known
+
+
+def uses_gpus(spec: Mapping[str, JsonValue]) -> bool:
+    """Whether a job uses the GPUs of its slots. The spec may have fields of a newer server, so it isn't validated."""
+    resources = spec.get("resources")
+    return not (isinstance(resources, dict) and resources.get("gpus") == 0)
+
+
+def visible_gpus(spec: Mapping[str, JsonValue], slots: Sequence[Slot]) -> tuple[str, ...]:
+    """The GPUs of the slots as in ``CUDA_VISIBLE_DEVICES``; empty if the job requested no GPUs."""
+    return tuple(slot.device for slot in slots if slot.device is not None) if uses_gpus(spec) else ()

@@ -53,7 +53,7 @@ class DiskSpace:
             self._next_look = now + LOOK_SECONDS
             self._look = self._executor.submit(self._find_out)
 
-    def give_up_reserve(self) -> None:
+    def release_reserve(self) -> None:
         """The disk is full: leave room for a few lines."""
         self._reserve.unlink(missing_ok=True)
 

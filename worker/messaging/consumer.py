@@ -167,7 +167,7 @@ class Consumer:
         self._inbox = inbox
         self.invalid = InvalidEntryCounter(f"the queue {self._queue}")
         self._failure: BaseException | None = None  # the error that stopped the controller
-        self.loop = RetryingThread("celery", f"The queue {self._queue} cannot be read", self._one_pass)
+        self.thread = RetryingThread("celery", f"The queue {self._queue} cannot be read", self._one_pass)
         self._celery = self._build(settings.redis_url)
 
     def start(self) -> None:
@@ -175,20 +175,20 @@ class Consumer:
             _ErrorFilter(self._failed)
         )  # the error that stops a controller appears only in this log
         state.should_stop = None  # Celery keeps this flag for the whole process
-        self.loop.start()
+        self.thread.start()
 
     def begin_to_stop(self) -> None:
         """Stop taking messages; they stay in the queue, and the server hands the jobs over to other workers."""
-        self.loop.stopped.set()
+        self.thread.stopped.set()
         state.should_stop = EX_OK
 
     def stop(self) -> None:
         self.begin_to_stop()
-        self.loop.stop(STOP_SECONDS)
+        self.thread.stop(STOP_SECONDS)
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.loop.mark_progress, self._unreachable)
+        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.thread.mark_progress, self._unreachable)
         celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
@@ -251,18 +251,18 @@ class Consumer:
             raise RedisUnavailable(error_text(failure)) from failure
         elif failure is not None:
             raise failure
-        elif not self.loop.stopped.is_set():
+        elif not self.thread.stopped.is_set():
             raise RuntimeError("Celery's consumer stopped unexpectedly")
 
     def _polled(self, failure: Exception | None) -> None:
-        self.loop.mark_progress()
+        self.thread.mark_progress()
         if failure is None:
-            self.loop.outage.end()
+            self.thread.outage.end()
         else:
             self._failure = failure
 
     def _unreachable(self, error: BaseException) -> None:
-        self.loop.outage.begin(error, is_ordinary=True)
+        self.thread.outage.begin(error, is_ordinary=True)
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error

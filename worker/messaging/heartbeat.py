@@ -72,15 +72,15 @@ class HeartbeatSender:
         self._cores, self._memory_bytes = count_cores(), memory_bytes()
         self._beat = 0
         self._now = threading.Event()
-        self.heard_at = time.monotonic()  # when the last beat that Redis took was begun
+        self.last_contact = time.monotonic()  # when the last beat accepted by Redis was begun (monotonic)
         self.is_sure = threading.Event()  # set once it is known whether another worker uses this name
         self.taken: InvalidSettings | None = None  # why this worker must give way to another one
         self._met: dict[str, int] = {}  # the last beat of each other process with this name
         self._client = connect(settings.redis_url)
-        self.loop = RetryingThread("heartbeat", "The heartbeat cannot be sent", self._one_pass)
+        self.thread = RetryingThread("heartbeat", "The heartbeat cannot be sent", self._one_pass)
 
     def start(self) -> None:
-        self.loop.start()
+        self.thread.start()
 
     def beat_now(self) -> None:
         """Send a heartbeat now, because of a change that the server should learn immediately."""
@@ -88,9 +88,9 @@ class HeartbeatSender:
 
     def stop(self) -> None:
         """Send a last beat and stop."""
-        self.loop.stopped.set()
+        self.thread.stopped.set()
         self._now.set()
-        self.loop.stop(HEARTBEAT_SECONDS * 2)
+        self.thread.stop(HEARTBEAT_SECONDS * 2)
         if self.is_sure.is_set() and self.taken is None:
             with suppress(RedisUnavailable):
                 self._send()
@@ -102,7 +102,7 @@ class HeartbeatSender:
             self._wait_for_another()
             self.is_sure.set()
             if self.taken is not None:
-                self.loop.stopped.set()
+                self.thread.stopped.set()
                 return
         self._now.clear()
         self._send()
@@ -113,7 +113,7 @@ class HeartbeatSender:
         begun = time.monotonic()
         with calling_redis():
             earlier = self._replace(sign_heartbeat(self._heartbeat(), self._settings.worker_secret))
-        self.heard_at = begun
+        self.last_contact = begun
         if other := self._other(earlier):
             self._meet(other)
 
@@ -130,7 +130,7 @@ class HeartbeatSender:
             if other is None or place_of(other.incarnation) in (place_of(self._incarnation), None):
                 return
             self._meet(other)
-            if self.loop.stopped.wait(DOUBT_LOOK_SECONDS):
+            if self.thread.stopped.wait(DOUBT_LOOK_SECONDS):
                 return
 
     def _replace(self, beat: str) -> bytes | None:

@@ -89,23 +89,23 @@ class RedisLink:
         self._changed = threading.Condition()
         self._writer, self._reader = connect(url), connect(url)
         self.invalid = InvalidEntryCounter(f"the stream {self._stream}")
-        self.loops = (
+        self.threads = (
             RetryingThread("link-send", "Redis cannot be written", self._send),
             RetryingThread("link-receive", "Redis cannot be read", self._receive),
         )
 
     def start(self) -> None:
-        for loop in self.loops:
-            loop.start()
+        for thread in self.threads:
+            thread.start()
 
     def stop(self) -> None:
         """Stop both threads; unsent messages are dropped."""
-        for loop in self.loops:
-            loop.stopped.set()
+        for thread in self.threads:
+            thread.stopped.set()
         with self._changed:
             self._changed.notify_all()
-        for loop in self.loops:
-            loop.stop(SOCKET_TIMEOUT_SECONDS * 2)
+        for thread in self.threads:
+            thread.stop(SOCKET_TIMEOUT_SECONDS * 2)
         self._writer.close()
         self._reader.close()
 

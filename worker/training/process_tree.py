@@ -114,7 +114,7 @@ class Training:
         """Whether this or an earlier process of the worker started it."""
         return self._process is not None or (self.directory / LOG_FILE).exists()
 
-    def heard(self, at: float) -> None:
+    def record_contact(self, at: float) -> None:
         """Let the training know when its worker was last heard (`time.monotonic`, which all processes here share)."""
         file = os.open(self.directory / ALIVE_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -122,7 +122,7 @@ class Training:
         finally:
             os.close(file)
 
-    def last_heard(self) -> float | None:
+    def last_contact(self) -> float | None:
         """What `heard` was told last, by this or an earlier process of the worker since the machine was started."""
         try:
             at = float((self.directory / ALIVE_FILE).read_text())
@@ -155,10 +155,10 @@ class Training:
             self._is_killed = True
             self._kill_all()
 
-    def is_gone(self, *, said_its_last: bool, can_save: bool, needs_seconds: float = 0.0) -> bool:
+    def is_gone(self, *, has_ended: bool, can_save: bool, needs_seconds: float = 0.0) -> bool:
         """Take one step towards the end and say whether it is reached; never blocks.
 
-        ``said_its_last``: the journal has its last line, so the processes have no reason to live on. ``can_save``: it
+        ``has_ended``: the journal has its last line, so the processes have no reason to live on. ``can_save``: it
         has made a step, so that stopping it may take the time of a save. ``needs_seconds``: what its step or save under
         way may take beyond the grace, where nothing has to be done in haste.
         """
@@ -170,7 +170,7 @@ class Training:
             self._next_count = now + COUNT_SECONDS
             self._alive()
         if self._is_led(now):
-            self._press(now, said_its_last=said_its_last, can_save=can_save)
+            self._press(now, has_ended=has_ended, can_save=can_save)
             return False
         if now < self._next_look:
             return False
@@ -184,8 +184,8 @@ class Training:
         self._gone = processes.is_unlocked(self.directory) and not self._holds_memory(now)
         return self._gone
 
-    def failure(self, *, has_spoken: bool) -> tuple[StatusReason, JobError]:
-        """The failure of a training without a final status. ``has_spoken`` means that its journal has lines."""
+    def failure(self, *, has_journal: bool) -> tuple[StatusReason, JobError]:
+        """The failure of a training without a final status. ``has_journal`` means that its journal has lines."""
         status = self._process.returncode if self._process is not None else None
         evidence = JobErrorEvidence(exit_code=status, log_tail=self._log_tail())
         if status is None:
@@ -211,7 +211,7 @@ class Training:
         if status == DISK_FULL_EXIT:
             message = REASON_SENTENCES[StatusReason.DISK_FULL]
             return StatusReason.DISK_FULL, JobError(code=StatusReason.DISK_FULL, message=message, evidence=evidence)
-        reason = StatusReason.TRAIN_ERROR if has_spoken else StatusReason.LAUNCH_FAILED
+        reason = StatusReason.TRAIN_ERROR if has_journal else StatusReason.LAUNCH_FAILED
         message = (
             f"The training process ended with exit code {status} without reporting an error; see the end of its log."
         )
@@ -223,7 +223,7 @@ class Training:
             return self._process.poll() is None
         return self._adopted is not None and self._adopted.is_alive(now)
 
-    def _press(self, now: float, *, said_its_last: bool, can_save: bool) -> None:
+    def _press(self, now: float, *, has_ended: bool, can_save: bool) -> None:
         """While the first process lives: SIGTERM and SIGKILL when an order, or its own last word, is too long ago."""
         if now < self._next_signal:
             return
@@ -235,7 +235,7 @@ class Training:
             grace = self._grace_seconds
             limit = grace + self._needs_seconds if saves else min(CANCEL_SECONDS, grace)
             since = self._stopped_at
-        elif said_its_last:
+        elif has_ended:
             self._overstayed_since = self._overstayed_since or now
             limit, since = self._grace_seconds, self._overstayed_since
         else:

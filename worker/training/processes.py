@@ -13,6 +13,7 @@ be reused at any time, so signals go through psutil, which compares the start ti
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,8 @@ from zeta_core.contract.wire.run_directory import LOCK_FILE, MARK_ATTEMPT, MARK_
 from zeta_core.system.file_identity import FileIdentity
 
 _RECORD_BYTES = 200
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,24 @@ class RunProcesses:
             for found in _of_job(self.job_id)
             if not found.is_of(home) and is_alive(found.process)
         ]
+
+    def kill_earlier_attempts(self, home: Path) -> bool:
+        """Kill the job's earlier attempts in this home, such as one of a lost worker; returns whether any is alive.
+
+        Processes of other homes are only logged: they may belong to another service, if this database is a copy.
+        """
+        if earlier := self.of_earlier_attempts(home):
+            logger.warning("Attempt %d of %s is waiting for an earlier attempt to end.", self.attempt, self.job_id)
+            send(earlier, signal.SIGKILL)
+            return True
+        if others := self.of_other_homes(home):
+            logger.warning(
+                "%s is also running in another home on this machine, which this worker ignores: %s.",
+                self.job_id,
+                "; ".join(others),
+                extra={"action": "other_home", "job_id": self.job_id, "attempt": self.attempt},
+            )
+        return False
 
     def lock_holders(self) -> list[psutil.Process]:
         """The living processes that have the run's lock file open, this one excepted."""

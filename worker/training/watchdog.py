@@ -59,7 +59,7 @@ class Watchdog:
         self._next_effort = 0.0  # in idle seconds
         self._looked_at = clock()
 
-    def saw(self, line: Mapping[str, Any]) -> None:
+    def record_progress(self, line: Mapping[str, Any]) -> None:
         """A progress line; the pace is that of the writer's clock, of which one jump spoils one value."""
         self._phase = str(line.get("phase"))
         self._idle_seconds, self._idle_since = 0.0, None

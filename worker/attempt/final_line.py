@@ -15,7 +15,7 @@ from zeta_core.system.oom_kills import out_of_memory
 NEVER_STARTED = "The worker stopped before it started the training."
 
 
-def last_line(training: Training, known: StatusLine | None, *, has_spoken: bool) -> StatusLine:
+def final_line(training: Training, known: StatusLine | None, *, has_journal: bool) -> StatusLine:
     """The last line of a ``training`` that is gone: from its stop order, else ``known``, else from its exit status."""
     if training.stop_action is not None:
         status, reason = STOP_ENDS[training.stop_action]
@@ -24,14 +24,14 @@ def last_line(training: Training, known: StatusLine | None, *, has_spoken: bool)
         return known
     if not training.was_started:
         return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, message=NEVER_STARTED)
-    reason, error = training.failure(has_spoken=has_spoken)
-    return no_room(error.message) if reason == StatusReason.DISK_FULL else _failed(reason, error)
+    reason, error = training.failure(has_journal=has_journal)
+    return disk_full(error.message) if reason == StatusReason.DISK_FULL else _failed(reason, error)
 
 
 def not_launched(error: BaseException) -> StatusLine:
     """The last line if the run directory couldn't be created or the program couldn't be started."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return no_room(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
+        return disk_full(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
     return failed(StatusReason.LAUNCH_FAILED, f"The training could not be started: {error}")
 
 
@@ -46,7 +46,7 @@ def over_memory(directory: Path, excess: Excess) -> StatusLine:
     return _failed(StatusReason.OUT_OF_MEMORY, error)
 
 
-def no_room(message: str) -> StatusLine:
+def disk_full(message: str) -> StatusLine:
     """The last line for a full disk, which is not a failure: the job continues once space is available."""
     status, reason = STOP_ENDS["disk"]
     return StatusLine(status=status, reason=reason, message=message)

@@ -1,0 +1,285 @@
+"""One attempt on this worker, from its claim until its last line is stored: a state machine driven by the supervisor.
+
+    claiming -> preparing -> training -> publishing -> over
+                                (denied, or claim unanswered: over)
+
+No training starts without a grant. A fenced attempt, which the server considers over, is killed immediately and
+publishes nothing more. No step blocks; the executor's threads do the file transfers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from enum import Enum
+
+from pydantic import BaseModel
+
+from worker.artifacts.store import BrokenCheckpoint
+from worker.attempt.final_line import final_line, not_launched
+from worker.attempt.monitor import TrainingMonitor
+from worker.attempt.output import AttemptOutput
+from worker.attempt.preparation import Preparation
+from worker.attempt.resources import WorkerResources
+from worker.attempt.run_file import new_run_file
+from worker.machine.devices import Slot, count_cores, memory_bytes, visible_gpus
+from worker.training.launch import own_environment, training_environment
+from worker.training.process_tree import Training
+from zeta_core.contract.job.events import StatusLine
+from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck
+from zeta_core.contract.wire.run_directory import RunFile, run_directory
+
+CLAIM_REPEAT_SECONDS = 1.0
+CLAIM_GIVE_UP_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Phase(Enum):
+    CLAIMING = "claiming"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    PUBLISHING = "publishing"
+    OVER = "over"
+
+
+class ClaimRequests:
+    """Repeats an attempt's claim until it is answered."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._started_at = time.monotonic()
+        self._sent_at = float("-inf")
+
+    @property
+    def has_timed_out(self) -> bool:
+        return time.monotonic() - self._started_at > CLAIM_GIVE_UP_SECONDS
+
+    def due(self) -> list[BaseModel]:
+        """The claim, if it must be sent now."""
+        now = time.monotonic()
+        if now - self._sent_at < CLAIM_REPEAT_SECONDS:
+            return []
+        self._sent_at = now
+        return [self._claim]
+
+
+class LocalAttempt:
+    def __init__(
+        self,
+        resources: WorkerResources,
+        run_file: RunFile,
+        slots: Sequence[Slot],
+        *,
+        resume_from: str | None,
+        phase: Phase,
+    ) -> None:
+        """Use `from_hand_over` or `adopt`. ``resume_from`` names a stored checkpoint as ``job_.../step-N``."""
+        settings = resources.settings
+        self.job_id = run_file.job_id
+        self.attempt = run_file.attempt
+        self.slots = tuple(slots)
+        self.phase = phase
+        self.directory = settings.root / run_directory(run_file.job_id, run_file.attempt)
+        self._resources = resources
+        self._run_file = run_file
+        self._resume_from = resume_from
+        self._devices = visible_gpus(run_file.spec, slots)
+        self._claim = ClaimRequests(
+            Claim(
+                job_id=self.job_id,
+                attempt=self.attempt,
+                worker=settings.worker_name,
+                incarnation=resources.incarnation,
+            )
+        )
+        self._preparation: Preparation | None = None
+        self._training = Training(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, self._devices)
+        self._monitor = TrainingMonitor(
+            self._training, settings, memory_share_bytes=memory_bytes() * max(1, len(slots)) // resources.num_slots
+        )
+        self._output = AttemptOutput(resources, run_file, self.directory, self._monitor.watchdog.record_progress)
+        self._launch_failure: StatusLine | None = None
+        self._last_contact = time.monotonic()
+        self._may_store = True  # false once the worker was cut off for so long that the attempt may be over
+
+    @classmethod
+    def from_hand_over(cls, resources: WorkerResources, message: HandOver, slots: Sequence[Slot]) -> LocalAttempt:
+        """A new attempt that must still be claimed."""
+        run_file = new_run_file(message, resources.settings)
+        return cls(resources, run_file, slots, resume_from=message.resume_from, phase=Phase.CLAIMING)
+
+    @classmethod
+    def adopt(cls, resources: WorkerResources, run_file: RunFile, slots: Sequence[Slot]) -> LocalAttempt:
+        """An attempt that an earlier process of this worker started: still alive, or ended but not fully published."""
+        attempt = cls(resources, run_file, slots, resume_from=None, phase=Phase.TRAINING)
+        attempt._training.adopt()
+        attempt._output.adopt()
+        return attempt
+
+    @property
+    def is_over(self) -> bool:
+        return self.phase == Phase.OVER
+
+    @property
+    def seconds_without_contact(self) -> float:
+        """The time since the training's worker last had contact with the server; 0 if unknown."""
+        at = self._training.last_contact()
+        return 0.0 if at is None else time.monotonic() - at
+
+    def step(self) -> list[BaseModel]:
+        """Advance as far as possible without blocking; returns the messages to send."""
+        if self._output.is_published and self.phase != Phase.OVER:
+            self._leave()
+            return []
+        if self._output.is_fenced and self.phase in (Phase.PREPARING, Phase.TRAINING, Phase.PUBLISHING):
+            self._end_fenced()
+            return []
+        match self.phase:
+            case Phase.CLAIMING:
+                return self._request_grant()
+            case Phase.PREPARING:
+                self._start_when_prepared()
+                return []
+            case Phase.TRAINING:
+                self._supervise_training()
+            case Phase.PUBLISHING:
+                self._output.finish(was_started=self._training.was_started)
+            case Phase.OVER:
+                return []
+        if self._may_store:
+            self._output.upload_checkpoints(is_over=self.phase == Phase.PUBLISHING)
+        batch = self._output.next_batch()
+        return [batch] if batch is not None else []
+
+    # --- Messages and orders -----------------------------------------------------------------------------------------
+
+    def handle_answer(self, answer: ClaimAnswer) -> None:
+        if self.phase != Phase.CLAIMING or answer.incarnation != self._resources.incarnation:
+            return
+        if not answer.granted:
+            logger.info("Attempt %d of %s was not granted: %s.", self.attempt, self.job_id, answer.reason)
+            self.phase = Phase.OVER
+            return
+        executor, store = self._resources.executor, self._resources.store
+        self._preparation = Preparation(executor, self._run_file, self.directory, store, resume=self._resume_from)
+        self.phase = Phase.PREPARING
+
+    def acknowledge(self, ack: JournalAck) -> None:
+        if self.phase != Phase.CLAIMING:
+            self._output.acknowledge(ack)
+
+    def stop(self, action: StopAction, *, in_haste: bool = False) -> None:
+        if self.phase == Phase.CLAIMING:
+            self.phase = Phase.OVER  # not granted yet; the server hands the job over again
+        elif self.phase != Phase.OVER:
+            self._training.stop(action, in_haste=in_haste)
+
+    def record_contact(self, at: float) -> None:
+        """Record contact with the server at this monotonic time, which allows the training to continue."""
+        self._last_contact = at
+        self._may_store = True
+        if self.phase == Phase.TRAINING:
+            self._training.record_contact(at)
+
+    def kill(self) -> None:
+        """Kill the training without saving: the server may soon start the next attempt, which then owns the store."""
+        self._may_store = False
+        if self.phase == Phase.TRAINING:
+            self._training.kill()
+
+    def fence(self) -> None:
+        """Mark the attempt as over for the server."""
+        if self.phase == Phase.CLAIMING:
+            self.phase = Phase.OVER
+        self._output.fence()
+
+    # --- The phases --------------------------------------------------------------------------------------------------
+
+    def _request_grant(self) -> list[BaseModel]:
+        if self._claim.has_timed_out:
+            logger.warning("No answer to the claim of attempt %d of %s.", self.attempt, self.job_id)
+            self.phase = Phase.OVER
+            return []
+        return self._claim.due()
+
+    def _is_preparing(self) -> bool:
+        """Whether the preparation is still running. It is cancelled if the attempt was stopped or fenced."""
+        if self._preparation is None or self._preparation.is_over:
+            return False
+        if self._training.stop_action is not None or self._output.is_fenced:
+            self._preparation.give_up()
+        return not self._preparation.is_over
+
+    def _start_when_prepared(self) -> None:
+        assert self._preparation is not None
+        if self._is_preparing():
+            return
+        if self._preparation.was_given_up:
+            self.phase = Phase.TRAINING  # nothing was started; the last line follows from the stop order
+            return
+        error = self._preparation.error()
+        if error is None and self._training.stop_action is None:
+            if self._training.processes.kill_earlier_attempts(self._resources.settings.home):
+                return
+            try:
+                self._training.record_contact(self._last_contact)
+                self._training.start(self._resources.command, self._environment())
+            except OSError as not_started:
+                error = not_started
+        if error is not None:
+            if not isinstance(error, OSError | BrokenCheckpoint):
+                raise error
+            logger.error(
+                "The training could not be started: %s",
+                error,
+                extra={"action": "launch", "job_id": self.job_id, "attempt": self.attempt},
+            )
+            if not self.directory.is_dir():
+                # No journal can be written; the server notices that the worker no longer lists the attempt.
+                self.phase = Phase.OVER
+                return
+            self._launch_failure = not_launched(error)
+        self.phase = Phase.TRAINING
+
+    def _environment(self) -> dict[str, str]:
+        return training_environment(
+            own_environment(),
+            job_id=self.job_id,
+            attempt=self.attempt,
+            threads=max(1, count_cores() // self._resources.num_slots),
+            devices=self._devices,
+            hub=self._run_file.hub,
+            job_env=self._resources.settings.job_env,
+        )
+
+    def _supervise_training(self) -> None:
+        self._output.collect()
+        journal = self._output.journal
+        if self._launch_failure is None:
+            self._monitor.check(journal)
+        has_ended = journal.last_line is not None
+        needs_seconds = self._monitor.watchdog.needs_seconds
+        if not self._training.is_gone(has_ended=has_ended, can_save=journal.has_steps, needs_seconds=needs_seconds):
+            return
+        journal.scan()
+        if journal.last_line is None:
+            journal.cut_torn_line()
+            known = self._launch_failure or self._monitor.final_line
+            journal.append(final_line(self._training, known, has_journal=len(journal) > 0))
+            return  # read it in the next step, with whatever came before it
+        self.phase = Phase.PUBLISHING
+
+    def _end_fenced(self) -> None:
+        if self._is_preparing():
+            return
+        self._training.kill()
+        if self._training.is_gone(has_ended=True, can_save=False):
+            logger.warning("Ended attempt %d of %s, because the server considers it over.", self.attempt, self.job_id)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._output.remove_local_files()
+        self.phase = Phase.OVER

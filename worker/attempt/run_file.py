@@ -1,0 +1,86 @@
+"""The run file of an attempt: creating it for a new attempt, and finding those that an earlier worker process left."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker.settings import WorkerSettings
+from worker.training import processes
+from worker.training.processes import RunProcesses
+from zeta_core.contract.wire.messages import HandOver
+from zeta_core.contract.wire.run_directory import (
+    CACHE_DIRECTORY,
+    PUBLISHED_FILE,
+    RUN_FILE,
+    RunFile,
+    output_directory,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def new_run_file(message: HandOver, settings: WorkerSettings) -> RunFile:
+    """The run file of an attempt that the server hands over."""
+    return RunFile(
+        job_id=message.job_id,
+        attempt=message.attempt,
+        spec=message.spec,
+        resolved_spec=message.resolved_spec,
+        output_dir=str(settings.root / output_directory(message.job_id)),
+        cache_dir=str(settings.root / CACHE_DIRECTORY),
+        artifacts_root=str(settings.artifacts),
+        data_root=str(settings.data_root) if settings.data_root else None,
+        hub=settings.hub != "off",
+        processes=message.processes,
+        slots=message.slots,
+        self_stop_seconds=settings.self_stop_seconds,
+        end_seconds=settings.end_seconds,
+        journal_max_lines=settings.journal_max_lines,
+    )
+
+
+def unpublished_run_files(home: Path, root: Path) -> Iterator[RunFile]:
+    """The run files of the live trainings and unpublished ends that an earlier process of this worker left.
+
+    ``root`` is the worker's own folder in ``home``. A run without a readable ``run.json`` can't be adopted: its
+    processes are killed, and the server starts the job again. A run directory that was copied with its home belongs to
+    the original's worker: its training is not touched, and nothing is stored or published for it. The server of this
+    home starts the job again from the last stored checkpoint.
+    """
+    for directory in sorted(root.glob("runs/*/attempt-*")):
+        found = RunProcesses.of(directory)
+        if found is None or (directory / PUBLISHED_FILE).exists():
+            continue
+        try:
+            run_file = RunFile.model_validate_json((directory / RUN_FILE).read_text())
+        except (OSError, ValidationError) as error:
+            logger.warning("The run in %s cannot be adopted: %s", directory, error)
+            processes.send(found.alive(), signal.SIGKILL)
+            continue
+        if _is_copied(directory, run_file, root):
+            others = found.of_other_homes(home)
+            logger.warning(
+                "The run in %s was copied from another home; its training belongs to that home and is not touched%s.",
+                directory,
+                f" ({'; '.join(others)})" if others else "",
+                extra={"action": "other_home", "job_id": run_file.job_id, "attempt": run_file.attempt},
+            )
+            with contextlib.suppress(OSError):  # the next start detects it again
+                (directory / PUBLISHED_FILE).touch()
+            continue
+        yield run_file
+
+
+def _is_copied(directory: Path, run_file: RunFile, root: Path) -> bool:
+    copied = processes.is_copied(directory)
+    if copied is not None:
+        return copied
+    # An older worker recorded no identity; the run is a copy if its output directory is another folder.
+    named, expected = Path(run_file.output_dir), root / output_directory(run_file.job_id)
+    return named.is_dir() and not (expected.is_dir() and named.samefile(expected))

@@ -13,7 +13,7 @@ from torch import nn
 
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.wire.run_directory import STOP_FILE
-from zeta_core.data.sampler import Sampler
+from zeta_core.data.sequences import Sampler
 from zeta_core.data.sources import Places
 from zeta_core.environment import ProcessRank
 from zeta_core.report.reporter import JournalWriter, Reporter

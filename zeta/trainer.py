@@ -131,7 +131,7 @@ def _source(given: Any, name: str, notes: list[str]) -> Any:
     source = cast("dict[str, Any]", given) if is_object else {"path": given}
     if type(source.get("path")).__module__.split(".")[0] != "datasets":
         return given
-    from zeta_core.data.dataset_objects import is_dataset_object, stored_dataset
+    from zeta_core.data.sources.dataset_objects import is_dataset_object, stored_dataset
     from zeta_core.environment import home
 
     if not is_dataset_object(source["path"]):

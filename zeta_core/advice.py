@@ -17,7 +17,7 @@ from torch import nn
 from zeta_core.contract.job.advice import Advice, Patch
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel
-from zeta_core.data.packing import Sequences
+from zeta_core.data.sequences import Sequences
 from zeta_core.model.facts import embedding_rows, num_positions
 from zeta_core.model.quantized import num_weights
 from zeta_core.model.sources import Located

@@ -36,9 +36,9 @@ from zeta_core.environment import standard_output_reserved
 from zeta_core.failures import is_out_of_memory
 
 if TYPE_CHECKING:
-    from zeta_core.data.flat_files import IdType
     from zeta_core.data.row_check import CheckedRows
     from zeta_core.data.sources import Places
+    from zeta_core.data.tokens.flat_files import IdType
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
 IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
@@ -136,8 +136,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     import torch
 
     from zeta_core import plan as planning
+    from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import Places
-    from zeta_core.data.template import set_template
     from zeta_core.dry_run.memory import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.model.carried import without_wrapper
     from zeta_core.model.facts import check_vocabulary, embedding_rows, facts_without_data

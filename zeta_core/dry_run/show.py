@@ -22,14 +22,13 @@ from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel, dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import Position, confined
-from zeta_core.data.encode import Encoded, Encoder
-from zeta_core.data.packing import Overlong
-from zeta_core.data.source import Source
-from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.template import is_default, set_template
-from zeta_core.data.token_cache import make_encoder
+from zeta_core.data.documents.template import is_default, set_template
+from zeta_core.data.rows.row import Row
+from zeta_core.data.sequences import Overlong
+from zeta_core.data.sources import Places, Source, open_sources
 from zeta_core.data.tokens import WHOLE_FORMATS
-from zeta_core.data.units import Row
+from zeta_core.data.tokens.cache import make_encoder
+from zeta_core.data.tokens.encoder import Encoded, Encoder
 from zeta_core.environment import home, standard_output_reserved, variables
 from zeta_core.failures import InvalidData
 from zeta_core.model.facts import num_positions

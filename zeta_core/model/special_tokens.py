@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from zeta_core.data.end_tokens import Markers
+from zeta_core.data.tokens.end_tokens import Markers
 
 
 @dataclass(frozen=True)

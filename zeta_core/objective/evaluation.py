@@ -20,7 +20,7 @@ from zeta_core.checkpoint.random_state import get_random_state, restore_random_s
 from zeta_core.checkpoint.training_state import TrainingProgress, perplexity
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
-from zeta_core.data.packing import Sequences
+from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.loss import LossOf
 from zeta_core.objective.preference import rewards_of

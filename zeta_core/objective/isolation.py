@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from zeta_core.data.packing import Batch
+from zeta_core.data.sequences import Batch
 
 Mask = Literal["boolean", "additive"]
 

@@ -25,7 +25,7 @@ from itertools import cycle, islice
 import torch
 from torch import nn
 
-from zeta_core.data.packing import Batch
+from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.isolation import Isolation, reaches_of
 from zeta_core.objective.loss import Convention, LossOf, find_loss, parameters_of, undisturbed

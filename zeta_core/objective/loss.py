@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zeta_core.data.packing import IGNORED, Batch
+from zeta_core.data.sequences import IGNORED, Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.isolation import Isolation
 

@@ -23,8 +23,7 @@ from torch import nn
 
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import StoredState
-from zeta_core.data.packing import IGNORED, Batch, Overlong, Sequences
-from zeta_core.data.sampler import micro_batches
+from zeta_core.data.sequences import IGNORED, Batch, Overlong, Sequences, micro_batches
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import CannotResume, InvalidData, InvalidModel
 from zeta_core.objective.loss import Convention, LossOf

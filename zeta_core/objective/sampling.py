@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.contract.job.events import SampleLine
-from zeta_core.data.packing import Batch
+from zeta_core.data.sequences import Batch
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.parallel.processes import Processes

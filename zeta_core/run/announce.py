@@ -11,7 +11,7 @@ from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
-from zeta_core.data import report as data_reports
+from zeta_core.data import data_report as data_reports
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan

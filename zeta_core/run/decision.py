@@ -12,11 +12,11 @@ from zeta_core import plan as planning
 from zeta_core.advice import vocabulary_patch
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.data import report as data_reports
-from zeta_core.data.flat_files import IdType
-from zeta_core.data.packing import Sequences
-from zeta_core.data.split import Overlap, hold_out, num_shared
+from zeta_core.data import data_report as data_reports
+from zeta_core.data.sequences import Sequences
 from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens.flat_files import IdType
+from zeta_core.data.tokens.held_out import Overlap, hold_out, num_shared
 from zeta_core.environment import ProcessRank
 from zeta_core.model.carried import carries_adapter, without_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data

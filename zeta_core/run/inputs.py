@@ -15,12 +15,11 @@ from zeta_core.checkpoint.training_state import StoredState, read_training_state
 from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.sources import Dataset, dataset_sources
-from zeta_core.data.encode import is_bytes
+from zeta_core.data.documents.template import set_template
 from zeta_core.data.row_check import check_rows
 from zeta_core.data.sources import open_sources
-from zeta_core.data.template import set_template
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens import TokenFile, prepare_tokens
+from zeta_core.data.tokens.encoder import is_bytes
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.before_loading import check_before_loading

@@ -8,8 +8,8 @@ from torch import nn
 
 from zeta_core.advice import Setup, padding_advice
 from zeta_core.checkpoint.weights import SavedWeights, load_weights
-from zeta_core.data.end_tokens import find_end_tokens
 from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens.end_tokens import find_end_tokens
 from zeta_core.memory.needs import check_it_can_fit
 from zeta_core.model.coverage import out_of_reach
 from zeta_core.model.export import Export

@@ -9,7 +9,7 @@ from zeta_core.contract.job.data_report import DataReport
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import Lora, TrainerOptions
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
-from zeta_core.data.encode import train_on_by_format
+from zeta_core.data.documents.rendering import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
 from zeta_core.plan import Facts, Plan

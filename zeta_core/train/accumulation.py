@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
-from zeta_core.data.packing import Sequences
-from zeta_core.data.sampler import micro_batches
+from zeta_core.data.sequences import Sequences, micro_batches
 from zeta_core.objective.loss import LossOf
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan

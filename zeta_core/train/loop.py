@@ -24,8 +24,7 @@ from zeta_core.checkpoint.training_state import Snapshot, TrainingProgress
 from zeta_core.checkpoint.weights import SavedWeights
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
-from zeta_core.data.packing import Sequences
-from zeta_core.data.sampler import sampler_of
+from zeta_core.data.sequences import Sequences, sampler_of
 from zeta_core.failures import NonFiniteLoss
 from zeta_core.objective.evaluation import Evaluator, stopped_early
 from zeta_core.objective.loss import LossOf

@@ -33,8 +33,7 @@ from zeta_core.checkpoint.random_state import get_random_state, restore_random_s
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.rate_search import FEWEST_UPDATES, LARGEST_SHARE, RateSearch, num_updates
-from zeta_core.data.packing import Sequences
-from zeta_core.data.sampler import sampler_of
+from zeta_core.data.sequences import Sequences, sampler_of
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.model.activation import checkpointed, repeated_blocks
 from zeta_core.objective.loss import LossOf

@@ -22,7 +22,7 @@ from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import MEBIBYTE, Limits
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 

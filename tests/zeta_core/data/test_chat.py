@@ -22,10 +22,9 @@ from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
+from zeta_core.data.documents.template import DEFAULT_TEMPLATE
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.template import DEFAULT_TEMPLATE
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 

@@ -15,11 +15,10 @@ from tests.zeta_core.data.test_chat import GOOD, tokens_of
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data import packing
-from zeta_core.data.packing import IGNORED, Sequences
-from zeta_core.data.report import nothing_to_train
+from zeta_core.data.data_report import nothing_to_train
+from zeta_core.data.sequences import IGNORED, Sequences, packing
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 

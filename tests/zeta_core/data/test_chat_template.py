@@ -18,8 +18,8 @@ from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.template import DEFAULT_TEMPLATE, Template, set_template
-from zeta_core.data.token_cache import fingerprint
+from zeta_core.data.documents.template import DEFAULT_TEMPLATE, Template, set_template
+from zeta_core.data.tokens.cache import fingerprint
 from zeta_core.failures import CannotTrain
 from zeta_core.report.reporter import Reporter
 

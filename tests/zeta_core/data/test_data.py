@@ -18,8 +18,7 @@ from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import PathSource, dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 

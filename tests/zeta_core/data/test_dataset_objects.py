@@ -13,7 +13,7 @@ from zeta import Trainer
 from zeta_core.contract.data_files.data_folder import find_data_files
 from zeta_core.contract.data_files.file_types import suffixes_of
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.data.dataset_objects import stored_dataset
+from zeta_core.data.sources.dataset_objects import stored_dataset
 
 TEXTS = [f"Sentence {number} of the data." for number in range(8)]
 

@@ -19,10 +19,9 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import MEBIBYTE, Limits
+from zeta_core.data.rows.row import Unit
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
-from zeta_core.data.units import Unit
+from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 
@@ -142,7 +141,7 @@ def test_a_json_row_that_takes_many_times_its_size_is_refused(tmp_path: Path) ->
 
 
 def test_a_json_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zeta_core.data.units.LONGEST_ROW", 3 * MEBIBYTE)
+    monkeypatch.setattr("zeta_core.data.rows.text_files.LONGEST_ROW", 3 * MEBIBYTE)
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "' + "a " * 2 * MEBIBYTE)
     with pytest.raises(InvalidData, match=r"a\.jsonl, line 2: is longer than 3 MiB, the limit for one row"):
         tokens_of(tmp_path / "a.jsonl")

@@ -22,8 +22,8 @@ from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import is_hub_dataset
 from zeta_core.contract.spec.sources import HubSource
 from zeta_core.data.confined import MEBIBYTE
-from zeta_core.data.hub import refuse_foreign_files
 from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources.hub import refuse_foreign_files
 from zeta_core.failures import InvalidData
 
 

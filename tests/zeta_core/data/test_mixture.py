@@ -17,11 +17,10 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.packing import Sequences
-from zeta_core.data.sampler import Mixture, micro_batches
+from zeta_core.data.sequences import Mixture, Sequences, micro_batches
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.split import hold_out
 from zeta_core.data.tokens import Mix, Origin, TokenFile
+from zeta_core.data.tokens.held_out import hold_out
 from zeta_core.failures import CannotResume, InvalidData
 
 BOUNDS = np.array([0, 30, 130, 137])

@@ -12,7 +12,7 @@ from torch import nn
 from tests.zeta_core.data.token_files import random_documents, token_file
 from tests.zeta_core.models import VOCABULARY, llama
 from tests.zeta_core.objective.isolated import isolating_loss
-from zeta_core.data.packing import IGNORED, Sequences
+from zeta_core.data.sequences import IGNORED, Sequences
 from zeta_core.objective.loss import logits_of
 
 

@@ -20,7 +20,7 @@ from zeta_core.contract.job.check import CheckAnswer, CheckedData
 from zeta_core.contract.spec.sources import PathSource
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
+from zeta_core.data.tokens import prepare_tokens
 from zeta_core.dry_run.check import check
 from zeta_core.report.reporter import Reporter
 

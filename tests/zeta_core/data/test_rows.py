@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zeta_core.data.columns import layout_of
-from zeta_core.data.rows import fault_in
+from zeta_core.data.rows.columns import layout_of
+from zeta_core.data.rows.formats import fault_in
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 

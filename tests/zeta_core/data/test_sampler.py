@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zeta_core.data.sampler import Sampler, micro_batches
+from zeta_core.data.sequences import Sampler, micro_batches
 
 
 def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own() -> None:

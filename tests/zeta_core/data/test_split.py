@@ -25,9 +25,8 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.split import hold_out, num_shared
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import Mix, Origin, TokenFile
+from zeta_core.data.tokens import Mix, Origin, TokenFile, prepare_tokens
+from zeta_core.data.tokens.held_out import hold_out, num_shared
 from zeta_core.failures import CannotResume, InvalidData
 from zeta_core.report.reporter import Reporter
 

@@ -19,11 +19,10 @@ from zeta_core.contract.job.events import LogLine, WarningLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.chat import TrainOn
-from zeta_core.data.packing import Sequences
+from zeta_core.data.documents.conversations import TrainOn
+from zeta_core.data.sequences import Sequences
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 

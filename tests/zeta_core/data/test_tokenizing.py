@@ -22,13 +22,11 @@ from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data import encode, tokenizing, units
 from zeta_core.data.confined import Position
-from zeta_core.data.source import Source
-from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
-from zeta_core.data.units import Row
+from zeta_core.data.rows import text_files
+from zeta_core.data.rows.row import Row
+from zeta_core.data.sources import Places, Source, open_sources
+from zeta_core.data.tokens import TokenFile, encoder, parallel_encoding, prepare_tokens
 from zeta_core.failures import InvalidData, TrainingFailed
 from zeta_core.report.reporter import Reporter
 
@@ -61,9 +59,9 @@ def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the data were large and the machine too."""
-    monkeypatch.setattr("zeta_core.data.units.UNIT_BYTES", 1 << 15)
-    monkeypatch.setattr(tokenizing, "BYTES_PER_PROCESS", 1 << 15)
-    monkeypatch.setattr(tokenizing, "_cores", lambda: 3)
+    monkeypatch.setattr("zeta_core.data.rows.text_files.UNIT_BYTES", 1 << 15)
+    monkeypatch.setattr(parallel_encoding, "BYTES_PER_PROCESS", 1 << 15)
+    monkeypatch.setattr(parallel_encoding, "_cores", lambda: 3)
 
 
 def test_several_processes_make_the_same_tokens_as_one(several_sources: list[Path], tmp_path: Path) -> None:
@@ -91,7 +89,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
     several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = os.getpid()
-    whole = encode.Encoder.encode
+    whole = encoder.Encoder.encode
 
     def killed(self: Any, source: Source, rows: Any, position: Position) -> Any:
         made = whole(self, source, rows, position)
@@ -100,7 +98,7 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
         return made
 
     with monkeypatch.context() as patched:
-        patched.setattr(encode.Encoder, "encode", killed)
+        patched.setattr(encoder.Encoder, "encode", killed)
         with pytest.raises(TrainingFailed, match="A tokenization process exited with code -9"):
             prepare(several_sources, tmp_path, processes=2)
     assert not list(tmp_path.glob("tokens-*/meta.json"))
@@ -195,8 +193,8 @@ def test_rows_are_parsed_only_where_they_are_asked_for(several_sources: list[Pat
 
 @pytest.mark.parametrize("text", ["語😀é" * 200, "語😀é a " * 90 + "\n" + "ab " * 90], ids=["one word", "words"])
 def test_a_text_of_one_long_line_is_read_in_pieces(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "UNIT_BYTES", 64)
-    monkeypatch.setattr(units, "LONGEST_LINE", 100)
+    monkeypatch.setattr(text_files, "UNIT_BYTES", 64)
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 100)
     (tmp_path / "long.txt").write_text(text)
     (source,) = sources_of(tmp_path / "long.txt")
     rows = [row for unit in source.units() for row in unit.rows()]

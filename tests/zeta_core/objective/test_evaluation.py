@@ -20,8 +20,8 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import CheckpointLine, WarningLine
 from zeta_core.contract.job.status import StopAction
-from zeta_core.data.split import hold_out
 from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens.held_out import hold_out
 from zeta_core.failures import InvalidData
 
 HELD_OUT = "The quick brown fox jumps over the lazy dog, again and again, until the evening comes and it is dark. "

@@ -16,7 +16,7 @@ from tests.zeta_core.models import VOCABULARY, PlainModel
 from tests.zeta_core.objective.isolated import isolating_loss
 from tests.zeta_core.objective.small_families import ISOLATED, NOT_ISOLATED, WINDOW, build, config_of
 from zeta_core.contract.spec.sources import ConfigModel
-from zeta_core.data.packing import Sequences
+from zeta_core.data.sequences import Sequences
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.isolation_probe import find_isolation
 from zeta_core.objective.loss import LossOf

@@ -13,8 +13,7 @@ from torch import nn
 from tests.zeta_core import models
 from tests.zeta_core.data.token_files import random_documents
 from tests.zeta_core.objective.isolated import isolating_loss
-from zeta_core.data.packing import Sequences
-from zeta_core.data.sampler import micro_batches
+from zeta_core.data.sequences import Sequences, micro_batches
 from zeta_core.failures import InvalidModel
 from zeta_core.objective.loss import Convention, find_loss
 

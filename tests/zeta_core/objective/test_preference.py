@@ -23,8 +23,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import Places, open_sources
-from zeta_core.data.token_cache import prepare_tokens
-from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData, InvalidModel
 from zeta_core.objective.loss import find_loss
 from zeta_core.objective.preference import DpoLoss, Pairs, rewards_of

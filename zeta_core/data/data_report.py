@@ -1,0 +1,196 @@
+"""The data report: statistics of the data that a run trains on, a summary in one sentence, and warnings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zeta_core.contract.job.data_report import DataReport, Lengths, SourceShare
+from zeta_core.contract.job.events import LogLine
+from zeta_core.contract.printable import printable
+from zeta_core.data.sequences import Mixture, Sequences, sampler_of
+from zeta_core.data.sequences.packing import Fit
+from zeta_core.data.tokens import TokenFile
+from zeta_core.data.tokens.held_out import Overlap, Units
+from zeta_core.failures import InvalidData
+from zeta_core.plan import Plan
+from zeta_core.report.reporter import Reporter
+
+_MOST_SUPERVISED = 1_000_000  # sequences that are all counted; beyond that, an evenly spaced sample is
+
+
+def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
+    """Statistics of the data, as cut into ``sequences`` and seen by the run. No second pass over the ids is needed."""
+    lengths = np.diff(tokens.offsets)
+    p50, p90, p99 = (int(p) for p in np.percentile(lengths, (50, 90, 99), method="lower"))
+    every = np.arange(len(sequences), step=max(1, len(sequences) // _MOST_SUPERVISED))
+    num_tokens = sequences.num_tokens(every)
+    return DataReport(
+        formats=tokens.formats,
+        documents=tokens.num_documents,
+        tokens=tokens.num_tokens,
+        lengths=Lengths(
+            min=int(lengths.min()),
+            median=p50,
+            mean=round(float(lengths.mean()), 1),
+            p90=p90,
+            p99=p99,
+            max=int(lengths.max()),
+        ),
+        sequences=len(sequences),
+        supervised_share=round(sequences.num_learned(every) / max(1, num_tokens), 4),
+        filled_share=round(num_tokens / sequences.num_places(every), 4),
+        truncated=sequences.fit.num_truncated,
+        truncated_tokens=sequences.fit.num_cut_tokens,
+        dropped=sequences.fit.num_dropped,
+        empty=tokens.num_empty,
+        split=tokens.num_split,
+        untrained=tokens.num_untrained,
+        padding_tokens=tokens.num_padding,
+        masks=list(tokens.masks),
+        duplicates=tokens.num_duplicates,
+        control_tokens=tokens.num_control_tokens,
+        shapes=sorted({origin.shape for origin in tokens.origins if origin.shape}),
+        unused_columns=list(tokens.unused_columns),
+        sources=_shares(tokens, sequences, plan),
+    )
+
+
+def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceShare]:
+    sampler = sampler_of(sequences, plan.seed)
+    if tokens.mix is None or not isinstance(sampler, Mixture):
+        return []
+    total = plan.total_sequences
+    of_origins = list(zip(tokens.mix.source_of, tokens.origins, strict=True))
+    bounds = tokens.source_bounds
+    found: list[SourceShare] = []
+    for number, seen in enumerate(sampler.seen(total)):
+        names = [origin.name for source, origin in of_origins if source == number]
+        first, last = bounds[number : number + 2]
+        held = int(np.diff(sampler.bounds)[number])
+        found.append(
+            SourceShare(
+                name=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
+                documents=int(last - first),
+                tokens=int(tokens.offsets[last] - tokens.offsets[first]),
+                sequences=held,
+                share=round(tokens.mix.shares[number], 6),
+                seen=seen,
+                seen_share=round(seen / total, 6),
+                passes=round(seen / held, 4),
+            )
+        )
+    return found
+
+
+def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
+    """The error for data without a single sequence, with the number of overlong documents and the first one."""
+    dropped = sequences.fit.num_dropped
+    if not dropped:
+        return InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
+    return InvalidData(
+        f"None of the {tokens.num_documents:,} documents can be trained on: {dropped:,} are longer than the "
+        f"{sequences.seq_len:,} tokens of seq_len, or their answer lies beyond it; the first is "
+        f"{sequences.fit.dropped_at}.",
+        hint=f"Raise seq_len; the longest document has {int(np.diff(tokens.offsets).max()):,} tokens.",
+        evidence={"dropped_documents": dropped},
+    )
+
+
+def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
+    """Emit one ``log`` event with the statistics, and a warning for everything that may be unexpected."""
+    lengths = data.lengths
+    said = (
+        f"Data: {data.documents:,} documents, {data.tokens:,} tokens ({lengths.median:,} in the median, at most "
+        f"{lengths.max:,}), {data.sequences:,} sequences of up to {sequences.seq_len:,}, {data.supervised_share:.0%} "
+        "supervised"
+    )
+    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
+    more["control tokens"] = data.control_tokens
+    more |= {"padding tokens removed": data.padding_tokens}
+    told = [f"{count:,} {word}" for word, count in more.items() if count]
+    report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
+    if data.sources:
+        mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
+        report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
+    _tell_columns(tokens, report)
+    _tell_fit(sequences.fit, f"{data.documents:,} documents", "trained on", report)
+    if data.untrained:
+        report.warn(
+            "rows_not_trained_on",
+            f"{'1 row is' if data.untrained == 1 else f'{data.untrained:,} rows are'} left out, because "
+            f"{' and '.join(data.masks)} exclude all tokens.",
+        )
+    if data.split:
+        report.warn(
+            "conversations_split",
+            f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
+            "otherwise once later ones follow; their history is read again for each turn.",
+        )
+    _tell_turns(tokens, report)
+
+
+def _tell_columns(tokens: TokenFile, report: Reporter) -> None:
+    for shape in sorted({origin.shape for origin in tokens.origins if origin.shape}):
+        names = [origin.name for origin in tokens.origins if origin.shape == shape]
+        row_format = next(origin.row_format for origin in tokens.origins if origin.shape == shape)
+        where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+        report.log(f"{where}: the rows are {shape} rows, and are trained on in the format {row_format}.")
+    if tokens.unused_columns:
+        report.log(f"Columns of the data that are not used: {', '.join(map(printable, tokens.unused_columns))}.")
+
+
+def _tell_turns(tokens: TokenFile, report: Reporter) -> None:
+    if tokens.num_control_tokens:
+        report.warn(
+            "control_tokens_in_text",
+            f"The texts of the data contain control tokens {tokens.num_control_tokens:,} times, first in "
+            f"{tokens.first_control_token}. They are encoded as ordinary text, unless the source sets "
+            '"allow_control_tokens": true. Set it for texts that a chat template has already rendered.',
+        )
+    if tokens.num_unused_ends:
+        continues = "conversation continues" if tokens.num_unused_ends == 1 else "conversations continue"
+        report.warn(
+            "turns_not_used",
+            f"{tokens.num_unused_ends:,} {continues} after the last turn that is trained on; the turns after it are "
+            "not used.",
+        )
+
+
+def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
+    """Warn about held-out documents that are too long to be evaluated as a whole."""
+    _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
+
+
+def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Reporter) -> None:
+    """Report the size of the held-out part, and warn about rows that are both trained on and evaluated."""
+    if eval_split:
+        rows = len(Units.of(held_out).first_U)
+        copies = f", {overlap.num_duplicates:,} of them copies" if overlap.num_duplicates else ""
+        report.log(f"Held out by eval_split: {rows:,} row{'' if rows == 1 else 's'}{copies}.")
+    if overlap.num_removed:
+        report.log(
+            f"{overlap.num_removed:,} documents of held-out conversations are not evaluated, because conversations "
+            "that are trained on contain the same turns."
+        )
+    if overlap.num_trained:
+        report.warn(
+            "evaluated_on_training_data",
+            f"eval_dataset contains exact copies of rows that are trained on ({overlap.num_trained:,}), so its loss is "
+            "too low; remove them from one of the two.",
+        )
+
+
+def _tell_fit(fit: Fit, documents: str, used: str, report: Reporter) -> None:
+    if fit.num_truncated:
+        report.warn(
+            "documents_truncated",
+            f"{fit.num_truncated:,} of {documents} are longer than seq_len and lose their end, "
+            f"{fit.num_cut_tokens:,} tokens in all; the first is {fit.truncated_at}. Raise seq_len, or set overlong to "
+            "'drop' or 'error'.",
+        )
+    if fit.num_dropped:
+        report.warn(
+            "documents_dropped",
+            f"{fit.num_dropped:,} of {documents} are not {used}, as they are longer than seq_len "
+            f"or their answer lies beyond it; the first is {fit.dropped_at}. Raise seq_len.",
+        )

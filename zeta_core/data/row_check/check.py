@@ -1,0 +1,233 @@
+"""Checking the rows of opened sources before a training, in seconds: all rows are read, and a sample is tokenized.
+
+Every row is decoded, and its columns, roles and values are checked. Rendering and tokenizing take longer, so they are
+done for the first rows, for rows from the whole data, and for each row with a turn that no earlier row has (by its
+role, fields, neighbours, and whether it is empty). The code is the training's, so the messages are the same.
+
+A flat file of ids is read as a whole.
+
+Guarantees: rows are only read in a confined process (`zeta_core.data.confined`). The error is the first one in the
+data. Results of the whole data are cached in ``<cache>/rows-<hash>.json``, under the content of the data, the
+tokenizer, and the options that matter; errors are cached, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from zeta_core.contract.data_files.data_folder import Split
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
+from zeta_core.data.confined import Confined, Limits, Position, send_message
+from zeta_core.data.documents.conversations import TrainOn
+from zeta_core.data.row_check.row_pass import MOST_LENGTHS, CheckedRows, RowPass
+from zeta_core.data.rows.token_rows import RowColumns
+from zeta_core.data.sources import Places, Source, open_sources
+from zeta_core.data.tokens.cache import fingerprint, make_encoder, nothing_to_train_on, refuse_for_flat
+from zeta_core.data.tokens.encoder import Encoder
+from zeta_core.data.tokens.flat_files import IdType, OutOfTime, flat_tokens
+from zeta_core.data.tokens.parallel_encoding import num_processes
+from zeta_core.environment import variables
+from zeta_core.failures import InvalidData
+from zeta_core.report.reporter import Reporter
+
+VERSION = 3  # of the results in the cache
+MOST_PROCESSES = 4  # because trainings run on the same machine
+BYTES_PER_PROCESS = 4 << 20
+MOST_COLUMNS = 100
+
+DataField = Literal["dataset", "eval_dataset"]
+
+
+def check_dataset(
+    name: DataField, spec: JobSpec, dataset: Dataset, places: Places, tokenizer: Any, cache: Path, *, seconds: float
+) -> CheckedRows | str:
+    """Check the rows of a field of the spec, or return the reason why they are not checked. Raises `InvalidData`."""
+    split: Split = "train" if name == "dataset" else "held_out"
+    try:
+        if reason := _why_unchecked(dataset_sources(dataset), places):
+            return reason
+        sources = open_sources(
+            dataset_sources(dataset), places, pretokenized=spec.use_pretokenized, method=spec.method, split=split
+        )
+        group_by = spec.group_by if split == "train" else None
+        sources = [replace(source, group_by=group_by) for source in sources]
+        if any(source.flat is not None for source in sources):
+            return _check_flat(sources, train_on=spec.train_on, method=spec.method, seconds=seconds)
+        return check_rows(
+            [source.with_format() for source in sources],
+            tokenizer,
+            cache,
+            train_on=spec.train_on,
+            method=spec.method,
+            today=datetime.now(UTC).date(),
+            seconds=seconds,
+        )
+    except InvalidData as error:
+        raise InvalidData(error.message, hint=error.hint, code=error.code, param=error.param or name) from error
+
+
+def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str, seconds: float) -> CheckedRows | str:
+    """Check a flat file of ids: its header, type, size, and all ids. Raises `InvalidData`."""
+    refuse_for_flat(sources, train_on=train_on, method=method)
+    try:
+        tokens = flat_tokens(sources, Reporter(), time.monotonic() + seconds)
+    except OutOfTime:
+        return "The flat file of ids could not be read within the time limit; the training checks it when it starts."
+    lengths = np.diff(tokens.offsets)
+    some = {*range(0, len(lengths), -(-len(lengths) // MOST_LENGTHS)), int(lengths.argmax())}
+    num_tokens, num_documents = len(tokens.ids), len(lengths)
+    return CheckedRows(
+        rows=num_documents,
+        sampled_rows=num_documents,
+        sampled_tokens=num_tokens,
+        trained_tokens=num_tokens - num_documents,
+        tokens=num_tokens,
+        largest_id=tokens.largest_id,
+        formats=["tokens"],
+        lengths=lengths[sorted(some)].tolist(),
+        id_type=IdType.of(tokens),
+    )
+
+
+def _why_unchecked(dataset: Sequence[DatasetSource], places: Places) -> str:
+    if any(isinstance(source, HubSource) for source in dataset):
+        return "Data on the Hub is downloaded and checked when the training starts."
+    if places.data_root is None and not places.any_path and any(isinstance(source, PathSource) for source in dataset):
+        return "The worker that ran the check has no data folder (ZETA_DATA_ROOT), so it could not read the rows."
+    return ""
+
+
+def check_rows(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    cache: Path,
+    *,
+    train_on: TrainOn | None,
+    method: str,
+    today: date,
+    seconds: float,
+) -> CheckedRows:
+    """Check the rows of sources with known formats for about ``seconds``. Raises `InvalidData` for the first error."""
+    encoder = make_encoder(sources, tokenizer, train_on=train_on, method=method, today=today)
+    about = {
+        "version": VERSION,
+        "tokenizer": fingerprint(tokenizer, today),
+        "sources": [[s.name, s.fingerprint, sorted(s.drop_columns), s.at, s.group_by] for s in sources],
+        "train_on": train_on,
+        "method": method,
+    }
+    kept = cache / f"rows-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
+    found = _read(kept)
+    if found is None:
+        with variables(TOKENIZERS_PARALLELISM="false"):  # the tokenizer's threads do not survive a fork
+            found = _check(sources, encoder, seconds)
+        if found.get("complete", True):
+            cache.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found))
+    if "error" in found:
+        raise InvalidData(found["error"], code=found["code"])
+    return CheckedRows(**found)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: object = json.loads(path.read_text())
+        path.touch()  # the worker's cache evicts the least recently used entries
+    except (OSError, ValueError):
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[str, Any]:
+    """The result of all processes, or the first error in the data, as stored in the cache."""
+    deadline = time.monotonic() + seconds
+    if sys.platform != "linux":
+        results = [RowPass(sources, encoder, Position(), deadline).run()]
+    else:
+        processes = num_processes(sources, MOST_PROCESSES, bytes_each=BYTES_PER_PROCESS)
+        results = _in_processes(sources, encoder, deadline, processes)
+    failed = [result for result in results if "error" in result]
+    if failed:
+        return min(failed, key=lambda result: result["turn"])
+    try:
+        return asdict(_merged(sources, results))
+    except InvalidData as error:
+        return {"error": error.message, "code": error.code}
+
+
+def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, processes: int) -> list[dict[str, Any]]:
+    """The result of each process, which checks a share of the units."""
+    team: list[Confined] = []
+    limits = Limits.for_processes(processes)
+    with ExitStack() as ending:
+        for number in range(processes):
+
+            def work(pipe: Connection, position: Position, number: int = number) -> None:
+                check = RowPass(sources, encoder, position, deadline, number, processes)
+                send_message(pipe, kind="result", value=check.run())
+
+            team.append(Confined(work, limits, name=f"check-rows-{number}", others=team))
+            ending.callback(team[-1].close)
+        return [_result(member) for member in team]
+
+
+def _result(process: Confined) -> dict[str, Any]:
+    """The result of a process. An exceeded limit has no known place in the data, so it counts as the last error.
+
+    It depends on the machine, so it is not cached.
+    """
+    try:
+        return process.receive()["value"]
+    except InvalidData as error:
+        return {"error": error.message, "code": error.code, "turn": sys.maxsize, "complete": False}
+
+
+def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> CheckedRows:
+    """The results of several processes as one. Raises `InvalidData` if only some rows of a source have a mask."""
+    found = CheckedRows(
+        formats=sorted({str(source.row_format) for source in sources}),
+        shapes=sorted({source.shape for source in sources if source.shape}),
+    )
+    columns = [RowColumns() for _ in sources]
+    text_tokens = [0] * len(sources)
+    seen = {(kind, source.number): dict[str, None]() for source in sources for kind in ("mapped", "unused")}
+    for result in results:
+        one = CheckedRows(**result["found"])
+        found.complete &= one.complete
+        found.rows += one.rows
+        found.sampled_rows += one.sampled_rows
+        found.sampled_tokens += one.sampled_tokens
+        found.trained_tokens += one.trained_tokens
+        found.tokens += one.tokens
+        found.largest_id = max(found.largest_id, one.largest_id)
+        found.untrained_rows += one.untrained_rows
+        found.lengths += one.lengths
+        text_tokens = [sum(both) for both in zip(text_tokens, result["text_tokens"], strict=True)]
+        for of_source, (rows_with, rows_without) in zip(columns, result["columns"], strict=True):
+            of_source.merge(rows_with, rows_without)
+        for kind, number, name in result["seen"]:
+            seen[kind, number][name] = None
+    unused = dict.fromkeys(name for (kind, _), names in seen.items() if kind == "unused" for name in names)
+    found.unused_columns = list(unused)[:MOST_COLUMNS]
+    found.lengths += [length for length in text_tokens if length]
+    for source, of_source in zip(sources, columns, strict=True):
+        source.check_masks(of_source)
+        if found.complete and all(result["all_seen"] for result in results):
+            source.check_columns(seen["mapped", source.number], seen["unused", source.number])
+    if found.complete and (found.tokens < 2 or all(result["blank"] for result in results)):
+        masks = dict.fromkeys(name for of_source in columns for name in of_source.masks)
+        raise nothing_to_train_on(sources, found.untrained_rows, list(masks))
+    return found

@@ -1,0 +1,178 @@
+"""The valid rows of each data format.
+
+A row is one object of a JSON file, or one row of a table. `fault_in` returns what is wrong with a row, as the end of a
+sentence that starts with the name of its file and line. `zeta_core.data.rows.columns` detects the format of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from zeta_core.data.rows.token_rows import MASKS
+from zeta_core.data.rows.turns import InvalidTurn, Message, read_tools, read_turn
+
+RowFormat = Literal["text", "messages", "prompt_completion", "preference", "tokens"]
+Row = Mapping[str, object]
+
+# The columns that each format reads, and the required ones. A ``preference`` row without ``prompt`` contains two
+# complete texts or conversations with a common beginning.
+COLUMNS: dict[RowFormat, tuple[str, ...]] = {
+    "text": ("text",),
+    "messages": ("messages", "tools", "functions", "parallel_tool_calls", "system"),
+    "prompt_completion": ("prompt", "completion", "tools", "functions"),
+    "preference": ("prompt", "chosen", "rejected", "tools", "functions"),
+    "tokens": ("input_ids", *MASKS),
+}
+OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt", *MASKS}
+# Columns that a file format without lists, such as CSV, contains as JSON text.
+JSON_LISTS = frozenset({"messages", "conversations", "input_ids", *MASKS})
+CONVERSATIONS = "conversations"  # ShareGPT's name for messages
+
+
+def required(row_format: RowFormat) -> tuple[str, ...]:
+    """The columns that a row of this format must have."""
+    if row_format == "prompt_completion":
+        return ("prompt", "completion")
+    return tuple(name for name in COLUMNS[row_format] if name not in OPTIONAL)
+
+
+def formats_of(columns: Mapping[str, str], method: str) -> list[RowFormat]:
+    """The formats that ``auto`` may select, in order. ``columns`` maps the standard names to the names in the data.
+
+    Formats with a mapped column come first, so a user can read chosen answers as completions.
+    """
+    first: tuple[RowFormat, ...] = ("preference", "messages") if method == "dpo" else ("messages", "preference")
+    formats: tuple[RowFormat, ...] = (*first, "prompt_completion", "text")
+    return sorted(formats, key=lambda one: not columns.keys() & set(required(one)))
+
+
+def column_in(row: Row, name: str, columns: Mapping[str, str]) -> str:
+    """The name of a column in the data. If ``messages`` is missing, ``conversations`` takes its place."""
+    if name == "messages" and name not in columns and row.get(name) is None and row.get(CONVERSATIONS) is not None:
+        return CONVERSATIONS
+    return columns.get(name, name)
+
+
+def fault_in(
+    row: object, row_format: RowFormat, columns: Mapping[str, str], drop_fields: Sequence[str] = ()
+) -> str | None:
+    """The fault in a row, as the end of a sentence that begins with the row's location; ``None`` if there is none."""
+    if not isinstance(row, Mapping):
+        return "is not an object with named fields."
+    fields = cast(Row, row)
+    for name in required(row_format):
+        if column_in(fields, name, columns) not in fields:
+            return _missing(fields, name, columns)
+    shown = {name: repr(column_in(fields, name, columns)) for name in COLUMNS[row_format]}
+    values = {name: fields.get(column_in(fields, name, columns)) for name in COLUMNS[row_format]}
+    match row_format:
+        case "text":
+            return _wrong_text(values["text"], shown["text"])
+        case "tokens":
+            ids = values["input_ids"]
+            right = isinstance(ids, list) and all(type(item) is int and item >= 0 for item in cast(list[Any], ids))
+            return None if right else f"{shown['input_ids']} is not a list of token ids."
+        case "messages":
+            fault = _wrong_messages(values["messages"], shown["messages"], drop_fields)
+            return (
+                fault
+                or _wrong_system(values, drop_fields)
+                or _wrong_parallel(values, drop_fields)
+                or _wrong_tools(values)
+            )
+        case "prompt_completion":
+            fault = _wrong_turns(values["prompt"], shown["prompt"], drop_fields)
+            fault = fault or _wrong_turns(values["completion"], shown["completion"], drop_fields)
+            return fault or _wrong_tools(values)
+        case "preference":
+            return _wrong_preference(values, shown, drop_fields)
+
+
+def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
+    """The tools of a row. Raises `InvalidTurn`."""
+    return read_tools(fields.get("tools"), fields.get("functions"))
+
+
+def messages_of(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -> list[Message]:
+    """The conversation of a row of messages, with the system text of a separate column. Raises `InvalidTurn`."""
+    turns = cast("list[object]", fields[column_in(fields, "messages", {})])
+    messages = [read_turn(turn, drop_fields) for turn in turns]
+    system = cast("str | None", fields.get("system"))
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
+    column = columns.get(name, name)
+    has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
+    if "input_ids" in row and name == "text":
+        return f"has no {column!r} but 'input_ids'; set use_pretokenized to train on rows of token ids."
+    return f'has no {column!r} (it has: {has}); name the right one with columns: {{"{name}": "..."}} in the source.'
+
+
+def _wrong_text(value: object, shown: str) -> str | None:
+    return None if isinstance(value, str) else f"{shown} is {_kind(value)}, not text."
+
+
+def _wrong_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
+    """The fault in a value that must be a text, a message, or a list of messages."""
+    if isinstance(value, str):
+        return None if value.strip() else f"{shown} is empty."
+    if isinstance(value, Mapping):
+        value = [cast(Row, value)]
+    if isinstance(value, list):
+        return _wrong_messages(cast(object, value), shown, drop_fields)
+    return f"{shown} is {_kind(value)}; give text, or a list of messages."
+
+
+def _wrong_preference(values: Mapping[str, object], shown: Mapping[str, str], drop_fields: Sequence[str]) -> str | None:
+    for name in ("chosen", "rejected", "prompt"):
+        optional = name == "prompt" and values[name] is None
+        if not optional and (fault := _wrong_turns(values[name], shown[name], drop_fields)):
+            return fault
+    return _wrong_tools(values)
+
+
+def _wrong_messages(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
+    if not isinstance(value, list):
+        return f"{shown} is {_kind(value)}; give a list of messages."
+    if not value:
+        return f"{shown} is empty; give at least one message."
+    for number, message in enumerate(cast(list[object], value), 1):
+        try:
+            read_turn(message, drop_fields)
+        except InvalidTurn as error:
+            return f"{shown}: message {number} {error}"
+    return None
+
+
+def _wrong_system(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
+    """The fault in a conversation with a separate system text."""
+    system = values["system"]
+    if not isinstance(system, str):
+        return None if system is None else f"'system' is {_kind(system)}; give text."
+    first = read_turn(cast("list[object]", values["messages"])[0], drop_fields)
+    double = bool(system) and first["role"] in ("system", "developer")
+    return "has both a 'system' column and a system turn; provide one of them." if double else None
+
+
+def _wrong_parallel(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
+    """OpenAI's ``parallel_tool_calls`` is a setting of a request; a conversation must not contradict it."""
+    if values["parallel_tool_calls"] is False:
+        for number, turn in enumerate(cast("list[object]", values["messages"]), 1):
+            if len(read_turn(turn, drop_fields).get("tool_calls", ())) > 1:
+                return f"message {number} has several tool calls, but 'parallel_tool_calls' is false; correct one."
+    return None
+
+
+def _wrong_tools(values: Mapping[str, object]) -> str | None:
+    try:
+        tools_of(values)
+    except InvalidTurn as error:
+        return str(error)
+    return None
+
+
+def _kind(value: object) -> str:
+    """A user-friendly name for the type of a value."""
+    return "null" if value is None else f"of type {type(value).__name__}"

@@ -1,0 +1,10 @@
+"""Stages 5 and 6, sequences and batches: cutting documents into sequences, ordering them, and making batches.
+
+`packing` cuts and packs (`Sequences`), `sampler` orders the sequences of a run, and `batch` defines what the loss gets.
+"""
+
+from zeta_core.data.sequences.batch import IGNORED, Batch, micro_batches
+from zeta_core.data.sequences.packing import Overlong, Sequences
+from zeta_core.data.sequences.sampler import Mixture, Sampler, sampler_of
+
+__all__ = ["IGNORED", "Batch", "Mixture", "Overlong", "Sampler", "Sequences", "micro_batches", "sampler_of"]

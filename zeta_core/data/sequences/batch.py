@@ -1,0 +1,106 @@
+"""Batches: the tensors of a micro-batch, and the division of a global batch into micro-batches.
+
+Shapes: B sequences, T tokens each, K positions with logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zeta_core.data.tokens import TokenFile
+
+IGNORED = -100  # the label that cross-entropy ignores
+ASKED_MULTIPLE, ASKED_SHARE = 64, 0.9  # logits are computed at a multiple of positions, or at all above this share
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on its device. ``labels`` are not shifted: position t is predicted from earlier positions."""
+
+    ids_BT: torch.Tensor
+    labels_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    segments_BT: torch.Tensor | None  # a number for each token's document, -1 for padding; None: one document each
+    num_targets: int
+    asked_K: torch.Tensor | None = None  # positions to compute logits for: all with a target, and some more; None: all
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        segments = None if self.segments_BT is None else moved(self.segments_BT)
+        asked = None if self.asked_K is None else moved(self.asked_K)
+        ids, labels, positions = moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT)
+        return Batch(ids, labels, positions, segments, self.num_targets, asked)
+
+
+def make_batch(
+    tokens: TokenFile,
+    at_BT: NDArray[np.int64],
+    document_BT: NDArray[np.int64],
+    num_counting: int,
+    *,
+    isolate: bool,
+) -> Batch:
+    """The tokens at the positions ``at_BT`` as tensors on the CPU. Only the first ``num_counting`` rows have targets.
+
+    ``document_BT`` is a number for each token's document, -1 for padding. With ``isolate``, the batch contains it if
+    any sequence has several documents.
+    """
+    length = at_BT.shape[1]
+    inside_BT = document_BT >= 0
+    indices_BT = tokens.where(at_BT)
+    ids_BT = tokens.ids[indices_BT].astype(np.int64)
+    begins_BT = np.ones_like(inside_BT)
+    begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    begin_at_BT = np.maximum.accumulate(np.where(begins_BT, np.arange(length), 0), axis=1)
+    ignored_BT = begins_BT | ~inside_BT
+    if tokens.supervised is not None:
+        ignored_BT |= ~tokens.supervised[indices_BT]
+    labels_BT = np.where(ignored_BT, IGNORED, ids_BT)
+    labels_BT[num_counting:] = IGNORED
+    several = isolate and bool(begins_BT[:, 1:].any())
+    return Batch(
+        torch.from_numpy(ids_BT),
+        torch.from_numpy(labels_BT),
+        torch.from_numpy(np.arange(length) - begin_at_BT),
+        torch.from_numpy(document_BT) if several else None,
+        int((labels_BT != IGNORED).sum()),
+        _asked(labels_BT),
+    )
+
+
+def _asked(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
+    """The positions that need logits, extended to a multiple of `ASKED_MULTIPLE` so that few shapes occur."""
+    asked_T = np.zeros(labels_BT.shape[1], dtype=bool)
+    asked_T[:-1] = (labels_BT[:, 1:] != IGNORED).any(0)
+    num_asked = int(asked_T.sum())
+    num_kept = -(-max(1, num_asked) // ASKED_MULTIPLE) * ASKED_MULTIPLE
+    if num_kept > ASKED_SHARE * len(asked_T):
+        return None
+    asked_T[np.flatnonzero(~asked_T)[: num_kept - num_asked]] = True
+    return torch.from_numpy(np.flatnonzero(asked_T))
+
+
+def micro_batches(
+    window: NDArray[np.int64], *, micro_batch: int, world_size: int, rank: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Split one global batch: yield this rank's sequences for each micro-step, and how many of them count.
+
+    Every rank gets the same number of micro-steps, and the same number of rows in each. If the last batch of a run is
+    not full, a rank without a sequence of its own gets a repeated one that does not count.
+    """
+    for start in range(0, len(window), micro_batch * world_size):
+        rows = window[start : start + micro_batch * world_size]
+        own = rows[rank::world_size]
+        wanted = -(-len(rows) // world_size)
+        filler = np.repeat(rows[:1], wanted - len(own))
+        yield np.concatenate((own, filler)), len(own)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.data.rows.token_rows import MASKS, RowColumns
 from zeta_core.data.sources import Source
-from zeta_core.data.tokens import Origin
 from zeta_core.data.tokens.encoder import Encoded, bytes_hash
+from zeta_core.data.tokens.token_file import Origin
 from zeta_core.report.reporter import Reporter
 
 SECONDS_BETWEEN_LINES = 1.0

@@ -21,7 +21,7 @@ from tests.harness.waiting import wait_until
 from tests.test_constraints import ROOT, closure, project
 from zeta.up.home import Home
 
-IMPORT_NAMES = {"ruamel.yaml": "ruamel", "typing-extensions": "typing_extensions"}
+IMPORT_NAMES = {"httpx-sse": "httpx_sse", "ruamel.yaml": "ruamel", "typing-extensions": "typing_extensions"}
 
 
 @pytest.fixture(scope="module")

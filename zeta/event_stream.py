@@ -2,18 +2,15 @@
 
 Some gateways, such as virus scanners, buffer the stream although they forward other requests. The client then polls the
 stored events instead.
-
-The parser follows https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream. It splits
-lines at CR and LF only, because JSON may contain other Unicode line separators.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
 from zeta.errors import InternalServerError, InvalidResponse, Unreachable, parse_response
@@ -38,16 +35,6 @@ class WaitTimeout(ZetaError):
     code = "wait_timeout"
 
 
-@dataclass
-class Message:
-    """One message of the stream. ``retry_seconds`` is the delay that the server requests before a reconnect."""
-
-    event: str = "message"
-    data: str = ""
-    id: str | None = None
-    retry_seconds: float | None = None
-
-
 def follow(
     transport: HttpTransport,
     job_id: str,
@@ -67,7 +54,7 @@ def follow(
     was_reported = False
     while True:
         failure: ZetaError
-        num_answers = reader.num_answers
+        num_responses = reader.num_responses
         try:
             yield from reader.poll() if reader.must_poll else reader.stream()
             if reader.has_ended:
@@ -83,13 +70,13 @@ def follow(
         except (Unavailable, InternalServerError) as error:  # the server responded that it cannot serve this now
             failure = error
         _check(deadline, job_id)
-        if reader.num_answers > num_answers:
+        if reader.num_responses > num_responses:
             pauses.restart()
             was_reported = False
-        if reader.num_answers and on_interruption is not None and not was_reported:
+        if reader.num_responses and on_interruption is not None and not was_reported:
             on_interruption(failure)
             was_reported = True
-        waited = pauses.wait(min(reader.retry_seconds, 2.0)) if reader.num_answers else first_pauses.wait()
+        waited = pauses.wait(min(reader.retry_seconds, 2.0)) if reader.num_responses else first_pauses.wait()
         if not waited:
             raise failure
 
@@ -112,7 +99,7 @@ class _Reader:
     """Reads one job's events from the live stream, or from the stored events if a gateway buffers the stream."""
 
     def __init__(self, transport: HttpTransport, job_id: str, after: int, deadline: float | None) -> None:
-        self.num_answers = 0  # connections that delivered data, plus successful polls
+        self.num_responses = 0  # connections that delivered data, plus successful polls
         self.retry_seconds = 0.0
         self.has_ended = False
         self._transport, self._job_id, self._deadline = transport, job_id, deadline
@@ -129,7 +116,7 @@ class _Reader:
         for event in stored(self._transport, self._job_id, after=self._last):
             self._last = event.seq
             yield event
-        self.num_answers += 1
+        self.num_responses += 1
         self.has_ended = status in ENDED  # the status was read before the events, so no event is missing
 
     def stream(self) -> Iterator[Event]:
@@ -137,7 +124,7 @@ class _Reader:
 
         Raises the errors of `HttpTransport.stream`, and `Unreachable` if the server closed the stream.
         """
-        num_answers, seen, began = self.num_answers, self._last, time.monotonic()
+        num_responses, seen, began = self.num_responses, self._last, time.monotonic()
         try:
             yield from self._connection()
             if self.has_ended:
@@ -146,7 +133,7 @@ class _Reader:
         except (httpx.TransportError, Unavailable) as error:
             failure = error
         _check(self._deadline, self._job_id)
-        has_data = self.num_answers > num_answers
+        has_data = self.num_responses > num_responses
         was_cut = has_data and not isinstance(failure, httpx.ReadTimeout)
         if was_cut and (self._last > seen or time.monotonic() - began >= SILENCE_SECONDS):
             self._num_mute = 0
@@ -157,6 +144,14 @@ class _Reader:
         yield from self.poll()
         is_quiet_job = has_data and not was_cut and self._last == last
         self._num_mute = 0 if is_quiet_job else self._num_mute + 1
+
+    def _watched(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Count a connection that delivers bytes, and check the deadline, also if they are only comments."""
+        for number, chunk in enumerate(chunks):
+            _check(self._deadline, self._job_id)
+            if number == 0:
+                self.num_responses += 1
+            yield chunk
 
     def _connection(self) -> Iterator[Event]:
         headers = {
@@ -173,14 +168,9 @@ class _Reader:
                 return
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise InvalidResponse(f"The response of {response.request.url} is not an event stream.")
-            has_data = False
-            for message in messages(response.iter_bytes()):
-                _check(self._deadline, self._job_id)
-                if not has_data:
-                    has_data = True
-                    self.num_answers += 1
-                if message.retry_seconds is not None:
-                    self.retry_seconds = message.retry_seconds
+            for message in parse_messages(self._watched(response.iter_bytes())):
+                if message.retry is not None:
+                    self.retry_seconds = message.retry / 1000
                 if message.event == "end":
                     self.has_ended = True
                     return
@@ -189,53 +179,15 @@ class _Reader:
                     yield event
 
 
-def messages(chunks: Iterable[bytes]) -> Iterator[Message]:
-    """Parse messages from a byte stream. A comment yields an empty message, so the caller can check its deadline."""
-    message, data = Message(), list[str]()
-    for raw in _lines(chunks):
-        line = raw.decode("utf-8", errors="replace")
-        if not line:
-            message.data = "\n".join(data)
-            yield message
-            message, data = Message(), []
-        elif line.startswith(":"):
-            yield Message()
-        else:
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if name == "data":
-                data.append(value)
-            elif name == "event":
-                message.event = value
-            elif name == "id" and "\0" not in value:
-                message.id = value
-            elif name == "retry" and value.isdecimal():
-                message.retry_seconds = int(value) / 1000
+def parse_messages(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
+    """Parse the messages of a stream. A message that was cut off is not returned.
+
+    httpx-sse decodes a stream by the charset in its headers, but server-sent events are always UTF-8.
+    """
+    return EventSource(httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=chunks)).iter_sse()
 
 
-@dataclass
-class _Splitter:
-    """Splits chunks into lines that end in LF, CR or CRLF. A line may span several chunks."""
-
-    rest: bytearray = field(default_factory=bytearray)
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        self.rest += chunk
-        # A CR at the end of the chunk may be half of a CRLF, so it is kept for the next chunk.
-        held = self.rest.endswith(b"\r")
-        text = bytes(self.rest[:-1] if held else self.rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *complete, rest = text.split(b"\n")
-        self.rest = bytearray(rest + (b"\r" if held else b""))
-        yield from complete
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    splitter = _Splitter()
-    for chunk in chunks:
-        yield from splitter.feed(chunk)
-
-
-def _event(message: Message) -> Event:
+def _event(message: ServerSentEvent) -> Event:
     try:
         return EVENT.validate_json(message.data)
     except ValidationError as error:

@@ -1,1 +1,1 @@
-"""The worker: takes jobs from its own Celery queue, runs each as a marked process tree, publishes what it says."""
+"""The worker: takes jobs from its own Celery queue, runs each as a marked process tree, publishes its journal."""

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def main(command: Sequence[str] = TRAINER_COMMAND, limits: GuardLimits = DEFAULT_LIMITS) -> int:
     """Run a worker with the settings of this process until it is stopped; returns the exit status.
 
-    ``command`` starts a training; the run directory is appended to it. ``limits`` say when a worker that
+    ``command`` starts a training; the run directory is appended to it. ``limits`` define when a worker that
     keeps failing or hangs gives up. Exits the process if a thread is stuck.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

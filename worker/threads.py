@@ -118,7 +118,7 @@ class RetryingThread:
 
 
 def log_failure(work: Future[Any], message: str) -> None:
-    """Log the failure of work that nobody waits for; ``message`` says what could not be done."""
+    """Log the failure of work that nobody waits for; ``message`` describes the work that failed."""
 
     def report(done: Future[Any]) -> None:
         error = None if done.cancelled() else done.exception()

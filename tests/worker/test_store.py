@@ -164,12 +164,12 @@ def test_a_store_that_refuses_what_an_ended_training_leaves_is_tried_for_longer(
         for one in (hasty, patient):
             one.add(1, "step-5")
         wait_until(lambda: stepped(hasty, is_over=False) or stepped(patient, is_over=True), 30, "the first to give up")
-        assert hasty.truth(1, line)["code"] == "checkpoint_not_stored"
+        assert hasty.published_line(1, line)["code"] == "checkpoint_not_stored"
         assert not patient.is_settled(1)
         (tmp_path / "store").unlink()
         ArtifactStore(tmp_path / "store").open_job("job_1")
         wait_until(lambda: stepped(patient, is_over=True), 30, "the store to be back")
-        assert patient.truth(1, line) == line
+        assert patient.published_line(1, line) == line
 
 
 def test_nothing_of_a_job_that_was_deleted_comes_back(store: ArtifactStore, tmp_path: Path) -> None:

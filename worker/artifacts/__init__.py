@@ -1,1 +1,1 @@
-"""What a worker puts into the artifact store and clears away: checkpoints, logs, curves."""
+"""Storing checkpoints, logs and curves in the artifact store, and cleaning up the worker's folder."""

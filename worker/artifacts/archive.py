@@ -1,9 +1,8 @@
-"""Brings an attempt's log to the artifact store while it runs and, when nothing is left of it, all that is missing.
+"""Stores an attempt's log while it runs, and the rest of its files once all its processes have exited.
 
-That is the end of its log, TensorBoard's files, and checkpoints that the training changed in the end.
-
-A store that refuses (a full disk, a lost mount) is tried again for a minute; then the attempt ends with what is there.
-Of a job that was deleted meanwhile (its worker was cut off) nothing is stored.
+The rest is the end of the log, TensorBoard's files, and checkpoints that the training changed at its end. A failing
+store (a full disk, a lost mount) is retried for a minute; after that, the attempt ends without the missing files.
+Nothing is stored for a job that was deleted while its worker was cut off.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Archive:
-    """``output`` is where the training puts its checkpoints."""
+    """``output`` is the folder of the training's checkpoints."""
 
     def __init__(self, store: ArtifactStore, executor: Executor, job_id: str, output: Path, log: JobLog) -> None:
         self._store = store
@@ -40,21 +39,22 @@ class Archive:
         self._completing = False
         self._next_try = 0.0
         self._began: float | None = None
-        self._trouble = Outage(f"The artifact store refuses what belongs to {job_id}")
+        self._trouble = Outage(f"The files of {job_id} cannot be stored in the artifact store")
 
     def copy_log(self) -> None:
-        """About once a second, store what the log has grown by."""
+        """Store the new part of the log, about once a second."""
         now = time.monotonic()
         if self._is_working() or now < self._next_try:
             return
-        self._take_in()  # trouble is over by itself or met again; before the last line is published, the log is whole
+        self._take_in()  # a failure ends by itself or recurs; the log is completed before the last line is published
         self._next_try = now + LOG_SECONDS
         self._work = self._executor.submit(self._copy_log)
 
     def complete(self, *, succeeded: bool, keep: Collection[str]) -> bool:
-        """Store what is missing; whether it is done, or has been tried for long enough.
+        """Store the remaining files; returns whether this is done, or has been tried for long enough.
 
-        ``keep`` stays as it is in the store: other jobs go on from it, with the state that the training took off.
+        The checkpoints in ``keep`` stay unchanged in the store: other jobs resume from them, with the optimizer state
+        that the training removed from its own copies.
         """
         if self._is_working():
             return False
@@ -75,7 +75,7 @@ class Archive:
         return self._work is not None and not self._work.done()
 
     def _take_in(self) -> bool:
-        """How the work that is done went: whether there was some, and it went well."""
+        """Whether there was finished work, and it succeeded."""
         work, self._work = self._work, None
         if work is None:
             return False
@@ -93,9 +93,9 @@ class Archive:
             self._log.copy()
 
     def _complete(self, succeeded: bool, keep: frozenset[str]) -> None:
-        """The whole log, the curves, and checkpoints as the training left them in the end (it strips some)."""
+        """Store the complete log, the curves, and the checkpoints as the training left them (it strips some)."""
         if self._store.is_deleted(self._job_id):
-            logger.info("%s was deleted: nothing more of it is stored.", self._job_id)
+            logger.info("%s was deleted; its remaining files are not stored.", self._job_id)
             return
         self._log.complete()
         curves = self._output / TENSORBOARD_DIRECTORY

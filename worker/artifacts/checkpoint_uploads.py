@@ -1,9 +1,9 @@
-"""Puts the checkpoints of one attempt into the artifact store, in the journal's order, as soon as it tells of them.
+"""Stores the checkpoints of one attempt in the artifact store, in the journal's order, as soon as they are reported.
 
-It does not wait for the publication of earlier lines: while Redis is away the training goes on saving, and removes its
-old checkpoints. A store that refuses (a full disk, a lost mount) is tried again for a minute, or ten when the training
-is over; then the line is published as the reason why its checkpoint is not there, and without its final one a training
-did not succeed: it is paused until the disk has room, or has failed.
+Uploads don't wait until earlier lines are published: during an outage of Redis, the training continues to save and to
+remove its old checkpoints. A failing store (a full disk, a lost mount) is retried for a minute, or for ten minutes once
+the training is over. After that, a warning with the reason is published instead of the checkpoint's line. A training
+without its final checkpoint did not succeed: it is paused until the disk has free space, or it has failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
 TRIES_SECONDS = 60.0
-LAST_TRIES_SECONDS = 600.0  # for what an ended training leaves: the device is free, and its work would be lost
+LAST_TRIES_SECONDS = 600.0  # for the checkpoints of an ended training: its device is free, and its work would be lost
 REST_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
@@ -43,26 +43,27 @@ class CheckpointUploads:
         self._work: Future[None] | None = None
         self._began = 0.0
         self._next_try = 0.0
-        self._trouble = Outage(f"The artifact store refuses a checkpoint of {job_id}")
+        self._trouble = Outage(f"A checkpoint of {job_id} cannot be stored")
         self._replaced: dict[int, dict[str, Any]] = {}
         self._not_stored: JobError | None = None
-        self.keep = frozenset[str]()  # what other jobs need, as the server said with the last checkpoint
+        self.keep = frozenset[str]()  # checkpoints that other jobs need, from the server's last acknowledgement
 
     def add(self, number: int, name: str) -> None:
-        """Line ``number`` of the journal tells of the checkpoint ``name``."""
+        """Queue the checkpoint ``name``, which line ``number`` of the journal reports."""
         self._waiting.append((number, name))
 
     def step(self, *, is_over: bool = False) -> None:
-        """Go on with the checkpoint under way, or begin with the next one; returns at once.
+        """Continue with the current checkpoint or start the next one; returns immediately.
 
-        ``is_over``: nothing of the training is left, so the store is tried for longer, unless it is full.
+        ``is_over`` means that the training has no processes left, so a failing store is retried for longer, unless it
+        is full.
         """
         if not self._waiting:
             return
         number, name = self._waiting[0]
         now = time.monotonic()
         if not NAME_PATTERN.match(name):
-            self._give_up(number, name, f"The training told of a checkpoint by the name {name[:100]!r}, which is none.")
+            self._give_up(number, name, f"The training reported a checkpoint with the invalid name {name[:100]!r}.")
         elif self._work is None:
             if now >= self._next_try:
                 self._began = self._began or now
@@ -83,11 +84,11 @@ class CheckpointUploads:
                 self._give_up(number, name, f"The checkpoint {name} could not be stored: {error}", error)
 
     def is_settled(self, number: int) -> bool:
-        """Whether line ``number`` may be published: its checkpoint is stored, or is known not to be."""
+        """Whether line ``number`` may be published: its checkpoint is stored, or storing it was given up."""
         return all(number < waiting for waiting, _ in self._waiting)
 
-    def truth(self, number: int, line: dict[str, Any]) -> dict[str, Any]:
-        """What is to be published as line ``number``: the line itself, or what became of it."""
+    def published_line(self, number: int, line: dict[str, Any]) -> dict[str, Any]:
+        """Line ``number`` as it is published: replaced if its checkpoint could not be stored."""
         if number in self._replaced:
             return self._replaced[number]
         if self._not_stored is None or line.get("type") != "status" or line.get("status") != JobStatus.SUCCEEDED:
@@ -101,7 +102,7 @@ class CheckpointUploads:
         ).model_dump(mode="json")
 
     def published(self, name: str, *, keep: Collection[str]) -> None:
-        """The server has stored the line of this checkpoint: the store may forget what it replaces, except ``keep``."""
+        """The server has recorded this checkpoint, so older ones may be removed from the store, except ``keep``."""
         self.keep = frozenset(keep)
         step = step_of(name)
         if step is not None:

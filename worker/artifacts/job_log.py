@@ -1,9 +1,9 @@
-"""Copies a training's log to the artifact store while it grows, and holds both to the job's limit.
+"""Copies a training's log to the artifact store while it grows, and limits the size of both files.
 
-Kept are the beginning, up to the limit, and the end, `TAIL_BYTES` of it, which is added when the attempt is over; one
-line between them says so. Beyond the limit the file in the run directory is cut down to its end again and again, so
-that a chatty training fills no disk; what it writes in the instant of a cut is lost, and nothing else. Where to go on
-is known from the sizes of the files alone, so a restarted worker goes on as the one before it would have.
+The stored log contains the beginning, up to the limit, and the last `TAIL_BYTES`, which are added when the attempt is
+over; a line between them marks the gap. Beyond the limit, the file in the run directory is repeatedly truncated to its
+end, so that a verbose training can't fill the disk; only output written during a truncation is lost. The sizes of the
+files determine where to continue, so a restarted worker continues like the one before it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from zeta_core.system.durable_files import write_at_once
 
 COPY_BYTES = 4 * 2**20
 TAIL_BYTES = 256 * 1024
-EARLIER_SUFFIX = ".1"  # beside the log: what was its end before the last cut
+EARLIER_SUFFIX = ".1"  # beside the log: its end before the last truncation
 CUT_LINE = b"\n--- The log reached its limit (ZETA_LOG_MAX_BYTES): what follows is only its end. ---\n"
 
 
 class JobLog:
     """``log`` is the file that the training writes, ``stored`` its copy beside those of the job's other attempts.
 
-    The folder that they lie in is made within the job's, never that one: the log of a deleted job stays deleted.
+    The folder of the logs is created, but never the job's folder: the log of a deleted job stays deleted.
     """
 
     def __init__(self, log: Path, stored: Path, *, max_bytes: int) -> None:
@@ -34,7 +34,7 @@ class JobLog:
         self._limit: int | None = None
 
     def copy(self) -> None:
-        """Store what the log has grown by, and cut the log down where that is beyond the limit. Raises `OSError`."""
+        """Store the new part of the log, and truncate the log beyond the limit. Raises `OSError`."""
         size = _size(self._log)
         if size == 0:
             return
@@ -64,13 +64,13 @@ class JobLog:
                 stored.write(self._tail())
 
     def _cut(self, size: int, limit: int) -> None:
-        """Keep the log's end beside it, and let the log begin anew; its writers append, wherever that is."""
+        """Copy the log's end to a file beside it and truncate the log, to which its writers append."""
         tail = self._tail(size, limit)
         write_at_once(self._earlier, tail)
         os.truncate(self._log, 0)
 
     def _tail(self, size: int | None = None, limit: int | None = None) -> bytes:
-        """The end of the log, without what the store already has of its beginning."""
+        """The end of the log, without the beginning that is already stored."""
         size = _size(self._log) if size is None else size
         limit = self._bytes_of_this_attempt() if limit is None else limit
         was_cut = self._earlier.exists()
@@ -81,7 +81,7 @@ class JobLog:
         return ((self._earlier.read_bytes() if was_cut else b"") + tail)[-TAIL_BYTES:]
 
     def _bytes_of_this_attempt(self) -> int:
-        """What the job's earlier attempts left of its limit; never so little that its end could not be told."""
+        """The rest of the job's limit after its earlier attempts, and at least enough for the end of the log."""
         if self._limit is None:
             others = [_size(file) for file in self._stored.parent.glob("*.log") if file != self._stored]
             self._limit = max(TAIL_BYTES, self._max_bytes - sum(others))

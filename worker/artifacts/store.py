@@ -1,4 +1,4 @@
-"""The artifact store as a folder: the checkpoints of jobs, put there by workers and read by the server.
+"""The artifact store as a folder: workers write the checkpoints of jobs, and the server reads them.
 
 Guarantees: a checkpoint appears under its name by one rename, with every file that its manifest lists at its size (and,
 where files had to be copied, with its SHA-256); one that is replaced is whole at every moment but the instant between
@@ -27,27 +27,27 @@ _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, err
 
 
 class BrokenCheckpoint(ZetaError):
-    """A checkpoint directory is not what its manifest says, or is not there."""
+    """A checkpoint directory is missing or does not match its manifest."""
 
     code = "broken_checkpoint"
 
 
 class GivenUp(Exception):
-    """What was being brought is not wanted any more."""
+    """The transfer was cancelled."""
 
 
 def _insist_on_nothing() -> None:
-    """For what is wanted in any case."""
+    """A cancellation check that never cancels."""
 
 
 class ArtifactStore:
-    """A job's folder is made once, by `open_job`: where it is gone later, the server has deleted the job."""
+    """`open_job` creates a job's folder once; if it is missing later, the server has deleted the job."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def open_job(self, job_id: str) -> None:
-        """Make the job's folder; only for an attempt that the server has just granted. Raises `OSError`."""
+        """Create the job's folder; call it only for an attempt that the server has just granted. Raises `OSError`."""
         (self.root / job_key(job_id)).mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self, job_id: str, name: str) -> Path:
@@ -59,7 +59,7 @@ class ArtifactStore:
         Raises `BrokenCheckpoint` or `OSError`; a job that was deleted does not come back.
         """
         if self.is_deleted(job_id):
-            raise BrokenCheckpoint(f"{job_id} was deleted, and nothing of it is stored any more.")
+            raise BrokenCheckpoint(f"{job_id} was deleted; its checkpoints are no longer stored.")
         target = self.checkpoint(job_id, name)
         target.parent.mkdir(exist_ok=True)
         _bring(source, target, _insist_on_nothing)
@@ -69,7 +69,7 @@ class ArtifactStore:
     ) -> None:
         """Bring a stored checkpoint to ``target``, as `put_checkpoint` does the other way.
 
-        Raises `GivenUp` when ``insist`` does, which is asked again and again: nothing is changed after it.
+        Raises `GivenUp` if ``insist`` does, which is called before every change.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         _bring(self.checkpoint(job_id, name), target, insist)
@@ -80,7 +80,7 @@ class ArtifactStore:
         return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
 
     def is_deleted(self, job_id: str) -> bool:
-        """Whether the server has removed all of a job whose folder was made; a lost mount tells nothing."""
+        """Whether the server has removed the folder of a job; always false while the store is not mounted."""
         job = self.root / job_key(job_id)
         return job.parent.is_dir() and not job.exists()
 
@@ -153,7 +153,7 @@ def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
         write_durably(partial / MANIFEST_NAME, manifest)
     except OSError:
         insist()
-        _remove(partial)  # half a checkpoint must not take the room that a full disk lacks
+        _remove(partial)  # a partial checkpoint must not occupy the space that a full disk lacks
         raise
     insist()
     if target.exists():
@@ -162,33 +162,35 @@ def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
 
 
 def _bring_file(source: Path, partial: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
-    origin, place = source / file.path, partial / file.path
-    place.parent.mkdir(parents=True, exist_ok=True)
+    origin, copy = source / file.path, partial / file.path
+    copy.parent.mkdir(parents=True, exist_ok=True)
     try:
         size = origin.stat().st_size
         insist()
         if size != file.size:
-            raise BrokenCheckpoint(f"{source.name}/{file.path} has {size} bytes, its manifest says {file.size}.")
+            raise BrokenCheckpoint(
+                f"{source.name}/{file.path} has {size} bytes instead of the {file.size} bytes in its manifest."
+            )
         try:
-            os.link(origin, place)
+            os.link(origin, copy)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            _copy(origin, place, file, insist)
+            _copy(origin, copy, file, insist)
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{source.name} lacks {file.path}, which its manifest lists.") from error
 
 
-def _copy(origin: Path, place: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
+def _copy(origin: Path, copy: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
     digest = hashlib.sha256()
-    with origin.open("rb") as read, place.open("wb") as written:
+    with origin.open("rb") as read, copy.open("wb") as written:
         while chunk := read.read(COPY_BYTES):
             insist()
             digest.update(chunk)
             written.write(chunk)
-    flush(place)
+    flush(copy)
     if digest.hexdigest() != file.sha256:
-        raise BrokenCheckpoint(f"{file.path} has another SHA-256 than its manifest says; the copy is given up.")
+        raise BrokenCheckpoint(f"{file.path} does not match the SHA-256 in its manifest and was not copied.")
 
 
 def _manifest_bytes(directory: Path) -> bytes | None:

@@ -1,8 +1,8 @@
-"""Publishes one attempt's journal: a batch at a time, the next when the server has stored this one.
+"""Publishes one attempt's journal in batches: the next one once the server has stored the current one.
 
 A checkpoint is in the artifact store before its line is published. The line that ends the attempt is held back until
 `release_end`. A batch is sent again until it is acknowledged, so it survives whatever Redis loses; the
-acknowledgement says where to go on.
+acknowledgement contains the last stored line.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Publisher:
         return self._journal.last_line is not None and self._next >= self._journal.last_line
 
     def release_end(self) -> None:
-        """Nothing is left of the attempt: its last line may be published."""
+        """Let the last line be published, because the attempt has no processes left."""
         self._end_released = True
 
     def due(self) -> JournalBatch | None:
@@ -64,7 +64,7 @@ class Publisher:
         return self._batch
 
     def acknowledge(self, ack: JournalAck) -> None:
-        """Go on behind the last stored line, wherever the server says it is."""
+        """Continue after the last line that the server has stored, which may be an earlier one."""
         if self._batch is not None and not ack.fenced:
             stored = self._batch.lines[: max(0, ack.stored_line + 1 - self._batch.first_line)]
             for name in [str(line.get("name")) for line in stored if line.get("type") == "checkpoint"]:
@@ -82,7 +82,7 @@ class Publisher:
                 break
             if not self._uploads.is_settled(number) or (number == self._journal.last_line and not self._end_released):
                 break
-            lines.append(self._uploads.truth(number, self._journal.read(number)))
+            lines.append(self._uploads.published_line(number, self._journal.read(number)))
         if not lines:
             return None
         return JournalBatch(

@@ -1,1 +1,1 @@
-"""Answers the server's questions about specs, in a process beside the trainings."""
+"""Checks specs for the server, in a process beside the trainings."""

@@ -1,1 +1,1 @@
-"""What this machine offers: its devices, cores, memory and disk space."""
+"""The resources of this machine: devices, cores, memory and disk space."""

@@ -1,6 +1,6 @@
-"""What this machine offers: slots (one per visible GPU, or the CPU), cores and memory. Asked of the driver, not torch.
+"""The resources of this machine: slots (one per visible GPU, or the CPU), cores and memory, without using torch.
 
-NVML numbers the GPUs by their place on the bus and knows nothing of ``CUDA_VISIBLE_DEVICES``; a training therefore gets
+NVML numbers the GPUs by their position on the bus and ignores ``CUDA_VISIBLE_DEVICES``; a training therefore gets
 ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` beside its devices.
 """
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Slot:
-    """One place for one training: ``device`` is its word in ``CUDA_VISIBLE_DEVICES``, ``None`` on a CPU."""
+    """The resources for one training: ``device`` is its entry in ``CUDA_VISIBLE_DEVICES``, ``None`` on a CPU."""
 
     slot: int
     kind: Literal["cuda", "cpu"]
@@ -94,7 +94,7 @@ def memory_bytes() -> int:
 def memory_holders(devices: Sequence[str]) -> set[int]:
     """The processes that hold memory on these GPUs, by the numbers that the driver knows them by.
 
-    In a container with process numbers of its own those are the host's, and tell nothing here.
+    In a container with its own PID namespace they are the host's ids, which mean nothing here.
     """
     try:
         pynvml.nvmlInit()
@@ -111,7 +111,7 @@ def memory_holders(devices: Sequence[str]) -> set[int]:
             holders.update(int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
         return holders
     except pynvml.NVMLError as error:
-        logger.warning("The driver does not say who uses the GPUs %s: %s.", ", ".join(devices), error)
+        logger.warning("The driver does not report the processes on the GPUs %s: %s.", ", ".join(devices), error)
         return set()
     finally:
         pynvml.nvmlShutdown()

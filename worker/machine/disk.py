@@ -1,7 +1,7 @@
-"""How much room is left where this worker works and where it stores checkpoints, asked of the system now and then.
+"""Monitors the free disk space of the worker's folder and of the artifact store.
 
-A little of it is kept back in a file. When the disk is full to the last byte that is given up, so that the last lines
-of the trainings, which say just this, can still be written.
+A small file is kept as a reserve. When the disk is completely full, it is removed, so that the last lines of the
+trainings, which report the full disk, can still be written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DiskSpace:
     """``is_low``: less than ``min_free_bytes`` is free on one of ``folders``; ``free_bytes`` is the least of them."""
 
     def __init__(self, folders: Sequence[Path], reserve: Path, *, min_free_bytes: int, executor: Executor) -> None:
-        """``reserve`` is the file with what is kept back."""
+        """``reserve`` is the file that reserves disk space."""
         self._folders = folders
         self._reserve = reserve
         self._min_free_bytes = min_free_bytes
@@ -39,7 +39,7 @@ class DiskSpace:
         self.is_low = False
 
     def step(self) -> None:
-        """Take in what the last look found and begin the next one; a disk that hangs holds up nobody."""
+        """Apply the result of the last check and start the next one; never waits for a hanging disk."""
         now = time.monotonic()
         if self._look is not None and self._look.done():
             look, self._look = self._look, None
@@ -54,7 +54,7 @@ class DiskSpace:
             self._look = self._executor.submit(self._find_out)
 
     def release_reserve(self) -> None:
-        """The disk is full: leave room for a few lines."""
+        """Free the reserve on a full disk, so that a few lines can be written."""
         self._reserve.unlink(missing_ok=True)
 
     def _find_out(self) -> int | None:
@@ -81,14 +81,16 @@ class DiskSpace:
                 extra={"action": "disk_low"},
             )
         elif was_low and not self.is_low:
-            logger.info("The disk has room again: %d MB.", free_bytes // 10**6, extra={"action": "disk_has_room"})
+            logger.info(
+                "The disk has enough free space again: %d MB.", free_bytes // 10**6, extra={"action": "disk_has_room"}
+            )
 
 
 def _least_free(folders: Sequence[Path]) -> int | None:
     """The least that is free on the file systems of the folders, or of the nearest of their parents that exist."""
     free: list[int] = []
     for folder in folders:
-        there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
         if there is not None:
             free.append(shutil.disk_usage(there).free)
     return min(free, default=None)

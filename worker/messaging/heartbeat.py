@@ -1,7 +1,7 @@
 """Sends heartbeats from a thread with its own connection, so that a slow claim or upload never looks like a crash.
 
 Each beat also reads the entry that it replaces, and so detects another worker with the same name. Two such workers
-would receive each other's messages, and the server couldn't tell whose training is lost. The one that started later
+would receive each other's messages, and the server couldn't know whose training is lost. The one that started later
 gives way. A starting worker that finds the last beat of another folder first waits to see whether another one follows.
 """
 

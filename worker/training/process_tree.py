@@ -85,11 +85,11 @@ class Training:
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Raises `OSError` if the program cannot be started."""
         self._process = start_training(command, self.directory, environment)
-        told = ProcessFile(
+        record = ProcessFile(
             pid=self._process.pid, group_oom_kills=self._oom_kills.group, machine_oom_kills=self._oom_kills.machine
         )
         with contextlib.suppress(OSError):  # a full disk must not end the training that was just started
-            (self.directory / PROCESS_FILE).write_text(told.model_dump_json())
+            (self.directory / PROCESS_FILE).write_text(record.model_dump_json())
 
     def adopt(self) -> None:
         """Adopt the tree and the stop order of an earlier process of the worker."""
@@ -115,15 +115,15 @@ class Training:
         return self._process is not None or (self.directory / LOG_FILE).exists()
 
     def record_contact(self, at: float) -> None:
-        """Let the training know when its worker was last heard (`time.monotonic`, which all processes here share)."""
+        """Record the last contact with the server for the training (`time.monotonic`, shared by all processes)."""
         file = os.open(self.directory / ALIVE_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.pwrite(file, f"{at:020.3f}\n".encode(), 0)  # in place, so that a disk that fills does not refuse it
+            os.pwrite(file, f"{at:020.3f}\n".encode(), 0)  # overwritten in place, which also works on a full disk
         finally:
             os.close(file)
 
     def last_contact(self) -> float | None:
-        """What `heard` was told last, by this or an earlier process of the worker since the machine was started."""
+        """The last recorded contact, by this or an earlier process of the worker since the machine was booted."""
         try:
             at = float((self.directory / ALIVE_FILE).read_text())
         except (FileNotFoundError, ValueError):
@@ -146,7 +146,7 @@ class Training:
         try:
             write_at_once(self.directory / STOP_FILE, StopFile(action=action).model_dump_json().encode())
         except OSError as error:
-            self._tell(f"could not be given its stop file and gets SIGTERM instead ({error})")
+            self._log(f"could not be given its stop file and gets SIGTERM instead ({error})")
             processes.send(self._alive(), signal.SIGTERM)
 
     def kill(self) -> None:
@@ -156,7 +156,7 @@ class Training:
             self._kill_all()
 
     def is_gone(self, *, has_ended: bool, can_save: bool, needs_seconds: float = 0.0) -> bool:
-        """Take one step towards the end and say whether it is reached; never blocks.
+        """Take one step towards the end and return whether the tree is gone; never blocks.
 
         ``has_ended``: the journal has its last line, so the processes have no reason to live on. ``can_save``: it
         has made a step, so that stopping it may take the time of a save. ``needs_seconds``: what its step or save under
@@ -218,7 +218,7 @@ class Training:
         return reason, JobError(code=reason, message=message, evidence=evidence)
 
     def _is_led(self, now: float) -> bool:
-        """Whether the first process lives, so that the tree ends by itself once it is told to."""
+        """Whether the first process is alive, so that the tree ends by itself after a stop order."""
         if self._process is not None:
             return self._process.poll() is None
         return self._adopted is not None and self._adopted.is_alive(now)
@@ -246,12 +246,12 @@ class Training:
         if not self._asked:
             self._asked = True
             if not loads:
-                self._tell("did not end in time and gets SIGTERM")
+                self._log("did not end in time and gets SIGTERM")
             self._signal_all(signal.SIGTERM)
         elif now - since >= limit + (
             0.0 if loads and self.stop_action == "cancel" else min(KILL_SECONDS, self._grace_seconds)
         ):
-            self._tell("did not end after SIGTERM and is killed")
+            self._log("did not end after SIGTERM and is killed")
             self._kill_all()
 
     def _alive(self) -> list[psutil.Process]:
@@ -267,7 +267,7 @@ class Training:
         self._holding_since = self._holding_since or now
         if now - self._holding_since < DRIVER_SECONDS:
             return True
-        self._tell(f"is gone, but the driver reports that processes {sorted(left)} hold memory on its GPUs")
+        self._log(f"is gone, but the driver reports that processes {sorted(left)} hold memory on its GPUs")
         return False
 
     def _kill_all(self) -> None:
@@ -280,12 +280,12 @@ class Training:
     def _end_what_is_left(self, left: Sequence[psutil.Process], now: float) -> None:
         if self._left_since is None:
             self._left_since = now
-            self._tell(f"left {len(left)} process(es) behind, which are ended")
+            self._log(f"left {len(left)} process(es) behind, which are ended")
             processes.send(left, signal.SIGTERM)
         elif now - self._left_since >= min(KILL_SECONDS, self._grace_seconds):
             processes.send(left, signal.SIGKILL)
 
-    def _tell(self, what: str) -> None:
+    def _log(self, what: str) -> None:
         logger.warning(
             "Attempt %d of %s %s.",
             self.attempt,

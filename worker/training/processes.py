@@ -112,7 +112,7 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-# --- The lock of a run, which says which run directory this is -------------------------------------------------------
+# --- The lock of a run, which identifies its run directory ------------------------------------------------------------
 
 
 def share_lock(run_directory: Path) -> int:
@@ -151,7 +151,7 @@ def is_unlocked(run_directory: Path) -> bool:
 def is_copied(run_directory: Path) -> bool | None:
     """Whether this run directory is a copy of the one that its training was started in.
 
-    ``None`` where its lock file does not tell: nothing was started there yet, or by an older worker.
+    ``None`` if its lock file doesn't record this: nothing was started there yet, or an older worker started it.
     """
     try:
         descriptor = os.open(run_directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
@@ -202,8 +202,8 @@ def _of_job(job_id: str) -> Iterator[_Marked]:
 def _works_in(process: psutil.Process, directory: Path) -> bool:
     """Compared by identity: a process of another mount namespace may have the same path for another directory."""
     try:
-        place = f"/proc/{process.pid}/cwd" if sys.platform == "linux" else process.cwd()
-        return FileIdentity.of(place) == FileIdentity.of(directory)
+        working_directory = f"/proc/{process.pid}/cwd" if sys.platform == "linux" else process.cwd()
+        return FileIdentity.of(working_directory) == FileIdentity.of(directory)
     except (psutil.Error, OSError):
         return False
 

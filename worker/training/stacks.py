@@ -19,11 +19,11 @@ STACKS_BYTES = 16 * 1024
 
 
 @dataclass
-class _Asked:
+class _Request:
     process: psutil.Process
     name: str
     log_size: int
-    asked_at: float
+    sent_at: float
 
 
 class StackDumps:
@@ -33,19 +33,19 @@ class StackDumps:
         self._log = found.directory / LOG_FILE
         self._begin = _size(self._log)
         self._left = [process for process in found.alive() if _answers(process)]
-        self._asked: _Asked | None = None
-        self.told: list[str] = []
+        self._request: _Request | None = None
+        self.reported: list[str] = []
         self.silent: list[str] = []
 
     def step(self) -> bool:
         """Advance; returns whether all processes have responded or timed out."""
         now = time.monotonic()
-        if self._asked is not None:
-            answered = _size(self._log) > self._asked.log_size
-            if not answered and now - self._asked.asked_at < ANSWER_SECONDS:
+        if self._request is not None:
+            answered = _size(self._log) > self._request.log_size
+            if not answered and now - self._request.sent_at < ANSWER_SECONDS:
                 return False
-            (self.told if answered else self.silent).append(self._asked.name)
-            self._asked = None
+            (self.reported if answered else self.silent).append(self._request.name)
+            self._request = None
             return False  # continue in the next tick, so that the output of one process stays together
         if not self._left:
             return True
@@ -53,16 +53,18 @@ class StackDumps:
         name = _name(process)
         with self._log.open("ab") as log:
             log.write(f"--- Stacks of {name}:\n".encode())
-        self._asked = _Asked(process, name, _size(self._log), now)
+        self._request = _Request(process, name, _size(self._log), now)
         processes.send([process], signal.Signals[STACKS_SIGNAL])
         return False
 
     def summary(self) -> str:
         """Which processes responded and which did not, as sentences."""
-        told = (
-            f"See the log for the stacks of {', '.join(self.told)}." if self.told else "No process reported its stacks."
+        reported = (
+            f"See the log for the stacks of {', '.join(self.reported)}."
+            if self.reported
+            else "No process reported its stacks."
         )
-        return told + (f" No response from {', '.join(self.silent)}." if self.silent else "")
+        return reported + (f" No response from {', '.join(self.silent)}." if self.silent else "")
 
     def text(self) -> str:
         """The output since the first request; only its end if it is long."""

@@ -1,12 +1,13 @@
-"""Notices a training that makes no step any more, by its journal and by what its processes do.
+"""Detects a training that makes no progress, from its journal and from the activity of its processes.
 
-Stalled: it has said nothing for ``factor`` times what it takes, and for ``floor_seconds`` at least. What it takes is
-the median time of a step, with `MIN_STEPS` told in this attempt; a save gets `PATIENCE` times that, an evaluation has
-the time of the longest one before. Where that is not known yet (the first steps, in which a model may be compiled, and
-the first evaluation) only what does nothing at all is stalled: for half of ``floor_seconds`` its processes together
-used less than `IDLE_SHARE` of a core, and read and wrote next to nothing. Loading is not counted: it may wait for a
-network or for another job, the libraries end what waits in vain, and work on data has limits of processor time.
-Counted is time that this process itself went through: a machine that was asleep stalls nobody.
+A training has stalled if it reports no progress for ``factor`` times the expected time, and for at least
+``floor_seconds``. The expected time is the median time of a step, once this attempt has reported `MIN_STEPS`; a save
+gets `PATIENCE` times that, and an evaluation the time of the longest earlier one. As long as the expected time is
+unknown (during the first steps, in which a model may be compiled, and the first evaluation), a training has stalled
+only if it is idle: for half of ``floor_seconds``, its processes together used less than `IDLE_SHARE` of a core and
+hardly read or wrote. Loading is exempt: it may wait for a network or another job, the libraries have timeouts of their
+own, and processing data has CPU time limits. Only time that this process itself experienced counts, so a suspended
+machine causes no stall.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BYTES_OF_A_SECOND = 2**20  # read or written, they count as a second of work
 
 
 class Watchdog:
-    """Is told every progress line, and asked in every round of the supervising loop."""
+    """Receives every progress line, and is checked in every round of the supervising loop."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Watchdog:
         effort: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``effort``: the work that the processes have done so far, in seconds (`effort_of`); asked now and then."""
+        """``effort``: the work that the processes have done so far, in seconds (`effort_of`); called at intervals."""
         self._factor = factor
         self._floor_seconds = floor_seconds
         self._effort = effort
@@ -63,18 +64,18 @@ class Watchdog:
         """A progress line; the pace is that of the writer's clock, of which one jump spoils one value."""
         self._phase = str(line.get("phase"))
         self._idle_seconds, self._idle_since = 0.0, None
-        step, said_at = line.get("step"), _time(line.get("created_at"))
-        self._time_evaluation(line, said_at)
+        step, reported_at = line.get("step"), _time(line.get("created_at"))
+        self._time_evaluation(line, reported_at)
         if self._phase == "saving":
             return  # goes on beside the next steps, whose pace it may take part in
-        if self._phase != "training" or not isinstance(step, int) or said_at is None:
+        if self._phase != "training" or not isinstance(step, int) or reported_at is None:
             self._before = None
             return
         if self._before is not None and step > self._before[0]:
             steps = step - self._before[0]
             self._num_steps += steps
-            self._paces.append(max(0.0, (said_at - self._before[1]).total_seconds()) / steps)
-        self._before = (step, said_at)
+            self._paces.append(max(0.0, (reported_at - self._before[1]).total_seconds()) / steps)
+        self._before = (step, reported_at)
 
     def stalled_for(self) -> float | None:
         """For how many seconds the training has stood still, if that is too long."""
@@ -93,7 +94,7 @@ class Watchdog:
 
     @property
     def needs_seconds(self) -> float:
-        """How long a training may take to look for an order: its step under way, or its save."""
+        """How long a training may take until it checks for a stop order: its current step or save."""
         step = 2 * median(self._paces) if self._paces else 0.0
         return step + (SAVE_SECONDS if self._phase == "saving" else 0.0)
 
@@ -114,14 +115,14 @@ class Watchdog:
             return pace
         return None if self._longest_evaluation is None else max(pace, self._longest_evaluation)
 
-    def _time_evaluation(self, line: Mapping[str, Any], said_at: datetime | None) -> None:
-        """An evaluation tells its beginning, and its loss at its end."""
-        if self._phase != "evaluating" or said_at is None:
+    def _time_evaluation(self, line: Mapping[str, Any], reported_at: datetime | None) -> None:
+        """Measure evaluations: each reports its beginning, and its loss at its end."""
+        if self._phase != "evaluating" or reported_at is None:
             self._evaluates_since = None
         elif line.get("eval_loss") is None:
-            self._evaluates_since = said_at
+            self._evaluates_since = reported_at
         elif self._evaluates_since is not None:
-            took = (said_at - self._evaluates_since).total_seconds()
+            took = (reported_at - self._evaluates_since).total_seconds()
             self._longest_evaluation = max(0.0, took, self._longest_evaluation or 0.0)
 
     def _does_nothing(self) -> bool:

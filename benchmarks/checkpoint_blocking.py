@@ -27,7 +27,7 @@ from benchmarks.answer import OURS, Answer, ratio_of_rounds
 from benchmarks.contestants import turn_of
 from benchmarks.work import Size
 from zeta_core.checkpoint.staging import Staging
-from zeta_core.train.loop import Course
+from zeta_core.train.checkpointing import Checkpointer
 
 SEQ_LEN, BATCH_SIZE, VOCABULARY = 128, 1, 32000
 EVERY, FEW, SAVES = (
@@ -56,11 +56,11 @@ class Waits:
     @contextmanager
     def counted(self) -> Generator[None]:
         """Within it every save in the course of a training is counted, with the copying that its update waits for."""
-        save, finish = Course.save, Staging.finish
+        save, finish = Checkpointer.save, Staging.finish
         waits, trains = self, threading.current_thread()
 
         @wraps(save)
-        def timed_save(self: Course, *names: str) -> None:
+        def timed_save(self: Checkpointer, *names: str) -> None:
             started = time.perf_counter()
             save(self, *names)
             if names[0].startswith("step-"):
@@ -73,11 +73,11 @@ class Waits:
             if waits.saves and threading.current_thread() is trains:
                 waits.saves[-1] += time.perf_counter() - started
 
-        Course.save, Staging.finish = timed_save, timed_finish
+        Checkpointer.save, Staging.finish = timed_save, timed_finish
         try:
             yield
         finally:
-            Course.save, Staging.finish = save, finish
+            Checkpointer.save, Staging.finish = save, finish
 
     def seconds_later(self) -> float:
         """How much later all steps were done than without the saves, for each of them."""

@@ -16,7 +16,8 @@ from zeta_core.contract.wire.run_directory import STOP_FILE
 from zeta_core.data.sequences import Sampler
 from zeta_core.data.sources import Places
 from zeta_core.environment import ProcessRank
-from zeta_core.report.reporter import JournalWriter, Reporter
+from zeta_core.report.journal_writer import JournalWriter
+from zeta_core.report.reporter import Reporter
 from zeta_core.run import Outcome, RunRequest, execute
 
 SEED = 42

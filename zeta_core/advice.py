@@ -59,11 +59,11 @@ class Setup:
     def usual_rates(self) -> UsualRates:
         return usual_rates(self.plan.optimizer, self.trained, self.num_parameters)
 
-    def watch(self, say: Callable[[Advice], None]) -> DivergenceMonitor:
+    def divergence_monitor(self, advise: Callable[[Advice], None]) -> DivergenceMonitor:
         """The monitor that examines the loss of every step."""
         known = embedding_rows(self.model)
         return DivergenceMonitor(
-            self.plan, say, vocabulary=known, usual=self.usual_rates, supports_bf16=self.facts.supports_bf16
+            self.plan, advise, vocabulary=known, usual=self.usual_rates, supports_bf16=self.facts.supports_bf16
         )
 
     def advice(self) -> Iterator[Advice]:

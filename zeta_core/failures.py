@@ -1,4 +1,4 @@
-"""Why a training ends without success: one class for each reason of the contract, and one way to tell any exception."""
+"""Errors that end a training: one class per reason of the contract, and the explanation of any exception."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from zeta_core.contract.job.status import REASON_SENTENCES, StatusReason
 
 
 class TrainingFailed(ZetaError):
-    """A training that cannot start or go on; ``reason`` is the contract's word for it, ``hint`` the cure.
+    """A training that cannot start or continue, with its ``reason`` in the contract and a ``hint`` how to fix it.
 
-    ``patch`` is the cure as a JSON merge patch of the spec, ``evidence`` what was measured. As a string it says all but
-    the evidence, so that a script's traceback ends with the advice.
+    ``patch`` is the fix as a JSON merge patch of the spec, and ``evidence`` contains measurements. The string contains
+    everything except the evidence, so a script's traceback ends with the advice.
     """
 
     type = "training_error"
@@ -46,7 +46,7 @@ class TrainingFailed(ZetaError):
 
 
 class InvalidData(TrainingFailed):
-    """The data cannot be trained on; the message names the file and the line."""
+    """The data is not valid for training; the message names the file and the line."""
 
     code = "invalid_data"
     reason = StatusReason.INVALID_DATA
@@ -60,28 +60,28 @@ class InvalidModel(TrainingFailed):
 
 
 class NonFiniteLoss(TrainingFailed):
-    """The loss or a gradient is not finite; the update was not made."""
+    """The loss or a gradient is not finite; the update was not applied."""
 
     code = "non_finite_loss"
     reason = StatusReason.NON_FINITE_LOSS
 
 
 class OutOfMemory(TrainingFailed):
-    """Memory ran out, or what is surely needed is more than there is."""
+    """Memory ran out, or the minimum that a run needs exceeds the available memory."""
 
     code = "out_of_memory"
     reason = StatusReason.OUT_OF_MEMORY
 
 
-class NoRoom(TrainingFailed):
-    """The disk has no room for the next checkpoint, which was not begun."""
+class DiskFull(TrainingFailed):
+    """There is not enough disk space for the next checkpoint, which was not started."""
 
     code = "disk_full"
     reason = StatusReason.DISK_FULL
 
 
 class CannotResume(TrainingFailed):
-    """What ``resume_from_checkpoint`` names is not there, is damaged, or belongs to a run that was set up otherwise."""
+    """The checkpoint to resume from is missing, is damaged, or belongs to a run with different settings."""
 
     code = "cannot_resume"
 
@@ -93,7 +93,7 @@ class CannotTrain(TrainingFailed):
 
 
 def explain(error: BaseException) -> tuple[StatusReason, JobError]:
-    """The reason and the error object of the contract for any exception that ended a training."""
+    """The contract's reason and error object for any exception that ended a training."""
     if isinstance(error, TrainingFailed):
         evidence = JobErrorEvidence.model_validate(error.evidence)
         return error.reason, JobError(
@@ -116,12 +116,12 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host (where the kernel mostly kills instead)."""
+    """Whether an allocation failed, on a GPU or on the host (where the kernel usually kills the process instead)."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _is_cpu_allocation(error)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Python's own error, or that of safetensors, which tells it in words only."""
+    """Whether the disk or the quota is full. The error of safetensors indicates this only in its text."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and os.strerror(errno.ENOSPC) in str(error)

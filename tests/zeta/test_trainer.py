@@ -263,7 +263,7 @@ def test_a_nonfinite_loss_stops_the_training_before_the_update() -> None:
     with torch.no_grad():
         model.embedding.weight[5, 0] = float("nan")
     before = state(model)
-    with pytest.raises(NonFiniteLoss, match="step 1 is not finite; the update was not made"):
+    with pytest.raises(NonFiniteLoss, match="step 1 is not finite; the update was not applied"):
         Trainer(model=model, output_dir="out", max_steps=2, **FAST)
     assert all(torch.equal(t, before[name]) or t.isnan().any() for name, t in state(model).items())
 

@@ -128,7 +128,7 @@ class SteepAtZero(PlainModel):
 
 def test_a_gradient_that_is_not_finite_is_named_by_where_it_begins(tmp_path: Path) -> None:
     error = refused(tmp_path, SteepAtZero(), {"max_steps": 2}, NonFiniteLoss)
-    assert error.message == "The gradient of step 1 is not finite; the update was not made."
+    assert error.message == "The gradient of step 1 is not finite; the update was not applied."
     assert error.evidence["tensors"] == ["gradient of blocks.0.norm.bias"]
     assert (error.evidence["ranks"], error.patch) == ([0], None)
 

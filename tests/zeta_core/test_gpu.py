@@ -19,7 +19,7 @@ from tests.zeta_core.models import PlainModel, llama, plain
 from tests.zeta_core.parallel.test_parallel import case, results
 from zeta import Trainer
 from zeta_core.checkpoint.staging import Staging
-from zeta_core.optim.optimizer import build_optimizer
+from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
@@ -48,7 +48,8 @@ def test_a_gpu_trains_in_bf16_with_fused_kernels_unasked(tmp_path: Path) -> None
     reference = Trainer(model=llama(), max_steps=3, output_dir=tmp_path / "no", mixed_precision="no", **ASKED)
     assert result.train_loss == pytest.approx(reference.train_loss, abs=2e-2)
     on_gpu = plain().cuda()
-    optimizer = build_optimizer("adamw", on_gpu, learning_rate=1e-3, weight_decay=0.1, blocks=[on_gpu])
+    groups = ParameterGroups.of(on_gpu, [on_gpu], "adamw")
+    optimizer = build_optimizer("adamw", on_gpu, groups, learning_rate=1e-3, weight_decay=0.1)
     assert all(group["fused"] for group in optimizer.param_groups)
 
 

@@ -11,7 +11,7 @@ import torch
 
 
 def get_random_state() -> dict[str, Any]:
-    """The state of every generator that a model may draw from in this process, as JSON."""
+    """The state of every random generator that a model may use in this process, as JSON."""
     kind, keys, position, has_gauss, gauss = cast("tuple[str, Any, int, int, float]", np.random.get_state(legacy=True))
     version, internal, gauss_next = random.getstate()
     state: dict[str, Any] = {
@@ -39,7 +39,7 @@ def _bytes(text: str) -> torch.Tensor:
 
 
 def seed_everything(seed: int, *parts: int) -> None:
-    """Seed every generator from ``seed`` and ``parts`` (rank, step): different parts draw differently."""
+    """Seed every generator from ``seed`` and ``parts`` (rank, step); different parts give different numbers."""
     words = np.random.SeedSequence((seed, *parts)).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))

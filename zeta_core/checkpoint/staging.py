@@ -19,26 +19,26 @@ _PIECE_BYTES = 8 << 20  # small enough for the two threads that copy to finish a
 
 
 class Staging:
-    """Copies tensors into buffers of its own, which are kept from one checkpoint to the next.
+    """Copies tensors into its own buffers, which are reused from one checkpoint to the next.
 
-    Training waits for no copy that can be made beside it. What only an update changes (parameters and the optimizer's
-    tensors) is put on a list by `copy_later`; the thread that writes the checkpoint works it off during the next step's
-    forward and backward, and before the update training calls `finish`, too: it takes its share of what is left and
-    returns when all is copied. Every promise is checked: a tensor that was written to in between makes `finish` raise,
-    and nothing of that save is published (what goes through ``tensor.data`` is not seen).
+    Training does not wait for copies that can run concurrently. `copy_later` queues tensors that only an update changes
+    (parameters and the optimizer's tensors). The thread that writes the checkpoint copies them during the next step's
+    forward and backward passes. Before the update, the training calls `finish` as well, which copies part of the rest
+    and returns when everything is copied. If a queued tensor was written to in between, `finish` raises an error, and
+    that save is not published (writes through ``tensor.data`` are not detected).
     """
 
     def __init__(self) -> None:
         self._buffers: Tensors = {}
-        self._later: deque[tuple[Bytes, Bytes]] = deque()  # to, from
-        self._unfinished = 0  # pieces, on the list or in the hands of a thread
-        self._promised: list[tuple[str, torch.Tensor, int]] = []
-        self._broken: str | None = None
-        self._moved = threading.Condition()
-        self._wanted = threading.Event()
+        self._later: deque[tuple[Bytes, Bytes]] = deque()  # target, source
+        self._unfinished = 0  # pieces that are queued or being copied
+        self._queued: list[tuple[str, torch.Tensor, int]] = []
+        self._changed: str | None = None
+        self._copied = threading.Condition()
+        self._stop_reserving = threading.Event()
 
     def copy(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        """Copies made now; from a GPU they are on their way until `torch.cuda.synchronize`."""
+        """Copy now; copies from a GPU are complete after `torch.cuda.synchronize`."""
         copies: Tensors = {}
         for name, tensor in tensors.items():
             source = tensor.detach()
@@ -46,10 +46,10 @@ class Staging:
         return copies
 
     def copy_later(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        """Buffers that hold the tensors, as they are now, once `finish` has returned.
+        """Buffers that contain the tensors' current values after `finish` has returned.
 
-        For tensors that nothing changes before that. What is not one stretch of the CPU's memory is copied now: over
-        its bus a GPU needs no more for it than the waiting would cost.
+        The tensors must not change before that. Tensors that are not contiguous CPU memory are copied now: for a GPU,
+        the copy takes no longer than waiting for it would.
         """
         copies: Tensors = {}
         for name, tensor in tensors.items():
@@ -64,13 +64,13 @@ class Staging:
             ]
             self._unfinished += len(pieces)
             self._later.extend(pieces)
-            self._promised.append((name, source, times_written(source)))
+            self._queued.append((name, source, times_written(source)))
         return copies
 
     def finish(self) -> None:
-        """Copy what is left, beside other threads that do, and return when nothing is. Raises `InvalidModel`.
+        """Copy queued pieces together with other threads, until all are copied. Raises `InvalidModel`.
 
-        One thread each: numpy copies without the threads of torch, which are busy, and without the interpreter's lock.
+        numpy copies without torch's threads, which are busy, and without holding the interpreter's lock.
         """
         while True:
             try:
@@ -78,40 +78,40 @@ class Staging:
             except IndexError:
                 break
             np.copyto(to, of)
-            with self._moved:
+            with self._copied:
                 self._unfinished -= 1
                 if not self._unfinished:
-                    changed = [name for name, source, version in self._promised if times_written(source) != version]
-                    self._broken = changed[0] if changed else None
-                    self._promised.clear()
-                    self._moved.notify_all()
-        with self._moved:
-            self._moved.wait_for(lambda: not self._unfinished)
-        if self._broken is not None:
+                    changed = [name for name, source, version in self._queued if times_written(source) != version]
+                    self._changed = changed[0] if changed else None
+                    self._queued.clear()
+                    self._copied.notify_all()
+        with self._copied:
+            self._copied.wait_for(lambda: not self._unfinished)
+        if self._changed is not None:
             raise InvalidModel(
-                f"The model wrote to its parameter {self._broken} outside the optimizer's update, while it was saved; "
-                "make it a buffer, or change it under the same optimizer."
+                f"The model changed its parameter {self._changed} outside the optimizer's update, while it was being "
+                "saved; make it a buffer, or let only the optimizer change it."
             )
 
     def reserve(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Make the buffers and touch their memory: what takes longest in a first copy, done before it is needed.
+        """Allocate the buffers and touch their memory in advance, which is the slowest part of the first copy.
 
-        For a thread beside the training; it leaves off when the buffers are wanted.
+        Runs in a thread beside the training, until `stop_reserving` is called.
         """
         for name, tensor in tensors.items():
-            if self._wanted.is_set():
+            if self._stop_reserving.is_set():
                 return
             _bytes_of(self._buffer(f"{prefix}{name}", tensor.detach())).fill(0)
 
     def stop_reserving(self) -> None:
-        """The buffers are wanted now; those that were not touched yet will be when they are written."""
-        self._wanted.set()
+        """End `reserve`; the remaining buffers are allocated when they are first used."""
+        self._stop_reserving.set()
 
     def _buffer(self, key: str, like: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
             if like.device.type == "cpu" and like.nbytes >= _PIECE_BYTES:
-                # numpy asks the kernel for huge pages, which are touched twice as fast
+                # numpy requests huge pages, which are touched twice as fast
                 memory = np.empty(like.nbytes, dtype=np.uint8)
                 buffer = torch.from_numpy(memory).view(like.dtype).view(like.shape)
             else:
@@ -121,7 +121,7 @@ class Staging:
 
 
 def times_written(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to in place, as torch counts it for its gradients."""
+    """The number of in-place writes to a tensor, which torch counts for autograd."""
     return tensor._version
 
 

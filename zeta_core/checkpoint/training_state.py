@@ -26,7 +26,7 @@ LARGEST_EXPONENT = 700.0  # of a perplexity that a float can represent
 
 @dataclass
 class TrainingProgress:
-    """Where a run is. Counts are global, over all ranks; ``loss_sum`` is in nats over ``num_targets`` tokens."""
+    """The progress of a run. Counts include all ranks; ``loss_sum`` is in nats over ``num_targets`` tokens."""
 
     step: int = 0
     consumed_sequences: int = 0
@@ -34,13 +34,13 @@ class TrainingProgress:
     loss_sum: float = 0.0
     num_targets: int = 0
     train_seconds: float = 0.0  # without evaluations
-    inherited_seconds: float = 0.0  # of them, those of the run in another directory that this one continues
-    evaluated_step: int = 0  # after which the run was last evaluated
+    inherited_seconds: float = 0.0  # the part that was trained in another directory
+    evaluated_step: int = 0  # the step of the last evaluation
     eval_loss: float | None = None
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_since_best: int = 0
-    memory: dict[str, int] | None = None  # bytes by part, in the first step of the last attempt that made one
+    memory: dict[str, int] | None = None  # bytes by part, in the first step of the latest attempt with a step
 
     @property
     def train_loss(self) -> float | None:
@@ -48,7 +48,7 @@ class TrainingProgress:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What a checkpoint of this step tells of it; an evaluation only where it was of this very step."""
+        """The metrics in a checkpoint of this step; an evaluation is included only if it was after this step."""
         found = {"train_loss": self.train_loss}
         if self.eval_loss is not None and self.evaluated_step == self.step:
             found |= {"eval_loss": self.eval_loss, "perplexity": perplexity(self.eval_loss)}
@@ -56,16 +56,16 @@ class TrainingProgress:
 
 
 def perplexity(loss: float) -> float:
-    """e to the loss in nats; beyond what a float can hold, the largest that it can."""
+    """The exponential of the loss in nats, limited to a value that a float can represent."""
     return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state in memory, safe from the training that goes on once ``complete`` was called."""
+    """A run's state in memory. It is independent of the training after ``complete`` has been called."""
 
     weights: Tensors
-    aliases: dict[str, str]  # a tied weight's other names -> the name in ``weights``
+    aliases: dict[str, str]  # alias of a tied weight -> its name in ``weights``
     optimizer: Tensors
     optimizer_values: dict[str, Any]
     random: list[dict[str, Any]]  # by rank
@@ -77,7 +77,7 @@ class Snapshot:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> tuple[Tensors, dict[str, Any]]:
-    """Its state by name of parameter and of field, ``<parameter>/<field>``: tensors, and plain values."""
+    """The optimizer's state with keys ``<parameter>/<field>``: its tensors, and its other values."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     tensors: Tensors = {}
     values: dict[str, Any] = {}
@@ -91,14 +91,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> tu
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors, values: Mapping[str, Any]
 ) -> None:
-    """Put a state back, each tensor where the optimizer keeps it. Raises `CannotResume` where names differ."""
+    """Restore an optimizer's state, on its devices. Raises `CannotResume` if a parameter does not exist."""
     parameters = dict(module.named_parameters())
     fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for key, value in (*tensors.items(), *values.items()):
         name, _, entry = key.rpartition("/")
         parameter = parameters.get(name)
         if parameter is None:
-            raise CannotResume(f"The optimizer's state names {name!r}, which the model does not have.")
+            raise CannotResume(f"The optimizer's state contains {name!r}, which the model does not have.")
         if isinstance(value, torch.Tensor):
             stays = entry == "step" and not fused
             value = value.clone() if stays else value.to(parameter.device, copy=True)
@@ -109,9 +109,9 @@ def restore_optimizer(
 
 
 def write_training_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, Any], weights: Tensors) -> None:
-    """``training_state/`` of a checkpoint, but for the optimizer's tensors, which are the engine's to write.
+    """Write ``training_state/`` of a checkpoint, except the optimizer's tensors, which the engine writes.
 
-    ``weights`` are those that the exported files do not hold exactly.
+    ``weights`` are those that the exported files do not contain exactly.
     """
     folder.mkdir(exist_ok=True)
     if weights:
@@ -123,7 +123,7 @@ def write_training_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, An
 
 @dataclass(frozen=True)
 class StoredState:
-    """``training_state/`` as it was read, tensors aside."""
+    """The content of ``training_state/``; tensors are read on demand."""
 
     folder: Path
     plan: dict[str, Any]
@@ -132,7 +132,7 @@ class StoredState:
     optimizer_values: dict[str, Any]
 
     def fixed(self) -> Tensors:
-        """What was made once, at the first start, and is kept with every checkpoint."""
+        """Tensors that were computed once, at the first start, and are stored with every checkpoint."""
         file = self.folder / FIXED_FILE
         return load_file(file) if file.is_file() else {}
 

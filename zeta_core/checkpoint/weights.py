@@ -19,23 +19,24 @@ from zeta_core.failures import CannotResume
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Which weights a checkpoint holds: by name, each storage once, and the other names of those that are tied.
+    """The names of the weights in a checkpoint, one per storage, and the aliases of tied weights.
 
-    ``kept`` are weights of the whole that the model does not hold as they are: those of a quantised base.
+    ``whole`` contains the names for the whole model, if only a part is trained and the whole is saved as well.
+    ``base_weights`` are weights that the model itself no longer has in this form: those of a quantized base.
     """
 
     names: frozenset[str]
     aliases: dict[str, str]
-    whole: frozenset[str] | None = None  # those of the whole model, where only a part is trained and the whole is asked
-    kept: Tensors = field(default_factory=dict[str, torch.Tensor])
+    whole: frozenset[str] | None = None
+    base_weights: Tensors = field(default_factory=dict[str, torch.Tensor])
 
     def of(self, checkpoints: Collection[str]) -> frozenset[str]:
-        """The names for checkpoints that are called so: the whole model is for those that stay."""
+        """The names for checkpoints with these names; ``best`` and ``final`` contain the whole model."""
         return self.whole if self.whole is not None and {"best", "final"} & set(checkpoints) else self.names
 
 
 def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a state dict, each storage once, and the other names of those that are tied."""
+    """The tensors of a state dict, one per storage, and the aliases of tied tensors."""
     unique: Tensors = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -52,7 +53,7 @@ def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
 
 
 def load_weights(module: nn.Module, directory: Path, names: Collection[str]) -> None:
-    """Put a checkpoint's exact weights of these names into a module, in place; tied weights stay tied.
+    """Load a checkpoint's exact weights of these names into a module, in place; tied weights stay tied.
 
     Raises `CannotResume`.
     """
@@ -62,20 +63,20 @@ def load_weights(module: nn.Module, directory: Path, names: Collection[str]) -> 
     missing = sorted(name for name in own if name not in weights)
     unknown = sorted(name for name in weights if name not in own and name not in aliases)
     if missing or unknown:
-        names = f"{len(missing)} are missing ({missing[:2]}), {len(unknown)} unknown ({unknown[:2]})"
-        raise CannotResume(f"The weights of {directory.name} are not those of this model: {names}.")
+        difference = f"{len(missing)} missing ({missing[:2]}), {len(unknown)} unknown ({unknown[:2]})"
+        raise CannotResume(f"The weights of {directory.name} do not match this model: {difference}.")
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != weights[name].shape:
                 raise CannotResume(
-                    f"{name} has shape {tuple(weights[name].shape)} in {directory.name}, and {tuple(tensor.shape)} "
+                    f"{name} has shape {tuple(weights[name].shape)} in {directory.name}, but {tuple(tensor.shape)} "
                     "in the model."
                 )
             tensor.copy_(weights[name])
 
 
 def read_weights(directory: Path) -> Tensors:
-    """The weights as they are trained: the master copy, or the exported files where they are the same."""
+    """The weights in training precision: the master copy, or the exported files if they are identical."""
     master = directory / TRAINING_STATE_NAME / "weights.safetensors"
     files = [master] if master.is_file() else sorted(directory.glob("model*.safetensors"))
     weights: Tensors = {}
@@ -85,14 +86,20 @@ def read_weights(directory: Path) -> Tensors:
 
 
 def is_exported_exactly(directory: Path, weights: Tensors) -> bool:
-    """Whether the exported files hold every one of ``weights`` under its own name, with its own precision."""
-    kinds: dict[str, tuple[str, list[int]]] = {}
+    """Whether the exported files contain all ``weights`` with the same names and data types."""
+    stored: dict[str, tuple[str, list[int]]] = {}
     for path in directory.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 part = file.get_slice(name)
-                kinds[name] = (part.get_dtype(), part.get_shape())
-    return all(kinds.get(name) == (_WORDS.get(t.dtype), list(t.shape)) for name, t in weights.items())
+                stored[name] = (part.get_dtype(), part.get_shape())
+    return all(stored.get(name) == (_DTYPE_NAMES.get(t.dtype), list(t.shape)) for name, t in weights.items())
 
 
-_WORDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}

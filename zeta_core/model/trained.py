@@ -43,7 +43,7 @@ def choose_what_is_trained(
     if adapter is None:
         saved = SavedWeights(frozenset(weights), aliases)
     elif keep:
-        saved = SavedWeights(adapter.names, aliases_of_kept, whole=adapter.names | kept.keys(), kept=kept)
+        saved = SavedWeights(adapter.names, aliases_of_kept, whole=adapter.names | kept.keys(), base_weights=kept)
     else:
         saved = SavedWeights(adapter.names, aliases, whole=frozenset(weights) if merge else None)
     return saved, export

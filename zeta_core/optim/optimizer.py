@@ -1,4 +1,4 @@
-"""The optimizer of a run, and its groups of parameters: those that decay, and those that Muon orthogonalizes."""
+"""The optimizer of a run, and its parameter groups: with and without weight decay, and those of Muon."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SGD_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class Groups:
-    """The trainable parameters by what is done with them; a tied one is in exactly one group, once."""
+class ParameterGroups:
+    """The trainable parameters by their treatment; a tied parameter is in exactly one group, once."""
 
     orthogonalized: list[nn.Parameter]  # by Muon; empty with any other optimizer
     decayed: list[nn.Parameter]
     not_decayed: list[nn.Parameter]
 
     @staticmethod
-    def of(model: nn.Module, blocks: Sequence[nn.Module], optimizer: Optimizer) -> Groups:
-        """Raises `InvalidModel` if nothing can be trained, `CannotTrain` if Muon has no matrix."""
+    def of(model: nn.Module, blocks: Sequence[nn.Module], optimizer: Optimizer) -> ParameterGroups:
+        """Raises `InvalidModel` if no parameter is trainable, `CannotTrain` if Muon has no matrix."""
         roles = roles_of(model, blocks)
-        found = Groups([], [], [])
+        found = ParameterGroups([], [], [])
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -43,13 +43,13 @@ class Groups:
             else:
                 (found.decayed if role.decays else found.not_decayed).append(parameter)
         if not (found.orthogonalized or found.decayed or found.not_decayed):
-            raise InvalidModel("The model has no parameter that can be trained; every requires_grad is off.")
+            raise InvalidModel("The model has no trainable parameter; set requires_grad for at least one.")
         if optimizer == "muon" and not found.orthogonalized:
             raise CannotTrain("optimizer is 'muon', but the model has no matrix in its blocks to train; use 'adamw'.")
         return found
 
     def for_torch(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Those that are not orthogonalized, as groups of a torch optimizer."""
+        """The parameters that are not orthogonalized, as groups of a torch optimizer."""
         groups = [
             {"params": self.decayed, "weight_decay": weight_decay},
             {"params": self.not_decayed, "weight_decay": 0.0},
@@ -64,25 +64,19 @@ class Groups:
             (self.decayed, f"matrices and embeddings {decays}"),
             (self.not_decayed, "norms, biases and other parameters without"),
         ]
-        words = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
-        return f"Optimizer {optimizer}: {'; '.join(words)}."
+        counts = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
+        return f"Optimizer {optimizer}: {'; '.join(counts)}."
 
 
 def build_optimizer(
-    name: Optimizer,
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    blocks: Sequence[nn.Module],
+    name: Optimizer, model: nn.Module, parameters: ParameterGroups, *, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The named optimizer over all parameters that can be trained. ``blocks`` are the repeated ones."""
-    found = Groups.of(model, blocks, name)
-    groups = found.for_torch(weight_decay)
+    """The named optimizer over the model's trainable ``parameters``."""
+    groups = parameters.for_torch(weight_decay)
     match name:
         case "muon":
             others = _adamw(groups, model, learning_rate) if groups else None
-            return Muon(found.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
+            return Muon(parameters.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":

@@ -31,7 +31,7 @@ from zeta_core.checkpoint.staging import Staging, Tensors, times_written
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors, restore_optimizer
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
-from zeta_core.optim.optimizer import Groups, build_optimizer
+from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 from zeta_core.optim.scaling import LossScale
 from zeta_core.parallel.paths import may_leave_parameters_out
 from zeta_core.plan import Plan
@@ -167,14 +167,14 @@ class Replicated:
 
     def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
         plan = self._plan
-        groups = Groups.of(self.module, blocks, plan.optimizer)
+        groups = ParameterGroups.of(self.module, blocks, plan.optimizer)
         self.optimizer_groups = groups.describe(plan.optimizer, plan.weight_decay)
         return build_optimizer(
             plan.optimizer,
             self.module,
+            groups,
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
-            blocks=blocks,
         )
 
     def _check(self) -> None:

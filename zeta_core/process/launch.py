@@ -47,8 +47,9 @@ from zeta_core.contract.wire.run_directory import (
 from zeta_core.environment import ProcessRank, job_id, variables
 from zeta_core.failures import TrainingFailed, explain
 from zeta_core.process.supervision import Supervision
+from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.library_noise import leave_out_library_noise
-from zeta_core.report.reporter import Console, JournalWriter, Reporter
+from zeta_core.report.reporter import Console, Reporter
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
 STANDARD_ERROR = 2

@@ -1,21 +1,11 @@
-"""What a training says: lines of the contract, to the journal of a run directory or to the console of a script.
-
-The journal is append-only: each line is one write of one whole line, so a reader never sees half of one, and a line
-that was written is not lost when the process is killed (it is not lost with the machine only after the checkpoint's
-fsync; the worker publishes lines as they come). Ranks other than the first say nothing.
-"""
+"""Reporting the lines of a training to its sinks: a journal, the console, or trackers."""
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import os
 import sys
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -32,79 +22,18 @@ from zeta_core.contract.job.events import (
     StatusLine,
     WarningLine,
 )
-from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
-
-SECONDS_BEYOND_LIMIT = 30.0
-MOST_LINE_BYTES = LONGEST_LINE_BYTES // 4
-MOST_CHARACTERS = 16_384  # of each text of a line that is longer
-_LIMIT_REACHED = (
-    "The journal has {} lines, which is its limit: from here on it tells checkpoints, the end, and a step now and "
-    "then; the log has the rest."
-)
 
 
 class Sink(Protocol):
-    """Where lines go."""
+    """A destination of lines."""
 
     def write(self, line: JournalLine) -> None: ...
 
     def close(self) -> None: ...
 
 
-class JournalWriter:
-    """``events.jsonl`` of a run directory; beyond ``max_lines`` it tells checkpoints, the end, a step now and then."""
-
-    def __init__(self, path: Path, max_lines: int | None = None) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.max_lines = max_lines
-        self._num_lines = 0
-        self._progress_at = 0.0
-
-    def write(self, line: JournalLine) -> None:
-        """Raises `OSError`; of a line that did not fit on the disk nothing is left."""
-        if self._is_left_out(line):
-            return
-        self._num_lines += 1
-        self._append(line)
-        if self._num_lines == self.max_lines:
-            self._append(WarningLine(code="journal_limit", message=_LIMIT_REACHED.format(self.max_lines)))
-
-    def _is_left_out(self, line: JournalLine) -> bool:
-        if self.max_lines is None or self._num_lines < self.max_lines:
-            return False
-        if isinstance(line, ProgressLine) and time.monotonic() - self._progress_at >= SECONDS_BEYOND_LIMIT:
-            self._progress_at = time.monotonic()
-            return False
-        return not isinstance(line, StatusLine | CheckpointLine | ErrorLine)
-
-    def _append(self, line: JournalLine) -> None:
-        data = line.model_dump_json(exclude_none=True).encode() + b"\n"
-        if len(data) > MOST_LINE_BYTES:
-            data = json.dumps(_shortened(line.model_dump(mode="json", exclude_none=True))).encode() + b"\n"
-        written = os.write(self._file, data)
-        if written != len(data):
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-def _shortened(value: JsonValue) -> JsonValue:
-    """``value`` with the beginning of each long text: a library's error message may hold a whole row of data."""
-    match value:
-        case str() if len(value) > MOST_CHARACTERS:
-            return f"{value[:MOST_CHARACTERS]} ... ({len(value) - MOST_CHARACTERS:,} more characters)"
-        case list():
-            return [_shortened(item) for item in value]
-        case dict():
-            return {name: _shortened(item) for name, item in value.items()}
-        case _:
-            return value
-
-
 class Console:
-    """The same lines as sentences for people, on standard output; advice names the job's rerun where it is one."""
+    """Prints lines as sentences on standard output. For a job, advice contains the command that reruns it."""
 
     def __init__(self, job_id: str | None = None) -> None:
         self._job_id = job_id
@@ -157,7 +86,7 @@ class Console:
 
 
 class Reporter:
-    """The one voice of a training. Every rank has one; only the first rank's has sinks."""
+    """Sends lines to all sinks. Every rank has a reporter, but only the first rank's has sinks."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
@@ -168,7 +97,7 @@ class Reporter:
 
     @contextmanager
     def also_to(self, sink: Sink) -> Generator[None]:
-        """Within it lines go to ``sink`` as well; it is closed at the end."""
+        """Within the context, lines also go to ``sink``, which is closed at the end."""
         before = self._sinks
         self._sinks = (*before, sink)
         try:

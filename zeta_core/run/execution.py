@@ -30,10 +30,14 @@ from zeta_core.run.decision import Decision, build_model, decide, isolation_of
 from zeta_core.run.inputs import find_resume_point, read
 from zeta_core.run.learner import Learner, prepare, setup_of
 from zeta_core.run.request import Outcome, RunRequest
-from zeta_core.train.loop import Course
-from zeta_core.train.out_of_memory import Known, explained
+from zeta_core.train.accumulation import GradientAccumulator
+from zeta_core.train.checkpointing import Checkpointer
+from zeta_core.train.loop import TrainingLoop
+from zeta_core.train.meter import Meter
+from zeta_core.train.non_finite import NonFiniteDiagnosis
+from zeta_core.train.out_of_memory import MemoryContext, explained_out_of_memory
 from zeta_core.train.rate_search import find_learning_rate
-from zeta_core.train.saving import Saver
+from zeta_core.train.saving import CheckpointSaver
 
 
 def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome:
@@ -43,7 +47,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
 
     accelerate, kernels = accelerate_variables(), kernel_variables()
     with ExitStack() as stack:
-        memory = stack.enter_context(explained())
+        memory = stack.enter_context(explained_out_of_memory())
         stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=cuda))
         processes = Processes(rank, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
@@ -99,7 +103,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             )
         )
 
-        saver = Saver(
+        saver = CheckpointSaver(
             request.output_dir,
             run_id,
             learner.export,
@@ -113,32 +117,35 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         saver.newest = None if resume_point is None else resume_point.checkpoint
         saver.best_elsewhere = best_elsewhere(request, resume_point, progress, processes, report)
         saver.fixed = reference
-        course = Course(
-            plan=plan,
-            engine=engine,
-            loss_of=learner.loss_of,
-            sequences=decision.sequences,
-            progress=progress,
-            saved=learner.saved,
-            saver=saver,
-            evaluator=evaluator,
-            report=report,
+        accumulator = GradientAccumulator(
+            plan, engine, learner.loss_of, decision.sequences, report, may_split=decision.may_split
+        )
+        meter = Meter(report, plan, len(decision.sequences), engine, data=accumulator.reading)
+        monitor = setup.divergence_monitor(report.advise)
+        diagnosis = NonFiniteDiagnosis(monitor, accumulator, progress, meter, report)
+        checkpointer = Checkpointer(
+            accumulator,
+            progress,
+            learner.saved,
+            saver,
+            meter,
+            report,
             output_dir=request.output_dir,
             checkpointing_steps=options.checkpointing_steps,
-            asked_to_stop=request.stop,
-            watch=setup.watch(report.advise),
-            may_split=decision.may_split,
         )
-        memory.trains = course
+        loop = TrainingLoop(
+            accumulator, progress, meter, checkpointer, evaluator, diagnosis, report, requested_stop=request.stop
+        )
+        memory.training = loop
         request.steps_begin()
-        stopped = course.train()
-        newest = course.finish(stopped)
+        stopped = loop.train()
+        newest = checkpointer.finish(stopped, steps_trained=loop.steps_trained)
 
         if apart and newest is not None:
             load_weights(model, newest, learner.saved.names)
         best = request.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None
-        return Outcome(run_id, progress, course.steps_trained, plan.total_steps, newest, best, stopped)
+        return Outcome(run_id, progress, loop.steps_trained, plan.total_steps, newest, best, stopped)
 
 
 def _search(
@@ -148,7 +155,7 @@ def _search(
     learner: Learner,
     processes: Processes,
     report: Reporter,
-    memory: Known,
+    memory: MemoryContext,
 ) -> Plan | StopAction:
     """The plan with the learning rate that the search found, or the requested stop action."""
     return find_learning_rate(
@@ -160,7 +167,7 @@ def _search(
         deepspeed=request.options.use_deepspeed,
         usual=setup.usual_rates,
         report=report,
-        asked_to_stop=request.stop,
+        requested_stop=request.stop,
         may_split=decision.may_split,
         memory=memory,
     )

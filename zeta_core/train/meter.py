@@ -1,7 +1,7 @@
-"""Progress lines: about one a second, each over all steps since the one before it, and what their time went into.
+"""Progress lines: about one per second, each covering all steps since the previous line, with their timing.
 
-Each of the first steps of a run is told with its own figures too, in the line that comes next; a line comes before each
-checkpoint, so a run that goes on from one has told every step up to it.
+The next line also contains the figures of each of the first steps of a run. A line is written before each checkpoint,
+so a resumed run has reported every step before its checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LINES = 1.0
 
 
 class Clock:
-    """Sums up the seconds that are spent within it."""
+    """A context manager that sums up the seconds spent within it."""
 
     seconds = 0.0
 
@@ -33,20 +33,20 @@ class Clock:
         self.seconds += time.perf_counter() - self._since
 
     def share_of(self, seconds: float) -> float | None:
-        """Which part of ``seconds`` it was, from 0 to 1; then it starts anew."""
+        """The measured time as a share of ``seconds``, from 0 to 1. Resets the clock."""
         spent, self.seconds = self.seconds, 0.0
         return round(min(1.0, spent / seconds), 5) if seconds > 0 else None
 
 
 class Meter:
-    """``data`` and ``saving`` are for the loop to spend in what holds up the maths; ``usage`` looks at the memory.
+    """Measures steps and reports them. ``data`` and ``saving`` measure the time in which no step is computed.
 
-    MFU is the share of the devices' peak that the model's own arithmetic makes of it (Chowdhery et al. 2022, PaLM,
-    appendix B): tokens/s x `flops_per_token` / (`peak_flops` x processes).
+    MFU is the share of the devices' peak FLOP/s that the model's arithmetic uses (Chowdhery et al. 2022, PaLM, appendix
+    B): tokens/s x `flops_per_token` / (`peak_flops` x processes). ``data`` is also used where batches are read.
     """
 
-    def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine) -> None:
-        self.data, self.saving, self.usage = Clock(), Clock(), Usage()
+    def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine, *, data: Clock) -> None:
+        self.data, self.saving, self.usage = data, Clock(), Usage()
         self._report = report
         self._plan = plan
         self._num_sequences = num_sequences
@@ -55,19 +55,19 @@ class Meter:
         flops = flops_per_token(engine.module, plan.seq_len)
         self._tokens_per_second_at_peak = None if peak is None else peak * plan.world_size / flops
         self._at = self._begun = time.monotonic()
-        self._newest: StepFigures | None = None  # of the last step, until a line tells it
-        self._each: list[StepFigures] = []  # of those since the last line that are told each
+        self._newest: StepFigures | None = None  # the last step, until it is reported
+        self._each: list[StepFigures] = []  # steps since the last line that are reported individually
         self._steps = 0
         self._loss_sum = 0.0
         self._num_targets = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=LOSS_WINDOW_STEPS)  # loss sum and targets of each step
         self._tokens_before: int | None = None
         self._first = True
-        self.memory: dict[str, int] | None = None  # bytes by part, when the first step was made
+        self.memory: dict[str, int] | None = None  # bytes by part, measured at the first step
         self._measures: list[float] | None = None
-        self._paced_from: tuple[float, int] | None = None  # when the first step was told: it is slower than the others
+        self._paced_from: tuple[float, int] | None = None  # time and step of the first line; the first step is slower
 
-    def step(
+    def record_step(
         self,
         progress: TrainingProgress,
         *,
@@ -77,9 +77,9 @@ class Meter:
         learning_rate: float,
         measures: list[float] | None = None,
     ) -> None:
-        """Count one applied update; say so when it is time: the first, the last, and about once a second.
+        """Record one applied update; report after the first and the last one, and about once per second.
 
-        ``learning_rate`` is the rate that this update was made with.
+        ``learning_rate`` is the rate of this update.
         """
         if measures is not None:
             before = self._measures or [0.0] * len(measures)
@@ -101,10 +101,10 @@ class Meter:
             self._each.append(self._newest)
         last = progress.step >= self._plan.total_steps
         if self._first or last or time.monotonic() - self._at >= SECONDS_BETWEEN_LINES:
-            self.tell()
+            self.report_steps()
 
-    def tell(self) -> None:
-        """Say what is not said yet, if anything: a line over the steps since the one before it."""
+    def report_steps(self) -> None:
+        """Write one line about the steps since the previous line, if there are any."""
         newest = self._newest
         if newest is None:
             return
@@ -148,24 +148,24 @@ class Meter:
         self._num_targets = 0
 
     def skip(self, seconds: float) -> None:
-        """These last seconds were no training (an evaluation), and slow nothing down."""
+        """Exclude the last ``seconds``, such as those of an evaluation, from the measured speed."""
         self._at += seconds
         if self._paced_from is not None:
             self._paced_from = (self._paced_from[0] + seconds, self._paced_from[1])
 
     def _speed(self, tokens: int, seconds: float) -> float | None:
-        """Tokens a second since the line before; the first steps, which set much up, have none."""
+        """Tokens per second since the previous line; None for the first steps, which include set-up."""
         if self._tokens_before is None or seconds <= 0:
             return None
         return (tokens - self._tokens_before) / seconds
 
     def _memory_parts(self) -> dict[str, int] | None:
-        if self._plan.strategy == "zero":  # DeepSpeed keeps them in places of its own
+        if self._plan.strategy == "zero":  # DeepSpeed manages these tensors itself
             return None
         return self.usage.parts(self._engine.module, self._engine.optimizer).model_dump(exclude_none=True)
 
     def _seconds_per_step(self, now: float, step: int) -> float:
-        """The pace since the first step: steps vary several-fold on a busy machine, their mean does not."""
+        """The mean since the first step, because single steps vary several-fold on a busy machine."""
         if self._paced_from is None:
             return (now - self._at) / self._steps
         since, first = self._paced_from

@@ -1,4 +1,4 @@
-"""Memory that runs out while a model is built or trained, as an error that says what was held and what to change."""
+"""Explaining failed allocations while a model is built or trained: memory use, and settings that need less."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 
 
-class Trains(Protocol):
-    """What computes gradients: the loop over the steps, or the search before the first of them."""
+class ActiveTraining(Protocol):
+    """The part of a run that computes gradients: the training loop, or the search for a learning rate before it."""
 
     @property
     def plan(self) -> Plan: ...
@@ -27,50 +27,50 @@ class Trains(Protocol):
 
     @property
     def step(self) -> int:
-        """The one that is under way; 0 before the first."""
+        """The current step; 0 before the first one."""
         ...
 
     @property
-    def doing(self) -> str:
-        """Such as "step 3"."""
+    def activity(self) -> str:
+        """For example, "step 3"."""
         ...
 
 
-class Known:
-    """What is known of a run when its memory runs out; told as it comes to be."""
+class MemoryContext:
+    """The facts about a run that an out-of-memory error reports, set as they become known."""
 
     plan: Plan | None = None
-    trains: Trains | None = None
+    training: ActiveTraining | None = None
 
 
 @contextmanager
-def explained() -> Generator[Known]:
-    """An allocation that fails in here leaves as `OutOfMemory`, with what was held and what to change."""
-    known = Known()
+def explained_out_of_memory() -> Generator[MemoryContext]:
+    """Re-raise allocation failures as `OutOfMemory`, with the memory in use and settings that need less."""
+    context = MemoryContext()
     try:
-        yield known
+        yield context
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise _explanation(error, known) from error
+        raise _explanation(error, context) from error
 
 
-def _explanation(error: Exception, known: Known) -> OutOfMemory:
-    plan = known.plan if known.trains is None else known.trains.plan
+def _explanation(error: Exception, context: MemoryContext) -> OutOfMemory:
+    plan = context.plan if context.training is None else context.training.plan
     evidence: dict[str, JsonValue] = {"error": f"{type(error).__name__}: {error}"[:1000]}
     if plan is None:
-        return OutOfMemory("Memory ran out while the model was built.", hint=NO_LESS_MEMORY, evidence=evidence)
+        return OutOfMemory("Memory ran out while the model was being built.", hint=NO_LESS_MEMORY, evidence=evidence)
     evidence |= options_of(plan)
     evidence["capacity_bytes"] = capacity_of(plan)
     size = f"micro-batches of {plan.batch_size} sequences of {plan.seq_len} tokens"
-    if known.trains is None:
-        message = f"Memory ran out before the first step, which would have {size}."
+    if context.training is None:
+        message = f"Memory ran out before the first step, which needs {size}."
         return OutOfMemory(message, hint=NO_LESS_MEMORY, evidence=evidence)
-    engine = known.trains.engine
+    engine = context.training.engine
     parts = held(engine.module, engine.optimizer)
-    evidence |= {"step": known.trains.step, "memory": parts.as_evidence()}
+    evidence |= {"step": context.training.step, "memory": parts.as_evidence()}
     if engine.device.type == "cuda":
         evidence["peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
     cure = less_memory(options_of(plan))
-    message = f"Memory ran out in {known.trains.doing} with {size}; beside activations it held {parts}."
+    message = f"Memory ran out in {context.training.activity} with {size}; besides activations, {parts} were in use."
     return OutOfMemory(message, hint=cure.hint, patch=cure.patch, evidence=evidence)

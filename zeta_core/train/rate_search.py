@@ -1,16 +1,16 @@
 """``learning_rate: "find"``: a range test before the first step (Smith 2015, arXiv 1506.01186, section 3.3).
 
-The rate rises from one update to the next, by the same factor each time, through what is usual for such a run; updates
-are those of the run (its first global batches, its optimizer, its clipping). Chosen is the rate at which the loss fell
-fastest: `steepest`.
+The rate rises by the same factor from one update to the next, through the usual range for this kind of run. The updates
+are those of the run: its first global batches, its optimizer, its clipping. The test chooses the rate at which the loss
+falls fastest (`steepest`).
 
-Guaranteed: the search has a copy of the model, an engine of its own, and random states that are put back, so the run
-that follows is bit for bit the one that would have been given this rate as a number. It leaves nothing behind: a
-search that was killed is made again. Every rank takes part, and all decide alike, because they look at the same sums.
+Guarantees: the search uses a copy of the model and its own engine, and restores the random states. The run that follows
+is bit-identical to one with this rate as a number. A killed search leaves nothing behind and is repeated. All ranks
+take part and make the same decision, because they use the same sums.
 
-Of each batch the loss of the model as it was before the first update is taken off. Batches differ by more than a fine
-tuning changes in a hundred updates, so that without it the steepest place is one where an easy batch follows a hard
-one; with it, what is left is what the updates did. That costs another forward pass for each update.
+The initial model's loss on the same batch is subtracted from each loss. Batches differ by more than fine-tuning changes
+in a hundred updates, so the loss would otherwise fall fastest wherever an easy batch follows a hard one. The difference
+shows only the effect of the updates. It costs another forward pass per update.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,13 +43,13 @@ from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
-from zeta_core.train.accumulation import Accumulation
+from zeta_core.train.accumulation import GradientAccumulator
 from zeta_core.train.divergence import FAR_ABOVE
 from zeta_core.train.meter import SECONDS_BETWEEN_LINES
-from zeta_core.train.out_of_memory import Known
+from zeta_core.train.out_of_memory import MemoryContext
 
-FAR_BELOW_TYPICAL = 30.0  # the test begins at the typical rate by this, or at the lowest usual one
-LINE_SHARE = 5  # the line whose slope is looked at is a fifth of the test long
+FAR_BELOW_TYPICAL = 30.0  # the test starts at the typical rate divided by this, or at the lowest usual rate
+LINE_SHARE = 5  # slopes are measured over a fifth of the test
 
 
 def find_learning_rate(
@@ -62,23 +62,23 @@ def find_learning_rate(
     deepspeed: bool | int | dict[str, Any] | str | None,
     usual: UsualRates,
     report: Reporter,
-    asked_to_stop: Callable[[], StopAction | None],
+    requested_stop: Callable[[], StopAction | None],
     may_split: bool,
-    memory: Known,
+    memory: MemoryContext,
 ) -> Plan | StopAction:
-    """The plan with its learning rate, and with a split into micro-batches that fits; or why the run is to stop.
+    """The plan with its learning rate and a batch split that fits into memory, or the requested stop action.
 
-    ``model`` is as the first step would find it, and is not changed. Raises `CannotTrain` where the run is too short
-    for a search, or the loss falls at no rate.
+    ``model`` is ready for the first step, and is not changed. Raises `CannotTrain` if the run is too short for a
+    search, or if the loss falls at no rate.
     """
     started = time.monotonic()
     typical = rounded(usual.typical)
     number = num_updates(plan.total_steps)
     if not number:
         raise CannotTrain(
-            f"learning_rate is 'find', which takes {FEWEST_UPDATES} updates or more and at most {LARGEST_SHARE:.0%} of "
-            f"a run's steps; this one has {plan.total_steps}.",
-            hint=f"Train longer, or give a number: {typical:g} is usual.",
+            f"learning_rate is 'find', but this run has only {plan.total_steps} steps: the search needs at least "
+            f"{FEWEST_UPDATES} updates, and may use at most {LARGEST_SHARE:.0%} of the steps.",
+            hint=f"Train longer, or set a number; {typical:g} is typical.",
             patch={"learning_rate": typical},
             param="learning_rate",
         )
@@ -87,7 +87,7 @@ def find_learning_rate(
     rates = [float(rate) for rate in np.geomspace(low, usual.high, number)]
     random_state = get_random_state()
     try:
-        seen = _range_test(
+        result = _range_test(
             model,
             replace(plan, learning_rate=low, compile=False),
             processes,
@@ -96,59 +96,58 @@ def find_learning_rate(
             sequences=sequences,
             deepspeed=deepspeed,
             report=report,
-            asked_to_stop=asked_to_stop,
+            requested_stop=requested_stop,
             may_split=may_split,
             memory=memory,
         )
     finally:
         restore_random_state(random_state)
-        gc.collect()  # engines hold themselves in cycles
+        gc.collect()  # engines are part of reference cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    memory.trains = None
-    if not isinstance(seen, _Seen):
-        return seen
-    last = rates[len(seen.losses) - 1]
-    found = steepest(rates, seen.excess[1:], length=_line_length(number))
+    memory.training = None
+    if not isinstance(result, _TestResult):
+        return result
+    last = rates[len(result.losses) - 1]
+    found = steepest(rates, result.excess[1:], length=_line_length(number))
     if found is None:
         raise CannotTrain(
-            f"learning_rate is 'find', and the loss fell at none of the rates from {low:.2g} to {last:.2g}.",
-            hint=f"Look at the data and the model's forward, or give a number: {typical:g} is usual.",
+            f"learning_rate is 'find', but the loss did not fall at any rate from {low:.2g} to {last:.2g}.",
+            hint=f"Check the data and the model's forward, or set a number; {typical:g} is typical.",
             patch={"learning_rate": typical},
             param="learning_rate",
         )
-    rate = float(f"{found:.1e}")  # two digits, as a person would write it
+    rate = float(f"{found:.1e}")  # two significant digits
     seconds, share = time.monotonic() - started, number / plan.total_steps
-    early = " It ended early: at higher rates the loss rose." if seen.diverged else ""
+    early = " It ended early, because the loss rose at higher rates." if result.diverged else ""
     report.write(
         LogLine(
-            message=f"Found the learning rate {rate:g}: there the loss fell fastest while the rate rose from {low:.2g} "
-            f"to {last:.2g}. The test took {seconds:.1f} s, and at most {number} updates of a copy of the model, "
-            f"{share:.0%} of the run's {plan.total_steps} steps.{early}",
+            message=f"Found learning_rate {rate:g}: the loss fell fastest there, of all rates from {low:.2g} to "
+            f"{last:.2g}. The search took {seconds:.1f} s and at most {number} updates of a copy of the model "
+            f"({share:.0%} of the run's {plan.total_steps} steps).{early}",
             data=RateSearch(
                 learning_rate=rate,
-                rates=rates[: len(seen.losses) - 1],
-                losses=seen.losses[1:],
-                losses_at_start=seen.losses_at_start[1 : len(seen.losses)],
-                diverged=seen.diverged,
+                rates=rates[: len(result.losses) - 1],
+                losses=result.losses[1:],
+                losses_at_start=result.losses_at_start[1 : len(result.losses)],
+                diverged=result.diverged,
                 share=round(share, 4),
                 seconds=round(seconds, 3),
             ),
         )
     )
-    split = {"batch_size": seen.batch_size, "gradient_accumulate_every": seen.gradient_accumulate_every}
+    split = {"batch_size": result.batch_size, "gradient_accumulate_every": result.gradient_accumulate_every}
     return replace(plan, learning_rate=rate, **split)
 
 
 def steepest(rates: Sequence[float], excess: Sequence[float], *, length: int) -> float | None:
-    """The rate in the middle of those ``length`` updates in a row over which the loss fell fastest.
+    """The rate in the middle of the ``length`` consecutive updates over which the loss fell fastest.
 
-    ``excess`` is the loss after the update with each rate; the speed is the slope of the least-squares line, and the
-    middle is the geometric mean of the first and the last rate. None where the loss falls nowhere, or where there are
-    not so many updates.
+    ``excess`` is the loss after the update with each rate. The speed is the slope of the least-squares line. The middle
+    is the geometric mean of the first and the last rate. None if the loss never falls, or if there are fewer updates.
     """
-    places = np.arange(length) - (length - 1) / 2
-    slopes = [float(places @ np.array(excess[at : at + length])) for at in range(len(excess) - length + 1)]
+    offsets = np.arange(length) - (length - 1) / 2
+    slopes = [float(offsets @ np.array(excess[at : at + length])) for at in range(len(excess) - length + 1)]
     if not slopes or min(slopes) >= 0:
         return None
     at = slopes.index(min(slopes))
@@ -160,8 +159,8 @@ def _line_length(number: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a range test saw: the mean loss of each global batch, and that by the model as it was at the start."""
+class _TestResult:
+    """The mean loss of each global batch, and that of the initial model on the same batch."""
 
     losses: list[float]
     losses_at_start: list[float]
@@ -184,13 +183,13 @@ def _range_test(
     sequences: Sequences,
     deepspeed: bool | int | dict[str, Any] | str | None,
     report: Reporter,
-    asked_to_stop: Callable[[], StopAction | None],
+    requested_stop: Callable[[], StopAction | None],
     may_split: bool,
-    memory: Known,
-) -> _Seen | StopAction:
-    """The test on a copy of the model, under an engine that is closed at the end."""
+    memory: MemoryContext,
+) -> _TestResult | StopAction:
+    """Run the test on a copy of the model, with an engine that is closed at the end."""
     with ExitStack() as stack:
-        # Weights that are not trained can be shared, but where an engine takes them apart.
+        # The copy shares frozen weights, unless an engine shards them.
         shares = plan.strategy == "replicated"
         copied = copy.deepcopy(model, {id(p): p for p in model.parameters() if shares and not p.requires_grad})
         blocks = repeated_blocks(copied)
@@ -199,19 +198,18 @@ def _range_test(
         engine = build_engine(copied, plan, processes, blocks=blocks, deepspeed=deepspeed)
         stack.callback(engine.close)
         seed_everything(plan.seed, processes.rank)
-        test = _RangeTest(plan, engine, loss_of, sequences, report, asked_to_stop, may_split=may_split)
-        memory.trains = test
+        test = _RangeTest(plan, engine, loss_of, sequences, report, requested_stop, may_split=may_split)
+        memory.training = test
         return test.run(rates)
 
 
 class _RangeTest:
-    """One rising rate over the first global batches of the run.
+    """A rising rate over the first global batches of the run.
 
-    The loss of a batch is computed with its gradient, before the update that it makes: it shows what the rates before
-    it did.
+    The loss of a batch is computed before its update, so it shows the effect of the previous rates.
     """
 
-    step = 0  # of the run: none of its own is made
+    step = 0  # the search makes no step of the run
 
     def __init__(
         self,
@@ -220,30 +218,30 @@ class _RangeTest:
         loss_of: LossOf,
         sequences: Sequences,
         report: Reporter,
-        asked_to_stop: Callable[[], StopAction | None],
+        requested_stop: Callable[[], StopAction | None],
         *,
         may_split: bool,
     ) -> None:
         self.engine = engine
-        self._accumulation = Accumulation(plan, engine, loss_of, sequences, report, nullcontext(), may_split=may_split)
+        self._accumulator = GradientAccumulator(plan, engine, loss_of, sequences, report, may_split=may_split)
         self._loss_of, self._sequences = loss_of, sequences
-        self._report, self._asked_to_stop = report, asked_to_stop
-        self._told_at = time.monotonic()
+        self._report, self._requested_stop = report, requested_stop
+        self._reported_at = time.monotonic()
         self._losses: list[float] = []
         self._losses_at_start: list[float] = []
 
     @property
     def plan(self) -> Plan:
-        return self._accumulation.plan
+        return self._accumulator.plan
 
     @property
-    def doing(self) -> str:
+    def activity(self) -> str:
         return f"update {len(self._losses) + 1} of the search for a learning rate"
 
-    def run(self, rates: Sequence[float]) -> _Seen | StopAction:
-        """Look at the loss while the rate rises; or why the run is to stop.
+    def run(self, rates: Sequence[float]) -> _TestResult | StopAction:
+        """The losses while the rate rises, or the requested stop action.
 
-        Raises `NonFiniteLoss` where the model answers so before any update.
+        Raises `NonFiniteLoss` if the loss is not finite before any update.
         """
         engine, size = self.engine, self.plan.global_batch
         sampler = sampler_of(self._sequences, self.plan.seed)
@@ -253,14 +251,14 @@ class _RangeTest:
             pairs, micro_batch = self._sequences, self.plan.batch_size
             pairs.reference_2P = reference_of(engine, self._loss_of, pairs, micro_batch, which=which)
         for at, window in enumerate(windows):
-            if (stop := self._look(at / (2 * len(rates)))) is not None:
+            if (stop := self._report_and_check_stop(at / (2 * len(rates)))) is not None:
                 return stop
-            own_sum = self._accumulation.loss(window)
+            own_sum = self._accumulator.loss(window)
             self._losses_at_start.append(engine.processes.sum(own_sum.reshape(1))[0] / self._num_targets(window))
         engine.model.train()
         diverged = False
         for at, (window, rate) in enumerate(zip(windows, rates, strict=True)):
-            if (stop := self._look((at + len(rates)) / (2 * len(rates)), rate)) is not None:
+            if (stop := self._report_and_check_stop((at + len(rates)) / (2 * len(rates)), rate)) is not None:
                 return stop
             loss = self._gradient(window)
             if loss is not None:
@@ -268,21 +266,23 @@ class _RangeTest:
             elif not self._losses:
                 raise NonFiniteLoss(
                     "The loss or the gradient of the first global batch is not finite, before any update.",
-                    hint="Look at the model's forward and at the data; with learning_rate as a number the run says "
-                    "which tensors are to blame.",
+                    hint="Check the model's forward and the data; with a number as learning_rate, the error names the "
+                    "affected tensors.",
                 )
             diverged = loss is None or self._is_worse_than_at_the_start(_line_length(len(rates)))
             if diverged:
                 break
             engine.update(rate)
         plan = self.plan
-        return _Seen(self._losses, self._losses_at_start, diverged, plan.batch_size, plan.gradient_accumulate_every)
+        return _TestResult(
+            self._losses, self._losses_at_start, diverged, plan.batch_size, plan.gradient_accumulate_every
+        )
 
     def _gradient(self, window: NDArray[np.int64]) -> float | None:
-        """Leave the clipped gradient of a global batch; returns its mean loss, None where either is not finite."""
+        """Compute the clipped gradient of a global batch. Returns its mean loss; None if either is not finite."""
         engine, num_targets = self.engine, self._num_targets(window)
         while True:
-            own_sum = self._accumulation.gradient(window, num_targets)
+            own_sum = self._accumulator.gradient(window, num_targets)
             norm = engine.clip(self.plan.max_grad_norm).to(own_sum)
             self._loss_of.take_measures()
             total, norms = engine.processes.sum(torch.stack((own_sum, norm)))
@@ -292,21 +292,21 @@ class _RangeTest:
                 return None
 
     def _is_worse_than_at_the_start(self, length: int) -> bool:
-        """Whether the last losses are, in the mean, above those at the start by `FAR_ABOVE`."""
+        """Whether the mean of the last losses exceeds that of the initial model by `FAR_ABOVE`."""
         pairs = list(zip(self._losses, self._losses_at_start, strict=False))
         recent = [now - then for now, then in pairs[-length:]]
-        dropout = pairs[0][0] - pairs[0][1]  # what it costs a model that has not learned
+        dropout = pairs[0][0] - pairs[0][1]  # the effect of dropout on the initial model
         return sum(recent) / len(recent) > FAR_ABOVE + max(0.0, dropout)
 
     def _num_targets(self, window: NDArray[np.int64]) -> int:
         return max(1, self._sequences.num_targets(window))
 
-    def _look(self, share: float, rate: float | None = None) -> StopAction | None:
-        """Say where the search is, about once a second; returns why the run is to stop."""
+    def _report_and_check_stop(self, share: float, rate: float | None = None) -> StopAction | None:
+        """Report the progress about once per second. Returns the requested stop action."""
         now = time.monotonic()
-        if now - self._told_at >= SECONDS_BETWEEN_LINES:
-            self._told_at = now
+        if now - self._reported_at >= SECONDS_BETWEEN_LINES:
+            self._reported_at = now
             loss = self._losses[-1] if self._losses else None
             line = ProgressLine(phase="finding_learning_rate", share=round(share, 3), loss=loss, learning_rate=rate)
             self._report.write(line)
-        return self.engine.processes.from_main(self._asked_to_stop)
+        return self.engine.processes.from_main(self._requested_stop)

@@ -1,9 +1,8 @@
-"""Saves checkpoints beside the training: between two steps its state is listed or copied, a thread does the rest.
+"""Saving checkpoints concurrently with the training: state is copied between two steps, and a thread writes it.
 
-One for which the disk has no room is not begun; the run ends there, and nothing is half written.
-
-One save is under way at a time; the next one, and the end of the run, wait for it, and what went wrong in it is raised
-there. It is reported only when it is durable and published.
+A save that does not fit on the disk is not started; the run ends there, and nothing is left half-written. There is one
+save at a time. The next save and the end of the run wait for it, and raise its errors. A checkpoint is reported only
+after it is durable and published.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from zeta_core.checkpoint.weights import SavedWeights, is_exported_exactly
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
-from zeta_core.failures import NoRoom
+from zeta_core.failures import DiskFull
 from zeta_core.model.export import Export
 from zeta_core.parallel.processes import Engine
 from zeta_core.report.reporter import Reporter
@@ -33,8 +32,8 @@ from zeta_core.report.reporter import Reporter
 SMALL_FILES_BYTES = 2**20  # configuration, tokenizer, plan, manifest
 
 
-class Saver:
-    """The checkpoints of one run. Every rank has one; the first writes all, but for the others' shards of the state."""
+class CheckpointSaver:
+    """Saves the checkpoints of one run. The first rank writes all files except the shards of the other ranks."""
 
     def __init__(
         self,
@@ -50,62 +49,62 @@ class Saver:
     ) -> None:
         self._engine = engine
         self._processes = engine.processes
-        # Threads of all ranks tell one another that their shards are written; training's own group is not theirs.
-        together = engine.writes_shards and engine.processes.world_size > 1
-        self._group: Any = dist.new_group(backend="gloo") if together else None
+        # The threads of all ranks synchronize after writing their shards, in a process group of their own.
+        shared = engine.writes_shards and engine.processes.world_size > 1
+        self._group: Any = dist.new_group(backend="gloo") if shared else None
         self._output_dir = output_dir
         self._run_id = run_id
         self._export = export
         self._saved = saved
-        self.fixed: Tensors = {}  # what was made once and is kept with every checkpoint
-        self.plan = plan  # replaced when the split into micro-batches changes
+        self.fixed: Tensors = {}  # computed once, and stored with every checkpoint
+        self.plan = plan  # replaced when the batch split changes
         self._report = report
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[Checkpoint | None] | None = None
+        self._pending: Future[Checkpoint | None] | None = None
         self._reserving: tuple[Staging, Future[None]] | None = None
         self.newest: Checkpoint | None = None
-        self.best_elsewhere: Checkpoint | None = None  # of a run that came from another output_dir, until it is here
+        self.best_elsewhere: Checkpoint | None = None  # in another output_dir, until it is copied to this one
 
     @property
     def busy(self) -> bool:
-        return self._under_way is not None and not self._under_way.done()
+        return self._pending is not None and not self._pending.done()
 
     def wait(self) -> Checkpoint | None:
-        """Wait for the save under way and raise what went wrong in it; the newest checkpoint, on the first rank."""
-        if self._under_way is not None:
-            under_way, self._under_way = self._under_way, None
-            self.newest = under_way.result()
+        """Wait for the pending save, and raise its error. Returns the newest checkpoint, on the first rank."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self.newest = pending.result()
         return self.newest
 
     def prepare(self, staging: Staging) -> None:
-        """Make room for the first save beside the training."""
-        if self._under_way is None and self.newest is None:
+        """Allocate the buffers of the first save, concurrently with the training."""
+        if self._pending is None and self.newest is None:
             self._reserving = staging, self._thread.submit(self._engine.reserve, staging, self._saved.names)
 
     def save(self, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]) -> None:
-        """Start to complete and write ``snapshot``, which must not be changed before `wait`, under each of ``names``.
+        """Start completing and writing ``snapshot``, which must not change before `wait`, under each of ``names``.
 
-        The first is written, the others share its bytes.
+        The first name is written; the others are hard links to its files.
         """
-        assert self._under_way is None, "wait for the save before"
+        assert self._pending is None, "wait for the previous save"
         part = self._processes.from_main(lambda: self._begin(names[0], snapshot))
         self._engine.write_now(part / TRAINING_STATE_NAME)
-        self._under_way = self._thread.submit(self._write, part, names, snapshot, metrics)
+        self._pending = self._thread.submit(self._write, part, names, snapshot, metrics)
 
     def save_copy(self, name: str) -> None:
-        """The newest checkpoint under another name as well: a second one to go on from, when there is room."""
+        """Save the newest checkpoint under another name, as an independent copy if there is enough space."""
         newest = self.wait()
         if self._processes.is_main:
             assert newest is not None
-            self.newest = self._announce(checkpoint_files.copy_as(newest, self._output_dir, name, apart=True))
-            self._bring_best()
+            self.newest = self._finish(checkpoint_files.copy_as(newest, self._output_dir, name, apart=True))
+            self._copy_best()
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    def wait_for_room(self) -> None:
-        """Wait until the buffers are free for the next save."""
+    def wait_for_buffers(self) -> None:
+        """Wait until the buffers are available for the next save."""
         self.wait()
         if self._reserving is not None:
             (staging, reserving), self._reserving = self._reserving, None
@@ -113,20 +112,20 @@ class Saver:
             reserving.result()
 
     def _begin(self, name: str, snapshot: Snapshot) -> Path:
-        """The folder to write into. Raises `NoRoom`."""
+        """The directory to write into. Raises `DiskFull`."""
         part = checkpoint_files.begin(self._output_dir, name)
         needed, free = self._bytes_needed(snapshot), shutil.disk_usage(part).free
         if needed > free:
             part.rmdir()
-            raise NoRoom(
-                f"{name} needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk of output_dir.",
-                hint="Make room there; the run goes on from its newest checkpoint.",
+            raise DiskFull(
+                f"{name} needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free on the disk of output_dir.",
+                hint="Free up disk space; the run then continues from its newest checkpoint.",
             )
         (part / TRAINING_STATE_NAME).mkdir()
         return part
 
     def _bytes_needed(self, snapshot: Snapshot) -> int:
-        """As much as the checkpoint before, and not less than the tensors that will be written."""
+        """The size of the previous checkpoint, or that of the tensors to write if that is larger."""
         shards = self._processes.world_size if self._engine.writes_shards else 1
         tensors = sum(tensor.nbytes for tensor in snapshot.weights.values())
         tensors += shards * sum(tensor.nbytes for tensor in snapshot.optimizer.values())
@@ -162,20 +161,20 @@ class Saver:
                 files=files,
             )
 
-        written = self._announce(checkpoint_files.publish(part, self._output_dir, manifest))
+        written = self._finish(checkpoint_files.publish(part, self._output_dir, manifest))
         for name in names[1:]:
-            self._announce(checkpoint_files.copy_as(written, self._output_dir, name))
+            self._finish(checkpoint_files.copy_as(written, self._output_dir, name))
         if "best" in names:
             self.best_elsewhere = None
-        self._bring_best()
+        self._copy_best()
         return written
 
     def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
-        """Write this rank's part of the state, and go on when every rank has; raises what went wrong on any."""
+        """Write this rank's shard of the state, and wait for all ranks. Raises the error of any rank."""
         fault: Exception | None = None
         try:
             self._engine.write_shard(folder, snapshot.optimizer)
-        except Exception as error:  # noqa: BLE001 - told to every rank, then raised
+        except Exception as error:  # noqa: BLE001 - sent to every rank, then raised
             fault = error
         faults: list[str | None] = [None if fault is None else f"{type(fault).__name__}: {fault}"]
         if self._group is not None:
@@ -183,24 +182,24 @@ class Saver:
             dist.all_gather_object(faults, faults[0], group=self._group)
         if fault is not None:
             raise fault
-        told = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
-        if told:
-            raise OSError(f"A checkpoint was not written: {'; '.join(told)}")
+        failed = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
+        if failed:
+            raise OSError(f"A checkpoint was not written: {'; '.join(failed)}")
 
-    def _announce(self, published: Checkpoint) -> Checkpoint:
-        """Point at what is durable, remove what it replaces, and say so, in this order."""
+    def _finish(self, published: Checkpoint) -> Checkpoint:
+        """Update the pointer, remove the checkpoints that it replaces, and report it, in this order."""
         checkpoint_files.point_at(published, self._output_dir)
         checkpoint_files.prune(self._output_dir, self._run_id, self._keep)
-        self._say(published)
+        self._report_checkpoint(published)
         return published
 
-    def _bring_best(self) -> None:
-        """The best from elsewhere comes behind a checkpoint of this output_dir, so the run never resumes from it."""
+    def _copy_best(self) -> None:
+        """Copy the best checkpoint from another output_dir, after saving one here so the run never resumes from it."""
         best, self.best_elsewhere = self.best_elsewhere, None
         if best is not None:
-            self._say(checkpoint_files.copy_as(best, self._output_dir, "best"))
+            self._report_checkpoint(checkpoint_files.copy_as(best, self._output_dir, "best"))
 
-    def _say(self, published: Checkpoint) -> None:
+    def _report_checkpoint(self, published: Checkpoint) -> None:
         manifest = published.manifest
         self._report.write(
             CheckpointLine(name=manifest.name, step=manifest.step, metrics=manifest.metrics, bytes=published.size_bytes)

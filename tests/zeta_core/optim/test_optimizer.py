@@ -7,27 +7,33 @@ import torch
 from torch import nn
 
 from tests.zeta_core.models import llama, plain
+from zeta_core.contract.spec.job_spec import Optimizer
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalized
-from zeta_core.optim.optimizer import Groups, build_optimizer
+from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
+
+
+def optimizer_of(name: Optimizer, model: nn.Module, blocks: list[nn.Module]) -> torch.optim.Optimizer:
+    groups = ParameterGroups.of(model, blocks, name)
+    return build_optimizer(name, model, groups, learning_rate=1e-3, weight_decay=0.1)
 
 
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     model = plain()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = Groups.of(model, repeated_blocks(model), "adamw").for_torch(0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    decayed, not_decayed = ParameterGroups.of(model, repeated_blocks(model), "adamw").for_torch(0.1)
+    assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
     assert {names[id(p)] for p in decayed["params"]} == {
         "embedding.weight",
         *(f"blocks.{block}.{part}.weight" for block in (0, 1) for part in ("up", "down")),
     }
-    assert all(p.dim() == 1 for p in kept["params"])
+    assert all(p.dim() == 1 for p in not_decayed["params"])
 
 
 def test_every_parameter_is_in_the_optimizer_once() -> None:
     for model in (plain(), llama(), llama(tie_word_embeddings=True)):
-        optimizer = build_optimizer("adamw", model, learning_rate=1e-3, weight_decay=0.1, blocks=[model])
+        optimizer = optimizer_of("adamw", model, [model])
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(held) == sorted({id(p) for p in model.parameters()})
 
@@ -35,14 +41,14 @@ def test_every_parameter_is_in_the_optimizer_once() -> None:
 def test_a_frozen_parameter_is_left_alone() -> None:
     model = plain()
     model.embedding.weight.requires_grad_(False)
-    optimizer = build_optimizer("sgd", model, learning_rate=1e-3, weight_decay=0.1, blocks=[model])
+    optimizer = optimizer_of("sgd", model, [model])
     held: list[torch.Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     assert all(p is not model.embedding.weight for p in held)
 
 
 def test_adamw_is_one_kernel() -> None:
     model = plain()
-    optimizer = build_optimizer("adamw", model, learning_rate=1e-3, weight_decay=0.1, blocks=[model])
+    optimizer = optimizer_of("adamw", model, [model])
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
@@ -51,22 +57,22 @@ def test_adamw_is_one_kernel() -> None:
 
 def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     model = llama()
-    held = {id(parameter) for parameter in Groups.of(model, repeated_blocks(model), "muon").orthogonalized}
+    held = {id(parameter) for parameter in ParameterGroups.of(model, repeated_blocks(model), "muon").orthogonalized}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in held}
     assert {name.split(".layers.")[1].split(".")[0] for name in names} == {"0", "1"}
     assert len(names) == 2 * 7, "four of the attention and three of the feed-forward part, in each of two blocks"
-    optimizer = build_optimizer("muon", model, learning_rate=1e-3, weight_decay=0.1, blocks=repeated_blocks(model))
+    optimizer = optimizer_of("muon", model, repeated_blocks(model))
     rest = [id(p) for group in optimizer.param_groups[1:] for p in group["params"]]
     assert sorted([*held, *rest]) == sorted(id(parameter) for parameter in model.parameters())
 
 
 def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> None:
     model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 50))
-    found = Groups.of(model, repeated_blocks(model), "muon").orthogonalized
+    found = ParameterGroups.of(model, repeated_blocks(model), "muon").orthogonalized
     assert [tuple(parameter.shape) for parameter in found] == [(16, 8), (8, 16)]
     flat = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50))
     with pytest.raises(CannotTrain, match="no matrix in its blocks"):
-        build_optimizer("muon", flat, learning_rate=1e-3, weight_decay=0.1, blocks=[flat])
+        optimizer_of("muon", flat, [flat])
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])

@@ -12,7 +12,7 @@ from torch import nn
 from tests.zeta_core.models import llama
 from zeta_core.model.activation import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalized
-from zeta_core.optim.optimizer import Groups
+from zeta_core.optim.optimizer import ParameterGroups
 from zeta_core.optim.roles import Role, roles_of
 
 SMALL: dict[str, Any] = {
@@ -170,7 +170,7 @@ def test_factors_of_an_adapter_decay_and_its_magnitudes_do_not() -> None:
 
 def test_the_groups_are_described_with_their_counts() -> None:
     model = OwnModel()
-    found = Groups.of(model, repeated_blocks(model), "muon")
+    found = ParameterGroups.of(model, repeated_blocks(model), "muon")
     assert found.describe("muon", 0.1) == (
         "Optimizer muon: 22 matrices by Muon with weight decay 0.1 "
         f"({sum(p.numel() for p in found.orthogonalized):,} parameters); "

@@ -5,7 +5,7 @@ from pathlib import Path
 from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.job.events import ErrorLine, LogLine
 from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
-from zeta_core.report.reporter import JournalWriter
+from zeta_core.report.journal_writer import JournalWriter
 
 
 def test_a_line_with_a_huge_text_keeps_its_beginning(tmp_path: Path) -> None:

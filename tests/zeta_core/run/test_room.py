@@ -15,7 +15,7 @@ from zeta_core.contract.job.events import JOURNAL_LINE, LogLine, ProgressLine, S
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT
 from zeta_core.process import launch
-from zeta_core.report.reporter import JournalWriter
+from zeta_core.report.journal_writer import JournalWriter
 
 
 @pytest.fixture

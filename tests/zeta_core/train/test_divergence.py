@@ -25,9 +25,9 @@ def told(loss_at: Callable[[int], float], *, steps: int = STEPS, vocabulary: int
     plan = with_length(decide(options, facts, None), options, steps)
     said: list[Advice] = []
     usual = UsualRates(1e-5, 1e-3, 1e-2)
-    watch = DivergenceMonitor(plan, said.append, vocabulary=vocabulary, usual=usual, supports_bf16=False)
+    monitor = DivergenceMonitor(plan, said.append, vocabulary=vocabulary, usual=usual, supports_bf16=False)
     for step in range(1, steps + 1):
-        watch.step(step, loss=loss_at(step), learning_rate=1e-3, grad_norm=1.0)
+        monitor.record_step(step, loss=loss_at(step), learning_rate=1e-3, grad_norm=1.0)
     return said
 
 

@@ -15,7 +15,8 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.sources import Places
 from zeta_core.environment import ProcessRank
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_flops_of
-from zeta_core.report.reporter import JournalWriter, Reporter
+from zeta_core.report.journal_writer import JournalWriter
+from zeta_core.report.reporter import Reporter
 from zeta_core.run import RunRequest, execute
 from zeta_core.train.meter import Clock
 

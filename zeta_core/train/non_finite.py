@@ -1,0 +1,65 @@
+"""Diagnosing a loss or gradient that is not finite: where it began, and whether a smaller loss scale helps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeta_core.checkpoint.training_state import TrainingProgress
+from zeta_core.failures import NonFiniteLoss
+from zeta_core.report.reporter import Reporter
+from zeta_core.train.accumulation import GradientAccumulator
+from zeta_core.train.divergence import DivergenceMonitor, find_non_finite
+from zeta_core.train.meter import Meter
+
+
+class NonFiniteDiagnosis:
+    """Creates the error that all ranks raise together. ``begins_here`` refers to this rank."""
+
+    def __init__(
+        self,
+        monitor: DivergenceMonitor,
+        accumulator: GradientAccumulator,
+        progress: TrainingProgress,
+        meter: Meter,
+        report: Reporter,
+    ) -> None:
+        self.monitor = monitor
+        self._accumulator, self._progress, self._meter, self._report = accumulator, progress, meter, report
+
+    def reduce_loss_scale(self, window: NDArray[np.int64], num_targets: int) -> None:
+        """Drop the gradient and reduce the loss scale of fp16; raise `NonFiniteLoss` if that cannot help.
+
+        Clipping has made all of the gradient NaN. It is computed once more to find where it began.
+        """
+        engine = self._accumulator.engine
+        if (scale := engine.back_off()) is not None:
+            step = self._progress.step + 1
+            self._report.log(f"The gradient of step {step} overflowed fp16; repeating it with loss scale {scale:,g}.")
+            return
+        engine.forget_gradients()
+        self._accumulator.gradient(window, num_targets)
+        raise self.of_gradient(begins_here=bool(find_non_finite(engine.module.named_parameters())))
+
+    def of_loss(self, *, begins_here: bool) -> NonFiniteLoss:
+        # The gradients follow from the loss, so only the weights can be its cause.
+        self._accumulator.engine.forget_gradients()
+        return self._of("loss", begins_here=begins_here)
+
+    def of_gradient(self, *, begins_here: bool) -> NonFiniteLoss:
+        return self._of("gradient", begins_here=begins_here)
+
+    def of_held_out_loss(self) -> NonFiniteLoss:
+        """The error for an evaluation. Its loss is summed over all ranks, so each rank examines its own weights."""
+        engine = self._accumulator.engine
+        by_rank = engine.processes.gather(find_non_finite(engine.module.named_parameters()))
+        tensors = next((names for names in by_rank if names), [])
+        return self.monitor.held_out_not_finite(self._progress.step, tensors=tensors)
+
+    def _of(self, quantity: str, *, begins_here: bool) -> NonFiniteLoss:
+        engine = self._accumulator.engine
+        self._meter.report_steps()
+        by_rank = engine.processes.gather((begins_here, find_non_finite(engine.module.named_parameters())))
+        ranks = [rank for rank, (begins, _) in enumerate(by_rank) if begins]
+        tensors = next((names for begins, names in by_rank if begins and names), [])
+        return self.monitor.not_finite(self._progress.step + 1, quantity=quantity, ranks=ranks, tensors=tensors)

@@ -171,6 +171,9 @@ def _given_options(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path, notes: list[str]) -> TrainResult:
+    from zeta_core.report.library_noise import hide_library_messages
+
+    hide_library_messages()
     from zeta_core.data.sources import Places
     from zeta_core.environment import ProcessRank, home
     from zeta_core.report.reporter import Console, Reporter

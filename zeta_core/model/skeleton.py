@@ -10,8 +10,7 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePath
@@ -24,6 +23,7 @@ from torch import nn
 from zeta_core.failures import CannotTrain
 from zeta_core.model.sources import GENERATION_CONFIG
 from zeta_core.model.special_tokens import SpecialTokens
+from zeta_core.report.library_noise import without_progress_bars
 
 # Attributes of a loaded model that change how `save_pretrained` obtains its weights: placement, quantization, adapters.
 _NOT_COPIED = ("hf_device_map", "hf_quantizer", "peft_config", "_hf_peft_config_loaded", "_weight_conversions")
@@ -43,7 +43,7 @@ class Skeleton:
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Write weights and configurations."""
-        with _no_progress_bars():
+        with without_progress_bars():
             self.model.save_pretrained(folder, state_dict=dict(weights))
         self.save_generation_config(folder)
 
@@ -266,17 +266,3 @@ def _fault(generation: Any, *, strict: bool = False) -> str | None:
     except Exception as error:  # noqa: BLE001 - a value of the wrong type raises anything
         return str(error)
     return None
-
-
-@contextmanager
-def _no_progress_bars() -> Generator[None]:
-    """Disable the progress bars of transformers, because the report already shows what is saved."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

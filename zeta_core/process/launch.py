@@ -48,7 +48,7 @@ from zeta_core.environment import ProcessRank, job_id, variables
 from zeta_core.failures import TrainingFailed, explain
 from zeta_core.process.supervision import Supervision
 from zeta_core.report.journal_writer import JournalWriter
-from zeta_core.report.library_noise import leave_out_library_noise
+from zeta_core.report.library_noise import hide_library_noise
 from zeta_core.report.reporter import Console, Reporter
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
@@ -62,7 +62,7 @@ def main(run_dir: Path) -> int:
     A rank of several leaves its end in a file; the process that started the ranks writes the journal's last line when
     all of them are gone: the first rank's end, or the failure that came first.
     """
-    leave_out_library_noise()
+    hide_library_noise()
     rank = ProcessRank.from_environment()
     lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
     fcntl.flock(lock, fcntl.LOCK_SH)

@@ -4,7 +4,8 @@ The filter drops deprecation warnings from libraries and from this package, a sh
 reason, and DeepSpeed's messages below ERROR. It keeps all warnings from the user's own code, and all library messages
 about the model, the data or the machine.
 
-It applies only to training processes; a script that calls `zeta.Trainer` keeps its own configuration.
+All of it applies to training processes. In a script that calls `zeta.Trainer`, only the listed log messages and, while
+it trains, progress bars are hidden; the script keeps its own configuration of warnings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 # Users cannot fix deprecated calls in these modules: the libraries that a training imports, and this project.
 _LIBRARIES = (
@@ -60,15 +65,37 @@ _MESSAGES = (
 )
 
 
-def leave_out_library_noise() -> None:
+def hide_library_noise() -> None:
     """Configure the warnings and loggers of this process. Libraries may be imported before or after the call."""
     for category in _DEPRECATIONS:
         warnings.filterwarnings("ignore", category=category, module=_MODULES)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, module=_MODULES)
-    noise_filter = _Filter()
+    hide_library_messages()
+
+
+def hide_library_messages() -> None:
+    """Configure the loggers of this process. May be called repeatedly."""
     for name in {noise.logger for noise in _MESSAGES}:
-        logging.getLogger(name).addFilter(noise_filter)
+        logging.getLogger(name).addFilter(_FILTER)
+
+
+@contextmanager
+def without_progress_bars() -> Generator[None]:
+    """Hide the progress bars of transformers, because the report already contains the phases of a run."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging as library_logging
+
+    gguf: Any = modeling_gguf_pytorch_utils  # uses tqdm directly, without the library's own switch
+    were_enabled, tqdm = library_logging.is_progress_bar_enabled(), gguf.tqdm
+    library_logging.disable_progress_bar()
+    gguf.tqdm = partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        gguf.tqdm = tqdm
+        if were_enabled:
+            library_logging.enable_progress_bar()
 
 
 class _Filter(logging.Filter):
@@ -80,3 +107,6 @@ class _Filter(logging.Filter):
             and (record.levelno < noise.below or re.match(noise.pattern, record.getMessage()))
             for noise in _MESSAGES
         )
+
+
+_FILTER = _Filter()

@@ -23,6 +23,7 @@ from zeta_core.memory.needs import has_plenty
 from zeta_core.parallel.processes import Processes
 from zeta_core.parallel.surroundings import compute_with, deterministic_kernels, device_kind, restored_state
 from zeta_core.plan import Plan
+from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.announce import announced, take_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, engine_of, evaluator_of, reference_for
@@ -40,6 +41,7 @@ from zeta_core.train.rate_search import find_learning_rate
 from zeta_core.train.saving import CheckpointSaver
 
 
+@without_progress_bars()
 def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome:
     """Run a training. Raises `TrainingFailed`, and any exception of a model or a library."""
     options, cuda = request.options, torch.cuda.is_available()

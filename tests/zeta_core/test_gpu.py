@@ -85,7 +85,7 @@ class Steep(PlainModel):
 def test_the_loss_scale_of_fp16_is_halved_on_a_gpu_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     result = Trainer(model=Steep(), max_steps=3, output_dir=tmp_path / "out", mixed_precision="fp16", **ASKED)
-    assert "overflowed fp16; again with a loss scale of 32,768" in capsys.readouterr().out
+    assert "overflowed fp16; repeating it with loss scale 32,768" in capsys.readouterr().out
     assert result.steps == 3
 
 

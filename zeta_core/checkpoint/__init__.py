@@ -1,1 +1,1 @@
-"""Checkpoints on disk, and the state of a run that they hold."""
+"""Checkpoints on disk, and the state of a run that they contain."""

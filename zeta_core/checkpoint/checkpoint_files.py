@@ -36,7 +36,7 @@ _NAME = re.compile(r"^(step-\d+|best|final)$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory whose manifest could be read; `damage` tells whether its files agree with it."""
+    """A directory with a readable manifest; `damage` checks its files against it."""
 
     directory: Path
     manifest: Manifest
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def read(directory: Path) -> Checkpoint | None:
-    """The checkpoint in a directory, or None where no readable manifest is."""
+    """The checkpoint in a directory; None if it has no readable manifest."""
     try:
         return Checkpoint(directory, Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes()))
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def present(output_dir: Path) -> list[Checkpoint]:
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with the files of a checkpoint, or None: every size and hash is as its manifest says."""
+    """The first difference between a checkpoint's files and its manifest, by size and hash; None if there is none."""
     for file in checkpoint.manifest.files:
         path = checkpoint.directory / file.path
         try:
@@ -94,10 +94,10 @@ def sha256_of(path: Path) -> str:
 
 
 def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint that ``resume_from_checkpoint`` means; each damaged one before it is warned of.
+    """The newest valid checkpoint that ``resume_from_checkpoint`` refers to. Warns of each newer one that is damaged.
 
-    ``given`` is a checkpoint directory, an output directory, or its ``checkpoint.pt``. None: the run of this very
-    ``output_dir`` was started and has not reached its first checkpoint, so it begins again. Raises `CannotResume`.
+    ``given`` is a checkpoint directory, an output directory, or its ``checkpoint.pt``. Returns None if the run of this
+    ``output_dir`` was started but has no checkpoint yet, so it starts again. Raises `CannotResume`.
     """
     if given.name == POINTER or given.is_file():
         candidates = _pointed_at(given, output_dir)
@@ -106,7 +106,7 @@ def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Che
             raise CannotResume(f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint.")
         named = read(given)
         if named is None:
-            warn("damaged_checkpoint", f"{given.name} has no readable manifest; the one before it is used.")
+            warn("damaged_checkpoint", f"{given.name} has no readable manifest; using the previous checkpoint.")
         newest = present(given.parent)
         candidates = [c for c in newest if named is None or c.manifest.step <= named.manifest.step]
         if named is not None:
@@ -124,24 +124,24 @@ def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Che
         wrong = damage(checkpoint)
         if wrong is None:
             return checkpoint
-        warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {wrong}; the one before it is used.")
+        warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {wrong}. Using the previous checkpoint.")
     folder = given.parent if given.name == POINTER else given
     if candidates and not any(checkpoint.has_state for checkpoint in candidates):
         raise CannotResume(
-            f"resume_from_checkpoint is {str(given)!r}, which holds weights only: once a run has succeeded, final, "
-            f"best and its newest step keep their {TRAINING_STATE_NAME}; go on from one of them, or give this "
+            f"resume_from_checkpoint is {str(given)!r}, which contains only weights: after a run has succeeded, only "
+            f"final, best and the newest step keep their {TRAINING_STATE_NAME}. Resume from one of them, or use this "
             "directory as model to start from its weights."
         )
     if not candidates and folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
         return None
     raise CannotResume(
-        f"resume_from_checkpoint is {str(given)!r}, where no whole checkpoint with its {TRAINING_STATE_NAME} is; "
+        f"resume_from_checkpoint is {str(given)!r}, which has no complete checkpoint with a {TRAINING_STATE_NAME}; "
         "leave it out to start a new run."
     )
 
 
 def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
-    """What a ``checkpoint.pt`` names, then the others beside it."""
+    """The checkpoint that a ``checkpoint.pt`` names, followed by the others of its run."""
     folder = pointer.parent
     if not pointer.is_file():
         if folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
@@ -155,12 +155,14 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
         name, digest = str(content["name"]), str(content["manifest_sha256"])
         run_id = str(content["run_id"])
     except Exception as error:
-        raise CannotResume(f"{pointer} is no {POINTER} of this Trainer ({type(error).__name__}: {error}).") from error
+        raise CannotResume(
+            f"{pointer} is not a {POINTER} of this Trainer ({type(error).__name__}: {error})."
+        ) from error
     beside = [checkpoint for checkpoint in present(folder) if checkpoint.manifest.run_id == run_id]
     if not beside:
         raise CannotResume(
-            f"{pointer} names {name!r} of {run_id}, but no checkpoint of that run is beside it: it only points and "
-            "holds no weights. Give the output_dir that it was written in, or move it back there."
+            f"{pointer} refers to {name!r} of {run_id}, but its directory has no checkpoint of that run. The file "
+            "contains no weights; name the output_dir in which it was written, or move it back there."
         )
     named = [c for c in beside if c.directory.name == name and sha256_of(c.directory / MANIFEST_NAME) == digest]
     return [*named, *(c for c in beside if c not in named)]
@@ -170,7 +172,7 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
 
 
 def begin(output_dir: Path, name: str) -> Path:
-    """The empty folder beside the others in which a checkpoint is written."""
+    """Create an empty directory in which a checkpoint is written before it is published."""
     part = output_dir / f"{name}{PART_SUFFIX}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -194,35 +196,36 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
     replaced = read(target)
     as_step: Path | None = None
     if replaced is not None and target.name in ("final", "best"):
-        as_step = _rename_as_step(replaced)  # so there is a checkpoint at every moment
+        as_step = _rename_as_step(replaced)  # so a checkpoint exists at all times
     elif target.exists():
         discard(target)
     rename_durably(part, target)
     if as_step is not None and target.name == "best":
-        discard(as_step)  # an older final stays a checkpoint of its step; of the best there is one
+        discard(as_step)  # an older final remains as a checkpoint of its step; there is only one best
     return Checkpoint(target, content)
 
 
-def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str, *, apart: bool = False) -> Checkpoint:
-    """The same checkpoint under another name; its files share their bytes on the disk.
+def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str, *, independent: bool = False) -> Checkpoint:
+    """Publish the same checkpoint under another name, with hard links to its files.
 
-    Where ``apart``, and as far as the disk has plenty of room, they do not: damage to one then leaves the other whole.
+    If ``independent``, and if there is plenty of disk space, files are copied, so damage to one does not affect the
+    other.
     """
-    apart = apart and shutil.disk_usage(output_dir).free > 4 * checkpoint.size_bytes
+    independent = independent and shutil.disk_usage(output_dir).free > 4 * checkpoint.size_bytes
     part = begin(output_dir, name)
     for file in checkpoint.manifest.files:
         source, target = checkpoint.directory / file.path, part / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            (shutil.copy2 if apart else os.link)(source, target)
-        except OSError:  # a file system without hard links, or no room after all
+            (shutil.copy2 if independent else os.link)(source, target)
+        except OSError:  # a file system without hard links, or the disk is full
             target.unlink(missing_ok=True)
-            (os.link if apart else shutil.copy2)(source, target)
+            (os.link if independent else shutil.copy2)(source, target)
     return publish(part, output_dir, lambda _: checkpoint.manifest.model_copy(update={"name": name}))
 
 
 def point_at(checkpoint: Checkpoint, output_dir: Path) -> None:
-    """Replace ``checkpoint.pt``: a small file that names a checkpoint and holds no weights."""
+    """Replace ``checkpoint.pt``, a small file that names a checkpoint and contains no weights."""
     manifest = checkpoint.manifest
     content: dict[str, Any] = {
         "name": checkpoint.directory.name,
@@ -236,12 +239,12 @@ def point_at(checkpoint: Checkpoint, output_dir: Path) -> None:
 
 
 def write_plan(output_dir: Path, run_id: str, plan: dict[str, Any]) -> None:
-    """``plan.json``: which run this directory is of, from before its first checkpoint on."""
+    """Write ``plan.json``, which identifies the run of this directory before its first checkpoint."""
     write_durably(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
 
 
 def stored_plan(given: Path) -> dict[str, Any]:
-    """The plan of the run that ``resume_from_checkpoint`` names, read without its weights; empty if there is none."""
+    """The plan of the run that ``resume_from_checkpoint`` refers to, read without its weights; empty if missing."""
     files = (given / TRAINING_STATE_NAME / "state.json", given / PLAN, given.parent / PLAN)
     for file in files:
         try:
@@ -260,7 +263,7 @@ def prune(output_dir: Path, run_id: str, keep: int) -> None:
 
 
 def strip_old_states(output_dir: Path) -> None:
-    """After success: only ``final``, ``best`` and the newest ``step-N`` keep what resuming needs."""
+    """Remove the training state of all but ``final``, ``best`` and the newest ``step-N``, after success."""
     steps = [c for c in present(output_dir) if c.directory.name.startswith("step-")]
     for checkpoint in steps[1:]:
         if checkpoint.has_state:
@@ -271,7 +274,7 @@ def strip_old_states(output_dir: Path) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Remove a directory so that no half of it is ever taken for a checkpoint."""
+    """Remove a directory; it is renamed first, so its remains are never taken for a checkpoint."""
     trash = directory.with_name(f"{TRASH}{directory.name}")
     shutil.rmtree(trash, ignore_errors=True)
     directory.rename(trash)
@@ -279,7 +282,7 @@ def discard(directory: Path) -> None:
 
 
 def clean(output_dir: Path) -> None:
-    """Remove what a killed process left half written or half removed."""
+    """Remove files that a killed process was writing or removing."""
     for path in list(output_dir.iterdir()) if output_dir.is_dir() else []:
         if path.name.startswith(TRASH) or (path.name.endswith(PART_SUFFIX) and path.is_dir()):
             shutil.rmtree(path)
@@ -288,10 +291,10 @@ def clean(output_dir: Path) -> None:
 
 
 def set_aside(output_dir: Path, *, after_step: int | None, run_id: str | None) -> Path | None:
-    """Move checkpoints that are not of the run that begins to ``earlier/<run_id>/``; where to, or None for nothing.
+    """Move other runs' checkpoints to ``earlier/<run_id>/``. Returns the last target; None if nothing was moved.
 
-    A new run (``after_step`` None) moves everything; a resumed one moves what its own earlier course saved beyond the
-    step that it goes on from.
+    A new run (``after_step`` is None) moves everything. A resumed run also moves its own checkpoints after the step
+    that it resumes from.
     """
     moved: Path | None = None
     for path in _checkpoint_paths(output_dir):
@@ -324,7 +327,7 @@ def _free(folder: Path, name: str) -> Path:
 
 
 def _rename_as_step(checkpoint: Checkpoint) -> Path | None:
-    """Turn an older checkpoint into ``step-N``; where that is there already, it is the same and goes (None)."""
+    """Rename an older checkpoint to ``step-N``; discard it and return None if that exists, as it is the same."""
     step = checkpoint.directory.with_name(f"step-{checkpoint.manifest.step}")
     if step.exists():
         discard(checkpoint.directory)

@@ -1,1 +1,1 @@
-"""The update: optimizers, their usual rates, the schedule, the loss scale."""
+"""The update: optimizers, usual learning rates, the schedule, and the loss scale."""

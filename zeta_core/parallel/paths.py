@@ -1,6 +1,6 @@
-"""Which models may choose their path by their data: blocks left out, experts without a token, branches.
+"""Detecting models whose path depends on the data: skipped blocks, experts without a token, branches.
 
-Two ranks then use different parameters in the same step. Where parameters or gradients are exchanged during the forward
+Two ranks then use different parameters in the same step. If parameters or gradients are exchanged during the forward
 and backward passes, each rank would wait for a different collective. The engines exchange them in a fixed order instead
 if `has_data_dependent_path` says so. A parameter that only some ranks used has a zero gradient on the others.
 """
@@ -16,7 +16,7 @@ _KNOWN_PACKAGES = frozenset({"torch", "transformers", "peft", "bitsandbytes", "z
 
 
 def has_data_dependent_path(model: nn.Module) -> bool:
-    """Whether ranks may call different blocks: code that is not known, or a config that drops whole layers."""
+    """Whether ranks may call different blocks: the model has unknown code, or its config drops whole layers."""
     return any(type(part).__module__.partition(".")[0] not in _KNOWN_PACKAGES for part in model.modules()) or any(
         name.endswith("layerdrop") and value for config in _configs(model) for name, value in vars(config).items()
     )

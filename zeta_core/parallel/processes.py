@@ -1,9 +1,9 @@
-"""Processes, devices and how the model is spread over them; nothing here falls back to something else in silence.
+"""Processes, devices, and distributing the model over them, without silent fallbacks.
 
-Accelerate sets up devices, precision, DDP and DeepSpeed; FSDP2 is applied with torch's own ``fully_shard``, because on
-processes without an accelerator the plugin of Accelerate turns into plain DDP. After set-up the distributed type, the
-number of processes and the class of the wrapped model are asserted: each misconfiguration that Accelerate would accept
-(every rank alone on all the data, gradients not exchanged, the plugin dropped) is `CannotTrain` here.
+Accelerate sets up devices, DDP and DeepSpeed. FSDP2 uses torch's ``fully_shard``, because Accelerate's plugin becomes
+plain DDP on processes without an accelerator. After set-up, the distributed type, the number of processes and the class
+of the wrapped model are checked. Misconfigurations that Accelerate would accept (every rank trains alone on all the
+data, gradients are not exchanged, the plugin is dropped) raise `CannotTrain`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from zeta_core.optim.scaling import LossScale
 from zeta_core.parallel.paths import may_leave_parameters_out
 from zeta_core.plan import Plan
 
-GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough that a hang is seen
+GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough to detect a hang
 
-_LOSS_SCALE = "loss_scale"  # among the optimizer's plain values, whose other names have a slash
+_LOSS_SCALE = "loss_scale"  # key in the optimizer's values; the other keys contain a slash
 
 T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run: who this one is, and the few words that they exchange."""
+    """The processes of a run: the rank of this one, and their collective operations."""
 
     def __init__(self, rank: ProcessRank, *, need_group: bool) -> None:
         self._rank = rank
         self._own_group = False
-        self._excepthook = sys.excepthook  # a process group puts one of its own there
+        self._excepthook = sys.excepthook  # a process group replaces it
         if (rank.launched or need_group) and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             if torch.cuda.is_available():
@@ -61,8 +61,8 @@ class Processes:
                 self._own_group = True
         if dist.is_initialized() and dist.get_world_size() != rank.world_size:
             raise CannotTrain(
-                f"The launcher promised {rank.world_size} processes and {dist.get_world_size()} came together.",
-                hint="Let torchrun or `accelerate launch` start the script, and the Trainer connect its processes.",
+                f"WORLD_SIZE is {rank.world_size}, but the process group has {dist.get_world_size()} processes.",
+                hint="Start the script with torchrun or `accelerate launch`; the Trainer connects its processes.",
             )
 
     @property
@@ -78,7 +78,7 @@ class Processes:
         return self._rank.world_size
 
     def from_main(self, decide: Callable[[], T]) -> T:
-        """What the first rank decides, on every rank. Its exception is raised on every rank, too."""
+        """Call ``decide`` on the first rank, and return its result, or raise its exception, on every rank."""
         if self.world_size == 1:
             return decide()
         answer: list[Any] = [None, None]
@@ -93,7 +93,7 @@ class Processes:
         return cast(T, answer[0])
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in order, on every rank."""
+        """The values of all ranks in order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -101,31 +101,32 @@ class Processes:
         return values
 
     def sum(self, values: torch.Tensor) -> list[float]:
-        """The element-wise sum over ranks as numbers: the one wait for the device in an optimizer step."""
+        """The element-wise sum over ranks as numbers. It is the only wait for the device in an optimizer step."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return cast("list[float]", values.tolist())
 
     def close(self) -> None:
-        """End the group of one that was made here, so that a notebook's next run finds all as it was."""
+        """Destroy a process group that was created here, so a notebook can start another run."""
         if not self._own_group or not dist.is_initialized():
             return
         deepspeed: Any = sys.modules.get("deepspeed.comm")
         if deepspeed is not None and deepspeed.is_initialized():
-            deepspeed.destroy_process_group()  # with the groups that it made of it and remembers
+            deepspeed.destroy_process_group()  # also destroys the groups that it derived from it
         else:
             dist.destroy_process_group()
         sys.excepthook = self._excepthook
 
 
 def _connect(backend: str, rank: ProcessRank) -> None:
-    try:  # by itself, because a group that fails to be made leaves its number taken
+    try:  # separate, because a failed initialization of a group keeps its number reserved
         store, number, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
     except dist.DistError as error:
         raise CannotTrain(
-            f"The {rank.world_size} processes that were promised did not find one another at {rank.address} within "
+            f"The {rank.world_size} processes could not connect at {rank.address} within "
             f"{GROUP_TIMEOUT.total_seconds() / 60:.0f} minutes ({str(error).splitlines()[0]:.200}).",
-            hint="Start them all, with one MASTER_ADDR and MASTER_PORT; for one process, unset RANK and WORLD_SIZE.",
+            hint="Start all of them with the same MASTER_ADDR and MASTER_PORT; for a single process, unset RANK and "
+            "WORLD_SIZE.",
         ) from error
     store.set_timeout(GROUP_TIMEOUT)
     store = PrefixStore("default_pg", store)
@@ -133,9 +134,9 @@ def _connect(backend: str, rank: ProcessRank) -> None:
 
 
 class Replicated:
-    """The whole model on every process: one alone, or DDP."""
+    """The whole model on every process: a single process, or DDP."""
 
-    caution: str | None = None  # what the user must ensure, because it cannot be checked
+    caution: str | None = None  # a requirement that cannot be checked
     writes_shards = False  # every rank writes a part of the optimizer's state
 
     def __init__(self, model: nn.Module, plan: Plan, processes: Processes, *, blocks: list[nn.Module]) -> None:
@@ -149,7 +150,7 @@ class Replicated:
         self.model = self._wrap(blocks)
         self._check()
         self._written = self._times_written()
-        self._stays_between_updates: bool | None = None  # known at the first update
+        self._stays_between_updates: bool | None = None  # determined at the first update
 
     # --- set-up ---
 
@@ -157,7 +158,7 @@ class Replicated:
         AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - kept by process, not by object
         cpu = not torch.cuda.is_available()
         handlers = [DistributedDataParallelKwargs(find_unused_parameters=may_leave_parameters_out(self.module))]
-        # Autocast is ours, so that logits are not copied to float32.
+        # `_autocast` sets the precision, because Accelerate would copy logits to float32.
         return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=cast(Any, handlers))
 
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
@@ -184,34 +185,37 @@ class Replicated:
             expected = DistributedType.MULTI_GPU if self.device.type == "cuda" else DistributedType.MULTI_CPU
         self._expect(expected)
         if world > 1 and not isinstance(self.model, DistributedDataParallel):
-            raise CannotTrain(f"{world} processes were started, but the model is {type(self.model).__name__}, not DDP.")
+            raise CannotTrain(
+                f"There are {world} processes, but Accelerate did not use DDP ({type(self.model).__name__})."
+            )
 
     def _expect(self, expected: DistributedType) -> None:
         found, count = self.accelerator.distributed_type, self.accelerator.num_processes
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device.type != device:
-            raise CannotTrain(f"Accelerate took the device {self.device} where {device!r} was meant.")
+            raise CannotTrain(f"Accelerate selected the device {self.device} instead of {device!r}.")
         if found != expected or count != self.processes.world_size:
             raise CannotTrain(
-                f"Accelerate set up {found} with {count} processes where {expected} with {self.processes.world_size} "
-                "was asked for; start the script with torchrun or `accelerate launch` and no config of its own."
+                f"Accelerate set up {found} with {count} processes instead of {expected} with "
+                f"{self.processes.world_size}; start the script with torchrun, or with `accelerate launch` without a "
+                "config."
             )
 
     # --- one optimizer step ---
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
-        """Forward and backward of one micro-batch happen in here; gradients are exchanged in the ``last`` one."""
+        """A context for the forward and backward passes of a micro-batch; the ``last`` one exchanges gradients."""
         exchange = nullcontext() if last or self.processes.world_size == 1 else self.accelerator.no_sync(self.model)
         with exchange, self._autocast(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # it is what is wanted
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # it is intended
             yield
 
     @contextmanager
     def evaluating(self) -> Generator[nn.Module]:
-        """The model to call for an evaluation: no dropout, no gradient; afterwards it is in the modes it was in.
+        """The model for an evaluation, without dropout and gradients. Its modes are restored afterwards.
 
-        Where it is sharded, every rank must call it equally often.
+        If it is sharded, every rank must call it the same number of times.
         """
         modes = [(part, part.training) for part in self.module.modules()]
         self.module.eval()
@@ -235,13 +239,13 @@ class Replicated:
             self.loss_scale.backward(loss)
 
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Clip the gradient of the whole model and return its norm before that."""
+        """Clip the gradient of the whole model, and return its previous norm."""
         if self.loss_scale is not None:
             self.loss_scale.unscale(self.optimizer)
         return nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
 
     def update(self, learning_rate: float) -> float | None:
-        """Apply the update; returns the gradient's norm where only this knows it, NaN where so it was not applied."""
+        """Apply the update. Returns the gradient's norm if `clip` cannot; it is NaN if the update was not applied."""
         if self._stays_between_updates is None:
             self._stays_between_updates = self._written == self._times_written()
         for group in self.optimizer.param_groups:
@@ -265,9 +269,9 @@ class Replicated:
                     parameter.grad = torch.zeros_like(parameter)
 
     def back_off(self) -> float | None:
-        """Gradients that are not finite are dropped, and the loss scale, which is returned, is halved.
+        """Drop gradients that are not finite, halve the loss scale, and return it.
 
-        ``None`` where there is no scale, or none is left to blame: then they are the model's own.
+        Returns None if there is no loss scale, or if it is too small to be the cause.
         """
         scale = None if self.loss_scale is None else self.loss_scale.back_off()
         if scale is not None:
@@ -275,7 +279,7 @@ class Replicated:
         return scale
 
     def forget_gradients(self) -> None:
-        """After memory ran out within a step: drop what was accumulated."""
+        """Drop the accumulated gradients, and release cached memory."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -286,10 +290,10 @@ class Replicated:
     # --- state ---
 
     def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
-        """The whole weights of these names in memory, on the first rank; nothing on the others.
+        """Copies of the whole weights with these names, on the first rank; empty on the others.
 
-        Parameters may be copied while the next step computes, unless this model is one that changes them by itself.
-        Buffers (running means) are copied now: a forward may change them.
+        Parameters are copied during the next step, unless the model itself changes them between updates. Buffers (such
+        as running means) are copied now, because a forward pass may change them.
         """
         if not self.processes.is_main:
             return {}
@@ -302,7 +306,7 @@ class Replicated:
         return {name: later[name] if name in later else staged[name] for name in weights}
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
-        """This rank's part of the optimizer's state in memory: tensors, and plain values."""
+        """Copies of this rank's part of the optimizer's state: tensors, and other values."""
         if not self.processes.is_main:
             return {}, {}
         tensors, values = optimizer_tensors(self.optimizer, self.module)
@@ -311,18 +315,18 @@ class Replicated:
         return staging.copy_later("optimizer/", tensors), values
 
     def reserve(self, staging: Staging, names: Collection[str]) -> None:
-        """Make the buffers that the first save will need; called beside the training, after its first update."""
+        """Allocate the buffers of the first save. Called concurrently with the training, after its first update."""
         if self.processes.is_main:
             staging.reserve("model/", {name: t for name, t in self.module.state_dict().items() if name in names})
             staging.reserve("optimizer/", optimizer_tensors(self.optimizer, self.module)[0])
 
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:
-        """Write this rank's part; where `writes_shards` is off, only the first rank is asked."""
+        """Write this rank's part of the optimizer's state; only on the first rank unless `writes_shards`."""
         if optimizer:
             save_file(optimizer, folder / "optimizer.safetensors")
 
     def write_now(self, folder: Path) -> None:
-        """What must be written before training goes on; nothing here."""
+        """Write files that must be complete before training continues; none by default."""
 
     def restore_optimizer(self, stored: StoredState) -> None:
         values = {key: value for key, value in stored.optimizer_values.items() if key != _LOSS_SCALE}

@@ -1,8 +1,8 @@
-"""FSDP2: every process keeps a share of each parameter, its gradient and its optimizer state.
+"""FSDP2: every process keeps a shard of each parameter, its gradient and its optimizer state.
 
-Torch's own ``fully_shard`` per repeated block, then the rest (embedding, head and last norm in one group, so that a
-tied weight stays one). One process is a legal world. Each rank writes its share of the optimizer's state as one
-safetensors file, whose header says which rows of which whole tensor it holds; any number of ranks can read them.
+Torch's ``fully_shard`` is applied to each repeated block and then to the rest (embedding, head and last norm are one
+group, so tied weights stay tied). A single process is allowed. Each rank writes its shard of the optimizer's state to
+one safetensors file, whose header contains the first row of each shard; any number of ranks can read the files.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Sharded(Replicated):
 
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         if self._plan.mixed_precision == "fp16":
-            raise CannotTrain("mixed_precision is 'fp16', which use_fsdp cannot scale; use 'bf16' or 'no'.")
+            raise CannotTrain("mixed_precision is 'fp16', for which use_fsdp has no loss scaling; use 'bf16' or 'no'.")
         names = [name for name, _ in self.module.named_parameters()]
         scalar = next((name for name, parameter in self.module.named_parameters() if not parameter.dim()), None)
         if scalar is not None:
             raise CannotTrain(f"use_fsdp cannot shard {scalar}, which is a single number; give it the shape (1,).")
-        # Asked first, because `fully_shard` gives the modules classes of its own.
+        # Determined first, because `fully_shard` replaces the classes of the modules.
         self._has_data_dependent_path = self.processes.world_size > 1 and has_data_dependent_path(self.module)
         mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
         half = torch.bfloat16 if self._plan.mixed_precision == "bf16" else None
@@ -53,7 +53,7 @@ class Sharded(Replicated):
         self._prepare_for_unused_parameters()
         if names != [name for name, _ in self.module.named_parameters()]:
             raise CannotTrain(
-                "Sharding changed which parameters are tied; tie only weights outside the repeated blocks."
+                "use_fsdp would break tied parameters inside the repeated blocks; tie only weights outside of them."
             )
         self.optimizer = self._build_optimizer(blocks)
         return self.module
@@ -62,13 +62,15 @@ class Sharded(Replicated):
         world = self.processes.world_size
         replicated = DistributedType.MULTI_GPU if self.device.type == "cuda" else DistributedType.MULTI_CPU
         self._expect(replicated if world > 1 else DistributedType.NO)
-        loose = [
+        unsharded = [
             name
             for name, parameter in self.module.named_parameters()
             if not isinstance(parameter, DTensor) or parameter.device_mesh.size() != world
         ]
-        if not isinstance(self.model, FSDPModule) or loose:
-            raise CannotTrain(f"use_fsdp did not shard the model: {type(self.model).__name__}, {loose[:3]} are whole.")
+        if not isinstance(self.model, FSDPModule) or unsharded:
+            raise CannotTrain(
+                f"use_fsdp did not shard the model {type(self.model).__name__}: {unsharded[:3]} are not sharded."
+            )
 
     # --- one optimizer step ---
 
@@ -94,11 +96,11 @@ class Sharded(Replicated):
             part.unshard()
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._noting(name))
+                parameter.register_post_accumulate_grad_hook(self._usage_hook(name))
         for part in self._parts():
             part.reshard()
 
-    def _noting(self, name: str) -> Callable[[torch.Tensor], None]:
+    def _usage_hook(self, name: str) -> Callable[[torch.Tensor], None]:
         return lambda parameter: self._used.add(name)
 
     def _parts(self) -> list[FSDPModule]:
@@ -133,7 +135,7 @@ class Sharded(Replicated):
                 yield model
             finally:
                 for part in self._parts():
-                    part.reshard()  # no backward pass does it after this forward
+                    part.reshard()  # no backward pass reshards after this forward
 
     def _complete_gradients(self) -> None:
         """Every parameter has a gradient, because unused ones are reduced as zeros. Drop those of never used ones."""
@@ -156,7 +158,7 @@ class Sharded(Replicated):
     # --- state ---
 
     def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
-        """The whole weights, gathered one after the other; only the first rank keeps them."""
+        """The whole weights, gathered one at a time; only the first rank keeps them."""
         staged: Tensors = {}
         for name, tensor in self.module.state_dict().items():
             if name not in names:
@@ -167,7 +169,7 @@ class Sharded(Replicated):
         return staged
 
     def reserve(self, staging: Staging, names: Collection[str]) -> None:
-        """Nothing: whole weights exist only while a save gathers them."""
+        """Do nothing, because whole weights exist only while a save gathers them."""
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         tensors, values = optimizer_tensors(self.optimizer, self.module)
@@ -182,15 +184,15 @@ class Sharded(Replicated):
         save_file(held, file, metadata={"first_rows": json.dumps(self._rows)})
 
     def restore_optimizer(self, stored: StoredState) -> None:
-        """Read this rank's rows of every tensor, from however many files they were written to."""
-        parts = _Parts(sorted(stored.folder.glob("optimizer-*-of-*.safetensors")))
+        """Read this rank's rows of every tensor, from any number of files."""
+        parts = _ShardFiles(sorted(stored.folder.glob("optimizer-*-of-*.safetensors")))
         parameters = dict(self.module.named_parameters())
         state = cast("dict[Any, dict[str, Any]]", self.optimizer.state)
         for key in parts.keys:
             name, _, entry = key.rpartition("/")
             parameter = parameters.get(name)
             if not isinstance(parameter, DTensor):
-                raise CannotResume(f"The optimizer's state names {name!r}, which the model does not have.")
+                raise CannotResume(f"The optimizer's state contains {name!r}, which the model does not have.")
             if key not in parts.sharded:
                 value = parts.whole(key)
                 fused = any(group.get("fused") for group in self.optimizer.param_groups)
@@ -211,15 +213,15 @@ class Sharded(Replicated):
 
 
 def _rows(tensor: DTensor) -> int:
-    """The first row of the whole tensor that this rank holds; FSDP2 cuts dimension 0 as ``torch.chunk`` does."""
+    """The first row of this rank's shard; FSDP2 splits dimension 0 like ``torch.chunk``."""
     assert tensor.placements == (Shard(0),)
     mesh = tensor.device_mesh
     chunk = -(-tensor.shape[0] // mesh.size())
     return min(mesh.get_local_rank() * chunk, tensor.shape[0])
 
 
-class _Parts:
-    """The files of all ranks that wrote."""
+class _ShardFiles:
+    """The files that were written by all ranks."""
 
     def __init__(self, files: list[Path]) -> None:
         self._at: dict[str, list[tuple[int, Path]]] = {}
@@ -238,7 +240,7 @@ class _Parts:
             return part.get_tensor(key)
 
     def rows(self, key: str, first: int, like: torch.Tensor) -> torch.Tensor:
-        """Rows ``first`` on, as many as ``like`` has, on its device."""
+        """As many rows as ``like`` has, from row ``first``, on the device of ``like``."""
         pieces: list[torch.Tensor] = []
         wanted = range(first, first + like.shape[0])
         for start, file in sorted(self._at[key], key=lambda at: at[0]):

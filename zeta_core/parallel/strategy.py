@@ -1,4 +1,4 @@
-"""Which engine trains a plan: the whole model on every process, or one of the two that split it."""
+"""Building the engine for a plan, and checking that the launcher's settings agree with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_engine(
     blocks: list[nn.Module],
     deepspeed: bool | int | dict[str, Any] | str | None,
 ) -> Engine:
-    """The engine of the plan's strategy, with its assertions done."""
+    """The engine for the plan's strategy. Raises `CannotTrain` if it is not set up as planned."""
     match plan.strategy:
         case "fsdp2":
             return Sharded(model, plan, processes, blocks=blocks)
@@ -33,31 +33,31 @@ def build_engine(
             return Replicated(model, plan, processes, blocks=blocks)
 
 
-def check_launcher(asked: Mapping[str, str], plan: Plan, *, cuda: bool) -> None:
-    """Raise `CannotTrain` where the environment asks Accelerate for what the Trainer's parameters do not.
+def check_launcher(variables: Mapping[str, str], plan: Plan, *, cuda: bool) -> None:
+    """Raise `CannotTrain` if the environment configures Accelerate differently from the Trainer's parameters.
 
-    ``asked`` are Accelerate's variables: of ``accelerate launch`` and its config, or left over from another run. Taken
-    from there, some would change the training in silence and others be dropped in silence.
+    ``variables`` are Accelerate's: from ``accelerate launch`` and its config, or left over from another run. Without
+    this check, some would silently change the training, and others would silently be ignored.
     """
     agrees = {
         "ACCELERATE_USE_CPU": (not cuda, "hide the GPUs with CUDA_VISIBLE_DEVICES="),
-        "ACCELERATE_USE_FSDP": (plan.strategy == "fsdp2", "say use_fsdp=True to the Trainer"),
-        "ACCELERATE_USE_DEEPSPEED": (plan.strategy == "zero", "say use_deepspeed to the Trainer"),
-        "ACCELERATE_USE_MEGATRON_LM": (False, "there is no Megatron-LM here"),
-        "ACCELERATE_USE_PARALLELISM_CONFIG": (False, "say use_fsdp or use_deepspeed to the Trainer"),
+        "ACCELERATE_USE_FSDP": (plan.strategy == "fsdp2", "pass use_fsdp=True to the Trainer"),
+        "ACCELERATE_USE_DEEPSPEED": (plan.strategy == "zero", "pass use_deepspeed to the Trainer"),
+        "ACCELERATE_USE_MEGATRON_LM": (False, "use another strategy, because Megatron-LM is not supported"),
+        "ACCELERATE_USE_PARALLELISM_CONFIG": (False, "pass use_fsdp or use_deepspeed to the Trainer"),
         "ACCELERATE_MIXED_PRECISION": (
-            asked.get("ACCELERATE_MIXED_PRECISION") == plan.mixed_precision,
-            f"say mixed_precision to the Trainer, for which it is {plan.mixed_precision!r}",
+            variables.get("ACCELERATE_MIXED_PRECISION") == plan.mixed_precision,
+            f"pass mixed_precision to the Trainer, which uses {plan.mixed_precision!r}",
         ),
-        "ACCELERATE_DYNAMO_BACKEND": (plan.compile, "say compile=True to the Trainer"),
-        "FSDP_OFFLOAD_PARAMS": (plan.strategy != "fsdp2", "use_fsdp offloads nothing"),
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": (False, "give the file as use_deepspeed"),
+        "ACCELERATE_DYNAMO_BACKEND": (plan.compile, "pass compile=True to the Trainer"),
+        "FSDP_OFFLOAD_PARAMS": (plan.strategy != "fsdp2", "train without offloading, which use_fsdp does not support"),
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": (False, "pass the file as use_deepspeed"),
     }
     for name, (does, cure) in agrees.items():
-        value = asked.get(name, "")
+        value = variables.get(name, "")
         if value.lower() not in ("", "0", "no", "none", "false") and not does:
             raise CannotTrain(
-                f"The environment sets {name} to {value!r} (`accelerate launch`, its config, or left over), which the "
-                "Trainer does not do.",
+                f"{name} is {value!r} (set by `accelerate launch` or its config, or left over from another run), which "
+                "does not match the Trainer's settings.",
                 hint=f"Unset it, or {cure}.",
             )

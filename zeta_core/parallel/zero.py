@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO 1, 2 and 3 through Accelerate, on GPUs and, over gloo, on CPU processes.
 
-DeepSpeed applies the update, clips and checks for overflow in one call, so a gradient that is not finite is found
-there: the update is not made, and the run ends. Its checkpoints are its own files and read with pickle by it: they are
-only ever read from a checkpoint whose manifest was verified, and only with the number of processes that wrote them.
+DeepSpeed clips, checks for overflow and applies the update in one call. If a gradient is not finite, the update is not
+applied, and the run ends. DeepSpeed writes its own files and reads them with pickle. They are read only from a
+checkpoint whose manifest was verified, and only with the number of processes that wrote them.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
 
 _TAG = "deepspeed"
-_STAGE = "zero_stage"  # among the optimizer's plain values
+_STAGE = "zero_stage"  # key in the optimizer's values
 
 
-def zero_config(asked: bool | int | dict[str, Any] | str, plan: Plan) -> dict[str, Any]:
-    """DeepSpeed's config for what ``use_deepspeed`` asks; it must not contradict what the Trainer decides."""
-    if isinstance(asked, str):
+def zero_config(option: bool | int | dict[str, Any] | str, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's config for ``use_deepspeed``. Raises `CannotTrain` if it contradicts the plan."""
+    if isinstance(option, str):
         try:
-            config = cast("dict[str, Any]", json.loads(Path(asked).read_text()))
+            config = cast("dict[str, Any]", json.loads(Path(option).read_text()))
         except (OSError, ValueError) as error:
-            raise CannotTrain(f"use_deepspeed is {asked!r}, which cannot be read as a JSON config: {error}") from error
-    elif isinstance(asked, dict):
-        config = dict(asked)
+            raise CannotTrain(f"use_deepspeed is {option!r}, which is not a readable JSON file: {error}") from error
+    elif isinstance(option, dict):
+        config = dict(option)
     else:
-        config = {"zero_optimization": {"stage": stage_of(asked)}}
-    ours: dict[str, Any] = {
+        config = {"zero_optimization": {"stage": stage_of(option)}}
+    planned: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulate_every,
         "train_batch_size": plan.batch_size * plan.gradient_accumulate_every * plan.world_size,
         "gradient_clipping": plan.max_grad_norm,
     }
-    for name, value in ours.items():
+    for name, value in planned.items():
         if config.get(name, "auto") not in ("auto", value):
             raise CannotTrain(
-                f"use_deepspeed sets {name} to {config[name]}, the Trainer to {value}; leave it out there."
+                f"use_deepspeed sets {name} to {config[name]}, but the Trainer uses {value}; leave it out."
             )
     for name in ("optimizer", "scheduler"):
         if name in config:
-            raise CannotTrain(f"use_deepspeed has a section {name!r}; leave it out and name it to the Trainer.")
+            raise CannotTrain(f"use_deepspeed has a section {name!r}; remove it, and pass its settings to the Trainer.")
     for name in ("bf16", "fp16"):
         section = cast("dict[str, Any]", config.get(name) or {})
         if section.get("enabled") not in (None, False, "auto") and plan.mixed_precision != name:
             raise CannotTrain(
-                f"use_deepspeed enables {name}, and mixed_precision is {plan.mixed_precision!r} for the Trainer; leave "
-                "it out there and say it to the Trainer."
+                f"use_deepspeed enables {name}, but mixed_precision is {plan.mixed_precision!r}; remove it, and "
+                "pass mixed_precision to the Trainer."
             )
     zero = {"stage": DEFAULT_STAGE, **cast("dict[str, Any]", config.get("zero_optimization") or {})}
     if zero["stage"] not in (1, 2, 3):
-        raise CannotTrain(f"use_deepspeed asks for ZeRO stage {zero['stage']}; use 1, 2 or 3.")
+        raise CannotTrain(f"use_deepspeed has ZeRO stage {zero['stage']}; use 1, 2 or 3.")
     zero["stage3_gather_16bit_weights_on_model_save"] = True
     half = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}.get(plan.mixed_precision, {})
     fixed = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "steps_per_print": 1 << 30}
-    return {**config, **ours, **half, **fixed}
+    return {**config, **planned, **half, **fixed}
 
 
 class _WithGradients(torch.autograd.Function):
@@ -128,7 +128,9 @@ class Zero(Replicated):
 
         self._expect(DistributedType.DEEPSPEED)
         if not isinstance(self._deepspeed, DeepSpeedEngine):
-            raise CannotTrain(f"use_deepspeed was asked for, but the model is {type(self._deepspeed).__name__}.")
+            raise CannotTrain(
+                f"use_deepspeed is set, but DeepSpeed did not wrap the model ({type(self._deepspeed).__name__})."
+            )
         engine = self._deepspeed
         if engine.zero_optimization_stage() != self.stage or engine.world_size != self.processes.world_size:
             raise CannotTrain(
@@ -137,7 +139,9 @@ class Zero(Replicated):
             )
         accumulates = engine.gradient_accumulation_steps()
         if accumulates != self._plan.gradient_accumulate_every:
-            raise CannotTrain(f"DeepSpeed accumulates {accumulates} micro-batches, the Trainer another number.")
+            raise CannotTrain(
+                f"DeepSpeed accumulates {accumulates} micro-batches instead of {self._plan.gradient_accumulate_every}."
+            )
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
@@ -150,22 +154,22 @@ class Zero(Replicated):
         with super().evaluating():
             self.model.eval()
             try:
-                yield self.model  # DeepSpeed's own call gathers what it has split
+                yield self.model  # calling it gathers the shards
             finally:
                 self.model.train()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, enabled=False)  # DeepSpeed's config has the precision
+        return torch.autocast(self.device.type, enabled=False)  # DeepSpeed's config sets the precision
 
     def backward(self, loss: torch.Tensor) -> None:
         engine = self._deepspeed
         loss = loss * self.processes.world_size
         if self._has_data_dependent_path:
             loss = self._with_every_gradient(loss)
-            engine._backward_prologue()  # the engine's own call would have it run by a hook
+            engine._backward_prologue()  # a hook runs it if the engine itself is called
         engine.backward(loss, scale_wrt_gas=False)
         if not self._last:
-            engine.step()  # counts the micro-step; the update is `update`'s
+            engine.step()  # counts the micro-step; `update` applies the update
 
     def _with_every_gradient(self, loss: torch.Tensor) -> torch.Tensor:
         """A loss of the same value whose backward pass yields all gradients in a fixed order, unused ones as zeros.
@@ -180,7 +184,7 @@ class Zero(Replicated):
         return cast(torch.Tensor, _WithGradients.apply(loss.detach(), scale, gradients, *parameters))
 
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Nothing yet: DeepSpeed clips in its step."""
+        """Return zero, because DeepSpeed clips in its step."""
         return torch.zeros((), device=self.device)
 
     def update(self, learning_rate: float) -> float | None:
@@ -202,7 +206,7 @@ class Zero(Replicated):
         return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name in names})
 
     def reserve(self, staging: Staging, names: Collection[str]) -> None:
-        """Nothing: whole weights exist only while a save gathers them."""
+        """Do nothing, because whole weights exist only while a save gathers them."""
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         return {}, {_STAGE: self.stage}
@@ -219,17 +223,17 @@ class Zero(Replicated):
         stage = stored.optimizer_values.get(_STAGE, self.stage)
         if stage != self.stage:
             raise CannotResume(
-                f"use_deepspeed asks for ZeRO {self.stage}, but the run was started with ZeRO {stage}; ask for that "
-                "again, or start from the weights: give the checkpoint's directory as model."
+                f"use_deepspeed has ZeRO {self.stage}, but the run was started with ZeRO {stage}; use that stage, or "
+                "start from the weights with the checkpoint's directory as model."
             )
         if stored.plan["world_size"] != self.processes.world_size:
             raise CannotResume(
-                f"The run was saved by {stored.plan['world_size']} processes under ZeRO, which only as many can read; "
-                "use that number again, or start from the weights: give the checkpoint's directory as model."
+                f"The run was saved by {stored.plan['world_size']} processes with ZeRO, and only the same number can "
+                "resume it; use that number, or start from the weights with the checkpoint's directory as model."
             )
-        # Not strict: weights that are not trained are the model's own, and not in these files.
+        # Not strict, because these files do not contain frozen weights.
         path, _ = self._deepspeed.load_checkpoint(
             str(stored.folder), tag=_TAG, load_lr_scheduler_states=False, load_module_strict=False
         )
         if path is None:
-            raise CannotResume(f"DeepSpeed found nothing to load in {stored.folder}.")
+            raise CannotResume(f"DeepSpeed found no state in {stored.folder}.")

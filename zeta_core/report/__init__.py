@@ -1,1 +1,1 @@
-"""What a run says: lines of the journal, and curves for trackers."""
+"""Reporting a run: journal lines, console output, and curves for trackers."""

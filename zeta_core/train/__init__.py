@@ -1,1 +1,1 @@
-"""The training loop, and what goes on beside it: saving, measuring, noticing that it fails to learn or to fit."""
+"""The training loop, saving, measuring, and diagnosing divergence and out-of-memory errors."""

@@ -97,7 +97,7 @@ class CheckpointSaver:
         newest = self.wait()
         if self._processes.is_main:
             assert newest is not None
-            self.newest = self._finish(checkpoint_files.copy_as(newest, self._output_dir, name, apart=True))
+            self.newest = self._finish(checkpoint_files.copy_as(newest, self._output_dir, name, independent=True))
             self._copy_best()
 
     def close(self) -> None:

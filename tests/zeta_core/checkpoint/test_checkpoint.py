@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(given: str, har
 def test_when_every_checkpoint_is_damaged_the_run_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 3)
     (tmp_path / "step-3" / "model.safetensors").unlink()
-    with pytest.raises(CannotResume, match="no whole checkpoint"):
+    with pytest.raises(CannotResume, match="no complete checkpoint"):
         find(tmp_path, tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_pointer_is_refused_and_not_unpickled(tmp_path: Path) 
     save(tmp_path, 3)
     pointer = tmp_path / "checkpoint.pt"
     torch.save({"name": Path("step-3")}, pointer)
-    with pytest.raises(CannotResume, match=r"is no checkpoint\.pt of this Trainer"):
+    with pytest.raises(CannotResume, match=r"is not a checkpoint\.pt of this Trainer"):
         find(pointer, tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_after_success_only_the_newest_step_and_final_keep_their_state(tmp_path:
     assert states == {"final": True, "step-2": True, "step-1": False}
     assert all(checkpoint_files.damage(found) is None for found in checkpoint_files.present(tmp_path))
     assert not (tmp_path / "step-1" / "training_state").exists()
-    with pytest.raises(CannotResume, match="holds weights only: once a run has succeeded"):
+    with pytest.raises(CannotResume, match="contains only weights: after a run has succeeded"):
         find(tmp_path / "step-1", tmp_path)
     (tmp_path / "final" / "model.safetensors").write_bytes(b"weighty 2")
     found, warnings = find(tmp_path, tmp_path)

@@ -48,7 +48,7 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_split_is_kept(
     torch.manual_seed(0)
     small = Small(dropout=0.1)
     found = Trainer(model=small, seq_len=32, max_steps=2, output_dir=tmp_path / "small")
-    assert "batch_size is 2 and gradient_accumulate_every 16 from here on" in capsys.readouterr().out
+    assert "batch_size is 2 and gradient_accumulate_every 16 from now on" in capsys.readouterr().out
     torch.manual_seed(0)
     split: dict[str, Any] = {"batch_size": 2, "gradient_accumulate_every": 16}
     given = Trainer(model=PlainModel(dropout=0.1), seq_len=32, max_steps=2, output_dir=tmp_path / "given", **split)

@@ -56,7 +56,7 @@ def test_a_step_that_overflows_is_computed_again_and_the_scale_is_kept(
     torch.manual_seed(0)
     out = tmp_path / "out"
     result = Trainer(model=Steep(), max_steps=3, output_dir=out, mixed_precision="fp16", **ASKED)
-    assert "The gradient of step 1 overflowed fp16; again with a loss scale of 32,768." in capsys.readouterr().out
+    assert "The gradient of step 1 overflowed fp16; repeating it with loss scale 32,768." in capsys.readouterr().out
     assert (result.steps, result.tokens) == (3, 3 * 4 * 32), "no step and no token is lost"
     state = json.loads((out / "final" / "training_state" / "state.json").read_text())
     scale = state["optimizer_values"]["loss_scale"]["scale"]

@@ -29,7 +29,7 @@ def test_a_flag_a_stage_a_config_and_a_file_name_a_stage(
     monkeypatch.chdir(tmp_path)
     file = {"zero_optimization": {"stage": 3}, "train_batch_size": "auto", "gradient_clipping": 0.5}
     Path("zero.json").write_text(json.dumps(file))
-    config = zero_config(asked, plan(max_grad_norm=0.5))
+    config = zero_config(option, plan(max_grad_norm=0.5))
     assert config["zero_optimization"]["stage"] == stage
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (3, 2)
     assert (config["train_batch_size"], config["gradient_clipping"]) == (12, 0.5)
@@ -41,16 +41,16 @@ def test_the_trainers_precision_is_deepspeeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("option", "message"),
     [
-        ({"train_batch_size": 16}, "train_batch_size to 16, the Trainer to 12"),
+        ({"train_batch_size": 16}, "train_batch_size to 16, but the Trainer uses 12"),
         ({"gradient_clipping": 2.0}, "gradient_clipping to 2.0"),
         ({"optimizer": {"type": "Adam"}}, "a section 'optimizer'"),
-        ({"fp16": {"enabled": True}}, "enables fp16, and mixed_precision is 'no'"),
+        ({"fp16": {"enabled": True}}, "enables fp16, but mixed_precision is 'no'"),
         ({"zero_optimization": {"stage": 0}}, "ZeRO stage 0; use 1, 2 or 3"),
-        ("nowhere.json", "cannot be read as a JSON config"),
+        ("nowhere.json", "is not a readable JSON file"),
     ],
 )
-def test_what_contradicts_the_trainer_is_refused(asked: Any, message: str) -> None:
+def test_a_config_that_contradicts_the_trainer_is_rejected(option: Any, message: str) -> None:
     with pytest.raises(CannotTrain, match=message):
-        zero_config(asked, plan())
+        zero_config(option, plan())

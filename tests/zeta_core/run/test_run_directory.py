@@ -263,7 +263,7 @@ def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:
         (
             {"learning_rate": 1e3, "max_grad_norm": 1e30, "optimizer": "sgd", "max_steps": 50},
             "non_finite_loss",
-            "the update was not made",
+            "the update was not applied",
         ),
         ({"use_deepspeed": "/etc/passwd"}, "train_error", "a job names no file"),
     ],

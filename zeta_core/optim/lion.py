@@ -20,7 +20,7 @@ class Lion(torch.optim.Optimizer):
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - the overloads of torch say the same
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
-        """One update. ``closure`` is evaluated first where one is given."""
+        """Apply one update. Evaluates ``closure`` first, if given."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             for parameter in group["params"]:

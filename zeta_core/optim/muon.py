@@ -1,9 +1,9 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalized momentum for the matrices of blocks.
 
-Only a whole matrix can be orthogonalized. Where FSDP2 cut it, every rank gathers the one it is at, computes the same
-update and keeps its own rows, which `torch.optim.Muon` does not do: there the iteration runs on shards, in bfloat16,
-and its sums round differently for every number of processes. Momentum stays cut. Everything else (embeddings, heads,
-norms, biases) is AdamW's.
+Only a whole matrix can be orthogonalized. If FSDP2 sharded it, every rank gathers one matrix at a time, computes the
+same update and keeps its own rows. `torch.optim.Muon` does not do this: it iterates on shards in bfloat16, so its sums
+round differently for each number of processes. Momentum stays sharded. AdamW trains everything else (embeddings, heads,
+norms, biases).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
 MOMENTUM = 0.95
-# A quintic whose iteration brings singular values near one fast: Jordan's coefficients, five steps, the same epsilon.
+# A quintic iteration that quickly brings singular values close to one: Jordan's coefficients, steps and epsilon.
 COEFFICIENTS, STEPS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7
 # Liu et al. 2025, arXiv 2502.16982, section 2.2: the update has the root mean square of AdamW's, so learning rate and
 # weight decay are the same for both.
@@ -24,7 +24,7 @@ MATCHING = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """``matrices`` by Muon, what ``others`` holds by it; one optimizer with the groups and the state of both."""
+    """Trains ``matrices`` with Muon and all other parameters with ``others``, as a single optimizer."""
 
     def __init__(
         self, matrices: list[nn.Parameter], others: torch.optim.Optimizer | None, *, lr: float, weight_decay: float
@@ -33,14 +33,14 @@ class Muon(torch.optim.Optimizer):
         self._matrices = self.param_groups[0]
         self._others = others
         if others is not None:
-            self.param_groups.extend(others.param_groups)  # the same objects: a rate that is set here is set there
+            self.param_groups.extend(others.param_groups)  # the same objects, so a rate that is set here applies there
             others.state = self.state
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - the overloads of torch say the same
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
-        """One update. ``closure`` is evaluated first where one is given."""
+        """Apply one update. Evaluates ``closure`` first, if given."""
         loss = None if closure is None else closure()
         lr, decay = self._matrices["lr"], self._matrices["weight_decay"]
         for parameter in self._matrices["params"]:
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with singular values near one, of the same kind, cut as the given one is."""
+    """The nearest matrix with singular values close to one, sharded like ``matrix``."""
     if not isinstance(matrix, DTensor):
         return orthogonalized(matrix)
     whole = DTensor.from_local(
@@ -71,7 +71,7 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz; in bfloat16 on a GPU, where that is several times faster, and in float32 elsewhere.
 
-    Of a stack of matrices (experts, rows, columns) each is orthogonalized by itself.
+    In a stack of matrices (experts, rows, columns), each one is orthogonalized separately.
     """
     if matrix.dim() == 3:
         return torch.stack([orthogonalized(part) for part in matrix])

@@ -1,7 +1,7 @@
-"""Which learning rates are usual for what is trained by which optimizer, and a word about one that is not.
+"""Usual learning rates by optimizer and kind of training, and advice about other rates.
 
-A rate outside of these ranges is no error: it is asked for, and used. The ranges are wide, so that a warning means
-something: the largest and smallest that were seen to work, and some.
+A rate outside these ranges is not an error, and is used as set. The ranges are wide, so that a warning is meaningful:
+they extend beyond the smallest and largest rates that are known to work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zeta_core.contract.spec.job_spec import Optimizer
 
 Trained = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
 
-# The rate of each optimizer over that of AdamW, of the smallest and of the largest usual rate.
+# The rate of each optimizer relative to that of AdamW, for the smallest and the largest usual rate.
 #   sgd        momentum 0.9 and no division by the gradient's size: up to some hundred times AdamW's
 #   lion       its update has the size of its rate: 3 to 10 times smaller (Chen et al. 2023, arXiv 2302.06675, sec. 5)
 #   adafactor  multiplied by each weight's own size: 1e-3 to 1e-2 for T5 (Shazeer, Stern 2018, arXiv 1804.04235)
@@ -75,18 +75,19 @@ def usual_rates(optimizer: Optimizer, trained: Trained, num_parameters: int) -> 
 
 
 def unusual_rate(learning_rate: float, optimizer: Optimizer, trained: Trained, num_parameters: int) -> Advice | None:
-    """What to say about a rate that is not usual; None of one that is."""
+    """Advice about an unusual learning rate; None for a usual one."""
     usual = usual_rates(optimizer, trained, num_parameters)
     if usual.low <= learning_rate <= usual.high:
         return None
     typical = rounded(usual.typical)
     high = learning_rate > usual.high
-    what = "The loss may rise instead of falling" if high else "The model may hardly change"
+    relation = "above" if high else "below"
+    effect = "The loss may rise instead of falling" if high else "The model may hardly change"
     return Advice(
         code="unusual_learning_rate",
-        message=f"learning_rate is {learning_rate:g}, and for {trained} with {optimizer} {rounded(usual.low):g} to "
-        f"{rounded(usual.high):g} is usual. {what}.",
-        hint=f"Begin with {typical:g}.",
+        message=f"learning_rate is {learning_rate:g}, {relation} the usual range for {trained} with {optimizer} "
+        f"({rounded(usual.low):g} to {rounded(usual.high):g}). {effect}.",
+        hint=f"Start with {typical:g}.",
         patch={"learning_rate": typical},
         evidence={
             "learning_rate": learning_rate,
@@ -98,5 +99,5 @@ def unusual_rate(learning_rate: float, optimizer: Optimizer, trained: Trained, n
 
 
 def rounded(rate: float) -> float:
-    """To one digit that counts: what a person would write."""
+    """``rate`` rounded to one significant digit."""
     return float(f"{rate:.0e}")

@@ -1,8 +1,8 @@
-"""The loss scale of fp16: what keeps small gradients above its smallest number and large ones below its largest.
+"""The loss scale of fp16, which keeps gradients within the range of its numbers.
 
-A step whose gradients overflow is not skipped: it is computed again, on the same data, with half the scale, so the
-number of updates, the order of the data and the schedule are those of any other precision. Only gradients that are not
-finite without any scale end the run. torch's own ``GradScaler`` keeps the numbers; they are part of a checkpoint.
+A step whose gradients overflow is not skipped. It is computed again on the same data with half the scale, so the number
+of updates, the order of the data and the schedule are the same as with any other precision. The run ends only if
+gradients are not finite without scaling. torch's ``GradScaler`` keeps the state, which is part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-SMALLEST = 1.0  # below it the scale hides nothing: the gradients themselves are not finite
+SMALLEST = 1.0  # at a smaller scale, the gradients themselves are not finite
 
 
 class LossScale:
@@ -32,7 +32,7 @@ class LossScale:
         self._scaler.update()
 
     def back_off(self) -> float | None:
-        """Halve the scale and return it; ``None`` where that cannot help any more."""
+        """Halve the scale and return it; ``None`` if that can no longer help."""
         scale = self._scaler.get_scale() / 2
         if scale < SMALLEST:
             return None

@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the number of applied updates: the same for any number of processes.
 
-Stepped by the loop itself, once per applied update, and never handed to Accelerate, whose scheduler steps once per
-process (accelerate #2318).
+The loop evaluates it once per applied update. It is never passed to Accelerate, whose scheduler steps once per process
+(accelerate #2318).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ WSD_DECAY_SHARE = 0.2  # of the run, linear to zero (Hu et al. 2024, arXiv 2404.
 
 
 def warmup_updates(warmup_steps: float, total_steps: int) -> int:
-    """A share of the run below 1, else a number of steps; never more than the run has."""
+    """The number of warm-up steps; a value below 1 is a share of the run. Never more than the run has."""
     steps = math.ceil(warmup_steps * total_steps) if warmup_steps < 1 else int(warmup_steps)
     return min(steps, total_steps)
 
 
 def factor(schedule: Schedule, updates: int, *, warmup: int, total_steps: int) -> float:
-    """What the peak rate is multiplied by for the next update, after ``updates`` of them were applied.
+    """The factor of the peak rate for the next update, after ``updates`` have been applied.
 
-    Warm-up rises linearly and update number ``warmup`` has the full rate. Cosine, linear and WSD reach zero after
-    ``total_steps`` updates (so the last update still has a little); constant stays.
+    The rate rises linearly during the warm-up, and update number ``warmup`` has the full rate. Cosine, linear and WSD
+    reach zero after ``total_steps`` updates, so the last update still has a small rate.
     """
     if updates < warmup:
         return (updates + 1) / warmup

@@ -53,21 +53,21 @@ from zeta_core.report.reporter import Console, Reporter
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
 
 STANDARD_ERROR = 2
-END_FILE = "rank-{}.end"  # how one rank of several ended: its status line
+END_FILE = "rank-{}.end"  # the final status line of one of several ranks
 
 
 def main(run_dir: Path) -> int:
-    """Train the run directory, in this process or in several that it starts; the exit code.
+    """Train the run directory, in this process or in several that it starts. Returns the exit code.
 
-    A rank of several leaves its end in a file; the process that started the ranks writes the journal's last line when
-    all of them are gone: the first rank's end, or the failure that came first.
+    Each of several ranks writes its status line to a file. After all of them have exited, the process that started them
+    writes the journal's last line: the first rank's status line, or that of the first failure.
     """
     hide_library_noise()
     rank = ProcessRank.from_environment()
-    lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # inherited by no one, kept until the end
+    lock = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited, held until the process exits
     fcntl.flock(lock, fcntl.LOCK_SH)
     faulthandler.register(signal.Signals[STACKS_SIGNAL], file=STANDARD_ERROR, all_threads=True)
-    found_no_room = False  # then the others of several ranks must not wait for this one: elastic ends them
+    is_disk_full = False  # an error exit code, so elastic ends the other ranks, which would wait for this one
     supervision = Supervision(run_dir / ALIVE_FILE)
     stop = Stop(run_dir / STOP_FILE, supervision)
     signal.signal(signal.SIGTERM, stop.on_signal)
@@ -84,39 +84,41 @@ def main(run_dir: Path) -> int:
                     line = _train(file, rank, report, stop)
         except Interrupted:
             line = _ended_by_sigterm(stop() or "hand_back")
-        except BaseException as error:  # noqa: BLE001 - told in the journal, whatever it is, before the process ends
+        except BaseException as error:  # noqa: BLE001 - the journal reports any exception before the process exits
             line = _end_by(error)
-            found_no_room = line.reason is StatusReason.DISK_FULL
-        stop.ends_at_once = False  # the last line is to be written whole
+            is_disk_full = line.reason is StatusReason.DISK_FULL
+        stop.ends_at_once = False  # the last line must be written completely
         if line.status is JobStatus.FAILED and supervision.is_lost:
-            line = _handed_back()  # a rank that ended for want of a worker took the others with it
+            line = _handed_back()  # a rank that lost the worker caused the others to fail
         elif line.status is JobStatus.FAILED and stop.was_signalled:
             line = _interrupted(line, stop())
         try:
             if rank.launched:
                 (run_dir / END_FILE.format(rank.rank)).write_text(line.model_dump_json(exclude_none=True))
             else:
-                _say_last(line, journal, Console(job_id()))
+                _write_end(line, journal, Console(job_id()))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return DISK_FULL_EXIT
-    return DISK_FULL_EXIT if found_no_room else int(line.status is JobStatus.FAILED)
+    return DISK_FULL_EXIT if is_disk_full else int(line.status is JobStatus.FAILED)
 
 
 def _end_by(error: BaseException) -> StatusLine:
-    """The status line of a run that ``error`` ended. A full disk is no failure: the job goes on when there is room."""
-    with suppress(OSError):  # a log that cannot be written must not cost the journal its last line
+    """The status line for ``error``. A full disk is not a failure: the job continues when there is space."""
+    with suppress(OSError):  # the journal needs its last line even if the log cannot be written
         traceback.print_exception(error, file=sys.stderr)
-    reason, told = explain(error)
+    reason, explanation = explain(error)
     if reason is StatusReason.DISK_FULL:
         status, reason = STOP_ENDS["disk"]
-        message = told.message if isinstance(error, TrainingFailed) else f"{REASON_SENTENCES[reason]} ({told.message})"
+        message = explanation.message
+        if not isinstance(error, TrainingFailed):
+            message = f"{REASON_SENTENCES[reason]} ({message})"
         return StatusLine(status=status, reason=reason, message=message)
-    return StatusLine(status=JobStatus.FAILED, reason=reason, message=told.message, error=told)
+    return StatusLine(status=JobStatus.FAILED, reason=reason, message=explanation.message, error=explanation)
 
 
-def _say_last(line: StatusLine, journal: JournalWriter, console: Console) -> None:
+def _write_end(line: StatusLine, journal: JournalWriter, console: Console) -> None:
     failure: ErrorLine | None = None
     if line.error is not None:
         failure = ErrorLine(
@@ -135,10 +137,10 @@ def _handed_back() -> StatusLine:
 
 
 def _interrupted(line: StatusLine, ordered: StopAction | None) -> StatusLine:
-    """How a run ends that was ended by SIGTERM where it could not stop by itself, such as in a compiler it waits for.
+    """The status line of a run that SIGTERM ended where it could not stop by itself, such as in a compiler.
 
-    SIGTERM reaches every process of the run, and what those report that were cut short is no failure of the job's. An
-    error that the run knows by name stays one.
+    SIGTERM reaches every process of the run. Errors of interrupted processes are not failures of the job, but an error
+    with a specific code still is.
     """
     if ordered is None or line.reason is not StatusReason.TRAIN_ERROR:
         return line
@@ -153,13 +155,13 @@ def _ended_by_sigterm(ordered: StopAction) -> StatusLine:
 
 
 class Interrupted(BaseException):
-    """SIGTERM came before the first step: nothing is to be saved. No `Exception`, which a library might hold back."""
+    """SIGTERM arrived before the first step, so nothing is saved. Not an `Exception`, which a library might catch."""
 
 
 class Stop:
-    """Whether the run is to end: by the ``stop`` file, or to hand the job back, by SIGTERM or for want of a worker.
+    """The requested stop action: that of the ``stop`` file, or to hand the job back after SIGTERM or a lost worker.
 
-    While it ``ends_at_once``, SIGTERM raises `Interrupted`, once, wherever the main thread is.
+    While ``ends_at_once`` is set, SIGTERM raises `Interrupted` once, wherever the main thread is.
     """
 
     def __init__(self, file: Path, supervision: Supervision) -> None:
@@ -167,7 +169,7 @@ class Stop:
         self._supervision = supervision
         self.was_signalled = False
         self.ends_at_once = True
-        self.write_on_signal = False  # in the process that starts the ranks: the file reaches all of them
+        self.write_on_signal = False  # in the process that starts the ranks, because all of them read the file
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.was_signalled = True
@@ -178,8 +180,8 @@ class Stop:
             raise Interrupted
 
     @contextmanager
-    def held_back(self) -> Generator[None]:
-        """SIGTERM waits meanwhile: thrown into the start of torch's C++, an exception aborts the process."""
+    def deferred(self) -> Generator[None]:
+        """Defer SIGTERM, because an exception during the initialization of torch's C++ code aborts the process."""
         ends_at_once, self.ends_at_once = self.ends_at_once, False
         yield
         self.ends_at_once = ends_at_once
@@ -188,7 +190,7 @@ class Stop:
             raise Interrupted
 
     def steps_begin(self) -> None:
-        """From now on the run stops by itself, between two steps."""
+        """Let the run stop by itself between two steps from now on."""
         self.ends_at_once = False
 
     def __call__(self) -> StopAction | None:
@@ -199,12 +201,12 @@ class Stop:
         try:
             return StopFile.model_validate_json(Path(self._file).read_bytes()).action
         except ValidationError:
-            return None  # it is still being written; the next step reads it whole
+            return None  # it is incomplete; the next step reads it again
 
 
 def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: Supervision) -> StatusLine:
-    """Start the ranks with torch elastic, without restarts, and wait until none is left; returns how they ended."""
-    with stop.held_back():
+    """Start the ranks with torch elastic, without restarts, and wait for them. Returns the final status line."""
+    with stop.deferred():
         import torch
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -220,13 +222,13 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        # SIGTERM is ours: it becomes the stop file, which lets the ranks save; elastic would end them.
+        # SIGTERM is converted to the stop file, which lets the ranks save; elastic would end them.
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
     if supervision.is_lost:
-        return _handed_back()  # ranks that start now might not know yet what this process knows when it has to end
+        return _handed_back()  # new ranks might not detect the lost worker before this process must exit
     stop.write_on_signal = True
-    stop.ends_at_once = False  # each rank hears SIGTERM itself
+    stop.ends_at_once = False  # each rank receives SIGTERM itself
     oom_kills = count_oom_kills()
     killed: StatusLine | None = None
     ranks_failed: str | None = None
@@ -241,7 +243,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
     if full is not None:
         return full
     if killed is not None:
-        return killed  # what the ranks say that lost it follows from this
+        return killed  # errors of the other ranks are a consequence
     failed = sorted((end for end in ends if end.status is JobStatus.FAILED), key=lambda end: end.created_at)
     if failed:
         return failed[0]
@@ -251,7 +253,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
 
 
 def _killed_rank(error: Any, run_dir: Path, oom_kills: OomKills) -> StatusLine | None:
-    """How the run ended if one of its ranks was killed from outside (elastic itself ends the others by SIGTERM)."""
+    """The status line if a rank was killed from outside (elastic ends the other ranks with SIGTERM)."""
     for rank, failure in error.failures.items():
         if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
@@ -274,7 +276,7 @@ def _first_failure(error: Any) -> str:
 def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> StatusLine:
     spec = parse(JobSpec, _as_first_decided(file))
 
-    with stop.held_back():
+    with stop.deferred():
         from zeta_core.data.sources import Places
         from zeta_core.run import RunRequest, execute
 
@@ -305,9 +307,9 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
 
 
 def _as_first_decided(file: RunFile) -> dict[str, Any]:
-    """The spec as it was sent, with what its first attempt decided by its machine, checkpoint or not.
+    """The submitted spec with the values that the first attempt chose, even if it saved no checkpoint.
 
-    That is the split into micro-batches, and the precision; and the learning rate, where it was found.
+    These are the batch split and the precision, which depend on the machine, and a learning rate that was searched.
     """
     spec = dict(file.spec)
     for names in (("batch_size", "gradient_accumulate_every"), ("mixed_precision",)):

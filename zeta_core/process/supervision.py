@@ -1,9 +1,9 @@
-"""Whether this run's worker is still there and heard: while it is, it writes when into ``alive`` in the run directory.
+"""Detecting a lost worker: while it is connected to the server, it writes the time to ``alive`` in the run directory.
 
-Looked at by a thread, so that a process notices while it loads, trains or saves. Counted is the monotonic clock that
-all processes of a machine share: a wall clock that jumps changes nothing, and a process that starts late (a rank, or
-one that loads for long) counts from when the worker was heard, not from its own start. A process that was stopped for
-long looks first and judges then; where its worker was not heard meanwhile either, both were, and it ends.
+A thread reads the file, so a process detects the loss while it loads, trains or saves. Times are those of the monotonic
+clock that all processes of a machine share. Changes of the wall clock have no effect, and a process that starts late
+counts from the worker's last sign of life, not from its own start. A process that was suspended reads the file before
+it decides. If the worker gave no sign of life either, both were suspended, and the process exits.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ LONGEST_TICK_SECONDS = 1.0
 
 
 class Supervision:
-    """Nothing is watched before `watch`, and nothing at all in a run without a worker."""
+    """Monitors the worker after `watch` is called; in a run without a worker, it does nothing."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._closed = threading.Event()
-        self.is_lost = False  # for ``self_stop_seconds``; a worker that is heard again in time ends it
+        self.is_lost = False  # no sign of life for ``self_stop_seconds``; reset when the worker returns
 
-    def watch(self, order: RunFile, on_end: Callable[[], None]) -> None:
-        """Begin to count. After ``end_seconds`` ``on_end`` is called and this process ends, whatever it is at."""
-        if order.self_stop_seconds is None or order.end_seconds is None:
+    def watch(self, run_file: RunFile, on_end: Callable[[], None]) -> None:
+        """Start monitoring. After ``end_seconds``, call ``on_end`` and exit, whatever this process is doing."""
+        if run_file.self_stop_seconds is None or run_file.end_seconds is None:
             return
-        limits = (order.self_stop_seconds, order.end_seconds)
+        limits = (run_file.self_stop_seconds, run_file.end_seconds)
         threading.Thread(target=self._watch, args=(*limits, on_end), name="supervision", daemon=True).start()
 
     def close(self) -> None:
@@ -39,13 +39,13 @@ class Supervision:
 
     def _watch(self, self_stop_seconds: float, end_seconds: float, on_end: Callable[[], None]) -> None:
         tick = min(LONGEST_TICK_SECONDS, self_stop_seconds / 20)
-        heard_at = time.monotonic()  # until the file says it
+        alive_at = time.monotonic()  # until the file exists
         while True:
-            before, heard_at = heard_at, self._heard_at() or heard_at
-            # A machine that was frozen for long may hear its worker first; the silence counts all the same.
-            unheard_seconds = max(time.monotonic() - heard_at, heard_at - before)
-            self.is_lost = unheard_seconds >= self_stop_seconds
-            if unheard_seconds >= end_seconds:
+            before, alive_at = alive_at, self._alive_at() or alive_at
+            # After a machine was suspended, the worker may be first to write the file; the gap counts as well.
+            silent_seconds = max(time.monotonic() - alive_at, alive_at - before)
+            self.is_lost = silent_seconds >= self_stop_seconds
+            if silent_seconds >= end_seconds:
                 try:
                     on_end()
                 finally:
@@ -53,8 +53,8 @@ class Supervision:
             if self._closed.wait(tick):
                 return
 
-    def _heard_at(self) -> float | None:
-        """What the file says; ``None`` where it is not there, or met half written."""
+    def _alive_at(self) -> float | None:
+        """The time in the file; ``None`` if it is missing or incomplete."""
         try:
             return float(self._file.read_text())
         except (FileNotFoundError, ValueError):

@@ -1,11 +1,11 @@
 """``report_to``: the curves of a run in TensorBoard, Weights & Biases and MLflow, through Accelerate's trackers.
 
-A tracker that is not installed, or cannot be started, ends a new run before it trains. After that no tracker holds up
-or ends the training: lines go through a queue to one thread, which alone speaks to the trackers; one that fails is
-warned of and left out, one that does not keep up loses lines, and at the end the run waits `CLOSE_SECONDS` for it.
+If a tracker is not installed or cannot be started, a new run fails before it trains. After that, no tracker blocks or
+ends the training. Lines go through a queue to the only thread that calls the trackers. A tracker that fails is dropped
+with a warning, one that is too slow loses lines, and at its end the run waits `CLOSE_SECONDS` for it.
 
-A resumed run goes on under its own ``run_id``: TensorBoard hides the steps that are trained again, W&B resumes the run
-of that id, MLflow the run with that tag. TensorBoard's files lie in ``output_dir/tensorboard``.
+A resumed run continues under its ``run_id``: TensorBoard hides steps that are trained again, W&B resumes the run with
+that id, and MLflow the run with that tag. TensorBoard's files are in ``output_dir/tensorboard``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zeta_core.failures import CannotTrain
 Name = Literal["tensorboard", "wandb", "mlflow"]
 PACKAGES: dict[Name, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 START_SECONDS, CLOSE_SECONDS = 120.0, 30.0
-MOST_WAITING = 1000  # lines; about a quarter of an hour of them
+MAX_WAITING = 1000  # lines; about a quarter of an hour of them
 _CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens")
 _RUN_TAG = "zeta.run_id"
 
@@ -39,17 +39,17 @@ Warn = Callable[[str, str], None]
 
 
 def require(names: Sequence[Name]) -> None:
-    """Raise `CannotTrain` for the first that is not installed here."""
+    """Raise `CannotTrain` for the first tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise CannotTrain(
-                f"report_to names {name!r}, which is not installed here; pip install {PACKAGES[name]}, or leave it out."
+                f"report_to contains {name!r}, which is not installed; pip install {PACKAGES[name]}, or leave it out."
             )
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What the trackers are told of a run: its name for people, its id, and the step after which it goes on."""
+    """The data about a run that trackers get: its display name, its id, and the step after which it continues."""
 
     name: str
     run_id: str
@@ -59,31 +59,31 @@ class TrackedRun:
 
 
 class Trackers:
-    """A sink for progress lines. Made on the first rank, when the engine is built."""
+    """A sink for progress lines, on the first rank."""
 
     def __init__(self, warn: Warn, *, close_seconds: float = CLOSE_SECONDS) -> None:
         self._warn = warn
         self._close_seconds = close_seconds
-        self._waiting: queue.Queue[list[Point] | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[list[Point] | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         self._started = threading.Event()
         self._faults: list[str] = []
         self._thread: threading.Thread | None = None
 
     def start(self, openers: Mapping[str, Callable[[], GeneralTracker]], *, required: bool) -> None:
-        """Start them, in the thread that will speak to them. Where ``required`` a failure is raised, else warned of."""
+        """Start the trackers in their thread. A failure raises `CannotTrain` if ``required``, else gives a warning."""
         self._thread = threading.Thread(target=self._work, args=(openers,), name="trackers", daemon=True)
         self._thread.start()
         if not self._started.wait(START_SECONDS):
             self._faults.append(f"{', '.join(openers)} did not start within {START_SECONDS:.0f} s")
         if self._faults and required:
             self.close()
-            raise CannotTrain(f"report_to: {self._faults[0]}; mend that, or leave it out.")
+            raise CannotTrain(f"report_to: {self._faults[0]}; fix this, or leave it out.")
         for fault in self._faults:
-            self._warn("tracker_failed", f"report_to: {fault}; the training goes on without it.")
+            self._warn("tracker_failed", f"report_to: {fault}; the training continues without it.")
 
     def write(self, line: JournalLine) -> None:
-        """Hand a line on; never waits."""
+        """Queue a line, without waiting."""
         if not isinstance(line, ProgressLine) or line.step is None:
             return
         points = _points(line.step, line)
@@ -95,7 +95,7 @@ class Trackers:
             self._dropped += 1
 
     def close(self) -> None:
-        """Let the trackers finish, for `CLOSE_SECONDS` at most."""
+        """Let the trackers finish, within `CLOSE_SECONDS`."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -104,14 +104,15 @@ class Trackers:
         except queue.Full:
             self._dropped += self._waiting.qsize()
             self._waiting.queue.clear()
-            self._waiting.put_nowait(None)  # its end, whenever it comes back
+            self._waiting.put_nowait(None)  # ends the thread when its current call returns
         thread.join(self._close_seconds)
         if thread.is_alive():
             self._warn(
-                "tracker_slow", f"The trackers did not finish within {self._close_seconds:.0f} s; they are left."
+                "tracker_slow",
+                f"The trackers did not finish within {self._close_seconds:.0f} s; the run ends without them.",
             )
         if self._dropped:
-            self._warn("tracker_slow", f"The trackers did not keep up: {self._dropped} lines are not in them.")
+            self._warn("tracker_slow", f"The trackers were too slow: {self._dropped} lines were dropped.")
 
     # --- the thread ---
 
@@ -120,8 +121,8 @@ class Trackers:
         for name, opener in openers.items():
             try:
                 alive[name] = opener()
-            except Exception as error:  # noqa: BLE001 - told by `start`
-                self._faults.append(f"{name} cannot be started ({_said(error)})")
+            except Exception as error:  # noqa: BLE001 - reported by `start`
+                self._faults.append(f"{name} cannot be started ({_in_words(error)})")
         self._started.set()
         while (points := self._waiting.get()) is not None:
             for point in points:
@@ -134,24 +135,24 @@ class Trackers:
                 act(tracker)
             except Exception as error:  # noqa: BLE001 - a tracker must not end a training, whatever it raises
                 del alive[name]
-                self._warn("tracker_failed", f"{name} failed ({_said(error)}); the training goes on without it.")
+                self._warn("tracker_failed", f"{name} failed ({_in_words(error)}); the training continues without it.")
 
 
 def _points(step: int, line: ProgressLine) -> list[Point]:
-    """What trackers are told of a line, and of each step that it tells; a step's own figures before the means."""
+    """The points of a line and of its individual steps; a step's own figures take precedence over the means."""
     by_step: dict[int, dict[str, float]] = {step: {}}
     for one in (line, *(line.steps or ())):
         if one.loss is not None:
-            told = {f"train/{name}": value for name in _CURVES if (value := getattr(one, name, None)) is not None}
-            told |= _rewards("train", one.rewards)
-            by_step[one.step or step] = {**by_step.get(one.step or step, {}), **told}
+            curves = {f"train/{name}": value for name in _CURVES if (value := getattr(one, name, None)) is not None}
+            curves |= _rewards("train", one.rewards)
+            by_step[one.step or step] = {**by_step.get(one.step or step, {}), **curves}
     if line.eval_loss is not None:
         by_step[step] |= {"eval/loss": line.eval_loss, **_rewards("eval", line.rewards)}
     return [(at, by_step[at]) for at in sorted(by_step) if by_step[at]]
 
 
 def _rewards(of: str, rewards: Mapping[str, float] | None) -> dict[str, float]:
-    """Those of method ``dpo``: of the chosen and the rejected answers, their margin and the accuracy."""
+    """The rewards of method ``dpo``: of chosen and rejected answers, their margin, and the accuracy."""
     return {f"{of}/rewards/{name}": value for name, value in (rewards or {}).items()}
 
 
@@ -165,15 +166,15 @@ def _logging(step: int, values: dict[str, float]) -> Callable[[GeneralTracker], 
     return log
 
 
-def _said(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-# --- Each of the three ------------------------------------------------------------------------------------------------
+# --- The trackers -----------------------------------------------------------------------------------------------------
 
 
 def openers(names: Sequence[Name], run: TrackedRun) -> dict[str, Callable[[], GeneralTracker]]:
-    """How each of the named trackers is started for this run."""
+    """Functions that start the named trackers for this run."""
     known: dict[Name, Callable[[TrackedRun], GeneralTracker]] = {
         "tensorboard": _tensorboard,
         "wandb": _wandb,
@@ -215,7 +216,7 @@ def _mlflow(run: TrackedRun) -> GeneralTracker:
 
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """What a table of parameters can show: plain values as they are, the rest as JSON."""
+    """The spec as a table of parameters: simple values as they are, others as JSON."""
     plain = (bool, int, float, str)
     return {
         name: value if isinstance(value, plain) else json.dumps(value)

@@ -67,7 +67,7 @@ def test_misconfigurations_that_accelerate_accepts_are_rejected(tmp_path: Path) 
         "OnlyBackend": "set up DistributedType.NO with 2 processes instead of DistributedType.MULTI_CPU with 2",
         "PluginDropped": "use_fsdp did not shard the model DistributedDataParallel",
         "ZeroDropped": "set up DistributedType.MULTI_CPU with 2 processes instead of DistributedType.DEEPSPEED with 2",
-        "ZeroUncounted": "set up DistributedType.DEEPSPEED with 1 processes instead of DistributedType.DEEPSPEED with 2",
+        "ZeroUncounted": "DistributedType.DEEPSPEED with 1 processes instead of DistributedType.DEEPSPEED with 2",
         "connected by the script": "WORLD_SIZE is 1, but the process group has 2 processes",
     }
     if why_no_deepspeed() is not None:

@@ -29,7 +29,7 @@ def test_a_flag_a_stage_a_config_and_a_file_name_a_stage(
     monkeypatch.chdir(tmp_path)
     file = {"zero_optimization": {"stage": 3}, "train_batch_size": "auto", "gradient_clipping": 0.5}
     Path("zero.json").write_text(json.dumps(file))
-    config = zero_config(option, plan(max_grad_norm=0.5))
+    config = zero_config(asked, plan(max_grad_norm=0.5))
     assert config["zero_optimization"]["stage"] == stage
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (3, 2)
     assert (config["train_batch_size"], config["gradient_clipping"]) == (12, 0.5)

@@ -17,7 +17,7 @@ from tests.zeta_core.models import plain
 from zeta import Trainer
 from zeta_core.contract.job.events import LogLine, ProgressLine, StepFigures
 from zeta_core.failures import CannotTrain
-from zeta_core.report.trackers import MOST_WAITING, Trackers
+from zeta_core.report.trackers import MAX_WAITING, Trackers
 
 ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 
@@ -173,7 +173,7 @@ def test_one_that_hangs_holds_nothing_up_and_loses_lines(hanging: Hanging) -> No
     warnings: list[str] = []
     trackers = Trackers(lambda _, message: warnings.append(message), close_seconds=0.2)
     trackers.start({"hanging": lambda: hanging}, required=True)
-    for step in range(MOST_WAITING + 10):
+    for step in range(MAX_WAITING + 10):
         trackers.write(at(step))
     trackers.close()
     assert "did not finish within" in warnings[0]
@@ -199,4 +199,4 @@ def test_one_that_cannot_be_started_ends_a_new_run_and_only_warns_a_resumed_one(
     trackers.write(at(1))
     trackers.close()
     assert len(warnings) == 1
-    assert "goes on without it" in warnings[0]
+    assert "continues without it" in warnings[0]

@@ -170,7 +170,7 @@ def test_sigterm_while_torch_is_imported_waits_for_the_end_of_that_and_interrupt
     imported: list[bool] = []
 
     def import_it() -> None:
-        with stop.held_back():
+        with stop.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             imported.append(True)
 

@@ -121,7 +121,7 @@ def test_a_run_that_is_too_short_for_a_search_is_refused_with_a_number_that_is_u
     ):
         begin(plain(), tmp_path / "run", max_steps=50)
     path = write_pairs(tmp_path / "short.jsonl", [{"text": "A short text."}] * 40)
-    with pytest.raises(CannotTrain, match="this run has only \\d+ steps: the search needs at least") as raised:
+    with pytest.raises(CannotTrain, match=r"this run has only \d+ steps: the search needs at least") as raised:
         begin(plain(), tmp_path / "run", max_steps=None, dataset={"path": str(path)})
     rate = (raised.value.patch or {})["learning_rate"]
     outcome, _ = begin(plain(), tmp_path / "run", max_steps=None, dataset={"path": str(path)}, learning_rate=rate)

@@ -128,11 +128,11 @@ class Setup:
         )
 
     def _precision(self) -> Iterator[Advice]:
-        asked, stored = self.plan.mixed_precision, self.located.dtype
-        if asked == "no":
+        precision, stored = self.plan.mixed_precision, self.located.dtype
+        if precision == "no":
             return
         better = "bf16" if self.facts.supports_bf16 else "no"
-        if asked == "fp16" and stored is torch.bfloat16:
+        if precision == "fp16" and stored is torch.bfloat16:
             yield Advice(
                 code="narrow_precision",
                 message="mixed_precision is 'fp16', but the model is stored in bfloat16: its activations may exceed "
@@ -144,12 +144,12 @@ class Setup:
         elif self.facts.device == "cpu":
             yield Advice(
                 code="slow_precision",
-                message=f"mixed_precision is {asked!r}, which is several times slower than 'no' on a CPU without "
+                message=f"mixed_precision is {precision!r}, which is several times slower than 'no' on a CPU without "
                 "instructions for it.",
                 hint="Use 'no', unless this CPU supports avx512_bf16, amx, or ARM's bf16.",
                 patch={"mixed_precision": "no"},
             )
-        elif asked == "bf16" and not self.facts.supports_bf16:
+        elif precision == "bf16" and not self.facts.supports_bf16:
             other = "fp16" if self.plan.strategy == "replicated" else "no"
             yield Advice(
                 code="emulated_precision",

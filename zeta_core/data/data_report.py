@@ -18,7 +18,7 @@ from zeta_core.report.reporter import Reporter
 _MOST_SUPERVISED = 1_000_000  # sequences that are all counted; beyond that, an evenly spaced sample is
 
 
-def describe(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
+def describe_data(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
     """Statistics of the data, as cut into ``sequences`` and seen by the run. No second pass over the ids is needed."""
     lengths = np.diff(tokens.offsets)
     p50, p90, p99 = (int(p) for p in np.percentile(lengths, (50, 90, 99), method="lower"))
@@ -82,7 +82,7 @@ def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceS
     return found
 
 
-def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
+def nothing_to_train_error(tokens: TokenFile, sequences: Sequences) -> InvalidData:
     """The error for data without a single sequence, with the number of overlong documents and the first one."""
     dropped = sequences.fit.num_dropped
     if not dropped:
@@ -96,7 +96,7 @@ def nothing_to_train(tokens: TokenFile, sequences: Sequences) -> InvalidData:
     )
 
 
-def tell(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
+def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Emit one ``log`` event with the statistics, and a warning for everything that may be unexpected."""
     lengths = data.lengths
     said = (
@@ -156,12 +156,12 @@ def _tell_turns(tokens: TokenFile, report: Reporter) -> None:
         )
 
 
-def tell_held_out(tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
+def report_held_out(tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Warn about held-out documents that are too long to be evaluated as a whole."""
     _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
 
 
-def tell_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Reporter) -> None:
+def report_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Reporter) -> None:
     """Report the size of the held-out part, and warn about rows that are both trained on and evaluated."""
     if eval_split:
         rows = len(Units.of(held_out).first_U)

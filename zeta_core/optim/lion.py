@@ -17,7 +17,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - the overloads of torch say the same
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares overloads
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """Apply one update. Evaluates ``closure`` first, if given."""

@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
             others.state = self.state
 
     @torch.no_grad()
-    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - the overloads of torch say the same
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares overloads
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """Apply one update. Evaluates ``closure`` first, if given."""

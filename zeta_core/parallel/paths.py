@@ -2,7 +2,7 @@
 
 Two ranks then use different parameters in the same step. If parameters or gradients are exchanged during the forward
 and backward passes, each rank would wait for a different collective. The engines exchange them in a fixed order instead
-if `has_data_dependent_path` says so. A parameter that only some ranks used has a zero gradient on the others.
+if `has_data_dependent_path` is true. A parameter that only some ranks used has a zero gradient on the others.
 """
 
 from __future__ import annotations

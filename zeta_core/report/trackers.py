@@ -201,7 +201,7 @@ def _wandb(run: TrackedRun) -> GeneralTracker:
 
 
 def _mlflow(run: TrackedRun) -> GeneralTracker:
-    import mlflow  # pyright: ignore[reportMissingImports] - no part of [train]; `require` has asked for it
+    import mlflow  # pyright: ignore[reportMissingImports] - not in [train]; `require` has checked it
 
     client: Any = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(tracker_project())

@@ -11,7 +11,7 @@ from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
-from zeta_core.data import data_report as data_reports
+from zeta_core.data.data_report import describe_data, report_data, report_held_out, report_overlap
 from zeta_core.failures import CannotTrain, is_disk_full
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -38,12 +38,12 @@ def take_output_dir(request: RunRequest, resume_point: ResumePoint | None, plan:
         if is_disk_full(error):
             raise
         raise CannotTrain(
-            f"output_dir is {str(request.output_dir)!r}, which cannot be written ({error.strerror}); name a writable "
+            f"output_dir is {str(request.output_dir)!r}, which cannot be written ({error.strerror}); use a writable "
             "directory.",
             param="output_dir",
         ) from error
     if moved is not None:
-        report.log(f"{request.output_dir} contained checkpoints of an earlier run; they were moved to {moved}.")
+        report.log(f"Moved the checkpoints of an earlier run from {request.output_dir} to {moved}.")
     return run_id
 
 
@@ -62,7 +62,7 @@ def announced(
 ) -> Generator[None]:
     """Report the resolved spec and a summary of the run. Within the context, lines also go to the trackers."""
     options, plan = request.options, decision.plan
-    data = data_reports.describe(decision.trained_on.tokens, decision.sequences, plan)
+    data = describe_data(decision.trained_on.tokens, decision.sequences, plan)
     held_out = None if decision.held_out is None else decision.held_out.tokens
     resolved = resolved_spec(options, plan, held_out, data).updated(
         ResolvedSpec(
@@ -92,10 +92,10 @@ def announced(
             report.log(engine.caution)
         if resume_point is None and (chosen := describe_defaults(options, plan, decision.facts)):
             report.log(chosen)
-        data_reports.tell(data, decision.trained_on.tokens, decision.sequences, report)
+        report_data(data, decision.trained_on.tokens, decision.sequences, report)
         if decision.held_out is not None:
-            data_reports.tell_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
-            data_reports.tell_overlap(decision.overlap, decision.held_out.tokens, plan.eval_split, report)
+            report_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
+            report_overlap(decision.overlap, decision.held_out.tokens, plan.eval_split, report)
         if resume_point is not None:
             report_resume(report, progress, plan, resume_point.plan, threads_set=threads_set)
         before = request.device_kind if resume_point is None else resume_point.plan.get("device_kind")

@@ -12,7 +12,7 @@ from zeta_core import plan as planning
 from zeta_core.advice import vocabulary_patch
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.data import data_report as data_reports
+from zeta_core.data.data_report import nothing_to_train_error
 from zeta_core.data.sequences import Sequences
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.flat_files import IdType
@@ -118,7 +118,7 @@ def decide(
     trained_on = ways[plan.pack]
     evaluated = None if held_out is None else _cut(held_out, plan, options)
     if not len(trained_on.sequences):
-        raise data_reports.nothing_to_train(tokens, trained_on.sequences)
+        raise nothing_to_train_error(tokens, trained_on.sequences)
     plan = planning.with_length(plan, options, len(trained_on.sequences))
     check_positions(model, plan.seq_len)
     is_split_unset = defaults.batch_split(options) == (None, None)

@@ -15,7 +15,7 @@ from tests.zeta_core.data.test_chat import GOOD, tokens_of
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.data_report import nothing_to_train
+from zeta_core.data.data_report import nothing_to_train_error
 from zeta_core.data.sequences import IGNORED, Sequences, packing
 from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.tokens import prepare_tokens
@@ -97,7 +97,7 @@ def test_a_conversation_longer_than_a_sequence_is_an_error_where_that_is_asked_f
 
 def test_where_no_answer_fits_the_error_says_how_long_the_documents_are(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(shapes.CHATML))
-    error = nothing_to_train(tokens, Sequences(tokens, 20, pack=True))
+    error = nothing_to_train_error(tokens, Sequences(tokens, 20, pack=True))
     assert error.message == (
         "None of the 2 documents can be trained on: 2 are longer than the 20 tokens of seq_len, or their answer lies "
         "beyond it; the first is chat.jsonl, line 1."

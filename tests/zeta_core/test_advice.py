@@ -1,4 +1,4 @@
-"""Each piece of advice: provoked by a real training, its patch applied, and the patched run is free of it."""
+"""Each piece of advice is provoked by a real training; after applying its patch, it no longer appears."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(directory: Path, model: object, spec: dict[str, Any], error: type[Tr
 # --- Learning rates ---------------------------------------------------------------------------------------------------
 
 
-def test_a_learning_rate_far_too_high_is_warned_of_before_the_first_step_and_then_the_loss_diverges(
+def test_a_rate_far_too_high_gives_a_warning_and_then_divergence(
     tmp_path: Path,
 ) -> None:
     spec: dict[str, Any] = {"learning_rate": 3.0, "seq_len": 64, "max_steps": 40}
@@ -59,7 +59,7 @@ def test_a_learning_rate_far_too_high_is_warned_of_before_the_first_step_and_the
         ({"optimizer": "adafactor", "learning_rate": 1.0}, "training from scratch with adafactor"),
     ],
 )
-def test_what_is_usual_depends_on_the_optimizer_and_on_what_is_trained(
+def test_usual_rates_depend_on_the_optimizer_and_the_kind_of_training(
     spec: dict[str, Any], trained: str, tmp_path: Path
 ) -> None:
     _, lines = train(tmp_path, llama(), {"max_steps": 1, **spec})
@@ -72,7 +72,7 @@ def test_what_is_usual_depends_on_the_optimizer_and_on_what_is_trained(
 # --- Numbers that are not finite --------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_history_and_a_calmer_patch(tmp_path: Path) -> None:
+def test_a_non_finite_loss_ends_the_run_with_its_history_and_a_patch(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1000.0, "max_grad_norm": 1e30, "max_steps": 20}
     error = refused(tmp_path, plain(), spec, NonFiniteLoss)
     reason, told = explain(error)
@@ -100,7 +100,7 @@ class Large(PlainModel):
         return self.head(self.embedding(ids) * 1e7) / 1e7
 
 
-def test_what_overflows_fp16_is_trained_in_a_wider_precision(tmp_path: Path) -> None:
+def test_a_model_that_overflows_fp16_is_patched_to_a_wider_precision(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"mixed_precision": "fp16", "max_steps": 2}
     error = refused(tmp_path, Large(), spec, NonFiniteLoss)
     assert error.patch == {"mixed_precision": "bf16" if torch.cuda.is_available() else "no"}
@@ -109,7 +109,7 @@ def test_what_overflows_fp16_is_trained_in_a_wider_precision(tmp_path: Path) -> 
     assert outcome.progress.step == 2
 
 
-def test_a_model_that_came_broken_is_named_and_no_option_is_blamed(tmp_path: Path) -> None:
+def test_a_model_with_non_finite_weights_is_reported_without_a_patch(tmp_path: Path) -> None:
     broken = plain()
     with torch.no_grad():
         broken.get_parameter("blocks.1.up.weight")[0, 0] = float("nan")
@@ -126,7 +126,7 @@ class SteepAtZero(PlainModel):
         return super().forward(ids) + torch.sqrt(0 * self.get_parameter("blocks.0.norm.bias").sum())
 
 
-def test_a_gradient_that_is_not_finite_is_named_by_where_it_begins(tmp_path: Path) -> None:
+def test_a_non_finite_gradient_is_reported_with_its_origin(tmp_path: Path) -> None:
     error = refused(tmp_path, SteepAtZero(), {"max_steps": 2}, NonFiniteLoss)
     assert error.message == "The gradient of step 1 is not finite; the update was not applied."
     assert error.evidence["tensors"] == ["gradient of blocks.0.norm.bias"]
@@ -146,7 +146,7 @@ def test_a_half_precision_on_a_cpu_is_slow(precision: str, tmp_path: Path) -> No
     assert not warnings(lines)
 
 
-def test_a_model_stored_in_bfloat16_is_warned_of_fp16(tmp_path: Path) -> None:
+def test_training_a_bfloat16_model_in_fp16_gives_a_warning(tmp_path: Path) -> None:
     llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
     spec: dict[str, Any] = {"mixed_precision": "fp16", "max_steps": 1, "learning_rate": 1e-4}
     _, lines = train(tmp_path, str(tmp_path / "model"), spec)
@@ -159,7 +159,7 @@ def test_a_model_stored_in_bfloat16_is_warned_of_fp16(tmp_path: Path) -> None:
 # --- Tokens, positions and documents ----------------------------------------------------------------------------------
 
 
-def test_sequences_beyond_learned_positions_are_refused_with_the_length_that_fits(tmp_path: Path) -> None:
+def test_sequences_beyond_learned_positions_are_rejected_with_a_valid_length(tmp_path: Path) -> None:
     def gpt2() -> nn.Module:
         return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=1, n_head=2))
 
@@ -169,7 +169,7 @@ def test_sequences_beyond_learned_positions_are_refused_with_the_length_that_fit
     assert train(tmp_path, gpt2(), applied(spec, error.patch))[0].progress.step == 1
 
 
-def test_a_trained_model_with_rotary_positions_may_go_beyond_them_and_is_warned(tmp_path: Path) -> None:
+def test_exceeding_rotary_positions_of_a_trained_model_gives_a_warning(tmp_path: Path) -> None:
     llama(max_position_embeddings=32).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
     spec: dict[str, Any] = {"seq_len": 64, "max_steps": 1, "learning_rate": 1e-4}
     _, lines = train(tmp_path, str(tmp_path / "model"), spec)
@@ -188,7 +188,7 @@ def test_a_config_with_too_few_rows_gets_the_number_that_the_data_needs(tmp_path
     assert train(tmp_path, ConfigModel(**patched["model"]), {"max_steps": 1})[0].progress.step == 1
 
 
-def test_a_tokenizer_of_another_model_is_patched_away(tmp_path: Path) -> None:
+def test_the_tokenizer_of_another_model_is_removed_by_the_patch(tmp_path: Path) -> None:
     llama(vocab_size=100).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
     words_of_python().save_pretrained(tmp_path / "model")
     words_of_python(500).save_pretrained(tmp_path / "other")
@@ -235,7 +235,7 @@ def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path:
     assert "tokenizer_without_padding" not in warnings(lines)
 
 
-def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tmp_path: Path) -> None:
+def test_documents_that_are_not_isolated_get_advice_with_a_patch(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"max_steps": 1}
     _, lines = train(tmp_path, summing(), spec)
     assert lines.resolved_spec["pack"] is False
@@ -263,7 +263,7 @@ def test_how_documents_share_sequences_is_told_with_the_patch_that_parts_them(tm
     assert "Change its forward to return logits" in (left.hint or "")
 
 
-def test_a_model_that_sees_what_it_is_to_predict_is_told(tmp_path: Path) -> None:
+def test_a_model_that_attends_to_later_tokens_gets_advice(tmp_path: Path) -> None:
     config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes = {"intermediate_size": 32, "vocab_size": 400, "max_position_embeddings": 64}
     spec: dict[str, Any] = {"max_steps": 1, "seq_len": 32}
@@ -273,7 +273,7 @@ def test_a_model_that_sees_what_it_is_to_predict_is_told(tmp_path: Path) -> None
     assert "looks_ahead" not in warnings(lines)
 
 
-def test_a_document_that_is_too_long_is_refused_with_the_patch_that_cuts_it(tmp_path: Path) -> None:
+def test_an_overlong_document_is_rejected_with_a_patch_that_truncates_it(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"overlong": "error", "seq_len": 64, "max_steps": 1}
     error = refused(tmp_path, llama(), spec, InvalidData)
     assert error.patch == {"overlong": "truncate"}

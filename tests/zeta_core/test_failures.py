@@ -25,14 +25,14 @@ def test_a_failed_allocation_is_out_of_memory() -> None:
     assert explain(torch.OutOfMemoryError("CUDA out of memory"))[0] == "out_of_memory"
 
 
-def test_a_full_disk_is_told_by_whichever_library_met_it() -> None:
+def test_a_full_disk_is_recognized_whichever_library_reports_it() -> None:
     assert explain(OSError(errno.ENOSPC, "No space left on device"))[0] == "disk_full"
     said = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert explain(said)[0] == "disk_full"
     assert explain(SafetensorError("Error while deserializing header"))[0] == "train_error"
 
 
-def test_our_own_error_keeps_its_sentence_and_others_their_trace() -> None:
+def test_our_errors_keep_their_message_and_others_their_traceback() -> None:
     reason, error = explain(InvalidData("x.jsonl, line 3: is not JSON."))
     assert (reason, error.code, error.message) == ("invalid_data", "invalid_data", "x.jsonl, line 3: is not JSON.")
     reason, error = explain(KeyError("weight"))

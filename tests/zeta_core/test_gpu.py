@@ -1,4 +1,4 @@
-"""What is different on a GPU: defaults, kernels, memory that runs out for real, and bits that stay the same.
+"""Differences on a GPU: defaults, kernels, running out of memory, and bit-identical results.
 
 Each test is skipped, with the reason, where there is no NVIDIA GPU; the ones of several GPUs where there is one only.
 """
@@ -39,7 +39,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()])
 
 
-def test_a_gpu_trains_in_bf16_with_fused_kernels_unasked(tmp_path: Path) -> None:
+def test_a_gpu_trains_in_bf16_with_fused_kernels_by_default(tmp_path: Path) -> None:
     model = llama()
     result = Trainer(model=model, max_steps=3, output_dir=tmp_path / "out", **ASKED)
     expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
@@ -53,7 +53,7 @@ def test_a_gpu_trains_in_bf16_with_fused_kernels_unasked(tmp_path: Path) -> None
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
-def test_what_is_saved_goes_through_pinned_memory() -> None:
+def test_saved_tensors_are_copied_to_pinned_memory() -> None:
     weight = torch.randn(64, 64, device="cuda")
     staging = Staging()
     for copies in (staging.copy("now/", {"weight": weight}), staging.copy_later("later/", {"weight": weight})):
@@ -100,9 +100,7 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_global_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_running_out_of_memory_halves_the_micro_batch_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "max_position_embeddings": 1024}
     out = tmp_path / "out"
     Trainer(model=llama(**wide), seq_len=1024, max_steps=2, output_dir=out, mixed_precision="no")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, found again after damage, killed at every file operation of a save."""
+"""Checkpoints on disk are complete or absent, also after damage and kills at every file operation of a save."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_only_the_newest_of_this_run_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [".", "step-3", "checkpoint.pt"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove", "no manifest"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(given: str, harm: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(given: str, harm: str, tmp_path: Path) -> None:
     for step in (2, 3):
         save(tmp_path, step)
     weights = tmp_path / "step-3" / "model.safetensors"
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(given: str, har
     assert warnings == (["damaged_checkpoint"] if harm != "no manifest" or given == "step-3" else [])
 
 
-def test_when_every_checkpoint_is_damaged_the_run_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_rejected(tmp_path: Path) -> None:
     save(tmp_path, 3)
     (tmp_path / "step-3" / "model.safetensors").unlink()
     with pytest.raises(CannotResume, match="no complete checkpoint"):
@@ -105,7 +105,7 @@ def test_the_pointer_is_small_safe_to_load_and_useless_elsewhere(tmp_path: Path)
             find(moved, output_dir)
 
 
-def test_a_file_that_is_no_pointer_is_refused_and_not_unpickled(tmp_path: Path) -> None:
+def test_an_invalid_pointer_is_rejected_without_unpickling_it(tmp_path: Path) -> None:
     save(tmp_path, 3)
     pointer = tmp_path / "checkpoint.pt"
     torch.save({"name": Path("step-3")}, pointer)
@@ -113,13 +113,13 @@ def test_a_file_that_is_no_pointer_is_refused_and_not_unpickled(tmp_path: Path) 
         find(pointer, tmp_path)
 
 
-def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     for missing in (tmp_path / "nothing", tmp_path / "checkpoint.pt", tmp_path / "step-7"):
         with pytest.raises(CannotResume, match="does not exist"):
             find(missing, tmp_path)
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     checkpoint_files.write_plan(tmp_path, "run_1", {})
     assert find(tmp_path / "checkpoint.pt", tmp_path) == (None, [])
     assert find(tmp_path, tmp_path) == (None, [])
@@ -134,14 +134,14 @@ def test_a_new_run_moves_an_earlier_ones_checkpoints_aside(tmp_path: Path) -> No
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_going_on_from_an_older_checkpoint_moves_the_later_ones_aside(tmp_path: Path) -> None:
+def test_resuming_from_an_older_checkpoint_moves_the_later_ones_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step, keep=5)
     checkpoint_files.set_aside(tmp_path, after_step=2, run_id="run_1")
     assert names(tmp_path) == {"step-1", "step-2", "earlier"}
 
 
-def test_a_new_final_leaves_the_older_one_as_its_step(tmp_path: Path) -> None:
+def test_a_new_final_keeps_the_older_one_as_a_step(tmp_path: Path) -> None:
     save(tmp_path, 3, name="final")
     save(tmp_path, 5, name="final")
     assert names(tmp_path) == {"step-3", "final"}
@@ -167,7 +167,7 @@ def test_after_success_only_the_newest_step_and_final_keep_their_state(tmp_path:
     assert (found.directory.name, warnings) == ("step-2", ["damaged_checkpoint"]), "final is a copy of its own"
 
 
-def test_an_output_directory_may_be_called_like_a_checkpoint(tmp_path: Path) -> None:
+def test_an_output_directory_may_be_named_like_a_checkpoint(tmp_path: Path) -> None:
     output_dir = tmp_path / "final"
     save(output_dir, 2)
     checkpoint_files.write_plan(output_dir, "run_1", {})

@@ -1,4 +1,4 @@
-"""Weight decay where it belongs, every parameter trained, and by which optimizer."""
+"""Parameters are trained by the right optimizer, with weight decay where it belongs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_parameter_is_in_the_optimizer_once() -> None:
         assert sorted(held) == sorted({id(p) for p in model.parameters()})
 
 
-def test_a_frozen_parameter_is_left_alone() -> None:
+def test_a_frozen_parameter_is_not_in_the_optimizer() -> None:
     model = plain()
     model.embedding.weight.requires_grad_(False)
     optimizer = optimizer_of("sgd", model, [model])
@@ -46,7 +46,7 @@ def test_a_frozen_parameter_is_left_alone() -> None:
     assert all(p is not model.embedding.weight for p in held)
 
 
-def test_adamw_is_one_kernel() -> None:
+def test_adamw_uses_the_fused_kernel() -> None:
     model = plain()
     optimizer = optimizer_of("adamw", model, [model])
     assert all(group["fused"] for group in optimizer.param_groups)
@@ -66,7 +66,7 @@ def test_muon_trains_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert sorted([*held, *rest]) == sorted(id(parameter) for parameter in model.parameters())
 
 
-def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> None:
+def test_muon_excludes_embedding_and_head_of_a_module_without_blocks() -> None:
     model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 50))
     found = ParameterGroups.of(model, repeated_blocks(model), "muon").orthogonalized
     assert [tuple(parameter.shape) for parameter in found] == [(16, 8), (8, 16)]
@@ -76,7 +76,7 @@ def test_a_module_without_blocks_keeps_its_embedding_and_head_from_muon() -> Non
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
-def test_an_orthogonalized_matrix_keeps_its_directions_and_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalizing_keeps_directions_with_singular_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     found = orthogonalized(matrix)
@@ -88,7 +88,7 @@ def test_an_orthogonalized_matrix_keeps_its_directions_and_has_singular_values_n
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-def test_an_update_of_muon_is_that_of_torch() -> None:
+def test_an_update_of_muon_equals_that_of_torch() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.randn(24, 64)), nn.Parameter(torch.empty(24, 64))
     theirs.data.copy_(ours.data)

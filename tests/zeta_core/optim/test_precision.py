@@ -1,4 +1,4 @@
-"""Half precisions on a CPU, the loss scale of fp16, and numbers that are not finite in any of them."""
+"""Half precisions on a CPU, the loss scale of fp16, and values that are not finite."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Steep(PlainModel):
         return 30 * super().forward(ids)
 
 
-def test_a_step_that_overflows_is_computed_again_and_the_scale_is_kept(
+def test_an_overflowing_step_is_repeated_and_the_scale_is_stored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def test_a_step_that_overflows_is_computed_again_and_the_scale_is_kept(
     assert state["optimizer_values"]["loss_scale"]["scale"] <= scale, "it was not tried from the start again"
 
 
-def test_a_stop_that_comes_with_an_overflow_waits_for_the_step_and_its_checkpoint(tmp_path: Path) -> None:
+def test_a_stop_during_an_overflow_waits_for_the_step_and_its_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome, _ = runs.train(
         Steep(),
@@ -100,7 +100,7 @@ class Unbounded(PlainModel):
     ("model", "precision", "what"),
     [(Broken, "no", "gradient"), (Broken, "fp16", "gradient"), (Unbounded, "no", "loss"), (Unbounded, "fp16", "loss")],
 )
-def test_what_is_not_finite_ends_the_run_before_the_update(
+def test_values_that_are_not_finite_end_the_run_before_the_update(
     model: type[PlainModel], precision: str, what: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Decay and Muon follow what a parameter does in its model, whatever its number of dimensions."""
+"""Weight decay and Muon depend on a parameter's role, not on its number of dimensions."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class OwnModel(nn.Module):
         self.head = nn.Linear(32, 50)
 
 
-def test_the_roles_in_a_module_of_the_users_own() -> None:
+def test_the_roles_in_a_custom_module() -> None:
     model = OwnModel()
     roles = roles_of(model, repeated_blocks(model))
     block = {name.removeprefix("blocks.1."): role for name, role in roles.items() if name.startswith("blocks.1.")}
@@ -179,7 +179,7 @@ def test_the_groups_are_described_with_their_counts() -> None:
     )
 
 
-def test_muon_orthogonalises_each_expert_by_itself() -> None:
+def test_muon_orthogonalizes_each_expert_separately() -> None:
     torch.manual_seed(0)
     stack = torch.randn(3, 24, 64)
     together, alone = nn.Parameter(stack.clone()), [nn.Parameter(part.clone()) for part in stack]

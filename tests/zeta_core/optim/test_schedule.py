@@ -1,4 +1,4 @@
-"""The learning rate after k updates, and where it ends."""
+"""The learning rate after k updates, and at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under torchrun: sets Accelerate up in each of the ways that it accepts and that do not train what was asked for.
+"""Under torchrun: sets up Accelerate in each way that it accepts but that does not train as requested.
 
 ``misconfigured_script.py RESULT_FILE``: what our engines answer to each, as JSON of the first rank.
 """

@@ -1,4 +1,4 @@
-"""Trains the same tiny models under several strategies in one launch, and writes what came of it as JSON.
+"""Trains the same tiny models under several strategies in one launch, and writes the results as JSON.
 
 ``parallel_script.py RESULT_FILE CASE...``: each case is a JSON object of `Trainer` keywords and ``name``, ``model``.
 """

@@ -1,4 +1,4 @@
-"""How a script's processes may be started, and that no set-up trains something else than what was asked, in silence."""
+"""Starting the processes of a script; no set-up silently trains something else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def launched(folder: Path, *words: str) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(300)
-def test_accelerate_launch_trains_one_process_or_several_and_never_one_instead_of_several(tmp_path: Path) -> None:
+def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path: Path) -> None:
     def train(world: int, flag: str, *cases: dict[str, Any]) -> tuple[int, str]:
         start = [*ACCELERATE, flag, "--num_processes", str(world), "--main_process_port", "0"]
         return launched(tmp_path, *start, str(SCRIPT), f"{flag}.json", *map(json.dumps, cases))
@@ -89,16 +89,14 @@ def test_misconfigurations_that_accelerate_accepts_are_rejected(tmp_path: Path) 
     ],
     ids=lambda variables: " ".join(variables),
 )
-def test_several_processes_that_cannot_find_one_another_are_refused(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_cannot_connect_are_rejected(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(CannotTrain, match="torchrun --nproc-per-node N"):
         ProcessRank.from_environment()
 
 
-def test_processes_that_never_come_are_told_of_with_where_they_were_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_processes_are_reported_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_loopback_port())}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -107,7 +105,7 @@ def test_processes_that_never_come_are_told_of_with_where_they_were_waited_for(m
         Processes(ProcessRank.from_environment(), need_group=False)
 
 
-def test_a_lone_rank_or_a_world_of_one_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_alone_or_a_world_size_of_one_is_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert ProcessRank.from_environment() == ProcessRank()
@@ -133,7 +131,7 @@ def test_accelerate_variables_that_contradict_the_trainer_are_rejected(
     assert not (tmp_path / "out").exists()
 
 
-def test_accelerates_variables_that_agree_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_variables_that_agree_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agree = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no",
              "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7",
              "FSDP_ACTIVATION_CHECKPOINTING": "true"}  # fmt: skip

@@ -166,7 +166,7 @@ def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Pat
 
 
 @pytest.mark.timeout(200)
-def test_a_job_of_two_processes_says_which_failure_came_first(tmp_path: Path) -> None:
+def test_a_job_of_two_processes_reports_the_first_failure(tmp_path: Path) -> None:
     good = make_run(tmp_path, 1, spec={"use_fsdp": True}, processes=2)
     assert start(good).wait(timeout=100) == 0, (good / "train.log").read_text()[-3000:]
     assert end_of(good).status == "succeeded"
@@ -181,7 +181,7 @@ def test_a_job_of_two_processes_says_which_failure_came_first(tmp_path: Path) ->
 
 
 @pytest.mark.timeout(120)
-def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_and_not_the_ranks_that_failed_after_it(tmp_path: Path) -> None:
     run = make_run(tmp_path, spec={"max_steps": 100_000, "checkpointing_steps": 100_000}, processes=2)
     process = start(run)
     wait_until(lambda: any(line.type == "progress" and line.step for line in journal(run)), 60, "the first step")

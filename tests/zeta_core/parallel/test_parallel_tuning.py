@@ -1,4 +1,4 @@
-"""Adapters and evaluation over several processes: the numbers of one process for every strategy, and exact resume."""
+"""Adapters and evaluation with several processes: the same numbers as with one, and exact resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LORA: dict[str, Any] = {**EVALUATED, "lora": {"r": 4, "lora_alpha": 8}}
 
 
 @pytest.mark.timeout(400)
-def test_adapters_and_evaluations_are_those_of_one_process(tmp_path: Path) -> None:
+def test_adapters_and_evaluations_equal_those_of_one_process(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
     if why_no_deepspeed() is None:
         strategies |= {f"zero-{stage}": {"use_deepspeed": stage} for stage in (2, 3)}

@@ -1,4 +1,4 @@
-"""The number of threads: torch is told only where it must be, and a run goes on with the number that it began with."""
+"""The number of threads is set only if necessary, and a resumed run keeps it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.job.events import WarningLine
 
 
-def test_torch_is_told_of_threads_only_where_it_computes_with_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_threads_is_set_only_if_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     tell = torch.set_num_threads
 

@@ -20,7 +20,7 @@ def plan(world_size: int, stored: Plan | None, **options: Any) -> Plan:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 5, 7])
-def test_the_global_batch_stays_for_any_number_of_processes(world_size: int) -> None:
+def test_the_global_batch_is_the_same_for_any_number_of_processes(world_size: int) -> None:
     first = plan(1, None, **SPLIT)
     resumed = plan(world_size, first, **SPLIT)
     retried = plan(world_size, resumed, **SPLIT)

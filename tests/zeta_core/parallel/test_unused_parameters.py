@@ -1,4 +1,4 @@
-"""Models that choose their path by their data: each rank uses other parameters, one result."""
+"""Models with data-dependent paths: ranks use different parameters, with the same result."""
 
 from __future__ import annotations
 

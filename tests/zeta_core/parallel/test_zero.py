@@ -1,4 +1,4 @@
-"""What ``use_deepspeed`` may be, and that it does not contradict what the Trainer decides."""
+"""The values of ``use_deepspeed``, which must not contradict the Trainer's settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plan(**options: Any) -> Plan:
     ("asked", "stage"),
     [(True, 2), (1, 1), (3, 3), ({"zero_optimization": {"stage": 1}}, 1), ({}, 2), ("zero.json", 3)],
 )
-def test_a_flag_a_stage_a_config_and_a_file_name_a_stage(
+def test_the_stage_comes_from_a_flag_a_number_a_config_or_a_file(
     asked: Any, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def test_a_flag_a_stage_a_config_and_a_file_name_a_stage(
     assert (config["train_batch_size"], config["gradient_clipping"]) == (12, 0.5)
 
 
-def test_the_trainers_precision_is_deepspeeds() -> None:
+def test_deepspeed_gets_the_precision_of_the_trainer() -> None:
     assert zero_config(True, plan(mixed_precision="bf16"))["bf16"] == {"enabled": True}
     assert "bf16" not in zero_config(True, plan())
 

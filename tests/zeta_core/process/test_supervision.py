@@ -1,4 +1,4 @@
-"""A training knows when its worker was last heard, also one that starts to count late."""
+"""A training knows its worker's last sign of life, even if it starts late."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def supervision(alive: Path) -> Iterator[Supervision]:
         yield made
 
 
-def test_unheard_is_counted_from_what_the_worker_wrote_and_ends_when_it_writes_again(
+def test_silence_is_counted_from_the_workers_last_time_until_it_writes_again(
     alive: Path, supervision: Supervision
 ) -> None:
     alive.write_text(f"{time.monotonic() - 5:020.3f}\n")
@@ -59,12 +59,12 @@ def test_unheard_is_counted_from_what_the_worker_wrote_and_ends_when_it_writes_a
     wait_until(lambda: not supervision.is_lost, 2, "the training to hear of its worker")
 
 
-def test_without_a_word_of_the_worker_the_count_begins_with_the_process(supervision: Supervision) -> None:
+def test_without_a_file_the_count_starts_with_the_process(supervision: Supervision) -> None:
     supervision.watch(order(self_stop_seconds=0.3, end_seconds=1000), lambda: None)
     wait_until(lambda: supervision.is_lost, 5, "the training to stop waiting")
 
 
-def test_a_process_that_begins_to_count_when_its_time_is_over_ends_at_once(alive: Path) -> None:
+def test_a_process_that_starts_after_its_deadline_exits_at_once(alive: Path) -> None:
     alive.write_text(f"{time.monotonic() - 60:020.3f}\n")
     limits = order(self_stop_seconds=20, end_seconds=50).model_dump_json()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a training writes into its journal, as its worker reads it."""
+"""The journal of a training, as its worker reads it."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
 from zeta_core.report.journal_writer import JournalWriter
 
 
-def test_a_line_with_a_huge_text_keeps_its_beginning(tmp_path: Path) -> None:
+def test_a_huge_text_in_a_line_is_truncated(tmp_path: Path) -> None:
     journal = JournalWriter(tmp_path / "events.jsonl")
     journal.write(LogLine(message="short"))
     journal.write(ErrorLine(code="invalid_data", message="line 3: " + "€" * LONGEST_LINE_BYTES, hint="remove it"))

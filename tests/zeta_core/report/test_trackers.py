@@ -1,4 +1,4 @@
-"""Trackers show a run's curves, go on with it when it is resumed, and never hold it up or end it."""
+"""Trackers show a run's curves, continue when it is resumed, and never block or end it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mlflow_continues_the_run_of_the_same_id(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_done(name: str, tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_is_rejected_first(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed here")
     with pytest.raises(CannotTrain, match=f"report_to names '{name}', .*pip install {name}"):
@@ -138,7 +138,7 @@ def at(step: int) -> ProgressLine:
     return ProgressLine(phase="training", step=step, loss=1.0)
 
 
-def test_one_that_fails_is_warned_of_once_and_the_others_go_on() -> None:
+def test_a_failing_tracker_gives_one_warning_and_the_others_continue() -> None:
     warnings: list[str] = []
     failing, good = Failing(), Recorded()
     trackers = Trackers(lambda _, message: warnings.append(message))
@@ -153,7 +153,7 @@ def test_one_that_fails_is_warned_of_once_and_the_others_go_on() -> None:
     assert "failing failed (ConnectionError: the service is gone)" in warnings[0]
 
 
-def test_the_rewards_of_dpo_are_curves_of_the_training_and_of_its_evaluations() -> None:
+def test_the_rewards_of_dpo_are_curves_of_training_and_evaluation() -> None:
     trackers, good = Trackers(lambda _code, _message: None), Recorded()
     trackers.start({"good": lambda: good}, required=True)
     first, both = {"chosen": 0.25, "margin": 0.5}, {"chosen": 0.5, "margin": 1.0}
@@ -169,7 +169,7 @@ def test_the_rewards_of_dpo_are_curves_of_the_training_and_of_its_evaluations() 
     ]
 
 
-def test_one_that_hangs_holds_nothing_up_and_loses_lines(hanging: Hanging) -> None:
+def test_a_hanging_tracker_does_not_block_and_loses_lines(hanging: Hanging) -> None:
     warnings: list[str] = []
     trackers = Trackers(lambda _, message: warnings.append(message), close_seconds=0.2)
     trackers.start({"hanging": lambda: hanging}, required=True)
@@ -186,7 +186,7 @@ def _unable() -> GeneralTracker:
     raise RuntimeError("no key")
 
 
-def test_one_that_cannot_be_started_ends_a_new_run_and_only_warns_a_resumed_one() -> None:
+def test_a_tracker_that_cannot_start_fails_only_a_new_run() -> None:
     warnings: list[str] = []
 
     def warn(_: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Runs that train on conversations: the settings of the spec that only they have."""
+"""Runs that train on conversations, and the settings that apply only to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_template_with_a_date_is_trained_on_saved_and_resumed_on_another_day(t
     assert later.steps_trained == 1
 
 
-def test_a_template_for_data_without_conversations_is_refused(tmp_path: Path) -> None:
+def test_a_template_for_data_without_conversations_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Some words. " * 100)
     with pytest.raises(CannotTrain, match="chat_template is set, but the data contains no conversations"):
         train(

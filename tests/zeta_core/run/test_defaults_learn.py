@@ -73,7 +73,7 @@ def test_little_data_is_trained_in_many_small_steps(tmp_path: Path) -> None:
     assert (lines.resolved_spec["global_batch_size"], lines.resolved_spec["pack"]) == (2, False)
 
 
-def test_few_steps_are_a_warning_with_a_cure(tmp_path: Path) -> None:
+def test_a_run_with_few_steps_gets_a_warning_with_a_fix(tmp_path: Path) -> None:
     llama_in(tmp_path / "base")
     write_training_chats(tmp_path / "chats.jsonl", facts(3), 3)
     options: dict[str, Any] = {**DEFAULTS, "dataset": {"path": str(tmp_path / "chats.jsonl")}}

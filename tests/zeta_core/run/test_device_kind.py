@@ -1,4 +1,4 @@
-"""A run that is resumed on its kind of device is exact; on another kind it says that it is not."""
+"""Resuming on the same kind of device is exact; on another kind, the run warns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose chat template never ends: it can be cancelled meanwhile, and leaves nothing behind."""
+"""A run whose chat template never ends can be cancelled, and leaves nothing behind."""
 
 import json
 import signal

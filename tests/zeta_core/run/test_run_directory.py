@@ -57,7 +57,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_the_journal_tells_the_whole_run(straight: Path) -> None:
+def test_the_journal_describes_the_whole_run(straight: Path) -> None:
     lines = journal(straight)
     running = next(line for line in lines if isinstance(line, StatusLine))
     assert running.status == "running"
@@ -93,7 +93,7 @@ def test_the_final_checkpoint_is_a_hugging_face_model(straight: Path) -> None:
     assert torch.load(straight.parent / "output" / "checkpoint.pt", weights_only=True)["name"] == "final"
 
 
-def test_killed_paused_handed_back_and_resumed_it_ends_with_the_same_bits(straight: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_paused_and_handed_back_ends_with_the_same_bits(straight: Path, tmp_path: Path) -> None:
     def checkpoint_in(run_dir: Path) -> bool:
         return any(isinstance(line, CheckpointLine) for line in journal(run_dir))
 
@@ -165,7 +165,7 @@ def test_sigterm_before_the_first_step_ends_the_run_at_once(
     assert not [line for line in journal(run_dir) if isinstance(line, ErrorLine)]
 
 
-def test_sigterm_while_torch_is_imported_waits_for_the_end_of_that_and_interrupts_once(tmp_path: Path) -> None:
+def test_sigterm_during_the_import_of_torch_interrupts_once_after_it(tmp_path: Path) -> None:
     stop = launch.Stop(tmp_path / "stop", launch.Supervision(tmp_path / "alive"))
     imported: list[bool] = []
 
@@ -194,7 +194,7 @@ sys.exit(code)
 """
 
 
-def test_what_the_first_attempt_decided_by_its_machine_holds_also_where_it_left_no_checkpoint(tmp_path: Path) -> None:
+def test_choices_of_the_first_attempt_hold_even_without_a_checkpoint(tmp_path: Path) -> None:
     decided = {"threads": 2, "mixed_precision": "bf16"}
     run_dir = make_run(tmp_path, 2, spec={"max_steps": 1}, resolved_spec=decided)
     with start(run_dir, sys.executable, "-c", _TRAINS_AND_TELLS_ITS_THREADS) as training:
@@ -220,7 +220,7 @@ class Model(torch.nn.Module):
 """
 
 
-def test_what_sigterm_cuts_short_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_caused_by_sigterm_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = install_builder(tmp_path, monkeypatch, "waiting_model", _WAITS_FOR_A_CHILD, "Model")
     pid_file = tmp_path / "pid"
 
@@ -268,9 +268,7 @@ def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:
         ({"use_deepspeed": "/etc/passwd"}, "train_error", "a job names no file"),
     ],
 )
-def test_a_failure_has_its_reason_and_a_sentence(
-    spec: dict[str, Any], reason: str, message: str, tmp_path: Path
-) -> None:
+def test_a_failure_has_a_reason_and_a_sentence(spec: dict[str, Any], reason: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bad.jsonl").write_text('{"text": "fine"}\nbroken\n')
     run_dir = make_run(tmp_path, spec=spec, data_root=str(tmp_path / "data"), hub=False)
@@ -282,7 +280,7 @@ def test_a_failure_has_its_reason_and_a_sentence(
     assert any(isinstance(line, ErrorLine) for line in journal(run_dir))
 
 
-def test_a_damaged_checkpoint_is_warned_of_and_the_one_before_it_used(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_gives_a_warning_and_the_previous_one_is_used(tmp_path: Path) -> None:
     assert run_here(make_run(tmp_path, 1)) == 0
     for name in ("final", "step-6"):
         (tmp_path / "output" / name / "model.safetensors").write_bytes(b"broken")

@@ -1,4 +1,4 @@
-"""The beginnings of runs whose learning rate is found, or given, and what they say.
+"""Short runs with a searched or given learning rate, and their reports.
 
 As a script it is one of several processes: ``rate_searches.py FOLDER STRATEGY...`` trains each strategy with a found
 rate, then with that rate as a number, and leaves the checkpoints of both.

@@ -1,4 +1,4 @@
-"""Which losses are called diverging, and which are not, however they look."""
+"""Losses that are reported as diverging, and losses that are not."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ STEPS = 1000
 NOISE = random.Random(0)
 
 
-def told(loss_at: Callable[[int], float], *, steps: int = STEPS, vocabulary: int | None = 50_000) -> list[Advice]:
-    """What is said of a run with this loss after each step."""
+def advice_for(loss_at: Callable[[int], float], *, steps: int = STEPS, vocabulary: int | None = 50_000) -> list[Advice]:
+    """The advice for a run with this loss after each step."""
     options = TrainerOptions(batch_size=1, learning_rate=1e-3, max_steps=steps, warmup_steps=0.03)
     facts = Facts(1, "cpu", False, 1, 64, 1, 1 << 30, True, "data")
     plan = with_length(decide(options, facts, None), options, steps)
-    said: list[Advice] = []
+    advice: list[Advice] = []
     usual = UsualRates(1e-5, 1e-3, 1e-2)
-    monitor = DivergenceMonitor(plan, said.append, vocabulary=vocabulary, usual=usual, supports_bf16=False)
+    monitor = DivergenceMonitor(plan, advice.append, vocabulary=vocabulary, usual=usual, supports_bf16=False)
     for step in range(1, steps + 1):
         monitor.record_step(step, loss=loss_at(step), learning_rate=1e-3, grad_norm=1.0)
-    return said
+    return advice
 
 
 def falling(step: int) -> float:
@@ -36,16 +36,16 @@ def falling(step: int) -> float:
 
 
 def noisy(step: int) -> float:
-    """As of a batch of one short sequence: the standard deviation is a nat."""
+    """Like a batch of one short sequence, with a standard deviation of one nat."""
     return max(0.1, falling(step) + NOISE.gauss(0, 1))
 
 
 def healing_spikes(step: int) -> float:
-    """Two nats up every hundred steps, back within some tens (as of PaLM)."""
+    """Two nats up every hundred steps, which recover within tens of steps (as in PaLM)."""
     return falling(step) + (2.5 * math.exp(-(step % 100) / 10) if step > 100 else 0)
 
 
-def badly_initialised(step: int) -> float:
+def badly_initialized(step: int) -> float:
     return 3 + 60 * math.exp(-step / 150)
 
 
@@ -64,17 +64,17 @@ def slowly_worse(step: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "loss_at", [falling, noisy, healing_spikes, badly_initialised, overfitted_epochs, slowly_worse, never_learning]
+    "loss_at", [falling, noisy, healing_spikes, badly_initialized, overfitted_epochs, slowly_worse, never_learning]
 )
 @pytest.mark.parametrize("steps", [20, 60, 100, 300, STEPS])
-def test_a_healthy_loss_is_never_called_diverging(loss_at: Callable[[int], float], steps: int) -> None:
-    assert told(loss_at, steps=steps) == []
+def test_a_healthy_loss_is_never_reported_as_diverging(loss_at: Callable[[int], float], steps: int) -> None:
+    assert advice_for(loss_at, steps=steps) == []
 
 
-def test_the_noise_of_a_small_batch_is_never_called_diverging() -> None:
+def test_the_noise_of_a_small_batch_is_never_reported_as_diverging() -> None:
     for seed in range(50):
         NOISE.seed(seed)
-        assert told(noisy, steps=60) == [], seed
+        assert advice_for(noisy, steps=60) == [], seed
 
 
 def rising_from_200(step: int) -> float:
@@ -82,7 +82,7 @@ def rising_from_200(step: int) -> float:
 
 
 def broken_at_300(step: int) -> float:
-    """A spike that never heals, below that of guessing."""
+    """A spike that never recovers, below the loss of guessing."""
     return falling(step) + (4 if step > 300 else 0)
 
 
@@ -91,22 +91,22 @@ def noisy_and_broken(step: int) -> float:
 
 
 @pytest.mark.parametrize(("loss_at", "latest"), [(rising_from_200, 500), (broken_at_300, 450), (noisy_and_broken, 450)])
-def test_a_loss_that_stays_far_above_its_lowest_is_told_once(loss_at: Callable[[int], float], latest: int) -> None:
-    (advice,) = told(loss_at)
+def test_a_loss_that_stays_far_above_its_minimum_is_reported_once(loss_at: Callable[[int], float], latest: int) -> None:
+    (advice,) = advice_for(loss_at)
     assert advice.code == "diverging_loss"
     assert int(advice.evidence["step"]) <= latest  # pyright: ignore[reportArgumentType]
     assert advice.patch == {"learning_rate": 2e-4, "warmup_steps": 0.1}
 
 
-def test_a_loss_worse_than_guessing_is_told_sooner() -> None:
+def test_a_loss_worse_than_guessing_is_reported_sooner() -> None:
     def lost(step: int) -> float:
         return falling(step) if step <= 300 else 15.0
 
-    (known,), (unknown,) = told(lost), told(lost, vocabulary=None)
+    (known,), (unknown,) = advice_for(lost), advice_for(lost, vocabulary=None)
     assert int(known.evidence["step"]) < int(unknown.evidence["step"])  # pyright: ignore[reportArgumentType]
     assert int(known.evidence["step"]) <= 370  # pyright: ignore[reportArgumentType]
 
 
-def test_a_short_run_that_explodes_is_told_before_its_end() -> None:
-    (advice,) = told(lambda step: 6.0 if step < 4 else 60.0, steps=20, vocabulary=384)
+def test_a_short_run_that_diverges_is_reported_before_its_end() -> None:
+    (advice,) = advice_for(lambda step: 6.0 if step < 4 else 60.0, steps=20, vocabulary=384)
     assert int(advice.evidence["step"]) <= 12  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""``checkpointing_steps="epoch"``: where an epoch ends among the steps, and going on from there."""
+"""``checkpointing_steps="epoch"``: the steps at which epochs end, and resuming from there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.zeta_core.models import plain
 from tests.zeta_core.runs import train
 
 
-def test_a_checkpoint_after_the_step_that_ends_each_epoch_and_the_same_bits_from_one(tmp_path: Path) -> None:
+def test_a_checkpoint_follows_each_epoch_and_resumes_exactly(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {number} of a small text.\n" for number in range(50)))  # 39 sequences, 9.75 steps
     asked: dict[str, Any] = {"dataset": {"path": str(text)}, "epochs": 3, "checkpointing_steps": "epoch"}

@@ -1,4 +1,4 @@
-"""The figures of progress lines: the learning rate is that of the step, the recent loss has a fixed window."""
+"""Progress lines have the learning rate of their step, and a recent loss over a fixed window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``learning_rate: "find"``: what is chosen, what it tells, and that the run is the one of the rate as a number."""
+"""``learning_rate: "find"``: the chosen rate, its report, and a run identical to one with that rate as a number."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_search_has_at_most_a_hundred_updates_and_a_tenth_of_the_run() -> None
 
 
 @pytest.mark.parametrize("kind", ["plain", "lora", "dpo"])
-def test_a_found_rate_trains_to_the_bits_of_the_same_rate_as_a_number(kind: str, tmp_path: Path) -> None:
+def test_a_found_rate_gives_the_same_bits_as_that_rate_as_a_number(kind: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"eval_split": 0.01} if kind == "plain" else {"lora": {"r": 4, "lora_dropout": 0.1}}
     if kind == "dpo":
         path = write_pairs(tmp_path / "pairs.jsonl", pair_rows(12))
@@ -82,7 +82,7 @@ def test_a_found_rate_trains_to_the_bits_of_the_same_rate_as_a_number(kind: str,
     assert weights(tmp_path / "found", file) == weights(tmp_path / "given", file)
 
 
-def test_a_search_that_is_stopped_leaves_nothing_and_is_made_again(tmp_path: Path) -> None:
+def test_a_stopped_search_leaves_nothing_and_is_repeated(tmp_path: Path) -> None:
     stopped, lines = begin(
         plain(), tmp_path / "a", stop=lambda lines: "pause" if "finding" in str(phases(lines)) else None
     )
@@ -103,7 +103,7 @@ class Small(PlainModel):
         return super().forward(ids)
 
 
-def test_the_split_that_fits_is_found_in_the_search_and_is_the_runs(tmp_path: Path) -> None:
+def test_a_run_uses_the_batch_split_that_its_search_found(tmp_path: Path) -> None:
     torch.manual_seed(0)
     _, lines = begin(Small(), tmp_path / "small", batch_size=None, gradient_accumulate_every=None)
     halved = [line.patch for line in lines.all if isinstance(line, WarningLine) and line.code == "micro_batch_halved"]
@@ -115,7 +115,7 @@ def test_the_split_that_fits_is_found_in_the_search_and_is_the_runs(tmp_path: Pa
 # --- Where there is none ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_too_short_for_a_search_is_refused_with_a_number_that_is_usual(tmp_path: Path) -> None:
+def test_a_run_too_short_for_a_search_is_rejected_with_a_usual_rate(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidSpec, match="learning_rate is 'find'; its test needs 200 steps or more, and max_steps is 50"
     ):
@@ -140,7 +140,7 @@ class Broken(PlainModel):
         return super().forward(ids) * math.nan
 
 
-def test_a_loss_that_falls_at_no_rate_or_is_no_number_ends_the_run_with_its_cure(tmp_path: Path) -> None:
+def test_a_loss_that_never_falls_or_is_not_finite_fails_the_search(tmp_path: Path) -> None:
     with pytest.raises(CannotTrain, match="the loss did not fall at any rate from") as raised:
         begin(Deaf(), tmp_path / "deaf")
     rate = (raised.value.patch or {})["learning_rate"]
@@ -150,7 +150,7 @@ def test_a_loss_that_falls_at_no_rate_or_is_no_number_ends_the_run_with_its_cure
         begin(Broken(), tmp_path / "broken")
 
 
-def test_a_test_ends_early_where_higher_rates_only_do_harm(tmp_path: Path) -> None:
+def test_a_search_ends_early_when_the_loss_rises(tmp_path: Path) -> None:
     _, lines = begin(plain(), tmp_path / "run", optimizer="sgd", max_grad_norm=1e30)
     sentence, search = search_in(lines)
     assert search.diverged
@@ -163,7 +163,7 @@ def test_a_test_ends_early_where_higher_rates_only_do_harm(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(300)
-def test_every_strategy_trains_with_a_found_rate_to_the_bits_of_the_same_number(tmp_path: Path) -> None:
+def test_a_found_rate_gives_the_same_bits_with_every_strategy(tmp_path: Path) -> None:
     names = [name for name in rate_searches.STRATEGIES if not name.startswith("zero") or why_no_deepspeed() is None]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(rate_searches.__file__), str(tmp_path), *names]
@@ -174,7 +174,7 @@ def test_every_strategy_trains_with_a_found_rate_to_the_bits_of_the_same_number(
 
 
 @pytest.mark.timeout(200)
-def test_a_killed_jobs_next_attempt_has_the_rate_that_the_first_one_found(tmp_path: Path) -> None:
+def test_the_next_attempt_of_a_killed_job_uses_the_rate_already_found(tmp_path: Path) -> None:
     spec = {"learning_rate": "find", "max_steps": 100_000, "checkpointing_steps": 100_000}
     first = make_run(tmp_path, spec=spec)
     process = start(first)

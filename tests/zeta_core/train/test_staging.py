@@ -1,4 +1,4 @@
-"""Copies of a run's state that are made beside its training hold what was there when they were asked for."""
+"""Concurrent copies of a run's state contain the values at the time of the request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def several() -> dict[str, torch.Tensor]:
     return tensors | {"large": large, "one": torch.tensor(7.0), "none": torch.empty(0, 4), "turned": torch.rand(4, 6).T}
 
 
-def test_several_threads_share_one_copy_and_the_update_that_follows_does_not_reach_it() -> None:
+def test_threads_share_a_copy_that_the_next_update_does_not_change() -> None:
     staging, tensors = Staging(), several()
     expected = {name: tensor.clone() for name, tensor in tensors.items()}
     staging.reserve("model/", tensors)
@@ -51,7 +51,7 @@ def test_several_threads_share_one_copy_and_the_update_that_follows_does_not_rea
     assert places[0] == places[1]
 
 
-def test_a_tensor_that_is_written_to_while_it_is_copied_ends_the_save() -> None:
+def test_writing_to_a_tensor_while_it_is_copied_fails_the_save() -> None:
     staging, tensors = Staging(), several()
     staging.copy_later("model/", tensors)
     tensors["one"].add_(1)
@@ -59,7 +59,7 @@ def test_a_tensor_that_is_written_to_while_it_is_copied_ends_the_save() -> None:
         staging.finish()
 
 
-def test_reserving_leaves_off_when_the_buffers_are_wanted() -> None:
+def test_reserving_stops_when_the_buffers_are_needed() -> None:
     staging, tensors = Staging(), several()
     staging.stop_reserving()
     staging.reserve("model/", tensors)
@@ -109,7 +109,7 @@ def _plan() -> Plan:
 
 
 @pytest.mark.parametrize("model", [plain, Counting])
-def test_a_snapshot_holds_the_state_of_its_step_whatever_a_forward_changes(
+def test_a_snapshot_has_the_state_of_its_step_whatever_a_forward_changes(
     model: type[nn.Module], replicated: list[Replicated]
 ) -> None:
     engine, staging = one_step(model(), replicated), Staging()

@@ -1,4 +1,4 @@
-"""What a run makes of its machine is told in its progress lines: arithmetic, waiting, memory by part."""
+"""Progress lines report how a run uses its machine: arithmetic, waiting, and memory by part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zeta_core.run import RunRequest, execute
 from zeta_core.train.meter import Clock
 
 
-def test_flops_of_a_token_are_six_for_each_weight_that_is_multiplied_and_the_attention() -> None:
+def test_flops_per_token_are_six_per_multiplied_weight_plus_attention() -> None:
     model = llama(tie_word_embeddings=False)
     embedding = model.get_input_embeddings().weight.numel()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     multiplied = sum(parameter.numel() for parameter in model.parameters()) - embedding
@@ -51,11 +51,11 @@ def test_a_module_without_a_config_counts_its_weights_and_a_cpu_has_no_peak() ->
         ("NVIDIA GeForce RTX 4090", None),
     ],
 )
-def test_a_devices_peak_is_known_by_its_name_or_not_at_all(name: str, flops: float | None) -> None:
+def test_the_peak_of_a_device_is_looked_up_by_its_name(name: str, flops: float | None) -> None:
     assert peak_flops_of(name) == flops
 
 
-def test_a_clock_tells_its_share_once() -> None:
+def test_a_clock_returns_its_share_and_resets() -> None:
     clock = Clock()
     clock.seconds = 0.5
     assert (clock.share_of(2.0), clock.share_of(2.0), clock.share_of(0.0)) == (0.25, 0.0, None)
@@ -69,7 +69,7 @@ def fresh_memory(size: int) -> mmap.mmap:
     return memory
 
 
-def test_activations_are_what_forward_and_backward_took_at_most_beside_the_gradients() -> None:
+def test_activations_are_the_peak_of_forward_and_backward_without_gradients() -> None:
     model = torch.nn.Linear(4, 4)
     usage = Usage()
     held = fresh_memory(64 << 20)
@@ -85,7 +85,7 @@ def test_activations_are_what_forward_and_backward_took_at_most_beside_the_gradi
         assert 60 << 20 < parts.activations < 128 << 20
 
 
-def test_progress_lines_tell_every_step_and_the_shares_of_waiting_and_the_first_one_the_memory_by_part(
+def test_progress_lines_have_every_step_waiting_shares_and_memory_by_part(
     tmp_path: Path,
 ) -> None:
     given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 7, "checkpointing_steps": 3}

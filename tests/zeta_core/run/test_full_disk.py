@@ -1,4 +1,4 @@
-"""Disks that fill up, and journals that grow too long: nothing is half written, nothing is lost."""
+"""Full disks and journals at their limit: nothing is half-written, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def run_here(run_dir: Path) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_checkpoint_without_room_is_not_begun_and_the_run_goes_on_to_the_same_bits(
-    disk: SmallDisk, tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_does_not_fit_pauses_the_run_which_resumes_exactly(disk: SmallDisk, tmp_path: Path) -> None:
     output = disk.directory / "output"
     first = make_run(tmp_path / "here", 1, output_dir=str(output))
     (first / "stop").write_text(json.dumps({"action": "hand_back"}))
@@ -62,14 +60,14 @@ def test_a_checkpoint_without_room_is_not_begun_and_the_run_goes_on_to_the_same_
     assert (output / "final/model.safetensors").read_bytes() == straight.read_bytes()
 
 
-def test_a_run_that_cannot_even_write_its_journal_says_so_by_its_exit_code(disk: SmallDisk) -> None:
+def test_a_run_that_cannot_write_its_journal_has_the_disk_full_exit_code(disk: SmallDisk) -> None:
     run_dir = make_run(disk.directory)
     disk.fill()
     assert run_here(run_dir) == DISK_FULL_EXIT
     assert journal(run_dir) == []
 
 
-def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(disk: SmallDisk) -> None:
+def test_a_line_that_does_not_fit_on_the_disk_is_removed_completely(disk: SmallDisk) -> None:
     file = disk.directory / "events.jsonl"
     lines = JournalWriter(file)
     lines.write(LogLine(message="the first"))
@@ -83,7 +81,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(disk: Sma
     assert [line.message for line in read if isinstance(line, LogLine)] == ["the first", "the last"]
 
 
-def test_a_journal_that_is_too_long_says_so_once_and_tells_what_matters(tmp_path: Path) -> None:
+def test_a_journal_at_its_limit_warns_once_and_keeps_important_lines(tmp_path: Path) -> None:
     lines = JournalWriter(tmp_path / "events.jsonl", max_lines=3)
     for number in range(6):
         lines.write(LogLine(message=f"log {number}"))

@@ -153,7 +153,7 @@ def test_after_success_only_the_newest_step_and_final_keep_their_state(tmp_path:
         save(tmp_path, step)
     newest = checkpoint_files.read(tmp_path / "step-2")
     assert newest is not None
-    checkpoint_files.copy_as(newest, tmp_path, "final", apart=True)
+    checkpoint_files.copy_as(newest, tmp_path, "final", independent=True)
     checkpoint_files.strip_old_states(tmp_path)
     states = {found.directory.name: found.has_state for found in checkpoint_files.present(tmp_path)}
     assert states == {"final": True, "step-2": True, "step-1": False}

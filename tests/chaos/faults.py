@@ -16,7 +16,7 @@ import psutil
 
 from tests.chaos.databases import PostgresUnderFire
 from tests.chaos.fleet import LEASE_SECONDS, SELF_STOP_SECONDS, STALL_SECONDS, Fleet, Host
-from tests.harness.imposter import HTTP_ERROR, imposter
+from tests.harness.non_redis_server import HTTP_ERROR, non_redis_server
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, worker_queue, worker_stream
 
@@ -189,7 +189,7 @@ def redis_answers_nonsense(fleet: Fleet, dice: Random) -> Blow:
     """Something that is not Redis has its port."""
     fleet.valkey.kill()
     answer = dice.choice([HTTP_ERROR, b":one\r\n", b"\xff\xfe\r\n", b"-LOADING the dataset\r\n"])
-    with imposter(fleet.valkey.port, answer):
+    with non_redis_server(fleet.valkey.port, answer):
         yield Hit(running(fleet), dice.uniform(1.0, SELF_STOP_SECONDS - 2.0))
     fleet.valkey.start()
 

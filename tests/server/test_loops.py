@@ -16,7 +16,7 @@ from psycopg import sql
 from sqlalchemy import text
 
 from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.imposter import imposter
+from tests.harness.non_redis_server import non_redis_server
 from tests.harness.postgres import PostgresServer
 from tests.harness.simulated_worker import SimulatedWorker, progress
 from tests.harness.valkey import ValkeyServer
@@ -134,7 +134,7 @@ def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey:
 
         wait_until(lambda: ready()["status"] == "ok", 30, "the server to be ready")
         own_valkey.kill()
-        with imposter(own_valkey.port, answer):
+        with non_redis_server(own_valkey.port, answer):
             wait_until(
                 lambda: {"loop messages", "loop heartbeats"} <= set(ready()["parts"]), 30, "both loops to be reported"
             )

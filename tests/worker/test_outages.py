@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from tests.harness.fleet import Bench, bench
-from tests.harness.imposter import imposter
+from tests.harness.non_redis_server import non_redis_server
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.threads import Outage, RetryingThread, log_failure
@@ -58,7 +58,7 @@ def test_a_redis_that_answers_nonsense_costs_no_attempt(tmp_path: Path, own_valk
         fleet.wait_for_step(job_id, 3)
         log = fleet.folder / "w1.log"
         own_valkey.kill()
-        with imposter(own_valkey.port):
+        with non_redis_server(own_valkey.port):
             for line in ("heartbeat cannot be sent", "Redis cannot be written", "Redis cannot be read"):
                 wait_until(lambda line=line: line in log.read_text(), 60, f"the outage '{line}' to be logged")
             wait_until(lambda: "messages" in engine.loops.troubles(), 60, "the server to notice")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from zeta_core.contract.spec import defaults
-from zeta_core.contract.spec.job_spec import Dpo, Lora, Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.contract.spec.affects import options_affecting
+from zeta_core.contract.spec.job_spec import Dpo, JobSpec, Lora, Optimizer, Precision, Schedule, TrainerOptions
 from zeta_core.contract.spec.rate_search import FIND
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
@@ -18,33 +19,6 @@ from zeta_core.optim.schedule import warmup_updates
 CPU_MICRO_BATCH = 8  # sequences
 CPU_ACTIVATION_BYTES = 2 << 30
 
-# These determine the results, so a resumed run must keep them.
-KEPT = (
-    "seed",
-    "seq_len",
-    "pack",
-    "global_batch",
-    "learning_rate",
-    "weight_decay",
-    "optimizer",
-    "lr_scheduler",
-    "warmup",
-    "max_grad_norm",
-    "mixed_precision",
-    "strategy",
-    "use_activation_checkpointing",
-    "compile",
-    "group_by",  # before the data, which it also changes
-    "data",
-    "eval_data",
-    "eval_split",
-    "eval_steps",
-    "early_stopping_patience",
-    "lora",
-    "freeze",
-    "beta",
-    "base",
-)
 EVALUATIONS = 10  # per run if eval_steps is unset, evenly spaced, the last one after the last step
 
 
@@ -78,17 +52,17 @@ class Plan:
     epochs: float | None  # None: max_steps was given
     total_steps: int
     total_sequences: int
+    group_by: str | None  # the column of groups that eval_split keeps together
     data: str  # fingerprint of the tokens
     template_date: str | None  # the date that a chat template renders; None: unknown, or not needed
     eval_data: str | None  # fingerprint of the tokens of eval_dataset
     eval_split: float | None
-    group_by: str | None  # the column of groups that eval_split keeps together
     eval_steps: int | None  # None: nothing is evaluated
     early_stopping_patience: int | None
     lora: dict[str, Any] | None  # settings that determine the adapter; saving it merged does not affect the training
     freeze: list[str]
-    base: str | None  # fingerprint of the weights that an adapter is added to
     beta: float | None  # for method dpo; None: sft
+    base: str | None  # fingerprint of the weights that an adapter is added to
 
     @property
     def evaluates(self) -> bool:
@@ -107,6 +81,24 @@ class Plan:
 
     def stored(self) -> dict[str, Any]:
         return asdict(self)
+
+
+# The options that decide a field of the plan, where their names differ.
+_OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "warmup": ("warmup_steps",),
+    "strategy": ("use_fsdp", "use_deepspeed"),
+    "data": options_affecting(JobSpec, "documents"),
+    "eval_data": ("eval_dataset",),
+    "beta": ("method", "dpo"),
+    "base": ("model",),
+}
+_RESULT_OPTIONS = frozenset(options_affecting(JobSpec, "results"))
+# The fields that a resumed run must keep. The split of a global batch may change, its size may not.
+KEPT = tuple(
+    name
+    for name in (one.name for one in fields(Plan))
+    if name == "global_batch" or not _RESULT_OPTIONS.isdisjoint(_OPTIONS_OF.get(name, (name,)))
+)
 
 
 @dataclass(frozen=True)

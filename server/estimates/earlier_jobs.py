@@ -21,29 +21,15 @@ from server.engine.engine import Engine
 from server.engine.placement import Candidate
 from zeta_core.contract.job.estimate import MeasuredMemory, Seconds
 from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import Heartbeat
 
 NEWEST_JOBS = 200  # number of successful jobs that are searched
-# The options that determine the time per sequence on a device.
-_WORK = (
-    "model",
-    "method",
-    "seq_len",
-    "pack",
-    "batch_size",
-    "mixed_precision",
-    "compile",
-    "optimizer",
-    "lora",
-    "freeze",
-    "use_fsdp",
-    "use_deepspeed",
-    "use_activation_checkpointing",
-)
-_WORK_OF_ROWS = ("dataset", "overlong", "train_on")  # for sequences that are as long as their documents
+SPEED_OPTIONS = options_affecting(JobSpec, "speed")
+DOCUMENT_OPTIONS = options_affecting(JobSpec, "documents")  # they determine the length of an unpacked sequence
 _NO_DEVICE = "Unknown, because no connected worker can run the job; measured in the first steps."
 _NO_JOB = (
     "Unknown, because no job of this project with the same workload (model, method, seq_len, precision, batch) has "
@@ -140,7 +126,7 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Ea
 def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: Earlier) -> bool:
     """Whether every option that determines the work was requested alike, or is the same once it is decided."""
     as_long_as_documents = not requested.pack or requested.value("method") == "dpo"
-    for name in (*_WORK, *_WORK_OF_ROWS) if as_long_as_documents else _WORK:
+    for name in {*SPEED_OPTIONS, *DOCUMENT_OPTIONS} if as_long_as_documents else SPEED_OPTIONS:
         now, then = _work(name, resolved), _work(name, job.decided)
         if _work(name, requested) != _work(name, job.requested) and (now is None or now != then):
             return False

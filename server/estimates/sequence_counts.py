@@ -18,13 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import JobRow
 from server.estimates.earlier_jobs import NEWEST_JOBS
+from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.defaults import global_batch, is_from_scratch, resolve, split_of
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec, UploadedFile
 from zeta_core.contract.spec.sources import BuiltinSource, DatasetSource, FileSource, HubSource, dataset_sources
 
-# The fields that determine, with the data and the tokenizer, how many sequences there are.
-_CUT = ("method", "pack", "overlong", "train_on", "chat_template", "use_pretokenized", "eval_split", "group_by")
+# These are compared by what they refer to, or only where they matter; all others by their values.
+_COMPARED_SEPARATELY = frozenset({"model", "dataset", "tokenizer", "seq_len", "seed"})
+COMPARED_OPTIONS = tuple(name for name in options_affecting(JobSpec, "sequences") if name not in _COMPARED_SEPARATELY)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -83,7 +85,7 @@ def _identity(spec: JobSpec, files: Mapping[str, UploadedFile]) -> list[Any] | N
         sources.append(told)
     requested = resolve(spec)
     seed = requested.seed if spec.eval_split else None  # it decides what is held out
-    return [sources, _tokenizer(requested, files), seed, *(requested.value(name) for name in _CUT)]
+    return [sources, _tokenizer(requested, files), seed, *(requested.value(name) for name in COMPARED_OPTIONS)]
 
 
 def _bytes_of(file_id: str, files: Mapping[str, UploadedFile]) -> list[str]:

@@ -14,33 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.deepspeed import stage_of
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import error_of, shown
 
-# What may change: how a step's work is split, how long the run is, what is kept of it, who is told. It must be no more
-# than what `zeta_core.plan.KEPT` leaves free, or a worker refuses what was accepted here.
-_FREE = frozenset(
-    {
-        "batch_size",
-        "gradient_accumulate_every",  # with batch_size: at the same global batch
-        "max_steps",
-        "epochs",
-        "checkpointing_steps",
-        "save_total_limit",
-        "report_to",
-        "entity_name",
-        "output_dir",
-        "resume_from_checkpoint",
-        "resources",
-        "priority",
-        "max_retries",
-        "time_limit_seconds",
-        "metadata",
-    }
-)
+# A worker rejects a change of these, too (`zeta_core.plan.KEPT`). All other fields may change.
+FIXED_ON_RESUME = options_affecting(JobSpec, "results")
 # Left out, these still mean something else than what a run may have been started with.
 _ALWAYS_COMPARED = frozenset({"tokenizer", "use_pretokenized", "use_fsdp", "use_deepspeed", "lora", "method"})
 
@@ -85,8 +67,8 @@ def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, obje
     now: dict[str, Any] = spec.model_dump(mode="json")
     asked, decided = _with_defaults(resumed.spec), resumed.resolved_spec
     given = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
-    for name in type(spec).model_fields:
-        if name in _FREE or name not in given or name not in decided.model_fields_set:
+    for name in FIXED_ON_RESUME:
+        if name not in given or name not in decided.model_fields_set:
             continue
         resolved, sent = decided.value(name), asked.get(name)
         unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet

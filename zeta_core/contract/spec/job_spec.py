@@ -19,6 +19,7 @@ from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_files import InvalidModelFiles, clean_config
 from zeta_core.contract.model_files.faults import Place
 from zeta_core.contract.spec import availability
+from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import cure_for_a_job
 from zeta_core.contract.spec.rate_search import FIND, SHORTEST_RUN, Find
 from zeta_core.contract.spec.sources import (
@@ -112,143 +113,168 @@ class TrainerOptions(Sent, Checked):
     of ``seq_len`` tokens.
     """
 
-    gradient_accumulate_every: int | None = Field(
+    gradient_accumulate_every: Annotated[int | None, Affects("batch")] = Field(
         default=None,
         ge=1,
         le=1_000_000,
         description="micro-batches per optimizer step; unset: 1 if batch_size is set, else chosen with batch_size",
     )
-    batch_size: int | None = Field(
+    batch_size: Annotated[int | None, Affects("batch", "speed")] = Field(
         default=None,
         ge=1,
         le=1_000_000,
         description="sequences per process and micro-batch; unset: the default global batch (32 from scratch, at "
         "most 32 for fine-tuning), split to fit the device",
     )
-    seq_len: int | None = Field(
+    seq_len: Annotated[int | None, Affects("results", "sequences", "speed")] = Field(
         default=None, ge=2, le=10_000_000, description="tokens per sequence; unset: the model's limit, at most 1024"
     )
-    entity_name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
-        default=None, description="name of the run; unset: none"
+    entity_name: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None, Affects()
+    ] = Field(default=None, description="name of the run; unset: none")
+    use_fsdp: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False, description="shard the model over the processes with FSDP2"
     )
-    use_fsdp: bool = Field(default=False, description="shard the model over the processes with FSDP2")
-    use_activation_checkpointing: bool = Field(
+    use_activation_checkpointing: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="recompute activations in the backward pass to save memory"
     )
-    learning_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None = Field(
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None, Affects("results")
+    ] = Field(
         default=None,
         description="peak learning rate; 'find' chooses it with a range test of up to 100 updates before the first "
         "step; unset: 3e-4 from scratch, 2e-5 for full fine-tuning, 2e-4 for LoRA, 1e-6 for DPO",
     )
-    seed: int | None = Field(
+    seed: Annotated[int | None, Affects("results", "sequences")] = Field(
         default=None, ge=0, lt=2**32, description="seed of all random numbers and of the order of the data; unset: 42"
     )
-    use_pretokenized: bool = Field(default=False, description="the data consists of token ids")
-    resume_from_checkpoint: str | None = Field(
+    use_pretokenized: Annotated[bool, Affects("results", "documents", "sequences")] = Field(
+        default=False, description="the data consists of token ids"
+    )
+    resume_from_checkpoint: Annotated[str | None, Affects()] = Field(
         default=None,
         min_length=1,
         max_length=4096,
         description="continue exactly from a checkpoint: 'job_...' or 'job_.../step-N' in a job; a checkpoint, an "
         "output_dir or its checkpoint.pt in a Trainer; unset: start anew",
     )
-    checkpointing_steps: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
+    checkpointing_steps: Annotated[Annotated[int, Field(ge=1)] | Literal["epoch"] | None, Affects()] = Field(
         default=None,
         description="steps between checkpoints, or 'epoch'; unset: about every 10 minutes, at most 5 % of the time",
     )
-    output_dir: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
+    output_dir: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None, Affects()
+    ] = Field(
         default=None, description="folder of the checkpoints, in a job relative to its artifacts; unset: the job's own"
     )
-    weight_decay: float | None = Field(
+    weight_decay: Annotated[float | None, Affects("results")] = Field(
         default=None,
         ge=0,
         le=1000,
         allow_inf_nan=False,
         description="weight decay of matrices and embeddings; unset: 0.1",
     )
-    use_deepspeed: bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None = Field(
-        default=None, description="train with DeepSpeed ZeRO: true, a stage from 1 to 3, or a config; unset: no"
-    )
+    use_deepspeed: Annotated[
+        bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None, Affects("results", "speed")
+    ] = Field(default=None, description="train with DeepSpeed ZeRO: true, a stage from 1 to 3, or a config; unset: no")
 
-    dataset: Dataset | None = Field(
+    dataset: Annotated[Dataset | None, Affects("results", "documents", "sequences")] = Field(
         default=None,
         description="the training data: a source, or a list of sources; unset: required in a job, the Python "
         "reference in a Trainer",
     )
-    tokenizer: TokenizerSource | None = Field(
+    tokenizer: Annotated[TokenizerSource | None, Affects("results", "documents", "sequences")] = Field(
         default=None,
         description="a Hub id, {'file': ...} or {'builtin': 'bytes'}; unset: the model's own, or bytes if it has none",
     )
-    chat_template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None = Field(
+    chat_template: Annotated[
+        Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None,
+        Affects("results", "documents", "sequences"),
+    ] = Field(
         default=None,
         description="a Jinja template for conversations, or the name of one of the tokenizer's, saved with the "
         "tokenizer; unset: the tokenizer's own, or ChatML if it has none",
     )
-    max_steps: int | None = Field(
+    max_steps: Annotated[int | None, Affects("length")] = Field(
         default=None, ge=1, le=MAX_STEPS, description="optimizer steps; excludes epochs; unset: determined by epochs"
     )
-    epochs: float | None = Field(
+    epochs: Annotated[float | None, Affects("length")] = Field(
         default=None,
         gt=0,
         le=1_000_000,
         allow_inf_nan=False,
         description="passes over the data; excludes max_steps; unset: 3 for fine-tuning, 1 from scratch and for DPO",
     )
-    optimizer: Optimizer = Field(default="adamw", description="the optimizer")
-    lr_scheduler: Schedule = Field(default="cosine", description="the schedule of the learning rate after warm-up")
-    warmup_steps: float = Field(
+    optimizer: Annotated[Optimizer, Affects("results", "speed")] = Field(default="adamw", description="the optimizer")
+    lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
+        default="cosine", description="the schedule of the learning rate after warm-up"
+    )
+    warmup_steps: Annotated[float, Affects("results")] = Field(
         0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="steps of warm-up; below 1, a share of the run"
     )
-    max_grad_norm: float = Field(
+    max_grad_norm: Annotated[float, Affects("results")] = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="norm to which the gradient is clipped"
     )
-    mixed_precision: Precision | None = Field(
+    mixed_precision: Annotated[Precision | None, Affects("results", "speed")] = Field(
         default=None, description="precision of the computation; unset: bf16 on GPUs that support it, else no"
     )
-    compile: bool = Field(default=False, description="compile the model's blocks with torch.compile")
-    pack: bool | None = Field(
+    compile: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False, description="compile the model's blocks with torch.compile"
+    )
+    pack: Annotated[bool | None, Affects("results", "sequences", "speed")] = Field(
         default=None,
         description="put several documents into one sequence; unset: yes, except for fine-tuning on little data and "
         "for models that cannot isolate documents",
     )
-    overlong: Literal["error", "truncate", "drop"] | None = Field(
-        default=None,
-        description="handling of documents longer than seq_len; unset: conversations are truncated, text continues "
-        "in the next sequence",
+    overlong: Annotated[Literal["error", "truncate", "drop"] | None, Affects("results", "documents", "sequences")] = (
+        Field(
+            default=None,
+            description="handling of documents longer than seq_len; unset: conversations are truncated, text continues "
+            "in the next sequence",
+        )
     )
-    eval_dataset: Dataset | None = Field(
+    eval_dataset: Annotated[Dataset | None, Affects("results")] = Field(
         default=None, description="held-out data; excludes eval_split; unset: no evaluation on separate data"
     )
-    eval_split: float | None = Field(
+    eval_split: Annotated[float | None, Affects("results", "sequences")] = Field(
         default=None, ge=0, le=0.5, description="share of the rows to hold out for evaluation; unset: none"
     )
-    group_by: Annotated[str, Field(min_length=1, max_length=1000)] | None = Field(
+    group_by: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1000)] | None, Affects("results", "sequences")
+    ] = Field(
         default=None,
         description="a column: eval_split holds out all rows with the same value, or none of them; unset: rows are "
         "held out independently",
     )
-    eval_steps: int | None = Field(
+    eval_steps: Annotated[int | None, Affects("results")] = Field(
         default=None, ge=1, le=MAX_STEPS, description="steps between evaluations; unset: ten evaluations per run"
     )
-    early_stopping_patience: int | None = Field(
+    early_stopping_patience: Annotated[int | None, Affects("results")] = Field(
         default=None, ge=1, description="stop after this many evaluations without improvement; unset: never"
     )
-    lora: Lora | None = Field(default=None, description="train a LoRA adapter; unset: train all weights")
-    freeze: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+    lora: Annotated[Lora | None, Affects("results", "speed")] = Field(
+        default=None, description="train a LoRA adapter; unset: train all weights"
+    )
+    freeze: Annotated[list[Annotated[str, Field(min_length=1, max_length=300)]], Affects("results", "speed")] = Field(
         default=[], max_length=100, description="shell patterns of the names of parameters that are not trained"
     )
-    method: Literal["sft", "dpo"] = Field(
+    method: Annotated[Literal["sft", "dpo"], Affects("results", "documents", "sequences", "speed")] = Field(
         default="sft", description="next-token training (sft), or preference optimization on pairs of answers (dpo)"
     )
-    dpo: Dpo | None = Field(default=None, description="settings of method 'dpo'; unset: their defaults")
-    train_on: Literal["assistant", "completion", "all"] | None = Field(
+    dpo: Annotated[Dpo | None, Affects("results")] = Field(
+        default=None, description="settings of method 'dpo'; unset: their defaults"
+    )
+    train_on: Annotated[
+        Literal["assistant", "completion", "all"] | None, Affects("results", "documents", "sequences")
+    ] = Field(
         default=None,
         description="which tokens are trained on; unset: the assistant's turns, the completion, or the whole text, "
         "depending on the format",
     )
-    save_total_limit: int = Field(
+    save_total_limit: Annotated[int, Affects()] = Field(
         default=3, ge=2, le=1000, description="number of newest checkpoints to keep, besides best and final"
     )
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], Affects()] = Field(
         default=[], max_length=16, description="experiment trackers that receive the metrics"
     )
 
@@ -393,22 +419,28 @@ class TrainerOptions(Sent, Checked):
 class JobSpec(TrainerOptions):
     """What ``POST /v1/jobs`` takes."""
 
-    model: ModelSource = Field(
+    model: Annotated[ModelSource, Affects("results", "documents", "sequences", "speed")] = Field(
         description="a Hub id, or {'config': ...} (from scratch), {'job': ..., 'checkpoint': ...}, {'file': ...} or "
         "{'builder': ...}"
     )
-    dataset: Dataset = Field(  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    dataset: Annotated[Dataset, Affects("results", "documents", "sequences")] = Field(  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
         description="the training data: a source, or a list of sources"
     )
-    resources: Resources = Field(default=Resources(), description="what the job needs of a worker")
-    priority: int = Field(default=0, ge=-100, le=100, description="jobs with a higher priority start first")
-    max_retries: int = Field(
+    resources: Annotated[Resources, Affects()] = Field(
+        default=Resources(), description="what the job needs of a worker"
+    )
+    priority: Annotated[int, Affects()] = Field(
+        default=0, ge=-100, le=100, description="jobs with a higher priority start first"
+    )
+    max_retries: Annotated[int, Affects()] = Field(
         default=3, ge=0, le=100, description="consecutive failures without a new checkpoint that are retried"
     )
-    time_limit_seconds: float | None = Field(
+    time_limit_seconds: Annotated[float | None, Affects()] = Field(
         default=None, gt=0, allow_inf_nan=False, description="running time over all attempts; unset: unlimited"
     )
-    metadata: Metadata = Field(default={}, description="up to 16 strings of your own, to find the job by")
+    metadata: Annotated[Metadata, Affects()] = Field(
+        default={}, description="up to 16 strings of your own, to find the job by"
+    )
 
     placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"path": "data"}}
 

@@ -87,7 +87,7 @@ def test_a_non_finite_loss_ends_the_run_with_its_history_and_a_patch(tmp_path: P
     held_out = refused(tmp_path, plain(), {**spec, "eval_split": 0.1, "eval_steps": 1}, NonFiniteLoss)
     assert held_out.message == f"The loss on the held-out data after step {held_out.evidence['step']} is not finite."
     assert held_out.patch == told.patch
-    assert "look at the held-out data" in (held_out.hint or "")
+    assert "check the held-out data" in (held_out.hint or "")
     outcome, lines = train(tmp_path, plain(), applied(spec, told.patch))
     assert outcome.progress.step == 20
     assert not {"diverging_loss", "unusual_learning_rate"} & warnings(lines).keys()

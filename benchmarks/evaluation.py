@@ -22,7 +22,7 @@ from benchmarks.answer import OURS, Answer, ratio_of_rounds
 from benchmarks.contestants import let_the_others_go, side_by_side
 from benchmarks.work import Size
 from zeta_core.objective.evaluation import Evaluator
-from zeta_core.objective.sampling import Samples
+from zeta_core.objective.sampling import SampleWriter
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 8, 256, 384
 PEER = "Trainer.evaluate"
@@ -67,11 +67,11 @@ class Clock:
 @contextmanager
 def timed(model: nn.Module) -> Generator[Clock]:
     """A clock of the evaluations of ours within it."""
-    evaluate, write = Evaluator.evaluate, Samples.write
+    evaluate, write = Evaluator.evaluate, SampleWriter.write
     clock = Clock()
 
     @wraps(write)
-    def unclocked_write(self: Samples, *arguments: Any, **named: Any) -> Any:
+    def unclocked_write(self: SampleWriter, *arguments: Any, **named: Any) -> Any:
         with clock.standing():
             return write(self, *arguments, **named)
 
@@ -80,11 +80,11 @@ def timed(model: nn.Module) -> Generator[Clock]:
         with clock.running(model):
             return evaluate(self, *arguments, **named)
 
-    Evaluator.evaluate, Samples.write = clocked_evaluate, unclocked_write
+    Evaluator.evaluate, SampleWriter.write = clocked_evaluate, unclocked_write
     try:
         yield clock
     finally:
-        Evaluator.evaluate, Samples.write = evaluate, write
+        Evaluator.evaluate, SampleWriter.write = evaluate, write
 
 
 def ours(size: Size, folder: Path, trained: Path, held_out: Path) -> float:

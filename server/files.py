@@ -16,7 +16,7 @@ from server.service import Service
 from server.uploads.multipart import MAX_FORM_BYTES, check_length, receive
 from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.identifiers import is_id, new_id_at
-from zeta_core.contract.job.answers import DeletedObject, Page, StoredFile
+from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.spec.validation import shown
 

@@ -12,7 +12,7 @@ from server.database.pagination import PageQuery, page
 from server.engine.engine import Engine
 from server.service import Service
 from zeta_core.contract.errors import NotFound, PermissionDenied
-from zeta_core.contract.job.answers import Page, Worker
+from zeta_core.contract.job.responses import Page, Worker
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.messages import Heartbeat
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeta_core.contract.job.events import utc_now
-from zeta_core.system.outage import GIVE_UP_SECONDS, Trouble, error_text, give_up
+from zeta_core.system.outage import GIVE_UP_SECONDS, OngoingFailure, error_text, give_up
 from zeta_core.system.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
@@ -34,7 +34,7 @@ class Outage:
     def __init__(self, what: str, *, name: str = "") -> None:
         """``what`` describes the outage in the log; ``name`` is the component's name in the heartbeat."""
         self.name = name
-        self.trouble: Trouble | None = None
+        self.trouble: OngoingFailure | None = None
         self.defect_since: float | None = None  # monotonic; set while failures are not of an expected type
         self._what = what
         self._logged: set[str] = set()  # error types already logged in the current outage
@@ -49,7 +49,7 @@ class Outage:
         kind = type(error).__qualname__
         # Other errors may contain anything, and /readyz is public.
         reason = error_text(error) if is_ordinary else f"{kind} (see the worker's log)"
-        self.trouble = Trouble(self.trouble.since if self.trouble else utc_now(), reason)
+        self.trouble = OngoingFailure(self.trouble.since if self.trouble else utc_now(), reason)
         if kind not in self._logged:
             logger.warning(
                 "%s: %s. Retrying until it succeeds.",

@@ -31,12 +31,12 @@ from zeta.local_inputs import upload_local
 from zeta.server_lookup import find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, ZetaError
-from zeta_core.contract.job.answers import DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.job.checkpoint import Manifest
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.events import Event
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.responses import DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.system.settings import process_environment

@@ -17,7 +17,7 @@ from zeta.local_inputs import DATA_FIELDS, existing, model_config, source_object
 from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.shown_rows import ShownRows, ShowOrder
+from zeta_core.contract.job.data_preview import ShownRows, ShowRequest
 from zeta_core.contract.strict_json import JsonFault, JsonRules, read_json
 from zeta_core.system.settings import process_environment
 
@@ -71,7 +71,7 @@ def preview_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
             "`zeta validate` checks all rows on a worker.",
             code="missing_extra",
         )
-    order = ShowOrder(spec={name: value for name, value in spec.items() if value is not None}, rows=rows, row=row)
+    order = ShowRequest(spec={name: value for name, value in spec.items() if value is not None}, rows=rows, row=row)
     done = subprocess.run(
         [sys.executable, "-P", "-X", "utf8", "-m", "zeta_core", "show"],
         input=order.model_dump_json(),

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from zeta.errors import InternalServerError, InvalidResponse, Unreachable, parse_response
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import Unavailable, ZetaError
-from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.events import EVENT, Event
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import ENDED
 
 SILENCE_SECONDS = 20.0  # the server sends some bytes at once and a comment every 15 s

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from zeta.local_files import exists, expanded, shown_path, template_text
-from zeta_core.contract.data_files.data_folder import Split, find_data_files
 from zeta_core.contract.data_files.file_types import listed, suffixes_of
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.identifiers import is_hub_dataset, is_id
-from zeta_core.contract.job.answers import FilePurpose, StoredFile
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.job.responses import FilePurpose, StoredFile
 from zeta_core.contract.printable import printable
 from zeta_core.contract.strict_json import JsonFault, read_json
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
+from zeta_core.system.data_folder import Split, find_data_files
 
 SHOWN_UPLOADS = 10  # files of a folder that are reported individually with their ids
 DATA_FIELDS: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}

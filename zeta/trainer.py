@@ -14,12 +14,12 @@ from types import FrameType
 from typing import Any, cast
 
 from zeta.local_files import expanded, template_text
-from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec import availability
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel
 from zeta_core.contract.spec.validation import error_of, parse, shown
+from zeta_core.system.data_folder import Split
 
 DEFAULT_OUTPUT_DIR = "zeta_output"
 _SWITCHES = ("use_fsdp", "use_activation_checkpointing", "use_pretokenized", "use_deepspeed")

@@ -29,7 +29,7 @@ from zeta.connection_failures import (
 from zeta.errors import Unreachable, error_from
 from zeta.http_proxy import Proxy, choose_proxy
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
-from zeta_core.contract.job.answers import Health
+from zeta_core.contract.job.responses import Health
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0

@@ -18,7 +18,7 @@ import httpx
 from zeta.errors import parse_response
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, Unavailable
-from zeta_core.contract.job.answers import FilePurpose, Page, StoredFile
+from zeta_core.contract.job.responses import FilePurpose, Page, StoredFile
 from zeta_core.contract.printable import printable
 
 CHUNK_BYTES = 1 << 20

@@ -19,9 +19,9 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sequences import Sequences
 from zeta_core.model.facts import embedding_rows, num_positions
-from zeta_core.model.quantized import num_weights
-from zeta_core.model.sources import Located
-from zeta_core.objective.isolation_probe import Finding
+from zeta_core.model.quantization import num_weights
+from zeta_core.model.sources import LocatedModel
+from zeta_core.objective.isolation_probe import IsolationFinding
 from zeta_core.objective.loss import Convention, LossOf
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Facts, Plan
@@ -37,10 +37,10 @@ class Setup:
     options: TrainerOptions
     plan: Plan
     facts: Facts
-    located: Located
+    located: LocatedModel
     model: nn.Module
     loss_of: LossOf
-    isolation: Finding
+    isolation: IsolationFinding
     num_documents: int
 
     @property
@@ -170,7 +170,7 @@ class Setup:
             )
 
 
-def vocabulary_patch(options: TrainerOptions, model: object, located: Located, num_tokens: int) -> Patch | None:
+def vocabulary_patch(options: TrainerOptions, model: object, located: LocatedModel, num_tokens: int) -> Patch | None:
     """The patch that makes tokenizer and model match: more embedding rows, or the pretrained model's own tokenizer."""
     if isinstance(model, ConfigModel):
         return {"model": {"config": {"vocab_size": num_tokens}}}
@@ -180,7 +180,12 @@ def vocabulary_patch(options: TrainerOptions, model: object, located: Located, n
 
 
 def padding_advice(
-    tokenizer: Any, sequences: Sequences, loss_of: LossOf, plan: Plan, options: TrainerOptions, isolation: Finding
+    tokenizer: Any,
+    sequences: Sequences,
+    loss_of: LossOf,
+    plan: Plan,
+    options: TrainerOptions,
+    isolation: IsolationFinding,
 ) -> Advice | None:
     """Explain how sequences are padded if the tokenizer has no padding token.
 

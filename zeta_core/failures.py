@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.job.advice import Patch, in_words
+from zeta_core.contract.job.advice import Patch, advice_text
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, StatusReason
 
@@ -42,7 +42,7 @@ class TrainingFailed(ZetaError):
         self.evidence = dict(evidence or {})
 
     def __str__(self) -> str:
-        return in_words(self.message, self.hint, self.patch)
+        return advice_text(self.message, self.hint, self.patch)
 
 
 class InvalidData(TrainingFailed):

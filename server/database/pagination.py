@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import FileRow, JobRow
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import IdPrefix, is_id, time_of
-from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.responses import Page
 from zeta_core.contract.spec.validation import shown
 
 DEFAULT_LIMIT = 20

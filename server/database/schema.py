@@ -41,7 +41,7 @@ def schema_too_new(found: str, own: str) -> InvalidSettings:
 def cannot_open(address: DatabaseAddress, error: Exception) -> Unavailable:
     """The error for any failure of the driver or the file system while opening the database."""
     reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-    return Unavailable(f"The database {address.place} (ZETA_DATABASE_URL) cannot be opened: {reason}.")
+    return Unavailable(f"The database {address.location} (ZETA_DATABASE_URL) cannot be opened: {reason}.")
 
 
 async def _revision(database: Database) -> str | None:

@@ -50,7 +50,7 @@ class DatabaseClaim:
         address = RedisAddress.parse(redis_url)
         self._database = database
         self._redis = redis
-        self._redis_location = f"Redis database {address.database} of {address.place}"
+        self._redis_location = f"Redis database {address.database} of {address.location}"
         self._known: deque[str] = deque(maxlen=NUM_TOKENS)  # tokens of servers on this Redis, including this server
         self._last: str | None = None  # the current claim
         self._own: str | None = None  # the last claim that this server stored
@@ -136,7 +136,7 @@ class DatabaseClaim:
             self._other_seen_at = now
             if before is not None:
                 self._refusal = (
-                    f"ZETA_DATABASE_URL is {self._database.address.place}, which is in use by the server on "
+                    f"ZETA_DATABASE_URL is {self._database.address.location}, which is in use by the server on "
                     f"{claimed_by}; this server has another ZETA_REDIS_URL, {self._redis_location}. Give every server "
                     "of one database the same ZETA_REDIS_URL, or give this service its own database"
                 )

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from server.database.availability import DatabaseUnavailable
 from zeta_core.contract.job.events import utc_now
-from zeta_core.system.outage import GIVE_UP_SECONDS, Trouble, error_text, give_up
+from zeta_core.system.outage import GIVE_UP_SECONDS, OngoingFailure, error_text, give_up
 from zeta_core.system.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
@@ -56,7 +56,7 @@ class BackgroundLoop:
         self, name: str, one_pass: Pass, pace: Pace, *, limit_seconds: float | None, give_up_seconds: float
     ) -> None:
         self.name = name
-        self.trouble: Trouble | None = None
+        self.trouble: OngoingFailure | None = None
         self.waker = asyncio.Event()
         self._one_pass, self._pace, self._limit_seconds = one_pass, pace, limit_seconds
         self._give_up_seconds = give_up_seconds
@@ -97,7 +97,7 @@ class BackgroundLoop:
     def _failed(self, error: BaseException) -> None:
         is_expected = isinstance(error, EXPECTED_ERRORS)
         reason = error_text(error) if is_expected else f"{type(error).__name__} (see the server log)"
-        self.trouble = Trouble(self.trouble.since if self.trouble else utc_now(), reason)
+        self.trouble = OngoingFailure(self.trouble.since if self.trouble else utc_now(), reason)
         kind = type(error).__qualname__
         if kind not in self._logged:
             logger.log(
@@ -144,7 +144,7 @@ class BackgroundLoops:
             if not names or loop.name in names:
                 loop.waker.set()
 
-    def troubles(self) -> dict[str, Trouble]:
+    def troubles(self) -> dict[str, OngoingFailure]:
         """The loops that are failing now, by name."""
         return {loop.name: loop.trouble for loop in self._loops if loop.trouble is not None}
 

@@ -110,8 +110,8 @@ class RedisClaim:
             return True
         self._is_held = False
         self._refusal = (
-            f"ZETA_REDIS_URL is database {self._address.database} of {self._address.place}, which is in use by service "
-            f"{other.service} on {other.host}; this service is {self._service}, with a different SQL database. "
+            f"ZETA_REDIS_URL is database {self._address.database} of {self._address.location}, which is in use by "
+            f"service {other.service} on {other.host}; this service is {self._service}, with a different SQL database. "
             "Give each service its own Redis database, such as redis://HOST:PORT/1"
         )
         raise RedisUnavailable(self._refusal)

@@ -23,8 +23,8 @@ from server.http.downloads import Content, FilePart, Part
 from server.jobs.queries import find_job
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, NotFound
-from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest, ManifestFile, step_of
+from zeta_core.contract.job.responses import Page
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 

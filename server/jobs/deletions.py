@@ -15,8 +15,8 @@ from server.jobs.commands import require_accepted
 from server.jobs.queries import find_job
 from server.service import Service
 from zeta_core.contract.errors import Conflict
-from zeta_core.contract.job.answers import DeletedObject
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.responses import DeletedObject
 from zeta_core.contract.job.status import ENDED
 
 

@@ -19,8 +19,8 @@ from server.database.tables import EventRow, JobRow
 from server.http.streaming import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.events import UntypedEvent
+from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import ENDED, JobStatus
 
 COMMENT_SECONDS = 15.0

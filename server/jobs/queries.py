@@ -18,9 +18,9 @@ from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import Job, WaitingReason
+from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
 from zeta_core.contract.spec.validation import shown
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from server.database.tables import EventRow
 from server.service import Service
-from zeta_core.contract.job.answers import Curves
+from zeta_core.contract.job.responses import Curves
 
 SERIES = tuple(name for name in Curves.model_fields if name not in ("object", "step"))
 _BATCH = 2000

@@ -11,8 +11,8 @@ from server.database.pagination import PageQuery
 from server.http.downloads import serve
 from server.jobs import checkpoints
 from server.routes.routing import Router, TheCaller, TheService
-from zeta_core.contract.job.answers import Page
 from zeta_core.contract.job.checkpoint import Manifest
+from zeta_core.contract.job.responses import Page
 
 router = Router(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
 

@@ -12,7 +12,7 @@ from server.database.pagination import PageQuery
 from server.http.downloads import serve
 from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
-from zeta_core.contract.job.answers import DeletedObject, Page, StoredFile
+from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
 
 router = Router(prefix="/v1/files", tags=["files"])
 

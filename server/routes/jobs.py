@@ -12,9 +12,9 @@ from server.http.proxies import public_path
 from server.jobs import commands, deletions, queries
 from server.routes.routing import Router, TheCaller, TheService
 from server.submitting import reruns, submissions
-from zeta_core.contract.job.answers import DeletedObject, Page
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.responses import DeletedObject, Page
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 

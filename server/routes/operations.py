@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from server import metrics
 from server.artifacts import disk_state
 from server.routes.routing import Router, TheCaller, TheService
-from zeta_core.contract.job.answers import Health
+from zeta_core.contract.job.responses import Health
 from zeta_core.system.distribution import version
 
 router = Router(tags=["operations"])

@@ -13,8 +13,8 @@ from server.jobs import event_stream, logs, training_curves
 from server.jobs.queries import require_job
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.job.answers import Curves, Page
 from zeta_core.contract.job.events import Event, UntypedEvent
+from zeta_core.contract.job.responses import Curves, Page
 
 router = Router(prefix="/v1/jobs/{job_id}", tags=["job output"])
 

@@ -9,7 +9,7 @@ from fastapi import Query
 from server import workers
 from server.database.pagination import PageQuery
 from server.routes.routing import Router, TheCaller, TheService
-from zeta_core.contract.job.answers import Page, Worker
+from zeta_core.contract.job.responses import Page, Worker
 
 router = Router(prefix="/v1/workers", tags=["workers"])
 

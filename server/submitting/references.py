@@ -19,8 +19,8 @@ from server.settings import ServerSettings
 from server.uploads.formats import unreadable
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.answers import FilePurpose
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import (

@@ -13,7 +13,7 @@ from zeta_core.contract.data_files.file_types import (
 )
 from zeta_core.contract.data_files.signatures import fault_in_beginning
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.job.answers import FilePurpose
+from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.validation import shown
 
 SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from zeta_core import contract
 from zeta_core.contract.errors import Unavailable
-from zeta_core.contract.model_files import InvalidModelFiles
+from zeta_core.system.model_files import InvalidModelFiles
 
 CHECK_SECONDS = 60.0  # reading the headers of a model with hundreds of files takes one second
-_COMMAND = (sys.executable, "-P", "-m", "zeta_core.contract.model_files")
+_COMMAND = (sys.executable, "-P", "-m", "zeta_core.system.model_files")
 _slots = asyncio.Semaphore(2)
 
 

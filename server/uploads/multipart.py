@@ -24,7 +24,7 @@ from server.uploads.model_check import check_model
 from server.uploads.quota import OpenUpload, OpenUploads
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
-from zeta_core.contract.job.answers import FilePurpose
+from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.validation import error_of, nearest, shown
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness.model_archives import pack
-from zeta_core.contract.model_files import ArchiveFiles, InvalidModelFiles, check_archive, clean_files, model_folder
+from zeta_core.system.model_files import ArchiveFiles, InvalidModelFiles, check_archive, clean_files, model_folder
 
 
 def check_upload(tmp_path: Path, files: dict[str, object]) -> None:

@@ -12,7 +12,7 @@ from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
 from zeta_core.contract.job.checkpoint import FileRole
-from zeta_core.contract.job.commands import ANSWERS, COMMANDS, Accepted, Situation, as_markdown
+from zeta_core.contract.job.commands import COMMAND_TABLE, COMMANDS, Accepted, Situation, as_markdown
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.run_directory import job_key, log_key
 
@@ -76,7 +76,7 @@ def test_every_command_in_every_situation_follows_the_table(
         job_id = job_in(rows, situation)
         before = http.get(f"/v1/jobs/{job_id}").json()
         answer = http.delete(f"/v1/jobs/{job_id}") if command == "delete" else http.post(f"/v1/jobs/{job_id}/{command}")
-        expected = ANSWERS[situation][command]
+        expected = COMMAND_TABLE[situation][command]
         where = f"{command} of a job that is {situation}: {answer.text}"
         if isinstance(expected, Accepted):
             assert answer.status_code == expected.status, where

@@ -18,7 +18,7 @@ import pytest
 from tests.harness.waiting import wait_until
 from tests.server.rows import some_bytes
 from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of, serving
-from zeta_core.contract.job.answers import StoredFile
+from zeta_core.contract.job.responses import StoredFile
 
 TEXT = b"To be, or not to be.\n" * 1000
 

@@ -27,8 +27,8 @@ from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.serving import API_KEY, REPOSITORY, SECRET, ServerProcess, error_of, serving, submit
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.contract.job.answers import Worker
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.responses import Worker
 from zeta_core.contract.job.status import JobStatus, StatusReason, WaitingCode
 from zeta_core.contract.wire.messages import WORKERS_HASH, DeviceReport, Heartbeat, sign
 

@@ -27,7 +27,7 @@ from zeta_core.system.redis_access import RedisAddress
 def test_both_redis_libraries_connect_to_the_same_address(url: str, for_redis_py: str, for_celery: str) -> None:
     address = RedisAddress.parse(url)
     assert (address.client_url, address.celery_url) == (for_redis_py, for_celery)
-    assert "p%" not in address.place
+    assert "p%" not in address.location
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import JobStatus, StatusReason
-from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
+from zeta_core.system.oom_kills import OomKills, count_oom_kills, oom_kill_error
 
 # The logits of a micro-batch of 32 are 1 GB, and training holds three such arrays of them.
 WIDE: dict[str, Any] = {
@@ -74,7 +74,7 @@ def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path
 def test_a_kill_by_somebody_else_is_not_called_out_of_memory(tmp_path: Path) -> None:
     before = count_oom_kills()
     evidence = JobErrorEvidence(signal=signal.Signals.SIGKILL.name)
-    assert killed_for_memory(tmp_path, before, evidence) is None
+    assert oom_kill_error(tmp_path, before, evidence) is None
     assert before.since(before) is None
     assert OomKills(3, 9).since(OomKills(2, 8)) == "group"
     assert OomKills(None, 9).since(OomKills(None, 8)) == "machine"
@@ -90,7 +90,7 @@ def test_the_advice_knows_what_the_run_had_found_out_by_itself(tmp_path: Path) -
         {"type": "warning", "code": "micro_batch_halved", "patch": {"batch_size": 4, "gradient_accumulate_every": 8}},
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"type": "prog')
-    error = killed_for_memory(tmp_path, OomKills(-1, -1), JobErrorEvidence(rank=1))
+    error = oom_kill_error(tmp_path, OomKills(-1, -1), JobErrorEvidence(rank=1))
     assert error is not None
     assert error.code == StatusReason.OUT_OF_MEMORY
     assert error.patch == {"batch_size": 2, "gradient_accumulate_every": 16}

@@ -12,7 +12,7 @@ from tests.harness.service import Service
 from tests.zeta.conftest import TINY_JOB
 from zeta.client import Client
 from zeta.spec_file import apply_settings
-from zeta_core.contract.job.advice import in_words, less_memory, rerun_command, settings_of
+from zeta_core.contract.job.advice import advice_text, rerun_command, set_options, suggest_less_memory
 
 
 @pytest.mark.timeout(300)
@@ -56,16 +56,18 @@ def test_the_printed_command_fixes_the_job_and_warns_of_what_remains(
 def test_a_shell_parses_the_printed_command_into_the_patch(patch: dict[str, Any]) -> None:
     words = shlex.split(rerun_command("job_1", patch))
     assert words[:3] == ["zeta", "rerun", "job_1"]
-    assert words[3::2] == ["--set"] * len(settings_of(patch))
+    assert words[3::2] == ["--set"] * len(set_options(patch))
     assert apply_settings({}, words[4::2]) == patch
 
 
 def test_advice_is_worded_for_a_job_and_for_a_script() -> None:
-    cure = less_memory({"batch_size": 4, "gradient_accumulate_every": 4})
-    assert in_words("Memory ran out.", cure.hint, cure.patch, "job_1") == (
+    cure = suggest_less_memory({"batch_size": 4, "gradient_accumulate_every": 4})
+    assert advice_text("Memory ran out.", cure.hint, cure.patch, "job_1") == (
         "Memory ran out. Use batch_size 2 with gradient_accumulate_every 8: the global batch stays the same. "
         "Apply it: zeta rerun job_1 --set batch_size=2 --set gradient_accumulate_every=8"
     )
-    assert in_words("Memory ran out.", cure.hint, cure.patch).endswith("Set batch_size=2, gradient_accumulate_every=8.")
-    assert in_words("Memory ran out.", None, None, "job_1") == "Memory ran out."
-    assert less_memory({"batch_size": 1, "use_activation_checkpointing": True, "seq_len": 128}).patch is None
+    assert advice_text("Memory ran out.", cure.hint, cure.patch).endswith(
+        "Set batch_size=2, gradient_accumulate_every=8."
+    )
+    assert advice_text("Memory ran out.", None, None, "job_1") == "Memory ran out."
+    assert suggest_less_memory({"batch_size": 1, "use_activation_checkpointing": True, "seq_len": 128}).patch is None

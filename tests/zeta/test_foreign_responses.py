@@ -18,7 +18,7 @@ from zeta.http_proxy import choose_proxy
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ErrorBody, ErrorContent, NotFound, ZetaError
 from zeta_core.contract.identifiers import ID_CHARACTERS
-from zeta_core.contract.job.answers import Health
+from zeta_core.contract.job.responses import Health
 
 JOB_ID = f"job_{'0' * ID_CHARACTERS}"
 HEALTH = Answer(200, Health(status="ok", version="1").model_dump_json().encode(), {"Content-Type": "application/json"})

@@ -13,7 +13,7 @@ import pytest
 from zeta.local_inputs import looks_like_a_model, pack_model, upload_local
 from zeta_core.contract.errors import InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job.answers import FilePurpose, StoredFile
+from zeta_core.contract.job.responses import FilePurpose, StoredFile
 
 
 class Sent:

@@ -19,7 +19,7 @@ import pytest
 from zeta.client import Client
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job.answers import StoredFile
+from zeta_core.contract.job.responses import StoredFile
 
 
 class Receiver(HTTPServer):

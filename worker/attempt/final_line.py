@@ -10,7 +10,7 @@ from worker.training.process_tree import Training
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason
-from zeta_core.system.oom_kills import out_of_memory
+from zeta_core.system.oom_kills import out_of_memory_error
 
 NEVER_STARTED = "The worker stopped before it started the training."
 
@@ -42,7 +42,7 @@ def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -
 def over_memory(directory: Path, excess: Excess) -> StatusLine:
     """The last line of the training in ``directory``, which was ended because it exceeded its memory limit."""
     figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
-    error = out_of_memory(directory, excess.message, JobErrorEvidence.model_validate(figures))
+    error = out_of_memory_error(directory, excess.message, JobErrorEvidence.model_validate(figures))
     return _failed(StatusReason.OUT_OF_MEMORY, error)
 
 

@@ -36,7 +36,7 @@ from zeta_core.contract.wire.run_directory import (
     StopFile,
 )
 from zeta_core.system.durable_files import write_at_once
-from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
+from zeta_core.system.oom_kills import OomKills, count_oom_kills, oom_kill_error
 
 LOOK_SECONDS = 0.5  # scanning all processes takes milliseconds
 SIGNAL_SECONDS = 0.5  # between two rounds of signals
@@ -191,7 +191,7 @@ class Training:
         if status is None:
             # The signal is unknown, so only an OOM kill in our own control group can be attributed to the training.
             if count_oom_kills().since(self._oom_kills) == "group":
-                error = killed_for_memory(self.directory, self._oom_kills, evidence)
+                error = oom_kill_error(self.directory, self._oom_kills, evidence)
                 if error is not None:
                     return StatusReason.OUT_OF_MEMORY, error
             return StatusReason.PROCESS_KILLED, JobError(
@@ -201,7 +201,7 @@ class Training:
             name = signal.Signals(-status).name
             evidence = evidence.model_copy(update={"exit_code": None, "signal": name})
             if status == -signal.SIGKILL:
-                error = killed_for_memory(self.directory, self._oom_kills, evidence)
+                error = oom_kill_error(self.directory, self._oom_kills, evidence)
                 if error is not None:
                     return StatusReason.OUT_OF_MEMORY, error
             message = f"The training process was killed by {name}."

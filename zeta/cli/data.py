@@ -11,7 +11,7 @@ from zeta.cli.app import JOBS, AsJson, app
 from zeta.cli.submit import Settings
 
 if TYPE_CHECKING:
-    from zeta_core.contract.job.shown_rows import ShownDocument, ShownRow, ShownRows
+    from zeta_core.contract.job.data_preview import ShownDocument, ShownRow, ShownRows
 
 data = typer.Typer(help="Inspect training data.", no_args_is_help=True)
 app.add_typer(data, name="data", rich_help_panel=JOBS)

@@ -18,7 +18,7 @@ from zeta.cli.job_display import ending
 from zeta.cli.output import duration, notice, print_json, print_text
 from zeta.client import Client
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.job.advice import in_words
+from zeta_core.contract.job.advice import advice_text
 from zeta_core.contract.job.events import Event
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import ENDED
@@ -178,7 +178,7 @@ def sentence(event: Event, job_id: str) -> str | None:
         prompt = prompt if len(prompt) <= SHOWN_PROMPT else f"…{prompt[-SHOWN_PROMPT:]}"
         return f"sample at step {fields.get('step')}: {prompt!r} -> {fields.get('text')!r}"
     if event.type in ("warning", "error"):
-        words = in_words(str(fields.get("message")), fields.get("hint"), fields.get("patch"), job_id)
+        words = advice_text(str(fields.get("message")), fields.get("hint"), fields.get("patch"), job_id)
         return f"{event.type}: {_safe(words)}"
     return str(fields.get("message", ""))
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from zeta.cli.output import duration
-from zeta_core.contract.job.advice import in_words, rerun_command
+from zeta_core.contract.job.advice import advice_text, rerun_command
 from zeta_core.contract.job.job import Job
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def ending(job: Job) -> str:
     reason = f" ({job.status_reason})" if job.status_reason is not None else ""
     words = f"{job.id} {job.status}{reason}"
     if job.error is not None:
-        words += f": {in_words(job.error.message, job.error.hint, job.error.patch, job.id)}"
+        words += f": {advice_text(job.error.message, job.error.hint, job.error.patch, job.id)}"
     if job.status == "cancelled":
         return words
     space = "\n" if job.error is not None and job.error.patch else " "  # each command is on its own line
@@ -128,7 +128,7 @@ def advice_rows(job: Job) -> list[tuple[str, object]]:
 
 def _advised(name: str, job_id: str, finding: dict[str, Any]) -> list[tuple[str, object]]:
     patch = finding.get("patch")
-    rows: list[tuple[str, object]] = [(name, in_words(str(finding.get("message")), finding.get("hint"), None))]
+    rows: list[tuple[str, object]] = [(name, advice_text(str(finding.get("message")), finding.get("hint"), None))]
     return [*rows, ("  to fix", rerun_command(job_id, patch))] if patch else rows
 
 

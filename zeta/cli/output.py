@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zeta_core.contract.job.answers import Page
+from zeta_core.contract.job.responses import Page
 from zeta_core.contract.printable import is_printable, printable
 
 

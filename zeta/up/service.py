@@ -127,7 +127,7 @@ class LocalService:
             given = RedisAddress.parse(settings.redis_url)
             self._await(
                 lambda: _listens(given),
-                f"Redis at {given.place} (ZETA_REDIS_URL; unset it to use the built-in Valkey)",
+                f"Redis at {given.location} (ZETA_REDIS_URL; unset it to use the built-in Valkey)",
                 REDIS_SECONDS,
             )
         self._migrate(environment)

@@ -139,12 +139,12 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import Places
     from zeta_core.dry_run.memory import activation_bytes, memory_of, optimizer_bytes
-    from zeta_core.model.carried import without_wrapper
+    from zeta_core.model.existing_adapter import without_peft_wrapper
     from zeta_core.model.facts import check_vocabulary, embedding_rows, facts_without_data
-    from zeta_core.model.quantized import require as require_bitsandbytes
+    from zeta_core.model.preparation import prepare
+    from zeta_core.model.quantization import require as require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
-    from zeta_core.model.trained import prepare
-    from zeta_core.objective.isolation_probe import Finding, find_isolation
+    from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
     from zeta_core.parallel.zero import zero_config
 
     if spec.lora is not None and spec.lora.quantize is not None:
@@ -171,7 +171,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     checked, largest_id, id_types = _check_rows(spec, file, places, tokenizer, cache, pending)
 
     with torch.device("meta"):
-        base, trained_model = without_wrapper(located.build()), without_wrapper(located.build())
+        base, trained_model = without_peft_wrapper(located.build()), without_peft_wrapper(located.build())
     facts = facts_without_data(
         base,
         pretrained=located.pretrained,
@@ -179,7 +179,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         device=file.device,
         supports_bf16=file.supports_bf16,
     )
-    finding = Finding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
+    finding = IsolationFinding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
     packs = finding.isolates is not False or finding.learns_padding
     plan = planning.decide(spec, replace(facts, packs=packs), None)
     with torch.device("meta"):

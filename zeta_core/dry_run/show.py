@@ -1,6 +1,6 @@
 """``python -m zeta_core show``: print rows of a dataset as the training would read them, token by token.
 
-It reads a `ShowOrder` from standard input and prints one JSON object: `ShownRows`, or an error in the API's format
+It reads a `ShowRequest` from standard input and prints one JSON object: `ShownRows`, or an error in the API's format
 (exit code 1). Nothing is trained or stored, apart from caches of configs and tokenizers. Rows are only read, rendered
 and tokenized in a confined process (`zeta_core.data.confined`).
 """
@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from zeta_core.contract.errors import InvalidRequest, ZetaError
-from zeta_core.contract.job.shown_rows import ShownDocument, ShownRow, ShownRows, ShownToken, ShowOrder
+from zeta_core.contract.job.data_preview import ShownDocument, ShownRow, ShownRows, ShownToken, ShowRequest
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel, dataset_sources
@@ -33,7 +33,7 @@ from zeta_core.environment import home, standard_output_reserved, variables
 from zeta_core.failures import InvalidData
 from zeta_core.model.facts import num_positions
 from zeta_core.model.gguf import is_gguf
-from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
 
 MOST_TOKENS = 20_000  # of a document that are shown
 MOST_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
@@ -44,7 +44,7 @@ _CONTEXT = 4  # tokens that are decoded with the next one, because a character o
 def main() -> int:
     with standard_output_reserved() as out:
         try:
-            answer, exit_code = show(ShowOrder.model_validate_json(sys.stdin.buffer.read())), 0
+            answer, exit_code = show(ShowRequest.model_validate_json(sys.stdin.buffer.read())), 0
         except ZetaError as error:
             error.message = " ".join(filter(None, (error.message, getattr(error, "hint", None))))
             answer, exit_code = error.body(), 1
@@ -52,7 +52,7 @@ def main() -> int:
     return exit_code
 
 
-def show(order: ShowOrder) -> ShownRows:
+def show(order: ShowRequest) -> ShownRows:
     """The requested rows. A row that is rejected has its error; other faults are raised."""
     given = dict(order.spec)
     model, named = given.pop("model", None), given.get("tokenizer")
@@ -101,9 +101,9 @@ def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions)
         raise
 
 
-def _tokenizer(named: object, located: Located | None, places: Places) -> Any:
+def _tokenizer(named: object, located: LocatedModel | None, places: Places) -> Any:
     if located is None:
-        located = Located(_no_model, "", pretrained=False)
+        located = LocatedModel(_no_model, "", pretrained=False)
     return locate_tokenizer(named, located, places, home() / "cache")
 
 
@@ -111,7 +111,7 @@ def _no_model() -> Any:
     raise AssertionError("only the tokenizer is needed")
 
 
-def _positions(located: Located | None) -> int:
+def _positions(located: LocatedModel | None) -> int:
     """The number of positions of the model, if its config states it."""
     import torch
 
@@ -129,7 +129,7 @@ def _open(options: TrainerOptions) -> list[Source]:
 
 
 def _rows(
-    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, cut: _Cut, order: ShowOrder, position: Position
+    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, cut: _Cut, order: ShowRequest, position: Position
 ) -> Iterator[dict[str, Any]]:
     """The requested rows as JSON. A file that cannot be read further ends them with its error."""
     num_shown = 0

@@ -24,7 +24,7 @@ from zeta_core.memory.needs import Parts, capacity_of, least_needed, refusal
 from zeta_core.model.facts import facts_without_data
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
-from zeta_core.model.sources import Located, locate_model
+from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.plan import Plan
 
 QUANTIZED_BYTES = 0.5  # per weight in 4 bits; not all weights are quantized
@@ -72,7 +72,7 @@ def _least(model: nn.Module, plan: Plan) -> Parts:
     return least_needed(model, plan, mean_length=0)
 
 
-def _least_with_adapter(model: nn.Module, located: Located, plan: Plan) -> Parts:
+def _least_with_adapter(model: nn.Module, located: LocatedModel, plan: Plan) -> Parts:
     """The minimum for the base alone, because an adapter is comparatively small and takes seconds to add."""
     each: float = (
         located.dtype.itemsize if located.dtype is not None and plan.mixed_precision != "no" else FLOAT32_BYTES

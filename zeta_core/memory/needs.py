@@ -14,7 +14,7 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from zeta_core.contract.job.advice import NO_LESS_MEMORY, Patch, less_memory
+from zeta_core.contract.job.advice import NO_LESS_MEMORY, Patch, suggest_less_memory
 from zeta_core.contract.job.memory import FLOAT32_BYTES, FSDP_STAGE, MemoryParts, least_state_bytes, memory_parts
 from zeta_core.environment import free_memory_bytes, total_memory_bytes
 from zeta_core.failures import OutOfMemory
@@ -110,9 +110,9 @@ def has_plenty(model: nn.Module, plan: Plan, mean_length: float, values_per_toke
 
 
 def _patch_that_fits(model: nn.Module, plan: Plan, mean_length: float, capacity: int) -> Patch | None:
-    """The changes of `less_memory`, added one by one until the lower bound fits; None if it never does."""
+    """The changes of `suggest_less_memory`, added one by one until the lower bound fits; None if it never does."""
     patch: Patch = {}
-    while (cure := less_memory(options_of(plan))).patch is not None:
+    while (cure := suggest_less_memory(options_of(plan))).patch is not None:
         patch |= cure.patch
         changes = {name: value for name, value in cure.patch.items() if name != "gradient_accumulate_every"}
         plan = replace(plan, **changes)

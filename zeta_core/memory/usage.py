@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.spec.job_spec import Precision
-from zeta_core.model.quantized import num_weights, scale_bytes
+from zeta_core.model.quantization import num_weights, scale_bytes
 
 # Dense bf16 (and fp16) FLOPs per second from the manufacturers' data sheets, without sparsity, for full-power boards.
 # The first entry whose words occur in the device's name is used. Other devices have no MFU, because nothing would

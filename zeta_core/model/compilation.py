@@ -20,7 +20,7 @@ from zeta_core.failures import CannotTrain
 from zeta_core.model.activation import replaced_forwards
 
 
-def why_not() -> str | None:
+def missing_requirement() -> str | None:
     """What this machine lacks to compile, in words, or ``None``; kernels of a GPU need it too, for their host code."""
     if compiler() is None:
         return "a C++ compiler (Debian: apt-get install g++; or name one in CXX)"
@@ -32,7 +32,7 @@ def why_not() -> str | None:
 @contextmanager
 def compiled(blocks: list[nn.Module]) -> Generator[None]:
     """Within it the blocks' forwards are compiled, when they are first called. Raises `CannotTrain`."""
-    lacking = why_not()
+    lacking = missing_requirement()
     if lacking is not None:
         raise CannotTrain(f"compile is true, and this machine has not what it needs: {lacking}; or leave it out.")
     with replaced_forwards(blocks, lambda forward: cast(Any, torch.compile(forward))):

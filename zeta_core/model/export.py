@@ -15,17 +15,17 @@ from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.readme import README, adapter_readme
 from zeta_core.model.skeleton import Skeleton
-from zeta_core.model.sources import Located
+from zeta_core.model.sources import LocatedModel
 
 
 @dataclass(frozen=True)
-class Export:
+class Exporter:
     """Exports the weights of a run. A plain module has no ``skeleton``."""
 
     skeleton: Skeleton | None
     tokenizer: Any
     dtype: torch.dtype | None  # None keeps the type of each tensor
-    base: Located
+    base: LocatedModel
     adapter: Adapter | None = None
 
     @property

@@ -134,7 +134,7 @@ def _rows_of_base(model: nn.Module) -> int | None:
     return before if isinstance(before, int) and vars(model).get("vocab_size") == embedding_rows(model) else None
 
 
-def gives_logits(layer: nn.Module, model: nn.Module) -> bool:
+def is_output_layer(layer: nn.Module, model: nn.Module) -> bool:
     """Whether this linear layer gives the logits: said by a Hugging Face model, else told by its size."""
     getter = getattr(model, "get_output_embeddings", None)
     if callable(getter):

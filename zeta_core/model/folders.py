@@ -1,6 +1,6 @@
 """Creating model folders that are safe for libraries to load: checked copies of uploaded, stored or downloaded files.
 
-Guarantees: a folder contains only files that `contract.model_files` allows, with rewritten JSON files and unpacked or
+Guarantees: a folder contains only files that `system.model_files` allows, with rewritten JSON files and unpacked or
 linked weights. It appears under its final name only when it is complete. For the same content, only one process creates
 it.
 """
@@ -17,7 +17,11 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from zeta_core.contract.model_files import (
+from zeta_core.contract.wire.run_directory import file_key
+from zeta_core.data.sources import Places
+from zeta_core.failures import InvalidModel
+from zeta_core.system.durable_files import part_of
+from zeta_core.system.model_files import (
     ArchiveFiles,
     FolderFiles,
     InvalidModelFiles,
@@ -27,10 +31,6 @@ from zeta_core.contract.model_files import (
     ignored_code,
     model_folder,
 )
-from zeta_core.contract.wire.run_directory import file_key
-from zeta_core.data.sources import Places
-from zeta_core.failures import InvalidModel
-from zeta_core.system.durable_files import part_of
 
 # The files that are fetched from the Hub: no pickles and no code. The weights are fetched only if they are needed.
 _FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")

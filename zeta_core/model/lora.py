@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from zeta_core.contract.spec.job_spec import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
-from zeta_core.model.carried import carries_adapter, trained_weights
-from zeta_core.model.facts import gives_logits, resized_embeddings
+from zeta_core.model.existing_adapter import adapter_weight_names, has_adapter
+from zeta_core.model.facts import is_output_layer, resized_embeddings
 
 ALL_LINEAR = "all-linear"
 _ADAPTER = "default"  # peft's name for the only adapter of a model
@@ -42,7 +42,7 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
 
     They start as the same random numbers on every rank, and so that the model's answers are the base's.
     """
-    if carries_adapter(model):
+    if has_adapter(model):
         raise CannotTrain("lora is given, but the model has LoRA layers already; leave one of them out.", param="lora")
     saved = _modules_to_save(model, lora)
     chosen = _targets(model, lora.target_modules, saved.names)
@@ -76,7 +76,7 @@ def modules_to_save(model: nn.Module, lora: Lora) -> list[str]:
 def base_fingerprint(model: nn.Module) -> str:
     """A hash of some values of every weight of the base: tells one base from another, quickly even for a large one."""
     digest = hashlib.sha256()
-    adapter = trained_weights(model)
+    adapter = adapter_weight_names(model)
     for name, parameter in model.named_parameters():
         if name in adapter:
             continue
@@ -97,7 +97,7 @@ def _targets(model: nn.Module, wanted: str | list[str], saved: Collection[str]) 
         chosen = [
             name
             for name, part in able.items()
-            if not isinstance(part, nn.Embedding) and not gives_logits(part, model) and not _is_inside(name, saved)
+            if not isinstance(part, nn.Embedding) and not is_output_layer(part, model) and not _is_inside(name, saved)
         ]
         if not chosen:
             raise _refused(f"lora.target_modules is {wanted!r}, but this model has no linear layer", able)
@@ -145,7 +145,7 @@ def _modules_to_save(model: nn.Module, lora: Lora) -> _Saved:
         chosen += found
     note, resized = None, resized_embeddings(model)
     if resized is not None:
-        ends = [name for name, part in modules.items() if part is _input(model) or gives_logits(part, model)]
+        ends = [name for name, part in modules.items() if part is _input(model) or is_output_layer(part, model)]
         chosen += ends
         note = (
             f"The embeddings have {resized.rows} rows, and those of the base have {resized.before}: "

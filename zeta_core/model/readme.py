@@ -10,7 +10,7 @@ from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.gguf import is_gguf
-from zeta_core.model.sources import ADAPTER_CONFIG, Located
+from zeta_core.model.sources import ADAPTER_CONFIG, LocatedModel
 
 README = "README.md"
 
@@ -26,7 +26,7 @@ class _Base:
 
 
 def adapter_readme(
-    located: Located,
+    located: LocatedModel,
     tokenizer: Any,
     *,
     is_module: bool,
@@ -75,7 +75,7 @@ def _is_on_hub(base_model: str) -> bool:
     return is_hub_id(base_model) and "@" in base_model  # training records the commit of a Hub model
 
 
-def _base(located: Located, is_module: bool) -> _Base:
+def _base(located: LocatedModel, is_module: bool) -> _Base:
     name = located.base_model
     if name is None or is_module:
         return _Base(
@@ -105,7 +105,7 @@ def _base(located: Located, is_module: bool) -> _Base:
     return _Base(f"Its base model is the local model `{name}`.", load=_load_folder(name, located.directory))
 
 
-def _of_job(located: Located, job: str, checkpoint: str) -> _Base:
+def _of_job(located: LocatedModel, job: str, checkpoint: str) -> _Base:
     """The base if it is a job's checkpoint: a complete model, an adapter with its merged model, or only an adapter."""
     words = f"Its base model is the checkpoint `{checkpoint}` of the job `{job}`. Download it:"
     shell = f"zeta download {job} --checkpoint {checkpoint} -o base"

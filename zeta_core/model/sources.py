@@ -22,14 +22,14 @@ from torch import nn
 from zeta_core.contract.data_files.signatures import FIRST_BYTES, is_lfs_pointer
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
-from zeta_core.contract.model_files import InvalidModelFiles, clean_config
-from zeta_core.contract.model_files.faults import Place
+from zeta_core.contract.model_json.faults import JsonLocation
 from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, checkpoint_key
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode, OnIgnored, folder_copy, hub_copy, report_ignored_code, upload_copy
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
+from zeta_core.system.model_files import InvalidModelFiles, clean_config
 
 ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -44,7 +44,7 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedModel:
     """A model that has been located but not built yet."""
 
     build: Callable[[], nn.Module]
@@ -68,7 +68,7 @@ def _ignore(_: IgnoredCode) -> None:
     pass
 
 
-def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore) -> Located:
+def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore) -> LocatedModel:
     """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`.
 
     ``on_ignored`` is called for each model whose files refer to code, which is never run.
@@ -78,12 +78,12 @@ def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIg
             name = str(getattr(getattr(model, "config", None), "name_or_path", "") or "")
             commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # set if it comes from the Hub
             base = f"{name}@{commit}" if commit else name if name and Path(name).is_dir() else None
-            return Located(
+            return LocatedModel(
                 lambda: model, type(model).__name__, base_model=base, pretrained=bool(name), from_caller=True
             )
         case ConfigModel():
             try:
-                config = clean_config(model.config, Place("model.config", origin="spec"))
+                config = clean_config(model.config, JsonLocation("model.config", origin="spec"))
             except InvalidModelFiles as error:
                 raise InvalidModel(error.message) from error
             return _from_config(config)
@@ -117,7 +117,9 @@ def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIg
         case _ if hasattr(model, "model_type") and hasattr(model, "to_dict"):
             return _from_config(cast(Any, model).to_dict())
         case _ if callable(model):
-            return Located(lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable"))
+            return LocatedModel(
+                lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable")
+            )
         case _:
             raise InvalidModel(
                 f"model is {model!r:.200}; give an nn.Module, a callable that builds one, a config, a hub id or a "
@@ -126,7 +128,7 @@ def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIg
 
 
 def locate_tokenizer(
-    source: object, located: Located, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore
+    source: object, located: LocatedModel, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore
 ) -> Any:
     """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`.
 
@@ -207,7 +209,7 @@ def _is_byte_level(directory: Path) -> bool:
 # --- Sources ----------------------------------------------------------------------------------------------------------
 
 
-def _from_config(config: dict[str, Any]) -> Located:
+def _from_config(config: dict[str, Any]) -> LocatedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = dict(config)
@@ -224,12 +226,12 @@ def _from_config(config: dict[str, Any]) -> Located:
     def build() -> object:
         return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
 
-    return Located(lambda: _built(build), model_type)
+    return LocatedModel(lambda: _built(build), model_type)
 
 
 def _from_files(
     path: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, base_model: str, ours: bool = False
-) -> Located:
+) -> LocatedModel:
     """A model in local files: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
 
     ``ours`` means that a training of this service wrote the files. The base of any other adapter is unchecked: it could
@@ -241,17 +243,19 @@ def _from_files(
                 raise InvalidModel(f"{name} is an adapter without its base model; upload the merged model instead.")
             return _from_adapter(path, name, places, cache, on_ignored, base_model=base_model)
         if not places.weights:
-            return Located(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
+            return LocatedModel(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
         path = next(iter(sorted(path.glob("*.gguf"))), path)
     if is_gguf(path):
         # Weights that were quantized have no precision to export in. Such models are usually published in bfloat16.
-        return Located(lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16)
+        return LocatedModel(
+            lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16
+        )
     return _from_directory(path, name, places, base_model=base_model)
 
 
 def _from_adapter(
     directory: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, base_model: str
-) -> Located:
+) -> LocatedModel:
     """A LoRA checkpoint as a model: its merged weights, or its base with the adapter merged into it."""
     if (directory / MERGED_NAME / "config.json").is_file():
         return _from_directory(directory / MERGED_NAME, name, places, base_model=base_model)
@@ -284,7 +288,7 @@ def _from_adapter(
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise InvalidModel(f"The adapter {name} cannot be merged into {named}: {error}") from error
 
-    return Located(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
+    return LocatedModel(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
 
 
 def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
@@ -312,7 +316,7 @@ def _named_base(named: str, revision: object, places: Places) -> object:
     return f"{named}@{revision}" if revision else named
 
 
-def _from_directory(directory: Path, name: str, places: Places, *, base_model: str | None = None) -> Located:
+def _from_directory(directory: Path, name: str, places: Places, *, base_model: str | None = None) -> LocatedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (directory / "config.json").is_file():
@@ -347,7 +351,9 @@ def _from_directory(directory: Path, name: str, places: Places, *, base_model: s
         return _built(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
 
     mapped = (lambda: _load(directory, name, "auto")) if places.weights else None
-    return Located(build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, mapped=mapped)
+    return LocatedModel(
+        build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, mapped=mapped
+    )
 
 
 def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> nn.Module:
@@ -371,12 +377,12 @@ def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = tor
     return cast(nn.Module, model)
 
 
-def _from_builder(source: BuilderModel) -> Located:
+def _from_builder(source: BuilderModel) -> LocatedModel:
     found = tuple(entry_points(group="zeta.models", name=source.builder))
     if not found:
         known = ", ".join(sorted(entry_points(group="zeta.models").names)) or "none"
         raise InvalidModel(f"model.builder is {source.builder!r}, which is not installed here (installed: {known}).")
-    return Located(lambda: _built(lambda: found[0].load()(**source.arguments)), source.builder)
+    return LocatedModel(lambda: _built(lambda: found[0].load()(**source.arguments)), source.builder)
 
 
 def _built(build: Callable[[], object]) -> nn.Module:

@@ -24,7 +24,7 @@ from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.loss import LossOf
 from zeta_core.objective.preference import rewards_of
-from zeta_core.objective.sampling import Samples
+from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
@@ -45,7 +45,7 @@ class Evaluator:
     """Evaluates a run every ``eval_steps`` and at its end, and tracks its best loss and the evaluations since then."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: Samples, report: Reporter
+        self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: SampleWriter, report: Reporter
     ) -> None:
         assert plan.eval_steps is not None
         self._every, self._total_steps = plan.eval_steps, plan.total_steps
@@ -64,7 +64,7 @@ class Evaluator:
         self,
         progress: TrainingProgress,
         micro_batch: int,
-        asked_to_stop: Callable[[], StopAction | None],
+        requested_stop: Callable[[], StopAction | None],
         not_finite: Callable[[], NonFiniteLoss],
     ) -> StopAction | None:
         """Evaluate, store the result in ``progress``, and generate a few samples.
@@ -74,8 +74,8 @@ class Evaluator:
         """
         step = progress.step
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
-        with self._without_a_trace() as model:
-            loss, stop = self._mean_loss(model, micro_batch, asked_to_stop)
+        with self._without_side_effects() as model:
+            loss, stop = self._mean_loss(model, micro_batch, requested_stop)
             measures = self._loss_of.take_measures()
             rewards = None if measures is None else rewards_of(self._engine.processes.sum(measures))
             if stop is not None:
@@ -104,7 +104,7 @@ class Evaluator:
         return None
 
     @contextmanager
-    def _without_a_trace(self) -> Generator[nn.Module]:
+    def _without_side_effects(self) -> Generator[nn.Module]:
         random_state = get_random_state()
         try:
             with self._engine.evaluating() as model:
@@ -113,22 +113,22 @@ class Evaluator:
             restore_random_state(random_state)
 
     def _mean_loss(
-        self, model: nn.Module, micro_batch: int, asked_to_stop: Callable[[], StopAction | None]
+        self, model: nn.Module, micro_batch: int, requested_stop: Callable[[], StopAction | None]
     ) -> tuple[float, StopAction | None]:
         """The mean loss over all targets of all ranks. Every rank calls the model the same number of times."""
         processes, device = self._engine.processes, self._engine.device
         total = torch.zeros((), dtype=torch.float64, device=device)
         parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.rank)
         for number, (rows, num_counting) in enumerate(parts):
-            if number % _STOP_LOOKS == 0 and (stop := self._agreed_stop(asked_to_stop)) is not None:
+            if number % _STOP_LOOKS == 0 and (stop := self._agreed_stop(requested_stop)) is not None:
                 return 0.0, stop
             batch = self._held_out.batch(rows, num_counting, isolate=self._loss_of.isolates).to(device)
             total += self._loss_of(model, batch)[0]
         return processes.sum(total.reshape(1))[0] / self._num_targets, None
 
-    def _agreed_stop(self, asked_to_stop: Callable[[], StopAction | None]) -> StopAction | None:
+    def _agreed_stop(self, requested_stop: Callable[[], StopAction | None]) -> StopAction | None:
         processes = self._engine.processes
-        asked = asked_to_stop() if processes.is_main else None
+        asked = requested_stop() if processes.is_main else None
         if processes.world_size == 1:
             return asked
         flags = torch.tensor([asked == action for action in STOP_ACTIONS], device=self._engine.device).double()

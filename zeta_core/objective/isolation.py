@@ -17,7 +17,7 @@ Mask = Literal["boolean", "additive"]
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionSpan:
     """How far back the attention layers of one type look: ``window`` tokens, or to the start of a chunk of ``chunk``.
 
     ``layer_type`` is the name in the config's ``layer_types``. With neither limit, attention reaches the first token.
@@ -33,13 +33,13 @@ class Isolation:
     """The arguments that keep the documents of a sequence apart.
 
     Without ``mask``, the model derives its masks from the positions, which start at 0 in each document: its attention
-    windows then keep their effect, and no dense mask is needed. A mask replaces the model's own; with ``reaches``, it
+    windows then keep their effect, and no dense mask is needed. A mask replaces the model's own; with ``spans``, it
     is one mask for each type of attention layer, which contains that type's window.
     """
 
     positions: bool = False
     mask: Mask | None = None
-    reaches: tuple[Reach, ...] = ()
+    spans: tuple[AttentionSpan, ...] = ()
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The keyword arguments for a batch that has segments."""
@@ -48,8 +48,8 @@ class Isolation:
             given["position_ids"] = batch.positions_BT
         if self.mask is not None:
             allowed_B1TT = _same_document_and_causal(batch)
-            if self.reaches:
-                masks = {reach.layer_type: allowed_B1TT & _within(reach, batch) for reach in self.reaches}
+            if self.spans:
+                masks = {span.layer_type: allowed_B1TT & _within(span, batch) for span in self.spans}
                 given["attention_mask"] = {name: self._formatted(mask) for name, mask in masks.items()}
             else:
                 given["attention_mask"] = self._formatted(allowed_B1TT)
@@ -71,18 +71,18 @@ def _same_document_and_causal(batch: Batch) -> torch.Tensor:
     return ((segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TT)[:, None]
 
 
-def _within(reach: Reach, batch: Batch) -> torch.Tensor:
+def _within(span: AttentionSpan, batch: Batch) -> torch.Tensor:
     """Whether a layer of this type attends to a token, if it is an earlier token of the same document."""
     positions_BT = batch.positions_BT
-    if reach.chunk is not None:
-        chunks_BT = positions_BT // reach.chunk
+    if span.chunk is not None:
+        chunks_BT = positions_BT // span.chunk
         return (chunks_BT[:, :, None] == chunks_BT[:, None, :])[:, None]
-    if reach.window is not None:
-        return (positions_BT[:, :, None] - positions_BT[:, None, :] < reach.window)[:, None]
+    if span.window is not None:
+        return (positions_BT[:, :, None] - positions_BT[:, None, :] < span.window)[:, None]
     return torch.ones((), dtype=torch.bool, device=positions_BT.device)
 
 
-def reaches_of(config: Any) -> tuple[Reach, ...]:
+def attention_spans(config: Any) -> tuple[AttentionSpan, ...]:
     """The types of attention layers that a Hugging Face config names; empty unless one of them has a window or chunk.
 
     transformers' models use these names as keys if they accept one mask for each layer type.
@@ -90,12 +90,12 @@ def reaches_of(config: Any) -> tuple[Reach, ...]:
     text = text_config(config)
     types = dict.fromkeys(getattr(text, "layer_types", None) or ())
     limits = {
-        "full_attention": Reach("full_attention"),
-        "sliding_attention": Reach("sliding_attention", window=getattr(text, "sliding_window", None)),
-        "chunked_attention": Reach("chunked_attention", chunk=getattr(text, "attention_chunk_size", None)),
+        "full_attention": AttentionSpan("full_attention"),
+        "sliding_attention": AttentionSpan("sliding_attention", window=getattr(text, "sliding_window", None)),
+        "chunked_attention": AttentionSpan("chunked_attention", chunk=getattr(text, "attention_chunk_size", None)),
     }
     found = tuple(limits[name] for name in types if name in limits)
-    limited = any(reach.window or reach.chunk for reach in found)
+    limited = any(span.window or span.chunk for span in found)
     return found if limited and len(found) == len(types) else ()
 
 

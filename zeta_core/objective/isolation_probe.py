@@ -27,7 +27,7 @@ from torch import nn
 
 from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
-from zeta_core.objective.isolation import Isolation, reaches_of
+from zeta_core.objective.isolation import Isolation, attention_spans
 from zeta_core.objective.loss import Convention, LossOf, find_loss, parameters_of, undisturbed
 from zeta_core.objective.small_model import MOST_VALUES, SMALL_VOCABULARY, SMALL_WINDOW, small_model, windows_of
 
@@ -39,7 +39,7 @@ DIFFERENCE = 1e-4  # of the largest logit, between a document packed and alone; 
 
 
 @dataclass(frozen=True)
-class Finding:
+class IsolationFinding:
     """How to isolate documents. If that is impossible, ``problem`` completes "The model ..."; both None: unknown.
 
     If ``learns_padding`` is true, the model computes a loss over all tokens, so it is also trained on the padding of
@@ -57,7 +57,7 @@ class Finding:
 
 def find_isolation(
     model: nn.Module, *, sample_ids: list[int], largest_id: int = 0, vocabulary: int | None = None
-) -> Finding:
+) -> IsolationFinding:
     """Find out how ``model`` keeps documents apart. It may have no storage or be memory-mapped, and is not changed.
 
     ``sample_ids``, ``largest_id`` and ``vocabulary`` are as in `find_loss`.
@@ -72,13 +72,13 @@ def find_isolation(
                 continue
             if probe.asked.convention is not Convention.LOGITS:
                 learns_padding = probe.asked.convention is Convention.RETURN_LOSS
-                return Finding(None, probe.problem(is_verified=False), learns_padding)
+                return IsolationFinding(None, probe.problem(is_verified=False), learns_padding)
             finding = probe.find()
-            if finding.isolation is None or not finding.isolation.reaches:
+            if finding.isolation is None or not finding.isolation.spans:
                 return finding
             # A small model has shorter windows than the model that it represents.
-            return Finding(replace(finding.isolation, reaches=reaches_of(getattr(model, "config", None))))
-    return Finding(None)
+            return IsolationFinding(replace(finding.isolation, spans=attention_spans(getattr(model, "config", None))))
+    return IsolationFinding(None)
 
 
 # --- Subjects of the probe --------------------------------------------------------------------------------------------
@@ -157,7 +157,9 @@ def _probe_of(subject: _Subject) -> _Probe:
                 largest_id=tokens.largest_id,
                 vocabulary=tokens.vocabulary,
             )
-            probe = _Probe(subject, replace(asked, answers_some=False), torch.tensor([ids], device=subject.device))
+            probe = _Probe(
+                subject, replace(asked, supports_logit_positions=False), torch.tensor([ids], device=subject.device)
+            )
             if asked.convention is Convention.LOGITS:
                 probe.alone(probe.ids_BT)
             return probe
@@ -182,7 +184,7 @@ class _Probe:
         short = min(DOCUMENT, length // 2)
         return sorted({short, length - short})
 
-    def find(self) -> Finding:
+    def find(self) -> IsolationFinding:
         """The first way that passes every test; otherwise, the first one under which only learned positions differ."""
         second_best: Isolation | None = None
         is_changed = False
@@ -194,15 +196,15 @@ class _Probe:
                 if self._window_is_untested(isolation) or not all(self._is_as_alone(way, e)[0] for e in self.edges):
                     is_changed = True
                 elif all(self._is_as_alone(way, edge)[1] for edge in self.edges):
-                    return Finding(isolation)
+                    return IsolationFinding(isolation)
                 else:
                     second_best = second_best or isolation
             except Exception as error:  # the model may use an argument of that name differently
                 if is_out_of_memory(error):
                     raise
         if second_best is not None:
-            return Finding(second_best)
-        return Finding(None, self.problem(is_changed=is_changed))
+            return IsolationFinding(second_best)
+        return IsolationFinding(None, self.problem(is_changed=is_changed))
 
     def _ways(self) -> Iterator[Isolation]:
         """The ways to try. Positions alone come first: the model then builds its masks, and no dense one is needed."""
@@ -211,10 +213,10 @@ class _Probe:
         if True in positions:
             yield Isolation(positions=True)
         if "attention_mask" in accepted:
-            for reaches in dict.fromkeys((reaches_of(getattr(self.subject.model, "config", None)), ())):
+            for spans in dict.fromkeys((attention_spans(getattr(self.subject.model, "config", None)), ())):
                 for with_positions in positions:
-                    yield Isolation(with_positions, "boolean", reaches)
-                    yield Isolation(with_positions, "additive", reaches)
+                    yield Isolation(with_positions, "boolean", spans)
+                    yield Isolation(with_positions, "additive", spans)
         yield Isolation()  # a model that processes each token separately needs nothing
 
     def problem(self, *, is_verified: bool = True, is_changed: bool = False) -> str:

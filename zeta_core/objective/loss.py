@@ -1,9 +1,9 @@
 """Calling a model for its loss: next-token cross-entropy, summed over the targets.
 
 A model returns its loss or logits in one of four ways (`Convention`). The convention is found before training, by
-trying each one on a tiny input, and never derived from a name. The same applies to whether the model can omit positions
-without a target (`answers_some`), which saves logits: they take most of the memory of a small model with a large
-vocabulary. `isolation_probe` finds the arguments that keep packed documents apart.
+trying each one on a tiny input, and never derived from a name. The same applies to whether the model can omit the
+logits of positions without a target (`supports_logit_positions`): logits take most of the memory of a small model with
+a large vocabulary. `isolation_probe` finds the arguments that keep packed documents apart.
 
 Shapes: B sequences, T tokens, K positions with logits, V entries of the vocabulary.
 """
@@ -44,7 +44,7 @@ class LossOf:
     auxiliary_weight: float = 0.0
     needs_mask: bool = False  # the forward requires a mask; if nothing is masked, it gets ones (B, T)
     looks_ahead: bool = False  # its output for a token depends on later tokens, which it must predict
-    answers_some: bool = False  # can compute logits for the requested positions only (`logits_to_keep`)
+    supports_logit_positions: bool = False  # can compute logits for the requested positions only (`logits_to_keep`)
     logits_at: int | None = None  # the index of the logits if the model returns several tensors
 
     is_likelihood: ClassVar[bool] = True  # its mean is the logarithm of the perplexity
@@ -98,8 +98,8 @@ class LossOf:
             values["attention_mask"] = torch.ones_like(batch.ids_BT)
         if self.isolation is not None and batch.segments_BT is not None:
             values |= self.isolation.arguments(batch)
-        if self.answers_some and batch.asked_K is not None:
-            values["logits_to_keep"] = batch.asked_K
+        if self.supports_logit_positions and batch.logit_positions_K is not None:
+            values["logits_to_keep"] = batch.logit_positions_K
         if self.ids_name is not None:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)
@@ -111,7 +111,11 @@ class LossOf:
     def targets(self, batch: Batch) -> torch.Tensor:
         """The (B, K) targets of the logits that a call with this batch returns."""
         targets_BT = shifted(batch.labels_BT)
-        return targets_BT[:, batch.asked_K] if self.answers_some and batch.asked_K is not None else targets_BT
+        return (
+            targets_BT[:, batch.logit_positions_K]
+            if self.supports_logit_positions and batch.logit_positions_K is not None
+            else targets_BT
+        )
 
 
 def shifted(labels_BT: torch.Tensor) -> torch.Tensor:
@@ -187,8 +191,8 @@ def find_loss(
         plain = LossOf(Convention.LOGITS, ids_name, auxiliary_weight=auxiliary, needs_mask=needs_mask)
         asked = probe.convention(plain, _fixed(parameters) if hugging_face else [()], frozenset(parameters))
         probe.check_logits()
-        some = probe.answers_some(asked, frozenset(parameters))
-        asked = replace(asked, looks_ahead=probe.looks_ahead(asked), answers_some=some)
+        some = probe.supports_logit_positions(asked, frozenset(parameters))
+        asked = replace(asked, looks_ahead=probe.looks_ahead(asked), supports_logit_positions=some)
         isolated = replace(asked, isolation=isolation)
         return isolated if isolation is not None and probe.keeps_apart(isolated) else asked
 
@@ -341,21 +345,23 @@ class _Probe:
         changed = self._changes(asked, self._logits(asked, self.ids_BT), at=2 * self.half - 1)
         return bool(changed[:-1].any())
 
-    def answers_some(self, asked: LossOf, parameters: frozenset[str]) -> bool:
+    def supports_logit_positions(self, asked: LossOf, parameters: frozenset[str]) -> bool:
         """Whether the model can compute logits for some positions only, with the same values."""
         if asked.convention is not Convention.LOGITS or "logits_to_keep" not in parameters:
             return False
-        asked_K = torch.tensor([1, self.half], device=self.ids_BT.device)
+        logit_positions_K = torch.tensor([1, self.half], device=self.ids_BT.device)
         try:
-            answer = replace(asked, answers_some=True).call(self.model, replace(self.batch(), asked_K=asked_K))
+            answer = replace(asked, supports_logit_positions=True).call(
+                self.model, replace(self.batch(), logit_positions_K=logit_positions_K)
+            )
         except Exception as error:  # older models only accept a number of last positions
             if is_out_of_memory(error):
                 raise
             return False
         some_BKV, all_TV = asked.logits_in(answer), self._logits(asked, self.ids_BT)
-        if some_BKV is None or some_BKV.shape[1] != len(asked_K):
+        if some_BKV is None or some_BKV.shape[1] != len(logit_positions_K):
             return False
-        difference = (some_BKV[0].float() - all_TV[asked_K]).abs().amax()
+        difference = (some_BKV[0].float() - all_TV[logit_positions_K]).abs().amax()
         return bool(difference <= 1e-4 * all_TV.abs().amax())
 
     def keeps_apart(self, asked: LossOf) -> bool:

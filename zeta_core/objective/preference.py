@@ -192,7 +192,9 @@ def reference_of(
     with engine.evaluating() as model:
         for rows, num_counting in shares:
             batch = pairs.batch(rows, num_counting, isolate=loss_of.isolates).to(engine.device)
-            told_R = loss_of.log_probabilities(model, batch).double().cpu().numpy()
-            found[_answers(rows[:num_counting])] = np.concatenate([part[:num_counting] for part in np.split(told_R, 2)])
+            log_probs_R = loss_of.log_probabilities(model, batch).double().cpu().numpy()
+            found[_answers(rows[:num_counting])] = np.concatenate(
+                [part[:num_counting] for part in np.split(log_probs_R, 2)]
+            )
     total = engine.processes.sum(torch.from_numpy(found).to(engine.device))
     return np.array(total, dtype=np.float32)

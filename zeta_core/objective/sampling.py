@@ -36,7 +36,7 @@ TEMPERATURE = 0.8
 MOST_SECONDS = 10.0
 
 
-class Samples:
+class SampleWriter:
     def __init__(
         self,
         held_out: TokenFile,
@@ -60,14 +60,14 @@ class Samples:
         # Prompts of the same length form one batch.
         self._prompts = [np.stack(list(alike)) for _, alike in groupby(sorted(prompts, key=len), key=len)]
         self._seq_len = seq_len
-        self._remembers = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model with a KV cache
+        self._has_cache = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model with a KV cache
         # A model that only returns a loss can't generate samples.
-        speaks = tokenizer is not None and loss_of.convention is not Convention.LABELS
-        self._speaks = speaks and bool(self._prompts)
+        can_generate = tokenizer is not None and loss_of.convention is not Convention.LABELS
+        self._can_generate = can_generate and bool(self._prompts)
 
     def write(self, model: nn.Module, step: int) -> list[SampleLine]:
         """Generate one line for each prompt. All ranks must call this, because a sharded model needs them all."""
-        if not self._speaks:
+        if not self._can_generate:
             return []
         generator = torch.Generator().manual_seed(self._seed)
         lines: list[SampleLine] = []
@@ -76,7 +76,7 @@ class Samples:
                 rows = self._continued(model, prompts_BT, generator)
             if not rows:
                 self._report.log("This model gives no logits for the next token, so no samples are written.")
-                self._speaks = False
+                self._can_generate = False
                 return []
             length = prompts_BT.shape[1]
             lines += [
@@ -93,7 +93,7 @@ class Samples:
         ids_BT = torch.from_numpy(prompts_BT).to(self._device)
         past: Any = None
         for _ in range(min(NUM_TOKENS, self._seq_len - prompts_BT.shape[1])):
-            if self._remembers:
+            if self._has_cache:
                 unread_BT = ids_BT if past is None else ids_BT[:, -1:]
                 answer = model(input_ids=unread_BT, past_key_values=past, use_cache=True)
                 past = getattr(answer, "past_key_values", None)
@@ -107,8 +107,8 @@ class Samples:
             is_main = self._processes.is_main
             too_long = float(time.monotonic() - began > most_seconds)
             # The first rank decides for all ranks: the drawn tokens, and whether time is up.
-            said = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
-            *drawn, stop = self._processes.sum(said.to(self._device))
+            decision = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
+            *drawn, stop = self._processes.sum(decision.to(self._device))
             ids_BT = torch.cat((ids_BT, torch.tensor(drawn, device=self._device).long()[:, None]), dim=1)
             if stop:
                 break

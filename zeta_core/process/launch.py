@@ -50,7 +50,7 @@ from zeta_core.process.supervision import Supervision
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.library_noise import hide_library_noise
 from zeta_core.report.reporter import Console, Reporter
-from zeta_core.system.oom_kills import OomKills, count_oom_kills, killed_for_memory
+from zeta_core.system.oom_kills import OomKills, count_oom_kills, oom_kill_error
 
 STANDARD_ERROR = 2
 END_FILE = "rank-{}.end"  # the final status line of one of several ranks
@@ -259,7 +259,7 @@ def _killed_rank(error: Any, run_dir: Path, oom_kills: OomKills) -> StatusLine |
             name = signal.Signals(-failure.exitcode).name
             reason = StatusReason.PROCESS_KILLED
             evidence = JobErrorEvidence(signal=name, rank=rank)
-            memory = killed_for_memory(run_dir, oom_kills, evidence) if name == "SIGKILL" else None
+            memory = oom_kill_error(run_dir, oom_kills, evidence) if name == "SIGKILL" else None
             if memory is not None:
                 reason = StatusReason.OUT_OF_MEMORY
                 return StatusLine(status=JobStatus.FAILED, reason=reason, message=memory.message, error=memory)

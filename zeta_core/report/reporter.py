@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from zeta_core.contract.job.advice import Advice, Patch, in_words
+from zeta_core.contract.job.advice import Advice, Patch, advice_text
 from zeta_core.contract.job.events import (
     CheckpointLine,
     ErrorLine,
@@ -54,9 +54,9 @@ class Console:
             case LogLine():
                 return line.message
             case WarningLine():
-                return f"Warning: {in_words(line.message, line.hint, line.patch, self._job_id)}"
+                return f"Warning: {advice_text(line.message, line.hint, line.patch, self._job_id)}"
             case ErrorLine():
-                return f"Error: {in_words(line.message, line.hint, line.patch, self._job_id)}"
+                return f"Error: {advice_text(line.message, line.hint, line.patch, self._job_id)}"
             case CheckpointLine():
                 return f"Saved {line.name} (step {line.step}, {line.bytes / 1e6:.1f} MB)."
             case SampleLine():

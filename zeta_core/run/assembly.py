@@ -18,7 +18,7 @@ from zeta_core.model.compilation import compiled
 from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.loss import LossOf
 from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
-from zeta_core.objective.sampling import Samples
+from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
@@ -120,7 +120,7 @@ def evaluator_of(
     plan, held_out = decision.plan, decision.held_out
     if held_out is None:
         return None
-    samples = Samples(
+    samples = SampleWriter(
         held_out.tokens,
         plan.seq_len,
         learner.loss_of,

@@ -18,10 +18,10 @@ from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.flat_files import IdType
 from zeta_core.data.tokens.held_out import Overlap, hold_out, num_shared
 from zeta_core.environment import ProcessRank
-from zeta_core.model.carried import carries_adapter, without_wrapper
+from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
 from zeta_core.model.facts import check_positions, check_vocabulary, embedding_rows, facts_without_data
 from zeta_core.model.lora import base_fingerprint
-from zeta_core.objective.isolation_probe import Finding, find_isolation
+from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
 from zeta_core.plan import CutData, Facts, Plan
@@ -43,7 +43,7 @@ class Decision:
 
     facts: Facts
     plan: Plan
-    isolation: Finding
+    isolation: IsolationFinding
     trained_on: Data
     held_out: Data | None
     overlap: Overlap
@@ -61,7 +61,7 @@ def build_model(run: RunRequest, inputs: Inputs, earlier: ResumePoint | None) ->
     """
     torch.manual_seed(planning.seed_of(run.options, earlier.plan if earlier else None))
     located = inputs.located
-    model = without_wrapper(located.mapped() if run.quantizes and located.mapped is not None else located.build())
+    model = without_peft_wrapper(located.mapped() if run.quantizes and located.mapped is not None else located.build())
     patch = vocabulary_patch(run.options, run.model, located, inputs.largest_id + 1)
     for tokens in (inputs.tokens, inputs.held_out):
         if tokens is not None and (id_type := IdType.of(tokens)) is not None:
@@ -70,10 +70,10 @@ def build_model(run: RunRequest, inputs: Inputs, earlier: ResumePoint | None) ->
     return model
 
 
-def isolation_of(run: RunRequest, inputs: Inputs, model: nn.Module) -> Finding:
+def isolation_of(run: RunRequest, inputs: Inputs, model: nn.Module) -> IsolationFinding:
     """How the model keeps documents in one sequence apart. Each answer of a preference has its own sequence."""
     if run.options.method == "dpo":
-        return Finding(None)
+        return IsolationFinding(None)
     return find_isolation(
         model,
         sample_ids=sample_of(inputs.tokens),
@@ -86,7 +86,7 @@ def decide(
     run: RunRequest,
     inputs: Inputs,
     model: nn.Module,
-    isolation: Finding,
+    isolation: IsolationFinding,
     earlier: ResumePoint | None,
     accelerate_variables: Mapping[str, str],
     place: ProcessRank,
@@ -138,8 +138,8 @@ def _facts(run: RunRequest, inputs: Inputs, model: nn.Module, place: ProcessRank
         eval_data=None if inputs.held_out is None else inputs.held_out.fingerprint,
         base=base_fingerprint(model),
         template_date=inputs.started_on.isoformat(),
-        has_adapter=carries_adapter(model),
-        from_scratch=known.from_scratch and not carries_adapter(model),
+        has_adapter=has_adapter(model),
+        from_scratch=known.from_scratch and not has_adapter(model),
     )
 
 

@@ -12,7 +12,6 @@ from pydantic import JsonValue
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.checkpoint_files import Checkpoint
 from zeta_core.checkpoint.training_state import StoredState, read_training_state
-from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.sources import Dataset, dataset_sources
 from zeta_core.data.documents.template import set_template
@@ -24,12 +23,13 @@ from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.model.folders import IgnoredCode
-from zeta_core.model.quantized import require as require_bitsandbytes
-from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+from zeta_core.model.quantization import require as require_bitsandbytes
+from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
 from zeta_core.parallel.processes import Processes
 from zeta_core.report.reporter import Reporter
 from zeta_core.report.trackers import require as require_trackers
 from zeta_core.run.request import RunRequest
+from zeta_core.system.data_folder import Split
 
 # Data of this size is checked before it is tokenized, which takes several times as long and would find a fault late.
 LARGE_DATA_BYTES = 16 << 20
@@ -43,7 +43,7 @@ class Inputs:
     ``started_on`` is the day on which the run was started first, which is the date that chat templates render.
     """
 
-    located: Located
+    located: LocatedModel
     tokenizer: Any
     tokens: TokenFile
     held_out: TokenFile | None

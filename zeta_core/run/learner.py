@@ -11,11 +11,11 @@ from zeta_core.checkpoint.weights import SavedWeights, load_weights
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.end_tokens import find_end_tokens
 from zeta_core.memory.needs import check_it_can_fit
-from zeta_core.model.coverage import out_of_reach
-from zeta_core.model.export import Export
+from zeta_core.model.export import Exporter
 from zeta_core.model.facts import embedding_rows
+from zeta_core.model.lora_coverage import unadapted_weights
+from zeta_core.model.preparation import prepare_model
 from zeta_core.model.special_tokens import SpecialTokens
-from zeta_core.model.trained import choose_what_is_trained
 from zeta_core.objective.loss import LossOf, find_loss
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.reporter import Reporter
@@ -37,7 +37,7 @@ class Learner:
     model: nn.Module
     loss_of: LossOf
     saved: SavedWeights
-    export: Export
+    export: Exporter
     num_parameters: int
     num_trained: int
     ends: frozenset[int]
@@ -54,7 +54,7 @@ def prepare(
     """Prepare ``model`` for training, in place. Raises if it can't learn this data, or can't fit into memory."""
     plan, tokens = decision.plan, decision.trained_on.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if plan.lora is not None and (missed := out_of_reach(model)).matters:
+    if plan.lora is not None and (missed := unadapted_weights(model)).is_significant:
         report.warn(
             "weights_not_adapted",
             missed.message(quantizes=plan.lora["quantize"] is not None),
@@ -63,7 +63,7 @@ def prepare(
         )
     special = _special_tokens(request, inputs, tokens, model, report)
     merge = merges(request.options)
-    saved, export = choose_what_is_trained(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
+    saved, export = prepare_model(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
     if export.adapter is not None and export.adapter.note is not None:
         report.warn("embeddings_resized", export.adapter.note)
     if export.skeleton is not None:

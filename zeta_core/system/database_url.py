@@ -79,7 +79,7 @@ class DatabaseAddress:
         raise ValueError(f"it begins with {parts['scheme']}://, which is not supported; {EXAMPLES}")
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The location for display, without the password."""
         if self.backend == "sqlite":
             return self.database

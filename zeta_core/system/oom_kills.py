@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zeta_core.contract.job.advice import less_memory
+from zeta_core.contract.job.advice import suggest_less_memory
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import StatusReason
 from zeta_core.contract.wire.run_directory import JOURNAL_FILE, LONGEST_LINE_BYTES, RUN_FILE
@@ -48,19 +48,19 @@ def count_oom_kills() -> OomKills:
     return OomKills(group, _count_in(Path("/proc/vmstat")))
 
 
-def killed_for_memory(run_dir: Path, before: OomKills, evidence: JobErrorEvidence) -> JobError | None:
+def oom_kill_error(run_dir: Path, before: OomKills, evidence: JobErrorEvidence) -> JobError | None:
     """What to say of a training that SIGKILL ended, if memory was why; ``before`` was counted when it was started."""
     now = count_oom_kills()
     where = now.since(before)
     if where is None:
         return None
-    return out_of_memory(run_dir, MESSAGES[where], evidence.model_copy(update={"oom_kills_counted_by": where}))
+    return out_of_memory_error(run_dir, MESSAGES[where], evidence.model_copy(update={"oom_kills_counted_by": where}))
 
 
-def out_of_memory(run_dir: Path, message: str, evidence: JobErrorEvidence) -> JobError:
+def out_of_memory_error(run_dir: Path, message: str, evidence: JobErrorEvidence) -> JobError:
     """The error of a training that was ended for its memory, with the options that take less."""
     options, figures = _last_known(run_dir)
-    cure = less_memory(options)
+    cure = suggest_less_memory(options)
     known = {name: options[name] for name in _ABOUT_MEMORY if name in options}
     return JobError(
         code=StatusReason.OUT_OF_MEMORY,

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trouble:
+class OngoingFailure:
     """The reason why a component is failing, and since when."""
 
     since: datetime

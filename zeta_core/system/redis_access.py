@@ -86,7 +86,7 @@ class RedisAddress:
         )
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The address for display, without the password."""
         return self.socket or f"{self._host}:{self.port}"
 

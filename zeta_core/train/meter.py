@@ -11,7 +11,7 @@ from collections import deque
 from types import TracebackType
 
 from zeta_core.checkpoint.training_state import TrainingProgress
-from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, STEPS_TOLD_EACH, ProgressLine, StepFigures
+from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, NUM_DETAILED_STEPS, ProgressLine, StepFigures
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine
@@ -97,7 +97,7 @@ class Meter:
             grad_norm=grad_norm,
             rewards=None if measures is None else rewards_of(measures),
         )
-        if progress.step <= STEPS_TOLD_EACH:
+        if progress.step <= NUM_DETAILED_STEPS:
             self._each.append(self._newest)
         last = progress.step >= self._plan.total_steps
         if self._first or last or time.monotonic() - self._at >= SECONDS_BETWEEN_LINES:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from pydantic import JsonValue
 
-from zeta_core.contract.job.advice import NO_LESS_MEMORY, less_memory
+from zeta_core.contract.job.advice import NO_LESS_MEMORY, suggest_less_memory
 from zeta_core.failures import OutOfMemory, is_out_of_memory
 from zeta_core.memory.needs import capacity_of, held, options_of
 from zeta_core.parallel.processes import Engine
@@ -71,6 +71,6 @@ def _explanation(error: Exception, context: MemoryContext) -> OutOfMemory:
     evidence |= {"step": context.training.step, "memory": parts.as_evidence()}
     if engine.device.type == "cuda":
         evidence["peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
-    cure = less_memory(options_of(plan))
+    cure = suggest_less_memory(options_of(plan))
     message = f"Memory ran out in {context.training.activity} with {size}; besides activations, {parts} were in use."
     return OutOfMemory(message, hint=cure.hint, patch=cure.patch, evidence=evidence)

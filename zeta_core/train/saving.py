@@ -25,7 +25,7 @@ from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import DiskFull
-from zeta_core.model.export import Export
+from zeta_core.model.export import Exporter
 from zeta_core.parallel.processes import Engine
 from zeta_core.report.reporter import Reporter
 
@@ -39,7 +39,7 @@ class CheckpointSaver:
         self,
         output_dir: Path,
         run_id: str,
-        export: Export,
+        export: Exporter,
         saved: SavedWeights,
         plan: dict[str, Any],
         engine: Engine,

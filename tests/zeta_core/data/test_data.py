@@ -12,7 +12,6 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import ByT5Tokenizer
 
-from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import PathSource, dataset_sources
@@ -21,6 +20,7 @@ from zeta_core.data.sources import Places, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
+from zeta_core.system.data_folder import Split
 
 TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
 

@@ -10,10 +10,10 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from tests.zeta_core.models import plain
 from zeta import Trainer
-from zeta_core.contract.data_files.data_folder import find_data_files
 from zeta_core.contract.data_files.file_types import suffixes_of
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.data.sources.dataset_objects import stored_dataset
+from zeta_core.system.data_folder import find_data_files
 
 TEXTS = [f"Sentence {number} of the data." for number in range(8)]
 

@@ -18,7 +18,7 @@ from zeta_core.failures import CannotTrain
 from zeta_core.model import compilation
 
 ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
-LACKING = compilation.why_not()
+LACKING = compilation.missing_requirement()
 
 
 def weights(model: nn.Module) -> torch.Tensor:

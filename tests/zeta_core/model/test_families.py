@@ -14,8 +14,8 @@ from tests.zeta_core.runs import train
 from zeta.local_inputs import pack_model
 from zeta_core.checkpoint.weights import read_weights
 from zeta_core.contract.job.events import WarningLine
-from zeta_core.contract.model_files import check_archive
 from zeta_core.contract.spec.sources import ConfigModel
+from zeta_core.system.model_files import check_archive
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

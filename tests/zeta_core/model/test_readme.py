@@ -18,7 +18,7 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.spec.sources import JobModel
 from zeta_core.data.sources import Places
 from zeta_core.model.readme import adapter_readme
-from zeta_core.model.sources import Located
+from zeta_core.model.sources import LocatedModel
 
 BASE_JOB, ADAPTER_JOB = "job_01m0000000000000000000base", "job_01m00000000000000000000one"
 
@@ -90,7 +90,7 @@ def test_the_lines_load_a_base_that_is_a_job(
 
 
 def test_a_base_from_the_hub_is_named_with_its_revision() -> None:
-    located = Located(llama, "org/name", base_model="org/name@0123abc")
+    located = LocatedModel(llama, "org/name", base_model="org/name@0123abc")
     readme = adapter_readme(located, None, is_module=False, has_merged=False)
     assert readme.startswith("---\nbase_model: org/name\nlibrary_name: peft\n")
     assert 'AutoModelForCausalLM.from_pretrained("org/name", revision="0123abc")' in readme
@@ -99,7 +99,7 @@ def test_a_base_from_the_hub_is_named_with_its_revision() -> None:
 def test_an_uploaded_base_and_a_module_say_where_the_base_is_from(tmp_path: Path) -> None:
     gguf = tmp_path / "small.gguf"
     gguf.touch()
-    located = Located(llama, "small", gguf, base_model="file_01m00000000000000000000000")
+    located = LocatedModel(llama, "small", gguf, base_model="file_01m00000000000000000000000")
     readme = adapter_readme(located, None, is_module=False, has_merged=False)
     assert '"$ZETA_URL/v1/files/file_01m00000000000000000000000/content"' in readme
     assert 'from_pretrained("base", gguf_file="small.gguf")' in readme

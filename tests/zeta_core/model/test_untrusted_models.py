@@ -23,7 +23,7 @@ from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
 from zeta_core.data.sources import Places
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode
-from zeta_core.model.sources import Located, locate_model, locate_tokenizer
+from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
 
 FILE, JOB = "file_" + "0" * 24, "job_" + "0" * 24
 SECRET = "the-admin-key-of-this-machine"
@@ -248,7 +248,7 @@ def test_no_config_reaches_a_kernel_loader(
     assert no_kernels == []
 
 
-def located_upload(places: Places, tmp_path: Path, files: Mapping[str, object]) -> Located:
+def located_upload(places: Places, tmp_path: Path, files: Mapping[str, object]) -> LocatedModel:
     return locate_model(stored_upload(places, files), places, tmp_path / "cache")
 
 

@@ -191,22 +191,22 @@ def test_only_positions_that_something_is_learned_from_are_asked_about(build: Ca
     sequences = Sequences(replace(documents, supervised=learned), 200, pack=True)
     batch = sequences.batch(np.arange(4), 3)
     assert batch.num_targets == 3 * 50
-    assert batch.asked_K is not None
-    assert len(batch.asked_K) == 64  # 50, and 14 more
-    assert set(range(149, 199)) <= set(batch.asked_K.tolist())
+    assert batch.logit_positions_K is not None
+    assert len(batch.logit_positions_K) == 64  # 50, and 14 more
+    assert set(range(149, 199)) <= set(batch.logit_positions_K.tolist())
 
     asked = isolating_loss(model, SAMPLE)
-    assert asked.answers_some == (build is models.llama)  # a module of somebody's own answers for all
+    assert asked.supports_logit_positions == (build is models.llama)  # a module of somebody's own answers for all
     num_logits: list[int] = []
     head = nn.Module.get_submodule(model, "lm_head" if build is models.llama else "head")
     head.register_forward_hook(lambda _m, _i, logits: num_logits.append(logits.shape[1]))
     losses, gradients = list[float](), list[torch.Tensor]()
-    for way in (asked, replace(asked, answers_some=False)):
+    for way in (asked, replace(asked, supports_logit_positions=False)):
         model.zero_grad()
         loss, _ = way(model, batch)
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert num_logits == [64 if asked.answers_some else 200, 200]
+    assert num_logits == [64 if asked.supports_logit_positions else 200, 200]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     torch.testing.assert_close(*gradients)

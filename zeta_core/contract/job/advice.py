@@ -1,7 +1,7 @@
-"""What to do about a run that failed or goes wrong: a hint for people, a patch of its spec for programs.
+"""Advice for a run that failed or has a problem: a hint for people and a patch of its spec for programs.
 
-A patch is a JSON merge patch (RFC 7396) over the spec as it was sent: objects are merged by name, null removes. It can
-be applied as it stands (``POST /v1/jobs/{id}/rerun``, `rerun_command`), and changes no more than it must.
+A patch is a JSON merge patch (RFC 7396) of the submitted spec: objects are merged by name, and null removes a field. It
+can be applied unchanged (``POST /v1/jobs/{id}/rerun``, `rerun_command`), and changes as little as possible.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ Patch = dict[str, JsonValue]
 
 _PLAIN_WORD = re.compile(r"[A-Za-z][\w./-]*")
 
-SHORTEST_SEQ_LEN = 128  # tokens; below it halving seq_len frees little, and leaves little to learn from
+SHORTEST_SEQ_LEN = 128  # tokens; halving a shorter seq_len frees little memory, and leaves little context to learn from
 NO_LESS_MEMORY = (
-    "No smaller batch or shorter sequence would help: train an adapter with lora, a smaller model, with use_fsdp on "
-    "more devices, or on a machine with more memory."
+    "A smaller batch or shorter sequences would not help: train an adapter with lora, train a smaller model, use "
+    "use_fsdp on more devices, or use a machine with more memory."
 )
 
 
 @dataclass(frozen=True)
-class Cure:
-    """What can be changed, in words and, where a change is known, as a patch of the spec."""
+class Suggestion:
+    """A change to try: as text and, if it is known exactly, as a patch of the spec."""
 
     hint: str
     patch: Patch | None = None
 
 
 class Advice(BaseModel):
-    """Something unusual about a run: ``code`` is stable, ``evidence`` is what was measured."""
+    """A finding about a run. ``code`` is stable, and ``evidence`` contains measurements."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,45 +46,45 @@ class Advice(BaseModel):
     evidence: dict[str, JsonValue] = {}
 
 
-def less_memory(options: Mapping[str, Any]) -> Cure:
-    """The next thing to do about memory, the least harmful first; ``options`` are the resolved ones of the run.
+def suggest_less_memory(options: Mapping[str, Any]) -> Suggestion:
+    """The least harmful change that saves memory; ``options`` are the resolved options of the run.
 
-    Half the micro-batch with the same global batch (the same numbers up to rounding); activations that are computed
-    again (slower, the same numbers); at last half the tokens of a sequence (other numbers).
+    First, half the micro-batch with the same global batch (equal results up to rounding); then recomputing activations
+    (slower, equal results); last, half the tokens per sequence (different results).
     """
     batch_size, accumulate = options.get("batch_size") or 1, options.get("gradient_accumulate_every") or 1
     if batch_size > 1:
         half, more = split_into_smaller(batch_size * accumulate, batch_size // 2)
         hint = f"Use batch_size {half} with gradient_accumulate_every {more}: the global batch stays the same."
-        return Cure(hint, {"batch_size": half, "gradient_accumulate_every": more})
+        return Suggestion(hint, {"batch_size": half, "gradient_accumulate_every": more})
     if not options.get("use_activation_checkpointing"):
-        hint = "Use use_activation_checkpointing: activations are computed again instead of being kept."
-        return Cure(hint, {"use_activation_checkpointing": True})
+        hint = "Set use_activation_checkpointing: activations are recomputed instead of being kept in memory."
+        return Suggestion(hint, {"use_activation_checkpointing": True})
     seq_len = options.get("seq_len") or 0
     if seq_len >= 2 * SHORTEST_SEQ_LEN:
-        return Cure(f"Use sequences of {seq_len // 2} tokens instead of {seq_len}.", {"seq_len": seq_len // 2})
-    return Cure(NO_LESS_MEMORY)
+        return Suggestion(f"Use sequences of {seq_len // 2} tokens instead of {seq_len}.", {"seq_len": seq_len // 2})
+    return Suggestion(NO_LESS_MEMORY)
 
 
 def split_into_smaller(sequences: int, most: int) -> tuple[int, int]:
-    """``(batch_size, gradient_accumulate_every)`` whose product is ``sequences``, with at most ``most`` at once."""
+    """``(batch_size, gradient_accumulate_every)`` with the product ``sequences`` and a batch of at most ``most``."""
     size = next(size for size in range(max(1, min(most, sequences)), 0, -1) if sequences % size == 0)
     return size, sequences // size
 
 
-def settings_of(patch: Mapping[str, Any]) -> list[str]:
-    """The patch as the ``k.l=v`` that ``--set`` reads as YAML 1.2, where a plain word is a string and ``no`` is one."""
+def set_options(patch: Mapping[str, Any]) -> list[str]:
+    """The patch as arguments of ``--set``, such as ``lora.r=8``; values are YAML 1.2, where ``no`` is a string."""
     return [f"{name}={_as_yaml(value)}" for name, value in _leaves(patch, "")]
 
 
 def rerun_command(job_id: str, patch: Mapping[str, Any]) -> str:
-    """What a person types to run the job again with ``patch``."""
-    settings = (f"--set {shlex.quote(setting)}" for setting in settings_of(patch))
+    """The shell command that reruns the job with ``patch``."""
+    settings = (f"--set {shlex.quote(setting)}" for setting in set_options(patch))
     return " ".join((f"zeta rerun {job_id}", *settings))
 
 
-def in_words(message: str, hint: str | None, patch: Mapping[str, Any] | None, job_id: str | None = None) -> str:
-    """Everything in sentences, with the command that applies the patch to a job, or its settings for a script."""
+def advice_text(message: str, hint: str | None, patch: Mapping[str, Any] | None, job_id: str | None = None) -> str:
+    """Message, hint and patch as text. The patch is shown as a command for a job, or as arguments for a script."""
     sentences = [message, hint or ""]
     if patch:
         sentences.append(f"Apply it: {rerun_command(job_id, patch)}" if job_id else f"Set {_keywords(patch)}.")

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what is in the directory, and how to tell that it is whole."""
+"""The manifest of a checkpoint, which lists its files and makes it verifiable."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def step_of(name: str) -> int | None:
 
 
 def surplus(names: Iterable[str], save_total_limit: int) -> list[str]:
-    """The ``step-N`` that go when only the newest ``save_total_limit`` of them are kept, oldest first."""
+    """The ``step-N`` checkpoints to delete so that the newest ``save_total_limit`` remain, oldest first."""
     steps = sorted((step, name) for name in names if (step := step_of(name)) is not None)
     return [name for _, name in steps[: max(0, len(steps) - save_total_limit)]]
 
 
 class ManifestFile(BaseModel):
-    """One file of a checkpoint: ``path`` is relative to its directory, ``size`` in bytes, ``sha256`` in hex."""
+    """One file of a checkpoint: ``path`` is relative to its directory, ``size`` is in bytes, ``sha256`` in hex."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -43,12 +43,12 @@ class ManifestFile(BaseModel):
     def inside(cls, path: str) -> str:
         pure = PurePosixPath(path)
         if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path:
-            raise ValueError(f"{path!r} leaves its checkpoint")
+            raise ValueError(f"{path!r} is outside the checkpoint")
         return path
 
 
 class Manifest(BaseModel):
-    """``manifest.json``, written last: a checkpoint without one, or whose files differ from it, does not count."""
+    """``manifest.json``, written last. A checkpoint without one, or with different files, is invalid."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -60,6 +60,6 @@ class Manifest(BaseModel):
     step: int
     tokens: int
     metrics: dict[str, float] = {}
-    device_kind: str | None = None  # of the devices that computed it; ``None`` in checkpoints of older versions
+    device_kind: str | None = None  # the kind of the devices that computed it; older versions don't store it
     created_at: datetime
     files: list[ManifestFile]

@@ -1,4 +1,4 @@
-"""What each command does to a job in each state: the one table that the server obeys and the documentation shows."""
+"""The effect of each command on a job in each state, in one table for the server and the documentation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FROM_START = "start"
 
 
 class Rerun(BaseModel):
-    """What ``POST /v1/jobs/{id}/rerun`` takes."""
+    """The body of ``POST /v1/jobs/{id}/rerun``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    patch: dict[str, JsonValue] = Field(default={}, description="a JSON merge patch over the spec as it was sent")
+    patch: dict[str, JsonValue] = Field(default={}, description="a JSON merge patch of the submitted spec")
     from_: str = Field(
         default=FROM_START,
         alias="from",
@@ -32,61 +32,61 @@ class Rerun(BaseModel):
 
 
 class Situation(StrEnum):
-    """A job's status, told apart by what was already asked of it and by what a paused one waits for."""
+    """A job's status, refined by the requested action and by what a paused job waits for."""
 
     QUEUED = "queued"
     RUNNING = "running"
     PAUSING = "running, pause requested"
     CANCELLING = "running, cancel requested"
     PAUSED = "paused"
-    PAUSED_FOR_DISK = "paused until the disk has room"
+    PAUSED_FOR_DISK = "paused until the disk has space"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
 class Effect(StrEnum):
-    """What an accepted command does; the words are those of the documentation."""
+    """What an accepted command does, as the documentation describes it."""
 
-    CANCEL = "cancelled at once"
-    ORDER_CANCEL = "told to end; what it has stored stays"
-    PAUSE = "paused at once"
-    ORDER_PAUSE = "told to save a checkpoint and to free its device"
-    HOLD = "stays paused, also when the disk has room"
-    QUEUE = "queued, to go on from its newest checkpoint"
-    WITHDRAW_PAUSE = "the pause is withdrawn; a training that has stopped for it already is queued again"
-    NOTHING = "the same answer again"
+    CANCEL = "cancelled immediately"
+    ORDER_CANCEL = "stopped; its stored checkpoints are kept"
+    PAUSE = "paused immediately"
+    ORDER_PAUSE = "stopped after saving a checkpoint"
+    HOLD = "stays paused even when the disk has space"
+    QUEUE = "queued, to continue from its newest checkpoint"
+    WITHDRAW_PAUSE = "the pause is withdrawn; if the training has already stopped, the job is queued again"
+    NOTHING = "no change"
     DELETE = "deleted with its artifacts"
     RERUN = "a new job"
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The command is obeyed, with this HTTP status."""
+    """The command is carried out; ``status`` is the HTTP status."""
 
     status: int
     effect: Effect
 
 
 @dataclass(frozen=True)
-class Refused:
-    """HTTP 409: the state has no such move. ``sentence`` takes the job's ``id`` and ``status``."""
+class Rejected:
+    """HTTP 409: the job's state does not allow the command. ``sentence`` is a format with ``id`` and ``status``."""
 
     code: str
     sentence: str
 
 
-_NOT_PAUSED = Refused("job_not_paused", "Job {id} is {status}; only a paused job can be resumed.")
-_NOT_ENDED = Refused("job_not_ended", "Job {id} is {status}; cancel it first, or wait for its end.")
-_CANCELLING = Refused("cancel_under_way", "Job {id} is being cancelled; `zeta rerun {id}` starts it again.")
-_ALREADY_PAUSED = Refused("job_paused", "Job {id} is paused already; `zeta resume {id}` lets it go on.")
+_NOT_PAUSED = Rejected("job_not_paused", "Job {id} is {status}; only a paused job can be resumed.")
+_NOT_ENDED = Rejected("job_not_ended", "Job {id} is {status}; cancel it first, or wait until it has ended.")
+_CANCELLING = Rejected("cancel_under_way", "Job {id} is being cancelled; `zeta rerun {id}` submits it again.")
+_ALREADY_PAUSED = Rejected("job_paused", "Job {id} is already paused; `zeta resume {id}` continues it.")
 
 
-def _ended(done: str) -> Refused:
-    return Refused(
+def _ended(done: str) -> Rejected:
+    return Rejected(
         "job_ended",
-        f"Job {{id}} is {{status}} already; only a job that has not ended can be {done}. "
-        "`zeta rerun {id}` makes a new one of it.",
+        f"Job {{id}} is already {{status}}; only a job that has not ended can be {done}. "
+        "`zeta rerun {id}` submits it again as a new job.",
     )
 
 
@@ -95,7 +95,7 @@ def _accepted(effect: Effect) -> Accepted:
 
 
 _RERUN = Accepted(201, Effect.RERUN)
-_OF_AN_ENDED_JOB: dict[Command, Accepted | Refused] = {
+_ENDED_JOB: dict[Command, Accepted | Rejected] = {
     "cancel": _ended("cancelled"),
     "pause": _ended("paused"),
     "resume": _ended("resumed"),
@@ -103,7 +103,7 @@ _OF_AN_ENDED_JOB: dict[Command, Accepted | Refused] = {
     "rerun": _RERUN,
 }
 
-ANSWERS: dict[Situation, dict[Command, Accepted | Refused]] = {
+COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
     Situation.QUEUED: {
         "cancel": _accepted(Effect.CANCEL),
         "pause": _accepted(Effect.PAUSE),
@@ -146,9 +146,9 @@ ANSWERS: dict[Situation, dict[Command, Accepted | Refused]] = {
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
-    Situation.SUCCEEDED: _OF_AN_ENDED_JOB,
-    Situation.FAILED: _OF_AN_ENDED_JOB,
-    Situation.CANCELLED: _OF_AN_ENDED_JOB,
+    Situation.SUCCEEDED: _ENDED_JOB,
+    Situation.FAILED: _ENDED_JOB,
+    Situation.CANCELLED: _ENDED_JOB,
 }
 
 _WHILE_RUNNING: dict[RequestedAction | None, Situation] = {
@@ -159,7 +159,7 @@ _WHILE_RUNNING: dict[RequestedAction | None, Situation] = {
 
 
 def situation_of(status: JobStatus, reason: StatusReason | None, requested_action: RequestedAction | None) -> Situation:
-    """Where a job stands, as far as commands are concerned."""
+    """The situation of a job, which determines the effect of commands."""
     if status == JobStatus.RUNNING:
         return _WHILE_RUNNING[requested_action]
     if status == JobStatus.PAUSED and reason == StatusReason.DISK_FULL:
@@ -168,9 +168,9 @@ def situation_of(status: JobStatus, reason: StatusReason | None, requested_actio
 
 
 def as_markdown() -> str:
-    """The table for the documentation (a test holds it there)."""
+    """The table as Markdown. A test compares it with the documentation."""
     lines = [f"| a job that is | {' | '.join(COMMANDS)} |", f"|---|{'---|' * len(COMMANDS)}"]
-    for situation, answers in ANSWERS.items():
+    for situation, answers in COMMAND_TABLE.items():
         cells = [
             f"{answer.status}: {answer.effect}" if isinstance(answer, Accepted) else f"409 `{answer.code}`"
             for answer in (answers[command] for command in COMMANDS)

@@ -1,4 +1,4 @@
-"""What a run's data is, told before its first step: in a ``log`` event, and in ``resolved_spec`` as ``data_report``."""
+"""The report on a run's data before its first step: in a ``log`` event and as ``data_report`` in ``resolved_spec``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Lengths(BaseModel):
 
 
 class SourceShare(BaseModel):
-    """A source with a weight: what it holds, and what the whole run sees of it.
+    """The content of a source with a weight, and its use in the whole run.
 
-    ``seen`` counts sequences, of which ``share`` is asked for; ``passes`` is how often each of its own is seen.
+    ``share`` is the requested share of the run's sequences, ``seen`` the number of sequences that the run uses, and
+    ``seen_share`` their actual share. ``passes`` is how often each sequence of the source is used.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -37,18 +38,18 @@ class SourceShare(BaseModel):
 
 
 class DataReport(BaseModel):
-    """The documents of a run, whatever is held out aside; the two answers of a preference pair are two of them.
+    """The documents of a run, without the held-out ones. The two answers of a preference pair are two documents.
 
-    ``truncated`` documents lost their end to ``seq_len``, ``truncated_tokens`` in all, and ``dropped`` ones are not
-    trained on at all. ``empty`` ones held no text; ``split`` conversations became several documents, because the chat
-    template writes earlier turns otherwise later; ``duplicates`` are exact copies of an earlier document, null where
-    they were not looked for: these three count what is held out, too. ``supervised_share`` is that of the tokens whose
-    prediction is learned, ``filled_share`` that of the sequences that is not padding. ``sources`` are those with
-    weights. ``control_tokens`` counts the control tokens in the texts of the data, which are text unless the source
-    allows them. Of rows of token ids, ``masks`` are the columns that determine which tokens are trained on,
-    ``padding_tokens`` were removed, and ``untrained`` rows were left out because no token of them is trained on.
-    ``shapes`` are the well-known shapes that rows were converted from, and ``unused_columns`` the columns that were
-    present but not used.
+    ``truncated`` documents were cut off at ``seq_len`` and lost ``truncated_tokens`` in total; ``dropped`` documents
+    are not used. ``empty`` documents contained no text. ``split`` conversations became several documents, because the
+    chat template renders earlier turns differently later. ``duplicates`` are exact copies of an earlier document, null
+    if they were not counted. These three counts include held-out documents. ``supervised_share`` is the share of tokens
+    that are trained on, and ``filled_share`` the share of the sequences that is not padding. ``sources`` are those with
+    weights. ``control_tokens`` counts control tokens in the texts of the data, which are plain text unless the source
+    allows them. For rows of token ids, ``masks`` are the columns that determine which tokens are trained on,
+    ``padding_tokens`` were removed, and ``untrained`` rows were skipped because none of their tokens is trained on.
+    ``shapes`` are the well-known row shapes that were converted, and ``unused_columns`` the columns that were present
+    but not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

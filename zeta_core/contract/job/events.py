@@ -1,7 +1,8 @@
-"""What a training says while it runs: lines of its journal, and the events that readers see.
+"""The progress of a job: journal lines that a training writes, and the events that readers get.
 
-A *journal line* is written by the training process (and, for the end, by its worker) to ``events.jsonl``; it is known
-by (job, attempt, line from 1). An *event* is a stored line, or a sentence of the server's own, with its ``seq``.
+A *journal line* is written to ``events.jsonl`` by the training process, or by its worker at the end. It is identified
+by the job, the attempt and the number of the line, from 1. An *event* is a stored line, or a message of the server,
+with its ``seq``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Phase = Literal[
 
 
 LOSS_WINDOW_STEPS = 50  # of `recent_loss`
-STEPS_TOLD_EACH = 1000  # a short run's curve is whole, and a long one's events are bounded
+NUM_DETAILED_STEPS = 1000  # the first steps of a run, which are all reported; later ones are combined
 
 
 def utc_now() -> datetime:
@@ -35,7 +36,7 @@ def utc_now() -> datetime:
 
 
 class _Line(BaseModel):
-    """Fields every line has; unknown fields of a newer version are kept."""
+    """The fields of every line. Unknown fields of a newer version are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -43,11 +44,11 @@ class _Line(BaseModel):
 
 
 class StatusLine(_Line):
-    """A change of the attempt's own state.
+    """A change of the attempt's status.
 
-    ``running`` is said once when training begins (with ``resolved_spec``: every default that was decided on the
-    worker); each other status ends the attempt, is the journal's last line, and is published by the worker only when
-    nothing of the attempt is left.
+    ``running`` is reported once, when the training begins; ``resolved_spec`` then contains every default that was
+    chosen on the worker. Any other status ends the attempt and is the journal's last line. The worker publishes it
+    when all processes of the attempt have ended.
     """
 
     type: Literal["status"] = "status"
@@ -60,7 +61,7 @@ class StatusLine(_Line):
 
 
 class StepFigures(BaseModel):
-    """One optimizer step's own figures, by the names that `ProgressLine` has for those of several."""
+    """The metrics of one optimizer step, named as in `ProgressLine`, which has them for several steps."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -74,20 +75,21 @@ class StepFigures(BaseModel):
 
 
 class ProgressLine(_Line):
-    """Where the training is. A step is an optimizer step; ``tokens`` are those trained on since the run's start.
+    """The progress of the training. A step is an optimizer step; ``tokens`` counts the trained tokens of the whole run.
 
-    ``loss`` is the mean over the tokens of the steps since the last progress line, in nats; ``steps``, where they are
-    several, has each of them with its own figures, up to the run's step `STEPS_TOLD_EACH`. ``recent_loss`` is the mean
-    over the tokens of the last `LOSS_WINDOW_STEPS` steps of the attempt: how long a line took does not change it, so it
-    can be compared between runs. ``learning_rate`` is the rate of the update of ``step``. ``eval_loss`` is the mean
-    over the held-out tokens, and ``perplexity`` e to the power of it; ``memory`` maps a device to the bytes used at
-    most. ``mfu`` (model FLOPs utilization, null where the device's peak is not known) and the shares are from 0 to 1:
-    ``data_wait_share`` and ``checkpoint_blocked_share`` of the time since the last line. ``memory_parts`` are bytes of
-    weights, gradients, optimizer and activations, in an attempt's first line.
-    While data is read, ``documents`` are those tokenized so far and ``share`` (0 to 1) is how much of it was read.
-    While the learning rate is looked for, ``share`` is how much of that is done; what it computes is no step.
-    With method ``dpo`` a loss is the mean over pairs, and ``rewards`` are means too: ``chosen``, ``rejected``, their
-    ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher one.
+    ``loss`` is the mean in nats over the tokens of the steps since the last progress line. If there are several,
+    ``steps`` contains the metrics of each of them, up to step `NUM_DETAILED_STEPS` of the run. ``recent_loss`` is the
+    mean over the tokens of the last `LOSS_WINDOW_STEPS` steps of the attempt. It does not depend on the interval
+    between lines, so it can be compared between runs. ``learning_rate`` is that of the update of ``step``.
+    ``eval_loss`` is the mean over the held-out tokens, and ``perplexity`` is e to the power of it. ``memory`` maps a
+    device to its peak memory in bytes. ``mfu`` is the model FLOPs utilization, null if the device's peak is unknown.
+    ``data_wait_share`` and ``checkpoint_blocked_share`` are shares of the time since the last line. All shares and
+    ``mfu`` are between 0 and 1. ``memory_parts``, in an attempt's first line, are the bytes of weights, gradients,
+    optimizer state and activations.
+    While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
+    read. While the learning rate is searched, ``share`` is the completed share of the search, which counts no steps.
+    With method ``dpo``, a loss is the mean over pairs. ``rewards`` are means, too: ``chosen``, ``rejected``, their
+    ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher reward.
     """
 
     type: Literal["progress"] = "progress"
@@ -116,7 +118,7 @@ class ProgressLine(_Line):
 
 
 class LogLine(_Line):
-    """One sentence of the trainer's own (the full text of the processes is ``train.log``), with its figures."""
+    """A message of the trainer, with its data. The complete output of the processes is in ``train.log``."""
 
     type: Literal["log"] = "log"
     level: Literal["info", "warning", "error"] = "info"
@@ -125,7 +127,7 @@ class LogLine(_Line):
 
 
 class CheckpointLine(_Line):
-    """A checkpoint that is complete: readers can download it from the moment they see this."""
+    """A checkpoint that is complete and can be downloaded."""
 
     type: Literal["checkpoint"] = "checkpoint"
     name: str
@@ -135,6 +137,8 @@ class CheckpointLine(_Line):
 
 
 class SampleLine(_Line):
+    """Text that the model generated for a held-out prompt."""
+
     type: Literal["sample"] = "sample"
     step: int
     prompt: str
@@ -142,7 +146,7 @@ class SampleLine(_Line):
 
 
 class WarningLine(_Line):
-    """Something to know, while the run goes on; ``patch`` is a JSON merge patch of the spec, ``evidence`` figures."""
+    """A problem that does not end the run. ``patch`` is a JSON merge patch of the spec."""
 
     type: Literal["warning"] = "warning"
     code: str
@@ -150,10 +154,12 @@ class WarningLine(_Line):
     hint: str | None = None
     patch: Patch | None = None
     evidence: dict[str, JsonValue] | None = None
-    stacks: str | None = None  # of a training that stood still: where its processes were, as faulthandler writes it
+    stacks: str | None = None  # of a stalled training: the stacks of its processes, as faulthandler writes them
 
 
 class ErrorLine(_Line):
+    """The error that ends the attempt."""
+
     type: Literal["error"] = "error"
     code: str
     message: str

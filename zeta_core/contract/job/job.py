@@ -13,7 +13,7 @@ from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
 class _Stored(BaseModel):
-    """Read from a peer or from the database: frozen, and fields of a newer version are kept."""
+    """Read from a peer or from the database. Frozen; fields of a newer version are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -28,7 +28,7 @@ class WaitingReason(_Stored):
 class Attempt(_Stored):
     attempt: int
     worker: str
-    device_kind: str | None = Field(default=None, description="selects the kernels; null until the training begins")
+    device_kind: str | None = Field(default=None, description="determines the kernels; null until the training begins")
     started_at: datetime
     finished_at: datetime | None = None
     reason: StatusReason | None = None
@@ -54,10 +54,10 @@ class JobError(_Stored):
 
 
 class JobResult(_Stored):
-    """What a finished training measured; losses are means per trained token in nats.
+    """The metrics of a completed training. Losses are means per trained token in nats.
 
-    ``memory`` is that of its first process in the first step of the last attempt, by the names of `MemoryParts`; null
-    where that trained no step, and with DeepSpeed, which keeps its memory in places of its own.
+    ``memory`` was measured in the first process during the first step of the last attempt. It is null if that attempt
+    trained no step, and with DeepSpeed, which manages its own memory.
     """
 
     train_loss: float | None = None
@@ -86,7 +86,7 @@ class Job(BaseModel):
     entity_name: str | None = None
     spec: dict[str, Any]
     resolved_spec: RecordedSpec
-    attempt: int = Field(description="how many times the job was started; 0 before the first start")
+    attempt: int = Field(description="the number of times the job was started; 0 before the first start")
     attempts: list[Attempt] = []
     max_retries: int
     created_at: datetime

@@ -1,4 +1,4 @@
-"""The states of a job, its transitions between them, and the reasons of its waits and ends."""
+"""The states of a job, the transitions between them, and the reasons why a job waits or ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 
 class StatusReason(StrEnum):
-    """Why a job reached its state. The ends come first, then the reasons of a job that will go on."""
+    """Why a job is in its state. The reasons of ended jobs come first, then those of jobs that continue."""
 
     COMPLETED = "completed"
     CANCELLED_BY_USER = "cancelled_by_user"
@@ -50,25 +50,26 @@ class StatusReason(StrEnum):
 
 
 REASON_SENTENCES: dict[StatusReason, str] = {
-    StatusReason.COMPLETED: "The training reached its last step and its final checkpoint is stored.",
+    StatusReason.COMPLETED: "The training completed its last step, and its final checkpoint is stored.",
     StatusReason.CANCELLED_BY_USER: "The job was cancelled on request.",
-    StatusReason.TRAIN_ERROR: "The training process ended with an error; see `error` and the end of the log.",
+    StatusReason.TRAIN_ERROR: "The training process failed; see `error` and the end of the log.",
     StatusReason.OUT_OF_MEMORY: "Memory ran out; use a smaller batch_size with a larger gradient_accumulate_every, "
     "a shorter seq_len, or use_activation_checkpointing.",
     StatusReason.NON_FINITE_LOSS: "The loss or a gradient was not finite; lower learning_rate or max_grad_norm.",
-    StatusReason.INVALID_DATA: "The data cannot be trained on; `error` names the file and the line.",
-    StatusReason.INVALID_MODEL: "The model cannot be built or loaded; `error` says what is wrong with it.",
-    StatusReason.TIME_LIMIT: "The job used up its time_limit_seconds; rerun it with a larger one: from its "
-    "newest checkpoint it goes on where it stopped.",
-    StatusReason.DISK_FULL: "No room was left on the disk for a checkpoint.",
-    StatusReason.WORKER_LOST: "The worker that ran the job was lost more often than is allowed.",
+    StatusReason.INVALID_DATA: "The data is invalid; `error` names the file and the line.",
+    StatusReason.INVALID_MODEL: "The model cannot be built or loaded; `error` has the reason.",
+    StatusReason.TIME_LIMIT: "The job reached its time_limit_seconds; rerun it from its newest checkpoint with a "
+    "larger limit to continue.",
+    StatusReason.DISK_FULL: "The disk had no space for a checkpoint.",
+    StatusReason.WORKER_LOST: "The server lost contact with the job's worker more often than allowed.",
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",
-    StatusReason.PROCESS_KILLED: "The training process was killed by a signal from outside.",
-    StatusReason.STALLED: "The training made no step for far longer than its steps take; its log shows where it was.",
-    StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` lets it go on.",
+    StatusReason.PROCESS_KILLED: "The training process was killed by a signal.",
+    StatusReason.STALLED: "The training completed no step for much longer than usual; its log shows where it stalled.",
+    StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` continues it.",
     StatusReason.RESUMED: "The job was resumed.",
-    StatusReason.HANDED_BACK: "The worker handed the job back: it stops, is drained, or could not be heard.",
-    StatusReason.RETRYING: "The last attempt failed; the job is tried again.",
+    StatusReason.HANDED_BACK: "The worker handed the job back: it is stopping, drained, or lost contact with the "
+    "server.",
+    StatusReason.RETRYING: "The last attempt failed; the job is retried.",
 }
 
 
@@ -89,23 +90,24 @@ class WaitingCode(StrEnum):
 
 WAITING_SENTENCES: dict[WaitingCode, str] = {
     WaitingCode.NO_WORKER: "No worker is connected; start one with `zeta worker`.",
-    WaitingCode.WORKERS_BUSY: "Every slot is taken; the job starts when one is free.",
-    WaitingCode.RESOURCES: "The free slots are too few for this job's resources; it waits for more of them.",
-    WaitingCode.NEVER_FITS: "No connected worker is large enough for this job's resources; ask for fewer gpus or "
+    WaitingCode.WORKERS_BUSY: "All slots are in use; the job starts when one is free.",
+    WaitingCode.RESOURCES: "There are not enough free slots for this job's resources; it starts when more are free.",
+    WaitingCode.NEVER_FITS: "No connected worker is large enough for this job's resources; request fewer gpus, or "
     "connect a larger worker.",
-    WaitingCode.QUOTA: "The project runs as many jobs as it may at once (ZETA_PROJECT_MAX_RUNNING); the job starts "
-    "when one of them ends.",
-    WaitingCode.RETRY_BACKOFF: "The last attempt failed; the next one starts after a pause.",
+    WaitingCode.QUOTA: "The project is at its limit of running jobs (ZETA_PROJECT_MAX_RUNNING); the job starts when "
+    "one of them ends.",
+    WaitingCode.RETRY_BACKOFF: "The last attempt failed; the next one starts after a delay.",
     WaitingCode.PAUSED: "The job is paused; `zeta resume` queues it again.",
-    WaitingCode.DISK: "The disk is nearly full; the job goes on when there is room.",
-    WaitingCode.WORKER_TOO_OLD: "The connected workers are too old for this job; upgrade them.",
-    WaitingCode.HANDING_OVER: "A worker was chosen and is starting the job.",
+    WaitingCode.DISK: "The disk is nearly full; the job continues when space is free.",
+    WaitingCode.WORKER_TOO_OLD: "The connected workers run a version that is too old for this job; upgrade them.",
+    WaitingCode.HANDING_OVER: "The job is assigned to a worker, which is starting it.",
 }
 
 RequestedAction = Literal["cancel", "pause"]
 
-# Why a running training is told to end, the less urgent first; a more urgent order replaces an earlier one. It saves
-# first, but for `cancel`, and for `disk` where there is no room. `disk` is also said by a training that finds none.
+# The reasons for stopping a running training, least urgent first; a more urgent one replaces an earlier one. The
+# training saves a checkpoint first, except for `cancel`, and for `disk` if there is no space. A training whose disk is
+# full stops itself with `disk`.
 StopAction = Literal["hand_back", "disk", "pause", "time_limit", "cancel"]
 STOP_ACTIONS: tuple[StopAction, ...] = get_args(StopAction)
 

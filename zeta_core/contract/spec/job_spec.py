@@ -16,8 +16,8 @@ from pydantic import AfterValidator, Field, JsonValue
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
-from zeta_core.contract.model_files import InvalidModelFiles, clean_config
-from zeta_core.contract.model_files.faults import Place
+from zeta_core.contract.model_json.config import clean_config
+from zeta_core.contract.model_json.faults import InvalidModelFiles, JsonLocation
 from zeta_core.contract.spec import availability
 from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import cure_for_a_job
@@ -475,7 +475,7 @@ class JobSpec(TrainerOptions):
                 yield _fault(param, value, cure)
         if isinstance(self.model, ConfigModel):
             try:
-                clean_config(self.model.config, Place("model.config", origin="spec"))
+                clean_config(self.model.config, JsonLocation("model.config", origin="spec"))
             except InvalidModelFiles as error:
                 yield ErrorDetail(param=error.param, message=error.message, code="invalid_value")
 

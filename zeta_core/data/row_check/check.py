@@ -27,7 +27,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.data.confined import Confined, Limits, Position, send_message
@@ -42,6 +41,7 @@ from zeta_core.data.tokens.parallel_encoding import num_processes
 from zeta_core.environment import variables
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
+from zeta_core.system.data_folder import Split
 
 VERSION = 3  # of the results in the cache
 MOST_PROCESSES = 4  # because trainings run on the same machine

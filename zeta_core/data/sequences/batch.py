@@ -27,7 +27,9 @@ class Batch:
     positions_BT: torch.Tensor
     segments_BT: torch.Tensor | None  # a number for each token's document, -1 for padding; None: one document each
     num_targets: int
-    asked_K: torch.Tensor | None = None  # positions to compute logits for: all with a target, and some more; None: all
+    logit_positions_K: torch.Tensor | None = (
+        None  # positions to compute logits for: all with a target, and some more; None: all
+    )
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -37,7 +39,7 @@ class Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         segments = None if self.segments_BT is None else moved(self.segments_BT)
-        asked = None if self.asked_K is None else moved(self.asked_K)
+        asked = None if self.logit_positions_K is None else moved(self.logit_positions_K)
         ids, labels, positions = moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT)
         return Batch(ids, labels, positions, segments, self.num_targets, asked)
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from zeta_core.contract.data_files.data_folder import Split
 from zeta_core.contract.errors import InvalidSpec
+from zeta_core.system.data_folder import Split
 from zeta_core.system.durable_files import flush, rename_durably
 
 _BATCH_ROWS = 1000

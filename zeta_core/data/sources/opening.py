@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zeta_core.contract.data_files.data_folder import Split, find_data_files, split_glob
 from zeta_core.contract.data_files.file_types import (
     DELIMITERS,
     LINE_SUFFIXES,
@@ -39,6 +38,7 @@ from zeta_core.data.rows.text_files import json_units, text_units
 from zeta_core.data.sources.hub import HubDataset, fetch_dataset
 from zeta_core.data.sources.source import Source
 from zeta_core.failures import InvalidData
+from zeta_core.system.data_folder import Split, find_data_files, split_glob
 
 
 @dataclass(frozen=True)

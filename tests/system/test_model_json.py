@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.model_archives import CONFIG, model
 from tests.harness.model_checks import cleaned_files, rejection
-from zeta_core.contract.model_files import FolderFiles, InvalidModelFiles, clean_files
+from zeta_core.system.model_files import FolderFiles, InvalidModelFiles, clean_files
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ _SMALLEST_SHARE = 0.01  # routers, convolutions and other small matrices are not
 
 
 @dataclass(frozen=True)
-class OutOfReach:
+class UnadaptedWeights:
     """Matrices outside linear layers and embeddings: their ``share`` of all weights, and the largest ones' names."""
 
     share: float
     names: tuple[str, ...]  # with * instead of the numbers of layers
 
     @property
-    def matters(self) -> bool:
+    def is_significant(self) -> bool:
         return self.share >= _SMALLEST_SHARE
 
     def message(self, *, quantizes: bool) -> str:
@@ -34,7 +34,7 @@ class OutOfReach:
         )
 
 
-def out_of_reach(model: nn.Module) -> OutOfReach:
+def unadapted_weights(model: nn.Module) -> UnadaptedWeights:
     """Find the matrices that belong to no linear layer or embedding."""
     sizes: dict[str, int] = {}
     total = 0
@@ -50,4 +50,4 @@ def out_of_reach(model: nn.Module) -> OutOfReach:
                 sizes[kind] = sizes.get(kind, 0) + parameter.numel()
     largest = sorted(sizes, key=lambda kind: -sizes[kind])
     names = tuple(kind for kind in largest if sizes[kind] >= _SMALLEST_SHARE * total)
-    return OutOfReach(sum(sizes.values()) / total if total else 0.0, names)
+    return UnadaptedWeights(sum(sizes.values()) / total if total else 0.0, names)

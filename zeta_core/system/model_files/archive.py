@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from zeta_core.contract.model_files.faults import InvalidModelFiles
+from zeta_core.contract.model_json.faults import InvalidModelFiles
 
 BLOCK = 512
 MAX_MEMBERS = 20_000

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any, BinaryIO, TypeGuard, cast
 
-from zeta_core.contract.model_files.faults import InvalidModelFiles
-from zeta_core.contract.model_files.json_files import MAX_BYTES, parse_object
+from zeta_core.contract.model_json.faults import InvalidModelFiles
+from zeta_core.contract.model_json.json_files import MAX_BYTES, parse_object
 
 # Bits of one element (safetensors 0.8).
 DTYPE_BITS = {

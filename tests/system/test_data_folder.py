@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from zeta_core.contract.data_files.data_folder import DataFiles, find_data_files
 from zeta_core.contract.data_files.file_types import TOKEN_SUFFIXES, suffixes_of
+from zeta_core.system.data_folder import DataFiles, find_data_files
 
 SUFFIXES = suffixes_of("auto")
 

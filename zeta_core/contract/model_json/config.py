@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-from zeta_core.contract.model_files.faults import Place
-from zeta_core.contract.model_files.json_files import MAX_DEPTH
-from zeta_core.contract.model_files.values import (
+from zeta_core.contract.model_json.faults import JsonLocation
+from zeta_core.contract.model_json.json_files import MAX_DEPTH
+from zeta_core.contract.model_json.values import (
     CODE_KEYS,
     RECORD_KEYS,
     check_named,
@@ -43,13 +43,15 @@ _TOKENIZER_CLASS = re.compile(r"(?!Auto|Rag)[A-Za-z0-9_]{1,80}Tokenizer(Fast|Leg
 _TOKENIZER_BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
 
 
-def clean_config(config: dict[str, Any], place: Place) -> dict[str, Any]:
+def clean_config(config: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """A model's config without what no library here may see. Raises `InvalidModelFiles`."""
     if is_deeper(config, MAX_DEPTH):
-        place.refuse("model_type", config.get("model_type"), f"its config is nested more than {MAX_DEPTH} levels deep")
+        location.refuse(
+            "model_type", config.get("model_type"), f"its config is nested more than {MAX_DEPTH} levels deep"
+        )
     clean: dict[str, Any] = {}
     for key, value in config.items():
-        kept = _clean_value(place, key, value)
+        kept = _clean_value(location, key, value)
         if kept is not _LEFT_OUT:
             clean[key] = kept
     return clean
@@ -58,23 +60,23 @@ def clean_config(config: dict[str, Any], place: Place) -> dict[str, Any]:
 _LEFT_OUT: Any = object()
 
 
-def _clean_value(place: Place, key: str, value: Any) -> Any:
+def _clean_value(location: JsonLocation, key: str, value: Any) -> Any:
     """The value that the library may see, or `_LEFT_OUT`."""
     implementation = _IMPLEMENTATION.fullmatch(key)
     if implementation is not None:
-        return _clean_implementation(place, key, value, implementation[1])
+        return _clean_implementation(location, key, value, implementation[1])
     if key in RECORD_KEYS:
         return _LEFT_OUT
     if key in ("quantization_config", "compression_config"):
-        return _clean_quantization(place, key, value)
+        return _clean_quantization(location, key, value)
     if is_text(key, value):
         return value
     if key in ("model_type", "dtype", "torch_dtype", "tokenizer_class", "processor_class", "architectures"):
-        _check_name(place, key, value)
+        _check_name(location, key, value)
         return value
     says_what_it_is = key in CODE_KEYS or names_a_file(key)
     if isinstance(value, dict) and not says_what_it_is:
-        return clean_config(cast("dict[str, Any]", value), place.inside(key))
+        return clean_config(cast("dict[str, Any]", value), location.inside(key))
     if (
         isinstance(value, list)
         and not says_what_it_is
@@ -82,42 +84,44 @@ def _clean_value(place: Place, key: str, value: Any) -> Any:
     ):
         items = cast("list[Any]", value)
         return [
-            clean_config(cast("dict[str, Any]", item), place.inside(f"{key}.{number}"))
+            clean_config(cast("dict[str, Any]", item), location.inside(f"{key}.{number}"))
             if isinstance(item, dict)
-            else _checked(place, key, item)
+            else _checked(location, key, item)
             for number, item in enumerate(items)
         ]
-    check_named(place, key, value)
-    return _LEFT_OUT if is_left_out(place, key, value) else value
+    check_named(location, key, value)
+    return _LEFT_OUT if is_left_out(location, key, value) else value
 
 
-def _checked(place: Place, key: str, value: Any) -> Any:
-    check_named(place, key, value)
+def _checked(location: JsonLocation, key: str, value: Any) -> Any:
+    check_named(location, key, value)
     return value
 
 
-def _clean_implementation(place: Place, key: str, value: Any, of: str) -> Any:
+def _clean_implementation(location: JsonLocation, key: str, value: Any, of: str) -> Any:
     allowed = _IMPLEMENTATIONS[of]
     names = list(cast("dict[str, Any]", value).values()) if isinstance(value, dict) else [value]
     wrong = [name for name in names if name is not None and name not in allowed]
     if not wrong:
         return value
-    if place.origin == "elsewhere" and all(name in _PREFERENCES for name in wrong):
+    if location.origin == "elsewhere" and all(name in _PREFERENCES for name in wrong):
         return _LEFT_OUT
-    place.refuse(key, value, f"it must be {' or '.join(map(repr, allowed))}; kernels of others are never loaded")
+    location.refuse(key, value, f"it must be {' or '.join(map(repr, allowed))}; kernels of others are never loaded")
 
 
-def _clean_quantization(place: Place, key: str, value: Any) -> Any:
+def _clean_quantization(location: JsonLocation, key: str, value: Any) -> Any:
     if value is None:
         return None
     quantization = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     method = quantization.get("quant_method")
     if key != "quantization_config" or method not in _QUANTIZED:
         known = ", ".join(_QUANTIZED)
-        place.refuse(key, value, f"weights quantized in this way cannot be trained (known: {known}); use full weights")
+        location.refuse(
+            key, value, f"weights quantized this way cannot be trained (supported: {known}); use full weights"
+        )
     clean: dict[str, Any] = {"quant_method": method}
     for name, inner in quantization.items():
-        check_named(place.inside(key), name, inner)
+        check_named(location.inside(key), name, inner)
         if name in _QUANTIZATION_KEYS or (name.startswith("bnb_") and is_scalar(inner)) or name.startswith("load_in_"):
             clean[name] = inner
     if _QUANTIZED[method]:
@@ -125,28 +129,28 @@ def _clean_quantization(place: Place, key: str, value: Any) -> Any:
     return clean
 
 
-def _check_name(place: Place, key: str, value: Any) -> None:
+def _check_name(location: JsonLocation, key: str, value: Any) -> None:
     """Refuse what is not the name of a class, a family or a dtype."""
     if value is None:
         return
     if key == "tokenizer_class":
-        check_tokenizer_class(place, key, value)
+        check_tokenizer_class(location, key, value)
     elif key in ("dtype", "torch_dtype"):
         # Below the top level it is a dtype, or what another program (transformers.js) writes there.
         name = value.removeprefix("torch.") if isinstance(value, str) else value
-        if not (isinstance(name, str) and (name in DTYPES or (place.path and _NAME.fullmatch(name)))):
-            if isinstance(value, dict) and place.path:
-                clean_config(cast("dict[str, Any]", value), place.inside(key))
+        if not (isinstance(name, str) and (name in DTYPES or (location.path and _NAME.fullmatch(name)))):
+            if isinstance(value, dict) and location.path:
+                clean_config(cast("dict[str, Any]", value), location.inside(key))
                 return
-            place.refuse(key, value, f"it must be one of {', '.join(sorted(DTYPES))}")
+            location.refuse(key, value, f"it must be one of {', '.join(sorted(DTYPES))}")
     else:
         names = cast("list[Any]", value) if isinstance(value, list) and key == "architectures" else [value]
         if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-            place.refuse(key, value, "it must be a name of letters, digits, '_', '.' and '-'")
+            location.refuse(key, value, "it must be a name of letters, digits, '_', '.' and '-'")
 
 
-def check_tokenizer_class(place: Place, key: str, value: Any) -> None:
+def check_tokenizer_class(location: JsonLocation, key: str, value: Any) -> None:
     """Refuse what is not the name of a tokenizer: transformers looks any name up among all that it exports."""
     is_name = isinstance(value, str) and (_TOKENIZER_CLASS.fullmatch(value) is not None or value in _TOKENIZER_BACKENDS)
     if not is_name and value is not None:
-        place.refuse(key, value, "it must be the name of a tokenizer class of transformers, such as 'LlamaTokenizer'")
+        location.refuse(key, value, "it must be the name of a transformers tokenizer class, such as 'LlamaTokenizer'")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from zeta_core.failures import CannotTrain
-from zeta_core.model.facts import gives_logits
+from zeta_core.model.facts import is_output_layer
 
 BLOCK_WEIGHTS = 64  # that share a scale
 BLOCK_SCALES = 256  # that share a scale of theirs, a float32
@@ -98,7 +98,7 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: part
         for name, part in model.named_modules()
-        if type(part) is nn.Linear and name and owners[id(part.weight)] == 1 and not gives_logits(part, model)
+        if type(part) is nn.Linear and name and owners[id(part.weight)] == 1 and not is_output_layer(part, model)
     }
 
 

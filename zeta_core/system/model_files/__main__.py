@@ -1,4 +1,4 @@
-"""``python -m zeta_core.contract.model_files PATH NAME``: check an archive; what is wrong with it goes to stdout.
+"""``python -m zeta_core.system.model_files PATH NAME``: check an archive; what is wrong with it goes to stdout.
 
 The exit code is 0 where the archive is fine or the sentence was printed. The process limits its own memory, so that a
 check that needs more ends by itself.
@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-from zeta_core.contract.model_files import InvalidModelFiles, check_archive
+from zeta_core.system.model_files import InvalidModelFiles, check_archive
 
 MAX_MEMORY_BYTES = 2 << 30  # several times what the largest file that `json_files` reads takes
 

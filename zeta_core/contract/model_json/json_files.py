@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-from zeta_core.contract.model_files.faults import InvalidModelFiles
+from zeta_core.contract.model_json.faults import InvalidModelFiles
 from zeta_core.contract.strict_json import JsonFault, JsonRules, read_json
 
 # The largest known: the tokenizer of Gemma 3 has 33 MB, 1.5 million commas and half a million lists.

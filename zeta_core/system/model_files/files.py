@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from zeta_core.contract.model_files.archive import Member, read_members
-from zeta_core.contract.model_files.faults import InvalidModelFiles
+from zeta_core.contract.model_json.faults import InvalidModelFiles
+from zeta_core.system.model_files.archive import Member, read_members
 
 
 class ModelFiles(Protocol):

@@ -9,10 +9,10 @@ refers to code, a kernel, a file outside the model or a repository of the Hub; a
 memory than `archive` and `json_files` allow.
 """
 
-from zeta_core.contract.model_files.check import check_archive, clean_files, ignored_code, model_folder
-from zeta_core.contract.model_files.config import clean_config
-from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin
-from zeta_core.contract.model_files.files import ArchiveFiles, FolderFiles, ModelFiles
+from zeta_core.contract.model_json.config import clean_config
+from zeta_core.contract.model_json.faults import InvalidModelFiles, Origin
+from zeta_core.system.model_files.check import check_archive, clean_files, ignored_code, model_folder
+from zeta_core.system.model_files.files import ArchiveFiles, FolderFiles, ModelFiles
 
 __all__ = [
     "ArchiveFiles",

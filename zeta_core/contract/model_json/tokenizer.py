@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from zeta_core.contract.model_files.config import check_tokenizer_class
-from zeta_core.contract.model_files.faults import Place
-from zeta_core.contract.model_files.values import check_named, check_plain, looks_like_a_path, names_a_file
+from zeta_core.contract.model_json.config import check_tokenizer_class
+from zeta_core.contract.model_json.faults import JsonLocation
+from zeta_core.contract.model_json.values import check_named, check_plain, looks_like_a_path, names_a_file
 
 _TOKEN_KEYS = ("content", "lstrip", "rstrip", "normalized", "single_word", "special", "__type", "id")
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
@@ -40,121 +40,121 @@ _TEMPLATES = ("chat_template", "response_template")
 _TOKENIZER_PARTS = ("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
 
 
-def clean_tokenizer_config(config: dict[str, Any], place: Place) -> dict[str, Any]:
+def clean_tokenizer_config(config: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """The known keys of a ``tokenizer_config.json``. Raises `InvalidModelFiles`."""
     clean: dict[str, Any] = {}
     for key, value in config.items():
         if key in _TEMPLATES:
-            clean[key] = _clean_template(place, key, value)
+            clean[key] = _clean_template(location, key, value)
         elif key == "tokenizer_class":
-            check_tokenizer_class(place, key, value)
+            check_tokenizer_class(location, key, value)
             clean[key] = value
         elif key == "added_tokens_decoder":
-            clean[key] = _clean_added_tokens(place, key, value)
+            clean[key] = _clean_added_tokens(location, key, value)
         elif key == "sp_model_kwargs":
-            clean[key] = _clean_sentencepiece(place, key, value)
+            clean[key] = _clean_sentencepiece(location, key, value)
         elif key == "response_schema":
             clean[key] = value  # a JSON schema of what a model answers
         elif key in _TOKEN_LISTS or key.endswith("_token"):
-            clean[key] = _clean_token(place, key, value)
+            clean[key] = _clean_token(location, key, value)
         else:
-            check_named(place, key, value)
+            check_named(location, key, value)
             if key in _PLAIN_KEYS:
                 clean[key] = value
     return clean
 
 
-def clean_special_tokens(tokens: dict[str, Any], place: Place) -> dict[str, Any]:
+def clean_special_tokens(tokens: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """The tokens of a ``special_tokens_map.json``. Raises `InvalidModelFiles`."""
     clean: dict[str, Any] = {}
     for key, value in tokens.items():
         if key in _TOKEN_LISTS or key.endswith("_token"):
-            clean[key] = _clean_token(place, key, value)
+            clean[key] = _clean_token(location, key, value)
         else:
-            check_named(place, key, value)
+            check_named(location, key, value)
     return clean
 
 
-def clean_ids(tokens: dict[str, Any], place: Place) -> dict[str, Any]:
+def clean_ids(tokens: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """The ids of an ``added_tokens.json``. Raises `InvalidModelFiles`."""
     for token, number in tokens.items():
         if type(number) is not int:
-            place.refuse(token, number, "it must be the token's id, a whole number")
+            location.refuse(token, number, "it must be the token's id, a whole number")
     return tokens
 
 
-def check_tokenizer(tokenizer: dict[str, Any], place: Place) -> None:
+def check_tokenizer(tokenizer: dict[str, Any], location: JsonLocation) -> None:
     """Refuse a ``tokenizer.json`` whose vocabulary is not in it: a text there is opened as a file."""
     model = tokenizer.get("model")
     if not isinstance(model, dict):
-        place.refuse(
+        location.refuse(
             "model", model, "it must be an object with the vocabulary; save the tokenizer with save_pretrained"
         )
     for key, value in cast("dict[str, Any]", model).items():
         if key == "vocab" and not isinstance(value, (dict, list)):
-            place.inside("model").refuse(key, value, "it must hold the tokens themselves")
+            location.inside("model").refuse(key, value, "it must hold the tokens themselves")
         elif key == "merges" and not (value is None or isinstance(value, list)):
-            place.inside("model").refuse(key, value, "it must hold the merges themselves")
+            location.inside("model").refuse(key, value, "it must hold the merges themselves")
         elif key not in ("vocab", "merges") and names_a_file(key):
-            check_named(place.inside("model"), key, value)
+            check_named(location.inside("model"), key, value)
     for key, value in tokenizer.items():
         if key not in (*_TOKENIZER_PARTS, "decoder", "model"):
-            check_named(place, key, value)
+            check_named(location, key, value)
     added = tokenizer.get("added_tokens")
     if added is not None and not (isinstance(added, list) and all(isinstance(one, dict) for one in cast("Any", added))):
-        place.refuse("added_tokens", added, "it must be a list of tokens")
+        location.refuse("added_tokens", added, "it must be a list of tokens")
 
 
-def _clean_token(place: Place, key: str, value: Any) -> Any:
+def _clean_token(location: JsonLocation, key: str, value: Any) -> Any:
     """A token, a list of tokens, or an object of named ones: any text, as it is never a name of something."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, list) and key in _TOKEN_LISTS:
-        return [_clean_token(place, key, token) for token in cast("list[Any]", value)]
+        return [_clean_token(location, key, token) for token in cast("list[Any]", value)]
     if isinstance(value, dict):
         token = cast("dict[str, Any]", value)
         if isinstance(token.get("content"), str) and key != "model_specific_special_tokens":
             if not all(isinstance(inner, (bool, str, int)) for inner in token.values()):
-                place.refuse(key, value, "it must be a token's text and its flags")
+                location.refuse(key, value, "it must be a token's text and its flags")
             return {name: inner for name, inner in token.items() if name in _TOKEN_KEYS}
         if key in _TOKEN_LISTS:
-            return {name: _clean_token(place.inside(key), name, inner) for name, inner in token.items()}
-    place.refuse(key, value, "it must be a token's text, or an object with its 'content'")
+            return {name: _clean_token(location.inside(key), name, inner) for name, inner in token.items()}
+    location.refuse(key, value, "it must be a token's text, or an object with its 'content'")
 
 
-def _clean_added_tokens(place: Place, key: str, value: Any) -> dict[str, Any]:
+def _clean_added_tokens(location: JsonLocation, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        place.refuse(key, value, "it must be an object of ids and tokens")
+        location.refuse(key, value, "it must be an object of ids and tokens")
     clean: dict[str, Any] = {}
     for number, token in cast("dict[str, Any]", value).items():
         if not number.isdecimal() or not isinstance(token, dict):
-            place.inside(key).refuse(number, token, "it must be an id with its token")
-        clean[number] = _clean_token(place.inside(key), number, token)
+            location.inside(key).refuse(number, token, "it must be an id with its token")
+        clean[number] = _clean_token(location.inside(key), number, token)
     return clean
 
 
-def _clean_template(place: Place, key: str, value: Any) -> Any:
+def _clean_template(location: JsonLocation, key: str, value: Any) -> Any:
     """A template's text, or several by name; what cannot be a template and looks like a path is refused."""
     if isinstance(value, dict):
         inner = cast("dict[str, Any]", value)
-        return {name: _clean_template(place.inside(key), name, text) for name, text in inner.items()}
+        return {name: _clean_template(location.inside(key), name, text) for name, text in inner.items()}
     if isinstance(value, list):
-        return [_clean_template(place, key, named) for named in cast("list[Any]", value)]
+        return [_clean_template(location, key, named) for named in cast("list[Any]", value)]
     if value is not None and not isinstance(value, str):
-        place.refuse(key, value, "it must be the text of a template")
+        location.refuse(key, value, "it must be the text of a template")
     if value is not None and "{" not in value and "\n" not in value and looks_like_a_path(value):
-        place.refuse(key, value, "it must be the text of a template, not where one is")
+        location.refuse(key, value, "it must be the text of a template, not where one is")
     return value
 
 
-def _clean_sentencepiece(place: Place, key: str, value: Any) -> dict[str, Any]:
+def _clean_sentencepiece(location: JsonLocation, key: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        place.refuse(key, value, "it must be an object of options of sentencepiece")
+        location.refuse(key, value, "it must be an object of options of sentencepiece")
     options = cast("dict[str, Any]", value)
     for name, option in options.items():
         if name not in _SENTENCEPIECE_KEYS or not isinstance(option, (bool, int, float)):
-            place.inside(key).refuse(name, option, f"it must be one of {', '.join(_SENTENCEPIECE_KEYS)}; leave it out")
-    check_plain(place, key, options)
+            location.inside(key).refuse(name, option, f"it must be one of {', '.join(_SENTENCEPIECE_KEYS)}; remove it")
+    check_plain(location, key, options)
     return options

@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-from zeta_core.contract.model_files.faults import Place
+from zeta_core.contract.model_json.faults import JsonLocation
 
 MAX_TEXT = 1000  # characters of a plain value
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|[/\\])|file:", re.IGNORECASE)  # an address, or a drive of Windows
@@ -49,41 +49,41 @@ def names_a_file(key: str) -> bool:
     return key not in RECORD_KEYS and (key in FILE_KEYS or _PATH_KEY.search(key) is not None)
 
 
-def check_file_key(place: Place, key: str, value: object) -> None:
+def check_file_key(location: JsonLocation, key: str, value: object) -> None:
     """Refuse a name that is not one of a file beside this one."""
     for name in cast("list[object]", value) if isinstance(value, list) else [value]:
         if name is None or name == "" or isinstance(name, (bool, int, float)):  # none, or a rate such as drop_path
             continue
-        if isinstance(name, str) and place.origin == "elsewhere" and not leads_outside(name):
+        if isinstance(name, str) and location.origin == "elsewhere" and not leads_outside(name):
             continue
-        if not isinstance(name, str) or PurePosixPath(name).name != name or name not in place.siblings:
-            place.refuse(key, value, "it must name a file beside it in the same model; leave it out")
+        if not isinstance(name, str) or PurePosixPath(name).name != name or name not in location.siblings:
+            location.refuse(key, value, "it must name a file beside it in the same model; leave it out")
 
 
-def check_code_key(place: Place, key: str, value: object) -> None:
+def check_code_key(location: JsonLocation, key: str, value: object) -> None:
     """Refuse a key that names code, unless it says that there is none, or nobody can take it out."""
     if not value:
         return
     texts = list(_texts(value))
-    if place.origin == "elsewhere" and not any(leads_outside(text) for text in texts):
-        place.ignore(key)
+    if location.origin == "elsewhere" and not any(leads_outside(text) for text in texts):
+        location.ignore(key)
         return
-    place.refuse(key, value, "code that a model brings along never runs here; leave it out")
+    location.refuse(key, value, "code that a model brings along never runs here; leave it out")
 
 
-def check_plain(place: Place, key: str, value: object) -> None:
+def check_plain(location: JsonLocation, key: str, value: object) -> None:
     """Refuse a value, or a value in it, that is or names more than plain data."""
     if isinstance(value, str):
-        if place.origin == "elsewhere" and not leads_outside(value):
+        if location.origin == "elsewhere" and not leads_outside(value):
             return
         if len(value) > MAX_TEXT or looks_like_a_path(value):
-            place.refuse(key, value, "it looks like a path or a repository, and must be a plain value; leave it out")
+            location.refuse(key, value, "it looks like a path or a repository, and must be a plain value; leave it out")
     elif isinstance(value, dict):
         for name, inner in cast("dict[str, object]", value).items():
-            check_named(place.inside(key), name, inner)
+            check_named(location.inside(key), name, inner)
     elif isinstance(value, list):
         for inner in cast("list[object]", value):
-            check_plain(place, key, inner)
+            check_plain(location, key, inner)
 
 
 def is_text(key: str, value: object) -> bool:
@@ -94,7 +94,7 @@ def is_text(key: str, value: object) -> bool:
     return key in TEXT_KEYS and all(is_scalar(text) for text in texts)
 
 
-def is_left_out(place: Place, key: str, value: object) -> bool:
+def is_left_out(location: JsonLocation, key: str, value: object) -> bool:
     """Whether a value that was checked is kept from the library all the same."""
     if key in CODE_KEYS or key in RECORD_KEYS:
         return True
@@ -102,20 +102,20 @@ def is_left_out(place: Place, key: str, value: object) -> bool:
         return False
     texts = _texts(value)
     if names_a_file(key):
-        return not set(texts) <= set(place.siblings)
+        return not set(texts) <= set(location.siblings)
     return any(looks_like_a_path(text) for text in texts)
 
 
-def check_named(place: Place, key: str, value: object) -> None:
+def check_named(location: JsonLocation, key: str, value: object) -> None:
     """`check_plain`, with what the key says of its value."""
     if key in RECORD_KEYS or is_text(key, value):
         return
     if key in CODE_KEYS:
-        check_code_key(place, key, value)
+        check_code_key(location, key, value)
     elif names_a_file(key):
-        check_file_key(place, key, value)
+        check_file_key(location, key, value)
     else:
-        check_plain(place, key, value)
+        check_plain(location, key, value)
 
 
 def is_scalar(value: object) -> bool:

@@ -22,7 +22,7 @@ from zeta_core.model.facts import resized_embeddings
 _INSTEAD = "Pass the base model without an adapter, and set lora."
 
 
-def without_wrapper(model: nn.Module) -> nn.Module:
+def without_peft_wrapper(model: nn.Module) -> nn.Module:
     """The adapted model inside a wrapper of peft, which shares its modules. Other models are returned unchanged.
 
     Raises `CannotTrain` for a method that is not LoRA.
@@ -40,14 +40,14 @@ def without_wrapper(model: nn.Module) -> nn.Module:
     return model
 
 
-def carries_adapter(model: nn.Module) -> bool:
+def has_adapter(model: nn.Module) -> bool:
     """Whether modules of peft are part of the model."""
     return any(isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper) for part in model.modules())
 
 
-def carried_adapter(model: nn.Module, base_model: str | None) -> Adapter | None:
+def existing_adapter(model: nn.Module, base_model: str | None) -> Adapter | None:
     """The adapter of the model, or None if it has none. Raises `CannotTrain` if it can't be trained or saved alone."""
-    if not carries_adapter(model):
+    if not has_adapter(model):
         return None
     configs = cast("dict[str, Any]", getattr(model, "peft_config", None) or {})
     for config in configs.values():
@@ -84,9 +84,9 @@ def _input_embeddings(model: nn.Module) -> object:
     return getter() if callable(getter) else None
 
 
-def trained_weights(model: nn.Module) -> frozenset[str]:
+def adapter_weight_names(model: nn.Module) -> frozenset[str]:
     """The names of the weights of all carried adapters, which are not part of the base."""
-    if not carries_adapter(model):
+    if not has_adapter(model):
         return frozenset()
     configs = cast("dict[str, Any]", getattr(model, "peft_config", None) or {})
     return frozenset(own for name in configs for own in adapter_files(model, name).values())

@@ -23,7 +23,7 @@ from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.memory.usage import flops_per_token, num_bytes
-from zeta_core.model import quantized
+from zeta_core.model import quantization
 
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
@@ -39,7 +39,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def in_4_bits(**changes: Any) -> nn.Module:
     model = llama(**{**SHAPE, **changes})
-    quantized.quantize(model, torch.float32, CPU)
+    quantization.quantize(model, torch.float32, CPU)
     return model
 
 
@@ -51,7 +51,7 @@ def test_a_layer_computes_with_the_weights_that_it_stands_for(dtype: torch.dtype
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(192, 64), nn.Linear(64, 10, bias=False))
     weight = model.get_parameter("0.weight").detach().to(dtype)
-    quantized.quantize(model, dtype, CPU)
+    quantization.quantize(model, dtype, CPU)
     layer: Any = model.get_submodule("0")
     again = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert again.dtype == dtype
@@ -82,7 +82,7 @@ def test_linear_layers_take_an_eighth_and_all_else_stays_as_it_is() -> None:
     assert num_bytes(packed.values()) == held
     with torch.device("meta"):
         empty = llama(**SHAPE)
-    quantized.quantize(empty, torch.float32, CPU)
+    quantization.quantize(empty, torch.float32, CPU)
     assert num_bytes(empty.parameters()) == num_bytes(model.parameters())
     assert all(parameter.is_meta for parameter in empty.parameters())
     for each in (model, base):
@@ -172,6 +172,6 @@ def test_where_it_cannot_take_effect_it_is_refused_with_the_cure(
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidModel, match="are already quantized by bitsandbytes; name the original model"):
         train(str(tmp_path / "saved"), tmp_path / "out", **asked)
-    monkeypatch.setattr(quantized, "FIRST_VERSION", (99, 0))
+    monkeypatch.setattr(quantization, "FIRST_VERSION", (99, 0))
     with pytest.raises(CannotTrain, match=r"needs bitsandbytes 99\.0 or newer, and .* is installed here"):
         train("not/read", tmp_path / "out", **asked)

@@ -1,4 +1,4 @@
-"""What ``python -m zeta_core show`` prints: rows of a dataset, token by token, as a training would read them."""
+"""The output of ``python -m zeta_core show``: rows of a dataset, token by token, as a training would read them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class _Shown(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class ShowOrder(_Shown):
-    """The rows to show: the first ``rows`` of the dataset, or the one with the number ``row``, as messages count them.
+class ShowRequest(_Shown):
+    """The rows to show: the first ``rows`` of the dataset, or the row with the number ``row``, counted as in messages.
 
     ``spec`` contains the fields of a job, with local paths instead of uploaded files.
     """
@@ -23,7 +23,7 @@ class ShowOrder(_Shown):
 
 
 class ShownToken(_Shown):
-    """``text`` is the token decoded; a token that is only a part of a character is ``<ID>``.
+    """A token and its decoded ``text``, which is ``<ID>`` if the token is only a part of a character.
 
     ``truncated``: the token is beyond ``seq_len``, so it is cut off.
     """
@@ -49,7 +49,7 @@ class ShownDocument(_Shown):
 
 
 class ShownRow(_Shown):
-    """A row, its format, and the columns that are not used; or the ``error`` because of which it is rejected."""
+    """A row with its format and unused columns, or with the ``error`` for which it is rejected."""
 
     place: str
     format: str | None = None

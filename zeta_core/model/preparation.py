@@ -12,22 +12,22 @@ from zeta_core.checkpoint.weights import SavedWeights, unique_weights
 from zeta_core.contract.spec.job_spec import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
-from zeta_core.model.carried import carried_adapter
-from zeta_core.model.export import Export
+from zeta_core.model.existing_adapter import existing_adapter
+from zeta_core.model.export import Exporter
 from zeta_core.model.freezing import freeze
 from zeta_core.model.lora import add_adapter, modules_to_save
-from zeta_core.model.quantized import quantize
+from zeta_core.model.quantization import quantize
 from zeta_core.model.skeleton import skeleton_of
-from zeta_core.model.sources import Located
+from zeta_core.model.sources import LocatedModel
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.plan import Plan
 
 _COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_what_is_trained(
-    model: nn.Module, located: Located, plan: Plan, tokenizer: Any, tokens: SpecialTokens | None, *, merge: bool
-) -> tuple[SavedWeights, Export]:
+def prepare_model(
+    model: nn.Module, located: LocatedModel, plan: Plan, tokenizer: Any, tokens: SpecialTokens | None, *, merge: bool
+) -> tuple[SavedWeights, Exporter]:
     """`prepare` the model, and return the weights to save and how to export them.
 
     ``tokens`` are set in the saved configurations.
@@ -38,7 +38,7 @@ def choose_what_is_trained(
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
     kept, aliases_of_kept = unique_weights(model.state_dict() if keep else {})
     adapter = prepare(model, located, plan)
-    export = Export(skeleton, tokenizer, dtype, located, adapter)
+    export = Exporter(skeleton, tokenizer, dtype, located, adapter)
     weights, aliases = unique_weights(model.state_dict())
     if adapter is None:
         saved = SavedWeights(frozenset(weights), aliases)
@@ -49,7 +49,7 @@ def choose_what_is_trained(
     return saved, export
 
 
-def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
+def prepare(model: nn.Module, located: LocatedModel, plan: Plan) -> Adapter | None:
     """Add the adapter, or freeze the parameters that are not trained, in place. Raises `CannotTrain`.
 
     Trained parameters are in float32, whatever their stored precision. The base of an adapter keeps its stored
@@ -64,7 +64,7 @@ def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
             param="model",
         )
     if plan.lora is None:
-        carried = carried_adapter(model, located.base_model)
+        carried = existing_adapter(model, located.base_model)
         if carried is None:
             model.float()
         else:
@@ -79,7 +79,7 @@ def prepare(model: nn.Module, located: Located, plan: Plan) -> Adapter | None:
     return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
 
 
-def _to_precision(model: nn.Module, located: Located, plan: Plan, *, trained: Collection[str] = ()) -> None:
+def _to_precision(model: nn.Module, located: LocatedModel, plan: Plan, *, trained: Collection[str] = ()) -> None:
     """The frozen base in its stored precision if the run computes in it; the ``trained`` parameters in float32."""
     stored_in, computed_in = _stored_precision(model, located), _COMPUTED_IN[plan.mixed_precision]
     for name, parameter in model.named_parameters():
@@ -88,5 +88,5 @@ def _to_precision(model: nn.Module, located: Located, plan: Plan, *, trained: Co
             parameter.data = parameter.data.to(stored_in if keeps else torch.float32)
 
 
-def _stored_precision(model: nn.Module, located: Located) -> torch.dtype:
+def _stored_precision(model: nn.Module, located: LocatedModel) -> torch.dtype:
     return located.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,4 +1,4 @@
-"""The objects the API returns beside jobs, events and manifests: uploaded files, workers, and lists of anything."""
+"""The objects that the API returns, except jobs, events and manifests."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FilePurpose = Literal["dataset", "model"]
 ItemT = TypeVar("ItemT")
 
 
-class _Answer(BaseModel):
-    """Frozen; a client keeps the fields of a newer server."""
+class _Response(BaseModel):
+    """Frozen. A client keeps the fields of a newer server."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class StoredFile(_Answer):
-    """An uploaded file; ``sha256`` is of its bytes, in hex, and two uploads of the same bytes are told apart by id."""
+class StoredFile(_Response):
+    """An uploaded file. ``sha256`` is the hex digest of its content; uploads of the same content differ in ``id``."""
 
     id: str
     object: Literal["file"] = "file"
@@ -31,15 +31,15 @@ class StoredFile(_Answer):
     created_at: datetime
 
 
-class Worker(_Answer):
-    """A machine that trains: its slots (one per device) and which job runs in each."""
+class Worker(_Response):
+    """A machine that runs trainings: its slots (one per device), and the job in each slot."""
 
     name: str
     object: Literal["worker"] = "worker"
     host: str
     status: Literal["ready", "draining", "stopping", "gone"]
-    draining: bool = Field(default=False, description="gets no job and hands back those it has, until undrained")
-    disk_low: bool = Field(default=False, description="gets no job until its disk has room again")
+    draining: bool = Field(default=False, description="gets no new jobs and hands back its jobs, until it is undrained")
+    disk_low: bool = Field(default=False, description="gets no new jobs until its disk has free space again")
     failing: dict[str, str] = Field(default={}, description="why loops and other components are failing, by component")
     num_dropped: int = Field(default=0, description="invalid entries removed from Redis since the worker was started")
     version: str
@@ -52,8 +52,8 @@ class Worker(_Answer):
     slots: list[DeviceReport]
 
 
-class Page(_Answer, Generic[ItemT]):
-    """One page of a list; ``after=<last_id>`` asks for the next one while ``has_more`` is true."""
+class Page(_Response, Generic[ItemT]):
+    """One page of a list. While ``has_more`` is true, ``after=<last_id>`` requests the next page."""
 
     object: Literal["list"] = "list"
     data: list[ItemT]
@@ -62,14 +62,14 @@ class Page(_Answer, Generic[ItemT]):
     last_id: str | None = None
 
 
-class Curves(_Answer):
-    """A job's curves: arrays of equal length, ``null`` where a step has no such value; a step is an optimizer step.
+class Curves(_Response):
+    """A job's training curves: arrays of equal length, one entry per optimizer step, ``null`` without a value.
 
-    Each of a run's first 1000 steps is there (`STEPS_TOLD_EACH`), of later ones about one a second, whose ``loss`` and
-    rewards are then means over the steps since the one before it.
-    The last ones are empty where an older server does not tell them; ``peak_memory_bytes`` is of the first process.
-    ``rewards_...`` are those of DPO (`ProgressLine.rewards`) over the pairs trained on; ``eval_...`` and ``perplexity``
-    are over what is held out.
+    Each of the first 1000 steps of a run (`NUM_DETAILED_STEPS`) has its own entry. Later, there is about one entry per
+    second, whose ``loss`` and rewards are means over the steps since the previous entry. Fields with a default are
+    empty if an older server does not send them. ``peak_memory_bytes`` is that of the first process. ``rewards_...``
+    are the rewards of DPO (`ProgressLine.rewards`) over the trained pairs; ``eval_...`` and ``perplexity`` refer to the
+    held-out data.
     """
 
     object: Literal["metrics"] = "metrics"
@@ -96,16 +96,16 @@ class Curves(_Answer):
     eval_rewards_accuracy: list[float | None] = []
 
 
-class Health(_Answer):
-    """The answer of ``/healthz`` and ``/readyz``; ``parts`` says of each part ``ok`` or what is wrong with it."""
+class Health(_Response):
+    """The response of ``/healthz`` and ``/readyz``. ``parts`` maps each component to ``ok`` or to its fault."""
 
     status: Literal["ok", "degraded", "unavailable"]
     version: str
     parts: dict[str, str] = {}
 
 
-class DeletedObject(_Answer):
-    """The answer to a DELETE."""
+class DeletedObject(_Response):
+    """The response to a DELETE request."""
 
     id: str
     object: str

@@ -12,8 +12,8 @@ import pytest
 
 from tests.harness.model_archives import CONFIG, safetensors
 from tests.harness.model_checks import check_upload, rejection
-from zeta_core.contract.model_files import ArchiveFiles, FolderFiles, InvalidModelFiles, check_archive
-from zeta_core.contract.model_files.archive import BLOCK, MAX_EXTENSION_BYTES
+from zeta_core.system.model_files import ArchiveFiles, FolderFiles, InvalidModelFiles, check_archive
+from zeta_core.system.model_files.archive import BLOCK, MAX_EXTENSION_BYTES
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **changes: Any) -> bytes:

@@ -8,19 +8,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from zeta_core.contract.data_files.signatures import FIRST_BYTES, is_lfs_pointer
-from zeta_core.contract.model_files.adapter import clean_adapter
-from zeta_core.contract.model_files.config import clean_config
-from zeta_core.contract.model_files.faults import InvalidModelFiles, Origin, Place
-from zeta_core.contract.model_files.files import ArchiveFiles, ModelFiles
-from zeta_core.contract.model_files.json_files import MAX_BYTES, parse_any, parse_object
-from zeta_core.contract.model_files.safetensors import check_header
-from zeta_core.contract.model_files.tokenizer import (
+from zeta_core.contract.model_json.adapter import clean_adapter
+from zeta_core.contract.model_json.config import clean_config
+from zeta_core.contract.model_json.faults import InvalidModelFiles, JsonLocation, Origin
+from zeta_core.contract.model_json.json_files import MAX_BYTES, parse_any, parse_object
+from zeta_core.contract.model_json.tokenizer import (
     check_tokenizer,
     clean_ids,
     clean_special_tokens,
     clean_tokenizer_config,
 )
-from zeta_core.contract.model_files.values import (
+from zeta_core.contract.model_json.values import (
     CODE_KEYS,
     check_code_key,
     check_file_key,
@@ -28,6 +26,8 @@ from zeta_core.contract.model_files.values import (
     looks_like_a_path,
     names_a_file,
 )
+from zeta_core.system.model_files.files import ArchiveFiles, ModelFiles
+from zeta_core.system.model_files.safetensors import check_header
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".gguf")
@@ -38,7 +38,7 @@ _DATA = (".txt", ".model", ".tiktoken", ".jinja")  # vocabularies and templates,
 _DATA_JSON = ("vocab.json", "tekken.json", "emoji.json", "normalizer.json", "entity_vocab.json")  # tokens and ids
 # Records of a training, which nothing reads and which may tell where it was.
 _RECORDS = ("trainer_state.json", "manifest.json", "all_results.json", "train_results.json", "eval_results.json")
-_CLEANERS: dict[str, Callable[[dict[str, Any], Place], dict[str, Any]]] = {
+_CLEANERS: dict[str, Callable[[dict[str, Any], JsonLocation], dict[str, Any]]] = {
     "config.json": clean_config,
     "generation_config.json": clean_config,
     "tokenizer_config.json": clean_tokenizer_config,
@@ -150,23 +150,23 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[
     with files.open(name) as stream:
         content = stream.read()
     siblings = {other.name for other in map(PurePosixPath, files.sizes) if other.parent == path.parent}
-    place = Place(label, siblings, origin, ignored=[] if ignored is None else ignored)
+    location = JsonLocation(label, siblings, origin, ignored=[] if ignored is None else ignored)
     # A user can't correct a published model, and libraries see only one of the values.
     lenient = origin == "elsewhere"
     if path.name == INDEX:
         index = parse_object(content, label, allow_duplicate_names=lenient)
-        return json.dumps(_clean_index(index, place)).encode()
+        return json.dumps(_clean_index(index, location)).encode()
     if path.name == "tokenizer.json":
-        check_tokenizer(parse_object(content, label), place)
+        check_tokenizer(parse_object(content, label), location)
     elif path.name in _CLEANERS:
-        clean = _CLEANERS[path.name](parse_object(content, label, allow_duplicate_names=lenient), place)
+        clean = _CLEANERS[path.name](parse_object(content, label, allow_duplicate_names=lenient), location)
         return json.dumps(clean, ensure_ascii=False, indent=1).encode()
     elif path.name in _DATA_JSON:
         parse_object(content, label)
     else:
         # Others may contain a list, such as the modules.json of an embedding model.
         unread = parse_any(content, label, allow_duplicate_names=lenient)
-        _check_unread(cast("dict[str, Any]", unread) if isinstance(unread, dict) else {path.stem: unread}, place)
+        _check_unread(cast("dict[str, Any]", unread) if isinstance(unread, dict) else {path.stem: unread}, location)
     return None
 
 
@@ -192,15 +192,15 @@ def check_weights(files: ModelFiles, name: str) -> None:
             check_header(stream, files.sizes[name], f"{files.name}: {name}")
 
 
-def _clean_index(index: dict[str, Any], place: Place) -> dict[str, Any]:
+def _clean_index(index: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """A map of tensors to the safetensors files beside it."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
-        place.refuse("weight_map", weight_map, "it must be an object of tensors and their files")
+        location.refuse("weight_map", weight_map, "it must be an object of tensors and their files")
     for tensor, file in cast("dict[str, Any]", weight_map).items():
-        is_beside = isinstance(file, str) and file in place.siblings and "/" not in file
+        is_beside = isinstance(file, str) and file in location.siblings and "/" not in file
         if not is_beside or not file.endswith(".safetensors"):
-            place.inside("weight_map").refuse(
+            location.inside("weight_map").refuse(
                 tensor, file, "it must name a .safetensors file beside it in the same model"
             )
     about = index.get("metadata")
@@ -208,27 +208,27 @@ def _clean_index(index: dict[str, Any], place: Place) -> dict[str, Any]:
     return {"metadata": {"total_size": metadata.get("total_size", 0)}, "weight_map": weight_map}
 
 
-def _check_unread(content: Mapping[str, Any], place: Place) -> None:
+def _check_unread(content: Mapping[str, Any], location: JsonLocation) -> None:
     """Reject code and outside files in a JSON file that is never read, because its author expects it to be read."""
     for key, value in content.items():
         if key in CODE_KEYS:
-            check_code_key(place, key, value)
+            check_code_key(location, key, value)
         else:
-            _check_unread_value(key, value, place)
+            _check_unread_value(key, value, location)
 
 
-def _check_unread_value(key: str, value: object, place: Place) -> None:
+def _check_unread_value(key: str, value: object, location: JsonLocation) -> None:
     """Check the value of a key, or one of the values in its list, however deeply lists are nested."""
     if isinstance(value, list):
         for item in cast("list[object]", value):
-            _check_unread_value(key, item, place)
+            _check_unread_value(key, item, location)
     elif isinstance(value, dict):
-        _check_unread(cast("dict[str, Any]", value), place.inside(key))
+        _check_unread(cast("dict[str, Any]", value), location.inside(key))
     elif isinstance(value, str):
         if names_a_file(key) and looks_like_a_path(value):
-            check_file_key(place, key, value)
+            check_file_key(location, key, value)
         elif leads_outside(value) and not value.startswith(("http://", "https://")):
-            place.refuse(key, value, "it must not lead out of the model; leave it out")
+            location.refuse(key, value, "it must not lead out of the model; leave it out")
 
 
 def _is_adapter_beside_model(path: PurePosixPath, files: ModelFiles) -> bool:

@@ -22,7 +22,7 @@ class InvalidModelFiles(InvalidRequest):
 
 
 @dataclass(frozen=True)
-class Place:
+class JsonLocation:
     """A JSON object in a model's files.
 
     ``siblings`` are the names of the files in the same folder. ``ignored`` collects the keys that refer to code and are
@@ -35,7 +35,7 @@ class Place:
     path: tuple[str, ...] = field(default=())
     ignored: list[str] = field(default_factory=list[str], compare=False)
 
-    def inside(self, key: str) -> Place:
+    def inside(self, key: str) -> JsonLocation:
         return replace(self, path=(*self.path, key))
 
     def ignore(self, key: str) -> None:

@@ -1,1 +1,1 @@
-"""The service's server: HTTP API, scheduler, and keeper of the events. The only writer of the database."""
+"""The server: HTTP API, scheduler and event storage. It is the only writer of the database."""

@@ -1,1 +1,1 @@
-"""What a job would need: parameters, steps, tokens, memory and time."""
+"""Estimates a job before it runs: parameters, steps, tokens, memory, disk space and time."""

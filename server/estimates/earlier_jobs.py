@@ -38,7 +38,7 @@ _NO_JOB = (
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierJob:
     """A successful job: its requested and resolved options, and its measurements."""
 
     id: str
@@ -50,7 +50,7 @@ class Earlier:
     memory: dict[str, Any] | None
 
     def time_of(self, num_sequences: int, device: str) -> Seconds:
-        """The time of the training alone, without waiting, startup and evaluations."""
+        """The training time, without waiting, startup and evaluations."""
         return Seconds(
             seconds=round(num_sequences * self.seconds / self.sequences, 1),
             meaning=f"of training, at the speed of {self.id} on such a device ({device}); waiting, startup and "
@@ -67,28 +67,28 @@ class Earlier:
 
 async def find_earlier(
     session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: ResolvedSpec
-) -> tuple[Earlier, str] | str:
-    """The job with the name of its device, or why there is none; ``resolved`` is all that is known of the spec."""
+) -> tuple[EarlierJob, str] | str:
+    """The job and the name of its device, or why there is none; ``resolved`` is the spec as far as it is known."""
     beats = {beat.worker: beat for beat in engine.workers()}
     candidates = [Candidate(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
     able = [candidate for candidate in candidates if candidate.slots_for(spec.resources) is not None]
-    wanted = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in able}
-    if not wanted:
+    available = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in able}
+    if not available:
         return _NO_DEVICE
     requested = resolve(spec)
     succeeded = await _succeeded(session, project, resolved.model)
-    alike = [job for job in succeeded if _same_work(requested, resolved, job)]
+    comparable = [job for job in succeeded if _same_work(requested, resolved, job)]
     workers: dict[str, set[str]] = defaultdict(set)
-    of_them = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in alike]))
-    for job_id, worker in await session.execute(of_them):
+    attempts = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in comparable]))
+    for job_id, worker in await session.execute(attempts):
         workers[job_id].add(worker)
-    for job in sorted(alike, key=lambda job: job.seconds, reverse=True):
+    for job in sorted(comparable, key=lambda job: job.seconds, reverse=True):
         gpus = int((job.decided.device or "").startswith("cuda"))
         devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
         device = devices.pop() if len(devices) == 1 else None
-        if device is not None and device in wanted:
+        if device is not None and device in available:
             return job, device
-    return _NO_JOB.format(" or ".join(sorted(wanted)))
+    return _NO_JOB.format(" or ".join(sorted(available)))
 
 
 def _device(beat: Heartbeat, gpus: int) -> str:
@@ -99,14 +99,14 @@ def _device(beat: Heartbeat, gpus: int) -> str:
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
-async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Earlier]:
-    """The newest jobs of this model that trained from their start to their end and say what that took."""
+async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[EarlierJob]:
+    """The newest successful jobs of this model that started at the first step and have measurements."""
     columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec_json, JobRow.result, JobRow.progress)
     ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
     newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
-    found: list[Earlier] = []
-    for job_id, sent, resolved_json, result, progress in await session.execute(newest):
-        if resolved_json.get("model") != model or sent.get("resume_from_checkpoint"):
+    found: list[EarlierJob] = []
+    for job_id, spec_json, resolved_json, result, progress in await session.execute(newest):
+        if resolved_json.get("model") != model or spec_json.get("resume_from_checkpoint"):
             continue
         decided = ResolvedSpec.model_validate(resolved_json)
         tokens, seconds = (result or {}).get("tokens"), (result or {}).get("train_seconds")
@@ -115,16 +115,16 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Ea
         if not (tokens and seconds and sequences):
             continue
         try:
-            requested = resolve(JobSpec.model_validate(sent))
+            requested = resolve(JobSpec.model_validate(spec_json))
         except ValidationError:
-            continue  # in the words of an earlier version
+            continue  # a spec of an earlier version
         memory = (result or {}).get("memory")
-        found.append(Earlier(job_id, requested, decided, sequences, tokens, seconds, memory))
+        found.append(EarlierJob(job_id, requested, decided, sequences, tokens, seconds, memory))
     return found
 
 
-def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: Earlier) -> bool:
-    """Whether every option that determines the work was requested alike, or is the same once it is decided."""
+def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: EarlierJob) -> bool:
+    """Whether all options that affect the speed are equal, either as requested or as resolved."""
     as_long_as_documents = not requested.pack or requested.value("method") == "dpo"
     for name in {*SPEED_OPTIONS, *DOCUMENT_OPTIONS} if as_long_as_documents else SPEED_OPTIONS:
         now, then = _work(name, resolved), _work(name, job.decided)
@@ -135,7 +135,7 @@ def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: Earlier) ->
 
 
 def _work(name: str, options: ResolvedSpec) -> Any:
-    """The part of an option's value that affects the speed. Saving an adapter merged as well does not."""
+    """The part of a value that affects the speed: ``lora.save_merged`` does not."""
     value = options.value(name)
     if name == "lora" and isinstance(value, dict):
         return {key: part for key, part in value.items() if key != "save_merged"}

@@ -1,4 +1,4 @@
-"""``POST /v1/jobs/validate``: the checks of a submission without a job, and estimates of what it would need.
+"""``POST /v1/jobs/validate``: validates a spec like a submission, without creating a job, and estimates its cost.
 
 A worker determines what needs torch and transformers (`engine.checks`). Without one, the server reports only what
 follows from the spec, given configs, and earlier jobs. Each field that is null has its reason in ``pending``.
@@ -15,7 +15,7 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.estimates.earlier_jobs import find_earlier
 from server.estimates.parameter_counts import count_parameters
-from server.estimates.sequence_counts import find_counted, global_batch_of, is_fixed, steps_of
+from server.estimates.sequence_counts import find_sequence_count, global_batch_of, is_fixed, steps_of
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
 from zeta_core.contract.job.check import CheckAnswer
@@ -66,10 +66,10 @@ async def validate(service: Service, caller: Caller, body: Any) -> Estimate:
         count = await _count_parameters(session, accepted.spec)
     spec, resolved = accepted.spec, accepted.resolved_spec
     estimate = _without_worker(spec, resolved, count)
-    sent = {**body, "model": resolved.model} if isinstance(spec.model, JobModel) else body
+    request = {**body, "model": resolved.model} if isinstance(spec.model, JobModel) else body
     sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
     reuse = all(is_fixed(source) for source in sources)
-    answer = await service.engine.spec_checks.request(sent, resolved, spec.resources.num_processes, reuse=reuse)
+    answer = await service.engine.spec_checks.request(request, resolved, spec.resources.num_processes, reuse=reuse)
     if isinstance(answer, str):
         pending = {name: f"{reason} {answer}" for name, reason in estimate.pending.items()}
         estimate = estimate.model_copy(update={"pending": pending})
@@ -85,7 +85,7 @@ async def _with_earlier_jobs(service: Service, caller: Caller, spec: JobSpec, es
     time, memory = None, estimate.memory
     async with service.database.read() as session:
         if not _is_length_known(estimate):
-            counted = await find_counted(session, caller.project, spec, estimate.resolved_spec)
+            counted = await find_sequence_count(session, caller.project, spec, estimate.resolved_spec)
             if counted is not None:
                 estimate = _with_count(estimate, spec, *counted)
         earlier = await find_earlier(session, service.engine, caller.project, spec, estimate.resolved_spec)
@@ -119,7 +119,7 @@ def _with_count(estimate: Estimate, spec: JobSpec, job_id: str, num_sequences: i
     else:
         assert resolved.epochs is not None, "epochs or max_steps is set"
         steps, sequences = steps_of(num_sequences, resolved.epochs, global_batch_size)
-    assert resolved.seq_len is not None, "find_counted compares it"
+    assert resolved.seq_len is not None, "find_sequence_count compares it"
     update: dict[str, Any] = {
         "steps": steps,
         "tokens": sequences * resolved.seq_len,

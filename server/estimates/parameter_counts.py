@@ -1,8 +1,8 @@
-"""How many parameters a model has, where a config says it exactly; everything else a worker finds out.
+"""Counts the parameters of a model from its config. A worker counts those of all other models.
 
-Known are types whose layers are written down here, and configs that give every number that counts: what a type's own
-default would decide is not guessed. Formulas: the modules of ``transformers.models.{llama,mistral,qwen2,gpt2}``; a test
-holds them against the real models.
+Only the model types below are supported, and only configs that contain every required number: defaults of a type are
+not guessed. The formulas follow the modules of ``transformers.models.{llama,mistral,qwen2,gpt2}``; a test compares them
+with the real models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _Unknown(Exception):
-    """The config leaves a number to its type's default."""
+    """The config lacks a number, so the default of its type applies."""
 
 
 class _Config:
@@ -20,7 +20,7 @@ class _Config:
         self._values = values
 
     def number(self, name: str) -> int:
-        """A number that must be given. Raises `_Unknown`."""
+        """A required number. Raises `_Unknown`."""
         value = self._values.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise _Unknown(name)
@@ -37,7 +37,7 @@ class _Config:
 
 
 def count_parameters(config: dict[str, Any]) -> int | None:
-    """The parameters of a model of this config, tied ones once; ``None`` where it does not say."""
+    """The number of parameters, counting tied ones once; ``None`` if the config doesn't determine it."""
     formula = _FORMULAS.get(str(config.get("model_type")))
     if formula is None:
         return None
@@ -48,7 +48,7 @@ def count_parameters(config: dict[str, Any]) -> int | None:
 
 
 def _llama(config: _Config, *, query_bias: bool | None = None, kv_heads_default: bool = True) -> int:
-    """Grouped-query attention, a gated MLP, RMS norms; ``query_bias`` is of q, k and v, whatever the config says."""
+    """Grouped-query attention, a gated MLP and RMS norms; ``query_bias`` overrides the config for q, k and v."""
     hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
     kv_heads = (
         config.number_or("num_key_value_heads", heads) if kv_heads_default else config.number("num_key_value_heads")

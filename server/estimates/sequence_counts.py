@@ -1,7 +1,7 @@
-"""The earlier job of a project that counted the same data: how many sequences an epoch of it has.
+"""Finds the number of sequences per epoch from an earlier job of the project that counted the same data.
 
-Data is the same where it was uploaded with the same bytes, is built in, or is a commit of the Hub; what a path or a
-branch holds may have changed since. Whether the job succeeded does not matter: it counts before its first step.
+Data is the same if it was uploaded with the same bytes, is built in, or is a commit on the Hub; the contents of a path
+or a branch may have changed. The earlier job need not have succeeded, because it counts before its first step.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ COMPARED_OPTIONS = tuple(name for name in options_affecting(JobSpec, "sequences"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-async def find_counted(
+async def find_sequence_count(
     session: AsyncSession, project: str, spec: JobSpec, resolved: ResolvedSpec
 ) -> tuple[str, int] | None:
-    """The newest such job and its sequences in an epoch; ``resolved`` is all that is known of the spec."""
-    seq_len, wanted = resolved.seq_len, _identity(spec, resolved.files)
-    if seq_len is None or wanted is None:
+    """The id and the sequences per epoch of the newest such job; ``resolved`` is the spec as far as it is known."""
+    seq_len, identity = resolved.seq_len, _identity(spec, resolved.files)
+    if seq_len is None or identity is None:
         return None
     columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec_json)
     newest = select(*columns).where(JobRow.project == project, JobRow.deleted_at.is_(None))
     newest = newest.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
-    for job_id, sent, resolved_json in await session.execute(newest):
-        decided = ResolvedSpec.model_validate(resolved_json)
-        if not decided.num_sequences or decided.seq_len != seq_len:
+    for job_id, spec_json, resolved_json in await session.execute(newest):
+        earlier_resolved = ResolvedSpec.model_validate(resolved_json)
+        if not earlier_resolved.num_sequences or earlier_resolved.seq_len != seq_len:
             continue
         try:
-            earlier = JobSpec.model_validate(sent)
+            earlier = JobSpec.model_validate(spec_json)
         except ValidationError:
-            continue  # in the words of an earlier version
-        if _identity(earlier, decided.files) == wanted:
-            return job_id, decided.num_sequences
+            continue  # a spec of an earlier version
+        if _identity(earlier, earlier_resolved.files) == identity:
+            return job_id, earlier_resolved.num_sequences
     return None
 
 
 def steps_of(num_sequences: int, epochs: float, global_batch_size: int) -> tuple[int, int]:
-    """The steps of all epochs and their number of sequences, as `zeta_core.plan.with_length` counts them."""
+    """The number of steps and of sequences in all epochs, as `zeta_core.plan.with_length` counts them."""
     sequences = max(1, round(epochs * num_sequences))
     return math.ceil(sequences / global_batch_size), sequences
 
@@ -74,22 +74,22 @@ def is_fixed(source: DatasetSource) -> bool:
 
 
 def _identity(spec: JobSpec, files: Mapping[str, UploadedFile]) -> list[Any] | None:
-    """What two specs have alike that cut the same data into the same sequences; None where that cannot be known."""
+    """Equal for two specs that produce the same sequences from the same data; ``None`` if that is unknown."""
     sources: list[Any] = []
     for source in dataset_sources(spec.dataset):
-        told = source.model_dump(mode="json")
+        fields = source.model_dump(mode="json")
         if isinstance(source, FileSource):
-            told["file"] = [_bytes_of(file_id, files) for file_id in source.file_ids]
+            fields["file"] = [_bytes_of(file_id, files) for file_id in source.file_ids]
         elif not is_fixed(source):
             return None
-        sources.append(told)
+        sources.append(fields)
     requested = resolve(spec)
     seed = requested.seed if spec.eval_split else None  # it decides what is held out
     return [sources, _tokenizer(requested, files), seed, *(requested.value(name) for name in COMPARED_OPTIONS)]
 
 
 def _bytes_of(file_id: str, files: Mapping[str, UploadedFile]) -> list[str]:
-    """An uploaded file by what is in it, and by the ending of its name, which tells how it is read."""
+    """The hash of an uploaded file, and the suffix of its name, which determines its format."""
     file = files.get(file_id)
     if file is None:
         return [file_id, ""]
@@ -97,7 +97,7 @@ def _bytes_of(file_id: str, files: Mapping[str, UploadedFile]) -> list[str]:
 
 
 def _tokenizer(requested: ResolvedSpec, files: Mapping[str, UploadedFile]) -> Any:
-    """The one that is named, else the model whose own it is; a config from scratch has none, which means bytes."""
+    """The tokenizer in the spec, else the model with its own tokenizer; a model from scratch uses bytes."""
     named = requested.value("tokenizer") or requested.model
     if isinstance(named, dict):
         if "config" in named or "builtin" in named:

@@ -1,1 +1,1 @@
-"""From what a client sends to a job: checked, estimated, resumed, run again."""
+"""Creates jobs: validates submitted specs and their references, checks resumes, and patches the specs of reruns."""

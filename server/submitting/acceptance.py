@@ -1,4 +1,4 @@
-"""The checks and decisions that turn a spec into a job, shared by submission and validation."""
+"""Validates a spec and resolves its defaults, both for submission and for validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.service import Service
-from server.submitting.references import check_references, check_training_state, with_named_checkpoint
+from server.submitting.references import check_references, check_training_state, resolve_latest
 from server.submitting.resuming import check_exact_resume, device_kind_of
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -19,7 +19,7 @@ from zeta_core.contract.spec.validation import parse
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedSpec:
     """A valid spec with ``latest`` resolved to a checkpoint, and the resolved spec with defaults and its files."""
 
     spec: JobSpec
@@ -33,13 +33,13 @@ async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
     return spec
 
 
-async def accept(session: AsyncSession, service: Service, caller: Caller, spec: JobSpec) -> Accepted:
+async def accept(session: AsyncSession, service: Service, caller: Caller, spec: JobSpec) -> AcceptedSpec:
     """The checks inside the transaction, which lock the rows that the spec refers to. Raises `InvalidSpec`."""
     files = await check_references(session, service, caller.project, spec)
-    spec = await with_named_checkpoint(session, spec)
+    spec = await resolve_latest(session, spec)
     await check_exact_resume(session, spec)
     resolved = resolve(spec).updated(ResolvedSpec(files=files))
     if spec.resume_from_checkpoint is not None:
         device_kind = await device_kind_of(session, spec.resume_from_checkpoint)
         resolved = resolved.updated(ResolvedSpec(device_kind=device_kind))
-    return Accepted(spec, resolved)
+    return AcceptedSpec(spec, resolved)

@@ -1,4 +1,4 @@
-"""What a spec names of this service (files, jobs, checkpoints, paths, Hub ids): each must be there and allowed."""
+"""Validates the references of a spec: files, jobs, checkpoints, paths and Hub ids must exist and be allowed."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ from zeta_core.contract.spec.validation import error_of, shown
 async def check_references(
     session: AsyncSession, service: Service, project: str, spec: JobSpec
 ) -> dict[str, UploadedFile]:
-    """The files that the job reads, by their ids.
+    """The uploaded files that the job reads, by id.
 
-    They, and the jobs that are named, are locked against deletion until the transaction ends. Raises `InvalidSpec`
-    naming every reference that leads nowhere.
+    Locks these files and the referenced jobs against deletion until the transaction ends. Raises `InvalidSpec` with
+    every invalid reference.
     """
     files: dict[str, UploadedFile] = {}
-    details = [*_closed_paths(service, spec), *_closed_hub_ids(service.settings, spec)]
-    named_files = list(_files(spec))
-    rows = await _file_rows(session, project, {named.file_id for named in named_files})
-    for named in named_files:
-        param, file_id, purpose = named.param, named.file_id, named.purpose
+    details = [*_path_errors(service, spec), *_hub_errors(service.settings, spec)]
+    references = list(_file_references(spec))
+    rows = await _file_rows(session, project, {reference.file_id for reference in references})
+    for reference in references:
+        param, file_id, purpose = reference.param, reference.file_id, reference.purpose
         row = rows.get(file_id)
         if row is None:
-            message = f"{param} is {shown(file_id)}, which is no uploaded file; upload it with POST /v1/files."
+            message = f"{param} is {shown(file_id)}, which is not an uploaded file; upload it with POST /v1/files."
             details.append(ErrorDetail(param=param, message=message, code="file_not_found"))
         elif row.purpose != purpose:
             message = f"{param} is {file_id!r}, uploaded with purpose {row.purpose!r}; it must be {purpose!r}."
             details.append(ErrorDetail(param=param, message=message, code="wrong_purpose"))
-        elif purpose == "dataset" and (fault := unreadable(row.filename, as_tokens=named.as_tokens)) is not None:
+        elif purpose == "dataset" and (fault := unreadable(row.filename, as_tokens=reference.as_tokens)) is not None:
             details.append(ErrorDetail(param=param, message=f"{param} {fault}", code="unknown_format"))
         else:
             files[file_id] = UploadedFile(
                 filename=row.filename, sha256=row.sha256, purpose=row.purpose, bytes=row.bytes
             )
-    for param, job_id, checkpoint in _checkpoints(spec):
-        wrong = await _checkpoint_fault(session, project, job_id, checkpoint)
-        if wrong is not None:
-            code, sentence = wrong
+    for param, job_id, checkpoint in _checkpoint_references(spec):
+        fault = await _checkpoint_fault(session, project, job_id, checkpoint)
+        if fault is not None:
+            code, sentence = fault
             details.append(ErrorDetail(param=param, message=f"{param} {sentence}", code=code))
     if details:
         raise error_of(details)
@@ -74,7 +74,7 @@ async def check_references(
 
 
 async def _file_rows(session: AsyncSession, project: str, file_ids: set[str]) -> dict[str, FileRow]:
-    """The project's files of these ids, locked against deletion; always in one order, so that no two wait in a ring."""
+    """The project's files with these ids, locked against deletion in a fixed order to avoid deadlocks."""
     ids = sorted(file_id for file_id in file_ids if is_id(file_id, "file"))
     if not ids:
         return {}
@@ -82,8 +82,8 @@ async def _file_rows(session: AsyncSession, project: str, file_ids: set[str]) ->
     return {row.id: row for row in await session.scalars(query.with_for_update(read=True))}
 
 
-def _datasets(spec: JobSpec) -> Iterator[tuple[str, Any]]:
-    """Every data source with its place in the spec."""
+def _data_sources(spec: JobSpec) -> Iterator[tuple[str, Any]]:
+    """Every data source, preceded by its path in the spec, such as ``dataset.0``."""
     named: list[tuple[str, Dataset | None]] = [("dataset", spec.dataset), ("eval_dataset", spec.eval_dataset)]
     for name, dataset in named:
         for index, source in enumerate(dataset_sources(dataset)):
@@ -91,8 +91,8 @@ def _datasets(spec: JobSpec) -> Iterator[tuple[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _NamedFile:
-    """An uploaded file that a spec names: where, and what it must be."""
+class _FileReference:
+    """A spec's reference to an uploaded file: the field, and the required kind of file."""
 
     param: str
     file_id: str
@@ -100,19 +100,19 @@ class _NamedFile:
     as_tokens: bool = False
 
 
-def _files(spec: JobSpec) -> Iterator[_NamedFile]:
-    for place, source in _datasets(spec):
+def _file_references(spec: JobSpec) -> Iterator[_FileReference]:
+    for path, source in _data_sources(spec):
         if isinstance(source, FileSource):
             as_tokens = spec.use_pretokenized or source.format == "tokens"
             for file_id in source.file_ids:
-                yield _NamedFile(f"{place}.file", file_id, "dataset", as_tokens)
+                yield _FileReference(f"{path}.file", file_id, "dataset", as_tokens)
     if isinstance(spec.model, FileModel):
-        yield _NamedFile("model.file", spec.model.file, "model")
+        yield _FileReference("model.file", spec.model.file, "model")
     if isinstance(spec.tokenizer, FileTokenizer):
-        yield _NamedFile("tokenizer.file", spec.tokenizer.file, "model")
+        yield _FileReference("tokenizer.file", spec.tokenizer.file, "model")
 
 
-def _checkpoints(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
+def _checkpoint_references(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
     if isinstance(spec.model, JobModel):
         yield "model.job", spec.model.job, spec.model.checkpoint
     if spec.resume_from_checkpoint is not None:
@@ -120,45 +120,45 @@ def _checkpoints(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
         yield "resume_from_checkpoint", job_id, name or LATEST
 
 
-def _closed_paths(service: Service, spec: JobSpec) -> Iterator[ErrorDetail]:
-    """Paths outside the data root, or any where neither this server nor a worker that it knows of has one.
+def _path_errors(service: Service, spec: JobSpec) -> Iterator[ErrorDetail]:
+    """Rejects paths outside the data root, and all paths if neither this server nor a known worker has a data root.
 
-    A server that was started while Redis was away knows of none yet, and leaves it to the worker to refuse.
+    A server that started during an outage of Redis doesn't know any worker yet; then the worker checks the path.
     """
     workers = service.engine.workers()
-    opened = service.settings.data_root is not None or any(beat.data_root is not False for beat in workers)
-    opened = opened or (not workers and not service.engine.redis_ok)
-    for place, source in _datasets(spec):
+    has_root = service.settings.data_root is not None or any(beat.data_root is not False for beat in workers)
+    has_root = has_root or (not workers and not service.engine.redis_ok)
+    for path, source in _data_sources(spec):
         if not isinstance(source, PathSource):
             continue
-        param = f"{place}.path"
+        param = f"{path}.path"
         if not _inside_data_root(source.path):
             message = (
                 f"{param} is {shown(source.path)}, which leaves the workers' data root; "
                 "give a path relative to ZETA_DATA_ROOT, without '..'."
             )
             yield ErrorDetail(param=param, message=message, code="path_outside_root")
-        elif not opened:
+        elif not has_root:
             message = (
-                f"{param} is {shown(source.path)}, and no folder of data is open to jobs here; upload the data with "
-                "POST /v1/files, or have ZETA_DATA_ROOT set on the server and its workers."
+                f"{param} is {shown(source.path)}, but ZETA_DATA_ROOT is not set; upload the data with "
+                "POST /v1/files, or set ZETA_DATA_ROOT on the server and its workers."
             )
             yield ErrorDetail(param=param, message=message, code="no_data_root")
 
 
-def _closed_hub_ids(settings: ServerSettings, spec: JobSpec) -> Iterator[ErrorDetail]:
-    """What this server's operator did not open of the Hub."""
-    for place, source in _datasets(spec):
+def _hub_errors(settings: ServerSettings, spec: JobSpec) -> Iterator[ErrorDetail]:
+    """Rejects Hub ids that this server's ``ZETA_HUB`` does not allow."""
+    for path, source in _data_sources(spec):
         if isinstance(source, HubSource) and not settings.hub_allows(source.hub):
-            yield _closed_hub(f"{place}.hub", source.hub, "POST /v1/files")
+            yield _hub_error(f"{path}.hub", source.hub, "POST /v1/files")
     if isinstance(spec.model, str) and not settings.hub_allows(spec.model):
-        yield _closed_hub("model", spec.model, "POST /v1/files with purpose=model")
+        yield _hub_error("model", spec.model, "POST /v1/files with purpose=model")
     if isinstance(spec.tokenizer, str) and not settings.hub_allows(spec.tokenizer):
-        yield _closed_hub("tokenizer", spec.tokenizer, "POST /v1/files with purpose=model")
+        yield _hub_error("tokenizer", spec.tokenizer, "POST /v1/files with purpose=model")
 
 
-def _closed_hub(param: str, hub_id: str, instead: str) -> ErrorDetail:
-    message = f"{param} is {hub_id!r}, which this server may not read from the Hub (ZETA_HUB); upload it by {instead}."
+def _hub_error(param: str, hub_id: str, instead: str) -> ErrorDetail:
+    message = f"{param} is {hub_id!r}, which ZETA_HUB does not allow on this server; upload it with {instead}."
     return ErrorDetail(param=param, message=message, code="hub_not_allowed")
 
 
@@ -167,8 +167,8 @@ def _inside_data_root(path: str) -> bool:
     return not pure.is_absolute() and ".." not in pure.parts and not path.startswith("~") and ":" not in path
 
 
-async def with_named_checkpoint(session: AsyncSession, spec: JobSpec) -> JobSpec:
-    """The spec with the checkpoint that ``latest`` means now: every attempt starts from the same weights."""
+async def resolve_latest(session: AsyncSession, spec: JobSpec) -> JobSpec:
+    """The spec with ``latest`` replaced by the newest checkpoint: all attempts start from the same weights."""
     if not isinstance(spec.model, JobModel) or spec.model.checkpoint != LATEST:
         return spec
     name = await session.scalar(checkpoints_newest_first(spec.model.job).limit(1))
@@ -176,22 +176,24 @@ async def with_named_checkpoint(session: AsyncSession, spec: JobSpec) -> JobSpec
 
 
 async def check_training_state(service: Service, caller: Caller, spec: JobSpec) -> None:
-    """Refuse to resume from a checkpoint that kept its weights alone, as all but an ended job's last ones do.
+    """Raise `InvalidSpec` if the spec resumes a checkpoint without training state.
 
-    What is not there, or another project's, is told by `check_references`. Raises `InvalidSpec`.
+    Of an ended job, only the last checkpoints keep it.
+
+    `check_references` reports checkpoints that don't exist or belong to another project.
     """
     job_id, _, name = (spec.resume_from_checkpoint or "").partition("/")
     if not name or name == LATEST:
         return
     async with service.database.read() as session:
         job = await session.get(JobRow, job_id)
-        is_there = job is not None and job.project == caller.project and job.deleted_at is None
-        known = is_there and await session.get(CheckpointRow, (job_id, name))
-    stored = await asyncio.to_thread(service.store.checkpoint, job_id, name) if known else None
+        exists = job is not None and job.project == caller.project and job.deleted_at is None
+        row = exists and await session.get(CheckpointRow, (job_id, name))
+    stored = await asyncio.to_thread(service.store.checkpoint, job_id, name) if row else None
     if stored is not None and not any(file.role == "state" for file in stored.manifest.files):
         message = (
-            f"resume_from_checkpoint names checkpoint {name!r} of {job_id}, which kept its weights and not its "
-            f"training state; leave the name out to resume from the newest, or start from these weights: "
+            f"resume_from_checkpoint names checkpoint {name!r} of {job_id}, which has no training state; "
+            f"omit the name to resume from the newest checkpoint, or start from these weights: "
             f'"model": {{"job": "{job_id}", "checkpoint": "{name}"}}.'
         )
         raise error_of([ErrorDetail(param="resume_from_checkpoint", message=message, code="no_training_state")])
@@ -200,11 +202,11 @@ async def check_training_state(service: Service, caller: Caller, spec: JobSpec) 
 async def _checkpoint_fault(
     session: AsyncSession, project: str, job_id: str, checkpoint: str
 ) -> tuple[str, str] | None:
-    """Why the checkpoint cannot be used: a code and the rest of a sentence."""
-    locked = {"read": True}  # against its deletion
+    """The reason why the checkpoint can't be used: an error code, and a sentence without its subject."""
+    locked = {"read": True}  # against deletion
     job = await session.get(JobRow, job_id, with_for_update=locked) if is_id(job_id, "job") else None
     if job is None or job.project != project or job.deleted_at is not None:
-        return "job_not_found", f"names {shown(job_id)}, which is no job here."
+        return "job_not_found", f"names {shown(job_id)}, which is not a job of this project."
     if checkpoint != LATEST and not NAME_PATTERN.match(checkpoint):
         return "invalid_value", f"names checkpoint {shown(checkpoint)}; use 'step-N', 'best', 'final' or 'latest'."
     names = list(await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job_id)))

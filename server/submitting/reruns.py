@@ -1,4 +1,4 @@
-"""Reruns: a new job out of an earlier one's spec, patched, from its start or from one of its checkpoints."""
+"""Reruns a job: a new job with the patched spec, from the start or from one of the job's checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
 from server.jobs.queries import find_job
 from server.service import Service
-from server.submitting.submissions import answered_before, create, submission
+from server.submitting.submissions import create, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.commands import FROM_START, Rerun
 from zeta_core.contract.job.job import Job
@@ -23,25 +23,25 @@ from zeta_core.contract.spec.validation import parse
 async def rerun(
     service: Service, caller: Caller, job_id: str, data: Any, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """The new job, and whether it was answered before. Raises `NotFound` and `InvalidRequest` kinds.
+    """Create the new job; returns it, and whether the request is a repetition that created it before.
 
-    Faults of the patched spec are named by its fields, as those of a submission.
+    Raises `NotFound` and subclasses of `InvalidRequest`. Errors in the patched spec name its fields.
     """
-    request = submission(idempotency_key, {"rerun": job_id, "body": data})
-    earlier = await answered_before(service, caller, request)
+    request = identify_request(idempotency_key, {"rerun": job_id, "body": data})
+    earlier = await find_created_job(service, caller, request)
     if earlier is not None:
         return earlier, True
-    asked = parse(Rerun, data, error_class=InvalidRequest)
+    options = parse(Rerun, data, error_class=InvalidRequest)
     async with service.database.read() as session:
         parent = await find_job(session, caller, job_id)
-        checkpoint = await _checkpoint(session, parent, asked.from_)
-    patched = _patched(parent, asked, checkpoint)
-    check_size(patched, service.settings.max_spec_bytes)  # patches of patches must not grow without a limit
+        checkpoint = await _checkpoint(session, parent, options.from_)
+    patched = _patched(parent, options.patch, checkpoint)
+    check_size(patched, service.settings.max_spec_bytes)  # otherwise, reruns of reruns could grow without limit
     return await create(service, caller, patched, request, parent=parent.id)
 
 
 async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str | None:
-    """The checkpoint to resume, as it is called now; ``None`` for a rerun from the start."""
+    """The name of the checkpoint to resume, with ``latest`` resolved; ``None`` for a rerun from the start."""
     if named == FROM_START:
         return None
     if named == LATEST:
@@ -51,19 +51,19 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str 
         found = row.name if row else None
     if found is None:
         raise InvalidRequest(
-            f"from is {named!r}, and {parent.id} has no such checkpoint; GET /v1/jobs/{parent.id}/checkpoints lists "
-            'what it has, and "from": "start" needs none.',
+            f"from is {named!r}, but {parent.id} has no such checkpoint; GET /v1/jobs/{parent.id}/checkpoints lists "
+            'its checkpoints, and "from": "start" requires none.',
             code="checkpoint_not_found",
             param="from",
         )
     return found
 
 
-def _patched(parent: JobRow, asked: Rerun, checkpoint: str | None) -> dict[str, Any]:
-    """The parent's spec as it was sent, patched; where it said ``latest`` of a job, with what that meant for it."""
-    if asked.patch.get("resume_from_checkpoint") is not None:
+def _patched(parent: JobRow, patch: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
+    """The parent's submitted spec with the patch; ``latest`` in its model keeps the checkpoint that the parent used."""
+    if patch.get("resume_from_checkpoint") is not None:
         raise InvalidRequest(
-            "patch.resume_from_checkpoint is given; name the checkpoint in from, as 'latest' or 'step-N'.",
+            "patch.resume_from_checkpoint is not allowed; set from to 'latest' or 'step-N' instead.",
             code="invalid_value",
             param="patch.resume_from_checkpoint",
         )
@@ -71,16 +71,16 @@ def _patched(parent: JobRow, asked: Rerun, checkpoint: str | None) -> dict[str, 
     if parent.resolved_spec.job_model is not None:
         base["model"] = parent.resolved_spec.model
     for name, kinds in KINDS.items():
-        now, then = asked.patch.get(name), base.get(name)
-        if isinstance(now, dict) and isinstance(then, dict) and any(kind in now and kind not in then for kind in kinds):
-            base.pop(name)  # one of another kind replaces the old one: merged into it, it could never be valid
-    spec = merged(base, asked.patch)
+        new, old = patch.get(name), base.get(name)
+        if isinstance(new, dict) and isinstance(old, dict) and any(kind in new and kind not in old for kind in kinds):
+            base.pop(name)  # another kind of source replaces the old one; a merge of both would be invalid
+    spec = apply_merge_patch(base, patch)
     spec.pop("resume_from_checkpoint", None)
     return spec if checkpoint is None else {**spec, "resume_from_checkpoint": f"{parent.id}/{checkpoint}"}
 
 
-def merged(target: Any, patch: Any) -> Any:
-    """``target`` under a JSON merge patch (RFC 7396): objects are merged by name, null removes, the rest replaces."""
+def apply_merge_patch(target: Any, patch: Any) -> Any:
+    """``target`` with a JSON merge patch (RFC 7396): objects are merged, null removes a field."""
     if not isinstance(patch, dict):
         return patch
     result: dict[str, Any] = dict(target) if isinstance(target, dict) else {}
@@ -88,5 +88,5 @@ def merged(target: Any, patch: Any) -> Any:
         if value is None:
             result.pop(name, None)
         else:
-            result[name] = merged(result.get(name), value)
+            result[name] = apply_merge_patch(result.get(name), value)
     return result

@@ -1,7 +1,7 @@
-"""What a job that resumes another one's checkpoint may have different: exact resume is held when the job is submitted.
+"""Checks which fields a job that resumes another job's checkpoint may change, so that it continues exactly.
 
-A worker holds it again with everything it knows (the data's tokens, the model's own limits); what is refused here would
-be refused there, minutes later. What is left out takes the value of the run that goes on.
+The training repeats this check with everything it knows (the data's tokens, the model's limits). Rejecting a spec here
+saves the minutes until then. Omitted fields keep their values from the resumed run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ALWAYS_COMPARED = frozenset({"tokenizer", "use_pretokenized", "use_fsdp", "use_
 
 
 async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
-    """Raise `InvalidSpec` naming every field that the run whose checkpoint is resumed was started without.
+    """Raise `InvalidSpec` with every field that differs from the resumed run but must not change.
 
-    The checkpoint itself is there: `references.check_references` has seen it.
+    `references.check_references` has verified that the checkpoint exists.
     """
     job_id, _, name = (spec.resume_from_checkpoint or "").partition("/")
     resumed = await session.get(JobRow, job_id) if job_id else None
@@ -40,9 +40,9 @@ async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
     details = [
         ErrorDetail(
             param=param,
-            message=f"{param} is {shown(now)}, but {job_id} was started with {shown(then)}, and a resumed run goes on "
-            f'exactly; keep it, rerun with "from": "start", or begin from the weights: {weights} without '
-            "resume_from_checkpoint.",
+            message=f"{param} is {shown(now)}, but {job_id} was started with {shown(then)}, and a resumed run must "
+            f'continue exactly; keep the value, rerun with "from": "start", or start from the weights: {weights} '
+            "without resume_from_checkpoint.",
             code="changed_on_resume",
         )
         for param, now, then in _changed(spec, resumed)
@@ -63,7 +63,7 @@ async def device_kind_of(session: AsyncSession, resumed: str) -> str | None:
 
 
 def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
-    """Each field that must not change and does: its name, its value, and the one that the run was started with."""
+    """Every changed field that must not change: its name, its new value and its old value."""
     now: dict[str, Any] = spec.model_dump(mode="json")
     asked, decided = _with_defaults(resumed.spec), resumed.resolved_spec
     given = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
@@ -72,14 +72,14 @@ def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, obje
             continue
         resolved, sent = decided.value(name), asked.get(name)
         unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet
-        then = [_of_the_training(name, value) for value in (resolved, sent)]
-        if not unknown and _of_the_training(name, now[name]) not in then:
+        then = [_training_part(name, value) for value in (resolved, sent)]
+        if not unknown and _training_part(name, now[name]) not in then:
             yield name, now[name], sent if resolved is None else resolved
     yield from _changed_global_batch(spec, decided)
 
 
-def _of_the_training(name: str, value: Any) -> Any:
-    """What of a field's value the training depends on: of DeepSpeed the stage, of an adapter not how it is saved."""
+def _training_part(name: str, value: Any) -> Any:
+    """The part of a value that affects the training: DeepSpeed's stage, and an adapter without ``save_merged``."""
     if name == "use_deepspeed":
         return stage_of(value)
     if name == "lora" and value is not None:
@@ -88,7 +88,7 @@ def _of_the_training(name: str, value: Any) -> Any:
 
 
 def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
-    """A spec that was accepted once, its objects with all their fields; as it was sent where today's words differ."""
+    """A stored spec with all default values, or unchanged if an earlier version accepted it and this one doesn't."""
     try:
         return JobSpec.model_validate(sent).model_dump(mode="json")
     except ValidationError:
@@ -100,8 +100,8 @@ def _changed_global_batch(spec: JobSpec, resolved: ResolvedSpec) -> Iterator[tup
 
     With another number of processes than at the first start, the worker chooses the split.
     """
-    asked = resolve(spec)
-    batch_size, accumulate = asked.batch_size, asked.gradient_accumulate_every
+    requested = resolve(spec)
+    batch_size, accumulate = requested.batch_size, requested.gradient_accumulate_every
     then = resolved.first_world_size or (None if resolved.resources is None else resolved.resources.processes)
     processes = spec.resources.processes
     if batch_size is None or accumulate is None or (processes or 1) != (then or 1):

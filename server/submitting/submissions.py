@@ -1,7 +1,7 @@
-"""Submissions: from what was sent to a job that is on the disk.
+"""Creates jobs from submitted specs.
 
-Guarantees: a job that was answered with 201 is on the disk; two submissions with one ``Idempotency-Key`` give one job,
-even when they race.
+Guarantees: a job is on disk before its 201 response. Two requests with the same ``Idempotency-Key`` create one job,
+even if they arrive at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from server.database.transitions import create_job
 from server.jobs.queries import initial_waiting_reason
 from server.jobs.serialization import to_job
 from server.service import Service
-from server.submitting.acceptance import Accepted, accept, read_spec
+from server.submitting.acceptance import AcceptedSpec, accept, read_spec
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import utc_now
@@ -33,60 +33,60 @@ MAX_IDEMPOTENCY_KEY_LENGTH = 255
 
 
 @dataclass(frozen=True)
-class Submission:
-    """What a request is known by when it comes again: its ``Idempotency-Key``, if it has one, and what was sent."""
+class RequestIdentity:
+    """Identifies a repeated request: its ``Idempotency-Key``, if any, and the SHA-256 of its body."""
 
     idempotency_key: str | None
-    sent_sha256: str
+    body_sha256: str
 
 
-def submission(idempotency_key: str | None, sent: Any) -> Submission:
-    """``sent`` is the request as JSON data. Raises `InvalidRequest` for a key that cannot be one."""
+def identify_request(idempotency_key: str | None, body: Any) -> RequestIdentity:
+    """The identity of a request with this JSON body. Raises `InvalidRequest` for an invalid key."""
     if idempotency_key is not None:
         _check_idempotency_key(idempotency_key)
-    return Submission(idempotency_key, _fingerprint(sent))
+    return RequestIdentity(idempotency_key, _fingerprint(body))
 
 
 async def submit(service: Service, caller: Caller, data: Any, idempotency_key: str | None) -> tuple[Job, bool]:
-    """The job of a spec as it was sent, and whether it was answered before. Raises `InvalidRequest` kinds."""
-    request = submission(idempotency_key, data)
-    earlier = await answered_before(service, caller, request)
+    """Create a job; returns it, and whether an earlier request created it. Raises subclasses of `InvalidRequest`."""
+    request = identify_request(idempotency_key, data)
+    earlier = await find_created_job(service, caller, request)
     if earlier is not None:
         return earlier, True
     return await create(service, caller, data, request)
 
 
-async def answered_before(service: Service, caller: Caller, request: Submission) -> Job | None:
-    """The job that the same request was answered with. Raises `InvalidRequest` if its key came with another one."""
+async def find_created_job(service: Service, caller: Caller, request: RequestIdentity) -> Job | None:
+    """The job that an earlier, equal request created. Raises `InvalidRequest` if the key was used for another body."""
     if request.idempotency_key is None:
         return None
     async with service.database.read() as session:
-        earlier = await _answered(session, caller, request.idempotency_key, request.sent_sha256)
+        earlier = await _job_of_key(session, caller, request.idempotency_key, request.body_sha256)
         return await to_job(session, earlier) if earlier is not None else None
 
 
 async def create(
-    service: Service, caller: Caller, data: dict[str, Any], request: Submission, *, parent: str | None = None
+    service: Service, caller: Caller, data: dict[str, Any], request: RequestIdentity, *, parent: str | None = None
 ) -> tuple[Job, bool]:
-    """A new job of ``data``, a spec as it was sent, or the one that the same request got in the meantime."""
+    """Create a job from the submitted spec ``data``, or return the one that an equal request has just created."""
     spec = await read_spec(service, caller, data)
     key = request.idempotency_key
     async with service.database.write() as session:
         if key is not None:
-            earlier = await _claim_key(session, caller, key, request.sent_sha256)
+            earlier = await _claim_key(session, caller, key, request.body_sha256)
             if earlier is not None:
                 return await to_job(session, earlier), True
         row = _row(service, caller, await accept(session, service, caller, spec), data, parent)
         await create_job(session, row)
         if key is not None:
-            await _keep_answer(session, caller, key, row.id)
+            await _record_job(session, caller, key, row.id)
         await session.flush()
         job = await to_job(session, row)
     service.engine.wake()
     return job, False
 
 
-def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent: str | None) -> JobRow:
+def _row(service: Service, caller: Caller, accepted: AcceptedSpec, data: Any, parent: str | None) -> JobRow:
     (job_id, created_at), spec = new_id_at("job"), accepted.spec
     return JobRow(
         id=job_id,
@@ -108,7 +108,7 @@ def _row(service: Service, caller: Caller, accepted: Accepted, data: Any, parent
 
 
 def _fingerprint(data: Any) -> str:
-    """The SHA-256 of what was sent, whatever the order of its fields and its white space."""
+    """The SHA-256 of a JSON body, independent of white space and the order of fields."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -121,14 +121,14 @@ def _check_idempotency_key(key: str) -> None:
         )
 
 
-async def _answered(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
-    """The job that this key was answered with. Raises `InvalidRequest` if it came with another body."""
+async def _job_of_key(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
+    """The job that was created with this key. Raises `InvalidRequest` if the body was different."""
     row = await session.get(IdempotencyRow, (caller.key_id, key), populate_existing=True)
     if row is None or row.created_at < utc_now() - timedelta(hours=IDEMPOTENCY_HOURS):
         return None
     if row.body_sha256 != body_sha256:
         raise InvalidRequest(
-            f"Idempotency-Key {key!r} was used with another body within {IDEMPOTENCY_HOURS} hours; use a new key.",
+            f"Idempotency-Key {key!r} was used for a different body within {IDEMPOTENCY_HOURS} hours; use a new key.",
             code="idempotency_key_reused",
             param="Idempotency-Key",
         )
@@ -136,7 +136,7 @@ async def _answered(session: AsyncSession, caller: Caller, key: str, body_sha256
 
 
 async def _claim_key(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
-    """Take the key for this transaction, or find the job of whoever took it first (PostgreSQL waits for him)."""
+    """Claim the key, or return the job of the transaction that claimed it first (PostgreSQL waits for its end)."""
     old = IdempotencyRow.created_at < utc_now() - timedelta(hours=IDEMPOTENCY_HOURS)
     await session.execute(delete(IdempotencyRow).where(old))
     claim = IdempotencyRow(
@@ -146,11 +146,11 @@ async def _claim_key(session: AsyncSession, caller: Caller, key: str, body_sha25
         async with session.begin_nested():
             session.add(claim)
     except IntegrityError:
-        return await _answered(session, caller, key, body_sha256)
+        return await _job_of_key(session, caller, key, body_sha256)
     return None
 
 
-async def _keep_answer(session: AsyncSession, caller: Caller, key: str, job_id: str) -> None:
+async def _record_job(session: AsyncSession, caller: Caller, key: str, job_id: str) -> None:
     claim = await session.get(IdempotencyRow, (caller.key_id, key))
     assert claim is not None, "the key was claimed in this transaction"
     claim.job_id = job_id

@@ -1,4 +1,4 @@
-"""Time and memory of a spec are told by an earlier job that did the same work on such a device, and by nothing else."""
+"""Only an earlier job with the same workload on the same kind of device provides an estimate of time and memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.estimates.earlier_jobs import Earlier, find_earlier
+from server.estimates.earlier_jobs import EarlierJob, find_earlier
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
@@ -30,64 +30,68 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
         yield made
 
 
-def test_a_time_is_that_of_the_longest_job_alike_on_such_a_device(fleet: Bench, shared_valkey: ValkeyServer) -> None:
+def test_an_estimate_uses_the_longest_comparable_job_on_the_same_device(
+    fleet: Bench, shared_valkey: ValkeyServer
+) -> None:
     engine, rows = fleet.start_engine(), Rows(fleet.settings)
 
-    async def find(sent: dict[str, Any], resolved: dict[str, Any], project: str) -> tuple[Earlier, str] | str:
-        spec = parse(JobSpec, {**SPEC, **sent})
+    async def find(fields: dict[str, Any], resolved: dict[str, Any], project: str) -> tuple[EarlierJob, str] | str:
+        spec = parse(JobSpec, {**SPEC, **fields})
         async with fleet.database.read() as session:
             decided = resolve(spec).updated(ResolvedSpec.model_validate(resolved))
             return await find_earlier(session, engine, project, spec, decided)
 
-    def told_by(sent: dict[str, Any] | None = None, *, project: str = "default", **resolved: Any) -> Earlier | str:
-        found = fleet.loop.run(find(sent or {}, resolved, project))
+    def estimate_source(
+        fields: dict[str, Any] | None = None, *, project: str = "default", **resolved: Any
+    ) -> EarlierJob | str:
+        found = fleet.loop.run(find(fields or {}, resolved, project))
         return found if isinstance(found, str) else found[0]
 
     def succeeded(seconds: float, spec: dict[str, Any] | None = None, **decided: Any) -> str:
         """A job of 4 steps whose only attempt ran on the worker ``w1``."""
         job_id = rows.job(spec=spec)
         rows.attempt(job_id, progress=[{"phase": "training", "step": 4}], to=JobStatus.SUCCEEDED)
-        sent = parse(JobSpec, {**SPEC, **(spec or {})})
+        submitted = parse(JobSpec, {**SPEC, **(spec or {})})
         rows.change(
             job_id,
-            resolved_spec=resolve(sent).updated(ResolvedSpec.model_validate({**DECIDED, **decided})),
+            resolved_spec=resolve(submitted).updated(ResolvedSpec.model_validate({**DECIDED, **decided})),
             progress={"step": 4},
             result={"tokens": 8000, "train_seconds": seconds, "memory": MEMORY},
         )
         return job_id
 
-    assert "no connected worker can run the job" in str(told_by())
+    assert "no connected worker can run the job" in str(estimate_source())
     with shared_valkey.client() as client:
         worker = SimulatedWorker(client, SECRET, "w1")
 
-        def alive() -> bool:
+        def is_alive() -> bool:
             worker.beat()
             return engine.is_alive("w1")
 
-        wait_until(alive, 15, "the worker to be known")
-        assert "on such a device (1 CPU core)" in str(told_by())
+        wait_until(is_alive, 15, "the worker to be known")
+        assert "on such a device (1 CPU core)" in str(estimate_source())
         succeeded(2.0)
         longest = succeeded(4.0)
         succeeded(8.0, {"resume_from_checkpoint": f"{longest}/step-4"})
         succeeded(8.0, device="cuda:0")
         succeeded(8.0, {"seq_len": 32})
         unpacked = succeeded(1.0, {"pack": False})
-        alive()
+        is_alive()
 
-        found = told_by()
-        assert isinstance(found, Earlier)
+        found = estimate_source()
+        assert isinstance(found, EarlierJob)
         time = found.time_of(1280, "1 CPU core")
         assert (time.job, time.seconds, time.tokens_per_second) == (longest, 40.0, 2000.0)
         assert longest in time.meaning
         assert found.measured_memory is not None
         assert found.measured_memory.model_dump() == {**MEMORY, "job": longest}
         for same in ({"batch_size": 8}, {"learning_rate": 1.0, "metadata": {"a": "b"}}, {"max_steps": 9}):
-            assert isinstance(told_by(same, batch_size=8), Earlier), same
+            assert isinstance(estimate_source(same, batch_size=8), EarlierJob), same
         for other in ({"lora": {}}, {"batch_size": 4}, {"mixed_precision": "bf16"}, {"resources": {"processes": 2}}):
-            assert isinstance(told_by(other), str), other
-        assert isinstance(told_by(project="another"), str)
-        padded = told_by({"pack": False})  # such rows are as long as their documents
-        assert isinstance(padded, Earlier)
+            assert isinstance(estimate_source(other), str), other
+        assert isinstance(estimate_source(project="another"), str)
+        padded = estimate_source({"pack": False})  # such rows are as long as their documents
+        assert isinstance(padded, EarlierJob)
         assert padded.id == unpacked
-        assert isinstance(told_by({"pack": False, "dataset": {"path": "other.txt"}}), str)
-        assert isinstance(told_by({"resources": {"gpus": 1}}), str), "no worker has a GPU"
+        assert isinstance(estimate_source({"pack": False, "dataset": {"path": "other.txt"}}), str)
+        assert isinstance(estimate_source({"resources": {"gpus": 1}}), str), "no worker has a GPU"

@@ -1,4 +1,4 @@
-"""POST /v1/jobs/validate: a submission's checks without a job, and what is known before it runs."""
+"""POST /v1/jobs/validate checks a spec like a submission and estimates the job before it runs."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ GPT2: dict[str, Any] = {
     ],
     ids=lambda config: f"{config['model_type']}-{len(config)}",
 )
-def test_parameters_are_counted_as_the_real_model_has_them(config: dict[str, Any]) -> None:
+def test_parameter_counts_match_the_real_models(config: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -51,13 +51,13 @@ def test_parameters_are_counted_as_the_real_model_has_them(config: dict[str, Any
     assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_what_a_config_does_not_say_is_not_guessed() -> None:
+def test_missing_numbers_of_a_config_are_not_guessed() -> None:
     assert count_parameters({"model_type": "llama", **TINY, "vocab_size": None}) is None
     assert count_parameters({"model_type": "mistral", **TINY, "num_key_value_heads": None}) is None
     assert count_parameters({"model_type": "mamba", **TINY}) is None
 
 
-def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(rows: Rows, http: httpx.Client) -> None:
+def test_unknown_estimates_of_a_valid_spec_have_a_reason(rows: Rows, http: httpx.Client) -> None:
     before = http.get("/v1/jobs").json()
     spec = {**SPEC, "model": {"config": {"model_type": "llama", **TINY}}}
     answer = http.post("/v1/jobs/validate", json=spec)
@@ -93,7 +93,7 @@ def test_a_valid_spec_is_answered_with_what_is_known_and_why_the_rest_is_not(row
     ]
 
 
-def test_steps_of_epochs_are_told_by_an_earlier_job_on_the_same_data(rows: Rows, http: httpx.Client) -> None:
+def test_steps_of_epochs_come_from_an_earlier_job_on_the_same_data(rows: Rows, http: httpx.Client) -> None:
     ids = [
         http.post("/v1/files", files={"file": (name, text)}, data={"purpose": "dataset"}).json()["id"]
         for name, text in (("a.txt", b"same"), ("b.txt", b"same"), ("c.txt", b"other"), ("d.jsonl", b"same"))
@@ -118,7 +118,7 @@ def test_steps_of_epochs_are_told_by_an_earlier_job_on_the_same_data(rows: Rows,
         assert counted(**other) == (None, None, None), other
 
 
-def test_what_a_submission_would_refuse_is_refused_alike(http: httpx.Client) -> None:
+def test_validation_and_submission_report_the_same_errors(http: httpx.Client) -> None:
     for bad in ({**SPEC, "batch_size": 0}, {**SPEC, "dataset": {"file": "file_00000000000000000000"}}, {}, [1]):
         validated, submitted = http.post("/v1/jobs/validate", json=bad), http.post("/v1/jobs", json=bad)
         assert validated.status_code == submitted.status_code == 422

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.submitting.reruns import merged
+from server.submitting.reruns import apply_merge_patch
 from tests.harness.memory_group import memory_group
 from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run
@@ -60,7 +60,7 @@ def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path
             reason, error = training.failure(has_journal=True)
             assert (reason, error.code, error.evidence.signal) == ("out_of_memory", "out_of_memory", "SIGKILL"), error
             errors.append(error)
-            spec = merged(spec, error.patch)
+            spec = apply_merge_patch(spec, error.patch)
     assert 0 < len(errors) < 4, f"{len(errors)} patches, at last {spec}"
     assert isinstance(last, StatusLine)
     assert last.status is JobStatus.SUCCEEDED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.submitting.reruns import merged
+from server.submitting.reruns import apply_merge_patch
 from tests.zeta_core.runs import Lines
 from tests.zeta_core.runs import train as train_into
 from zeta_core.contract.job.events import WarningLine
@@ -22,7 +22,7 @@ def train(directory: Path, model: object, spec: dict[str, Any]) -> tuple[Outcome
 def applied(spec: dict[str, Any], patch: dict[str, Any] | None) -> dict[str, Any]:
     """The spec under the patch, as the server's rerun does it."""
     assert patch
-    return merged(spec, patch)
+    return apply_merge_patch(spec, patch)
 
 
 def warnings(lines: Lines) -> dict[str, WarningLine]:

@@ -14,7 +14,7 @@ from torch import nn
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.wire.run_directory import STOP_FILE
 from zeta_core.data.sequences import Sampler
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.reporter import Reporter
@@ -111,7 +111,7 @@ def train_ours(
         model=model,
         output_dir=folder / "output",
         cache=folder / "cache",
-        places=Places(any_path=True),
+        places=SourceLocations(any_path=True),
         tokenizer=tokenizer,
         resume_from=resume_from,
         stop=stop if stop is not None else lambda: "cancel" if (folder / STOP_FILE).exists() else None,

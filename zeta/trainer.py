@@ -174,7 +174,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
     from zeta_core.report.library_noise import hide_library_messages
 
     hide_library_messages()
-    from zeta_core.data.sources import Places
+    from zeta_core.data.sources import SourceLocations
     from zeta_core.environment import ProcessRank, home
     from zeta_core.report.reporter import Console, Reporter
     from zeta_core.run import RunRequest, execute
@@ -194,7 +194,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
             model=model,
             output_dir=output_dir,
             cache=home() / "cache",
-            places=Places(any_path=True),
+            places=SourceLocations(any_path=True),
             resume_from=None if resume is None else _path(resume),
             tokenizer=tokenizer,
             stop=lambda: "hand_back" if stop_requested.is_set() else None,

@@ -102,7 +102,7 @@ KEPT = tuple(
 
 
 @dataclass(frozen=True)
-class CutData:
+class SequenceStats:
     """The number of sequences that the training data is cut into, and the tokens of the longest one."""
 
     num_sequences: int
@@ -113,8 +113,8 @@ class CutData:
 class Facts:
     """What the decisions depend on besides the options.
 
-    ``cuts`` describes the training data by whether it is packed; it has one entry if packing is decided already, and
-    none before the data is known.
+    ``stats_by_packing`` describes the training sequences with and without packing; it has one entry if packing is
+    decided already, and none before the data is known.
     """
 
     world_size: int
@@ -132,7 +132,7 @@ class Facts:
     template_date: str | None = None
     has_adapter: bool = False  # in the model itself, not from the options
     packs: bool = True  # whether the model allows several documents in a sequence by default
-    cuts: Mapping[bool, CutData] = field(default_factory=dict[bool, CutData])
+    stats_by_packing: Mapping[bool, SequenceStats] = field(default_factory=dict[bool, SequenceStats])
 
 
 def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
@@ -225,7 +225,7 @@ def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         return options.pack
     if stored is not None:
         return bool(stored["pack"])
-    packed, unpacked = facts.cuts.get(True), facts.cuts.get(False)
+    packed, unpacked = facts.stats_by_packing.get(True), facts.stats_by_packing.get(False)
     if not facts.packs or packed is None or unpacked is None:
         return facts.packs
     return defaults.packs(packed.num_sequences, unpacked.num_sequences, from_scratch=facts.from_scratch)
@@ -257,7 +257,7 @@ def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None,
         return batch_size, accumulate, batch_size * accumulate * world_size
     if stored is not None and accumulate is None:
         return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"]
-    cut = facts.cuts.get(pack)
+    cut = facts.stats_by_packing.get(pack)
     global_batch = (
         defaults.global_batch(None if cut is None else cut.num_sequences, world_size, from_scratch=facts.from_scratch)
         if stored is None
@@ -280,7 +280,7 @@ def _first_world_size(stored: dict[str, Any]) -> int:
 def _cpu_micro_batch(options: TrainerOptions, facts: Facts, *, pack: bool) -> int:
     """The number of sequences whose activations fit into `CPU_ACTIVATION_BYTES` and half of the free memory."""
     seq_len = defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
-    length = facts.cuts[pack].longest if pack in facts.cuts else seq_len
+    length = facts.stats_by_packing[pack].longest if pack in facts.stats_by_packing else seq_len
     bytes_per_sequence = 4 * max(1, length) * max(1, facts.values_per_token)
     most_bytes = min(CPU_ACTIVATION_BYTES, facts.free_bytes // 2 // facts.world_size)
     return max(1, min(CPU_MICRO_BATCH, most_bytes // bytes_per_sequence))

@@ -12,7 +12,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank
 from zeta_core.report.reporter import Reporter
 from zeta_core.run import Outcome, RunRequest, execute
@@ -53,7 +53,7 @@ def train(
     cache: Path,
     resume: bool | Path = False,
     stop: Callable[[], StopAction | None] = lambda: None,
-    places: Places | None = None,
+    places: SourceLocations | None = None,
     started_on: date | None = None,
     **options: Any,
 ) -> tuple[Outcome, Lines]:
@@ -65,7 +65,7 @@ def train(
         model=model,
         output_dir=output_dir,
         cache=cache,
-        places=places or Places(any_path=True),
+        places=places or SourceLocations(any_path=True),
         resume_from=resume if isinstance(resume, Path) else output_dir if resume else None,
         started_on=started_on,
         stop=stop,

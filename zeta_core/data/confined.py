@@ -36,7 +36,7 @@ MOST_MEMORY_BYTES = 4096 * MEBIBYTE
 LEAST_MEMORY_BYTES = 1024 * MEBIBYTE
 RENDERING_SECONDS = 30.0
 OTHER_STAGES = 4.0  # the factor for other stages, because a row may be a whole book
-PLACE_BYTES = 4096
+LOCATION_BYTES = 4096
 
 Stage = Literal["reading", "rendering", "tokenizing"]
 _NEEDED_MEMORY: dict[str, str] = {
@@ -60,24 +60,24 @@ _CRASHED: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """The limits of one process: the memory that it may allocate, and its CPU time for rendering one row."""
 
     memory_bytes: int = MOST_MEMORY_BYTES
     rendering_seconds: float = RENDERING_SECONDS
 
     @classmethod
-    def for_processes(cls, number: int) -> Limits:
+    def for_processes(cls, number: int) -> ProcessLimits:
         """The limits for each of several processes, which share half of the free memory."""
         share = free_memory_bytes() // (2 * number)
         return cls(memory_bytes=max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share)))
 
-    def exceeded_memory(self, place: str, stage: Stage) -> InvalidData:
+    def exceeded_memory(self, location: str, stage: Stage) -> InvalidData:
         text = _NEEDED_MEMORY[stage].format(limit=f"{self.memory_bytes // MEBIBYTE:,} MiB")
-        return InvalidData(f"{place}: {text}")
+        return InvalidData(f"{location}: {text}")
 
-    def exceeded_time(self, place: str, stage: Stage) -> InvalidData:
-        return InvalidData(f"{place}: {_NEEDED_TIME[stage].format(limit=f'{self.seconds(stage):g} s')}")
+    def exceeded_time(self, location: str, stage: Stage) -> InvalidData:
+        return InvalidData(f"{location}: {_NEEDED_TIME[stage].format(limit=f'{self.seconds(stage):g} s')}")
 
     def seconds(self, stage: Stage) -> float:
         """The CPU time limit of a stage, for one row or for one unit of rows."""
@@ -85,25 +85,25 @@ class Limits:
 
 
 class Position:
-    """The place in the data that a process is working on, in memory shared with its parent."""
+    """The location in the data that a process is working on, in memory shared with its parent."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: ProcessLimits | None = None) -> None:
         """Without ``limits``, CPU time is not limited."""
-        self._memory = mmap.mmap(-1, PLACE_BYTES)
+        self._memory = mmap.mmap(-1, LOCATION_BYTES)
         self._limits = limits
 
-    def move(self, place: str, stage: Stage) -> None:
-        """Start working on ``place``, and reset the CPU time limit."""
+    def move(self, location: str, stage: Stage) -> None:
+        """Start working on ``location``, and reset the CPU time limit."""
         self._memory.seek(0)
-        self._memory.write(f"{stage}\0{place}\0".encode()[:PLACE_BYTES])
+        self._memory.write(f"{stage}\0{location}\0".encode()[:LOCATION_BYTES])
         if self._limits is not None:
             _, hard = resource.getrlimit(resource.RLIMIT_CPU)
             soft = math.ceil(time.process_time() + self._limits.seconds(stage))
             resource.setrlimit(resource.RLIMIT_CPU, (_at_most(soft, hard), hard))
 
     def read(self) -> tuple[str, Stage]:
-        stage, place, *_ = self._memory[:].split(b"\0")
-        return place.decode("utf-8", "replace"), stage.decode() or "reading"  # pyright: ignore[reportReturnType]
+        stage, location, *_ = self._memory[:].split(b"\0")
+        return location.decode("utf-8", "replace"), stage.decode() or "reading"  # pyright: ignore[reportReturnType]
 
 
 class Confined:
@@ -112,7 +112,7 @@ class Confined:
     def __init__(
         self,
         work: Callable[[Connection, Position], None],
-        limits: Limits,
+        limits: ProcessLimits,
         *,
         name: str,
         others: Sequence[Confined] = (),
@@ -152,30 +152,30 @@ class Confined:
 
     def _unreported_end(self) -> TrainingFailed:
         self._process.join()
-        place, stage = self._position.read()
+        location, stage = self._position.read()
         code = self._process.exitcode or 0
         if code == -signal.SIGXCPU:
-            return self._limits.exceeded_time(place, stage)
+            return self._limits.exceeded_time(location, stage)
         if code == -signal.SIGABRT:  # C++ and Rust abort when an allocation fails
-            return self._limits.exceeded_memory(place, stage)
+            return self._limits.exceeded_memory(location, stage)
         if code < 0 and code not in (-signal.SIGKILL, -signal.SIGTERM):
-            return InvalidData(f"{place}: {_CRASHED[stage].format(signal=signal.Signals(-code).name)}")
+            return InvalidData(f"{location}: {_CRASHED[stage].format(signal=signal.Signals(-code).name)}")
         return TrainingFailed(
             f"A tokenization process exited with code {code}; it was probably killed because memory ran out.",
             hint="Give the job more memory, or use smaller rows.",
         )
 
 
-def confined(work: Callable[[Position], Any], limits: Limits | None = None) -> Any:
+def confined(work: Callable[[Position], Any], limits: ProcessLimits | None = None) -> Any:
     """Run ``work``, in a separate process if possible, and return its result, which must be JSON."""
     if sys.platform != "linux":
         return work(Position())
-    limits = limits or Limits.for_processes(1)
+    limits = limits or ProcessLimits.for_processes(1)
 
     def send(pipe: Connection, position: Position) -> None:
         send_message(pipe, kind="result", value=work(position))
 
-    with closing(Confined(send, limits, name="look")) as process:
+    with closing(Confined(send, limits, name="inspect")) as process:
         return process.receive()["value"]
 
 
@@ -185,7 +185,7 @@ def send_message(pipe: Connection, **fields: Any) -> None:
 
 def _run(
     work: Callable[[Connection, Position], None],
-    limits: Limits,
+    limits: ProcessLimits,
     position: Position,
     pipe: Connection,
     foreign: Sequence[Connection],
@@ -210,11 +210,11 @@ def _run(
         pass  # the parent exited, or needs no more results
     except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it
         traceback.print_exception(error, file=sys.stderr)
-        place, stage = position.read()
-        send_message(pipe, kind="failed", message=f"{place}: {stage} failed: {type(error).__name__}: {error}")
+        location, stage = position.read()
+        send_message(pipe, kind="failed", message=f"{location}: {stage} failed: {type(error).__name__}: {error}")
 
 
-def _limit_this_process(limits: Limits) -> tuple[int, int]:
+def _limit_this_process(limits: ProcessLimits) -> tuple[int, int]:
     """Apply the limits, and return the previous memory limit.
 
     RLIMIT_DATA counts private writable memory by its reserved size, used or not (setrlimit(2), Linux 4.7). Arrow's own

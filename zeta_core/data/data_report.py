@@ -8,9 +8,9 @@ from zeta_core.contract.job.data_report import DataReport, Lengths, SourceShare
 from zeta_core.contract.job.events import LogLine
 from zeta_core.contract.printable import printable
 from zeta_core.data.sequences import Mixture, Sequences, sampler_of
-from zeta_core.data.sequences.packing import Fit
+from zeta_core.data.sequences.packing import OverlongCounts
 from zeta_core.data.tokens import TokenFile
-from zeta_core.data.tokens.held_out import Overlap, Units
+from zeta_core.data.tokens.held_out import Overlap, RowClusters
 from zeta_core.failures import InvalidData
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
@@ -37,11 +37,11 @@ def describe_data(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataRe
             max=int(lengths.max()),
         ),
         sequences=len(sequences),
-        supervised_share=round(sequences.num_learned(every) / max(1, num_tokens), 4),
-        filled_share=round(num_tokens / sequences.num_places(every), 4),
-        truncated=sequences.fit.num_truncated,
-        truncated_tokens=sequences.fit.num_cut_tokens,
-        dropped=sequences.fit.num_dropped,
+        supervised_share=round(sequences.num_target_tokens(every) / max(1, num_tokens), 4),
+        filled_share=round(num_tokens / sequences.capacity(every), 4),
+        truncated=sequences.overlong_counts.num_truncated,
+        truncated_tokens=sequences.overlong_counts.num_cut_tokens,
+        dropped=sequences.overlong_counts.num_dropped,
         empty=tokens.num_empty,
         split=tokens.num_split,
         untrained=tokens.num_untrained,
@@ -84,13 +84,13 @@ def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceS
 
 def nothing_to_train_error(tokens: TokenFile, sequences: Sequences) -> InvalidData:
     """The error for data without a single sequence, with the number of overlong documents and the first one."""
-    dropped = sequences.fit.num_dropped
+    dropped = sequences.overlong_counts.num_dropped
     if not dropped:
         return InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
     return InvalidData(
         f"None of the {tokens.num_documents:,} documents can be trained on: {dropped:,} are longer than the "
         f"{sequences.seq_len:,} tokens of seq_len, or their answer lies beyond it; the first is "
-        f"{sequences.fit.dropped_at}.",
+        f"{sequences.overlong_counts.dropped_at}.",
         hint=f"Raise seq_len; the longest document has {int(np.diff(tokens.offsets).max()):,} tokens.",
         evidence={"dropped_documents": dropped},
     )
@@ -99,7 +99,7 @@ def nothing_to_train_error(tokens: TokenFile, sequences: Sequences) -> InvalidDa
 def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Emit one ``log`` event with the statistics, and a warning for everything that may be unexpected."""
     lengths = data.lengths
-    said = (
+    summary = (
         f"Data: {data.documents:,} documents, {data.tokens:,} tokens ({lengths.median:,} in the median, at most "
         f"{lengths.max:,}), {data.sequences:,} sequences of up to {sequences.seq_len:,}, {data.supervised_share:.0%} "
         "supervised"
@@ -107,13 +107,13 @@ def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, repor
     more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
     more["control tokens"] = data.control_tokens
     more |= {"padding tokens removed": data.padding_tokens}
-    told = [f"{count:,} {word}" for word, count in more.items() if count]
-    report.write(LogLine(message=f"{', '.join([said, *told])}.", data=data))
+    details = [f"{count:,} {word}" for word, count in more.items() if count]
+    report.write(LogLine(message=f"{', '.join([summary, *details])}.", data=data))
     if data.sources:
         mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
         report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
-    _tell_columns(tokens, report)
-    _tell_fit(sequences.fit, f"{data.documents:,} documents", "trained on", report)
+    _log_columns(tokens, report)
+    _log_fit(sequences.overlong_counts, f"{data.documents:,} documents", "trained on", report)
     if data.untrained:
         report.warn(
             "rows_not_trained_on",
@@ -126,10 +126,10 @@ def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, repor
             f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
             "otherwise once later ones follow; their history is read again for each turn.",
         )
-    _tell_turns(tokens, report)
+    _log_turns(tokens, report)
 
 
-def _tell_columns(tokens: TokenFile, report: Reporter) -> None:
+def _log_columns(tokens: TokenFile, report: Reporter) -> None:
     for shape in sorted({origin.shape for origin in tokens.origins if origin.shape}):
         names = [origin.name for origin in tokens.origins if origin.shape == shape]
         row_format = next(origin.row_format for origin in tokens.origins if origin.shape == shape)
@@ -139,7 +139,7 @@ def _tell_columns(tokens: TokenFile, report: Reporter) -> None:
         report.log(f"Columns of the data that are not used: {', '.join(map(printable, tokens.unused_columns))}.")
 
 
-def _tell_turns(tokens: TokenFile, report: Reporter) -> None:
+def _log_turns(tokens: TokenFile, report: Reporter) -> None:
     if tokens.num_control_tokens:
         report.warn(
             "control_tokens_in_text",
@@ -147,24 +147,24 @@ def _tell_turns(tokens: TokenFile, report: Reporter) -> None:
             f"{tokens.first_control_token}. They are encoded as ordinary text, unless the source sets "
             '"allow_control_tokens": true. Set it for texts that a chat template has already rendered.',
         )
-    if tokens.num_unused_ends:
-        continues = "conversation continues" if tokens.num_unused_ends == 1 else "conversations continue"
+    if tokens.num_with_unused_turns:
+        continues = "conversation continues" if tokens.num_with_unused_turns == 1 else "conversations continue"
         report.warn(
             "turns_not_used",
-            f"{tokens.num_unused_ends:,} {continues} after the last turn that is trained on; the turns after it are "
-            "not used.",
+            f"{tokens.num_with_unused_turns:,} {continues} after the last turn that is trained on; the turns after it "
+            "are not used.",
         )
 
 
 def report_held_out(tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Warn about held-out documents that are too long to be evaluated as a whole."""
-    _tell_fit(sequences.fit, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
+    _log_fit(sequences.overlong_counts, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
 
 
 def report_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Reporter) -> None:
     """Report the size of the held-out part, and warn about rows that are both trained on and evaluated."""
     if eval_split:
-        rows = len(Units.of(held_out).first_U)
+        rows = len(RowClusters.of(held_out).first_U)
         copies = f", {overlap.num_duplicates:,} of them copies" if overlap.num_duplicates else ""
         report.log(f"Held out by eval_split: {rows:,} row{'' if rows == 1 else 's'}{copies}.")
     if overlap.num_removed:
@@ -180,17 +180,17 @@ def report_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | No
         )
 
 
-def _tell_fit(fit: Fit, documents: str, used: str, report: Reporter) -> None:
-    if fit.num_truncated:
+def _log_fit(counts: OverlongCounts, documents: str, used: str, report: Reporter) -> None:
+    if counts.num_truncated:
         report.warn(
             "documents_truncated",
-            f"{fit.num_truncated:,} of {documents} are longer than seq_len and lose their end, "
-            f"{fit.num_cut_tokens:,} tokens in all; the first is {fit.truncated_at}. Raise seq_len, or set overlong to "
-            "'drop' or 'error'.",
+            f"{counts.num_truncated:,} of {documents} are longer than seq_len and lose their end, "
+            f"{counts.num_cut_tokens:,} tokens in all; the first is {counts.truncated_at}. Raise seq_len, or set "
+            "overlong to 'drop' or 'error'.",
         )
-    if fit.num_dropped:
+    if counts.num_dropped:
         report.warn(
             "documents_dropped",
-            f"{fit.num_dropped:,} of {documents} are not {used}, as they are longer than seq_len "
-            f"or their answer lies beyond it; the first is {fit.dropped_at}. Raise seq_len.",
+            f"{counts.num_dropped:,} of {documents} are not {used}, as they are longer than seq_len "
+            f"or their answer lies beyond it; the first is {counts.dropped_at}. Raise seq_len.",
         )

@@ -37,7 +37,7 @@ from zeta_core.failures import is_out_of_memory
 
 if TYPE_CHECKING:
     from zeta_core.data.row_check import CheckedRows
-    from zeta_core.data.sources import Places
+    from zeta_core.data.sources import SourceLocations
     from zeta_core.data.tokens.flat_files import IdType
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
@@ -137,7 +137,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     from zeta_core import plan as planning
     from zeta_core.data.documents.template import set_template
-    from zeta_core.data.sources import Places
+    from zeta_core.data.sources import SourceLocations
     from zeta_core.dry_run.memory import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.model.existing_adapter import without_peft_wrapper
     from zeta_core.model.facts import check_vocabulary, embedding_rows, facts_without_data
@@ -149,7 +149,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
-    places = Places(
+    places = SourceLocations(
         files=file.resolved_spec.files,
         artifacts_root=Path(file.artifacts_root),
         data_root=Path(file.data_root) if file.data_root else None,
@@ -228,13 +228,13 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         tokens=None if needs_data else plan.total_sequences * plan.seq_len or None,
         checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
         + optimizer_bytes(trained_model, trained, plan),
-        data=None if checked is None else checked.described(plan.seq_len),
+        data=None if checked is None else checked.to_checked_data(plan.seq_len),
         pending=pending,
     )
 
 
 def _check_rows(
-    spec: JobSpec, file: RunFile, places: Places, tokenizer: Any, cache: Path, pending: dict[str, str]
+    spec: JobSpec, file: RunFile, places: SourceLocations, tokenizer: Any, cache: Path, pending: dict[str, str]
 ) -> tuple[CheckedRows | None, int, list[IdType]]:
     """The checked rows of the dataset, and the largest id and the types of flat files of all checked data.
 

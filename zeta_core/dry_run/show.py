@@ -25,7 +25,7 @@ from zeta_core.data.confined import Position, confined
 from zeta_core.data.documents.template import is_default, set_template
 from zeta_core.data.rows.row import Row
 from zeta_core.data.sequences import Overlong
-from zeta_core.data.sources import Places, Source, open_sources
+from zeta_core.data.sources import Source, SourceLocations, open_sources
 from zeta_core.data.tokens import WHOLE_FORMATS
 from zeta_core.data.tokens.cache import make_encoder
 from zeta_core.data.tokens.encoder import Encoded, Encoder
@@ -60,7 +60,7 @@ def show(order: ShowRequest) -> ShownRows:
         model = parse(NamedModel, {"model": model}).model
     only_of_jobs = JobSpec.model_fields.keys() - TrainerOptions.model_fields.keys()
     options = parse(TrainerOptions, {name: value for name, value in given.items() if name not in only_of_jobs})
-    places, cache = Places(any_path=True, weights=False), home() / "cache"
+    places, cache = SourceLocations(any_path=True, weights=False), home() / "cache"
     located = None if model is None else locate_model(model, places, cache)
     tokenizer = _tokenizer(options.tokenizer, located, places)
     set_template(tokenizer, options.chat_template)
@@ -101,7 +101,7 @@ def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions)
         raise
 
 
-def _tokenizer(named: object, located: LocatedModel | None, places: Places) -> Any:
+def _tokenizer(named: object, located: LocatedModel | None, places: SourceLocations) -> Any:
     if located is None:
         located = LocatedModel(_no_model, "", pretrained=False)
     return locate_tokenizer(named, located, places, home() / "cache")
@@ -123,7 +123,7 @@ def _positions(located: LocatedModel | None) -> int:
 
 def _open(options: TrainerOptions) -> list[Source]:
     dataset = dataset_sources(options.dataset or defaults.DATASET)
-    places = Places(any_path=True)
+    places = SourceLocations(any_path=True)
     found = open_sources(dataset, places, pretokenized=options.use_pretokenized, method=options.method)
     return [replace(source, group_by=options.group_by) for source in found]
 
@@ -140,7 +140,7 @@ def _rows(
                 number = pieces[0].number
                 if order.row is not None and number != order.row:
                     continue
-                shown = ShownRow(place=source.place(number))
+                shown = ShownRow(place=source.location(number))
                 try:
                     encoded = encoder.encode(source, pieces, position)
                     shown = _shown(source, shown.place, encoded, tokenizer, cut)
@@ -228,7 +228,7 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
 def _notes(encoded: Encoded, source: Source) -> Iterator[str]:
     if encoded.num_control_tokens and not source.allow_control_tokens:
         yield f"The text contains {encoded.num_control_tokens} control tokens, which are encoded as ordinary text."
-    if encoded.num_unused_ends:
+    if encoded.num_with_unused_turns:
         yield "The turns after the last one that is trained on are not used."
     if encoded.num_split:
         yield "The template renders earlier turns differently once later ones follow, so each answer is a document."

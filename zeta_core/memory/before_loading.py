@@ -19,7 +19,7 @@ from zeta_core.contract.job.advice import NO_LESS_MEMORY
 from zeta_core.contract.job.memory import FLOAT32_BYTES, FSDP_STAGE, memory_parts
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel, FileModel, JobModel
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.memory.needs import Parts, capacity_of, least_needed, refusal
 from zeta_core.model.facts import facts_without_data
 from zeta_core.model.freezing import freeze
@@ -36,7 +36,7 @@ LORA_HINT = (
 def check_before_loading(
     model: object,
     options: TrainerOptions,
-    places: Places,
+    places: SourceLocations,
     cache: Path,
     *,
     world_size: int,

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from zeta_core.contract.wire.run_directory import file_key
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
 from zeta_core.system.durable_files import part_of
 from zeta_core.system.model_files import (
@@ -56,7 +56,7 @@ class IgnoredCode:
 OnIgnored = Callable[[IgnoredCode], None]
 
 
-def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
+def upload_copy(file_id: str, places: SourceLocations, cache: Path) -> Path:
     """The folder of an uploaded .tar. Raises `InvalidModel` with the rejected file and the reason."""
     stored = None if places.artifacts_root is None else places.artifacts_root / file_key(file_id)
     if stored is None or not stored.is_file():
@@ -74,7 +74,13 @@ def upload_copy(file_id: str, places: Places, cache: Path) -> Path:
 
 
 def folder_copy(
-    directory: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, roots: tuple[Path, ...] = ()
+    directory: Path,
+    name: str,
+    places: SourceLocations,
+    cache: Path,
+    on_ignored: OnIgnored,
+    *,
+    roots: tuple[Path, ...] = (),
 ) -> Path:
     """A copy of an untrusted folder, with links to its weights, which may be located below ``roots``.
 
@@ -107,7 +113,7 @@ def _report_ignored(files: FolderFiles, on_ignored: OnIgnored) -> None:
         on_ignored(IgnoredCode(files.name, keys))
 
 
-def hub_copy(name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, what: str) -> tuple[Path, str]:
+def hub_copy(name: str, places: SourceLocations, cache: Path, on_ignored: OnIgnored, *, what: str) -> tuple[Path, str]:
     """A copy of the local snapshot of a Hub repository ``org/name[@revision]``, and its commit."""
     repository, _, revision = name.partition("@")
     if not places.hub:
@@ -144,7 +150,7 @@ def _hub_fault(error: Exception) -> str:
     return f"{first:.300}"
 
 
-def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: Places) -> None:
+def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: SourceLocations) -> None:
     """Write the checked files to ``target``, unless it exists. Raises `InvalidModelFiles`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -167,7 +173,7 @@ def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: 
         aside.rename(target)
 
 
-def _kind(places: Places) -> str:
+def _kind(places: SourceLocations) -> str:
     return (
         "checked-model" if places.weights else "checked-config"
     )  # earlier versions used other names for unchecked folders

@@ -25,7 +25,7 @@ from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_json.faults import JsonLocation
 from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, checkpoint_key
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode, OnIgnored, folder_copy, hub_copy, report_ignored_code, upload_copy
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
@@ -54,7 +54,7 @@ class LocatedModel:
     pretrained: bool = False
     from_caller: bool = False  # the caller's own object, trained in place
     dtype: torch.dtype | None = None  # the stored precision of its weights; None means the precision when built
-    needs_weights: bool = False  # only its weights, which were not fetched (`Places.weights`), describe it
+    needs_weights: bool = False  # only its weights, which were not fetched (`SourceLocations.weights`), describe it
     mapped: Callable[[], nn.Module] | None = None  # builds it in its stored precision, memory-mapped from its files
 
     @property
@@ -68,7 +68,9 @@ def _ignore(_: IgnoredCode) -> None:
     pass
 
 
-def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore) -> LocatedModel:
+def locate_model(
+    model: object, places: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
+) -> LocatedModel:
     """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`.
 
     ``on_ignored`` is called for each model whose files refer to code, which is never run.
@@ -128,7 +130,7 @@ def locate_model(model: object, places: Places, cache: Path, *, on_ignored: OnIg
 
 
 def locate_tokenizer(
-    source: object, located: LocatedModel, places: Places, cache: Path, *, on_ignored: OnIgnored = _ignore
+    source: object, located: LocatedModel, places: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
 ) -> Any:
     """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`.
 
@@ -230,7 +232,14 @@ def _from_config(config: dict[str, Any]) -> LocatedModel:
 
 
 def _from_files(
-    path: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, base_model: str, ours: bool = False
+    path: Path,
+    name: str,
+    places: SourceLocations,
+    cache: Path,
+    on_ignored: OnIgnored,
+    *,
+    base_model: str,
+    ours: bool = False,
 ) -> LocatedModel:
     """A model in local files: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
 
@@ -254,7 +263,7 @@ def _from_files(
 
 
 def _from_adapter(
-    directory: Path, name: str, places: Places, cache: Path, on_ignored: OnIgnored, *, base_model: str
+    directory: Path, name: str, places: SourceLocations, cache: Path, on_ignored: OnIgnored, *, base_model: str
 ) -> LocatedModel:
     """A LoRA checkpoint as a model: its merged weights, or its base with the adapter merged into it."""
     if (directory / MERGED_NAME / "config.json").is_file():
@@ -304,7 +313,7 @@ def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
         cast(Any, base).resize_token_embeddings(number, mean_resizing=False)
 
 
-def _named_base(named: str, revision: object, places: Places) -> object:
+def _named_base(named: str, revision: object, places: SourceLocations) -> object:
     """The base in an adapter's config: a job's checkpoint, an uploaded file, a directory or a Hub id."""
     job, _, checkpoint = named.partition("/")
     if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
@@ -316,7 +325,9 @@ def _named_base(named: str, revision: object, places: Places) -> object:
     return f"{named}@{revision}" if revision else named
 
 
-def _from_directory(directory: Path, name: str, places: Places, *, base_model: str | None = None) -> LocatedModel:
+def _from_directory(
+    directory: Path, name: str, places: SourceLocations, *, base_model: str | None = None
+) -> LocatedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not (directory / "config.json").is_file():

@@ -49,7 +49,7 @@ class Pairs(Sequences):
     def __init__(self, tokens: TokenFile, seq_len: int, *, overlong: Overlong | None) -> None:
         if not tokens.holds_pairs:
             raise InvalidData("method 'dpo' needs rows of prompt, chosen and rejected; the data holds none.")
-        super().__init__(tokens, seq_len, pack=False, overlong=overlong, together=2)
+        super().__init__(tokens, seq_len, pack=False, overlong=overlong, group_size=2)
         self.reference_2P = np.zeros(2 * len(self), dtype=np.float32)  # per pair: chosen, rejected
 
     def __len__(self) -> int:
@@ -67,8 +67,8 @@ class Pairs(Sequences):
     def num_tokens(self, indices: NDArray[np.int64]) -> int:
         return super().num_tokens(_answers(indices))
 
-    def num_learned(self, indices: NDArray[np.int64]) -> int:
-        return super().num_learned(_answers(indices))
+    def num_target_tokens(self, indices: NDArray[np.int64]) -> int:
+        return super().num_target_tokens(_answers(indices))
 
     def num_targets(self, indices: NDArray[np.int64]) -> int:
         """The number of pairs, because the mean loss over pairs is minimized, regardless of the answers' lengths."""

@@ -24,7 +24,7 @@ from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
-from zeta_core.plan import CutData, Facts, Plan
+from zeta_core.plan import Facts, Plan, SequenceStats
 from zeta_core.run.inputs import Inputs, ResumePoint
 from zeta_core.run.request import RunRequest
 
@@ -111,12 +111,12 @@ def decide(
     elif held_out is not None:
         overlap = Overlap(num_trained=num_shared(tokens, held_out))
     is_decided = stored is not None or facts.from_scratch or isolation.learns_padding
-    ways = _ways_to_cut(tokens, plan, options, is_decided=is_decided)
-    cuts = {pack: CutData(len(data.sequences), data.sequences.longest) for pack, data in ways.items()}
-    facts = replace(facts, cuts=cuts)
+    candidates = _candidate_sequences(tokens, plan, options, is_decided=is_decided)
+    stats = {pack: SequenceStats(len(data.sequences), data.sequences.longest) for pack, data in candidates.items()}
+    facts = replace(facts, stats_by_packing=stats)
     plan = planning.decide(options, facts, stored)
-    trained_on = ways[plan.pack]
-    evaluated = None if held_out is None else _cut(held_out, plan, options)
+    trained_on = candidates[plan.pack]
+    evaluated = None if held_out is None else _make_sequences(held_out, plan, options)
     if not len(trained_on.sequences):
         raise nothing_to_train_error(tokens, trained_on.sequences)
     plan = planning.with_length(plan, options, len(trained_on.sequences))
@@ -143,16 +143,18 @@ def _facts(run: RunRequest, inputs: Inputs, model: nn.Module, place: ProcessRank
     )
 
 
-def _ways_to_cut(tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_decided: bool) -> dict[bool, Data]:
+def _candidate_sequences(
+    tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_decided: bool
+) -> dict[bool, Data]:
     """The sequences with and without packing; both are cut only if the amount of data decides between them."""
-    ways = {plan.pack: _cut(tokens, plan, options)}
+    candidates = {plan.pack: _make_sequences(tokens, plan, options)}
     is_decided |= options.pack is not None or not plan.pack
-    if not is_decided and len(ways[True].sequences) < defaults.BATCHES_PER_EPOCH:
-        ways[False] = _cut(tokens, replace(plan, pack=False), options)
-    return ways
+    if not is_decided and len(candidates[True].sequences) < defaults.BATCHES_PER_EPOCH:
+        candidates[False] = _make_sequences(tokens, replace(plan, pack=False), options)
+    return candidates
 
 
-def _cut(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:
+def _make_sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:
     if plan.beta is not None:
         return Data(tokens, Pairs(tokens, plan.seq_len, overlong=options.overlong))
     return Data(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))

@@ -12,7 +12,7 @@ from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RunRequest:
     model: object
     output_dir: Path
     cache: Path
-    places: Places
+    places: SourceLocations
     resume_from: Path | None = None
     tokenizer: object = None
     threads: int | None = None

@@ -49,10 +49,12 @@ def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str 
     if options.epochs is None and plan.epochs is not None:
         chosen.append(f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'} ({kind})")
     if options.batch_size is None:
-        reason = kind if facts.from_scratch else _reason_of_batch(plan, facts.cuts[plan.pack].num_sequences)
+        reason = kind if facts.from_scratch else _reason_of_batch(plan, facts.stats_by_packing[plan.pack].num_sequences)
         chosen.append(f"a global batch of {plan.global_batch} ({reason})")
-    if options.pack is None and not plan.pack and True in facts.cuts:
-        chosen.append(f"one document per sequence (packing would leave only {facts.cuts[True].num_sequences:,})")
+    if options.pack is None and not plan.pack and True in facts.stats_by_packing:
+        chosen.append(
+            f"one document per sequence (packing would leave only {facts.stats_by_packing[True].num_sequences:,})"
+        )
     if not chosen:
         return None
     return f"Defaults: {'; '.join(chosen)}."

@@ -20,8 +20,8 @@ from transformers import ByT5Tokenizer
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.confined import MEBIBYTE, Limits
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.confined import MEBIBYTE, ProcessLimits
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -62,9 +62,9 @@ def tokenize(dataset: dict[str, Any]) -> dict[str, Any]:
     options = parse(TrainerOptions, {"dataset": dataset})
     tokenizer, answer = ByT5Tokenizer(), dict[str, Any]()
     try:
-        sources = open_sources(dataset_sources(options.dataset), Places(), pretokenized=False)
+        sources = open_sources(dataset_sources(options.dataset), SourceLocations(), pretokenized=False)
         with tempfile.TemporaryDirectory() as cache:
-            limits = Limits(memory_bytes=400 * MEBIBYTE)
+            limits = ProcessLimits(memory_bytes=400 * MEBIBYTE)
             tokens = prepare_tokens(sources, tokenizer, Path(cache), Reporter(), limits=limits)
             bounds = [int(offset) for offset in tokens.offsets]
             documents = [tokens.ids[first:last] for first, last in itertools.pairwise(bounds)]

@@ -23,7 +23,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.documents.template import DEFAULT_TEMPLATE
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -49,7 +49,7 @@ def tokens_of(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_on = source.pop("train_on", None)
     options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Reporter(), train_on=train_on, today=TODAY)
 
 
@@ -142,7 +142,7 @@ def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_
     assert tokens.supervised is not None
     # <think> \n easy \n </think> \n \n 4 <|im_end|> \n, and 6 <|im_end|> \n
     assert int(tokens.supervised.sum()) == (1 + 1 + 4 + 1 + 1 + 2 + 1 + 2) + (1 + 2)
-    assert [tokens.place(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
+    assert [tokens.location(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
 
 
 def test_a_system_turn_that_moves_to_the_last_question_is_read_where_it_is_when_that_is_asked(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_text_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> Non
     assert [text for text, _ in documents(lines, tokenizer)] == [f"{begin}One<|end|>", f"{begin}Two<|end|>"]
     (tmp_path / "long.txt").write_text("A line of this text.\n" * 30_000)  # is read in several pieces
     options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "long.txt")}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     whole = prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter())
     assert np.flatnonzero(np.asarray(whole.ids) == tokenizer.bos_token_id).tolist() == [0]
 
@@ -380,7 +380,7 @@ def test_a_table_holds_conversations_as_lines_do(tmp_path: Path) -> None:
     ]
     parquet.write_table(pa.table({"messages": [TWO_TURNS, TWO_TURNS[:2], *calls]}), path)
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     tokens = prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter())
     assert [stretches for _, stretches in documents(tokens, tokenizer)] == [
         ["Hey!<|eot_id|>", "So long.<|eot_id|>"],
@@ -388,4 +388,4 @@ def test_a_table_holds_conversations_as_lines_do(tmp_path: Path) -> None:
         ['{"name": "add", "parameters": {"a": 1}}<|eot_id|>'],
         ['{"name": "add", "parameters": {"b": 1}}<|eot_id|>'],
     ]
-    assert tokens.place(1) == "chat.parquet, row 2"
+    assert tokens.location(1) == "chat.parquet, row 2"

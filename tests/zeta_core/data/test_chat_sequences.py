@@ -17,7 +17,7 @@ from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.data_report import nothing_to_train_error
 from zeta_core.data.sequences import IGNORED, Sequences, packing
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -77,14 +77,14 @@ def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
     num_cut_tokens = {None: 12, "truncate": 12, "drop": 0}[overlong]
     tokens = tokens_of(tmp_path, rows, byte_tokenizer(shapes.CHATML))
     sequences = Sequences(tokens, 40, pack=True, overlong=overlong)
-    fit = sequences.fit
+    found = sequences.overlong_counts
     assert sorted(sequences.num_tokens(np.array([i])) for i in range(len(sequences))) == kept
-    assert (fit.num_truncated, fit.num_dropped) == counts
-    assert fit.num_cut_tokens == num_cut_tokens, "those of the dropped one are no more cut than the rest of it"
+    assert (found.num_truncated, found.num_dropped) == counts
+    assert found.num_cut_tokens == num_cut_tokens, "those of the dropped one are no more cut than the rest of it"
     if overlong == "drop":
-        assert fit.dropped_at == "chat.jsonl, line 2"
+        assert found.dropped_at == "chat.jsonl, line 2"
     else:  # the third's answer lies beyond the cut, so nothing of it could be learned
-        assert (fit.truncated_at, fit.dropped_at) == ("chat.jsonl, line 2", "chat.jsonl, line 3")
+        assert (found.truncated_at, found.dropped_at) == ("chat.jsonl, line 2", "chat.jsonl, line 3")
 
 
 def test_a_conversation_longer_than_a_sequence_is_an_error_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_text_and_conversations_share_sequences_and_text_goes_on_in_the_next(tmp
     (tmp_path / "a.txt").write_text("x" * 150)
     (tmp_path / "b.jsonl").write_text(json.dumps(GOOD) + "\n")
     options = parse(TrainerOptions, {"dataset": [{"path": str(tmp_path / name)} for name in ("a.txt", "b.jsonl")]})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     tokens = prepare_tokens(sources, byte_tokenizer(shapes.CHATML), tmp_path / "cache", Reporter())
     sequences = Sequences(tokens, 100, pack=True)
-    assert sequences.fit.num_truncated == 0
+    assert sequences.overlong_found.num_truncated == 0
     indices = np.arange(len(sequences))
     assert sequences.num_tokens(indices) == tokens.num_tokens
     # All of the text but the first token of its two parts, and the two answers.

@@ -18,7 +18,7 @@ from zeta.spec_file import apply_settings
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -32,7 +32,9 @@ def tokens_of(rows: list[dict[str, Any]] | Path, folder: Path, method: str = "sf
     if not isinstance(rows, Path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False, method=method)
+    sources = open_sources(
+        dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False, method=method
+    )
     return prepare_tokens(sources, byte_tokenizer(CHATML), folder / "cache", Reporter(), method=method)
 
 

@@ -16,7 +16,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import PathSource, dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -26,10 +26,10 @@ TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
 
 
 def tokens_of(
-    source: dict[str, Any], tmp_path: Path, *, places: Places | None = None, pretokenized: bool = False
+    source: dict[str, Any], tmp_path: Path, *, places: SourceLocations | None = None, pretokenized: bool = False
 ) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": source})
-    places = places or Places(any_path=True)
+    places = places or SourceLocations(any_path=True)
     sources = open_sources(dataset_sources(options.dataset), places, pretokenized=pretokenized)
     return prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "cache", Reporter())
 
@@ -75,7 +75,7 @@ def test_a_folder_on_a_worker_is_read_as_a_client_uploads_it(tmp_path: Path) -> 
     for name in ("train.txt", "test.txt", "README.md", ".ipynb_checkpoints/train.txt", "sub/B.TXT"):
         (root / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "corpus" / name).write_text(name)
-    places = Places(data_root=root)
+    places = SourceLocations(data_root=root)
 
     def texts(path: str, split: Split = "train") -> tuple[list[str], list[str]]:
         said: list[str] = []
@@ -171,7 +171,9 @@ def test_an_uploaded_file_is_found_by_id_and_told_by_its_name(tmp_path: Path) ->
     store = tmp_path / "store"
     (store / "files").mkdir(parents=True)
     (store / "files" / "file_1").write_bytes(b'{"text": "ok"}\nnot json\n')
-    places = Places(files={"file_1": UploadedFile(filename="mine.jsonl", sha256="0" * 64)}, artifacts_root=store)
+    places = SourceLocations(
+        files={"file_1": UploadedFile(filename="mine.jsonl", sha256="0" * 64)}, artifacts_root=store
+    )
     with pytest.raises(InvalidData, match=r"mine\.jsonl, line 2: is not valid JSON"):
         tokens_of({"file": "file_1"}, tmp_path, places=places)
 
@@ -183,7 +185,7 @@ def test_a_job_cannot_read_outside_the_data_root(pattern: str, tmp_path: Path) -
     (tmp_path / "secret.txt").write_text("secret")
     (root / "link.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(InvalidData, match=r"is outside the data root|which matches no data file"):
-        tokens_of({"path": pattern}, tmp_path, places=Places(data_root=root))
+        tokens_of({"path": pattern}, tmp_path, places=SourceLocations(data_root=root))
 
 
 def test_rows_of_ids_are_taken_as_they_are(tmp_path: Path) -> None:

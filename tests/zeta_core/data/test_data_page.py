@@ -14,7 +14,7 @@ from zeta_core.contract.data_files.file_types import DATA_SUFFIXES
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.report.reporter import Reporter
 
@@ -28,7 +28,7 @@ def tokens_of(path: Path, settings: dict[str, Any]) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": dataset, **settings})
     sources = open_sources(
         dataset_sources(options.dataset),
-        Places(any_path=True),
+        SourceLocations(any_path=True),
         pretokenized=options.use_pretokenized,
         method=options.method,
     )

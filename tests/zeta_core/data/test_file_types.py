@@ -18,7 +18,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import PathSource
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.rows.text_files import UNIT_BYTES
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -30,7 +30,7 @@ ROWS = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
 def tokens_of(path: Path) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     assert isinstance(options.dataset, PathSource)
-    sources = open_sources([options.dataset], Places(any_path=True), pretokenized=False)
+    sources = open_sources([options.dataset], SourceLocations(any_path=True), pretokenized=False)
     return prepare_tokens(sources, ByT5Tokenizer(), path.parent / "cache", Reporter())
 
 

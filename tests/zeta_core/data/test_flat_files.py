@@ -18,7 +18,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.documents.conversations import TrainOn
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.data.tokens.flat_files import IdType, flat_tokens
 from zeta_core.data.tokens.held_out import num_shared
@@ -34,7 +34,7 @@ def random_ids(count: int, vocabulary: int, *, seed: int = 0) -> NDArray[np.int6
 
 def read(path: Path, lines: Lines | None = None, **source: Any) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path), "format": "tokens", **source}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     return flat_tokens(sources, Reporter(lines or Lines()))
 
 
@@ -187,7 +187,7 @@ def test_a_run_refuses_16_bit_ids_for_a_large_vocabulary(tmp_path: Path) -> None
 def test_a_flat_file_does_not_mark_answers(train_on: TrainOn, tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", random_ids(50, 300))
     options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "ids.npy"), "format": "tokens"}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     with pytest.raises(InvalidData, match=f"train_on is '{train_on}', but flat files of ids do not mark"):
         prepare_tokens(sources, None, tmp_path, Reporter(), train_on=train_on)
 

@@ -18,24 +18,24 @@ from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.confined import MEBIBYTE, Limits
+from zeta_core.data.confined import MEBIBYTE, ProcessLimits
 from zeta_core.data.rows.row import Unit
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 
 # What this process freed earlier is not counted, as its children inherit it: the bombs are several times as large.
-SMALL = Limits(memory_bytes=400 * MEBIBYTE, rendering_seconds=1)
+SMALL = ProcessLimits(memory_bytes=400 * MEBIBYTE, rendering_seconds=1)
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey"}]}
 
 
 def tokens_of(
-    path: Path, tokenizer: Any | None = None, *, limits: Limits = SMALL, pretokenized: bool = False
+    path: Path, tokenizer: Any | None = None, *, limits: ProcessLimits = SMALL, pretokenized: bool = False
 ) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     assert options.dataset is not None
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=pretokenized)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=pretokenized)
     return prepare_tokens(sources, tokenizer or ByT5Tokenizer(), path.parent / "cache", Reporter(), limits=limits)
 
 
@@ -263,7 +263,7 @@ def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monke
     (tmp_path / "a.jsonl").write_text(json.dumps(ROW) + "\n")
     options = parse(TrainerOptions, {"dataset": {"path": str(tmp_path / "a.jsonl")}})
     assert options.dataset is not None
-    [source] = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    [source] = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
 
     def read(_: object) -> Iterator[Unit]:
         ctypes.string_at(0)

@@ -22,7 +22,7 @@ from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import is_hub_dataset
 from zeta_core.contract.spec.sources import HubSource
 from zeta_core.data.confined import MEBIBYTE
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.sources.hub import refuse_foreign_files
 from zeta_core.failures import InvalidData
 
@@ -275,4 +275,4 @@ def test_a_local_folder_of_the_same_name_is_refused(tmp_path: Path, monkeypatch:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "a.txt").write_text("secret")
     with pytest.raises(InvalidData, match=r"dataset.hub is 'owner/name', which is also a local folder"):
-        open_sources([HubSource(hub="owner/name")], Places(any_path=True), pretokenized=False)
+        open_sources([HubSource(hub="owner/name")], SourceLocations(any_path=True), pretokenized=False)

@@ -18,7 +18,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sequences import Mixture, Sequences, micro_batches
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import Mix, Origin, TokenFile
 from zeta_core.data.tokens.held_out import hold_out
 from zeta_core.failures import CannotResume, InvalidData
@@ -126,10 +126,12 @@ def test_weights_are_shares_of_what_the_spec_names_and_not_of_its_files(sources:
     folder = str(Path(sources[0]["path"]).with_name("*.jsonl"))
     dataset = [{**sources[0], "path": folder, "weight": 3}, {"builtin": "python-docs", "weight": 1e-308}]
     options = parse(TrainerOptions, {"dataset": [{**dataset[0]}, {**sources[1], "weight": 1}]})
-    mix = Mix.of(open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False))
+    mix = Mix.of(open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False))
     assert mix == Mix((0.75, 0.25), (0, 0, 1))
     alone = parse(TrainerOptions, {"dataset": dataset[0]})
-    assert Mix.of(open_sources(dataset_sources(alone.dataset), Places(any_path=True), pretokenized=False)) is None
+    assert (
+        Mix.of(open_sources(dataset_sources(alone.dataset), SourceLocations(any_path=True), pretokenized=False)) is None
+    )
 
 
 # --- A run ------------------------------------------------------------------------------------------------------------

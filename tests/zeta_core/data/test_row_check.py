@@ -19,7 +19,7 @@ from tests.zeta_core.run_directories import SPEC
 from zeta_core.contract.job.check import CheckAnswer, CheckedData
 from zeta_core.contract.spec.sources import PathSource
 from zeta_core.contract.wire.run_directory import file_key
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import prepare_tokens
 from zeta_core.dry_run.check import check
 from zeta_core.report.reporter import Reporter
@@ -171,7 +171,9 @@ def test_a_text_file_is_one_document_as_in_the_training(tmp_path: Path) -> None:
     assert (data.rows, data.tokens) == (1, data.longest_tokens)
     assert data.tokens == pytest.approx(len(text) + 1, abs=1), "a part of the pieces is tokenized"
     (tmp_path / "book.txt").write_text(text)
-    sources = open_sources([PathSource(path=str(tmp_path / "book.txt"))], Places(any_path=True), pretokenized=False)
+    sources = open_sources(
+        [PathSource(path=str(tmp_path / "book.txt"))], SourceLocations(any_path=True), pretokenized=False
+    )
     tokens = prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "tokens", Reporter())
     assert tokens.offsets.tolist() == [0, len(text) + 1]
 

@@ -24,7 +24,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import Mix, Origin, TokenFile, prepare_tokens
 from zeta_core.data.tokens.held_out import hold_out, num_shared
 from zeta_core.failures import CannotResume, InvalidData
@@ -57,7 +57,7 @@ def tokens_of(
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
-    places = Places(any_path=True)
+    places = SourceLocations(any_path=True)
     sources = open_sources(dataset_sources(options.dataset), places, pretokenized=False, method=method)
     sources = [replace(source, group_by=group_by) for source in sources]
     tokenizer = ByT5Tokenizer()

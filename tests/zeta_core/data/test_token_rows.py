@@ -21,7 +21,7 @@ from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.documents.conversations import TrainOn
 from zeta_core.data.sequences import Sequences
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -47,7 +47,7 @@ def write_table(path: Path, table: Any) -> None:
 
 def tokens_of(path: Path, *, train_on: TrainOn | None = None, **source: Any) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path), "format": "tokens", **source}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     return prepare_tokens(sources, ByT5Tokenizer(), path.parent / "cache", Reporter(), train_on=train_on)
 
 

@@ -25,7 +25,7 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.data.confined import Position
 from zeta_core.data.rows import text_files
 from zeta_core.data.rows.row import Row
-from zeta_core.data.sources import Places, Source, open_sources
+from zeta_core.data.sources import Source, SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, encoder, parallel_encoding, prepare_tokens
 from zeta_core.failures import InvalidData, TrainingFailed
 from zeta_core.report.reporter import Reporter
@@ -35,7 +35,7 @@ NUM_ROWS = 2_400
 
 def sources_of(*paths: Path) -> list[Source]:
     options = parse(TrainerOptions, {"dataset": [{"path": str(path)} for path in paths]})
-    return open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    return open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
 
 
 def prepare(paths: list[Path], cache: Path, *, processes: int, tokenizer: Any = None, **more: Any) -> TokenFile:
@@ -71,8 +71,8 @@ def test_several_processes_make_the_same_tokens_as_one(several_sources: list[Pat
     for name in ("ids", "offsets", "rows", "supervised"):
         assert np.array_equal(getattr(alone, name), getattr(together, name)), name
     assert (alone.origins, alone.num_duplicates) == (together.origins, together.num_duplicates)
-    assert together.place(NUM_ROWS - 1) == f"chat.jsonl, line {NUM_ROWS}"
-    assert together.place(NUM_ROWS) == "text.txt"
+    assert together.location(NUM_ROWS - 1) == f"chat.jsonl, line {NUM_ROWS}"
+    assert together.location(NUM_ROWS) == "text.txt"
 
 
 def test_the_fault_that_is_told_is_the_first_in_the_data(several_sources: list[Path], tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_is_meant_anyway_is_the_same_data_when_it_is_said(tmp_path: Path) -
 
     def fingerprint(dataset: Any, train_on: Any = None) -> str:
         options = parse(TrainerOptions, {"dataset": dataset, "train_on": train_on})
-        found = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+        found = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
         tokenizer = byte_tokenizer(shapes.CHATML)
         return prepare_tokens(found, tokenizer, tmp_path / "cache", Reporter(), train_on=options.train_on).fingerprint
 

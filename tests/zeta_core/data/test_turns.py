@@ -271,7 +271,7 @@ def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
     kept = Lines()
     row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
     tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(shapes.CHATML), report=Reporter(kept))
-    assert tokens.num_unused_ends == 1
+    assert tokens.num_with_unused_turns == 1
     assert not [line for line in kept.all if isinstance(line, WarningLine)], "they are reported with the data"
 
 

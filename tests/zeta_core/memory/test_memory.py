@@ -24,7 +24,7 @@ from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import StatusReason
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import OutOfMemory, explain
 from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.memory.needs import Parts, check_it_can_fit, has_plenty, least_needed
@@ -157,7 +157,7 @@ def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_ad
 
     def check(capacity: int, **spec: Any) -> None:
         options = TrainerOptions.model_validate(spec)
-        places = Places(any_path=True)
+        places = SourceLocations(any_path=True)
         check_before_loading(tmp_path / "model", options, places, tmp_path, world_size=1, capacity=capacity)
 
     check(4 * weights)

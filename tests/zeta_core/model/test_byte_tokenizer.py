@@ -10,7 +10,7 @@ from transformers import ByT5Tokenizer
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.runs import train
 from zeta_core.contract.spec.sources import ConfigModel
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.model.sources import locate_model, locate_tokenizer
 
 
@@ -18,7 +18,7 @@ from zeta_core.model.sources import locate_model, locate_tokenizer
 def test_it_is_what_the_checkpoint_was_trained_with(family: str, tmp_path: Path) -> None:
     model = ConfigModel(config={**LLAMA_CONFIG, "model_type": family, "num_key_value_heads": 4})
     train(model, tmp_path / "out", cache=tmp_path, max_steps=1)
-    places = Places(any_path=True)
+    places = SourceLocations(any_path=True)
     located = locate_model(str(tmp_path / "out" / "final"), places, tmp_path)
     tokenizer = locate_tokenizer(None, located, places, tmp_path)
     assert type(tokenizer) is ByT5Tokenizer

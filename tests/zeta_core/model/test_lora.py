@@ -18,7 +18,7 @@ from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec.sources import FileModel, JobModel
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import CannotResume, CannotTrain, InvalidModel
 
 IDS = torch.arange(3, 35)[None]
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
     """By its base where that has a name, merged where it has none, and a clear word where neither is there."""
     saved: Any = llama()
     saved.save_pretrained(tmp_path / "artifacts" / "jobs" / "job_base" / "checkpoints" / "final")
-    places = Places(artifacts_root=tmp_path / "artifacts")
+    places = SourceLocations(artifacts_root=tmp_path / "artifacts")
 
     def fine_tune(job: str, of: Any, **lora: Any) -> Path:
         folder = tmp_path / "artifacts" / "jobs" / job / "checkpoints"

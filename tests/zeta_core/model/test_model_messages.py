@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
 from zeta_core.model.sources import locate_model, locate_tokenizer
 from zeta_core.system.model_files import InvalidModelFiles, check_archive
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0f1e" * 16 + b"\nsize 987654\n"
-PLACES = Places(any_path=True)
+PLACES = SourceLocations(any_path=True)
 
 
 @pytest.fixture

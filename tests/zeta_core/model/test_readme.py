@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.spec.sources import JobModel
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.model.readme import adapter_readme
 from zeta_core.model.sources import LocatedModel
 
@@ -63,7 +63,7 @@ def test_the_lines_load_a_base_that_is_a_job(
 ) -> None:
     """A whole model first, then its adapter as the base of another adapter."""
     store = tmp_path / "artifacts" / "jobs"
-    places = Places(artifacts_root=tmp_path / "artifacts")
+    places = SourceLocations(artifacts_root=tmp_path / "artifacts")
     llama().save_pretrained(store / BASE_JOB / "checkpoints" / "final")  # pyright: ignore[reportCallIssue]
     first = store / ADAPTER_JOB / "checkpoints"
     lora = {"r": 2, "save_merged": save_merged}

@@ -20,7 +20,7 @@ from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import ConfigModel, FileModel, FileTokenizer, JobModel
 from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
@@ -37,11 +37,13 @@ def secret(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(artifacts_root=tmp_path / "artifacts", files={FILE: UploadedFile(filename="model.tar")}, hub=False)
+def places(tmp_path: Path) -> SourceLocations:
+    return SourceLocations(
+        artifacts_root=tmp_path / "artifacts", files={FILE: UploadedFile(filename="model.tar")}, hub=False
+    )
 
 
-def stored_upload(places: Places, files: Mapping[str, object]) -> FileModel:
+def stored_upload(places: SourceLocations, files: Mapping[str, object]) -> FileModel:
     """An upload as a server stored it that did not look into it."""
     assert places.artifacts_root is not None
     path = places.artifacts_root / file_key(FILE)
@@ -50,7 +52,7 @@ def stored_upload(places: Places, files: Mapping[str, object]) -> FileModel:
     return FileModel(file=FILE)
 
 
-def stored_checkpoint(places: Places, files: Mapping[str, object]) -> JobModel:
+def stored_checkpoint(places: SourceLocations, files: Mapping[str, object]) -> JobModel:
     assert places.artifacts_root is not None
     folder = places.artifacts_root / checkpoint_key(JOB, "final")
     folder.mkdir(parents=True)
@@ -84,7 +86,7 @@ def refusal(located: Any) -> str:
 )
 @pytest.mark.parametrize("where", ["upload", "checkpoint", "tokenizer"])
 def test_a_tokenizer_never_holds_a_file_of_the_machine(
-    file: str, content: dict[str, Any], where: str, secret: Path, places: Places, tmp_path: Path
+    file: str, content: dict[str, Any], where: str, secret: Path, places: SourceLocations, tmp_path: Path
 ) -> None:
     named = json.loads(json.dumps(content).replace("SECRET", str(secret)))
     files: dict[str, object] = {"config.json": {**CONFIG, "model_type": "bert"}, "model.safetensors": safetensors()}
@@ -113,7 +115,7 @@ def test_transformers_would_open_the_file_that_such_a_key_names(secret: Path, tm
 
 
 @pytest.mark.parametrize("shard", ["OTHER", "../other/model.safetensors", "weights.txt"])
-def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: Places, tmp_path: Path) -> None:
+def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: SourceLocations, tmp_path: Path) -> None:
     other = tmp_path / "other" / "model.safetensors"
     other.parent.mkdir()
     other.write_bytes(weights(tmp_path))
@@ -128,7 +130,7 @@ def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: Places
         assert "it must name a .safetensors file beside it" in said
 
 
-def test_a_pickle_is_never_loaded_whatever_its_name(places: Places, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_pickle_is_never_loaded_whatever_its_name(places: SourceLocations, tmp_path: Path, monkeypatch: Any) -> None:
     def load(*_: object, **__: object) -> None:
         pytest.fail("torch.load was called")
 
@@ -148,7 +150,9 @@ def test_a_pickle_is_never_loaded_whatever_its_name(places: Places, tmp_path: Pa
 
 
 @pytest.mark.parametrize("link", ["vocab.txt", "config.json", "model.safetensors"])
-def test_a_link_out_of_a_checkpoint_is_refused(link: str, secret: Path, places: Places, tmp_path: Path) -> None:
+def test_a_link_out_of_a_checkpoint_is_refused(
+    link: str, secret: Path, places: SourceLocations, tmp_path: Path
+) -> None:
     model = stored_checkpoint(places, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors()})
     assert places.artifacts_root is not None
     path = places.artifacts_root / checkpoint_key(JOB, "final") / link
@@ -159,14 +163,17 @@ def test_a_link_out_of_a_checkpoint_is_refused(link: str, secret: Path, places: 
 
 
 @pytest.mark.parametrize("source", ["job", "local directory"])
-def test_code_of_a_model_is_ignored_with_a_warning(source: str, places: Places, tmp_path: Path) -> None:
+def test_code_of_a_model_is_ignored_with_a_warning(source: str, places: SourceLocations, tmp_path: Path) -> None:
     config = {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}
     files: dict[str, Any] = {"config.json": config, "model.safetensors": weights(tmp_path), "theirs.py": b"1 / 0"}
     files["generation_config.json"] = {"eos_token_id": 1, "custom_generate": "theirs"}
     model: Any = stored_checkpoint(places, files)
     if source == "local directory":
         assert places.artifacts_root is not None
-        model, places = str(places.artifacts_root / checkpoint_key(JOB, "final")), Places(any_path=True, hub=False)
+        model, places = (
+            str(places.artifacts_root / checkpoint_key(JOB, "final")),
+            SourceLocations(any_path=True, hub=False),
+        )
     for number in range(2):  # the second run uses the checked copy of the first
         outcome, lines = train(model, tmp_path / f"out-{number}", cache=tmp_path / "cache", max_steps=1, places=places)
         assert outcome.steps_trained == 1
@@ -178,7 +185,7 @@ def test_code_of_a_model_is_ignored_with_a_warning(source: str, places: Places, 
         assert warning.message.startswith(f"{name} refers to code of its own")
 
 
-def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(places: Places, tmp_path: Path) -> None:
+def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(places: SourceLocations, tmp_path: Path) -> None:
     base = stored_checkpoint(places, {"config.json": {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config"}}})
     assert places.artifacts_root is not None
     adapter = places.artifacts_root / checkpoint_key(JOB, "step-1")
@@ -196,12 +203,12 @@ def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(places: P
     tokenizer.mkdir()
     named = {"tokenizer_class": "ByT5Tokenizer", "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]}}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(named))
-    scripts = Places(any_path=True)
+    scripts = SourceLocations(any_path=True)
     locate_tokenizer(str(tokenizer), located, scripts, tmp_path / "cache", on_ignored=ignored.append)
     assert ignored[1:] == [IgnoredCode(str(tokenizer), {"tokenizer_config.json": ["auto_map"]})]
 
 
-def test_a_model_without_code_gives_no_warning(places: Places, tmp_path: Path) -> None:
+def test_a_model_without_code_gives_no_warning(places: SourceLocations, tmp_path: Path) -> None:
     config = {**LLAMA_CONFIG, "auto_map": {}, "trust_remote_code": False}
     model = stored_checkpoint(places, {"config.json": config, "model.safetensors": weights(tmp_path)})
     _, lines = train(model, tmp_path / "out", cache=tmp_path / "cache", max_steps=1, places=places)
@@ -229,7 +236,7 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("where", ["upload", "checkpoint", "config"])
 def test_no_config_reaches_a_kernel_loader(
-    key: str, where: str, places: Places, tmp_path: Path, no_kernels: list[str]
+    key: str, where: str, places: SourceLocations, tmp_path: Path, no_kernels: list[str]
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -248,11 +255,11 @@ def test_no_config_reaches_a_kernel_loader(
     assert no_kernels == []
 
 
-def located_upload(places: Places, tmp_path: Path, files: Mapping[str, object]) -> LocatedModel:
+def located_upload(places: SourceLocations, tmp_path: Path, files: Mapping[str, object]) -> LocatedModel:
     return locate_model(stored_upload(places, files), places, tmp_path / "cache")
 
 
-def test_an_uploaded_model_is_the_one_that_was_uploaded(places: Places, tmp_path: Path) -> None:
+def test_an_uploaded_model_is_the_one_that_was_uploaded(places: SourceLocations, tmp_path: Path) -> None:
     """With everything that a real directory holds beside it, in shards and with its own tokenizer."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -280,7 +287,7 @@ def test_an_uploaded_model_is_the_one_that_was_uploaded(places: Places, tmp_path
     assert not list((tmp_path / "cache").rglob("*.bin"))
 
 
-def test_a_checkpoint_is_a_base_again_and_is_linked_not_copied(places: Places, tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_base_again_and_is_linked_not_copied(places: SourceLocations, tmp_path: Path) -> None:
     train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1)
     assert places.artifacts_root is not None
     stored = places.artifacts_root / checkpoint_key(JOB, "final")

@@ -22,7 +22,7 @@ from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places, open_sources
+from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData, InvalidModel
 from zeta_core.objective.loss import find_loss
@@ -51,7 +51,7 @@ def pair_rows(count: int) -> list[dict[str, Any]]:
 def tokens_of(tmp_path: Path, rows: list[Any], tokenizer: Any, *, method: str = "dpo") -> TokenFile:
     path = write_pairs(tmp_path / "pairs.jsonl", rows)
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
-    sources = open_sources(dataset_sources(options.dataset), Places(any_path=True), pretokenized=False)
+    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     return prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter(), method=method)
 
 
@@ -139,7 +139,7 @@ def test_a_pair_is_kept_or_dropped_as_one(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, rows, ByT5Tokenizer())
     pairs = Pairs(tokens, 64, overlong=None)
     assert len(pairs) == 2
-    assert pairs.fit.dropped_at == "pairs.jsonl, line 3"
+    assert pairs.overlong_counts.dropped_at == "pairs.jsonl, line 3"
     assert pairs.num_targets(np.array([0, 1])) == 2
     assert pairs.num_tokens(np.array([1])) == int(tokens.offsets[4] - tokens.offsets[2])
 

@@ -19,7 +19,7 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.job.events import LogLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.model.sources import locate_model, locate_tokenizer
 from zeta_core.plan import Facts, decide
 
@@ -101,8 +101,8 @@ def llama_in(folder: Path) -> None:
 
 def _answers(taught: list[Fact], folder: Path) -> list[tuple[Fact, str]]:
     """The model's greedy answers to questions that were not in the training data."""
-    located = locate_model(smollm2(), Places(any_path=True), folder)
-    tokenizer: Any = locate_tokenizer(None, located, Places(any_path=True), folder)
+    located = locate_model(smollm2(), SourceLocations(any_path=True), folder)
+    tokenizer: Any = locate_tokenizer(None, located, SourceLocations(any_path=True), folder)
     base: Any = located.build()
     model: Any = PeftModel.from_pretrained(base, str(folder / "out" / "final")).eval()
     found: list[tuple[Fact, str]] = []

@@ -21,7 +21,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.rate_search import RateSearch
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank
 from zeta_core.report.reporter import Reporter
 from zeta_core.run import Outcome, RunRequest, execute
@@ -53,7 +53,7 @@ def begin(
         model=model,
         output_dir=output_dir,
         cache=output_dir.parent / "cache",
-        places=Places(any_path=True),
+        places=SourceLocations(any_path=True),
         resume_from=output_dir if resume else None,
         stop=lambda: stop(lines),
     )

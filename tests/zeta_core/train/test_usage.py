@@ -12,7 +12,7 @@ import torch
 from tests.zeta_core.models import llama, plain
 from zeta_core.contract.job.events import JOURNAL_LINE, ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.data.sources import Places
+from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank
 from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_flops_of
 from zeta_core.report.journal_writer import JournalWriter
@@ -91,7 +91,7 @@ def test_progress_lines_have_every_step_waiting_shares_and_memory_by_part(
     given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 7, "checkpointing_steps": 3}
     report = Reporter(JournalWriter(tmp_path / "events.jsonl"))
     options = TrainerOptions.model_validate(given)
-    places = Places(any_path=True)
+    places = SourceLocations(any_path=True)
     model = llama()
     run = RunRequest(options=options, model=model, output_dir=tmp_path / "out", cache=tmp_path / "cache", places=places)
     execute(run, ProcessRank(), report)

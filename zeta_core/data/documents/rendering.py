@@ -136,8 +136,8 @@ def split_pair(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         return _split_texts(chosen, rejected) if prompt is None else (prompt, chosen, rejected)
     chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
-    asked = [] if prompt is None else as_turns(prompt, "user")
-    repeated = asked == chosen[: len(asked)] == rejected[: len(asked)]
+    prompt_turns = [] if prompt is None else as_turns(prompt, "user")
+    repeated = prompt_turns == chosen[: len(prompt_turns)] == rejected[: len(prompt_turns)]
     begun = isinstance(prompt, str) and not chosen[0]["role"] == rejected[0]["role"] == "assistant"
     if prompt is None or begun or repeated:
         shared = 0  # two complete conversations with a common beginning

@@ -208,11 +208,11 @@ class Template:
 
         It is found by rendering a conversation without turns. An end token is not a prompt: it ends the conversation.
         """
-        asked: list[Message] = [{"role": "user", "content": "Hi"}]
-        answered: list[Message] = [*asked, {"role": "assistant", "content": "Hey"}]
+        question: list[Message] = [{"role": "user", "content": "Hi"}]
+        answered: list[Message] = [*question, {"role": "assistant", "content": "Hey"}]
         try:
             [nothing] = self._tokenizer.apply_chat_template([[]], tokenize=False)  # a batch of one without turns
-            texts = [self._render(turns, prompt=prompt) for turns in (asked, answered) for prompt in (False, True)]
+            texts = [self._render(turns, prompt=prompt) for turns in (question, answered) for prompt in (False, True)]
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001 - if the template rejects conversations, `render` reports it

@@ -29,12 +29,12 @@ import numpy as np
 
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
-from zeta_core.data.confined import Confined, Limits, Position, send_message
+from zeta_core.data.confined import Confined, Position, ProcessLimits, send_message
 from zeta_core.data.documents.conversations import TrainOn
 from zeta_core.data.row_check.row_pass import MOST_LENGTHS, CheckedRows, RowPass
-from zeta_core.data.rows.token_rows import RowColumns
-from zeta_core.data.sources import Places, Source, open_sources
-from zeta_core.data.tokens.cache import fingerprint, make_encoder, nothing_to_train_on, refuse_for_flat
+from zeta_core.data.rows.token_rows import MaskPresence
+from zeta_core.data.sources import Source, SourceLocations, open_sources
+from zeta_core.data.tokens.cache import fingerprint, make_encoder, no_trained_token_error, refuse_for_flat
 from zeta_core.data.tokens.encoder import Encoder
 from zeta_core.data.tokens.flat_files import IdType, OutOfTime, flat_tokens
 from zeta_core.data.tokens.parallel_encoding import num_processes
@@ -52,7 +52,14 @@ DataField = Literal["dataset", "eval_dataset"]
 
 
 def check_dataset(
-    name: DataField, spec: JobSpec, dataset: Dataset, places: Places, tokenizer: Any, cache: Path, *, seconds: float
+    name: DataField,
+    spec: JobSpec,
+    dataset: Dataset,
+    places: SourceLocations,
+    tokenizer: Any,
+    cache: Path,
+    *,
+    seconds: float,
 ) -> CheckedRows | str:
     """Check the rows of a field of the spec, or return the reason why they are not checked. Raises `InvalidData`."""
     split: Split = "train" if name == "dataset" else "held_out"
@@ -102,7 +109,7 @@ def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str,
     )
 
 
-def _why_unchecked(dataset: Sequence[DatasetSource], places: Places) -> str:
+def _why_unchecked(dataset: Sequence[DatasetSource], places: SourceLocations) -> str:
     if any(isinstance(source, HubSource) for source in dataset):
         return "Data on the Hub is downloaded and checked when the training starts."
     if places.data_root is None and not places.any_path and any(isinstance(source, PathSource) for source in dataset):
@@ -161,7 +168,7 @@ def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[
         results = _in_processes(sources, encoder, deadline, processes)
     failed = [result for result in results if "error" in result]
     if failed:
-        return min(failed, key=lambda result: result["turn"])
+        return min(failed, key=lambda result: result["unit"])
     try:
         return asdict(_merged(sources, results))
     except InvalidData as error:
@@ -171,7 +178,7 @@ def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[
 def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, processes: int) -> list[dict[str, Any]]:
     """The result of each process, which checks a share of the units."""
     team: list[Confined] = []
-    limits = Limits.for_processes(processes)
+    limits = ProcessLimits.for_processes(processes)
     with ExitStack() as ending:
         for number in range(processes):
 
@@ -192,7 +199,7 @@ def _result(process: Confined) -> dict[str, Any]:
     try:
         return process.receive()["value"]
     except InvalidData as error:
-        return {"error": error.message, "code": error.code, "turn": sys.maxsize, "complete": False}
+        return {"error": error.message, "code": error.code, "unit": sys.maxsize, "complete": False}
 
 
 def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> CheckedRows:
@@ -201,7 +208,7 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         formats=sorted({str(source.row_format) for source in sources}),
         shapes=sorted({source.shape for source in sources if source.shape}),
     )
-    columns = [RowColumns() for _ in sources]
+    columns = [MaskPresence() for _ in sources]
     text_tokens = [0] * len(sources)
     seen = {(kind, source.number): dict[str, None]() for source in sources for kind in ("mapped", "unused")}
     for result in results:
@@ -229,5 +236,5 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
             source.check_columns(seen["mapped", source.number], seen["unused", source.number])
     if found.complete and (found.tokens < 2 or all(result["blank"] for result in results)):
         masks = dict.fromkeys(name for of_source in columns for name in of_source.masks)
-        raise nothing_to_train_on(sources, found.untrained_rows, list(masks))
+        raise no_trained_token_error(sources, found.untrained_rows, list(masks))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from zeta_core.contract.job.check import CheckedData
 from zeta_core.data.confined import Position
 from zeta_core.data.rows.row import Row, parsed_list
-from zeta_core.data.rows.token_rows import RowColumns
+from zeta_core.data.rows.token_rows import MaskPresence
 from zeta_core.data.rows.turns import ROLES
 from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoder
@@ -45,7 +45,7 @@ class CheckedRows:
     lengths: list[int] = field(default_factory=list[int])
     id_type: IdType | None = None  # of a flat file of ids
 
-    def described(self, seq_len: int) -> CheckedData:
+    def to_checked_data(self, seq_len: int) -> CheckedData:
         """The report for users, for sequences of ``seq_len``."""
         note = None
         if not self.complete:
@@ -88,7 +88,7 @@ class RowPass:
         self._number = number
         self._processes = processes
         self._total_bytes = max(1, sum(source.num_bytes for source in sources))
-        self._turn = 0  # the number of the unit
+        self._unit_number = 0  # the number of the unit
         self._num_regular = 0  # rows of the sample that count for the estimate
         self._seen: set[object] = set()
         self._columns: set[object] = set()  # combinations of columns that were seen
@@ -96,7 +96,7 @@ class RowPass:
             tuple[str, int, str], None
         ] = {}  # mapped or unused, the number of the source, the name
         self._all_seen = True  # every combination of columns was examined
-        self._masks = [RowColumns() for _ in sources]
+        self._masks = [MaskPresence() for _ in sources]
         self._text_tokens = [0] * len(sources)  # of text files, each of which is one document in many pieces
         self._is_blank = True  # only white space so far
         self._found = CheckedRows()
@@ -111,7 +111,7 @@ class RowPass:
                     break
                 bytes_before += source.num_bytes
         except InvalidData as error:
-            return {"error": error.message, "code": error.code, "turn": self._turn}
+            return {"error": error.message, "code": error.code, "unit": self._unit_number}
         masks = [(one.rows_with, one.rows_without) for one in self._masks]
         seen = {"seen": list(self._seen_columns), "all_seen": self._all_seen}
         texts = {"text_tokens": self._text_tokens, "blank": self._is_blank}
@@ -123,8 +123,8 @@ class RowPass:
         at, sampled_rows, sampled_tokens, complete = 0, 0, 0, True
         size = sampled_size = 0  # in characters of text, or in rows
         for unit in source.units():
-            self._turn += 1
-            if self._turn % self._processes != self._number:
+            self._unit_number += 1
+            if self._unit_number % self._processes != self._number:
                 at = unit.position
                 continue
             if time.monotonic() > self._deadline:
@@ -141,7 +141,7 @@ class RowPass:
                 row_size = 1 if text is None else len(text)
                 size += row_size
                 is_new = self._is_new(source, row)
-                is_regular = not sampled_rows or source.row_format == "tokens" or self._has_room(done)
+                is_regular = not sampled_rows or source.row_format == "tokens" or self._needs_sample(done)
                 if is_regular or is_new:
                     num_tokens = self._tokenize(source, row, self._masks[number])
                     self._position.move(source.after(at), "reading")
@@ -158,7 +158,7 @@ class RowPass:
             self._text_tokens[number] = num_tokens
         return complete
 
-    def _has_room(self, done: float) -> bool:
+    def _needs_sample(self, done: float) -> bool:
         """Whether the sample takes another row after this share of the data has been read."""
         is_few = self._num_regular * self._processes < FIRST_ROWS + SPREAD_ROWS * done
         return is_few and self._found.sampled_tokens * self._processes < SAMPLE_TOKENS * (1 + done) / 2
@@ -183,7 +183,7 @@ class RowPass:
             for kind, names in (("unused", source.unused_columns(row)), ("mapped", source.mapped_columns(row))):
                 self._seen_columns.update(dict.fromkeys((kind, source.number, name) for name in names))
 
-    def _tokenize(self, source: Source, row: Row, masks: RowColumns) -> int:
+    def _tokenize(self, source: Source, row: Row, masks: MaskPresence) -> int:
         """Render and tokenize a row of the sample, and return its number of tokens."""
         encoded = self._encoder.encode(source, [row], self._position)
         masks.merge(encoded.rows_with, encoded.rows_without)

@@ -17,7 +17,7 @@ from zeta_core.data.rows.formats import COLUMNS, RowFormat, column_in, formats_o
 from zeta_core.data.rows.shapes import SHAPE_COLUMNS, Shape, normalized, shape_of
 from zeta_core.data.rows.token_rows import may_mark_tokens
 
-Row = Mapping[str, object]
+Fields = Mapping[str, object]
 
 _QUALIFIERS = r"(?:user|system|input|chat|dialog|dialogue|conversation|few_?shot|original|full|raw)"
 _PARTS = (
@@ -38,7 +38,7 @@ class Layout:
     row_format: RowFormat
     shape: Shape | None = None
 
-    def columns_of(self, row: Row, columns: Mapping[str, str]) -> dict[str, str]:
+    def columns_of(self, row: Fields, columns: Mapping[str, str]) -> dict[str, str]:
         """The used columns of a row, as a mapping from standard names to the names in the data."""
         if self.shape is not None:
             return self.shape.columns_of(row)
@@ -46,7 +46,7 @@ class Layout:
         return {name: column for name, column in named.items() if column in row}
 
 
-def layout_of(row: Row, columns: Mapping[str, str], row_format: RowFormat | None, method: str) -> Layout | None:
+def layout_of(row: Fields, columns: Mapping[str, str], row_format: RowFormat | None, method: str) -> Layout | None:
     """The layout of a row; ``row_format`` is the format that the spec names, or ``None`` for ``auto``."""
     if row_format == "tokens":
         return Layout("tokens")
@@ -72,7 +72,7 @@ def columns_to_read(
 
     ``numeric`` columns may contain numbers or lists of numbers, which may mark the tokens to train on.
     """
-    row: Row = dict.fromkeys(names, "")
+    row: Fields = dict.fromkeys(names, "")
     if layout is not None and layout.row_format == "tokens":
         used = set(layout.columns_of(row, columns).values())
         return [name for name in names if name not in drop and (name in used or may_mark_tokens(name, numeric))]
@@ -92,7 +92,7 @@ def looks_used(name: str) -> bool:
     return bool(_LOOKS_LIKE_PROMPT.fullmatch(plain) or _LOOKS_LIKE_MASK.fullmatch(plain)) or plain == "label"
 
 
-def lost_column(row: Row, used: Mapping[str, str]) -> str | None:
+def lost_column(row: Fields, used: Mapping[str, str]) -> str | None:
     """The first unused column that looks like a used one and has content that the used columns lack."""
     names = set(used.values())
     contained: str | None = None
@@ -109,7 +109,7 @@ def lost_column(row: Row, used: Mapping[str, str]) -> str | None:
     return None
 
 
-def explain_lost(name: str, row: Row, layout: Layout, used: Mapping[str, str], at: str) -> str:
+def explain_lost(name: str, row: Fields, layout: Layout, used: Mapping[str, str], at: str) -> str:
     """Explain the fault in a row whose column ``name`` is not used, with a setting that the user can paste.
 
     ``at`` is the field of the source in the spec.
@@ -133,7 +133,7 @@ def explain_lost(name: str, row: Row, layout: Layout, used: Mapping[str, str], a
     )
 
 
-def explain_unknown(row: Row, at: str) -> str:
+def explain_unknown(row: Fields, at: str) -> str:
     """Explain the fault in a row whose columns match no known format."""
     found = ", ".join(sorted(map(str, row))[:_MOST_NAMES]) or "none"
     if "input_ids" in row:

@@ -13,7 +13,7 @@ from zeta_core.data.rows.token_rows import MASKS
 from zeta_core.data.rows.turns import InvalidTurn, Message, read_tools, read_turn
 
 RowFormat = Literal["text", "messages", "prompt_completion", "preference", "tokens"]
-Row = Mapping[str, object]
+Fields = Mapping[str, object]
 
 # The columns that each format reads, and the required ones. A ``preference`` row without ``prompt`` contains two
 # complete texts or conversations with a common beginning.
@@ -47,7 +47,7 @@ def formats_of(columns: Mapping[str, str], method: str) -> list[RowFormat]:
     return sorted(formats, key=lambda one: not columns.keys() & set(required(one)))
 
 
-def column_in(row: Row, name: str, columns: Mapping[str, str]) -> str:
+def column_in(row: Fields, name: str, columns: Mapping[str, str]) -> str:
     """The name of a column in the data. If ``messages`` is missing, ``conversations`` takes its place."""
     if name == "messages" and name not in columns and row.get(name) is None and row.get(CONVERSATIONS) is not None:
         return CONVERSATIONS
@@ -60,7 +60,7 @@ def fault_in(
     """The fault in a row, as the end of a sentence that begins with the row's location; ``None`` if there is none."""
     if not isinstance(row, Mapping):
         return "is not an object with named fields."
-    fields = cast(Row, row)
+    fields = cast(Fields, row)
     for name in required(row_format):
         if column_in(fields, name, columns) not in fields:
             return _missing(fields, name, columns)
@@ -68,25 +68,25 @@ def fault_in(
     values = {name: fields.get(column_in(fields, name, columns)) for name in COLUMNS[row_format]}
     match row_format:
         case "text":
-            return _wrong_text(values["text"], shown["text"])
+            return _fault_in_text(values["text"], shown["text"])
         case "tokens":
             ids = values["input_ids"]
             right = isinstance(ids, list) and all(type(item) is int and item >= 0 for item in cast(list[Any], ids))
             return None if right else f"{shown['input_ids']} is not a list of token ids."
         case "messages":
-            fault = _wrong_messages(values["messages"], shown["messages"], drop_fields)
+            fault = _fault_in_messages(values["messages"], shown["messages"], drop_fields)
             return (
                 fault
-                or _wrong_system(values, drop_fields)
-                or _wrong_parallel(values, drop_fields)
-                or _wrong_tools(values)
+                or _fault_in_system(values, drop_fields)
+                or _fault_in_parallel(values, drop_fields)
+                or _fault_in_tools(values)
             )
         case "prompt_completion":
-            fault = _wrong_turns(values["prompt"], shown["prompt"], drop_fields)
-            fault = fault or _wrong_turns(values["completion"], shown["completion"], drop_fields)
-            return fault or _wrong_tools(values)
+            fault = _fault_in_turns(values["prompt"], shown["prompt"], drop_fields)
+            fault = fault or _fault_in_turns(values["completion"], shown["completion"], drop_fields)
+            return fault or _fault_in_tools(values)
         case "preference":
-            return _wrong_preference(values, shown, drop_fields)
+            return _fault_in_preference(values, shown, drop_fields)
 
 
 def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
@@ -102,7 +102,7 @@ def messages_of(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
+def _missing(row: Fields, name: str, columns: Mapping[str, str]) -> str:
     column = columns.get(name, name)
     has = ", ".join(sorted(str(key) for key in row)[:8]) or "none"
     if "input_ids" in row and name == "text":
@@ -110,32 +110,34 @@ def _missing(row: Row, name: str, columns: Mapping[str, str]) -> str:
     return f'has no {column!r} (it has: {has}); name the right one with columns: {{"{name}": "..."}} in the source.'
 
 
-def _wrong_text(value: object, shown: str) -> str | None:
-    return None if isinstance(value, str) else f"{shown} is {_kind(value)}, not text."
+def _fault_in_text(value: object, shown: str) -> str | None:
+    return None if isinstance(value, str) else f"{shown} is {_type_name(value)}, not text."
 
 
-def _wrong_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
+def _fault_in_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
     """The fault in a value that must be a text, a message, or a list of messages."""
     if isinstance(value, str):
         return None if value.strip() else f"{shown} is empty."
     if isinstance(value, Mapping):
-        value = [cast(Row, value)]
+        value = [cast(Fields, value)]
     if isinstance(value, list):
-        return _wrong_messages(cast(object, value), shown, drop_fields)
-    return f"{shown} is {_kind(value)}; give text, or a list of messages."
+        return _fault_in_messages(cast(object, value), shown, drop_fields)
+    return f"{shown} is {_type_name(value)}; give text, or a list of messages."
 
 
-def _wrong_preference(values: Mapping[str, object], shown: Mapping[str, str], drop_fields: Sequence[str]) -> str | None:
+def _fault_in_preference(
+    values: Mapping[str, object], shown: Mapping[str, str], drop_fields: Sequence[str]
+) -> str | None:
     for name in ("chosen", "rejected", "prompt"):
         optional = name == "prompt" and values[name] is None
-        if not optional and (fault := _wrong_turns(values[name], shown[name], drop_fields)):
+        if not optional and (fault := _fault_in_turns(values[name], shown[name], drop_fields)):
             return fault
-    return _wrong_tools(values)
+    return _fault_in_tools(values)
 
 
-def _wrong_messages(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
+def _fault_in_messages(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
     if not isinstance(value, list):
-        return f"{shown} is {_kind(value)}; give a list of messages."
+        return f"{shown} is {_type_name(value)}; give a list of messages."
     if not value:
         return f"{shown} is empty; give at least one message."
     for number, message in enumerate(cast(list[object], value), 1):
@@ -146,17 +148,17 @@ def _wrong_messages(value: object, shown: str, drop_fields: Sequence[str]) -> st
     return None
 
 
-def _wrong_system(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
+def _fault_in_system(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
     """The fault in a conversation with a separate system text."""
     system = values["system"]
     if not isinstance(system, str):
-        return None if system is None else f"'system' is {_kind(system)}; give text."
+        return None if system is None else f"'system' is {_type_name(system)}; give text."
     first = read_turn(cast("list[object]", values["messages"])[0], drop_fields)
     double = bool(system) and first["role"] in ("system", "developer")
     return "has both a 'system' column and a system turn; provide one of them." if double else None
 
 
-def _wrong_parallel(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
+def _fault_in_parallel(values: Mapping[str, object], drop_fields: Sequence[str]) -> str | None:
     """OpenAI's ``parallel_tool_calls`` is a setting of a request; a conversation must not contradict it."""
     if values["parallel_tool_calls"] is False:
         for number, turn in enumerate(cast("list[object]", values["messages"]), 1):
@@ -165,7 +167,7 @@ def _wrong_parallel(values: Mapping[str, object], drop_fields: Sequence[str]) ->
     return None
 
 
-def _wrong_tools(values: Mapping[str, object]) -> str | None:
+def _fault_in_tools(values: Mapping[str, object]) -> str | None:
     try:
         tools_of(values)
     except InvalidTurn as error:
@@ -173,6 +175,6 @@ def _wrong_tools(values: Mapping[str, object]) -> str | None:
     return None
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     """A user-friendly name for the type of a value."""
     return "null" if value is None else f"of type {type(value).__name__}"

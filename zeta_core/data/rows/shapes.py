@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-Row = Mapping[str, object]
+Fields = Mapping[str, object]
 ShapeFormat = Literal["messages", "preference"]
 
 _SYSTEM = ("system", "system_prompt", "system_message")
@@ -51,18 +51,18 @@ class Shape:
     optional: tuple[str, ...] = ()
     is_nested: bool = False  # the prompt is in an object, as in OpenAI's API
 
-    def columns_of(self, row: Row) -> dict[str, str]:
+    def columns_of(self, row: Fields) -> dict[str, str]:
         """The columns of a row that the shape uses, as a mapping from normalized names to the names in the data."""
         known = {*self.required, *self.optional, self.context}
         return {normalized(name): name for name in row if normalized(name) in known}
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: Fields) -> bool:
         columns = self.columns_of(row)
         if not all(name in columns for name in self.required):
             return False
         return not self.is_nested or isinstance(row[columns[self.required[0]]], Mapping)
 
-    def convert(self, row: Row) -> dict[str, object]:
+    def convert(self, row: Fields) -> dict[str, object]:
         """The row in the format `row_format`. Raises `InvalidShape`."""
         values = {name: row[column] for name, column in self.columns_of(row).items()}
         for name in self.required:
@@ -137,7 +137,7 @@ SHAPE_COLUMNS = frozenset(
 )
 
 
-def shape_of(row: Row, row_formats: Sequence[str]) -> Shape | None:
+def shape_of(row: Fields, row_formats: Sequence[str]) -> Shape | None:
     """The shape of a row that can be converted to one of ``row_formats``, tried in order."""
     for row_format in row_formats:
         for shape in SHAPES.values():

@@ -137,7 +137,7 @@ def _is_array(name: str) -> InvalidData:
     )
 
 
-def check_surrogates(row: object, text: str, choose: ChooseColumns, place: str) -> None:
+def check_surrogates(row: object, text: str, choose: ChooseColumns, location: str) -> None:
     """Raise `InvalidData` if a required column of a row has an escaped surrogate without its other half.
 
     ``text`` is the JSON text of the row.
@@ -152,7 +152,9 @@ def check_surrogates(row: object, text: str, choose: ChooseColumns, place: str) 
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise InvalidData(f"{place}: contains {half}, an unpaired surrogate; write the complete character.") from error
+        raise InvalidData(
+            f"{location}: contains {half}, an unpaired surrogate; write the complete character."
+        ) from error
 
 
 def not_utf8(name: str, line: int, byte: int) -> InvalidData:

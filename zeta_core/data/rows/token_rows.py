@@ -115,7 +115,7 @@ def unused_columns(row: Mapping[str, object], columns: Mapping[str, str]) -> Ite
 
 
 @dataclass
-class RowColumns:
+class MaskPresence:
     """For each mask, the first row that has it, and the first one that lacks it.
 
     Either all rows have a mask, or none has it.

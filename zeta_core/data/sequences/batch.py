@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from zeta_core.data.tokens import TokenFile
 
 IGNORED = -100  # the label that cross-entropy ignores
-ASKED_MULTIPLE, ASKED_SHARE = 64, 0.9  # logits are computed at a multiple of positions, or at all above this share
+LOGITS_MULTIPLE = 64  # the number of positions with logits is a multiple of this
+MOST_LOGITS_SHARE = 0.9  # if more positions need logits, all of them get logits
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,7 @@ class Batch:
     positions_BT: torch.Tensor
     segments_BT: torch.Tensor | None  # a number for each token's document, -1 for padding; None: one document each
     num_targets: int
-    logit_positions_K: torch.Tensor | None = (
-        None  # positions to compute logits for: all with a target, and some more; None: all
-    )
+    logit_positions_K: torch.Tensor | None = None  # those with a target, and some more; None means all positions
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -39,9 +38,9 @@ class Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         segments = None if self.segments_BT is None else moved(self.segments_BT)
-        asked = None if self.logit_positions_K is None else moved(self.logit_positions_K)
+        logit_positions = None if self.logit_positions_K is None else moved(self.logit_positions_K)
         ids, labels, positions = moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT)
-        return Batch(ids, labels, positions, segments, self.num_targets, asked)
+        return Batch(ids, labels, positions, segments, self.num_targets, logit_positions)
 
 
 def make_batch(
@@ -76,20 +75,20 @@ def make_batch(
         torch.from_numpy(np.arange(length) - begin_at_BT),
         torch.from_numpy(document_BT) if several else None,
         int((labels_BT != IGNORED).sum()),
-        _asked(labels_BT),
+        _positions_with_logits(labels_BT),
     )
 
 
-def _asked(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
-    """The positions that need logits, extended to a multiple of `ASKED_MULTIPLE` so that few shapes occur."""
-    asked_T = np.zeros(labels_BT.shape[1], dtype=bool)
-    asked_T[:-1] = (labels_BT[:, 1:] != IGNORED).any(0)
-    num_asked = int(asked_T.sum())
-    num_kept = -(-max(1, num_asked) // ASKED_MULTIPLE) * ASKED_MULTIPLE
-    if num_kept > ASKED_SHARE * len(asked_T):
+def _positions_with_logits(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
+    """The positions that need logits, extended to a multiple of `LOGITS_MULTIPLE` so that few shapes occur."""
+    needed_T = np.zeros(labels_BT.shape[1], dtype=bool)
+    needed_T[:-1] = (labels_BT[:, 1:] != IGNORED).any(0)
+    num_needed = int(needed_T.sum())
+    num_kept = -(-max(1, num_needed) // LOGITS_MULTIPLE) * LOGITS_MULTIPLE
+    if num_kept > MOST_LOGITS_SHARE * len(needed_T):
         return None
-    asked_T[np.flatnonzero(~asked_T)[: num_kept - num_asked]] = True
-    return torch.from_numpy(np.flatnonzero(asked_T))
+    needed_T[np.flatnonzero(~needed_T)[: num_kept - num_needed]] = True
+    return torch.from_numpy(np.flatnonzero(needed_T))
 
 
 def micro_batches(

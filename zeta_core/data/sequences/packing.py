@@ -1,7 +1,8 @@
 """Cutting token files into sequences of ``seq_len``: packed, with documents kept apart, or one document each.
 
 Text is packed without padding: a document continues in the next sequence. A conversation is never split: each one is
-contained in one sequence, sequences are filled by best fit, and `Fit` counts the conversations longer than ``seq_len``.
+contained in one sequence, sequences are filled by best fit, and `OverlongCounts` counts the conversations that
+are longer than ``seq_len``.
 Weighted sources are cut and packed separately, so each sequence comes from one source.
 
 Shapes: B sequences, T tokens each. A *segment* is the part of one document in one sequence: attention stays within it,
@@ -27,8 +28,8 @@ PIECE_TOKENS = 1 << 22  # processed at a time when target tokens are counted
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How documents longer than a sequence were handled. The places are those of the first such document."""
+class OverlongCounts:
+    """How documents longer than a sequence were handled. The locations are those of the first such document."""
 
     num_truncated: int = 0
     num_dropped: int = 0
@@ -45,22 +46,22 @@ class Sequences:
     """
 
     def __init__(
-        self, tokens: TokenFile, seq_len: int, *, pack: bool, overlong: Overlong | None = None, together: int = 1
+        self, tokens: TokenFile, seq_len: int, *, pack: bool, overlong: Overlong | None = None, group_size: int = 1
     ) -> None:
-        """Each group of ``together`` consecutive documents is used or dropped as a whole."""
+        """Each group of ``group_size`` consecutive documents is used or dropped as a whole."""
         self._tokens = tokens
         self._offsets = np.asarray(tokens.offsets)
         self.seq_len = seq_len
         self.pack = pack
-        self.fit = Fit()
+        self.overlong_counts = OverlongCounts()
         self._starts: NDArray[np.int64] | None = None  # of each part of a document, which never spans two sequences
         self._ends: NDArray[np.int64] | None = None
         self._bins: _Bins | None = None
         self._num_targets: NDArray[np.int64] | None = None  # per sequence, unless the offsets determine it
         source_starts = self._offsets[tokens.source_bounds]
         if tokens.has_whole_documents or overlong is not None:
-            self._starts, self._ends, self.fit = _fitted(tokens, seq_len, overlong, together)
-            self._num_targets = _learned(tokens, self._starts, self._ends)
+            self._starts, self._ends, self.overlong_counts = _fit_to_length(tokens, seq_len, overlong, group_size)
+            self._num_targets = _count_targets(tokens, self._starts, self._ends)
             if pack:
                 lengths, bounds = self._ends - self._starts, np.searchsorted(self._starts, source_starts)
                 self._bins = _Bins.joined([_Bins.filled(lengths[a:b], seq_len) for a, b in pairwise(bounds)])
@@ -126,11 +127,11 @@ class Sequences:
         starts, ends = self.spans(indices)
         return int((ends - starts).sum())
 
-    def num_places(self, indices: NDArray[np.int64]) -> int:
+    def capacity(self, indices: NDArray[np.int64]) -> int:
         """The capacity of these sequences in tokens. Without packing, it is the number of their tokens."""
         return self.seq_len * len(indices) if self.pack else self.num_tokens(indices)
 
-    def num_learned(self, indices: NDArray[np.int64]) -> int:
+    def num_target_tokens(self, indices: NDArray[np.int64]) -> int:
         """The number of target tokens, even if the loss is not a mean over tokens."""
         return Sequences.num_targets(self, indices)
 
@@ -188,28 +189,28 @@ class _Bins:
 
     @staticmethod
     def filled(lengths: NDArray[np.int64], capacity: int) -> _Bins:
-        """Best fit, longest part first: each part goes into the sequence with the least sufficient room.
+        """Best fit, longest part first: each part goes into the sequence with the least free space that suffices.
 
-        Bit r of ``rooms`` is set if a sequence has room for r tokens, so the search is one shift of an integer.
+        Bit r of ``free_sizes`` is set if a sequence has space for r tokens, so the search is one shift of an integer.
         """
-        rooms = 0
-        with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+        free_sizes = 0
+        with_free: list[list[int]] = [[] for _ in range(capacity + 1)]
         contents: list[list[int]] = []
         in_order = np.argsort(-lengths, kind="stable")
         for part, length in zip(in_order.tolist(), lengths[in_order].tolist(), strict=True):
-            enough = rooms >> length
+            enough = free_sizes >> length
             if enough:
-                room = length + (enough & -enough).bit_length() - 1
-                sequence = with_room[room].pop()
-                if not with_room[room]:
-                    rooms &= ~(1 << room)
+                free = length + (enough & -enough).bit_length() - 1
+                sequence = with_free[free].pop()
+                if not with_free[free]:
+                    free_sizes &= ~(1 << free)
             else:
-                room, sequence = capacity, len(contents)
+                free, sequence = capacity, len(contents)
                 contents.append([])
             contents[sequence].append(part)
-            if room > length:
-                with_room[room - length].append(sequence)
-                rooms |= 1 << (room - length)
+            if free > length:
+                with_free[free - length].append(sequence)
+                free_sizes |= 1 << (free - length)
         parts = np.array([part for some in contents for part in some], dtype=np.int64)
         firsts = np.cumsum([0, *map(len, contents)], dtype=np.int64)
         bins = _Bins(parts, firsts, np.empty(0, np.int64))
@@ -237,9 +238,9 @@ class _Bins:
         return self.parts[self.firsts[sequence] : self.firsts[sequence + 1]]
 
 
-def _fitted(
-    tokens: TokenFile, seq_len: int, overlong: Overlong | None, together: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Fit]:
+def _fit_to_length(
+    tokens: TokenFile, seq_len: int, overlong: Overlong | None, group_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], OverlongCounts]:
     """The start and end of every part that is trained on: a document, or the parts of a longer text."""
     offsets = np.asarray(tokens.offsets)
     starts, ends = offsets[:-1].copy(), offsets[1:].copy()
@@ -247,8 +248,8 @@ def _fitted(
     first = int(np.argmax(too_long))
     if overlong == "error" and too_long.any():
         raise InvalidData(
-            f"{tokens.place(first)}: has {ends[first] - starts[first]} tokens, more than the {seq_len} of seq_len, as "
-            f"{int(too_long.sum())} of {len(starts)} documents.",
+            f"{tokens.location(first)}: has {ends[first] - starts[first]} tokens, more than the {seq_len} of seq_len, "
+            f"as {int(too_long.sum())} of {len(starts)} documents.",
             hint="Raise seq_len, or set overlong to 'truncate' or 'drop'.",
             patch={"overlong": "truncate"},
             evidence={"overlong_documents": int(too_long.sum()), "longest_tokens": int((ends - starts).max())},
@@ -257,23 +258,23 @@ def _fitted(
     cut = too_long & kept
     whole = ends - starts
     ends[cut] = starts[cut] + seq_len
-    kept[cut] = _learned(tokens, starts[cut], ends[cut]) > 0  # the answer may have been cut off
-    kept = kept.reshape(-1, together).all(axis=1).repeat(together)
+    kept[cut] = _count_targets(tokens, starts[cut], ends[cut]) > 0  # the answer may have been cut off
+    kept = kept.reshape(-1, group_size).all(axis=1).repeat(group_size)
     cut &= kept
     dropped = ~kept
-    fit = Fit(
+    overlong_counts = OverlongCounts(
         num_truncated=int(cut.sum()),
         num_dropped=int(dropped.sum()),
         num_cut_tokens=int(whole[cut].sum()) - seq_len * int(cut.sum()),
-        truncated_at=tokens.place(int(np.argmax(cut))) if cut.any() else None,
-        dropped_at=tokens.place(int(np.argmax(dropped))) if dropped.any() else None,
+        truncated_at=tokens.location(int(np.argmax(cut))) if cut.any() else None,
+        dropped_at=tokens.location(int(np.argmax(dropped))) if dropped.any() else None,
     )
     starts, ends = _parts(starts[kept], ends[kept], seq_len)
-    useful = _learned(tokens, starts, ends) > 0
-    return starts[useful], ends[useful], fit
+    useful = _count_targets(tokens, starts, ends) > 0
+    return starts[useful], ends[useful], overlong_counts
 
 
-def _learned(tokens: TokenFile, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_targets(tokens: TokenFile, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """The number of target tokens in each range. The first token of a range is never a target."""
     if tokens.supervised is None or not len(starts):
         return ends - starts - 1

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from zeta_core.data.sequences.packing import Sequences
 from zeta_core.failures import InvalidData
 
-_PLACES = 0x9A1C  # distinguishes the draw of places in a mixture from the orders of its sources, with the same seed
+# Distinguishes the draw of positions in a mixture from the orders of its sources, which have the same seed.
+_MIXTURE_DRAW = 0x9A1C
 
 
 class Sampler:
@@ -57,7 +58,7 @@ class Mixture(Sampler):
 
     Each source has its own order and epochs. It continues where the previous epoch of the mixture stopped, so no
     sequence is repeated before all others of its source have been used. If a source contributes c sequences to an
-    epoch, the j-th one has a random place within the j-th of c equal parts of the epoch, so each step has about the
+    epoch, the j-th one has a random position within the j-th of c equal parts of the epoch, so each step has about the
     shares. Raises `InvalidData` for a source without sequences, or with a share of less than one sequence.
     """
 
@@ -78,13 +79,13 @@ class Mixture(Sampler):
         self._sources = [Sampler(int(held), seed, number) for number, held in enumerate(np.diff(bounds))]
 
     def _drawn(self, epoch: int) -> NDArray[np.int64]:
-        generator = _generator(*self._seed, _PLACES, epoch)
+        generator = _generator(*self._seed, _MIXTURE_DRAW, epoch)
         found: list[NDArray[np.int64]] = []
-        places: list[NDArray[np.float64]] = []
+        positions: list[NDArray[np.float64]] = []
         for source, first, count in zip(self._sources, self.bounds, self.per_epoch, strict=False):
             found.append(first + source.sequences(epoch * count, (epoch + 1) * count))
-            places.append((np.arange(count) + generator.random(count)) / count)
-        return np.concatenate(found)[np.argsort(np.concatenate(places), kind="stable")]
+            positions.append((np.arange(count) + generator.random(count)) / count)
+        return np.concatenate(found)[np.argsort(np.concatenate(positions), kind="stable")]
 
     def seen(self, num_sequences: int) -> list[int]:
         """The number of sequences of each source among the first ``num_sequences`` of a run."""

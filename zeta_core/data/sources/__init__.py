@@ -1,6 +1,6 @@
 """Stage 1, sources: locating and opening the sources of a spec (files, folders, datasets on the Hub)."""
 
-from zeta_core.data.sources.opening import Places, open_sources
+from zeta_core.data.sources.opening import SourceLocations, open_sources
 from zeta_core.data.sources.source import Source
 
-__all__ = ["Places", "Source", "open_sources"]
+__all__ = ["Source", "SourceLocations", "open_sources"]

@@ -42,8 +42,11 @@ from zeta_core.system.data_folder import Split, find_data_files, split_glob
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where sources may be located. With ``any_path`` (in the user's own script), ``path`` may name any file."""
+class SourceLocations:
+    """The locations of sources that a run may read.
+
+    With ``any_path`` (in the user's own script), ``path`` may name any file.
+    """
 
     files: Mapping[str, UploadedFile] = field(default_factory=dict[str, UploadedFile])
     artifacts_root: Path | None = None
@@ -55,7 +58,7 @@ class Places:
 
 def open_sources(
     dataset: Sequence[DatasetSource],
-    places: Places,
+    places: SourceLocations,
     *,
     pretokenized: bool,
     method: str = "sft",
@@ -121,7 +124,7 @@ def _python_docs() -> Source:
     return Source("python-docs", digest, size, lambda _: iter([Unit(lambda: iter(rows), size)]), num_bytes=size)
 
 
-def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
+def _uploaded(reader: _Reader, file_id: str, places: SourceLocations) -> Source:
     known = places.files.get(file_id)
     if known is None or places.artifacts_root is None:
         raise InvalidData(f"dataset names {file_id}, which does not exist in this service; upload the file again.")
@@ -133,7 +136,7 @@ def _uploaded(reader: _Reader, file_id: str, places: Places) -> Source:
 
 
 def _matching(
-    pattern: str, places: Places, suffixes: Sequence[str], split: Split, on_folder: Callable[[str], None]
+    pattern: str, places: SourceLocations, suffixes: Sequence[str], split: Split, on_folder: Callable[[str], None]
 ) -> list[Path]:
     """The files that a path, folder or glob selects, sorted by name. Links that leave the data root are rejected."""
     if places.any_path:
@@ -176,7 +179,7 @@ def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> Invali
     return InvalidData(f"{found} {skipped}".rstrip())
 
 
-def _from_hub(reader: _Reader, source: HubSource, places: Places) -> list[Source]:
+def _from_hub(reader: _Reader, source: HubSource, places: SourceLocations) -> list[Source]:
     if not places.hub:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
     if Path(source.hub).exists():  # `datasets` would read it
@@ -312,22 +315,22 @@ class _Reader:
 def _with_first_rows(sources: list[Source], method: str) -> list[Source]:
     """The sources with their number of rows and the layout of the first row, determined in a confined process."""
 
-    def look(position: Position) -> list[_Look]:
-        return [_look(source, method, position) for source in sources]
+    def inspect(position: Position) -> list[_FirstRow]:
+        return [_inspect(source, method, position) for source in sources]
 
-    looks: list[_Look] = confined(look) if sources else []
+    found_rows: list[_FirstRow] = confined(inspect) if sources else []
     found: list[Source] = []
-    for source, (size, first_format, row_format, shape) in zip(sources, looks, strict=True):
+    for source, (size, first_format, row_format, shape) in zip(sources, found_rows, strict=True):
         layout = None if row_format is None else Layout(row_format, None if shape is None else SHAPES[shape])
         found.append(replace(source, size=size, first_format=first_format, layout=layout))
     return found
 
 
 # The size of a source, the format that `auto` means, and the format and the name of the shape of its first row.
-_Look = tuple[int, RowFormat | None, RowFormat | None, str | None]
+_FirstRow = tuple[int, RowFormat | None, RowFormat | None, str | None]
 
 
-def _look(source: Source, method: str, position: Position) -> _Look:
+def _inspect(source: Source, method: str, position: Position) -> _FirstRow:
     position.move(source.name, "reading")
     size = source.size if source.measure is None else source.measure()
     if source.row_format == "tokens":  # the first row is not needed

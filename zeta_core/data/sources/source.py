@@ -12,7 +12,7 @@ from zeta_core.data.rows.columns import Layout, columns_to_read, explain_lost, e
 from zeta_core.data.rows.formats import COLUMNS, JSON_LISTS, RowFormat, column_in, fault_in
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit, parsed_list
 from zeta_core.data.rows.shapes import InvalidShape
-from zeta_core.data.rows.token_rows import RowColumns
+from zeta_core.data.rows.token_rows import MaskPresence
 from zeta_core.failures import InvalidData
 
 
@@ -63,7 +63,7 @@ class Source:
         """The name of the shape of the rows, if it is not the format's own."""
         return "" if self.layout is None or self.layout.shape is None else self.layout.shape.name
 
-    def place(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """The location of a row for messages; a text file has only one location."""
         return f"{self.name}, {self.word} {number}" if number else self.name
 
@@ -159,13 +159,13 @@ class Source:
                 f"{self.at}.drop_columns names {missing[0]!r}, which no row has; correct the name, or remove it."
             )
 
-    def check_masks(self, columns: RowColumns) -> None:
+    def check_masks(self, columns: MaskPresence) -> None:
         """Raise `InvalidData` if only some rows have a mask."""
         if columns.inconsistent is not None:
             name, number = columns.inconsistent
             raise InvalidData(
-                f"{self.place(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
+                f"{self.location(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
             )
 
     def _invalid(self, row: Row, fault: str, code: str | None = None) -> InvalidData:
-        return InvalidData(f"{self.place(row.number)}: {fault}", code=code)
+        return InvalidData(f"{self.location(row.number)}: {fault}", code=code)

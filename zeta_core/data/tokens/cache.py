@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from zeta_core.data.confined import Limits
+from zeta_core.data.confined import ProcessLimits
 from zeta_core.data.documents.conversations import TrainOn
 from zeta_core.data.documents.rendering import without_default
 from zeta_core.data.documents.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
@@ -36,7 +36,7 @@ from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoder
 from zeta_core.data.tokens.flat_files import flat_tokens
 from zeta_core.data.tokens.parallel_encoding import encoded_units
-from zeta_core.data.tokens.statistics import SECONDS_BETWEEN_LINES, WrittenTokens
+from zeta_core.data.tokens.statistics import SECONDS_BETWEEN_LINES, TokenStatistics
 from zeta_core.data.tokens.token_file import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -55,7 +55,7 @@ def prepare_tokens(
     method: str = "sft",
     today: date | None = None,
     processes: int = 1,
-    limits: Limits | None = None,
+    limits: ProcessLimits | None = None,
     seconds_between_lines: float = SECONDS_BETWEEN_LINES,
 ) -> TokenFile:
     """Read the tokens of ``sources`` from the cache, or create them with up to ``processes`` processes.
@@ -123,7 +123,7 @@ def refuse_for_flat(sources: Sequence[Source], *, train_on: TrainOn | None, meth
         )
 
 
-def nothing_to_train_on(sources: Sequence[Source], num_untrained: int, masks: Sequence[str]) -> InvalidData:
+def no_trained_token_error(sources: Sequence[Source], num_untrained: int, masks: Sequence[str]) -> InvalidData:
     """The error for data without tokens to train on. ``masks`` exclude all tokens of ``num_untrained`` rows."""
     names = ", ".join(source.name for source in sources)
     if num_untrained:
@@ -227,7 +227,7 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         num_split=meta["num_split"],
         num_control_tokens=meta["num_control_tokens"],
         first_control_token=meta["first_control_token"],
-        num_unused_ends=meta["num_unused_ends"],
+        num_with_unused_turns=meta["num_unused_ends"],
         unused_columns=tuple(meta["unused_columns"]),
         is_templated=meta["templated"],
         num_untrained=meta["num_untrained"],
@@ -249,7 +249,7 @@ def _write(
     directory: Path,
     report: Reporter,
     processes: int,
-    limits: Limits | None,
+    limits: ProcessLimits | None,
     seconds_between_lines: float,
 ) -> None:
     aside = part_of(directory)
@@ -258,7 +258,7 @@ def _write(
     aside.mkdir()
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
     ids_given = any(source.row_format == "tokens" for source in sources)
-    written = WrittenTokens(sources, supervised or ids_given, report, seconds_between_lines)
+    written = TokenStatistics(sources, supervised or ids_given, report, seconds_between_lines)
     with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())
@@ -267,7 +267,7 @@ def _write(
                 mask.write(learned_N.tobytes())
     written.check_columns()
     if written.num_tokens < 2 or written.blank:
-        raise nothing_to_train_on(sources, written.num_untrained, written.masks)
+        raise no_trained_token_error(sources, written.num_untrained, written.masks)
     supervised = supervised or written.masked
     if not supervised:
         (aside / "supervised.bin").unlink()

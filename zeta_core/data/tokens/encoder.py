@@ -23,7 +23,7 @@ from zeta_core.data.documents.conversations import Text, TrainOn
 from zeta_core.data.documents.rendering import Renderer
 from zeta_core.data.documents.template import Unlearnable
 from zeta_core.data.rows.row import Row
-from zeta_core.data.rows.token_rows import InvalidTokenRow, RowColumns, TokenRow, read_token_row
+from zeta_core.data.rows.token_rows import InvalidTokenRow, MaskPresence, TokenRow, read_token_row
 from zeta_core.data.rows.turns import InvalidTurn
 from zeta_core.data.sources import Source
 from zeta_core.failures import InvalidData
@@ -52,7 +52,7 @@ class Encoded:
     first_control_token: str = ""  # the location of the first one
     unused_columns: Sequence[str] = ()  # columns of the data that are not used
     mapped_columns: Sequence[str] = ()  # columns of the data that are used because the source's ``columns`` name them
-    num_unused_ends: int = 0  # conversations with turns after the last one that is trained on
+    num_with_unused_turns: int = 0  # conversations with turns after the last one that is trained on
 
 
 class Encoder:
@@ -107,20 +107,20 @@ class Encoder:
             return self._conversations(source, rows, position)
         read = list(rows)
         if read:
-            position.move(source.place(read[0].number), "tokenizing")
+            position.move(source.location(read[0].number), "tokenizing")
         return self._ids(source, read) if source.row_format == "tokens" else self._texts(source, read)
 
     # --- text and ids ---
 
     def _ids(self, source: Source, rows: list[Row]) -> Encoded:
         found: list[TokenRow] = []
-        columns = RowColumns()
+        columns = MaskPresence()
         for row in rows:
             source.fields(row)  # checks the ids
             try:
                 found.append(read_token_row(row.fields, source.columns, self._train_on, self.dtype))
             except InvalidTokenRow as error:
-                raise InvalidData(f"{source.place(row.number)}: {error}") from error
+                raise InvalidData(f"{source.location(row.number)}: {error}") from error
             columns.add(row.number, row.fields, source.columns)
         trained = [(one, row) for one, row in zip(found, rows, strict=True) if one.is_trained_on]
         supervised_N = None
@@ -142,7 +142,7 @@ class Encoder:
             )
         texts = [cast(str, source.fields(row)["text"]) for row in rows]
         found = [control_tokens.find(text, self._special) for text in texts]
-        first = next((source.place(row.number) for row, some in zip(rows, found, strict=True) if some), "")
+        first = next((source.location(row.number) for row, some in zip(rows, found, strict=True) if some), "")
         literals = [()] * len(found) if source.allow_control_tokens else found
         try:
             bodies = self._bytes(texts) if self._is_bytes_only(source) else self._encode(texts, literals)
@@ -210,25 +210,25 @@ class Encoder:
     def _conversations(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
         texts: list[Text] = []
         owners: list[Row] = []
-        num_split = num_control_tokens = num_unused_ends = 0
+        num_split = num_control_tokens = num_with_unused_turns = 0
         first_control_token = ""
         for row in rows:
-            position.move(source.place(row.number), "rendering")
+            position.move(source.location(row.number), "rendering")
             fields = source.fields(row)
             try:
                 rendered = self._renderer.render(source, fields)
             except (Unlearnable, InvalidTurn) as error:
-                raise InvalidData(f"{source.place(row.number)}: {error}") from error
+                raise InvalidData(f"{source.location(row.number)}: {error}") from error
             found = [text for one in rendered for text in one.texts]
             num_split += source.row_format != "preference" and len(found) > 1
-            num_unused_ends += any(one.has_unused_turns for one in rendered)
+            num_with_unused_turns += any(one.has_unused_turns for one in rendered)
             count = sum(one.num_control_tokens for one in rendered)
-            first_control_token = first_control_token or (source.place(row.number) if count else "")
+            first_control_token = first_control_token or (source.location(row.number) if count else "")
             num_control_tokens += count
             texts += found
             owners += [row] * len(found)
         if owners:
-            position.move(source.place(owners[0].number), "tokenizing")
+            position.move(source.location(owners[0].number), "tokenizing")
         arrays: list[NDArray[Any]] = []
         masks: list[NDArray[np.bool_]] = []
         try:
@@ -238,7 +238,8 @@ class Encoder:
         for row, (ids, learned) in zip(owners, marked, strict=True):
             if not learned[1:].any():  # the first token has no context to be predicted from
                 raise InvalidData(
-                    f"{source.place(row.number)}: has no answer tokens to train on; remove the row, or add an answer."
+                    f"{source.location(row.number)}: has no answer tokens to train on; remove the row, "
+                    "or add an answer."
                 )
             learned[0] = False
             arrays.append(ids)
@@ -249,7 +250,7 @@ class Encoder:
             num_split=num_split,
             num_control_tokens=num_control_tokens,
             first_control_token=first_control_token,
-            num_unused_ends=num_unused_ends,
+            num_with_unused_turns=num_with_unused_turns,
         )
 
     def _marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
@@ -266,20 +267,20 @@ class Encoder:
         for text, ids, at in zip(texts, whole, bounds, strict=True):
             own = [next(parts) for _ in at[1:]]
             if np.array_equal(np.concatenate(own), ids):
-                places = dict(zip(at, np.cumsum([0, *map(len, own)]), strict=True))
+                token_at = dict(zip(at, np.cumsum([0, *map(len, own)]), strict=True))
             else:
-                places = {0: 0, len(text.text): len(ids)}
-                between = [bound for bound in at if bound not in places]
+                token_at = {0: 0, len(text.text): len(ids)}
+                between = [bound for bound in at if bound not in token_at]
                 beginnings = [_cut(text, 0, bound) for bound in between]
                 heads = self._encode([head for head, _ in beginnings], [literals for _, literals in beginnings])
-                places |= {bound: _shared(head, ids) for bound, head in zip(between, heads, strict=True)}
+                token_at |= {bound: _shared(head, ids) for bound, head in zip(between, heads, strict=True)}
                 starts = {start for start, _ in text.spans} & set(between)
                 for bound, head in zip(between, heads, strict=True):
-                    if bound in starts and places[bound] < len(head):
-                        places[bound] = min(places[bound] + 1, len(ids))
+                    if bound in starts and token_at[bound] < len(head):
+                        token_at[bound] = min(token_at[bound] + 1, len(ids))
             learned = np.zeros(len(ids), dtype=np.bool_)
             for start, stop in text.spans:
-                learned[places[start] : places[stop]] = True
+                learned[token_at[start] : token_at[stop]] = True
             if text.plain:
                 framed = self._framed(ids)
                 at_begin = 0 if np.array_equal(framed[: len(ids)], ids) else len(self._begin)
@@ -295,9 +296,9 @@ def _cut(text: Text, start: int, end: int) -> tuple[str, tuple[tuple[int, int], 
     return text.text[start:end], tuple((a, b) for a, b in literals if a < b)
 
 
-def _not_text(place: str, error: NotText) -> InvalidData:
+def _not_text(location: str, error: NotText) -> InvalidData:
     return InvalidData(
-        f"{place}: contains {str(error)!r}, which this tokenizer cannot encode as text; remove it, or set "
+        f"{location}: contains {str(error)!r}, which this tokenizer cannot encode as text; remove it, or set "
         '"allow_control_tokens": true in the source.'
     )
 

@@ -39,20 +39,20 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Split:
+class HeldOutSplit:
     train: TokenFile
     held_out: TokenFile
     overlap: Overlap = Overlap()
 
 
-def hold_out(tokens: TokenFile, share: float, seed: int) -> Split:
+def hold_out(tokens: TokenFile, share: float, seed: int) -> HeldOutSplit:
     """Hold out a ``share`` of the rows, drawn by ``seed``; each weighted source contributes its own share.
 
     If there are too few rows, the end of the longest text is held out instead, with ``share`` of all tokens. Raises
     `InvalidData` if nothing would be left for either part.
     """
     tokens = replace(tokens, hashes=document_hashes(tokens))
-    units = Units.of(tokens)
+    units = RowClusters.of(tokens)
     held_U = np.zeros(units.number, dtype=np.bool_)
     decided_C = np.zeros(len(units.sizes_C), dtype=np.bool_)
     ends = np.array(tokens.offsets[1:])
@@ -83,14 +83,14 @@ def num_shared(train: TokenFile, held_out: TokenFile) -> int:
     """How many rows of the held-out data are exact copies of rows that are trained on."""
     if any(tokens.hashes is None and tokens.num_documents == 1 for tokens in (train, held_out)):
         return int(_are_equal(train, held_out))  # a flat file may be too large to be hashed
-    return int(np.isin(Units.of(held_out).hash_U, Units.of(train).hash_U).sum())
+    return int(np.isin(RowClusters.of(held_out).hash_U, RowClusters.of(train).hash_U).sum())
 
 
 # --- Rows that belong together ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Units:
+class RowClusters:
     """The rows of the data: U units, each of consecutive documents, in C clusters that are never divided."""
 
     first_U: NDArray[np.int64]  # the first document
@@ -105,7 +105,7 @@ class Units:
         return len(self.first_U)
 
     @staticmethod
-    def of(tokens: TokenFile) -> Units:
+    def of(tokens: TokenFile) -> RowClusters:
         first_U, unit_D = _rows(tokens)
         hash_U = combined_hashes(document_hashes(tokens), first_U)
         cluster_U = np.unique(hash_U, return_inverse=True)[1].astype(np.int64)
@@ -113,7 +113,7 @@ class Units:
             group_U = np.unique(np.asarray(tokens.groups)[first_U], return_inverse=True)[1].astype(np.int64)
             cluster_U = _connected(cluster_U, group_U)
         cluster_U, sizes_C = _in_order(cluster_U)
-        return Units(first_U, hash_U, cluster_U, sizes_C, unit_D, tokens.groups is not None)
+        return RowClusters(first_U, hash_U, cluster_U, sizes_C, unit_D, tokens.groups is not None)
 
 
 def _rows(tokens: TokenFile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -201,12 +201,12 @@ def _choose(sizes: NDArray[np.int64], wanted: int, draw: np.random.Generator) ->
 
 def _divided(
     tokens: TokenFile,
-    units: Units,
+    units: RowClusters,
     held_U: NDArray[np.bool_],
     ends: NDArray[np.int64],
     tails: list[Stretches],
     about: str,
-) -> Split:
+) -> HeldOutSplit:
     held_D = held_U[units.unit_D]
     starts = np.asarray(tokens.offsets[:-1])
     evaluated_D = held_D
@@ -222,7 +222,7 @@ def _divided(
     held_starts, held_ends = (np.concatenate(each) for each in zip(*held, strict=True))
     order = np.argsort(held_starts, kind="stable")
     held_hashes = units.hash_U[held_U]
-    return Split(
+    return HeldOutSplit(
         tokens.parts(starts[~held_D], ends[~held_D], f"{name}-train"),
         tokens.parts(held_starts[order], held_ends[order], f"{name}-eval"),
         Overlap(
@@ -233,7 +233,7 @@ def _divided(
 
 
 def _cut_end(
-    tokens: TokenFile, units: Units, ends: NDArray[np.int64], share: float, own: slice, *, num_units: int
+    tokens: TokenFile, units: RowClusters, ends: NDArray[np.int64], share: float, own: slice, *, num_units: int
 ) -> Stretches:
     """Shorten the longest document of a source, and all its copies, and return the end that is held out."""
     starts = np.asarray(tokens.offsets[:-1])
@@ -254,7 +254,7 @@ def _cut_end(
     return np.array([starts[longest] + kept]), np.array([end])
 
 
-def _indivisible(units: Units, share: float) -> InvalidData:
+def _indivisible(units: RowClusters, share: float) -> InvalidData:
     together = "the same value of group_by" if units.has_groups else "the same content"
     return InvalidData(
         f"eval_split is {share}, but the {units.number:,} rows cannot be divided, because they have {together}; give "

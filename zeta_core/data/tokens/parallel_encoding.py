@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from zeta_core.data.confined import Confined, Limits, Position, send_message
+from zeta_core.data.confined import Confined, Position, ProcessLimits, send_message
 from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoded, Encoder
 from zeta_core.environment import free_memory_bytes, variables
@@ -36,7 +36,7 @@ _VALUES = (
     "blank",
     "num_control_tokens",
     "first_control_token",
-    "num_unused_ends",
+    "num_with_unused_turns",
     "num_untrained",
     "num_padding",
     "rows_with",
@@ -47,14 +47,14 @@ _VALUES = (
 
 
 def encoded_units(
-    sources: Sequence[Source], encoder: Encoder, *, processes: int, limits: Limits | None = None
+    sources: Sequence[Source], encoder: Encoder, *, processes: int, limits: ProcessLimits | None = None
 ) -> Iterator[tuple[int, int, Encoded]]:
     """Yield (index of the source, position in it, documents) for every unit, in order. Raises `InvalidData`."""
     if sys.platform != "linux":
         yield from _units(sources, encoder, Position())
         return
     processes = num_processes(sources, processes)
-    limits = limits or Limits.for_processes(processes)
+    limits = limits or ProcessLimits.for_processes(processes)
     team: list[Confined] = []
     with variables(TOKENIZERS_PARALLELISM="false"), ExitStack() as ending:
         # Threads do not survive a fork, so the tokenizer in a forked process must not use its thread pool.

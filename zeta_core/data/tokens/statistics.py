@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeta_core.contract.job.events import ProgressLine
-from zeta_core.data.rows.token_rows import MASKS, RowColumns
+from zeta_core.data.rows.token_rows import MASKS, MaskPresence
 from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoded, bytes_hash
 from zeta_core.data.tokens.token_file import Origin
@@ -23,7 +23,7 @@ from zeta_core.report.reporter import Reporter
 SECONDS_BETWEEN_LINES = 1.0
 
 
-class WrittenTokens:
+class TokenStatistics:
     """Counts what has been written so far, and reports the progress."""
 
     def __init__(
@@ -39,9 +39,9 @@ class WrittenTokens:
         self._groups: list[NDArray[np.uint64]] = []
         self._documents = [0] * len(sources)
         self._largest = 0
-        self._num_empty = self._num_split = self._num_control_tokens = self._num_unused_ends = 0
+        self._num_empty = self._num_split = self._num_control_tokens = self._num_with_unused_turns = 0
         self._num_padding = 0
-        self._columns = [RowColumns() for _ in sources]
+        self._columns = [MaskPresence() for _ in sources]
         self._masked = [False] * len(sources)
         self._templated = False
         self._added_beginning = self._first_control_token = ""
@@ -83,7 +83,7 @@ class WrittenTokens:
         self._added_beginning = self._added_beginning or encoded.added_beginning
         self._num_control_tokens += encoded.num_control_tokens
         self._first_control_token = self._first_control_token or encoded.first_control_token
-        self._num_unused_ends += encoded.num_unused_ends
+        self._num_with_unused_turns += encoded.num_with_unused_turns
         number = self._sources[source].number
         self._unused_columns[number].update(dict.fromkeys(encoded.unused_columns))
         self._mapped_columns[number].update(dict.fromkeys(encoded.mapped_columns))
@@ -175,7 +175,7 @@ class WrittenTokens:
             "added_beginning": self._added_beginning,
             "num_control_tokens": self._num_control_tokens,
             "first_control_token": self._first_control_token,
-            "num_unused_ends": self._num_unused_ends,
+            "num_unused_ends": self._num_with_unused_turns,
             "unused_columns": list(dict.fromkeys(name for names in self._unused_columns.values() for name in names)),
             "origins": [asdict(origin) for origin in origins],
         }

@@ -74,7 +74,7 @@ class TokenFile:
     num_split: int = 0
     num_control_tokens: int = 0
     first_control_token: str = ""  # the location of the first one
-    num_unused_ends: int = 0
+    num_with_unused_turns: int = 0
     unused_columns: tuple[str, ...] = ()
     is_templated: bool = False
     num_untrained: int = 0  # rows that were omitted because none of their tokens is trained on
@@ -153,7 +153,7 @@ class TokenFile:
             shifts=self.where(starts) - offsets[:-1],
         )
 
-    def place(self, document: int) -> str:
+    def location(self, document: int) -> str:
         """The file and line that a document came from."""
         number = int(self.rows[document]) if self.rows is not None else 0
         for origin in self.origins:

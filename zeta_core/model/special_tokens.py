@@ -28,19 +28,19 @@ class SpecialTokens:
         return frozenset(self.taught) | ({own} if own is not None else frozenset())
 
     def apply(self, config: Any, generation: Any) -> str | None:
-        """Set the tokens, in place. Returns a sentence about a changed end token.
+        """Set the tokens, in place. Returns a message if an end token that the model or its config chose changed.
 
-        The config of a pretrained model keeps its own, because only ``generate()`` depends on them.
+        The config of a pretrained model keeps its own tokens, because only ``generate()`` depends on them.
         """
-        before = _as_list(generation.eos_token_id)
-        ends = self._ends(config, before)
+        before = self._chosen(config, _as_list(generation.eos_token_id))
+        ends = self._ends(before)
         if self.from_scratch:
             for name, value in (("bos_token_id", self._own("bos")), ("pad_token_id", self._own("pad"))):
                 setattr(generation, name, value)
             for part in {id(part): part for part in (config, config.get_text_config())}.values():
                 self._apply_to_config(part, ends)
         generation.eos_token_id = _as_value(ends)
-        if ends == before:
+        if ends == before or (self.from_scratch and not before):
             return None
         reason = "the training data teaches it" if self.taught else "it is the tokenizer's"
         return (
@@ -48,14 +48,16 @@ class SpecialTokens:
             f"{self._words(before)}, because {reason}."
         )
 
-    def _ends(self, config: Any, before: list[int]) -> list[int]:
+    def _chosen(self, config: Any, tokens: list[int]) -> list[int]:
+        """The tokens without the default of a new model's config class, which belongs to no tokenizer."""
+        default = _as_list(getattr(type(config.get_text_config()), "eos_token_id", None)) if self.from_scratch else []
+        return [token for token in tokens if token not in default]
+
+    def _ends(self, before: list[int]) -> list[int]:
         """The taught tokens, the tokenizer's own, and those of the config that the tokenizer knows as special."""
         own = self._own("eos")
         if not self.from_scratch and not self.taught:
             return before
-        if self.from_scratch:  # the default of a config's class belongs to no tokenizer
-            default = _as_list(getattr(type(config.get_text_config()), "eos_token_id", None))
-            before = [token for token in before if token not in default]
         markers = Markers.of(self.tokenizer)
         known = [token for token in before if token in markers.special or token in markers.added]
         return list(dict.fromkeys([*self.taught, *([] if own is None else [own]), *known]))

@@ -104,6 +104,8 @@ def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path:
     loaded: Any = AutoModelForCausalLM.from_pretrained(final)
     assert loaded.generation_config.eos_token_id == 1
     assert "no_end_token" not in warning_codes(lines)
+    logged = [line.message for line in lines.all if isinstance(line, LogLine) and "ends generation" in line.message]
+    assert logged == [], "the user chose no end token, so none was changed"
 
 
 def test_a_padding_token_that_ends_documents_keeps_its_gradient(tmp_path: Path) -> None:

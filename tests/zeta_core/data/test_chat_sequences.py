@@ -112,7 +112,7 @@ def test_text_and_conversations_share_sequences_and_text_goes_on_in_the_next(tmp
     sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     tokens = prepare_tokens(sources, byte_tokenizer(shapes.CHATML), tmp_path / "cache", Reporter())
     sequences = Sequences(tokens, 100, pack=True)
-    assert sequences.overlong_found.num_truncated == 0
+    assert sequences.overlong_counts.num_truncated == 0
     indices = np.arange(len(sequences))
     assert sequences.num_tokens(indices) == tokens.num_tokens
     # All of the text but the first token of its two parts, and the two answers.

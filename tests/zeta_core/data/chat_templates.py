@@ -1,4 +1,4 @@
-"""Chat templates of the shapes that well-known models use, and a tokenizer to count by hand: a token for each byte."""
+"""Chat templates like those of well-known models, and a tokenizer with a token for each byte, for counting by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LLAMA3 = (
     "{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
-# Llama 3's first: a prompt for an answer always, asked for or not, also behind the last answer.
+# Llama 3's first template always appends a generation prompt, requested or not, even after the last answer.
 LLAMA3_FIRST = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
     "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
@@ -49,8 +49,8 @@ LLAMA3_FIRST = (
     "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
-# Qwen 3: the thinking of turns before the last question is left out, the last turn always has a place for it, and an
-# answer without thinking is prompted for by an empty one.
+# Qwen 3 omits the thinking of turns before the last question, always writes a thought in the last turn, and prompts
+# for an answer without thinking with an empty thought.
 QWEN3 = (
     "{%- set ns = namespace(last=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
     "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
@@ -78,10 +78,10 @@ GEMMA = (
 )
 # Mistral: no mark before an answer, and the system turn is written before the last question of all.
 MISTRAL = (
-    "{% set told = messages[0].content if messages[0].role == 'system' else '' %}"
-    "{% set said = messages[1:] if told else messages %}{{ bos_token }}"
-    "{% for m in said %}{% if m.role == 'user' %}"
-    "{{ '[INST]' + (told + '\n\n' if told and loop.last else '') + m.content + '[/INST]' }}"
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% set others = messages[1:] if system else messages %}{{ bos_token }}"
+    "{% for m in others %}{% if m.role == 'user' %}"
+    "{{ '[INST]' + (system + '\n\n' if system and loop.last else '') + m.content + '[/INST]' }}"
     "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
 )
 # Phi 3: the end token behind the last turn alone.

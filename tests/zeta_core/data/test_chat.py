@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are learned, held against tokens counted by hand, for every shape of chat template."""
+"""Which tokens of a conversation are trained on, compared with tokens counted by hand, for many chat templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from tests.harness.real_model import smollm2
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.job.events import WarningLine
@@ -54,31 +54,31 @@ def tokens_of(
 
 
 def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
-    """Each document's text, and the texts of its learned stretches."""
-    told: list[tuple[str, list[str]]] = []
+    """Each document's text, and the texts of its spans that are trained on."""
+    documents: list[tuple[str, list[str]]] = []
     for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
         ids = np.asarray(tokens.ids[start:end])
         learned = np.ones(len(ids), bool) if tokens.supervised is None else np.asarray(tokens.supervised[start:end])
         edges = np.flatnonzero(np.diff(np.concatenate(([False], learned, [False])).astype(int)))
         stretches = [tokenizer.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        told.append((tokenizer.decode(ids), stretches))
-    return told
+        documents.append((tokenizer.decode(ids), stretches))
+    return documents
 
 
-# Learned by hand count: one token for each letter and one for each mark.
+# Trained tokens counted by hand: one token for each letter and one for each mark.
 @pytest.mark.parametrize(
     ("template", "messages", "learned", "num_learned"),
     [
-        (shapes.CHATML, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
-        (shapes.SMOLLM2, TWO_TURNS, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
-        (shapes.SMOLLM2, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
-        (shapes.LLAMA3, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
-        (shapes.LLAMA3, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
-        (shapes.LLAMA3_FIRST, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
-        (shapes.LLAMA3_FIRST, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
-        (shapes.GEMMA, TWO_TURNS, ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"], 4 + 2 + 8 + 2),
-        (shapes.MISTRAL, TWO_TURNS, ["Hey!<|end|>", "So long.<|end|>"], 4 + 1 + 8 + 1),
-        (shapes.PHI3, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n<|end|>"], 4 + 2 + 8 + 3),
+        (chat_templates.CHATML, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
+        (chat_templates.SMOLLM2, TWO_TURNS, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
+        (chat_templates.SMOLLM2, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"], 4 + 2 + 8 + 2),
+        (chat_templates.LLAMA3, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (chat_templates.LLAMA3, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (chat_templates.LLAMA3_FIRST, TWO_TURNS, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (chat_templates.LLAMA3_FIRST, WITH_SYSTEM, ["Hey!<|eot_id|>", "So long.<|eot_id|>"], 4 + 1 + 8 + 1),
+        (chat_templates.GEMMA, TWO_TURNS, ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"], 4 + 2 + 8 + 2),
+        (chat_templates.MISTRAL, TWO_TURNS, ["Hey!<|end|>", "So long.<|end|>"], 4 + 1 + 8 + 1),
+        (chat_templates.PHI3, WITH_SYSTEM, ["Hey!<|im_end|>\n", "So long.<|im_end|>\n<|end|>"], 4 + 2 + 8 + 3),
         (DEFAULT_TEMPLATE, WITH_SYSTEM, ["Hey!<|im_end|><|end|>\n", "So long.<|im_end|><|end|>\n"], 4 + 3 + 8 + 3),
     ],
     ids=[
@@ -95,7 +95,7 @@ def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
         "default",
     ],
 )
-def test_the_assistants_turns_are_learned_and_nothing_else(
+def test_only_the_assistants_turns_are_trained_on(
     template: str, messages: list[Any], learned: list[str], num_learned: int, tmp_path: Path
 ) -> None:
     tokenizer = byte_tokenizer(template)
@@ -106,10 +106,10 @@ def test_the_assistants_turns_are_learned_and_nothing_else(
     assert int(tokens.supervised.sum()) == num_learned
     written = tokenizer.apply_chat_template(messages, tokenize=False, date_string="05 Mar 2026")
     prompt_after_the_end = "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    assert text == (written.removesuffix(prompt_after_the_end) if template is shapes.LLAMA3_FIRST else written)
+    assert text == (written.removesuffix(prompt_after_the_end) if template is chat_templates.LLAMA3_FIRST else written)
 
 
-def test_the_real_tokenizer_and_template_of_smollm2_learn_the_answers_alone(tmp_path: Path) -> None:
+def test_smollm2s_tokenizer_and_template_train_on_answers_only(tmp_path: Path) -> None:
     path = smollm2()
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokens = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer)
@@ -120,10 +120,10 @@ def test_the_real_tokenizer_and_template_of_smollm2_learn_the_answers_alone(tmp_
     assert int(tokens.supervised.sum()) == 4 + 5  # Hey ! <|im_end|> \n, and So _long . <|im_end|> \n
 
 
-def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_when_they_are_said(
+def test_turns_that_the_template_changes_later_are_trained_on_unchanged(
     tmp_path: Path,
 ) -> None:
-    tokenizer = byte_tokenizer(shapes.QWEN3)
+    tokenizer = byte_tokenizer(chat_templates.QWEN3)
     thinking = [
         {"role": "user", "content": "2+2"},
         {"role": "assistant", "content": "<think>\neasy\n</think>\n\n4"},
@@ -145,8 +145,8 @@ def test_turns_that_the_template_writes_otherwise_later_are_learned_as_they_are_
     assert [tokens.location(document) for document in (0, 1)] == ["chat.jsonl, line 1"] * 2
 
 
-def test_a_system_turn_that_moves_to_the_last_question_is_read_where_it_is_when_that_is_asked(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.MISTRAL)
+def test_a_system_turn_that_moves_to_the_last_question_is_rendered_there(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(chat_templates.MISTRAL)
     tokens = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer)
     begin = "<|begin_of_text|>"
     assert documents(tokens, tokenizer) == [
@@ -155,8 +155,8 @@ def test_a_system_turn_that_moves_to_the_last_question_is_read_where_it_is_when_
     ]
 
 
-def test_tools_and_their_answers_are_read_and_calls_are_learned(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.LLAMA3)
+def test_tool_calls_are_trained_on_and_tool_results_are_not(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(chat_templates.LLAMA3)
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [
         {"role": "user", "content": "1+1"},
@@ -171,8 +171,8 @@ def test_tools_and_their_answers_are_read_and_calls_are_learned(tmp_path: Path) 
     assert '{"type": "function", "function": {"name": "add"}}\n1+1<|eot_id|>' in text
 
 
-def test_of_a_completion_with_a_tools_answer_in_it_only_the_assistant_is_learned(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.LLAMA3)
+def test_a_tool_result_within_a_completion_is_not_trained_on(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(chat_templates.LLAMA3)
     call = {"function": {"name": "add", "arguments": {"a": 1}}}
     completion = [
         {"role": "assistant", "tool_calls": [call]},
@@ -184,11 +184,11 @@ def test_of_a_completion_with_a_tools_answer_in_it_only_the_assistant_is_learned
     assert learned == ['{"name": "add", "parameters": {"a": 1}}<|eot_id|>', "Two<|eot_id|>"]
 
 
-def test_a_template_that_strips_and_a_tokenizer_that_merges_across_a_turns_edge_are_marked_right(
+def test_stripped_turns_and_tokens_across_turn_bounds_are_marked_correctly(
     tmp_path: Path,
 ) -> None:
-    newline = shapes.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("\n")[0][0]
-    tokenizer = byte_tokenizer(shapes.CHATML, merges=((newline, newline),))
+    newline = chat_templates.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("\n")[0][0]
+    tokenizer = byte_tokenizer(chat_templates.CHATML, merges=((newline, newline),))
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nHey"}]
     tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
     # "assistant\n" and "\nHey" share a token, which is not there when the prompt is given alone.
@@ -203,15 +203,15 @@ def test_a_template_that_strips_and_a_tokenizer_that_merges_across_a_turns_edge_
         ("completion", ["So long.<|im_end|>\n"]),
     ],
 )
-def test_train_on_says_which_turns(train_on: str | None, learned: list[str], tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.CHATML)
+def test_train_on_selects_the_turns(train_on: str | None, learned: list[str], tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(chat_templates.CHATML)
     tokens = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer, train_on=train_on)
     assert documents(tokens, tokenizer)[0][1] == learned
     everything = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer, train_on="all")
     assert everything.supervised is None
 
 
-def test_a_pair_of_texts_is_learned_from_where_the_completion_begins(tmp_path: Path) -> None:
+def test_training_on_a_pair_of_texts_starts_at_the_completion(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(None)
     rows = [{"question": "One and one is", "reply": " two."}]
     columns = {"prompt": "question", "completion": "reply"}
@@ -221,8 +221,8 @@ def test_a_pair_of_texts_is_learned_from_where_the_completion_begins(tmp_path: P
 
 
 def test_a_text_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> None:
-    """As Llama's, Gemma's and Mistral's do; a template writes that token by itself."""
-    tokenizer = byte_tokenizer(shapes.MISTRAL)
+    """Llama, Gemma and Mistral begin texts with a token; their templates write it themselves."""
+    tokenizer = byte_tokenizer(chat_templates.MISTRAL)
     begin = "<|begin_of_text|>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)]
@@ -251,15 +251,15 @@ def test_a_text_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> Non
     ids=["lists", "list and text", "messages", "text and list"],
 )
 def test_a_pair_of_turns_goes_through_the_template(prompt: Any, completion: Any, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.GEMMA)
+    tokenizer = byte_tokenizer(chat_templates.GEMMA)
     tokens = tokens_of(tmp_path, [{"prompt": prompt, "completion": completion}], tokenizer)
     [(text, learned)] = documents(tokens, tokenizer)
     assert learned == ["So long.<end_of_turn>\n"]
     assert text.endswith("<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nSo long.<end_of_turn>\n")
 
 
-def test_a_turn_of_weight_zero_is_read_and_not_learned(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.CHATML)
+def test_a_turn_of_weight_zero_is_not_trained_on(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(chat_templates.CHATML)
     messages = [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}, TWO_TURNS[2], {**TWO_TURNS[3], "weight": 1}]
     tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
     [(text, learned)] = documents(tokens, tokenizer)
@@ -267,7 +267,7 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(tmp_path: Path) -> None:
     assert "Hey!" in text
 
 
-def test_a_tokenizer_without_a_template_gets_the_default_one_and_is_warned_of(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_path: Path) -> None:
     kept = Lines()
     tokenizer = ByT5Tokenizer()
     report = Reporter(kept)
@@ -292,70 +292,86 @@ GOOD = {"messages": TWO_TURNS}
     ("template", "row", "message"),
     [
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"messages": [{"role": "robot", "content": "x"}]},
             "message 1 has the role 'robot'; use system",
         ),
-        (shapes.CHATML, {"messages": [{"who": "human", "value": "x"}]}, r"message 1 has no 'role' \(it has: value, wh"),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
+            {"messages": [{"who": "human", "value": "x"}]},
+            r"message 1 has no 'role' \(it has: value, wh",
+        ),
+        (
+            chat_templates.CHATML,
             {"messages": [{"role": "user", "content": 3}]},
             "message 1 has 'content' of type int, not text",
         ),
-        (shapes.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
-        (shapes.CHATML, {"messages": []}, "'messages' is empty"),
-        (shapes.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn to train on; remove the row"),
-        (shapes.CHATML, {"messages": [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}]}, "no assistant turn to train on"),
-        (shapes.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
-        (shapes.CHATML, {"text": "words"}, r"has no 'messages' \(it has: text\)"),
-        (shapes.GEMMA, {"messages": WITH_SYSTEM}, "chat template rejects the conversation: System role not supported"),
+        (chat_templates.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
+        (chat_templates.CHATML, {"messages": []}, "'messages' is empty"),
+        (chat_templates.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn to train on; remove the row"),
         (
-            shapes.GEMMA,
+            chat_templates.CHATML,
+            {"messages": [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}]},
+            "no assistant turn to train on",
+        ),
+        (chat_templates.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
+        (chat_templates.CHATML, {"text": "words"}, r"has no 'messages' \(it has: text\)"),
+        (
+            chat_templates.GEMMA,
+            {"messages": WITH_SYSTEM},
+            "chat template rejects the conversation: System role not supported",
+        ),
+        (
+            chat_templates.GEMMA,
             {"messages": TWO_TURNS[1:]},
             "starts with an assistant turn, which the tokenizer's chat template",
         ),
-        (shapes.SEPARATE, {"messages": TWO_TURNS}, "does not render the answer directly after the generation prompt"),
+        (
+            chat_templates.SEPARATE,
+            {"messages": TWO_TURNS},
+            "does not render the answer directly after the generation prompt",
+        ),
         (
             None,
             {"messages": TWO_TURNS, "tools": [{"name": "add"}]},
             "has the tool 'add', which the tokenizer's chat template omits",
         ),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"messages": CALLING},
             "calls the tool 'add', which the tokenizer's chat template omits",
         ),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"messages": [*TWO_TURNS[:3], {"role": "assistant", "content": " "}]},
             "empty assistant turn",
         ),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"messages": [{"role": "assistant", "content": None}]},
             "message 1 has no 'content', and no 'tool_calls' in its place",
         ),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"messages": [{"role": "assistant", "content": "x", "weight": 2}]},
             "message 1 has the weight 2",
         ),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]},
             "message 1 has a tool call without a name",
         ),
         (
-            shapes.CHATML,
+            chat_templates.CHATML,
             {"prompt": "a", "completion": "b", "tools": [{"name": "add"}]},
             "has tools, which plain text",
         ),
     ],
 )
-def test_a_conversation_that_cannot_be_learned_is_named_by_its_line(
+def test_a_conversation_that_cannot_be_trained_on_is_named_by_its_line(
     template: str | None, row: Any, message: str, tmp_path: Path
 ) -> None:
-    rows = [row] if template in (shapes.SEPARATE, shapes.GEMMA) or "prompt" in row else [GOOD, row]
+    rows = [row] if template in (chat_templates.SEPARATE, chat_templates.GEMMA) or "prompt" in row else [GOOD, row]
     with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line {len(rows)}: .*{message}"):
         tokens_of(tmp_path, rows, byte_tokenizer(template))
 
@@ -371,9 +387,9 @@ def test_plain_text_has_no_turns_to_train_on(tmp_path: Path) -> None:
         tokens_of(tmp_path, [{"text": "words"}], byte_tokenizer(None), train_on="assistant")
 
 
-def test_a_table_holds_conversations_as_lines_do(tmp_path: Path) -> None:
-    """Also calls with arguments of their own, to which a table adds each other's as nulls."""
-    tokenizer = byte_tokenizer(shapes.LLAMA3)
+def test_conversations_in_a_table_give_the_same_tokens_as_json_lines(tmp_path: Path) -> None:
+    """Tool calls have different arguments, and a table adds the arguments of other calls as nulls."""
+    tokenizer = byte_tokenizer(chat_templates.LLAMA3)
     path = tmp_path / "chat.parquet"
     calls = [
         [CALLING[0], {**CALLING[1], "tool_calls": [{"function": {"name": "add", "arguments": {n: 1}}}]}] for n in "ab"

@@ -1,4 +1,4 @@
-"""Conversations in sequences: never cut to fill one, the answers' labels kept, those too long counted and named."""
+"""Conversations in sequences: they are never split to fill one, and those that are too long are reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import GOOD, tokens_of
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -33,7 +33,7 @@ def chats(lengths: list[int]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("pack", [True, False])
 def test_labels_survive_packing_and_padding(pack: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "PIECE_TOKENS", 40)  # as if the data were large
-    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokenizer = byte_tokenizer(chat_templates.CHATML)
     tokens = tokens_of(tmp_path, chats([5, 9, 1, 30, 12]), tokenizer)
     sequences = Sequences(tokens, 64, pack=pack)
     indices = np.arange(len(sequences))
@@ -53,7 +53,7 @@ def test_labels_survive_packing_and_padding(pack: bool, tmp_path: Path, monkeypa
 
 
 def test_conversations_are_never_cut_to_fill_a_sequence(tmp_path: Path) -> None:
-    tokens = tokens_of(tmp_path, chats(list(range(1, 41))), byte_tokenizer(shapes.CHATML))
+    tokens = tokens_of(tmp_path, chats(list(range(1, 41))), byte_tokenizer(chat_templates.CHATML))
     sequences = Sequences(tokens, 100, pack=True)
     filled = [sequences.num_tokens(np.array([index])) for index in range(len(sequences))]
     assert sum(filled) == tokens.num_tokens
@@ -75,28 +75,28 @@ def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
     rows = chats([6, 30])
     rows.append({"messages": [{"role": "user", "content": "?" * 50}, {"role": "assistant", "content": "a"}]})
     num_cut_tokens = {None: 12, "truncate": 12, "drop": 0}[overlong]
-    tokens = tokens_of(tmp_path, rows, byte_tokenizer(shapes.CHATML))
+    tokens = tokens_of(tmp_path, rows, byte_tokenizer(chat_templates.CHATML))
     sequences = Sequences(tokens, 40, pack=True, overlong=overlong)
     found = sequences.overlong_counts
     assert sorted(sequences.num_tokens(np.array([i])) for i in range(len(sequences))) == kept
     assert (found.num_truncated, found.num_dropped) == counts
-    assert found.num_cut_tokens == num_cut_tokens, "those of the dropped one are no more cut than the rest of it"
+    assert found.num_cut_tokens == num_cut_tokens, "tokens of a dropped conversation do not count as cut"
     if overlong == "drop":
         assert found.dropped_at == "chat.jsonl, line 2"
     else:  # the third's answer lies beyond the cut, so nothing of it could be learned
         assert (found.truncated_at, found.dropped_at) == ("chat.jsonl, line 2", "chat.jsonl, line 3")
 
 
-def test_a_conversation_longer_than_a_sequence_is_an_error_where_that_is_asked_for(tmp_path: Path) -> None:
-    tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(shapes.CHATML))
+def test_overlong_error_refuses_a_conversation_longer_than_a_sequence(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(chat_templates.CHATML))
     with pytest.raises(
         InvalidData, match=r"^chat\.jsonl, line 2: has 52 tokens, more than the 40 of seq_len, as 1 of 2"
     ):
         Sequences(tokens, 40, pack=True, overlong="error")
 
 
-def test_where_no_answer_fits_the_error_says_how_long_the_documents_are(tmp_path: Path) -> None:
-    tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(shapes.CHATML))
+def test_if_no_answer_fits_the_error_states_the_length_of_the_documents(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(chat_templates.CHATML))
     error = nothing_to_train_error(tokens, Sequences(tokens, 20, pack=True))
     assert error.message == (
         "None of the 2 documents can be trained on: 2 are longer than the 20 tokens of seq_len, or their answer lies "
@@ -105,12 +105,12 @@ def test_where_no_answer_fits_the_error_says_how_long_the_documents_are(tmp_path
     assert error.hint == "Raise seq_len; the longest document has 52 tokens."
 
 
-def test_text_and_conversations_share_sequences_and_text_goes_on_in_the_next(tmp_path: Path) -> None:
+def test_text_shares_sequences_with_conversations_and_continues_in_the_next(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 150)
     (tmp_path / "b.jsonl").write_text(json.dumps(GOOD) + "\n")
     options = parse(TrainerOptions, {"dataset": [{"path": str(tmp_path / name)} for name in ("a.txt", "b.jsonl")]})
     sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
-    tokens = prepare_tokens(sources, byte_tokenizer(shapes.CHATML), tmp_path / "cache", Reporter())
+    tokens = prepare_tokens(sources, byte_tokenizer(chat_templates.CHATML), tmp_path / "cache", Reporter())
     sequences = Sequences(tokens, 100, pack=True)
     assert sequences.overlong_counts.num_truncated == 0
     indices = np.arange(len(sequences))

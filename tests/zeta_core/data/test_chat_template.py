@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import TODAY, TWO_TURNS, documents, tokens_of
 from tests.zeta_core.runs import Lines
@@ -37,7 +37,7 @@ def beginning_tokenizer(template: str | None) -> Any:
 
 
 def test_a_template_with_the_current_date_renders_the_day_of_the_start(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.SMOLLM3)
+    tokenizer = byte_tokenizer(chat_templates.SMOLLM3)
     turns = [TWO_TURNS[0], {**TWO_TURNS[1], "reasoning_content": "A greeting."}]
     [(text, learned)] = documents(tokens_of(tmp_path, [{"messages": turns}], tokenizer), tokenizer)
     assert text.startswith("<|im_start|>system\nToday Date: 05 March 2026<|im_end|>\n")
@@ -45,7 +45,7 @@ def test_a_template_with_the_current_date_renders_the_day_of_the_start(tmp_path:
 
 
 def test_only_a_template_with_a_date_depends_on_the_day() -> None:
-    dated, other = byte_tokenizer(shapes.SMOLLM3), byte_tokenizer(shapes.CHATML)
+    dated, other = byte_tokenizer(chat_templates.SMOLLM3), byte_tokenizer(chat_templates.CHATML)
     days = (TODAY, date(2026, 3, 6))
     assert len({fingerprint(dated, day) for day in days}) == 2
     assert len({fingerprint(other, day) for day in days}) == 1
@@ -60,7 +60,10 @@ def test_functions_of_templates_work() -> None:
     assert template.render([{"role": "user", "content": "é"}], None) == '{"role": "user", "content": "\\u00e9"}2026'
 
 
-@pytest.mark.parametrize("template", [None, shapes.CHATML, shapes.LLAMA3, shapes.MISTRAL, shapes.LLAMA3_FIRST])
+@pytest.mark.parametrize(
+    "template",
+    [None, chat_templates.CHATML, chat_templates.LLAMA3, chat_templates.MISTRAL, chat_templates.LLAMA3_FIRST],
+)
 def test_a_conversation_begins_once_as_a_text_does(template: str | None, tmp_path: Path) -> None:
     tokenizer = beginning_tokenizer(template)
     tokens = tokens_of(tmp_path, [ROW], tokenizer)
@@ -77,31 +80,31 @@ def test_a_conversation_begins_once_as_a_text_does(template: str | None, tmp_pat
 
 
 def test_a_tokenizer_without_a_beginning_keeps_its_template(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokenizer = byte_tokenizer(chat_templates.CHATML)
     tokens_of(tmp_path, [ROW], tokenizer)
-    assert tokenizer.chat_template == shapes.CHATML
+    assert tokenizer.chat_template == chat_templates.CHATML
 
 
 def test_a_template_of_the_spec_replaces_the_tokenizers(tmp_path: Path) -> None:
     kept = Lines()
     tokenizer = byte_tokenizer(None)
-    set_template(tokenizer, shapes.GEMMA)
+    set_template(tokenizer, chat_templates.GEMMA)
     tokens = tokens_of(tmp_path, [ROW], tokenizer, report=Reporter(kept))
     assert documents(tokens, tokenizer)[0][1] == ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"]
     assert not [line for line in kept.all if isinstance(line, WarningLine)]
     tokenizer.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "chat_template.jinja").read_text() == shapes.GEMMA
+    assert (tmp_path / "saved" / "chat_template.jinja").read_text() == chat_templates.GEMMA
 
 
 def test_a_template_is_chosen_by_its_name() -> None:
     tokenizer = byte_tokenizer(None)
-    tokenizer.chat_template = {"default": shapes.CHATML, "rag": shapes.GEMMA}
+    tokenizer.chat_template = {"default": chat_templates.CHATML, "rag": chat_templates.GEMMA}
     with pytest.raises(
         CannotTrain, match=r"chat_template is 'tool', but the tokenizer's templates are: 'default', 'rag'"
     ):
         set_template(tokenizer, "tool")
     set_template(tokenizer, "rag")
-    assert tokenizer.chat_template == shapes.GEMMA
+    assert tokenizer.chat_template == chat_templates.GEMMA
 
 
 def test_a_template_with_a_syntax_error_is_named_before_the_data_is_read() -> None:

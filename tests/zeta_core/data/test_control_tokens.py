@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from tests.harness.real_model import smollm2
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import documents, tokens_of
 from zeta_core.data.tokens import TokenFile
@@ -55,7 +55,11 @@ def chat(question: str, answer: str = "It ends a turn.") -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("template", "token"),
-    [(shapes.CHATML, "<|im_end|>"), (shapes.LLAMA3, "<|eot_id|>"), (shapes.GEMMA, "<end_of_turn>")],
+    [
+        (chat_templates.CHATML, "<|im_end|>"),
+        (chat_templates.LLAMA3, "<|eot_id|>"),
+        (chat_templates.GEMMA, "<end_of_turn>"),
+    ],
     ids=["qwen", "llama 3", "gemma"],
 )
 def test_a_control_token_in_a_turn_is_text(template: str, token: str, tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ def test_a_rendered_text_with_allowed_tokens_begins_and_ends_once(tmp_path: Path
 
 def test_added_tokens_are_text_in_a_question_and_tokens_in_an_answer(tmp_path: Path) -> None:
     """Qwen's <think> is an added token that is not special: an answer is trained to generate it."""
-    tokenizer = byte_tokenizer(shapes.QWEN3)
+    tokenizer = byte_tokenizer(chat_templates.QWEN3)
     tokens = tokens_of(tmp_path, [chat("What is <think>?", "<think>\neasy\n</think>\n\nA mark.")], tokenizer)
     assert count(tokens, tokenizer, "<think>") == 1
     assert tokens.num_control_tokens == 1
@@ -140,7 +144,7 @@ def test_bounds_of_turns_are_text_in_an_answer_even_if_they_are_not_special(tmp_
 
 
 def test_a_template_that_splits_a_turn_at_a_control_token_is_not_misled(tmp_path: Path) -> None:
-    template = shapes.CHATML.replace("message['content']", "message['content'].split('<|end|>')[0]")
+    template = chat_templates.CHATML.replace("message['content']", "message['content'].split('<|end|>')[0]")
     row = chat("Hi <|end|> there")
     with pytest.raises(
         InvalidData, match=r"line 1: (message 1: the tokenizer's chat template does not render all|.*processes)"
@@ -150,4 +154,4 @@ def test_a_template_that_splits_a_turn_at_a_control_token_is_not_misled(tmp_path
 
 def test_the_characters_that_are_used_as_marks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"line 1: contains U\+FDD0"):
-        tokens_of(tmp_path, [chat("a \ufdd0 b")], byte_tokenizer(shapes.CHATML))
+        tokens_of(tmp_path, [chat("a \ufdd0 b")], byte_tokenizer(chat_templates.CHATML))

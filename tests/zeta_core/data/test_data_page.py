@@ -1,4 +1,4 @@
-"""Every example of docs/data.md is read as the page says."""
+"""Every example of docs/data.md is read as documented."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ def rows_in(path: Path) -> list[str]:
 def test_a_dataset_is_trained_on_with_its_selection(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     selected = Dataset.from_dict({"text": TEXTS, "id": range(8)}).select([5, 0, 3])
     assert train(tmp_path / "out", dataset=selected).steps == 1
-    said = "".join(capfd.readouterr())
-    assert "dataset: using the Dataset (3 rows)." in said
-    assert "Columns of the data that are not used: id." in said
+    messages = "".join(capfd.readouterr())
+    assert "dataset: using the Dataset (3 rows)." in messages
+    assert "Columns of the data that are not used: id." in messages
     path, _ = stored_dataset(selected, tmp_path / "cache", "dataset", "train")
     assert rows_in(path) == [TEXTS[5], TEXTS[0], TEXTS[3]]
     assert stored_dataset(selected, tmp_path / "cache", "dataset", "train")[0] == path

@@ -1,4 +1,4 @@
-"""Data and templates made to exhaust or crash a training: each is refused with its place, and with the limit."""
+"""Data and templates that are made to exhaust or crash a training are refused with their location and the limit."""
 
 import json
 import struct
@@ -41,7 +41,7 @@ def tokens_of(
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Any:
-    """No confined process outlives its work; services that other tests started may run on."""
+    """No confined process outlives its work; services that other tests started may continue to run."""
     before = set(psutil.Process().children(recursive=True))
     yield
     assert not set(psutil.Process().children(recursive=True)) - before
@@ -117,7 +117,7 @@ def test_a_parquet_row_of_a_billion_values_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_large_but_fit_are_read(tmp_path: Path) -> None:
-    """Batches follow the size of the rows, so that many large ones are no reason to refuse a file."""
+    """The size of batches depends on the size of the rows, so many large rows are not a reason to refuse a file."""
     texts = [f"{number:04d}" * (256 * 1024) for number in range(120)]
     path = parquet_of(tmp_path / "large.parquet", pa.table({"text": texts}))
     tokens = tokens_of(path)
@@ -167,7 +167,7 @@ def test_token_ids_beyond_every_integer_type_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "shape", ["(10**15,)", "(1000000000000000,)", "(-5,)", "(9223372036854775808,)", "(" * 900 + "5" + ",)" * 900]
 )
-def test_an_npy_header_that_lies_about_the_shape_is_refused(shape: str, tmp_path: Path) -> None:
+def test_an_npy_header_with_a_wrong_shape_is_refused(shape: str, tmp_path: Path) -> None:
     header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64))
@@ -175,7 +175,7 @@ def test_an_npy_header_that_lies_about_the_shape_is_refused(shape: str, tmp_path
         tokens_of(tmp_path / "a.npy", pretokenized=True)
 
 
-def test_offsets_beside_a_flat_file_that_lie_are_refused(tmp_path: Path) -> None:
+def test_wrong_offsets_beside_a_flat_file_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(100, dtype=np.uint16))
     for content in (np.arange(3.0), np.zeros((2, 2), np.int64), np.array([0, 50]), np.array([], np.int64)):
         np.save(tmp_path / "a.offsets.npy", content)
@@ -218,7 +218,9 @@ LIES: dict[str, tuple[Any, bytes, bytes]] = {  # a valid column, bytes of its fi
 
 @pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
 @pytest.mark.parametrize("case", LIES)
-def test_an_arrow_file_with_lying_buffers_is_refused(case: str, write: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_arrow_file_with_inconsistent_buffers_is_refused(
+    case: str, write: Callable[..., Any], tmp_path: Path
+) -> None:
     column, true, lie = LIES[case]
     path = tmp_path / "a.arrow"
     with write(path, pa.schema([("text", column.type)])) as writer:
@@ -230,8 +232,8 @@ def test_an_arrow_file_with_lying_buffers_is_refused(case: str, write: Callable[
     assert "crashed" not in refused.value.message, "it is found before a value is read"
 
 
-def test_an_arrow_file_with_any_damage_never_ends_the_training(tmp_path: Path) -> None:
-    """Every byte of a small file in turn, set to what offsets and lengths suffer from most."""
+def test_a_damaged_arrow_file_never_crashes_the_training(tmp_path: Path) -> None:
+    """Each byte of a small file in turn is set to the values that are worst for offsets and lengths."""
     batch = pa.record_batch(
         {
             "text": pa.array(["one", None, "three" * 9], pa.string()),
@@ -257,7 +259,7 @@ def test_an_arrow_file_with_any_damage_never_ends_the_training(tmp_path: Path) -
 
 
 def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a library has a fault that no validation finds: here it reads at address 0."""
+    """A library may have a defect that no validation finds; here it reads from address 0."""
     import ctypes
 
     (tmp_path / "a.jsonl").write_text(json.dumps(ROW) + "\n")

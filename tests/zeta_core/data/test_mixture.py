@@ -1,4 +1,4 @@
-"""Sources with weights: the shares asked for, in an order that is known from the position alone."""
+"""Weighted sources: each contributes its share, in an order that depends only on seed and position."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARES = (0.5, 0.3, 0.2)
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[dict[str, Any]]:
-    """Ids that tell the source of a document by themselves."""
+    """Token files whose ids identify the source of each document."""
     found: list[dict[str, Any]] = []
     for name, first, count in (("a", 10, 40), ("b", 100, 25)):
         path = tmp_path / f"{name}.jsonl"
@@ -51,7 +51,7 @@ def two_sources(row_format: str = "text", documents: tuple[int, int] = (20, 10))
 # --- The order --------------------------------------------------------------------------------------------------------
 
 
-def test_every_epoch_has_the_shares_and_each_source_comes_whole_before_it_comes_again() -> None:
+def test_an_epoch_has_the_shares_and_uses_each_source_fully_before_repeating_it() -> None:
     mixture = Mixture(BOUNDS, SHARES, seed=3)
     order = mixture.sequences(0, 5 * 137)
     owners = np.searchsorted(BOUNDS[1:], order, "right")
@@ -66,13 +66,13 @@ def test_every_epoch_has_the_shares_and_each_source_comes_whole_before_it_comes_
         assert all(sorted(one) == list(range(first, last)) for one in whole)
         assert whole[0].tolist() != whole[1].tolist()
     seen = np.cumsum(owners[:137, None] == np.arange(3), axis=0)
-    asked = np.arange(1, 138)[:, None] * np.array(SHARES)
-    assert np.abs(seen - asked).max() < 3, "the sources are spread over the epoch, not one after the other"
+    expected = np.arange(1, 138)[:, None] * np.array(SHARES)
+    assert np.abs(seen - expected).max() < 3, "the sources are spread over the epoch, not one after the other"
     for length in (1, 137, 300, 5 * 137):
         assert mixture.seen(length) == np.bincount(owners[:length], minlength=3).tolist()
 
 
-def test_the_order_of_a_mixture_depends_on_seed_and_position_only_and_not_on_the_processes() -> None:
+def test_the_order_of_a_mixture_depends_only_on_seed_and_position() -> None:
     whole = Mixture(BOUNDS, SHARES, seed=3).sequences(0, 600)
     for first in (1, 137, 200, 450):
         assert Mixture(BOUNDS, SHARES, seed=3).sequences(first, 600).tolist() == whole[first:].tolist()
@@ -89,7 +89,7 @@ def test_the_order_of_a_mixture_depends_on_seed_and_position_only_and_not_on_the
         assert steps == [sorted(whole[start : start + 8].tolist()) for start in range(40, 600, 8)]
 
 
-def test_a_source_with_nothing_to_give_or_with_too_small_a_share_is_refused_by_its_field() -> None:
+def test_a_source_without_sequences_or_with_too_small_a_share_is_refused() -> None:
     with pytest.raises(InvalidData, match=r"dataset\.1 has a weight, but no sequence"):
         Mixture(np.array([0, 5, 5]), (0.5, 0.5), seed=1)
     with pytest.raises(InvalidData, match=r"dataset\.0\.weight is a share of 0\.001, less than one of the 9 sequences"):
@@ -101,7 +101,7 @@ def test_a_source_with_nothing_to_give_or_with_too_small_a_share_is_refused_by_i
 
 @pytest.mark.parametrize("row_format", ["text", "messages"])
 @pytest.mark.parametrize("pack", [True, False])
-def test_a_sequence_is_of_one_source(row_format: str, pack: bool) -> None:
+def test_a_sequence_comes_from_one_source(row_format: str, pack: bool) -> None:
     tokens = two_sources(row_format)
     sequences = Sequences(tokens, 16, pack=pack)
     first, bound, last = sequences.source_bounds.tolist()
@@ -114,7 +114,7 @@ def test_a_sequence_is_of_one_source(row_format: str, pack: bool) -> None:
     assert sequences.num_tokens(np.arange(last)) == tokens.num_tokens
 
 
-def test_each_source_gives_its_share_of_what_is_held_out() -> None:
+def test_each_source_contributes_its_share_of_held_out_data() -> None:
     tokens = replace(two_sources(documents=(20, 10)), hashes=np.arange(30).astype(np.uint64))  # no copies
     split = hold_out(tokens, 0.2, seed=1)
     assert [origin.num_documents for origin in split.held_out.origins] == [4, 2]
@@ -122,7 +122,7 @@ def test_each_source_gives_its_share_of_what_is_held_out() -> None:
     assert split.train.source_bounds.tolist() == [0, 16, 24]
 
 
-def test_weights_are_shares_of_what_the_spec_names_and_not_of_its_files(sources: list[dict[str, Any]]) -> None:
+def test_weights_apply_to_sources_and_not_to_their_files(sources: list[dict[str, Any]]) -> None:
     folder = str(Path(sources[0]["path"]).with_name("*.jsonl"))
     dataset = [{**sources[0], "path": folder, "weight": 3}, {"builtin": "python-docs", "weight": 1e-308}]
     options = parse(TrainerOptions, {"dataset": [{**dataset[0]}, {**sources[1], "weight": 1}]})
@@ -137,12 +137,12 @@ def test_weights_are_shares_of_what_the_spec_names_and_not_of_its_files(sources:
 # --- A run ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_weighted_run_stopped_within_an_epoch_goes_on_to_the_same_bits(
+def test_a_weighted_run_stopped_within_an_epoch_resumes_bit_exactly(
     sources: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     dataset = [{**sources[0], "weight": 1}, {**sources[1], "weight": 3}]
-    asked: dict[str, Any] = {"dataset": dataset, "seed": 3, "epochs": 2, "eval_split": 0.1, "overlong": "truncate"}
-    straight, lines = train(lambda: plain(dropout=0.1), tmp_path / "straight", cache=tmp_path, **asked)
+    options: dict[str, Any] = {"dataset": dataset, "seed": 3, "epochs": 2, "eval_split": 0.1, "overlong": "truncate"}
+    straight, lines = train(lambda: plain(dropout=0.1), tmp_path / "straight", cache=tmp_path, **options)
     report = lines.resolved_spec["data_report"]
     total, shares = 2 * report["sequences"], report["sources"]
     assert [(one["name"], one["share"]) for one in shares] == [("a.jsonl", 0.25), ("b.jsonl", 0.75)]
@@ -159,14 +159,14 @@ def test_a_weighted_run_stopped_within_an_epoch_goes_on_to_the_same_bits(
         steps += 1
         return "pause" if steps == 3 else None
 
-    first, _ = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, stop=stop, **asked)
+    first, _ = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, stop=stop, **options)
     assert first.stopped == "pause"
     assert 0 < first.progress.consumed_sequences % report["sequences"] < report["sequences"], "within an epoch"
-    other: dict[str, Any] = {**asked, "dataset": [dataset[0], {**dataset[1], "weight": 2}]}
+    other: dict[str, Any] = {**options, "dataset": [dataset[0], {**dataset[1], "weight": 2}]}
     with pytest.raises(CannotResume, match="The data is not what the run was started with"):
         train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **other)
     doubled = [{**one, "weight": 2 * one["weight"]} for one in dataset]
-    same_shares: dict[str, Any] = {**asked, "dataset": doubled}
+    same_shares: dict[str, Any] = {**options, "dataset": doubled}
     second, _ = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **same_shares)
     assert second.progress.loss_sum == straight.progress.loss_sum
     final = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]

@@ -1,4 +1,4 @@
-"""Packed sequences: nothing lost, no padding, and documents that cannot see one another in real model families."""
+"""Packed sequences lose no token and need no padding, and their documents are isolated in real model families."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:
     assert sequences.batch(indices[-1:], 1).ids_BT.shape == (1, 62 % 16), "alone it needs no padding"
 
 
-def test_the_first_token_of_each_document_is_no_target_and_positions_restart() -> None:
+def test_the_first_token_of_a_document_is_not_a_target_and_positions_restart() -> None:
     batch = Sequences(token_file([5, 6, 7], [8, 9], [10, 11, 12]), 8, pack=True).batch(np.array([0]), 1)
     assert batch.labels_BT.tolist() == [[IGNORED, 6, 7, IGNORED, 9, IGNORED, 11, 12]]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
@@ -36,7 +36,7 @@ def test_the_first_token_of_each_document_is_no_target_and_positions_restart() -
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("lengths", [[7, 3, 64, 1, 2, 33], [2] * 40, [100], [16, 16, 17]])
-def test_targets_counted_ahead_are_those_in_the_batch(lengths: list[int], pack: bool) -> None:
+def test_target_counts_match_the_batches(lengths: list[int], pack: bool) -> None:
     sequences = Sequences(random_documents(lengths), 16, pack=pack)
     for index in range(len(sequences)):
         one = np.array([index])
@@ -46,7 +46,7 @@ def test_targets_counted_ahead_are_those_in_the_batch(lengths: list[int], pack: 
     assert sequences.num_targets(indices) == batch.num_targets
 
 
-def test_without_packing_each_document_has_sequences_of_its_own() -> None:
+def test_without_packing_each_document_has_its_own_sequences() -> None:
     sequences = Sequences(random_documents([20, 3, 1]), 8, pack=False)
     assert [int(end - start) for start, end in zip(*sequences.spans(np.arange(len(sequences))), strict=True)] == [
         8,
@@ -100,16 +100,16 @@ def _mistral_with_a_window() -> nn.Module:
 
 
 @pytest.mark.parametrize("build", [llama, _gpt2, _qwen3, _mistral_with_a_window], ids=lambda build: build.__name__)
-def test_a_packed_document_gets_the_logits_that_it_gets_alone(build: Any) -> None:
+def test_a_packed_document_gets_the_same_logits_as_alone(build: Any) -> None:
     torch.manual_seed(0)
     model = build()
     first, second = [11, 23, 35, 47, 59], [201, 17, 99, 143, 7, 64, 128, 250, 31, 77, 5]
     sequences = Sequences(token_file(first, second), 16, pack=True)
-    asked = isolating_loss(model, [*first, *second])
-    assert asked.isolates
+    loss_of = isolating_loss(model, [*first, *second])
+    assert loss_of.isolates
     model.eval()
     with torch.no_grad():
-        packed = logits_of(asked.call(model, sequences.batch(np.array([0]), 1)))
+        packed = logits_of(loss_of.call(model, sequences.batch(np.array([0]), 1)))
         alone = logits_of(model(torch.tensor([second]), use_cache=False))
     assert packed is not None
     assert alone is not None

@@ -33,8 +33,8 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city"
 
 
 def chat(number: int, answer: str = "The answer") -> dict[str, Any]:
-    asked = {"role": "user", "content": f"Question {number}"}
-    return {"messages": [asked, {"role": "assistant", "content": f"{answer} {number}" if answer else ""}]}
+    question = {"role": "user", "content": f"Question {number}"}
+    return {"messages": [question, {"role": "assistant", "content": f"{answer} {number}" if answer else ""}]}
 
 
 def answer_to(
@@ -319,7 +319,7 @@ def test_fields_that_the_source_drops_are_not_checked(tmp_path: Path) -> None:
     assert data_of(answer_to(tmp_path, rows, dataset=dataset)).rows == 1
 
 
-def test_a_role_that_is_no_text_is_a_fault(tmp_path: Path) -> None:
+def test_a_role_that_is_not_text_is_a_fault(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": ["user"], "content": "Hi"}, *chat(1)["messages"]]}]
     assert "message 1 has the role" in fault_of(answer_to(tmp_path, rows))
 
@@ -330,7 +330,7 @@ def test_columns_without_effect_are_a_fault(tmp_path: Path, option: dict[str, An
     assert "'sytem'" in fault_of(answer_to(tmp_path, [chat(1), chat(2)], dataset=dataset))
 
 
-def test_the_first_row_without_a_mask_is_named_whatever_the_processes(tmp_path: Path) -> None:
+def test_the_first_row_without_a_mask_is_named_with_any_number_of_processes(tmp_path: Path) -> None:
     with_labels: dict[str, Any] = {"input_ids": [5, 6] * 2000, "labels": [-100, 6] * 2000}
     rows = [with_labels] * 10 + [{"input_ids": with_labels["input_ids"]}] * 1500
     answer = answer_to(tmp_path, rows, use_pretokenized=True, chat_template=None)

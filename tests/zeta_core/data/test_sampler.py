@@ -8,14 +8,14 @@ import pytest
 from zeta_core.data.sequences import Sampler, micro_batches
 
 
-def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_has_every_sequence_once_in_its_own_order() -> None:
     sampler = Sampler(101, seed=3)
     first, second = sampler.sequences(0, 101), sampler.sequences(101, 202)
     assert sorted(first) == sorted(second) == list(range(101))
     assert first.tolist() != second.tolist()
 
 
-def test_the_order_depends_on_seed_and_position_only() -> None:
+def test_the_order_depends_only_on_seed_and_position() -> None:
     whole = Sampler(50, seed=7).sequences(0, 175)
     late = Sampler(50, seed=7)
     assert late.sequences(120, 175).tolist() == whole[120:].tolist()

@@ -211,7 +211,7 @@ def test_train_on_must_not_contradict_the_columns(
         tokens_of(write(tmp_path / "rows.jsonl", [{"input_ids": IDS, **columns}]), train_on=train_on)
 
 
-def test_train_on_may_name_the_mask_that_is_there(tmp_path: Path) -> None:
+def test_train_on_may_name_a_mask_that_is_present(tmp_path: Path) -> None:
     row = {"input_ids": IDS, "assistant_masks": [0, 0, 0, 0, 1, 1], "completion_mask": [0, 0, 0, 1, 1, 1]}
     path = write(tmp_path / "rows.jsonl", [row])
     assert trained_on(tokens_of(path, train_on="assistant")) == [14, 15]

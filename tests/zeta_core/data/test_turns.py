@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import documents, tokens_of
 from tests.zeta_core.runs import Lines
@@ -131,7 +131,7 @@ def test_the_result_of_an_observation_or_function_is_a_tool_turn(tmp_path: Path)
 
 
 def test_a_template_that_knows_developer_turns_gets_them(tmp_path: Path) -> None:
-    template = shapes.CHATML + "{# developer #}"
+    template = chat_templates.CHATML + "{# developer #}"
     [(text, _)] = read(
         tmp_path, {"messages": [{"role": "developer", "content": "Be brief."}, QUESTION, ANSWER]}, template
     )
@@ -153,10 +153,10 @@ def test_a_template_that_knows_developer_turns_gets_them(tmp_path: Path) -> None
 def test_a_field_that_the_template_does_not_render_is_named(field: str, value: Any, tmp_path: Path) -> None:
     row = {"messages": [QUESTION, {**ANSWER, field: value}]}
     with pytest.raises(InvalidData, match=rf"chat\.jsonl, line 1: message 2 has '{field}', which .* does not render"):
-        read(tmp_path, row, shapes.CHATML)
+        read(tmp_path, row, chat_templates.CHATML)
     with pytest.raises(InvalidData, match=rf'"drop_fields": \["{field}"\]'):
-        read(tmp_path, row, shapes.CHATML)
-    kept = read(tmp_path, row, shapes.CHATML, drop_fields=[field])
+        read(tmp_path, row, chat_templates.CHATML)
+    kept = read(tmp_path, row, chat_templates.CHATML, drop_fields=[field])
     assert kept[0][1] == ["Jane Austen.<|im_end|>\n"]
 
 
@@ -170,7 +170,7 @@ def test_a_rendered_field_is_part_of_the_answer(tmp_path: Path) -> None:
 def test_a_lost_field_is_found_behind_rows_of_the_same_kind(tmp_path: Path) -> None:
     rows = [PLAIN, PLAIN, {"messages": [QUESTION, {**ANSWER, "thinking": "Austen"}]}]
     with pytest.raises(InvalidData, match=r"line 3: message 2 has 'thinking'"):
-        tokens_of(tmp_path, rows, byte_tokenizer(shapes.CHATML))
+        tokens_of(tmp_path, rows, byte_tokenizer(chat_templates.CHATML))
 
 
 def test_reasoning_alone_does_not_become_an_empty_answer(tmp_path: Path) -> None:
@@ -186,22 +186,24 @@ def test_reasoning_alone_does_not_become_an_empty_answer(tmp_path: Path) -> None
     ("template", "messages", "message"),
     [
         (
-            shapes.LLAMA3,  # writes calls alone
+            chat_templates.LLAMA3,  # writes calls alone
             [QUESTION, {**ANSWER, "tool_calls": [{"function": LOOKUP}]}],
             "message 2: the tokenizer's chat template does not render all of its content",
         ),
         (
-            shapes.LLAMA3,  # writes the first call alone
+            chat_templates.LLAMA3,  # writes the first call alone
             [QUESTION, {"role": "assistant", "tool_calls": [{"function": LOOKUP}, {"function": {"name": "open"}}]}],
             "calls the tool 'open'",
         ),
         (
-            shapes.CHATML.replace("{% for", "{% set messages = messages | rejectattr('role', 'eq', 'system') %}{% for"),
+            chat_templates.CHATML.replace(
+                "{% for", "{% set messages = messages | rejectattr('role', 'eq', 'system') %}{% for"
+            ),
             WITH_SYSTEM["messages"],
             "message 1: the tokenizer's chat template does not render all of its content",
         ),
         (
-            shapes.CHATML.replace("message['content']", "message['content'].split('</note>')[-1]"),
+            chat_templates.CHATML.replace("message['content']", "message['content'].split('</note>')[-1]"),
             [{"role": "user", "content": "Hi <note>quiet</note> there"}, ANSWER],
             "message 1: the tokenizer's chat template does not render all of its content",
         ),
@@ -270,7 +272,7 @@ def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp
 def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
     kept = Lines()
     row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
-    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(shapes.CHATML), report=Reporter(kept))
+    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(chat_templates.CHATML), report=Reporter(kept))
     assert tokens.num_with_unused_turns == 1
     assert not [line for line in kept.all if isinstance(line, WarningLine)], "they are reported with the data"
 
@@ -286,7 +288,7 @@ def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
 )
 def test_answers_of_deepseek_are_trained_on_with_their_thoughts(turn: Any, learned: str, tmp_path: Path) -> None:
     """Its template leaves out the thoughts of every finished turn, and its prompt begins the next one."""
-    [(text, stretches)] = read(tmp_path, {"messages": [QUESTION, {"role": "assistant", **turn}]}, shapes.R1)
+    [(text, stretches)] = read(tmp_path, {"messages": [QUESTION, {"role": "assistant", **turn}]}, chat_templates.R1)
     assert stretches == [learned]
     opening = "" if turn == {"content": "Jane Austen."} else "<think>\n"
     assert text == f"<|User|>Who wrote Emma?<|Assistant|>{opening}{learned}"
@@ -294,7 +296,7 @@ def test_answers_of_deepseek_are_trained_on_with_their_thoughts(turn: Any, learn
 
 def test_each_turn_of_deepseek_has_the_history_that_it_has_in_use(tmp_path: Path) -> None:
     thinking = {"role": "assistant", "content": "<think>\nEnglish.\n</think>\n\nJane Austen."}
-    found = read(tmp_path, {"messages": [QUESTION, thinking, QUESTION, thinking]}, shapes.R1)
+    found = read(tmp_path, {"messages": [QUESTION, thinking, QUESTION, thinking]}, chat_templates.R1)
     history = "<|User|>Who wrote Emma?<|Assistant|>\n\nJane Austen.<|end|>"
     learned = "English.\n</think>\n\nJane Austen.<|end|>"
     prompt = "<|User|>Who wrote Emma?<|Assistant|><think>\n"

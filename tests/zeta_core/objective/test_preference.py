@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import documents
 from tests.zeta_core.models import WithLabels, llama
@@ -112,7 +112,7 @@ def dpo(rows: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[str], tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokenizer = byte_tokenizer(chat_templates.CHATML)
     told = documents(tokens_of(tmp_path, [row], tokenizer), tokenizer)
     assert [stretches for _, stretches in told] == [[learned[0]], [learned[1]]]
     assert told[0][0].removesuffix(learned[0]) == told[1][0].removesuffix(learned[1])
@@ -122,7 +122,7 @@ def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[
 def test_answers_to_different_prompts_are_refused(tmp_path: Path) -> None:
     asked = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("Hi", "Bye")]
     with pytest.raises(InvalidData, match=r"^pairs\.jsonl, line 1: chosen and rejected answer different prompts"):
-        tokens_of(tmp_path, [{"chosen": asked[0], "rejected": asked[1]}], byte_tokenizer(shapes.CHATML))
+        tokens_of(tmp_path, [{"chosen": asked[0], "rejected": asked[1]}], byte_tokenizer(chat_templates.CHATML))
 
 
 def test_pairs_are_for_dpo_and_dpo_is_for_pairs(tmp_path: Path) -> None:

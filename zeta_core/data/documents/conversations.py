@@ -8,7 +8,7 @@ fit into one text, so each becomes a separate text, with the history as the temp
 
 If a template has several generation prompts for an answer, the longest one that precedes the answer is used. For
 example, Qwen 3 with ``enable_thinking`` false uses an empty thought as the prompt, and the model is then not trained to
-generate that thought. If a template appends a generation prompt even without being asked to, it is removed.
+generate that thought. If a template appends a generation prompt even if none was requested, it is removed.
 
 Reasoning is part of the answer. Templates such as DeepSeek R1's remove it from finished turns, because they are only
 used for prompts. The text of such an answer is then the prompt, the reasoning and answer as the model generates them,
@@ -238,10 +238,10 @@ def _after_the_same_end(
     For example, Mistral's templates put the system turn before the last user turn, but only if that is the last turn.
     The answer is located by the end of the prompt: the content of its last turn and everything after it.
     """
-    asked, last = template.render(prompt, tools), prompt[-1]["content"].strip() if prompt else ""
-    if not last or last not in asked or not before.startswith(asked):
+    history, last = template.render(prompt, tools), prompt[-1]["content"].strip() if prompt else ""
+    if not last or last not in history or not before.startswith(history):
         raise _not_after_the_prompt()
-    end = before[asked.rindex(last) :]
+    end = before[history.rindex(last) :]
     if text.count(end) != 1:
         raise _not_after_the_prompt()
     return text.partition(end)[2]
@@ -284,11 +284,11 @@ def prompt_and_completion(
         literals = () if allow_control_tokens else found
         start = 0 if train_on == "all" else len(prompt)
         return Conversation([Text(text, ((start, len(text)),), plain=True, literals=literals)], len(found))
-    asked, answered = as_turns(prompt, "user"), as_turns(completion, "assistant")
-    after = 0 if train_on != "completion" else len(asked)
+    question, answered = as_turns(prompt, "user"), as_turns(completion, "assistant")
+    after = 0 if train_on != "completion" else len(question)
     return conversation(
         template(),
-        [*asked, *answered],
+        [*question, *answered],
         tools,
         "assistant" if train_on == "completion" else train_on,
         after=after,

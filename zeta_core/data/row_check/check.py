@@ -55,7 +55,7 @@ def check_dataset(
     name: DataField,
     spec: JobSpec,
     dataset: Dataset,
-    places: SourceLocations,
+    locations: SourceLocations,
     tokenizer: Any,
     cache: Path,
     *,
@@ -64,10 +64,10 @@ def check_dataset(
     """Check the rows of a field of the spec, or return the reason why they are not checked. Raises `InvalidData`."""
     split: Split = "train" if name == "dataset" else "held_out"
     try:
-        if reason := _why_unchecked(dataset_sources(dataset), places):
+        if reason := _why_unchecked(dataset_sources(dataset), locations):
             return reason
         sources = open_sources(
-            dataset_sources(dataset), places, pretokenized=spec.use_pretokenized, method=spec.method, split=split
+            dataset_sources(dataset), locations, pretokenized=spec.use_pretokenized, method=spec.method, split=split
         )
         group_by = spec.group_by if split == "train" else None
         sources = [replace(source, group_by=group_by) for source in sources]
@@ -109,10 +109,14 @@ def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str,
     )
 
 
-def _why_unchecked(dataset: Sequence[DatasetSource], places: SourceLocations) -> str:
+def _why_unchecked(dataset: Sequence[DatasetSource], locations: SourceLocations) -> str:
     if any(isinstance(source, HubSource) for source in dataset):
         return "Data on the Hub is downloaded and checked when the training starts."
-    if places.data_root is None and not places.any_path and any(isinstance(source, PathSource) for source in dataset):
+    if (
+        locations.data_root is None
+        and not locations.any_path
+        and any(isinstance(source, PathSource) for source in dataset)
+    ):
         return "The worker that ran the check has no data folder (ZETA_DATA_ROOT), so it could not read the rows."
     return ""
 
@@ -192,7 +196,7 @@ def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, 
 
 
 def _result(process: Confined) -> dict[str, Any]:
-    """The result of a process. An exceeded limit has no known place in the data, so it counts as the last error.
+    """The result of a process. An exceeded limit has no known location in the data, so it counts as the last error.
 
     It depends on the machine, so it is not cached.
     """

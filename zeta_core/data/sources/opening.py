@@ -58,7 +58,7 @@ class SourceLocations:
 
 def open_sources(
     dataset: Sequence[DatasetSource],
-    places: SourceLocations,
+    locations: SourceLocations,
     *,
     pretokenized: bool,
     method: str = "sft",
@@ -79,12 +79,12 @@ def open_sources(
             case BuiltinSource():
                 found = [_python_docs()]
             case FileSource():
-                found = reader.measured([_uploaded(reader, file_id, places) for file_id in source.file_ids])
+                found = reader.measured([_uploaded(reader, file_id, locations) for file_id in source.file_ids])
             case PathSource():
-                files = _matching(source.path, places, reader.suffixes, split, on_folder)
+                files = _matching(source.path, locations, reader.suffixes, split, on_folder)
                 found = reader.measured([reader.open(file, file.name) for file in files])
             case HubSource():
-                found = _from_hub(reader, source, places)
+                found = _from_hub(reader, source, locations)
         option = "columns" if source.columns else "drop_columns" if source.drop_columns else None
         if option is not None and not any(one.columns or one.drop_columns for one in found):
             raise InvalidData(f"{at}.{option} is given, but the data has no columns; leave it out.")
@@ -124,11 +124,11 @@ def _python_docs() -> Source:
     return Source("python-docs", digest, size, lambda _: iter([Unit(lambda: iter(rows), size)]), num_bytes=size)
 
 
-def _uploaded(reader: _Reader, file_id: str, places: SourceLocations) -> Source:
-    known = places.files.get(file_id)
-    if known is None or places.artifacts_root is None:
+def _uploaded(reader: _Reader, file_id: str, locations: SourceLocations) -> Source:
+    known = locations.files.get(file_id)
+    if known is None or locations.artifacts_root is None:
         raise InvalidData(f"dataset names {file_id}, which does not exist in this service; upload the file again.")
-    path = places.artifacts_root / file_key(file_id)
+    path = locations.artifacts_root / file_key(file_id)
     name = known.filename
     if not path.is_file():
         raise InvalidData(f"The file {name} ({file_id}) is no longer in the artifact store; upload it again.")
@@ -136,18 +136,18 @@ def _uploaded(reader: _Reader, file_id: str, places: SourceLocations) -> Source:
 
 
 def _matching(
-    pattern: str, places: SourceLocations, suffixes: Sequence[str], split: Split, on_folder: Callable[[str], None]
+    pattern: str, locations: SourceLocations, suffixes: Sequence[str], split: Split, on_folder: Callable[[str], None]
 ) -> list[Path]:
     """The files that a path, folder or glob selects, sorted by name. Links that leave the data root are rejected."""
-    if places.any_path:
+    if locations.any_path:
         root, given = Path.cwd(), Path(pattern).expanduser()
-    elif places.data_root is not None:
-        root, given = places.data_root.resolve(), Path(pattern)
+    elif locations.data_root is not None:
+        root, given = locations.data_root.resolve(), Path(pattern)
     else:
         raise InvalidData(
             f"dataset.path is {pattern!r}, but this worker has no data folder; set ZETA_DATA_ROOT on the worker."
         )
-    boundary = None if places.any_path else root
+    boundary = None if locations.any_path else root
     base, rest = root / given, None
     try:
         if not base.exists():
@@ -179,8 +179,8 @@ def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> Invali
     return InvalidData(f"{found} {skipped}".rstrip())
 
 
-def _from_hub(reader: _Reader, source: HubSource, places: SourceLocations) -> list[Source]:
-    if not places.hub:
+def _from_hub(reader: _Reader, source: HubSource, locations: SourceLocations) -> list[Source]:
+    if not locations.hub:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
     if Path(source.hub).exists():  # `datasets` would read it
         raise InvalidData(

@@ -1,4 +1,4 @@
-"""Tokens are made once, by several processes in the order of the data, and what is found in the cache is whole."""
+"""Data is tokenized once, by several processes, in its order, and cache entries are complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import ByT5Tokenizer
 
-from tests.zeta_core.data import chat_templates as shapes
+from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.runs import Lines
 from zeta_core.contract.job.events import LogLine, ProgressLine
@@ -39,13 +39,13 @@ def sources_of(*paths: Path) -> list[Source]:
 
 
 def prepare(paths: list[Path], cache: Path, *, processes: int, tokenizer: Any = None, **more: Any) -> TokenFile:
-    tokenizer = tokenizer or byte_tokenizer(shapes.CHATML)
+    tokenizer = tokenizer or byte_tokenizer(chat_templates.CHATML)
     return prepare_tokens(sources_of(*paths), tokenizer, cache, Reporter(), processes=processes, **more)
 
 
 @pytest.fixture(scope="module")
 def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """About a megabyte: conversations as lines, a long text, a table."""
+    """About a megabyte of data: conversations as JSON Lines, a long text, and a table."""
     folder = tmp_path_factory.mktemp("sources")
     with (folder / "chat.jsonl").open("w") as file:
         for number in range(NUM_ROWS):
@@ -58,13 +58,13 @@ def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the data were large and the machine too."""
+    """Small units and processes, so that little data is read as large data is."""
     monkeypatch.setattr("zeta_core.data.rows.text_files.UNIT_BYTES", 1 << 15)
     monkeypatch.setattr(parallel_encoding, "BYTES_PER_PROCESS", 1 << 15)
     monkeypatch.setattr(parallel_encoding, "_cores", lambda: 3)
 
 
-def test_several_processes_make_the_same_tokens_as_one(several_sources: list[Path], tmp_path: Path) -> None:
+def test_several_processes_create_the_same_tokens_as_one(several_sources: list[Path], tmp_path: Path) -> None:
     alone = prepare(several_sources, tmp_path / "alone", processes=1)
     together = prepare(several_sources, tmp_path / "together", processes=3)
     assert (together.num_documents, together.num_tokens) == (NUM_ROWS + 1 + 2_000, alone.num_tokens)
@@ -75,7 +75,7 @@ def test_several_processes_make_the_same_tokens_as_one(several_sources: list[Pat
     assert together.location(NUM_ROWS) == "text.txt"
 
 
-def test_the_fault_that_is_told_is_the_first_in_the_data(several_sources: list[Path], tmp_path: Path) -> None:
+def test_the_first_fault_in_the_data_is_reported(several_sources: list[Path], tmp_path: Path) -> None:
     lines = several_sources[0].read_bytes().splitlines(keepends=True)
     for number in (1_100, 2_200, 2_399):
         lines[number] = b"not json\n"
@@ -85,7 +85,7 @@ def test_the_fault_that_is_told_is_the_first_in_the_data(several_sources: list[P
             prepare([tmp_path / "bad.jsonl"], tmp_path / "cache", processes=processes)
 
 
-def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
+def test_a_killed_process_is_reported_and_leaves_nothing_in_the_cache(
     several_sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = os.getpid()
@@ -105,10 +105,10 @@ def test_a_process_that_is_killed_is_told_and_leaves_nothing_in_the_cache(
     assert prepare(several_sources[:1], tmp_path, processes=2).num_documents == NUM_ROWS
 
 
-def test_progress_tells_documents_and_the_share_that_is_done(several_sources: list[Path], tmp_path: Path) -> None:
+def test_progress_reports_the_documents_and_the_completed_share(several_sources: list[Path], tmp_path: Path) -> None:
     kept = Lines()
     report = Reporter(kept)
-    tokenizer = byte_tokenizer(shapes.CHATML)
+    tokenizer = byte_tokenizer(chat_templates.CHATML)
     tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report, seconds_between_lines=0.0)
     lines = [line for line in kept.all if isinstance(line, ProgressLine)]
     shares = [line.share or 0 for line in lines]
@@ -122,7 +122,7 @@ def test_progress_tells_documents_and_the_share_that_is_done(several_sources: li
 
 
 @pytest.mark.parametrize("damage", ["tokens.bin", "supervised.bin", "offsets.npy", "meta.json"])
-def test_what_is_not_whole_in_the_cache_is_made_again(damage: str, tmp_path: Path) -> None:
+def test_an_incomplete_cache_entry_is_created_again(damage: str, tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text(
         json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
     )
@@ -137,23 +137,23 @@ def test_what_is_not_whole_in_the_cache_is_made_again(damage: str, tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [entry.name]
 
 
-def test_two_runs_at_once_make_the_tokens_once(several_sources: list[Path], tmp_path: Path) -> None:
+def test_two_concurrent_runs_tokenize_only_once(several_sources: list[Path], tmp_path: Path) -> None:
     reports = [Lines(), Lines()]
 
     def make(kept: Lines) -> TokenFile:
-        tokenizer = byte_tokenizer(shapes.CHATML)
+        tokenizer = byte_tokenizer(chat_templates.CHATML)
         return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Reporter(kept))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(make, reports)
     assert np.array_equal(first.ids, second.ids)
-    said = [line.message for kept in reports for line in kept.all if isinstance(line, LogLine)]
-    assert sum(text.startswith("Tokenized") for text in said) == 1
-    assert "Another process is tokenizing the same data; waiting for it." in said
+    messages = [line.message for kept in reports for line in kept.all if isinstance(line, LogLine)]
+    assert sum(text.startswith("Tokenized") for text in messages) == 1
+    assert "Another process is tokenizing the same data; waiting for it." in messages
 
 
-def test_what_is_meant_anyway_is_the_same_data_when_it_is_said(tmp_path: Path) -> None:
-    """Else it would be tokenized again, and a run that says it would not be resumed."""
+def test_naming_a_default_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+    """Otherwise the data would be tokenized again, and a run whose spec names the default could not be resumed."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey!"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     (tmp_path / "lines.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
@@ -163,7 +163,7 @@ def test_what_is_meant_anyway_is_the_same_data_when_it_is_said(tmp_path: Path) -
     def fingerprint(dataset: Any, train_on: Any = None) -> str:
         options = parse(TrainerOptions, {"dataset": dataset, "train_on": train_on})
         found = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
-        tokenizer = byte_tokenizer(shapes.CHATML)
+        tokenizer = byte_tokenizer(chat_templates.CHATML)
         return prepare_tokens(found, tokenizer, tmp_path / "cache", Reporter(), train_on=options.train_on).fingerprint
 
     own_names = {"format": "text", "columns": {"text": "text"}}
@@ -182,7 +182,7 @@ def test_duplicates_and_empty_documents_are_counted(tmp_path: Path) -> None:
     assert (tokens.num_documents, tokens.num_duplicates, tokens.num_empty) == (4, 2, 1)
 
 
-def test_rows_are_parsed_only_where_they_are_asked_for(several_sources: list[Path]) -> None:
+def test_rows_are_parsed_only_on_request(several_sources: list[Path]) -> None:
     [source] = sources_of(several_sources[0])
     units = list(source.units())
     assert len(units) > 2

@@ -1,4 +1,4 @@
-"""Every format is read, tokenized once, and every fault names the file and the line."""
+"""Every format is read and tokenized once, and every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_each_row_is_a_document(suffix: str, tmp_path: Path) -> None:
     assert text_of(tokens_of({"path": str(path)}, tmp_path)) == TEXTS
 
 
-def test_a_text_file_is_one_document_and_a_folder_all_its_files(tmp_path: Path) -> None:
+def test_a_text_file_is_one_document_and_a_folder_means_all_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for number, text in enumerate(TEXTS):
@@ -78,17 +78,17 @@ def test_a_folder_on_a_worker_is_read_as_a_client_uploads_it(tmp_path: Path) -> 
     places = SourceLocations(data_root=root)
 
     def texts(path: str, split: Split = "train") -> tuple[list[str], list[str]]:
-        said: list[str] = []
+        messages: list[str] = []
         source = PathSource(path=path)
-        found = open_sources([source], places, pretokenized=False, split=split, on_folder=said.append)
-        return [one.name for one in found], said
+        found = open_sources([source], places, pretokenized=False, split=split, on_folder=messages.append)
+        return [one.name for one in found], messages
 
     assert texts("corpus")[0] == ["B.TXT", "train.txt"]
     assert texts("corpus", "held_out")[0] == ["B.TXT", "test.txt"]
-    names, said = texts("corpus/**/*.txt")
+    names, messages = texts("corpus/**/*.txt")
     assert names == ["train.txt"]
-    assert said[0].startswith("Using 1 data file of corpus/**/*.txt: train.txt. Skipped")
-    assert str(root) not in said[0]
+    assert messages[0].startswith("Using 1 data file of corpus/**/*.txt: train.txt. Skipped")
+    assert str(root) not in messages[0]
     assert texts("corpus/test.txt")[0] == ["test.txt"]
     (root / "corpus" / "train.txt").unlink()
     (root / "corpus" / "sub" / "B.TXT").unlink()
@@ -112,7 +112,7 @@ def test_python_docs_are_on_every_machine(tmp_path: Path) -> None:
 
 
 def _table(columns: list[str], value: bytes) -> bytes:
-    """A parquet file of one row, whose every column is text of these bytes."""
+    """A Parquet file of one row, whose columns all contain these bytes as text."""
     text = pa.array([value]).view(pa.string())
     file = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_arrays([text] * len(columns), names=columns), file)
@@ -167,7 +167,7 @@ def test_a_fault_names_the_file_and_the_line(name: str, content: bytes, message:
         tokens_of({"path": str(tmp_path / name)}, tmp_path)
 
 
-def test_an_uploaded_file_is_found_by_id_and_told_by_its_name(tmp_path: Path) -> None:
+def test_an_uploaded_file_is_found_by_id_and_reported_by_name(tmp_path: Path) -> None:
     store = tmp_path / "store"
     (store / "files").mkdir(parents=True)
     (store / "files" / "file_1").write_bytes(b'{"text": "ok"}\nnot json\n')
@@ -188,7 +188,7 @@ def test_a_job_cannot_read_outside_the_data_root(pattern: str, tmp_path: Path) -
         tokens_of({"path": pattern}, tmp_path, places=SourceLocations(data_root=root))
 
 
-def test_rows_of_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_rows_of_ids_are_used_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "ids.parquet"
     parquet.write_table(pa.table({"input_ids": [[5, 6, 7], [8, 9]]}), path)
     tokens = tokens_of({"path": str(path)}, tmp_path, pretokenized=True)
@@ -196,7 +196,7 @@ def test_rows_of_ids_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i8"])
-def test_a_flat_file_of_ids_is_used_where_it_lies(dtype: str, tmp_path: Path) -> None:
+def test_a_flat_file_of_ids_is_used_in_place(dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "ids.npy"
     np.save(path, np.array([5, 6, 7, 8, 9], dtype=dtype))
     tokens = tokens_of({"path": str(path)}, tmp_path, pretokenized=True)
@@ -205,7 +205,7 @@ def test_a_flat_file_of_ids_is_used_where_it_lies(dtype: str, tmp_path: Path) ->
     assert tokens_of({"path": str(path)}, tmp_path, pretokenized=True).offsets.tolist() == [0, 2, 5]
 
 
-def test_tokens_are_made_once_for_the_same_content(tmp_path: Path) -> None:
+def test_the_same_content_is_tokenized_once(tmp_path: Path) -> None:
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_text("the same words")
     second.write_text("the same words")

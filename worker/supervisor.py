@@ -1,7 +1,7 @@
 """The supervising loop: it owns every attempt of this worker and handles shutdown.
 
 It runs in the main thread, handles SIGTERM and SIGINT, and never waits for Redis, a disk or a training. After either
-signal, nothing new is claimed and every training is ordered to save and hand its job back; trainings that don't end
+signal, nothing new is claimed, and every training must save and hand its job back; trainings that don't end
 within their grace period are killed. The process exits once the server has stored everything, or after a time limit,
 even if the artifact store hangs. The next start finds anything unpublished, including the trainings of a killed worker.
 """
@@ -33,7 +33,7 @@ from worker.settings import WorkerSettings
 from worker.threads import GuardLimits, Outage, ProcessGuard
 from worker.training.launch import own_environment
 from worker.training.process_tree import KILL_SECONDS
-from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, HandOver, JournalAck, StopOrder
+from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, HandOver, JournalAck, StopRequest
 from zeta_core.system.device_kind import cpu_kind
 
 TICK_SECONDS = 0.1
@@ -161,7 +161,7 @@ class Supervisor:
             case HandOver():
                 last_contact = self._heartbeat.last_contact
                 self._attempts.accept(message, is_stopping=self._stopping, last_contact=last_contact)
-            case ClaimAnswer() | JournalAck() | StopOrder():
+            case ClaimAnswer() | JournalAck() | StopRequest():
                 self._attempts.deliver(message)
             case CheckRequest():
                 if not self._stopping:

@@ -29,7 +29,7 @@ from server.engine.loops import Pass, raise_first, try_each
 from server.engine.stop_requests import RUNNING, StopRequests
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
-from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopOrder, home_of
+from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest, home_of
 
 # A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
@@ -76,7 +76,7 @@ class JobMonitor:
             return
         running, drained = await self._read()
 
-        async def send(due: tuple[str, StopOrder]) -> None:
+        async def send(due: tuple[str, StopRequest]) -> None:
             await self._send_to_worker(*due)
 
         raise_first(await try_each(await self._stop_requests.due(running, drained), send))

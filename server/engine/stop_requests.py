@@ -19,7 +19,7 @@ from server.database.connections import Database
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.wire.messages import StopOrder
+from zeta_core.contract.wire.messages import StopRequest
 
 RECORD_SECONDS = 10.0  # the interval of recording running times, which a killed server loses at most
 Running = Any  # a row of `RUNNING`
@@ -58,20 +58,20 @@ class StopRequests:
         self._clock = clock
         self._timers: dict[tuple[str, int], _Timer] = {}
 
-    async def due(self, running: Sequence[Running], drained: Collection[str]) -> list[tuple[str, StopOrder]]:
+    async def due(self, running: Sequence[Running], drained: Collection[str]) -> list[tuple[str, StopRequest]]:
         """All stop requests to send now, with their workers; a user's request takes precedence."""
         out_of_time = await self._out_of_time(running)
-        requests: list[tuple[str, StopOrder]] = []
+        requests: list[tuple[str, StopRequest]] = []
         for row in running:
             key = (row.id, row.attempt)
             if row.requested_action is not None:
                 requests.append(
-                    (row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action=row.requested_action))
+                    (row.worker, StopRequest(job_id=row.id, attempt=row.attempt, action=row.requested_action))
                 )
             elif key in out_of_time:
-                requests.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action="time_limit")))
+                requests.append((row.worker, StopRequest(job_id=row.id, attempt=row.attempt, action="time_limit")))
             elif row.worker in drained:
-                requests.append((row.worker, StopOrder(job_id=row.id, attempt=row.attempt, action="hand_back")))
+                requests.append((row.worker, StopRequest(job_id=row.id, attempt=row.attempt, action="hand_back")))
         return requests
 
     async def _out_of_time(self, running: Sequence[Running]) -> set[tuple[str, int]]:

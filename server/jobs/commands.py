@@ -50,9 +50,9 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
             await _change(session, row, JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER)
         case Effect.PAUSE:
             await _change(session, row, JobStatus.PAUSED, StatusReason.PAUSED_BY_USER)
-        case Effect.ORDER_CANCEL:
+        case Effect.REQUEST_CANCEL:
             row.requested_action = "cancel"
-        case Effect.ORDER_PAUSE:
+        case Effect.REQUEST_PAUSE:
             row.requested_action = "pause"
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None

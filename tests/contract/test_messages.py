@@ -17,7 +17,7 @@ from zeta_core.contract.wire.messages import (
     Heartbeat,
     JournalAck,
     JournalBatch,
-    StopOrder,
+    StopRequest,
     sign,
     verify,
 )
@@ -67,7 +67,7 @@ OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         {"job_id": "job_1", "attempt": 1, "worker": "w", "first_line": 1, "lines": [{"type": "log", "message": "m"}]},
     ),
     "journal_ack": (JournalAck, {"job_id": "job_1", "attempt": 1, "stored_line": 1, "fenced": False}),
-    "stop_order": (StopOrder, {"job_id": "job_1", "attempt": 1, "action": "hand_back"}),
+    "stop_order": (StopRequest, {"job_id": "job_1", "attempt": 1, "action": "hand_back"}),
     "heartbeat": (
         Heartbeat,
         {

@@ -11,7 +11,7 @@ from server.engine.known_workers import KnownWorkers
 from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.simulated_worker import SimulatedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
-from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopOrder
+from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopRequest
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, cl
     fleet.request(job_id, "cancel")
     for _ in range(2):
         worker.beat((job_id, 1))
-        request = worker.receive(StopOrder, job_id)
-        assert isinstance(request, StopOrder)
+        request = worker.receive(StopRequest, job_id)
+        assert isinstance(request, StopRequest)
         assert (request.attempt, request.action) == (1, "cancel")
     worker.publish(job_id, 1, status("cancelled"))
     fleet.wait_for_status(job_id, "cancelled")

@@ -27,13 +27,13 @@ from zeta_core.contract.wire.messages import (
     SERVER_STREAM,
     WORKERS_HASH,
     Claim,
-    StopOrder,
+    StopRequest,
     sign,
     worker_stream,
 )
 
 CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
-ORDER = StopOrder(job_id="job_1", attempt=1, action="cancel")
+STOP_REQUEST = StopRequest(job_id="job_1", attempt=1, action="cancel")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ POISON: dict[str, dict[Any, Any]] = {
     "a signature that is not ASCII": signed_message(signature="ünsigniert"),
     "a signature that is not UTF-8": signed_message(signature=b"\x80" * 64),
     "no signature": {"body": "{}"},
-    "a signed message that is not for servers": {**sign(ORDER, SECRET, channel=SERVER_STREAM)},
+    "a signed message that is not for servers": {**sign(STOP_REQUEST, SECRET, channel=SERVER_STREAM)},
 }
 
 

@@ -21,7 +21,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopOrder, sign
+from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopRequest, sign
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -119,7 +119,7 @@ def test_messages_without_a_valid_signature_are_dropped(
     with caplog.at_level(logging.WARNING):
         forged.send(forged.batch(job_id, 1, status("succeeded")))
         worker.send_raw({"nonsense": "1"})
-        worker.send_raw({**sign(StopOrder(job_id=job_id, attempt=1, action="cancel"), SECRET, channel=SERVER_STREAM)})
+        worker.send_raw({**sign(StopRequest(job_id=job_id, attempt=1, action="cancel"), SECRET, channel=SERVER_STREAM)})
         assert worker.publish(job_id, 1, progress(1)).stored_line == 1
     assert "do server and worker have the same ZETA_WORKER_SECRET?" in caplog.text
     assert fleet.job(job_id).status == "running"

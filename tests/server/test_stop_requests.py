@@ -15,7 +15,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.simulated_worker import SimulatedWorker, progress, status
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.wire.messages import StopOrder
+from zeta_core.contract.wire.messages import StopRequest
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def spec(**fields: Any) -> dict[str, Any]:
 
 
 def receive_stop_request(worker: SimulatedWorker, job_id: str) -> str:
-    order = worker.receive(StopOrder, job_id)
-    assert isinstance(order, StopOrder)
-    return order.action
+    request = worker.receive(StopRequest, job_id)
+    assert isinstance(request, StopRequest)
+    return request.action
 
 
 def engine_of(fleet: Bench) -> Engine:
@@ -91,7 +91,7 @@ def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: Bench, 
         worker.beat((job_id, 1))
         fleet.wake()
         worker.publish(job_id, step, progress(step))
-    assert not [message for message in worker.receive_all() if isinstance(message, StopOrder)]
+    assert not [message for message in worker.receive_all() if isinstance(message, StopRequest)]
     worker.publish(job_id, 4, status("queued", reason="handed_back"))
     change(fleet, JobRow, job_id, not_before=utc_now() + timedelta(hours=2))
     worker.start(fleet, job_id, 2)

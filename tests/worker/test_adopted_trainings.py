@@ -1,4 +1,4 @@
-"""Trainings that a restarted worker adopts: every order and every end is enforced as for those it started itself."""
+"""Trainings that a restarted worker adopts: requests and time limits apply as for trainings that it started itself."""
 
 import os
 import signal

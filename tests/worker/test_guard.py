@@ -100,7 +100,7 @@ def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: Benc
     job_id = fleet.submit(steps="100000", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
     fifo = fleet.settings.home / "workers" / "w1" / run_directory(job_id, 1) / f"{STOP_FILE}{PART_SUFFIX}"
-    os.mkfifo(fifo)  # writing the stop order hangs, as it does on a network file system whose server is down
+    os.mkfifo(fifo)  # writing the stop request hangs, as it does on a network file system whose server is down
     fleet.request(job_id, "pause")
     assert worker.wait(60) == EXIT_STATUS
     log = (fleet.folder / "w1.log").read_text()

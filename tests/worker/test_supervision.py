@@ -128,13 +128,13 @@ def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) ->
 def test_a_long_step_is_waited_for_unless_the_worker_is_in_haste(tmp_path: Path) -> None:
     deaf = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(2)"
     ends: list[JobErrorEvidence] = []
-    for in_haste in (False, True):
-        directory = tmp_path / f"{in_haste}"
+    for grace_only in (False, True):
+        directory = tmp_path / f"{grace_only}"
         directory.mkdir()
         job_id = new_id("job")
         training = Training(directory, job_id, 1, grace_seconds=0.2)
         training.start((sys.executable, "-c", deaf), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
-        training.stop("pause", in_haste=in_haste)
+        training.stop("pause", grace_only=grace_only)
         wait_until(
             lambda ordered=training: ordered.is_gone(has_ended=False, can_save=True, needs_seconds=60),
             30,

@@ -154,7 +154,7 @@ class LocalAttempt:
         batch = self._output.next_batch()
         return [batch] if batch is not None else []
 
-    # --- Messages and orders -----------------------------------------------------------------------------------------
+    # --- Messages and stop requests ----------------------------------------------------------------------------------
 
     def handle_answer(self, answer: ClaimAnswer) -> None:
         if self.phase != Phase.CLAIMING or answer.incarnation != self._resources.incarnation:
@@ -171,11 +171,11 @@ class LocalAttempt:
         if self.phase != Phase.CLAIMING:
             self._output.acknowledge(ack)
 
-    def stop(self, action: StopAction, *, in_haste: bool = False) -> None:
+    def stop(self, action: StopAction, *, grace_only: bool = False) -> None:
         if self.phase == Phase.CLAIMING:
             self.phase = Phase.OVER  # not granted yet; the server hands the job over again
         elif self.phase != Phase.OVER:
-            self._training.stop(action, in_haste=in_haste)
+            self._training.stop(action, grace_only=grace_only)
 
     def record_contact(self, at: float) -> None:
         """Record contact with the server at this monotonic time, which allows the training to continue."""
@@ -218,7 +218,7 @@ class LocalAttempt:
         if self._is_preparing():
             return
         if self._preparation.was_given_up:
-            self.phase = Phase.TRAINING  # nothing was started; the last line follows from the stop order
+            self.phase = Phase.TRAINING  # nothing was started; the last line follows from the stop request
             return
         error = self._preparation.error()
         if error is None and self._training.stop_action is None:

@@ -15,7 +15,7 @@ from worker.attempt.run_file import unpublished_run_files
 from worker.machine.devices import Slot
 from worker.machine.disk import DiskSpace
 from worker.threads import Outage
-from zeta_core.contract.wire.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopOrder
+from zeta_core.contract.wire.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopRequest
 
 RETRY_SECONDS = 2.0  # before an attempt that failed to advance is stepped again
 
@@ -92,7 +92,7 @@ class Attempts:
         attempt.record_contact(last_contact)
         self._attempts[message.job_id, message.attempt] = attempt
 
-    def deliver(self, message: ClaimAnswer | JournalAck | StopOrder) -> None:
+    def deliver(self, message: ClaimAnswer | JournalAck | StopRequest) -> None:
         """Pass a message on to its attempt, if this worker has it."""
         attempt = self._attempts.get((message.job_id, message.attempt))
         if attempt is None:
@@ -102,7 +102,7 @@ class Attempts:
                 attempt.handle_answer(message)
             case JournalAck():
                 attempt.acknowledge(message)
-            case StopOrder(action=action):
+            case StopRequest(action=action):
                 attempt.stop(action)
 
     def step(self, *, is_stopping: bool, contact_at: float | None, seconds_without_contact: float) -> None:
@@ -131,12 +131,12 @@ class Attempts:
                 self._outages.pop(key, None)
 
     def _apply_own_orders(self, attempt: LocalAttempt, is_stopping: bool, seconds_without_contact: float) -> None:
-        """Apply the worker's own stop orders; a more urgent order from the server replaces them."""
+        """Apply the worker's own stop requests; a more urgent one from the server replaces them."""
         settings = self._resources.settings
         if is_stopping or seconds_without_contact >= settings.self_stop_seconds:
-            attempt.stop("hand_back", in_haste=True)
+            attempt.stop("hand_back", grace_only=True)
         if self._disk.is_low:
-            attempt.stop("disk", in_haste=True)
+            attempt.stop("disk", grace_only=True)
         if seconds_without_contact >= settings.end_seconds:
             attempt.kill()
 

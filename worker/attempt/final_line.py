@@ -16,7 +16,7 @@ NEVER_STARTED = "The worker stopped before it started the training."
 
 
 def final_line(training: Training, known: StatusLine | None, *, has_journal: bool) -> StatusLine:
-    """The last line of a ``training`` that is gone: from its stop order, else ``known``, else from its exit status."""
+    """The last line of an ended ``training``: from its stop request, else ``known``, else from its exit status."""
     if training.stop_action is not None:
         status, reason = STOP_ENDS[training.stop_action]
         return StatusLine(status=status, reason=reason)

@@ -72,12 +72,12 @@ class Training:
         self._adopted: _AdoptedLeader | None = None
         self._oom_kills = count_oom_kills()
         self._stopped_at = 0.0
-        self._in_haste = False
+        self._grace_only = False
         self._needs_seconds = 0.0
         self._is_killed = False
         self._left_since: float | None = None
         self._overstayed_since: float | None = None
-        self._asked = False
+        self._sent_sigterm = False
         self._next_look = 0.0
         self._next_signal = 0.0
         self._gone = False
@@ -92,7 +92,7 @@ class Training:
             (self.directory / PROCESS_FILE).write_text(record.model_dump_json())
 
     def adopt(self) -> None:
-        """Adopt the tree and the stop order of an earlier process of the worker."""
+        """Adopt the tree and the stop request of an earlier process of the worker."""
         try:
             recorded = ProcessFile.model_validate_json((self.directory / PROCESS_FILE).read_bytes())
             self._oom_kills = OomKills(recorded.group_oom_kills, recorded.machine_oom_kills)
@@ -102,12 +102,12 @@ class Training:
         try:
             file = self.directory / STOP_FILE
             self.stop_action = StopFile.model_validate_json(file.read_bytes()).action
-            # The limits count from the order, not from this restart. A clock may have been set meanwhile, so the age is
+            # The limits count from the request, not from this restart. The clock may have been set since, so the age is
             # at most the grace period: a training that saves always has the usual time between SIGTERM and SIGKILL.
             age_seconds = min(max(0.0, time.time() - file.stat().st_mtime), self._grace_seconds)
             self._stopped_at = time.monotonic() - age_seconds
         except (FileNotFoundError, ValidationError):
-            return  # no order, or one of another version; the server repeats its orders
+            return  # no request, or one of another version; the server repeats its requests
 
     @property
     def was_started(self) -> bool:
@@ -130,17 +130,17 @@ class Training:
             return None
         return at if at <= time.monotonic() else None
 
-    def stop(self, action: StopAction, *, in_haste: bool = False) -> None:
-        """Order the training to end; a more urgent order replaces an earlier one, and repeating one changes nothing.
+    def stop(self, action: StopAction, *, grace_only: bool = False) -> None:
+        """Request the training to end. A more urgent request replaces an earlier one; repeating one has no effect.
 
-        ``in_haste``: the worker itself has to end, so that a long step or save gets no more than the grace.
+        ``grace_only``: the worker itself must end, so a long step or save gets no more than the grace period.
         """
-        self._in_haste = self._in_haste or in_haste
+        self._grace_only = self._grace_only or grace_only
         if self.stop_action is not None and STOP_ACTIONS.index(action) <= STOP_ACTIONS.index(self.stop_action):
             return
         self.stop_action = action
         self._stopped_at = time.monotonic()
-        self._asked = False
+        self._sent_sigterm = False
         if not self.directory.is_dir():
             return  # still being prepared; it won't be started
         try:
@@ -162,15 +162,15 @@ class Training:
         has made a step, so that stopping it may take the time of a save. ``needs_seconds``: what its step or save under
         way may take beyond the grace, where nothing has to be done in haste.
         """
-        self._needs_seconds = 0.0 if self._in_haste else needs_seconds
+        self._needs_seconds = 0.0 if self._grace_only else needs_seconds
         if self._gone:
             return True
         now = time.monotonic()
         if self._devices and now >= self._next_count:
             self._next_count = now + COUNT_SECONDS
             self._alive()
-        if self._is_led(now):
-            self._press(now, has_ended=has_ended, can_save=can_save)
+        if self._is_leader_alive(now):
+            self._escalate(now, has_ended=has_ended, can_save=can_save)
             return False
         if now < self._next_look:
             return False
@@ -217,14 +217,14 @@ class Training:
         )
         return reason, JobError(code=reason, message=message, evidence=evidence)
 
-    def _is_led(self, now: float) -> bool:
-        """Whether the first process is alive, so that the tree ends by itself after a stop order."""
+    def _is_leader_alive(self, now: float) -> bool:
+        """Whether the first process is alive, so that the tree ends by itself after a stop request."""
         if self._process is not None:
             return self._process.poll() is None
         return self._adopted is not None and self._adopted.is_alive(now)
 
-    def _press(self, now: float, *, has_ended: bool, can_save: bool) -> None:
-        """While the first process lives: SIGTERM and SIGKILL when an order, or its own last word, is too long ago."""
+    def _escalate(self, now: float, *, has_ended: bool, can_save: bool) -> None:
+        """Send SIGTERM, then SIGKILL, if the first process is alive too long after a stop request or its last line."""
         if now < self._next_signal:
             return
         if self._is_killed:
@@ -240,16 +240,16 @@ class Training:
             limit, since = self._grace_seconds, self._overstayed_since
         else:
             return
-        loads = self.stop_action is not None and not can_save  # it looks for no stop file yet, and hears SIGTERM
-        if now - since < limit and (self._asked or not loads):
+        is_loading = self.stop_action is not None and not can_save  # it ignores the stop file, but handles SIGTERM
+        if now - since < limit and (self._sent_sigterm or not is_loading):
             return
-        if not self._asked:
-            self._asked = True
-            if not loads:
+        if not self._sent_sigterm:
+            self._sent_sigterm = True
+            if not is_loading:
                 self._log("did not end in time and gets SIGTERM")
             self._signal_all(signal.SIGTERM)
         elif now - since >= limit + (
-            0.0 if loads and self.stop_action == "cancel" else min(KILL_SECONDS, self._grace_seconds)
+            0.0 if is_loading and self.stop_action == "cancel" else min(KILL_SECONDS, self._grace_seconds)
         ):
             self._log("did not end after SIGTERM and is killed")
             self._kill_all()
@@ -260,7 +260,7 @@ class Training:
         return found
 
     def _holds_memory(self, now: float) -> bool:
-        """Whether the driver still lists one of its processes, which it does for a while after the end of one."""
+        """Whether the driver still lists one of its processes, as it may for a while after the process has ended."""
         left = self._numbers & memory_holders(self._devices) if self._devices else set[int]()
         if not left:
             return False

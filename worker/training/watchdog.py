@@ -94,7 +94,7 @@ class Watchdog:
 
     @property
     def needs_seconds(self) -> float:
-        """How long a training may take until it checks for a stop order: its current step or save."""
+        """How long a training may take until it checks for a stop request: its current step or save."""
         step = 2 * median(self._paces) if self._paces else 0.0
         return step + (SAVE_SECONDS if self._phase == "saving" else 0.0)
 

@@ -49,9 +49,9 @@ class Effect(StrEnum):
     """What an accepted command does, as the documentation describes it."""
 
     CANCEL = "cancelled immediately"
-    ORDER_CANCEL = "stopped; its stored checkpoints are kept"
+    REQUEST_CANCEL = "stopped; its stored checkpoints are kept"
     PAUSE = "paused immediately"
-    ORDER_PAUSE = "stopped after saving a checkpoint"
+    REQUEST_PAUSE = "stopped after saving a checkpoint"
     HOLD = "stays paused even when the disk has space"
     QUEUE = "queued, to continue from its newest checkpoint"
     WITHDRAW_PAUSE = "the pause is withdrawn; if the training has already stopped, the job is queued again"
@@ -112,14 +112,14 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "rerun": _RERUN,
     },
     Situation.RUNNING: {
-        "cancel": _accepted(Effect.ORDER_CANCEL),
-        "pause": _accepted(Effect.ORDER_PAUSE),
+        "cancel": _accepted(Effect.REQUEST_CANCEL),
+        "pause": _accepted(Effect.REQUEST_PAUSE),
         "resume": _NOT_PAUSED,
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
     Situation.PAUSING: {
-        "cancel": _accepted(Effect.ORDER_CANCEL),
+        "cancel": _accepted(Effect.REQUEST_CANCEL),
         "pause": _accepted(Effect.NOTHING),
         "resume": _accepted(Effect.WITHDRAW_PAUSE),
         "delete": _NOT_ENDED,

@@ -4,7 +4,7 @@
 |-------------------------------|------------------|--------------------------------------------------------------|
 | Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
 | stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
-| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopOrder`, `CheckRequest`     |
+| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopRequest`, `CheckRequest`     |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
 |                               |                  | that of a worker which was silent for a day                  |
 | string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
@@ -32,7 +32,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
 CONTRACT_VERSION = 2
-TIME_LIMIT_VERSION = 2  # workers from this version on know the stop orders ``time_limit`` and ``disk``
+TIME_LIMIT_VERSION = 2  # workers from this version on know the stop requests ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and `CheckRequest`
 
 START_TASK = "zeta.start"
@@ -136,7 +136,7 @@ class JournalAck(_Message):
     keep: list[str] = []  # checkpoints that other jobs need: the worker does not remove them for newer ones
 
 
-class StopOrder(_Message):
+class StopRequest(_Message):
     kind: Literal["stop_order"] = "stop_order"
     job_id: str
     attempt: int
@@ -201,7 +201,7 @@ class Heartbeat(_Message):
 
 FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
-ToWorker = Annotated[ClaimAnswer | JournalAck | StopOrder | CheckRequest, Field(discriminator="kind")]
+ToWorker = Annotated[ClaimAnswer | JournalAck | StopRequest | CheckRequest, Field(discriminator="kind")]
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.affects import options_affecting
-from zeta_core.contract.spec.job_spec import Dpo, JobSpec, Lora, Optimizer, Precision, Schedule, TrainerOptions
+from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
+from zeta_core.contract.spec.options import Dpo, Lora, Optimizer, Precision, Schedule
 from zeta_core.contract.spec.rate_search import FIND
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates

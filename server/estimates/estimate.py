@@ -21,7 +21,7 @@ from server.submitting.acceptance import accept, read_spec
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.estimate import Bytes, Estimate, Memory
 from zeta_core.contract.spec.job_spec import JobSpec
-from zeta_core.contract.spec.rate_search import FOUND_AT_THE_START
+from zeta_core.contract.spec.rate_search import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import ConfigModel, JobModel, dataset_sources
 from zeta_core.contract.spec.validation import error_of
@@ -178,7 +178,7 @@ def _without_worker(spec: JobSpec, resolved: ResolvedSpec, count: _ParameterCoun
     if spec.max_steps is None:
         pending["steps"] = _DATA_UNREAD
     if resolved.learning_rate is None:
-        pending["learning_rate"] = FOUND_AT_THE_START
+        pending["learning_rate"] = RATE_UNKNOWN
     tokens: int | None = None
     if spec.max_steps is None or resolved.global_batch_size is None:
         pending["tokens"] = _DATA_UNREAD

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from zeta_core.contract.spec import sources
-from zeta_core.contract.spec.job_spec import Dpo, JobSpec, Lora, Resources, TrainerOptions
+from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
+from zeta_core.contract.spec.options import Dpo, Lora, Resources
 
 PAGE = Path(__file__).parents[2] / "docs" / "spec.md"
 

@@ -80,7 +80,7 @@ def test_unknown_estimates_of_a_valid_spec_have_a_reason(rows: Rows, http: httpx
         assert unknown[name] is None
         assert unknown["pending"][name].endswith(".")
     assert unknown["resolved_spec"]["learning_rate"] is None
-    assert "found by a test before the first step" in unknown["pending"]["learning_rate"]
+    assert "Unknown until a range test before the first step" in unknown["pending"]["learning_rate"]
 
     job_id = rows.job()
     rows.attempt(job_id)

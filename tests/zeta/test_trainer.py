@@ -283,7 +283,7 @@ def test_an_unknown_keyword_is_rejected_with_the_nearest_name() -> None:
         ("resume_from_checkpoint", True, "resume_from_checkpoint is true; it must be a string"),
         ("output_dir", 5, "output_dir is 5; it must be a path"),
         ("output_dir", "", "output_dir is ''; it must be a path"),
-        ("use_deepspeed", {}, "it asks for nothing"),
+        ("use_deepspeed", {}, "it is empty"),
         ("tokenizer", 5, "tokenizer is 5; give a tokenizer"),
         ("model", "", "model is ''; give an nn.Module"),
         ("model", {"job": 3}, "model.job is 3; it must be a string"),

@@ -28,7 +28,7 @@ from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.job.check import CheckAnswer, Vocabulary
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec
-from zeta_core.contract.spec.rate_search import FOUND_AT_THE_START
+from zeta_core.contract.spec.rate_search import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
@@ -215,7 +215,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     resolved = defaults.resolve(spec).updated(ResolvedSpec.model_validate(known))
     if not plan.learning_rate:
         resolved = resolved.updated(ResolvedSpec(learning_rate=None))
-        pending["learning_rate"] = FOUND_AT_THE_START
+        pending["learning_rate"] = RATE_UNKNOWN
     return CheckAnswer(
         ok=True,
         resolved_spec=resolved,

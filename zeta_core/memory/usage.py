@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.job.memory import MemoryParts
-from zeta_core.contract.spec.job_spec import Precision
+from zeta_core.contract.spec.options import Precision
 from zeta_core.model.quantization import num_weights, scale_bytes
 
 # Dense bf16 (and fp16) FLOPs per second from the manufacturers' data sheets, without sparsity, for full-power boards.

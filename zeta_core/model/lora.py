@@ -16,7 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from zeta_core.contract.spec.job_spec import Lora
+from zeta_core.contract.spec.options import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.existing_adapter import adapter_weight_names, has_adapter

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zeta_core.checkpoint.weights import SavedWeights, unique_weights
-from zeta_core.contract.spec.job_spec import Lora
+from zeta_core.contract.spec.options import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.existing_adapter import existing_adapter

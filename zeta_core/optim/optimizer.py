@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from zeta_core.contract.spec.job_spec import Optimizer
+from zeta_core.contract.spec.options import Optimizer
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.optim.lion import Lion
 from zeta_core.optim.muon import Muon

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zeta_core.contract.job.advice import Advice
-from zeta_core.contract.spec.job_spec import Optimizer
+from zeta_core.contract.spec.options import Optimizer
 
 Trained = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from zeta_core.contract.spec.job_spec import Schedule
+from zeta_core.contract.spec.options import Schedule
 
 WSD_DECAY_SHARE = 0.2  # of the run, linear to zero (Hu et al. 2024, arXiv 2404.06395, use 0.1; Haegele et al. 0.2)
 

@@ -7,7 +7,8 @@ from typing import Any
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.data_report import DataReport
 from zeta_core.contract.spec import defaults
-from zeta_core.contract.spec.job_spec import Lora, TrainerOptions
+from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.options import Lora
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.data.documents.rendering import train_on_by_format
 from zeta_core.data.tokens import TokenFile

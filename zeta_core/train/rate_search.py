@@ -32,7 +32,7 @@ from torch import nn
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state, seed_everything
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
-from zeta_core.contract.spec.rate_search import FEWEST_UPDATES, LARGEST_SHARE, RateSearch, num_updates
+from zeta_core.contract.spec.rate_search import MAX_SHARE, MIN_UPDATES, RateSearch, num_updates
 from zeta_core.data.sequences import Sequences, sampler_of
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.model.activation import checkpointed, repeated_blocks
@@ -77,7 +77,7 @@ def find_learning_rate(
     if not number:
         raise CannotTrain(
             f"learning_rate is 'find', but this run has only {plan.total_steps} steps: the search needs at least "
-            f"{FEWEST_UPDATES} updates, and may use at most {LARGEST_SHARE:.0%} of the steps.",
+            f"{MIN_UPDATES} updates, and may use at most {MAX_SHARE:.0%} of the steps.",
             hint=f"Train longer, or set a number; {typical:g} is typical.",
             patch={"learning_rate": typical},
             param="learning_rate",

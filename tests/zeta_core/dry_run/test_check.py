@@ -141,7 +141,7 @@ def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
     assert answer.total_steps is None
     assert "tokenized" in answer.pending["total_steps"]
     assert (answer.resolved_spec or {"learning_rate": 1})["learning_rate"] is None
-    assert "found by a test" in answer.pending["learning_rate"]
+    assert "Unknown until a range test" in answer.pending["learning_rate"]
 
 
 def test_an_adapter_is_what_is_trained() -> None:

@@ -230,7 +230,7 @@ def test_a_run_that_is_stopped_within_an_evaluation_goes_on_as_if_it_was_not(hel
 @pytest.mark.parametrize("field", ["eval_steps", "early_stopping_patience"])
 def test_counting_evaluations_needs_something_to_evaluate_on(field: str, tmp_path: Path) -> None:
     asked: dict[str, Any] = {field: 2}
-    with pytest.raises(InvalidSpec, match=f"{field} is 2; there is nothing to evaluate on; give eval_split"):
+    with pytest.raises(InvalidSpec, match=f"{field} is 2; there is no evaluation data; set eval_split"):
         train(plain, tmp_path / "out", cache=tmp_path, **asked)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.zeta_core.models import llama, plain
-from zeta_core.contract.spec.job_spec import Optimizer
+from zeta_core.contract.spec.options import Optimizer
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalized

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from zeta_core.contract.spec.job_spec import Schedule
+from zeta_core.contract.spec.options import Schedule
 from zeta_core.optim.schedule import factor, warmup_updates
 
 

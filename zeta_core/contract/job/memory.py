@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from zeta_core.contract.spec.job_spec import Optimizer
+from zeta_core.contract.spec.options import Optimizer
 
 FLOAT32_BYTES = 4  # of a trained weight, of its gradient, and of each value that an optimizer keeps for it
 # Values that an optimizer keeps for each trained one, at least: two moments, or one. Muon keeps two beside its

@@ -1,6 +1,6 @@
-"""Which words of the contract are not built yet: refused by name, never accepted and ignored.
+"""Fields and routes of the contract that are not implemented yet; requests that use them are rejected.
 
-An entry goes when its work is done; the spec itself already knows every field, so nothing else changes then.
+Remove an entry when its feature is implemented. The spec already contains every field, so nothing else changes then.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _ROUTES = {"/v1/keys": "use the one API key there is, the admin's (ZETA_API_KEY)
 
 
 def route_fault(method: str, path: str) -> str | None:
-    """Why a route of the contract is not there, as a sentence; None for one that the contract does not know."""
+    """A sentence for a route that is not available yet; ``None`` for a route that the contract doesn't contain."""
     cure = next((cure for known, cure in _ROUTES.items() if path == known or path.startswith(f"{known}/")), None)
     return None if cure is None else f"{method} {path} is not available yet; {cure}."
 
 
 def faults(options: BaseModel) -> list[ErrorDetail]:
-    """One detail (code ``not_available_yet``) for every field that asks for what is not built yet."""
+    """One detail (code ``not_available_yet``) for every value that is not supported yet."""
     details: list[ErrorDetail] = []
     resources = getattr(options, "resources", None)
     for name in ("nodes", "gpus"):

@@ -1,4 +1,4 @@
-"""What a job may say in ``use_deepspeed``: nothing that names a file, or makes DeepSpeed write to one."""
+"""The values of ``use_deepspeed`` that a job may have: none that names a file, or makes DeepSpeed write to one."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ ALLOWED_KEYS = (
     "prescale_gradients",
     "gradient_predivide_factor",
 )
-
-
 DEFAULT_STAGE = 2
 
 
-def stage_of(asked: bool | int | dict[str, Any] | None) -> Any:
-    """The ZeRO stage that is asked for: `DEFAULT_STAGE` where only DeepSpeed is, ``None`` where it is not."""
-    if isinstance(asked, dict):
-        return (asked.get("zero_optimization") or {}).get("stage", DEFAULT_STAGE)
-    return DEFAULT_STAGE if asked is True else asked or None
+def stage_of(use_deepspeed: bool | int | dict[str, Any] | None) -> Any:
+    """The requested ZeRO stage, `DEFAULT_STAGE` if the value names none; ``None`` if DeepSpeed is not used."""
+    if isinstance(use_deepspeed, dict):
+        return (use_deepspeed.get("zero_optimization") or {}).get("stage", DEFAULT_STAGE)
+    return DEFAULT_STAGE if use_deepspeed is True else use_deepspeed or None
 
 
-def cure_for_a_job(asked: bool | int | dict[str, Any] | str | None) -> str | None:
-    """Why a job must not say this, with the cure; ``None`` where it may. A script of one's own may say anything."""
-    if isinstance(asked, str):
-        return "a job names no file; send the config itself as an object, or a ZeRO stage"
-    if isinstance(asked, dict):
-        unknown = sorted(asked.keys() - set(ALLOWED_KEYS))
+def fault_in_a_job(use_deepspeed: bool | int | dict[str, Any] | str | None) -> str | None:
+    """The reason why a job can't have this value, with the cure; ``None`` if it can. A Trainer accepts any value."""
+    if isinstance(use_deepspeed, str):
+        return "a job can't refer to a file; send the config itself as an object, or a ZeRO stage"
+    if isinstance(use_deepspeed, dict):
+        unknown = sorted(use_deepspeed.keys() - set(ALLOWED_KEYS))
         if unknown:
-            return f"a job must not set {unknown[0]!r}; it may set {', '.join(ALLOWED_KEYS)}"
-        zero = json.dumps(asked.get("zero_optimization", {}))
+            return f"a job can't set {unknown[0]!r}; the allowed keys are {', '.join(ALLOWED_KEYS)}"
+        zero = json.dumps(use_deepspeed.get("zero_optimization", {}))
         if "nvme" in zero or "path" in zero:
-            return "a job must not name a path to offload to; offload to 'cpu' or leave it out"
+            return "a job can't offload to a path; offload to 'cpu', or omit it"
     return None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from zeta_core.contract.spec.job_spec import Dpo, JobSpec, TrainerOptions
+from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
+from zeta_core.contract.spec.options import Dpo
 from zeta_core.contract.spec.rate_search import FIND
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import BuilderModel, BuiltinSource, ConfigModel, ModelSource, context_limit

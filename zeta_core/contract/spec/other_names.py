@@ -1,8 +1,7 @@
-"""What other trainers call the fields of a spec: whoever writes such a name is told ours."""
+"""The names that other trainers use for the fields of a spec; an error about one suggests the name used here."""
 
 from __future__ import annotations
 
-# Names that other trainers use for the same thing, and ours.
 OTHER_NAMES: dict[str, str] = {
     "per_device_train_batch_size": "batch_size",
     "per_device_eval_batch_size": "batch_size",

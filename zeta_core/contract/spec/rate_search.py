@@ -1,4 +1,4 @@
-"""``learning_rate: "find"``: how much a search may cost, and what it tells of itself in a ``log`` event."""
+"""``learning_rate: "find"``: the limits of a search, and its report in a ``log`` event."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pydantic import BaseModel, ConfigDict
 Find = Literal["find"]
 FIND: Find = "find"
 
-MOST_UPDATES = 100
-FEWEST_UPDATES = 20  # fewer are too coarse a look at several powers of ten
-LARGEST_SHARE = 0.1  # of the run's steps
-FOUND_AT_THE_START = (
-    f"It is found by a test before the first step: up to {MOST_UPDATES} updates of a copy of the model, and at most "
-    f"{LARGEST_SHARE:.0%} of the run's steps, come on top of the training."
+MAX_UPDATES = 100
+MIN_UPDATES = 20  # fewer would sample several powers of ten too coarsely
+MAX_SHARE = 0.1  # of the run's steps
+RATE_UNKNOWN = (
+    f"Unknown until a range test before the first step: up to {MAX_UPDATES} updates of a copy of the model, at most "
+    f"{MAX_SHARE:.0%} of the run's steps, in addition to the training."
 )
-SHORTEST_RUN = round(FEWEST_UPDATES / LARGEST_SHARE)  # steps
+MIN_RUN_STEPS = round(MIN_UPDATES / MAX_SHARE)
 
 
 def num_updates(total_steps: int) -> int:
-    """The updates of a search for a run of so many steps; 0 where the run is shorter than `SHORTEST_RUN`."""
-    return 0 if total_steps < SHORTEST_RUN else min(MOST_UPDATES, int(LARGEST_SHARE * total_steps))
+    """The number of updates of a search; 0 if the run is shorter than `MIN_RUN_STEPS`."""
+    return 0 if total_steps < MIN_RUN_STEPS else min(MAX_UPDATES, int(MAX_SHARE * total_steps))
 
 
 class RateSearch(BaseModel):
-    """A learning-rate range test, update by update, and the ``learning_rate`` that was chosen from it.
+    """A learning-rate range test: the rate and loss of each update, and the ``learning_rate`` chosen from them.
 
-    ``losses`` are the mean losses of global batches, each computed after an update with the rate of ``rates`` at its
-    place; ``losses_at_start`` are those of the same batches by the model before the first update. ``diverged``: the
-    test ended early, because the loss was worse than at the start or not finite. ``share`` (0 to 1) is that of the
-    run's steps which the updates come to; ``seconds`` is all that the search took.
+    ``losses`` are the mean losses of global batches, each computed after an update with the rate at the same index in
+    ``rates``. ``losses_at_start`` are the losses of the same batches before the first update. ``diverged``: the test
+    ended early, because the loss was worse than at the start or not finite. ``share`` (0 to 1) is the number of updates
+    relative to the steps of the run. ``seconds`` is the duration of the whole search.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from zeta_core.contract.spec.job_spec import Resources
+from zeta_core.contract.spec.options import Resources
 from zeta_core.contract.spec.sources import JobModel
 
 

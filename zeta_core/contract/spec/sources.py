@@ -1,9 +1,9 @@
-"""Where a job's data, model and tokenizer come from: the kinds that a spec can name, told apart by a key of theirs."""
+"""The sources of a job's data, model and tokenizer; a key of each object determines its kind."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
@@ -12,7 +12,7 @@ from zeta_core.contract.identifiers import is_hub_dataset
 from zeta_core.contract.spec.validation import NOT_ONE_KIND
 
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
-# Our names of the columns that the formats read.
+# The standard names of the columns that the formats read.
 COLUMNS = (
     "text",
     "messages",
@@ -31,15 +31,15 @@ COLUMNS = (
 )
 
 
-# Bounds that ordinary use never meets: what a request may make the server look up is limited by the spec itself.
-MAX_FILES = 1000  # of one source
+# Ordinary specs stay far below these limits. They bound the lookups that one request causes.
+MAX_FILES = 1000  # per source
 MAX_SOURCES = 64
 Id = Annotated[str, Field(max_length=100)]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]  # PATH_MAX of Linux
 
 
-class Sent(BaseModel):
-    """What a client sends: frozen, strict about names, JSON types taken as they are (no "3" for 3)."""
+class StrictModel(BaseModel):
+    """A part of a request: frozen, without unknown fields or conversion of JSON types ("3" is not 3)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -47,7 +47,7 @@ class Sent(BaseModel):
 # --- Data -------------------------------------------------------------------------------------------------------------
 
 
-class _Source(Sent):
+class _Source(StrictModel):
     format: DataFormat = Field(default="auto", description="the format of the rows; auto detects it from the columns")
     columns: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=1000)]] = Field(
         default={},
@@ -93,14 +93,14 @@ class FileSource(_Source):
 
 
 class PathSource(_Source):
-    """A file, folder or glob under the worker's ``ZETA_DATA_ROOT`` (for the Trainer alone: any path)."""
+    """A file, folder or glob under the worker's ``ZETA_DATA_ROOT``; in a Trainer, any path."""
 
     path: Path = Field(
         description="a file, a folder or a glob under the worker's ZETA_DATA_ROOT; in a Trainer, any path"
     )
 
 
-# Names that neither `datasets` nor the Hub can take for a path, a pattern or an address.
+# Names that neither `datasets` nor the Hub interprets as a path, a pattern or an address.
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+ -]*")
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:%\[\] -]*")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|refs/(pr/\d+|convert/\w+)")
@@ -109,7 +109,7 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|refs/(pr/\d+|convert/\w+)")
 def _hub_dataset(hub: str) -> str:
     if not is_hub_dataset(hub):
         raise ValueError(
-            "it must be 'owner/name', a data set of the Hub; give a file as {\"path\": …}, or upload it with "
+            "it must be a dataset on the Hub, 'owner/name'; use {\"path\": …} for a file, or upload it with "
             "POST /v1/files"
         )
     return hub
@@ -118,7 +118,7 @@ def _hub_dataset(hub: str) -> str:
 def _plain(pattern: re.Pattern[str], example: str) -> AfterValidator:
     def check(name: str) -> str:
         if pattern.fullmatch(name) is None or ".." in name:
-            raise ValueError(f"it must be a plain name, such as {example!r}, and neither a path nor an address")
+            raise ValueError(f"it must be a plain name, such as {example!r}, not a path or an address")
         return name
 
     return AfterValidator(check)
@@ -144,22 +144,22 @@ class BuiltinSource(_Source):
 
 
 def _tag(kind: str) -> str:
-    """The name of a union's member, in brackets: `validation` tells it so from a field in an error's location."""
+    """The name of a union's member, in brackets to distinguish it from a field in an error's location."""
     return f"<{kind}>"
 
 
 def _kind(value: Any, kinds: tuple[str, ...]) -> str | None:
-    """The member of a union that ``value`` means: the one of ``kinds`` that it has as a field, if it is only one.
+    """The union member for ``value``: the kind that it has as a field; None if it has none or several.
 
-    What is no object at all is held against any of them, whose fault says so.
+    A value that is not an object is validated as the first kind, which reports its type.
     """
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else kinds[:1]
     named = [kind for kind in kinds if kind in keys]
     return _tag(named[0]) if len(named) == 1 else None
 
 
-def _told_by(kind: Callable[[Any], str | None], kinds: tuple[str, ...]) -> Discriminator:
-    """Tells the members of a union apart; `validation` makes a sentence of the error, of no kind or of several."""
+def _distinguished_by(kind: Callable[[Any], str | None], kinds: tuple[str, ...]) -> Discriminator:
+    """Selects the member of a union. `validation` writes the message if an object has no kind or several."""
     return Discriminator(kind, custom_error_type=NOT_ONE_KIND, custom_error_message=" ".join(kinds))
 
 
@@ -175,7 +175,7 @@ DatasetSource = Annotated[
     | Annotated[PathSource, Tag("<path>")]
     | Annotated[HubSource, Tag("<hub>")]
     | Annotated[BuiltinSource, Tag("<builtin>")],
-    _told_by(_source_kind, _SOURCES),
+    _distinguished_by(_source_kind, _SOURCES),
 ]
 Dataset = Annotated[
     Annotated[DatasetSource, Tag("<one>")]
@@ -186,26 +186,26 @@ Dataset = Annotated[
 # --- Model and tokenizer ----------------------------------------------------------------------------------------------
 
 
-class ConfigModel(Sent):
-    """A model built from scratch out of a Hugging Face config; ``model_type`` names its architecture."""
+class ConfigModel(StrictModel):
+    """A model with random weights, built from a Hugging Face config; ``model_type`` names its architecture."""
 
     config: dict[str, JsonValue] = Field(description="a Hugging Face config with its model_type")
 
 
-class JobModel(Sent):
+class JobModel(StrictModel):
     """The weights of an earlier job's checkpoint."""
 
     job: Id = Field(description="id of the job whose weights are used")
     checkpoint: Id = Field(default="final", description="step-N, best or final")
 
 
-class FileModel(Sent):
+class FileModel(StrictModel):
     """An uploaded .tar of a Hugging Face directory."""
 
     file: Id = Field(description="id of an uploaded .tar of a Hugging Face directory or of a .gguf file")
 
 
-class BuilderModel(Sent):
+class BuilderModel(StrictModel):
     """A function installed on the workers under the entry-point group ``zeta.models``."""
 
     builder: str = Field(
@@ -228,21 +228,21 @@ ModelSource = Annotated[
     | Annotated[JobModel, Tag("<job>")]
     | Annotated[FileModel, Tag("<file>")]
     | Annotated[BuilderModel, Tag("<builder>")],
-    _told_by(_model_kind, _MODELS),
+    _distinguished_by(_model_kind, _MODELS),
 ]
 
 
-class NamedModel(Sent):
-    """A model that a script names as a job does, by an object."""
+class NamedModel(StrictModel):
+    """A model that a script describes by an object, as a job does."""
 
     model: ModelSource
 
 
-class FileTokenizer(Sent):
+class FileTokenizer(StrictModel):
     file: Id
 
 
-class BuiltinTokenizer(Sent):
+class BuiltinTokenizer(StrictModel):
     builtin: Literal["bytes"]
 
 
@@ -257,10 +257,10 @@ TokenizerSource = Annotated[
     Annotated[HubModel, Tag("<hub>")]
     | Annotated[FileTokenizer, Tag("<file>")]
     | Annotated[BuiltinTokenizer, Tag("<builtin>")],
-    _told_by(_tokenizer_kind, _TOKENIZERS),
+    _distinguished_by(_tokenizer_kind, _TOKENIZERS),
 ]
 
-# Fields of a spec whose objects are of one of several kinds, and the names of theirs that tell the kinds apart.
+# Fields whose objects have one of several kinds, and the keys that determine the kind.
 KINDS: dict[str, tuple[str, ...]] = {
     "model": _MODELS,
     "dataset": _SOURCES,
@@ -270,7 +270,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def context_limit(model: ModelSource) -> int | None:
-    """The number of positions that a given config allows, in tokens; ``None`` where it does not say."""
+    """The number of positions that a given config allows, in tokens; ``None`` if it doesn't state it."""
     if not isinstance(model, ConfigModel):
         return None
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
@@ -281,7 +281,13 @@ def context_limit(model: ModelSource) -> int | None:
 
 
 def dataset_sources(dataset: Dataset | None) -> list[DatasetSource]:
-    """A dataset as the list of its sources; none is the empty list."""
+    """The sources of a dataset; an empty list for ``None``."""
     if dataset is None:
         return []
     return list(dataset) if isinstance(dataset, list) else [dataset]
+
+
+def named_sources(param: str, dataset: Dataset | None) -> Iterator[tuple[str, DatasetSource]]:
+    """Each source of the field ``param``, preceded by its path in the spec: ``dataset``, or ``dataset.0`` in a list."""
+    for index, source in enumerate(dataset_sources(dataset)):
+        yield f"{param}.{index}" if isinstance(dataset, list) else param, source

@@ -1,4 +1,4 @@
-"""From what somebody sent to a model of the contract, or to one error that names every bad field with its cure."""
+"""Parses a request body into a model of the contract, or raises one error with every invalid field and its cure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
 from zeta_core.contract.spec.other_names import OTHER_NAMES
 
-_TYPE_WORDS = {
+_TYPE_DESCRIPTIONS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number of fewer digits",
+    "int_parsing_size": "a whole number with fewer digits",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
@@ -29,59 +29,61 @@ _TYPE_WORDS = {
     "finite_number": "a finite number",
 }
 
-_LENGTH_WORDS = {
+_LENGTH_DESCRIPTIONS = {
     "string_too_short": "text of at least {min_length} characters",
     "string_too_long": "text of at most {max_length} characters",
     "too_short": "of at least {min_length} entries",
     "too_long": "of at most {max_length} entries",
 }
 
-# One answer names so many faults and counts the rest; a request may contain thousands.
+# A response lists this many invalid fields and counts the rest; a request may contain thousands.
 MAX_DETAILS = 50
-# Similar names are searched for the first faults only, and for names about as long as those of fields.
+# Only the first invalid fields get a suggestion, and only if their names are about as long as those of fields.
 MAX_SUGGESTIONS = 10
 MAX_NAME_LENGTH = 60
 MAX_SHOWN = 80  # characters of a value that an error repeats
 
-NOT_ONE_KIND = "not_one_kind"  # the error of an object that is of none, or of several, of the kinds in its message
+NOT_ONE_KIND = "not_one_kind"  # error type of an object that has none or several of the kinds in its message
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class Checked(BaseModel):
-    """A model with rules between its fields; `parse` tells their faults beside those of single fields."""
+class ModelWithRules(BaseModel):
+    """A model with rules between its fields, which `parse` checks, too."""
 
-    placeholders: ClassVar[dict[str, Any]] = {}  # stand in for required fields that are wrong, so the rules can be held
+    # They replace invalid required fields, so that the rules between the other fields can be checked.
+    placeholders: ClassVar[dict[str, Any]] = {}
 
     def faults(self) -> list[ErrorDetail]:
+        """One detail for every broken rule."""
         return []
 
 
-def parse(model: type[ModelT], data: object, *, error_class: type[ZetaError] = InvalidSpec) -> ModelT:
-    """``data`` as ``model``. Raises ``error_class`` with one `ErrorDetail` for every bad field."""
-    if not isinstance(data, Mapping):
+def parse(model: type[ModelT], body: object, *, error_class: type[ZetaError] = InvalidSpec) -> ModelT:
+    """``body`` as ``model``. Raises ``error_class`` with one `ErrorDetail` for every invalid field."""
+    if not isinstance(body, Mapping):
         raise InvalidRequest(
-            f'The body must be a JSON object, got {shown(data)}. Send the fields as {{"name": value}}.',
+            f'The body must be a JSON object, got {shown(body)}. Send the fields as {{"name": value}}.',
             code="invalid_type",
         )
     num_more = 0
     try:
-        parsed = model.model_validate(data)
+        parsed = model.model_validate(body)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        details, num_more = _details(faults, data, model)
-        if issubclass(model, Checked):
-            details += _faults_of_the_rest(model, data, {str(fault["loc"][0]) for fault in faults if fault["loc"]})
+        details, num_more = _details(faults, body, model)
+        if issubclass(model, ModelWithRules):
+            details += _faults_of_the_rest(model, body, {str(fault["loc"][0]) for fault in faults if fault["loc"]})
     else:
-        details = parsed.faults() if isinstance(parsed, Checked) else []
+        details = parsed.faults() if isinstance(parsed, ModelWithRules) else []
         if not details:
             return parsed
     raise error_of(details, error_class, num_more=num_more) from None
 
 
-def _faults_of_the_rest(model: type[Checked], data: Mapping[Any, Any], wrong: set[str]) -> list[ErrorDetail]:
-    """The rules between those fields that are right by themselves."""
-    rest = {name: value for name, value in data.items() if name not in wrong and name in model.model_fields}
+def _faults_of_the_rest(model: type[ModelWithRules], body: Mapping[Any, Any], wrong: set[str]) -> list[ErrorDetail]:
+    """The rules between the valid fields."""
+    rest = {name: value for name, value in body.items() if name not in wrong and name in model.model_fields}
     try:
         parsed = model.model_validate({**model.placeholders, **rest})
     except ValidationError:
@@ -92,9 +94,9 @@ def _faults_of_the_rest(model: type[Checked], data: Mapping[Any, Any], wrong: se
 def error_of(
     details: Sequence[ErrorDetail], error_class: type[ZetaError] = InvalidSpec, *, num_more: int = 0
 ) -> ZetaError:
-    """One error for a list of faults: the first one's sentence, and the number of the others.
+    """One error with the message of the first detail and the number of the others.
 
-    It lists up to `MAX_DETAILS` of them; ``num_more`` faults were found beside ``details``.
+    It lists up to `MAX_DETAILS` of them; ``num_more`` faults are not in ``details``.
     """
     first, listed = details[0], details[:MAX_DETAILS]
     others = len(details) - 1 + num_more
@@ -110,27 +112,27 @@ def error_of(
 
 
 def nearest(name: str, known: Sequence[str], *, search: bool = True) -> str | None:
-    """The field that somebody who wrote ``name`` most likely meant; without ``search`` only by its other names."""
+    """The field that ``name`` most likely stands for; without ``search``, only for names of other trainers."""
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
     return closest(name, known, cutoff=0.7) if search else None
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The most similar of the ``known`` names; none for a name that is much longer than theirs."""
+    """The most similar of the ``known`` names, if any is similar; None for a name that is much longer."""
     if len(name) > MAX_NAME_LENGTH:
         return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
-def _meant(path: list[str], model: type[BaseModel], *, search: bool = True) -> str | None:
-    """The whole name of the field that somebody who wrote ``path`` most likely meant: ``lora.rank`` is ``lora.r``."""
+def _suggestion(path: list[str], model: type[BaseModel], *, search: bool = True) -> str | None:
+    """The full name of the field that ``path`` most likely stands for, such as ``lora.r`` for ``lora.rank``."""
     *parents, name = path
     if not parents:
         return nearest(name, _names(model), search=search)
-    place = ".".join(parents)
-    if (theirs := OTHER_NAMES.get(name, "")).startswith(f"{place}."):
-        return theirs
+    parent = ".".join(parents)
+    if (field_name := OTHER_NAMES.get(name, "")).startswith(f"{parent}."):
+        return field_name
     if not search:
         return None
     models = [model]
@@ -139,39 +141,39 @@ def _meant(path: list[str], model: type[BaseModel], *, search: bool = True) -> s
             fields = (owner.model_fields.get(part) for owner in models)
             models = [inner for field in fields if field is not None for inner in _models_in(field.annotation)]
     close = closest(name, {known for inner in models for known in _names(inner)}, cutoff=0.7)
-    return f"{place}.{close}" if close else None
+    return f"{parent}.{close}" if close else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field's annotation allows, out of its unions and lists."""
+    """The models in a field's annotation, including those in unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
-def _details(faults: Sequence[Any], data: Mapping[Any, Any], model: type[BaseModel]) -> tuple[list[ErrorDetail], int]:
-    """One detail for each bad field, and the number of faults beyond `MAX_DETAILS` fields.
+def _details(faults: Sequence[Any], body: Mapping[Any, Any], model: type[BaseModel]) -> tuple[list[ErrorDetail], int]:
+    """One detail for each invalid field, and the number of faults beyond `MAX_DETAILS` fields.
 
-    What a union reports once for each of its members becomes one sentence.
+    The errors that a union reports for each of its members are merged into one sentence.
     """
     details: dict[str, ErrorDetail] = {}
     for index, fault in enumerate(faults):
         if len(details) >= MAX_DETAILS:
             return list(details.values()), len({other["loc"] for other in faults[index:]})
         search = len(details) < MAX_SUGGESTIONS
-        for detail in _of_one_fault(fault, data, model, search=search):
+        for detail in _details_of(fault, body, model, search=search):
             _add(details, detail)
     return list(details.values()), 0
 
 
-def _of_one_fault(fault: Any, data: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> list[ErrorDetail]:
+def _details_of(fault: Any, body: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> list[ErrorDetail]:
     if fault["type"] == NOT_ONE_KIND:
-        return _kind_details(fault, data, model)
-    return [_detail(fault, data, model, search=search)]
+        return _kind_details(fault, body, model)
+    return [_detail(fault, body, model, search=search)]
 
 
 def _add(details: dict[str, ErrorDetail], detail: ErrorDetail) -> None:
-    """Add the detail of a field, or what another member of a union allows to the field's earlier one."""
+    """Add a detail, or merge it with the field's earlier one: each member of a union reports what it allows."""
     key = detail.param or detail.message
     earlier = details.get(key)
     if earlier is not None and "; it must be " in earlier.message and "; it must be " in detail.message:
@@ -186,23 +188,23 @@ def _add(details: dict[str, ErrorDetail], detail: ErrorDetail) -> None:
     details[key] = detail
 
 
-def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
-    """An object that names two kinds is told which; one that names none, which there are, or what its name means."""
-    location, value, kinds = _location(fault["loc"], data), fault["input"], fault["msg"].split()
+def _kind_details(fault: Any, body: Mapping[Any, Any], model: type[BaseModel]) -> list[ErrorDetail]:
+    """For an object with several kinds, name them; for one without a kind, suggest a field or list the kinds."""
+    location, value, kinds = _location(fault["loc"], body), fault["input"], fault["msg"].split()
     param = ".".join(location)
-    named = [kind for kind in kinds if kind in value]
-    if named:
-        message = f"{param} has {' and '.join(repr(kind) for kind in named)}; keep one of them."
+    found = [kind for kind in kinds if kind in value]
+    if found:
+        message = f"{param} has {' and '.join(repr(kind) for kind in found)}; keep only one of them."
         return [ErrorDetail(param=param, message=message, code="invalid_value")]
     unknown = [
         ErrorDetail(
             param=f"{param}.{name}",
-            message=f"{f'{param}.{name}'!r} is not a known field; did you mean {meant!r}?",
+            message=f"{f'{param}.{name}'!r} is not a known field; did you mean {suggestion!r}?",
             code="unknown_field",
-            suggestion=meant,
+            suggestion=suggestion,
         )
         for name in islice(value, MAX_SUGGESTIONS)
-        if (meant := _meant([*location, name], model)) is not None and meant != f"{param}.{name}"
+        if (suggestion := _suggestion([*location, name], model)) is not None and suggestion != f"{param}.{name}"
     ]
     choice = f"{', '.join(repr(kind) for kind in kinds[:-1])} or {kinds[-1]!r}"
     missing = ErrorDetail(
@@ -211,14 +213,14 @@ def _kind_details(fault: Any, data: Mapping[Any, Any], model: type[BaseModel]) -
     return unknown or [missing]
 
 
-def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> ErrorDetail:
-    kind, location = fault["type"], _location(fault["loc"], data)
+def _detail(fault: Any, body: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> ErrorDetail:
+    kind, location = fault["type"], _location(fault["loc"], body)
     param = ".".join(location) or None
     if kind == "extra_forbidden":
-        meant = _meant(location, model, search=search)
-        cure = f"did you mean {meant!r}?" if meant else "leave it out."
+        suggestion = _suggestion(location, model, search=search)
+        cure = f"did you mean {suggestion!r}?" if suggestion else "omit it."
         return ErrorDetail(
-            param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=meant
+            param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=suggestion
         )
     if kind == "missing":
         return ErrorDetail(param=param, message=f"{param} is required; add it.", code="missing_field")
@@ -231,12 +233,17 @@ def _detail(fault: Any, data: Mapping[Any, Any], model: type[BaseModel], *, sear
     return value_detail(param, fault)
 
 
+def invalid_value(param: str, value: object, cure: str) -> ErrorDetail:
+    """The detail for a valid value of ``param`` that can't be used in this request; ``cure`` explains why."""
+    return ErrorDetail(param=param, message=f"{param} is {shown(value)}; {cure}.", code="invalid_value")
+
+
 def value_detail(param: str | None, fault: Any) -> ErrorDetail:
-    """What is wrong with the value of ``param``, out of one of pydantic's faults: the value, and what it must be."""
+    """The detail for an invalid value of ``param``, from an error of pydantic: the value, and what it must be."""
     kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
-    said = shown(value)
+    text = shown(value)
     if kind == "value_error":
-        return ErrorDetail(param=param, message=f"{param} is {said}: {context['error']}.", code="invalid_value")
+        return ErrorDetail(param=param, message=f"{param} is {text}: {context['error']}.", code="invalid_value")
     for bound, words in (
         ("greater_than_equal", "at least {ge}"),
         ("greater_than", "more than {gt}"),
@@ -245,61 +252,61 @@ def value_detail(param: str | None, fault: Any) -> ErrorDetail:
     ):
         if kind == bound:
             allowed = words.format(**context)
-            message = f"{param} is {said}; it must be {allowed}."
+            message = f"{param} is {text}; it must be {allowed}."
             return ErrorDetail(param=param, message=message, code="out_of_range")
-    if kind in _LENGTH_WORDS:
-        allowed = _LENGTH_WORDS[kind].format(**context)
-        return ErrorDetail(param=param, message=f"{param} is {said}; it must be {allowed}.", code="invalid_value")
+    if kind in _LENGTH_DESCRIPTIONS:
+        allowed = _LENGTH_DESCRIPTIONS[kind].format(**context)
+        return ErrorDetail(param=param, message=f"{param} is {text}; it must be {allowed}.", code="invalid_value")
     if kind in ("literal_error", "enum"):
         expected = context["expected"]
         options = tuple(option.strip("' ") for option in expected.replace(" or ", ", ").split(", "))
         return ErrorDetail(
             param=param,
-            message=f"{param} is {said}; it must be {expected}.",
+            message=f"{param} is {text}; it must be {expected}.",
             code="invalid_value",
             suggestion=closest(value, options) if isinstance(value, str) else None,
         )
-    if kind in _TYPE_WORDS:
+    if kind in _TYPE_DESCRIPTIONS:
         return ErrorDetail(
-            param=param, message=f"{param} is {said}; it must be {_TYPE_WORDS[kind]}.", code="invalid_type"
+            param=param, message=f"{param} is {text}; it must be {_TYPE_DESCRIPTIONS[kind]}.", code="invalid_type"
         )
-    return ErrorDetail(param=param, message=f"{param} is {said}: {fault['msg']}.", code="invalid_value")
+    return ErrorDetail(param=param, message=f"{param} is {text}: {fault['msg']}.", code="invalid_value")
 
 
 def _field(path: list[str], model: type[BaseModel]) -> FieldInfo | None:
-    """The field of that name which ``model`` itself has."""
+    """The top-level field of ``model`` with this path, if it has one."""
     return next((field for name, field in model.model_fields.items() if [field.alias or name] == path), None)
 
 
 def _names(model: type[BaseModel]) -> tuple[str, ...]:
-    """The fields of a model by the names that are sent."""
+    """The names of a model's fields in requests."""
     return tuple(field.alias or name for name, field in model.model_fields.items())
 
 
-def _location(loc: tuple[Any, ...], data: object) -> list[str]:
-    """The path of a fault in what was sent: pydantic's location without the names of union members."""
+def _location(loc: tuple[Any, ...], body: object) -> list[str]:
+    """The path of a fault in the body: pydantic's location without the names of union members."""
     path: list[str] = []
-    at: object = data
+    current: object = body
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
-        if isinstance(at, Mapping) and part in at:
+        if isinstance(current, Mapping) and part in current:
             path.append(cut(str(part)))
-            at = at[part]
-        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+            current = current[part]
+        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
             path.append(str(part))
-            at = at[part]
-        elif last and isinstance(at, Mapping) and isinstance(part, str) and not _is_member_name(part):
+            current = current[part]
+        elif last and isinstance(current, Mapping) and isinstance(part, str) and not _is_member_name(part):
             path.append(part)  # a missing field
     return path
 
 
 def _is_member_name(part: str) -> bool:
-    """Whether pydantic put this part there to tell the members of a union apart (see ``spec._tag``)."""
+    """Whether this part of a location is the name of a union's member (see ``sources._tag``) instead of a field."""
     return "[" in part or part.startswith("<") or part in ("int", "float", "bool", "str")
 
 
 def shown(value: object) -> str:
-    """A value as JSON writes it, cut so that an error never repeats a whole upload."""
+    """A value as text for a message, truncated to `MAX_SHOWN` characters."""
     if isinstance(value, BaseModel):
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, bool) or value is None:
@@ -313,7 +320,7 @@ def shown(value: object) -> str:
 
 
 def _pieces(value: object) -> Iterator[str]:
-    """``repr(value)`` in pieces, so that only the beginning of a large value is ever written."""
+    """``repr(value)`` in pieces, so that only the beginning of a large value is formatted."""
     if isinstance(value, str):
         yield repr(value[: MAX_SHOWN + 1])
     elif isinstance(value, dict):
@@ -335,5 +342,5 @@ def _pieces(value: object) -> Iterator[str]:
 
 
 def cut(text: str) -> str:
-    """The beginning of a text that is too long to be repeated."""
+    """The text, truncated to `MAX_SHOWN` characters."""
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

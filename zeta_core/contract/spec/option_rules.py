@@ -1,0 +1,195 @@
+"""The rules between the fields of `OptionFields`: values that are each valid, but contradict each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.spec.options import OptionFields, is_template
+from zeta_core.contract.spec.rate_search import FIND, MIN_RUN_STEPS
+from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, named_sources
+from zeta_core.contract.spec.validation import invalid_value, nearest
+
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_NON_ASCII_ESCAPE = re.compile(r"\\[uUN]")
+_TURN_FIELDS = frozenset({"role", "content", "from", "value"})
+
+
+def faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """One detail for every field that another field contradicts."""
+    yield from _length_faults(options)
+    yield from _evaluation_faults(options)
+    yield from _adapter_faults(options)
+    yield from _weight_faults(options)
+    yield from _column_faults(options)
+    yield from _dtype_faults(options)
+    yield from _conversation_faults(options)
+    yield from _strategy_faults(options)
+    yield from _method_faults(options)
+
+
+def _length_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    if options.max_steps is not None and options.epochs is not None:
+        yield invalid_value("epochs", options.epochs, "it can't be combined with max_steps; omit one of them")
+    if options.warmup_steps >= 1 and options.warmup_steps != int(options.warmup_steps):
+        yield invalid_value("warmup_steps", options.warmup_steps, "use a whole number of steps, or a share below 1")
+    searches = options.learning_rate == FIND and options.resume_from_checkpoint is None
+    if searches and options.max_steps is not None and options.max_steps < MIN_RUN_STEPS:
+        cure = f"the search needs at least {MIN_RUN_STEPS} steps, but max_steps is {options.max_steps}; use a number"
+        yield invalid_value("learning_rate", options.learning_rate, cure)
+
+
+def _evaluation_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    if options.eval_dataset is not None and options.eval_split is not None:
+        cure = "it can't be combined with eval_dataset; omit one of them"
+        yield invalid_value("eval_split", options.eval_split, cure)
+    if options.group_by is not None and not options.eval_split:
+        cure = "it has no effect without eval_split, which divides the data; set eval_split, or omit group_by"
+        yield invalid_value("group_by", options.group_by, cure)
+    if options.eval_dataset is not None or options.eval_split:
+        return
+    for name in ("eval_steps", "early_stopping_patience"):
+        if (value := getattr(options, name)) is not None:
+            yield invalid_value(name, value, "there is no evaluation data; set eval_split or eval_dataset")
+
+
+def _adapter_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    if options.lora is None:
+        return
+    if options.freeze:
+        cure = "with lora, only the adapter is trained; omit one of them"
+        yield invalid_value("freeze", options.freeze, cure)
+    targets = options.lora.target_modules
+    problem = _problem_of_targets(targets)
+    if problem is not None:
+        cure = f"{problem}; name the layers to adapt, or use 'all-linear'"
+        yield invalid_value("lora.target_modules", targets, cure)
+
+
+def _problem_of_targets(targets: str | list[str]) -> str | None:
+    """The problem of layer names, or of a pattern of them; None if there is none."""
+    if not targets or not all(targets):
+        return "it contains an empty name" if targets else "it is empty"
+    if isinstance(targets, list):
+        return None
+    if not targets.isascii() or _NON_ASCII_ESCAPE.search(targets):
+        return "a pattern must be plain ASCII"  # compiling ranges of Unicode takes seconds
+    try:
+        re.compile(targets)
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"it is not a valid regular expression ({error})"
+    return None
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+def _sources(options: OptionFields) -> Iterator[tuple[str, DatasetSource]]:
+    yield from named_sources("dataset", options.dataset)
+    yield from named_sources("eval_dataset", options.eval_dataset)
+
+
+def _weight_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Weights are relative to each other, so either all sources have one or none; evaluation does not use them."""
+    sources = list(named_sources("dataset", options.dataset))
+    if any(source.weight is not None for _, source in sources):
+        for path, source in sources:
+            if source.weight is None:
+                param = f"{path}.weight"
+                message = f"{param} is required, because another source has one; set it for every source or for none."
+                yield ErrorDetail(param=param, message=message, code="missing_field")
+    for path, source in named_sources("eval_dataset", options.eval_dataset):
+        if source.weight is not None:
+            cure = "every held-out document is evaluated once; omit it"
+            yield invalid_value(f"{path}.weight", source.weight, cure)
+
+
+def _column_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Standard column names that no format reads, and that would have no effect."""
+    for path, source in _sources(options):
+        for name in source.columns.keys() - set(COLUMNS):
+            param = f"{path}.columns.{name[:80]}"
+            message = f"{param!r} is not a known field; the columns are {', '.join(COLUMNS)}."
+            suggestion = nearest(name, COLUMNS)
+            yield ErrorDetail(param=param, message=message, code="unknown_field", suggestion=suggestion)
+
+
+def _dtype_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """A type of token ids for a source that has no binary files of them."""
+    for path, source in _sources(options):
+        reads_ids = options.use_pretokenized or source.format == "tokens"
+        if source.dtype is not None and (not reads_ids or isinstance(source, BuiltinSource)):
+            cure = "it is the type of the ids in a .bin file; set format to 'tokens', or omit it"
+            yield invalid_value(f"{path}.dtype", source.dtype, cure)
+
+
+def _conversation_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Settings of conversations that have no effect, or can't have the intended one."""
+    template = options.chat_template
+    if template is not None and not is_template(template) and not _TEMPLATE_NAME.fullmatch(template):
+        cure = "it is neither a Jinja template nor the name of one; set it to the text of a template"
+        yield invalid_value("chat_template", template, cure)
+    if template is not None and options.use_pretokenized:
+        cure = "it has no effect on token ids (use_pretokenized); omit one of them"
+        yield invalid_value("chat_template", template, cure)
+    for path, source in _sources(options):
+        required = sorted(_TURN_FIELDS.intersection(source.drop_fields))
+        if required:
+            cure = f"every turn needs its {required[0]!r}; remove it from the list"
+            yield invalid_value(f"{path}.drop_fields", source.drop_fields, cure)
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Options that a model sharded over several processes doesn't support."""
+    if options.use_fsdp and options.use_deepspeed:
+        cure = "it can't be combined with use_fsdp, which shards the model, too; omit one of them"
+        yield invalid_value("use_deepspeed", options.use_deepspeed, cure)
+    if options.use_deepspeed in ({}, ""):
+        cure = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
+        yield invalid_value("use_deepspeed", options.use_deepspeed, cure)
+    if options.use_deepspeed and options.optimizer in ("adafactor", "muon"):
+        cure = "it requires whole matrices, but DeepSpeed flattens and splits them; use 'adamw', or omit use_deepspeed"
+        yield invalid_value("optimizer", options.optimizer, cure)
+    if options.use_fsdp and options.optimizer == "adafactor":
+        cure = "it requires whole matrices, but use_fsdp splits them; use 'adamw', 'lion' or 'muon'"
+        yield invalid_value("optimizer", options.optimizer, cure)
+    if options.mixed_precision == "fp16" and (options.use_fsdp or options.use_deepspeed):
+        cure = "its loss scaling requires whole gradients, but they are sharded; use 'bf16' or 'no'"
+        yield invalid_value("mixed_precision", options.mixed_precision, cure)
+    if options.lora is not None and options.lora.quantize is not None:
+        if options.use_fsdp or options.use_deepspeed:
+            cure = "a 4-bit base model can't be sharded; omit it, or omit use_fsdp and use_deepspeed"
+            yield invalid_value("lora.quantize", options.lora.quantize, cure)
+        if options.compile:
+            yield invalid_value("compile", True, "a 4-bit base model can't be compiled; omit it, or omit lora.quantize")
+    if options.compile and options.use_deepspeed:
+        cure = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
+        yield invalid_value("compile", options.compile, cure)
+
+
+def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Options and data formats that belong to another method."""
+    is_dpo = options.method == "dpo"
+    if options.dpo is not None and not is_dpo:
+        yield invalid_value("dpo", options.dpo, "only method 'dpo' uses it; set method to 'dpo', or omit it")
+    if is_dpo and options.train_on not in (None, "completion"):
+        yield invalid_value("train_on", options.train_on, "method 'dpo' always trains on the answers; omit it")
+    for path, source in _sources(options):
+        row_format = source.format
+        if isinstance(source, BuiltinSource):
+            if row_format not in ("auto", "text"):
+                yield invalid_value(f"{path}.format", row_format, f"{source.builtin!r} is text; omit it")
+            elif is_dpo:
+                cure = "it is text, but method 'dpo' reads 'preference' pairs; use a data set of such pairs"
+                yield invalid_value(f"{path}.builtin", source.builtin, cure)
+            row_format = "text"
+        elif row_format not in ("auto", "preference") and is_dpo:
+            yield invalid_value(f"{path}.format", row_format, "method 'dpo' reads 'preference' pairs; use 'preference'")
+        elif row_format == "preference" and not is_dpo:
+            yield invalid_value(f"{path}.format", row_format, "only method 'dpo' reads it; set method to 'dpo'")
+        if row_format == "text" and options.train_on not in (None, "all"):
+            yield invalid_value("train_on", options.train_on, "text has no turns; use 'all', or omit it")

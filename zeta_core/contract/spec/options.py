@@ -1,0 +1,245 @@
+"""The fields of a job spec that ``zeta.Trainer`` takes as keywords, too.
+
+A description states what an unset field means after ``unset:``; `docs/spec.md` is generated from the descriptions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, JsonValue
+
+from zeta_core.contract.spec.affects import Affects
+from zeta_core.contract.spec.rate_search import Find
+from zeta_core.contract.spec.sources import Dataset, StrictModel, TokenizerSource
+from zeta_core.contract.text import in_one_line
+
+Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+Precision = Literal["no", "bf16", "fp16"]
+MAX_STEPS = 10**9
+MAX_TEMPLATE_CHARACTERS = 200_000  # several times the length of the longest published template
+
+
+class Lora(StrictModel):
+    r: int = Field(default=16, ge=1, description="rank of the adapter's matrices")
+    lora_alpha: float = Field(default=32, gt=0, description="the adapter's output is scaled by lora_alpha / r")
+    lora_dropout: float = Field(default=0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: (
+        Annotated[str, Field(max_length=1000)]
+        | Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=1000)]
+    ) = Field(
+        default="all-linear",
+        description="names of the layers to adapt, or a regular expression; 'all-linear' adapts every linear layer "
+        "except the output layer",
+    )
+    modules_to_save: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+        default=[],
+        max_length=100,
+        description="modules that are trained as a whole and saved with the adapter, such as embed_tokens and lm_head "
+        "for added tokens",
+    )
+    save_merged: bool = Field(
+        default=False, description="also save the base model with the adapter merged into it, in best and final"
+    )
+    quantize: Literal["nf4"] | None = Field(
+        default=None, description="hold the base model's linear layers in 4 bits (QLoRA); unset: not quantized"
+    )
+
+
+class Dpo(StrictModel):
+    beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
+
+
+class Resources(StrictModel):
+    gpus: int | None = Field(
+        default=None, ge=0, le=1024, description="number of GPUs; unset: 1 on a worker with GPUs, else 0"
+    )
+    nodes: int = Field(default=1, ge=1, le=1024, description="number of machines")
+    processes: int | None = Field(
+        default=None, ge=1, le=1024, description="number of training processes; unset: one per GPU, or 1"
+    )
+    exact: bool = Field(
+        default=False,
+        description="wait for a worker with the same device kind, so that later attempts have bit-identical results; "
+        "otherwise the job prefers one, and continues on another with the warning device_changed",
+    )
+
+    @property
+    def num_processes(self) -> int:
+        """The processes of a training: its world size."""
+        return self.processes or max(1, self.gpus or 1) * self.nodes
+
+
+class OptionFields(StrictModel):
+    """The fields of `zeta_core.contract.spec.job_spec.TrainerOptions`, which adds the rules between them."""
+
+    gradient_accumulate_every: Annotated[int | None, Affects("batch")] = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="micro-batches per optimizer step; unset: 1 if batch_size is set, else chosen with batch_size",
+    )
+    batch_size: Annotated[int | None, Affects("batch", "speed")] = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="sequences per process and micro-batch; unset: the default global batch (32 from scratch, at "
+        "most 32 for fine-tuning), split to fit the device",
+    )
+    seq_len: Annotated[int | None, Affects("results", "sequences", "speed")] = Field(
+        default=None, ge=2, le=10_000_000, description="tokens per sequence; unset: the model's limit, at most 1024"
+    )
+    entity_name: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None, Affects()
+    ] = Field(default=None, description="name of the run; unset: none")
+    use_fsdp: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False, description="shard the model over the processes with FSDP2"
+    )
+    use_activation_checkpointing: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False, description="recompute activations in the backward pass to save memory"
+    )
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None, Affects("results")
+    ] = Field(
+        default=None,
+        description="peak learning rate; 'find' chooses it with a range test of up to 100 updates before the first "
+        "step; unset: 3e-4 from scratch, 2e-5 for full fine-tuning, 2e-4 for LoRA, 1e-6 for DPO",
+    )
+    seed: Annotated[int | None, Affects("results", "sequences")] = Field(
+        default=None, ge=0, lt=2**32, description="seed of all random numbers and of the order of the data; unset: 42"
+    )
+    use_pretokenized: Annotated[bool, Affects("results", "documents", "sequences")] = Field(
+        default=False, description="the data consists of token ids"
+    )
+    resume_from_checkpoint: Annotated[str | None, Affects()] = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="continue exactly from a checkpoint: 'job_...' or 'job_.../step-N' in a job; a checkpoint, an "
+        "output_dir or its checkpoint.pt in a Trainer; unset: start anew",
+    )
+    checkpointing_steps: Annotated[Annotated[int, Field(ge=1)] | Literal["epoch"] | None, Affects()] = Field(
+        default=None,
+        description="steps between checkpoints, or 'epoch'; unset: about every 10 minutes, at most 5 % of the time",
+    )
+    output_dir: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None, Affects()
+    ] = Field(
+        default=None, description="folder of the checkpoints, in a job relative to its artifacts; unset: the job's own"
+    )
+    weight_decay: Annotated[float | None, Affects("results")] = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="weight decay of matrices and embeddings; unset: 0.1",
+    )
+    use_deepspeed: Annotated[
+        bool | Annotated[int, Field(ge=1, le=3)] | dict[str, JsonValue] | str | None, Affects("results", "speed")
+    ] = Field(default=None, description="train with DeepSpeed ZeRO: true, a stage from 1 to 3, or a config; unset: no")
+
+    dataset: Annotated[Dataset | None, Affects("results", "documents", "sequences")] = Field(
+        default=None,
+        description="the training data: a source, or a list of sources; unset: required in a job, the Python "
+        "reference in a Trainer",
+    )
+    tokenizer: Annotated[TokenizerSource | None, Affects("results", "documents", "sequences")] = Field(
+        default=None,
+        description="a Hub id, {'file': ...} or {'builtin': 'bytes'}; unset: the model's own, or bytes if it has none",
+    )
+    chat_template: Annotated[
+        Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None,
+        Affects("results", "documents", "sequences"),
+    ] = Field(
+        default=None,
+        description="a Jinja template for conversations, or the name of one of the tokenizer's, saved with the "
+        "tokenizer; unset: the tokenizer's own, or ChatML if it has none",
+    )
+    max_steps: Annotated[int | None, Affects("length")] = Field(
+        default=None, ge=1, le=MAX_STEPS, description="optimizer steps; excludes epochs; unset: determined by epochs"
+    )
+    epochs: Annotated[float | None, Affects("length")] = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="passes over the data; excludes max_steps; unset: 3 for fine-tuning, 1 from scratch and for DPO",
+    )
+    optimizer: Annotated[Optimizer, Affects("results", "speed")] = Field(default="adamw", description="the optimizer")
+    lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
+        default="cosine", description="the schedule of the learning rate after warm-up"
+    )
+    warmup_steps: Annotated[float, Affects("results")] = Field(
+        0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="steps of warm-up; below 1, a share of the run"
+    )
+    max_grad_norm: Annotated[float, Affects("results")] = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="norm to which the gradient is clipped"
+    )
+    mixed_precision: Annotated[Precision | None, Affects("results", "speed")] = Field(
+        default=None, description="precision of the computation; unset: bf16 on GPUs that support it, else no"
+    )
+    compile: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False, description="compile the model's blocks with torch.compile"
+    )
+    pack: Annotated[bool | None, Affects("results", "sequences", "speed")] = Field(
+        default=None,
+        description="put several documents into one sequence; unset: yes, except for fine-tuning on little data and "
+        "for models that cannot isolate documents",
+    )
+    overlong: Annotated[Literal["error", "truncate", "drop"] | None, Affects("results", "documents", "sequences")] = (
+        Field(
+            default=None,
+            description="handling of documents longer than seq_len; unset: conversations are truncated, text continues "
+            "in the next sequence",
+        )
+    )
+    eval_dataset: Annotated[Dataset | None, Affects("results")] = Field(
+        default=None, description="held-out data; excludes eval_split; unset: no evaluation on separate data"
+    )
+    eval_split: Annotated[float | None, Affects("results", "sequences")] = Field(
+        default=None, ge=0, le=0.5, description="share of the rows to hold out for evaluation; unset: none"
+    )
+    group_by: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1000)] | None, Affects("results", "sequences")
+    ] = Field(
+        default=None,
+        description="a column: eval_split holds out all rows with the same value, or none of them; unset: rows are "
+        "held out independently",
+    )
+    eval_steps: Annotated[int | None, Affects("results")] = Field(
+        default=None, ge=1, le=MAX_STEPS, description="steps between evaluations; unset: ten evaluations per run"
+    )
+    early_stopping_patience: Annotated[int | None, Affects("results")] = Field(
+        default=None, ge=1, description="stop after this many evaluations without improvement; unset: never"
+    )
+    lora: Annotated[Lora | None, Affects("results", "speed")] = Field(
+        default=None, description="train a LoRA adapter; unset: train all weights"
+    )
+    freeze: Annotated[list[Annotated[str, Field(min_length=1, max_length=300)]], Affects("results", "speed")] = Field(
+        default=[], max_length=100, description="shell patterns of the names of parameters that are not trained"
+    )
+    method: Annotated[Literal["sft", "dpo"], Affects("results", "documents", "sequences", "speed")] = Field(
+        default="sft", description="next-token training (sft), or preference optimization on pairs of answers (dpo)"
+    )
+    dpo: Annotated[Dpo | None, Affects("results")] = Field(
+        default=None, description="settings of method 'dpo'; unset: their defaults"
+    )
+    train_on: Annotated[
+        Literal["assistant", "completion", "all"] | None, Affects("results", "documents", "sequences")
+    ] = Field(
+        default=None,
+        description="which tokens are trained on; unset: the assistant's turns, the completion, or the whole text, "
+        "depending on the format",
+    )
+    save_total_limit: Annotated[int, Affects()] = Field(
+        default=3, ge=2, le=1000, description="number of newest checkpoints to keep, besides best and final"
+    )
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], Affects()] = Field(
+        default=[], max_length=16, description="experiment trackers that receive the metrics"
+    )
+
+
+def is_template(chat_template: str) -> bool:
+    """Whether a ``chat_template`` is the text of a template, rather than the name of one."""
+    return "{" in chat_template

@@ -194,7 +194,7 @@ def _kind_details(fault: Any, body: Mapping[Any, Any], model: type[BaseModel]) -
     param = ".".join(location)
     found = [kind for kind in kinds if kind in value]
     if found:
-        message = f"{param} has {' and '.join(repr(kind) for kind in found)}; keep only one of them."
+        message = f"{param} has {' and '.join(repr(kind) for kind in found)}; keep one of them."
         return [ErrorDetail(param=param, message=message, code="invalid_value")]
     unknown = [
         ErrorDetail(

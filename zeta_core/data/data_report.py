@@ -86,7 +86,7 @@ def nothing_to_train_error(tokens: TokenFile, sequences: Sequences) -> InvalidDa
     """The error for data without a single sequence, with the number of overlong documents and the first one."""
     dropped = sequences.overlong_counts.num_dropped
     if not dropped:
-        return InvalidData("The data holds no document that can be trained on; give more text, or a longer seq_len.")
+        return InvalidData("The data contains no document that can be trained on; provide more text, or raise seq_len.")
     return InvalidData(
         f"None of the {tokens.num_documents:,} documents can be trained on: {dropped:,} are longer than the "
         f"{sequences.seq_len:,} tokens of seq_len, or their answer lies beyond it; the first is "
@@ -100,31 +100,31 @@ def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, repor
     """Emit one ``log`` event with the statistics, and a warning for everything that may be unexpected."""
     lengths = data.lengths
     summary = (
-        f"Data: {data.documents:,} documents, {data.tokens:,} tokens ({lengths.median:,} in the median, at most "
-        f"{lengths.max:,}), {data.sequences:,} sequences of up to {sequences.seq_len:,}, {data.supervised_share:.0%} "
-        "supervised"
+        f"Data: {_count(data.documents, 'document')}, {_count(data.tokens, 'token')} (median {lengths.median:,}, "
+        f"max {lengths.max:,} per document), {_count(data.sequences, 'sequence')} of up to {sequences.seq_len:,} "
+        f"tokens, {data.supervised_share:.0%} of tokens trained on"
     )
-    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "repeated": data.duplicates}
+    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "duplicates": data.duplicates}
     more["control tokens"] = data.control_tokens
     more |= {"padding tokens removed": data.padding_tokens}
     details = [f"{count:,} {word}" for word, count in more.items() if count]
     report.write(LogLine(message=f"{', '.join([summary, *details])}.", data=data))
     if data.sources:
-        mixed = [f"{one.name} {one.seen_share:.1%} (its sequences {one.passes:.3g} times)" for one in data.sources]
-        report.log(f"Of the sequences that this run sees: {', '.join(mixed)}.")
+        mixed = [f"{one.name} {one.seen_share:.1%} ({one.passes:.3g} passes)" for one in data.sources]
+        report.log(f"Share of each source in the sequences of this run: {', '.join(mixed)}.")
     _log_columns(tokens, report)
-    _log_fit(sequences.overlong_counts, f"{data.documents:,} documents", "trained on", report)
+    _warn_of_overlong(sequences.overlong_counts, _count(data.documents, "document"), "trained on", report)
     if data.untrained:
         report.warn(
             "rows_not_trained_on",
-            f"{'1 row is' if data.untrained == 1 else f'{data.untrained:,} rows are'} left out, because "
+            f"{'1 row is' if data.untrained == 1 else f'{data.untrained:,} rows are'} omitted, because "
             f"{' and '.join(data.masks)} exclude all tokens.",
         )
     if data.split:
         report.warn(
             "conversations_split",
-            f"{data.split:,} conversations are trained on turn by turn, because the chat template writes earlier turns "
-            "otherwise once later ones follow; their history is read again for each turn.",
+            f"{_count(data.split, 'conversation')} will be trained on one turn at a time, because the chat template "
+            "renders earlier turns differently once later ones follow; the history is repeated for each turn.",
         )
     _log_turns(tokens, report)
 
@@ -134,7 +134,7 @@ def _log_columns(tokens: TokenFile, report: Reporter) -> None:
         names = [origin.name for origin in tokens.origins if origin.shape == shape]
         row_format = next(origin.row_format for origin in tokens.origins if origin.shape == shape)
         where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
-        report.log(f"{where}: the rows are {shape} rows, and are trained on in the format {row_format}.")
+        report.log(f"{where}: rows of the shape {shape} are converted to the format {row_format}.")
     if tokens.unused_columns:
         report.log(f"Columns of the data that are not used: {', '.join(map(printable, tokens.unused_columns))}.")
 
@@ -143,7 +143,7 @@ def _log_turns(tokens: TokenFile, report: Reporter) -> None:
     if tokens.num_control_tokens:
         report.warn(
             "control_tokens_in_text",
-            f"The texts of the data contain control tokens {tokens.num_control_tokens:,} times, first in "
+            f"The texts of the data contain {_count(tokens.num_control_tokens, 'control token')}, the first one in "
             f"{tokens.first_control_token}. They are encoded as ordinary text, unless the source sets "
             '"allow_control_tokens": true. Set it for texts that a chat template has already rendered.',
         )
@@ -158,7 +158,7 @@ def _log_turns(tokens: TokenFile, report: Reporter) -> None:
 
 def report_held_out(tokens: TokenFile, sequences: Sequences, report: Reporter) -> None:
     """Warn about held-out documents that are too long to be evaluated as a whole."""
-    _log_fit(sequences.overlong_counts, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
+    _warn_of_overlong(sequences.overlong_counts, f"{tokens.num_documents:,} held-out documents", "evaluated on", report)
 
 
 def report_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | None, report: Reporter) -> None:
@@ -169,28 +169,33 @@ def report_overlap(overlap: Overlap, held_out: TokenFile, eval_split: float | No
         report.log(f"Held out by eval_split: {rows:,} row{'' if rows == 1 else 's'}{copies}.")
     if overlap.num_removed:
         report.log(
-            f"{overlap.num_removed:,} documents of held-out conversations are not evaluated, because conversations "
-            "that are trained on contain the same turns."
+            f"{_count(overlap.num_removed, 'document')} of held-out conversations will not be evaluated, because "
+            "training conversations contain the same turns."
         )
     if overlap.num_trained:
         report.warn(
             "evaluated_on_training_data",
-            f"eval_dataset contains exact copies of rows that are trained on ({overlap.num_trained:,}), so its loss is "
-            "too low; remove them from one of the two.",
+            f"eval_dataset contains {_count(overlap.num_trained, 'exact copy', 'exact copies')} of training rows, so "
+            "its loss is too low; remove the copies from one of the two.",
         )
 
 
-def _log_fit(counts: OverlongCounts, documents: str, used: str, report: Reporter) -> None:
+def _warn_of_overlong(counts: OverlongCounts, documents: str, used: str, report: Reporter) -> None:
     if counts.num_truncated:
         report.warn(
             "documents_truncated",
-            f"{counts.num_truncated:,} of {documents} are longer than seq_len and lose their end, "
-            f"{counts.num_cut_tokens:,} tokens in all; the first is {counts.truncated_at}. Raise seq_len, or set "
-            "overlong to 'drop' or 'error'.",
+            f"{counts.num_truncated:,} of {documents} are longer than seq_len and are truncated, "
+            f"by {_count(counts.num_cut_tokens, 'token')} in total; the first is {counts.truncated_at}. Raise seq_len, "
+            "or set overlong to 'drop' or 'error'.",
         )
     if counts.num_dropped:
         report.warn(
             "documents_dropped",
-            f"{counts.num_dropped:,} of {documents} are not {used}, as they are longer than seq_len "
+            f"{counts.num_dropped:,} of {documents} are not {used}, because they are longer than seq_len "
             f"or their answer lies beyond it; the first is {counts.dropped_at}. Raise seq_len.",
         )
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, such as ``1 row`` or ``2,000 rows``."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -129,8 +129,8 @@ def test_of_conversations_the_model_answers_what_it_was_asked(tmp_path: Path) ->
     said = [line.message for line in lines.all if isinstance(line, WarningLine) and line.code == "documents_dropped"]
     data = lines.resolved_spec["data_report"]
     assert (data["documents"], data["truncated"], data["dropped"], data["lengths"]["max"]) == (6, 0, 1, 266)
-    assert said[0].startswith("1 of 6 documents are not trained on, as they are longer than seq_len")
-    assert said[1].startswith("1 of 6 held-out documents are not evaluated on, as they are longer than seq_len")
+    assert said[0].startswith("1 of 6 documents are not trained on, because they are longer than seq_len")
+    assert said[1].startswith("1 of 6 held-out documents are not evaluated on, because they are longer than seq_len")
 
 
 # --- Without a trace --------------------------------------------------------------------------------------------------

@@ -145,10 +145,10 @@ class Sequences:
 
     def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> Batch:
         """The sequences as tensors on the CPU. Only the first ``num_counting`` have targets."""
-        at_BT, document_BT = self._stretches(indices) if self._bins is None else self._filled(indices, self._bins)
+        at_BT, document_BT = self._ranges(indices) if self._bins is None else self._filled(indices, self._bins)
         return make_batch(self._tokens, at_BT, document_BT, num_counting, isolate=isolate)
 
-    def _stretches(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _ranges(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The positions of sequences that are one range of tokens, and the document of each (-1 for padding)."""
         starts, ends = self.spans(indices)
         length = int((ends - starts).max())  # if packed, only the last one is shorter, maybe alone here
@@ -160,7 +160,7 @@ class Sequences:
         return at_BT, document_BT
 
     def _filled(self, indices: NDArray[np.int64], bins: _Bins) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The same as `_stretches`, for sequences that are filled with whole documents."""
+        """The same as `_ranges`, for sequences that are filled with whole documents."""
         assert self._starts is not None
         assert self._ends is not None
         at_BT = np.zeros((len(indices), self.seq_len), dtype=np.int64)

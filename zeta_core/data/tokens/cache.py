@@ -252,36 +252,36 @@ def _write(
     limits: ProcessLimits | None,
     seconds_between_lines: float,
 ) -> None:
-    aside = part_of(directory)
-    for left_over in (aside, directory):  # left by an interrupted process
-        shutil.rmtree(left_over, ignore_errors=True)
-    aside.mkdir()
+    part = part_of(directory)
+    for leftover in (part, directory):  # left by an interrupted process
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir()
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
     ids_given = any(source.row_format == "tokens" for source in sources)
     written = TokenStatistics(sources, supervised or ids_given, report, seconds_between_lines)
-    with (aside / "tokens.bin").open("wb") as ids, (aside / "supervised.bin").open("wb") as mask:
+    with (part / "tokens.bin").open("wb") as ids, (part / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())
-            learned_N = written.add(number, position, encoded)
+            trained_N = written.add(number, position, encoded)
             if supervised or ids_given:
-                mask.write(learned_N.tobytes())
+                mask.write(trained_N.tobytes())
     written.check_columns()
     if written.num_tokens < 2 or written.blank:
         raise no_trained_token_error(sources, written.num_untrained, written.masks)
     supervised = supervised or written.masked
     if not supervised:
-        (aside / "supervised.bin").unlink()
-    np.save(aside / "offsets.npy", written.offsets)
-    np.save(aside / "rows.npy", written.rows)
-    np.save(aside / "hashes.npy", written.hashes)
+        (part / "supervised.bin").unlink()
+    np.save(part / "offsets.npy", written.offsets)
+    np.save(part / "rows.npy", written.rows)
+    np.save(part / "hashes.npy", written.hashes)
     grouped = any(source.group_by is not None for source in sources)
-    np.save(aside / "groups.npy", written.groups if grouped else np.empty(0, np.uint64))
+    np.save(part / "groups.npy", written.groups if grouped else np.empty(0, np.uint64))
     meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **written.meta()}
-    (aside / "meta.json").write_text(json.dumps(meta))
-    for file in aside.iterdir():
+    (part / "meta.json").write_text(json.dumps(meta))
+    for file in part.iterdir():
         flush(file)
-    flush(aside)
-    rename_durably(aside, directory)
+    flush(part)
+    rename_durably(part, directory)
     written.report_progress(1.0)
     documents = "1 document" if written.num_documents == 1 else f"{written.num_documents:,} documents"
     report.log(f"Tokenized {documents} into {written.num_tokens:,} tokens.")

@@ -147,7 +147,7 @@ class Encoder:
         try:
             bodies = self._bytes(texts) if self._is_bytes_only(source) else self._encode(texts, literals)
         except NotText as error:
-            raise _not_text(first, error) from error
+            raise _not_text_error(first, error) from error
         arrays = [
             self._framed(ids, begins=row.begins_document, ends=row.ends_document) if len(ids) else ids
             for row, ids in zip(rows, bodies, strict=True)
@@ -232,18 +232,18 @@ class Encoder:
         arrays: list[NDArray[Any]] = []
         masks: list[NDArray[np.bool_]] = []
         try:
-            marked = list(self._marked(texts))
+            tokenized = list(self._tokenize_marked(texts))
         except NotText as error:
-            raise _not_text(first_control_token, error) from error
-        for row, (ids, learned) in zip(owners, marked, strict=True):
-            if not learned[1:].any():  # the first token has no context to be predicted from
+            raise _not_text_error(first_control_token, error) from error
+        for row, (ids, trained) in zip(owners, tokenized, strict=True):
+            if not trained[1:].any():  # the first token has no context to be predicted from
                 raise InvalidData(
                     f"{source.location(row.number)}: has no answer tokens to train on; remove the row, "
                     "or add an answer."
                 )
-            learned[0] = False
+            trained[0] = False
             arrays.append(ids)
-            masks.append(learned)
+            masks.append(trained)
         supervised_N = np.concatenate(masks) if masks else np.empty(0, np.bool_)
         return replace(
             self._documents(arrays, owners, supervised_N),
@@ -253,7 +253,7 @@ class Encoder:
             num_with_unused_turns=num_with_unused_turns,
         )
 
-    def _marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    def _tokenize_marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
         """Yield the ids of each text, and a mask of the ids that are trained on.
 
         A text is tokenized as a whole, as in inference. Tokenizing its spans separately usually gives the same ids, and
@@ -261,7 +261,7 @@ class Encoder:
         tokenized separately. A token that crosses the end of a prompt belongs to the prompt.
         """
         bounds = [sorted({0, len(text.text), *(at for span in text.spans for at in span)}) for text in texts]
-        pieces = [_cut(text, a, b) for text, at in zip(texts, bounds, strict=True) for a, b in pairwise(at)]
+        pieces = [_slice(text, a, b) for text, at in zip(texts, bounds, strict=True) for a, b in pairwise(at)]
         whole = self._encode([text.text for text in texts], [text.literals for text in texts])
         parts = iter(self._encode([piece for piece, _ in pieces], [literals for _, literals in pieces]))
         for text, ids, at in zip(texts, whole, bounds, strict=True):
@@ -271,32 +271,32 @@ class Encoder:
             else:
                 token_at = {0: 0, len(text.text): len(ids)}
                 between = [bound for bound in at if bound not in token_at]
-                beginnings = [_cut(text, 0, bound) for bound in between]
+                beginnings = [_slice(text, 0, bound) for bound in between]
                 heads = self._encode([head for head, _ in beginnings], [literals for _, literals in beginnings])
-                token_at |= {bound: _shared(head, ids) for bound, head in zip(between, heads, strict=True)}
+                token_at |= {bound: _prefix_length(head, ids) for bound, head in zip(between, heads, strict=True)}
                 starts = {start for start, _ in text.spans} & set(between)
                 for bound, head in zip(between, heads, strict=True):
                     if bound in starts and token_at[bound] < len(head):
                         token_at[bound] = min(token_at[bound] + 1, len(ids))
-            learned = np.zeros(len(ids), dtype=np.bool_)
+            trained = np.zeros(len(ids), dtype=np.bool_)
             for start, stop in text.spans:
-                learned[token_at[start] : token_at[stop]] = True
+                trained[token_at[start] : token_at[stop]] = True
             if text.plain:
                 framed = self._framed(ids)
                 at_begin = 0 if np.array_equal(framed[: len(ids)], ids) else len(self._begin)
-                learned = np.pad(learned, (at_begin, 0))
-                learned = np.pad(learned, (0, len(framed) - len(learned)), constant_values=True)
+                trained = np.pad(trained, (at_begin, 0))
+                trained = np.pad(trained, (0, len(framed) - len(trained)), constant_values=True)
                 ids = framed
-            yield ids, learned
+            yield ids, trained
 
 
-def _cut(text: Text, start: int, end: int) -> tuple[str, tuple[tuple[int, int], ...]]:
+def _slice(text: Text, start: int, end: int) -> tuple[str, tuple[tuple[int, int], ...]]:
     """A part of a text, and its literals."""
     literals = ((max(a, start) - start, min(b, end) - start) for a, b in text.literals)
     return text.text[start:end], tuple((a, b) for a, b in literals if a < b)
 
 
-def _not_text(location: str, error: NotText) -> InvalidData:
+def _not_text_error(location: str, error: NotText) -> InvalidData:
     return InvalidData(
         f"{location}: contains {str(error)!r}, which this tokenizer cannot encode as text; remove it, or set "
         '"allow_control_tokens": true in the source.'
@@ -312,7 +312,7 @@ def _beginning(tokenizer: Any) -> list[int]:
     return list(marked[:at])
 
 
-def _shared(first: NDArray[Any], second: NDArray[Any]) -> int:
+def _prefix_length(first: NDArray[Any], second: NDArray[Any]) -> int:
     """The length of the common prefix of two lists of tokens."""
     count = min(len(first), len(second))
     different = np.flatnonzero(first[:count] != second[:count])

@@ -21,7 +21,7 @@ from zeta_core.failures import InvalidData
 _PIECE_TOKENS = 1 << 22  # compared at once
 _DRAW = 0x4E1D  # distinguishes the draw of held-out documents from the orders of the epochs, which have the same seed
 
-Stretches = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
+Ranges = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def hold_out(tokens: TokenFile, share: float, seed: int) -> HeldOutSplit:
     held_U = np.zeros(units.number, dtype=np.bool_)
     decided_C = np.zeros(len(units.sizes_C), dtype=np.bool_)
     ends = np.array(tokens.offsets[1:])
-    tails: list[Stretches] = []
+    tails: list[Ranges] = []
     source_of_U = np.searchsorted(tokens.source_bounds[1:], units.first_U, "right")
     for source, (first, last) in enumerate(pairwise(tokens.source_bounds)):
         own_U = np.flatnonzero(source_of_U == source)
@@ -64,7 +64,7 @@ def hold_out(tokens: TokenFile, share: float, seed: int) -> HeldOutSplit:
             continue
         num_held = round(share * len(own_U))
         if not num_held:
-            tails.append(_cut_end(tokens, units, ends, share, slice(int(first), int(last)), num_units=len(own_U)))
+            tails.append(_hold_out_end(tokens, units, ends, share, slice(int(first), int(last)), num_units=len(own_U)))
             continue
         key = (seed, _DRAW) if tokens.mix is None else (seed, _DRAW, source)
         draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
@@ -76,7 +76,7 @@ def hold_out(tokens: TokenFile, share: float, seed: int) -> HeldOutSplit:
         held_U |= np.isin(units.cluster_U, chosen)
         if held_U[own_U].all():
             raise _indivisible(units, share)
-    return _divided(tokens, units, held_U, ends, tails, f"{tokens.fingerprint} {share} {seed}")
+    return _split(tokens, units, held_U, ends, tails, f"{tokens.fingerprint} {share} {seed}")
 
 
 def num_shared(train: TokenFile, held_out: TokenFile) -> int:
@@ -134,8 +134,8 @@ def combined_hashes(hashes_D: NDArray[np.uint64], first_U: NDArray[np.int64]) ->
     """One hash for the documents of each unit, in order."""
     if len(first_U) == len(hashes_D):
         return hashes_D
-    place_D = np.arange(len(hashes_D)) - np.repeat(first_U, np.diff(np.append(first_U, len(hashes_D))))
-    return np.add.reduceat(hashes_D * (2 * place_D + 1).astype(np.uint64), first_U)
+    position_D = np.arange(len(hashes_D)) - np.repeat(first_U, np.diff(np.append(first_U, len(hashes_D))))
+    return np.add.reduceat(hashes_D * (2 * position_D + 1).astype(np.uint64), first_U)
 
 
 def document_hashes(tokens: TokenFile) -> NDArray[np.uint64]:
@@ -199,12 +199,12 @@ def _choose(sizes: NDArray[np.int64], wanted: int, draw: np.random.Generator) ->
     return np.array(chosen or [order[int(np.argmin(sizes[order]))]], dtype=np.int64)
 
 
-def _divided(
+def _split(
     tokens: TokenFile,
     units: RowClusters,
     held_U: NDArray[np.bool_],
     ends: NDArray[np.int64],
-    tails: list[Stretches],
+    tails: list[Ranges],
     about: str,
 ) -> HeldOutSplit:
     held_D = held_U[units.unit_D]
@@ -232,9 +232,9 @@ def _divided(
     )
 
 
-def _cut_end(
+def _hold_out_end(
     tokens: TokenFile, units: RowClusters, ends: NDArray[np.int64], share: float, own: slice, *, num_units: int
-) -> Stretches:
+) -> Ranges:
     """Shorten the longest document of a source, and all its copies, and return the end that is held out."""
     starts = np.asarray(tokens.offsets[:-1])
     lengths = tokens.offsets[1:][own] - starts[own]

@@ -58,15 +58,15 @@ class TokenStatistics:
     def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
         """Count the documents of a unit, and return the mask of its supervised tokens."""
         before = self.num_documents
-        learned_N = encoded.supervised_N
-        if learned_N is None and self._supervised:
-            learned_N = np.ones(len(encoded.ids_N), dtype=np.bool_)
+        trained_N = encoded.supervised_N
+        if trained_N is None and self._supervised:
+            trained_N = np.ones(len(encoded.ids_N), dtype=np.bool_)
             starts = (np.cumsum(encoded.lengths_D) - encoded.lengths_D)[encoded.lengths_D > 0]
-            learned_N[starts[1:] if self._open_length else starts] = False
+            trained_N[starts[1:] if self._open_length else starts] = False
         if encoded.ends_D.all() and not self._open_length:
             full = encoded.lengths_D > 0
             each = encoded.lengths_D, encoded.rows_D, encoded.hashes_D, encoded.groups_D
-            self._take(*(array[full] for array in each))
+            self._append(*(array[full] for array in each))
             self._num_empty += int((~full).sum())
         else:
             self._add_pieces(encoded)
@@ -92,7 +92,7 @@ class TokenStatistics:
             here = self._sources[source]
             done += here.num_bytes * position / max(1, here.size)
             self.report_progress(done / max(1, sum(other.num_bytes for other in self._sources)))
-        return np.empty(0, np.bool_) if learned_N is None else learned_N
+        return np.empty(0, np.bool_) if trained_N is None else trained_N
 
     def _add_pieces(self, encoded: Encoded) -> None:
         """Count documents that consist of several pieces. Their hash is computed from the hashes of the pieces."""
@@ -103,12 +103,12 @@ class TokenStatistics:
             self._open_length += length
             if ends and self._open_length:
                 digests = np.array([self._open_hash], dtype=np.uint64)
-                self._take(np.array([self._open_length]), np.array([row]), digests, np.zeros_like(digests))
+                self._append(np.array([self._open_length]), np.array([row]), digests, np.zeros_like(digests))
             self._num_empty += bool(ends and not self._open_length)
             if ends:
                 self._open_length = 0
 
-    def _take(self, lengths: NDArray[Any], rows: NDArray[Any], hashes: NDArray[Any], groups: NDArray[Any]) -> None:
+    def _append(self, lengths: NDArray[Any], rows: NDArray[Any], hashes: NDArray[Any], groups: NDArray[Any]) -> None:
         self._lengths.append(lengths)
         self._rows.append(rows)
         self._hashes.append(hashes)

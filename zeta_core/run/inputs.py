@@ -76,10 +76,10 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
     _warn_of_ignored_code(ignored, report)
     set_template(tokenizer, options.chat_template)
     day = _started_on(request)
-    tokens = _tokens(request, options.dataset or defaults.DATASET, tokenizer, day, rank, report)
+    tokens = _read_dataset(request, options.dataset or defaults.DATASET, tokenizer, day, rank, report)
     held_out = None
     if options.eval_dataset is not None:
-        held_out = _tokens(request, options.eval_dataset, tokenizer, day, rank, report, split="held_out")
+        held_out = _read_dataset(request, options.eval_dataset, tokenizer, day, rank, report, split="held_out")
     if options.chat_template is not None and not (tokens.is_templated or (held_out and held_out.is_templated)):
         raise CannotTrain("chat_template is set, but the data contains no conversations; leave it out.")
     return Inputs(located, tokenizer, tokens, held_out, day)
@@ -105,7 +105,7 @@ def _warn_of_ignored_code(ignored: list[IgnoredCode], report: Reporter) -> None:
         report.warn("model_code_ignored", code.message, evidence={"model": code.model, "keys": keys})
 
 
-def _tokens(
+def _read_dataset(
     request: RunRequest,
     dataset: Dataset,
     tokenizer: Any,
@@ -115,6 +115,7 @@ def _tokens(
     *,
     split: Split = "train",
 ) -> TokenFile:
+    """Stages 1 to 4 of the data pipeline (`zeta_core.data`): open the sources, check large data, and tokenize it."""
     sources = open_sources(
         dataset_sources(dataset),
         request.places,

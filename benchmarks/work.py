@@ -111,7 +111,7 @@ def train_ours(
         model=model,
         output_dir=folder / "output",
         cache=folder / "cache",
-        places=SourceLocations(any_path=True),
+        locations=SourceLocations(any_path=True),
         tokenizer=tokenizer,
         resume_from=resume_from,
         stop=stop if stop is not None else lambda: "cancel" if (folder / STOP_FILE).exists() else None,

@@ -194,7 +194,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
             model=model,
             output_dir=output_dir,
             cache=home() / "cache",
-            places=SourceLocations(any_path=True),
+            locations=SourceLocations(any_path=True),
             resume_from=None if resume is None else _path(resume),
             tokenizer=tokenizer,
             stop=lambda: "hand_back" if stop_requested.is_set() else None,

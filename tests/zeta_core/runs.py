@@ -53,7 +53,7 @@ def train(
     cache: Path,
     resume: bool | Path = False,
     stop: Callable[[], StopAction | None] = lambda: None,
-    places: SourceLocations | None = None,
+    locations: SourceLocations | None = None,
     started_on: date | None = None,
     **options: Any,
 ) -> tuple[Outcome, Lines]:
@@ -65,7 +65,7 @@ def train(
         model=model,
         output_dir=output_dir,
         cache=cache,
-        places=places or SourceLocations(any_path=True),
+        locations=locations or SourceLocations(any_path=True),
         resume_from=resume if isinstance(resume, Path) else output_dir if resume else None,
         started_on=started_on,
         stop=stop,

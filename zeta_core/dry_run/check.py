@@ -149,7 +149,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
-    places = SourceLocations(
+    locations = SourceLocations(
         files=file.resolved_spec.files,
         artifacts_root=Path(file.artifacts_root),
         data_root=Path(file.data_root) if file.data_root else None,
@@ -157,7 +157,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         weights=False,
     )
     cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
-    located = locate_model(spec.model, places, cache)
+    located = locate_model(spec.model, locations, cache)
     if located.needs_weights:
         unknown = ("num_parameters", "num_trained_parameters", "memory", "vocabulary", "isolates", "checkpoint_bytes")
         return CheckAnswer(
@@ -165,10 +165,10 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
             resolved_spec=defaults.resolve(spec),
             pending=dict.fromkeys(unknown, "Unknown until the model is loaded."),
         )
-    tokenizer = locate_tokenizer(spec.tokenizer, located, places, cache)
+    tokenizer = locate_tokenizer(spec.tokenizer, located, locations, cache)
     set_template(tokenizer, spec.chat_template)
     pending: dict[str, str] = {}
-    checked, largest_id, id_types = _check_rows(spec, file, places, tokenizer, cache, pending)
+    checked, largest_id, id_types = _check_rows(spec, file, locations, tokenizer, cache, pending)
 
     with torch.device("meta"):
         base, trained_model = without_peft_wrapper(located.build()), without_peft_wrapper(located.build())
@@ -234,7 +234,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
 
 def _check_rows(
-    spec: JobSpec, file: RunFile, places: SourceLocations, tokenizer: Any, cache: Path, pending: dict[str, str]
+    spec: JobSpec, file: RunFile, locations: SourceLocations, tokenizer: Any, cache: Path, pending: dict[str, str]
 ) -> tuple[CheckedRows | None, int, list[IdType]]:
     """The checked rows of the dataset, and the largest id and the types of flat files of all checked data.
 
@@ -246,11 +246,11 @@ def _check_rows(
 
     dataset, deadline = spec.dataset or defaults.DATASET, time.monotonic() + file.rows_seconds
     share = 1.0 if spec.eval_dataset is None else 1 - EVAL_SHARE
-    found = check_dataset("dataset", spec, dataset, places, tokenizer, cache, seconds=share * file.rows_seconds)
+    found = check_dataset("dataset", spec, dataset, locations, tokenizer, cache, seconds=share * file.rows_seconds)
     checked = {"data": found}
     if spec.eval_dataset is not None:
         seconds = deadline - time.monotonic()
-        evaluated = check_dataset("eval_dataset", spec, spec.eval_dataset, places, tokenizer, cache, seconds=seconds)
+        evaluated = check_dataset("eval_dataset", spec, spec.eval_dataset, locations, tokenizer, cache, seconds=seconds)
         checked["eval_data"] = evaluated
         if not isinstance(evaluated, str) and not evaluated.complete:
             pending["eval_data"] = f"Only the first {evaluated.rows:,} rows were checked, because the time was limited."

@@ -60,9 +60,9 @@ def show(order: ShowRequest) -> ShownRows:
         model = parse(NamedModel, {"model": model}).model
     only_of_jobs = JobSpec.model_fields.keys() - TrainerOptions.model_fields.keys()
     options = parse(TrainerOptions, {name: value for name, value in given.items() if name not in only_of_jobs})
-    places, cache = SourceLocations(any_path=True, weights=False), home() / "cache"
-    located = None if model is None else locate_model(model, places, cache)
-    tokenizer = _tokenizer(options.tokenizer, located, places)
+    locations, cache = SourceLocations(any_path=True, weights=False), home() / "cache"
+    located = None if model is None else locate_model(model, locations, cache)
+    tokenizer = _tokenizer(options.tokenizer, located, locations)
     set_template(tokenizer, options.chat_template)
     sources = [source.with_format() for source in _open(options)]
     if flat := next((source.name for source in sources if source.flat is not None), None):
@@ -101,10 +101,10 @@ def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions)
         raise
 
 
-def _tokenizer(named: object, located: LocatedModel | None, places: SourceLocations) -> Any:
+def _tokenizer(named: object, located: LocatedModel | None, locations: SourceLocations) -> Any:
     if located is None:
         located = LocatedModel(_no_model, "", pretrained=False)
-    return locate_tokenizer(named, located, places, home() / "cache")
+    return locate_tokenizer(named, located, locations, home() / "cache")
 
 
 def _no_model() -> Any:
@@ -123,8 +123,8 @@ def _positions(located: LocatedModel | None) -> int:
 
 def _open(options: TrainerOptions) -> list[Source]:
     dataset = dataset_sources(options.dataset or defaults.DATASET)
-    places = SourceLocations(any_path=True)
-    found = open_sources(dataset, places, pretokenized=options.use_pretokenized, method=options.method)
+    locations = SourceLocations(any_path=True)
+    found = open_sources(dataset, locations, pretokenized=options.use_pretokenized, method=options.method)
     return [replace(source, group_by=options.group_by) for source in found]
 
 

@@ -36,7 +36,7 @@ LORA_HINT = (
 def check_before_loading(
     model: object,
     options: TrainerOptions,
-    places: SourceLocations,
+    locations: SourceLocations,
     cache: Path,
     *,
     world_size: int,
@@ -48,7 +48,7 @@ def check_before_loading(
     """
     if not isinstance(model, ConfigModel | JobModel | FileModel | str | Path):
         return
-    located = locate_model(model, replace(places, weights=False), cache)
+    located = locate_model(model, replace(locations, weights=False), cache)
     if located.needs_weights or (located.directory is not None and is_gguf(located.directory)):
         return
     with torch.device("meta"):

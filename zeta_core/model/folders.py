@@ -56,17 +56,17 @@ class IgnoredCode:
 OnIgnored = Callable[[IgnoredCode], None]
 
 
-def upload_copy(file_id: str, places: SourceLocations, cache: Path) -> Path:
+def upload_copy(file_id: str, locations: SourceLocations, cache: Path) -> Path:
     """The folder of an uploaded .tar. Raises `InvalidModel` with the rejected file and the reason."""
-    stored = None if places.artifacts_root is None else places.artifacts_root / file_key(file_id)
+    stored = None if locations.artifacts_root is None else locations.artifacts_root / file_key(file_id)
     if stored is None or not stored.is_file():
         raise InvalidModel(f"model names {file_id}, which does not exist in this service; upload the file again.")
-    filename = places.files[file_id].filename if file_id in places.files else file_id
-    target = cache / f"{_kind(places)}-{file_id}"
+    filename = locations.files[file_id].filename if file_id in locations.files else file_id
+    target = cache / f"{_kind(locations)}-{file_id}"
     try:
         if not target.is_dir():
             files = ArchiveFiles(stored, filename)
-            _make(files, model_folder(files), target, "upload", places)
+            _make(files, model_folder(files), target, "upload", locations)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error
     os.utime(target)  # mark it as used, because the worker's cache evicts the least recently used entries
@@ -76,7 +76,7 @@ def upload_copy(file_id: str, places: SourceLocations, cache: Path) -> Path:
 def folder_copy(
     directory: Path,
     name: str,
-    places: SourceLocations,
+    locations: SourceLocations,
     cache: Path,
     on_ignored: OnIgnored,
     *,
@@ -91,9 +91,9 @@ def folder_copy(
         return directory
     try:
         files = FolderFiles(directory, name, roots=roots)
-        target = cache / f"{_kind(places)}-{_fingerprint(directory, files)}"
+        target = cache / f"{_kind(locations)}-{_fingerprint(directory, files)}"
         if not target.is_dir():
-            _make(files, ".", target, "elsewhere", places)
+            _make(files, ".", target, "elsewhere", locations)
         _report_ignored(files, on_ignored)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error
@@ -113,24 +113,26 @@ def _report_ignored(files: FolderFiles, on_ignored: OnIgnored) -> None:
         on_ignored(IgnoredCode(files.name, keys))
 
 
-def hub_copy(name: str, places: SourceLocations, cache: Path, on_ignored: OnIgnored, *, what: str) -> tuple[Path, str]:
+def hub_copy(
+    name: str, locations: SourceLocations, cache: Path, on_ignored: OnIgnored, *, what: str
+) -> tuple[Path, str]:
     """A copy of the local snapshot of a Hub repository ``org/name[@revision]``, and its commit."""
     repository, _, revision = name.partition("@")
-    if not places.hub:
+    if not locations.hub:
         raise InvalidModel(f"{what} is {name!r}, but ZETA_HUB is off here; upload it as a file, or set ZETA_HUB=on.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = [*_FETCHED, *(_FETCHED_WEIGHTS if places.weights else ())]
+    patterns = [*_FETCHED, *(_FETCHED_WEIGHTS if locations.weights else ())]
     try:
         path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except HFValidationError as error:
         raise InvalidModel(f"{what} is {name!r}, which is neither a local directory nor a Hub id org/name.") from error
     except Exception as error:
-        here = "is not a local directory, and " if places.any_path else ""
+        here = "is not a local directory, and " if locations.any_path else ""
         raise InvalidModel(f"{what} {name!r} {here}cannot be fetched from the Hub: {_hub_fault(error)}") from error
     # A snapshot consists of links to the repository's blobs in a sibling folder.
-    return folder_copy(path, name, places, cache, on_ignored, roots=(path.parent.parent / "blobs",)), path.name
+    return folder_copy(path, name, locations, cache, on_ignored, roots=(path.parent.parent / "blobs",)), path.name
 
 
 def _hub_fault(error: Exception) -> str:
@@ -150,7 +152,7 @@ def _hub_fault(error: Exception) -> str:
     return f"{first:.300}"
 
 
-def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: SourceLocations) -> None:
+def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, locations: SourceLocations) -> None:
     """Write the checked files to ``target``, unless it exists. Raises `InvalidModelFiles`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -159,7 +161,7 @@ def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: 
         aside = part_of(target)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        for path, content in clean_files(files, folder, origin, weights=places.weights):
+        for path, content in clean_files(files, folder, origin, weights=locations.weights):
             copied = aside / path
             copied.parent.mkdir(parents=True, exist_ok=True)
             source = (PurePosixPath(folder) / path).as_posix()
@@ -173,9 +175,9 @@ def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, places: 
         aside.rename(target)
 
 
-def _kind(places: SourceLocations) -> str:
+def _kind(locations: SourceLocations) -> str:
     return (
-        "checked-model" if places.weights else "checked-config"
+        "checked-model" if locations.weights else "checked-config"
     )  # earlier versions used other names for unchecked folders
 
 

@@ -69,7 +69,7 @@ def _ignore(_: IgnoredCode) -> None:
 
 
 def locate_model(
-    model: object, places: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
+    model: object, locations: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
 ) -> LocatedModel:
     """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`.
 
@@ -90,32 +90,32 @@ def locate_model(
                 raise InvalidModel(error.message) from error
             return _from_config(config)
         case JobModel():
-            if places.artifacts_root is None:
+            if locations.artifacts_root is None:
                 raise InvalidModel(f"model names {model.job}, but a script has no jobs; name a directory instead.")
-            directory = places.artifacts_root / checkpoint_key(model.job, model.checkpoint)
+            directory = locations.artifacts_root / checkpoint_key(model.job, model.checkpoint)
             if not directory.is_dir():
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
             name = f"{model.job}/{model.checkpoint}"
-            copy = folder_copy(directory, name, places, cache, on_ignored)
-            return _from_files(copy, name, places, cache, on_ignored, base_model=name, ours=True)
+            copy = folder_copy(directory, name, locations, cache, on_ignored)
+            return _from_files(copy, name, locations, cache, on_ignored, base_model=name, ours=True)
         case FileModel():
-            copy = upload_copy(model.file, places, cache)
-            return _from_files(copy, model.file, places, cache, on_ignored, base_model=model.file)
+            copy = upload_copy(model.file, locations, cache)
+            return _from_files(copy, model.file, locations, cache, on_ignored, base_model=model.file)
         case BuilderModel():
             return _from_builder(model)
         case Path():
-            if places.any_path:
+            if locations.any_path:
                 report_ignored_code(model, str(model), on_ignored)
-            directory = model if places.any_path else folder_copy(model, model.name, places, cache, on_ignored)
-            return _from_files(directory, str(model), places, cache, on_ignored, base_model=str(model))
+            directory = model if locations.any_path else folder_copy(model, model.name, locations, cache, on_ignored)
+            return _from_files(directory, str(model), locations, cache, on_ignored, base_model=str(model))
         case str():
             local = Path(model).expanduser()
-            if places.any_path and (local.is_dir() or is_gguf(local)):
+            if locations.any_path and (local.is_dir() or is_gguf(local)):
                 report_ignored_code(local, model, on_ignored)
-                return _from_files(local, model, places, cache, on_ignored, base_model=model)
-            directory, commit = hub_copy(model, places, cache, on_ignored, what="model")
+                return _from_files(local, model, locations, cache, on_ignored, base_model=model)
+            directory, commit = hub_copy(model, locations, cache, on_ignored, what="model")
             base_model = f"{model.partition('@')[0]}@{commit}"
-            return _from_files(directory, model, places, cache, on_ignored, base_model=base_model)
+            return _from_files(directory, model, locations, cache, on_ignored, base_model=base_model)
         case _ if hasattr(model, "model_type") and hasattr(model, "to_dict"):
             return _from_config(cast(Any, model).to_dict())
         case _ if callable(model):
@@ -130,7 +130,7 @@ def locate_model(
 
 
 def locate_tokenizer(
-    source: object, located: LocatedModel, places: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
+    source: object, located: LocatedModel, locations: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
 ) -> Any:
     """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`.
 
@@ -144,13 +144,13 @@ def locate_tokenizer(
             directory = located.directory if located.has_tokenizer else None
         case str():
             local = Path(source).expanduser()
-            if places.any_path and local.is_dir():
+            if locations.any_path and local.is_dir():
                 report_ignored_code(local, source, on_ignored)
                 directory = local
             else:
-                directory, _ = hub_copy(source, places, cache, on_ignored, what="tokenizer")
+                directory, _ = hub_copy(source, locations, cache, on_ignored, what="tokenizer")
         case _ if hasattr(source, "file"):
-            directory = upload_copy(cast(Any, source).file, places, cache)
+            directory = upload_copy(cast(Any, source).file, locations, cache)
         case _ if hasattr(source, "builtin"):
             directory = None
         case _ if hasattr(source, "get_vocab") and callable(source):
@@ -234,7 +234,7 @@ def _from_config(config: dict[str, Any]) -> LocatedModel:
 def _from_files(
     path: Path,
     name: str,
-    places: SourceLocations,
+    locations: SourceLocations,
     cache: Path,
     on_ignored: OnIgnored,
     *,
@@ -248,10 +248,10 @@ def _from_files(
     """
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / ADAPTER_CONFIG).is_file():
-            if not ours and not places.any_path:
+            if not ours and not locations.any_path:
                 raise InvalidModel(f"{name} is an adapter without its base model; upload the merged model instead.")
-            return _from_adapter(path, name, places, cache, on_ignored, base_model=base_model)
-        if not places.weights:
+            return _from_adapter(path, name, locations, cache, on_ignored, base_model=base_model)
+        if not locations.weights:
             return LocatedModel(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
         path = next(iter(sorted(path.glob("*.gguf"))), path)
     if is_gguf(path):
@@ -259,27 +259,27 @@ def _from_files(
         return LocatedModel(
             lambda: load_gguf(path, name), name, path, base_model, pretrained=True, dtype=torch.bfloat16
         )
-    return _from_directory(path, name, places, base_model=base_model)
+    return _from_directory(path, name, locations, base_model=base_model)
 
 
 def _from_adapter(
-    directory: Path, name: str, places: SourceLocations, cache: Path, on_ignored: OnIgnored, *, base_model: str
+    directory: Path, name: str, locations: SourceLocations, cache: Path, on_ignored: OnIgnored, *, base_model: str
 ) -> LocatedModel:
     """A LoRA checkpoint as a model: its merged weights, or its base with the adapter merged into it."""
     if (directory / MERGED_NAME / "config.json").is_file():
-        return _from_directory(directory / MERGED_NAME, name, places, base_model=base_model)
+        return _from_directory(directory / MERGED_NAME, name, locations, base_model=base_model)
     try:
         about = cast("dict[str, Any]", json.loads((directory / ADAPTER_CONFIG).read_bytes()))
     except (OSError, ValueError) as error:
         raise InvalidModel(f"The {ADAPTER_CONFIG} of {name} cannot be read: {error}") from error
     named = str(about.get("base_model_name_or_path") or "")
-    if not named or (places.weights and not (directory / "adapter_model.safetensors").is_file()):
+    if not named or (locations.weights and not (directory / "adapter_model.safetensors").is_file()):
         raise InvalidModel(
             f"{name} is an adapter whose base model has no name, so it cannot be loaded alone; train it again with "
             "lora.save_merged, which also stores the merged model."
         )
-    base = locate_model(_named_base(named, about.get("revision"), places), places, cache, on_ignored=on_ignored)
-    if not places.weights:
+    base = locate_model(_named_base(named, about.get("revision"), locations), locations, cache, on_ignored=on_ignored)
+    if not locations.weights:
         return base
 
     def build() -> nn.Module:
@@ -313,20 +313,20 @@ def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
         cast(Any, base).resize_token_embeddings(number, mean_resizing=False)
 
 
-def _named_base(named: str, revision: object, places: SourceLocations) -> object:
+def _named_base(named: str, revision: object, locations: SourceLocations) -> object:
     """The base in an adapter's config: a job's checkpoint, an uploaded file, a directory or a Hub id."""
     job, _, checkpoint = named.partition("/")
     if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
         return JobModel(job=job, checkpoint=checkpoint)
     if is_id(named, "file"):
         return FileModel(file=named)
-    if not places.any_path and not is_hub_id(named):
+    if not locations.any_path and not is_hub_id(named):
         raise InvalidModel(f"The adapter's base is {named!r}, which is not a Hub id; use the merged model instead.")
     return f"{named}@{revision}" if revision else named
 
 
 def _from_directory(
-    directory: Path, name: str, places: SourceLocations, *, base_model: str | None = None
+    directory: Path, name: str, locations: SourceLocations, *, base_model: str | None = None
 ) -> LocatedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -338,7 +338,7 @@ def _from_directory(
             fix = "it contains the weights of a custom module; load them in your own code and pass the module"
         raise InvalidModel(f"{name} has no config.json; {fix}.")
     stored = any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
-    if places.weights and not stored:
+    if locations.weights and not stored:
         raise InvalidModel(
             f"{name} has no model.safetensors; save it with save_pretrained (pickled weights are not read)."
         )
@@ -357,11 +357,11 @@ def _from_directory(
     dtype = dtype if isinstance(dtype, torch.dtype) else None
 
     def build() -> nn.Module:
-        if places.weights:
+        if locations.weights:
             return _load(directory, name)
         return _built(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
 
-    mapped = (lambda: _load(directory, name, "auto")) if places.weights else None
+    mapped = (lambda: _load(directory, name, "auto")) if locations.weights else None
     return LocatedModel(
         build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, mapped=mapped
     )

@@ -286,7 +286,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
         model=spec.model,
         output_dir=output_dir,
         cache=output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir),
-        places=SourceLocations(
+        locations=SourceLocations(
             files=file.resolved_spec.files,
             artifacts_root=Path(file.artifacts_root),
             data_root=None if file.data_root is None else Path(file.data_root),

@@ -68,11 +68,11 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
         require_bitsandbytes()
     report.phase("loading_data")
     if request.resume_from is None:  # a resumed run passed this check when it started
-        check_before_loading(request.model, options, request.places, request.cache, world_size=rank.world_size)
+        check_before_loading(request.model, options, request.locations, request.cache, world_size=rank.world_size)
     ignored: list[IgnoredCode] = []
-    located = locate_model(request.model, request.places, request.cache, on_ignored=ignored.append)
+    located = locate_model(request.model, request.locations, request.cache, on_ignored=ignored.append)
     wanted = request.tokenizer if request.tokenizer is not None else options.tokenizer
-    tokenizer = locate_tokenizer(wanted, located, request.places, request.cache, on_ignored=ignored.append)
+    tokenizer = locate_tokenizer(wanted, located, request.locations, request.cache, on_ignored=ignored.append)
     _warn_of_ignored_code(ignored, report)
     set_template(tokenizer, options.chat_template)
     day = _started_on(request)
@@ -118,7 +118,7 @@ def _read_dataset(
     """Stages 1 to 4 of the data pipeline (`zeta_core.data`): open the sources, check large data, and tokenize it."""
     sources = open_sources(
         dataset_sources(dataset),
-        request.places,
+        request.locations,
         pretokenized=request.options.use_pretokenized,
         method=request.options.method,
         split=split,

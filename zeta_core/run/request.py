@@ -28,7 +28,7 @@ class RunRequest:
     model: object
     output_dir: Path
     cache: Path
-    places: SourceLocations
+    locations: SourceLocations
     resume_from: Path | None = None
     tokenizer: object = None
     threads: int | None = None

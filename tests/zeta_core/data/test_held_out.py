@@ -57,8 +57,8 @@ def tokens_of(
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
-    places = SourceLocations(any_path=True)
-    sources = open_sources(dataset_sources(options.dataset), places, pretokenized=False, method=method)
+    locations = SourceLocations(any_path=True)
+    sources = open_sources(dataset_sources(options.dataset), locations, pretokenized=False, method=method)
     sources = [replace(source, group_by=group_by) for source in sources]
     tokenizer = ByT5Tokenizer()
     tokenizer.chat_template = FORGETS_THINKING

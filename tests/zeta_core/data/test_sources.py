@@ -26,11 +26,11 @@ TEXTS = ["The first document.\n", "Der zweite, mit Ümläuten.\n"]
 
 
 def tokens_of(
-    source: dict[str, Any], tmp_path: Path, *, places: SourceLocations | None = None, pretokenized: bool = False
+    source: dict[str, Any], tmp_path: Path, *, locations: SourceLocations | None = None, pretokenized: bool = False
 ) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": source})
-    places = places or SourceLocations(any_path=True)
-    sources = open_sources(dataset_sources(options.dataset), places, pretokenized=pretokenized)
+    locations = locations or SourceLocations(any_path=True)
+    sources = open_sources(dataset_sources(options.dataset), locations, pretokenized=pretokenized)
     return prepare_tokens(sources, ByT5Tokenizer(), tmp_path / "cache", Reporter())
 
 
@@ -75,12 +75,12 @@ def test_a_folder_on_a_worker_is_read_as_a_client_uploads_it(tmp_path: Path) -> 
     for name in ("train.txt", "test.txt", "README.md", ".ipynb_checkpoints/train.txt", "sub/B.TXT"):
         (root / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "corpus" / name).write_text(name)
-    places = SourceLocations(data_root=root)
+    locations = SourceLocations(data_root=root)
 
     def texts(path: str, split: Split = "train") -> tuple[list[str], list[str]]:
         messages: list[str] = []
         source = PathSource(path=path)
-        found = open_sources([source], places, pretokenized=False, split=split, on_folder=messages.append)
+        found = open_sources([source], locations, pretokenized=False, split=split, on_folder=messages.append)
         return [one.name for one in found], messages
 
     assert texts("corpus")[0] == ["B.TXT", "train.txt"]
@@ -171,11 +171,11 @@ def test_an_uploaded_file_is_found_by_id_and_reported_by_name(tmp_path: Path) ->
     store = tmp_path / "store"
     (store / "files").mkdir(parents=True)
     (store / "files" / "file_1").write_bytes(b'{"text": "ok"}\nnot json\n')
-    places = SourceLocations(
+    locations = SourceLocations(
         files={"file_1": UploadedFile(filename="mine.jsonl", sha256="0" * 64)}, artifacts_root=store
     )
     with pytest.raises(InvalidData, match=r"mine\.jsonl, line 2: is not valid JSON"):
-        tokens_of({"file": "file_1"}, tmp_path, places=places)
+        tokens_of({"file": "file_1"}, tmp_path, locations=locations)
 
 
 @pytest.mark.parametrize("pattern", ["../secret.txt", "/etc/passwd", "link.txt"])
@@ -185,7 +185,7 @@ def test_a_job_cannot_read_outside_the_data_root(pattern: str, tmp_path: Path) -
     (tmp_path / "secret.txt").write_text("secret")
     (root / "link.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(InvalidData, match=r"is outside the data root|which matches no data file"):
-        tokens_of({"path": pattern}, tmp_path, places=SourceLocations(data_root=root))
+        tokens_of({"path": pattern}, tmp_path, locations=SourceLocations(data_root=root))
 
 
 def test_rows_of_ids_are_used_unchanged(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_ad
 
     def check(capacity: int, **spec: Any) -> None:
         options = TrainerOptions.model_validate(spec)
-        places = SourceLocations(any_path=True)
-        check_before_loading(tmp_path / "model", options, places, tmp_path, world_size=1, capacity=capacity)
+        locations = SourceLocations(any_path=True)
+        check_before_loading(tmp_path / "model", options, locations, tmp_path, world_size=1, capacity=capacity)
 
     check(4 * weights)
     check(2 * weights, optimizer="adafactor")

@@ -18,8 +18,8 @@ from zeta_core.model.sources import locate_model, locate_tokenizer
 def test_it_is_what_the_checkpoint_was_trained_with(family: str, tmp_path: Path) -> None:
     model = ConfigModel(config={**LLAMA_CONFIG, "model_type": family, "num_key_value_heads": 4})
     train(model, tmp_path / "out", cache=tmp_path, max_steps=1)
-    places = SourceLocations(any_path=True)
-    located = locate_model(str(tmp_path / "out" / "final"), places, tmp_path)
-    tokenizer = locate_tokenizer(None, located, places, tmp_path)
+    locations = SourceLocations(any_path=True)
+    located = locate_model(str(tmp_path / "out" / "final"), locations, tmp_path)
+    tokenizer = locate_tokenizer(None, located, locations, tmp_path)
     assert type(tokenizer) is ByT5Tokenizer
     assert tokenizer("é", add_special_tokens=False)["input_ids"] == [byte + 3 for byte in "é".encode()]

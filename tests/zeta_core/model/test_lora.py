@@ -119,11 +119,11 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
     """By its base where that has a name, merged where it has none, and a clear word where neither is there."""
     saved: Any = llama()
     saved.save_pretrained(tmp_path / "artifacts" / "jobs" / "job_base" / "checkpoints" / "final")
-    places = SourceLocations(artifacts_root=tmp_path / "artifacts")
+    locations = SourceLocations(artifacts_root=tmp_path / "artifacts")
 
     def fine_tune(job: str, of: Any, **lora: Any) -> Path:
         folder = tmp_path / "artifacts" / "jobs" / job / "checkpoints"
-        train(of, folder, cache=tmp_path, places=places, max_steps=2, lora={"r": 2, **lora})
+        train(of, folder, cache=tmp_path, locations=locations, max_steps=2, lora={"r": 2, **lora})
         return folder / "final"
 
     base, adapter = "job_01m0000000000000000000base", "job_01m00000000000000000000one"
@@ -135,7 +135,9 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
 
     untouched: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "artifacts" / "jobs" / base / "checkpoints/final")
     expected = PeftModel.from_pretrained(untouched, str(first)).merge_and_unload().state_dict()
-    train(JobModel(job=adapter), tmp_path / "full", cache=tmp_path, places=places, max_steps=1, learning_rate=1e-12)
+    train(
+        JobModel(job=adapter), tmp_path / "full", cache=tmp_path, locations=locations, max_steps=1, learning_rate=1e-12
+    )
     found = load_file(tmp_path / "full" / "final" / "model.safetensors")
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
     assert json.loads((tmp_path / "full" / "final" / "manifest.json").read_text())["base_model"] == f"{adapter}/final"
@@ -147,7 +149,7 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             archive.add(first / file, file)
     with pytest.raises(InvalidModel, match="is an adapter without its base"):
-        train(FileModel(file="file_01m0"), tmp_path / "theirs", cache=tmp_path, places=places, max_steps=1)
+        train(FileModel(file="file_01m0"), tmp_path / "theirs", cache=tmp_path, locations=locations, max_steps=1)
 
     nameless = fine_tune("job_01m00000000000000000000two", llama())
     with pytest.raises(InvalidModel, match=r"lora\.save_merged"):

@@ -16,7 +16,7 @@ from zeta_core.model.sources import locate_model, locate_tokenizer
 from zeta_core.system.model_files import InvalidModelFiles, check_archive
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0f1e" * 16 + b"\nsize 987654\n"
-PLACES = SourceLocations(any_path=True)
+LOCATIONS = SourceLocations(any_path=True)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_git_lfs_pointer_in_the_place_of_weights_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(POINTER)
-    located = locate_model(str(folder), PLACES, tmp_path / "cache")
+    located = locate_model(str(folder), LOCATIONS, tmp_path / "cache")
     with pytest.raises(InvalidModel, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
         located.build()
     with tarfile.open(tmp_path / "model.tar", "w") as archive:
@@ -43,9 +43,9 @@ def test_a_git_lfs_pointer_in_the_place_of_weights_is_named(folder: Path, tmp_pa
 def test_a_git_lfs_pointer_in_the_place_of_a_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
     (folder / "tokenizer.json").write_bytes(POINTER)
-    located = locate_model(str(folder), PLACES, tmp_path / "cache")
+    located = locate_model(str(folder), LOCATIONS, tmp_path / "cache")
     with pytest.raises(InvalidModel, match=r"tokenizer\.json is a Git LFS pointer.*git lfs pull"):
-        locate_tokenizer(None, located, PLACES, tmp_path / "cache")
+        locate_tokenizer(None, located, LOCATIONS, tmp_path / "cache")
 
 
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
@@ -53,16 +53,16 @@ def test_a_tokenizer_that_needs_sentencepiece_names_the_package(folder: Path, tm
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    located = locate_model(str(folder), PLACES, tmp_path / "cache")
+    located = locate_model(str(folder), LOCATIONS, tmp_path / "cache")
     with pytest.raises(InvalidModel, match=r"SentencePiece model \(tokenizer\.model\).*pip install sentencepiece"):
-        locate_tokenizer(None, located, PLACES, tmp_path / "cache")
+        locate_tokenizer(None, located, LOCATIONS, tmp_path / "cache")
 
 
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InvalidModel, match=r"the Hub cannot be reached.*HF_ENDPOINT"):
-        locate_model("nobody/no-such-model", PLACES, tmp_path)
+        locate_model("nobody/no-such-model", LOCATIONS, tmp_path)
 
 
 @pytest.mark.parametrize("length", [20, 400, -100])
@@ -86,6 +86,6 @@ def test_a_truncated_gguf_file_is_named(length: int, tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     path.write_bytes(path.read_bytes()[:length])
-    located = locate_model(str(path), PLACES, tmp_path / "cache")
+    located = locate_model(str(path), LOCATIONS, tmp_path / "cache")
     with pytest.raises(InvalidModel, match=r"small\.gguf cannot be read: .*probably truncated"):
         located.build()

@@ -63,12 +63,12 @@ def test_the_lines_load_a_base_that_is_a_job(
 ) -> None:
     """A whole model first, then its adapter as the base of another adapter."""
     store = tmp_path / "artifacts" / "jobs"
-    places = SourceLocations(artifacts_root=tmp_path / "artifacts")
+    locations = SourceLocations(artifacts_root=tmp_path / "artifacts")
     llama().save_pretrained(store / BASE_JOB / "checkpoints" / "final")  # pyright: ignore[reportCallIssue]
     first = store / ADAPTER_JOB / "checkpoints"
     lora = {"r": 2, "save_merged": save_merged}
-    train(JobModel(job=BASE_JOB), first, cache=tmp_path, places=places, max_steps=2, lora=lora)
-    train(JobModel(job=ADAPTER_JOB), tmp_path / "two", cache=tmp_path, places=places, max_steps=2, lora={"r": 2})
+    train(JobModel(job=BASE_JOB), first, cache=tmp_path, locations=locations, max_steps=2, lora=lora)
+    train(JobModel(job=ADAPTER_JOB), tmp_path / "two", cache=tmp_path, locations=locations, max_steps=2, lora={"r": 2})
 
     readme = (first / "final" / "README.md").read_text()
     assert f"zeta download {BASE_JOB} --checkpoint final -o base\n" in readme

@@ -37,24 +37,24 @@ def secret(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> SourceLocations:
+def locations(tmp_path: Path) -> SourceLocations:
     return SourceLocations(
         artifacts_root=tmp_path / "artifacts", files={FILE: UploadedFile(filename="model.tar")}, hub=False
     )
 
 
-def stored_upload(places: SourceLocations, files: Mapping[str, object]) -> FileModel:
+def stored_upload(locations: SourceLocations, files: Mapping[str, object]) -> FileModel:
     """An upload as a server stored it that did not look into it."""
-    assert places.artifacts_root is not None
-    path = places.artifacts_root / file_key(FILE)
+    assert locations.artifacts_root is not None
+    path = locations.artifacts_root / file_key(FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(files))
     return FileModel(file=FILE)
 
 
-def stored_checkpoint(places: SourceLocations, files: Mapping[str, object]) -> JobModel:
-    assert places.artifacts_root is not None
-    folder = places.artifacts_root / checkpoint_key(JOB, "final")
+def stored_checkpoint(locations: SourceLocations, files: Mapping[str, object]) -> JobModel:
+    assert locations.artifacts_root is not None
+    folder = locations.artifacts_root / checkpoint_key(JOB, "final")
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -86,17 +86,17 @@ def refusal(located: Any) -> str:
 )
 @pytest.mark.parametrize("where", ["upload", "checkpoint", "tokenizer"])
 def test_a_tokenizer_never_holds_a_file_of_the_machine(
-    file: str, content: dict[str, Any], where: str, secret: Path, places: SourceLocations, tmp_path: Path
+    file: str, content: dict[str, Any], where: str, secret: Path, locations: SourceLocations, tmp_path: Path
 ) -> None:
     named = json.loads(json.dumps(content).replace("SECRET", str(secret)))
     files: dict[str, object] = {"config.json": {**CONFIG, "model_type": "bert"}, "model.safetensors": safetensors()}
     files |= {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}, file: named}
-    source: Any = stored_checkpoint(places, files) if where == "checkpoint" else stored_upload(places, files)
+    source: Any = stored_checkpoint(locations, files) if where == "checkpoint" else stored_upload(locations, files)
     if where == "tokenizer":
-        located = locate_model(ConfigModel(config=LLAMA_CONFIG), places, tmp_path)
-        said = refusal(lambda: locate_tokenizer(FileTokenizer(file=FILE), located, places, tmp_path / "cache"))
+        located = locate_model(ConfigModel(config=LLAMA_CONFIG), locations, tmp_path)
+        said = refusal(lambda: locate_tokenizer(FileTokenizer(file=FILE), located, locations, tmp_path / "cache"))
     else:
-        said = refusal(lambda: locate_model(source, places, tmp_path / "cache"))
+        said = refusal(lambda: locate_model(source, locations, tmp_path / "cache"))
     assert f": {file} has " in said
     assert str(secret)[:40] in said  # a message cuts long values
     assert not any(SECRET in path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*.json"))
@@ -115,7 +115,7 @@ def test_transformers_would_open_the_file_that_such_a_key_names(secret: Path, tm
 
 
 @pytest.mark.parametrize("shard", ["OTHER", "../other/model.safetensors", "weights.txt"])
-def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: SourceLocations, tmp_path: Path) -> None:
+def test_a_weight_map_never_reaches_weights_of_others(shard: str, locations: SourceLocations, tmp_path: Path) -> None:
     other = tmp_path / "other" / "model.safetensors"
     other.parent.mkdir()
     other.write_bytes(weights(tmp_path))
@@ -124,13 +124,15 @@ def test_a_weight_map_never_reaches_weights_of_others(shard: str, places: Source
     torch.save(llama().state_dict(), tmp_path / "weights.txt")
     files: dict[str, object] = {"config.json": LLAMA_CONFIG, "model.safetensors.index.json": index}
     files["weights.txt"] = (tmp_path / "weights.txt").read_bytes()
-    for source in (stored_upload(places, files), stored_checkpoint(places, files)):
-        said = refusal(lambda source=source: locate_model(source, places, tmp_path / "cache"))
+    for source in (stored_upload(locations, files), stored_checkpoint(locations, files)):
+        said = refusal(lambda source=source: locate_model(source, locations, tmp_path / "cache"))
         assert "model.safetensors.index.json has 'weight_map." in said
         assert "it must name a .safetensors file beside it" in said
 
 
-def test_a_pickle_is_never_loaded_whatever_its_name(places: SourceLocations, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_pickle_is_never_loaded_whatever_its_name(
+    locations: SourceLocations, tmp_path: Path, monkeypatch: Any
+) -> None:
     def load(*_: object, **__: object) -> None:
         pytest.fail("torch.load was called")
 
@@ -139,43 +141,47 @@ def test_a_pickle_is_never_loaded_whatever_its_name(places: SourceLocations, tmp
     monkeypatch.setattr(torch, "load", load)
     said = refusal(
         lambda: locate_model(
-            stored_upload(places, {"config.json": LLAMA_CONFIG, "model.safetensors": pickled}), places, tmp_path / "c1"
+            stored_upload(locations, {"config.json": LLAMA_CONFIG, "model.safetensors": pickled}),
+            locations,
+            tmp_path / "c1",
         )
     )
     assert "model.tar: model.safetensors is not a safetensors file" in said
     files = {"config.json": LLAMA_CONFIG, "pytorch_model.bin": pickled, "adapter_model.bin": pickled}
-    said = refusal(lambda: locate_model(stored_upload(places, files), places, tmp_path / "c2"))
+    said = refusal(lambda: locate_model(stored_upload(locations, files), locations, tmp_path / "c2"))
     assert "has no model.safetensors" in said
     assert not list((tmp_path / "c2").rglob("*.bin"))
 
 
 @pytest.mark.parametrize("link", ["vocab.txt", "config.json", "model.safetensors"])
 def test_a_link_out_of_a_checkpoint_is_refused(
-    link: str, secret: Path, places: SourceLocations, tmp_path: Path
+    link: str, secret: Path, locations: SourceLocations, tmp_path: Path
 ) -> None:
-    model = stored_checkpoint(places, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors()})
-    assert places.artifacts_root is not None
-    path = places.artifacts_root / checkpoint_key(JOB, "final") / link
+    model = stored_checkpoint(locations, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors()})
+    assert locations.artifacts_root is not None
+    path = locations.artifacts_root / checkpoint_key(JOB, "final") / link
     path.unlink(missing_ok=True)
     path.symlink_to(secret)
-    said = refusal(lambda: locate_model(model, places, tmp_path / "cache"))
+    said = refusal(lambda: locate_model(model, locations, tmp_path / "cache"))
     assert said == f"{JOB}/final holds {link!r}, a link that leads out of it; copy the file there."
 
 
 @pytest.mark.parametrize("source", ["job", "local directory"])
-def test_code_of_a_model_is_ignored_with_a_warning(source: str, places: SourceLocations, tmp_path: Path) -> None:
+def test_code_of_a_model_is_ignored_with_a_warning(source: str, locations: SourceLocations, tmp_path: Path) -> None:
     config = {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}
     files: dict[str, Any] = {"config.json": config, "model.safetensors": weights(tmp_path), "theirs.py": b"1 / 0"}
     files["generation_config.json"] = {"eos_token_id": 1, "custom_generate": "theirs"}
-    model: Any = stored_checkpoint(places, files)
+    model: Any = stored_checkpoint(locations, files)
     if source == "local directory":
-        assert places.artifacts_root is not None
-        model, places = (
-            str(places.artifacts_root / checkpoint_key(JOB, "final")),
+        assert locations.artifacts_root is not None
+        model, locations = (
+            str(locations.artifacts_root / checkpoint_key(JOB, "final")),
             SourceLocations(any_path=True, hub=False),
         )
     for number in range(2):  # the second run uses the checked copy of the first
-        outcome, lines = train(model, tmp_path / f"out-{number}", cache=tmp_path / "cache", max_steps=1, places=places)
+        outcome, lines = train(
+            model, tmp_path / f"out-{number}", cache=tmp_path / "cache", max_steps=1, locations=locations
+        )
         assert outcome.steps_trained == 1
         (warning,) = [line for line in lines.all if isinstance(line, WarningLine) and line.code == "model_code_ignored"]
         assert "auto_map in config.json, custom_generate in generation_config.json" in warning.message
@@ -185,18 +191,20 @@ def test_code_of_a_model_is_ignored_with_a_warning(source: str, places: SourceLo
         assert warning.message.startswith(f"{name} refers to code of its own")
 
 
-def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(places: SourceLocations, tmp_path: Path) -> None:
-    base = stored_checkpoint(places, {"config.json": {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config"}}})
-    assert places.artifacts_root is not None
-    adapter = places.artifacts_root / checkpoint_key(JOB, "step-1")
+def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(
+    locations: SourceLocations, tmp_path: Path
+) -> None:
+    base = stored_checkpoint(locations, {"config.json": {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "theirs.Config"}}})
+    assert locations.artifacts_root is not None
+    adapter = locations.artifacts_root / checkpoint_key(JOB, "step-1")
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": f"{base.job}/{base.checkpoint}"})
     )
     ignored: list[IgnoredCode] = []
-    places = replace(places, weights=False)
+    locations = replace(locations, weights=False)
     model = JobModel(job=JOB, checkpoint="step-1")
-    located = locate_model(model, places, tmp_path / "cache", on_ignored=ignored.append)
+    located = locate_model(model, locations, tmp_path / "cache", on_ignored=ignored.append)
     assert ignored == [IgnoredCode(f"{JOB}/final", {"config.json": ["auto_map"]})]
 
     tokenizer = tmp_path / "tokenizer"
@@ -208,10 +216,10 @@ def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(places: S
     assert ignored[1:] == [IgnoredCode(str(tokenizer), {"tokenizer_config.json": ["auto_map"]})]
 
 
-def test_a_model_without_code_gives_no_warning(places: SourceLocations, tmp_path: Path) -> None:
+def test_a_model_without_code_gives_no_warning(locations: SourceLocations, tmp_path: Path) -> None:
     config = {**LLAMA_CONFIG, "auto_map": {}, "trust_remote_code": False}
-    model = stored_checkpoint(places, {"config.json": config, "model.safetensors": weights(tmp_path)})
-    _, lines = train(model, tmp_path / "out", cache=tmp_path / "cache", max_steps=1, places=places)
+    model = stored_checkpoint(locations, {"config.json": config, "model.safetensors": weights(tmp_path)})
+    _, lines = train(model, tmp_path / "out", cache=tmp_path / "cache", max_steps=1, locations=locations)
     assert "model_code_ignored" not in [line.code for line in lines.all if isinstance(line, WarningLine)]
 
 
@@ -236,7 +244,7 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("where", ["upload", "checkpoint", "config"])
 def test_no_config_reaches_a_kernel_loader(
-    key: str, where: str, places: SourceLocations, tmp_path: Path, no_kernels: list[str]
+    key: str, where: str, locations: SourceLocations, tmp_path: Path, no_kernels: list[str]
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -248,18 +256,18 @@ def test_no_config_reaches_a_kernel_loader(
     files = {"config.json": config, "model.safetensors": weights(tmp_path)}
     model: Any = ConfigModel(config=config)
     if where != "config":
-        model = stored_upload(places, files) if where == "upload" else stored_checkpoint(places, files)
-    said = refusal(lambda: locate_model(model, places, tmp_path / "cache").build())
+        model = stored_upload(locations, files) if where == "upload" else stored_checkpoint(locations, files)
+    said = refusal(lambda: locate_model(model, locations, tmp_path / "cache").build())
     assert f"{key}" in said
     assert "kernels of others are never loaded" in said
     assert no_kernels == []
 
 
-def located_upload(places: SourceLocations, tmp_path: Path, files: Mapping[str, object]) -> LocatedModel:
-    return locate_model(stored_upload(places, files), places, tmp_path / "cache")
+def located_upload(locations: SourceLocations, tmp_path: Path, files: Mapping[str, object]) -> LocatedModel:
+    return locate_model(stored_upload(locations, files), locations, tmp_path / "cache")
 
 
-def test_an_uploaded_model_is_the_one_that_was_uploaded(places: SourceLocations, tmp_path: Path) -> None:
+def test_an_uploaded_model_is_the_one_that_was_uploaded(locations: SourceLocations, tmp_path: Path) -> None:
     """With everything that a real directory holds beside it, in shards and with its own tokenizer."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -277,28 +285,28 @@ def test_an_uploaded_model_is_the_one_that_was_uploaded(places: SourceLocations,
     (tmp_path / "model" / "training_args.bin").write_bytes(b"\x80\x04K\x01.")
     files: dict[str, object] = {f"a/{path.name}": path.read_bytes() for path in (tmp_path / "model").iterdir()}
     assert len([name for name in files if name.endswith(".safetensors")]) > 1
-    located = located_upload(places, tmp_path, files)
+    located = located_upload(locations, tmp_path, files)
     built, expected = located.build().state_dict(), model.state_dict()
     assert built.keys() == expected.keys()
     assert all(torch.equal(built[name], tensor) for name, tensor in expected.items())
-    again = locate_tokenizer(None, located, places, tmp_path / "cache")
+    again = locate_tokenizer(None, located, locations, tmp_path / "cache")
     assert again.get_vocab() == words
     assert (again.eos_token, again.chat_template) == ("</s>", tokenizer.chat_template)
     assert not list((tmp_path / "cache").rglob("*.bin"))
 
 
-def test_a_checkpoint_is_a_base_again_and_is_linked_not_copied(places: SourceLocations, tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_base_again_and_is_linked_not_copied(locations: SourceLocations, tmp_path: Path) -> None:
     train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1)
-    assert places.artifacts_root is not None
-    stored = places.artifacts_root / checkpoint_key(JOB, "final")
+    assert locations.artifacts_root is not None
+    stored = locations.artifacts_root / checkpoint_key(JOB, "final")
     stored.parent.mkdir(parents=True)
     (tmp_path / "out" / "final").rename(stored)
     model = JobModel(job=JOB, checkpoint="final")
-    located = locate_model(model, places, tmp_path / "cache")
+    located = locate_model(model, locations, tmp_path / "cache")
     (copied,) = (tmp_path / "cache").rglob("*.safetensors")
     assert copied.is_symlink()
     assert os.path.samefile(copied, stored / "model.safetensors")
-    assert locate_model(model, places, tmp_path / "cache").directory == located.directory, "made once"
+    assert locate_model(model, locations, tmp_path / "cache").directory == located.directory, "made once"
     located.build()
-    outcome, _ = train(model, tmp_path / "next", cache=tmp_path / "cache", max_steps=1, places=places)
+    outcome, _ = train(model, tmp_path / "next", cache=tmp_path / "cache", max_steps=1, locations=locations)
     assert outcome.steps_trained == 1

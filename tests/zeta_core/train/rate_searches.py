@@ -53,7 +53,7 @@ def begin(
         model=model,
         output_dir=output_dir,
         cache=output_dir.parent / "cache",
-        places=SourceLocations(any_path=True),
+        locations=SourceLocations(any_path=True),
         resume_from=output_dir if resume else None,
         stop=lambda: stop(lines),
     )

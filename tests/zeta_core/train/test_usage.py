@@ -91,9 +91,11 @@ def test_progress_lines_have_every_step_waiting_shares_and_memory_by_part(
     given = {"seq_len": 32, "batch_size": 2, "gradient_accumulate_every": 1, "max_steps": 7, "checkpointing_steps": 3}
     report = Reporter(JournalWriter(tmp_path / "events.jsonl"))
     options = TrainerOptions.model_validate(given)
-    places = SourceLocations(any_path=True)
+    locations = SourceLocations(any_path=True)
     model = llama()
-    run = RunRequest(options=options, model=model, output_dir=tmp_path / "out", cache=tmp_path / "cache", places=places)
+    run = RunRequest(
+        options=options, model=model, output_dir=tmp_path / "out", cache=tmp_path / "cache", locations=locations
+    )
     execute(run, ProcessRank(), report)
     report.close()
     lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in (tmp_path / "events.jsonl").open()]

@@ -1,4 +1,4 @@
-"""A small real training program for tests of the supervision: it speaks the run directory's language, without torch.
+"""A small real training program for tests of the worker: it follows the protocol of run directories, without torch.
 
 ``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
 ``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``, ``allocate`` with
@@ -37,7 +37,7 @@ from zeta_core.contract.wire.run_directory import (
     RunFile,
     StopFile,
 )
-from zeta_core.process.supervision import Supervision
+from zeta_core.process.worker_monitor import WorkerMonitor
 
 WEIGHTS_FILE = "model.safetensors"
 STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
@@ -68,8 +68,8 @@ class SmallTraining:
         self.then = str(metadata.get("then", "succeed"))
         self.child = str(metadata.get("child", ""))
         self.weights = b""
-        self.supervision = Supervision(directory / ALIVE_FILE)
-        self.supervision.watch(self.order, on_end=self.hand_back)
+        self.worker_monitor = WorkerMonitor(directory / ALIVE_FILE)
+        self.worker_monitor.start(self.order, on_exit=self.hand_back)
         faulthandler.register(signal.Signals[STACKS_SIGNAL])
 
     def run(self) -> int:
@@ -94,7 +94,7 @@ class SmallTraining:
                 self.save(f"step-{step}", step)
             if (self.directory / STOP_FILE).exists():
                 return self.obey(StopFile.model_validate_json((self.directory / STOP_FILE).read_text()), step)
-            if self.supervision.is_lost:
+            if self.worker_monitor.is_lost:
                 return self.obey(StopFile(action="hand_back"), step)
         if self.then == "exit":
             return 7

@@ -1,1 +1,1 @@
-"""The processes of a training: launching them, and monitoring the signs of life of its supervisor."""
+"""The processes of a run: launching them, and detecting a lost worker."""

@@ -46,7 +46,7 @@ from zeta_core.contract.wire.run_directory import (
 )
 from zeta_core.environment import ProcessRank, job_id, variables
 from zeta_core.failures import TrainingFailed, explain
-from zeta_core.process.supervision import Supervision
+from zeta_core.process.worker_monitor import WorkerMonitor
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.library_noise import hide_library_noise
 from zeta_core.report.reporter import Console, Reporter
@@ -68,17 +68,17 @@ def main(run_dir: Path) -> int:
     fcntl.flock(lock, fcntl.LOCK_SH)
     faulthandler.register(signal.Signals[STACKS_SIGNAL], file=STANDARD_ERROR, all_threads=True)
     is_disk_full = False  # an error exit code, so elastic ends the other ranks, which would wait for this one
-    supervision = Supervision(run_dir / ALIVE_FILE)
-    stop = Stop(run_dir / STOP_FILE, supervision)
+    worker_monitor = WorkerMonitor(run_dir / ALIVE_FILE)
+    stop = Stop(run_dir / STOP_FILE, worker_monitor)
     signal.signal(signal.SIGTERM, stop.on_signal)
-    with closing(JournalWriter(run_dir / JOURNAL_FILE)) as journal, closing(supervision):
+    with closing(JournalWriter(run_dir / JOURNAL_FILE)) as journal, closing(worker_monitor):
         report = Reporter(journal, Console(job_id())) if rank.is_main else Reporter()  # the console is train.log
         try:
             file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
             journal.max_lines = file.journal_max_lines
-            supervision.watch(file, lambda: None if rank.launched else journal.write(_handed_back()))
+            worker_monitor.start(file, lambda: None if rank.launched else journal.write(_handed_back()))
             if file.processes > 1 and not rank.launched:
-                line = _train_in_processes(run_dir, file, stop, supervision)
+                line = _train_in_processes(run_dir, file, stop, worker_monitor)
             else:
                 with variables(**_threads_as_first_decided(file)):  # torch reads it when it is imported
                     line = _train(file, rank, report, stop)
@@ -88,7 +88,7 @@ def main(run_dir: Path) -> int:
             line = _end_by(error)
             is_disk_full = line.reason is StatusReason.DISK_FULL
         stop.ends_at_once = False  # the last line must be written completely
-        if line.status is JobStatus.FAILED and supervision.is_lost:
+        if line.status is JobStatus.FAILED and worker_monitor.is_lost:
             line = _handed_back()  # a rank that lost the worker caused the others to fail
         elif line.status is JobStatus.FAILED and stop.was_signalled:
             line = _interrupted(line, stop())
@@ -164,9 +164,9 @@ class Stop:
     While ``ends_at_once`` is set, SIGTERM raises `Interrupted` once, wherever the main thread is.
     """
 
-    def __init__(self, file: Path, supervision: Supervision) -> None:
+    def __init__(self, file: Path, worker_monitor: WorkerMonitor) -> None:
         self._file = str(file)
-        self._supervision = supervision
+        self._worker_monitor = worker_monitor
         self.was_signalled = False
         self.ends_at_once = True
         self.write_on_signal = False  # in the process that starts the ranks, because all of them read the file
@@ -197,14 +197,14 @@ class Stop:
         try:
             os.stat(self._file)
         except FileNotFoundError:
-            return "hand_back" if self.was_signalled or self._supervision.is_lost else None
+            return "hand_back" if self.was_signalled or self._worker_monitor.is_lost else None
         try:
             return StopFile.model_validate_json(Path(self._file).read_bytes()).action
         except ValidationError:
             return None  # it is incomplete; the next step reads it again
 
 
-def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: Supervision) -> StatusLine:
+def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, worker_monitor: WorkerMonitor) -> StatusLine:
     """Start the ranks with torch elastic, without restarts, and wait for them. Returns the final status line."""
     with stop.deferred():
         import torch
@@ -225,7 +225,7 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, supervision: S
         # SIGTERM is converted to the stop file, which lets the ranks save; elastic would end them.
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
-    if supervision.is_lost:
+    if worker_monitor.is_lost:
         return _handed_back()  # new ranks might not detect the lost worker before this process must exit
     stop.write_on_signal = True
     stop.ends_at_once = False  # each rank receives SIGTERM itself

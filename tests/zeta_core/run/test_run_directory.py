@@ -166,7 +166,7 @@ def test_sigterm_before_the_first_step_ends_the_run_at_once(
 
 
 def test_sigterm_during_the_import_of_torch_interrupts_once_after_it(tmp_path: Path) -> None:
-    stop = launch.Stop(tmp_path / "stop", launch.Supervision(tmp_path / "alive"))
+    stop = launch.Stop(tmp_path / "stop", launch.WorkerMonitor(tmp_path / "alive"))
     imported: list[bool] = []
 
     def import_it() -> None:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME...] [--small]``: ask the questions, print one table, write JSON."""
+"""``python -m benchmarks [NAME...] [--small]``: run benchmarks, print one table and write JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from benchmarks import (
     resume_time,
     throughput,
 )
-from benchmarks.answer import Answer, machine, table, write
+from benchmarks.result import BenchmarkResult, describe_machine, markdown_table, write_json
 from benchmarks.work import FULL, SMALL, Size
 
-QUESTIONS: dict[str, Callable[[Size], Answer]] = {
+BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "loop-overhead": loop_overhead.measure,
     "throughput": throughput.measure,
     "mixed-documents": mixed_documents.measure,
@@ -38,21 +38,26 @@ QUESTIONS: dict[str, Callable[[Size], Answer]] = {
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(QUESTIONS)}; all if none")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    asked = parser.parse_args(arguments)
-    if unknown := set(asked.names) - QUESTIONS.keys():
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
-    about = machine()
-    answers: list[Answer] = []
-    for name in asked.names or QUESTIONS:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"benchmarks to run, by default all: {', '.join(BENCHMARKS)}"
+    )
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to test that the benchmarks run")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - BENCHMARKS.keys():
+        parser.error(f"unknown benchmark: {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
+    environment = describe_machine()
+    results: list[BenchmarkResult] = []
+    for name in options.names or BENCHMARKS:
         started = time.perf_counter()
-        answers.append(QUESTIONS[name](SMALL if asked.small else FULL))
-        print(f"{name}: ratio {answers[-1].ratio:.3g} ({time.perf_counter() - started:.0f} s)", file=sys.stderr)
-    about |= {"load_average_at_the_end": machine()["load_average_1_5_15_minutes"], "threads": torch.get_num_threads()}
-    print("\n" + table(answers))
-    print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
-    print(f"\nAll figures: {write(answers, about)}")
+        results.append(BENCHMARKS[name](SMALL if options.small else FULL))
+        print(f"{name}: ratio {results[-1].ratio:.3g} ({time.perf_counter() - started:.0f} s)", file=sys.stderr)
+    environment |= {
+        "load_average_at_the_end": describe_machine()["load_average_1_5_15_minutes"],
+        "threads": torch.get_num_threads(),
+    }
+    print("\n" + markdown_table(results))
+    print("\n" + ", ".join(f"{name} {value}" for name, value in environment.items()))
+    print(f"\nAll figures: {write_json(results, environment)}")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Peak memory of a training with and without activation checkpointing, where activations are most of it.
+"""Peak memory with and without activation checkpointing, for a run whose memory is mostly activations.
 
-``python -m benchmarks.activation_memory yes|no`` trains two steps and prints the bytes that the process used at most,
-beyond what it had after a tiny training, which had loaded all code.
+``python -m benchmarks.activation_memory yes|no`` trains two steps and prints the peak memory of the process in
+bytes, minus the peak after a tiny run that loaded all code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import work
-from benchmarks.answer import Answer, ratio_of_rounds
+from benchmarks.result import BenchmarkResult, ratio_of_rounds
 from benchmarks.work import FULL, SMALL, Size
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 16, 512, 384
@@ -22,18 +22,18 @@ WITH, WITHOUT = "with", "without"
 
 def peak_bytes(size: Size, *, checkpointing: bool) -> int:
     _train(SMALL, checkpointing=checkpointing)
-    before = _most_bytes()
+    before = _max_rss_bytes()
     _train(size, checkpointing=checkpointing)
-    return max(1, _most_bytes() - before)
+    return max(1, _max_rss_bytes() - before)
 
 
 def _train(size: Size, *, checkpointing: bool) -> None:
     batch_size, steps = size.of(BATCH_SIZE, 1), 2
     with tempfile.TemporaryDirectory() as folder:
         tokens = work.token_file(Path(folder), num_tokens=2 * steps * batch_size * SEQ_LEN, vocabulary=VOCABULARY)
-        work.train_ours(
+        work.train_zeta(
             work.llama(size, num_hidden_layers=8, vocab_size=VOCABULARY),
-            Path(folder) / "ours",
+            Path(folder) / "zeta",
             dataset=tokens,
             seq_len=SEQ_LEN,
             batch_size=batch_size,
@@ -42,30 +42,32 @@ def _train(size: Size, *, checkpointing: bool) -> None:
         )
 
 
-def _most_bytes() -> int:
+def _max_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _peak_in_a_process(checkpointing: bool) -> int:
+def _peak_in_new_process(checkpointing: bool) -> int:
     command = [sys.executable, "-m", "benchmarks.activation_memory", "yes" if checkpointing else "no"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(process.stdout.splitlines()[-1])
 
 
-def measure(size: Size) -> Answer:
+def measure(size: Size) -> BenchmarkResult:
     figures: dict[str, list[float]] = {WITH: [], WITHOUT: []}
     for _ in range(max(1, size.rounds // 4)):
         for name, checkpointing in ((WITH, True), (WITHOUT, False)):
-            peak = _peak_in_a_process(checkpointing) if size.isolated else peak_bytes(size, checkpointing=checkpointing)
+            peak = (
+                _peak_in_new_process(checkpointing) if size.isolated else peak_bytes(size, checkpointing=checkpointing)
+            )
             figures[name].append(peak / 2**20)
-    return Answer(
-        question="Peak memory, with activation checkpointing by without",
+    return BenchmarkResult(
+        title="Peak memory with activation checkpointing, relative to without",
         unit="MiB",
         figures=figures,
         ratio=ratio_of_rounds(figures[WITH], figures[WITHOUT]),
-        bar=0.6,
-        better="at most",
-        notes=f"8 layers of 256, {BATCH_SIZE} x {SEQ_LEN} tokens; beyond what the process had before.",
+        target=0.6,
+        target_is="maximum",
+        notes=f"8 layers of 256, {BATCH_SIZE} x {SEQ_LEN} tokens; above the peak of a tiny run before it.",
     )
 
 

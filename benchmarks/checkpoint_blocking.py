@@ -1,8 +1,8 @@
-"""How long training stands still for a checkpoint of 110 million parameters (1.3 GB with AdamW's moments).
+"""How long a checkpoint of 110 million parameters (1.3 GB with AdamW's moments) blocks training.
 
-Ours: the time in which the loop is in a save, or waits before an update for what is still being copied. The peer's:
-the call of `accelerator.save_state`. Ours is flushed to the disk, hashed and published while training goes on, which
-takes the machine's time, too: ``more`` has how much later the steps were done because of a save, both ways.
+For this project, this is the time that the loop spends in a save, or waits before an update until copying is complete.
+For Accelerate, it is the duration of `accelerator.save_state`. This project flushes, hashes and publishes the files
+while training continues, which slows the steps down. ``details`` therefore contains the delay per save for both.
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ import torch
 from torch import nn
 
 from benchmarks import loops, work
-from benchmarks.answer import OURS, Answer, ratio_of_rounds
-from benchmarks.contestants import turn_of
+from benchmarks.contestants import run_isolated
+from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.work import Size
 from zeta_core.checkpoint.staging import Staging
 from zeta_core.train.checkpointing import Checkpointer
 
 SEQ_LEN, BATCH_SIZE, VOCABULARY = 128, 1, 32000
-EVERY, FEW, SAVES = (
-    8,
-    2,
-    2,
-)  # steps from one save to the next; saves in a round: the first is the one whose memory is new
+SAVE_EVERY, SAVE_EVERY_SMALL = 8, 2  # steps
+SAVES = 2  # in each round; only the first one allocates buffers
 SAVE_STATE = "accelerator.save_state"
 
 
@@ -44,34 +41,34 @@ def model_of(size: Size) -> nn.Module:
 
 
 @dataclass
-class Waits:
-    """Seconds that the training's own thread spent in each save, and when its steps were done."""
+class SaveTimings:
+    """The seconds for which each save blocked the training thread, and the time at which each step finished."""
 
-    saves: list[float] = field(default_factory=list[float])
-    steps_at: list[float] = field(default_factory=list[float])
+    blocked_seconds: list[float] = field(default_factory=list[float])
+    finished_at: list[float] = field(default_factory=list[float])
 
-    def step_done(self) -> None:
-        self.steps_at.append(time.perf_counter())
+    def record_step(self) -> None:
+        self.finished_at.append(time.perf_counter())
 
     @contextmanager
-    def counted(self) -> Generator[None]:
-        """Within it every save in the course of a training is counted, with the copying that its update waits for."""
+    def timing(self) -> Generator[None]:
+        """Within the context, time every save before the last one, including the copying that an update waits for."""
         save, finish = Checkpointer.save, Staging.finish
-        waits, trains = self, threading.current_thread()
+        timings, training_thread = self, threading.current_thread()
 
         @wraps(save)
         def timed_save(self: Checkpointer, *names: str) -> None:
             started = time.perf_counter()
             save(self, *names)
             if names[0].startswith("step-"):
-                waits.saves.append(time.perf_counter() - started)
+                timings.blocked_seconds.append(time.perf_counter() - started)
 
         @wraps(finish)
         def timed_finish(self: Staging) -> None:
             started = time.perf_counter()
             finish(self)
-            if waits.saves and threading.current_thread() is trains:
-                waits.saves[-1] += time.perf_counter() - started
+            if timings.blocked_seconds and threading.current_thread() is training_thread:
+                timings.blocked_seconds[-1] += time.perf_counter() - started
 
         Checkpointer.save, Staging.finish = timed_save, timed_finish
         try:
@@ -79,78 +76,78 @@ class Waits:
         finally:
             Checkpointer.save, Staging.finish = save, finish
 
-    def seconds_later(self) -> float:
-        """How much later all steps were done than without the saves, for each of them."""
-        measured = self.steps_at[work.WARM_UP_STEPS :]
+    def delay_per_save(self) -> float:
+        """The seconds by which each save delayed the end of all steps."""
+        measured = self.finished_at[work.WARM_UP_STEPS :]
         periods = [after - before for before, after in pairwise(measured)]
-        return (sum(periods) - len(periods) * statistics.median(periods)) / max(1, len(self.saves))
+        return (sum(periods) - len(periods) * statistics.median(periods)) / max(1, len(self.blocked_seconds))
 
 
-def ours(size: Size, folder: Path, tokens: Path) -> Waits:
-    waits = Waits()
-    with waits.counted():
-        work.train_ours(
+def run_zeta(size: Size, folder: Path, tokens: Path) -> SaveTimings:
+    timings = SaveTimings()
+    with timings.timing():
+        work.train_zeta(
             model_of(size),
             folder,
             dataset=tokens,
             seq_len=SEQ_LEN,
             batch_size=BATCH_SIZE,
             max_steps=_steps(size),
-            checkpointing_steps=size.of(EVERY, FEW),
-            stop=waits.step_done,
+            checkpointing_steps=size.of(SAVE_EVERY, SAVE_EVERY_SMALL),
+            stop=timings.record_step,
         )
-    return waits
+    return timings
 
 
-def save_state(size: Size, folder: Path, tokens: Path) -> Waits:
+def save_state(size: Size, folder: Path, tokens: Path) -> SaveTimings:
     from accelerate import Accelerator
 
     batches = work.batches(tokens, seq_len=SEQ_LEN, batch_size=BATCH_SIZE, steps=_steps(size))
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = model_of(size)
     model, optimizer = accelerator.prepare(model, work.adamw(model))
-    waits = Waits()
+    timings = SaveTimings()
     model.train()
     for step, batch in enumerate(batches, 1):
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), work.MAX_GRAD_NORM)
-        waits.step_done()
+        timings.record_step()
         optimizer.step()
         optimizer.zero_grad()
-        if step % size.of(EVERY, FEW) == 0:
+        if step % size.of(SAVE_EVERY, SAVE_EVERY_SMALL) == 0:
             started = time.perf_counter()
             accelerator.save_state(str(folder / f"state-{step}"))
-            waits.saves.append(time.perf_counter() - started)
+            timings.blocked_seconds.append(time.perf_counter() - started)
     accelerator.free_memory()
-    return waits
+    return timings
 
 
 def _steps(size: Size) -> int:
-    return (SAVES + 1) * size.of(EVERY, FEW) - 1
+    return (SAVES + 1) * size.of(SAVE_EVERY, SAVE_EVERY_SMALL) - 1
 
 
-def measure(size: Size) -> Answer:
-    blocked: dict[str, list[float]] = {OURS: [], SAVE_STATE: []}
-    later: dict[str, list[float]] = {OURS: [], SAVE_STATE: []}
+def measure(size: Size) -> BenchmarkResult:
+    blocked: dict[str, list[float]] = {ZETA: [], SAVE_STATE: []}
+    delays: dict[str, list[float]] = {ZETA: [], SAVE_STATE: []}
     steps, vocabulary = _steps(size), size.of(VOCABULARY, work.SMALL_VOCABULARY)
     for turn in range(max(1, size.rounds // 2)):
         with tempfile.TemporaryDirectory() as folder:
             tokens = work.token_file(Path(folder), num_tokens=2 * SEQ_LEN * steps, vocabulary=vocabulary)
-            runs = [(OURS, OURS, ours), (SAVE_STATE, loops.ACCELERATE, save_state)]
+            runs = [(ZETA, ZETA, run_zeta), (SAVE_STATE, loops.ACCELERATE, save_state)]
             for name, process, train in runs[:: 1 if turn % 2 == 0 else -1]:
-                waits = turn_of(process, size, train, size, Path(folder) / process, tokens)
-                assert len(waits.saves) == SAVES, (name, waits.saves)
-                blocked[name] += waits.saves
-                later[name].append(waits.seconds_later())
-    more: dict[str, Any] = {"first_save": blocked[OURS][::SAVES], "later_saves": blocked[OURS][1::SAVES]}
-    return Answer(
-        question="Training stands still for a checkpoint, ours by accelerator.save_state's",
+                timings = run_isolated(process, size, train, size, Path(folder) / process, tokens)
+                assert len(timings.blocked_seconds) == SAVES, (name, timings.blocked_seconds)
+                blocked[name] += timings.blocked_seconds
+                delays[name].append(timings.delay_per_save())
+    details: dict[str, Any] = {"first_save": blocked[ZETA][::SAVES], "later_saves": blocked[ZETA][1::SAVES]}
+    return BenchmarkResult(
+        title="Time for which a checkpoint blocks the training, relative to accelerator.save_state",
         unit="s",
         figures=blocked,
-        ratio=ratio_of_rounds(blocked[OURS], blocked[SAVE_STATE]),
-        bar=0.35,
-        better="at most",
+        ratio=ratio_of_rounds(blocked[ZETA], blocked[SAVE_STATE]),
+        target=0.35,
+        target_is="maximum",
         notes="110 M parameters, 1.32 GB; first and later saves.",
-        more={**more, "steps_done_later_by": later},
+        details={**details, "steps_done_later_by": delays},
     )

@@ -1,7 +1,7 @@
-"""A process for each contestant, kept for the whole session: none changes the memory, threads or functions of another.
+"""One process per contestant for the whole session, so that none changes the memory, threads or functions of another.
 
-They take turns, and while one works, the others wait for a message and use no processor. Where speed is asked for they
-take turns step by step: a machine that others use as well is another one every few seconds, and so is the same for all.
+Contestants take turns: while one works, the others block on a message and use no processor time. When speed is
+measured, they take turns step by step, because the load of a shared machine changes within seconds.
 """
 
 from __future__ import annotations
@@ -19,78 +19,82 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from benchmarks.work import SEED, Size
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
-_STEP_IS_DONE = "step is done"
-_GO_ON = "go on"
+_STEP_DONE = "step done"
+_CONTINUE = "continue"
 
-_processes: dict[str, Connection] = {}  # in the process that asks: the other end of each contestant
-_parent: Connection | None = None  # in a contestant's own
+_connections: dict[str, Connection] = {}  # in the benchmark's process: the connection to each contestant
+_parent: Connection | None = None  # in a contestant's process: the connection to the benchmark
 
 
 @dataclass(frozen=True)
-class _Answered:
-    answer: Any
+class _Returned:
+    value: Any
 
 
 @dataclass(frozen=True)
 class _Failed:
-    how: str
+    traceback: str
 
 
-def turn_of(
-    name: str, size: Size, function: Callable[Given, Found], *arguments: Given.args, **named: Given.kwargs
-) -> Found:
-    """What ``function`` returns in the process of this contestant (in this one for a small size)."""
-    return side_by_side(size, {name: partial(function, *arguments, **named)})[name]
+def run_isolated(
+    name: str,
+    size: Size,
+    function: Callable[Parameters, Returned],
+    *arguments: Parameters.args,
+    **named: Parameters.kwargs,
+) -> Returned:
+    """Call ``function`` in this contestant's process (for a small size, in this process), and return its result."""
+    return run_in_turns(size, {name: partial(function, *arguments, **named)})[name]
 
 
-def side_by_side(size: Size, tasks: Mapping[str, Callable[[], Found]]) -> dict[str, Found]:
-    """What each contestant's task returns; they take turns wherever a task calls `let_the_others_go`.
+def run_in_turns(size: Size, tasks: Mapping[str, Callable[[], Returned]]) -> dict[str, Returned]:
+    """Run the contestants' tasks, and return their results. Tasks take turns wherever they call `wait_for_turn`.
 
-    The order of each turn is drawn anew, so that none always follows the same other one. Raises `RuntimeError`, with
-    its traceback, for a task that failed.
+    Each turn has a new random order, so that no contestant always follows the same one. If a task fails, raises
+    `RuntimeError` with its traceback.
     """
     if not size.isolated:
         return {name: task() for name, task in tasks.items()}
-    answers: dict[str, Found] = {}
+    results: dict[str, Returned] = {}
     messages: dict[str, object] = dict(tasks)
-    draw = random.Random(SEED)
+    order = random.Random(SEED)
     while messages:
-        for name in draw.sample(list(messages), len(messages)):
-            contestant = _processes[name] if name in _processes else _start(name)
-            contestant.send(messages[name])
-            reply = contestant.recv()
-            messages[name] = _GO_ON
+        for name in order.sample(list(messages), len(messages)):
+            connection = _connections[name] if name in _connections else _start(name)
+            connection.send(messages[name])
+            reply = connection.recv()
+            messages[name] = _CONTINUE
             if isinstance(reply, _Failed):
-                raise RuntimeError(f"{name} failed:\n{reply.how}")
-            if isinstance(reply, _Answered):
-                answers[name] = cast(Found, reply.answer)
+                raise RuntimeError(f"{name} failed:\n{reply.traceback}")
+            if isinstance(reply, _Returned):
+                results[name] = cast(Returned, reply.value)
                 del messages[name]
-    return answers
+    return results
 
 
-def let_the_others_go() -> float:
-    """Called by a task between two steps: returns when it is its turn again, with the seconds that it waited."""
+def wait_for_turn() -> float:
+    """Let the other contestants run; called by a task between two steps. Returns the seconds until its next turn."""
     if _parent is None:
         return 0.0
     started = time.perf_counter()
-    _parent.send(_STEP_IS_DONE)
+    _parent.send(_STEP_DONE)
     _parent.recv()
     return time.perf_counter() - started
 
 
 def _start(name: str) -> Connection:
     context = get_context("spawn")
-    _processes[name], theirs = context.Pipe()
+    _connections[name], theirs = context.Pipe()
     context.Process(target=_work, args=(theirs,), name=name, daemon=True).start()
     theirs.close()
-    return _processes[name]
+    return _connections[name]
 
 
 def _work(parent: Connection) -> None:
-    """The life of a contestant: one task after the other, until nobody asks any more."""
+    """The main loop of a contestant's process: run one task after the other, until the benchmark's process exits."""
     global _parent
     _parent = parent
     while True:
@@ -99,13 +103,13 @@ def _work(parent: Connection) -> None:
         except EOFError:
             return
         try:
-            reply: object = _Answered(task())
-        except Exception:  # noqa: BLE001 - it is told where it was asked
+            reply: object = _Returned(task())
+        except Exception:  # noqa: BLE001 - `run_in_turns` raises it
             reply = _Failed(traceback.format_exc())
         parent.send(reply)
 
 
 @atexit.register
-def _end() -> None:
-    for contestant in _processes.values():
-        contestant.close()
+def _close_all() -> None:
+    for connection in _connections.values():
+        connection.close()

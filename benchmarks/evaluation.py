@@ -1,7 +1,7 @@
-"""Tokens a second of an evaluation on the same held-out tokens: ours, and `transformers.Trainer.evaluate`.
+"""Tokens per second of an evaluation on the same held-out tokens, compared with `transformers.Trainer.evaluate`.
 
-Both are timed whole, from the call to its end, and take turns batch by batch. The lines of text that ours lets the
-model write at each evaluation are not in it: the peer writes none.
+Both are timed from the call to its return, and take turns batch by batch. The time in which this project generates
+text samples at each evaluation is excluded, because the other library generates none.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ from typing import Any
 from torch import nn
 
 from benchmarks import loops, work
-from benchmarks.answer import OURS, Answer, ratio_of_rounds
-from benchmarks.contestants import let_the_others_go, side_by_side
+from benchmarks.contestants import run_in_turns, wait_for_turn
+from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.work import Size
 from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.sampling import SampleWriter
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 8, 256, 384
-PEER = "Trainer.evaluate"
+TRAINER_EVALUATE = "Trainer.evaluate"
 
 
 @dataclass
-class Clock:
-    """The seconds of one evaluation, less those in which it waited for its turn, or wrote samples."""
+class EvaluationClock:
+    """The seconds of one evaluation, without those in which it waited for its turn or generated samples."""
 
     seconds: float = 0.0
-    _runs: bool = False
+    _is_running: bool = False
 
     @contextmanager
     def running(self, model: nn.Module) -> Generator[None]:
-        """Before each call of ``model`` within it the others have theirs."""
+        """Measure the time within the context. Other contestants run before each call of ``model``."""
         hook = model.register_forward_pre_hook(self._before_batch)
-        self._runs = True
+        self._is_running = True
         started = time.perf_counter()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
-            self._runs = False
+            self._is_running = False
             hook.remove()
 
     @contextmanager
-    def standing(self) -> Generator[None]:
-        """Within it time does not count."""
-        self._runs = False
+    def paused(self) -> Generator[None]:
+        """Exclude the time within the context."""
+        self._is_running = False
         started = time.perf_counter()
         try:
             yield
         finally:
             self.seconds -= time.perf_counter() - started
-            self._runs = True
+            self._is_running = True
 
     def _before_batch(self, *_: object) -> None:
-        if self._runs:
-            self.seconds -= let_the_others_go()
+        if self._is_running:
+            self.seconds -= wait_for_turn()
 
 
 @contextmanager
-def timed(model: nn.Module) -> Generator[Clock]:
-    """A clock of the evaluations of ours within it."""
+def timed(model: nn.Module) -> Generator[EvaluationClock]:
+    """A clock that measures this project's evaluations within the context."""
     evaluate, write = Evaluator.evaluate, SampleWriter.write
-    clock = Clock()
+    clock = EvaluationClock()
 
     @wraps(write)
     def unclocked_write(self: SampleWriter, *arguments: Any, **named: Any) -> Any:
-        with clock.standing():
+        with clock.paused():
             return write(self, *arguments, **named)
 
     @wraps(evaluate)
@@ -87,10 +87,10 @@ def timed(model: nn.Module) -> Generator[Clock]:
         Evaluator.evaluate, SampleWriter.write = evaluate, write
 
 
-def ours(size: Size, folder: Path, trained: Path, held_out: Path) -> float:
+def run_zeta(size: Size, folder: Path, trained: Path, held_out: Path) -> float:
     model = work.llama(size, vocab_size=VOCABULARY)
     with timed(model) as clock:
-        work.train_ours(
+        work.train_zeta(
             model,
             folder,
             dataset=trained,
@@ -103,7 +103,7 @@ def ours(size: Size, folder: Path, trained: Path, held_out: Path) -> float:
     return clock.seconds
 
 
-def peer(size: Size, folder: Path, held_out: Path, num_sequences: int) -> float:
+def run_trainer(size: Size, folder: Path, held_out: Path, num_sequences: int) -> float:
     from transformers import Trainer
 
     rows = work.Rows(work.batches(held_out, seq_len=SEQ_LEN, batch_size=num_sequences, steps=1))
@@ -113,35 +113,35 @@ def peer(size: Size, folder: Path, held_out: Path, num_sequences: int) -> float:
     model: Any = work.llama(size, vocab_size=VOCABULARY)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
     trainer.train()
-    clock = Clock()
+    clock = EvaluationClock()
     with clock.running(model):
         trainer.evaluate()
     return clock.seconds
 
 
-def measure(size: Size) -> Answer:
+def measure(size: Size) -> BenchmarkResult:
     num_sequences = size.of(192, 16)
-    speed: dict[str, list[float]] = {OURS: [], PEER: []}
+    speed: dict[str, list[float]] = {ZETA: [], TRAINER_EVALUATE: []}
     for _ in range(size.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             trained = work.token_file(folder, num_tokens=4 * BATCH_SIZE * SEQ_LEN, vocabulary=VOCABULARY)
             held_out = work.token_file(folder, num_tokens=num_sequences * SEQ_LEN, vocabulary=VOCABULARY)
-            seconds = side_by_side(
+            seconds = run_in_turns(
                 size,
                 {
-                    OURS: partial(ours, size, folder / "ours", trained, held_out),
-                    loops.TRAINER: partial(peer, size, folder / "peer", held_out, num_sequences),
+                    ZETA: partial(run_zeta, size, folder / "zeta", trained, held_out),
+                    loops.TRAINER: partial(run_trainer, size, folder / "trainer", held_out, num_sequences),
                 },
             )
-            for name, process in ((OURS, OURS), (PEER, loops.TRAINER)):
+            for name, process in ((ZETA, ZETA), (TRAINER_EVALUATE, loops.TRAINER)):
                 speed[name].append(num_sequences * (SEQ_LEN - 1) / seconds[process])
-    return Answer(
-        question="Evaluation of the same tokens, ours by Trainer.evaluate's",
+    return BenchmarkResult(
+        title="Evaluation of the same tokens, relative to Trainer.evaluate",
         unit="tokens/s",
         figures=speed,
-        ratio=ratio_of_rounds(speed[OURS], speed[PEER]),
-        bar=1.0,
-        better="at least",
+        ratio=ratio_of_rounds(speed[ZETA], speed[TRAINER_EVALUATE]),
+        target=1.0,
+        target_is="minimum",
         notes=f"6 M parameters, {num_sequences} sequences of {SEQ_LEN} tokens, {BATCH_SIZE} at a time.",
     )

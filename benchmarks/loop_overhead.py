@@ -1,23 +1,23 @@
-"""How long a step takes outside forward, backward, clipping and the optimizer: data, schedule, events, saving."""
+"""Time of a step outside forward, backward, clipping and the optimizer: data, schedule, events, saving."""
 
 from __future__ import annotations
 
 from benchmarks import loops
-from benchmarks.answer import OURS, Answer, ratio_of_rounds
+from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.work import Size
 
 
-def measure(size: Size) -> Answer:
-    by_loop = loops.measured(size)
-    wall = {name: [1000 * watch.outside_wall for watch in rounds] for name, rounds in by_loop.items()}
-    cpu = {name: [1000 * watch.outside_cpu for watch in rounds] for name, rounds in by_loop.items()}
-    return Answer(
-        question="Loop's time outside the maths, ours by a bare loop's",
-        unit="ms a step",
+def measure(size: Size) -> BenchmarkResult:
+    by_loop = loops.measure_loops(size)
+    wall = {name: [1000 * stopwatch.outside_wall for stopwatch in rounds] for name, rounds in by_loop.items()}
+    cpu = {name: [1000 * stopwatch.outside_cpu for stopwatch in rounds] for name, rounds in by_loop.items()}
+    return BenchmarkResult(
+        title="Time of a step outside the computation, relative to a bare loop",
+        unit="ms per step",
         figures=wall,
-        ratio=ratio_of_rounds(wall[OURS], wall[loops.BARE]),
-        bar=1.3,
-        better="at most",
-        notes="6.8 M parameters, 8 x 256 tokens a step; processor time of the training's thread in `more`.",
-        more={"cpu_ms": cpu, "cpu_ratio": ratio_of_rounds(cpu[OURS], cpu[loops.BARE])},
+        ratio=ratio_of_rounds(wall[ZETA], wall[loops.BARE]),
+        target=1.3,
+        target_is="maximum",
+        notes="6.8 M parameters, 8 x 256 tokens per step; `details` has the training thread's processor time.",
+        details={"cpu_ms": cpu, "cpu_ratio": ratio_of_rounds(cpu[ZETA], cpu[loops.BARE])},
     )

@@ -1,4 +1,4 @@
-"""The same training by four loops: ours, a bare PyTorch loop, Accelerate's, and `transformers.Trainer`."""
+"""The same work in four training loops: this project's, bare PyTorch, Accelerate, and `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks import work
-from benchmarks.answer import OURS
-from benchmarks.contestants import side_by_side
+from benchmarks.contestants import run_in_turns
+from benchmarks.result import ZETA
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -24,7 +24,7 @@ BARE, ACCELERATE, TRAINER = "bare loop", "accelerate", "transformers.Trainer"
 
 @dataclass(frozen=True)
 class Task:
-    """What one loop is given in one round; every loop the same."""
+    """The work of one round, the same for every loop."""
 
     size: Size
     folder: Path
@@ -42,14 +42,14 @@ def task(size: Size, folder: Path, steps: int) -> Task:
     return Task(size, folder, tokens, steps, seq_len, ordered)
 
 
-def ours(task: Task, model: nn.Module, stopwatch: Stopwatch, **options: Any) -> None:
-    given: dict[str, Any] = {"seq_len": task.seq_len, "batch_size": BATCH_SIZE, "max_steps": task.steps, **options}
+def run_zeta(task: Task, model: nn.Module, stopwatch: Stopwatch, **options: Any) -> None:
+    settings: dict[str, Any] = {"seq_len": task.seq_len, "batch_size": BATCH_SIZE, "max_steps": task.steps, **options}
     with stopwatch.running(model):
-        work.train_ours(model, task.folder / "ours", dataset=task.tokens, **given)
+        work.train_zeta(model, task.folder / "zeta", dataset=task.tokens, **settings)
 
 
 def bare(task: Task, model: nn.Module, stopwatch: Stopwatch) -> None:
-    """Nothing but what must be done; it looks at its loss in each step, as the others do."""
+    """Only the necessary calls. Like the other loops, it reads the loss in each step."""
     with stopwatch.running(model):
         optimizer = work.adamw(model)
         schedule = work.cosine(optimizer, task.steps)
@@ -90,7 +90,7 @@ def trainer(task: Task, model: nn.Module, stopwatch: Stopwatch) -> None:
     from transformers import Trainer
 
     class InOrder(Trainer):
-        """Its own sampler shuffles; the work is that of the others only in their order."""
+        """Trains in the given order, so that the work is the same; the default sampler shuffles."""
 
         def _get_train_sampler(self, train_dataset: object = None) -> None:
             return None
@@ -101,7 +101,7 @@ def trainer(task: Task, model: nn.Module, stopwatch: Stopwatch) -> None:
 
 
 LOOPS: dict[str, Callable[[Task, nn.Module, Stopwatch], None]] = {
-    OURS: ours,
+    ZETA: run_zeta,
     BARE: bare,
     ACCELERATE: accelerated,
     TRAINER: trainer,
@@ -109,16 +109,16 @@ LOOPS: dict[str, Callable[[Task, nn.Module, Stopwatch], None]] = {
 
 
 @cache
-def measured(size: Size) -> dict[str, list[Stopwatch]]:
-    """A stopwatch for each loop and round; the loops take turns step by step.
+def measure_loops(size: Size) -> dict[str, list[Stopwatch]]:
+    """A stopwatch for each loop and round. The loops take turns step by step.
 
-    Asked for by several questions, run once.
+    The result is cached, because several benchmarks use it.
     """
     stopwatches: dict[str, list[Stopwatch]] = {name: [] for name in LOOPS}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(size.rounds):
             rounds = {name: partial(one_round, name, size, Path(folder) / f"{turn}-{name}") for name in LOOPS}
-            for name, stopwatch in side_by_side(size, rounds).items():
+            for name, stopwatch in run_in_turns(size, rounds).items():
                 stopwatches[name].append(stopwatch)
     return stopwatches
 
@@ -134,6 +134,6 @@ def tokens_per_step(size: Size) -> int:
     return BATCH_SIZE * size.of(SEQ_LEN, 16)
 
 
-def seconds_of_turns(rounds: Sequence[Stopwatch]) -> list[float]:
-    """Of each step of every round."""
-    return [step.wall for watch in rounds for step in watch.steps]
+def seconds_of_steps(rounds: Sequence[Stopwatch]) -> list[float]:
+    """The duration of each step of every round."""
+    return [step.wall for stopwatch in rounds for step in stopwatch.steps]

@@ -1,8 +1,9 @@
-"""Real documents of mixed length: tokens learned in a second, packed by us and padded by `transformers.Trainer`.
+"""Real documents of mixed length: trained tokens per second, packed here and padded in `transformers.Trainer`.
 
-The documents are the paragraphs of the Python language reference that every CPython has (bytes as tokens: half of them
-shorter than 112, one in twenty longer than 510). Those of more than a sequence are cut, so both learn all of the text.
-The peer's batches are made as its default makes them: drawn at random, padded to the longest of each.
+The documents are the paragraphs of the Python language reference, which every CPython contains. Each byte is a token;
+half of the documents are shorter than 112 tokens, and one in twenty is longer than 510. Documents that are longer than
+a sequence are split, so both loops train on the whole text. The other library's batches are its default: drawn at
+random, and padded to the longest document of each batch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from benchmarks import loops, work
-from benchmarks.answer import OURS, Answer, ratio_of_rounds
-from benchmarks.contestants import side_by_side
+from benchmarks.contestants import run_in_turns
+from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.work import WARM_UP_STEPS, Size
 
@@ -36,17 +37,17 @@ def packed(size: Size, folder: Path, documents: list[str], steps: int) -> float:
     file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     model, stopwatch = work.llama(size, vocab_size=VOCABULARY), Stopwatch(skip=WARM_UP_STEPS)
     with stopwatch.running(model):
-        outcome = work.train_ours(
+        outcome = work.train_zeta(
             model,
-            folder / "ours",
+            folder / "zeta",
             dataset=file,
             tokenizer=ByT5Tokenizer(),
             seq_len=size.of(SEQ_LEN, 64),
             batch_size=BATCH_SIZE,
             max_steps=steps,
         )
-    learned = outcome.progress.num_targets / steps  # nearly the same in each step
-    return learned * len(stopwatch.steps) / sum(step.wall for step in stopwatch.steps)
+    trained = outcome.progress.num_targets / steps  # nearly the same in each step
+    return trained * len(stopwatch.steps) / sum(step.wall for step in stopwatch.steps)
 
 
 def padded(size: Size, folder: Path, documents: list[str], steps: int) -> float:
@@ -54,44 +55,44 @@ def padded(size: Size, folder: Path, documents: list[str], steps: int) -> float:
 
     tokenizer = ByT5Tokenizer()
     ids = [[byte + 3 for byte in document.encode()] + [tokenizer.eos_token_id] for document in documents]
-    most = size.of(SEQ_LEN, 64)
-    rows: Any = [{"input_ids": row[at : at + most]} for row in ids for at in range(0, len(row), most)]
+    max_length = size.of(SEQ_LEN, 64)
+    rows: Any = [{"input_ids": row[at : at + max_length]} for row in ids for at in range(0, len(row), max_length)]
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    learned: list[int] = []
+    trained: list[int] = []
 
-    def counted(examples: list[dict[str, Any]]) -> Any:
-        learned.append(sum(len(example["input_ids"]) - 1 for example in examples))
+    def count_and_collate(examples: list[dict[str, Any]]) -> Any:
+        trained.append(sum(len(example["input_ids"]) - 1 for example in examples))
         return collate(examples)
 
     model, stopwatch = work.llama(size, vocab_size=VOCABULARY), Stopwatch(skip=WARM_UP_STEPS)
-    arguments = work.trainer_arguments(folder / "peer", batch_size=BATCH_SIZE, steps=steps)
+    arguments = work.trainer_arguments(folder / "trainer", batch_size=BATCH_SIZE, steps=steps)
     with stopwatch.running(model):
-        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=counted).train()
-    return sum(learned[WARM_UP_STEPS:steps]) / sum(step.wall for step in stopwatch.steps)
+        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=count_and_collate).train()
+    return sum(trained[WARM_UP_STEPS:steps]) / sum(step.wall for step in stopwatch.steps)
 
 
-def measure(size: Size) -> Answer:
+def measure(size: Size) -> BenchmarkResult:
     documents = paragraphs()
-    speed: dict[str, list[float]] = {OURS: [], PADDED: []}
-    steps = 2 * size.steps + WARM_UP_STEPS  # the peer's batches are uneven
+    speed: dict[str, list[float]] = {ZETA: [], PADDED: []}
+    steps = 2 * size.steps + WARM_UP_STEPS  # batches with padding differ in size
     for _ in range(max(1, size.rounds - 1)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            found = side_by_side(
+            found = run_in_turns(
                 size,
                 {
-                    OURS: partial(packed, size, folder, documents, steps),
+                    ZETA: partial(packed, size, folder, documents, steps),
                     loops.TRAINER: partial(padded, size, folder, documents, steps),
                 },
             )
-        speed[OURS].append(found[OURS])
+        speed[ZETA].append(found[ZETA])
         speed[PADDED].append(found[loops.TRAINER])
-    return Answer(
-        question="Real documents of mixed length, ours packed by Trainer's padded",
-        unit="learned tokens/s",
+    return BenchmarkResult(
+        title="Real documents of mixed length, packed, relative to Trainer with padding",
+        unit="trained tokens/s",
         figures=speed,
-        ratio=ratio_of_rounds(speed[OURS], speed[PADDED]),
-        bar=2.0,
-        better="at least",
+        ratio=ratio_of_rounds(speed[ZETA], speed[PADDED]),
+        target=2.0,
+        target_is="minimum",
         notes=f"{len(documents)} paragraphs, batch {BATCH_SIZE}, at most {SEQ_LEN} tokens.",
     )

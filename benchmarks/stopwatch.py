@@ -1,9 +1,9 @@
-"""Where the time of a training step goes: in the maths that every loop must do, or in the loop around it.
+"""Splitting the time of a step into the computation that every loop needs, and the overhead of the loop around it.
 
-The maths are forward (with the loss), backward, clipping, and the optimizer (its step and the zeroing of gradients).
-They are timed from outside, by wrapping torch's own functions, alike for every loop. A step is what lies between the
-ends of two optimizer steps. Beside the clock on the wall the processor time of the training's own thread is taken: on
-a machine that others use, too, it is the steadier figure.
+The computation consists of forward (with the loss), backward, clipping, and the optimizer (its step and zeroing the
+gradients). It is timed by wrapping torch's functions, in the same way for every loop. A step is the time between the
+ends of two optimizer steps. The processor time of the training thread is measured as well, because it varies less than
+wall time on a shared machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.contestants import let_the_others_go
+from benchmarks.contestants import wait_for_turn
 from zeta_core.objective import loss
 
 
@@ -28,13 +28,13 @@ class Step:
     """Seconds of one optimizer step."""
 
     wall: float
-    outside_wall: float  # not in the maths
-    outside_cpu: float  # of the thread that trains
+    outside_wall: float  # outside the computation
+    outside_cpu: float  # processor time of the training thread outside the computation
 
 
 @dataclass
 class Stopwatch:
-    """Takes times while `running`; ``steps`` are those after the first ``skip`` ends of an optimizer step."""
+    """Measures steps while `running`. ``steps`` does not contain the first ``skip`` steps."""
 
     skip: int
     steps: list[Step] = field(default_factory=list[Step])
@@ -45,9 +45,9 @@ class Stopwatch:
 
     @contextmanager
     def running(self, model: nn.Module) -> Generator[None]:
-        """Within it the maths of ``model`` are timed; what trains it must be made within it, too."""
+        """Time the computation of ``model``. Its optimizer and trainer must be created within the context as well."""
         patched: list[tuple[Any, str, Any]] = [
-            # The loss is part of the peers' forward, and a function of its own here; both shift the labels for it.
+            # In other libraries, the loss is part of forward; here it is a function. Both shift the labels.
             (loss, "cross_entropy_sum", self._timed(loss.cross_entropy_sum)),
             (torch.Tensor, "backward", self._timed(torch.Tensor.backward)),
             (torch.nn.utils, "clip_grad_norm_", self._timed(torch.nn.utils.clip_grad_norm_)),
@@ -86,13 +86,13 @@ class Stopwatch:
         return timed
 
     def _end_step(self, wall: float, cpu: float) -> None:
-        """What lies between this and the next step's first moment is the others', and nobody's time."""
+        """Record the step, and let the other contestants run. The next step starts when it is this one's turn again."""
         self._ends += 1
         if self._ends > self.skip:
             period = wall - self._since[0]
             self.steps.append(Step(period, period - self._inside[0], cpu - self._since[1] - self._inside[1]))
         self._inside = 0.0, 0.0
-        let_the_others_go()
+        wait_for_turn()
         self._since = time.perf_counter(), time.thread_time()
 
     @property

@@ -1,4 +1,4 @@
-"""The work that all contestants do: one model, one file of tokens, one order of batches, one optimizer."""
+"""The work that all contestants do: the same model, token file, order of batches, and optimizer."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from zeta_core.run import Outcome, RunRequest, execute
 
 SEED = 42
 LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 3e-4, 0.1, (0.9, 0.95), 1.0
-SMALL_VOCABULARY = 384  # bytes and a few ids of their own
-NEVER = 10**9  # a number of steps that no run here reaches
+SMALL_VOCABULARY = 384  # bytes and a few special tokens
+NEVER = 10**9  # more steps than any run here has
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. The full size is what the bars are about; the small one only shows that all still runs."""
+    """The amount of work. The targets apply to the full size; the small one only tests that the benchmarks run."""
 
     rounds: int
-    steps: int  # measured in each round, after the first ones
+    steps: int  # measured in each round, after `WARM_UP_STEPS`
     large: bool
-    isolated: bool  # in processes of their own, where memory is what is measured
+    isolated: bool  # each contestant has its own process
 
     def of(self, full: int, small: int) -> int:
         return full if self.large else small
@@ -45,7 +45,7 @@ WARM_UP_STEPS = 2
 
 
 def llama(size: Size, **changes: Any) -> nn.Module:
-    """6.8 million parameters: hidden 256, 6 layers, vocabulary 4,096 (a small one where only the form counts)."""
+    """6.8 million parameters: hidden 256, 6 layers, vocabulary 4,096. Much smaller for a small size."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
@@ -65,7 +65,7 @@ def llama(size: Size, **changes: Any) -> nn.Module:
 
 
 def token_file(folder: Path, *, num_tokens: int, vocabulary: int) -> Path:
-    """Ids below ``vocabulary``, drawn as a language draws them, few often and many seldom; one document."""
+    """A file of one document: ids below ``vocabulary``, with a Zipf distribution like that of natural language."""
     generator = np.random.default_rng(SEED)
     drawn = np.minimum(generator.zipf(1.2, num_tokens), vocabulary) - 1
     file = folder / f"tokens-{num_tokens}.npy"
@@ -74,7 +74,7 @@ def token_file(folder: Path, *, num_tokens: int, vocabulary: int) -> Path:
 
 
 def batches(tokens: Path, *, seq_len: int, batch_size: int, steps: int) -> list[torch.Tensor]:
-    """The batches that a run of ours takes from the file, in its order."""
+    """The batches that this project trains on with this file, in the same order."""
     ids = np.load(tokens, mmap_mode="r")
     sampler = Sampler(len(ids) // seq_len, SEED)
     rows = sampler.sequences(0, batch_size * steps)
@@ -82,7 +82,7 @@ def batches(tokens: Path, *, seq_len: int, batch_size: int, steps: int) -> list[
     return list(blocks.split(batch_size))
 
 
-def train_ours(
+def train_zeta(
     model: nn.Module,
     folder: Path,
     *,
@@ -92,9 +92,12 @@ def train_ours(
     resume_from: Path | None = None,
     **options: Any,
 ) -> Outcome:
-    """A run as a job has it: with its journal, its stop file, its output directory; no checkpoint but the last."""
+    """Run this project's training like a job, with a journal, a stop file and an output directory.
+
+    By default, only the final checkpoint is saved.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "gradient_accumulate_every": 1,
         "learning_rate": LEARNING_RATE,
         "weight_decay": WEIGHT_DECAY,
@@ -105,9 +108,9 @@ def train_ours(
         **options,
     }
     if dataset is not None:
-        given["dataset"] = {"path": str(dataset)}
-    run = RunRequest(
-        options=TrainerOptions.model_validate(given),
+        settings["dataset"] = {"path": str(dataset)}
+    request = RunRequest(
+        options=TrainerOptions.model_validate(settings),
         model=model,
         output_dir=folder / "output",
         cache=folder / "cache",
@@ -118,16 +121,16 @@ def train_ours(
     )
     report = Reporter(JournalWriter(folder / "events.jsonl"))
     try:
-        return execute(run, ProcessRank(), report)
+        return execute(request, ProcessRank(), report)
     finally:
         report.close()
 
 
 def adamw(model: nn.Module) -> torch.optim.AdamW:
-    """The optimizer that a run of ours has."""
+    """The same optimizer as this project uses."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
-    kept = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}]
+    not_decayed = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": not_decayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
 
 
@@ -138,10 +141,10 @@ def cosine(optimizer: torch.optim.Optimizer, steps: int) -> Any:
 
 
 def trainer_arguments(folder: Path, *, batch_size: int, steps: int, **changes: Any) -> Any:
-    """Those of `transformers.Trainer` for the same work: nothing saved, nothing logged, no tracker."""
+    """Arguments of `transformers.Trainer` for the same work, without saving, logging or trackers."""
     from transformers import TrainingArguments
 
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch_size,
         "max_steps": steps,
@@ -159,11 +162,11 @@ def trainer_arguments(folder: Path, *, batch_size: int, steps: int, **changes: A
         "disable_tqdm": True,
         "seed": SEED,
     }
-    return TrainingArguments(**{**given, **changes})
+    return TrainingArguments(**{**settings, **changes})
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Batches as the rows that a `DataLoader` makes them of."""
+    """The rows of ``batches``, for a `DataLoader` that puts them together again."""
 
     def __init__(self, batches: Sequence[torch.Tensor]) -> None:
         self._rows = torch.cat(list(batches))

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import answer
+from benchmarks import result
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Use one thread, because more would wait for each other next to the other tests."""
+    """Use one thread, because the other tests use the remaining cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,12 +28,12 @@ def one_thread() -> Iterator[None]:
 def test_every_benchmark_writes_a_table_and_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answer, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(result, "RESULTS_DIRECTORY", tmp_path / "results")
     assert benchmarks.main(["--small"]) == 0
     printed = capsys.readouterr().out
     [file] = (tmp_path / "results").iterdir()
     written = json.loads(file.read_text())
-    assert len(written["answers"]) == len(benchmarks.QUESTIONS)
+    assert len(written["answers"]) == len(benchmarks.BENCHMARKS)
     for found in written["answers"]:
         assert f"| {found['question']} |" in printed
         assert found["ratio"] > 0
@@ -44,13 +44,13 @@ def test_every_benchmark_writes_a_table_and_json(
 def test_an_unknown_benchmark_is_rejected_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmarks.main(["throughputs"])
-    assert "there are loop-overhead, throughput" in capsys.readouterr().err
+    assert "choose from loop-overhead, throughput" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("better", "met"), [("at most", True), ("at least", False)])
-def test_a_target_is_met_in_its_direction(better: str, met: bool) -> None:
-    about = {"question": "How fast?", "unit": "s", "figures": {"zeta": [2.0, 1.0, 4.0]}, "ratio": 0.5, "bar": 1.0}
-    row = answer.Answer(**about, better=better)  # pyright: ignore[reportArgumentType]
-    assert row.met is met
-    assert answer.ratio_of_rounds([1.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 1.0
-    assert "zeta 2 (1 – 4)" in answer.table([row])
+@pytest.mark.parametrize(("target_is", "meets_target"), [("maximum", True), ("minimum", False)])
+def test_a_target_is_met_in_its_direction(target_is: str, meets_target: bool) -> None:
+    about = {"title": "Speed", "unit": "s", "figures": {"zeta": [2.0, 1.0, 4.0]}, "ratio": 0.5, "target": 1.0}
+    row = result.BenchmarkResult(**about, target_is=target_is)  # pyright: ignore[reportArgumentType]
+    assert row.meets_target is meets_target
+    assert result.ratio_of_rounds([1.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 1.0
+    assert "zeta 2 (1 – 4)" in result.markdown_table([row])

@@ -22,7 +22,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.system.outage import GIVE_UP_SECONDS, OngoingFailure, error_text, give_up
 from zeta_core.system.redis_access import RedisUnavailable
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 2.0
 ORDINARY = (RedisUnavailable, OSError)  # expected types, whose message is sufficient
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class RetryingThread:
             except BaseException as error:  # noqa: BLE001 - Celery also raises SystemExit
                 self.outage.begin(error)
                 self.stopped.wait(self._pause_seconds)
-                self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+                self._pause_seconds = min(2 * self._pause_seconds, MAX_PAUSE_SECONDS)
             else:
                 self.outage.end()
                 self._pause_seconds = FIRST_PAUSE_SECONDS

@@ -25,8 +25,8 @@ from zeta_core.contract.job.status import ENDED
 # the stream is compared with the stored log. The interval grows while the job stays quiet, because each comparison
 # reads the log.
 FIRST_SILENCE_SECONDS = 10.0
-LONGEST_SILENCE_SECONDS = 300.0
-LONGEST_POLL_SECONDS = 60.0
+MAX_SILENCE_SECONDS = 300.0
+MAX_POLL_SECONDS = 60.0
 ANCHOR_BYTES = 1 << 16
 QUIET_SECONDS = 25.0  # below the idle time-outs of proxies (60 s)
 
@@ -85,7 +85,7 @@ class LogStream:
                         return
                     is_withheld = is_withheld or self._seen_bytes > streamed_bytes
                     if is_withheld:
-                        pause = min(max(POLL_SECONDS, 10 * (time.monotonic() - started)), LONGEST_POLL_SECONDS)
+                        pause = min(max(POLL_SECONDS, 10 * (time.monotonic() - started)), MAX_POLL_SECONDS)
                         self._transport.pause(pause)
             except httpx.TransportError as error:
                 failure = self._transport.unreachable(error)
@@ -97,7 +97,7 @@ class LogStream:
             elif failure is None and not was_silent:
                 pauses.restart()  # the server ended a quiet response
             elif was_silent:
-                silence = min(2 * silence, LONGEST_SILENCE_SECONDS)
+                silence = min(2 * silence, MAX_SILENCE_SECONDS)
             if self._has_responded:
                 pauses.renew_patience()
                 was_reported = False

@@ -34,7 +34,7 @@ from zeta_core.contract.job.responses import Health
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 5.0
+MAX_PAUSE_SECONDS = 5.0
 TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 
 
@@ -213,7 +213,7 @@ class Pauses:
         if now >= self._deadline:
             return False
         pause = min(max(self._pause_seconds, at_least_seconds), max(self._deadline - now, FIRST_PAUSE_SECONDS))
-        self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+        self._pause_seconds = min(self._pause_seconds * 2, MAX_PAUSE_SECONDS)
         return not self._closed.wait(pause)
 
 

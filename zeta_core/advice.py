@@ -18,11 +18,11 @@ from zeta_core.contract.job.advice import Advice, Patch
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sequences import Sequences
-from zeta_core.model.facts import embedding_rows, num_positions
+from zeta_core.model.inspection import embedding_rows, num_positions
 from zeta_core.model.quantization import num_weights
 from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.isolation_probe import IsolationFinding
-from zeta_core.objective.loss import Convention, LossOf
+from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Facts, Plan
 from zeta_core.train.divergence import DivergenceMonitor
@@ -39,7 +39,7 @@ class Setup:
     facts: Facts
     located: LocatedModel
     model: nn.Module
-    loss_of: LossOf
+    loss_function: LossFunction
     isolation: IsolationFinding
     num_documents: int
 
@@ -79,8 +79,8 @@ class Setup:
     def _sharing(self) -> Iterator[Advice]:
         """Advice about information that leaks between tokens, documents and sequences."""
         model = type(self.model).__name__
-        computes_loss = self.loss_of.convention is Convention.RETURN_LOSS
-        if self.loss_of.looks_ahead:
+        computes_loss = self.loss_function.convention is Convention.RETURN_LOSS
+        if self.loss_function.looks_ahead:
             yield Advice(
                 code="looks_ahead",
                 message=f"{model}'s output for a token depends on later tokens, so the model sees what it should "
@@ -88,7 +88,7 @@ class Setup:
                 hint="Use a causal mask, or a causal model (for BERT-like models, set is_decoder in the config).",
             )
         problem = self.isolation.problem or "doesn't keep packed documents apart"
-        if self.plan.pack and not self.loss_of.isolates and self.num_documents > 1:
+        if self.plan.pack and not self.loss_function.isolates and self.num_documents > 1:
             yield Advice(
                 code="documents_not_isolated",
                 message=f"{model} {problem}. It is trained on sequences whose documents influence each other.",
@@ -182,7 +182,7 @@ def vocabulary_patch(options: TrainerOptions, model: object, located: LocatedMod
 def padding_advice(
     tokenizer: Any,
     sequences: Sequences,
-    loss_of: LossOf,
+    loss_function: LossFunction,
     plan: Plan,
     options: TrainerOptions,
     isolation: IsolationFinding,
@@ -194,7 +194,7 @@ def padding_advice(
     does not if the end token is used as padding. If ``pack`` was turned off, the advice has a patch if the model can
     isolate packed documents.
     """
-    masks = loss_of.convention is not Convention.RETURN_LOSS
+    masks = loss_function.convention is not Convention.RETURN_LOSS
     if not masks or not sequences.pads or getattr(tokenizer, "pad_token", "") is not None:
         return None
     fills = options.pack is False and plan.beta is None and bool(isolation.isolates)

@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import TextIO
 
-from zeta_core.contract.wire.run_directory import MARK_JOB
+from zeta_core.contract.wire.run_directory import JOB_VARIABLE
 from zeta_core.failures import CannotTrain
 from zeta_core.system.device_kind import KERNEL_VARIABLES
 from zeta_core.system.oom_kills import group_files
@@ -90,7 +90,7 @@ def kernel_variables() -> dict[str, str]:
 
 def job_id() -> str | None:
     """The id of the job that this process trains, or ``None`` in a script."""
-    return os.environ.get(MARK_JOB)
+    return os.environ.get(JOB_VARIABLE)
 
 
 def free_memory_bytes() -> int:

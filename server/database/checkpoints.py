@@ -13,7 +13,7 @@ from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import CheckpointRow, JobRow
-from zeta_core.contract.job.checkpoint import surplus
+from zeta_core.contract.job.checkpoint import surplus_checkpoints
 from zeta_core.contract.job.events import CheckpointLine
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -87,7 +87,7 @@ async def record_checkpoint(
     )
     await session.flush()
     names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
-    removed = set(surplus(names, _save_total_limit(job))) - set(protected)
+    removed = set(surplus_checkpoints(names, _save_total_limit(job))) - set(protected)
     if removed:
         await session.execute(
             delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(removed))

@@ -21,7 +21,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.system.outage import GIVE_UP_SECONDS, OngoingFailure, error_text, give_up
 from zeta_core.system.redis_access import RedisUnavailable
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 2.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 2.0
 STOP_SECONDS = 5.0
 # Passes take milliseconds, and every call inside has a shorter timeout.
 PASS_LIMIT_SECONDS = 300.0
@@ -77,7 +77,7 @@ class BackgroundLoop:
                     raise
                 self._failed(error)
                 await wait_for_event(stopping, self._pause_seconds)
-                self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+                self._pause_seconds = min(2 * self._pause_seconds, MAX_PAUSE_SECONDS)
                 continue
             self._succeeded()
             took = time.monotonic() - began

@@ -11,7 +11,7 @@ from zeta_core.contract.data_files.file_types import (
     file_type,
     listed,
 )
-from zeta_core.contract.data_files.signatures import fault_in_beginning
+from zeta_core.contract.data_files.signatures import fault_in_first_bytes
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.validation import shown
@@ -53,6 +53,6 @@ def check_beginning(filename: str, beginning: bytes) -> None:
         fits = beginning[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC)
         fault = None if fits else "is not a .tar archive; save it in that format, or rename it to match its content."
     else:
-        fault = fault_in_beginning(filename, beginning)
+        fault = fault_in_first_bytes(filename, beginning)
     if fault is not None:
         raise InvalidRequest(f"The content of {shown(filename)} {fault}", code="unknown_format", param="file")

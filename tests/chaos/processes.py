@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from zeta_core.contract.wire.run_directory import MARK_ATTEMPT, MARK_JOB
+from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ def _marked(home: Path | None) -> Iterator[TrainingProcess]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-            if MARK_JOB not in environment or process.status() == psutil.STATUS_ZOMBIE:
+            if JOB_VARIABLE not in environment or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             directory = Path(process.cwd())
             if home is not None and not directory.is_relative_to(home):
                 continue  # of another test that runs beside this one: its marks may say anything
             yield TrainingProcess(
                 process,
-                job_id=environment[MARK_JOB],
-                attempt=int(environment[MARK_ATTEMPT]),
+                job_id=environment[JOB_VARIABLE],
+                attempt=int(environment[ATTEMPT_VARIABLE]),
                 rank=environment.get("RANK"),
                 directory=directory,
             )

@@ -15,12 +15,12 @@ from zeta_core.system.durable_files import (
     part_of,
     private_part_of,
     rename_durably,
-    write_at_once,
+    write_atomically,
     write_durably,
     write_private_durably,
 )
 
-WRITERS = [write_durably, write_at_once]
+WRITERS = [write_durably, write_atomically]
 
 
 @pytest.mark.parametrize("write", WRITERS)

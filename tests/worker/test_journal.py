@@ -8,7 +8,7 @@ import pytest
 from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
+from zeta_core.contract.wire.run_directory import MAX_LINE_BYTES
 
 PROGRESS = b'{"type": "progress", "phase": "training", "step": 1}\n'
 SUCCEEDED = b'{"type": "status", "status": "succeeded"}\n'
@@ -83,7 +83,7 @@ def test_a_journal_of_one_torn_line_or_none_at_all_is_mended_too(journal: Journa
 
 
 def test_a_line_of_any_length_is_passed_over_and_the_next_ones_count(journal: JournalReader, tmp_path: Path) -> None:
-    whole = b'{"type": "log", "message": "' + b"a" * (LONGEST_LINE_BYTES - 40) + b'"}\n'
+    whole = b'{"type": "log", "message": "' + b"a" * (MAX_LINE_BYTES - 40) + b'"}\n'
     with (tmp_path / "events.jsonl").open("ab", buffering=0) as file:
         file.write(PROGRESS + whole + b'{"type": "log", "message": "')
         for _ in range(40):
@@ -93,7 +93,7 @@ def test_a_line_of_any_length_is_passed_over_and_the_next_ones_count(journal: Jo
     while journal.last_line is None:
         journal.scan()
     assert (len(journal), journal.last_status) == (5, JobStatus.SUCCEEDED)
-    assert len(journal.read(2)["message"]) == LONGEST_LINE_BYTES - 40
+    assert len(journal.read(2)["message"]) == MAX_LINE_BYTES - 40
     assert journal.read(3)["code"] == "line_too_long"
     assert journal.read(4)["step"] == 2
 
@@ -109,4 +109,4 @@ def test_a_line_that_never_ends_is_not_held_in_memory(journal: JournalReader, tm
     finally:
         tracemalloc.stop()
     assert len(journal) == 0
-    assert peak < 4 * LONGEST_LINE_BYTES
+    assert peak < 4 * MAX_LINE_BYTES

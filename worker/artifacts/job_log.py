@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from zeta_core.system.durable_files import write_at_once
+from zeta_core.system.durable_files import write_atomically
 
 COPY_BYTES = 4 * 2**20
 TAIL_BYTES = 256 * 1024
@@ -66,7 +66,7 @@ class JobLog:
     def _cut(self, size: int, limit: int) -> None:
         """Copy the log's end to a file beside it and truncate the log, to which its writers append."""
         tail = self._tail(size, limit)
-        write_at_once(self._earlier, tail)
+        write_atomically(self._earlier, tail)
         os.truncate(self._log, 0)
 
     def _tail(self, size: int | None = None, limit: int | None = None) -> bytes:

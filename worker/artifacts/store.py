@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, step_of, surplus
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, step_of, surplus_checkpoints
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
 from zeta_core.system.durable_files import flush, rename_durably, write_durably
 
@@ -120,7 +120,7 @@ class ArtifactStore:
         folder = self.checkpoint(job_id, "final").parent
         entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         known = [name for name in entries if (step := step_of(name)) is not None and step <= published_step]
-        for name in surplus(known, save_total_limit):
+        for name in surplus_checkpoints(known, save_total_limit):
             if name not in keep:
                 _remove(folder / name)
 

@@ -1,6 +1,6 @@
 """Reads a training's ``events.jsonl`` while it grows. Lines are numbered from 1, and only complete lines count.
 
-A line of more than `LONGEST_LINE_BYTES` is skipped without loading it into memory, and replaced by a warning.
+A line of more than `MAX_LINE_BYTES` is skipped without loading it into memory, and replaced by a warning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from zeta_core.contract.job.events import StatusLine, WarningLine
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
+from zeta_core.contract.wire.run_directory import MAX_LINE_BYTES
 
 READ_BYTES = 2**20
 
@@ -53,7 +53,7 @@ class JournalReader:
             with self._file.open("rb") as journal:
                 journal.seek(self._scanned_to)
                 data = journal.read(READ_BYTES)
-                while b"\n" not in data and len(data) <= LONGEST_LINE_BYTES and (more := journal.read(READ_BYTES)):
+                while b"\n" not in data and len(data) <= MAX_LINE_BYTES and (more := journal.read(READ_BYTES)):
                     data += more
         except FileNotFoundError:
             return
@@ -64,7 +64,7 @@ class JournalReader:
                 self._process_line(data[start:end])
             start = end + 1
         # An incomplete line is read again once it is complete, unless it is too long already.
-        is_too_long = begin + len(data) - self._ends[-1] > LONGEST_LINE_BYTES
+        is_too_long = begin + len(data) - self._ends[-1] > MAX_LINE_BYTES
         self._scanned_to = begin + len(data) if is_too_long else self._ends[-1]
 
     def read(self, number: int) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class JournalReader:
         if self._is_too_long(number):
             message = (
                 f"Dropped a line of the training's journal: it has {self.size(number):,} bytes, more than the limit of "
-                f"{LONGEST_LINE_BYTES:,}."
+                f"{MAX_LINE_BYTES:,}."
             )
             return WarningLine(code="line_too_long", message=message).model_dump(mode="json")
         begin, end = self._ends[number - 1], self._ends[number]
@@ -84,7 +84,7 @@ class JournalReader:
         return self._ends[number] - self._ends[number - 1]
 
     def _is_too_long(self, number: int) -> bool:
-        return self.size(number) > LONGEST_LINE_BYTES
+        return self.size(number) > MAX_LINE_BYTES
 
     def cut_torn_line(self) -> None:
         """Remove an incomplete last line whose writer was killed. Call only when no writer is left."""

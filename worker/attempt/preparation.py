@@ -17,7 +17,7 @@ from pathlib import Path
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, GivenUp
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RUN_FILE, RunFile
-from zeta_core.system.durable_files import write_at_once
+from zeta_core.system.durable_files import write_atomically
 
 LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 
@@ -94,7 +94,7 @@ def prepare(
     run_file = run_file.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
-    write_at_once(directory / RUN_FILE, run_file.model_dump_json(indent=2).encode())
+    write_atomically(directory / RUN_FILE, run_file.model_dump_json(indent=2).encode())
 
 
 def _require_space(checkpoint: Path) -> None:

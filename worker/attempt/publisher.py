@@ -15,7 +15,7 @@ from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.wire.messages import MAX_BATCH_LINES, JournalAck, JournalBatch
 
 RESEND_SECONDS = 2.0  # twice as long each time, so that a server which is away for days does not fill Redis
-LONGEST_RESEND_SECONDS = 16.0
+MAX_RESEND_SECONDS = 16.0
 MAX_BATCH_BYTES = 512 * 1024
 
 
@@ -59,7 +59,7 @@ class Publisher:
         elif now - self._sent_at < self._resend_seconds:
             return None
         else:
-            self._resend_seconds = min(2 * self._resend_seconds, LONGEST_RESEND_SECONDS)
+            self._resend_seconds = min(2 * self._resend_seconds, MAX_RESEND_SECONDS)
         self._sent_at = now
         return self._batch
 

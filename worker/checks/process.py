@@ -3,9 +3,9 @@
 Starting it takes seconds, because it imports torch and transformers; a check takes a fraction of a second, and users
 often validate a spec several times in a row. A spec may refer to a malicious model or tokenizer, so the process has
 limits. Guaranteed: the process and its children are killed when a check exceeds its time limit or its result exceeds
-`MOST_ANSWER_BYTES`. On Linux its memory is limited, and each of its files to `LARGEST_FILE_BYTES`. Every exceeded limit
+`MAX_ANSWER_BYTES`. On Linux its memory is limited, and each of its files to `MAX_FILE_BYTES`. Every exceeded limit
 and every crash is reported in a sentence that names the limit and its setting, and the next check gets a new process.
-The process also exits when this worker exits for any reason (its standard input closes), and after `MOST_ANSWERS`
+The process also exits when this worker exits for any reason (its standard input closes), and after `MAX_ANSWERS`
 checks. While idle, it takes about 400 MB of memory and no CPU time.
 """
 
@@ -27,9 +27,9 @@ from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT
 
 MEBIBYTE = 2**20
 ENDING_SECONDS = 5.0  # between the end of its output and its exit
-MOST_ANSWERS = 100  # restarting frees what libraries cache about the checked models
-MOST_ANSWER_BYTES = 4 * MEBIBYTE
-LARGEST_FILE_BYTES = 1024 * MEBIBYTE  # configs, tokenizers and error output are far smaller
+MAX_ANSWERS = 100  # restarting frees what libraries cache about the checked models
+MAX_ANSWER_BYTES = 4 * MEBIBYTE
+MAX_FILE_BYTES = 1024 * MEBIBYTE  # configs, tokenizers and error output are far smaller
 ERROR_OUTPUT_BYTES = 64 * 1024  # the kept end of its error output
 ARGUMENT = "checks"
 # How C++ and Rust report a failed allocation before they abort.
@@ -69,11 +69,11 @@ class CheckProcess:
             ) from None
         except _AnswerTooLarge:
             self.end()
-            raise Unanswered(f"The check's answer exceeded {MOST_ANSWER_BYTES // MEBIBYTE} MiB, its limit.") from None
+            raise Unanswered(f"The check's answer exceeded {MAX_ANSWER_BYTES // MEBIBYTE} MiB, its limit.") from None
         if not answer:
             raise Unanswered(self._failure_reason())
         self._num_answers += 1
-        if self._num_answers >= MOST_ANSWERS:
+        if self._num_answers >= MAX_ANSWERS:
             self.end()
         return answer
 
@@ -103,7 +103,7 @@ class CheckProcess:
                 "larger ZETA_CHECK_MEMORY_BYTES on the worker gives it more."
             )
         if status == -signal.SIGXFSZ:
-            return f"The check wrote a file of more than {LARGEST_FILE_BYTES // MEBIBYTE:,} MiB, its limit."
+            return f"The check wrote a file of more than {MAX_FILE_BYTES // MEBIBYTE:,} MiB, its limit."
         if status < 0:
             return f"The check crashed with {signal.Signals(-status).name}; the model or tokenizer may be damaged."
         lines = error_output.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
@@ -130,7 +130,7 @@ class CheckProcess:
             return  # no prlimit(2)
         for kind, limit in (
             (resource.RLIMIT_DATA, self._memory_bytes),  # private writable memory, used or not: Linux 4.7
-            (resource.RLIMIT_FSIZE, LARGEST_FILE_BYTES),
+            (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
             (resource.RLIMIT_CORE, 0),
         ):
             _, hard = resource.prlimit(pid, kind)
@@ -158,7 +158,7 @@ class CheckProcess:
             if not part:
                 return b""
             answer += part
-            if len(answer) > MOST_ANSWER_BYTES:
+            if len(answer) > MAX_ANSWER_BYTES:
                 raise _AnswerTooLarge
         return answer
 

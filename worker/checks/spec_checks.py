@@ -25,7 +25,7 @@ from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.system.outage import error_text
 
-MOST_WAITING = 4  # further requests are rejected immediately, because they would time out
+MAX_WAITING = 4  # further requests are rejected immediately, because they would time out
 ROWS_SHARE = 1 / 6  # of the time limit: for reading rows, because the caller waits for a quarter of the limit
 NAME = "check"  # used instead of a job id in the process's marks
 
@@ -65,7 +65,7 @@ class SpecChecks:
         """Queue the check, unless it is queued already."""
         if request.check_id in self._waiting:
             return
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             self._send(self._failed(request, f"The worker already has {len(self._waiting)} checks queued."))
             return
         self._waiting.add(request.check_id)

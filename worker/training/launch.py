@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker.training.processes import run_mark, share_lock
-from zeta_core.contract.wire.run_directory import LOG_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE, LOG_FILE, RUN_VARIABLE
 from zeta_core.system.device_kind import KERNEL_VARIABLES
 
 TRAINER_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "zeta_core")  # -P: nothing is imported from RUN_DIR
@@ -50,8 +50,8 @@ def training_environment(
     environment["PATH"] = os.pathsep.join((beside, own.get("PATH", DEFAULT_PATH)))
     environment.update(
         {
-            MARK_JOB: job_id,
-            MARK_ATTEMPT: str(attempt),
+            JOB_VARIABLE: job_id,
+            ATTEMPT_VARIABLE: str(attempt),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(devices),
             "OMP_NUM_THREADS": str(threads),
@@ -81,7 +81,7 @@ def start_training(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=run_directory,
-                env={**environment, MARK_RUN: run_mark(run_directory)},
+                env={**environment, RUN_VARIABLE: run_mark(run_directory)},
                 start_new_session=True,
                 pass_fds=(lock,),
             )

@@ -35,7 +35,7 @@ from zeta_core.contract.wire.run_directory import (
     ProcessFile,
     StopFile,
 )
-from zeta_core.system.durable_files import write_at_once
+from zeta_core.system.durable_files import write_atomically
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, oom_kill_error
 
 LOOK_SECONDS = 0.5  # scanning all processes takes milliseconds
@@ -144,7 +144,7 @@ class Training:
         if not self.directory.is_dir():
             return  # still being prepared; it won't be started
         try:
-            write_at_once(self.directory / STOP_FILE, StopFile(action=action).model_dump_json().encode())
+            write_atomically(self.directory / STOP_FILE, StopFile(action=action).model_dump_json().encode())
         except OSError as error:
             self._log(f"could not be given its stop file and gets SIGTERM instead ({error})")
             processes.send(self._alive(), signal.SIGTERM)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from zeta_core.contract.wire.run_directory import LOCK_FILE, MARK_ATTEMPT, MARK_JOB, MARK_RUN
+from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE, LOCK_FILE, RUN_VARIABLE
 from zeta_core.system.file_identity import FileIdentity
 
 _RECORD_BYTES = 200
@@ -175,7 +175,7 @@ class _Marked:
 
     def belongs_to(self, run_directory: Path) -> bool:
         lock = run_directory / LOCK_FILE
-        if mark := self.environment.get(MARK_RUN):
+        if mark := self.environment.get(RUN_VARIABLE):
             try:
                 return mark == FileIdentity.of(lock).key
             except FileNotFoundError:
@@ -185,7 +185,7 @@ class _Marked:
     def is_of(self, home: Path) -> bool:
         """Whether it belongs to this attempt's run directory of any worker of the home."""
         name = f"attempt-{self.attempt}"
-        return any(map(self.belongs_to, home.glob(f"workers/*/runs/{self.environment[MARK_JOB]}/{name}")))
+        return any(map(self.belongs_to, home.glob(f"workers/*/runs/{self.environment[JOB_VARIABLE]}/{name}")))
 
 
 def _of_job(job_id: str) -> Iterator[_Marked]:
@@ -194,8 +194,8 @@ def _of_job(job_id: str) -> Iterator[_Marked]:
             environment = process.environ()
         except (psutil.Error, OSError):
             continue  # it ended meanwhile, or is another user's
-        attempt = environment.get(MARK_ATTEMPT, "")
-        if environment.get(MARK_JOB) == job_id and attempt.isdecimal():
+        attempt = environment.get(ATTEMPT_VARIABLE, "")
+        if environment.get(JOB_VARIABLE) == job_id and attempt.isdecimal():
             yield _Marked(process, int(attempt), environment)
 
 

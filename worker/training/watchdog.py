@@ -26,7 +26,7 @@ MIN_STEPS = 5
 NUM_PACES = 101
 PATIENCE = {"training": 1, "saving": 6}
 WATCHED = ("training", "saving", "evaluating")
-LONGEST_TICK_SECONDS = 1.0
+MAX_TICK_SECONDS = 1.0
 SAVE_SECONDS = 600.0  # a large model on a slow disk
 IDLE_SHARE = 0.05
 EFFORT_SECONDS = 10.0  # between two looks at what the processes do
@@ -80,7 +80,7 @@ class Watchdog:
     def stalled_for(self) -> float | None:
         """For how many seconds the training has stood still, if that is too long."""
         now = self._clock()
-        self._idle_seconds += min(now - self._looked_at, LONGEST_TICK_SECONDS)
+        self._idle_seconds += min(now - self._looked_at, MAX_TICK_SECONDS)
         self._looked_at = now
         if self._phase not in WATCHED:
             return None

@@ -24,12 +24,12 @@ from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.printable import printable
 
-SMALLEST_WIDTH = 20  # a narrower terminal gets plain lines instead of a progress bar
+MIN_WIDTH = 20  # a narrower terminal gets plain lines instead of a progress bar
 SHOWN_PROMPT = 80  # a sample's prompt is shortened to this many characters, its last ones
 # The interval between plain progress lines is a tenth of the time covered so far, by the events' timestamps, and is
 # limited to this range.
 FIRST_PLAIN_LINE_SECONDS = 5.0
-LONGEST_PLAIN_LINE_SECONDS = 60.0
+MAX_PLAIN_LINE_SECONDS = 60.0
 
 
 class Detached(ZetaError):
@@ -125,7 +125,7 @@ class PlainView(View):
         if self._shown_at is None:
             return True
         covered = (now - self._first_at).total_seconds()
-        pause = min(max(FIRST_PLAIN_LINE_SECONDS, covered / 10), LONGEST_PLAIN_LINE_SECONDS)
+        pause = min(max(FIRST_PLAIN_LINE_SECONDS, covered / 10), MAX_PLAIN_LINE_SECONDS)
         return (now - self._shown_at).total_seconds() >= pause
 
 
@@ -241,7 +241,7 @@ def _view(as_json: bool, job_id: str) -> Generator[View]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console()
-    if console.is_dumb_terminal or console.width < SMALLEST_WIDTH:  # TERM=dumb (Emacs), COLUMNS=0
+    if console.is_dumb_terminal or console.width < MIN_WIDTH:  # TERM=dumb (Emacs), COLUMNS=0
         yield PlainView(job_id)
         return
     columns = (

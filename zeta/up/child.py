@@ -20,7 +20,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # after running for this long, the back-off is reset
 LOG_LIMIT_BYTES = 16 << 20
 
@@ -101,7 +101,7 @@ class Child:
         if time.monotonic() - self._started >= STEADY_SECONDS:
             self._pause_seconds = FIRST_PAUSE_SECONDS
         pause = self._pause_seconds
-        self._pause_seconds = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        self._pause_seconds = min(pause * 2, MAX_PAUSE_SECONDS)
         self.restart_at = time.monotonic() + pause
         return pause
 

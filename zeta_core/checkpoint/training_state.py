@@ -21,7 +21,7 @@ from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
 FIXED_FILE = "fixed.safetensors"
-LARGEST_EXPONENT = 700.0  # of a perplexity that a float can represent
+MAX_EXPONENT = 700.0  # of a perplexity that a float can represent
 
 
 @dataclass
@@ -57,7 +57,7 @@ class TrainingProgress:
 
 def perplexity(loss: float) -> float:
     """The exponential of the loss in nats, limited to a value that a float can represent."""
-    return math.exp(min(loss, LARGEST_EXPONENT))
+    return math.exp(min(loss, MAX_EXPONENT))
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from zeta_core.environment import free_memory_bytes
 from zeta_core.failures import InvalidData, TrainingFailed
 
 MEBIBYTE = 2**20
-MOST_MEMORY_BYTES = 4096 * MEBIBYTE
-LEAST_MEMORY_BYTES = 1024 * MEBIBYTE
+MAX_MEMORY_BYTES = 4096 * MEBIBYTE
+MIN_MEMORY_BYTES = 1024 * MEBIBYTE
 RENDERING_SECONDS = 30.0
 OTHER_STAGES = 4.0  # the factor for other stages, because a row may be a whole book
 LOCATION_BYTES = 4096
@@ -63,14 +63,14 @@ _CRASHED: dict[str, str] = {
 class ProcessLimits:
     """The limits of one process: the memory that it may allocate, and its CPU time for rendering one row."""
 
-    memory_bytes: int = MOST_MEMORY_BYTES
+    memory_bytes: int = MAX_MEMORY_BYTES
     rendering_seconds: float = RENDERING_SECONDS
 
     @classmethod
     def for_processes(cls, number: int) -> ProcessLimits:
         """The limits for each of several processes, which share half of the free memory."""
         share = free_memory_bytes() // (2 * number)
-        return cls(memory_bytes=max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share)))
+        return cls(memory_bytes=max(MIN_MEMORY_BYTES, min(MAX_MEMORY_BYTES, share)))
 
     def exceeded_memory(self, location: str, stage: Stage) -> InvalidData:
         text = _NEEDED_MEMORY[stage].format(limit=f"{self.memory_bytes // MEBIBYTE:,} MiB")

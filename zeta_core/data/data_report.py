@@ -15,14 +15,14 @@ from zeta_core.failures import InvalidData
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
 
-_MOST_SUPERVISED = 1_000_000  # sequences that are all counted; beyond that, an evenly spaced sample is
+_MAX_SUPERVISED = 1_000_000  # sequences that are all counted; beyond that, an evenly spaced sample is
 
 
 def describe_data(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataReport:
     """Statistics of the data, as cut into ``sequences`` and seen by the run. No second pass over the ids is needed."""
     lengths = np.diff(tokens.offsets)
     p50, p90, p99 = (int(p) for p in np.percentile(lengths, (50, 90, 99), method="lower"))
-    every = np.arange(len(sequences), step=max(1, len(sequences) // _MOST_SUPERVISED))
+    every = np.arange(len(sequences), step=max(1, len(sequences) // _MAX_SUPERVISED))
     num_tokens = sequences.num_tokens(every)
     return DataReport(
         formats=tokens.formats,

@@ -140,9 +140,9 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.data.sources import SourceLocations
     from zeta_core.dry_run.memory import activation_bytes, memory_of, optimizer_bytes
     from zeta_core.model.existing_adapter import without_peft_wrapper
-    from zeta_core.model.facts import check_vocabulary, embedding_rows, facts_without_data
+    from zeta_core.model.inspection import check_vocabulary, embedding_rows, facts_without_data
     from zeta_core.model.preparation import prepare
-    from zeta_core.model.quantization import require as require_bitsandbytes
+    from zeta_core.model.quantization import require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
     from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
     from zeta_core.parallel.zero import zero_config

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from zeta_core.contract.job.check import MemoryEstimate
 from zeta_core.contract.job.memory import FLOAT32_BYTES, FSDP_STAGE, least_state_bytes, memory_parts
 from zeta_core.memory.usage import num_bytes
-from zeta_core.model.activation import checkpointed, repeated_blocks
+from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.objective.loss import cross_entropy_sum, logits_of, shifted
 from zeta_core.optim.roles import roles_of
 from zeta_core.plan import Plan
@@ -77,7 +77,7 @@ def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         if plan.use_activation_checkpointing:
-            stack.enter_context(checkpointed(repeated_blocks(model)))
+            stack.enter_context(recomputed_activations(repeated_blocks(model)))
         live = stack.enter_context(_Live(model))
         _forward_and_backward(model, plan)
         return live.most_bytes

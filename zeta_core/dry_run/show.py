@@ -31,12 +31,12 @@ from zeta_core.data.tokens.cache import make_encoder
 from zeta_core.data.tokens.encoder import Encoded, Encoder
 from zeta_core.environment import home, standard_output_reserved, variables
 from zeta_core.failures import InvalidData
-from zeta_core.model.facts import num_positions
 from zeta_core.model.gguf import is_gguf
+from zeta_core.model.inspection import num_positions
 from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
 
-MOST_TOKENS = 20_000  # of a document that are shown
-MOST_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
+MAX_TOKENS = 20_000  # of a document that are shown
+MAX_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
 NOTHING_LEFT = "nothing is trained on within seq_len, so the training drops this row; raise seq_len"
 _CONTEXT = 4  # tokens that are decoded with the next one, because a character or space may depend on them
 
@@ -162,7 +162,7 @@ def _documents(source: Source) -> Iterator[list[Row]]:
     for unit in source.units():
         for row in unit.rows():
             pieces.append(row)
-            if row.ends_document or (source.is_one_document and unit.position >= MOST_TEXT_BYTES):
+            if row.ends_document or (source.is_one_document and unit.position >= MAX_TEXT_BYTES):
                 yield pieces
                 pieces = []
                 if source.is_one_document:
@@ -192,7 +192,7 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
         trained_T[:1] = False  # the first token has no context to be predicted from
         end = cut.seq_len if is_fitted else length
         is_learned &= bool(trained_T[:end].any()) or length <= end
-        num_shown = min(MOST_TOKENS, length if is_fitted else cut.seq_len)
+        num_shown = min(MAX_TOKENS, length if is_fitted else cut.seq_len)
         ids = encoded.ids_N[start : start + length].tolist()[:num_shown]
         tokens = [
             ShownToken(id=token, text=text, trained=bool(trained_T[at]), truncated=at >= end)
@@ -210,7 +210,7 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
         start += length
     notes = list(_notes(encoded, source))
     if len(encoded.ends_D) and not encoded.ends_D[-1]:
-        notes.append(f"Only the beginning of the document is shown and counted: the first {MOST_TEXT_BYTES >> 20} MiB.")
+        notes.append(f"Only the beginning of the document is shown and counted: the first {MAX_TEXT_BYTES >> 20} MiB.")
     if cut.overlong == "drop" and any(document.num_truncated for document in documents):
         notes.append("overlong is 'drop' and the row is longer than seq_len, so the training drops it; raise seq_len")
     elif not is_learned:

@@ -21,9 +21,9 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel, FileModel, JobModel
 from zeta_core.data.sources import SourceLocations
 from zeta_core.memory.needs import Parts, capacity_of, least_needed, refusal
-from zeta_core.model.facts import facts_without_data
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
+from zeta_core.model.inspection import facts_without_data
 from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.plan import Plan
 

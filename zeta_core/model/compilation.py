@@ -17,7 +17,7 @@ from torch import nn
 
 from zeta_core.environment import compiler
 from zeta_core.failures import CannotTrain
-from zeta_core.model.activation import replaced_forwards
+from zeta_core.model.activation_checkpointing import replaced_forwards
 
 
 def missing_requirement() -> str | None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter, adapter_files
-from zeta_core.model.facts import resized_embeddings
+from zeta_core.model.inspection import resized_embeddings
 
 _INSTEAD = "Pass the base model without an adapter, and set lora."
 

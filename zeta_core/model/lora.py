@@ -20,7 +20,7 @@ from zeta_core.contract.spec.options import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.existing_adapter import adapter_weight_names, has_adapter
-from zeta_core.model.facts import is_output_layer, resized_embeddings
+from zeta_core.model.inspection import is_output_layer, resized_embeddings
 
 ALL_LINEAR = "all-linear"
 _ADAPTER = "default"  # peft's name for the only adapter of a model

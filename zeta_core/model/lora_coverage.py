@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-_SMALLEST_SHARE = 0.01  # routers, convolutions and other small matrices are not worth a warning
+_MIN_SHARE = 0.01  # routers, convolutions and other small matrices are not worth a warning
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class UnadaptedWeights:
 
     @property
     def is_significant(self) -> bool:
-        return self.share >= _SMALLEST_SHARE
+        return self.share >= _MIN_SHARE
 
     def message(self, *, quantizes: bool) -> str:
         without = "does not adapt, and lora.quantize does not hold in 4 bits," if quantizes else "does not adapt"
@@ -49,5 +49,5 @@ def unadapted_weights(model: nn.Module) -> UnadaptedWeights:
                 kind = re.sub(r"\.\d+(?=\.|$)", ".*", f"{place}.{name}" if place else name)
                 sizes[kind] = sizes.get(kind, 0) + parameter.numel()
     largest = sorted(sizes, key=lambda kind: -sizes[kind])
-    names = tuple(kind for kind in largest if sizes[kind] >= _SMALLEST_SHARE * total)
+    names = tuple(kind for kind in largest if sizes[kind] >= _MIN_SHARE * total)
     return UnadaptedWeights(sum(sizes.values()) / total if total else 0.0, names)

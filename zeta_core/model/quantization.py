@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from zeta_core.failures import CannotTrain
-from zeta_core.model.facts import is_output_layer
+from zeta_core.model.inspection import is_output_layer
 
 BLOCK_WEIGHTS = 64  # that share a scale
 BLOCK_SCALES = 256  # that share a scale of theirs, a float32
@@ -28,7 +28,7 @@ FIRST_VERSION = (0, 46)  # of bitsandbytes that computes with 4 bits on CPUs, to
 PARAM = "lora.quantize"
 
 
-def require() -> None:
+def require_bitsandbytes() -> None:
     """Raise `CannotTrain` where bitsandbytes is not installed here, or is too old."""
     first = ".".join(map(str, FIRST_VERSION))
     try:

@@ -22,14 +22,14 @@ from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
-from zeta_core.objective.loss import LossOf
+from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.preference import rewards_of
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
 
-_STOP_LOOKS = 16  # number of micro-batches between checks for a stop request
+_STOP_CHECK_INTERVAL = 16  # number of micro-batches between checks for a stop request
 
 
 # --- Evaluating -------------------------------------------------------------------------------------------------------
@@ -45,11 +45,17 @@ class Evaluator:
     """Evaluates a run every ``eval_steps`` and at its end, and tracks its best loss and the evaluations since then."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, loss_of: LossOf, held_out: Sequences, samples: SampleWriter, report: Reporter
+        self,
+        plan: Plan,
+        engine: Engine,
+        loss_function: LossFunction,
+        held_out: Sequences,
+        samples: SampleWriter,
+        report: Reporter,
     ) -> None:
         assert plan.eval_steps is not None
         self._every, self._total_steps = plan.eval_steps, plan.total_steps
-        self._engine, self._loss_of, self._report = engine, loss_of, report
+        self._engine, self._loss_function, self._report = engine, loss_function, report
         self._held_out, self._samples = held_out, samples
         self._num_targets = held_out.num_targets(np.arange(len(held_out))) if len(held_out) else 0
         if not self._num_targets:
@@ -76,7 +82,7 @@ class Evaluator:
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
         with self._without_side_effects() as model:
             loss, stop = self._mean_loss(model, micro_batch, requested_stop)
-            measures = self._loss_of.take_measures()
+            measures = self._loss_function.take_metrics()
             rewards = None if measures is None else rewards_of(self._engine.processes.sum(measures))
             if stop is not None:
                 return stop
@@ -95,7 +101,7 @@ class Evaluator:
                 step=step,
                 total_steps=self._total_steps,
                 eval_loss=loss,
-                perplexity=perplexity(loss) if self._loss_of.is_likelihood else None,
+                perplexity=perplexity(loss) if self._loss_function.is_likelihood else None,
                 rewards=rewards,
             )
         )
@@ -120,10 +126,10 @@ class Evaluator:
         total = torch.zeros((), dtype=torch.float64, device=device)
         parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.rank)
         for number, (rows, num_counting) in enumerate(parts):
-            if number % _STOP_LOOKS == 0 and (stop := self._agreed_stop(requested_stop)) is not None:
+            if number % _STOP_CHECK_INTERVAL == 0 and (stop := self._agreed_stop(requested_stop)) is not None:
                 return 0.0, stop
-            batch = self._held_out.batch(rows, num_counting, isolate=self._loss_of.isolates).to(device)
-            total += self._loss_of(model, batch)[0]
+            batch = self._held_out.batch(rows, num_counting, isolate=self._loss_function.isolates).to(device)
+            total += self._loss_function(model, batch)[0]
         return processes.sum(total.reshape(1))[0] / self._num_targets, None
 
     def _agreed_stop(self, requested_stop: Callable[[], StopAction | None]) -> StopAction | None:

@@ -28,8 +28,8 @@ from torch import nn
 from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.isolation import Isolation, attention_spans
-from zeta_core.objective.loss import Convention, LossOf, find_loss, parameters_of, undisturbed
-from zeta_core.objective.small_model import MOST_VALUES, SMALL_VOCABULARY, SMALL_WINDOW, small_model, windows_of
+from zeta_core.objective.loss import Convention, LossFunction, find_loss_function, parameters_of, undisturbed
+from zeta_core.objective.small_model import MAX_VALUES, SMALL_VOCABULARY, SMALL_WINDOW, small_model, windows_of
 
 DOCUMENT = 24  # tokens of a probed document: more than any short convolution looks back
 LONGEST = 256  # tokens of a probed sequence; models with longer windows are represented by a small model
@@ -60,7 +60,7 @@ def find_isolation(
 ) -> IsolationFinding:
     """Find out how ``model`` keeps documents apart. It may have no storage or be memory-mapped, and is not changed.
 
-    ``sample_ids``, ``largest_id`` and ``vocabulary`` are as in `find_loss`.
+    ``sample_ids``, ``largest_id`` and ``vocabulary`` are as in `find_loss_function`.
     """
     for subject in _subjects(model, _Tokens(sample_ids, largest_id, vocabulary)):
         with undisturbed(subject.model, subject.device):
@@ -114,7 +114,7 @@ def _subjects(model: nn.Module, tokens: _Tokens) -> Iterator[_Subject]:
     has_storage = not any(parameter.is_meta for parameter in model.parameters())
     itself = _Subject(model, tokens, SHORT, is_copy=False)
     length = itself.longest_window + 2 * DOCUMENT
-    is_small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_VALUES
+    is_small = sum(parameter.numel() for parameter in model.parameters()) <= MAX_VALUES
     if has_storage and is_small and length <= LONGEST and (own := _copied(model)) is not None:
         yield _Subject(own, tokens, length)
     if (small := small_model(model)) is not None:
@@ -151,7 +151,7 @@ def _probe_of(subject: _Subject) -> _Probe:
     while True:
         ids = list(islice(cycle(tokens.sample_ids), length))
         try:
-            asked = find_loss(
+            asked = find_loss_function(
                 subject.model,
                 sample_ids=ids[:SHORT],
                 largest_id=tokens.largest_id,
@@ -174,7 +174,7 @@ def _probe_of(subject: _Subject) -> _Probe:
 @dataclass(frozen=True)
 class _Probe:
     subject: _Subject
-    asked: LossOf
+    asked: LossFunction
     ids_BT: torch.Tensor
 
     @property
@@ -235,7 +235,7 @@ class _Probe:
         """Whether a mask would replace a window that is longer than the probed documents."""
         return isolation.mask is not None and self.subject.longest_window >= max(self.edges)
 
-    def _keeps_apart(self, way: LossOf, edge: int) -> bool:
+    def _keeps_apart(self, way: LossFunction, edge: int) -> bool:
         before_TV = self._packed(way, edge, self.ids_BT)
         noise = LEAK * before_TV.abs().amax().clamp(min=1e-3)
 
@@ -249,7 +249,7 @@ class _Probe:
         responds = self.subject.is_copy or bool(second[-1])  # otherwise, an unchanged output proves nothing
         return responds and not bool(second[:edge].any())
 
-    def _is_as_alone(self, way: LossOf, edge: int) -> tuple[bool, bool]:
+    def _is_as_alone(self, way: LossFunction, edge: int) -> tuple[bool, bool]:
         """For each document, whether its output is that of the document alone."""
         packed_TV = self._packed(way, edge, self.ids_BT)
         alone_TV = torch.cat((self.alone(self.ids_BT[:, :edge]), self.alone(self.ids_BT[:, edge:])))
@@ -268,7 +268,7 @@ class _Probe:
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         return self._logits(self.asked, Batch(ids_BT, ids_BT, positions_BT, None, 0))
 
-    def _packed(self, way: LossOf, edge: int, ids_BT: torch.Tensor) -> torch.Tensor:
+    def _packed(self, way: LossFunction, edge: int, ids_BT: torch.Tensor) -> torch.Tensor:
         """The (T, V) logits of a sequence whose second document begins at ``edge``."""
         at = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         second = at >= edge
@@ -276,7 +276,7 @@ class _Probe:
             way, Batch(ids_BT, ids_BT, torch.where(second, at - edge, at)[None], second.long()[None], 0)
         )
 
-    def _logits(self, way: LossOf, batch: Batch) -> torch.Tensor:
+    def _logits(self, way: LossFunction, batch: Batch) -> torch.Tensor:
         logits = way.logits_in(way.call(self.subject.model, batch))
         if logits is None or logits.shape[1] != batch.ids_BT.shape[1]:
             raise ValueError("the model returned no logits for every token")

@@ -34,7 +34,7 @@ class Convention(Enum):
 
 
 @dataclass(frozen=True)
-class LossOf:
+class LossFunction:
     """Calls a model on a batch. The model may have been wrapped since the convention was found."""
 
     convention: Convention
@@ -88,7 +88,7 @@ class LossOf:
         assert mean is not None
         return mean.float() * counting, None
 
-    def take_measures(self) -> torch.Tensor | None:
+    def take_metrics(self) -> torch.Tensor | None:
         """Additional metrics of a loss, summed over the calls since the last time; this class has none."""
         return None
 
@@ -160,14 +160,14 @@ def loss_in(answer: Any) -> torch.Tensor | None:
 # --- Probing ----------------------------------------------------------------------------------------------------------
 
 
-def find_loss(
+def find_loss_function(
     model: nn.Module,
     *,
     sample_ids: list[int],
     isolation: Isolation | None = None,
     largest_id: int = 0,
     vocabulary: int | None = None,
-) -> LossOf:
+) -> LossFunction:
     """Find out how to call this model, which is not wrapped yet. ``sample_ids`` are four or more, not all equal.
 
     ``isolation`` was found by `isolation_probe.find_isolation`, perhaps on a smaller model; the result does not contain
@@ -188,7 +188,7 @@ def find_loss(
     needs_mask = mask is not None and mask.default is mask.empty
     with undisturbed(model, device):
         probe = _Probe(model, sample_ids, device, largest_id, vocabulary)
-        plain = LossOf(Convention.LOGITS, ids_name, auxiliary_weight=auxiliary, needs_mask=needs_mask)
+        plain = LossFunction(Convention.LOGITS, ids_name, auxiliary_weight=auxiliary, needs_mask=needs_mask)
         asked = probe.convention(plain, _fixed(parameters) if hugging_face else [()], frozenset(parameters))
         probe.check_logits()
         some = probe.supports_logit_positions(asked, frozenset(parameters))
@@ -284,7 +284,9 @@ class _Probe:
         labels_BT = ids_BT.masked_fill((at % self.half == 0)[None], IGNORED)
         return Batch(ids_BT, labels_BT, (at % self.half)[None], (at // self.half)[None], 2 * (self.half - 1))
 
-    def convention(self, plain: LossOf, fixed: list[tuple[tuple[str, Any], ...]], parameters: frozenset[str]) -> LossOf:
+    def convention(
+        self, plain: LossFunction, fixed: list[tuple[tuple[str, Any], ...]], parameters: frozenset[str]
+    ) -> LossFunction:
         """The first convention that works with the first possible fixed arguments. Raises `InvalidModel`."""
         for arguments in fixed[:-1]:
             try:
@@ -293,7 +295,7 @@ class _Probe:
                 continue
         return self._convention(replace(plain, fixed=fixed[-1]), parameters)
 
-    def _convention(self, plain: LossOf, parameters: frozenset[str]) -> LossOf:
+    def _convention(self, plain: LossFunction, parameters: frozenset[str]) -> LossFunction:
         problems: list[str] = []
         unclear: InvalidModel | None = None
         for convention in Convention:
@@ -328,7 +330,7 @@ class _Probe:
             f"ids nor a loss for labels=, targets= or return_loss=True; let its forward do one of these{tried}."
         )
 
-    def _answer(self, asked: LossOf) -> Any:
+    def _answer(self, asked: LossFunction) -> Any:
         batch = self.batch()
         match asked.convention:
             case Convention.LABELS:
@@ -338,14 +340,14 @@ class _Probe:
             case _:
                 return asked.call(self.model, batch, return_loss=True)
 
-    def looks_ahead(self, asked: LossOf) -> bool:
+    def looks_ahead(self, asked: LossFunction) -> bool:
         """Whether the last token changes the logits of earlier tokens. This can't be determined from a loss alone."""
         if asked.convention is not Convention.LOGITS:
             return False
         changed = self._changes(asked, self._logits(asked, self.ids_BT), at=2 * self.half - 1)
         return bool(changed[:-1].any())
 
-    def supports_logit_positions(self, asked: LossOf, parameters: frozenset[str]) -> bool:
+    def supports_logit_positions(self, asked: LossFunction, parameters: frozenset[str]) -> bool:
         """Whether the model can compute logits for some positions only, with the same values."""
         if asked.convention is not Convention.LOGITS or "logits_to_keep" not in parameters:
             return False
@@ -364,7 +366,7 @@ class _Probe:
         difference = (some_BKV[0].float() - all_TV[logit_positions_K]).abs().amax()
         return bool(difference <= 1e-4 * all_TV.abs().amax())
 
-    def keeps_apart(self, asked: LossOf) -> bool:
+    def keeps_apart(self, asked: LossFunction) -> bool:
         """Whether neither segment depends on the first or last token of the other."""
         half = self.half
         try:
@@ -377,7 +379,7 @@ class _Probe:
             return False
         return not any(changed.any() for changed in (*first, second))
 
-    def _changes(self, way: LossOf, before_TV: torch.Tensor, *, at: int, noise: float = 1e-6) -> torch.Tensor:
+    def _changes(self, way: LossFunction, before_TV: torch.Tensor, *, at: int, noise: float = 1e-6) -> torch.Tensor:
         """For each position, whether its logits change with the token at ``at``. ``noise`` is relative to them."""
         ids_BT = self.ids_BT.clone()
         others = self.ids_BT[self.ids_BT != ids_BT[0, at]]
@@ -391,7 +393,7 @@ class _Probe:
         precisions = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         return max((4 * torch.finfo(dtype).eps for dtype in precisions if dtype is not torch.float32), default=4e-6)
 
-    def _logits(self, way: LossOf, ids_BT: torch.Tensor) -> torch.Tensor:
+    def _logits(self, way: LossFunction, ids_BT: torch.Tensor) -> torch.Tensor:
         logits = way.logits_in(way.call(self.model, self.batch(ids_BT)))
         assert logits is not None
         return logits[0].float()

@@ -26,7 +26,7 @@ from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.data.sequences import IGNORED, Batch, Overlong, Sequences, micro_batches
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import CannotResume, InvalidData, InvalidModel
-from zeta_core.objective.loss import Convention, LossOf
+from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.parallel.processes import Engine
 
 
@@ -47,7 +47,7 @@ class Pairs(Sequences):
     """Preference pairs by index. Each answer has its own row, with its prompt. Targets are counted in pairs."""
 
     def __init__(self, tokens: TokenFile, seq_len: int, *, overlong: Overlong | None) -> None:
-        if not tokens.holds_pairs:
+        if not tokens.has_pairs:
             raise InvalidData("method 'dpo' needs rows of prompt, chosen and rejected; the data holds none.")
         super().__init__(tokens, seq_len, pack=False, overlong=overlong, group_size=2)
         self.reference_2P = np.zeros(2 * len(self), dtype=np.float32)  # per pair: chosen, rejected
@@ -92,15 +92,15 @@ def _answers(indices: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class DpoLoss(LossOf):
-    """Calls a model as `LossOf` does, and returns the sum of the pairs' losses."""
+class DpoLoss(LossFunction):
+    """Calls a model as `LossFunction` does, and returns the sum of the pairs' losses."""
 
     beta: float = 0.1
     sums: list[torch.Tensor] = field(default_factory=list[torch.Tensor], compare=False)
     is_likelihood: ClassVar[bool] = False
 
     @staticmethod
-    def of(asked: LossOf, beta: float, name: str) -> DpoLoss:
+    def of(asked: LossFunction, beta: float, name: str) -> DpoLoss:
         """The DPO loss for a model. Raises `InvalidModel` if the model does not return its logits."""
         if asked.convention is not Convention.LOGITS:
             raise InvalidModel(
@@ -130,7 +130,7 @@ class DpoLoss(LossOf):
         )
         return -losses.view(targets_RK.shape).sum(1)
 
-    def take_measures(self) -> torch.Tensor | None:
+    def take_metrics(self) -> torch.Tensor | None:
         """Sums over the pairs since the last call.
 
         They are the rewards of the chosen and of the rejected answers, β (π - r), the number of pairs whose chosen
@@ -142,7 +142,7 @@ class DpoLoss(LossOf):
 
 
 def rewards_of(sums: list[float]) -> dict[str, float]:
-    """The means over the pairs, from the sums of `DpoLoss.take_measures` over all ranks."""
+    """The means over the pairs, from the sums of `DpoLoss.take_metrics` over all ranks."""
     chosen, rejected, prefers, num_pairs = sums
     mean = 1 / max(1.0, num_pairs)
     return {
@@ -159,7 +159,7 @@ _FILE_KEYS = ("train", "eval")  # in the order of the arguments
 
 
 def prepare_reference(
-    engine: Engine, loss_of: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: StoredState | None
+    engine: Engine, loss_function: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: StoredState | None
 ) -> Tensors:
     """Set the reference of the training and the held-out pairs: computed now, or loaded from the resumed run.
 
@@ -169,7 +169,7 @@ def prepare_reference(
     given: Tensors = {} if stored is None else stored.fixed()
     for key, some in zip(_FILE_KEYS, pairs, strict=False):
         if stored is None:
-            some.reference_2P = reference_of(engine, loss_of, some, micro_batch)
+            some.reference_2P = reference_of(engine, loss_function, some, micro_batch)
         elif key not in given or len(given[key]) != len(some.reference_2P):
             raise CannotResume("The checkpoint does not hold the reference of these pairs; start from its weights.")
         else:
@@ -179,7 +179,7 @@ def prepare_reference(
 
 
 def reference_of(
-    engine: Engine, loss_of: DpoLoss, pairs: Pairs, micro_batch: int, *, which: NDArray[np.int64] | None = None
+    engine: Engine, loss_function: DpoLoss, pairs: Pairs, micro_batch: int, *, which: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """The log-probabilities of all answers under the current model.
 
@@ -191,8 +191,8 @@ def reference_of(
     shares = micro_batches(every, micro_batch=micro_batch, world_size=processes.world_size, rank=processes.rank)
     with engine.evaluating() as model:
         for rows, num_counting in shares:
-            batch = pairs.batch(rows, num_counting, isolate=loss_of.isolates).to(engine.device)
-            log_probs_R = loss_of.log_probabilities(model, batch).double().cpu().numpy()
+            batch = pairs.batch(rows, num_counting, isolate=loss_function.isolates).to(engine.device)
+            log_probs_R = loss_function.log_probabilities(model, batch).double().cpu().numpy()
             found[_answers(rows[:num_counting])] = np.concatenate(
                 [part[:num_counting] for part in np.split(log_probs_R, 2)]
             )

@@ -2,7 +2,7 @@
 
 The prompt of a conversation is everything before the first answer that is trained on; the prompt of a text is its first
 tokens. Sampling is cheap: at most `NUM_TOKENS` calls for each length of `NUM_PROMPTS` short sequences, cut off after
-`MOST_SECONDS`. It is deterministic: the prompts and the random numbers, from a separate generator, are always the same,
+`MAX_SECONDS`. It is deterministic: the prompts and the random numbers, from a separate generator, are always the same,
 so differences come from the model alone.
 
 Shapes: B sequences, T tokens, V entries of the vocabulary.
@@ -23,17 +23,17 @@ from torch import nn
 from zeta_core.contract.job.events import SampleLine
 from zeta_core.data.sequences import Batch
 from zeta_core.data.tokens import TokenFile
-from zeta_core.objective.loss import Convention, LossOf
+from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.parallel.processes import Processes
 from zeta_core.report.reporter import Reporter
 
 NUM_PROMPTS = 3
 NUM_PROMPT_TOKENS = 32  # of a text
-MOST_PROMPT_TOKENS = 256  # of a conversation; the last ones are used
-MOST_DOCUMENTS = 1000  # that are searched for prompts of equal length
+MAX_PROMPT_TOKENS = 256  # of a conversation; the last ones are used
+MAX_DOCUMENTS = 1000  # that are searched for prompts of equal length
 NUM_TOKENS = 32
 TEMPERATURE = 0.8
-MOST_SECONDS = 10.0
+MAX_SECONDS = 10.0
 
 
 class SampleWriter:
@@ -41,7 +41,7 @@ class SampleWriter:
         self,
         held_out: TokenFile,
         seq_len: int,
-        loss_of: LossOf,
+        loss_function: LossFunction,
         tokenizer: Any,
         processes: Processes,
         device: torch.device,
@@ -52,17 +52,17 @@ class SampleWriter:
     ) -> None:
         """Without a ``tokenizer``, no samples are generated. A sample stops at the first of the tokens ``ends``."""
         self._ends = ends
-        self._loss_of, self._tokenizer, self._seed = loss_of, tokenizer, seed
+        self._loss_function, self._tokenizer, self._seed = loss_function, tokenizer, seed
         self._processes, self._device, self._report = processes, device, report
-        prompts = _questions(held_out, max(seq_len // 2, min(MOST_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
+        prompts = _questions(held_out, max(seq_len // 2, min(MAX_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
         if not prompts:
             prompts = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
         # Prompts of the same length form one batch.
         self._prompts = [np.stack(list(alike)) for _, alike in groupby(sorted(prompts, key=len), key=len)]
         self._seq_len = seq_len
-        self._has_cache = "use_cache" in dict(loss_of.fixed)  # a Hugging Face model with a KV cache
+        self._has_cache = "use_cache" in dict(loss_function.fixed)  # a Hugging Face model with a KV cache
         # A model that only returns a loss can't generate samples.
-        can_generate = tokenizer is not None and loss_of.convention is not Convention.LABELS
+        can_generate = tokenizer is not None and loss_function.convention is not Convention.LABELS
         self._can_generate = can_generate and bool(self._prompts)
 
     def write(self, model: nn.Module, step: int) -> list[SampleLine]:
@@ -89,7 +89,7 @@ class SampleWriter:
         self, model: nn.Module, prompts_BT: NDArray[np.int64], generator: torch.Generator
     ) -> list[list[int]]:
         """The prompts with the model's continuations; empty if the model can't generate."""
-        began, most_seconds = time.monotonic(), MOST_SECONDS / len(self._prompts)
+        began, most_seconds = time.monotonic(), MAX_SECONDS / len(self._prompts)
         ids_BT = torch.from_numpy(prompts_BT).to(self._device)
         past: Any = None
         for _ in range(min(NUM_TOKENS, self._seq_len - prompts_BT.shape[1])):
@@ -129,7 +129,7 @@ class SampleWriter:
         positions_BT = torch.arange(ids_BT.shape[1], device=self._device).expand_as(ids_BT)
         batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, segments_BT=None, num_targets=0)
         try:
-            return self._loss_of.logits_in(self._loss_of.call(model, batch))
+            return self._loss_function.logits_in(self._loss_function.call(model, batch))
         except TypeError:  # its forward cannot be called without targets
             return None
 
@@ -147,8 +147,8 @@ def _questions(tokens: TokenFile, most: int) -> list[NDArray[np.int64]]:
     """
     if tokens.supervised is None or not tokens.has_whole_documents:
         return []
-    step = 2 if tokens.holds_pairs else 1  # both answers of a pair have the same prompt
-    conversations = np.arange(0, tokens.num_documents, step)[:MOST_DOCUMENTS]
+    step = 2 if tokens.has_pairs else 1  # both answers of a pair have the same prompt
+    conversations = np.arange(0, tokens.num_documents, step)[:MAX_DOCUMENTS]
     starts, lengths = tokens.offsets[conversations], np.zeros(len(conversations), dtype=np.int64)
     for index, (start, end) in enumerate(zip(starts, tokens.offsets[conversations + 1], strict=True)):
         places = tokens.where(np.arange(int(start), int(end)))

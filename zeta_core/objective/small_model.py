@@ -1,7 +1,7 @@
 """Building small models of an architecture, for testing how the architecture behaves.
 
 Guarantees: every kind of layer that the config names is present, weights are random and in float32 on the CPU, and
-the model has at most `MOST_VALUES` parameters. Attention windows and chunks are shortened to `SMALL_WINDOW` tokens, so
+the model has at most `MAX_VALUES` parameters. Attention windows and chunks are shortened to `SMALL_WINDOW` tokens, so
 short inputs exceed them.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from zeta_core.objective.isolation import text_config
 
-MOST_VALUES = 40_000_000
+MAX_VALUES = 40_000_000
 SMALL_VOCABULARY = 64
 SMALL_WINDOW = 8
 _WINDOW = re.compile(r"window|attention_chunk|local_attention")
@@ -46,7 +46,7 @@ def small_model(model: nn.Module) -> nn.Module | None:
             config = shrink(model.config)
             with torch.device("meta"):
                 size = sum(parameter.numel() for parameter in type(model)(config).parameters())
-            if size <= MOST_VALUES:
+            if size <= MAX_VALUES:
                 with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                     torch.manual_seed(0)
                     return type(model)(config).float()

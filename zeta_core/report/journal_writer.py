@@ -23,11 +23,11 @@ from zeta_core.contract.job.events import (
     StatusLine,
     WarningLine,
 )
-from zeta_core.contract.wire.run_directory import LONGEST_LINE_BYTES
+from zeta_core.contract.wire.run_directory import MAX_LINE_BYTES
 
 SECONDS_BEYOND_LIMIT = 30.0  # between progress lines after the limit
-MAX_LINE_BYTES = LONGEST_LINE_BYTES // 4
-MAX_CHARACTERS = 16_384  # per text, in a line that exceeds MAX_LINE_BYTES
+SHORTENED_LINE_BYTES = MAX_LINE_BYTES // 4
+MAX_CHARACTERS = 16_384  # per text, in a line that exceeds SHORTENED_LINE_BYTES
 _LIMIT_REACHED = (
     "The journal has reached its limit of {} lines. From now on it contains only checkpoints, the end of the run, and "
     "occasional progress; the log contains everything."
@@ -62,7 +62,7 @@ class JournalWriter:
 
     def _append(self, line: JournalLine) -> None:
         data = line.model_dump_json(exclude_none=True).encode() + b"\n"
-        if len(data) > MAX_LINE_BYTES:
+        if len(data) > SHORTENED_LINE_BYTES:
             data = json.dumps(_shortened(line.model_dump(mode="json", exclude_none=True))).encode() + b"\n"
         written = os.write(self._file, data)
         if written != len(data):

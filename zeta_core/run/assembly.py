@@ -13,10 +13,10 @@ from zeta_core.checkpoint.random_state import restore_random_state, seed_everyth
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.environment import ProcessRank
-from zeta_core.model.activation import checkpointed, repeated_blocks
+from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.model.compilation import compiled
 from zeta_core.objective.evaluation import Evaluator
-from zeta_core.objective.loss import LossOf
+from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine, Processes
@@ -40,22 +40,22 @@ def engine_of(
             stack.enter_context(compiled(blocks))
             report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
         if plan.use_activation_checkpointing:
-            stack.enter_context(checkpointed(blocks))
+            stack.enter_context(recomputed_activations(blocks))
         engine = build_engine(model, plan, processes, blocks=blocks, deepspeed=request.options.use_deepspeed)
         stack.callback(engine.close)
         yield engine
 
 
 def reference_for(
-    engine: Engine, loss_of: LossOf, decision: Decision, resume_point: ResumePoint | None, report: Reporter
+    engine: Engine, loss_function: LossFunction, decision: Decision, resume_point: ResumePoint | None, report: Reporter
 ) -> Tensors:
     """The initial model's log-probabilities for every pair, stored in each checkpoint; empty unless DPO is used."""
-    if not isinstance(loss_of, DpoLoss):
+    if not isinstance(loss_function, DpoLoss):
         return {}
     held_out = None if decision.held_out is None else decision.held_out.sequences
     pairs = [some for some in (decision.sequences, held_out) if isinstance(some, Pairs)]
     stored = None if resume_point is None else resume_point.state
-    reference = prepare_reference(engine, loss_of, pairs, decision.plan.batch_size, stored)
+    reference = prepare_reference(engine, loss_function, pairs, decision.plan.batch_size, stored)
     report.log(f"The reference knows {sum(map(len, pairs)):,} pairs.")
     return reference
 
@@ -123,7 +123,7 @@ def evaluator_of(
     samples = SampleWriter(
         held_out.tokens,
         plan.seq_len,
-        learner.loss_of,
+        learner.loss_function,
         tokenizer_of_data(request, inputs),
         engine.processes,
         engine.device,
@@ -131,4 +131,4 @@ def evaluator_of(
         ends=learner.ends,
         seed=plan.seed,
     )
-    return Evaluator(plan, engine, learner.loss_of, held_out.sequences, samples, report)
+    return Evaluator(plan, engine, learner.loss_function, held_out.sequences, samples, report)

@@ -96,7 +96,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         apart = inputs.located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if apart else model
         engine = stack.enter_context(engine_of(trained, request, plan, processes, report))
-        reference = reference_for(engine, learner.loss_of, decision, resume_point, report)
+        reference = reference_for(engine, learner.loss_function, decision, resume_point, report)
         progress = begin_or_resume(request, engine, resume_point, plan, rank)
         evaluator = evaluator_of(request, inputs, decision, engine, learner, report)
         stack.enter_context(
@@ -120,7 +120,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         saver.best_elsewhere = best_elsewhere(request, resume_point, progress, processes, report)
         saver.fixed = reference
         accumulator = GradientAccumulator(
-            plan, engine, learner.loss_of, decision.sequences, report, may_split=decision.may_split
+            plan, engine, learner.loss_function, decision.sequences, report, may_split=decision.may_split
         )
         meter = Meter(report, plan, len(decision.sequences), engine, data=accumulator.reading)
         monitor = setup.divergence_monitor(report.advise)
@@ -164,7 +164,7 @@ def _search(
         learner.model,
         decision.plan,
         processes,
-        loss_of=learner.loss_of,
+        loss_function=learner.loss_function,
         sequences=decision.sequences,
         deepspeed=request.options.use_deepspeed,
         usual=setup.usual_rates,

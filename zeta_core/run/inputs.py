@@ -23,7 +23,7 @@ from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.model.folders import IgnoredCode
-from zeta_core.model.quantization import require as require_bitsandbytes
+from zeta_core.model.quantization import require_bitsandbytes
 from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
 from zeta_core.parallel.processes import Processes
 from zeta_core.report.reporter import Reporter
@@ -33,7 +33,7 @@ from zeta_core.system.data_folder import Split
 
 # Data of this size is checked before it is tokenized, which takes several times as long and would find a fault late.
 LARGE_DATA_BYTES = 16 << 20
-MOST_CHECK_SECONDS = 120.0
+MAX_CHECK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _read_dataset(
             train_on=request.options.train_on,
             method=request.options.method,
             today=today,
-            seconds=MOST_CHECK_SECONDS,
+            seconds=MAX_CHECK_SECONDS,
         )
     return prepare_tokens(
         sources,

@@ -12,11 +12,11 @@ from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.end_tokens import find_end_tokens
 from zeta_core.memory.needs import check_it_can_fit
 from zeta_core.model.export import Exporter
-from zeta_core.model.facts import embedding_rows
+from zeta_core.model.inspection import embedding_rows
 from zeta_core.model.lora_coverage import unadapted_weights
 from zeta_core.model.preparation import prepare_model
 from zeta_core.model.special_tokens import SpecialTokens
-from zeta_core.objective.loss import LossOf, find_loss
+from zeta_core.objective.loss import LossFunction, find_loss_function
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision, sample_of
@@ -24,7 +24,7 @@ from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
 from zeta_core.run.request import RunRequest
 from zeta_core.run.resolved_spec import merges
 
-LEAST_ENDED = 0.5  # the share of answers or documents with an end token below which a warning is given
+MIN_ENDED = 0.5  # the share of answers or documents with an end token below which a warning is given
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Learner:
     """
 
     model: nn.Module
-    loss_of: LossOf
+    loss_function: LossFunction
     saved: SavedWeights
     export: Exporter
     num_parameters: int
@@ -74,7 +74,7 @@ def prepare(
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if resume_point is not None:
         load_weights(model, resume_point.checkpoint.directory, saved.names)
-    loss_of = find_loss(
+    loss_function = find_loss_function(
         model,
         sample_ids=sample_of(tokens),
         isolation=decision.isolation.isolation if plan.pack else None,
@@ -82,15 +82,15 @@ def prepare(
         vocabulary=embedding_rows(model),
     )
     if plan.beta is not None:
-        loss_of = DpoLoss.of(loss_of, plan.beta, type(model).__name__)
-    loss_of.check_labels(type(model).__name__, needed=tokens.supervised is not None)
+        loss_function = DpoLoss.of(loss_function, plan.beta, type(model).__name__)
+    loss_function.check_labels(type(model).__name__, needed=tokens.supervised is not None)
     if padding := padding_advice(
-        inputs.tokenizer, decision.sequences, loss_of, plan, request.options, decision.isolation
+        inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation
     ):
         report.advise(padding) if padding.patch else report.log(padding.message)
     check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
-    return Learner(model, loss_of, saved, export, num_parameters, num_trained, ends)
+    return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends)
 
 
 def setup_of(request: RunRequest, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
@@ -101,7 +101,7 @@ def setup_of(request: RunRequest, inputs: Inputs, decision: Decision, learner: L
         decision.facts,
         inputs.located,
         learner.model,
-        learner.loss_of,
+        learner.loss_function,
         decision.isolation,
         decision.trained_on.tokens.num_documents,
     )
@@ -115,7 +115,7 @@ def _special_tokens(
     if tokenizer is None:
         return None
     ends = find_end_tokens(tokens, tokenizer)
-    if ends.share < LEAST_ENDED:
+    if ends.share < MIN_ENDED:
         what = "answers" if tokens.supervised is not None else "documents"
         share = "None" if not ends.ids else f"Only {ends.share:.0%}"
         report.warn(

@@ -50,7 +50,7 @@ def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> 
     rename_durably(part, target)
 
 
-def write_at_once(target: Path, content: bytes) -> None:
+def write_atomically(target: Path, content: bytes) -> None:
     """Create or replace a file atomically; a power failure may lose the new content. Raises `OSError`."""
     part = part_of(target)
     part.write_bytes(content)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from zeta_core.contract.job.advice import suggest_less_memory
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import StatusReason
-from zeta_core.contract.wire.run_directory import JOURNAL_FILE, LONGEST_LINE_BYTES, RUN_FILE
+from zeta_core.contract.wire.run_directory import JOURNAL_FILE, MAX_LINE_BYTES, RUN_FILE
 
 _COUNTS = ("memory.events", "memory.oom_control")
 _ABOUT_MEMORY = ("batch_size", "seq_len", "use_activation_checkpointing")
@@ -93,7 +93,7 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
 def _journal(file: Path) -> Iterator[dict[str, Any]]:
     if file.is_file():
         with file.open("rb") as lines:
-            while line := lines.readline(LONGEST_LINE_BYTES):  # of a longer one the parts are no JSON
+            while line := lines.readline(MAX_LINE_BYTES):  # of a longer one the parts are no JSON
                 yield _json(line.decode("utf-8", "replace"))
 
 

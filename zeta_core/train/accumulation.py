@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
 from zeta_core.data.sequences import Sequences, micro_batches
-from zeta_core.objective.loss import LossOf
+from zeta_core.objective.loss import LossFunction
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
@@ -27,14 +27,14 @@ class GradientAccumulator:
         self,
         plan: Plan,
         engine: Engine,
-        loss_of: LossOf,
+        loss_function: LossFunction,
         sequences: Sequences,
         report: Reporter,
         *,
         may_split: bool,
     ) -> None:
         self.plan = plan
-        self.engine, self.loss_of, self.sequences = engine, loss_of, sequences
+        self.engine, self.loss_function, self.sequences = engine, loss_function, sequences
         self.reading = Clock()
         self._report, self._may_split = report, may_split
 
@@ -64,7 +64,7 @@ class GradientAccumulator:
                 if not self._may_split or self.plan.batch_size == 1:
                     raise
             self.engine.forget_gradients()
-            self.loss_of.take_measures()
+            self.loss_function.take_metrics()
             restore_random_state(random_state)
             self.plan = self.plan.with_half_the_micro_batch()
             split = self.plan.batch_size, self.plan.gradient_accumulate_every
@@ -82,9 +82,9 @@ class GradientAccumulator:
         total = torch.zeros((), device=engine.device)
         for number, (rows, num_counting) in enumerate(micro, 1):
             with self.reading:
-                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
+                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_function.isolates).to(engine.device)
             with engine.micro_step(last=number == len(micro)):
-                loss, auxiliary = self.loss_of(engine.model, batch)
+                loss, auxiliary = self.loss_function(engine.model, batch)
                 share = loss / max(1, num_targets)
                 if auxiliary is not None:
                     share = share + auxiliary / (len(micro) * engine.processes.world_size)
@@ -97,9 +97,9 @@ class GradientAccumulator:
         total = torch.zeros((), device=engine.device)
         with engine.evaluating() as model:
             for rows, num_counting in self._micro_batches(window):
-                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_of.isolates).to(engine.device)
-                total += self.loss_of(model, batch)[0]
-        self.loss_of.take_measures()
+                batch = self.sequences.batch(rows, num_counting, isolate=self.loss_function.isolates).to(engine.device)
+                total += self.loss_function(model, batch)[0]
+        self.loss_function.take_metrics()
         return total
 
     def _micro_batches(self, window: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:

@@ -92,7 +92,7 @@ class Checkpointer:
         with self._meter.saving:
             self._saver.wait_for_buffers()
         metrics = self._progress.metrics
-        if not self._accumulator.loss_of.is_likelihood:
+        if not self._accumulator.loss_function.is_likelihood:
             metrics.pop("perplexity", None)
         self._saver.plan = plan.stored()
         with self._meter.saving:

@@ -43,7 +43,7 @@ class TrainingLoop:
         self.accumulator, self.progress, self.meter, self.report = accumulator, progress, meter, report
         self.checkpointer, self.evaluator, self.diagnosis = checkpointer, evaluator, diagnosis
         self.requested_stop = requested_stop
-        self.sequences, self.loss_of = accumulator.sequences, accumulator.loss_of
+        self.sequences, self.loss_function = accumulator.sequences, accumulator.loss_function
         self.sampler = sampler_of(self.sequences, self.plan.seed)
         self.steps_trained = 0
         self.seconds_evaluating = 0.0
@@ -70,7 +70,7 @@ class TrainingLoop:
             requested = self.requested_stop() if engine.processes.is_main else None
             due = self.checkpointer.is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, requested, due)
-            measures = self.loss_of.take_measures()
+            measures = self.loss_function.take_metrics()
             if not math.isfinite(loss_sum):
                 raise self.diagnosis.of_loss(begins_here=not own_loss_sum.isfinite().item())
             if not math.isfinite(norm):

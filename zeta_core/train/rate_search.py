@@ -35,8 +35,8 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.rate_search import MAX_SHARE, MIN_UPDATES, RateSearch, num_updates
 from zeta_core.data.sequences import Sequences, sampler_of
 from zeta_core.failures import CannotTrain, NonFiniteLoss
-from zeta_core.model.activation import checkpointed, repeated_blocks
-from zeta_core.objective.loss import LossOf
+from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
+from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.preference import DpoLoss, Pairs, reference_of
 from zeta_core.optim.rates import UsualRates, rounded
 from zeta_core.parallel.processes import Engine, Processes
@@ -57,7 +57,7 @@ def find_learning_rate(
     plan: Plan,
     processes: Processes,
     *,
-    loss_of: LossOf,
+    loss_function: LossFunction,
     sequences: Sequences,
     deepspeed: bool | int | dict[str, Any] | str | None,
     usual: UsualRates,
@@ -92,7 +92,7 @@ def find_learning_rate(
             replace(plan, learning_rate=low, compile=False),
             processes,
             rates,
-            loss_of=loss_of,
+            loss_function=loss_function,
             sequences=sequences,
             deepspeed=deepspeed,
             report=report,
@@ -179,7 +179,7 @@ def _range_test(
     processes: Processes,
     rates: Sequence[float],
     *,
-    loss_of: LossOf,
+    loss_function: LossFunction,
     sequences: Sequences,
     deepspeed: bool | int | dict[str, Any] | str | None,
     report: Reporter,
@@ -194,11 +194,11 @@ def _range_test(
         copied = copy.deepcopy(model, {id(p): p for p in model.parameters() if shares and not p.requires_grad})
         blocks = repeated_blocks(copied)
         if plan.use_activation_checkpointing:
-            stack.enter_context(checkpointed(blocks))
+            stack.enter_context(recomputed_activations(blocks))
         engine = build_engine(copied, plan, processes, blocks=blocks, deepspeed=deepspeed)
         stack.callback(engine.close)
         seed_everything(plan.seed, processes.rank)
-        test = _RangeTest(plan, engine, loss_of, sequences, report, requested_stop, may_split=may_split)
+        test = _RangeTest(plan, engine, loss_function, sequences, report, requested_stop, may_split=may_split)
         memory.training = test
         return test.run(rates)
 
@@ -215,7 +215,7 @@ class _RangeTest:
         self,
         plan: Plan,
         engine: Engine,
-        loss_of: LossOf,
+        loss_function: LossFunction,
         sequences: Sequences,
         report: Reporter,
         requested_stop: Callable[[], StopAction | None],
@@ -223,8 +223,8 @@ class _RangeTest:
         may_split: bool,
     ) -> None:
         self.engine = engine
-        self._accumulator = GradientAccumulator(plan, engine, loss_of, sequences, report, may_split=may_split)
-        self._loss_of, self._sequences = loss_of, sequences
+        self._accumulator = GradientAccumulator(plan, engine, loss_function, sequences, report, may_split=may_split)
+        self._loss_function, self._sequences = loss_function, sequences
         self._report, self._requested_stop = report, requested_stop
         self._reported_at = time.monotonic()
         self._losses: list[float] = []
@@ -246,10 +246,10 @@ class _RangeTest:
         engine, size = self.engine, self.plan.global_batch
         sampler = sampler_of(self._sequences, self.plan.seed)
         windows = [sampler.sequences(at * size, (at + 1) * size) for at in range(len(rates))]
-        if isinstance(self._sequences, Pairs) and isinstance(self._loss_of, DpoLoss):
+        if isinstance(self._sequences, Pairs) and isinstance(self._loss_function, DpoLoss):
             which = np.unique(np.concatenate(windows))
             pairs, micro_batch = self._sequences, self.plan.batch_size
-            pairs.reference_2P = reference_of(engine, self._loss_of, pairs, micro_batch, which=which)
+            pairs.reference_2P = reference_of(engine, self._loss_function, pairs, micro_batch, which=which)
         for at, window in enumerate(windows):
             if (stop := self._report_and_check_stop(at / (2 * len(rates)))) is not None:
                 return stop
@@ -284,7 +284,7 @@ class _RangeTest:
         while True:
             own_sum = self._accumulator.gradient(window, num_targets)
             norm = engine.clip(self.plan.max_grad_norm).to(own_sum)
-            self._loss_of.take_measures()
+            self._loss_function.take_metrics()
             total, norms = engine.processes.sum(torch.stack((own_sum, norm)))
             if math.isfinite(total) and math.isfinite(norms):
                 return total / num_targets

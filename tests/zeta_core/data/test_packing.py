@@ -105,11 +105,11 @@ def test_a_packed_document_gets_the_same_logits_as_alone(build: Any) -> None:
     model = build()
     first, second = [11, 23, 35, 47, 59], [201, 17, 99, 143, 7, 64, 128, 250, 31, 77, 5]
     sequences = Sequences(token_file(first, second), 16, pack=True)
-    loss_of = isolating_loss(model, [*first, *second])
-    assert loss_of.isolates
+    loss_function = isolating_loss(model, [*first, *second])
+    assert loss_function.isolates
     model.eval()
     with torch.no_grad():
-        packed = logits_of(loss_of.call(model, sequences.batch(np.array([0]), 1)))
+        packed = logits_of(loss_function.call(model, sequences.batch(np.array([0]), 1)))
         alone = logits_of(model(torch.tensor([second]), use_cache=False))
     assert packed is not None
     assert alone is not None

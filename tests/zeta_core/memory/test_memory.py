@@ -28,7 +28,7 @@ from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import OutOfMemory, explain
 from zeta_core.memory.before_loading import check_before_loading
 from zeta_core.memory.needs import Parts, check_it_can_fit, has_plenty, least_needed
-from zeta_core.model.activation import checkpointed, repeated_blocks
+from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.plan import Facts, decide, with_length
 
 
@@ -236,7 +236,7 @@ def test_recomputed_activations_give_the_same_gradient_with_dropout(build: objec
         assert len(blocks) == 2
         torch.manual_seed(1)
         ids = torch.randint(3, 300, (2, 16))
-        with checkpointed(blocks if recompute else []):
+        with recomputed_activations(blocks if recompute else []):
             answer = model(ids)
             getattr(answer, "logits", answer).square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))

@@ -19,19 +19,19 @@ from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sequences import Sequences
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.isolation_probe import find_isolation
-from zeta_core.objective.loss import LossOf
+from zeta_core.objective.loss import LossFunction
 
 SAMPLE = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
 DOCUMENTS = random_documents([3 * WINDOW, 5, 1, 2, 2 * WINDOW, 3])
 LENGTH = DOCUMENTS.num_tokens
 
 
-def loss_and_gradient(model: nn.Module, loss_of: LossOf, *, pack: bool) -> tuple[float, torch.Tensor]:
+def loss_and_gradient(model: nn.Module, loss_function: LossFunction, *, pack: bool) -> tuple[float, torch.Tensor]:
     """The mean loss per target of `DOCUMENTS`, in one sequence or in one each, and its gradient."""
     sequences = Sequences(DOCUMENTS, LENGTH, pack=pack)
     batch = sequences.batch(np.arange(len(sequences)), len(sequences), isolate=pack)
     model.zero_grad()
-    total, _ = loss_of(model, batch)
+    total, _ = loss_function(model, batch)
     loss = total / batch.num_targets
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -39,10 +39,10 @@ def loss_and_gradient(model: nn.Module, loss_of: LossOf, *, pack: bool) -> tuple
 
 def difference_when_packed(model: nn.Module) -> tuple[float, float]:
     """How much packing changes the loss, and the gradient relative to its norm."""
-    loss_of = isolating_loss(model, SAMPLE)
-    assert loss_of.isolates
-    packed, packed_gradient = loss_and_gradient(model, loss_of, pack=True)
-    alone, gradient = loss_and_gradient(model, loss_of, pack=False)
+    loss_function = isolating_loss(model, SAMPLE)
+    assert loss_function.isolates
+    packed, packed_gradient = loss_and_gradient(model, loss_function, pack=True)
+    alone, gradient = loss_and_gradient(model, loss_function, pack=False)
     return abs(packed - alone), ((packed_gradient - gradient).norm() / gradient.norm()).item()
 
 
@@ -68,12 +68,14 @@ def test_a_model_without_storage_is_found_to_behave_as_with_it(family: str) -> N
 def test_windows_too_long_to_probe_keep_their_effect() -> None:
     """The probe represents the model by a small one with short windows; the result has the model's own windows."""
     model = build("gpt_oss", sliding_window=300, max_position_embeddings=2048)
-    loss_of = isolating_loss(model, SAMPLE)
+    loss_function = isolating_loss(model, SAMPLE)
     documents = random_documents([400, 5])
     sequences = Sequences(documents, 405, pack=True)
     with torch.no_grad():
-        packed = loss_of.logits_in(loss_of.call(model, sequences.batch(np.array([0]), 1)))
-        alone = loss_of.logits_in(model(torch.from_numpy(documents.ids[None, :400].astype(np.int64)), use_cache=False))
+        packed = loss_function.logits_in(loss_function.call(model, sequences.batch(np.array([0]), 1)))
+        alone = loss_function.logits_in(
+            model(torch.from_numpy(documents.ids[None, :400].astype(np.int64)), use_cache=False)
+        )
     assert packed is not None
     assert alone is not None
     torch.testing.assert_close(packed[:, :400], alone, atol=2e-6, rtol=1e-5)

@@ -15,7 +15,7 @@ from tests.zeta_core.data.token_files import random_documents
 from tests.zeta_core.objective.isolated import isolating_loss
 from zeta_core.data.sequences import Sequences, micro_batches
 from zeta_core.failures import InvalidModel
-from zeta_core.objective.loss import Convention, find_loss
+from zeta_core.objective.loss import Convention, find_loss_function
 
 SAMPLE = [5, 6, 7, 8, 9, 10, 11, 12]
 
@@ -36,10 +36,10 @@ def _module(kind: type[models.PlainModel]) -> models.PlainModel:
 )
 def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], convention: Convention) -> None:
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
-    asked = find_loss(_module(kind), sample_ids=SAMPLE)
+    asked = find_loss_function(_module(kind), sample_ids=SAMPLE)
     assert asked.convention is convention
     found, _ = asked(_module(kind), batch)
-    reference, _ = find_loss(_module(models.PlainModel), sample_ids=SAMPLE)(_module(models.PlainModel), batch)
+    reference, _ = find_loss_function(_module(models.PlainModel), sample_ids=SAMPLE)(_module(models.PlainModel), batch)
     # Each sequence starts within the one document, so whole sequences and targets are the same tokens here.
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
 
@@ -48,12 +48,12 @@ def test_a_loss_over_every_token_is_not_scaled_up_where_documents_are_short() ->
     batch = Sequences(random_documents([4] * 16), 16, pack=True).batch(np.arange(4), 4)
     assert batch.num_targets == 4 * 12 < batch.ids_BT[:, 1:].numel()
     model = _module(models.WithReturnLoss)
-    found, _ = find_loss(model, sample_ids=SAMPLE)(model, batch)
+    found, _ = find_loss_function(model, sample_ids=SAMPLE)(model, batch)
     torch.testing.assert_close(found / batch.num_targets, model(batch.ids_BT, return_loss=True))
 
 
 def test_a_hugging_face_model_is_asked_for_logits_without_a_cache() -> None:
-    asked = find_loss(models.llama(), sample_ids=SAMPLE)
+    asked = find_loss_function(models.llama(), sample_ids=SAMPLE)
     assert asked.convention is Convention.LOGITS
     assert dict(asked.fixed) == {"use_cache": False}
 
@@ -95,7 +95,7 @@ def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step
             return super().forward(ids)[..., :100]
 
     with pytest.raises(InvalidModel, match="token id 229, but Narrow answers with 100 logits"):
-        find_loss(_module(Narrow), sample_ids=SAMPLE, largest_id=229)
+        find_loss_function(_module(Narrow), sample_ids=SAMPLE, largest_id=229)
 
 
 class _Several(models.PlainModel):
@@ -119,10 +119,10 @@ def test_the_logits_among_several_results_are_those_with_an_entry_for_every_id(
     torch.manual_seed(0)
     model = _Several()
     model.places = places
-    asked = find_loss(model, sample_ids=SAMPLE, largest_id=300, vocabulary=models.VOCABULARY)
+    asked = find_loss_function(model, sample_ids=SAMPLE, largest_id=300, vocabulary=models.VOCABULARY)
     assert asked.logits_at == at
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
-    plainly = find_loss(_module(models.PlainModel), sample_ids=SAMPLE)
+    plainly = find_loss_function(_module(models.PlainModel), sample_ids=SAMPLE)
     torch.testing.assert_close(asked(model, batch)[0], plainly(_module(models.PlainModel), batch)[0], rtol=1e-3, atol=0)
 
 
@@ -130,7 +130,7 @@ def test_results_that_could_all_be_the_logits_are_refused() -> None:
     model = _Several()
     model.places = (1, 1)
     with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), and it cannot be told which"):
-        find_loss(model, sample_ids=SAMPLE, vocabulary=models.VOCABULARY)
+        find_loss_function(model, sample_ids=SAMPLE, vocabulary=models.VOCABULARY)
 
 
 def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
@@ -143,7 +143,7 @@ def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
             return ids * self.weight
 
     with pytest.raises(InvalidModel, match=r"Silent returns neither logits .* nor a loss"):
-        find_loss(Silent(), sample_ids=SAMPLE)
+        find_loss_function(Silent(), sample_ids=SAMPLE)
 
 
 def _gradient(

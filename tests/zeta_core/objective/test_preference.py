@@ -25,7 +25,7 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData, InvalidModel
-from zeta_core.objective.loss import find_loss
+from zeta_core.objective.loss import find_loss_function
 from zeta_core.objective.preference import DpoLoss, Pairs, rewards_of
 from zeta_core.report.reporter import Reporter
 
@@ -173,19 +173,21 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
         rejected.append(beta * gains[1])
         expected += -math.log(1 / (1 + math.exp(-beta * (gains[0] - gains[1]))))
 
-    asked = find_loss(model, sample_ids=[5, 6, 7, 8])
-    loss_of = DpoLoss.of(asked, beta, "llama")
+    asked = find_loss_function(model, sample_ids=[5, 6, 7, 8])
+    loss_function = DpoLoss.of(asked, beta, "llama")
     model.eval()
-    whole, _ = loss_of(model, pairs.batch(np.arange(5), 5))
+    whole, _ = loss_function(model, pairs.batch(np.arange(5), 5))
     assert whole.item() == pytest.approx(expected, abs=1e-4)
-    measures = loss_of.take_measures()
+    measures = loss_function.take_metrics()
     assert measures is not None
     told = rewards_of(measures.tolist())
     assert told["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
     assert told["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
     assert told["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
     # Split in any way, with a pair that only fills a place, the losses and their gradient are the same.
-    parts = [loss_of(model, pairs.batch(np.array(rows), count))[0] for rows, count in (([0, 1, 0], 2), ([4, 3, 2], 3))]
+    parts = [
+        loss_function(model, pairs.batch(np.array(rows), count))[0] for rows, count in (([0, 1, 0], 2), ([4, 3, 2], 3))
+    ]
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-5)
     gradient = torch.autograd.grad(whole, list(model.parameters()))
     split = torch.autograd.grad(parts[0] + parts[1], list(model.parameters()))

@@ -9,7 +9,7 @@ from torch import nn
 from tests.zeta_core.models import llama, plain
 from zeta_core.contract.spec.options import Optimizer
 from zeta_core.failures import CannotTrain
-from zeta_core.model.activation import repeated_blocks
+from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalized
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.zeta_core.models import llama
-from zeta_core.model.activation import repeated_blocks
+from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalized
 from zeta_core.optim.optimizer import ParameterGroups
 from zeta_core.optim.roles import Role, roles_of

@@ -47,7 +47,7 @@ def is_lfs_pointer(beginning: bytes) -> bool:
     return beginning.startswith(_LFS_POINTER) and len(beginning) < _LFS_LARGEST and b"\noid sha256:" in beginning
 
 
-def fault_in_beginning(name: str, beginning: bytes) -> str | None:
+def fault_in_first_bytes(name: str, beginning: bytes) -> str | None:
     """What is wrong with a data file whose first bytes are ``beginning``; ``None`` if its name may be right.
 
     The result completes a sentence that starts with the name. ``beginning`` has at most `FIRST_BYTES` bytes.

@@ -19,7 +19,7 @@ Patch = dict[str, JsonValue]
 
 _PLAIN_WORD = re.compile(r"[A-Za-z][\w./-]*")
 
-SHORTEST_SEQ_LEN = 128  # tokens; halving a shorter seq_len frees little memory, and leaves little context to learn from
+MIN_SEQ_LEN = 128  # tokens; halving a shorter seq_len frees little memory, and leaves little context to learn from
 NO_LESS_MEMORY = (
     "A smaller batch or shorter sequences would not help: train an adapter with lora, train a smaller model, use "
     "use_fsdp on more devices, or use a machine with more memory."
@@ -61,7 +61,7 @@ def suggest_less_memory(options: Mapping[str, Any]) -> Suggestion:
         hint = "Set use_activation_checkpointing: activations are recomputed instead of being kept in memory."
         return Suggestion(hint, {"use_activation_checkpointing": True})
     seq_len = options.get("seq_len") or 0
-    if seq_len >= 2 * SHORTEST_SEQ_LEN:
+    if seq_len >= 2 * MIN_SEQ_LEN:
         return Suggestion(f"Use sequences of {seq_len // 2} tokens instead of {seq_len}.", {"seq_len": seq_len // 2})
     return Suggestion(NO_LESS_MEMORY)
 

@@ -22,7 +22,7 @@ def step_of(name: str) -> int | None:
     return int(name.removeprefix("step-")) if re.fullmatch(_STEP, name) else None
 
 
-def surplus(names: Iterable[str], save_total_limit: int) -> list[str]:
+def surplus_checkpoints(names: Iterable[str], save_total_limit: int) -> list[str]:
     """The ``step-N`` checkpoints to delete so that the newest ``save_total_limit`` remain, oldest first."""
     steps = sorted((step, name) for name in names if (step := step_of(name)) is not None)
     return [name for _, name in steps[: max(0, len(steps) - save_total_limit)]]

@@ -15,7 +15,7 @@ from zeta_core.contract.model_json.json_files import MAX_DEPTH
 from zeta_core.contract.model_json.values import (
     CODE_KEYS,
     RECORD_KEYS,
-    check_named,
+    check_value,
     is_left_out,
     is_scalar,
     is_text,
@@ -46,7 +46,7 @@ _TOKENIZER_BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBacke
 def clean_config(config: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """A model's config without what no library here may see. Raises `InvalidModelFiles`."""
     if is_deeper(config, MAX_DEPTH):
-        location.refuse(
+        location.reject(
             "model_type", config.get("model_type"), f"its config is nested more than {MAX_DEPTH} levels deep"
         )
     clean: dict[str, Any] = {}
@@ -89,12 +89,12 @@ def _clean_value(location: JsonLocation, key: str, value: Any) -> Any:
             else _checked(location, key, item)
             for number, item in enumerate(items)
         ]
-    check_named(location, key, value)
+    check_value(location, key, value)
     return _LEFT_OUT if is_left_out(location, key, value) else value
 
 
 def _checked(location: JsonLocation, key: str, value: Any) -> Any:
-    check_named(location, key, value)
+    check_value(location, key, value)
     return value
 
 
@@ -106,7 +106,7 @@ def _clean_implementation(location: JsonLocation, key: str, value: Any, of: str)
         return value
     if location.origin == "elsewhere" and all(name in _PREFERENCES for name in wrong):
         return _LEFT_OUT
-    location.refuse(key, value, f"it must be {' or '.join(map(repr, allowed))}; kernels of others are never loaded")
+    location.reject(key, value, f"it must be {' or '.join(map(repr, allowed))}; kernels of others are never loaded")
 
 
 def _clean_quantization(location: JsonLocation, key: str, value: Any) -> Any:
@@ -116,12 +116,12 @@ def _clean_quantization(location: JsonLocation, key: str, value: Any) -> Any:
     method = quantization.get("quant_method")
     if key != "quantization_config" or method not in _QUANTIZED:
         known = ", ".join(_QUANTIZED)
-        location.refuse(
+        location.reject(
             key, value, f"weights quantized this way cannot be trained (supported: {known}); use full weights"
         )
     clean: dict[str, Any] = {"quant_method": method}
     for name, inner in quantization.items():
-        check_named(location.inside(key), name, inner)
+        check_value(location.inside(key), name, inner)
         if name in _QUANTIZATION_KEYS or (name.startswith("bnb_") and is_scalar(inner)) or name.startswith("load_in_"):
             clean[name] = inner
     if _QUANTIZED[method]:
@@ -142,15 +142,15 @@ def _check_name(location: JsonLocation, key: str, value: Any) -> None:
             if isinstance(value, dict) and location.path:
                 clean_config(cast("dict[str, Any]", value), location.inside(key))
                 return
-            location.refuse(key, value, f"it must be one of {', '.join(sorted(DTYPES))}")
+            location.reject(key, value, f"it must be one of {', '.join(sorted(DTYPES))}")
     else:
         names = cast("list[Any]", value) if isinstance(value, list) and key == "architectures" else [value]
         if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-            location.refuse(key, value, "it must be a name of letters, digits, '_', '.' and '-'")
+            location.reject(key, value, "it must be a name of letters, digits, '_', '.' and '-'")
 
 
 def check_tokenizer_class(location: JsonLocation, key: str, value: Any) -> None:
     """Refuse what is not the name of a tokenizer: transformers looks any name up among all that it exports."""
     is_name = isinstance(value, str) and (_TOKENIZER_CLASS.fullmatch(value) is not None or value in _TOKENIZER_BACKENDS)
     if not is_name and value is not None:
-        location.refuse(key, value, "it must be the name of a transformers tokenizer class, such as 'LlamaTokenizer'")
+        location.reject(key, value, "it must be the name of a transformers tokenizer class, such as 'LlamaTokenizer'")

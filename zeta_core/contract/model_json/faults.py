@@ -42,7 +42,7 @@ class JsonLocation:
         """Record a key that is left out because it refers to code."""
         self.ignored.append(".".join((*self.path, key)))
 
-    def refuse(self, key: str, value: object, why: str) -> NoReturn:
+    def reject(self, key: str, value: object, why: str) -> NoReturn:
         """Raise `InvalidModelFiles` for the value of a key: ``why`` says what is wrong with it and the cure."""
         name = ".".join((*self.path, key))
         if self.origin == "spec":

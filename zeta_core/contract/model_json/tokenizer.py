@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from zeta_core.contract.model_json.config import check_tokenizer_class
 from zeta_core.contract.model_json.faults import JsonLocation
-from zeta_core.contract.model_json.values import check_named, check_plain, looks_like_a_path, names_a_file
+from zeta_core.contract.model_json.values import check_plain, check_value, looks_like_a_path, names_a_file
 
 _TOKEN_KEYS = ("content", "lstrip", "rstrip", "normalized", "single_word", "special", "__type", "id")
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
@@ -58,7 +58,7 @@ def clean_tokenizer_config(config: dict[str, Any], location: JsonLocation) -> di
         elif key in _TOKEN_LISTS or key.endswith("_token"):
             clean[key] = _clean_token(location, key, value)
         else:
-            check_named(location, key, value)
+            check_value(location, key, value)
             if key in _PLAIN_KEYS:
                 clean[key] = value
     return clean
@@ -71,7 +71,7 @@ def clean_special_tokens(tokens: dict[str, Any], location: JsonLocation) -> dict
         if key in _TOKEN_LISTS or key.endswith("_token"):
             clean[key] = _clean_token(location, key, value)
         else:
-            check_named(location, key, value)
+            check_value(location, key, value)
     return clean
 
 
@@ -79,7 +79,7 @@ def clean_ids(tokens: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
     """The ids of an ``added_tokens.json``. Raises `InvalidModelFiles`."""
     for token, number in tokens.items():
         if type(number) is not int:
-            location.refuse(token, number, "it must be the token's id, a whole number")
+            location.reject(token, number, "it must be the token's id, a whole number")
     return tokens
 
 
@@ -87,22 +87,22 @@ def check_tokenizer(tokenizer: dict[str, Any], location: JsonLocation) -> None:
     """Refuse a ``tokenizer.json`` whose vocabulary is not in it: a text there is opened as a file."""
     model = tokenizer.get("model")
     if not isinstance(model, dict):
-        location.refuse(
+        location.reject(
             "model", model, "it must be an object with the vocabulary; save the tokenizer with save_pretrained"
         )
     for key, value in cast("dict[str, Any]", model).items():
         if key == "vocab" and not isinstance(value, (dict, list)):
-            location.inside("model").refuse(key, value, "it must hold the tokens themselves")
+            location.inside("model").reject(key, value, "it must hold the tokens themselves")
         elif key == "merges" and not (value is None or isinstance(value, list)):
-            location.inside("model").refuse(key, value, "it must hold the merges themselves")
+            location.inside("model").reject(key, value, "it must hold the merges themselves")
         elif key not in ("vocab", "merges") and names_a_file(key):
-            check_named(location.inside("model"), key, value)
+            check_value(location.inside("model"), key, value)
     for key, value in tokenizer.items():
         if key not in (*_TOKENIZER_PARTS, "decoder", "model"):
-            check_named(location, key, value)
+            check_value(location, key, value)
     added = tokenizer.get("added_tokens")
     if added is not None and not (isinstance(added, list) and all(isinstance(one, dict) for one in cast("Any", added))):
-        location.refuse("added_tokens", added, "it must be a list of tokens")
+        location.reject("added_tokens", added, "it must be a list of tokens")
 
 
 def _clean_token(location: JsonLocation, key: str, value: Any) -> Any:
@@ -115,20 +115,20 @@ def _clean_token(location: JsonLocation, key: str, value: Any) -> Any:
         token = cast("dict[str, Any]", value)
         if isinstance(token.get("content"), str) and key != "model_specific_special_tokens":
             if not all(isinstance(inner, (bool, str, int)) for inner in token.values()):
-                location.refuse(key, value, "it must be a token's text and its flags")
+                location.reject(key, value, "it must be a token's text and its flags")
             return {name: inner for name, inner in token.items() if name in _TOKEN_KEYS}
         if key in _TOKEN_LISTS:
             return {name: _clean_token(location.inside(key), name, inner) for name, inner in token.items()}
-    location.refuse(key, value, "it must be a token's text, or an object with its 'content'")
+    location.reject(key, value, "it must be a token's text, or an object with its 'content'")
 
 
 def _clean_added_tokens(location: JsonLocation, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        location.refuse(key, value, "it must be an object of ids and tokens")
+        location.reject(key, value, "it must be an object of ids and tokens")
     clean: dict[str, Any] = {}
     for number, token in cast("dict[str, Any]", value).items():
         if not number.isdecimal() or not isinstance(token, dict):
-            location.inside(key).refuse(number, token, "it must be an id with its token")
+            location.inside(key).reject(number, token, "it must be an id with its token")
         clean[number] = _clean_token(location.inside(key), number, token)
     return clean
 
@@ -141,9 +141,9 @@ def _clean_template(location: JsonLocation, key: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_clean_template(location, key, named) for named in cast("list[Any]", value)]
     if value is not None and not isinstance(value, str):
-        location.refuse(key, value, "it must be the text of a template")
+        location.reject(key, value, "it must be the text of a template")
     if value is not None and "{" not in value and "\n" not in value and looks_like_a_path(value):
-        location.refuse(key, value, "it must be the text of a template, not where one is")
+        location.reject(key, value, "it must be the text of a template, not where one is")
     return value
 
 
@@ -151,10 +151,10 @@ def _clean_sentencepiece(location: JsonLocation, key: str, value: Any) -> dict[s
     if value is None:
         return {}
     if not isinstance(value, dict):
-        location.refuse(key, value, "it must be an object of options of sentencepiece")
+        location.reject(key, value, "it must be an object of options of sentencepiece")
     options = cast("dict[str, Any]", value)
     for name, option in options.items():
         if name not in _SENTENCEPIECE_KEYS or not isinstance(option, (bool, int, float)):
-            location.inside(key).refuse(name, option, f"it must be one of {', '.join(_SENTENCEPIECE_KEYS)}; remove it")
+            location.inside(key).reject(name, option, f"it must be one of {', '.join(_SENTENCEPIECE_KEYS)}; remove it")
     check_plain(location, key, options)
     return options

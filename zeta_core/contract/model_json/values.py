@@ -57,7 +57,7 @@ def check_file_key(location: JsonLocation, key: str, value: object) -> None:
         if isinstance(name, str) and location.origin == "elsewhere" and not leads_outside(name):
             continue
         if not isinstance(name, str) or PurePosixPath(name).name != name or name not in location.siblings:
-            location.refuse(key, value, "it must name a file beside it in the same model; leave it out")
+            location.reject(key, value, "it must name a file beside it in the same model; leave it out")
 
 
 def check_code_key(location: JsonLocation, key: str, value: object) -> None:
@@ -68,7 +68,7 @@ def check_code_key(location: JsonLocation, key: str, value: object) -> None:
     if location.origin == "elsewhere" and not any(leads_outside(text) for text in texts):
         location.ignore(key)
         return
-    location.refuse(key, value, "code that a model brings along never runs here; leave it out")
+    location.reject(key, value, "code that a model brings along never runs here; leave it out")
 
 
 def check_plain(location: JsonLocation, key: str, value: object) -> None:
@@ -77,10 +77,10 @@ def check_plain(location: JsonLocation, key: str, value: object) -> None:
         if location.origin == "elsewhere" and not leads_outside(value):
             return
         if len(value) > MAX_TEXT or looks_like_a_path(value):
-            location.refuse(key, value, "it looks like a path or a repository, and must be a plain value; leave it out")
+            location.reject(key, value, "it looks like a path or a repository, and must be a plain value; leave it out")
     elif isinstance(value, dict):
         for name, inner in cast("dict[str, object]", value).items():
-            check_named(location.inside(key), name, inner)
+            check_value(location.inside(key), name, inner)
     elif isinstance(value, list):
         for inner in cast("list[object]", value):
             check_plain(location, key, inner)
@@ -106,7 +106,7 @@ def is_left_out(location: JsonLocation, key: str, value: object) -> bool:
     return any(looks_like_a_path(text) for text in texts)
 
 
-def check_named(location: JsonLocation, key: str, value: object) -> None:
+def check_value(location: JsonLocation, key: str, value: object) -> None:
     """`check_plain`, with what the key says of its value."""
     if key in RECORD_KEYS or is_text(key, value):
         return

@@ -69,7 +69,7 @@ def new_incarnation(place: str) -> str:
     return f"{place}.{secrets.token_hex(8)}"
 
 
-def home_of(incarnation: str) -> str | None:
+def folder_id_of(incarnation: str) -> str | None:
     """The folder of that process, which alone knows its trainings; ``None`` where an older worker does not tell it."""
     place, dot, _ = incarnation.partition(".")
     return place if dot else None

@@ -68,7 +68,7 @@ RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the sta
 STOP_FILE = "stop"  # in: a `StopFile`; the training looks for it after every optimizer step
 ALIVE_FILE = "alive"  # in: when its worker was last heard, in seconds of this machine's monotonic clock
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
-LONGEST_LINE_BYTES = 4 * 2**20  # of the journal: a longer one is not read; writers shorten its texts
+MAX_LINE_BYTES = 4 * 2**20  # of the journal: a longer one is not read; writers shorten its texts
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
 PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people
 LOCK_FILE = "lock"  # held shared (flock) by every process of the run; says which file it is, so that a copy is known
@@ -79,9 +79,9 @@ DISK_FULL_EXIT = 28  # of a process that could not even say in its journal that 
 
 OUT_OF_MEMORY_EXIT = 12  # of a check whose process reached its limit of memory (the number of ENOMEM)
 
-MARK_JOB = "ZETA_JOB_ID"  # in the environment of every process of a run
-MARK_ATTEMPT = "ZETA_ATTEMPT"
-MARK_RUN = "ZETA_RUN"  # ... and which run directory is its own: device and inode number of the lock file there
+JOB_VARIABLE = "ZETA_JOB_ID"  # in the environment of every process of a run
+ATTEMPT_VARIABLE = "ZETA_ATTEMPT"
+RUN_VARIABLE = "ZETA_RUN"  # ... and which run directory is its own: device and inode number of the lock file there
 
 
 class RunFile(BaseModel):

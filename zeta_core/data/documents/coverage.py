@@ -18,7 +18,7 @@ from zeta_core.data.rows.turns import REASONING, Message
 
 _SENTINEL = "ZETASENTINEL"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")  # templates split texts at tags such as </think>
-_MOST_TAGS = 10
+_MAX_TAGS = 10
 # Fields that link or weight turns. They are used, although templates do not render them.
 _NOT_RENDERED = {"role", "content", "weight", "tool_call_id", "tool_calls"}
 
@@ -111,7 +111,7 @@ def _check_positions(messages: Sequence[Message], index: int, name: str, view: V
     The text in between may be rendered differently, such as with escapes.
     """
     text = messages[index][name]
-    positions = {0, len(text), *(at for tag in islice(_TAG.finditer(text), _MOST_TAGS) for at in tag.span())}
+    positions = {0, len(text), *(at for tag in islice(_TAG.finditer(text), _MAX_TAGS) for at in tag.span())}
     for position in sorted(positions):
         changed = _with(messages, index, name, f"{text[:position]}{_SENTINEL}{text[position:]}")
         if _SENTINEL not in _or_sentinel(lambda changed=changed: view(changed, index)):

@@ -1,7 +1,7 @@
 """The chat template of a tokenizer: rendering messages, and what differs between tokenizers.
 
 All data is untrusted. Templates run in the sandbox of transformers, which does not limit memory and time. The rendering
-process therefore has limits for both (`zeta_core.data.confined`), and a text is limited to `MOST_CHARACTERS`.
+process therefore has limits for both (`zeta_core.data.confined`), and a text is limited to `MAX_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEFAULT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 _BEGIN = "{{%- set zeta_begin = {} -%}}{{{{- zeta_begin }}}}"  # the statement that `with_beginning` adds
-MOST_CHARACTERS = 1 << 24  # limit for a rendered conversation, several times the longest context of any model
+MAX_CHARACTERS = 1 << 24  # limit for a rendered conversation, several times the longest context of any model
 _DATE_FUNCTION = "strftime_now"
 
 
@@ -175,10 +175,10 @@ class Template:
         text = self._tokenizer.apply_chat_template(
             list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt, **more
         )
-        if len(text) > MOST_CHARACTERS:
+        if len(text) > MAX_CHARACTERS:
             raise Unlearnable(
                 f"the tokenizer's chat template produced {len(text):,} characters for this row, more than the "
-                f"{MOST_CHARACTERS:,} allowed; use a template with less output, or remove the row."
+                f"{MAX_CHARACTERS:,} allowed; use a template with less output, or remove the row."
             )
         return text
 

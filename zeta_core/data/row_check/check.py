@@ -31,7 +31,7 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.data.confined import Confined, Position, ProcessLimits, send_message
 from zeta_core.data.documents.conversations import TrainOn
-from zeta_core.data.row_check.row_pass import MOST_LENGTHS, CheckedRows, RowPass
+from zeta_core.data.row_check.row_pass import MAX_LENGTHS, CheckedRows, RowPass
 from zeta_core.data.rows.token_rows import MaskPresence
 from zeta_core.data.sources import Source, SourceLocations, open_sources
 from zeta_core.data.tokens.cache import fingerprint, make_encoder, no_trained_token_error, refuse_for_flat
@@ -44,9 +44,9 @@ from zeta_core.report.reporter import Reporter
 from zeta_core.system.data_folder import Split
 
 VERSION = 3  # of the results in the cache
-MOST_PROCESSES = 4  # because trainings run on the same machine
+MAX_PROCESSES = 4  # because trainings run on the same machine
 BYTES_PER_PROCESS = 4 << 20
-MOST_COLUMNS = 100
+MAX_COLUMNS = 100
 
 DataField = Literal["dataset", "eval_dataset"]
 
@@ -94,7 +94,7 @@ def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str,
     except OutOfTime:
         return "The flat file of ids could not be read within the time limit; the training checks it when it starts."
     lengths = np.diff(tokens.offsets)
-    some = {*range(0, len(lengths), -(-len(lengths) // MOST_LENGTHS)), int(lengths.argmax())}
+    some = {*range(0, len(lengths), -(-len(lengths) // MAX_LENGTHS)), int(lengths.argmax())}
     num_tokens, num_documents = len(tokens.ids), len(lengths)
     return CheckedRows(
         rows=num_documents,
@@ -168,7 +168,7 @@ def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[
     if sys.platform != "linux":
         results = [RowPass(sources, encoder, Position(), deadline).run()]
     else:
-        processes = num_processes(sources, MOST_PROCESSES, bytes_each=BYTES_PER_PROCESS)
+        processes = num_processes(sources, MAX_PROCESSES, bytes_each=BYTES_PER_PROCESS)
         results = _in_processes(sources, encoder, deadline, processes)
     failed = [result for result in results if "error" in result]
     if failed:
@@ -232,7 +232,7 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         for kind, number, name in result["seen"]:
             seen[kind, number][name] = None
     unused = dict.fromkeys(name for (kind, _), names in seen.items() if kind == "unused" for name in names)
-    found.unused_columns = list(unused)[:MOST_COLUMNS]
+    found.unused_columns = list(unused)[:MAX_COLUMNS]
     found.lengths += [length for length in text_tokens if length]
     for source, of_source in zip(sources, columns, strict=True):
         source.check_masks(of_source)

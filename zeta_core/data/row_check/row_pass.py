@@ -22,8 +22,8 @@ from zeta_core.failures import InvalidData
 FIRST_ROWS = 100  # all tokenized
 SPREAD_ROWS = 100  # tokenized from the rest of the data
 SAMPLE_TOKENS = 400_000  # beyond this, only a fraction of the data's beginning is tokenized
-MOST_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
-MOST_LENGTHS = 10_000
+MAX_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
+MAX_LENGTHS = 10_000
 _REASONING = ("<think>", "[THINK]")
 
 
@@ -166,7 +166,7 @@ class RowPass:
     def _is_new(self, source: Source, row: Row) -> bool:
         """Whether the row has a kind of turn that no earlier row has."""
         kind = (source.number, frozenset(_kinds(row.fields)))
-        if kind in self._seen or len(self._seen) >= MOST_KINDS:
+        if kind in self._seen or len(self._seen) >= MAX_KINDS:
             return False
         self._seen.add(kind)
         return True
@@ -176,7 +176,7 @@ class RowPass:
         columns = (source.name, row.unread, *row.fields)
         if columns in self._columns:
             return
-        if len(self._columns) >= MOST_KINDS:
+        if len(self._columns) >= MAX_KINDS:
             self._all_seen = False
         else:
             self._columns.add(columns)
@@ -192,7 +192,7 @@ class RowPass:
         found = self._found
         found.largest_id = max(found.largest_id, int(encoded.ids_N.max(initial=0)))
         found.untrained_rows += encoded.num_untrained
-        if len(found.lengths) < MOST_LENGTHS and not source.is_one_document:
+        if len(found.lengths) < MAX_LENGTHS and not source.is_one_document:
             found.lengths += [int(length) for length in encoded.lengths_D if length]
         found.sampled_rows += 1
         found.sampled_tokens += num_tokens

@@ -26,7 +26,7 @@ _PARTS = (
 )
 _LOOKS_LIKE_PROMPT = re.compile(rf"(?:{_QUALIFIERS}_)?{_PARTS}(?:_(?:text|content|messages?|prompts?|history))?")
 _LOOKS_LIKE_MASK = re.compile(r"labels|(?:.*_)?masks?")
-_MOST_NAMES = 12
+_MAX_NAMES = 12
 # If a user maps columns of a format (key), the format of the shapes that the row may have.
 _SHAPES_FOR = {"prompt_completion": "messages", "text": "messages", "preference": "preference"}
 
@@ -126,7 +126,7 @@ def explain_lost(name: str, row: Fields, layout: Layout, used: Mapping[str, str]
         cures.append(f"{settings} to use all columns of {shape.name} rows")
     elif not standard and not is_mask:
         cures.append("put its text into the used columns")
-    names = ", ".join(list(used.values())[:_MOST_NAMES])
+    names = ", ".join(list(used.values())[:_MAX_NAMES])
     return (
         f"has the column {name!r}, which looks like {role} but is not used: {kind} rows use {names}. Add "
         f"{', or '.join(cures)}."
@@ -135,7 +135,7 @@ def explain_lost(name: str, row: Fields, layout: Layout, used: Mapping[str, str]
 
 def explain_unknown(row: Fields, at: str) -> str:
     """Explain the fault in a row whose columns match no known format."""
-    found = ", ".join(sorted(map(str, row))[:_MOST_NAMES]) or "none"
+    found = ", ".join(sorted(map(str, row))[:_MAX_NAMES]) or "none"
     if "input_ids" in row:
         return "has no 'text' but 'input_ids'; set use_pretokenized to train on rows of token ids."
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]

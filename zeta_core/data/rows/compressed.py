@@ -20,7 +20,7 @@ from zeta_core.failures import InvalidData
 BUFFER_BYTES = 1 << 18
 # Text compresses to about a quarter of its size, and repetitive tables to a fiftieth. The limit allows small files with
 # many copies of the same rows.
-LARGEST_RATIO = 200
+MAX_RATIO = 200
 ALWAYS_ALLOWED_BYTES = 64 << 20
 _NAMES = {".gz": "gzip", ".zst": "zstd"}
 
@@ -70,10 +70,10 @@ class _Decompressed(io.RawIOBase):
                 "damaged; write or download it again."
             ) from error
         self._num_read += len(data)
-        limit = max(ALWAYS_ALLOWED_BYTES, LARGEST_RATIO * self._size)
+        limit = max(ALWAYS_ALLOWED_BYTES, MAX_RATIO * self._size)
         if self._num_read > limit:
             raise InvalidData(
-                f"{self._name} decompresses to more than {limit >> 20:,} MiB, over {LARGEST_RATIO} times its size, "
+                f"{self._name} decompresses to more than {limit >> 20:,} MiB, over {MAX_RATIO} times its size, "
                 "which is refused as a decompression bomb; if the data is valid, decompress the file yourself."
             )
         buffer[: len(data)] = data

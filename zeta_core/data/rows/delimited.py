@@ -19,7 +19,7 @@ from zeta_core.failures import InvalidData
 LONGEST_LINE = 1 << 26
 LONGEST_FIELD = 1 << 26  # a field without its closing quote continues to the end of the file
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 
 
 def delimited_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:

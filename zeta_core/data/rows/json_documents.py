@@ -24,7 +24,7 @@ from zeta_core.failures import InvalidData
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_FIRST_LINE = 1 << 24  # a longer line is taken for a document without line breaks
 _INCOMPLETE = 16  # an error that is not further from the end of the buffer may only need more text
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 
 
 def document_units(path: Path, name: str, columns: Collection[str], choose: ChooseColumns) -> Iterator[Unit]:
@@ -100,7 +100,7 @@ def _rows_of_object(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple
             "each row, or remove it."
         )
     if array is None and not row_columns and layout_of(dict.fromkeys(others, ""), {}, None, "sft") is None:
-        names = ", ".join(list(others)[:_MOST_NAMES]) or "none"
+        names = ", ".join(list(others)[:_MAX_NAMES]) or "none"
         raise InvalidData(
             f"{buffer.name} contains no array of rows (its fields: {names}); provide an array of objects."
         )

@@ -17,7 +17,7 @@ READ_BYTES = 1 << 20  # read buffer per column; a row group may be the whole fil
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 26  # size of a Parquet batch according to the metadata
 UNIT_ROWS = 256  # conversations are long, and as Python objects they are many times larger
-LARGEST_UNIT_BYTES = 1 << 23
+MAX_UNIT_BYTES = 1 << 23
 
 
 Batches = Iterator[tuple[Any, tuple[str, ...]]]  # record batches, and the names of the columns that were not read
@@ -175,7 +175,7 @@ def _parts(batch: Any) -> Iterator[Any]:
     start = 0
     while start < batch.num_rows:
         part = batch.slice(start, UNIT_ROWS)
-        while part.num_rows > 1 and part.nbytes > LARGEST_UNIT_BYTES:
+        while part.num_rows > 1 and part.nbytes > MAX_UNIT_BYTES:
             part = part.slice(0, part.num_rows // 2)
         yield part
         start += part.num_rows

@@ -16,7 +16,7 @@ from zeta_core.data.tokens import TokenFile
 
 IGNORED = -100  # the label that cross-entropy ignores
 LOGITS_MULTIPLE = 64  # the number of positions with logits is a multiple of this
-MOST_LOGITS_SHARE = 0.9  # if more positions need logits, all of them get logits
+MAX_LOGITS_SHARE = 0.9  # if more positions need logits, all of them get logits
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _positions_with_logits(labels_BT: NDArray[np.int64]) -> torch.Tensor | None:
     needed_T[:-1] = (labels_BT[:, 1:] != IGNORED).any(0)
     num_needed = int(needed_T.sum())
     num_kept = -(-max(1, num_needed) // LOGITS_MULTIPLE) * LOGITS_MULTIPLE
-    if num_kept > MOST_LOGITS_SHARE * len(needed_T):
+    if num_kept > MAX_LOGITS_SHARE * len(needed_T):
         return None
     needed_T[np.flatnonzero(~needed_T)[: num_kept - num_needed]] = True
     return torch.from_numpy(np.flatnonzero(needed_T))

@@ -22,7 +22,7 @@ from zeta_core.contract.data_files.file_types import (
     listed,
     suffixes_of,
 )
-from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_beginning
+from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_first_bytes
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.contract.wire.run_directory import file_key
@@ -272,7 +272,7 @@ class _Reader:
             kind = "tokens as " if self.pretokenized else f"{self.row_format} as " if self.row_format else ""
             raise InvalidData(f"{name} is not a supported file type; provide {kind}{listed(self.suffixes)}.")
         with path.open("rb") as file:
-            if fault := fault_in_beginning(name, file.read(FIRST_BYTES)):
+            if fault := fault_in_first_bytes(name, file.read(FIRST_BYTES)):
                 raise InvalidData(f"{name} {fault}")
         content = content or _sha256(path)
         columns, dtype = self.source.columns, self.source.dtype

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from zeta_core.data.tokens.token_file import TokenFile
 
-MOST_DOCUMENTS = 1000  # documents to examine, evenly spaced
-MOST_TOKENS = 1 << 16  # last tokens of each document to examine
+MAX_DOCUMENTS = 1000  # documents to examine, evenly spaced
+MAX_TOKENS = 1 << 16  # last tokens of each document to examine
 _LONGEST_END = 8  # tokens from the end token to the end of an answer; templates add at most a few line breaks
-_LEAST_SHARE = 0.05  # of the answers with an end; rarer tokens are content
+_MIN_SHARE = 0.05  # of the answers with an end; rarer tokens are content
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_end_tokens(tokens: TokenFile, tokenizer: Any) -> EndTokens:
         if end is not None:
             counts[end] += 1
             num_ended += 1
-    found = tuple(end for end, count in counts.most_common() if count >= _LEAST_SHARE * num_ended)
+    found = tuple(end for end, count in counts.most_common() if count >= _MIN_SHARE * num_ended)
     return EndTokens(found, num_ended / num_parts if num_parts else 0.0)
 
 
@@ -79,10 +79,10 @@ class Markers:
 
 def _trained_parts(tokens: TokenFile) -> Iterator[NDArray[Any]]:
     """The runs of consecutive tokens that are trained on, from some documents."""
-    step = max(1, tokens.num_documents // MOST_DOCUMENTS)
+    step = max(1, tokens.num_documents // MAX_DOCUMENTS)
     for document in range(0, tokens.num_documents, step):
         stop = int(tokens.offsets[document + 1])
-        at = tokens.where(np.arange(max(int(tokens.offsets[document]), stop - MOST_TOKENS), stop))
+        at = tokens.where(np.arange(max(int(tokens.offsets[document]), stop - MAX_TOKENS), stop))
         ids = tokens.ids[at]
         if tokens.supervised is None:
             yield ids

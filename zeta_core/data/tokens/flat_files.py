@@ -46,7 +46,7 @@ _OTHER_FILES = {
 }
 _PIECE_BYTES = 1 << 23
 _FEWEST_IDS = 16  # the contents of a file with fewer ids prove nothing
-_LARGEST_HIGH_WORD = 15  # of a 32-bit id: no vocabulary has more than 2**20 entries
+_MAX_HIGH_WORD = 15  # of a 32-bit id: no vocabulary has more than 2**20 entries
 _CLEAR_DIFFERENCE = 0.5
 
 
@@ -301,7 +301,7 @@ class _Contents:
             for at in range(4):
                 column = piece[at::4]
                 zero[at] += np.count_nonzero(column == 0)
-                small[at] += np.count_nonzero(column <= _LARGEST_HIGH_WORD)
+                small[at] += np.count_nonzero(column <= _MAX_HIGH_WORD)
                 ones[at] += np.count_nonzero(column == 0xFFFF)
         counts = np.maximum(1, [len(words[at::4]) for at in range(4)])
         zero, small, ones = (tuple((each / counts).tolist()) for each in (zero, small, ones))

@@ -125,7 +125,7 @@ def _rows(tokens: TokenFile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         origin_D = np.repeat(np.arange(len(tokens.origins)), [origin.num_documents for origin in tokens.origins])
         same = (rows_D[1:] == rows_D[:-1]) & (rows_D[1:] > 0)
         begins_D[1:] = ~(same & (origin_D[1:] == origin_D[:-1])) if tokens.origins else ~same
-    elif tokens.holds_pairs:
+    elif tokens.has_pairs:
         begins_D[1::2] = False
     return np.flatnonzero(begins_D), np.cumsum(begins_D) - 1
 
@@ -210,7 +210,7 @@ def _split(
     held_D = held_U[units.unit_D]
     starts = np.asarray(tokens.offsets[:-1])
     evaluated_D = held_D
-    if units.number < tokens.num_documents and not tokens.holds_pairs:  # turns may be the same in different rows
+    if units.number < tokens.num_documents and not tokens.has_pairs:  # turns may be the same in different rows
         hashes_D = document_hashes(tokens)
         evaluated_D = held_D & ~np.isin(hashes_D, hashes_D[~held_D])
     if not evaluated_D.any() and not tails:

@@ -118,7 +118,7 @@ class TokenFile:
         return any(origin.whole for origin in self.origins)
 
     @property
-    def holds_pairs(self) -> bool:
+    def has_pairs(self) -> bool:
         return any(origin.row_format == "preference" for origin in self.origins)
 
     def mixed(self, mix: Mix | None) -> TokenFile:

@@ -79,7 +79,7 @@ def _headers(file: BinaryIO, num_bytes: int, filename: str) -> Iterator[tuple[st
             raise InvalidModelFiles(
                 f"{filename} has more than {MAX_MEMBERS} members; tar the files of the model alone."
             )
-        _refuse_kind(kind, name, filename)
+        _reject_kind(kind, name, filename)
         if kind in b"0\0" and name.endswith("/"):  # how very old archives mark a folder
             kind = _FOLDER
         if kind == _FOLDER:
@@ -93,7 +93,7 @@ def _headers(file: BinaryIO, num_bytes: int, filename: str) -> Iterator[tuple[st
         offset += _padded(size)
 
 
-def _refuse_kind(kind: bytes, name: str, filename: str) -> None:
+def _reject_kind(kind: bytes, name: str, filename: str) -> None:
     if kind in _FILE or kind == _FOLDER:
         return
     if kind in _LINKS:

@@ -54,7 +54,7 @@ def check_archive(path: Path, filename: str) -> None:
     for name in files.sizes:
         if _is_hidden(name):
             continue
-        refuse_lfs_pointer(files, name)
+        reject_lfs_pointer(files, name)
         suffix = PurePosixPath(name).suffix.lower()
         if suffix == ".json":
             cleaned_json(files, name, "upload")
@@ -103,7 +103,7 @@ def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool
             continue
         if _is_adapter_beside_model(path, files):
             continue
-        refuse_lfs_pointer(files, name)
+        reject_lfs_pointer(files, name)
         if path.suffix == ".json" and path.name != INDEX:
             content = cleaned_json(files, name, origin)
             if content is not None or path.name in (*_DATA_JSON, "tokenizer.json"):
@@ -170,7 +170,7 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[
     return None
 
 
-def refuse_lfs_pointer(files: ModelFiles, name: str) -> None:
+def reject_lfs_pointer(files: ModelFiles, name: str) -> None:
     """Raise `InvalidModelFiles` for a Git LFS pointer in the place of a file."""
     if files.sizes[name] >= FIRST_BYTES:
         return
@@ -196,11 +196,11 @@ def _clean_index(index: dict[str, Any], location: JsonLocation) -> dict[str, Any
     """A map of tensors to the safetensors files beside it."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
-        location.refuse("weight_map", weight_map, "it must be an object of tensors and their files")
+        location.reject("weight_map", weight_map, "it must be an object of tensors and their files")
     for tensor, file in cast("dict[str, Any]", weight_map).items():
         is_beside = isinstance(file, str) and file in location.siblings and "/" not in file
         if not is_beside or not file.endswith(".safetensors"):
-            location.inside("weight_map").refuse(
+            location.inside("weight_map").reject(
                 tensor, file, "it must name a .safetensors file beside it in the same model"
             )
     about = index.get("metadata")
@@ -228,7 +228,7 @@ def _check_unread_value(key: str, value: object, location: JsonLocation) -> None
         if names_a_file(key) and looks_like_a_path(value):
             check_file_key(location, key, value)
         elif leads_outside(value) and not value.startswith(("http://", "https://")):
-            location.refuse(key, value, "it must not lead out of the model; leave it out")
+            location.reject(key, value, "it must not lead out of the model; leave it out")
 
 
 def _is_adapter_beside_model(path: PurePosixPath, files: ModelFiles) -> bool:

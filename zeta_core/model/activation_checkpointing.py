@@ -44,7 +44,7 @@ def _holds(outer: nn.Module, inner: nn.Module) -> bool:
 
 
 @contextmanager
-def checkpointed(blocks: list[nn.Module]) -> Generator[None]:
+def recomputed_activations(blocks: list[nn.Module]) -> Generator[None]:
     """Within it every one of ``blocks`` recomputes its activations."""
     with replaced_forwards(blocks, _recomputing):
         yield

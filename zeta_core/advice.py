@@ -1,6 +1,6 @@
 """Advice about a run before its first step: unusual learning rates, precision, padding and sequence lengths.
 
-Advice never changes the run. The modules `memory.needs`, `model` and `data.sequences` reject runs that cannot be
+Advice never changes the run. The modules `memory.limits`, `model` and `data.sequences` reject runs that cannot be
 trained; `train.divergence` diagnoses problems during training.
 """
 

@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import AttemptRow, JobRow
 from server.engine.engine import Engine
 from server.engine.placement import Candidate
-from zeta_core.contract.job.estimate import MeasuredMemory, Seconds
+from zeta_core.contract.job.estimate import Seconds
+from zeta_core.contract.job.memory import MeasuredMemory
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.defaults import resolve

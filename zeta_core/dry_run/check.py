@@ -138,7 +138,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core import plan as planning
     from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import SourceLocations
-    from zeta_core.dry_run.memory import activation_bytes, memory_of, optimizer_bytes
+    from zeta_core.memory.activations import activation_bytes
+    from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
     from zeta_core.model.existing_adapter import without_peft_wrapper
     from zeta_core.model.inspection import check_vocabulary, embedding_rows, facts_without_data
     from zeta_core.model.preparation import prepare
@@ -221,7 +222,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         resolved_spec=resolved,
         num_parameters=sum(parameter.numel() for parameter in base.parameters()),
         num_trained_parameters=sum(parameter.numel() for parameter in trained),
-        memory=memory_of(trained_model, plan, activations, zero_stage=stage),
+        memory=estimate_memory(trained_model, plan, activations, zero_stage=stage),
         vocabulary=Vocabulary(embedding_rows=rows, tokenizer_size=size, fits=None if rows is None else size <= rows),
         isolates=isolates,
         total_steps=plan.total_steps or None,

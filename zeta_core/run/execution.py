@@ -19,7 +19,7 @@ from zeta_core.checkpoint.weights import load_weights
 from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
-from zeta_core.memory.needs import has_plenty
+from zeta_core.memory.estimate import has_plenty_of_memory
 from zeta_core.parallel.processes import Processes
 from zeta_core.parallel.surroundings import compute_with, deterministic_kernels, device_kind, restored_state
 from zeta_core.plan import Plan
@@ -77,7 +77,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         mean_length = decision.sequences.mean_length
         if not cuda and plan.use_activation_checkpointing:  # on a GPU, torch caches memory itself
             stack.enter_context(giving_freed_memory_back())
-        elif not cuda and has_plenty(model, plan, mean_length, decision.facts.values_per_token):
+        elif not cuda and has_plenty_of_memory(model, plan, mean_length, decision.facts.values_per_token):
             stack.enter_context(keeping_freed_memory())
         setup = setup_of(request, inputs, decision, learner)
         if not plan.learning_rate:

@@ -21,7 +21,7 @@ from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.data.tokens.encoder import is_bytes
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
-from zeta_core.memory.before_loading import check_before_loading
+from zeta_core.memory.limits import check_before_loading
 from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.quantization import require_bitsandbytes
 from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer

@@ -10,7 +10,7 @@ from zeta_core.advice import Setup, padding_advice
 from zeta_core.checkpoint.weights import SavedWeights, load_weights
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.end_tokens import find_end_tokens
-from zeta_core.memory.needs import check_it_can_fit
+from zeta_core.memory.limits import check_before_training
 from zeta_core.model.export import Exporter
 from zeta_core.model.inspection import embedding_rows
 from zeta_core.model.lora_coverage import unadapted_weights
@@ -88,7 +88,7 @@ def prepare(
         inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation
     ):
         report.advise(padding) if padding.patch else report.log(padding.message)
-    check_it_can_fit(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
+    check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
     return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends)
 

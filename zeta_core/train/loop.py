@@ -65,7 +65,7 @@ class TrainingLoop:
                 )
                 num_targets = self.sequences.num_targets(window)
             own_loss_sum = self.accumulator.gradient(window, num_targets)
-            self.meter.usage.computed()
+            self.meter.usage.record_peak()
             grad_norm = engine.clip(plan.max_grad_norm)
             requested = self.requested_stop() if engine.processes.is_main else None
             due = self.checkpointer.is_due(progress.step + 1, len(window))

@@ -12,11 +12,12 @@ from types import TracebackType
 
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, NUM_DETAILED_STEPS, ProgressLine, StepFigures
-from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_memory
+from zeta_core.memory.usage import MemoryUsage, peak_memory
 from zeta_core.objective.preference import rewards_of
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
+from zeta_core.train.flops import flops_per_token, peak_flops
 
 SECONDS_BETWEEN_LINES = 1.0
 
@@ -46,7 +47,7 @@ class Meter:
     """
 
     def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine, *, data: Clock) -> None:
-        self.data, self.saving, self.usage = data, Clock(), Usage()
+        self.data, self.saving, self.usage = data, Clock(), MemoryUsage()
         self._report = report
         self._plan = plan
         self._num_sequences = num_sequences

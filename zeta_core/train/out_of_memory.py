@@ -8,10 +8,13 @@ from typing import Protocol
 
 import torch
 from pydantic import JsonValue
+from torch import nn
 
 from zeta_core.contract.job.advice import NO_LESS_MEMORY, suggest_less_memory
 from zeta_core.failures import OutOfMemory, is_out_of_memory
-from zeta_core.memory.needs import capacity_of, held, options_of
+from zeta_core.memory.estimate import MemoryByPart
+from zeta_core.memory.limits import capacity_of, memory_options
+from zeta_core.memory.usage import num_bytes
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 
@@ -60,17 +63,28 @@ def _explanation(error: Exception, context: MemoryContext) -> OutOfMemory:
     evidence: dict[str, JsonValue] = {"error": f"{type(error).__name__}: {error}"[:1000]}
     if plan is None:
         return OutOfMemory("Memory ran out while the model was being built.", hint=NO_LESS_MEMORY, evidence=evidence)
-    evidence |= options_of(plan)
+    evidence |= memory_options(plan)
     evidence["capacity_bytes"] = capacity_of(plan)
     size = f"micro-batches of {plan.batch_size} sequences of {plan.seq_len} tokens"
     if context.training is None:
         message = f"Memory ran out before the first step, which needs {size}."
         return OutOfMemory(message, hint=NO_LESS_MEMORY, evidence=evidence)
     engine = context.training.engine
-    parts = held(engine.module, engine.optimizer)
+    parts = _memory_in_use(engine.module, engine.optimizer)
     evidence |= {"step": context.training.step, "memory": parts.as_evidence()}
     if engine.device.type == "cuda":
         evidence["peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
-    cure = suggest_less_memory(options_of(plan))
+    cure = suggest_less_memory(memory_options(plan))
     message = f"Memory ran out in {context.training.activity} with {size}; besides activations, {parts} were in use."
     return OutOfMemory(message, hint=cure.hint, patch=cure.patch, evidence=evidence)
+
+
+def _memory_in_use(module: nn.Module, optimizer: torch.optim.Optimizer) -> MemoryByPart:
+    """The current memory of each part in this process."""
+    parameters = list(module.parameters())
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    return MemoryByPart(
+        weights=num_bytes(parameters),
+        gradients=num_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        optimizer=num_bytes(value for value in state if isinstance(value, torch.Tensor)),
+    )

@@ -26,8 +26,8 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import OutOfMemory, explain
-from zeta_core.memory.before_loading import check_before_loading
-from zeta_core.memory.needs import Parts, check_it_can_fit, has_plenty, least_needed
+from zeta_core.memory.estimate import MemoryByPart, has_plenty_of_memory, minimum_memory
+from zeta_core.memory.limits import check_before_loading, check_before_training
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.plan import Facts, decide, with_length
 
@@ -120,14 +120,14 @@ def test_a_script_reads_the_advice_in_the_exception(tmp_path: Path, monkeypatch:
 
 def test_what_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
     spec = {"seq_len": 256, "batch_size": 10**6, "max_steps": 1, "learning_rate": 1e-3}
-    with pytest.raises(OutOfMemory, match=r"needs at least 732 GiB per process \(.*logits 732 GiB\), and there are"):
+    with pytest.raises(OutOfMemory, match=r"needs at least 732 GiB per process \(.*logits 732 GiB\), but only"):
         train(tmp_path, llama(), spec)
 
 
 def test_what_can_never_fit_is_refused_before_its_model_or_data_is_touched(tmp_path: Path) -> None:
     wide = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 64, "vocab_size": 1 << 18}
     spec = {"seq_len": 32, "batch_size": 1, "max_steps": 1, "learning_rate": 1e-3}
-    with pytest.raises(OutOfMemory, match=r"needs at least .* GiB per process \(weights .*\), and there are") as raised:
+    with pytest.raises(OutOfMemory, match=r"needs at least .* GiB per process \(weights .*\), but only") as raised:
         train(tmp_path, ConfigModel(config={**LLAMA_CONFIG, **wide}), spec)
     assert (raised.value.code, raised.value.patch) == ("cannot_fit", None)
     assert not (tmp_path / "cache").exists(), "no data was read for it"
@@ -178,22 +178,22 @@ def test_the_patch_of_a_refusal_is_what_fits() -> None:
     model = llama()
     asked = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256, warmup_steps=0.03)
     plan = with_length(decide(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
-    needed = least_needed(model, plan, 256)
+    needed = minimum_memory(model, plan, 256)
     num_parameters = sum(p.numel() for p in model.parameters())
     weights, logits = 4 * num_parameters, 8 * 6 * 256 * 384
-    assert needed == Parts(weights=weights, gradients=weights, optimizer=2 * weights, logits=logits)
-    check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total)
-    check_it_can_fit(model, plan, 256, may_split=True, capacity=needed.total // 2)
+    assert needed == MemoryByPart(weights=weights, gradients=weights, optimizer=2 * weights, logits=logits)
+    check_before_training(model, plan, 256, may_split=False, capacity=needed.total)
+    check_before_training(model, plan, 256, may_split=True, capacity=needed.total // 2)
     with pytest.raises(OutOfMemory) as raised:
-        check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total // 2)
+        check_before_training(model, plan, 256, may_split=False, capacity=needed.total // 2)
     assert (raised.value.code, raised.value.patch) == ("cannot_fit", {"batch_size": 1, "gradient_accumulate_every": 12})
     with pytest.raises(OutOfMemory) as raised:
-        check_it_can_fit(model, plan, 256, may_split=False, capacity=needed.total - 1)
-    one = least_needed(model, replace(plan, batch_size=1), 256).total
-    assert one <= needed.total // 2 < least_needed(model, replace(plan, batch_size=3), 256).total
+        check_before_training(model, plan, 256, may_split=False, capacity=needed.total - 1)
+    one = minimum_memory(model, replace(plan, batch_size=1), 256).total
+    assert one <= needed.total // 2 < minimum_memory(model, replace(plan, batch_size=3), 256).total
     assert raised.value.patch == {"batch_size": 1, "gradient_accumulate_every": 12}, "3 would fit, without activations"
     with pytest.raises(OutOfMemory, match="train an adapter with lora") as raised:
-        check_it_can_fit(model, plan, 256, may_split=False, capacity=8 * num_parameters)
+        check_before_training(model, plan, 256, may_split=False, capacity=8 * num_parameters)
     assert raised.value.patch is None, "no smaller batch makes the weights smaller"
 
 
@@ -252,6 +252,6 @@ def test_freed_memory_is_kept_only_where_it_is_plenty() -> None:
     facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
     asked = TrainerOptions(seq_len=32, max_steps=1, warmup_steps=0.03)
     plan = with_length(decide(asked, facts, None), asked, 100)
-    assert has_plenty(plain(), plan, 32, values_per_token=1_000)
-    assert not has_plenty(plain(), plan, 32, values_per_token=1 << 40)
-    assert not has_plenty(plain(), replace(plan, world_size=1 << 40), 32, values_per_token=1_000)
+    assert has_plenty_of_memory(plain(), plan, 32, values_per_token=1_000)
+    assert not has_plenty_of_memory(plain(), plan, 32, values_per_token=1 << 40)
+    assert not has_plenty_of_memory(plain(), replace(plan, world_size=1 << 40), 32, values_per_token=1_000)

@@ -22,8 +22,9 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.failures import CannotTrain, InvalidModel
-from zeta_core.memory.usage import flops_per_token, num_bytes
+from zeta_core.memory.usage import num_bytes
 from zeta_core.model import quantization
+from zeta_core.train.flops import flops_per_token
 
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 

@@ -14,10 +14,11 @@ from zeta_core.contract.job.events import JOURNAL_LINE, ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank
-from zeta_core.memory.usage import Usage, flops_per_token, peak_flops, peak_flops_of
+from zeta_core.memory.usage import MemoryUsage
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.reporter import Reporter
 from zeta_core.run import RunRequest, execute
+from zeta_core.train.flops import flops_per_token, peak_flops, peak_flops_of
 from zeta_core.train.meter import Clock
 
 
@@ -71,12 +72,12 @@ def fresh_memory(size: int) -> mmap.mmap:
 
 def test_activations_are_the_peak_of_forward_and_backward_without_gradients() -> None:
     model = torch.nn.Linear(4, 4)
-    usage = Usage()
+    usage = MemoryUsage()
     held = fresh_memory(64 << 20)
     held.close()
-    usage.computed()
+    usage.record_peak()
     more = fresh_memory(256 << 20)  # after forward and backward: not theirs
-    usage.computed()
+    usage.record_peak()
     parts = usage.parts(model, torch.optim.SGD(model.parameters(), lr=0.1))
     more.close()
     assert parts.weights == parts.gradients == 20 * 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.job.memory import MemoryParts
+from zeta_core.contract.job.memory import MemoryEstimate
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
@@ -17,12 +17,6 @@ class _Answer(BaseModel):
     """Frozen; a reader keeps the fields of a newer worker."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-
-
-class MemoryEstimate(MemoryParts):
-    """What each process will hold; ``total`` is null where ``activations`` are."""
-
-    total: int | None = None
 
 
 class Vocabulary(_Answer):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from zeta_core.contract.job.check import CheckedData, Vocabulary
-from zeta_core.contract.job.memory import MemoryParts
+from zeta_core.contract.job.memory import MeasuredMemory, MemoryParts
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
@@ -20,12 +20,6 @@ class _Stored(BaseModel):
 class Bytes(_Stored):
     bytes: int
     meaning: str
-
-
-class MeasuredMemory(MemoryParts):
-    """What an earlier ``job`` that did the same work held in its first step."""
-
-    job: str
 
 
 class Memory(Bytes, MemoryParts):

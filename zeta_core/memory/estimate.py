@@ -1,0 +1,152 @@
+"""Estimating the memory that each process of a training needs, by part.
+
+`minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and the logits of one micro-batch.
+`estimate_memory` is exact for weights, gradients and optimizer state, and includes the activations
+(`zeta_core.memory.activations`). Buffers of libraries and fragmentation are included in neither.
+
+Sources: weights, gradients and AdamW's two moments take 4 bytes each per trained value, 16 in all (Rajbhandari et al.
+2019, ZeRO, arXiv 1910.02054, section 3.1; there in mixed precision, here everything in float32). The stages of ZeRO
+shard them over the processes (section 5), and FSDP2 corresponds to the third.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from zeta_core.contract.job.memory import MemoryEstimate, MemoryParts
+from zeta_core.contract.spec.options import Optimizer
+from zeta_core.environment import free_memory_bytes, total_memory_bytes
+from zeta_core.memory.usage import num_bytes
+from zeta_core.model.activation_checkpointing import repeated_blocks
+from zeta_core.optim.roles import roles_of
+from zeta_core.plan import Plan
+
+FLOAT32_BYTES = 4  # per trained weight, per gradient, and per value of the optimizer's state
+# The minimum number of values in the optimizer's state per trained value. Muon has two for parameters other than
+# matrices, and adafactor has factors of the matrices; `optimizer_bytes` counts them from the shapes.
+MIN_STATE_VALUES: dict[Optimizer, int] = {"adamw": 2, "sgd": 1, "lion": 1, "muon": 1, "adafactor": 0}
+FSDP_STAGE = 3  # the ZeRO stage that shards everything, as `use_fsdp` does
+# Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
+LOGIT_BYTES = 8
+
+
+class MemoryByPart(MemoryParts):
+    """The size of each part in bytes. The only activations in it are the ``logits``."""
+
+    logits: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.logits
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {format_bytes(size)}" for name, size in self._sizes().items() if size)
+
+    def as_evidence(self) -> dict[str, JsonValue]:
+        return {**self._sizes()}
+
+    def _sizes(self) -> dict[str, int]:
+        return self.model_dump(exclude={"activations"})
+
+
+def parts_per_process(*, weights: int, num_trained: int, optimizer: int, stage: int, num_processes: int) -> MemoryParts:
+    """The parts of each process if ``stage`` of ZeRO shards them; stage 0 shards nothing.
+
+    ``weights`` and ``optimizer`` are the bytes of the whole model and of the whole state.
+    """
+    return MemoryParts(
+        weights=weights // (num_processes if stage >= 3 else 1),
+        gradients=FLOAT32_BYTES * num_trained // (num_processes if stage >= 2 else 1),
+        optimizer=optimizer // (num_processes if stage >= 1 else 1),
+    )
+
+
+def min_state_bytes(optimizer: Optimizer, num_trained: int) -> int:
+    """A lower bound of the whole optimizer state."""
+    return FLOAT32_BYTES * MIN_STATE_VALUES[optimizer] * num_trained
+
+
+def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -> int:
+    """The size of the whole optimizer state, over all processes: the lower bound, and what the shapes add to it."""
+    values = sum(parameter.numel() for parameter in trained)
+    minimum = min_state_bytes(plan.optimizer, values)
+    match plan.optimizer:
+        case "adamw" | "sgd" | "lion":
+            return minimum
+        case "muon":
+            roles = roles_of(model, repeated_blocks(model))
+            named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+            matrices = sum(parameter.numel() for name, parameter in named if roles[name].is_orthogonalized)
+            return minimum + FLOAT32_BYTES * (values - matrices)
+        case "adafactor":
+            factors = sum(
+                parameter.numel() // parameter.shape[-1] + parameter.numel() // parameter.shape[-2]
+                if parameter.dim() >= 2
+                else parameter.numel()
+                for parameter in trained
+            )
+            return minimum + FLOAT32_BYTES * factors
+
+
+def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryByPart:
+    """A lower bound for each process. The trainable parameters of ``model`` are set; it is not sharded yet.
+
+    ``mean_length`` is the mean number of tokens per sequence, padding included; some micro-batch has at least this
+    many.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parts = parts_per_process(
+        weights=num_bytes(model.parameters()),
+        num_trained=trained,
+        optimizer=min_state_bytes(plan.optimizer, trained),
+        stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
+        num_processes=plan.world_size,
+    )
+    half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
+    rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
+    return MemoryByPart(
+        weights=parts.weights // half,
+        gradients=parts.gradients // half,
+        optimizer=parts.optimizer,
+        logits=int(LOGIT_BYTES * rows * min(mean_length, plan.seq_len) * _num_logits(model)),
+    )
+
+
+def estimate_memory(model: nn.Module, plan: Plan, activations: int | None, *, zero_stage: int) -> MemoryEstimate:
+    """The memory of each process. ``model`` may have no storage. ``zero_stage`` is 0 if DeepSpeed is not used."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = num_bytes(model.parameters())
+    parts = parts_per_process(
+        weights=weights,
+        num_trained=sum(parameter.numel() for parameter in trained),
+        optimizer=optimizer_bytes(model, trained, plan),
+        stage=FSDP_STAGE if plan.strategy == "fsdp2" else zero_stage,
+        num_processes=plan.world_size,
+    )
+    total = None if activations is None else parts.weights + parts.gradients + parts.optimizer + activations
+    return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total)
+
+
+def has_plenty_of_memory(model: nn.Module, plan: Plan, mean_length: float, values_per_token: int) -> bool:
+    """Whether a CPU has twice the roughly estimated memory free, so that a peak a quarter higher does no harm.
+
+    The estimate is `minimum_memory` plus the activations of a micro-batch, which follow from ``values_per_token``.
+    """
+    activations = FLOAT32_BYTES * plan.batch_size * plan.seq_len * values_per_token
+    needed = minimum_memory(model, plan, mean_length).total + activations
+    return 2 * needed <= min(free_memory_bytes(), total_memory_bytes()) // plan.world_size
+
+
+def format_bytes(size: int) -> str:
+    """A size for a message, in GiB or MiB."""
+    return f"{size / 2**30:.3g} GiB" if size >= 2**29 else f"{size / 2**20:.3g} MiB"
+
+
+def _num_logits(model: nn.Module) -> int:
+    """The number of logits per token if the model names its output layer, otherwise 0."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    weight = getattr(head, "weight", None)  # a linear layer, or peft's wrapper of one
+    return weight.shape[0] if isinstance(weight, torch.Tensor) and weight.dim() == 2 else 0

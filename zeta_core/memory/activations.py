@@ -69,17 +69,16 @@ class _LiveTensors(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if (
-                isinstance(leaf, torch.Tensor)
-                and _storage(leaf) not in self._known
-                and _storage(leaf) not in self._created
-            ):
+            if isinstance(leaf, torch.Tensor) and not self._is_counted(leaf):
                 size = leaf.untyped_storage().nbytes()
                 self._created.add(_storage(leaf))
                 self._bytes += size
                 self.peak_bytes = max(self.peak_bytes, self._bytes)
                 weakref.finalize(leaf.untyped_storage(), self._freed, _storage(leaf), size)
         return result
+
+    def _is_counted(self, tensor: torch.Tensor) -> bool:
+        return _storage(tensor) in self._known or _storage(tensor) in self._created
 
     def _freed(self, storage: int, size: int) -> None:
         self._created.remove(storage)

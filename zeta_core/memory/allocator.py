@@ -3,8 +3,8 @@
 By default, glibc maps a new block for each large tensor and unmaps it when the tensor is freed. In every step of a
 small Llama (6.8 M parameters, 2,048 tokens), the kernel therefore had to clear 280,000 pages, which took a fifth of the
 time. Here, the process keeps freed memory until the run ends. Its peak is up to a quarter higher, because blocks of
-many sizes share one heap, so this is only done if memory is plentiful (`estimate.has_plenty_of_memory`). GPUs use torch's own
-caching allocator, and other C libraries are not changed.
+many sizes share one heap, so this is only done if memory is plentiful (`estimate.has_plenty_of_memory`). GPUs use
+torch's own caching allocator, and other C libraries are not changed.
 
 With activation checkpointing, which saves memory, the opposite is done: freed memory is returned at once. By itself,
 glibc raises the minimum size of such blocks to 32 MB. A forward pass whose tensors take at most 152 MB (the same Llama,

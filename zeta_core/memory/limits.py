@@ -134,7 +134,8 @@ def memory_options(plan: Plan) -> dict[str, JsonValue]:
 def _error(needed: MemoryByPart, capacity: int, *, hint: str, patch: Patch | None = None) -> OutOfMemory:
     """The error to raise if the lower bound does not fit."""
     return OutOfMemory(
-        f"Training needs at least {format_bytes(needed.total)} per process ({needed}), but only {format_bytes(capacity)} are available.",
+        f"Training needs at least {format_bytes(needed.total)} per process ({needed}), but only "
+        f"{format_bytes(capacity)} is available.",
         hint=hint,
         patch=patch,
         evidence={"needed_bytes": needed.total, "capacity_bytes": capacity, "memory": needed.as_evidence()},

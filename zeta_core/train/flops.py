@@ -1,4 +1,4 @@
-"""Counting the floating-point operations of a training, and the peak of its device, for the model FLOPs utilization (MFU)."""
+"""The floating-point operations per token and the peak of a device, for the model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ from zeta_core.memory.estimate import (
     minimum_memory,
     parts_per_process,
 )
-from zeta_core.model.inspection import facts_without_data
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
+from zeta_core.model.inspection import facts_without_data
 from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.plan import Plan
 

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos --seed N --jobs 100``: the fault suite; exit status 1 where a promise was broken."""
+"""``python -m tests.chaos --seed N --jobs 100``: the fault suite; exits with status 1 if a promise was broken."""
 
 import argparse
 import secrets
@@ -10,8 +10,8 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.chaos.databases import DatabaseUnderFire, PostgresUnderFire, SqliteUnderFire
-from tests.chaos.game import Game
+from tests.chaos.databases import FaultyDatabase, PostgresDatabase, SqliteDatabase
+from tests.chaos.suite import FaultSuite
 from tests.harness.children import end_in_order_on_sigterm
 from tests.harness.postgres import PostgresServer
 
@@ -20,44 +20,44 @@ LIMIT_SECONDS = 3600.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of orders and weather")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="determines the jobs and the faults")
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
-    parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS, help="the storm ends then in any case")
+    parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS, help="time limit of the fault injection")
     options = parser.parse_args()
     end_in_order_on_sigterm()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)
-    say(f"seed {options.seed}: {options.jobs} jobs on {options.database} in {folder}")
+    log(f"seed {options.seed}: {options.jobs} jobs on {options.database} in {folder}")
     try:
         with _database(options.database, folder) as database:
-            game = Game(folder / "fleet", database, seed=options.seed, num_jobs=options.jobs, say=say)
-            breaches = game.play(limit_seconds=options.limit_seconds)
+            suite = FaultSuite(folder / "fleet", database, seed=options.seed, num_jobs=options.jobs, log=log)
+            breaches = suite.run(limit_seconds=options.limit_seconds)
     finally:
         shutil.rmtree(folder)
-    print(f"\n{game.report}\n\nseed {options.seed}, {time.monotonic() - began:.0f} s.")
+    print(f"\n{suite.report}\n\nseed {options.seed}, {time.monotonic() - began:.0f} s.")
     for breach in breaches:
         print(f"BROKEN: {breach}")
     return 1 if breaches else 0
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, flush=True)
 
 
 @contextmanager
-def _database(name: str, folder: Path) -> Generator[DatabaseUnderFire]:
+def _database(name: str, folder: Path) -> Generator[FaultyDatabase]:
     with ExitStack() as closing:
         if name == "sqlite":
-            database: DatabaseUnderFire = SqliteUnderFire(folder / "zeta.db")
+            database: FaultyDatabase = SqliteDatabase(folder / "zeta.db")
         else:
             directory = folder / "postgres"
             directory.mkdir()
             server = PostgresServer(directory)
             closing.callback(server.stop)
             server.start()
-            database = PostgresUnderFire(server, closing.enter_context(server.fresh_database()))
+            database = PostgresDatabase(server, closing.enter_context(server.fresh_database()))
         closing.callback(database.close)
         yield database
 

@@ -1,4 +1,4 @@
-"""The two databases of the service, each with what can befall it: a lock that somebody holds, and an outage."""
+"""The two databases of the service and their faults: a lock of another program, and an outage."""
 
 import sqlite3
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 from server.database.tables import AttemptRow, CheckpointRow, EventRow, JobRow
 from tests.harness.postgres import PostgresServer
 
-AWAY = (OperationalError,)  # what reading raises while the database is locked or down
+UNAVAILABLE = (OperationalError,)  # raised by reads while the database is locked or down
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a job stands; ``last_step`` is the last stored one of the attempt that ``attempt`` counts."""
+class JobState:
+    """The state of a job; ``last_step`` is the last stored step of its current attempt."""
 
     status: str
     attempt: int
@@ -28,8 +28,8 @@ class Standing:
     last_step: int | None
 
 
-class DatabaseUnderFire(ABC):
-    """``url`` is what servers are given; the rows are read by the suite itself."""
+class FaultyDatabase(ABC):
+    """A database whose ``url`` the servers use, and whose rows the suite reads directly."""
 
     name: str
     takes_several_servers: bool
@@ -41,16 +41,16 @@ class DatabaseUnderFire(ABC):
     @abstractmethod
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Nobody else can write while the block lasts."""
+        """Lock the database, so that no one else can write until the block ends."""
         yield
 
-    def standings(self) -> dict[str, Standing]:
-        """Where every job stands, by its id. Raises `AWAY`, as all that follow."""
+    def job_states(self) -> dict[str, JobState]:
+        """The state of every job, by id. Like the methods below, raises `UNAVAILABLE`."""
         query = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker, AttemptRow.last_step).outerjoin(
             AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt)
         )
         with Session(self._engine) as session:
-            return {row[0]: Standing(*row[1:]) for row in session.execute(query)}
+            return {row[0]: JobState(*row[1:]) for row in session.execute(query)}
 
     def jobs(self) -> dict[str, JobRow]:
         with Session(self._engine) as session:
@@ -74,8 +74,8 @@ class DatabaseUnderFire(ABC):
         self._engine.dispose()
 
 
-class SqliteUnderFire(DatabaseUnderFire):
-    """A file; one server. It cannot be down, but another program may hold its lock."""
+class SqliteDatabase(FaultyDatabase):
+    """An SQLite file for one server. It has no outages, but another program may lock it."""
 
     name = "SQLite"
     takes_several_servers = False
@@ -95,8 +95,8 @@ class SqliteUnderFire(DatabaseUnderFire):
             holder.close()
 
 
-class PostgresUnderFire(DatabaseUnderFire):
-    """A real server with two API servers on it."""
+class PostgresDatabase(FaultyDatabase):
+    """A real PostgreSQL server, used by two API servers."""
 
     name = "PostgreSQL"
     takes_several_servers = True
@@ -113,7 +113,7 @@ class PostgresUnderFire(DatabaseUnderFire):
             yield
 
     def crash(self) -> None:
-        """Down, in the middle of whatever it does, until `start_again`."""
+        """Stop the server immediately, without a clean shutdown, until `start_again`."""
         self._server.crash()
 
     def start_again(self) -> None:

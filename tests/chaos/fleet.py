@@ -1,14 +1,14 @@
-"""The fleet under fire: every part of the service as real processes, each of which can be struck and mended.
+"""The fleet under test: every part of the service as real processes that faults can break.
 
     users -> servers (two on PostgreSQL, one on SQLite) -> database
                  |                \\
-                 `-> Valkey <------ artifact store        the store and each host's home are small disks of their own
-                        ^             ^                   where the system lets them be mounted
-    a line per host ->  |             |
+                 `-> Valkey <------ artifact store        the store and each host's home are separate small disks,
+                        ^             ^                   if the system allows mounting them
+    a relay per host ->  |             |
                      hosts: a worker of two slots each, with its trainings
 
-Nothing of it is played: servers are ``python -m server``, workers the worker's own main with real Celery, and all
-limits are the product's own, set short.
+Nothing is simulated: servers are ``python -m server``, and workers run the worker's `main` with real Celery. Time
+limits are short, set by the usual settings.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.chaos.databases import DatabaseUnderFire
+from tests.chaos.databases import FaultyDatabase
 from tests.chaos.processes import TrainingProcess, trainings
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.harness.children import start_child
@@ -51,7 +51,7 @@ HOME_MEGABYTES, STORE_MEGABYTES = 192, 512
 
 
 class Host:
-    """A machine with a worker: a home of its own, a line to Redis, a clock, and the processes that run on it."""
+    """A machine with a worker: its home, its connection to Redis, its clock and its processes."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Host:
         )
 
     def end(self, how: signal.Signals, timeout_seconds: float = 60) -> None:
-        """Send the worker a signal and wait for its end; its trainings are not touched."""
+        """Send the worker a signal and wait until it exits; its trainings are not affected."""
         assert self.worker is not None, "not started"
         self.worker.send_signal(how)
         self.worker.wait(timeout_seconds)
@@ -102,7 +102,7 @@ class Host:
         return trainings(self.home)
 
     def vanish(self) -> None:
-        """The machine is gone: everything on it ends at once and its disk is never seen again by anybody."""
+        """Lose the machine: all its processes are killed, and its disk is not used again."""
         if self.worker is not None:
             self.end(signal.SIGKILL)
         while left := self.trainings():
@@ -118,12 +118,12 @@ class Host:
 
 
 class Fleet:
-    """What `fleet` makes. ``hosts`` are those in service; ``gone`` those that vanished, kept for the inquest."""
+    """The fleet of `running_fleet`. ``hosts`` are in service; ``gone`` are lost, but still examined at the end."""
 
     def __init__(
         self,
         folder: Path,
-        database: DatabaseUnderFire,
+        database: FaultyDatabase,
         valkey: ValkeyServer,
         limits: Mapping[str, str],
         closing: ExitStack,
@@ -161,7 +161,7 @@ class Fleet:
         server.start()
 
     def add_host(self) -> Host:
-        """A new machine, by a name that no other had."""
+        """Start a new machine with an unused name."""
         name = f"host-{len(self.hosts) + len(self.gone) + 1}"
         folder = self.folder / name
         folder.mkdir()
@@ -181,12 +181,12 @@ class Fleet:
         return host
 
     def retire(self, host: Host) -> None:
-        """It vanished, and is no longer in service."""
+        """Remove a lost host from service."""
         self.hosts.remove(host)
         self.gone.append(host)
 
     def command(self, path: str) -> None:
-        """POST an operator's command to whichever server answers, until one does; 409 and 404 are answers, too."""
+        """POST an operator's command to each server until one responds, even with 404 or 409."""
 
         def is_answered() -> bool:
             for server in self.servers:
@@ -205,17 +205,17 @@ class Fleet:
         return sorted(self.folder.glob("host-*/home/workers/*/runs/*/attempt-*"))
 
     def logs(self, last_lines: int = 60) -> str:
-        """The end of what servers and workers wrote, without the requests that went well."""
-        said: list[str] = []
+        """The last lines of all server and worker logs, without successful requests."""
+        found: list[str] = []
         for file in sorted([*self.folder.glob("*/server.log"), *self.folder.glob("*/worker.log")]):
             lines = [
                 line for line in file.read_text(errors="replace").splitlines() if "was answered with 2" not in line
             ]
-            said += [f"--- {file}", *lines[-last_lines:]]
-        return "\n".join(said)
+            found += [f"--- {file}", *lines[-last_lines:]]
+        return "\n".join(found)
 
     def _clock_of(self, name: str) -> Mapping[str, str]:
-        """What starts a process with the clock of this name; nothing where no clock can be made."""
+        """The environment that gives a process the clock of this name; empty if clocks aren't supported."""
         if self._clock_library is None:
             return {}
         self.clocks[name] = Clock(self.folder / f"{name}.clock", self._clock_library)
@@ -224,11 +224,11 @@ class Fleet:
 
 @contextmanager
 def running_fleet(
-    folder: Path, database: DatabaseUnderFire, *, num_hosts: int = 2, limits: Mapping[str, str] = SHORT_LIMITS
+    folder: Path, database: FaultyDatabase, *, num_hosts: int = 2, limits: Mapping[str, str] = SHORT_LIMITS
 ) -> Generator[Fleet]:
-    """A whole fleet on ``database`` until the block ends; then nothing of it is left but the folder.
+    """A running fleet on ``database`` until the block ends; only its folder is kept.
 
-    ``limits`` are settings of servers and workers alike.
+    ``limits`` are settings of both servers and workers.
     """
     with ExitStack() as closing:
         valkey = ValkeyServer(folder / "valkey")

@@ -1,4 +1,4 @@
-"""The processes of trainings on this machine, by the marks that every one of them carries (Linux)."""
+"""Finds the processes of trainings on this machine by their environment variables (Linux)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE
 
 @dataclass(frozen=True)
 class TrainingProcess:
-    """One process of one attempt; ``rank`` is set in those of several ranks."""
+    """One process of an attempt; ``rank`` is set if the attempt has several."""
 
     process: psutil.Process
     job_id: str
     attempt: int
     rank: str | None
-    directory: Path  # where it works: its run directory
+    directory: Path  # its working directory, which is the run directory
 
 
 def trainings(home: Path | None = None) -> list[TrainingProcess]:
-    """The living ones, of the worker with this home or of all."""
+    """The living training processes, of all workers or of those with this home."""
     return list(_marked(home))
 
 
@@ -33,7 +33,7 @@ def _marked(home: Path | None) -> Iterator[TrainingProcess]:
                 continue
             directory = Path(process.cwd())
             if home is not None and not directory.is_relative_to(home):
-                continue  # of another test that runs beside this one: its marks may say anything
+                continue  # of another test that runs at the same time
             yield TrainingProcess(
                 process,
                 job_id=environment[JOB_VARIABLE],
@@ -42,4 +42,4 @@ def _marked(home: Path | None) -> Iterator[TrainingProcess]:
                 directory=directory,
             )
         except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or is another user's
+            continue  # it has ended, or belongs to another user

@@ -1,11 +1,11 @@
-"""The promises, each a check of what lies there when all is over; every breach is a sentence.
+"""Checks every promise of docs/reliability.md after all jobs have ended; each breach is a sentence.
 
-1. every job that got a 201 ends in a true state, with its reason
-2. two attempts of a job never train at once, and what an old attempt says after its successor's start changes nothing
-3. the final weights are bit-identical to those of the undisturbed run
-4. each event is stored once, in order, without a gap, and the last log lines are there before the state is final
-5. nothing of an ended attempt is left
-6. every loop of every server goes on, and no invalid entry is left in Redis
+1. every job that got a 201 ends with the correct status and reason
+2. two attempts of a job never train at once, and lines of an old attempt are ignored after the next one has started
+3. the final weights are bit-identical to those of an undisturbed run
+4. every event is stored once, in order and without a gap, and the log is complete before the status is final
+5. no process or file of an ended attempt is left behind
+6. every loop of every server keeps running, and no invalid entry is left in Redis
 """
 
 import fcntl
@@ -21,9 +21,9 @@ from typing import Any
 import httpx
 
 from server.database.tables import AttemptRow, EventRow, JobRow
-from tests.chaos.faults import POISONED_WORKER
+from tests.chaos.faults import INVALID_WORKER
 from tests.chaos.fleet import Fleet
-from tests.chaos.orders import Order
+from tests.chaos.planned_jobs import PlannedJob
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.chaos.users import Users
 from tests.harness.waiting import wait_until
@@ -44,7 +44,7 @@ Breaches = Iterator[str]
 
 
 class Evidence:
-    """What is there when the storm is over, read once."""
+    """The database, the files and the processes after all faults, read once."""
 
     def __init__(self, fleet: Fleet, users: Users, *, recovery_seconds: float = RECOVERY_SECONDS) -> None:
         self.recovery_seconds = recovery_seconds
@@ -56,12 +56,12 @@ class Evidence:
         self.checkpoints = {job: fleet.database.checkpoints(job) for job in self.jobs}
         self.run_directories = {(path.parent.name, int(path.name.split("-")[1])): path for path in _runs(fleet)}
 
-    def accepted(self) -> Iterator[tuple[JobRow, Order]]:
-        """The jobs that got a 201 and are there, each with its order."""
-        return ((self.jobs[job], order) for job, order in self.users.accepted.items() if job in self.jobs)
+    def accepted(self) -> Iterator[tuple[JobRow, PlannedJob]]:
+        """The stored jobs that got a 201, with their plans."""
+        return ((self.jobs[job], planned) for job, planned in self.users.accepted.items() if job in self.jobs)
 
     def final_weights(self, job_id: str) -> str | None:
-        """The sha256 of the weights in the job's stored final checkpoint."""
+        """The SHA-256 of the weights in the job's final checkpoint."""
         directory = self.fleet.store / checkpoint_key(job_id, "final")
         if not directory.is_dir():
             return None
@@ -70,23 +70,23 @@ class Evidence:
         return hashlib.sha256("".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
 
 
-def every_accepted_job_ended_truly(evidence: Evidence) -> Breaches:
-    """Nothing was asked for that cannot be trained, so it succeeded, or was cancelled because its user said so."""
-    yield from evidence.users.refused
+def accepted_jobs_end_correctly(evidence: Evidence) -> Breaches:
+    """All specs are valid, so every job succeeded, or was cancelled by its user."""
+    yield from evidence.users.unexpected_responses
     for job_id in evidence.users.accepted.keys() - evidence.jobs.keys():
-        yield f"{job_id} got a 201 and is in no table"
-    keys = [order.key for _, order in evidence.accepted()]
+        yield f"{job_id} got a 201 but is not in the database"
+    keys = [planned.key for _, planned in evidence.accepted()]
     if len(evidence.jobs) != len(set(keys)):
-        yield f"{len(set(keys))} orders became {len(evidence.jobs)} jobs"
+        yield f"{len(set(keys))} submissions created {len(evidence.jobs)} jobs"
     for job, _ in evidence.accepted():
-        cancelled = "cancel" in evidence.users.obeyed.get(job.id, []) or job.id in evidence.fleet.cancelled
+        cancelled = "cancel" in evidence.users.accepted_commands.get(job.id, []) or job.id in evidence.fleet.cancelled
         ends = {(JobStatus.SUCCEEDED, StatusReason.COMPLETED)}
         ends |= {(JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER)} if cancelled else set()
         if (job.status, job.status_reason) not in ends:
             reasons = [attempt.reason for attempt in evidence.attempts[job.id]]
             yield f"{job.id} is {job.status} ({job.status_reason}), its attempts ended {reasons}: {job.error}"
         elif job.requested_action is not None or job.worker is not None or job.finished_at is None:
-            yield f"{job.id} is {job.status} and still says {job.requested_action=} {job.worker=} {job.finished_at=}"
+            yield f"{job.id} is {job.status} and still has {job.requested_action=} {job.worker=} {job.finished_at=}"
 
 
 def one_attempt_at_a_time(evidence: Evidence) -> Breaches:
@@ -97,52 +97,52 @@ def one_attempt_at_a_time(evidence: Evidence) -> Breaches:
         )
         for start in starts:
             if start["others_alive"]:
-                yield f"{job.id}: attempt {start['attempt']} began while {start['others_alive']} lived"
+                yield f"{job.id}: attempt {start['attempt']} started while {start['others_alive']} were alive"
         numbers = [start["attempt"] for start in starts]
         if numbers != sorted(set(numbers)):
-            yield f"{job.id}: its attempts began as {numbers}"
+            yield f"{job.id}: its attempts started in the order {numbers}"
         highest = 0
         for event in evidence.events[job.id]:
             if event.attempt < highest:
-                yield f"{job.id}: event {event.seq} is of attempt {event.attempt}, and {highest} had begun"
+                yield f"{job.id}: event {event.seq} is of attempt {event.attempt}, but {highest} had started"
             highest = max(highest, event.attempt)
 
 
-def the_same_bits(evidence: Evidence) -> Breaches:
+def weights_are_identical(evidence: Evidence) -> Breaches:
     references = {
-        order.kind: evidence.final_weights(job.id)
-        for job, order in evidence.accepted()
-        if order.key.startswith("reference-")
+        planned.kind: evidence.final_weights(job.id)
+        for job, planned in evidence.accepted()
+        if planned.key.startswith("reference-")
     }
-    for job, order in evidence.accepted():
+    for job, planned in evidence.accepted():
         if job.status != JobStatus.SUCCEEDED:
             continue
-        expected, found = order.computed_weights or references.get(order.kind), evidence.final_weights(job.id)
+        expected, found = planned.computed_weights or references.get(planned.kind), evidence.final_weights(job.id)
         if expected is None or found != expected:
             steps = [(one.attempt, one.first_step, one.last_step) for one in evidence.attempts[job.id]]
-            yield f"{job.id} ({order.kind}) ended with weights {found}, undisturbed {expected}; its attempts: {steps}"
+            yield f"{job.id} ({planned.kind}) ended with weights {found}, undisturbed {expected}; its attempts: {steps}"
 
 
-def every_event_once_in_order(evidence: Evidence) -> Breaches:
+def events_are_complete(evidence: Evidence) -> Breaches:
     for job, _ in evidence.accepted():
         events = evidence.events[job.id]
         if [event.seq for event in events] != list(range(1, len(events) + 1)):
             yield f"{job.id}: its events are numbered {[event.seq for event in events]}"
         final = [event for event in events if event.type == "status" and event.fields.get("status") in ENDED]
         if len(final) != 1 or final[0] is not events[-1]:
-            yield f"{job.id}: {len(final)} events end it, and its last one is {events[-1].type if events else None}"
+            yield f"{job.id}: {len(final)} events end it, and its last event is {events[-1].type if events else None}"
         for attempt in evidence.attempts[job.id]:
             mine = [event for event in events if event.attempt == attempt.attempt and event.line is not None]
             if [event.line for event in mine] != list(range(1, attempt.stored_line + 1)):
                 yield f"{job.id}: attempt {attempt.attempt} has lines {[event.line for event in mine]}"
             directory = evidence.run_directories.get((job.id, attempt.attempt))
             if directory is not None:
-                yield from _as_the_journal_says(job.id, mine, directory)
+                yield from _matches_journal(job.id, mine, directory)
                 if attempt.reason == StatusReason.COMPLETED:
-                    yield from _log_is_whole(evidence, job.id, attempt.attempt, directory)
+                    yield from _log_is_complete(evidence, job.id, attempt.attempt, directory)
 
 
-def nothing_is_left(evidence: Evidence) -> Breaches:
+def nothing_is_left_behind(evidence: Evidence) -> Breaches:
     fleet = evidence.fleet
     for found in fleet.trainings():
         yield f"process {found.process.pid} of attempt {found.attempt} of {found.job_id} is alive"
@@ -152,19 +152,19 @@ def nothing_is_left(evidence: Evidence) -> Breaches:
     for host in fleet.hosts:
         for directory in host.home.glob("workers/*/runs/*/*"):
             if not directory.name.startswith("attempt-"):
-                yield f"{directory} is left of an ended job"
+                yield f"{directory} was left behind by an ended job"
     for entry in fleet.store.glob("jobs/*/checkpoints/*"):
-        yield from _whole(entry)
+        yield from _checkpoint_is_complete(entry)
     for job, _ in evidence.accepted():
         for checkpoint in evidence.checkpoints[job.id]:
             if not (fleet.store / checkpoint_key(job.id, checkpoint.name) / MANIFEST_NAME).exists():
-                yield f"{job.id}: the server knows {checkpoint.name}, and the store does not have it"
+                yield f"{job.id}: the database lists {checkpoint.name}, but the store doesn't contain it"
 
 
-def every_loop_goes_on(evidence: Evidence) -> Breaches:
-    """Shortly after the last fault; a loop rests for up to 2 s before it tries again."""
+def every_loop_is_running(evidence: Evidence) -> Breaches:
+    """Soon after the last fault: a failing loop pauses for up to 2 s before it retries."""
     with suppress(AssertionError):
-        wait_until(lambda: not list(_troubles(evidence.fleet)), evidence.recovery_seconds, "every loop to go on")
+        wait_until(lambda: not list(_troubles(evidence.fleet)), evidence.recovery_seconds, "every loop to recover")
     yield from _troubles(evidence.fleet)
 
 
@@ -180,8 +180,8 @@ def _troubles(fleet: Fleet) -> Breaches:
             if name.startswith("loop "):
                 yield f"{server.home.name}: the {name} is {state}"
     with fleet.valkey.client() as client:
-        if client.hexists(WORKERS_HASH, POISONED_WORKER):
-            yield f"{WORKERS_HASH} still has the invalid heartbeat {POISONED_WORKER!r}"
+        if client.hexists(WORKERS_HASH, INVALID_WORKER):
+            yield f"{WORKERS_HASH} still has the invalid heartbeat {INVALID_WORKER!r}"
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,12 @@ class Promise:
 
 
 PROMISES: tuple[Promise, ...] = (
-    Promise("every job that got a 201 ended in a true state, with its reason", every_accepted_job_ended_truly),
-    Promise("two attempts of a job never trained at once; an old one's words changed nothing", one_attempt_at_a_time),
-    Promise("the final weights are bit-identical to those of the undisturbed run", the_same_bits),
-    Promise("each event is stored once, in order, with no gap, the log before the end", every_event_once_in_order),
-    Promise("nothing of an ended attempt is left", nothing_is_left),
-    Promise("every loop of every server goes on, and no invalid entry is left in Redis", every_loop_goes_on),
+    Promise("every job that got a 201 ended with the correct status and reason", accepted_jobs_end_correctly),
+    Promise("two attempts of a job never trained at once; lines of old attempts were ignored", one_attempt_at_a_time),
+    Promise("the final weights are bit-identical to those of the undisturbed run", weights_are_identical),
+    Promise("every event is stored once, in order and without a gap, and the log before the end", events_are_complete),
+    Promise("no process or file of an ended attempt is left behind", nothing_is_left_behind),
+    Promise("every loop of every server is running, and no invalid entry is left in Redis", every_loop_is_running),
 )
 
 
@@ -204,41 +204,41 @@ def _runs(fleet: Fleet) -> list[Path]:
     return fleet.run_directories()
 
 
-def _as_the_journal_says(job_id: str, events: list[EventRow], directory: Path) -> Breaches:
-    """The stored lines are the journal's own (a checkpoint that could not be stored is told as what became of it)."""
+def _matches_journal(job_id: str, events: list[EventRow], directory: Path) -> Breaches:
+    """Stored progress and log events equal the lines of the journal. (Other lines may be stored with changes.)"""
     journal = (directory / JOURNAL_FILE).read_bytes().split(b"\n") if (directory / JOURNAL_FILE).exists() else []
     for event in events:
         assert event.line is not None
         try:
             line = json.loads(journal[event.line - 1])
         except (IndexError, ValueError):
-            yield f"{job_id}: event {event.seq} is of line {event.line}, which {directory} does not have"
+            yield f"{job_id}: event {event.seq} has line {event.line}, which is missing in {directory}"
             continue
         if line["type"] in ("progress", "log") and (line["type"], line.get("step"), line.get("message")) != (
             event.type,
             event.fields.get("step"),
             event.fields.get("message"),
         ):
-            yield f"{job_id}: event {event.seq} is {event.fields}, line {event.line} says {line}"
+            yield f"{job_id}: event {event.seq} is {event.fields}, but line {event.line} is {line}"
 
 
-def _log_is_whole(evidence: Evidence, job_id: str, attempt: int, directory: Path) -> Breaches:
+def _log_is_complete(evidence: Evidence, job_id: str, attempt: int, directory: Path) -> Breaches:
     stored = evidence.fleet.store / log_key(job_id, attempt)
     if not stored.exists() or stored.read_bytes() != (directory / LOG_FILE).read_bytes():
-        yield f"{job_id}: the stored log of attempt {attempt} is not the whole of {directory / LOG_FILE}"
+        yield f"{job_id}: the stored log of attempt {attempt} is not equal to {directory / LOG_FILE}"
 
 
-def _whole(entry: Path) -> Breaches:
-    """A checkpoint of the store has every file that its manifest lists, with its bytes."""
+def _checkpoint_is_complete(entry: Path) -> Breaches:
+    """A stored checkpoint has every file of its manifest, with the right contents."""
     if not NAME_PATTERN.match(entry.name):
-        yield f"{entry} is half a checkpoint"
+        yield f"{entry} is an incomplete checkpoint"
         return
     if not (entry / MANIFEST_NAME).exists():
         yield f"{entry} has no manifest"
         return
     for file in Manifest.model_validate_json((entry / MANIFEST_NAME).read_text()).files:
         if not (entry / file.path).exists() or _sha256(entry / file.path) != file.sha256:
-            yield f"{entry / file.path} is not what its manifest says"
+            yield f"{entry / file.path} differs from its manifest"
 
 
 def _is_unlocked(directory: Path) -> bool:

@@ -1,6 +1,7 @@
-"""One fault at a time: servers, database, Redis. (Workers, trainings, lines, clocks and disks: tests/worker.)
+"""One fault at a time, of servers, the database and Redis. (tests/worker covers the faults of workers.)
 
-Two real servers on one PostgreSQL, one host, limits set short. After each test every promise is checked.
+The fleet has two real servers on one PostgreSQL, one host, and short time limits. Each test ends with a check of every
+promise.
 """
 
 import signal
@@ -10,10 +11,10 @@ from random import Random
 
 import pytest
 
-from tests.chaos.databases import PostgresUnderFire
-from tests.chaos.faults import Blow, redis_answers_nonsense, redis_poisoned
+from tests.chaos.databases import PostgresDatabase
+from tests.chaos.faults import Injection, another_program_on_redis_port, invalid_redis_entries
 from tests.chaos.fleet import Fleet, running_fleet
-from tests.chaos.orders import Order, spec_of
+from tests.chaos.planned_jobs import PlannedJob, spec_of
 from tests.chaos.promises import PROMISES, Evidence
 from tests.chaos.users import Users
 from tests.harness.postgres import PostgresServer
@@ -25,41 +26,41 @@ PACE = 0.05  # seconds per step
 pytestmark = pytest.mark.timeout(400)
 
 
-class Scene:
-    """The fleet, and its users, who post one order after the other."""
+class Scenario:
+    """The fleet and its users, who submit one job at a time."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.users = Users(fleet.servers)
 
-    def post(self, *, steps: int = 60) -> str:
-        order = Order(
-            f"order-{len(self.users.accepted)}", "small", spec_of("small", "", steps=steps, seconds_per_step=PACE)
+    def submit(self, *, steps: int = 60) -> str:
+        planned = PlannedJob(
+            f"job-{len(self.users.accepted)}", "small", spec_of("small", "", steps=steps, seconds_per_step=PACE)
         )
-        job_id = wait_until(lambda: self.users.post(order), 60, "a 201")
+        job_id = wait_until(lambda: self.users.submit(planned), 60, "a 201")
         assert job_id is not None
         return job_id
 
     def wait_for_step(self, job_id: str, step: int, timeout_seconds: float = 90) -> None:
-        """Until the step is stored."""
+        """Wait until the step is stored."""
         try:
             wait_until(
-                lambda: (self.fleet.database.standings()[job_id].last_step or 0) >= step,
+                lambda: (self.fleet.database.job_states()[job_id].last_step or 0) >= step,
                 timeout_seconds,
                 f"{job_id} to reach step {step}",
             )
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.fleet.logs()}") from None
 
-    def judge(self, job_id: str, timeout_seconds: float = 120) -> list[str | None]:
-        """Wait until every job has ended and check every promise; returns why the attempts of this one ended."""
+    def check_promises(self, job_id: str, timeout_seconds: float = 120) -> list[str | None]:
+        """Wait until every job has ended, check every promise, and return the end reasons of this job's attempts."""
         try:
             wait_until(
-                lambda: all(one.status in ENDED for one in self.fleet.database.standings().values()),
+                lambda: all(one.status in ENDED for one in self.fleet.database.job_states().values()),
                 timeout_seconds,
                 "every job to end",
             )
-            wait_until(lambda: not self.fleet.trainings(), 60, "nothing to be left")
+            wait_until(lambda: not self.fleet.trainings(), 60, "all trainings to end")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.fleet.logs()}") from None
         evidence = Evidence(self.fleet, self.users)
@@ -70,163 +71,166 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scenario(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenario]:
     with postgres_server.fresh_database() as url:
-        database = PostgresUnderFire(postgres_server, url)
+        database = PostgresDatabase(postgres_server, url)
         with running_fleet(tmp_path_factory.mktemp("fleet"), database, num_hosts=1) as fleet:
-            yield Scene(fleet)
+            yield Scenario(fleet)
         database.close()
 
 
-def test_a_server_is_killed_and_the_other_goes_on_then_both_are_and_the_training_does(scene: Scene) -> None:
-    job_id = scene.post(steps=100)
-    scene.wait_for_step(job_id, 3)
-    first, second = scene.fleet.servers
+def test_a_training_continues_when_one_server_and_then_both_are_killed(scenario: Scenario) -> None:
+    job_id = scenario.submit(steps=100)
+    scenario.wait_for_step(job_id, 3)
+    first, second = scenario.fleet.servers
     first.end(signal.SIGKILL)
-    stored = scene.fleet.database.standings()[job_id].last_step or 0
-    scene.wait_for_step(job_id, stored + 10)
+    stored = scenario.fleet.database.job_states()[job_id].last_step or 0
+    scenario.wait_for_step(job_id, stored + 10)
     second.end(signal.SIGKILL)
     first.start()
     second.start()
-    assert scene.judge(job_id) == ["completed"]
+    assert scenario.check_promises(job_id) == ["completed"]
 
 
-def test_a_server_told_to_stop_ends_with_0_and_disturbs_no_attempt(scene: Scene) -> None:
-    job_id = scene.post()
-    scene.wait_for_step(job_id, 3)
-    for server in scene.fleet.servers:
+def test_a_stopped_server_exits_with_0_and_disturbs_no_attempt(scenario: Scenario) -> None:
+    job_id = scenario.submit()
+    scenario.wait_for_step(job_id, 3)
+    for server in scenario.fleet.servers:
         assert server.end(signal.SIGTERM) == 0, server.log()
-    for server in scene.fleet.servers:
+    for server in scenario.fleet.servers:
         server.start()
-    assert scene.judge(job_id) == ["completed"]
+    assert scenario.check_promises(job_id) == ["completed"]
 
 
-def test_two_servers_make_one_job_of_one_order_and_start_each_job_once(scene: Scene) -> None:
-    order = Order("twice", "small", spec_of("small", "", steps=20))
-    headers = {"Idempotency-Key": order.key}
+def test_two_servers_create_and_start_each_job_once(scenario: Scenario) -> None:
+    planned = PlannedJob("twice", "small", spec_of("small", "", steps=20))
+    headers = {"Idempotency-Key": planned.key}
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(scene.users.ask, "POST", "/v1/jobs", json=order.spec, headers=headers) for _ in range(2)]
-    answers = [answer for one in asked if (answer := one.result()) is not None]
+        requests = [
+            pool.submit(scenario.users.request, "POST", "/v1/jobs", json=planned.spec, headers=headers)
+            for _ in range(2)
+        ]
+    answers = [answer for one in requests if (answer := one.result()) is not None]
     assert [answer.status_code for answer in answers] == [201, 201]
     (job_id,) = {answer.json()["id"] for answer in answers}
-    scene.users.accepted[job_id] = order
-    others = [scene.post(steps=20) for _ in range(5)]
-    assert [scene.judge(one) for one in (job_id, *others)] == [["completed"]] * 6
+    scenario.users.accepted[job_id] = planned
+    others = [scenario.submit(steps=20) for _ in range(5)]
+    assert [scenario.check_promises(one) for one in (job_id, *others)] == [["completed"]] * 6
 
 
-def test_a_database_that_another_program_locks_is_waited_for(scene: Scene) -> None:
-    job_id = scene.post(steps=100)
-    scene.wait_for_step(job_id, 3)
-    server = scene.fleet.servers[0]
-    with scene.fleet.database.locked(), server.http() as http:
-        wait_until(lambda: len(_journal(scene, job_id)) > 40, 60, "the training to go on")
+def test_jobs_continue_while_another_program_locks_the_database(scenario: Scenario) -> None:
+    job_id = scenario.submit(steps=100)
+    scenario.wait_for_step(job_id, 3)
+    server = scenario.fleet.servers[0]
+    with scenario.fleet.database.locked(), server.http() as http:
+        wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the training to continue")
         assert http.get("/healthz").status_code == 200
-    assert scene.judge(job_id) == ["completed"]
+    assert scenario.check_promises(job_id) == ["completed"]
 
 
-def test_a_database_that_is_down_is_said_to_clients_and_costs_no_attempt(scene: Scene) -> None:
-    database = scene.fleet.database
-    assert isinstance(database, PostgresUnderFire)
-    job_id = scene.post(steps=100)
-    scene.wait_for_step(job_id, 3)
+def test_a_database_outage_is_reported_and_costs_no_attempt(scenario: Scenario) -> None:
+    database = scenario.fleet.database
+    assert isinstance(database, PostgresDatabase)
+    job_id = scenario.submit(steps=100)
+    scenario.wait_for_step(job_id, 3)
     database.crash()
-    with scene.fleet.servers[0].http() as http:
+    with scenario.fleet.servers[0].http() as http:
         answer = http.post("/v1/jobs", json=spec_of("small", ""))
         assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
         assert http.get("/healthz").status_code == 200
-    wait_until(lambda: len(_journal(scene, job_id)) > 40, 60, "the training to go on")
+    wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the training to continue")
     database.start_again()
-    assert scene.judge(job_id) == ["completed"]
+    assert scenario.check_promises(job_id) == ["completed"]
 
 
 @pytest.mark.parametrize("keeps_its_data", [True, False])
-def test_redis_is_killed_and_comes_back_with_or_without_its_data(scene: Scene, *, keeps_its_data: bool) -> None:
-    job_id = scene.post(steps=100)
-    scene.wait_for_step(job_id, 3)
-    scene.fleet.valkey.kill()
-    waiting = scene.post(steps=10)  # accepted all the same
+def test_jobs_survive_a_killed_redis_with_or_without_its_data(scenario: Scenario, *, keeps_its_data: bool) -> None:
+    job_id = scenario.submit(steps=100)
+    scenario.wait_for_step(job_id, 3)
+    scenario.fleet.valkey.kill()
+    waiting = scenario.submit(steps=10)  # accepted without Redis
     if not keeps_its_data:
-        scene.fleet.valkey.forget()
-    scene.fleet.valkey.start()
-    assert scene.judge(job_id) == ["completed"]
-    assert scene.judge(waiting) == ["completed"]
+        scenario.fleet.valkey.forget()
+    scenario.fleet.valkey.start()
+    assert scenario.check_promises(job_id) == ["completed"]
+    assert scenario.check_promises(waiting) == ["completed"]
 
 
-@pytest.mark.parametrize("fault", [redis_answers_nonsense, redis_poisoned])
-def test_nonsense_from_redis_costs_no_attempt_and_stops_no_loop(
-    scene: Scene, fault: Callable[[Fleet, Random], Blow]
+@pytest.mark.parametrize("fault", [another_program_on_redis_port, invalid_redis_entries])
+def test_invalid_data_from_redis_costs_no_attempt_and_stops_no_loop(
+    scenario: Scenario, fault: Callable[[Fleet, Random], Injection]
 ) -> None:
-    job_id = scene.post(steps=100)
-    scene.wait_for_step(job_id, 3)
-    for _ in fault(scene.fleet, Random(7)):
-        wait_until(lambda: len(_journal(scene, job_id)) > 40, 60, "the training to go on")
-    assert scene.judge(job_id) == ["completed"]
+    job_id = scenario.submit(steps=100)
+    scenario.wait_for_step(job_id, 3)
+    for _ in fault(scenario.fleet, Random(7)):
+        wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the training to continue")
+    assert scenario.check_promises(job_id) == ["completed"]
 
 
-def test_flushall_at_any_moment_loses_nothing(scene: Scene) -> None:
-    with scene.fleet.valkey.client() as client:
-        job_id = scene.post()
-        client.flushall()  # with it the hand-over, or the claim
+def test_flushall_at_any_moment_loses_nothing(scenario: Scenario) -> None:
+    with scenario.fleet.valkey.client() as client:
+        job_id = scenario.submit()
+        client.flushall()  # loses the hand-over or the claim
         for step in (3, 10, 30):
-            scene.wait_for_step(job_id, step)
+            scenario.wait_for_step(job_id, step)
             client.flushall()
-    assert scene.judge(job_id) == ["completed"]
+    assert scenario.check_promises(job_id) == ["completed"]
 
 
-def test_redis_away_for_longer_than_the_lease_costs_an_attempt_and_no_step(scene: Scene) -> None:
-    job_id = scene.post(steps=1000)
-    scene.wait_for_step(job_id, 3)
-    scene.fleet.valkey.stop()
-    wait_until(lambda: not scene.fleet.trainings(), 60, "the training to save and end by itself")
-    assert len(_journal(scene, job_id)) > 40, "it trained on for a while"
-    scene.fleet.valkey.start()
-    wait_until(lambda: _first_step(scene, job_id, 2), 60, "a step of the next attempt")
-    (first, second) = scene.fleet.database.attempts(job_id)
+def test_a_long_redis_outage_costs_an_attempt_but_no_step(scenario: Scenario) -> None:
+    job_id = scenario.submit(steps=1000)
+    scenario.wait_for_step(job_id, 3)
+    scenario.fleet.valkey.stop()
+    wait_until(lambda: not scenario.fleet.trainings(), 60, "the training to save and exit")
+    assert len(_journal(scenario, job_id)) > 40, "it continued for some time"
+    scenario.fleet.valkey.start()
+    wait_until(lambda: _first_step(scenario, job_id, 2), 60, "a step of the next attempt")
+    (first, second) = scenario.fleet.database.attempts(job_id)
     assert second.first_step == (first.last_step or 0) + 1
-    scene.users.obeyed[job_id] = ["cancel"]
-    assert scene.users.ask("POST", f"/v1/jobs/{job_id}/cancel") is not None
-    scene.judge(job_id)
+    scenario.users.accepted_commands[job_id] = ["cancel"]
+    assert scenario.users.request("POST", f"/v1/jobs/{job_id}/cancel") is not None
+    scenario.check_promises(job_id)
 
 
-def test_orders_to_trainings_that_hang_and_were_adopted_are_enforced(scene: Scene) -> None:
-    (host,) = scene.fleet.hosts
-    cancelled, handed_back = scene.post(steps=100), scene.post(steps=100)
+def test_commands_to_adopted_trainings_that_hang_are_enforced(scenario: Scenario) -> None:
+    (host,) = scenario.fleet.hosts
+    cancelled, handed_back = scenario.submit(steps=100), scenario.submit(steps=100)
     for job_id in (cancelled, handed_back):
-        scene.wait_for_step(job_id, 3)
+        scenario.wait_for_step(job_id, 3)
     host.end(signal.SIGKILL)
     for found in host.trainings():
         found.process.suspend()
     host.start()
-    scene.fleet.command(f"/v1/workers/{host.name}/drain")
-    scene.fleet.cancelled.add(cancelled)
-    scene.fleet.command(f"/v1/jobs/{cancelled}/cancel")
+    scenario.fleet.command(f"/v1/workers/{host.name}/drain")
+    scenario.fleet.cancelled.add(cancelled)
+    scenario.fleet.command(f"/v1/jobs/{cancelled}/cancel")
     try:
         wait_until(
             lambda: (
-                [scene.fleet.database.standings()[job].status for job in (cancelled, handed_back)]
+                [scenario.fleet.database.job_states()[job].status for job in (cancelled, handed_back)]
                 == [JobStatus.CANCELLED, JobStatus.QUEUED]
             ),
             90,
-            "both orders to be enforced",
+            "both commands to take effect",
         )
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{scene.fleet.logs()}") from None
-    assert not scene.fleet.trainings(), "something of an ended attempt is left"
-    scene.fleet.command(f"/v1/workers/{host.name}/undrain")
-    others = [scene.post(steps=20) for _ in range(2)]
-    assert scene.judge(handed_back) == ["handed_back", "completed"]
-    assert [scene.judge(job_id) for job_id in (cancelled, *others)] == [
+        raise AssertionError(f"{error}\n{scenario.fleet.logs()}") from None
+    assert not scenario.fleet.trainings(), "processes of an ended attempt are left"
+    scenario.fleet.command(f"/v1/workers/{host.name}/undrain")
+    others = [scenario.submit(steps=20) for _ in range(2)]
+    assert scenario.check_promises(handed_back) == ["handed_back", "completed"]
+    assert [scenario.check_promises(job_id) for job_id in (cancelled, *others)] == [
         ["cancelled_by_user"],
         ["completed"],
         ["completed"],
     ]
 
 
-def _first_step(scene: Scene, job_id: str, attempt: int) -> int | None:
-    return next((one.first_step for one in scene.fleet.database.attempts(job_id) if one.attempt == attempt), None)
+def _first_step(scenario: Scenario, job_id: str, attempt: int) -> int | None:
+    return next((one.first_step for one in scenario.fleet.database.attempts(job_id) if one.attempt == attempt), None)
 
 
-def _journal(scene: Scene, job_id: str) -> list[str]:
-    """The lines of the job's present attempt on its host."""
-    (directory, *_) = [path for path in scene.fleet.run_directories() if path.parent.name == job_id][::-1]
+def _journal(scenario: Scenario, job_id: str) -> list[str]:
+    """The journal lines of the job's current attempt."""
+    (directory, *_) = [path for path in scenario.fleet.run_directories() if path.parent.name == job_id][::-1]
     return (directory / "events.jsonl").read_text().splitlines()

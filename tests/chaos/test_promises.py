@@ -1,4 +1,4 @@
-"""The checks of the promises can fail: after one job that went well, each kind of damage is found by its own check."""
+"""The checks of the promises work: after one successful job, each kind of damage fails its check."""
 
 import json
 import sqlite3
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.databases import SqliteUnderFire
+from tests.chaos.databases import SqliteDatabase
 from tests.chaos.fleet import Fleet, running_fleet
-from tests.chaos.orders import Order, spec_of
+from tests.chaos.planned_jobs import PlannedJob, spec_of
 from tests.chaos.promises import PROMISES, Evidence
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.chaos.users import Users
@@ -19,22 +19,24 @@ from zeta_core.contract.wire.run_directory import LOG_FILE, checkpoint_key
 
 
 class Case:
-    """One ended job, and what is known of it; damage is undone when its block ends."""
+    """One ended job; each kind of damage is undone when its block ends."""
 
     def __init__(self, fleet: Fleet, database_file: Path) -> None:
         self._fleet = fleet
         self._users = Users(fleet.servers)
         self._database_file = database_file
-        self._users.serve([Order("only", "small", spec_of("small", "", steps=12, seconds_per_step=0.01))], at_once=1)
+        self._users.serve(
+            [PlannedJob("only", "small", spec_of("small", "", steps=12, seconds_per_step=0.01))], at_once=1
+        )
         assert self._users.all_ended.wait(120), fleet.logs()
         (job_id,) = self._users.accepted
-        wait_until(lambda: not self.broken(), 60, "nothing to be left")
+        wait_until(lambda: not self.broken(), 60, "every promise to be kept")
         self.witness = fleet.folder / WITNESS_DIRECTORY / f"{job_id}.jsonl"
         self.final = fleet.store / checkpoint_key(job_id, "final")
         (self.log,) = [directory / LOG_FILE for directory in fleet.run_directories()]
 
     def broken(self) -> list[int]:
-        """The numbers of the promises that are broken now."""
+        """The numbers of the broken promises."""
         evidence = Evidence(self._fleet, self._users, recovery_seconds=2)
         return [number for number, promise in enumerate(PROMISES, 1) if any(promise.breaches(evidence))]
 
@@ -50,7 +52,7 @@ class Case:
             connection.close()
 
     @contextmanager
-    def server_away(self) -> Generator[None]:
+    def server_stopped(self) -> Generator[None]:
         (server,) = self._fleet.servers
         server.end()
         yield
@@ -68,44 +70,44 @@ class Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     folder = tmp_path_factory.mktemp("case")
     (folder / "fleet").mkdir()
-    database = SqliteUnderFire(folder / "zeta.db")
+    database = SqliteDatabase(folder / "zeta.db")
     with running_fleet(folder / "fleet", database, num_hosts=1) as fleet:
         yield Case(fleet, folder / "zeta.db")
     database.close()
 
 
-def test_an_end_that_is_not_true_is_found(case: Case) -> None:
+def test_a_wrong_end_reason_is_detected(case: Case) -> None:
     with case.database_after("UPDATE jobs SET status_reason = 'cancelled_by_user'"):
         assert case.broken() == [1]
 
 
-def test_two_attempts_at_once_are_found(case: Case) -> None:
+def test_two_attempts_at_once_are_detected(case: Case) -> None:
     start = {"attempt": 2, "others_alive": [{"attempt": 1, "pid": 1}]}
     with case.file_with(case.witness, json.dumps(start) + "\n"):
         assert case.broken() == [2]
 
 
-def test_other_weights_are_found(case: Case) -> None:
+def test_different_weights_are_detected(case: Case) -> None:
     with case.file_with(case.final / "model.safetensors", "x"):
-        assert case.broken() == [3, 5]  # and the manifest does not fit any more
+        assert case.broken() == [3, 5]  # the file also differs from its manifest
 
 
-def test_events_that_are_missing_or_changed_and_a_log_that_is_not_whole_are_found(case: Case) -> None:
+def test_missing_or_changed_events_and_logs_are_detected(case: Case) -> None:
     with case.database_after("DELETE FROM events WHERE seq = 5"):
         assert case.broken() == [4]
     with case.database_after("UPDATE events SET fields = '{\"step\": 99}' WHERE seq = 5"):
         assert case.broken() == [4]
-    with case.file_with(case.log, "one line more\n"):
+    with case.file_with(case.log, "an additional line\n"):
         assert case.broken() == [4]
 
 
-def test_half_a_checkpoint_is_found(case: Case) -> None:
+def test_an_incomplete_checkpoint_is_detected(case: Case) -> None:
     half = case.final.with_name(".step-99.partial")
     half.mkdir()
     assert case.broken() == [5]
     half.rmdir()
 
 
-def test_a_server_that_does_not_answer_is_found(case: Case) -> None:
-    with case.server_away():
+def test_an_unresponsive_server_is_detected(case: Case) -> None:
+    with case.server_stopped():
         assert case.broken() == [6]

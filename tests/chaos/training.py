@@ -1,11 +1,11 @@
-"""What a worker of the fault suite starts for each attempt: a witness, then the training itself.
+"""The program that a worker of the fault suite starts for each attempt: it records the start, then trains.
 
-The witness writes one line per start: which attempt this is, and which processes of other attempts of the job are
-alive. An attempt whose processes are all dead never gets new ones unless it is started again, which is another line; so
-two attempts never trained at once exactly when no line of the job names another, and the attempts only grow.
+For each start, it appends a line to the job's witness file: the attempt, and the living processes of the job's other
+attempts. An attempt without processes gets new ones only by another start. Therefore, two attempts never trained at
+once if no line lists another attempt and the attempt numbers only grow.
 
-``metadata.training`` says which training follows: ``small`` (tests/worker/small_training.py, in this process) or real
-(``python -m zeta_core RUN_DIR``, which this process becomes).
+``metadata.training`` selects the training: ``small`` (tests/worker/small_training.py, in this process) or real (this
+process executes ``python -m zeta_core RUN_DIR``).
 """
 
 import json
@@ -24,18 +24,18 @@ WITNESS_DIRECTORY = "witness"  # beside the artifact store, one file of JSON lin
 
 
 def main(run_directory: Path) -> int:
-    order = RunFile.model_validate_json((run_directory / RUN_FILE).read_text())
-    others = [found for found in trainings() if found.job_id == order.job_id and found.attempt != order.attempt]
+    run = RunFile.model_validate_json((run_directory / RUN_FILE).read_text())
+    others = [found for found in trainings() if found.job_id == run.job_id and found.attempt != run.attempt]
     line = {
-        "attempt": order.attempt,
+        "attempt": run.attempt,
         "pid": os.getpid(),
         "monotonic": time.monotonic(),
         "others_alive": [{"attempt": other.attempt, "pid": other.process.pid} for other in others],
     }
-    witness = Path(order.artifacts_root).parent / WITNESS_DIRECTORY
-    with (witness / f"{order.job_id}.jsonl").open("a") as file:
+    witness = Path(run.artifacts_root).parent / WITNESS_DIRECTORY
+    with (witness / f"{run.job_id}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    metadata: Any = order.spec.get("metadata") or {}
+    metadata: Any = run.spec.get("metadata") or {}
     if metadata.get("training") == "small":
         return SmallTraining(run_directory).run()
     os.execve(TRAINER_COMMAND[0], [*TRAINER_COMMAND, str(run_directory)], dict(own_environment()))

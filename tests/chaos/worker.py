@@ -1,4 +1,4 @@
-"""A real worker process whose trainings begin with the witness of `tests.chaos.training`."""
+"""A real worker process that starts `tests.chaos.training` for each attempt."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""What the users of the fault suite order: real trainings and small ones, all from the seed.
+"""The jobs that the users of the fault suite submit: real and small trainings, determined by the seed.
 
-A real training is ``python -m zeta_core`` on a tiny model with dropout, as in production; its undisturbed run is made
-first, on the same fleet, once for each kind. A small one is a real process as well, which speaks the worker's language
-(run directory, journal, checkpoints, stop file) without torch: it costs no CPU, so that many jobs can be under way at
-once, and what its undisturbed run ends with is computed.
+A real training is ``python -m zeta_core`` on a tiny model with dropout, as in production. Each kind is first run
+without faults on the same fleet, for comparison. A small training is also a real process with a run directory, a
+journal, checkpoints and a stop file, but without torch. It needs almost no CPU time, so many can run at once, and the
+weights of its undisturbed run can be computed.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from tests.worker.small_training import trained
 
 Kind = Literal["small", "real", "real, uploaded text", "real, two ranks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Of a hundred jobs: how many are of which kind, and of how many a user changes his mind.
+# The number of jobs of each kind in a hundred, and the shares of jobs that a user cancels or pauses.
 SHARES: dict[Kind, int] = {"small": 66, "real": 16, "real, uploaded text": 12, "real, two ranks": 6}
 CANCELLED_SHARE, PAUSED_SHARE = 0.06, 0.10
-MANY_RETRIES = 30  # so that bad luck, which would be a true end too, does not hide a fault of ours
+MANY_RETRIES = 30  # enough that random faults alone never exhaust them; a failed job then means a defect
 
 TEXT = "\n\n".join(topics[name] for name in sorted(topics)[:12]).encode()
 GPT2_WITH_DROPOUT: dict[str, Any] = {
@@ -38,8 +38,8 @@ GPT2_WITH_DROPOUT: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Order:
-    """One job that a user wants, and what else he will ask for once it has made ``after_step`` steps."""
+class PlannedJob:
+    """One job to submit, and the command that its user sends once it has reached ``after_step``."""
 
     key: str  # the Idempotency-Key
     kind: Kind
@@ -49,7 +49,7 @@ class Order:
 
     @property
     def computed_weights(self) -> str | None:
-        """The sha256 of the weights that an undisturbed small training ends with; ``None`` for a real one."""
+        """The SHA-256 of the final weights of an undisturbed small training; ``None`` for a real one."""
         if self.kind != "small":
             return None
         weights = b""
@@ -58,23 +58,23 @@ class Order:
         return hashlib.sha256(weights).hexdigest()
 
 
-def orders(num_jobs: int, dice: Random, file_id: str, shares: Mapping[Kind, int] = SHARES) -> list[Order]:
-    """``num_jobs`` of all kinds in their shares, in an order of their own."""
+def plan_jobs(num_jobs: int, rng: Random, file_id: str, shares: Mapping[Kind, int] = SHARES) -> list[PlannedJob]:
+    """``num_jobs`` jobs of all kinds, according to ``shares``, in random order."""
     kinds: list[Kind] = []
     for kind in KINDS:
         kinds.extend(itertools.repeat(kind, round(shares.get(kind, 0) * num_jobs / 100)))
     kinds.extend(itertools.repeat(KINDS[0], max(0, num_jobs - len(kinds))))
-    dice.shuffle(kinds)
-    return [_order(f"order-{number}", kind, dice, file_id) for number, kind in enumerate(kinds, 1)]
+    rng.shuffle(kinds)
+    return [_planned_job(f"job-{number}", kind, rng, file_id) for number, kind in enumerate(kinds, 1)]
 
 
-def reference_orders(wanted: Sequence[Order], file_id: str) -> list[Order]:
-    """The undisturbed run of each real kind among these."""
-    ordered = {order.kind for order in wanted}
+def reference_jobs(planned: Sequence[PlannedJob], file_id: str) -> list[PlannedJob]:
+    """The undisturbed run of each kind of real training among these jobs."""
+    kinds = {job.kind for job in planned}
     return [
-        Order(f"reference-{kind}", kind, spec_of(kind, file_id) | {"max_retries": 0})
+        PlannedJob(f"reference-{kind}", kind, spec_of(kind, file_id) | {"max_retries": 0})
         for kind in KINDS
-        if kind in ordered and kind != "small"
+        if kind in kinds and kind != "small"
     ]
 
 
@@ -87,11 +87,11 @@ def spec_of(kind: Kind, file_id: str, *, steps: int = 60, seconds_per_step: floa
     return _spec(dataset=dataset, max_steps=120, checkpointing_steps=15, metadata={"training": "real"}, **ranks)
 
 
-def _order(key: str, kind: Kind, dice: Random, file_id: str) -> Order:
-    spec = spec_of(kind, file_id, steps=dice.randint(40, 120), seconds_per_step=dice.uniform(0.05, 0.15))
-    luck = dice.random()
-    command = "cancel" if luck < CANCELLED_SHARE else "pause" if luck < CANCELLED_SHARE + PAUSED_SHARE else None
-    return Order(key, kind, spec, command, after_step=dice.randint(0, 40))
+def _planned_job(key: str, kind: Kind, rng: Random, file_id: str) -> PlannedJob:
+    spec = spec_of(kind, file_id, steps=rng.randint(40, 120), seconds_per_step=rng.uniform(0.05, 0.15))
+    draw = rng.random()
+    command = "cancel" if draw < CANCELLED_SHARE else "pause" if draw < CANCELLED_SHARE + PAUSED_SHARE else None
+    return PlannedJob(key, kind, spec, command, after_step=rng.randint(0, 40))
 
 
 def _spec(**fields: Any) -> dict[str, Any]:

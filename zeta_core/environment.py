@@ -157,9 +157,9 @@ def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
         os.environ.setdefault(name, value)
     if deepspeed:
         # DeepSpeed builds its C++ extensions with ninja, which is next to the interpreter in a virtual environment.
-        beside = str(Path(sys.executable).parent)
-        if beside not in os.environ.get("PATH", "").split(os.pathsep):
-            os.environ["PATH"] = os.pathsep.join((beside, os.environ.get("PATH", "")))
+        interpreter_folder = str(Path(sys.executable).parent)
+        if interpreter_folder not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join((interpreter_folder, os.environ.get("PATH", "")))
     try:
         yield
     finally:
@@ -187,12 +187,12 @@ def variables(**values: str) -> Generator[None]:
 def standard_output_reserved() -> Generator[TextIO]:
     """The real standard output, while whatever else is printed goes to standard error."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved_output = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(kept, "w", encoding="utf-8", closefd=False) as out:
+        with os.fdopen(saved_output, "w", encoding="utf-8", closefd=False) as out:
             yield out
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved_output, 1)
+        os.close(saved_output)

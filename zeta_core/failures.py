@@ -1,4 +1,4 @@
-"""Errors that end a training: one class per reason of the contract, and the explanation of any exception."""
+"""Errors that end a run: one class per reason of the contract, and the explanation of any exception."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zeta_core.contract.job.status import REASON_SENTENCES, StatusReason
 
 
 class TrainingFailed(ZetaError):
-    """A training that cannot start or continue, with its ``reason`` in the contract and a ``hint`` how to fix it.
+    """A run cannot start or continue. ``reason`` is one of the contract's, and ``hint`` says how to fix the problem.
 
     ``patch`` is the fix as a JSON merge patch of the spec, and ``evidence`` contains measurements. The string contains
     everything except the evidence, so a script's traceback ends with the advice.
@@ -93,7 +93,7 @@ class CannotTrain(TrainingFailed):
 
 
 def explain(error: BaseException) -> tuple[StatusReason, JobError]:
-    """The contract's reason and error object for any exception that ended a training."""
+    """The contract's reason and error object for any exception that ended a run."""
     if isinstance(error, TrainingFailed):
         evidence = JobErrorEvidence.model_validate(error.evidence)
         return error.reason, JobError(

@@ -84,8 +84,8 @@ class Plan:
         return asdict(self)
 
 
-# The options that decide a field of the plan, where their names differ.
-_OPTIONS_OF: dict[str, tuple[str, ...]] = {
+# The options that determine a field of the plan, if their names differ from it.
+_DECIDING_OPTIONS: dict[str, tuple[str, ...]] = {
     "warmup": ("warmup_steps",),
     "strategy": ("use_fsdp", "use_deepspeed"),
     "data": options_affecting(JobSpec, "documents"),
@@ -94,11 +94,11 @@ _OPTIONS_OF: dict[str, tuple[str, ...]] = {
     "base": ("model",),
 }
 _RESULT_OPTIONS = frozenset(options_affecting(JobSpec, "results"))
-# The fields that a resumed run must keep. The split of a global batch may change, its size may not.
-KEPT = tuple(
+# The fields that a resumed run must not change. The split of a global batch may change, but not its size.
+FIXED_PLAN_FIELDS = tuple(
     name
     for name in (one.name for one in fields(Plan))
-    if name == "global_batch" or not _RESULT_OPTIONS.isdisjoint(_OPTIONS_OF.get(name, (name,)))
+    if name == "global_batch" or not _RESULT_OPTIONS.isdisjoint(_DECIDING_OPTIONS.get(name, (name,)))
 )
 
 
@@ -112,7 +112,7 @@ class SequenceStats:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the decisions depend on besides the options.
+    """The properties of the model, the data and the machine that a plan depends on.
 
     ``stats_by_packing`` describes the training sequences with and without packing; it has one entry if packing is
     decided already, and none before the data is known.
@@ -143,11 +143,11 @@ def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
     return defaults.SEED if stored is None else int(stored["seed"])
 
 
-def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> Plan:
+def decide_plan(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> Plan:
     """The plan without its length, which `with_length` adds. ``stored`` is the plan of the run that is resumed.
 
-    Fields that the caller set must agree with ``stored`` if they are in `KEPT`; unset fields take the stored value.
-    Raises `CannotResume` naming the first field that does not agree.
+    Fields that the caller set must agree with ``stored`` if they are in `FIXED_PLAN_FIELDS`; unset fields take the
+    stored value. Raises `CannotResume` naming the first field that does not agree.
     """
     pack = _packs(options, facts, stored)
     batch_size, accumulate, global_batch = _split(options, facts, stored, pack=pack)
@@ -188,7 +188,7 @@ def decide(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         base=facts.base if _trains_adapter(options, facts, stored) else None,
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
     )
-    return wanted if stored is None else _continued(wanted, options, stored)
+    return wanted if stored is None else _resumed(wanted, options, stored)
 
 
 def _adapter_settings(lora: Lora) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def _cpu_micro_batch(options: TrainerOptions, facts: Facts, *, pack: bool) -> in
     return max(1, min(CPU_MICRO_BATCH, most_bytes // bytes_per_sequence))
 
 
-_OPTION_OF = {
+_OPTION_NAMES = {
     "warmup": "warmup_steps",
     "global_batch": "batch_size",
     "strategy": "use_fsdp/use_deepspeed",
@@ -295,43 +295,43 @@ _OPTION_OF = {
 }
 
 
-def _continued(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
+def _resumed(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
     given = {name for name in options.model_fields_set if getattr(options, name) is not None}
     if options.learning_rate == FIND:
         given.remove("learning_rate")  # it was found or given when the run started
     given |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
     values: dict[str, Any] = {}
-    for name in KEPT:
+    for name in FIXED_PLAN_FIELDS:
         if name not in stored:  # saved by a version without this field
             continue
         then, now = stored[name], getattr(wanted, name)
-        if name in given or _OPTION_OF.get(name) in given:
+        if name in given or _OPTION_NAMES.get(name) in given:
             if now != then:
-                raise CannotResume(_refusal(name, then, now))
+                raise CannotResume(_mismatch(name, then, now))
         else:
             values[name] = then
     # Bit-identical results need the same number of threads, whatever this machine's default is.
     return replace(wanted, **values, threads=stored["threads"])
 
 
-def _refusal(name: str, then: object, now: object) -> str:
-    shown = _OPTION_OF.get(name, name)
+def _mismatch(name: str, then: object, now: object) -> str:
+    shown = _OPTION_NAMES.get(name, name)
     cure = (
-        "start from the weights instead: give the checkpoint's directory as model (a module of your own: with its "
-        "model.safetensors loaded), and no resume_from_checkpoint"
+        "start from the weights instead: use the checkpoint's directory as model (or load its model.safetensors into "
+        "your own module), without resume_from_checkpoint"
     )
     if name == "eval_data":
-        return f"eval_dataset is not what the run was started with; give that one again, or {cure}."
+        return f"eval_dataset differs from the one that the run was started with; use that one again, or {cure}."
     if name == "base":
-        return f"The model is not the base that the run was started with; give that one again, or {cure}."
+        return f"The model is not the base that the run was started with; use that one again, or {cure}."
     if name == "data":
         return (
-            "The data is not what the run was started with (its files, their weights, the tokenizer, train_on and "
-            f"overlong make it what it is), so its order cannot be continued; give the same again, or {cure}."
+            "The data differs from the data that the run was started with (because of its files, their weights, the "
+            f"tokenizer, train_on or overlong), so its order cannot be continued; use the same again, or {cure}."
         )
     if name == "global_batch":
         return f"The global batch is {now} sequences, but the run was started with {then}; keep it, or {cure}."
     if name == "strategy":
-        asked = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(then), "neither of them")
-        return f"{shown} is {now!r}, but the run was started with {asked}; ask for the same again, or {cure}."
+        before = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(then), "neither of them")
+        return f"{shown} is {now!r}, but the run was started with {before}; use the same again, or {cure}."
     return f"{shown} is {now!r}, but the run was started with {then!r}; leave it out, or {cure}."

@@ -21,7 +21,7 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import error_of, shown
 
-# A worker rejects a change of these, too (`zeta_core.plan.KEPT`). All other fields may change.
+# A worker rejects a change of these, too (`zeta_core.plan.FIXED_PLAN_FIELDS`). All other fields may change.
 FIXED_ON_RESUME = options_affecting(JobSpec, "results")
 # Left out, these still mean something else than what a run may have been started with.
 _ALWAYS_COMPARED = frozenset({"tokenizer", "use_pretokenized", "use_fsdp", "use_deepspeed", "lora", "method"})

@@ -5,7 +5,7 @@ from server.estimates.sequence_counts import COMPARED_OPTIONS
 from server.submitting.resuming import FIXED_ON_RESUME
 from zeta_core.contract.spec.affects import effects_of
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.plan import KEPT
+from zeta_core.plan import FIXED_PLAN_FIELDS
 
 
 def test_every_field_declares_its_effects() -> None:
@@ -26,7 +26,7 @@ def test_a_resumed_plan_keeps_what_determines_the_results() -> None:
     kept = "seed seq_len pack global_batch learning_rate weight_decay optimizer lr_scheduler warmup max_grad_norm "
     kept += "mixed_precision strategy use_activation_checkpointing compile group_by data eval_data eval_split "
     kept += "eval_steps early_stopping_patience lora freeze beta base"
-    assert tuple(kept.split()) == KEPT, "in this order, group_by before the data that it also changes"
+    assert tuple(kept.split()) == FIXED_PLAN_FIELDS, "in this order, group_by before the data that it also changes"
 
 
 def test_the_options_that_determine_speed_and_documents() -> None:

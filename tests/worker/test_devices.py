@@ -37,7 +37,7 @@ def test_a_process_holds_memory_on_its_gpu_until_it_is_gone() -> None:
 
 
 TELLS_ITS_KIND = """
-from zeta_core.parallel.surroundings import device_kind
+from zeta_core.parallel.process_settings import device_kind
 from zeta_core.environment import kernel_variables
 import torch
 print(device_kind(kernel_variables()))

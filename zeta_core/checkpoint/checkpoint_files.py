@@ -158,14 +158,14 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
         raise CannotResume(
             f"{pointer} is not a {POINTER} of this Trainer ({type(error).__name__}: {error})."
         ) from error
-    beside = [checkpoint for checkpoint in present(folder) if checkpoint.manifest.run_id == run_id]
-    if not beside:
+    same_run = [checkpoint for checkpoint in present(folder) if checkpoint.manifest.run_id == run_id]
+    if not same_run:
         raise CannotResume(
             f"{pointer} refers to {name!r} of {run_id}, but its directory has no checkpoint of that run. The file "
             "contains no weights; name the output_dir in which it was written, or move it back there."
         )
-    named = [c for c in beside if c.directory.name == name and sha256_of(c.directory / MANIFEST_NAME) == digest]
-    return [*named, *(c for c in beside if c not in named)]
+    named = [c for c in same_run if c.directory.name == name and sha256_of(c.directory / MANIFEST_NAME) == digest]
+    return [*named, *(c for c in same_run if c not in named)]
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------

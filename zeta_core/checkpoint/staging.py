@@ -30,7 +30,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffers: Tensors = {}
-        self._later: deque[tuple[Bytes, Bytes]] = deque()  # target, source
+        self._pieces: deque[tuple[Bytes, Bytes]] = deque()  # target, source
         self._unfinished = 0  # pieces that are queued or being copied
         self._queued: list[tuple[str, torch.Tensor, int]] = []
         self._changed: str | None = None
@@ -58,12 +58,13 @@ class Staging:
                 copies |= self.copy(prefix, {name: source})
                 continue
             copies[name] = self._buffer(f"{prefix}{name}", source)
-            to, of = _bytes_of(copies[name]), _bytes_of(source)
+            target, source_bytes = _bytes_of(copies[name]), _bytes_of(source)
             pieces = [
-                (to[at : at + _PIECE_BYTES], of[at : at + _PIECE_BYTES]) for at in range(0, len(of), _PIECE_BYTES)
+                (target[start : start + _PIECE_BYTES], source_bytes[start : start + _PIECE_BYTES])
+                for start in range(0, len(source_bytes), _PIECE_BYTES)
             ]
             self._unfinished += len(pieces)
-            self._later.extend(pieces)
+            self._pieces.extend(pieces)
             self._queued.append((name, source, times_written(source)))
         return copies
 
@@ -74,10 +75,10 @@ class Staging:
         """
         while True:
             try:
-                to, of = self._later.popleft()
+                target, source = self._pieces.popleft()
             except IndexError:
                 break
-            np.copyto(to, of)
+            np.copyto(target, source)
             with self._copied:
                 self._unfinished -= 1
                 if not self._unfinished:
@@ -96,7 +97,7 @@ class Staging:
     def reserve(self, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Allocate the buffers and touch their memory in advance, which is the slowest part of the first copy.
 
-        Runs in a thread beside the training, until `stop_reserving` is called.
+        Runs in a thread concurrently with training, until `stop_reserving` is called.
         """
         for name, tensor in tensors.items():
             if self._stop_reserving.is_set():

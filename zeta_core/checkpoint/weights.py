@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: which ones it contains, and how they are read back."""
+"""The weights of a checkpoint: selecting, loading and verifying them."""
 
 from __future__ import annotations
 

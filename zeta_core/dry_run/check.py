@@ -135,7 +135,6 @@ def _details(error: ZetaError) -> list[ErrorDetail]:
 def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     import torch
 
-    from zeta_core import plan as planning
     from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import SourceLocations
     from zeta_core.memory.activations import activation_bytes
@@ -147,6 +146,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.model.sources import locate_model, locate_tokenizer
     from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
     from zeta_core.parallel.zero import zero_config
+    from zeta_core.plan import decide_plan, with_length
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
@@ -182,11 +182,11 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     )
     finding = IsolationFinding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
     packs = finding.isolates is not False or finding.learns_padding
-    plan = planning.decide(spec, replace(facts, packs=packs), None)
+    plan = decide_plan(spec, replace(facts, packs=packs), None)
     with torch.device("meta"):
         prepare(trained_model, located, plan)
     if spec.max_steps is not None:
-        plan = planning.with_length(plan, spec, 1)
+        plan = with_length(plan, spec, 1)
     else:
         pending["total_steps"] = DATA_UNREAD
     needs_data = spec.batch_size is None and not (facts.from_scratch and plan.pack)

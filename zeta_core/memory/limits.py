@@ -15,7 +15,6 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from zeta_core import plan as planning
 from zeta_core.contract.job.advice import NO_LESS_MEMORY, Patch, suggest_less_memory
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel, FileModel, JobModel
@@ -34,7 +33,7 @@ from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.inspection import facts_without_data
 from zeta_core.model.sources import LocatedModel, locate_model
-from zeta_core.plan import Plan
+from zeta_core.plan import Plan, decide_plan
 
 QUANTIZED_BYTES = 0.5  # per weight in 4 bits; not all weights are quantized
 LORA_HINT = (
@@ -70,7 +69,7 @@ def check_before_loading(
     with torch.device("meta"):
         model = located.build()
     facts = facts_without_data(model, pretrained=located.pretrained, world_size=world_size)
-    plan = planning.decide(options, facts, None)
+    plan = decide_plan(options, facts, None)
     capacity = capacity or capacity_of(plan)
     needed = _minimum_with_adapter(model, located, plan) if plan.lora is not None else _minimum(model, plan)
     if needed.total <= capacity:

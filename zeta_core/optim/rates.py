@@ -49,13 +49,13 @@ def pretraining_rate(num_parameters: int) -> float:
 def usual_rates(optimizer: Optimizer, trained: Trained, num_parameters: int) -> UsualRates:
     """The usual rates; ``num_parameters`` are those of the whole model.
 
-    | AdamW        | low   | typical | high        | seen to work                                                |
+    | AdamW        | low   | typical | high        | known to work                                               |
     |--------------|-------|---------|-------------|-------------------------------------------------------------|
     | from scratch | F/100 | F       | 10 F        | 6e-4 for 125 M, 6e-5 for 175 B (Brown et al. 2020, arXiv    |
-    |              |       |         |             | 2005.14165, table 2.1); small models bear more              |
-    | all weights  | 1e-7  | 2e-5    | 3 F: above, | 5e-6 (Lambert et al. 2024, arXiv 2411.15124), 2e-5 (Touvron |
-    |              |       |         | it is train-| et al. 2023, arXiv 2307.09288), 1e-3 for 135 M and 360 M    |
-    |              |       |         | ing anew    | (huggingface/alignment-handbook, recipes/smollm2)           |
+    |              |       |         |             | 2005.14165, table 2.1); small models allow more             |
+    | all weights  | 1e-7  | 2e-5    | 3 F; higher | 5e-6 (Lambert et al. 2024, arXiv 2411.15124), 2e-5 (Touvron |
+    |              |       |         | rates train | et al. 2023, arXiv 2307.09288), 1e-3 for 135 M and 360 M    |
+    |              |       |         | from scratch| (huggingface/alignment-handbook, recipes/smollm2)           |
     | LoRA         | 1e-6  | 2e-4    | 20 F, but   | 1e-4 and 2e-4 (Dettmers et al. 2023, arXiv 2305.14314): ten |
     |              |       |         | 1e-2        | times that of all weights                                   |
     | DPO          | 1e-9  | 1e-6    | 1e-4        | 1e-6 (Rafailov et al. 2023, arXiv 2305.18290, appendix B),  |

@@ -112,8 +112,8 @@ def _chooses_experts(words: Sequence[str], kind: str, modules: dict[str, nn.Modu
             return True
         if word.lower() in _GATES:
             parent = modules[".".join(words[:depth])]
-            beside = [name for name, _ in (*parent.named_children(), *parent.named_parameters(recurse=False))]
-            if any("expert" in name.lower() for name in beside):
+            siblings = [name for name, _ in (*parent.named_children(), *parent.named_parameters(recurse=False))]
+            if any("expert" in name.lower() for name in siblings):
                 return True
     return False
 

@@ -33,7 +33,7 @@ from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 from zeta_core.optim.scaling import LossScale
-from zeta_core.parallel.paths import may_leave_parameters_out
+from zeta_core.parallel.data_dependence import may_skip_parameters
 from zeta_core.plan import Plan
 
 GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough to detect a hang
@@ -149,15 +149,15 @@ class Replicated:
         self.loss_scale = LossScale(self.device.type) if plan.mixed_precision == "fp16" else None
         self.model = self._wrap(blocks)
         self._check()
-        self._written = self._times_written()
-        self._stays_between_updates: bool | None = None  # determined at the first update
+        self._writes_at_start = self._times_written()
+        self._is_unchanged_between_updates: bool | None = None  # determined at the first update
 
     # --- set-up ---
 
     def _accelerator(self) -> Accelerator:
-        AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - kept by process, not by object
+        AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - global, not per Accelerator
         cpu = not torch.cuda.is_available()
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=may_leave_parameters_out(self.module))]
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=may_skip_parameters(self.module))]
         # `_autocast` sets the precision, because Accelerate would copy logits to float32.
         return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=cast(Any, handlers))
 
@@ -246,8 +246,8 @@ class Replicated:
 
     def update(self, learning_rate: float) -> float | None:
         """Apply the update. Returns the gradient's norm if `clip` cannot; it is NaN if the update was not applied."""
-        if self._stays_between_updates is None:
-            self._stays_between_updates = self._written == self._times_written()
+        if self._is_unchanged_between_updates is None:
+            self._is_unchanged_between_updates = self._writes_at_start == self._times_written()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._complete_gradients()
@@ -278,7 +278,7 @@ class Replicated:
             self.optimizer.zero_grad(set_to_none=True)
         return scale
 
-    def forget_gradients(self) -> None:
+    def drop_gradients(self) -> None:
         """Drop the accumulated gradients, and release cached memory."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -299,7 +299,7 @@ class Replicated:
             return {}
         parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         weights = {name: t for name, t in self.module.state_dict().items() if name in names}
-        if not self._stays_between_updates:
+        if not self._is_unchanged_between_updates:
             return staging.copy("model/", weights)
         staged = staging.copy("model/", {name: t for name, t in weights.items() if name not in parameters})
         later = staging.copy_later("model/", {name: t for name, t in weights.items() if name in parameters})

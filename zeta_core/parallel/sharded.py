@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
-from zeta_core.parallel.paths import has_data_dependent_path
+from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 
 

@@ -24,7 +24,7 @@ from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, stage_of
 from zeta_core.failures import CannotResume, CannotTrain
-from zeta_core.parallel.paths import has_data_dependent_path
+from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
 
@@ -120,7 +120,7 @@ class Zero(Replicated):
         self.module.to(self.device)
         self.optimizer = self._build_optimizer(blocks)
         self._deepspeed, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
-        # The hooks that the engine's own call leaves on a forward's result would run in `_with_every_gradient`, too.
+        # Calling the engine adds hooks to the result of forward, which would also run in `_with_every_gradient`.
         return self.module if self._has_data_dependent_path else cast(nn.Module, self._deepspeed)
 
     def _check(self) -> None:
@@ -193,7 +193,7 @@ class Zero(Replicated):
             group["lr"] = learning_rate
         engine.step()
         if getattr(engine.optimizer, "overflow", False):
-            return math.nan  # the update was not made
+            return math.nan  # the update was not applied
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 

@@ -80,14 +80,14 @@ def main(run_dir: Path) -> int:
             if file.processes > 1 and not rank.launched:
                 line = _train_in_processes(run_dir, file, stop, worker_monitor)
             else:
-                with variables(**_threads_as_first_decided(file)):  # torch reads it when it is imported
+                with variables(**_thread_variables(file)):  # torch reads it when it is imported
                     line = _train(file, rank, report, stop)
         except Interrupted:
             line = _ended_by_sigterm(stop() or "hand_back")
         except BaseException as error:  # noqa: BLE001 - the journal reports any exception before the process exits
             line = _end_by(error)
             is_disk_full = line.reason is StatusReason.DISK_FULL
-        stop.ends_at_once = False  # the last line must be written completely
+        stop.exits_on_signal = False  # the last line must be written completely
         if line.status is JobStatus.FAILED and worker_monitor.is_lost:
             line = _handed_back()  # a rank that lost the worker caused the others to fail
         elif line.status is JobStatus.FAILED and stop.was_signalled:
@@ -136,21 +136,21 @@ def _handed_back() -> StatusLine:
     return StatusLine(status=status, reason=reason, message=message)
 
 
-def _interrupted(line: StatusLine, ordered: StopAction | None) -> StatusLine:
+def _interrupted(line: StatusLine, requested: StopAction | None) -> StatusLine:
     """The status line of a run that SIGTERM ended where it could not stop by itself, such as in a compiler.
 
     SIGTERM reaches every process of the run. Errors of interrupted processes are not failures of the job, but an error
     with a specific code still is.
     """
-    if ordered is None or line.reason is not StatusReason.TRAIN_ERROR:
+    if requested is None or line.reason is not StatusReason.TRAIN_ERROR:
         return line
     if line.error is not None and line.error.code != StatusReason.TRAIN_ERROR:
         return line
-    return _ended_by_sigterm(ordered)
+    return _ended_by_sigterm(requested)
 
 
-def _ended_by_sigterm(ordered: StopAction) -> StatusLine:
-    status, reason = STOP_ENDS[ordered]
+def _ended_by_sigterm(requested: StopAction) -> StatusLine:
+    status, reason = STOP_ENDS[requested]
     return StatusLine(status=status, reason=reason, message=f"{REASON_SENTENCES[reason]} (Ended by SIGTERM.)")
 
 
@@ -161,37 +161,37 @@ class Interrupted(BaseException):
 class Stop:
     """The requested stop action: that of the ``stop`` file, or to hand the job back after SIGTERM or a lost worker.
 
-    While ``ends_at_once`` is set, SIGTERM raises `Interrupted` once, wherever the main thread is.
+    While ``exits_on_signal`` is set, SIGTERM raises `Interrupted` once, wherever the main thread is.
     """
 
     def __init__(self, file: Path, worker_monitor: WorkerMonitor) -> None:
         self._file = str(file)
         self._worker_monitor = worker_monitor
         self.was_signalled = False
-        self.ends_at_once = True
+        self.exits_on_signal = True
         self.write_on_signal = False  # in the process that starts the ranks, because all of them read the file
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.was_signalled = True
         if self.write_on_signal and not os.path.exists(self._file):
             Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
-        if self.ends_at_once:
-            self.ends_at_once = False
+        if self.exits_on_signal:
+            self.exits_on_signal = False
             raise Interrupted
 
     @contextmanager
     def deferred(self) -> Generator[None]:
         """Defer SIGTERM, because an exception during the initialization of torch's C++ code aborts the process."""
-        ends_at_once, self.ends_at_once = self.ends_at_once, False
+        exits_on_signal, self.exits_on_signal = self.exits_on_signal, False
         yield
-        self.ends_at_once = ends_at_once
-        if ends_at_once and self.was_signalled:
-            self.ends_at_once = False
+        self.exits_on_signal = exits_on_signal
+        if exits_on_signal and self.was_signalled:
+            self.exits_on_signal = False
             raise Interrupted
 
-    def steps_begin(self) -> None:
+    def on_training_start(self) -> None:
         """Let the run stop by itself between two steps from now on."""
-        self.ends_at_once = False
+        self.exits_on_signal = False
 
     def __call__(self) -> StopAction | None:
         try:
@@ -228,11 +228,11 @@ def _train_in_processes(run_dir: Path, file: RunFile, stop: Stop, worker_monitor
     if worker_monitor.is_lost:
         return _handed_back()  # new ranks might not detect the lost worker before this process must exit
     stop.write_on_signal = True
-    stop.ends_at_once = False  # each rank receives SIGTERM itself
+    stop.exits_on_signal = False  # each rank receives SIGTERM itself
     oom_kills = count_oom_kills()
     killed: StatusLine | None = None
     ranks_failed: str | None = None
-    with variables(**(threads | _threads_as_first_decided(file))):
+    with variables(**(threads | _thread_variables(file))):
         try:
             elastic_launch(config, sys.executable)("-m", "zeta_core", str(run_dir))
         except ChildFailedError as error:
@@ -274,7 +274,7 @@ def _first_failure(error: Any) -> str:
 
 
 def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> StatusLine:
-    spec = parse(JobSpec, _as_first_decided(file))
+    spec = parse(JobSpec, _spec_with_first_choices(file))
 
     with stop.deferred():
         from zeta_core.data.sources import SourceLocations
@@ -293,11 +293,11 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
             hub=file.hub,
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
-        threads=file.resolved_spec.threads,  # other ones give other bits
+        threads=file.resolved_spec.threads,  # another number gives different bits
         device_kind=file.resolved_spec.device_kind,
         started_on=_submitted_on(file),
         stop=stop,
-        steps_begin=stop.steps_begin,
+        on_training_start=stop.on_training_start,
     )
     outcome = execute(request, rank, report)
     if outcome.stopped is None:
@@ -306,7 +306,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
     return StatusLine(status=status, reason=reason, result=outcome.result)
 
 
-def _as_first_decided(file: RunFile) -> dict[str, Any]:
+def _spec_with_first_choices(file: RunFile) -> dict[str, Any]:
     """The submitted spec with the values that the first attempt chose, even if it saved no checkpoint.
 
     These are the batch split and the precision, which depend on the machine, and a learning rate that was searched.
@@ -326,6 +326,6 @@ def _submitted_on(file: RunFile) -> date | None:
     return None if submitted is None else submitted.date()
 
 
-def _threads_as_first_decided(file: RunFile) -> dict[str, str]:
+def _thread_variables(file: RunFile) -> dict[str, str]:
     threads = file.resolved_spec.threads
     return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}

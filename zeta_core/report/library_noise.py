@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-# Users cannot fix deprecated calls in these modules: the libraries that a training imports, and this project.
+# Users cannot fix deprecated calls in these modules: the libraries that a run imports, and this project.
 _LIBRARIES = (
     "accelerate", "bitsandbytes", "datasets", "deepspeed", "gguf", "huggingface_hub", "numpy", "peft", "pyarrow",
     "pydantic", "safetensors", "tokenizers", "torch", "transformers", "triton", "zeta", "zeta_core",

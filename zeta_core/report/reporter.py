@@ -1,4 +1,4 @@
-"""Reporting the lines of a training to its sinks: a journal, the console, or trackers."""
+"""Sending the lines of a run to its sinks: a journal, the console, or trackers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 If a tracker is not installed or cannot be started, a new run fails before it trains. After that, no tracker blocks or
 ends the training. Lines go through a queue to the only thread that calls the trackers. A tracker that fails is dropped
-with a warning, one that is too slow loses lines, and at its end the run waits `CLOSE_SECONDS` for it.
+with a warning. If trackers are too slow, lines are dropped. At its end, the run waits for them for `CLOSE_SECONDS`.
 
 A resumed run continues under its ``run_id``: TensorBoard hides steps that are trained again, W&B resumes the run with
 that id, and MLflow the run with that tag. TensorBoard's files are in ``output_dir/tensorboard``.
@@ -30,7 +30,7 @@ from zeta_core.failures import CannotTrain
 Name = Literal["tensorboard", "wandb", "mlflow"]
 PACKAGES: dict[Name, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 START_SECONDS, CLOSE_SECONDS = 120.0, 30.0
-MAX_WAITING = 1000  # lines; about a quarter of an hour of them
+MAX_QUEUED = 1000  # lines; about a quarter of an hour of them
 _CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens")
 _RUN_TAG = "zeta.run_id"
 
@@ -64,10 +64,10 @@ class Trackers:
     def __init__(self, warn: Warn, *, close_seconds: float = CLOSE_SECONDS) -> None:
         self._warn = warn
         self._close_seconds = close_seconds
-        self._waiting: queue.Queue[list[Point] | None] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[list[Point] | None] = queue.Queue(MAX_QUEUED)
         self._dropped = 0
         self._started = threading.Event()
-        self._faults: list[str] = []
+        self._errors: list[str] = []
         self._thread: threading.Thread | None = None
 
     def start(self, openers: Mapping[str, Callable[[], GeneralTracker]], *, required: bool) -> None:
@@ -75,12 +75,12 @@ class Trackers:
         self._thread = threading.Thread(target=self._work, args=(openers,), name="trackers", daemon=True)
         self._thread.start()
         if not self._started.wait(START_SECONDS):
-            self._faults.append(f"{', '.join(openers)} did not start within {START_SECONDS:.0f} s")
-        if self._faults and required:
+            self._errors.append(f"{', '.join(openers)} did not start within {START_SECONDS:.0f} s")
+        if self._errors and required:
             self.close()
-            raise CannotTrain(f"report_to: {self._faults[0]}; fix this, or leave it out.")
-        for fault in self._faults:
-            self._warn("tracker_failed", f"report_to: {fault}; the training continues without it.")
+            raise CannotTrain(f"report_to: {self._errors[0]}; fix this, or leave it out.")
+        for error in self._errors:
+            self._warn("tracker_failed", f"report_to: {error}; the training continues without it.")
 
     def write(self, line: JournalLine) -> None:
         """Queue a line, without waiting."""
@@ -90,7 +90,7 @@ class Trackers:
         if not points:
             return
         try:
-            self._waiting.put_nowait(points)
+            self._queue.put_nowait(points)
         except queue.Full:
             self._dropped += 1
 
@@ -100,11 +100,11 @@ class Trackers:
         if thread is None:
             return
         try:
-            self._waiting.put(None, timeout=self._close_seconds)
+            self._queue.put(None, timeout=self._close_seconds)
         except queue.Full:
-            self._dropped += self._waiting.qsize()
-            self._waiting.queue.clear()
-            self._waiting.put_nowait(None)  # ends the thread when its current call returns
+            self._dropped += self._queue.qsize()
+            self._queue.queue.clear()
+            self._queue.put_nowait(None)  # ends the thread when its current call returns
         thread.join(self._close_seconds)
         if thread.is_alive():
             self._warn(
@@ -117,24 +117,24 @@ class Trackers:
     # --- the thread ---
 
     def _work(self, openers: Mapping[str, Callable[[], GeneralTracker]]) -> None:
-        alive: dict[str, GeneralTracker] = {}
+        active: dict[str, GeneralTracker] = {}
         for name, opener in openers.items():
             try:
-                alive[name] = opener()
+                active[name] = opener()
             except Exception as error:  # noqa: BLE001 - reported by `start`
-                self._faults.append(f"{name} cannot be started ({_in_words(error)})")
+                self._errors.append(f"{name} cannot be started ({_in_words(error)})")
         self._started.set()
-        while (points := self._waiting.get()) is not None:
+        while (points := self._queue.get()) is not None:
             for point in points:
-                self._each(alive, _logging(*point))
-        self._each(alive, lambda tracker: tracker.finish())
+                self._each(active, _logging(*point))
+        self._each(active, lambda tracker: tracker.finish())
 
-    def _each(self, alive: dict[str, GeneralTracker], act: Callable[[GeneralTracker], None]) -> None:
-        for name, tracker in list(alive.items()):
+    def _each(self, active: dict[str, GeneralTracker], act: Callable[[GeneralTracker], None]) -> None:
+        for name, tracker in list(active.items()):
             try:
                 act(tracker)
-            except Exception as error:  # noqa: BLE001 - a tracker must not end a training, whatever it raises
-                del alive[name]
+            except Exception as error:  # noqa: BLE001 - a tracker must not end the run, whatever it raises
+                del active[name]
                 self._warn("tracker_failed", f"{name} failed ({_in_words(error)}); the training continues without it.")
 
 

@@ -21,10 +21,10 @@ from zeta_core.run.decision import Decision
 from zeta_core.run.inputs import ResumePoint
 from zeta_core.run.learner import Learner
 from zeta_core.run.request import RunRequest
-from zeta_core.run.resolved_spec import describe_defaults, report_resume, resolved_spec, warn_of_another_device
+from zeta_core.run.resolved_spec import describe_defaults, report_resume, resolved_spec, warn_of_device_change
 
 
-def take_output_dir(request: RunRequest, resume_point: ResumePoint | None, plan: Plan, report: Reporter) -> str:
+def prepare_output_dir(request: RunRequest, resume_point: ResumePoint | None, plan: Plan, report: Reporter) -> str:
     """Clean ``output_dir``, move other runs' checkpoints aside, and return the run's id."""
     manifest = None if resume_point is None else resume_point.checkpoint.manifest
     run_id = new_id("run") if manifest is None else manifest.run_id
@@ -62,7 +62,7 @@ def announced(
 ) -> Generator[None]:
     """Report the resolved spec and a summary of the run. Within the context, lines also go to the trackers."""
     options, plan = request.options, decision.plan
-    data = describe_data(decision.trained_on.tokens, decision.sequences, plan)
+    data = describe_data(decision.training_data.tokens, decision.sequences, plan)
     held_out = None if decision.held_out is None else decision.held_out.tokens
     resolved = resolved_spec(options, plan, held_out, data).updated(
         ResolvedSpec(
@@ -92,12 +92,12 @@ def announced(
             report.log(engine.caution)
         if resume_point is None and (chosen := describe_defaults(options, plan, decision.facts)):
             report.log(chosen)
-        report_data(data, decision.trained_on.tokens, decision.sequences, report)
+        report_data(data, decision.training_data.tokens, decision.sequences, report)
         if decision.held_out is not None:
             report_held_out(decision.held_out.tokens, decision.held_out.sequences, report)
             report_overlap(decision.overlap, decision.held_out.tokens, plan.eval_split, report)
         if resume_point is not None:
             report_resume(report, progress, plan, resume_point.plan, threads_set=threads_set)
         before = request.device_kind if resume_point is None else resume_point.plan.get("device_kind")
-        warn_of_another_device(report, before, plan.device_kind)
+        warn_of_device_change(report, before, plan.device_kind)
         yield

@@ -56,7 +56,7 @@ def reference_for(
     pairs = [some for some in (decision.sequences, held_out) if isinstance(some, Pairs)]
     stored = None if resume_point is None else resume_point.state
     reference = prepare_reference(engine, loss_function, pairs, decision.plan.batch_size, stored)
-    report.log(f"The reference knows {sum(map(len, pairs)):,} pairs.")
+    report.log(f"The reference model's log-probabilities are available for {sum(map(len, pairs)):,} pairs.")
     return reference
 
 
@@ -85,7 +85,7 @@ def best_elsewhere(
     processes: Processes,
     report: Reporter,
 ) -> Checkpoint | None:
-    """The best checkpoint of a run that continues in another ``output_dir``, which must contain it, too.
+    """The best checkpoint of a run that continues in another ``output_dir``, which must contain it as well.
 
     It is next to the checkpoint that the run resumes from. If it is missing, the next evaluation sets a new best.
     """
@@ -103,12 +103,14 @@ def best_elsewhere(
         found = checkpoint_files.read(folder / "best")
         same = found is not None and (found.manifest.run_id, found.manifest.step) == (run_id, step)
         if found is None or not same or checkpoint_files.damage(found) is not None:
-            report.warn("no_best_checkpoint", f"The best checkpoint, of step {step}, is not beside the one to resume.")
+            report.warn(
+                "no_best_checkpoint", f"The best checkpoint, of step {step}, is missing next to the one to resume."
+            )
             return False, None
         return True, found
 
-    kept, found = processes.from_main(find)
-    if not kept:
+    is_valid, found = processes.from_main(find)
+    if not is_valid:
         progress.best_step = progress.best_loss = None
     return found
 

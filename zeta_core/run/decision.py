@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from zeta_core import plan as planning
 from zeta_core.advice import vocabulary_patch
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -24,7 +23,7 @@ from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
-from zeta_core.plan import Facts, Plan, SequenceStats
+from zeta_core.plan import Facts, Plan, SequenceStats, decide_plan, seed_of, with_length
 from zeta_core.run.inputs import Inputs, ResumePoint
 from zeta_core.run.request import RunRequest
 
@@ -44,25 +43,27 @@ class Decision:
     facts: Facts
     plan: Plan
     isolation: IsolationFinding
-    trained_on: Data
+    training_data: Data
     held_out: Data | None
     overlap: Overlap
     may_split: bool
 
     @property
     def sequences(self) -> Sequences:
-        return self.trained_on.sequences
+        return self.training_data.sequences
 
 
-def build_model(run: RunRequest, inputs: Inputs, earlier: ResumePoint | None) -> nn.Module:
-    """Build the model. Weights that it lacks are drawn with the run's seed; a base for 4 bits stays memory-mapped.
+def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint | None) -> nn.Module:
+    """Build the model. Missing weights are initialized with the run's seed; a base to quantize stays memory-mapped.
 
-    peft's wrapper is left out: it shares the modules of the adapted model inside it.
+    peft's wrapper is removed; the adapted model inside it shares its modules.
     """
-    torch.manual_seed(planning.seed_of(run.options, earlier.plan if earlier else None))
+    torch.manual_seed(seed_of(request.options, resume_point.plan if resume_point else None))
     located = inputs.located
-    model = without_peft_wrapper(located.mapped() if run.quantizes and located.mapped is not None else located.build())
-    patch = vocabulary_patch(run.options, run.model, located, inputs.largest_id + 1)
+    model = without_peft_wrapper(
+        located.mapped() if request.quantizes and located.mapped is not None else located.build()
+    )
+    patch = vocabulary_patch(request.options, request.model, located, inputs.largest_id + 1)
     for tokens in (inputs.tokens, inputs.held_out):
         if tokens is not None and (id_type := IdType.of(tokens)) is not None:
             id_type.check(embedding_rows(model))
@@ -70,26 +71,26 @@ def build_model(run: RunRequest, inputs: Inputs, earlier: ResumePoint | None) ->
     return model
 
 
-def isolation_of(run: RunRequest, inputs: Inputs, model: nn.Module) -> IsolationFinding:
-    """How the model keeps documents in one sequence apart. Each answer of a preference has its own sequence."""
-    if run.options.method == "dpo":
+def isolation_of(request: RunRequest, inputs: Inputs, model: nn.Module) -> IsolationFinding:
+    """How the model isolates documents that share a sequence. With DPO, each answer has its own sequence."""
+    if request.options.method == "dpo":
         return IsolationFinding(None)
     return find_isolation(
         model,
-        sample_ids=sample_of(inputs.tokens),
+        sample_ids=sample_ids_of(inputs.tokens),
         largest_id=inputs.largest_id,
         vocabulary=embedding_rows(model),
     )
 
 
 def decide(
-    run: RunRequest,
+    request: RunRequest,
     inputs: Inputs,
     model: nn.Module,
     isolation: IsolationFinding,
-    earlier: ResumePoint | None,
+    resume_point: ResumePoint | None,
     accelerate_variables: Mapping[str, str],
-    place: ProcessRank,
+    rank: ProcessRank,
     device_kind: str | None,
 ) -> Decision:
     """Decide the complete plan. ``accelerate_variables`` are Accelerate's original variables, which must match it.
@@ -97,12 +98,12 @@ def decide(
     Raises `CannotResume` if the checkpoint belongs to a different run, and `InvalidData` if there is nothing to train
     on.
     """
-    options = run.options
+    options = request.options
     num_documents = max(data.num_documents for data in (inputs.tokens, inputs.held_out) if data is not None)
     packs = isolation.isolates is not False or isolation.learns_padding or num_documents <= 1
-    facts = replace(_facts(run, inputs, model, place), device_kind=device_kind, packs=packs)
-    stored = earlier.plan if earlier else None
-    plan = planning.decide(options, facts, stored)
+    facts = replace(_facts(request, inputs, model, rank), device_kind=device_kind, packs=packs)
+    stored = resume_point.plan if resume_point else None
+    plan = decide_plan(options, facts, stored)
     check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())
     tokens, held_out, overlap = inputs.tokens, inputs.held_out, Overlap()
     if plan.eval_split:
@@ -110,30 +111,30 @@ def decide(
         tokens, held_out, overlap = split.train, split.held_out, split.overlap
     elif held_out is not None:
         overlap = Overlap(num_trained=num_shared(tokens, held_out))
-    is_decided = stored is not None or facts.from_scratch or isolation.learns_padding
-    candidates = _candidate_sequences(tokens, plan, options, is_decided=is_decided)
+    is_packing_decided = stored is not None or facts.from_scratch or isolation.learns_padding
+    candidates = _candidate_sequences(tokens, plan, options, is_packing_decided=is_packing_decided)
     stats = {pack: SequenceStats(len(data.sequences), data.sequences.longest) for pack, data in candidates.items()}
     facts = replace(facts, stats_by_packing=stats)
-    plan = planning.decide(options, facts, stored)
-    trained_on = candidates[plan.pack]
-    evaluated = None if held_out is None else _make_sequences(held_out, plan, options)
-    if not len(trained_on.sequences):
-        raise nothing_to_train_error(tokens, trained_on.sequences)
-    plan = planning.with_length(plan, options, len(trained_on.sequences))
+    plan = decide_plan(options, facts, stored)
+    training_data = candidates[plan.pack]
+    held_out_data = None if held_out is None else _make_sequences(held_out, plan, options)
+    if not len(training_data.sequences):
+        raise nothing_to_train_error(tokens, training_data.sequences)
+    plan = with_length(plan, options, len(training_data.sequences))
     check_positions(model, plan.seq_len)
     is_split_unset = defaults.batch_split(options) == (None, None)
-    may_split = place.world_size == 1 and plan.strategy != "zero" and is_split_unset
-    return Decision(facts, plan, isolation, trained_on, evaluated, overlap, may_split)
+    may_split = rank.world_size == 1 and plan.strategy != "zero" and is_split_unset
+    return Decision(facts, plan, isolation, training_data, held_out_data, overlap, may_split)
 
 
-def _facts(run: RunRequest, inputs: Inputs, model: nn.Module, place: ProcessRank) -> Facts:
-    known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=place.world_size)
-    data, overlong = inputs.tokens.fingerprint, run.options.overlong
+def _facts(request: RunRequest, inputs: Inputs, model: nn.Module, rank: ProcessRank) -> Facts:
+    known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=rank.world_size)
+    data, overlong = inputs.tokens.fingerprint, request.options.overlong
     if overlong == "truncate" and inputs.tokens.whole_D.all():
         overlong = None  # conversations are always truncated
     return replace(
         known,
-        threads=run.threads or known.threads,
+        threads=request.threads or known.threads,
         data=data if overlong is None else f"{data} {overlong}",
         eval_data=None if inputs.held_out is None else inputs.held_out.fingerprint,
         base=base_fingerprint(model),
@@ -144,12 +145,12 @@ def _facts(run: RunRequest, inputs: Inputs, model: nn.Module, place: ProcessRank
 
 
 def _candidate_sequences(
-    tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_decided: bool
+    tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_packing_decided: bool
 ) -> dict[bool, Data]:
     """The sequences with and without packing; both are cut only if the amount of data decides between them."""
     candidates = {plan.pack: _make_sequences(tokens, plan, options)}
-    is_decided |= options.pack is not None or not plan.pack
-    if not is_decided and len(candidates[True].sequences) < defaults.BATCHES_PER_EPOCH:
+    is_packing_decided |= options.pack is not None or not plan.pack
+    if not is_packing_decided and len(candidates[True].sequences) < defaults.BATCHES_PER_EPOCH:
         candidates[False] = _make_sequences(tokens, replace(plan, pack=False), options)
     return candidates
 
@@ -160,11 +161,11 @@ def _make_sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> D
     return Data(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))
 
 
-def sample_of(tokens: TokenFile) -> list[int]:
-    """A few ids of the data to try the model with, at least two of them different."""
+def sample_ids_of(tokens: TokenFile) -> list[int]:
+    """A few ids of the data for calling the model, at least two of them distinct."""
     ids = [int(token) for token in tokens.ids[:64]]
-    different = sorted(set(ids))
-    other = next((token for token in different if token != ids[0]), 0 if ids[0] else 1)
+    distinct = sorted(set(ids))
+    other = next((token for token in distinct if token != ids[0]), 0 if ids[0] else 1)
     return (
         [*ids[:6], *[other if token == ids[0] else token for token in ids[:6]]]
         if len(ids) >= 6

@@ -20,12 +20,12 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
+from zeta_core.parallel.process_settings import deterministic_kernels, device_kind, restored_state, set_num_threads
 from zeta_core.parallel.processes import Processes
-from zeta_core.parallel.surroundings import compute_with, deterministic_kernels, device_kind, restored_state
 from zeta_core.plan import Plan
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
-from zeta_core.run.announce import announced, take_output_dir
+from zeta_core.run.announce import announced, prepare_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, engine_of, evaluator_of, reference_for
 from zeta_core.run.decision import Decision, build_model, decide, isolation_of
 from zeta_core.run.inputs import find_resume_point, read
@@ -43,7 +43,7 @@ from zeta_core.train.saving import CheckpointSaver
 
 @without_progress_bars()
 def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome:
-    """Run a training. Raises `TrainingFailed`, and any exception of a model or a library."""
+    """Execute a run. Raises `TrainingFailed`, and any exception of a model or a library."""
     options, cuda = request.options, torch.cuda.is_available()
     inputs = read(request, rank, report)
 
@@ -67,11 +67,11 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             request, inputs, model, isolation, resume_point, accelerate, rank, " + ".join(sorted(kinds)) or None
         )
         plan = memory.plan = decision.plan
-        threads_set = compute_with(plan.threads)
+        threads_set = set_num_threads(plan.threads)
         if cuda:
             stack.enter_context(deterministic_kernels())
         processes.gather(None)  # wait until every rank has read its files, because directories are moved next
-        run_id = processes.from_main(lambda: take_output_dir(request, resume_point, plan, report))
+        run_id = processes.from_main(lambda: prepare_output_dir(request, resume_point, plan, report))
 
         learner = prepare(request, inputs, decision, model, resume_point, report)
         mean_length = decision.sequences.mean_length
@@ -93,8 +93,8 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
 
         # FSDP and DeepSpeed modify a module permanently, so they get a copy. The caller's module gets the weights
         # at the end.
-        apart = inputs.located.from_caller and plan.strategy != "replicated"
-        trained = copy.deepcopy(model) if apart else model
+        trains_copy = inputs.located.from_caller and plan.strategy != "replicated"
+        trained = copy.deepcopy(model) if trains_copy else model
         engine = stack.enter_context(engine_of(trained, request, plan, processes, report))
         reference = reference_for(engine, learner.loss_function, decision, resume_point, report)
         progress = begin_or_resume(request, engine, resume_point, plan, rank)
@@ -139,11 +139,11 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             accumulator, progress, meter, checkpointer, evaluator, diagnosis, report, requested_stop=request.stop
         )
         memory.training = loop
-        request.steps_begin()
+        request.on_training_start()
         stopped = loop.train()
         newest = checkpointer.finish(stopped, steps_trained=loop.steps_trained)
 
-        if apart and newest is not None:
+        if trains_copy and newest is not None:
             load_weights(model, newest, learner.saved.names)
         best = request.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None

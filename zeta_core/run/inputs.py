@@ -31,7 +31,7 @@ from zeta_core.report.trackers import require as require_trackers
 from zeta_core.run.request import RunRequest
 from zeta_core.system.data_folder import Split
 
-# Data of this size is checked before it is tokenized, which takes several times as long and would find a fault late.
+# Data of at least this size is checked first, because tokenizing takes several times as long and finds errors late.
 LARGE_DATA_BYTES = 16 << 20
 MAX_CHECK_SECONDS = 120.0
 
@@ -40,7 +40,7 @@ MAX_CHECK_SECONDS = 120.0
 class Inputs:
     """The inputs before the model is built; ``held_out`` contains the tokens of an ``eval_dataset``.
 
-    ``started_on`` is the day on which the run was started first, which is the date that chat templates render.
+    ``started_on`` is the day on which the run was first started, which is the date that chat templates render.
     """
 
     located: LocatedModel
@@ -86,7 +86,7 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
 
 
 def _started_on(request: RunRequest) -> date:
-    """The day on which the run was started first. A resumed run continues with that day."""
+    """The day on which the run was first started. A resumed run continues with that day."""
     stored = {} if request.resume_from is None else checkpoint_files.stored_plan(request.resume_from)
     if stored.get("template_date"):
         return date.fromisoformat(stored["template_date"])

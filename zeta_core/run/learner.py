@@ -19,12 +19,12 @@ from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction, find_loss_function
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.reporter import Reporter
-from zeta_core.run.decision import Decision, sample_of
+from zeta_core.run.decision import Decision, sample_ids_of
 from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
 from zeta_core.run.request import RunRequest
-from zeta_core.run.resolved_spec import merges
+from zeta_core.run.resolved_spec import saves_merged
 
-MIN_ENDED = 0.5  # the share of answers or documents with an end token below which a warning is given
+MIN_ENDED_SHARE = 0.5  # warn if a smaller share of answers or documents ends with an end token
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def prepare(
     report: Reporter,
 ) -> Learner:
     """Prepare ``model`` for training, in place. Raises if it can't learn this data, or can't fit into memory."""
-    plan, tokens = decision.plan, decision.trained_on.tokens
+    plan, tokens = decision.plan, decision.training_data.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if plan.lora is not None and (missed := unadapted_weights(model)).is_significant:
         report.warn(
@@ -62,7 +62,7 @@ def prepare(
             evidence={"share": round(missed.share, 4), "parameters": list(missed.names)},
         )
     special = _special_tokens(request, inputs, tokens, model, report)
-    merge = merges(request.options)
+    merge = saves_merged(request.options)
     saved, export = prepare_model(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
     if export.adapter is not None and export.adapter.note is not None:
         report.warn("embeddings_resized", export.adapter.note)
@@ -76,7 +76,7 @@ def prepare(
         load_weights(model, resume_point.checkpoint.directory, saved.names)
     loss_function = find_loss_function(
         model,
-        sample_ids=sample_of(tokens),
+        sample_ids=sample_ids_of(tokens),
         isolation=decision.isolation.isolation if plan.pack else None,
         largest_id=inputs.largest_id,
         vocabulary=embedding_rows(model),
@@ -103,7 +103,7 @@ def setup_of(request: RunRequest, inputs: Inputs, decision: Decision, learner: L
         learner.model,
         learner.loss_function,
         decision.isolation,
-        decision.trained_on.tokens.num_documents,
+        decision.training_data.tokens.num_documents,
     )
 
 
@@ -115,7 +115,7 @@ def _special_tokens(
     if tokenizer is None:
         return None
     ends = find_end_tokens(tokens, tokenizer)
-    if ends.share < MIN_ENDED:
+    if ends.share < MIN_ENDED_SHARE:
         what = "answers" if tokens.supervised is not None else "documents"
         share = "None" if not ends.ids else f"Only {ends.share:.0%}"
         report.warn(

@@ -17,9 +17,10 @@ from zeta_core.data.sources import SourceLocations
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A training request from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
+    """A request to train, from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
 
-    ``steps_begin`` is called on every rank when everything is loaded; from then on, there may be progress to save.
+    ``on_training_start`` is called on every rank when everything is loaded. After that, there may be progress to
+    save.
     ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
     because exact results depend on them. ``started_on`` is the day of the first start, if known.
     """
@@ -35,7 +36,7 @@ class RunRequest:
     device_kind: str | None = None
     started_on: date | None = None
     stop: Callable[[], StopAction | None] = field(default=lambda: None)
-    steps_begin: Callable[[], None] = field(default=lambda: None)
+    on_training_start: Callable[[], None] = field(default=lambda: None)
 
     @property
     def quantizes(self) -> bool:
@@ -44,7 +45,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: after its last step (``stopped`` is None), or by a stop request."""
+    """How a run ended: after its last step (``stopped`` is None), or by a stop request."""
 
     run_id: str
     progress: TrainingProgress

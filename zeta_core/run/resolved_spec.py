@@ -17,7 +17,7 @@ from zeta_core.plan import Facts, Plan
 from zeta_core.report.reporter import Reporter
 
 
-def merges(options: TrainerOptions) -> bool:
+def saves_merged(options: TrainerOptions) -> bool:
     """Whether the merged model is saved as well."""
     return options.lora is not None and options.lora.save_merged
 
@@ -27,7 +27,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
     numbers = plan.stored()
     del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # added below under the names of the contract
     if plan.lora is not None:
-        numbers["lora"] = Lora(**plan.lora, save_merged=merges(options)).model_dump()
+        numbers["lora"] = Lora(**plan.lora, save_merged=saves_merged(options)).model_dump()
     if held_out is not None:
         numbers |= {"eval_documents": held_out.num_documents, "eval_tokens": held_out.num_tokens}
     decided: dict[str, Any] = {
@@ -99,7 +99,7 @@ def report_resume(
         )
 
 
-def warn_of_another_device(report: Reporter, before: str | None, now: str | None) -> None:
+def warn_of_device_change(report: Reporter, before: str | None, now: str | None) -> None:
     """Warn that results may differ, because another kind of device has other kernels. Unknown kinds are ignored."""
     if before is None or now is None or before == now:
         return

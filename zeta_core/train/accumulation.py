@@ -20,7 +20,7 @@ from zeta_core.train.meter import Clock
 class GradientAccumulator:
     """Computes losses and gradients of global batches. Only the batch split of ``plan`` can change.
 
-    ``reading`` measures the time spent on reading batches.
+    A ``window`` contains the indices of the sequences of a global batch. ``reading`` is the time spent reading batches.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class GradientAccumulator:
 
         The mean is taken over the targets of all micro-batches of all ranks, so it does not depend on the split.
         """
-        return self._within_memory(lambda: self._accumulate(window, num_targets))
+        return self._retry_with_smaller_batches(lambda: self._accumulate(window, num_targets))
 
     def loss(self, window: NDArray[np.int64]) -> torch.Tensor:
         """The sum of this rank's losses, without dropout and without a gradient."""
-        return self._within_memory(lambda: self._evaluate(window))
+        return self._retry_with_smaller_batches(lambda: self._evaluate(window))
 
-    def _within_memory(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Halve the micro-batch and double the accumulation until memory suffices. The global batch does not change.
+    def _retry_with_smaller_batches(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Call ``compute``; whenever memory runs out, halve the micro-batch, double the accumulation, and retry.
 
-        This happens only if the user set neither, and only in a single process, because ranks cannot agree on a new
-        split within a collective. The computation is repeated from its initial random state. The final split is stored
-        with the run.
+        The global batch does not change. This happens only if the user set neither, and only in a single process,
+        because ranks cannot agree on a new split within a collective. Each retry starts from the same random state. The
+        final split is stored with the run.
         """
         random_state = get_random_state() if self._may_split else {}
         while True:
@@ -63,7 +63,7 @@ class GradientAccumulator:
             except torch.OutOfMemoryError:
                 if not self._may_split or self.plan.batch_size == 1:
                     raise
-            self.engine.forget_gradients()
+            self.engine.drop_gradients()
             self.loss_function.take_metrics()
             restore_random_state(random_state)
             self.plan = self.plan.with_half_the_micro_batch()
@@ -85,10 +85,10 @@ class GradientAccumulator:
                 batch = self.sequences.batch(rows, num_counting, isolate=self.loss_function.isolates).to(engine.device)
             with engine.micro_step(last=number == len(micro)):
                 loss, auxiliary = self.loss_function(engine.model, batch)
-                share = loss / max(1, num_targets)
+                scaled_loss = loss / max(1, num_targets)
                 if auxiliary is not None:
-                    share = share + auxiliary / (len(micro) * engine.processes.world_size)
-                engine.backward(share)
+                    scaled_loss = scaled_loss + auxiliary / (len(micro) * engine.processes.world_size)
+                engine.backward(scaled_loss)
             total += loss.detach()
         return total
 

@@ -1,4 +1,4 @@
-"""When checkpoints of a running training are due, and what they contain."""
+"""When the checkpoints of a run are due, and what they contain."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ FAR_ABOVE = 0.5  # nats
 FAR_ABOVE_DEVIATIONS = 3.0  # mean absolute differences between the loss and its smoothed value
 INITIAL_DEVIATION = 1.0  # nats; that of the noisiest common losses, used until enough steps are known
 WORSE_THAN_GUESSING = 1.0  # nats above ln V
-STEPS_REMEMBERED = 16
+STEPS_IN_EVIDENCE = 16
 MAX_NAMES = 5
 
 _WEIGHT = "weight of "
@@ -78,7 +78,7 @@ class DivergenceMonitor:
         self._guess_loss = math.inf if not vocabulary else math.log(vocabulary) + WORSE_THAN_GUESSING
         self._horizon = min(50, max(5, plan.total_steps // 20))
         self._smoothed, self._deviations = _Smoothed(self._horizon), _Smoothed(self._horizon)
-        self._recent: deque[dict[str, JsonValue]] = deque(maxlen=STEPS_REMEMBERED)
+        self._recent: deque[dict[str, JsonValue]] = deque(maxlen=STEPS_IN_EVIDENCE)
         self._num_steps = 0
         self._last = self._lowest = math.inf
         self._lowest_step = 0

@@ -1,6 +1,6 @@
 """Progress lines: about one per second, each covering all steps since the previous line, with their timing.
 
-The next line also contains the figures of each of the first steps of a run. A line is written before each checkpoint,
+During the first steps of a run, lines also contain the figures of each step. A line is written before each checkpoint,
 so a resumed run has reported every step before its checkpoint.
 """
 

@@ -30,20 +30,20 @@ class NonFiniteDiagnosis:
     def reduce_loss_scale(self, window: NDArray[np.int64], num_targets: int) -> None:
         """Drop the gradient and reduce the loss scale of fp16; raise `NonFiniteLoss` if that cannot help.
 
-        Clipping has made all of the gradient NaN. It is computed once more to find where it began.
+        Clipping has turned the whole gradient into NaN, so it is computed again to find where the NaN first occurred.
         """
         engine = self._accumulator.engine
         if (scale := engine.back_off()) is not None:
             step = self._progress.step + 1
             self._report.log(f"The gradient of step {step} overflowed fp16; repeating it with loss scale {scale:,g}.")
             return
-        engine.forget_gradients()
+        engine.drop_gradients()
         self._accumulator.gradient(window, num_targets)
         raise self.of_gradient(begins_here=bool(find_non_finite(engine.module.named_parameters())))
 
     def of_loss(self, *, begins_here: bool) -> NonFiniteLoss:
         # The gradients follow from the loss, so only the weights can be its cause.
-        self._accumulator.engine.forget_gradients()
+        self._accumulator.engine.drop_gradients()
         return self._of("loss", begins_here=begins_here)
 
     def of_gradient(self, *, begins_here: bool) -> NonFiniteLoss:

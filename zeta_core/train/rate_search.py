@@ -49,7 +49,7 @@ from zeta_core.train.meter import SECONDS_BETWEEN_LINES
 from zeta_core.train.out_of_memory import MemoryContext
 
 FAR_BELOW_TYPICAL = 30.0  # the test starts at the typical rate divided by this, or at the lowest usual rate
-LINE_SHARE = 5  # slopes are measured over a fifth of the test
+SLOPE_WINDOWS = 5  # slopes are measured over a fifth of the test
 
 
 def find_learning_rate(
@@ -109,7 +109,7 @@ def find_learning_rate(
     if not isinstance(result, _TestResult):
         return result
     last = rates[len(result.losses) - 1]
-    found = steepest(rates, result.excess[1:], length=_line_length(number))
+    found = steepest(rates, result.excess[1:], length=_slope_window(number))
     if found is None:
         raise CannotTrain(
             f"learning_rate is 'find', but the loss did not fall at any rate from {low:.2g} to {last:.2g}.",
@@ -154,8 +154,8 @@ def steepest(rates: Sequence[float], excess: Sequence[float], *, length: int) ->
     return math.sqrt(rates[at] * rates[at + length - 1])
 
 
-def _line_length(number: int) -> int:
-    return number // LINE_SHARE
+def _slope_window(num_updates: int) -> int:
+    return num_updates // SLOPE_WINDOWS
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class _RangeTest:
         return f"update {len(self._losses) + 1} of the search for a learning rate"
 
     def run(self, rates: Sequence[float]) -> _TestResult | StopAction:
-        """The losses while the rate rises, or the requested stop action.
+        """Run the test. Returns its result, or the requested stop action.
 
         Raises `NonFiniteLoss` if the loss is not finite before any update.
         """
@@ -250,15 +250,15 @@ class _RangeTest:
             which = np.unique(np.concatenate(windows))
             pairs, micro_batch = self._sequences, self.plan.batch_size
             pairs.reference_2P = reference_of(engine, self._loss_function, pairs, micro_batch, which=which)
-        for at, window in enumerate(windows):
-            if (stop := self._report_and_check_stop(at / (2 * len(rates)))) is not None:
+        for index, window in enumerate(windows):
+            if (stop := self._report_and_check_stop(index / (2 * len(rates)))) is not None:
                 return stop
             own_sum = self._accumulator.loss(window)
             self._losses_at_start.append(engine.processes.sum(own_sum.reshape(1))[0] / self._num_targets(window))
         engine.model.train()
         diverged = False
-        for at, (window, rate) in enumerate(zip(windows, rates, strict=True)):
-            if (stop := self._report_and_check_stop((at + len(rates)) / (2 * len(rates)), rate)) is not None:
+        for index, (window, rate) in enumerate(zip(windows, rates, strict=True)):
+            if (stop := self._report_and_check_stop((index + len(rates)) / (2 * len(rates)), rate)) is not None:
                 return stop
             loss = self._gradient(window)
             if loss is not None:
@@ -269,7 +269,7 @@ class _RangeTest:
                     hint="Check the model's forward and the data; with a number as learning_rate, the error names the "
                     "affected tensors.",
                 )
-            diverged = loss is None or self._is_worse_than_at_the_start(_line_length(len(rates)))
+            diverged = loss is None or self._is_worse_than_at_the_start(_slope_window(len(rates)))
             if diverged:
                 break
             engine.update(rate)

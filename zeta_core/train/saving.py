@@ -1,8 +1,8 @@
 """Saving checkpoints concurrently with the training: state is copied between two steps, and a thread writes it.
 
-A save that does not fit on the disk is not started; the run ends there, and nothing is left half-written. There is one
-save at a time. The next save and the end of the run wait for it, and raise its errors. A checkpoint is reported only
-after it is durable and published.
+A save that does not fit on the disk is not started; the run ends there, and nothing is left half-written. Only one
+save is in progress at a time. The next save and the end of the run wait for it, and raise its errors. A checkpoint is
+reported only after it is durable and published.
 """
 
 from __future__ import annotations
@@ -171,18 +171,18 @@ class CheckpointSaver:
 
     def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
         """Write this rank's shard of the state, and wait for all ranks. Raises the error of any rank."""
-        fault: Exception | None = None
+        own_error: Exception | None = None
         try:
             self._engine.write_shard(folder, snapshot.optimizer)
         except Exception as error:  # noqa: BLE001 - sent to every rank, then raised
-            fault = error
-        faults: list[str | None] = [None if fault is None else f"{type(fault).__name__}: {fault}"]
+            own_error = error
+        errors: list[str | None] = [None if own_error is None else f"{type(own_error).__name__}: {own_error}"]
         if self._group is not None:
-            faults *= self._processes.world_size
-            dist.all_gather_object(faults, faults[0], group=self._group)
-        if fault is not None:
-            raise fault
-        failed = [f"rank {rank}: {text}" for rank, text in enumerate(faults) if text is not None]
+            errors *= self._processes.world_size
+            dist.all_gather_object(errors, errors[0], group=self._group)
+        if own_error is not None:
+            raise own_error
+        failed = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text is not None]
         if failed:
             raise OSError(f"A checkpoint was not written: {'; '.join(failed)}")
 

@@ -163,7 +163,7 @@ def test_a_weighted_run_stopped_within_an_epoch_resumes_bit_exactly(
     assert first.stopped == "pause"
     assert 0 < first.progress.consumed_sequences % report["sequences"] < report["sequences"], "within an epoch"
     other: dict[str, Any] = {**options, "dataset": [dataset[0], {**dataset[1], "weight": 2}]}
-    with pytest.raises(CannotResume, match="The data is not what the run was started with"):
+    with pytest.raises(CannotResume, match="The data differs from the data that the run was started with"):
         train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **other)
     doubled = [{**one, "weight": 2 * one["weight"]} for one in dataset]
     same_shares: dict[str, Any] = {**options, "dataset": doubled}

@@ -29,7 +29,7 @@ from zeta_core.failures import OutOfMemory, explain
 from zeta_core.memory.estimate import MemoryByPart, has_plenty_of_memory, minimum_memory
 from zeta_core.memory.limits import check_before_loading, check_before_training
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
-from zeta_core.plan import Facts, decide, with_length
+from zeta_core.plan import Facts, decide_plan, with_length
 
 
 class Small(PlainModel):
@@ -177,7 +177,7 @@ def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_ad
 def test_the_patch_of_a_refusal_is_what_fits() -> None:
     model = llama()
     asked = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256, warmup_steps=0.03)
-    plan = with_length(decide(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
+    plan = with_length(decide_plan(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
     needed = minimum_memory(model, plan, 256)
     num_parameters = sum(p.numel() for p in model.parameters())
     weights, logits = 4 * num_parameters, 8 * 6 * 256 * 384
@@ -251,7 +251,7 @@ def test_a_module_without_repeated_blocks_is_one_block() -> None:
 def test_freed_memory_is_kept_only_where_it_is_plenty() -> None:
     facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
     asked = TrainerOptions(seq_len=32, max_steps=1, warmup_steps=0.03)
-    plan = with_length(decide(asked, facts, None), asked, 100)
+    plan = with_length(decide_plan(asked, facts, None), asked, 100)
     assert has_plenty_of_memory(plain(), plan, 32, values_per_token=1_000)
     assert not has_plenty_of_memory(plain(), plan, 32, values_per_token=1 << 40)
     assert not has_plenty_of_memory(plain(), replace(plan, world_size=1 << 40), 32, values_per_token=1_000)

@@ -37,10 +37,10 @@ def test_constant_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "total", "expected"), [(0.03, 100, 3), (0.03, 1000, 30), (0, 10, 0), (50, 10, 10), (7.0, 10, 7)]
+    ("warmup", "total", "expected"), [(0.03, 100, 3), (0.03, 1000, 30), (0, 10, 0), (50, 10, 10), (7.0, 10, 7)]
 )
-def test_warm_up_is_a_share_below_one_and_a_number_of_steps_above(asked: float, total: int, expected: int) -> None:
-    assert warmup_updates(asked, total) == expected
+def test_warm_up_is_a_share_below_one_and_a_number_of_steps_above(warmup: float, total: int, expected: int) -> None:
+    assert warmup_updates(warmup, total) == expected
 
 
 def test_a_run_of_one_step_trains_at_the_full_rate() -> None:

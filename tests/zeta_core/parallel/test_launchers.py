@@ -24,7 +24,7 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 def launched(folder: Path, *words: str) -> tuple[int, str]:
-    """The exit code, and all that was said."""
+    """The exit code, and all output."""
     command = subprocess.run(
         words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=150
     )

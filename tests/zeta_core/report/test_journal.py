@@ -1,4 +1,4 @@
-"""The journal of a training, as its worker reads it."""
+"""The journal of a run, as its worker reads it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Messages of libraries that are hidden in logs, and messages that are kept."""
+"""Library messages that are hidden in logs, and those that are not."""
 
 import subprocess
 import sys

@@ -17,7 +17,7 @@ from tests.zeta_core.models import plain
 from zeta import Trainer
 from zeta_core.contract.job.events import LogLine, ProgressLine, StepFigures
 from zeta_core.failures import CannotTrain
-from zeta_core.report.trackers import MAX_WAITING, Trackers
+from zeta_core.report.trackers import MAX_QUEUED, Trackers
 
 ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 
@@ -55,7 +55,9 @@ def test_tensorboard_shows_one_curve_of_a_resumed_run_under_its_name(tmp_path: P
 
 @needs("wandb")
 @pytest.mark.timeout(200)
-def test_wandb_offline_writes_its_files_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline_writes_its_files_to_the_output_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     train_and_resume(tmp_path / "out", "wandb")
     found = [path.name for path in (tmp_path / "out" / "wandb").glob("offline-run-*")]
@@ -173,7 +175,7 @@ def test_a_hanging_tracker_does_not_block_and_loses_lines(hanging: Hanging) -> N
     warnings: list[str] = []
     trackers = Trackers(lambda _, message: warnings.append(message), close_seconds=0.2)
     trackers.start({"hanging": lambda: hanging}, required=True)
-    for step in range(MAX_WAITING + 10):
+    for step in range(MAX_QUEUED + 10):
         trackers.write(at(step))
     trackers.close()
     assert "did not finish within" in warnings[0]

@@ -21,7 +21,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations
 from zeta_core.model.sources import locate_model, locate_tokenizer
-from zeta_core.plan import Facts, decide
+from zeta_core.plan import Facts, decide_plan
 
 DEFAULTS: dict[str, Any] = {
     "batch_size": None,
@@ -86,10 +86,10 @@ def test_a_run_with_few_steps_gets_a_warning_with_a_fix(tmp_path: Path) -> None:
 
 def test_a_resumed_run_keeps_its_epochs() -> None:
     facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, from_scratch=False, data="data")
-    started = decide(parse(TrainerOptions, {"epochs": 5}), facts, None)
-    assert decide(parse(TrainerOptions, {}), facts, started.stored()).epochs == 5
-    assert decide(parse(TrainerOptions, {"epochs": 6}), facts, started.stored()).epochs == 6
-    assert decide(parse(TrainerOptions, {}), facts, None).epochs == 3
+    started = decide_plan(parse(TrainerOptions, {"epochs": 5}), facts, None)
+    assert decide_plan(parse(TrainerOptions, {}), facts, started.stored()).epochs == 5
+    assert decide_plan(parse(TrainerOptions, {"epochs": 6}), facts, started.stored()).epochs == 6
+    assert decide_plan(parse(TrainerOptions, {}), facts, None).epochs == 3
 
 
 def llama_in(folder: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_stopped_search_leaves_nothing_and_is_repeated(tmp_path: Path) -> None
 
 
 class Small(PlainModel):
-    """Runs out of memory, as a GPU says it, with more than three sequences at once."""
+    """Raises the out-of-memory error of a GPU for batches of more than three sequences."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if len(ids) > 3:

@@ -16,7 +16,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import InvalidModel
 from zeta_core.parallel.processes import Processes, Replicated
-from zeta_core.plan import Facts, Plan, decide
+from zeta_core.plan import Facts, Plan, decide_plan
 
 KINDS = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
@@ -105,7 +105,7 @@ def _plan() -> Plan:
         {"batch_size": 1, "gradient_accumulate_every": 1, "seq_len": 4, "max_steps": 1}
     )
     facts = Facts(1, "cpu", False, 1, 4, 1, 1 << 30, True, "data")
-    return decide(options, facts, None)
+    return decide_plan(options, facts, None)
 
 
 @pytest.mark.parametrize("model", [plain, Counting])

@@ -63,7 +63,7 @@ def test_a_clock_returns_its_share_and_resets() -> None:
 
 
 def fresh_memory(size: int) -> mmap.mmap:
-    """Memory straight from the system: what earlier tests freed, and the allocator still holds, is not used again."""
+    """Allocate memory directly from the system, not memory that earlier tests freed and the allocator still has."""
     memory = mmap.mmap(-1, size)
     for page in range(0, size, mmap.PAGESIZE):
         memory[page] = 1

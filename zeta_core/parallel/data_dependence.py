@@ -1,4 +1,4 @@
-"""Detecting models whose path depends on the data: skipped blocks, experts without a token, branches.
+"""Detecting models whose control flow depends on the data: skipped blocks, experts without a token, branches.
 
 Two ranks then use different parameters in the same step. If parameters or gradients are exchanged during the forward
 and backward passes, each rank would wait for a different collective. The engines exchange them in a fixed order instead
@@ -22,7 +22,7 @@ def has_data_dependent_path(model: nn.Module) -> bool:
     )
 
 
-def may_leave_parameters_out(model: nn.Module) -> bool:
+def may_skip_parameters(model: nn.Module) -> bool:
     """Whether a forward may use only a part of the parameters, such as the text part of an image and text model."""
     return has_data_dependent_path(model) or any(getattr(config, "sub_configs", None) for config in _configs(model))
 

@@ -1,4 +1,4 @@
-"""Process-wide settings that a training changes, and that are restored afterwards."""
+"""Process-wide settings of torch that a run changes and restores: random state, threads, deterministic kernels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def restored_state() -> Generator[None]:
             yield
     finally:
         restore_random_state(random_state)
-        compute_with(threads)
+        set_num_threads(threads)
 
 
-def compute_with(threads: int) -> bool:
+def set_num_threads(threads: int) -> bool:
     """Set torch's number of threads, unless it already has this value, and return whether it was set.
 
     Setting it makes a small Llama 3 to 5 % slower on a CPU: torch then disables MKL's dynamic choice
@@ -37,7 +37,7 @@ def compute_with(threads: int) -> bool:
 
 
 def device_kind(variables: Mapping[str, str]) -> str | None:
-    """The kind of device that this process trains on, given these `settings.kernel_variables`."""
+    """The kind of device that this process trains on, given these `environment.kernel_variables`."""
     if torch.cuda.is_available():
         return gpu_kind(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), variables)
     return cpu_kind(variables, capability=torch.backends.cpu.get_cpu_capability())

@@ -284,10 +284,10 @@ def test_an_unknown_keyword_is_rejected_with_the_nearest_name() -> None:
         ("output_dir", 5, "output_dir is 5; it must be a path"),
         ("output_dir", "", "output_dir is ''; it must be a path"),
         ("use_deepspeed", {}, "it is empty"),
-        ("tokenizer", 5, "tokenizer is 5; give a tokenizer"),
-        ("model", "", "model is ''; give an nn.Module"),
+        ("tokenizer", 5, "tokenizer is 5; pass a tokenizer"),
+        ("model", "", "model is ''; pass an nn.Module"),
         ("model", {"job": 3}, "model.job is 3; it must be a string"),
-        ("model", 5, "model is 5; give an nn.Module"),
+        ("model", 5, "model is 5; pass an nn.Module"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_reported_with_name_and_cure(name: str, value: object, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Activation checkpointing: each repeated block forgets its inner activations and computes them again for its gradient.
+"""Activation checkpointing: each repeated block discards its activations and recomputes them in the backward pass.
 
-The random state of the first pass is kept and used again, so dropout draws the same and gradients stay equal;
-accelerate's FSDP option does not do this (a gradient 50 % off with dropout 0.3). Blocks keep their place and their
-names: only their forward is replaced, on the object, and can be put back.
+The random state of the forward pass is saved and restored, so dropout draws the same mask and the gradients are equal;
+accelerate's FSDP option does not do this (a gradient 50 % off with dropout 0.3). The module tree and the names in it do
+not change: only the ``forward`` of each block instance is replaced, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a model is a stack of: those it names itself, else the class most often found in a ModuleList.
+    """The blocks that a model stacks: those it declares itself, or else the most common class in its ModuleLists.
 
-    A model without any is one block, the whole of it.
+    If there are none, the whole model is one block.
     """
     named = set[str](getattr(model, "_no_split_modules", None) or ())
     blocks = [part for part in model.modules() if type(part).__name__ in named]
@@ -33,19 +33,21 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
         ]
         counts = Counter(type(child) for child in stacked)
         if counts:
-            most, number = counts.most_common(1)[0]
-            blocks = [child for child in stacked if type(child) is most] if number > 1 else []
-    outermost = [block for block in blocks if not any(block is not other and _holds(other, block) for other in blocks)]
+            commonest, number = counts.most_common(1)[0]
+            blocks = [child for child in stacked if type(child) is commonest] if number > 1 else []
+    outermost = [
+        block for block in blocks if not any(block is not other and _contains(other, block) for other in blocks)
+    ]
     return outermost or [model]
 
 
-def _holds(outer: nn.Module, inner: nn.Module) -> bool:
+def _contains(outer: nn.Module, inner: nn.Module) -> bool:
     return any(part is inner for part in outer.modules())
 
 
 @contextmanager
 def recomputed_activations(blocks: list[nn.Module]) -> Generator[None]:
-    """Within it every one of ``blocks`` recomputes its activations."""
+    """Make each of ``blocks`` recompute its activations within the context."""
     with replaced_forwards(blocks, _recomputing):
         yield
 
@@ -54,7 +56,7 @@ def recomputed_activations(blocks: list[nn.Module]) -> Generator[None]:
 def replaced_forwards(
     blocks: list[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Generator[None]:
-    """Within it each block's forward is ``wrap`` of what it was; one may lie within another."""
+    """Replace each block's forward by ``wrap(forward)`` within the context. Blocks may be nested."""
     before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = wrap(block.forward)

@@ -30,7 +30,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class _Layer:
-    """How an adapter changes the weight of its layer: by ``scaling`` times B A, or its transpose."""
+    """The change that an adapter makes to the weight of its layer: ``scaling`` times B A, or the transpose of it."""
 
     scaling: float
     transposed: bool
@@ -39,7 +39,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter of a model: its weights by the model's own names, and how it is written and merged.
+    """The adapter of a model: its weights by their names in the model, and how to save and merge it.
 
     ``note`` explains what happens to resized embeddings, and ``resized_to`` is their new number of rows.
     """
@@ -65,8 +65,8 @@ class Adapter:
     ) -> Adapter:
         """Describe the adapter of this name in ``model``, with the frozen embeddings if they were resized."""
         files = adapter_files(model, name, with_embeddings=with_embeddings)
-        written = _written_config(config, base_model)
-        return Adapter(frozenset(files.values()), note, resized_to, name, files, written, _layers(model, name))
+        saved = _saved_config(config, base_model)
+        return Adapter(frozenset(files.values()), note, resized_to, name, files, saved, _layers(model, name))
 
     def write(self, folder: Path, weights: Tensors) -> None:
         """Write ``weights`` and the config in peft's layout."""
@@ -87,14 +87,14 @@ class Adapter:
         for name in self.names:
             if self._replacing in name:
                 merged[self.base_name(name)] = weights[name]
-        for place, layer in self._layers.items():
+        for layer_name, layer in self._layers.items():
             a, b = (
-                (f"{place}.lora_embedding_{x}.{self._name}" for x in "AB")
+                (f"{layer_name}.lora_embedding_{x}.{self._name}" for x in "AB")
                 if layer.embeds
-                else (f"{place}.lora_{x}.{self._name}.weight" for x in "AB")
+                else (f"{layer_name}.lora_{x}.{self._name}.weight" for x in "AB")
             )
             change = weights[b].float() @ weights[a].float() * layer.scaling
-            name = f"{place}.weight"
+            name = f"{layer_name}.weight"
             merged[name] = merged[name].float() + (change.T if layer.transposed else change)
         return merged
 
@@ -105,7 +105,7 @@ class Adapter:
 
 
 def adapter_files(model: nn.Module, name: str, *, with_embeddings: bool = False) -> dict[str, str]:
-    """The names of an adapter's weights: in peft's file -> in the model. Tied weights have several in the file.
+    """The names of an adapter's weights: in peft's file -> in the model. Tied weights have several names in the file.
 
     Raises `CannotTrain` for adapters whose files are not a selection of the model's weights.
     """
@@ -129,8 +129,8 @@ def adapter_files(model: nn.Module, name: str, *, with_embeddings: bool = False)
     return {file_name: canonical.get(own, own) for file_name, own in owned.items()}
 
 
-def _written_config(config: LoraConfig, base_model: str | None) -> dict[str, Any]:
-    values = {  # peft holds names in sets, for models of experts also empty ones
+def _saved_config(config: LoraConfig, base_model: str | None) -> dict[str, Any]:
+    values = {  # peft stores names in sets; for mixture-of-experts models, some are empty
         name: sorted(cast("set[str]", value)) if isinstance(value, set) else value
         for name, value in config.to_dict().items()
     }

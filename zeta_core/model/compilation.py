@@ -1,7 +1,7 @@
-"""``torch.compile`` for each repeated block: compiled once, used by all of them, within seconds instead of minutes.
+"""``torch.compile`` for each repeated block: one compilation serves all blocks, and takes seconds instead of minutes.
 
-Only a block's forward is compiled, on the object: names in the state dict stay, checkpoints are those of the model as
-it is, and FSDP2's hooks and the recomputing of activations lie around it, so their random states are kept as without.
+Only the ``forward`` of each block instance is compiled, so the names in the state dict and the checkpoints do not
+change. FSDP2's hooks and activation checkpointing wrap the compiled function, so they handle random states as usual.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zeta_core.model.activation_checkpointing import replaced_forwards
 
 
 def missing_requirement() -> str | None:
-    """What this machine lacks to compile, in words, or ``None``; kernels of a GPU need it too, for their host code."""
+    """A description of what this machine lacks for compilation, or ``None``. GPU kernels need it, too."""
     if compiler() is None:
         return "a C++ compiler (Debian: apt-get install g++; or name one in CXX)"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
@@ -31,9 +31,9 @@ def missing_requirement() -> str | None:
 
 @contextmanager
 def compiled(blocks: list[nn.Module]) -> Generator[None]:
-    """Within it the blocks' forwards are compiled, when they are first called. Raises `CannotTrain`."""
-    lacking = missing_requirement()
-    if lacking is not None:
-        raise CannotTrain(f"compile is true, and this machine has not what it needs: {lacking}; or leave it out.")
+    """Compile the blocks' forwards within the context, each when it is first called. Raises `CannotTrain`."""
+    missing = missing_requirement()
+    if missing is not None:
+        raise CannotTrain(f"compile is true, but this machine lacks {missing}; install it, or remove compile.")
     with replaced_forwards(blocks, lambda forward: cast(Any, torch.compile(forward))):
         yield

@@ -85,7 +85,7 @@ def _input_embeddings(model: nn.Module) -> object:
 
 
 def adapter_weight_names(model: nn.Module) -> frozenset[str]:
-    """The names of the weights of all carried adapters, which are not part of the base."""
+    """The names of the weights of all adapters in the model; they are not part of the base."""
     if not has_adapter(model):
         return frozenset()
     configs = cast("dict[str, Any]", getattr(model, "peft_config", None) or {})

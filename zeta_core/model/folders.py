@@ -66,7 +66,7 @@ def upload_copy(file_id: str, locations: SourceLocations, cache: Path) -> Path:
     try:
         if not target.is_dir():
             files = ArchiveFiles(stored, filename)
-            _make(files, model_folder(files), target, "upload", locations)
+            _write_copy(files, model_folder(files), target, "upload", locations)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error
     os.utime(target)  # mark it as used, because the worker's cache evicts the least recently used entries
@@ -87,13 +87,15 @@ def folder_copy(
     ``on_ignored`` is called if the folder refers to code. If the folder contains no Hugging Face model, the folder
     itself is returned, and loading it raises the error.
     """
-    if not any(any(directory.glob(sign)) for sign in ("config.json", "adapter_config.json", "*.gguf", "tokenizer*")):
+    if not any(
+        any(directory.glob(pattern)) for pattern in ("config.json", "adapter_config.json", "*.gguf", "tokenizer*")
+    ):
         return directory
     try:
         files = FolderFiles(directory, name, roots=roots)
         target = cache / f"{_kind(locations)}-{_fingerprint(directory, files)}"
         if not target.is_dir():
-            _make(files, ".", target, "elsewhere", locations)
+            _write_copy(files, ".", target, "elsewhere", locations)
         _report_ignored(files, on_ignored)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error
@@ -152,17 +154,17 @@ def _hub_fault(error: Exception) -> str:
     return f"{first:.300}"
 
 
-def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, locations: SourceLocations) -> None:
+def _write_copy(files: ModelFiles, folder: str, target: Path, origin: Origin, locations: SourceLocations) -> None:
     """Write the checked files to ``target``, unless it exists. Raises `InvalidModelFiles`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.is_dir():
             return
-        aside = part_of(target)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        part = part_of(target)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
         for path, content in clean_files(files, folder, origin, weights=locations.weights):
-            copied = aside / path
+            copied = part / path
             copied.parent.mkdir(parents=True, exist_ok=True)
             source = (PurePosixPath(folder) / path).as_posix()
             if content is not None:
@@ -172,13 +174,12 @@ def _make(files: ModelFiles, folder: str, target: Path, origin: Origin, location
             else:
                 with files.open(source) as stream, copied.open("xb") as copy:
                     shutil.copyfileobj(stream, copy, 1 << 20)
-        aside.rename(target)
+        part.rename(target)
 
 
 def _kind(locations: SourceLocations) -> str:
-    return (
-        "checked-model" if locations.weights else "checked-config"
-    )  # earlier versions used other names for unchecked folders
+    # Earlier versions used other names for unchecked folders.
+    return "checked-model" if locations.weights else "checked-config"
 
 
 def _fingerprint(directory: Path, files: FolderFiles) -> str:

@@ -1,7 +1,7 @@
-"""A GGUF file as a model to train: its weights taken out of their quantisation, a model like any other after that.
+"""Loading a GGUF file as a trainable model: its weights are dequantized.
 
-transformers reads the file (it needs the package ``gguf``) and then refuses to save what it read, because the config
-still says that the model is quantised (transformers 5.23); so that is taken out of it here.
+transformers reads the file, using the package ``gguf``. It then refuses to save the model, because the config still
+describes it as quantized (transformers 5.23); `load_gguf` removes that from the config.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load_gguf(path: Path, name: str) -> nn.Module:
             model: Any = AutoModelForCausalLM.from_config(plain)
         model.load_state_dict(read.state_dict(), assign=True)
         model.tie_weights()
-        # What is computed from the config alone is in no state dict, and was made without storage here.
+        # Buffers computed from the config are in no state dict, and have no storage in `model` yet.
         for part, whole in zip(model.modules(), read.modules(), strict=True):
             for buffer, value in whole.named_buffers(recurse=False):
                 setattr(part, buffer, value)
@@ -67,7 +67,7 @@ def _is_truncated(path: Path) -> bool:
 
 def _unreadable(path: Path, name: str, error: Exception) -> InvalidModel:
     if isinstance(error, ImportError):
-        return InvalidModel(f"{name} is a GGUF file, which the package gguf reads; install it: pip install gguf")
+        return InvalidModel(f"{name} is a GGUF file, which requires the package gguf; install it: pip install gguf")
     reason = f"{type(error).__name__}: {str(error)[:300]}"
     if _is_truncated(path):
         reason += ". The file is probably truncated; compare its size with the original, and download it again."

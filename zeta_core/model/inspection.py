@@ -1,4 +1,4 @@
-"""What can be told of a model that is built, its size, positions and vocabulary, and what a run decides from."""
+"""Inspecting a built model: its positions, vocabulary, output layer, and the facts from which a run is planned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", 
 
 
 def num_positions(model: nn.Module) -> int | None:
-    """The most tokens a sequence may have, where the model or its config says so."""
+    """The maximum number of tokens in a sequence, if the model or its config defines one."""
     for holder in (getattr(model, "config", None), model):
         for name in POSITION_NAMES:
             value = getattr(holder, name, None)
@@ -38,7 +38,7 @@ def facts_without_data(
     device: str | None = None,
     supports_bf16: bool = False,
 ) -> Facts:
-    """What is decided from before the data is known; on this process's own device where none is named."""
+    """The facts that are known before the data is read; ``device`` defaults to the one of this process."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         supports_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -56,19 +56,19 @@ def facts_without_data(
 
 
 def check_vocabulary(model: nn.Module, largest_id: int, patch: Patch | None) -> None:
-    """Refuse data whose ids the embedding does not have, before the first step meets them; ``patch`` is the cure."""
+    """Raise `InvalidModel` if the data has ids that the model has no embedding for; ``patch`` is the suggested fix."""
     rows = embedding_rows(model)
     if rows is not None and largest_id >= rows:
         raise InvalidModel(
-            f"The data holds token id {largest_id}, but the model's embedding has {rows} rows.",
-            hint=f"Give it a vocab_size of at least {largest_id + 1}, or name the tokenizer that belongs to it.",
+            f"The data contains token id {largest_id}, but the model's embedding has {rows} rows.",
+            hint=f"Give the model a vocab_size of at least {largest_id + 1}, or use the tokenizer that belongs to it.",
             patch=patch,
             evidence={"largest_token_id": largest_id, "embedding_rows": rows},
         )
 
 
 def check_positions(model: nn.Module, seq_len: int) -> None:
-    """Refuse sequences longer than the positions of a model that has learned each of them (GPT-2): it has no more."""
+    """Raise `InvalidModel` if sequences exceed the position table of a model with learned positions (GPT-2)."""
     limit = num_positions(model)
     learned = any(
         isinstance(part, nn.Embedding) and part.num_embeddings == limit and name.rpartition(".")[2] in _POSITION_TABLES
@@ -76,7 +76,7 @@ def check_positions(model: nn.Module, seq_len: int) -> None:
     )
     if limit is not None and seq_len > limit and learned:
         raise InvalidModel(
-            f"seq_len is {seq_len}, but the model has learned {limit} positions and has no more.",
+            f"seq_len is {seq_len}, but the model has only {limit} learned positions.",
             hint=f"Use at most {limit}.",
             patch={"seq_len": limit},
             param="seq_len",
@@ -84,7 +84,7 @@ def check_positions(model: nn.Module, seq_len: int) -> None:
 
 
 def embedding_rows(model: nn.Module) -> int | None:
-    """How many token ids the model has an embedding for, where that can be told."""
+    """The number of token ids that the model has an embedding for, if it can be determined."""
     getter = getattr(model, "get_input_embeddings", None)
     if callable(getter):
         try:
@@ -100,7 +100,7 @@ def embedding_rows(model: nn.Module) -> int | None:
 
 @dataclass(frozen=True)
 class ResizedEmbeddings:
-    """The number of rows of embeddings that differ from those of the base, where there are ``before``."""
+    """The number of rows of resized embeddings, and the number ``before``, in the base."""
 
     rows: int
     before: int
@@ -115,8 +115,8 @@ def resized_embeddings(model: nn.Module) -> ResizedEmbeddings | None:
 def _rows_of_base(model: nn.Module) -> int | None:
     """The vocabulary in the config that the model was loaded from.
 
-    If that cannot be found, the inner model says it: ``resize_token_embeddings`` changes ``vocab_size`` only in the
-    outer one.
+    If that config cannot be found, the inner model's ``vocab_size`` is used, because ``resize_token_embeddings`` only
+    changes that of the outer model.
     """
     config = getattr(model, "config", None)
     named = str(getattr(config, "name_or_path", "") or "")
@@ -135,7 +135,7 @@ def _rows_of_base(model: nn.Module) -> int | None:
 
 
 def is_output_layer(layer: nn.Module, model: nn.Module) -> bool:
-    """Whether this linear layer gives the logits: said by a Hugging Face model, else told by its size."""
+    """Whether this linear layer computes the logits: declared by a Hugging Face model, or inferred from its size."""
     getter = getattr(model, "get_output_embeddings", None)
     if callable(getter):
         return layer is getter()
@@ -143,6 +143,6 @@ def is_output_layer(layer: nn.Module, model: nn.Module) -> bool:
 
 
 def values_per_token(model: nn.Module) -> int:
-    """A rough count of the numbers that one token leaves behind for its gradient: twice every linear layer's output."""
+    """A rough count of the activations stored per token: twice the outputs of all linear layers."""
     outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]
     return 2 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)

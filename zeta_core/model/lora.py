@@ -38,12 +38,14 @@ class _Saved:
 
 
 def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: int) -> Adapter:
-    """Put adapters into ``model``, in place, and freeze everything else. Raises `CannotTrain`.
+    """Add adapters to ``model``, in place, and freeze everything else. Raises `CannotTrain`.
 
-    They start as the same random numbers on every rank, and so that the model's answers are the base's.
+    They start with the same random numbers on every rank, and do not change the model's output before training.
     """
     if has_adapter(model):
-        raise CannotTrain("lora is given, but the model has LoRA layers already; leave one of them out.", param="lora")
+        raise CannotTrain(
+            "lora is set, but the model already has LoRA layers; pass the base model, or remove lora.", param="lora"
+        )
     saved = _modules_to_save(model, lora)
     chosen = _targets(model, lora.target_modules, saved.names)
     modules = dict(model.named_modules())
@@ -60,8 +62,8 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
     torch.manual_seed(seed)
     try:
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    except ValueError as error:  # peft knows layers that it cannot adapt, such as those that Mamba's kernels read
-        raise CannotTrain(f"peft refuses lora.target_modules: {error}", param="lora.target_modules") from error
+    except ValueError as error:  # for layers that peft cannot adapt, such as those that Mamba's kernels read
+        raise CannotTrain(f"peft rejects lora.target_modules: {error}", param="lora.target_modules") from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -74,7 +76,7 @@ def modules_to_save(model: nn.Module, lora: Lora) -> list[str]:
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """A hash of some values of every weight of the base: tells one base from another, quickly even for a large one."""
+    """A hash of sampled values of every base weight: distinguishes bases, and is fast even for large ones."""
     digest = hashlib.sha256()
     adapter = adapter_weight_names(model)
     for name, parameter in model.named_parameters():
@@ -87,41 +89,47 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def _targets(model: nn.Module, wanted: str | list[str], saved: Collection[str]) -> list[str]:
-    """The full names of the layers to adapt. A string is a pattern of whole names, a list has their last parts.
+    """The full names of the layers to adapt. A string is a pattern for full names; a list contains their last parts.
 
-    Modules that are ``saved`` whole have no adapter in them.
+    Modules in ``saved`` are trained as a whole, so no adapter is added inside them.
     """
     modules = {name: part for name, part in model.named_modules() if name}
-    able = {name: part for name, part in modules.items() if isinstance(part, nn.Linear | Conv1D | nn.Embedding)}
+    adaptable = {name: part for name, part in modules.items() if isinstance(part, nn.Linear | Conv1D | nn.Embedding)}
     if wanted == ALL_LINEAR:
         chosen = [
             name
-            for name, part in able.items()
+            for name, part in adaptable.items()
             if not isinstance(part, nn.Embedding) and not is_output_layer(part, model) and not _is_inside(name, saved)
         ]
         if not chosen:
-            raise _refused(f"lora.target_modules is {wanted!r}, but this model has no linear layer", able)
+            raise _invalid_targets(f"lora.target_modules is {wanted!r}, but this model has no linear layer", adaptable)
         return chosen
     if isinstance(wanted, str):
         chosen = [name for name in modules if re.fullmatch(wanted, name)]
         if not chosen:
-            raise _refused(f"lora.target_modules is {wanted!r}, which is the whole name of no layer", able)
+            raise _invalid_targets(
+                f"lora.target_modules is {wanted!r}, which matches the full name of no layer", adaptable
+            )
     else:
         found = {last: [name for name in modules if name == last or name.endswith(f".{last}")] for last in wanted}
         if missing := [last for last, names in found.items() if not names]:
-            raise _refused(f"lora.target_modules names {missing[0]!r}, which is not in {type(model).__name__}", able)
+            raise _invalid_targets(
+                f"lora.target_modules names {missing[0]!r}, which is not in {type(model).__name__}", adaptable
+            )
         chosen = list(dict.fromkeys(name for names in found.values() for name in names))
     for name in chosen:
-        if name not in able:
+        if name not in adaptable:
             kind = type(modules[name]).__name__
-            raise _refused(f"lora.target_modules names {name!r}, a {kind}, which LoRA does not adapt", able)
+            raise _invalid_targets(
+                f"lora.target_modules names {name!r}, a {kind}, which LoRA does not adapt", adaptable
+            )
         if _is_inside(name, saved):
             raise CannotTrain(
                 f"lora.target_modules names {name!r}, which is trained as a whole (it is in lora.modules_to_save, or "
-                "an embedding with added rows); leave it out of lora.target_modules.",
+                "an embedding with added rows); remove it from lora.target_modules.",
                 param="lora.target_modules",
             )
-    _refuse_tied(model, chosen, able)
+    _reject_tied(model, chosen, adaptable)
     return chosen
 
 
@@ -130,7 +138,7 @@ def _is_inside(name: str, modules: Collection[str]) -> bool:
 
 
 def _modules_to_save(model: nn.Module, lora: Lora) -> _Saved:
-    """Those that the spec names, and the embeddings if rows were added to them after the base was loaded."""
+    """The modules that the spec names, and the embeddings if they were resized after the base was loaded."""
     modules = {name: part for name, part in model.named_modules(remove_duplicate=False) if name}
     chosen: list[str] = []
     for wanted in lora.modules_to_save:
@@ -185,19 +193,21 @@ def _not_saved(name: str, why: str) -> CannotTrain:
     return CannotTrain(f"lora.modules_to_save names {name!r}, which {why}.", param="lora.modules_to_save")
 
 
-def _refuse_tied(model: nn.Module, chosen: Iterable[str], able: Mapping[str, nn.Module]) -> None:
+def _reject_tied(model: nn.Module, chosen: Iterable[str], adaptable: Mapping[str, nn.Module]) -> None:
     owners: dict[int, list[str]] = {}
     for name, part in model.named_modules(remove_duplicate=False):
-        if name in able:
+        if name in adaptable:
             owners.setdefault(id(part.weight), []).append(name)
     for name in chosen:
-        others = [other for other in owners[id(able[name].weight)] if other != name]
+        others = [other for other in owners[id(adaptable[name].weight)] if other != name]
         if others:
-            raise _refused(f"lora.target_modules names {name!r}, whose weight is also that of {others[0]!r}", able)
+            raise _invalid_targets(
+                f"lora.target_modules names {name!r}, which shares its weight with {others[0]!r}", adaptable
+            )
 
 
-def _refused(what: str, able: Mapping[str, nn.Module]) -> CannotTrain:
-    last = sorted({name.rpartition(".")[2] for name in able})
+def _invalid_targets(what: str, adaptable: Mapping[str, nn.Module]) -> CannotTrain:
+    last = sorted({name.rpartition(".")[2] for name in adaptable})
     return CannotTrain(
         f"{what}; its linear layers and embeddings are: {', '.join(last[:20])}. Name some of them, or use "
         f"{ALL_LINEAR!r}.",
@@ -206,7 +216,7 @@ def _refused(what: str, able: Mapping[str, nn.Module]) -> CannotTrain:
 
 
 def _shortest(chosen: list[str], modules: Mapping[str, nn.Module]) -> list[str]:
-    """The last parts of the names where they mean the same layers, as people write them; else the whole names."""
+    """The last parts of the names, as people write them, if they select the same layers; otherwise, the full names."""
     last = sorted({name.rpartition(".")[2] for name in chosen})
-    meant = {name for name in modules if any(name == part or name.endswith(f".{part}") for part in last)}
-    return last if meant == set(chosen) else sorted(chosen)
+    selected = {name for name in modules if any(name == part or name.endswith(f".{part}") for part in last)}
+    return last if selected == set(chosen) else sorted(chosen)

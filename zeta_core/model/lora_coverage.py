@@ -27,9 +27,9 @@ class UnadaptedWeights:
         return self.share >= _MIN_SHARE
 
     def message(self, *, quantizes: bool) -> str:
-        without = "does not adapt, and lora.quantize does not hold in 4 bits," if quantizes else "does not adapt"
+        uncovered = "does not adapt, and lora.quantize does not quantize," if quantizes else "does not adapt"
         return (
-            f"LoRA {without} {self.share:.0%} of the model's weights, because they are not in linear layers: "
+            f"LoRA {uncovered} {self.share:.0%} of the model's weights, because they are not in linear layers: "
             f"{', '.join(self.names)}."
         )
 
@@ -39,14 +39,14 @@ def unadapted_weights(model: nn.Module) -> UnadaptedWeights:
     sizes: dict[str, int] = {}
     total = 0
     seen: set[int] = set()
-    for place, part in model.named_modules():
+    for module_name, part in model.named_modules():
         for name, parameter in part.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             total += parameter.numel()
             if parameter.dim() >= 2 and not isinstance(part, nn.Linear | Conv1D | nn.Embedding):
-                kind = re.sub(r"\.\d+(?=\.|$)", ".*", f"{place}.{name}" if place else name)
+                kind = re.sub(r"\.\d+(?=\.|$)", ".*", f"{module_name}.{name}" if module_name else name)
                 sizes[kind] = sizes.get(kind, 0) + parameter.numel()
     largest = sorted(sizes, key=lambda kind: -sizes[kind])
     names = tuple(kind for kind in largest if sizes[kind] >= _MIN_SHARE * total)

@@ -64,13 +64,13 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan) -> Adapter | No
             param="model",
         )
     if plan.lora is None:
-        carried = existing_adapter(model, located.base_model)
-        if carried is None:
+        existing = existing_adapter(model, located.base_model)
+        if existing is None:
             model.float()
         else:
-            _to_precision(model, located, plan, trained=carried.names)
+            _to_precision(model, located, plan, trained=existing.names)
         freeze(model, plan.freeze)
-        return carried
+        return existing
     lora, computed_in = Lora(**plan.lora), _COMPUTED_IN[plan.mixed_precision]
     if lora.quantize is not None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

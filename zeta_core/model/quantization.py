@@ -1,12 +1,12 @@
-"""A base in 4 bits, as QLoRA has it: its linear layers in nf4 by bitsandbytes, the adapter beside them in float32.
+"""QLoRA: the linear layers of the base are quantized to 4 bits (nf4) by bitsandbytes; the adapter stays in float32.
 
-The format is that of Dettmers et al. 2023 (arXiv 2305.14314): a weight is one of 16 values, 64 weights have a scale
-together, and 256 scales are 8 bits each with a scale of their own ("double quantisation"): 4.127 bits a weight. A layer
-takes its weights out of the quantisation each time it computes, forward and backward, in the run's precision.
+The format is that of Dettmers et al. 2023 (arXiv 2305.14314): a weight is one of 16 values, 64 weights share a scale,
+and the scales are quantized to 8 bits in groups of 256 ("double quantization"): 4.127 bits per weight. A layer
+dequantizes its weights to the run's precision in each forward and backward pass.
 
-Guaranteed: what is quantised is a function of the base's weights, so it is stored nowhere and made again when a run is
-resumed. Embeddings, norms, biases, the layer that gives the logits and weights that two layers share stay as they are.
-Importing bitsandbytes takes a second or two, so it happens where a base is quantised and nowhere else.
+Guarantees: the quantized weights are a function of the base's weights, so they are not stored, and a resumed run
+computes them again. Embeddings, norms, biases, the output layer and weights shared by two layers are not quantized.
+Importing bitsandbytes takes a second or two, so it is only imported to quantize a base.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from torch import nn
 from zeta_core.failures import CannotTrain
 from zeta_core.model.inspection import is_output_layer
 
-BLOCK_WEIGHTS = 64  # that share a scale
-BLOCK_SCALES = 256  # that share a scale of theirs, a float32
-FIRST_VERSION = (0, 46)  # of bitsandbytes that computes with 4 bits on CPUs, too
+BLOCK_WEIGHTS = 64  # weights that share a scale
+BLOCK_SCALES = 256  # scales that share a second-level scale in float32
+FIRST_VERSION = (0, 46)  # of bitsandbytes with 4-bit kernels for CPUs
 PARAM = "lora.quantize"
 
 
 def require_bitsandbytes() -> None:
-    """Raise `CannotTrain` where bitsandbytes is not installed here, or is too old."""
+    """Raise `CannotTrain` if bitsandbytes is not installed, or is too old."""
     first = ".".join(map(str, FIRST_VERSION))
     try:
         found = version("bitsandbytes")
     except PackageNotFoundError:
-        lacking = "which is not installed here"
+        problem = "which is not installed"
     else:
         if tuple(int(part) for part in found.split(".")[:2]) >= FIRST_VERSION:
             return
-        lacking = f"and {found} is installed here"
+        problem = f"but {found} is installed"
     raise CannotTrain(
-        f"{PARAM} is 'nf4', which needs bitsandbytes {first} or newer, {lacking}.",
-        hint="pip install 'zeta-train[quantize]', or leave it out: the base keeps its own precision then.",
+        f"{PARAM} is 'nf4', which requires bitsandbytes {first} or newer, {problem}.",
+        hint="Run pip install 'zeta-train[quantize]', or remove lora.quantize to keep the base's precision.",
         patch={"lora": {"quantize": None}},
         param=PARAM,
         code="cannot_quantize",
@@ -49,11 +49,11 @@ def require_bitsandbytes() -> None:
 
 
 def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device, *, keep: Collection[str] = ()) -> None:
-    """Put the linear layers into nf4, in place and one after the other; ``dtype`` is what they compute in.
+    """Quantize the linear layers to nf4, in place and one by one; they compute in ``dtype``.
 
-    ``device`` is where they are quantised and stay; a model without storage gets layers of the right size without one.
-    The layers of the modules ``keep``, which are trained, are not quantised.
-    Raises `CannotTrain` where the model has none.
+    They are quantized on ``device`` and stay there; layers without storage are replaced by layers without storage.
+    Layers inside the modules ``keep``, which are trained, are not quantized.
+    Raises `CannotTrain` if there is no layer to quantize.
     """
     layers = {
         name: layer
@@ -62,26 +62,26 @@ def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device, *, keep
     }
     if not layers:
         raise CannotTrain(
-            f"{PARAM} is 'nf4', but {type(model).__name__} has no linear layers of its own to hold in 4 bits.",
-            hint="Leave it out; the base keeps its own precision.",
+            f"{PARAM} is 'nf4', but {type(model).__name__} has no linear layers that can be quantized.",
+            hint="Remove lora.quantize; the base then keeps its own precision.",
             patch={"lora": {"quantize": None}},
             param=PARAM,
             code="cannot_quantize",
         )
-    while layers:  # one that is replaced has no other owner, so its memory is free before the next one needs some
+    while layers:  # a replaced layer has no other owner, so its memory is freed before the next one is quantized
         name, layer = layers.popitem()
-        place, _, last = name.rpartition(".")
-        setattr(model.get_submodule(place), last, _quantized(layer, dtype, device))
-    cast(Any, model).is_loaded_in_4bit = True  # how peft knows which of its layers goes around these
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, _quantized(layer, dtype, device))
+    cast(Any, model).is_loaded_in_4bit = True  # tells peft which of its adapter layers to use
 
 
 def num_weights(parameter: torch.Tensor) -> int:
-    """How many weights a parameter stands for: two in each byte of a quantised one."""
+    """The number of weights in a parameter; a quantized one has two in each byte."""
     return parameter.numel() * (2 if _is_packed(parameter) else 1)
 
 
 def scale_bytes(parameter: torch.Tensor) -> int:
-    """What the scales of a quantised parameter take beside it; 0 for any other."""
+    """The bytes of the scales of a quantized parameter; 0 for other parameters."""
     if not _is_packed(parameter):
         return 0
     scales = -(-num_weights(parameter) // BLOCK_WEIGHTS)
@@ -93,7 +93,7 @@ def _is_packed(parameter: torch.Tensor) -> bool:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """By name; of exactly this class, because others read their weight in ways of their own."""
+    """The layers to quantize by name; no subclasses, because they may use their weight in other ways."""
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     return {
         name: part
@@ -105,21 +105,21 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def _quantized(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
     import bitsandbytes
 
-    library: Any = bitsandbytes.nn  # what it exports, it does not declare
-    made: Any = library.Linear4bit(
+    library: Any = bitsandbytes.nn  # its exports have no declared types
+    quantized: Any = library.Linear4bit(
         layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
     )
-    # On a CPU with bfloat16 instructions an evaluation would repack the weights for itself, with coarser scales and
-    # without a gradient for the steps that follow (bitsandbytes 0.50, `Linear4bit.forward`).
-    made.support_avx512bf16_for_cpu = False
+    # On a CPU with bfloat16 instructions, an evaluation would repack the weights with coarser scales and break the
+    # gradients of later steps (bitsandbytes 0.50, `Linear4bit.forward`).
+    quantized.support_avx512bf16_for_cpu = False
     if layer.weight.is_meta:
         packed = torch.empty(-(-layer.weight.numel() // 2), 1, dtype=torch.uint8, device="meta")
-        made.weight = library.Params4bit(packed, quant_type="nf4", bnb_quantized=True)
+        quantized.weight = library.Params4bit(packed, quant_type="nf4", bnb_quantized=True)
     else:
-        # What it is quantised from is what it is taken out of the quantisation to.
+        # Weights are dequantized to the dtype that they are quantized from.
         weight = layer.weight.detach().to(device=device, dtype=dtype)
-        made.weight = library.Params4bit(weight, quant_type="nf4", compress_statistics=True).to(device)
-        made.quant_state = made.weight.quant_state
-    if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison] - it may be left out
-        made.bias = nn.Parameter(layer.bias.detach().to(device=device, dtype=dtype), requires_grad=False)
-    return cast(nn.Module, made.train(layer.training))
+        quantized.weight = library.Params4bit(weight, quant_type="nf4", compress_statistics=True).to(device)
+        quantized.quant_state = quantized.weight.quant_state
+    if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is optional
+        quantized.bias = nn.Parameter(layer.bias.detach().to(device=device, dtype=dtype), requires_grad=False)
+    return cast(nn.Module, quantized.train(layer.training))

@@ -143,7 +143,7 @@ def _meta(tensor: torch.Tensor | None, dtype: torch.dtype, copies: dict[int, Any
 
 
 def _plain_config(config: Any, name: str, notes: list[str]) -> Any:
-    """A copy of a config, in which values that JSON does not know are replaced by similar ones that it knows."""
+    """A copy of a config, in which values that JSON cannot represent are replaced by similar ones."""
     copied = copy.copy(config)
     for key in _saved_names(config):
         copied.__dict__[key] = _plain(vars(config)[key], f"{name}.{key}", notes)

@@ -59,7 +59,7 @@ class LocatedModel:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether there is a tokenizer beside the weights."""
+        """Whether the model's files include a tokenizer."""
         own = self.directory
         return own is not None and (is_gguf(own) or any((own / name).is_file() for name in TOKENIZER_FILES))
 
@@ -124,7 +124,7 @@ def locate_model(
             )
         case _:
             raise InvalidModel(
-                f"model is {model!r:.200}; give an nn.Module, a callable that builds one, a config, a hub id or a "
+                f"model is {model!r:.200}; pass an nn.Module, a callable that builds one, a config, a Hub id or a "
                 "local directory."
             )
 
@@ -157,7 +157,7 @@ def locate_tokenizer(
             return source  # a tokenizer object from a script
         case _:
             raise InvalidModel(
-                f"tokenizer is {source!r:.200}; give a tokenizer of transformers, its local directory or hub id, or "
+                f"tokenizer is {source!r:.200}; pass a tokenizer of transformers, its local directory or Hub id, or "
                 '{"builtin": "bytes"}.'
             )
     if directory is None:
@@ -176,7 +176,7 @@ def locate_tokenizer(
 
 
 def _lfs_fault(directory: Path) -> str | None:
-    """The fault of a folder with a Git LFS pointer in the place of a file, which libraries report as damaged."""
+    """The fault of a folder with a Git LFS pointer instead of a file; libraries would report a damaged file."""
     for file in sorted(directory.iterdir()):
         if file.is_file() and file.stat().st_size < FIRST_BYTES and is_lfs_pointer(file.read_bytes()):
             return (

@@ -29,7 +29,7 @@ from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
 
-_STOP_CHECK_INTERVAL = 16  # number of micro-batches between checks for a stop request
+_STOP_CHECK_INTERVAL = 16  # micro-batches between checks for a stop request
 
 
 # --- Evaluating -------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class Evaluator:
         self._held_out, self._samples = held_out, samples
         self._num_targets = held_out.num_targets(np.arange(len(held_out))) if len(held_out) else 0
         if not self._num_targets:
-            raise InvalidData("The held-out data holds no document of at least two tokens; give more text.")
+            raise InvalidData("The held-out data contains no document of at least two tokens; provide more text.")
 
     def is_due(self, progress: TrainingProgress) -> bool:
         """Whether an evaluation is due after this step and has not been done yet."""
@@ -75,7 +75,7 @@ class Evaluator:
     ) -> StopAction | None:
         """Evaluate, store the result in ``progress``, and generate a few samples.
 
-        If the run was asked to stop, returns the stop action and stores nothing; the evaluation is repeated when the
+        If a stop was requested, returns the stop action and stores nothing; the evaluation is repeated when the
         run is resumed. If the loss is not finite, raises the error that ``not_finite`` creates, on every rank.
         """
         step = progress.step
@@ -134,12 +134,12 @@ class Evaluator:
 
     def _agreed_stop(self, requested_stop: Callable[[], StopAction | None]) -> StopAction | None:
         processes = self._engine.processes
-        asked = requested_stop() if processes.is_main else None
+        requested = requested_stop() if processes.is_main else None
         if processes.world_size == 1:
-            return asked
-        flags = torch.tensor([asked == action for action in STOP_ACTIONS], device=self._engine.device).double()
-        wanted = processes.sum(flags)
-        by_action = dict(zip(STOP_ACTIONS, wanted, strict=True))
+            return requested
+        flags = torch.tensor([requested == action for action in STOP_ACTIONS], device=self._engine.device).double()
+        sums = processes.sum(flags)
+        by_action = dict(zip(STOP_ACTIONS, sums, strict=True))
         return next((action for action in reversed(STOP_ACTIONS) if by_action[action]), None)
 
 

@@ -7,7 +7,7 @@ A way of isolating documents (`Isolation`) is accepted if, in a sequence of two 
 - the first document has the same output as alone, so attention windows and chunks have kept their effect.
 
 A way under which the second document also has the same output as alone is preferred. Otherwise, its learned positions
-depend on its place in the sequence. One document is longer than every window that the config names.
+depend on its offset in the sequence. One document is longer than every window that the config names.
 
 A small module is probed as a float32 copy on the CPU. A larger Hugging Face model, or one without storage, is
 represented by a small model of its class with short windows (`small_model`). Any other large module is probed itself,
@@ -70,8 +70,8 @@ def find_isolation(
                 if is_out_of_memory(error):
                     raise
                 continue
-            if probe.asked.convention is not Convention.LOGITS:
-                learns_padding = probe.asked.convention is Convention.RETURN_LOSS
+            if probe.loss_function.convention is not Convention.LOGITS:
+                learns_padding = probe.loss_function.convention is Convention.RETURN_LOSS
                 return IsolationFinding(None, probe.problem(is_verified=False), learns_padding)
             finding = probe.find()
             if finding.isolation is None or not finding.isolation.spans:
@@ -151,16 +151,18 @@ def _probe_of(subject: _Subject) -> _Probe:
     while True:
         ids = list(islice(cycle(tokens.sample_ids), length))
         try:
-            asked = find_loss_function(
+            loss_function = find_loss_function(
                 subject.model,
                 sample_ids=ids[:SHORT],
                 largest_id=tokens.largest_id,
                 vocabulary=tokens.vocabulary,
             )
             probe = _Probe(
-                subject, replace(asked, supports_logit_positions=False), torch.tensor([ids], device=subject.device)
+                subject,
+                replace(loss_function, supports_logit_positions=False),
+                torch.tensor([ids], device=subject.device),
             )
-            if asked.convention is Convention.LOGITS:
+            if loss_function.convention is Convention.LOGITS:
                 probe.alone(probe.ids_BT)
             return probe
         except InvalidModel:
@@ -174,12 +176,12 @@ def _probe_of(subject: _Subject) -> _Probe:
 @dataclass(frozen=True)
 class _Probe:
     subject: _Subject
-    asked: LossFunction
+    loss_function: LossFunction
     ids_BT: torch.Tensor
 
     @property
     def edges(self) -> list[int]:
-        """The positions at which the second document may begin: one of the two is as long as possible, or both are."""
+        """The positions at which the second document begins in the tests: one document is as long as possible."""
         length = self.ids_BT.shape[1]
         short = min(DOCUMENT, length // 2)
         return sorted({short, length - short})
@@ -188,14 +190,16 @@ class _Probe:
         """The first way that passes every test; otherwise, the first one under which only learned positions differ."""
         second_best: Isolation | None = None
         is_changed = False
-        for isolation in self._ways():
-            way = replace(self.asked, isolation=isolation)
+        for isolation in self._candidates():
+            isolated = replace(self.loss_function, isolation=isolation)
             try:
-                if not all(self._keeps_apart(way, edge) for edge in self.edges):
+                if not all(self._keeps_apart(isolated, edge) for edge in self.edges):
                     continue
-                if self._window_is_untested(isolation) or not all(self._is_as_alone(way, e)[0] for e in self.edges):
+                if self._window_is_untested(isolation) or not all(
+                    self._is_as_alone(isolated, e)[0] for e in self.edges
+                ):
                     is_changed = True
-                elif all(self._is_as_alone(way, edge)[1] for edge in self.edges):
+                elif all(self._is_as_alone(isolated, edge)[1] for edge in self.edges):
                     return IsolationFinding(isolation)
                 else:
                     second_best = second_best or isolation
@@ -206,8 +210,8 @@ class _Probe:
             return IsolationFinding(second_best)
         return IsolationFinding(None, self.problem(is_changed=is_changed))
 
-    def _ways(self) -> Iterator[Isolation]:
-        """The ways to try. Positions alone come first: the model then builds its masks, and no dense one is needed."""
+    def _candidates(self) -> Iterator[Isolation]:
+        """The ways to try. Positions alone come first: the model then builds its own masks, and needs no dense one."""
         accepted = parameters_of(self.subject.model)
         positions = [True, False] if "position_ids" in accepted else [False]
         if True in positions:
@@ -224,7 +228,7 @@ class _Probe:
         if "attention_mask" not in accepted and "position_ids" not in accepted:
             reason = "its forward accepts neither attention_mask nor position_ids"
         elif not is_verified:
-            return "may not keep packed documents apart: its forward returns no logits, which would show it"
+            return "may not keep packed documents apart: its forward returns no logits, so this cannot be tested"
         elif is_changed:
             reason = "every mask that separates documents also changes its output within a document"
         else:
@@ -235,12 +239,12 @@ class _Probe:
         """Whether a mask would replace a window that is longer than the probed documents."""
         return isolation.mask is not None and self.subject.longest_window >= max(self.edges)
 
-    def _keeps_apart(self, way: LossFunction, edge: int) -> bool:
-        before_TV = self._packed(way, edge, self.ids_BT)
+    def _keeps_apart(self, isolated: LossFunction, edge: int) -> bool:
+        before_TV = self._packed(isolated, edge, self.ids_BT)
         noise = LEAK * before_TV.abs().amax().clamp(min=1e-3)
 
         def changes(at: int) -> torch.Tensor:
-            after_TV = self._packed(way, edge, self._with_another_token(at))
+            after_TV = self._packed(isolated, edge, self._with_another_token(at))
             return (after_TV - before_TV).abs().amax(-1) > noise
 
         if changes(edge - 1)[edge:].any() or changes(0)[edge:].any():
@@ -249,9 +253,9 @@ class _Probe:
         responds = self.subject.is_copy or bool(second[-1])  # otherwise, an unchanged output proves nothing
         return responds and not bool(second[:edge].any())
 
-    def _is_as_alone(self, way: LossFunction, edge: int) -> tuple[bool, bool]:
+    def _is_as_alone(self, isolated: LossFunction, edge: int) -> tuple[bool, bool]:
         """For each document, whether its output is that of the document alone."""
-        packed_TV = self._packed(way, edge, self.ids_BT)
+        packed_TV = self._packed(isolated, edge, self.ids_BT)
         alone_TV = torch.cat((self.alone(self.ids_BT[:, :edge]), self.alone(self.ids_BT[:, edge:])))
         precisions = {p.dtype for p in self.subject.model.parameters() if p.is_floating_point()}
         relative = max(DIFFERENCE, *(8 * torch.finfo(dtype).eps for dtype in precisions))
@@ -266,18 +270,18 @@ class _Probe:
     def alone(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """The (T, V) logits of a sequence that is one document."""
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        return self._logits(self.asked, Batch(ids_BT, ids_BT, positions_BT, None, 0))
+        return self._logits(self.loss_function, Batch(ids_BT, ids_BT, positions_BT, None, 0))
 
-    def _packed(self, way: LossFunction, edge: int, ids_BT: torch.Tensor) -> torch.Tensor:
+    def _packed(self, isolated: LossFunction, edge: int, ids_BT: torch.Tensor) -> torch.Tensor:
         """The (T, V) logits of a sequence whose second document begins at ``edge``."""
         at = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         second = at >= edge
         return self._logits(
-            way, Batch(ids_BT, ids_BT, torch.where(second, at - edge, at)[None], second.long()[None], 0)
+            isolated, Batch(ids_BT, ids_BT, torch.where(second, at - edge, at)[None], second.long()[None], 0)
         )
 
-    def _logits(self, way: LossFunction, batch: Batch) -> torch.Tensor:
-        logits = way.logits_in(way.call(self.subject.model, batch))
+    def _logits(self, loss_function: LossFunction, batch: Batch) -> torch.Tensor:
+        logits = loss_function.logits_in(loss_function.call(self.subject.model, batch))
         if logits is None or logits.shape[1] != batch.ids_BT.shape[1]:
             raise ValueError("the model returned no logits for every token")
         return logits[0].float()

@@ -57,8 +57,8 @@ class LossFunction:
         """Raise `InvalidModel` if only some tokens are trained on and the model computes its loss without labels."""
         if needed and self.convention is Convention.RETURN_LOSS:
             raise InvalidModel(
-                f"{name} answers with a loss over every token, so the loss cannot be on the answers alone; let its "
-                "forward return logits, or set train_on to 'all'."
+                f"{name} returns a loss over all tokens, so it cannot be trained on the answers alone; let its forward "
+                "return logits, or set train_on to 'all'."
             )
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -69,10 +69,10 @@ class LossFunction:
         documents within a sequence. Filler rows without a target are not passed to the model.
         """
         if self.convention is Convention.LOGITS:
-            answer = self.call(model, batch)
-            logits_BKV = self.logits_in(answer)
+            output = self.call(model, batch)
+            logits_BKV = self.logits_in(output)
             assert logits_BKV is not None
-            auxiliary = getattr(answer, "aux_loss", None) if self.auxiliary_weight else None
+            auxiliary = getattr(output, "aux_loss", None) if self.auxiliary_weight else None
             total = cross_entropy_sum(logits_BKV, self.targets(batch))
             return total, None if auxiliary is None else auxiliary * self.auxiliary_weight
         counting = batch.num_targets
@@ -104,9 +104,9 @@ class LossFunction:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)
 
-    def logits_in(self, answer: Any) -> torch.Tensor | None:
+    def logits_in(self, output: Any) -> torch.Tensor | None:
         """The (B, K, V) logits in the result of a call, if there are any."""
-        return logits_of(answer if self.logits_at is None else answer[self.logits_at])
+        return logits_of(output if self.logits_at is None else output[self.logits_at])
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """The (B, K) targets of the logits that a call with this batch returns."""
@@ -129,28 +129,28 @@ def cross_entropy_sum(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> tor
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
-def logits_of(answer: Any) -> torch.Tensor | None:
+def logits_of(output: Any) -> torch.Tensor | None:
     """The (B, T, V) logits in a model's output, if there are any."""
-    found = getattr(answer, "logits", None)
-    if found is None and isinstance(answer, Mapping):
-        found = cast(Mapping[str, Any], answer).get("logits")
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = cast(Mapping[str, Any], output).get("logits")
     candidates: Iterable[Any] = (found,)
     if found is None:
-        candidates = cast("Iterable[Any]", answer) if isinstance(answer, tuple | list) else (answer,)
+        candidates = cast("Iterable[Any]", output) if isinstance(output, tuple | list) else (output,)
     for candidate in candidates:
         if isinstance(candidate, torch.Tensor) and candidate.dim() == 3 and candidate.is_floating_point():
             return candidate
     return None
 
 
-def loss_in(answer: Any) -> torch.Tensor | None:
+def loss_in(output: Any) -> torch.Tensor | None:
     """The scalar loss in a model's output, if there is one."""
-    found = getattr(answer, "loss", None)
-    if found is None and isinstance(answer, Mapping):
-        found = cast(Mapping[str, Any], answer).get("loss")
+    found = getattr(output, "loss", None)
+    if found is None and isinstance(output, Mapping):
+        found = cast(Mapping[str, Any], output).get("loss")
     candidates: Iterable[Any] = (found,)
     if found is None:
-        candidates = cast("Iterable[Any]", answer) if isinstance(answer, tuple | list) else (answer,)
+        candidates = cast("Iterable[Any]", output) if isinstance(output, tuple | list) else (output,)
     for candidate in candidates:
         if isinstance(candidate, torch.Tensor) and candidate.numel() == 1 and candidate.is_floating_point():
             return candidate.reshape(())
@@ -189,12 +189,14 @@ def find_loss_function(
     with undisturbed(model, device):
         probe = _Probe(model, sample_ids, device, largest_id, vocabulary)
         plain = LossFunction(Convention.LOGITS, ids_name, auxiliary_weight=auxiliary, needs_mask=needs_mask)
-        asked = probe.convention(plain, _fixed(parameters) if hugging_face else [()], frozenset(parameters))
+        loss_function = probe.convention(plain, _fixed(parameters) if hugging_face else [()], frozenset(parameters))
         probe.check_logits()
-        some = probe.supports_logit_positions(asked, frozenset(parameters))
-        asked = replace(asked, looks_ahead=probe.looks_ahead(asked), supports_logit_positions=some)
-        isolated = replace(asked, isolation=isolation)
-        return isolated if isolation is not None and probe.keeps_apart(isolated) else asked
+        some = probe.supports_logit_positions(loss_function, frozenset(parameters))
+        loss_function = replace(
+            loss_function, looks_ahead=probe.looks_ahead(loss_function), supports_logit_positions=some
+        )
+        isolated = replace(loss_function, isolation=isolation)
+        return isolated if isolation is not None and probe.keeps_apart(isolated) else loss_function
 
 
 @contextmanager
@@ -251,21 +253,21 @@ class _Probe:
     def check_logits(self) -> None:
         if self._num_logits is not None and self._largest_id >= self._num_logits:
             raise InvalidModel(
-                f"The data holds token id {self._largest_id}, but {type(self.model).__name__} answers with "
-                f"{self._num_logits} logits for each token; it must give one for every id of the tokenizer."
+                f"The data contains token id {self._largest_id}, but {type(self.model).__name__} returns "
+                f"{self._num_logits} logits for each token; it must return one for each id of the tokenizer."
             )
 
-    def _logits_at(self, answer: Any) -> int | None:
+    def _logits_at(self, output: Any) -> int | None:
         """The index of the logits among several results: they have as many entries as there are ids.
 
         Hidden states have the shape (B, T, width), which differs from that of logits only in the last number. Raises
         `InvalidModel` if several results could be the logits.
         """
-        if not isinstance(answer, tuple | list) or hasattr(answer, "logits"):
+        if not isinstance(output, tuple | list) or hasattr(output, "logits"):
             return None
         sizes = {
             at: one.shape[-1]
-            for at, one in enumerate(cast("Iterable[Any]", answer))
+            for at, one in enumerate(cast("Iterable[Any]", output))
             if isinstance(one, torch.Tensor) and one.is_floating_point() and one.shape[:-1] == self.ids_BT.shape
         }
         whole = [at for at, size in sizes.items() if size == self._vocabulary]
@@ -273,8 +275,8 @@ class _Probe:
         if len(likely) > 1:
             shapes = " and ".join(f"(batch, tokens, {sizes[at]})" for at in likely)
             raise InvalidModel(
-                f"{type(self.model).__name__} returns tensors of the shapes {shapes}, and it cannot be told which are "
-                "the logits; let its forward return them alone, or an object that has them as logits."
+                f"{type(self.model).__name__} returns tensors of the shapes {shapes}, so it is unclear which are the "
+                "logits; let its forward return only the logits, or an object with an attribute logits."
             )
         return likely[0] if likely else None
 
@@ -302,16 +304,16 @@ class _Probe:
             keyword = None if convention is Convention.LOGITS else convention.value
             if keyword is not None and keyword not in parameters:
                 continue
-            asked = replace(plain, convention=convention)
+            loss_function = replace(plain, convention=convention)
             try:
                 if convention is Convention.LOGITS:
-                    answer = asked.call(self.model, self.batch())
-                    asked = replace(asked, logits_at=self._logits_at(answer))
-                    logits = asked.logits_in(answer)
+                    output = loss_function.call(self.model, self.batch())
+                    loss_function = replace(loss_function, logits_at=self._logits_at(output))
+                    logits = loss_function.logits_in(output)
                     found = logits is not None and logits.shape[:2] == self.ids_BT.shape
                     self._num_logits = logits.shape[-1] if logits is not None and found else None
                 else:
-                    found = loss_in(self._answer(asked)) is not None
+                    found = loss_in(self._loss_output(loss_function)) is not None
             except InvalidModel as error:
                 unclear = error  # unless the model returns its own loss
                 continue
@@ -321,7 +323,7 @@ class _Probe:
                 problems.append(f"{convention.value}: {type(error).__name__}: {error}")
                 continue
             if found:
-                return asked
+                return loss_function
         if unclear is not None:
             raise unclear
         tried = f" ({'; '.join(problems)[:600]})" if problems else ""
@@ -330,61 +332,63 @@ class _Probe:
             f"ids nor a loss for labels=, targets= or return_loss=True; let its forward do one of these{tried}."
         )
 
-    def _answer(self, asked: LossFunction) -> Any:
+    def _loss_output(self, loss_function: LossFunction) -> Any:
         batch = self.batch()
-        match asked.convention:
+        match loss_function.convention:
             case Convention.LABELS:
-                return asked.call(self.model, batch, labels=batch.labels_BT)
+                return loss_function.call(self.model, batch, labels=batch.labels_BT)
             case Convention.TARGETS:
-                return asked.call(self.model, batch, targets=shifted(batch.labels_BT))
+                return loss_function.call(self.model, batch, targets=shifted(batch.labels_BT))
             case _:
-                return asked.call(self.model, batch, return_loss=True)
+                return loss_function.call(self.model, batch, return_loss=True)
 
-    def looks_ahead(self, asked: LossFunction) -> bool:
+    def looks_ahead(self, loss_function: LossFunction) -> bool:
         """Whether the last token changes the logits of earlier tokens. This can't be determined from a loss alone."""
-        if asked.convention is not Convention.LOGITS:
+        if loss_function.convention is not Convention.LOGITS:
             return False
-        changed = self._changes(asked, self._logits(asked, self.ids_BT), at=2 * self.half - 1)
+        changed = self._changes(loss_function, self._logits(loss_function, self.ids_BT), at=2 * self.half - 1)
         return bool(changed[:-1].any())
 
-    def supports_logit_positions(self, asked: LossFunction, parameters: frozenset[str]) -> bool:
+    def supports_logit_positions(self, loss_function: LossFunction, parameters: frozenset[str]) -> bool:
         """Whether the model can compute logits for some positions only, with the same values."""
-        if asked.convention is not Convention.LOGITS or "logits_to_keep" not in parameters:
+        if loss_function.convention is not Convention.LOGITS or "logits_to_keep" not in parameters:
             return False
         logit_positions_K = torch.tensor([1, self.half], device=self.ids_BT.device)
         try:
-            answer = replace(asked, supports_logit_positions=True).call(
+            output = replace(loss_function, supports_logit_positions=True).call(
                 self.model, replace(self.batch(), logit_positions_K=logit_positions_K)
             )
         except Exception as error:  # older models only accept a number of last positions
             if is_out_of_memory(error):
                 raise
             return False
-        some_BKV, all_TV = asked.logits_in(answer), self._logits(asked, self.ids_BT)
+        some_BKV, all_TV = loss_function.logits_in(output), self._logits(loss_function, self.ids_BT)
         if some_BKV is None or some_BKV.shape[1] != len(logit_positions_K):
             return False
         difference = (some_BKV[0].float() - all_TV[logit_positions_K]).abs().amax()
         return bool(difference <= 1e-4 * all_TV.abs().amax())
 
-    def keeps_apart(self, asked: LossFunction) -> bool:
+    def keeps_apart(self, loss_function: LossFunction) -> bool:
         """Whether neither segment depends on the first or last token of the other."""
         half = self.half
         try:
-            before = self._logits(asked, self.ids_BT)
-            first = [self._changes(asked, before, at=at, noise=self._noise)[half:] for at in (half - 1, 0)]
-            second = self._changes(asked, before, at=half, noise=self._noise)[:half]
+            before = self._logits(loss_function, self.ids_BT)
+            first = [self._changes(loss_function, before, at=at, noise=self._noise)[half:] for at in (half - 1, 0)]
+            second = self._changes(loss_function, before, at=half, noise=self._noise)[:half]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return False
         return not any(changed.any() for changed in (*first, second))
 
-    def _changes(self, way: LossFunction, before_TV: torch.Tensor, *, at: int, noise: float = 1e-6) -> torch.Tensor:
+    def _changes(
+        self, loss_function: LossFunction, before_TV: torch.Tensor, *, at: int, noise: float = 1e-6
+    ) -> torch.Tensor:
         """For each position, whether its logits change with the token at ``at``. ``noise`` is relative to them."""
         ids_BT = self.ids_BT.clone()
         others = self.ids_BT[self.ids_BT != ids_BT[0, at]]
         ids_BT[0, at] = others[0]
-        after_TV = self._logits(way, ids_BT)
+        after_TV = self._logits(loss_function, ids_BT)
         return (after_TV - before_TV).abs().amax(-1) > noise * before_TV.abs().amax().clamp(min=1e-3)
 
     @property
@@ -393,7 +397,7 @@ class _Probe:
         precisions = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         return max((4 * torch.finfo(dtype).eps for dtype in precisions if dtype is not torch.float32), default=4e-6)
 
-    def _logits(self, way: LossFunction, ids_BT: torch.Tensor) -> torch.Tensor:
-        logits = way.logits_in(way.call(self.model, self.batch(ids_BT)))
+    def _logits(self, loss_function: LossFunction, ids_BT: torch.Tensor) -> torch.Tensor:
+        logits = loss_function.logits_in(loss_function.call(self.model, self.batch(ids_BT)))
         assert logits is not None
         return logits[0].float()

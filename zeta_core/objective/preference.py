@@ -48,7 +48,7 @@ class Pairs(Sequences):
 
     def __init__(self, tokens: TokenFile, seq_len: int, *, overlong: Overlong | None) -> None:
         if not tokens.has_pairs:
-            raise InvalidData("method 'dpo' needs rows of prompt, chosen and rejected; the data holds none.")
+            raise InvalidData("method 'dpo' needs rows with prompt, chosen and rejected; the data has none.")
         super().__init__(tokens, seq_len, pack=False, overlong=overlong, group_size=2)
         self.reference_2P = np.zeros(2 * len(self), dtype=np.float32)  # per pair: chosen, rejected
 
@@ -100,14 +100,14 @@ class DpoLoss(LossFunction):
     is_likelihood: ClassVar[bool] = False
 
     @staticmethod
-    def of(asked: LossFunction, beta: float, name: str) -> DpoLoss:
+    def of(loss_function: LossFunction, beta: float, name: str) -> DpoLoss:
         """The DPO loss for a model. Raises `InvalidModel` if the model does not return its logits."""
-        if asked.convention is not Convention.LOGITS:
+        if loss_function.convention is not Convention.LOGITS:
             raise InvalidModel(
-                f"{name} answers with a loss and no logits, and method 'dpo' needs the log-probability of each answer; "
+                f"{name} returns a loss but no logits, and method 'dpo' needs the log-probability of each answer; "
                 "let its forward return logits."
             )
-        return DpoLoss(**vars(asked), beta=beta)
+        return DpoLoss(**vars(loss_function), beta=beta)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the losses of the pairs that count, and None."""
@@ -171,7 +171,7 @@ def prepare_reference(
         if stored is None:
             some.reference_2P = reference_of(engine, loss_function, some, micro_batch)
         elif key not in given or len(given[key]) != len(some.reference_2P):
-            raise CannotResume("The checkpoint does not hold the reference of these pairs; start from its weights.")
+            raise CannotResume("The checkpoint contains no reference for these pairs; start from its weights instead.")
         else:
             some.reference_2P = given[key].numpy()
         kept[key] = torch.from_numpy(some.reference_2P)

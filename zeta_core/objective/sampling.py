@@ -37,6 +37,8 @@ MAX_SECONDS = 10.0
 
 
 class SampleWriter:
+    """Generates continuations of a few held-out prompts."""
+
     def __init__(
         self,
         held_out: TokenFile,
@@ -54,9 +56,9 @@ class SampleWriter:
         self._ends = ends
         self._loss_function, self._tokenizer, self._seed = loss_function, tokenizer, seed
         self._processes, self._device, self._report = processes, device, report
-        prompts = _questions(held_out, max(seq_len // 2, min(MAX_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
+        prompts = _conversation_prompts(held_out, max(seq_len // 2, min(MAX_PROMPT_TOKENS, seq_len - NUM_TOKENS)))
         if not prompts:
-            prompts = _beginnings(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
+            prompts = _text_prompts(held_out, min(NUM_PROMPT_TOKENS, seq_len // 2))
         # Prompts of the same length form one batch.
         self._prompts = [np.stack(list(alike)) for _, alike in groupby(sorted(prompts, key=len), key=len)]
         self._seq_len = seq_len
@@ -75,7 +77,7 @@ class SampleWriter:
             with torch.compiler.set_stance("force_eager"):  # lengths that occur once are not worth compiling for
                 rows = self._continued(model, prompts_BT, generator)
             if not rows:
-                self._report.log("This model gives no logits for the next token, so no samples are written.")
+                self._report.log("This model returns no logits for the next token, so no samples are written.")
                 self._can_generate = False
                 return []
             length = prompts_BT.shape[1]
@@ -89,15 +91,15 @@ class SampleWriter:
         self, model: nn.Module, prompts_BT: NDArray[np.int64], generator: torch.Generator
     ) -> list[list[int]]:
         """The prompts with the model's continuations; empty if the model can't generate."""
-        began, most_seconds = time.monotonic(), MAX_SECONDS / len(self._prompts)
+        began, max_seconds = time.monotonic(), MAX_SECONDS / len(self._prompts)
         ids_BT = torch.from_numpy(prompts_BT).to(self._device)
         past: Any = None
         for _ in range(min(NUM_TOKENS, self._seq_len - prompts_BT.shape[1])):
             if self._has_cache:
                 unread_BT = ids_BT if past is None else ids_BT[:, -1:]
-                answer = model(input_ids=unread_BT, past_key_values=past, use_cache=True)
-                past = getattr(answer, "past_key_values", None)
-                logits_BV = answer.logits[:, -1, : len(self._tokenizer)]
+                output = model(input_ids=unread_BT, past_key_values=past, use_cache=True)
+                past = getattr(output, "past_key_values", None)
+                logits_BV = output.logits[:, -1, : len(self._tokenizer)]
             else:
                 logits_BV = self._next_logits(model, ids_BT)
             if logits_BV is None:
@@ -105,7 +107,7 @@ class SampleWriter:
             weights_BV = torch.softmax(logits_BV.float().cpu() / TEMPERATURE, dim=-1)
             drawn_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
             is_main = self._processes.is_main
-            too_long = float(time.monotonic() - began > most_seconds)
+            too_long = float(time.monotonic() - began > max_seconds)
             # The first rank decides for all ranks: the drawn tokens, and whether time is up.
             decision = torch.cat((drawn_B.double(), torch.tensor([too_long]).double())) * is_main
             *drawn, stop = self._processes.sum(decision.to(self._device))
@@ -140,8 +142,8 @@ class SampleWriter:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _questions(tokens: TokenFile, most: int) -> list[NDArray[np.int64]]:
-    """The last ``most`` tokens before the first answers of a few conversations, if there are any.
+def _conversation_prompts(tokens: TokenFile, max_tokens: int) -> list[NDArray[np.int64]]:
+    """The last ``max_tokens`` tokens before the first answers of a few conversations, if there are any.
 
     Prompts of the same length form one batch, so the conversations are chosen whose lengths differ least.
     """
@@ -151,24 +153,24 @@ def _questions(tokens: TokenFile, most: int) -> list[NDArray[np.int64]]:
     conversations = np.arange(0, tokens.num_documents, step)[:MAX_DOCUMENTS]
     starts, lengths = tokens.offsets[conversations], np.zeros(len(conversations), dtype=np.int64)
     for index, (start, end) in enumerate(zip(starts, tokens.offsets[conversations + 1], strict=True)):
-        places = tokens.where(np.arange(int(start), int(end)))
-        lengths[index] = int(np.argmax(tokens.supervised[places]))  # 0: nothing is trained on
-    asked = np.flatnonzero(lengths > 1)  # at 1, everything is trained on: a text
-    if not len(asked):
+        indices = tokens.where(np.arange(int(start), int(end)))
+        lengths[index] = int(np.argmax(tokens.supervised[indices]))  # 0: nothing is trained on
+    eligible = np.flatnonzero(lengths > 1)  # at 1, everything is trained on: a text
+    if not len(eligible):
         return []
-    by_length = asked[np.argsort(lengths[asked], kind="stable")]
-    count = min(NUM_PROMPTS, len(asked))
-    shown = np.minimum(lengths[by_length], most)
+    by_length = eligible[np.argsort(lengths[eligible], kind="stable")]
+    count = min(NUM_PROMPTS, len(eligible))
+    shown = np.minimum(lengths[by_length], max_tokens)
     spreads = shown[count - 1 :] - shown[: len(shown) - count + 1]
     alike = np.flatnonzero(spreads == spreads.min())
     first = alike[len(alike) // 2]
     chosen = np.sort(by_length[first : first + count])
     ends = starts[chosen] + lengths[chosen]
-    stretches = [np.arange(end - min(length, most), end) for end, length in zip(ends, lengths[chosen], strict=True)]
-    return [tokens.ids[tokens.where(places)].astype(np.int64) for places in stretches]
+    spans = [np.arange(end - min(length, max_tokens), end) for end, length in zip(ends, lengths[chosen], strict=True)]
+    return [tokens.ids[tokens.where(span)].astype(np.int64) for span in spans]
 
 
-def _beginnings(tokens: TokenFile, length: int) -> list[NDArray[np.int64]]:
+def _text_prompts(tokens: TokenFile, length: int) -> list[NDArray[np.int64]]:
     """The first ``length`` tokens of the first few documents that are long enough, or else of the longest one."""
     starts, lengths = np.asarray(tokens.offsets[:-1]), np.diff(tokens.offsets)
     length = max(1, min(length, int(lengths.max()) - 1))

@@ -164,8 +164,8 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
     [
         (["q_prj"], "names 'q_prj', which is not in LlamaForCausalLM; its linear layers and embeddings are: down_proj"),
         (["norm"], "names 'model.norm', a LlamaRMSNorm, which LoRA does not adapt"),
-        (["lm_head"], "names 'lm_head', whose weight is also that of 'model.embed_tokens'"),
-        ("q_proj", "is 'q_proj', which is the whole name of no layer"),
+        (["lm_head"], "names 'lm_head', which shares its weight with 'model.embed_tokens'"),
+        ("q_proj", "is 'q_proj', which matches the full name of no layer"),
     ],
 )
 def test_targets_that_are_not_there_are_answered_with_those_that_are(
@@ -243,7 +243,7 @@ def test_frozen_weights_stay_and_are_in_the_checkpoint(tmp_path: Path) -> None:
 
 def test_a_pattern_that_matches_nothing_or_everything_is_refused(tmp_path: Path) -> None:
     for freeze, message in (
-        (["layers.9*"], "has 'layers.9\\*', which no parameter's name"),
+        (["layers.9*"], "has 'layers.9\\*', which matches no parameter"),
         (["*"], "no parameter to"),
     ):
         with pytest.raises(CannotTrain, match=message):

@@ -40,5 +40,5 @@ def test_of_experts_the_linear_layers_are_adapted_and_what_peft_refuses_is_told(
     assert "weights_not_adapted" not in [line.code for line in dense]
 
     mamba = MambaForCausalLM(MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=4))
-    with pytest.raises(CannotTrain, match=r"^peft refuses lora\.target_modules: .*Mamba"):
+    with pytest.raises(CannotTrain, match=r"^peft rejects lora\.target_modules: .*Mamba"):
         train(mamba, tmp_path / "mamba", **asked)

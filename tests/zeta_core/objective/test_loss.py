@@ -94,7 +94,7 @@ def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return super().forward(ids)[..., :100]
 
-    with pytest.raises(InvalidModel, match="token id 229, but Narrow answers with 100 logits"):
+    with pytest.raises(InvalidModel, match="token id 229, but Narrow returns 100 logits"):
         find_loss_function(_module(Narrow), sample_ids=SAMPLE, largest_id=229)
 
 
@@ -129,7 +129,7 @@ def test_the_logits_among_several_results_are_those_with_an_entry_for_every_id(
 def test_results_that_could_all_be_the_logits_are_refused() -> None:
     model = _Several()
     model.places = (1, 1)
-    with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), and it cannot be told which"):
+    with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), so it is unclear which"):
         find_loss_function(model, sample_ids=SAMPLE, vocabulary=models.VOCABULARY)
 
 

@@ -196,7 +196,7 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
 
 
 def test_a_model_that_gives_no_logits_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidModel, match="WithLabels answers with a loss and no logits, and method 'dpo' needs"):
+    with pytest.raises(InvalidModel, match="WithLabels returns a loss but no logits, and method 'dpo' needs"):
         train(WithLabels(), tmp_path / "out", cache=tmp_path, **dpo(4, tmp_path, max_steps=1))
 
 

@@ -56,10 +56,10 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
         (pack(model(model__safetensors=b"\x80\x04K\x01.")), "model.tar: model.safetensors is not a safetensors file"),
         (pack({"config.json": {**CONFIG, "attn_implementation": "owner/kernel"}}), "'attn_implementation' = 'owner/ke"),
         (pack({"config.json": {**CONFIG, "auto_map": {"AutoConfig": "evil.C"}}, "evil.py": ""}), "has 'auto_map' = "),
-        (link("vocab.txt", "/etc/passwd"), "model.tar holds 'vocab.txt', which is a link"),
-        (pack({"../config.json": CONFIG}), "model.tar holds '../config.json', which leads out of the folder"),
+        (link("vocab.txt", "/etc/passwd"), "model.tar contains 'vocab.txt', which is a link"),
+        (pack({"../config.json": CONFIG}), "model.tar contains '../config.json', which is outside the folder"),
         (pack({"config.json": b'{"a":' * 100_000}), "config.json is nested more than 64 levels deep"),
-        (sparse(6_600_000_000), "model.tar holds 'config.json', which is a sparse file"),
+        (sparse(6_600_000_000), "model.tar contains 'config.json', which is a sparse file"),
     ],
 )
 def test_an_unsafe_model_is_rejected_and_removed(

@@ -58,7 +58,7 @@ def rejected_archive(tmp_path: Path, content: bytes) -> str:
 @pytest.mark.parametrize(("kind", "expected"), LINKS)
 def test_members_that_are_not_plain_files_are_rejected(tmp_path: Path, kind: bytes, expected: str) -> None:
     message = rejected_archive(tmp_path, entry("vocab.txt", kind, linkname="/etc/passwd"))
-    assert message.startswith("model.tar holds 'vocab.txt', which ")
+    assert message.startswith("model.tar contains 'vocab.txt', which ")
     assert expected in message
 
 
@@ -76,7 +76,7 @@ def test_members_that_are_not_plain_files_are_rejected(tmp_path: Path, kind: byt
     ],
 )
 def test_member_names_that_are_unsafe_are_rejected(tmp_path: Path, name: str) -> None:
-    assert f"model.tar holds {name[:200]!r}, which " in rejected_archive(tmp_path, entry(name))
+    assert f"model.tar contains {name[:200]!r}, which " in rejected_archive(tmp_path, entry(name))
 
 
 def test_a_member_name_with_a_null_byte_is_rejected(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_member_name_with_a_null_byte_is_rejected(tmp_path: Path) -> None:
 )
 def test_two_members_for_one_file_are_rejected(tmp_path: Path, names: tuple[str, str]) -> None:
     message = rejected_archive(tmp_path, b"".join(entry(name) for name in names))
-    assert "twice, or under a name that differs in case only" in message
+    assert "twice, or with names that differ only in case" in message
 
 
 @pytest.mark.parametrize("key", [b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.realsize", b"GNU.sparse.name"])
@@ -165,7 +165,7 @@ def test_a_link_that_leaves_its_folder_is_rejected(tmp_path: Path, link: str) ->
     (folder / "inside.txt").symlink_to("config.json")
     assert set(FolderFiles(folder, "model").sizes) == {"config.json", "inside.txt"}
     (folder / "vocab.txt").symlink_to(link)
-    with pytest.raises(InvalidModelFiles, match=r"model holds 'vocab.txt', a link that leads out of it"):
+    with pytest.raises(InvalidModelFiles, match=r"model contains 'vocab.txt', a link to a file outside"):
         FolderFiles(folder, "model")
 
 
@@ -180,4 +180,4 @@ def test_a_model_with_only_pickled_weights_is_rejected(tmp_path: Path, name: str
     "files", [{}, {"notes.txt": "hello"}, {"data.json": {"a": 1}, "model.safetensors": safetensors()}]
 )
 def test_an_archive_without_a_model_or_tokenizer_is_rejected(tmp_path: Path, files: dict[str, object]) -> None:
-    assert "holds no config.json" in rejection(tmp_path, files)
+    assert "contains no config.json" in rejection(tmp_path, files)

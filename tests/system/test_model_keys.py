@@ -83,7 +83,7 @@ def test_nested_configs_are_checked_like_the_outer_one(tmp_path: Path, where: st
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "paged|owner/kernel", "msa|a/b", "deepgemm", "", 3])
 def test_only_attention_implementations_of_torch_are_accepted(tmp_path: Path, implementation: object) -> None:
     message = rejection(tmp_path, {"config.json": {**CONFIG, "attn_implementation": implementation}})
-    assert message.endswith("it must be 'eager' or 'sdpa'; kernels of others are never loaded.")
+    assert message.endswith("it must be 'eager' or 'sdpa'; third-party kernels are never loaded.")
     check_upload(tmp_path, {"config.json": {**CONFIG, "attn_implementation": "sdpa", "experts_implementation": None}})
 
 
@@ -100,7 +100,7 @@ def test_only_attention_implementations_of_torch_are_accepted(tmp_path: Path, im
 def test_code_in_a_model_is_rejected(tmp_path: Path, file: str, key: str, value: object) -> None:
     message = rejection(tmp_path, {**model(), "evil.py": "raise SystemExit", file: {**CONFIG, key: value}})
     assert message.startswith(f"model.tar: {file} has {key!r} = ")
-    assert "code that a model brings along never runs here; leave it out." in message
+    assert "code in a model is never run here; remove it." in message
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The words that server, worker, trainer and client share: spec, job, events, messages, errors.
+"""The types that server, worker, trainer and client share: spec, job, events, messages and errors.
 
-Everything here is data: frozen pydantic models, closed lists and path names. Nothing here opens a connection,
-starts a process or imports anything heavier than pydantic.
+The package is data only: frozen pydantic models, enumerations and path names. It does not open connections, start
+processes or import anything heavier than pydantic.
 """

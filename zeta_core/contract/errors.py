@@ -1,4 +1,4 @@
-"""One base class for everything that is the user's to mend, and the one JSON shape in which it is told."""
+"""The base class of all errors that a user or operator can fix, and the JSON format in which they are reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zeta_core.contract.printable import printable
 
 
 class ErrorDetail(BaseModel):
-    """One fault in what was sent: which field, what is wrong with its value, and the cure."""
+    """One fault in a request: the field, what is wrong with its value, and how to fix it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,7 +31,7 @@ class ErrorContent(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every HTTP answer that is not a success."""
+    """The body of every HTTP error response."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,10 +39,10 @@ class ErrorBody(BaseModel):
 
 
 class ZetaError(Exception):
-    """Something the user can mend: ``message`` names the value and the cure, ``code`` is stable.
+    """An error that the user can fix: ``message`` contains the value and the fix, and ``code`` is stable.
 
-    ``type`` is the family of the error (``invalid_request_error``, ``authentication_error``, ...): the server maps it
-    to an HTTP status, so no error class knows HTTP.
+    ``type`` is the category of the error (``invalid_request_error``, ``authentication_error``, ...). The server maps it
+    to an HTTP status, so the error classes are independent of HTTP.
     """
 
     type: str = "invalid_request_error"
@@ -65,9 +65,9 @@ class ZetaError(Exception):
         self.details = tuple(details)
 
     def body(self) -> ErrorBody:
-        """This error in the one JSON shape; a single fault is also listed under ``details``.
+        """This error as JSON; a single fault is also listed in ``details``.
 
-        Control characters are escaped: a message may repeat a path or a name that somebody else chose.
+        Control characters are escaped, because a message may quote untrusted paths and names.
         """
         details = list(self.details)
         if not details and self.param is not None:
@@ -97,18 +97,18 @@ def _printable_detail(detail: ErrorDetail) -> ErrorDetail:
 
 
 class InvalidRequest(ZetaError):
-    """What was sent is understood and wrong (HTTP 422), or is not understood at all (``malformed``, HTTP 400)."""
+    """The request can be parsed, but its content is invalid (HTTP 422)."""
 
 
 class MalformedRequest(ZetaError):
-    """What was sent is not JSON, not multipart, or not readable for another reason."""
+    """The request cannot be parsed: it is not valid JSON or multipart data, or cannot be read for another reason."""
 
     type = "malformed_request_error"
     code = "malformed_request"
 
 
 class InvalidSpec(InvalidRequest):
-    """A job spec or a Trainer call with one or more bad fields; ``details`` names every one of them."""
+    """A job spec or a Trainer call with invalid fields, all of which are listed in ``details``."""
 
     code = "invalid_spec"
 
@@ -129,7 +129,7 @@ class NotFound(ZetaError):
 
 
 class Conflict(ZetaError):
-    """The thing exists and its state does not allow this."""
+    """The object exists, but its state does not allow the operation."""
 
     type = "conflict_error"
     code = "conflict"
@@ -141,7 +141,7 @@ class TooLarge(ZetaError):
 
 
 class RequestTimeout(ZetaError):
-    """The request's body did not arrive in time."""
+    """The body of the request did not arrive in time."""
 
     type = "timeout_error"
     code = "request_timeout"
@@ -153,14 +153,14 @@ class QuotaExceeded(ZetaError):
 
 
 class Unavailable(ZetaError):
-    """A part of the service (database, artifact store, Redis) cannot be reached now; trying again later is the cure."""
+    """A component (database, artifact store, Redis) is temporarily unreachable; the client should retry later."""
 
     type = "unavailable_error"
     code = "unavailable"
 
 
 class InvalidSettings(ZetaError):
-    """A ``ZETA_*`` setting is missing or wrong."""
+    """A ``ZETA_*`` setting is missing or invalid."""
 
     type = "settings_error"
     code = "invalid_settings"

@@ -67,7 +67,7 @@ class DatabaseAddress:
 
     @classmethod
     def parse(cls, url: str) -> DatabaseAddress:
-        """Raises `ValueError` with a sentence that never contains the URL, which may hold a password."""
+        """Raises `ValueError` with a sentence that never contains the URL, which may contain a password."""
         parts = _URL.fullmatch(url.strip())
         if parts is None:
             raise ValueError(f"it is not a valid database URL; {EXAMPLES}, with special characters percent-encoded")
@@ -95,7 +95,9 @@ def sqlite_url(file: Path) -> str:
 def _sqlite(parts: re.Match[str]) -> DatabaseAddress:
     path = _decoded(parts["database"] or "")
     if parts["user"] is not None or parts["hosts"]:
-        raise ValueError("it has a host; a SQLite file has three slashes before its path, four where that is absolute")
+        raise ValueError(
+            "it has a host; a SQLite file has three slashes before its path, or four if the path is absolute"
+        )
     if parts["query"]:
         name = parts["query"].partition("=")[0]
         raise ValueError(f"the option {name!r} is not supported; a SQLite URL has none (write a '?' in a path as %3F)")
@@ -144,7 +146,7 @@ def _translated(name: str, value: str) -> list[tuple[str, str]]:
     if name == "sslmode" and value not in SSL_MODES:
         raise ValueError(f"the option 'sslmode' is {value!r}; use {', '.join(SSL_MODES)}")
     if name in NUMBERS and not (value.isascii() and value.isdigit()):
-        raise ValueError(f"the option {name!r} is {value!r}; give a whole number")
+        raise ValueError(f"the option {name!r} is {value!r}; use a whole number")
     if name in LIBPQ_OPTIONS:
         return [(name, value)]
     if name == "ssl":
@@ -156,7 +158,7 @@ def _translated(name: str, value: str) -> list[tuple[str, str]]:
             raise ValueError(f"the option {name!r} is {value!r}, which is not supported; remove it")
         return []
     close = difflib.get_close_matches(name, LIBPQ_OPTIONS, n=1, cutoff=0.8)
-    cure = f"did you mean {close[0]!r}?" if close else "PostgreSQL's client library does not know it; remove it"
+    cure = f"did you mean {close[0]!r}?" if close else "libpq has no such option; remove it"
     raise ValueError(f"the option {name!r} is not supported: {cure}")
 
 

@@ -1,4 +1,4 @@
-"""The distribution that every room is installed from, and its version."""
+"""The name of the Python distribution, and its installed version."""
 
 from __future__ import annotations
 

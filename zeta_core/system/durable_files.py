@@ -17,7 +17,7 @@ PART_SUFFIX = ".part"  # of a file or directory that is not complete yet
 
 
 def part_of(target: Path) -> Path:
-    """The path beside ``target`` where its single writer prepares its new content."""
+    """The path next to ``target`` where its only writer prepares new content."""
     return target.with_name(target.name + PART_SUFFIX)
 
 
@@ -65,7 +65,7 @@ def write_private_durably(target: Path, content: str) -> None:
 
 @contextmanager
 def private_part_of(target: Path, content: str) -> Generator[Path]:
-    """A flushed file beside ``target`` with this content and mode 0600, removed on exit if it is still there."""
+    """A flushed file next to ``target`` with this content and mode 0600, removed on exit if it is still there."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # mode 0600 from the start
     part = Path(name)
     try:

@@ -1,8 +1,8 @@
-"""A training that the kernel killed because memory ran out: how that is known, and what to say of it.
+"""Detecting that the kernel killed a training because memory ran out, and reporting it.
 
-Such a process leaves no word of its own, so those who started it look at what the kernel counts: the kills within its
-control group (which no one else's can be taken for) or, where that tells nothing, those on the whole machine. A kill by
-somebody else that falls together with one of another program is then taken for ours, and the message says so.
+A killed process cannot report the reason itself, so its parent compares the kernel's OOM kill counts from before and
+after: the count of its control group, which is exact, or else the count of the machine. The latter may also increase
+because of another program while the training is killed for another reason; the message leaves that open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zeta_core.contract.job.status import StatusReason
 from zeta_core.contract.wire.run_directory import JOURNAL_FILE, MAX_LINE_BYTES, RUN_FILE
 
 _COUNTS = ("memory.events", "memory.oom_control")
-_ABOUT_MEMORY = ("batch_size", "seq_len", "use_activation_checkpointing")
+_MEMORY_OPTIONS = ("batch_size", "seq_len", "use_activation_checkpointing")
 MESSAGES = {
     "group": "The kernel killed the training process because memory ran out.",
     "machine": "The training process was killed by SIGKILL while the kernel killed processes because memory ran out.",
@@ -28,13 +28,13 @@ MESSAGES = {
 
 @dataclass(frozen=True)
 class OomKills:
-    """How many processes the kernel killed for memory so far; ``None`` where it does not say."""
+    """The number of processes that the kernel has killed because memory ran out; ``None`` if unknown."""
 
     group: int | None
     machine: int | None
 
     def since(self, before: OomKills) -> Literal["group", "machine"] | None:
-        """Where there was another one since ``before``."""
+        """The count that has increased since ``before``, if any."""
         if self.group is not None and self.group > (before.group or 0):
             return "group"
         if self.machine is not None and self.machine > (before.machine or 0):
@@ -43,57 +43,57 @@ class OomKills:
 
 
 def count_oom_kills() -> OomKills:
-    """The counts now: of this process' own control group, of either version, and of the machine."""
+    """The current counts of this process's control group (version 1 or 2) and of the machine."""
     group = next((count for file in group_files(*_COUNTS) if (count := _count_in(file)) is not None), None)
     return OomKills(group, _count_in(Path("/proc/vmstat")))
 
 
 def oom_kill_error(run_dir: Path, before: OomKills, evidence: JobErrorEvidence) -> JobError | None:
-    """What to say of a training that SIGKILL ended, if memory was why; ``before`` was counted when it was started."""
-    now = count_oom_kills()
-    where = now.since(before)
-    if where is None:
+    """The error of a training ended by SIGKILL, if memory ran out; ``before`` are the counts at its start."""
+    counted_by = count_oom_kills().since(before)
+    if counted_by is None:
         return None
-    return out_of_memory_error(run_dir, MESSAGES[where], evidence.model_copy(update={"oom_kills_counted_by": where}))
+    evidence = evidence.model_copy(update={"oom_kills_counted_by": counted_by})
+    return out_of_memory_error(run_dir, MESSAGES[counted_by], evidence)
 
 
 def out_of_memory_error(run_dir: Path, message: str, evidence: JobErrorEvidence) -> JobError:
-    """The error of a training that was ended for its memory, with the options that take less."""
-    options, figures = _last_known(run_dir)
-    cure = suggest_less_memory(options)
-    known = {name: options[name] for name in _ABOUT_MEMORY if name in options}
+    """The error of a training that ran out of memory, with options that need less."""
+    options, measured = _last_known(run_dir)
+    suggestion = suggest_less_memory(options)
+    known = {name: options[name] for name in _MEMORY_OPTIONS if name in options}
     return JobError(
         code=StatusReason.OUT_OF_MEMORY,
         message=message,
-        hint=cure.hint,
-        patch=cure.patch,
-        evidence=evidence.model_copy(update={**known, **figures}),
+        hint=suggestion.hint,
+        patch=suggestion.patch,
+        evidence=evidence.model_copy(update={**known, **measured}),
     )
 
 
 def _last_known(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options as the run resolved them, and the last figures of its memory, from the files of its directory."""
-    order = _json((run_dir / RUN_FILE).read_text()) if (run_dir / RUN_FILE).is_file() else {}
-    options: dict[str, Any] = {**order.get("spec", {}), **_known(order.get("resolved_spec", {}))}
-    figures: dict[str, Any] = {}
+    """The resolved options of the run and its last memory measurements, read from its directory."""
+    run_file = _json((run_dir / RUN_FILE).read_text()) if (run_dir / RUN_FILE).is_file() else {}
+    options: dict[str, Any] = {**run_file.get("spec", {}), **_set_values(run_file.get("resolved_spec", {}))}
+    measured: dict[str, Any] = {}
     for line in _journal(run_dir / JOURNAL_FILE):
         if line.get("type") == "status":
-            options |= _known(line.get("resolved_spec") or {})
+            options |= _set_values(line.get("resolved_spec") or {})
         elif line.get("code") == "micro_batch_halved":
             options |= line.get("patch") or {}
         elif line.get("type") == "progress":
-            figures |= {name: line[name] for name in ("step", "memory", "memory_parts") if line.get(name) is not None}
-    return options, figures
+            measured |= {name: line[name] for name in ("step", "memory", "memory_parts") if line.get(name) is not None}
+    return options, measured
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
+def _set_values(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _journal(file: Path) -> Iterator[dict[str, Any]]:
     if file.is_file():
         with file.open("rb") as lines:
-            while line := lines.readline(MAX_LINE_BYTES):  # of a longer one the parts are no JSON
+            while line := lines.readline(MAX_LINE_BYTES):  # the parts of a longer line are not JSON, and are ignored
                 yield _json(line.decode("utf-8", "replace"))
 
 
@@ -101,12 +101,12 @@ def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError:
-        return {}  # the line that it was killed in
+        return {}  # an incomplete line
     return value if isinstance(value, dict) else {}
 
 
 def group_files(version_2: str, version_1: str) -> Iterator[Path]:
-    """Where the kernel may tell about the memory of this control group: a container sees its own as the root."""
+    """The kernel's files about the memory of this control group, which is the root inside a container."""
     try:
         groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:

@@ -1,7 +1,7 @@
-"""What server and workers share about failing loops: the text of an error, since when, and when to restart the process.
+"""Handling of failing loops, shared by server and workers: describing errors and giving up.
 
-An outage of Redis, the database or a disk ends by itself, so the process waits for it. A failure of any other kind is a
-defect. If it persists, the process gives up with `EXIT_STATUS`, and its supervisor starts a new one.
+A process waits for the end of an outage of Redis, the database or a disk. Any other failure is a defect. If it
+persists, the process exits with `EXIT_STATUS`, and its supervisor starts a new one.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def error_text(error: BaseException) -> str:
 
 
 def give_up(reason: str) -> NoReturn:
-    """Log ``reason`` and end this process at once, with all its threads, so that its supervisor starts a new one.
+    """Log ``reason`` and exit immediately, with all threads, so that the supervisor starts a new process.
 
-    To other components this is a crash, which each of them survives without loss.
+    Other components handle this like a crash, without loss of data.
     """
     logger.critical("%s Exiting with status %d to be restarted.", reason, EXIT_STATUS, extra={"action": "give_up"})
     logging.shutdown()

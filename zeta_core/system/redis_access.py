@@ -63,7 +63,7 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """Raises `ValueError` with a sentence that never contains the URL, which may hold a password."""
+        """Raises `ValueError` with a sentence that never contains the URL, which may contain a password."""
         scheme, separator, _ = url.partition("://")
         if not separator or scheme not in SCHEMES:
             raise ValueError("it must begin with redis://, rediss:// or unix://")
@@ -145,7 +145,7 @@ def _server(parts: SplitResult) -> tuple[str, int]:
     if port == 0:
         raise ValueError("its port is 0")
     if "," in parts.netloc.rpartition("@")[2]:
-        raise ValueError("it names several hosts; give one, or the address of a proxy in front of them")
+        raise ValueError("it names several hosts; use one of them, or the address of a proxy")
     return unquote(parts.hostname or "localhost"), 6379 if port is None else port
 
 
@@ -167,12 +167,12 @@ def _database(parts: SplitResult, options: Mapping[str, str]) -> int:
     in_path = "" if parts.scheme == "unix" else unquote(parts.path).removeprefix("/").removesuffix("/")
     given = {text for text in (in_path, options.get("db")) if text}
     if "db" in options and not options["db"]:
-        raise ValueError("its option 'db' is empty; give the number of a database, such as 0")
+        raise ValueError("its option 'db' is empty; use the number of a database, such as 0")
     if len(given) > 1:
         raise ValueError(f"it names two databases, {in_path!r} and db={options['db']!r}; keep one of them")
     text = given.pop() if given else "0"
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError(f"its database is {text!r}; give a number, such as 0")
+        raise ValueError(f"its database is {text!r}; use a number, such as 0")
     return int(text)
 
 

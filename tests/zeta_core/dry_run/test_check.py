@@ -191,8 +191,8 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
     [
         ("model/config.json", tarfile.SYMTYPE, "is a link; tar the files themselves"),
         ("notes.txt", tarfile.LNKTYPE, "is a link; tar the files themselves"),
-        ("../config.json", tarfile.REGTYPE, "leads out of the folder"),
-        ("/etc/passwd", tarfile.REGTYPE, "leads out of the folder"),
+        ("../config.json", tarfile.REGTYPE, "is outside the folder"),
+        ("/etc/passwd", tarfile.REGTYPE, "is outside the folder"),
         ("pipe", tarfile.FIFOTYPE, "is a device or the like"),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_archive_that_holds_what_is_no_file_of_its_own_is_refused_by_name(
     )
     [fault] = answer.details
     assert (fault.param, fault.code) == ("model", "invalid_model")
-    assert fault.message.startswith(f"model.tar holds {name!r}, which {told}")
+    assert fault.message.startswith(f"model.tar contains {name!r}, which {told}")
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_link_out_of_a_checkpoint_is_refused(
     path.unlink(missing_ok=True)
     path.symlink_to(secret)
     said = refusal(lambda: locate_model(model, locations, tmp_path / "cache"))
-    assert said == f"{JOB}/final holds {link!r}, a link that leads out of it; copy the file there."
+    assert said == f"{JOB}/final contains {link!r}, a link to a file outside; copy that file."
 
 
 @pytest.mark.parametrize("source", ["job", "local directory"])
@@ -259,7 +259,7 @@ def test_no_config_reaches_a_kernel_loader(
         model = stored_upload(locations, files) if where == "upload" else stored_checkpoint(locations, files)
     said = refusal(lambda: locate_model(model, locations, tmp_path / "cache").build())
     assert f"{key}" in said
-    assert "kernels of others are never loaded" in said
+    assert "third-party kernels are never loaded" in said
     assert no_kernels == []
 
 

@@ -1,1 +1,1 @@
-"""Files of training data: their types, their first bytes, and the ones of a folder that are used."""
+"""Training data files: their types by name, and signatures in their first bytes."""

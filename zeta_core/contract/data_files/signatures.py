@@ -42,21 +42,21 @@ _EXPECTED: dict[str, tuple[str, ...]] = {
 _SUFFIX_OF = {content: suffix for suffix, contents in _EXPECTED.items() for content in contents}
 
 
-def is_lfs_pointer(beginning: bytes) -> bool:
+def is_lfs_pointer(first_bytes: bytes) -> bool:
     """Whether a file that starts with these bytes is a Git LFS pointer. Pass at least 1024 bytes if there are any."""
-    return beginning.startswith(_LFS_POINTER) and len(beginning) < _LFS_LARGEST and b"\noid sha256:" in beginning
+    return first_bytes.startswith(_LFS_POINTER) and len(first_bytes) < _LFS_LARGEST and b"\noid sha256:" in first_bytes
 
 
-def fault_in_first_bytes(name: str, beginning: bytes) -> str | None:
-    """What is wrong with a data file whose first bytes are ``beginning``; ``None`` if its name may be right.
+def fault_in_first_bytes(name: str, first_bytes: bytes) -> str | None:
+    """The fault of a data file that starts with ``first_bytes``; ``None`` if they may match its name.
 
-    The result completes a sentence that starts with the name. ``beginning`` has at most `FIRST_BYTES` bytes.
+    The result completes a sentence that starts with the name. ``first_bytes`` has at most `FIRST_BYTES` bytes.
     """
-    if is_lfs_pointer(beginning):
+    if is_lfs_pointer(first_bytes):
         return "is a Git LFS pointer and not the file itself; download the file with `git lfs pull`."
     kind = file_type(name)
     suffix = kind.compression or kind.suffix
-    found = next((content for magic, content in _SIGNATURES.items() if beginning.startswith(magic)), None)
+    found = next((content for magic, content in _SIGNATURES.items() if first_bytes.startswith(magic)), None)
     if suffix in _EXPECTED:
         if found in _EXPECTED[suffix]:
             return None
@@ -64,25 +64,25 @@ def fault_in_first_bytes(name: str, beginning: bytes) -> str | None:
         return f"is {content}not {_EXPECTED[suffix][0]}; save it in that format, or rename it to match its content."
     if suffix in (*TOKEN_SUFFIXES, *TABLE_SUFFIXES):
         return None  # flat token ids may start with any bytes
-    if encoding := _encoding(beginning):
+    if encoding := _encoding(first_bytes):
         return f"is {encoding} text; save it as UTF-8."
     if found is not None:
         right = _SUFFIX_OF.get(found)
         if right in COMPRESSIONS:
             return f"is {found}; rename it to {name}{right}, or decompress it."
         return f"is {found}; " + (f"rename it to end in {right}." if right else "extract or export its text first.")
-    if b"\0" in beginning:
+    if b"\0" in first_bytes:
         return "contains NUL bytes, so it is not UTF-8 text; save it as UTF-8 text."
     return None
 
 
-def _encoding(beginning: bytes) -> str | None:
+def _encoding(first_bytes: bytes) -> str | None:
     """The encoding of text that is not UTF-8: by its byte order mark, or by the positions of NUL bytes."""
     for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if beginning.startswith(mark):
+        if first_bytes.startswith(mark):
             return encoding
     # Spaces, digits and line ends have a NUL byte in UTF-16 in every language: at odd positions in little-endian order.
-    even, odd = beginning[::2].count(0), beginning[1::2].count(0)
-    if len(beginning) >= 4 and max(even, odd) >= len(beginning) // 16 + 1 and min(even, odd) == 0:
+    even, odd = first_bytes[::2].count(0), first_bytes[1::2].count(0)
+    if len(first_bytes) >= 4 and max(even, odd) >= len(first_bytes) // 16 + 1 and min(even, odd) == 0:
         return "UTF-16"
     return None

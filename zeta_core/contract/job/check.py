@@ -1,7 +1,7 @@
-"""What ``python -m zeta_core check`` answers of a spec: all that needs torch or transformers to be known.
+"""The result of ``python -m zeta_core check``: everything about a spec that requires torch or transformers.
 
-A worker runs it on request and the server passes the answer on (``POST /v1/jobs/validate``). A field that is null has
-its reason in ``pending``, by its name.
+A worker runs the check on request, and the server returns the result (``POST /v1/jobs/validate``). For a field that is
+null, ``pending`` contains the reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
 class _Answer(BaseModel):
-    """Frozen; a reader keeps the fields of a newer worker."""
+    """Frozen. Readers keep the unknown fields of a newer worker."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -52,9 +52,9 @@ class CheckedData(_Answer):
 
 
 class CheckAnswer(_Answer):
-    """``ok`` is false where ``details`` names faults; what could be found out beside them is said as well.
+    """``ok`` is false if ``details`` lists faults; the other fields then contain what could still be determined.
 
-    ``isolates``: whether the model keeps documents apart that are packed into one sequence. ``tokens`` are those of
+    ``isolates``: whether the model keeps packed documents apart. ``tokens`` are those of
     the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state. ``data`` describes the rows.
     """
 

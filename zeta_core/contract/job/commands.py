@@ -32,7 +32,7 @@ class Rerun(BaseModel):
 
 
 class Situation(StrEnum):
-    """A job's status, refined by the requested action and by what a paused job waits for."""
+    """A job's status, refined by the requested action and by the reason why it is paused."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -12,7 +12,7 @@ class _Shown(BaseModel):
 
 
 class ShowRequest(_Shown):
-    """The rows to show: the first ``rows`` of the dataset, or the row with the number ``row``, counted as in messages.
+    """The rows to show: the first ``rows`` of the dataset, or the one with the number ``row``, as in error messages.
 
     ``spec`` contains the fields of a job, with local paths instead of uploaded files.
     """

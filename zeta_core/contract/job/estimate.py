@@ -1,4 +1,4 @@
-"""What can be said of a job before it runs: the answer of ``POST /v1/jobs/validate``."""
+"""Estimates for a job before it runs: the response of ``POST /v1/jobs/validate``."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from zeta_core.contract.job.memory import MeasuredMemory, MemoryParts
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
-class _Stored(BaseModel):
-    """Frozen; a client keeps the fields of a newer server."""
+class _Response(BaseModel):
+    """Frozen. Clients keep the unknown fields of a newer server."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Bytes(_Stored):
+class Bytes(_Response):
     bytes: int
     meaning: str
 
 
 class Memory(Bytes, MemoryParts):
-    """Of each process, all parts together and each; ``measured`` is what an earlier job alike held, to compare."""
+    """The memory of each process, in total and by part; ``measured`` is that of a comparable earlier job."""
 
     measured: MeasuredMemory | None = None
 
 
-class Seconds(_Stored):
-    """``job`` is the earlier one that the time is taken from; ``tokens_per_second`` is what that made of its device."""
+class Seconds(_Response):
+    """``job`` is the earlier job from which the time is derived, and ``tokens_per_second`` its speed on ``device``."""
 
     seconds: float
     meaning: str
@@ -38,23 +38,23 @@ class Seconds(_Stored):
     tokens_per_second: float | None = None
 
 
-class Estimate(_Stored):
-    """A spec that would be accepted, and what follows from it; a null is explained in ``pending``."""
+class Estimate(_Response):
+    """A valid spec and the estimates for it; ``pending`` explains each null."""
 
     object: Literal["validation"] = "validation"
     valid: Literal[True] = True
     resolved_spec: RecordedSpec
-    parameters: int | None = Field(default=None, description="of the model, each shared tensor once")
+    parameters: int | None = Field(default=None, description="of the model; a shared tensor counts once")
     trainable_parameters: int | None = None
     steps: int | None = Field(default=None, description="optimizer steps")
-    tokens: int | None = Field(default=None, description="trained on at most: full sequences")
+    tokens: int | None = Field(default=None, description="upper bound of the tokens trained on: full sequences")
     counted_by: str | None = Field(
-        default=None, description="the earlier job on the same data, where steps and tokens are counted by it"
+        default=None, description="the earlier job on the same data from which steps and tokens are derived"
     )
     memory: Memory | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
-    time: Seconds | None = Field(default=None, description="of the training, as an earlier job alike took it")
+    time: Seconds | None = Field(default=None, description="of the training, derived from a comparable earlier job")
     data: CheckedData | None = Field(default=None, description="the checked rows of the dataset")
     vocabulary: Vocabulary | None = None
     isolates: bool | None = Field(default=None, description="whether the model keeps packed documents apart")
-    pending: dict[str, str] = Field(default={}, description="why a field is null, by its name")
+    pending: dict[str, str] = Field(default={}, description="the reasons why fields are null, by field")

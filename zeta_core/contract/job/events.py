@@ -1,4 +1,4 @@
-"""The progress of a job: journal lines that a training writes, and the events that readers get.
+"""The progress of a job: journal lines that a training writes, and the events that readers receive.
 
 A *journal line* is written to ``events.jsonl`` by the training process, or by its worker at the end. It is identified
 by the job, the attempt and the number of the line, from 1. An *event* is a stored line, or a message of the server,

@@ -1,1 +1,1 @@
-"""The keys and values that are allowed in a model's JSON files: its config, its tokenizer's and an adapter's."""
+"""The keys and values that are allowed in a model's JSON files: configs, tokenizer files and adapter configs."""

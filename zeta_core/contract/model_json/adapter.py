@@ -7,7 +7,7 @@ from typing import Any
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_json.faults import JsonLocation
-from zeta_core.contract.model_json.values import check_value
+from zeta_core.contract.model_json.values import CODE_IS_NEVER_RUN, check_value
 
 _KEYS_TEXT = """
 peft_type task_type peft_version inference_mode r target_modules exclude_modules lora_alpha lora_dropout
@@ -19,20 +19,20 @@ _MODULE_KEYS = ("auto_mapping", "megatron_core")  # modules that peft would impo
 
 
 def clean_adapter(config: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
-    """The known keys, and the base where it is one of a job, an upload or the Hub. Raises `InvalidModelFiles`."""
+    """The supported keys; the base must be that of a job, an upload or the Hub. Raises `InvalidModelFiles`."""
     if config.get("peft_type") != "LORA":
         location.reject("peft_type", config.get("peft_type"), "only LoRA adapters are read")
     clean: dict[str, Any] = {}
     for key, value in config.items():
         if key == "base_model_name_or_path":
             if value is not None and not (isinstance(value, str) and _is_a_base(value)):
-                location.reject(key, value, "it must be the Hub id of the base; give the merged model instead")
+                location.reject(key, value, "it must be the Hub id of the base; use the merged model instead")
             clean[key] = value
         elif key in _MODULE_KEYS:
             if value is not None and not _is_of_a_library(value):
-                location.reject(key, value, "code that a model brings along never runs here; leave it out")
+                location.reject(key, value, CODE_IS_NEVER_RUN)
         elif key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
-            clean[key] = value  # regular expressions of layers' names, which may hold a backslash
+            clean[key] = value  # regular expressions for names of layers, which may contain backslashes
         else:
             check_value(location, key, value)
             if key in _KEYS:
@@ -48,7 +48,7 @@ def _is_a_base(name: str) -> bool:
 
 
 def _is_of_a_library(value: object) -> bool:
-    """What peft itself writes there: a class of transformers and its module, or Megatron's package."""
+    """Whether peft itself wrote the value: a class of transformers with its module, or Megatron's package."""
     if isinstance(value, dict):
         return str(value.get("parent_library", "")).startswith("transformers.")
     return value == "megatron.core"

@@ -1,8 +1,8 @@
-"""``config.json`` and ``generation_config.json``: keys that reach past the model are refused, the rest is plain data.
+"""``config.json`` and ``generation_config.json``: plain data is kept, and references outside the model are rejected.
 
-Families add keys all the time, so an unknown key passes where its value is plain: a number, a truth value, a short text
-without a path separator, or lists and objects of these. What transformers 5.23 turns into code, a file, a repository or
-a kernel is known by its key (`values.CODE_KEYS`, `values.names_a_file` and below).
+Model families often add keys, so unknown keys are accepted if their value is plain: a number, a boolean, a short text
+without a path separator, or lists and objects of these. Values that transformers 5.23 resolves to code, a file, a
+repository or a kernel are recognized by their key (`values.CODE_KEYS`, `values.names_a_file` and below).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from zeta_core.contract.model_json.values import (
 )
 from zeta_core.contract.strict_json import is_deeper
 
-# "owner/kernel" is downloaded and run, and so are the kernels behind the names that are missing here, wherever the
-# package `kernels` is installed (`integrations/hub_kernels.py`, `integrations/moe.py`).
+# If the package `kernels` is installed, transformers downloads and runs "owner/kernel" and the kernels of the other
+# names (`integrations/hub_kernels.py`, `integrations/moe.py`).
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _IMPLEMENTATIONS = {"attn": ("eager", "sdpa"), "experts": ("eager", "batched_mm", "grouped_mm")}
-# What a model was saved with on another machine; it is no part of the model, and is chosen here by the library.
+# Preferences of the machine on which a model was saved. They are ignored, and the library chooses its default.
 _PREFERENCES = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention", "deepgemm", "sonicmoe")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 DTYPES = frozenset(
     {"auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double", "float8_e4m3fn", "float8_e5m2"}
 )
-# Quantized weights that transformers can read without code from elsewhere: they are dequantized when they are loaded.
+# Formats that transformers reads without external code. If true, weights are dequantized when they are loaded.
 _QUANTIZED = {"mxfp4": True, "fp8": True, "bitsandbytes": False}
 _QUANTIZATION_KEYS = (
     *("modules_to_not_convert", "modules_to_convert", "ignored_layers", "weight_block_size", "activation_scheme"),
@@ -44,7 +44,7 @@ _TOKENIZER_BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBacke
 
 
 def clean_config(config: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
-    """A model's config without what no library here may see. Raises `InvalidModelFiles`."""
+    """A model's config without the values that libraries must not see. Raises `InvalidModelFiles`."""
     if is_deeper(config, MAX_DEPTH):
         location.reject(
             "model_type", config.get("model_type"), f"its config is nested more than {MAX_DEPTH} levels deep"
@@ -74,12 +74,12 @@ def _clean_value(location: JsonLocation, key: str, value: Any) -> Any:
     if key in ("model_type", "dtype", "torch_dtype", "tokenizer_class", "processor_class", "architectures"):
         _check_name(location, key, value)
         return value
-    says_what_it_is = key in CODE_KEYS or names_a_file(key)
-    if isinstance(value, dict) and not says_what_it_is:
+    is_reference = key in CODE_KEYS or names_a_file(key)
+    if isinstance(value, dict) and not is_reference:
         return clean_config(cast("dict[str, Any]", value), location.inside(key))
     if (
         isinstance(value, list)
-        and not says_what_it_is
+        and not is_reference
         and any(isinstance(item, dict) for item in cast("list[Any]", value))
     ):
         items = cast("list[Any]", value)
@@ -98,15 +98,15 @@ def _checked(location: JsonLocation, key: str, value: Any) -> Any:
     return value
 
 
-def _clean_implementation(location: JsonLocation, key: str, value: Any, of: str) -> Any:
-    allowed = _IMPLEMENTATIONS[of]
+def _clean_implementation(location: JsonLocation, key: str, value: Any, kind: str) -> Any:
+    allowed = _IMPLEMENTATIONS[kind]
     names = list(cast("dict[str, Any]", value).values()) if isinstance(value, dict) else [value]
     wrong = [name for name in names if name is not None and name not in allowed]
     if not wrong:
         return value
     if location.origin == "elsewhere" and all(name in _PREFERENCES for name in wrong):
         return _LEFT_OUT
-    location.reject(key, value, f"it must be {' or '.join(map(repr, allowed))}; kernels of others are never loaded")
+    location.reject(key, value, f"it must be {' or '.join(map(repr, allowed))}; third-party kernels are never loaded")
 
 
 def _clean_quantization(location: JsonLocation, key: str, value: Any) -> Any:
@@ -125,18 +125,18 @@ def _clean_quantization(location: JsonLocation, key: str, value: Any) -> Any:
         if name in _QUANTIZATION_KEYS or (name.startswith("bnb_") and is_scalar(inner)) or name.startswith("load_in_"):
             clean[name] = inner
     if _QUANTIZED[method]:
-        clean["dequantize"] = True  # else a kernel of the Hub multiplies what is quantized
+        clean["dequantize"] = True  # otherwise, a kernel from the Hub multiplies the quantized weights
     return clean
 
 
 def _check_name(location: JsonLocation, key: str, value: Any) -> None:
-    """Refuse what is not the name of a class, a family or a dtype."""
+    """Reject a value that is not the name of a class, a model family or a dtype."""
     if value is None:
         return
     if key == "tokenizer_class":
         check_tokenizer_class(location, key, value)
     elif key in ("dtype", "torch_dtype"):
-        # Below the top level it is a dtype, or what another program (transformers.js) writes there.
+        # In nested objects, other programs (transformers.js) also use the key.
         name = value.removeprefix("torch.") if isinstance(value, str) else value
         if not (isinstance(name, str) and (name in DTYPES or (location.path and _NAME.fullmatch(name)))):
             if isinstance(value, dict) and location.path:
@@ -150,7 +150,7 @@ def _check_name(location: JsonLocation, key: str, value: Any) -> None:
 
 
 def check_tokenizer_class(location: JsonLocation, key: str, value: Any) -> None:
-    """Refuse what is not the name of a tokenizer: transformers looks any name up among all that it exports."""
+    """Reject a value that is not the name of a tokenizer: transformers would look up any name in all its exports."""
     is_name = isinstance(value, str) and (_TOKENIZER_CLASS.fullmatch(value) is not None or value in _TOKENIZER_BACKENDS)
     if not is_name and value is not None:
         location.reject(key, value, "it must be the name of a transformers tokenizer class, such as 'LlamaTokenizer'")

@@ -43,7 +43,7 @@ class JsonLocation:
         self.ignored.append(".".join((*self.path, key)))
 
     def reject(self, key: str, value: object, why: str) -> NoReturn:
-        """Raise `InvalidModelFiles` for the value of a key: ``why`` says what is wrong with it and the cure."""
+        """Raise `InvalidModelFiles` for the value of a key; ``why`` contains the fault and the fix."""
         name = ".".join((*self.path, key))
         if self.origin == "spec":
             param = f"{self.file}.{name}"

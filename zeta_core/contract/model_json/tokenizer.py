@@ -1,7 +1,7 @@
-"""The JSON files of a tokenizer: plain data under known keys is kept, and no key can name a file.
+"""The JSON files of a tokenizer: only plain data under known keys is kept, so no key can name a file.
 
 transformers passes every key of ``tokenizer_config.json`` and ``special_tokens_map.json`` to the tokenizer's class,
-which opens what ``vocab``, ``vocab_file`` or ``merges_file`` name (transformers 5.23,
+which opens the files named by ``vocab``, ``vocab_file`` or ``merges_file`` (transformers 5.23,
 `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.convert_to_native_format`). So the known keys are
 listed here, and other keys never reach it.
 """
@@ -16,8 +16,8 @@ from zeta_core.contract.model_json.values import check_plain, check_value, looks
 
 _TOKEN_KEYS = ("content", "lstrip", "rstrip", "normalized", "single_word", "special", "__type", "id")
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
-# Numbers, truth values and names: the parameters of the tokenizers of transformers 5.23, and those of earlier versions
-# that models still have.
+# Numbers, booleans and names: the parameters of the tokenizers of transformers 5.23, and those of earlier versions that
+# models still contain.
 _PLAIN_TEXT = """
 add_blank add_dummy_prefix add_prefix_space backend cell_trim_length chat_control_tokens clean_text
 clean_up_tokenization_spaces cls_token_box do_basic_tokenize do_clean_text do_lower_case do_lowercase
@@ -54,7 +54,7 @@ def clean_tokenizer_config(config: dict[str, Any], location: JsonLocation) -> di
         elif key == "sp_model_kwargs":
             clean[key] = _clean_sentencepiece(location, key, value)
         elif key == "response_schema":
-            clean[key] = value  # a JSON schema of what a model answers
+            clean[key] = value  # a JSON schema of the model's responses
         elif key in _TOKEN_LISTS or key.endswith("_token"):
             clean[key] = _clean_token(location, key, value)
         else:
@@ -84,7 +84,7 @@ def clean_ids(tokens: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
 
 
 def check_tokenizer(tokenizer: dict[str, Any], location: JsonLocation) -> None:
-    """Refuse a ``tokenizer.json`` whose vocabulary is not in it: a text there is opened as a file."""
+    """Reject a ``tokenizer.json`` that does not contain its vocabulary: a string instead would be opened as a file."""
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         location.reject(
@@ -92,9 +92,9 @@ def check_tokenizer(tokenizer: dict[str, Any], location: JsonLocation) -> None:
         )
     for key, value in cast("dict[str, Any]", model).items():
         if key == "vocab" and not isinstance(value, (dict, list)):
-            location.inside("model").reject(key, value, "it must hold the tokens themselves")
+            location.inside("model").reject(key, value, "it must contain the tokens themselves")
         elif key == "merges" and not (value is None or isinstance(value, list)):
-            location.inside("model").reject(key, value, "it must hold the merges themselves")
+            location.inside("model").reject(key, value, "it must contain the merges themselves")
         elif key not in ("vocab", "merges") and names_a_file(key):
             check_value(location.inside("model"), key, value)
     for key, value in tokenizer.items():
@@ -106,7 +106,7 @@ def check_tokenizer(tokenizer: dict[str, Any], location: JsonLocation) -> None:
 
 
 def _clean_token(location: JsonLocation, key: str, value: Any) -> Any:
-    """A token, a list of tokens, or an object of named ones: any text, as it is never a name of something."""
+    """A token, a list of tokens, or an object of named ones. Any text is allowed, because it never names a file."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, list) and key in _TOKEN_LISTS:
@@ -115,7 +115,7 @@ def _clean_token(location: JsonLocation, key: str, value: Any) -> Any:
         token = cast("dict[str, Any]", value)
         if isinstance(token.get("content"), str) and key != "model_specific_special_tokens":
             if not all(isinstance(inner, (bool, str, int)) for inner in token.values()):
-                location.reject(key, value, "it must be a token's text and its flags")
+                location.reject(key, value, "it must contain only the token's text and its flags")
             return {name: inner for name, inner in token.items() if name in _TOKEN_KEYS}
         if key in _TOKEN_LISTS:
             return {name: _clean_token(location.inside(key), name, inner) for name, inner in token.items()}
@@ -124,17 +124,17 @@ def _clean_token(location: JsonLocation, key: str, value: Any) -> Any:
 
 def _clean_added_tokens(location: JsonLocation, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        location.reject(key, value, "it must be an object of ids and tokens")
+        location.reject(key, value, "it must be an object that maps ids to tokens")
     clean: dict[str, Any] = {}
     for number, token in cast("dict[str, Any]", value).items():
         if not number.isdecimal() or not isinstance(token, dict):
-            location.inside(key).reject(number, token, "it must be an id with its token")
+            location.inside(key).reject(number, token, "it must map a token id to a token")
         clean[number] = _clean_token(location.inside(key), number, token)
     return clean
 
 
 def _clean_template(location: JsonLocation, key: str, value: Any) -> Any:
-    """A template's text, or several by name; what cannot be a template and looks like a path is refused."""
+    """A template's text, or several by name. Text that looks like a path and not like a template is rejected."""
     if isinstance(value, dict):
         inner = cast("dict[str, Any]", value)
         return {name: _clean_template(location.inside(key), name, text) for name, text in inner.items()}
@@ -143,7 +143,7 @@ def _clean_template(location: JsonLocation, key: str, value: Any) -> Any:
     if value is not None and not isinstance(value, str):
         location.reject(key, value, "it must be the text of a template")
     if value is not None and "{" not in value and "\n" not in value and looks_like_a_path(value):
-        location.reject(key, value, "it must be the text of a template, not where one is")
+        location.reject(key, value, "it must be the text of a template, not its path")
     return value
 
 
@@ -151,7 +151,7 @@ def _clean_sentencepiece(location: JsonLocation, key: str, value: Any) -> dict[s
     if value is None:
         return {}
     if not isinstance(value, dict):
-        location.reject(key, value, "it must be an object of options of sentencepiece")
+        location.reject(key, value, "it must be an object of SentencePiece options")
     options = cast("dict[str, Any]", value)
     for name, option in options.items():
         if name not in _SENTENCEPIECE_KEYS or not isinstance(option, (bool, int, float)):

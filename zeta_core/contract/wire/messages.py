@@ -1,18 +1,18 @@
-"""What server and workers say to one another through Redis, each message signed with ``ZETA_WORKER_SECRET``.
+"""The messages between server and workers, sent through Redis and signed with ``ZETA_WORKER_SECRET``.
 
-| where                         | from -> to       | what                                                         |
+| channel                       | from -> to       | content                                                      |
 |-------------------------------|------------------|--------------------------------------------------------------|
 | Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
 | stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
-| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopRequest`, `CheckRequest`     |
+| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopRequest`, `CheckRequest`   |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
-|                               |                  | that of a worker which was silent for a day                  |
+|                               |                  | those of workers that were silent for a day                  |
 | string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
 | list `DATABASE_KEY`           | server -> server | the recent claims of the database by servers on this Redis   |
 
-Redis may lose any of it at any time. So every message is repeated until it is answered, and repeating one is
-harmless: a claim already granted to the same worker is granted again, a line already stored is not stored again, a
-stop already under way changes nothing.
+Redis may lose any of these at any time. So every message is repeated until it is answered, and handling is idempotent:
+a claim that was granted to the same worker is granted again, a stored line is not stored again, and a training that is
+already stopping ignores further stop requests.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
 CONTRACT_VERSION = 2
-TIME_LIMIT_VERSION = 2  # workers from this version on know the stop requests ``time_limit`` and ``disk``
-CHECK_VERSION = 2  # ... and `CheckRequest`
+TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
+CHECK_VERSION = 2  # ... and that support `CheckRequest`
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -43,7 +43,7 @@ WORKERS_HASH = "zeta:workers"
 SERVICE_KEY = "zeta:service"
 DATABASE_KEY = "zeta:database"
 HEARTBEAT_SECONDS = 2.0
-HEARTBEAT_GONE_SECONDS = 15.0  # a worker silent for this long is offered no new job
+HEARTBEAT_GONE_SECONDS = 15.0  # a worker that is silent for longer gets no new jobs
 MAX_BATCH_LINES = 200
 MAX_HEARTBEAT_BYTES = 2**20
 
@@ -64,19 +64,19 @@ def worker_stream(worker: str) -> str:
     return f"zeta:worker:{worker}"
 
 
-def new_incarnation(place: str) -> str:
-    """The name of one process of a worker, ``PLACE.TOKEN``; ``place`` names its folder over restarts."""
-    return f"{place}.{secrets.token_hex(8)}"
+def new_incarnation(folder_id: str) -> str:
+    """A new name for one process of a worker, ``FOLDER_ID.TOKEN``. The folder id survives restarts."""
+    return f"{folder_id}.{secrets.token_hex(8)}"
 
 
 def folder_id_of(incarnation: str) -> str | None:
-    """The folder of that process, which alone knows its trainings; ``None`` where an older worker does not tell it."""
-    place, dot, _ = incarnation.partition(".")
-    return place if dot else None
+    """The id of the worker's folder, which records its trainings; ``None`` if an older worker does not report it."""
+    folder_id, dot, _ = incarnation.partition(".")
+    return folder_id if dot else None
 
 
 class _Message(BaseModel):
-    """Frozen; fields of a neighbouring version are kept, so versions can be upgraded one machine at a time."""
+    """Frozen. Unknown fields of another version are kept, so machines can be upgraded one at a time."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -92,11 +92,11 @@ class HandOver(_Message):
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec = ResolvedSpec()
     processes: int = 1
-    resume_from: str | None = None  # name of the stored checkpoint to go on from: "job_.../step-N", or none
+    resume_from: str | None = None  # the stored checkpoint to resume from, such as "job_.../step-N"
 
 
 class Claim(_Message):
-    """A worker asks to start an attempt that was handed to it; nothing starts before it is granted."""
+    """A worker's request to start an attempt that was handed to it. It starts the attempt only when this is granted."""
 
     kind: Literal["claim"] = "claim"
     job_id: str
@@ -109,13 +109,13 @@ class ClaimAnswer(_Message):
     kind: Literal["claim_answer"] = "claim_answer"
     job_id: str
     attempt: int
-    incarnation: str  # of the claim: an answer to an earlier process of the same worker is not mistaken for its own
+    incarnation: str  # that of the claim; a worker ignores answers to its earlier processes
     granted: bool
     reason: str | None = None
 
 
 class JournalBatch(_Message):
-    """Consecutive journal lines of one attempt; the next batch follows when this one is acknowledged."""
+    """Consecutive journal lines of one attempt. The next batch is sent when this one is acknowledged."""
 
     kind: Literal["journal_batch"] = "journal_batch"
     job_id: str
@@ -126,14 +126,14 @@ class JournalBatch(_Message):
 
 
 class JournalAck(_Message):
-    """Every line up to ``stored_line`` is in the database; ``fenced`` tells an attempt that it is over."""
+    """All lines up to ``stored_line`` are stored in the database; a ``fenced`` attempt has been ended by the server."""
 
     kind: Literal["journal_ack"] = "journal_ack"
     job_id: str
     attempt: int
     stored_line: int
     fenced: bool = False
-    keep: list[str] = []  # checkpoints that other jobs need: the worker does not remove them for newer ones
+    keep: list[str] = []  # checkpoints that other jobs need, which the worker must not delete
 
 
 class StopRequest(_Message):
@@ -144,10 +144,10 @@ class StopRequest(_Message):
 
 
 class CheckRequest(_Message):
-    """Run ``python -m zeta_core check`` on a spec, within the limit; it is asked once, and nobody waits longer."""
+    """Run ``python -m zeta_core check`` on a spec. It is sent once, and the server waits no longer than the limit."""
 
     kind: Literal["check_request"] = "check_request"
-    check_id: str  # the SHA-256 of what is checked: the answer is kept under it
+    check_id: str  # the SHA-256 of the checked content; the key under which the result is cached
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec
     processes: int = 1
@@ -182,7 +182,7 @@ class Heartbeat(_Message):
     message: Literal["heartbeat"] = "heartbeat"
     worker: str
     incarnation: str  # `new_incarnation`
-    beat: int  # grows by one each time
+    beat: int  # increases by one each time
     version: str
     host: str
     started_at: datetime
@@ -209,7 +209,7 @@ Message = TypeVar("Message")
 
 
 class BadMessage(ValueError):
-    """An entry in Redis that is not a valid message. Its reader removes it, counts it and goes on."""
+    """An entry in Redis that is not a valid message. Readers remove and count it."""
 
 
 class BadSignature(BadMessage):
@@ -226,7 +226,7 @@ def sign(message: BaseModel, secret: str, *, channel: str) -> dict[str, str]:
 
 
 def verify(fields: object, secret: str, *, channel: str) -> Any:
-    """The body of a signed message as JSON data. Raises `BadMessage`, and nothing else, whatever ``fields`` holds.
+    """The body of a signed message as JSON data. Raises only `BadMessage`, whatever ``fields`` contains.
 
     Keys and values may be bytes, as Redis stores them, or text.
     """
@@ -241,7 +241,7 @@ def verify(fields: object, secret: str, *, channel: str) -> Any:
 
 
 def read_message(kind: TypeAdapter[Message], fields: object, secret: str, *, channel: str) -> Message:
-    """A signed message of this kind. Raises `BadMessage`, and nothing else, whatever ``fields`` holds."""
+    """A signed message of this kind. Raises only `BadMessage`, whatever ``fields`` contains."""
     body = verify(fields, secret, channel=channel)
     try:
         return kind.validate_python(body)
@@ -255,7 +255,7 @@ def sign_heartbeat(heartbeat: Heartbeat, secret: str) -> str:
 
 
 def read_heartbeat(entry: bytes | str, secret: str) -> Heartbeat:
-    """The heartbeat in a field of `WORKERS_HASH`. Raises `BadMessage`, and nothing else, whatever the field holds."""
+    """The heartbeat in a field of `WORKERS_HASH`. Raises only `BadMessage`, whatever the field contains."""
     if len(entry) > MAX_HEARTBEAT_BYTES:
         raise BadMessage(f"it has {len(entry)} bytes, more than the limit of {MAX_HEARTBEAT_BYTES}")
     return read_message(_HEARTBEAT, _json(entry), secret, channel=WORKERS_HASH)

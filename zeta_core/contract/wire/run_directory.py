@@ -1,7 +1,7 @@
-"""Where things lie: the artifact store, a worker's run directories, and the files inside one run directory.
+"""Path names: in the artifact store, in a worker's home, and in a run directory.
 
-Names only. The two sides of a run (worker and training process) speak through these files and nothing else, so that
-``ls`` explains a job.
+A worker and a training process communicate only through the files of the run directory, so ``ls`` shows the state of a
+run.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
 
 def checkpoint_key(job_id: str, name: str) -> PurePosixPath:
-    """The directory of one checkpoint; its ``manifest.json`` is written last and makes it exist."""
+    """The directory of one checkpoint. It is complete when it contains ``manifest.json``, which is written last."""
     return PurePosixPath("jobs", job_id, "checkpoints", name)
 
 
 def log_key(job_id: str, attempt: int) -> PurePosixPath:
-    """The full text that the processes of one attempt wrote, appended to by its worker."""
+    """The complete output of the processes of one attempt, to which its worker appends."""
     return PurePosixPath("jobs", job_id, "logs", f"attempt-{attempt}.log")
 
 
@@ -31,7 +31,7 @@ TENSORBOARD_DIRECTORY = "tensorboard"
 
 
 def tensorboard_key(job_id: str) -> PurePosixPath:
-    """What the attempts of a job that reports to TensorBoard wrote, for ``tensorboard --logdir``."""
+    """The TensorBoard logs of all attempts of a job, for ``tensorboard --logdir``."""
     return PurePosixPath("jobs", job_id, TENSORBOARD_DIRECTORY)
 
 
@@ -46,10 +46,9 @@ def file_key(file_id: str) -> PurePosixPath:
 
 MANIFEST_NAME = "manifest.json"
 TRAINING_STATE_NAME = "training_state"
-MERGED_NAME = "merged"  # in an adapter's checkpoint: the whole model, base and adapter added together
+MERGED_NAME = "merged"  # in an adapter's checkpoint: the base with the adapter merged into it
 
-# --- A worker's home: runs/<job>/attempt-N is a RUN_DIR, runs/<job>/output is shared by a job's attempts here -------
-
+# --- A worker's home: runs/<job>/attempt-N is a run directory; runs/<job>/output is shared by the job's attempts -----
 
 CACHE_DIRECTORY = "cache"  # tokens and unpacked models by content, shared by the jobs of a worker
 
@@ -64,28 +63,28 @@ def output_directory(job_id: str) -> PurePosixPath:
 
 # --- One run directory ------------------------------------------------------------------------------------------------
 
-RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start, never changed
-STOP_FILE = "stop"  # in: a `StopFile`; the training looks for it after every optimizer step
-ALIVE_FILE = "alive"  # in: when its worker was last heard, in seconds of this machine's monotonic clock
+RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start and never changed
+STOP_FILE = "stop"  # in: a `StopFile`; the training checks for it after each optimizer step
+ALIVE_FILE = "alive"  # in: the last contact between worker and server, in seconds of the monotonic clock
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
-MAX_LINE_BYTES = 4 * 2**20  # of the journal: a longer one is not read; writers shorten its texts
+MAX_LINE_BYTES = 4 * 2**20  # of a journal line; longer ones are not read, so writers shorten their texts
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
-PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is kept a day for people
-LOCK_FILE = "lock"  # held shared (flock) by every process of the run; says which file it is, so that a copy is known
+PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is deleted a day later
+LOCK_FILE = "lock"  # locked (flock, shared) by each process of the run; contains its own identity to detect copies
 PROCESS_FILE = "process.json"  # out, by the worker: a `ProcessFile` about the first process that it started
 
-STACKS_SIGNAL = "SIGUSR2"  # a process of a run that gets it writes the stacks of its threads into its log
-DISK_FULL_EXIT = 28  # of a process that could not even say in its journal that the disk is full (the number of ENOSPC)
+STACKS_SIGNAL = "SIGUSR2"  # makes a process of a run write the stacks of its threads to its log
+DISK_FULL_EXIT = 28  # if the disk is too full even for the journal line (the number of ENOSPC)
 
-OUT_OF_MEMORY_EXIT = 12  # of a check whose process reached its limit of memory (the number of ENOMEM)
+OUT_OF_MEMORY_EXIT = 12  # of a check whose process reached its memory limit (the number of ENOMEM)
 
-JOB_VARIABLE = "ZETA_JOB_ID"  # in the environment of every process of a run
+JOB_VARIABLE = "ZETA_JOB_ID"  # environment variables of every process of a run
 ATTEMPT_VARIABLE = "ZETA_ATTEMPT"
-RUN_VARIABLE = "ZETA_RUN"  # ... and which run directory is its own: device and inode number of the lock file there
+RUN_VARIABLE = "ZETA_RUN"  # identifies its run directory: device and inode number of the lock file
 
 
 class RunFile(BaseModel):
-    """``run.json``: everything a training process is told. Paths are absolute on its machine."""
+    """``run.json``: the input of a training process. Paths are absolute."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -94,24 +93,26 @@ class RunFile(BaseModel):
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec = ResolvedSpec()
     output_dir: str
-    artifacts_root: str  # where {"file": id} and {"job": id} of the spec are found, by the keys above
+    artifacts_root: str  # where {"file": id} and {"job": id} of the spec are stored, under the keys above
     data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT
-    hub: bool = True  # whether the Hugging Face hub may be reached
-    cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; none: in output_dir
+    hub: bool = True  # whether the Hugging Face Hub may be accessed
+    cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; default: output_dir
     processes: int = 1
-    slots: list[int] = []  # the worker's, for a worker that finds this run after its own restart
-    is_opened: bool = False  # the job's folder in the store was made; older workers made it when they stored something
+    slots: list[int] = []  # the worker's slots, for a worker that adopts this run after its own restart
+    is_opened: bool = False  # the job's folder in the store exists; older workers created it on first use
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)
-    self_stop_seconds: float | None = None  # ``alive`` not touched for so long: save and end; none: nobody touches it
-    end_seconds: float | None = None  # ... and for so long: end at once
-    journal_max_lines: int | None = None  # beyond it only what matters is told
-    device: Literal["cpu", "cuda"] | None = None  # of a check, which sees no GPU: what the training would get
-    supports_bf16: bool = False  # ... and whether that has instructions for it
-    rows_seconds: float = 15.0  # of a check: how long it may read the rows of a dataset
+    self_stop_seconds: float | None = (
+        None  # after this long without contact, save and exit; none: ``alive`` is not used
+    )
+    end_seconds: float | None = None  # after this long without contact, exit immediately
+    journal_max_lines: int | None = None  # beyond it, only important lines are written
+    device: Literal["cpu", "cuda"] | None = None  # for a check, which sees no GPU: the device of the training
+    supports_bf16: bool = False  # ... and whether that device supports bfloat16
+    rows_seconds: float = 15.0  # for a check: the time limit for reading the rows of a dataset
 
 
 class StopFile(BaseModel):
-    """``stop``: save a checkpoint unless the action is ``cancel``, then end with the status that `StopAction` says."""
+    """``stop``: save a checkpoint unless the action is ``cancel``, then exit with the status of `STOP_ENDS`."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -119,10 +120,10 @@ class StopFile(BaseModel):
 
 
 class ProcessFile(BaseModel):
-    """``process.json``: what a restarted worker must know about a training that an earlier worker process started."""
+    """``process.json``: what a restarted worker needs to adopt a training that an earlier worker process started."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     pid: int
-    group_oom_kills: int | None = None  # the kernel's counts when it was started, as `oom.OomKills`
+    group_oom_kills: int | None = None  # the kernel's counts when it was started, as in `OomKills`
     machine_oom_kills: int | None = None

@@ -4,7 +4,7 @@ The server checks uploads with `check_archive`. The training core reads an archi
 `FolderFiles`, and loads only what `clean_files` returns: unchanged weights, and JSON files rewritten to contain only
 plain data.
 
-Guaranteed for accepted models: libraries open only files of the model itself; weights are safetensors or GGUF; no key
+Guarantees for accepted models: libraries open only files of the model itself; weights are safetensors or GGUF; no key
 refers to code, a kernel, a file outside the model or a repository of the Hub; and headers and JSON files take no more
 memory than `archive` and `json_files` allow.
 """

@@ -1,7 +1,6 @@
-"""``python -m zeta_core.system.model_files PATH NAME``: check an archive; what is wrong with it goes to stdout.
+"""``python -m zeta_core.system.model_files PATH NAME``: check an archive, and print its fault.
 
-The exit code is 0 where the archive is fine or the sentence was printed. The process limits its own memory, so that a
-check that needs more ends by itself.
+The exit code is 0 if the archive is valid, and also if its fault was printed. The process limits its own memory.
 """
 
 import resource
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from zeta_core.system.model_files import InvalidModelFiles, check_archive
 
-MAX_MEMORY_BYTES = 2 << 30  # several times what the largest file that `json_files` reads takes
+MAX_MEMORY_BYTES = 2 << 30  # several times the need of the largest file that `json_files` reads
 
 
 def main(path: str, name: str) -> int:
@@ -20,7 +19,7 @@ def main(path: str, name: str) -> int:
     except InvalidModelFiles as error:
         print(error.message)
     except MemoryError:
-        print(f"{name} takes more memory to check than {MAX_MEMORY_BYTES} bytes; it does not look like a model.")
+        print(f"Checking {name} takes more than {MAX_MEMORY_BYTES} bytes of memory; it does not look like a model.")
     return 0
 
 

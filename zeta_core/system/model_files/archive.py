@@ -1,12 +1,12 @@
-"""The members of an uncompressed tar, found by reading its headers and nothing else.
+"""Lists the members of an uncompressed tar by reading only its headers.
 
 Python's `tarfile` expands sparse members, which lets a small archive claim any size, and reads extended headers of any
 length (CVE-2024-6232 in some versions made it hang). This reader accepts what ``tar`` and `tarfile` write for plain
 files and folders: ustar headers, long names of GNU tar, and pax headers with ``path`` and ``size``. The format is
 described in POSIX.1-2017, "pax", and in the manual of GNU tar, "Basic Tar Format".
 
-Guaranteed for the result: every member lies inside the archive and overlaps no other, its name is a relative path that
-stays inside the folder it is unpacked into, and no two names mean the same file on any file system.
+Guarantees for the result: every member lies inside the archive and overlaps no other, its name is a relative path that
+stays inside the folder that it is unpacked to, and no two names mean the same file on any file system.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: ``size`` bytes from ``offset`` on."""
+    """A file in an archive: ``size`` bytes at ``offset``."""
 
     name: str
     offset: int
@@ -38,7 +38,7 @@ class Member:
 
 
 def read_members(file: BinaryIO, num_bytes: int, filename: str) -> list[Member]:
-    """The files in a tar of ``num_bytes``. Raises `InvalidModelFiles` naming the member."""
+    """The files in a tar of ``num_bytes``. Raises `InvalidModelFiles` with the name of the member."""
     names = _Names(filename)
     members: list[Member] = []
     for name, kind, offset, size in _headers(file, num_bytes, filename):
@@ -69,25 +69,22 @@ def _headers(file: BinaryIO, num_bytes: int, filename: str) -> Iterator[tuple[st
             extended |= _extension(kind, _content(file, offset, size, num_bytes, filename), filename)
             offset += _padded(size)
             continue
-        # A name in an extension counts alone: tar cuts a long one for the header, even within a character.
+        # If an extension has the name, the header's is ignored: tar truncates it there, even within a character.
         name = extended["path"] if "path" in extended else _ustar_name(header, filename)
         if "size" in extended:
             size = _decimal(extended["size"], name, filename)
         extended = {}
         num_members += 1
         if num_members > MAX_MEMBERS:
-            raise InvalidModelFiles(
-                f"{filename} has more than {MAX_MEMBERS} members; tar the files of the model alone."
-            )
+            raise InvalidModelFiles(f"{filename} has more than {MAX_MEMBERS} members; tar only the files of the model.")
         _reject_kind(kind, name, filename)
-        if kind in b"0\0" and name.endswith("/"):  # how very old archives mark a folder
+        if kind in b"0\0" and name.endswith("/"):  # how very old archives mark folders
             kind = _FOLDER
         if kind == _FOLDER:
             size = 0
         if offset + size > num_bytes:
             raise InvalidModelFiles(
-                f"{filename} is truncated: {name[:200]!r} has {size} bytes by its header, and the archive ends before "
-                "that; upload it again."
+                f"{filename} is truncated: it ends before the {size} bytes of {name[:200]!r}; upload it again."
             )
         yield name, kind, offset, size
         offset += _padded(size)
@@ -99,18 +96,18 @@ def _reject_kind(kind: bytes, name: str, filename: str) -> None:
     if kind in _LINKS:
         what = "is a link; tar the files themselves (tar --dereference --hard-dereference)"
     elif kind in _DEVICES:
-        what = "is a device or the like; tar the files of the model alone"
+        what = "is a device or another special file; tar only the files of the model"
     elif kind == _SPARSE:
         what = "is a sparse file; tar it without --sparse"
     else:
         what = f"is of the unknown type {kind!r}; tar the files with tar --format=pax"
-    raise InvalidModelFiles(f"{filename} holds {name[:200]!r}, which {what}.")
+    raise InvalidModelFiles(f"{filename} contains {name[:200]!r}, which {what}.")
 
 
 def _extension(kind: bytes, content: bytes, filename: str) -> dict[str, str]:
-    """What an extended header says of the next member."""
+    """The properties of the next member in an extended header."""
     if kind == _LONG_LINK:
-        return {}  # the member that follows is a link, and refused by its name
+        return {}  # the next member is a link, which is rejected
     if kind == _LONG_NAME:
         return {"path": _decoded(content.rstrip(b"\0"), filename)}
     found: dict[str, str] = {}
@@ -124,11 +121,13 @@ def _extension(kind: bytes, content: bytes, filename: str) -> dict[str, str]:
         key, equals, value = record[len(length) + 1 : -1].partition(b"=")
         if key.startswith(b"GNU.sparse."):
             raise InvalidModelFiles(
-                f"{filename} holds a sparse file ({key[:60].decode('ascii', 'replace')}); tar it without --sparse."
+                f"{filename} contains a sparse file ({key[:60].decode('ascii', 'replace')}); tar it without --sparse."
             )
         if equals and key in (b"path", b"size"):
             if kind == _PAX_GLOBAL:
-                raise InvalidModelFiles(f"{filename} gives all its members one {key.decode()}; tar the files again.")
+                raise InvalidModelFiles(
+                    f"{filename} sets the same {key.decode()} for all members; tar the files again."
+                )
             found[key.decode()] = _decoded(value, filename)
     return found
 
@@ -146,17 +145,17 @@ class _Names:
         path = PurePosixPath(name)
         fault = _fault_in(name, path)
         if fault is not None:
-            raise InvalidModelFiles(f"{self._filename} holds {name[:200]!r}, which {fault}.")
+            raise InvalidModelFiles(f"{self._filename} contains {name[:200]!r}, which {fault}.")
         if not path.parts:
             if is_folder:
                 return None
-            raise InvalidModelFiles(f"{self._filename} holds a file without a name; tar the files again.")
-        # What a file system that ignores case or normalizes names takes for the same.
+            raise InvalidModelFiles(f"{self._filename} contains a file without a name; tar the files again.")
+        # Equal for names that are the same on a file system that ignores case or normalizes Unicode.
         key = unicodedata.normalize("NFC", str(path)).casefold()
         parents = {str(parent) for parent in PurePosixPath(key).parents} - {"."}
         if key in self._files or (not is_folder and key in self._folders) or parents & self._files:
             raise InvalidModelFiles(
-                f"{self._filename} holds {name[:200]!r} twice, or under a name that differs in case only; keep one."
+                f"{self._filename} contains {name[:200]!r} twice, or with names that differ only in case; keep one."
             )
         self._folders |= parents
         (self._folders if is_folder else self._files).add(key)
@@ -165,7 +164,7 @@ class _Names:
 
 def _fault_in(name: str, path: PurePosixPath) -> str | None:
     if path.is_absolute() or ".." in path.parts:
-        return "leads out of the folder that it is unpacked into; tar the model's directory from inside it"
+        return "is outside the folder that it is unpacked to; tar the model's directory from inside it"
     if "\\" in name or (path.parts and ":" in path.parts[0]) or not name.isprintable():
         return "has a backslash, a colon or a control character in its name; rename it"
     if len(name.encode("utf-8")) > MAX_NAME_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in path.parts):
@@ -180,8 +179,8 @@ def _check_sum(header: bytes, offset: int, filename: str) -> None:
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if header[257:262] != b"ustar" or _number(header[148:156], "checksum", filename) != total:
         raise InvalidModelFiles(
-            f"{filename} is not a readable .tar: there is no member's header at byte {offset}. Make it with tar, "
-            "uncompressed."
+            f"{filename} is not a readable .tar: there is no valid header at byte {offset}. Create it with tar, "
+            "without compression."
         )
 
 
@@ -214,7 +213,7 @@ def _decoded(name: bytes, filename: str) -> str:
         return name.decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidModelFiles(
-            f"{filename} holds {name[:200]!r}, a name that is not UTF-8; rename the file."
+            f"{filename} contains {name[:200]!r}, a name that is not UTF-8; rename the file."
         ) from None
 
 

@@ -34,9 +34,9 @@ WEIGHTS = (".safetensors", ".gguf")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGED = "adapter_config.json", "adapter_model.safetensors", "merged"
 _TEMPLATES = "additional_chat_templates"
-_DATA = (".txt", ".model", ".tiktoken", ".jinja")  # vocabularies and templates, which hold no names of files
+_DATA = (".txt", ".model", ".tiktoken", ".jinja")  # vocabularies and templates, which name no files
 _DATA_JSON = ("vocab.json", "tekken.json", "emoji.json", "normalizer.json", "entity_vocab.json")  # tokens and ids
-# Records of a training, which nothing reads and which may tell where it was.
+# Records of a training, which no library reads and which may reveal its paths.
 _RECORDS = ("trainer_state.json", "manifest.json", "all_results.json", "train_results.json", "eval_results.json")
 _CLEANERS: dict[str, Callable[[dict[str, Any], JsonLocation], dict[str, Any]]] = {
     "config.json": clean_config,
@@ -65,29 +65,29 @@ def check_archive(path: Path, filename: str) -> None:
     if pickled and not any(name.suffix.lower() in WEIGHTS for name in names):
         raise InvalidModelFiles(
             f"{filename}: {pickled[0]} is not safetensors, and pickled weights are never read; save the model with "
-            "save_pretrained (safetensors) and upload it again."
+            "save_pretrained (safetensors), and upload it again."
         )
     model_folder(files)
 
 
 def model_folder(files: ModelFiles) -> str:
-    """The folder of the model in an archive: the one with the config, an adapter, a GGUF file or a tokenizer.
+    """The folder of the model in an archive: the one with a config, an adapter, a GGUF file or a tokenizer.
 
-    Raises `InvalidModelFiles` where there is none of them.
+    Raises `InvalidModelFiles` if there is none.
     """
-    for sign in ("config.json", ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
+    for pattern in ("config.json", ADAPTER_CONFIG, "*.gguf", "tokenizer_config.json"):
         found = [
-            PurePosixPath(name) for name in files.sizes if PurePosixPath(name).match(sign) and not _is_hidden(name)
+            PurePosixPath(name) for name in files.sizes if PurePosixPath(name).match(pattern) and not _is_hidden(name)
         ]
         if found:
             return min(found, key=lambda path: (len(path.parts), str(path))).parent.as_posix()
-    raise InvalidModelFiles(f"{files.name} holds no config.json; tar a Hugging Face directory.")
+    raise InvalidModelFiles(f"{files.name} contains no config.json; tar the directory of a Hugging Face model.")
 
 
 def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool) -> Iterator[tuple[str, bytes | None]]:
-    """What a library may open of the model in ``folder``: a path, and the content where it is not the file's own.
+    """The paths of the files in ``folder`` that libraries may open, and the new content of those that are rewritten.
 
-    Raises `InvalidModelFiles`. Without ``weights``, the weights and what lists them are left out.
+    Raises `InvalidModelFiles`. Without ``weights``, the weights and their index are left out.
     """
     root = PurePosixPath(folder)
     for name in files.sizes:
@@ -135,7 +135,7 @@ def ignored_code(files: ModelFiles) -> dict[str, list[str]]:
 
 
 def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[str] | None = None) -> bytes | None:
-    """A JSON file as a library may see it; ``None`` if it sees the file itself, or does not see it.
+    """The rewritten content of a JSON file; ``None`` if libraries see the file itself, or do not see it.
 
     The keys that are left out because they refer to code are appended to ``ignored``.
     """
@@ -171,7 +171,7 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[
 
 
 def reject_lfs_pointer(files: ModelFiles, name: str) -> None:
-    """Raise `InvalidModelFiles` for a Git LFS pointer in the place of a file."""
+    """Raise `InvalidModelFiles` for a Git LFS pointer instead of a file."""
     if files.sizes[name] >= FIRST_BYTES:
         return
     with files.open(name) as stream:
@@ -183,7 +183,7 @@ def reject_lfs_pointer(files: ModelFiles, name: str) -> None:
 
 
 def check_weights(files: ModelFiles, name: str) -> None:
-    """Raise `InvalidModelFiles` for weights that are not what their name says, such as a pickle."""
+    """Raise `InvalidModelFiles` for weights whose format does not match their name, such as a pickle."""
     with files.open(name) as stream:
         if PurePosixPath(name).suffix.lower() == ".gguf":
             if stream.read(4) != b"GGUF":
@@ -193,15 +193,15 @@ def check_weights(files: ModelFiles, name: str) -> None:
 
 
 def _clean_index(index: dict[str, Any], location: JsonLocation) -> dict[str, Any]:
-    """A map of tensors to the safetensors files beside it."""
+    """The index of sharded weights: the safetensors file of each tensor, in the same folder."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
-        location.reject("weight_map", weight_map, "it must be an object of tensors and their files")
+        location.reject("weight_map", weight_map, "it must be an object that maps tensors to files")
     for tensor, file in cast("dict[str, Any]", weight_map).items():
         is_beside = isinstance(file, str) and file in location.siblings and "/" not in file
         if not is_beside or not file.endswith(".safetensors"):
             location.inside("weight_map").reject(
-                tensor, file, "it must name a .safetensors file beside it in the same model"
+                tensor, file, "it must name a .safetensors file in the same folder of the model"
             )
     about = index.get("metadata")
     metadata = cast("dict[str, Any]", about) if isinstance(about, dict) else {}
@@ -228,7 +228,7 @@ def _check_unread_value(key: str, value: object, location: JsonLocation) -> None
         if names_a_file(key) and looks_like_a_path(value):
             check_file_key(location, key, value)
         elif leads_outside(value) and not value.startswith(("http://", "https://")):
-            location.reject(key, value, "it must not lead out of the model; leave it out")
+            location.reject(key, value, "it must not refer to anything outside the model; remove it")
 
 
 def _is_adapter_beside_model(path: PurePosixPath, files: ModelFiles) -> bool:

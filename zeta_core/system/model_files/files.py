@@ -1,4 +1,4 @@
-"""A model's files, in an archive or in a folder, behind one interface."""
+"""Access to a model's files, whether they are in an archive or in a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zeta_core.system.model_files.archive import Member, read_members
 
 
 class ModelFiles(Protocol):
-    """``name`` is for people; ``sizes`` has the relative path of each file, with slashes, and its size in bytes."""
+    """The files of a model. ``name`` is for messages; ``sizes`` maps their relative POSIX paths to bytes."""
 
     @property
     def name(self) -> str: ...
@@ -25,7 +25,7 @@ class ModelFiles(Protocol):
 
 
 class ArchiveFiles:
-    """The files in an uncompressed tar. Raises `InvalidModelFiles` for an archive that `archive` refuses."""
+    """The files in an uncompressed tar. Raises `InvalidModelFiles` if `archive` rejects it."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class ArchiveFiles:
 
 
 class FolderFiles:
-    """The files below a folder; each must lie below one of ``roots``, links included, or is refused by its name."""
+    """The files below a folder. Links must lead to files below the folder or ``roots``; others are rejected."""
 
     def __init__(self, folder: Path, name: str, *, roots: tuple[Path, ...] = ()) -> None:
         self.name = name
@@ -52,7 +52,7 @@ class FolderFiles:
             if any(part.startswith(".") for part in path.relative_to(folder).parts):
                 continue
             if not any(path.resolve().is_relative_to(root) for root in inside):
-                raise InvalidModelFiles(f"{name} holds {relative!r}, a link that leads out of it; copy the file there.")
+                raise InvalidModelFiles(f"{name} contains {relative!r}, a link to a file outside; copy that file.")
             if path.is_file():
                 sizes[relative] = path.stat().st_size
         self.sizes = sizes
@@ -61,12 +61,12 @@ class FolderFiles:
         return self.source(path).open("rb")
 
     def source(self, path: str) -> Path:
-        """Where a file's bytes are, without links."""
+        """The path of a file, with links resolved."""
         return (self._folder / path).resolve()
 
 
 class _Section(io.RawIOBase):
-    """The bytes of one member."""
+    """A stream of the bytes of one member."""
 
     def __init__(self, path: Path, member: Member) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked against the file that it describes.
+"""Checks that the header of a safetensors file matches the file.
 
 The format: eight bytes with the header's length, the header (JSON: name to dtype, shape and offsets), then the data,
 without gaps. See https://github.com/huggingface/safetensors#format.
@@ -33,8 +33,7 @@ def check_header(stream: BinaryIO, num_bytes: int, file: str) -> None:
         raise InvalidModelFiles(f"{file} is not a safetensors file; {CURE}.")
     if length > min(num_bytes - 8, MAX_BYTES):
         raise InvalidModelFiles(
-            f"{file} claims a header of {length} bytes, and the file has {num_bytes} (at most {MAX_BYTES} of a header "
-            f"are read); {CURE}."
+            f"{file} has {num_bytes} bytes, but claims a header of {length} (the limit is {MAX_BYTES}); {CURE}."
         )
     header = parse_object(first + stream.read(length - 1), f"The header of {file}")
     metadata = header.pop("__metadata__", {})
@@ -49,24 +48,26 @@ def check_header(stream: BinaryIO, num_bytes: int, file: str) -> None:
         end = end_of_tensor
     if 8 + length + end != num_bytes:
         raise InvalidModelFiles(
-            f"{file} has {num_bytes} bytes, and its header describes {8 + length + end}; it is truncated or damaged."
+            f"{file} has {num_bytes} bytes, but its header describes {8 + length + end}; it is truncated or damaged."
         )
 
 
 def _span(about: object, name: str, file: str) -> tuple[int, int]:
-    """Where a tensor lies in the data."""
+    """The begin and end of a tensor in the data."""
     entry = cast("dict[str, Any]", about) if isinstance(about, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise InvalidModelFiles(f"{file} has {name[:200]!r} of dtype {str(dtype)[:40]!r}, which is not known; {CURE}.")
+        raise InvalidModelFiles(
+            f"{file} has {name[:200]!r} of dtype {str(dtype)[:40]!r}, which is not supported; {CURE}."
+        )
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
         raise InvalidModelFiles(f"{file} has {name[:200]!r} with a malformed shape or data_offsets; {CURE}.")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * bits:
         raise InvalidModelFiles(
-            f"{file} has {name[:200]!r} of shape {str(shape)[:80]} and dtype {dtype} in {end - begin} bytes, which do "
-            f"not fit each other; {CURE}."
+            f"{file} has {name[:200]!r} of shape {str(shape)[:80]} and dtype {dtype} in {end - begin} bytes, which "
+            f"does not match; {CURE}."
         )
     return begin, end
 

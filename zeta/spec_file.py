@@ -172,8 +172,8 @@ def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
         elif isinstance(at, dict):
             name = key
         else:
-            cure = f"use {where}={{...}} with all of its fields, or set {where} itself"
-            raise _invalid_setting(f"--set {setting!r}: can't set a field of {at!r}; {cure}.")
+            fix = f"use {where}={{...}} with all of its fields, or set {where} itself"
+            raise _invalid_setting(f"--set {setting!r}: can't set a field of {at!r}; {fix}.")
         if index == len(keys) - 1:
             at[name] = value
         else:

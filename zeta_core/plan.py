@@ -316,22 +316,22 @@ def _resumed(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> P
 
 def _mismatch(name: str, then: object, now: object) -> str:
     shown = _OPTION_NAMES.get(name, name)
-    cure = (
+    fix = (
         "start from the weights instead: use the checkpoint's directory as model (or load its model.safetensors into "
         "your own module), without resume_from_checkpoint"
     )
     if name == "eval_data":
-        return f"eval_dataset differs from the one that the run was started with; use that one again, or {cure}."
+        return f"eval_dataset differs from the one that the run was started with; use that one again, or {fix}."
     if name == "base":
-        return f"The model is not the base that the run was started with; use that one again, or {cure}."
+        return f"The model is not the base that the run was started with; use that one again, or {fix}."
     if name == "data":
         return (
             "The data differs from the data that the run was started with (because of its files, their weights, the "
-            f"tokenizer, train_on or overlong), so its order cannot be continued; use the same again, or {cure}."
+            f"tokenizer, train_on or overlong), so its order cannot be continued; use the same again, or {fix}."
         )
     if name == "global_batch":
-        return f"The global batch is {now} sequences, but the run was started with {then}; keep it, or {cure}."
+        return f"The global batch is {now} sequences, but the run was started with {then}; keep it, or {fix}."
     if name == "strategy":
         before = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(then), "neither of them")
-        return f"{shown} is {now!r}, but the run was started with {before}; use the same again, or {cure}."
-    return f"{shown} is {now!r}, but the run was started with {then!r}; leave it out, or {cure}."
+        return f"{shown} is {now!r}, but the run was started with {before}; use the same again, or {fix}."
+    return f"{shown} is {now!r}, but the run was started with {then!r}; leave it out, or {fix}."

@@ -147,8 +147,8 @@ def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search:
     param = cut(str(fault["loc"][1] if len(fault["loc"]) > 1 else context.get("name", "query")))
     if fault["type"] == "extra_forbidden":
         close = closest(param, known) if search else None
-        cure = f"did you mean {close!r}?" if close else f"known parameters: {', '.join(known) or 'none'}."
-        message = f"{param!r} is not a known parameter; {cure}"
+        fix = f"did you mean {close!r}?" if close else f"known parameters: {', '.join(known) or 'none'}."
+        message = f"{param!r} is not a known parameter; {fix}"
         return ErrorDetail(param=param, message=message, code="unknown_parameter", suggestion=close)
     if "sentence" in context:
         return ErrorDetail(param=param, message=context["sentence"], code="invalid_parameter")

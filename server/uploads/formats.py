@@ -36,9 +36,9 @@ def unreadable(filename: str, *, as_tokens: bool) -> str | None:
     allowed = (*ROW_SUFFIXES, *(TOKEN_SUFFIXES if as_tokens else TEXT_SUFFIXES))
     if file_type(filename).suffix in allowed:
         return None
-    cure = "leave out use_pretokenized" if as_tokens else "set use_pretokenized"
+    fix = "leave out use_pretokenized" if as_tokens else "set use_pretokenized"
     content = "token ids are" if as_tokens else "text is"
-    return f"is {shown(filename)}, but {content} read from {listed(allowed)} files; {cure}, or use another file."
+    return f"is {shown(filename)}, but {content} read from {listed(allowed)} files; {fix}, or use another file."
 
 
 def check_beginning(filename: str, beginning: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The checks of a spec take time in proportion to its size, whatever it contains, and their answer stays small."""
+"""The checks of a spec take time proportional to its size, and their errors stay short."""
 
 import json
 import time
@@ -74,18 +74,18 @@ def test_the_time_of_a_check_grows_with_the_size_alone(name: str) -> None:
         "(" * 400 + ")" * 400,
     ],
 )
-def test_a_pattern_that_is_slow_to_compile_is_answered_at_once(pattern: str) -> None:
+def test_a_pattern_that_is_slow_to_compile_is_rejected_immediately(pattern: str) -> None:
     assert check({"lora": {"target_modules": pattern}}) < 2
 
 
-def test_the_faults_that_are_not_listed_are_counted() -> None:
+def test_faults_beyond_the_limit_are_counted() -> None:
     with pytest.raises(ZetaError) as caught:
         parse(JobSpec, {**SPEC, **{f"x{i}": 1 for i in range(400)}})
     assert len(caught.value.details) == MAX_DETAILS
     assert f"(399 more: see details; the first {MAX_DETAILS} are listed)" in caught.value.message
 
 
-def test_the_other_name_of_a_field_is_known_however_many_faults_there_are() -> None:
+def test_other_names_of_fields_are_recognized_among_many_faults() -> None:
     fields = {**{f"learning_rat{i}": 1 for i in range(30)}, "gradient_accumulation_steps": 2}
     with pytest.raises(ZetaError) as caught:
         parse(JobSpec, {**SPEC, **fields})
@@ -103,7 +103,7 @@ def test_a_small_value_is_shown_whole(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["a" * 10**6, ["b"] * 10**6, {"c": ["d" * 10**6]}])
-def test_a_large_value_is_cut_without_being_written(value: Any) -> None:
+def test_a_large_value_is_shortened_without_formatting_all_of_it(value: Any) -> None:
     started = time.process_time()
     text = shown(value)
     assert text == repr(value)[:77] + "..."

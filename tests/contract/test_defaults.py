@@ -81,7 +81,7 @@ def test_the_learning_rate_follows_what_is_trained() -> None:
     assert resolved(learning_rate="find")["learning_rate"] is None
 
 
-def test_what_is_given_stays_as_it_is() -> None:
+def test_given_values_are_kept() -> None:
     found = resolved(max_steps=7, seq_len=100, seed=0, weight_decay=0, metadata={"a": "b"})
     assert (found["max_steps"], found["epochs"]) == (7, None)
     assert (found["seq_len"], found["seed"], found["weight_decay"], found["metadata"]) == (100, 0, 0, {"a": "b"})

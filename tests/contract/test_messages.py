@@ -1,4 +1,4 @@
-"""Messages are taken from those who know the secret, for the place they were written to, and from newer versions."""
+"""Messages need a valid signature for their channel, and those of other versions are read."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from zeta_core.contract.wire.messages import (
 CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
 
 
-def test_a_signed_message_comes_back_as_it_was() -> None:
+def test_a_signed_message_is_read_unchanged() -> None:
     fields = sign(CLAIM, "secret", channel="zeta:server")
     assert FROM_WORKER.validate_python(verify(fields, "secret", channel="zeta:server")) == CLAIM
 
 
 @pytest.mark.parametrize(("secret", "channel"), [("other", "zeta:server"), ("secret", "zeta:worker:w")])
-def test_another_secret_or_another_place_is_refused(secret: str, channel: str) -> None:
+def test_another_secret_or_channel_is_rejected(secret: str, channel: str) -> None:
     with pytest.raises(BadSignature):
         verify(sign(CLAIM, "secret", channel="zeta:server"), secret, channel=channel)
 
 
-def test_a_changed_body_is_refused() -> None:
+def test_a_changed_body_is_rejected() -> None:
     fields = sign(CLAIM, "secret", channel="zeta:server")
     changed = {**fields, "body": fields["body"].replace("job_1", "job_2")}
     with pytest.raises(BadSignature):
         verify(changed, "secret", channel="zeta:server")
 
 
-def test_a_message_without_a_signature_is_refused() -> None:
+def test_a_message_without_a_signature_is_rejected() -> None:
     with pytest.raises(BadSignature):
         verify({"body": "{}"}, "secret", channel="zeta:server")
 
@@ -54,7 +54,7 @@ def test_fields_of_a_newer_version_are_kept() -> None:
     assert read.model_dump()["new_field"] == 7
 
 
-# What version 1 wrote, word for word: workers are upgraded one after the other, and all of them go on meanwhile.
+# Messages exactly as version 1 wrote them: workers are upgraded one by one while the others keep running.
 OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "hand_over": (
         HandOver,
@@ -90,7 +90,7 @@ OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", OF_VERSION_1)
-def test_messages_of_the_neighbouring_versions_are_read(kind: str) -> None:
+def test_messages_of_older_and_newer_versions_are_read(kind: str) -> None:
     model, body = OF_VERSION_1[kind]
     assert model.model_validate({"contract_version": 1, **body})
     newer = {**body, "contract_version": CONTRACT_VERSION + 1, "new_field": {"nested": [1]}}

@@ -1,4 +1,4 @@
-"""The resolved spec is typed where it is read, and the same JSON object wherever it is written."""
+"""The resolved spec is typed for readers, and the same JSON object in messages, files and the database."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ def test_reading_and_writing_changes_nothing() -> None:
         )
 
 
-def test_messages_and_journal_lines_carry_the_same_object() -> None:
+def test_messages_and_journal_lines_contain_the_same_object() -> None:
     fields = {"job_id": "job_1", "attempt": 1, "spec": {}, "resolved_spec": RECORDED}
     handed_over = HandOver.model_validate({**fields, "worker": "w", "slots": [0]})
     run_file = RunFile.model_validate({**fields, "output_dir": "/o", "artifacts_root": "/a"})

@@ -1,4 +1,4 @@
-"""What clients may send: every bad field is named with its value and its cure."""
+"""The validation of specs: each invalid field is reported with its value and a fix."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"model": {"config": {}}}, "model.config.model_type", "missing_field"),
     ],
 )
-def test_a_bad_field_is_named_with_its_code(patch: dict[str, Any], param: str, code: str) -> None:
+def test_an_invalid_field_is_reported_with_its_code(patch: dict[str, Any], param: str, code: str) -> None:
     faults = faults_of(patch)
     assert list(faults) == [param]
     assert faults[param].code == code
@@ -97,7 +97,7 @@ def test_a_bad_field_is_named_with_its_code(patch: dict[str, Any], param: str, c
     ["/etc", "../../etc", "~/models", "./data", "a/b/c", "s3://bucket/x", "https://host/x", "a/../b", "a b", "a\n"],
 )
 @pytest.mark.parametrize("param", ["model", "tokenizer", "dataset.hub", "dataset.1.hub"])
-def test_a_path_or_an_address_is_no_hub_id(param: str, name: str) -> None:
+def test_a_path_or_url_is_not_a_hub_id(param: str, name: str) -> None:
     patch: dict[str, Any] = {
         "model": {"model": name},
         "tokenizer": {"tokenizer": name},
@@ -110,12 +110,12 @@ def test_a_path_or_an_address_is_no_hub_id(param: str, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["gpt2", "org/name", "Org-1/na.me_2", "org/name@main", "org/name@refs/pr/1", "o/n@0a1b"]
 )
-def test_a_hub_id_is_taken_with_and_without_a_revision(name: str) -> None:
+def test_a_hub_id_is_accepted_with_and_without_a_revision(name: str) -> None:
     assert parse(JobSpec, {**SMALLEST, "model": name, "tokenizer": name}).model == name
 
 
 @pytest.mark.parametrize(
-    ("patch", "param", "cure"),
+    ("patch", "param", "fix"),
     [
         ({"entity_name": ""}, "entity_name", "it must be text of at least 1 characters."),
         ({"output_dir": "x" * 201}, "output_dir", "it must be text of at most 200 characters."),
@@ -124,24 +124,24 @@ def test_a_hub_id_is_taken_with_and_without_a_revision(name: str) -> None:
         ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "it must be of at most 16 entries."),
     ],
 )
-def test_what_is_too_long_or_too_short_is_told_what_is_allowed(patch: dict[str, Any], param: str, cure: str) -> None:
-    assert faults_of(patch)[param].message.endswith(cure)
+def test_an_error_about_a_length_names_the_allowed_lengths(patch: dict[str, Any], param: str, fix: str) -> None:
+    assert faults_of(patch)[param].message.endswith(fix)
 
 
-def test_every_bad_field_is_named_at_once_also_by_the_rules_between_fields() -> None:
+def test_one_error_lists_all_faults_including_those_between_fields() -> None:
     faults = faults_of({"batch_size": -3, "seq_len": 200, "output_dir": "/x", "dataset": 3, "sequence": 1})
     assert set(faults) == {"batch_size", "seq_len", "output_dir", "dataset", "sequence"}
 
 
 @pytest.mark.parametrize(("theirs", "ours"), sorted(OTHER_NAMES.items()))
-def test_the_names_of_other_trainers_are_answered_with_ours(theirs: str, ours: str) -> None:
+def test_names_used_by_other_trainers_are_answered_with_ours(theirs: str, ours: str) -> None:
     fault = faults_of({theirs: 1})[theirs]
     assert (fault.code, fault.suggestion) == ("unknown_field", ours)
     head = ours.partition(".")[0]
     assert head in JobSpec.model_fields
 
 
-def test_a_misspelt_field_is_answered_with_the_nearest_name() -> None:
+def test_a_misspelt_field_gets_the_nearest_name_as_suggestion() -> None:
     assert faults_of({"learning_rat": 1e-3})["learning_rat"].suggestion == "learning_rate"
 
 
@@ -160,40 +160,40 @@ def test_a_misspelt_field_is_answered_with_the_nearest_name() -> None:
         ({"trainer": "dpo"}, "trainer", None),
     ],
 )
-def test_a_name_inside_an_object_is_answered_with_its_whole_name_and_a_far_one_with_none(
+def test_only_similar_names_in_objects_are_suggested_with_their_full_path(
     sent: dict[str, Any], param: str, suggestion: str | None
 ) -> None:
     fault = faults_of(sent)[param]
     assert (fault.code, fault.suggestion) == ("unknown_field", suggestion)
 
 
-def test_a_bad_value_is_repeated_in_its_message_but_never_at_length() -> None:
+def test_an_error_message_contains_the_shortened_value() -> None:
     fault = faults_of({"optimizer": "adam" * 10_000})["optimizer"]
     assert "adam" in fault.message
     assert len(fault.message) < 300
 
 
 @pytest.mark.parametrize("body", [[1], None, "text", 3])
-def test_a_body_that_is_no_object_is_refused(body: object) -> None:
+def test_a_body_that_is_not_an_object_is_rejected(body: object) -> None:
     with pytest.raises(InvalidRequest, match="must be a JSON object"):
         parse(JobSpec, body)
 
 
-def test_a_word_that_does_not_fit_its_pattern_is_told_what_fits() -> None:
+def test_an_error_about_a_pattern_describes_what_is_allowed() -> None:
     with pytest.raises(
         ZetaError, match="from is 'yesterday'; it must be 'start', 'latest', or the name of a checkpoint"
     ):
         parse(Rerun, {"from": "yesterday"})
 
 
-def test_one_error_lists_what_is_missing() -> None:
+def test_one_error_lists_all_missing_fields() -> None:
     with pytest.raises(InvalidSpec) as caught:
         parse(JobSpec, {})
     assert {detail.param for detail in caught.value.details} == {"model", "dataset"}
     assert caught.value.body().error.param in ("model", "dataset")
 
 
-def test_a_trainer_takes_the_same_fields_without_model_and_dataset() -> None:
+def test_a_trainer_has_the_same_fields_except_model_and_dataset() -> None:
     options = parse(TrainerOptions, {"batch_size": 4, "seq_len": 128})
     assert options.dataset is None
     assert dataset_sources(options.dataset) == []

@@ -187,7 +187,7 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, 
         assert f'"model": {{"job": "{parent}", "checkpoint": "step-8"}}' in detail["message"]
     assert "0.002" in details["learning_rate"]["message"]
     assert "0.001" in details["learning_rate"]["message"]
-    # The cures work, and the same rules hold for a plain submission.
+    # The fixes work, and the same rules hold for a plain submission.
     assert rerun(http, parent, patch=patch).status_code == 201
     weights = {"model": {"job": parent, "checkpoint": "step-8"}}
     assert rerun(http, parent, patch={**patch, **weights}).status_code == 201

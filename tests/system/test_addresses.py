@@ -1,4 +1,4 @@
-"""ZETA_REDIS_URL and ZETA_DATABASE_URL: what hosting providers hand out is understood, or refused by name."""
+"""ZETA_REDIS_URL and ZETA_DATABASE_URL: URLs of hosting providers are accepted, unsupported options are rejected."""
 
 from __future__ import annotations
 

@@ -47,13 +47,15 @@ def reasons(found: DataFiles) -> dict[str, str]:
         ("ids.bin", "ids.bin", f"not one of {', '.join(SUFFIXES)}"),
     ],
 )
-def test_what_is_not_data_is_skipped_with_a_reason(name: str, entry: str, reason: str, tmp_path: Path) -> None:
+def test_entries_that_are_not_data_are_skipped_with_a_reason(
+    name: str, entry: str, reason: str, tmp_path: Path
+) -> None:
     found = find_data_files(tree(tmp_path, "good.jsonl", name), SUFFIXES)
     assert used(found) == ["good.jsonl"]
     assert reasons(found) == {entry: reason}
 
 
-def test_suffixes_count_in_any_case_and_names_give_the_order(tmp_path: Path) -> None:
+def test_suffixes_match_in_any_case_and_files_are_sorted_by_name(tmp_path: Path) -> None:
     names = ["B.JSONL", "a/c.Txt", "a.parquet", "licensed_texts.jsonl", "readme/poem.txt"]
     assert used(find_data_files(tree(tmp_path, *names), SUFFIXES)) == sorted(names, key=lambda name: name.split("/"))
 
@@ -97,14 +99,14 @@ def test_links_are_followed_and_cycles_end(tmp_path: Path) -> None:
         assert used(find_data_files(folder, SUFFIXES, pattern=pattern))[-2:] == ["other/far.txt", "sub/deep.txt"]
 
 
-def test_what_cannot_be_read_as_a_file_is_skipped(tmp_path: Path) -> None:
+def test_unreadable_entries_are_skipped(tmp_path: Path) -> None:
     tree(tmp_path, "good.txt")
     (tmp_path / "empty.txt").touch()
     os.mkfifo(tmp_path / "pipe.txt")
     assert reasons(find_data_files(tmp_path, SUFFIXES)) == {"empty.txt": "empty", "pipe.txt": "not a regular file"}
 
 
-def test_a_glob_skips_what_it_does_not_name_itself(tmp_path: Path) -> None:
+def test_a_glob_skips_excluded_entries_that_it_does_not_name(tmp_path: Path) -> None:
     folder = tree(
         tmp_path, "a.txt", "test1.txt", "README.md", ".old/b.txt", "sub/c.txt", "cache-1.arrow", "sub/d.jsonl"
     )
@@ -122,7 +124,7 @@ def test_a_glob_skips_what_it_does_not_name_itself(tmp_path: Path) -> None:
     assert matched("*.csv") == []
 
 
-def test_token_files_are_data_only_where_ids_are_wanted(tmp_path: Path) -> None:
+def test_token_files_are_data_only_if_token_ids_are_expected(tmp_path: Path) -> None:
     folder = tree(tmp_path, "rows.jsonl", "text.txt", "ids.npy", "ids.offsets.npy")
     assert used(find_data_files(folder, suffixes_of("auto"))) == ["rows.jsonl", "text.txt"]
     assert used(find_data_files(folder, suffixes_of("messages"))) == ["rows.jsonl"]

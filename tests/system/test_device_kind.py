@@ -1,4 +1,4 @@
-"""Kinds of device: what selects the kernels is in the name, and nothing else is."""
+"""Device kinds: the name contains exactly what selects the kernels."""
 
 import platform
 
@@ -41,7 +41,7 @@ def test_a_cpu_is_named_by_its_instruction_sets_and_its_model(cpu: str, kind: st
 
 
 @pytest.mark.parametrize(("chosen", "capability"), [("default", "DEFAULT"), ("avx2", "AVX2"), ("AVX2", "AVX512")])
-def test_the_capability_is_the_one_that_torch_is_told_in_its_own_words(chosen: str, capability: str) -> None:
+def test_the_capability_follows_the_variable_that_torch_reads(chosen: str, capability: str) -> None:
     assert kind_of(XEON, ATEN_CPU_CAPABILITY=chosen).split(":")[1] == capability
 
 

@@ -1,4 +1,4 @@
-"""Durable writing: readers see the old file or the whole new one, with the right mode, and failures leave no rest."""
+"""Durable writing: readers see the old or the complete new file, and failures leave no files behind."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Settings come from ``ZETA_*`` once, secrets also from files, and a wrong one is named."""
+"""Settings come from ``ZETA_*`` once, secrets also from files, and an invalid one is reported by name."""
 
 from __future__ import annotations
 

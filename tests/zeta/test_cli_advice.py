@@ -61,12 +61,12 @@ def test_a_shell_parses_the_printed_command_into_the_patch(patch: dict[str, Any]
 
 
 def test_advice_is_worded_for_a_job_and_for_a_script() -> None:
-    cure = suggest_less_memory({"batch_size": 4, "gradient_accumulate_every": 4})
-    assert advice_text("Memory ran out.", cure.hint, cure.patch, "job_1") == (
+    suggestion = suggest_less_memory({"batch_size": 4, "gradient_accumulate_every": 4})
+    assert advice_text("Memory ran out.", suggestion.hint, suggestion.patch, "job_1") == (
         "Memory ran out. Use batch_size 2 with gradient_accumulate_every 8: the global batch stays the same. "
         "Apply it: zeta rerun job_1 --set batch_size=2 --set gradient_accumulate_every=8"
     )
-    assert advice_text("Memory ran out.", cure.hint, cure.patch).endswith(
+    assert advice_text("Memory ran out.", suggestion.hint, suggestion.patch).endswith(
         "Set batch_size=2, gradient_accumulate_every=8."
     )
     assert advice_text("Memory ran out.", None, None, "job_1") == "Memory ran out."

@@ -351,9 +351,9 @@ def test_only_the_merged_model_of_an_adapter_is_downloaded(service: Service, fin
     assert service.command("submit", str(spec), "--follow", timeout_seconds=240).returncode == 0
     unmerged = service.command("download", "@last", "--merged", "-o", str(tmp_path / "model"))
     assert unmerged.returncode == 1
-    cure = re.search(r"zeta (rerun job_\w+ --from latest --set lora.save_merged=true)", unmerged.stderr)
-    assert cure is not None, unmerged.stderr
-    assert service.command(*cure[1].split(), "--follow", timeout_seconds=240).returncode == 0
+    fix = re.search(r"zeta (rerun job_\w+ --from latest --set lora.save_merged=true)", unmerged.stderr)
+    assert fix is not None, unmerged.stderr
+    assert service.command(*fix[1].split(), "--follow", timeout_seconds=240).returncode == 0
     files: dict[str, str] = {}
     for _ in range(2):  # the second time, all files exist and are verified
         done = service.command("download", "@last", "--merged", "-o", str(tmp_path / "model"), "--json")

@@ -145,9 +145,9 @@ def _error(needed: MemoryByPart, capacity: int, *, hint: str, patch: Patch | Non
 def _patch_that_fits(model: nn.Module, plan: Plan, mean_length: float, capacity: int) -> Patch | None:
     """The changes of `suggest_less_memory`, added one by one until the lower bound fits; None if it never does."""
     patch: Patch = {}
-    while (cure := suggest_less_memory(memory_options(plan))).patch is not None:
-        patch |= cure.patch
-        changes = {name: value for name, value in cure.patch.items() if name != "gradient_accumulate_every"}
+    while (suggestion := suggest_less_memory(memory_options(plan))).patch is not None:
+        patch |= suggestion.patch
+        changes = {name: value for name, value in suggestion.patch.items() if name != "gradient_accumulate_every"}
         plan = replace(plan, **changes)
         if minimum_memory(model, plan, mean_length).total <= capacity:
             return patch

@@ -126,7 +126,7 @@ def _parts(model: nn.Module) -> Iterator[Any]:
             yield part
 
 
-def _rejected(what: str, cure: str | None = None) -> CannotTrain:
-    """The model has an adapter that is not trained here; ``cure`` is better than using ``lora`` instead."""
-    hint = _INSTEAD if cure is None else f"{cure} Or pass the base model without an adapter, and set lora."
+def _rejected(what: str, fix: str | None = None) -> CannotTrain:
+    """The model has an adapter that is not trained here; ``fix`` is better than using ``lora`` instead."""
+    hint = _INSTEAD if fix is None else f"{fix} Or pass the base model without an adapter, and set lora."
     return CannotTrain(f"The model {what}.", hint=hint, param="model")

@@ -53,11 +53,11 @@ def check_launcher(variables: Mapping[str, str], plan: Plan, *, cuda: bool) -> N
         "FSDP_OFFLOAD_PARAMS": (plan.strategy != "fsdp2", "train without offloading, which use_fsdp does not support"),
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": (False, "pass the file as use_deepspeed"),
     }
-    for name, (does, cure) in agrees.items():
+    for name, (does, fix) in agrees.items():
         value = variables.get(name, "")
         if value.lower() not in ("", "0", "no", "none", "false") and not does:
             raise CannotTrain(
                 f"{name} is {value!r} (set by `accelerate launch` or its config, or left over from another run), which "
                 "does not match the Trainer's settings.",
-                hint=f"Unset it, or {cure}.",
+                hint=f"Unset it, or {fix}.",
             )

@@ -158,8 +158,8 @@ def _translated(name: str, value: str) -> list[tuple[str, str]]:
             raise ValueError(f"the option {name!r} is {value!r}, which is not supported; remove it")
         return []
     close = difflib.get_close_matches(name, LIBPQ_OPTIONS, n=1, cutoff=0.8)
-    cure = f"did you mean {close[0]!r}?" if close else "libpq has no such option; remove it"
-    raise ValueError(f"the option {name!r} is not supported: {cure}")
+    fix = f"did you mean {close[0]!r}?" if close else "libpq has no such option; remove it"
+    raise ValueError(f"the option {name!r} is not supported: {fix}")
 
 
 # Options of other client libraries, with the values that have no effect here.

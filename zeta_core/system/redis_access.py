@@ -127,8 +127,8 @@ def _options(parts: SplitResult) -> dict[str, str]:
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in OPTIONS:
             close = difflib.get_close_matches(name, OPTIONS, n=1)
-            cure = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(OPTIONS)}"
-            raise ValueError(f"the option {name!r} is not supported; {cure}")
+            fix = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(OPTIONS)}"
+            raise ValueError(f"the option {name!r} is not supported; {fix}")
         if name in options:
             raise ValueError(f"the option {name!r} is given twice")
         options[name] = value

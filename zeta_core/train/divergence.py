@@ -142,7 +142,7 @@ class DivergenceMonitor:
     def _explained(
         self, message: str, step: int, tensors: list[str], evidence: dict[str, JsonValue], *, updates: int, data: str
     ) -> NonFiniteLoss:
-        """The error with its cure. ``updates`` were applied before it; ``data`` may also be the cause."""
+        """The error with its fix. ``updates`` were applied before it; ``data`` may also be the cause."""
         weights = [name.removeprefix(_WEIGHT) for name in tensors if name.startswith(_WEIGHT)]
         if self._plan.mixed_precision == "fp16":
             patch: Patch = {"mixed_precision": "bf16" if self._supports_bf16 else "no"}

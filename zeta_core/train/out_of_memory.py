@@ -74,9 +74,9 @@ def _explanation(error: Exception, context: MemoryContext) -> OutOfMemory:
     evidence |= {"step": context.training.step, "memory": parts.as_evidence()}
     if engine.device.type == "cuda":
         evidence["peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
-    cure = suggest_less_memory(memory_options(plan))
+    suggestion = suggest_less_memory(memory_options(plan))
     message = f"Memory ran out in {context.training.activity} with {size}; besides activations, {parts} were in use."
-    return OutOfMemory(message, hint=cure.hint, patch=cure.patch, evidence=evidence)
+    return OutOfMemory(message, hint=suggestion.hint, patch=suggestion.patch, evidence=evidence)
 
 
 def _memory_in_use(module: nn.Module, optimizer: torch.optim.Optimizer) -> MemoryByPart:

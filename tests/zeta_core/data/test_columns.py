@@ -138,9 +138,9 @@ LOST: list[tuple[dict[str, Any], str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("row", "method", "source", "column", "cure"), LOST)
+@pytest.mark.parametrize(("row", "method", "source", "column", "fix"), LOST)
 def test_a_lost_part_of_the_prompt_is_an_error_with_a_cure(
-    row: dict[str, Any], method: str, source: dict[str, Any], column: str, cure: str, tmp_path: Path
+    row: dict[str, Any], method: str, source: dict[str, Any], column: str, fix: str, tmp_path: Path
 ) -> None:
     good = {name: value for name, value in row.items() if name != column}
     with pytest.raises(InvalidData, match="line 2: has the column") as caught:
@@ -148,9 +148,9 @@ def test_a_lost_part_of_the_prompt_is_an_error_with_a_cure(
     assert caught.value.code == "unused_column"
     message = str(caught.value)
     assert f"{column!r}" in message
-    setting = f"--set '{cure}'" if cure.startswith("dataset.") else cure
+    setting = f"--set '{fix}'" if fix.startswith("dataset.") else fix
     assert setting in message
-    # The cure works as it is printed, also for a dataset that is written as a path alone.
+    # The fix works as it is printed, also for a dataset that is written as a path alone.
     pasted = message.split("--set '")[1].split("'")[0]
     changed = apply_settings({"dataset": "rows.jsonl"}, [pasted])["dataset"]
     assert changed.pop("file") == "rows.jsonl"

@@ -1,4 +1,4 @@
-"""The byte-level tokenizer of a checkpoint is found again, whatever model it lies beside."""
+"""The byte-level tokenizer of a checkpoint is loaded again, whatever the family of its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zeta_core.model.sources import locate_model, locate_tokenizer
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])  # AutoTokenizer fails for one, and takes another for the other
-def test_it_is_what_the_checkpoint_was_trained_with(family: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_with_its_byte_level_tokenizer(family: str, tmp_path: Path) -> None:
     model = ConfigModel(config={**LLAMA_CONFIG, "model_type": family, "num_key_value_heads": 4})
     train(model, tmp_path / "out", cache=tmp_path, max_steps=1)
     locations = SourceLocations(any_path=True)

@@ -1,4 +1,4 @@
-"""A model that carries a peft adapter is saved as an adapter, or rejected before the first step."""
+"""A model with a peft adapter is saved as an adapter, or rejected before the first step."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_lora_trains_and_saves_embeddings_with_added_rows(tied: bool, known: boo
         assert torch.allclose(logits(loaded(tmp_path / "next" / "final")), expected, atol=1e-4)
 
 
-def test_a_carried_adapter_keeps_the_embeddings_with_added_rows(tmp_path: Path) -> None:
+def test_an_existing_adapter_keeps_the_embeddings_with_added_rows(tmp_path: Path) -> None:
     base = base_in(tmp_path)
     model = loaded(base)
     model.resize_token_embeddings(390)

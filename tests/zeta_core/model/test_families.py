@@ -67,7 +67,7 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
 
 
 @pytest.mark.timeout(300)
-def test_a_gguf_model_is_trained_and_saved_as_any_other(tmp_path: Path) -> None:
+def test_a_gguf_model_is_trained_and_saved_like_any_other(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     asked: dict[str, Any] = {"max_steps": 1, "batch_size": 1, "learning_rate": 1e-5, "cache": tmp_path}

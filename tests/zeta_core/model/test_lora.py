@@ -1,4 +1,4 @@
-"""LoRA: the base untouched, the adapter in peft's layout, merged weights that are base plus adapter, exact resume."""
+"""LoRA: the base is unchanged, the adapter has peft's layout, merged weights are the sum, and resuming is exact."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path:
         train(other, tmp_path / "llama", cache=tmp_path, resume=True, max_steps=5, **asked)
 
 
-def test_the_base_keeps_its_precision_where_the_run_computes_in_it(tmp_path: Path) -> None:
+def test_the_base_keeps_its_precision_if_the_run_computes_in_it(tmp_path: Path) -> None:
     for precision, expected in (("bf16", torch.bfloat16), ("no", torch.float32)):
         model: Any = llama()
         (before,) = {buffer.dtype for buffer in model.buffers()}
@@ -116,7 +116,7 @@ def test_the_base_keeps_its_precision_where_the_run_computes_in_it(tmp_path: Pat
 
 
 def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -> None:
-    """By its base where that has a name, merged where it has none, and a clear word where neither is there."""
+    """With its base if that has a name, else with its merged weights; without either, the error is clear."""
     saved: Any = llama()
     saved.save_pretrained(tmp_path / "artifacts" / "jobs" / "job_base" / "checkpoints" / "final")
     locations = SourceLocations(artifacts_root=tmp_path / "artifacts")
@@ -168,9 +168,7 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
         ("q_proj", "is 'q_proj', which matches the full name of no layer"),
     ],
 )
-def test_targets_that_are_not_there_are_answered_with_those_that_are(
-    targets: Any, message: str, tmp_path: Path
-) -> None:
+def test_an_error_about_missing_targets_lists_the_existing_ones(targets: Any, message: str, tmp_path: Path) -> None:
     lora = {"target_modules": targets}
     with pytest.raises(CannotTrain) as raised:
         train(llama(tie_word_embeddings=True), tmp_path / "out", cache=tmp_path, max_steps=1, lora=lora)
@@ -229,7 +227,7 @@ def test_modules_that_cannot_be_saved_are_rejected(lora: dict[str, Any], message
 # --- Freezing ---------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_weights_stay_and_are_in_the_checkpoint(tmp_path: Path) -> None:
+def test_frozen_weights_do_not_change_and_are_in_the_checkpoint(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"freeze": ["model.embed_tokens.*", "model.layers.0.*"], "lr_scheduler": "constant"}
     train(llama(), tmp_path / "out", cache=tmp_path, max_steps=2, **asked)
     train(llama(), tmp_path / "out", cache=tmp_path, resume=True, max_steps=3, lr_scheduler="constant")
@@ -241,7 +239,7 @@ def test_frozen_weights_stay_and_are_in_the_checkpoint(tmp_path: Path) -> None:
     assert not any(name.startswith("model.layers.0.") for name in optimizer)
 
 
-def test_a_pattern_that_matches_nothing_or_everything_is_refused(tmp_path: Path) -> None:
+def test_a_freeze_pattern_that_matches_nothing_or_everything_is_rejected(tmp_path: Path) -> None:
     for freeze, message in (
         (["layers.9*"], "has 'layers.9\\*', which matches no parameter"),
         (["*"], "no parameter to"),

@@ -1,4 +1,4 @@
-"""LoRA in models whose layers are not all of the usual kind: experts, and those that peft cannot adapt."""
+"""LoRA in models with unusual layers: experts, and layers that peft cannot adapt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import CannotTrain
 
 
-def test_of_experts_the_linear_layers_are_adapted_and_what_peft_refuses_is_told(tmp_path: Path) -> None:
+def test_lora_adapts_linear_layers_of_experts_and_reports_what_peft_rejects(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {name: value for name, value in LLAMA_CONFIG.items() if name != "model_type"}
     asked: dict[str, Any] = {"lora": {"r": 2}, "max_steps": 1, "cache": tmp_path}

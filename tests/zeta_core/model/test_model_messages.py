@@ -1,4 +1,4 @@
-"""Model files that are incomplete, or that need something else, are refused with the cause and the cure."""
+"""Incomplete model files and missing requirements are rejected with the cause and a fix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_git_lfs_pointer_in_the_place_of_weights_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_instead_of_weights_is_reported(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(POINTER)
     located = locate_model(str(folder), LOCATIONS, tmp_path / "cache")
     with pytest.raises(InvalidModel, match=r"model\.safetensors is a Git LFS pointer.*git lfs pull"):
@@ -40,7 +40,7 @@ def test_a_git_lfs_pointer_in_the_place_of_weights_is_named(folder: Path, tmp_pa
         check_archive(tmp_path / "model.tar", "model.tar")
 
 
-def test_a_git_lfs_pointer_in_the_place_of_a_tokenizer_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_instead_of_a_tokenizer_is_reported(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
     (folder / "tokenizer.json").write_bytes(POINTER)
     located = locate_model(str(folder), LOCATIONS, tmp_path / "cache")
@@ -49,7 +49,7 @@ def test_a_git_lfs_pointer_in_the_place_of_a_tokenizer_is_named(folder: Path, tm
 
 
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
-def test_a_tokenizer_that_needs_sentencepiece_names_the_package(folder: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_sentencepiece_tokenizer_names_the_package(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
@@ -58,7 +58,7 @@ def test_a_tokenizer_that_needs_sentencepiece_names_the_package(folder: Path, tm
         locate_tokenizer(None, located, LOCATIONS, tmp_path / "cache")
 
 
-def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InvalidModel, match=r"the Hub cannot be reached.*HF_ENDPOINT"):
@@ -66,7 +66,7 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("length", [20, 400, -100])
-def test_a_truncated_gguf_file_is_named(length: int, tmp_path: Path) -> None:
+def test_a_truncated_gguf_file_is_reported(length: int, tmp_path: Path) -> None:
     import gguf
     import numpy as np
 

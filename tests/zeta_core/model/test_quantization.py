@@ -1,4 +1,4 @@
-"""QLoRA: a base in 4 bits for real (bitsandbytes computes with them on CPUs, too), and what follows from it."""
+"""QLoRA with real 4-bit kernels, which bitsandbytes also has for CPUs."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def in_4_bits(**changes: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_computes_with_the_weights_that_it_stands_for(dtype: torch.dtype) -> None:
-    """Forward and the gradient for its input are those of the dequantised weights, before and after an evaluation."""
+def test_a_quantized_layer_computes_with_its_dequantized_weights(dtype: torch.dtype) -> None:
+    """The output and the gradient of the input are those of the dequantized weights, also after an evaluation."""
     from bitsandbytes.functional import dequantize_4bit
 
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_a_layer_computes_with_the_weights_that_it_stands_for(dtype: torch.dtype
             assert torch.equal(*gradients)
 
 
-def test_linear_layers_take_an_eighth_and_all_else_stays_as_it_is() -> None:
+def test_linear_layers_shrink_to_an_eighth_and_others_do_not_change() -> None:
     model, base = in_4_bits(), llama(**SHAPE)
     linear = {name for name, part in base.named_modules() if type(part) is nn.Linear} - {"lm_head"}
     packed = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if p.dtype == torch.uint8}
@@ -91,7 +91,7 @@ def test_linear_layers_take_an_eighth_and_all_else_stays_as_it_is() -> None:
     assert flops_per_token(model, 32) == flops_per_token(base, 32)
 
 
-def test_an_adapter_of_a_base_in_4_bits_is_trained_merged_and_used_again(tmp_path: Path) -> None:
+def test_an_adapter_of_a_4_bit_base_is_trained_merged_and_used_again(tmp_path: Path) -> None:
     base: Any = llama(**SHAPE)
     base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
     asked: dict[str, Any] = {"cache": tmp_path, "mixed_precision": "bf16", "use_activation_checkpointing": True}
@@ -130,7 +130,7 @@ def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_preferences_have_the_base_in_4_bits_as_their_reference(tmp_path: Path) -> None:
+def test_dpo_uses_the_4_bit_base_as_its_reference(tmp_path: Path) -> None:
     asked = dpo(12, tmp_path, lora={"r": 4, "quantize": "nf4"}, max_steps=6)
     _, lines = train(llama(**SHAPE), tmp_path / "out", cache=tmp_path, **asked)
     told = rewards_in(lines)
@@ -138,7 +138,7 @@ def test_preferences_have_the_base_in_4_bits_as_their_reference(tmp_path: Path) 
     assert told[-1]["margin"] > 0
 
 
-def test_an_estimate_knows_4_bits() -> None:
+def test_an_estimate_accounts_for_4_bit_weights() -> None:
     model = {"config": {**LLAMA_CONFIG, **SHAPE}}
     whole = answer_to({"model": model, "lora": {"r": 4}})
     packed = answer_to({"model": model, "lora": {"r": 4, "quantize": "nf4"}})
@@ -150,9 +150,7 @@ def test_an_estimate_knows_4_bits() -> None:
     assert packed.memory.weights == num_bytes(in_4_bits().parameters()) + 4 * (whole.num_trained_parameters or 0)
 
 
-def test_where_it_cannot_take_effect_it_is_refused_with_the_cure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quantization_without_effect_is_rejected_with_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {"cache": tmp_path, "max_steps": 1, "lora": {"quantize": "nf4"}}
     strategies: list[dict[str, Any]] = [{"use_fsdp": True}, {"use_deepspeed": 2}]
     for strategy in strategies:

@@ -1,4 +1,4 @@
-"""The README.md of an adapter: its lines are run, and load the adapter on its base."""
+"""The README.md of an adapter: its commands and code are run, and load the adapter on its base."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_base_from_the_hub_is_named_with_its_revision() -> None:
     assert 'AutoModelForCausalLM.from_pretrained("org/name", revision="0123abc")' in readme
 
 
-def test_an_uploaded_base_and_a_module_say_where_the_base_is_from(tmp_path: Path) -> None:
+def test_the_readme_of_an_uploaded_base_or_module_tells_how_to_get_it(tmp_path: Path) -> None:
     gguf = tmp_path / "small.gguf"
     gguf.touch()
     located = LocatedModel(llama, "small", gguf, base_model="file_01m00000000000000000000000")

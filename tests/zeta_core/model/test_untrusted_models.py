@@ -1,4 +1,4 @@
-"""Models of others reach the libraries as checked copies: no file of the machine, no pickle and no kernel comes in."""
+"""Libraries see untrusted models as checked copies, without files of the machine, pickles or kernels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def locations(tmp_path: Path) -> SourceLocations:
 
 
 def stored_upload(locations: SourceLocations, files: Mapping[str, object]) -> FileModel:
-    """An upload as a server stored it that did not look into it."""
+    """An upload that a server stored without checking it."""
     assert locations.artifacts_root is not None
     path = locations.artifacts_root / file_key(FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def refusal(located: Any) -> str:
     ],
 )
 @pytest.mark.parametrize("where", ["upload", "checkpoint", "tokenizer"])
-def test_a_tokenizer_never_holds_a_file_of_the_machine(
+def test_a_tokenizer_never_contains_a_file_of_the_machine(
     file: str, content: dict[str, Any], where: str, secret: Path, locations: SourceLocations, tmp_path: Path
 ) -> None:
     named = json.loads(json.dumps(content).replace("SECRET", str(secret)))
@@ -103,7 +103,7 @@ def test_a_tokenizer_never_holds_a_file_of_the_machine(
 
 
 def test_transformers_would_open_the_file_that_such_a_key_names(secret: Path, tmp_path: Path) -> None:
-    """What the checks are for: without them, the file's lines are tokens."""
+    """The attack that the checks prevent: without them, the lines of the file become tokens."""
     from transformers import AutoTokenizer
 
     (tmp_path / "model").mkdir()
@@ -115,7 +115,7 @@ def test_transformers_would_open_the_file_that_such_a_key_names(secret: Path, tm
 
 
 @pytest.mark.parametrize("shard", ["OTHER", "../other/model.safetensors", "weights.txt"])
-def test_a_weight_map_never_reaches_weights_of_others(shard: str, locations: SourceLocations, tmp_path: Path) -> None:
+def test_a_weight_map_cannot_refer_to_other_models(shard: str, locations: SourceLocations, tmp_path: Path) -> None:
     other = tmp_path / "other" / "model.safetensors"
     other.parent.mkdir()
     other.write_bytes(weights(tmp_path))
@@ -154,7 +154,7 @@ def test_a_pickle_is_never_loaded_whatever_its_name(
 
 
 @pytest.mark.parametrize("link", ["vocab.txt", "config.json", "model.safetensors"])
-def test_a_link_out_of_a_checkpoint_is_refused(
+def test_a_link_out_of_a_checkpoint_is_rejected(
     link: str, secret: Path, locations: SourceLocations, tmp_path: Path
 ) -> None:
     model = stored_checkpoint(locations, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors()})
@@ -267,8 +267,8 @@ def located_upload(locations: SourceLocations, tmp_path: Path, files: Mapping[st
     return locate_model(stored_upload(locations, files), locations, tmp_path / "cache")
 
 
-def test_an_uploaded_model_is_the_one_that_was_uploaded(locations: SourceLocations, tmp_path: Path) -> None:
-    """With everything that a real directory holds beside it, in shards and with its own tokenizer."""
+def test_an_uploaded_model_is_loaded_unchanged(locations: SourceLocations, tmp_path: Path) -> None:
+    """A sharded model with its own tokenizer and the other files of a real directory."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

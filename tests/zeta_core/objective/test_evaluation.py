@@ -1,4 +1,4 @@
-"""Evaluation: the right number, without a trace in the training, and what follows: best, early stop, samples."""
+"""Evaluation: the correct loss without side effects on training, the best checkpoint, early stopping and samples."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_share_of_the_documents_is_held_out_by_seed_and_the_rest_is_trained_on
     assert len({part.fingerprint for part in (split.train, split.held_out, other.train, tokens)}) == 4
 
 
-def test_of_one_long_document_the_end_is_held_out() -> None:
+def test_the_end_of_a_single_long_document_is_held_out() -> None:
     tokens = random_documents([3, 200])
     split = hold_out(tokens, 0.1, seed=1)
     assert (split.train.num_tokens, split.held_out.num_tokens) == (183, 20)
@@ -71,7 +71,7 @@ def test_of_one_long_document_the_end_is_held_out() -> None:
 
 
 def by_hand(model: nn.Module, file: str, *, seq_len: int, pack: bool) -> float:
-    """Every token of every document that has one before it in its sequence, one document at a time."""
+    """The loss of all tokens with a predecessor in their sequence, computed one document at a time."""
     rows = [json.loads(line)["text"] for line in Path(file).read_text().splitlines()]
     texts = [[byte + 3 for byte in row.encode()] + [1] for row in rows]
     pieces: list[list[int]] = []
@@ -114,7 +114,7 @@ def test_every_kind_of_model_is_evaluated_and_those_with_logits_write(
     assert len(lines.samples) == (0 if build is WithLabels else 6)
 
 
-def test_of_conversations_the_model_answers_what_it_was_asked(tmp_path: Path) -> None:
+def test_samples_answer_the_prompts_of_conversations(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     questions = ["Hi", "Who is there?", "And then?", "How are you?", "Where to now, then?", "?" * 200]
     chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Fine."}] for q in questions]
@@ -153,8 +153,8 @@ def test_a_run_with_evaluations_trains_to_the_same_bits_as_one_without(held_out:
 # --- What follows -----------------------------------------------------------------------------------------------------
 
 
-def test_the_best_is_kept_and_the_run_stops_when_nothing_gets_better(tmp_path: Path) -> None:
-    """Learning English makes a model worse at noise, soon after it has learned that there are ids at all."""
+def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> None:
+    """Learning English makes a model worse at noise, soon after it has learned the range of the ids."""
     noise = np.random.default_rng(0).integers(3, 380, size=400).astype(np.uint16)
     np.save(tmp_path / "noise.npy", noise)
     text = np.frombuffer((HELD_OUT * 60).encode(), dtype=np.uint8).astype(np.uint16) + np.uint16(3)
@@ -204,7 +204,7 @@ def test_the_best_is_kept_and_the_run_stops_when_nothing_gets_better(tmp_path: P
     assert any(getattr(line, "code", None) == "no_best_checkpoint" for line in lines.all)
 
 
-def test_a_run_that_is_stopped_within_an_evaluation_goes_on_as_if_it_was_not(held_out: str, tmp_path: Path) -> None:
+def test_a_run_stopped_within_an_evaluation_resumes_to_the_same_bits(held_out: str, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"eval_dataset": {"path": held_out}, "eval_steps": 3, "max_steps": 9, "seed": 3}
     asked |= {"early_stopping_patience": 2}
     straight, lines = train(lambda: plain(dropout=0.1), tmp_path / "straight", cache=tmp_path, **asked)
@@ -228,13 +228,13 @@ def test_a_run_that_is_stopped_within_an_evaluation_goes_on_as_if_it_was_not(hel
 
 
 @pytest.mark.parametrize("field", ["eval_steps", "early_stopping_patience"])
-def test_counting_evaluations_needs_something_to_evaluate_on(field: str, tmp_path: Path) -> None:
+def test_options_about_evaluations_require_held_out_data(field: str, tmp_path: Path) -> None:
     asked: dict[str, Any] = {field: 2}
     with pytest.raises(InvalidSpec, match=f"{field} is 2; there is no evaluation data; set eval_split"):
         train(plain, tmp_path / "out", cache=tmp_path, **asked)
 
 
-def test_what_is_held_out_is_recorded_and_kept_on_resume(held_out: str, tmp_path: Path) -> None:
+def test_the_held_out_documents_are_recorded_and_kept_on_resume(held_out: str, tmp_path: Path) -> None:
     _, lines = train(plain, tmp_path / "out", cache=tmp_path, max_steps=2, eval_split=0.1, lr_scheduler="constant")
     resolved = lines.resolved_spec
     assert (resolved["eval_split"], resolved["eval_steps"], resolved["eval_documents"]) == (0.1, 1, 8)

@@ -47,7 +47,7 @@ def difference_when_packed(model: nn.Module) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("family", ISOLATED)
-def test_packed_documents_have_the_loss_and_gradient_that_they_have_alone(family: str) -> None:
+def test_packed_documents_have_the_same_loss_and_gradient_as_alone(family: str) -> None:
     loss, gradient = difference_when_packed(build(family))
     assert loss < 1e-5
     assert gradient < 1e-4
@@ -61,7 +61,7 @@ def test_a_family_that_leaks_between_documents_is_found(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "llama4_text", "gpt_oss", "opt", "lfm2", "bamba"])
-def test_a_model_without_storage_is_found_to_behave_as_with_it(family: str) -> None:
+def test_a_model_without_storage_has_the_same_finding_as_with_it(family: str) -> None:
     assert find_isolation(build(family, "meta"), sample_ids=SAMPLE) == find_isolation(build(family), sample_ids=SAMPLE)
 
 
@@ -134,7 +134,7 @@ def test_a_leak_behind_a_projection_that_starts_at_zero_is_found() -> None:
     assert find_isolation(Leaking(starts_at_zero=True), sample_ids=SAMPLE).isolates is False
 
 
-def test_a_module_that_cannot_be_copied_is_probed_itself_and_left_as_it_was() -> None:
+def test_a_module_that_cannot_be_copied_is_probed_without_changing_it() -> None:
     class Uncopied(Attending):
         def __deepcopy__(self, memo: dict[int, Any]) -> Uncopied:
             raise TypeError("it holds a lock")

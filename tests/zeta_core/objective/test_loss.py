@@ -1,4 +1,4 @@
-"""The loss: every convention of a module means the same number, and any split of a batch the same gradient."""
+"""All conventions of a module give the same loss, and any split of a batch gives the same gradient."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], conv
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
 
 
-def test_a_loss_over_every_token_is_not_scaled_up_where_documents_are_short() -> None:
+def test_a_loss_over_all_tokens_is_not_scaled_up_for_short_documents() -> None:
     batch = Sequences(random_documents([4] * 16), 16, pack=True).batch(np.arange(4), 4)
     assert batch.num_targets == 4 * 12 < batch.ids_BT[:, 1:].numel()
     model = _module(models.WithReturnLoss)
@@ -52,13 +52,13 @@ def test_a_loss_over_every_token_is_not_scaled_up_where_documents_are_short() ->
     torch.testing.assert_close(found / batch.num_targets, model(batch.ids_BT, return_loss=True))
 
 
-def test_a_hugging_face_model_is_asked_for_logits_without_a_cache() -> None:
+def test_a_hugging_face_model_returns_logits_without_a_cache() -> None:
     asked = find_loss_function(models.llama(), sample_ids=SAMPLE)
     assert asked.convention is Convention.LOGITS
     assert dict(asked.fixed) == {"use_cache": False}
 
 
-def test_asking_leaves_the_random_state_as_it_was() -> None:
+def test_probing_restores_the_random_state() -> None:
     model = models.plain(dropout=0.5)
     before = torch.get_rng_state()
     isolating_loss(model, SAMPLE)
@@ -67,7 +67,7 @@ def test_asking_leaves_the_random_state_as_it_was() -> None:
 
 
 class _Particular(models.PlainModel):
-    """Takes ids by name only, will not go without a mask of two dimensions, and counts its calls in a buffer."""
+    """Accepts ids only by keyword, requires a 2-D mask, and counts its calls in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Particular(models.PlainModel):
         return super().forward(input_ids)
 
 
-def test_a_particular_forward_is_called_as_it_wants_to_be_and_left_as_it_was() -> None:
+def test_a_forward_with_required_arguments_gets_them_and_is_not_changed() -> None:
     model = _module(_Particular)
     asked = isolating_loss(model, SAMPLE)
     assert model.num_calls == 0
@@ -89,7 +89,7 @@ def test_a_particular_forward_is_called_as_it_wants_to_be_and_left_as_it_was() -
     assert asked(model, batch)[0] == plainly(_module(models.PlainModel), batch)[0]
 
 
-def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step() -> None:
+def test_too_few_logits_for_the_data_are_rejected_before_the_first_step() -> None:
     class Narrow(models.PlainModel):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return super().forward(ids)[..., :100]
@@ -99,7 +99,7 @@ def test_logits_that_leave_out_ids_of_the_data_are_refused_before_the_first_step
 
 
 class _Several(models.PlainModel):
-    """Returns its hidden states, its logits, and both again with some zeros behind."""
+    """Returns its hidden states, its logits, and both again with zeros appended."""
 
     places: tuple[int, ...] = ()
 
@@ -113,9 +113,7 @@ class _Several(models.PlainModel):
 @pytest.mark.parametrize(
     ("places", "at"), [((0, 1), 1), ((1, 0), 0), ((0, 2), 1), ((2, 1, 0), 1), ((3, 1), 1), ((1,), 0)]
 )
-def test_the_logits_among_several_results_are_those_with_an_entry_for_every_id(
-    places: tuple[int, ...], at: int
-) -> None:
+def test_the_logits_among_several_results_have_an_entry_for_each_id(places: tuple[int, ...], at: int) -> None:
     torch.manual_seed(0)
     model = _Several()
     model.places = places
@@ -126,14 +124,14 @@ def test_the_logits_among_several_results_are_those_with_an_entry_for_every_id(
     torch.testing.assert_close(asked(model, batch)[0], plainly(_module(models.PlainModel), batch)[0], rtol=1e-3, atol=0)
 
 
-def test_results_that_could_all_be_the_logits_are_refused() -> None:
+def test_ambiguous_results_are_rejected() -> None:
     model = _Several()
     model.places = (1, 1)
     with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), so it is unclear which"):
         find_loss_function(model, sample_ids=SAMPLE, vocabulary=models.VOCABULARY)
 
 
-def test_a_module_that_answers_neither_way_is_told_what_is_expected() -> None:
+def test_the_error_for_an_unusable_module_describes_what_is_expected() -> None:
     class Silent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -162,10 +160,10 @@ def _gradient(
 
 @pytest.mark.parametrize("kind", [models.plain, models.llama, lambda: _module(models.WithLabels)])
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (4, 1), (2, 3)])
-def test_the_gradient_of_any_split_is_that_of_the_full_batch(
+def test_any_split_of_a_batch_gives_the_gradient_of_the_full_batch(
     kind: Callable[[], nn.Module], micro: int, world: int
 ) -> None:
-    """Documents of very different length, and a last window that is not full."""
+    """Documents of very different lengths, with a partial last window."""
     sequences = Sequences(random_documents([3, 2, 2, 50, 4, 2, 2, 2, 30, 9]), 16, pack=True)
     window = list(range(len(sequences)))
     full = _gradient(kind, window, sequences, len(window), 1)
@@ -173,8 +171,8 @@ def test_the_gradient_of_any_split_is_that_of_the_full_batch(
     assert ((split - full).norm() / full.norm()).item() < 1e-6
 
 
-def test_rows_that_fill_a_place_are_no_part_of_a_models_own_mean() -> None:
-    """Seven sequences in fours, over two ranks: of the last three one rank has two, the other one and a filler."""
+def test_filler_rows_do_not_count_in_a_models_own_mean() -> None:
+    """Seven sequences in batches of four on two ranks: in the last batch, one rank gets a filler row."""
     sequences = Sequences(random_documents([7 * 16]), 16, pack=True)
     assert len(sequences) == 7
     full = _gradient(lambda: _module(models.WithReturnLoss), list(range(7)), sequences, 7, 1)
@@ -183,7 +181,7 @@ def test_rows_that_fill_a_place_are_no_part_of_a_models_own_mean() -> None:
 
 
 @pytest.mark.parametrize("build", [models.llama, models.PlainModel])
-def test_only_positions_that_something_is_learned_from_are_asked_about(build: Callable[[], nn.Module]) -> None:
+def test_logits_are_only_computed_for_positions_with_targets(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = build()
     documents = random_documents([200] * 8)

@@ -1,4 +1,4 @@
-"""DPO: the loss of the published formula, a reference that stays, and a model that comes to prefer what was chosen."""
+"""DPO: the loss follows the published formula, the reference is constant, and the model learns the preferences."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[
     assert told[0][0].count("Hi") == 1
 
 
-def test_answers_to_different_prompts_are_refused(tmp_path: Path) -> None:
+def test_answers_to_different_prompts_are_rejected(tmp_path: Path) -> None:
     asked = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("Hi", "Bye")]
     with pytest.raises(InvalidData, match=r"^pairs\.jsonl, line 1: chosen and rejected answer different prompts"):
         tokens_of(tmp_path, [{"chosen": asked[0], "rejected": asked[1]}], byte_tokenizer(chat_templates.CHATML))
@@ -184,7 +184,7 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
     assert told["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
     assert told["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
     assert told["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
-    # Split in any way, with a pair that only fills a place, the losses and their gradient are the same.
+    # Split in any way, with a filler pair, the losses and their gradient are the same.
     parts = [
         loss_function(model, pairs.batch(np.array(rows), count))[0] for rows, count in (([0, 1, 0], 2), ([4, 3, 2], 3))
     ]
@@ -195,7 +195,7 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
-def test_a_model_that_gives_no_logits_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_logits_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="WithLabels returns a loss but no logits, and method 'dpo' needs"):
         train(WithLabels(), tmp_path / "out", cache=tmp_path, **dpo(4, tmp_path, max_steps=1))
 
@@ -236,7 +236,7 @@ def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lo
     assert files[0] == files[1]
 
 
-def test_the_first_step_is_at_log_two_and_the_default_rate_is_that_of_dpo(tmp_path: Path) -> None:
+def test_the_first_loss_is_log_two_and_the_default_rate_is_that_of_dpo(tmp_path: Path) -> None:
     asked = dpo(8, tmp_path, max_steps=1)
     del asked["learning_rate"]
     outcome, lines = train(llama(), tmp_path / "out", cache=tmp_path, learning_rate=None, **asked)
@@ -246,7 +246,7 @@ def test_the_first_step_is_at_log_two_and_the_default_rate_is_that_of_dpo(tmp_pa
 
 
 @pytest.mark.timeout(250)
-def test_several_processes_prefer_the_same_as_one(tmp_path: Path) -> None:
+def test_several_processes_learn_the_same_preferences_as_one(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", pair_rows(40))
     asked: dict[str, Any] = {"dataset": {"path": str(path)}, "method": "dpo", "eval_split": 0.2, "eval_steps": 5}
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}

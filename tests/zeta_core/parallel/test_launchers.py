@@ -112,7 +112,7 @@ def test_a_rank_alone_or_a_world_size_of_one_is_a_single_process(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "cure"),
+    ("name", "value", "fix"),
     [
         ("ACCELERATE_USE_FSDP", "true", "pass use_fsdp=True"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "pass use_deepspeed"),
@@ -122,12 +122,12 @@ def test_a_rank_alone_or_a_world_size_of_one_is_a_single_process(monkeypatch: py
     ],
 )
 def test_accelerate_variables_that_contradict_the_trainer_are_rejected(
-    name: str, value: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(CannotTrain, match=f"{name} is {value!r}") as raised:
         train(plain(), tmp_path / "out", cache=tmp_path, max_steps=1)
-    assert cure in (raised.value.hint or "")
+    assert fix in (raised.value.hint or "")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,8 +15,8 @@ _ROUTES = {"/v1/keys": "use the one API key there is, the admin's (ZETA_API_KEY)
 
 def route_fault(method: str, path: str) -> str | None:
     """A sentence for a route that is not available yet; ``None`` for a route that the contract doesn't contain."""
-    cure = next((cure for known, cure in _ROUTES.items() if path == known or path.startswith(f"{known}/")), None)
-    return None if cure is None else f"{method} {path} is not available yet; {cure}."
+    fix = next((fix for known, fix in _ROUTES.items() if path == known or path.startswith(f"{known}/")), None)
+    return None if fix is None else f"{method} {path} is not available yet; {fix}."
 
 
 def faults(options: BaseModel) -> list[ErrorDetail]:
@@ -30,6 +30,6 @@ def faults(options: BaseModel) -> list[ErrorDetail]:
     return details
 
 
-def _detail(param: str, value: object, cure: str) -> ErrorDetail:
-    message = f"{param} is {shown(value)}, which is not available yet; {cure}."
+def _detail(param: str, value: object, fix: str) -> ErrorDetail:
+    message = f"{param} is {shown(value)}, which is not available yet; {fix}."
     return ErrorDetail(param=param, message=message, code="not_available_yet")

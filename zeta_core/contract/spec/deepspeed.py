@@ -28,7 +28,7 @@ def stage_of(use_deepspeed: bool | int | dict[str, Any] | None) -> Any:
 
 
 def fault_in_a_job(use_deepspeed: bool | int | dict[str, Any] | str | None) -> str | None:
-    """The reason why a job can't have this value, with the cure; ``None`` if it can. A Trainer accepts any value."""
+    """The reason why a job can't have this value, with the fix; ``None`` if it can. A Trainer accepts any value."""
     if isinstance(use_deepspeed, str):
         return "a job can't refer to a file; send the config itself as an object, or a ZeRO stage"
     if isinstance(use_deepspeed, dict):

@@ -1,7 +1,7 @@
 """The job spec: the Trainer's options, and the fields that only a service needs.
 
 `TrainerOptions` has the same fields in ``zeta.Trainer`` and in ``POST /v1/jobs``. Both models reject unknown fields.
-`validation.parse` reports every invalid field, with its value and the cure, in one error.
+`validation.parse` reports every invalid field, with its value and the fix, in one error.
 """
 
 from __future__ import annotations
@@ -75,21 +75,21 @@ class JobSpec(TrainerOptions):
         if self.resume_from_checkpoint is not None:
             job_id, _, name = self.resume_from_checkpoint.partition("/")
             if not is_id(job_id, "job") or (name and not NAME_PATTERN.match(name)):
-                cure = "it is not a job's checkpoint; use 'job_...' or 'job_.../step-N'"
-                yield invalid_value("resume_from_checkpoint", self.resume_from_checkpoint, cure)
-        cure = fault_in_a_job(self.use_deepspeed)
-        if cure is not None:
-            yield invalid_value("use_deepspeed", self.use_deepspeed, cure)
+                fix = "it is not a job's checkpoint; use 'job_...' or 'job_.../step-N'"
+                yield invalid_value("resume_from_checkpoint", self.resume_from_checkpoint, fix)
+        fix = fault_in_a_job(self.use_deepspeed)
+        if fix is not None:
+            yield invalid_value("use_deepspeed", self.use_deepspeed, fix)
         if self.output_dir is not None and not _is_relative_inside(self.output_dir):
-            cure = "it is outside the job's artifacts; use a relative name such as 'models'"
-            yield invalid_value("output_dir", self.output_dir, cure)
+            fix = "it is outside the job's artifacts; use a relative name such as 'models'"
+            yield invalid_value("output_dir", self.output_dir, fix)
 
     def _model_faults(self) -> Iterator[ErrorDetail]:
         """Names and configs that a library could read as a path or address on the worker's machine, or as code."""
         for param, value in (("model", self.model), ("tokenizer", self.tokenizer)):
             if isinstance(value, str) and not is_hub_id(value):
-                cure = "it is not a Hub id; use 'org/name' or 'org/name@revision', or upload it with POST /v1/files"
-                yield invalid_value(param, value, cure)
+                fix = "it is not a Hub id; use 'org/name' or 'org/name@revision', or upload it with POST /v1/files"
+                yield invalid_value(param, value, fix)
         if not isinstance(self.model, ConfigModel):
             return
         try:
@@ -101,8 +101,8 @@ class JobSpec(TrainerOptions):
             yield ErrorDetail(param="model.config.model_type", message=message, code="missing_field")
         limit = context_limit(self.model)
         if self.seq_len is not None and limit is not None and self.seq_len > limit:
-            cure = f"the given model config has {limit} positions; use at most {limit}, or raise the config's limit"
-            yield invalid_value("seq_len", self.seq_len, cure)
+            fix = f"the given model config has {limit} positions; use at most {limit}, or raise the config's limit"
+            yield invalid_value("seq_len", self.seq_len, fix)
 
 
 def _is_relative_inside(path: str) -> bool:

@@ -36,17 +36,17 @@ def _length_faults(options: OptionFields) -> Iterator[ErrorDetail]:
         yield invalid_value("warmup_steps", options.warmup_steps, "use a whole number of steps, or a share below 1")
     searches = options.learning_rate == FIND and options.resume_from_checkpoint is None
     if searches and options.max_steps is not None and options.max_steps < MIN_RUN_STEPS:
-        cure = f"the search needs at least {MIN_RUN_STEPS} steps, but max_steps is {options.max_steps}; use a number"
-        yield invalid_value("learning_rate", options.learning_rate, cure)
+        fix = f"the search needs at least {MIN_RUN_STEPS} steps, but max_steps is {options.max_steps}; use a number"
+        yield invalid_value("learning_rate", options.learning_rate, fix)
 
 
 def _evaluation_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.eval_dataset is not None and options.eval_split is not None:
-        cure = "it can't be combined with eval_dataset; omit one of them"
-        yield invalid_value("eval_split", options.eval_split, cure)
+        fix = "it can't be combined with eval_dataset; omit one of them"
+        yield invalid_value("eval_split", options.eval_split, fix)
     if options.group_by is not None and not options.eval_split:
-        cure = "it has no effect without eval_split, which divides the data; set eval_split, or omit group_by"
-        yield invalid_value("group_by", options.group_by, cure)
+        fix = "it has no effect without eval_split, which divides the data; set eval_split, or omit group_by"
+        yield invalid_value("group_by", options.group_by, fix)
     if options.eval_dataset is not None or options.eval_split:
         return
     for name in ("eval_steps", "early_stopping_patience"):
@@ -58,13 +58,13 @@ def _adapter_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.lora is None:
         return
     if options.freeze:
-        cure = "with lora, only the adapter is trained; omit one of them"
-        yield invalid_value("freeze", options.freeze, cure)
+        fix = "with lora, only the adapter is trained; omit one of them"
+        yield invalid_value("freeze", options.freeze, fix)
     targets = options.lora.target_modules
     problem = _problem_of_targets(targets)
     if problem is not None:
-        cure = f"{problem}; name the layers to adapt, or use 'all-linear'"
-        yield invalid_value("lora.target_modules", targets, cure)
+        fix = f"{problem}; name the layers to adapt, or use 'all-linear'"
+        yield invalid_value("lora.target_modules", targets, fix)
 
 
 def _problem_of_targets(targets: str | list[str]) -> str | None:
@@ -101,8 +101,8 @@ def _weight_faults(options: OptionFields) -> Iterator[ErrorDetail]:
                 yield ErrorDetail(param=param, message=message, code="missing_field")
     for path, source in named_sources("eval_dataset", options.eval_dataset):
         if source.weight is not None:
-            cure = "every held-out document is evaluated once; omit it"
-            yield invalid_value(f"{path}.weight", source.weight, cure)
+            fix = "every held-out document is evaluated once; omit it"
+            yield invalid_value(f"{path}.weight", source.weight, fix)
 
 
 def _column_faults(options: OptionFields) -> Iterator[ErrorDetail]:
@@ -120,24 +120,24 @@ def _dtype_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     for path, source in _sources(options):
         reads_ids = options.use_pretokenized or source.format == "tokens"
         if source.dtype is not None and (not reads_ids or isinstance(source, BuiltinSource)):
-            cure = "it is the type of the ids in a .bin file; set format to 'tokens', or omit it"
-            yield invalid_value(f"{path}.dtype", source.dtype, cure)
+            fix = "it is the type of the ids in a .bin file; set format to 'tokens', or omit it"
+            yield invalid_value(f"{path}.dtype", source.dtype, fix)
 
 
 def _conversation_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     """Settings of conversations that have no effect, or can't have the intended one."""
     template = options.chat_template
     if template is not None and not is_template(template) and not _TEMPLATE_NAME.fullmatch(template):
-        cure = "it is neither a Jinja template nor the name of one; set it to the text of a template"
-        yield invalid_value("chat_template", template, cure)
+        fix = "it is neither a Jinja template nor the name of one; set it to the text of a template"
+        yield invalid_value("chat_template", template, fix)
     if template is not None and options.use_pretokenized:
-        cure = "it has no effect on token ids (use_pretokenized); omit one of them"
-        yield invalid_value("chat_template", template, cure)
+        fix = "it has no effect on token ids (use_pretokenized); omit one of them"
+        yield invalid_value("chat_template", template, fix)
     for path, source in _sources(options):
         required = sorted(_TURN_FIELDS.intersection(source.drop_fields))
         if required:
-            cure = f"every turn needs its {required[0]!r}; remove it from the list"
-            yield invalid_value(f"{path}.drop_fields", source.drop_fields, cure)
+            fix = f"every turn needs its {required[0]!r}; remove it from the list"
+            yield invalid_value(f"{path}.drop_fields", source.drop_fields, fix)
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -146,29 +146,29 @@ def _conversation_faults(options: OptionFields) -> Iterator[ErrorDetail]:
 def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     """Options that a model sharded over several processes doesn't support."""
     if options.use_fsdp and options.use_deepspeed:
-        cure = "it can't be combined with use_fsdp, which shards the model, too; omit one of them"
-        yield invalid_value("use_deepspeed", options.use_deepspeed, cure)
+        fix = "it can't be combined with use_fsdp, which shards the model, too; omit one of them"
+        yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
     if options.use_deepspeed in ({}, ""):
-        cure = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
-        yield invalid_value("use_deepspeed", options.use_deepspeed, cure)
+        fix = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
+        yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
     if options.use_deepspeed and options.optimizer in ("adafactor", "muon"):
-        cure = "it requires whole matrices, but DeepSpeed flattens and splits them; use 'adamw', or omit use_deepspeed"
-        yield invalid_value("optimizer", options.optimizer, cure)
+        fix = "it requires whole matrices, but DeepSpeed flattens and splits them; use 'adamw', or omit use_deepspeed"
+        yield invalid_value("optimizer", options.optimizer, fix)
     if options.use_fsdp and options.optimizer == "adafactor":
-        cure = "it requires whole matrices, but use_fsdp splits them; use 'adamw', 'lion' or 'muon'"
-        yield invalid_value("optimizer", options.optimizer, cure)
+        fix = "it requires whole matrices, but use_fsdp splits them; use 'adamw', 'lion' or 'muon'"
+        yield invalid_value("optimizer", options.optimizer, fix)
     if options.mixed_precision == "fp16" and (options.use_fsdp or options.use_deepspeed):
-        cure = "its loss scaling requires whole gradients, but they are sharded; use 'bf16' or 'no'"
-        yield invalid_value("mixed_precision", options.mixed_precision, cure)
+        fix = "its loss scaling requires whole gradients, but they are sharded; use 'bf16' or 'no'"
+        yield invalid_value("mixed_precision", options.mixed_precision, fix)
     if options.lora is not None and options.lora.quantize is not None:
         if options.use_fsdp or options.use_deepspeed:
-            cure = "a 4-bit base model can't be sharded; omit it, or omit use_fsdp and use_deepspeed"
-            yield invalid_value("lora.quantize", options.lora.quantize, cure)
+            fix = "a 4-bit base model can't be sharded; omit it, or omit use_fsdp and use_deepspeed"
+            yield invalid_value("lora.quantize", options.lora.quantize, fix)
         if options.compile:
             yield invalid_value("compile", True, "a 4-bit base model can't be compiled; omit it, or omit lora.quantize")
     if options.compile and options.use_deepspeed:
-        cure = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
-        yield invalid_value("compile", options.compile, cure)
+        fix = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
+        yield invalid_value("compile", options.compile, fix)
 
 
 def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:
@@ -184,8 +184,8 @@ def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:
             if row_format not in ("auto", "text"):
                 yield invalid_value(f"{path}.format", row_format, f"{source.builtin!r} is text; omit it")
             elif is_dpo:
-                cure = "it is text, but method 'dpo' reads 'preference' pairs; use a data set of such pairs"
-                yield invalid_value(f"{path}.builtin", source.builtin, cure)
+                fix = "it is text, but method 'dpo' reads 'preference' pairs; use a data set of such pairs"
+                yield invalid_value(f"{path}.builtin", source.builtin, fix)
             row_format = "text"
         elif row_format not in ("auto", "preference") and is_dpo:
             yield invalid_value(f"{path}.format", row_format, "method 'dpo' reads 'preference' pairs; use 'preference'")

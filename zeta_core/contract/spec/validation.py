@@ -1,4 +1,4 @@
-"""Parses a request body into a model of the contract, or raises one error with every invalid field and its cure."""
+"""Parses a request body into a model of the contract, or raises one error with every invalid field and its fix."""
 
 from __future__ import annotations
 
@@ -218,9 +218,9 @@ def _detail(fault: Any, body: Mapping[Any, Any], model: type[BaseModel], *, sear
     param = ".".join(location) or None
     if kind == "extra_forbidden":
         suggestion = _suggestion(location, model, search=search)
-        cure = f"did you mean {suggestion!r}?" if suggestion else "omit it."
+        fix = f"did you mean {suggestion!r}?" if suggestion else "omit it."
         return ErrorDetail(
-            param=param, message=f"{param!r} is not a known field; {cure}", code="unknown_field", suggestion=suggestion
+            param=param, message=f"{param!r} is not a known field; {fix}", code="unknown_field", suggestion=suggestion
         )
     if kind == "missing":
         return ErrorDetail(param=param, message=f"{param} is required; add it.", code="missing_field")
@@ -233,9 +233,9 @@ def _detail(fault: Any, body: Mapping[Any, Any], model: type[BaseModel], *, sear
     return value_detail(param, fault)
 
 
-def invalid_value(param: str, value: object, cure: str) -> ErrorDetail:
-    """The detail for a valid value of ``param`` that can't be used in this request; ``cure`` explains why."""
-    return ErrorDetail(param=param, message=f"{param} is {shown(value)}; {cure}.", code="invalid_value")
+def invalid_value(param: str, value: object, fix: str) -> ErrorDetail:
+    """The detail for a valid value of ``param`` that can't be used in this request; ``fix`` explains why."""
+    return ErrorDetail(param=param, message=f"{param} is {shown(value)}; {fix}.", code="invalid_value")
 
 
 def value_detail(param: str | None, fault: Any) -> ErrorDetail:

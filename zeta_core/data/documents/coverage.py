@@ -142,10 +142,10 @@ def squeezed(text: str) -> str:
 
 def _incomplete(index: int, name: str) -> Unlearnable:
     what = "all of its content" if name == "content" else f"all of its {name!r}"
-    cure = "change the turn" if name == "content" else f'drop the field with "drop_fields": ["{name}"] in the source'
+    fix = "change the turn" if name == "content" else f'drop the field with "drop_fields": ["{name}"] in the source'
     return Unlearnable(
         f"message {index + 1}: the tokenizer's chat template does not render {what}; set chat_template to a template "
-        f"that does, or {cure}."
+        f"that does, or {fix}."
     )
 
 

@@ -119,17 +119,17 @@ def explain_lost(name: str, row: Fields, layout: Layout, used: Mapping[str, str]
     role = "a mask or label" if is_mask else "a part of the prompt"
     standard = _standard_name(name, layout, used)
     shape = None if layout.shape is not None else shape_of(row, [_SHAPES_FOR.get(layout.row_format, "")])
-    cures = [f"--set '{at}.columns.{standard}={name}' to use it as {standard!r}"] if standard else []
-    cures.append(f"--set '{at}.drop_columns=[{name}]' to train without it")
+    fixes = [f"--set '{at}.columns.{standard}={name}' to use it as {standard!r}"] if standard else []
+    fixes.append(f"--set '{at}.drop_columns=[{name}]' to train without it")
     if shape is not None and name in shape.columns_of(row).values():
         settings = f"--set '{at}.columns={{}}' --set '{at}.format={shape.row_format}'"
-        cures.append(f"{settings} to use all columns of {shape.name} rows")
+        fixes.append(f"{settings} to use all columns of {shape.name} rows")
     elif not standard and not is_mask:
-        cures.append("put its text into the used columns")
+        fixes.append("put its text into the used columns")
     names = ", ".join(list(used.values())[:_MAX_NAMES])
     return (
         f"has the column {name!r}, which looks like {role} but is not used: {kind} rows use {names}. Add "
-        f"{', or '.join(cures)}."
+        f"{', or '.join(fixes)}."
     )
 
 

@@ -120,8 +120,8 @@ def json_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
                 except UnicodeDecodeError as error:
                     raise not_utf8(name, number, raw[error.start]) from error
                 except (ValueError, RecursionError) as error:
-                    cure = _RENAME if number == 1 and line in ("{", "[") else ""
-                    raise InvalidData(f"{name}, line {number}: is not valid JSON ({error}).{cure}") from error
+                    fix = _RENAME if number == 1 and line in ("{", "[") else ""
+                    raise InvalidData(f"{name}, line {number}: is not valid JSON ({error}).{fix}") from error
 
         yield Unit(load, block.position)
 

@@ -22,7 +22,7 @@ DTYPE_BITS = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
 MAX_DIMENSIONS = 64
-CURE = "save the model with save_pretrained, which writes safetensors"
+FIX = "save the model with save_pretrained, which writes safetensors"
 
 
 def check_header(stream: BinaryIO, num_bytes: int, file: str) -> None:
@@ -30,21 +30,21 @@ def check_header(stream: BinaryIO, num_bytes: int, file: str) -> None:
     length = int.from_bytes(stream.read(8), "little")
     first = stream.read(1)
     if num_bytes < 10 or first != b"{":
-        raise InvalidModelFiles(f"{file} is not a safetensors file; {CURE}.")
+        raise InvalidModelFiles(f"{file} is not a safetensors file; {FIX}.")
     if length > min(num_bytes - 8, MAX_BYTES):
         raise InvalidModelFiles(
-            f"{file} has {num_bytes} bytes, but claims a header of {length} (the limit is {MAX_BYTES}); {CURE}."
+            f"{file} has {num_bytes} bytes, but claims a header of {length} (the limit is {MAX_BYTES}); {FIX}."
         )
     header = parse_object(first + stream.read(length - 1), f"The header of {file}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidModelFiles(f"{file} has a __metadata__ that is not an object of strings; {CURE}.")
+        raise InvalidModelFiles(f"{file} has a __metadata__ that is not an object of strings; {FIX}.")
     end = 0
     for name, begin, end_of_tensor in sorted(
         ((name, *_span(about, name, file)) for name, about in header.items()), key=lambda span: (span[1], span[2])
     ):
         if begin != end:
-            raise InvalidModelFiles(f"{file} has {name[:200]!r} at byte {begin} instead of {end}; {CURE}.")
+            raise InvalidModelFiles(f"{file} has {name[:200]!r} at byte {begin} instead of {end}; {FIX}.")
         end = end_of_tensor
     if 8 + length + end != num_bytes:
         raise InvalidModelFiles(
@@ -59,15 +59,15 @@ def _span(about: object, name: str, file: str) -> tuple[int, int]:
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise InvalidModelFiles(
-            f"{file} has {name[:200]!r} of dtype {str(dtype)[:40]!r}, which is not supported; {CURE}."
+            f"{file} has {name[:200]!r} of dtype {str(dtype)[:40]!r}, which is not supported; {FIX}."
         )
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
-        raise InvalidModelFiles(f"{file} has {name[:200]!r} with a malformed shape or data_offsets; {CURE}.")
+        raise InvalidModelFiles(f"{file} has {name[:200]!r} with a malformed shape or data_offsets; {FIX}.")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * bits:
         raise InvalidModelFiles(
             f"{file} has {name[:200]!r} of shape {str(shape)[:80]} and dtype {dtype} in {end - begin} bytes, which "
-            f"does not match; {CURE}."
+            f"does not match; {FIX}."
         )
     return begin, end
 

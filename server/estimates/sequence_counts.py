@@ -60,7 +60,7 @@ def steps_of(num_sequences: int, epochs: float, global_batch_size: int) -> tuple
 
 
 def global_batch_of(num_sequences: int, spec: JobSpec) -> int:
-    """The default global batch, as `zeta_core.plan.decide` chooses it, if ``batch_size`` is unset."""
+    """The default global batch, as `zeta_core.plan.decide_plan` chooses it, if ``batch_size`` is unset."""
     processes, accumulate = spec.resources.num_processes, spec.gradient_accumulate_every
     batch = global_batch(num_sequences, processes, from_scratch=is_from_scratch(spec.model))
     return batch if accumulate is None else split_of(batch, accumulate, processes) * accumulate * processes

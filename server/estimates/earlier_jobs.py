@@ -44,7 +44,7 @@ class EarlierJob:
 
     id: str
     requested: ResolvedSpec
-    decided: ResolvedSpec
+    resolved: ResolvedSpec
     sequences: int
     tokens: int
     seconds: float
@@ -84,7 +84,7 @@ async def find_earlier(
     for job_id, worker in await session.execute(attempts):
         workers[job_id].add(worker)
     for job in sorted(comparable, key=lambda job: job.seconds, reverse=True):
-        gpus = int((job.decided.device or "").startswith("cuda"))
+        gpus = int((job.resolved.device or "").startswith("cuda"))
         devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
         device = devices.pop() if len(devices) == 1 else None
         if device is not None and device in available:
@@ -109,10 +109,10 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Ea
     for job_id, spec_json, resolved_json, result, progress in await session.execute(newest):
         if resolved_json.get("model") != model or spec_json.get("resume_from_checkpoint"):
             continue
-        decided = ResolvedSpec.model_validate(resolved_json)
+        resolved = ResolvedSpec.model_validate(resolved_json)
         tokens, seconds = (result or {}).get("tokens"), (result or {}).get("train_seconds")
-        sequences = ((progress or {}).get("step") or 0) * (decided.global_batch_size or 0)
-        sequences = min(sequences, decided.total_sequences or sequences)  # the last batch may be smaller
+        sequences = ((progress or {}).get("step") or 0) * (resolved.global_batch_size or 0)
+        sequences = min(sequences, resolved.total_sequences or sequences)  # the last batch may be smaller
         if not (tokens and seconds and sequences):
             continue
         try:
@@ -120,7 +120,7 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Ea
         except ValidationError:
             continue  # a spec of an earlier version
         memory = (result or {}).get("memory")
-        found.append(EarlierJob(job_id, requested, decided, sequences, tokens, seconds, memory))
+        found.append(EarlierJob(job_id, requested, resolved, sequences, tokens, seconds, memory))
     return found
 
 
@@ -128,7 +128,7 @@ def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: EarlierJob)
     """Whether all options that affect the speed are equal, either as requested or as resolved."""
     as_long_as_documents = not requested.pack or requested.value("method") == "dpo"
     for name in {*SPEED_OPTIONS, *DOCUMENT_OPTIONS} if as_long_as_documents else SPEED_OPTIONS:
-        now, then = _work(name, resolved), _work(name, job.decided)
+        now, then = _work(name, resolved), _work(name, job.resolved)
         if _work(name, requested) != _work(name, job.requested) and (now is None or now != then):
             return False
     now, then = (one.resources and one.resources.num_processes for one in (requested, job.requested))

@@ -26,15 +26,15 @@ class AcceptedSpec:
     resolved_spec: ResolvedSpec
 
 
-async def read_spec(service: Service, caller: Caller, data: Any) -> JobSpec:
-    """The checks before the transaction: the fields, and files in the artifact store. Raises `InvalidSpec`."""
-    spec = await asyncio.to_thread(parse, JobSpec, data)
+async def read_spec(service: Service, caller: Caller, body: Any) -> JobSpec:
+    """Check the fields and the files in the artifact store, before the transaction. Raises `InvalidSpec`."""
+    spec = await asyncio.to_thread(parse, JobSpec, body)
     await check_training_state(service, caller, spec)
     return spec
 
 
 async def accept(session: AsyncSession, service: Service, caller: Caller, spec: JobSpec) -> AcceptedSpec:
-    """The checks inside the transaction, which lock the rows that the spec refers to. Raises `InvalidSpec`."""
+    """Check and lock the rows that the spec refers to, inside the transaction. Raises `InvalidSpec`."""
     files = await check_references(session, service, caller.project, spec)
     spec = await resolve_latest(session, spec)
     await check_exact_resume(session, spec)

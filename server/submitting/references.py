@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,14 +23,14 @@ from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import (
-    Dataset,
+    DatasetSource,
     FileModel,
     FileSource,
     FileTokenizer,
     HubSource,
     JobModel,
     PathSource,
-    dataset_sources,
+    named_sources,
 )
 from zeta_core.contract.spec.validation import error_of, shown
 
@@ -82,12 +81,10 @@ async def _file_rows(session: AsyncSession, project: str, file_ids: set[str]) ->
     return {row.id: row for row in await session.scalars(query.with_for_update(read=True))}
 
 
-def _data_sources(spec: JobSpec) -> Iterator[tuple[str, Any]]:
+def _data_sources(spec: JobSpec) -> Iterator[tuple[str, DatasetSource]]:
     """Every data source, preceded by its path in the spec, such as ``dataset.0``."""
-    named: list[tuple[str, Dataset | None]] = [("dataset", spec.dataset), ("eval_dataset", spec.eval_dataset)]
-    for name, dataset in named:
-        for index, source in enumerate(dataset_sources(dataset)):
-            yield f"{name}.{index}" if isinstance(dataset, list) else name, source
+    yield from named_sources("dataset", spec.dataset)
+    yield from named_sources("eval_dataset", spec.eval_dataset)
 
 
 @dataclass(frozen=True)
@@ -178,9 +175,8 @@ async def resolve_latest(session: AsyncSession, spec: JobSpec) -> JobSpec:
 async def check_training_state(service: Service, caller: Caller, spec: JobSpec) -> None:
     """Raise `InvalidSpec` if the spec resumes a checkpoint without training state.
 
-    Of an ended job, only the last checkpoints keep it.
-
-    `check_references` reports checkpoints that don't exist or belong to another project.
+    After a job has ended, only its last checkpoints keep theirs. `check_references` reports checkpoints that don't
+    exist or belong to another project.
     """
     job_id, _, name = (spec.resume_from_checkpoint or "").partition("/")
     if not name or name == LATEST:

@@ -21,17 +21,17 @@ from zeta_core.contract.spec.validation import parse
 
 
 async def rerun(
-    service: Service, caller: Caller, job_id: str, data: Any, idempotency_key: str | None
+    service: Service, caller: Caller, job_id: str, body: Any, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Create the new job; returns it, and whether the request is a repetition that created it before.
 
     Raises `NotFound` and subclasses of `InvalidRequest`. Errors in the patched spec name its fields.
     """
-    request = identify_request(idempotency_key, {"rerun": job_id, "body": data})
-    earlier = await find_created_job(service, caller, request)
-    if earlier is not None:
-        return earlier, True
-    options = parse(Rerun, data, error_class=InvalidRequest)
+    request = identify_request(idempotency_key, {"rerun": job_id, "body": body})
+    created = await find_created_job(service, caller, request)
+    if created is not None:
+        return created, True
+    options = parse(Rerun, body, error_class=InvalidRequest)
     async with service.database.read() as session:
         parent = await find_job(session, caller, job_id)
         checkpoint = await _checkpoint(session, parent, options.from_)
@@ -40,19 +40,19 @@ async def rerun(
     return await create(service, caller, patched, request, parent=parent.id)
 
 
-async def _checkpoint(session: AsyncSession, parent: JobRow, named: str) -> str | None:
+async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> str | None:
     """The name of the checkpoint to resume, with ``latest`` resolved; ``None`` for a rerun from the start."""
-    if named == FROM_START:
+    if requested == FROM_START:
         return None
-    if named == LATEST:
+    if requested == LATEST:
         found = await newest_resumable(session, parent.id)
     else:
-        row = await session.get(CheckpointRow, (parent.id, named))
+        row = await session.get(CheckpointRow, (parent.id, requested))
         found = row.name if row else None
     if found is None:
         raise InvalidRequest(
-            f"from is {named!r}, but {parent.id} has no such checkpoint; GET /v1/jobs/{parent.id}/checkpoints lists "
-            'its checkpoints, and "from": "start" requires none.',
+            f"from is {requested!r}, but {parent.id} has no such checkpoint; GET /v1/jobs/{parent.id}/checkpoints "
+            'lists its checkpoints, and "from": "start" requires none.',
             code="checkpoint_not_found",
             param="from",
         )

@@ -23,7 +23,7 @@ from zeta_core.contract.spec.validation import error_of, shown
 
 # A worker rejects a change of these, too (`zeta_core.plan.FIXED_PLAN_FIELDS`). All other fields may change.
 FIXED_ON_RESUME = options_affecting(JobSpec, "results")
-# Left out, these still mean something else than what a run may have been started with.
+# These are compared even if they are omitted, because their defaults can differ from the resumed run.
 _ALWAYS_COMPARED = frozenset({"tokenizer", "use_pretokenized", "use_fsdp", "use_deepspeed", "lora", "method"})
 
 
@@ -65,17 +65,17 @@ async def device_kind_of(session: AsyncSession, resumed: str) -> str | None:
 def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
     """Every changed field that must not change: its name, its new value and its old value."""
     now: dict[str, Any] = spec.model_dump(mode="json")
-    asked, decided = _with_defaults(resumed.spec), resumed.resolved_spec
-    given = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
+    old, resolved = _with_defaults(resumed.spec), resumed.resolved_spec
+    requested = {name for name in spec.model_fields_set if now[name] is not None} | _ALWAYS_COMPARED
     for name in FIXED_ON_RESUME:
-        if name not in given or name not in decided.model_fields_set:
+        if name not in requested or name not in resolved.model_fields_set:
             continue
-        resolved, sent = decided.value(name), asked.get(name)
-        unknown = resolved is None and name not in _ALWAYS_COMPARED  # the worker has not decided it yet
-        then = [_training_part(name, value) for value in (resolved, sent)]
+        old_resolved, old_requested = resolved.value(name), old.get(name)
+        unknown = old_resolved is None and name not in _ALWAYS_COMPARED  # the worker hasn't resolved it yet
+        then = [_training_part(name, value) for value in (old_resolved, old_requested)]
         if not unknown and _training_part(name, now[name]) not in then:
-            yield name, now[name], sent if resolved is None else resolved
-    yield from _changed_global_batch(spec, decided)
+            yield name, now[name], old_requested if old_resolved is None else old_resolved
+    yield from _changed_global_batch(spec, resolved)
 
 
 def _training_part(name: str, value: Any) -> Any:
@@ -87,12 +87,12 @@ def _training_part(name: str, value: Any) -> Any:
     return value
 
 
-def _with_defaults(sent: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored spec with all default values, or unchanged if an earlier version accepted it and this one doesn't."""
     try:
-        return JobSpec.model_validate(sent).model_dump(mode="json")
+        return JobSpec.model_validate(stored).model_dump(mode="json")
     except ValidationError:
-        return sent
+        return stored
 
 
 def _changed_global_batch(spec: JobSpec, resolved: ResolvedSpec) -> Iterator[tuple[str, object, object]]:

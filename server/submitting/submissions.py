@@ -47,13 +47,13 @@ def identify_request(idempotency_key: str | None, body: Any) -> RequestIdentity:
     return RequestIdentity(idempotency_key, _fingerprint(body))
 
 
-async def submit(service: Service, caller: Caller, data: Any, idempotency_key: str | None) -> tuple[Job, bool]:
+async def submit(service: Service, caller: Caller, body: Any, idempotency_key: str | None) -> tuple[Job, bool]:
     """Create a job; returns it, and whether an earlier request created it. Raises subclasses of `InvalidRequest`."""
-    request = identify_request(idempotency_key, data)
+    request = identify_request(idempotency_key, body)
     earlier = await find_created_job(service, caller, request)
     if earlier is not None:
         return earlier, True
-    return await create(service, caller, data, request)
+    return await create(service, caller, body, request)
 
 
 async def find_created_job(service: Service, caller: Caller, request: RequestIdentity) -> Job | None:
@@ -66,17 +66,17 @@ async def find_created_job(service: Service, caller: Caller, request: RequestIde
 
 
 async def create(
-    service: Service, caller: Caller, data: dict[str, Any], request: RequestIdentity, *, parent: str | None = None
+    service: Service, caller: Caller, body: dict[str, Any], request: RequestIdentity, *, parent: str | None = None
 ) -> tuple[Job, bool]:
-    """Create a job from the submitted spec ``data``, or return the one that an equal request has just created."""
-    spec = await read_spec(service, caller, data)
+    """Create a job from the ``body``, or return the one that an equal request has just created."""
+    spec = await read_spec(service, caller, body)
     key = request.idempotency_key
     async with service.database.write() as session:
         if key is not None:
             earlier = await _claim_key(session, caller, key, request.body_sha256)
             if earlier is not None:
                 return await to_job(session, earlier), True
-        row = _row(service, caller, await accept(session, service, caller, spec), data, parent)
+        row = _row(service, caller, await accept(session, service, caller, spec), body, parent)
         await create_job(session, row)
         if key is not None:
             await _record_job(session, caller, key, row.id)
@@ -86,7 +86,7 @@ async def create(
     return job, False
 
 
-def _row(service: Service, caller: Caller, accepted: AcceptedSpec, data: Any, parent: str | None) -> JobRow:
+def _row(service: Service, caller: Caller, accepted: AcceptedSpec, body: Any, parent: str | None) -> JobRow:
     (job_id, created_at), spec = new_id_at("job"), accepted.spec
     return JobRow(
         id=job_id,
@@ -95,7 +95,7 @@ def _row(service: Service, caller: Caller, accepted: AcceptedSpec, data: Any, pa
         parent=parent,
         waiting_reason=initial_waiting_reason(service),
         entity_name=spec.entity_name,
-        spec=data,
+        spec=body,
         resolved_spec=accepted.resolved_spec,
         priority=spec.priority,
         max_retries=spec.max_retries,
@@ -107,9 +107,9 @@ def _row(service: Service, caller: Caller, accepted: AcceptedSpec, data: Any, pa
 # --- Idempotency ------------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(data: Any) -> str:
+def _fingerprint(body: Any) -> str:
     """The SHA-256 of a JSON body, independent of white space and the order of fields."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _check_idempotency_key(key: str) -> None:

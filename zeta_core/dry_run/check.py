@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from zeta_core.data.tokens.flat_files import IdType
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
-IDLE_SECONDS = 300.0  # that the process of `serve` waits for a next file
+IDLE_SECONDS = 300.0  # for which `serve` waits for the next file
 DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
-# Values of the plan that depend on the data, the device or the day, or are not in the spec's terms.
+# Values of the plan that depend on the data, the device or the date, or that are not fields of the spec.
 _NOT_RESOLVED = frozenset(
     {
         "global_batch",
@@ -58,12 +58,12 @@ _NOT_RESOLVED = frozenset(
     }
 )
 _BATCH = frozenset({"batch_size", "gradient_accumulate_every", "global_batch_size"})
-_PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # of errors that do not name their own
+_PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # the fields of errors that do not name one
 _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 
 def main(source: str) -> int:
-    """Print the answer; the exit code is 0 where nothing is wrong with the spec, else 1 (`OUT_OF_MEMORY_EXIT`)."""
+    """Print the answer. Returns the exit code: 0 for a valid spec, otherwise 1. May exit with `OUT_OF_MEMORY_EXIT`."""
     with standard_output_reserved() as out:
         answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
         out.write(answer.model_dump_json() + "\n")
@@ -71,13 +71,13 @@ def main(source: str) -> int:
 
 
 def serve() -> int:
-    """Print the answer to each file that a line of standard input names, before the next line is read.
+    """Print the answer for each path on standard input before reading the next one.
 
-    A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`: what it left behind would be missing
-    for the next.
+    A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`, because memory that it has not freed
+    would be missing in the next check.
     """
-    with standard_output_reserved() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as questions:
-        while select.select([questions], [], [], IDLE_SECONDS)[0] and (path := questions.readline()):
+    with standard_output_reserved() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as paths:
+        while select.select([paths], [], [], IDLE_SECONDS)[0] and (path := paths.readline()):
             answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
             out.write(answer.model_dump_json() + "\n")
             out.flush()
@@ -87,16 +87,16 @@ def serve() -> int:
 def _answer(read: Callable[[], str]) -> CheckAnswer:
     try:
         return check(read())
-    except Exception as error:  # whoever asked reads JSON, and people the traceback
+    except Exception as error:  # the caller reads JSON; the traceback is for people
         if _ran_out_of_memory(error):
             raise SystemExit(OUT_OF_MEMORY_EXIT) from error
         traceback.print_exception(error, file=sys.stderr)
-        message = f"The check failed itself: {type(error).__name__}: {error}"
+        message = f"The check itself failed: {type(error).__name__}: {error}"
         return CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
 
 
 def check(text: str) -> CheckAnswer:
-    """The answer for what a file says; every fault of it is in the answer."""
+    """The answer for the contents of a file, including every error in it."""
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -117,7 +117,7 @@ def check(text: str) -> CheckAnswer:
 
 
 def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an allocation that failed is at the bottom of it, however libraries wrapped that."""
+    """Whether a failed allocation caused the error, even if libraries have wrapped it in other errors."""
     while error is not None:
         if is_out_of_memory(error):
             return True
@@ -195,10 +195,10 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
 
     try:
-        activations = activation_bytes(located.build, plan)  # of an adapter's base, too: no more than these
-    except Exception as error:  # noqa: BLE001 - a model may look at numbers that are not there; that is no fault of it
+        activations = activation_bytes(located.build, plan)  # of an adapter's base, too, which is an upper limit
+    except Exception as error:  # noqa: BLE001 - a model that reads values of tensors may raise anything
         activations = None
-        pending["memory.activations"] = f"this model cannot be run without numbers ({type(error).__name__})"
+        pending["memory.activations"] = f"This model can't run on tensors without storage ({type(error).__name__})."
     isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
@@ -239,9 +239,7 @@ def _check_rows(
 ) -> tuple[CheckedRows | None, int, list[IdType]]:
     """The checked rows of the dataset, and the largest id and the types of flat files of all checked data.
 
-    Raises `InvalidData`.
-
-    ``pending`` gets the reasons why rows were not checked.
+    Adds the reasons why rows were not checked to ``pending``. Raises `InvalidData`.
     """
     from zeta_core.data.row_check import check_dataset
 
@@ -263,7 +261,7 @@ def _check_rows(
 
 
 def _checkpoint_bytes(model: Any, dtype: Any) -> int:
-    """The weights as they are exported, and in float32 beside them where that is another precision."""
+    """The size of the exported weights, and of their float32 copy if they are exported in another precision."""
     import torch
 
     saved = [p for p in model.parameters() if p.requires_grad]

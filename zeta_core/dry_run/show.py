@@ -52,9 +52,9 @@ def main() -> int:
     return exit_code
 
 
-def show(order: ShowRequest) -> ShownRows:
+def show(request: ShowRequest) -> ShownRows:
     """The requested rows. A row that is rejected has its error; other faults are raised."""
-    given = dict(order.spec)
+    given = dict(request.spec)
     model, named = given.pop("model", None), given.get("tokenizer")
     if isinstance(model, dict):
         model = parse(NamedModel, {"model": model}).model
@@ -71,9 +71,9 @@ def show(order: ShowRequest) -> ShownRows:
     seq_len = defaults.seq_len(options, _positions(located)) or defaults.MAX_DEFAULT_SEQ_LEN
     cut = _Cut(seq_len, options.overlong)
     with variables(TOKENIZERS_PARALLELISM="false"):
-        rows = confined(lambda position: list(_rows(sources, encoder, tokenizer, cut, order, position)))
+        rows = confined(lambda position: list(_rows(sources, encoder, tokenizer, cut, request, position)))
     if not rows:
-        raise InvalidRequest(f"The dataset has no row {order.row}.", param="row")
+        raise InvalidRequest(f"The dataset has no row {request.row}.", param="row")
     notes: list[str] = []
     if sources[0].row_format in WHOLE_FORMATS and (not tokenizer.chat_template or is_default(tokenizer.chat_template)):
         notes.append("The tokenizer has no chat template, so conversations are rendered as ChatML.")
@@ -129,7 +129,7 @@ def _open(options: TrainerOptions) -> list[Source]:
 
 
 def _rows(
-    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, cut: _Cut, order: ShowRequest, position: Position
+    sources: Sequence[Source], encoder: Encoder, tokenizer: Any, cut: _Cut, request: ShowRequest, position: Position
 ) -> Iterator[dict[str, Any]]:
     """The requested rows as JSON. A file that cannot be read further ends them with its error."""
     num_shown = 0
@@ -138,7 +138,7 @@ def _rows(
         try:
             for pieces in _documents(source):
                 number = pieces[0].number
-                if order.row is not None and number != order.row:
+                if request.row is not None and number != request.row:
                     continue
                 shown = ShownRow(place=source.location(number))
                 try:
@@ -148,7 +148,7 @@ def _rows(
                     shown = ShownRow(place=shown.place, error=error.message)
                 yield shown.model_dump()
                 num_shown += 1
-                if order.row is not None or num_shown >= order.rows:
+                if request.row is not None or num_shown >= request.rows:
                     return
                 position.move(source.after(0), "reading")
         except InvalidData as error:

@@ -56,7 +56,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
             row.requested_action = "pause"
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None
-        case Effect.HOLD:
+        case Effect.KEEP_PAUSED:
             await hold(session, row)
         case Effect.QUEUE:
             await _require_time_left(session, row)

@@ -200,7 +200,7 @@ def test_a_trainer_has_the_same_fields_except_model_and_dataset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch", "param", "code", "said"),
+    ("patch", "param", "code", "text"),
     [
         ({"dataset": {}}, "dataset", "missing_field", "it must have one of 'file', 'path', 'hub' or 'builtin'"),
         ({"dataset": {"fle": "x"}}, "dataset.fle", "unknown_field", "did you mean 'dataset.file'?"),
@@ -215,11 +215,11 @@ def test_a_trainer_has_the_same_fields_except_model_and_dataset() -> None:
     ],
 )
 def test_an_object_names_one_kind_and_columns_that_are_read(
-    patch: dict[str, Any], param: str, code: str, said: str
+    patch: dict[str, Any], param: str, code: str, text: str
 ) -> None:
     faults = faults_of(patch)
     assert list(faults) == [param]
-    assert (faults[param].code, said in faults[param].message) == (code, True), faults[param].message
+    assert (faults[param].code, text in faults[param].message) == (code, True), faults[param].message
 
 
 def test_a_dataset_is_one_source_or_a_list_of_them() -> None:

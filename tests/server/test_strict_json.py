@@ -37,7 +37,7 @@ REJECTED = [
     (with_field('"learning_rate": -Infinity'), "-Infinity is not a valid JSON number"),
     (with_field('"learning_rate": 1e999'), "learning_rate is too large"),
     (with_field('"seed": ' + "9" * 401), "an integer of 401 digits is too large"),
-    (with_field('"lora": {"r": 1, "\\u0072": 1}'), "gives 'r' twice in one object"),
+    (with_field('"lora": {"r": 1, "\\u0072": 1}'), "contains 'r' twice in one object"),
     (with_field('"metadata": {"a\\u001b": "", "a\\u001b": ""}'), "A name contains the control character U+001B"),
     (nested(101), "is nested more than 100 levels deep"),
     (nested(25_000), "is nested more than 100 levels deep"),

@@ -22,7 +22,7 @@ from zeta_core.system.model_files import FolderFiles, InvalidModelFiles, clean_f
         ('{"a": 1}'.encode("utf-16"), "is UTF-16 or UTF-32 text"),
         ("\ufeff{}".encode(), "starts with a byte order mark; encode it as UTF-8 without one"),
         (b'{"a": "\xe9"}', "is not UTF-8 text (byte 0xe9 in line 1)"),
-        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "gives 'c' twice in one object; keep one of them"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "contains 'c' twice in one object; keep one of them"),
         (b'{"a": [' + b"0," * 8_000_001 + b"0]}", "has too many values"),
         (b'{"a": [' + b"[]," * 2_000_001 + b"0]}", "has too many values"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "is not valid JSON"),
@@ -50,7 +50,7 @@ def test_control_characters_and_infinite_numbers_are_kept(tmp_path: Path) -> Non
 def test_a_duplicate_control_character_is_shown_escaped(tmp_path: Path) -> None:
     content = b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"\\u001b": 1, "\\u001b": 2}}}'
     message = rejection(tmp_path, {**model(), "tokenizer.json": content})
-    assert message == r"model.tar: tokenizer.json gives '\x1b' twice in one object; keep one of them."
+    assert message == r"model.tar: tokenizer.json contains '\x1b' twice in one object; keep one of them."
 
 
 def test_published_models_may_have_duplicate_names_in_rewritten_files(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_published_models_may_have_duplicate_names_in_rewritten_files(tmp_path: 
     (tmp_path / "config.json").write_text(duplicate)
     (tmp_path / "results.json").write_text('{"step": 1, "step": 2}')
     files = FolderFiles(tmp_path, "org/name")
-    (found,) = clean_files(files, ".", "elsewhere", weights=True)
+    (found,) = clean_files(files, ".", "external", weights=True)
     assert json.loads(found[1] or b"") == CONFIG
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": "../x"}, "model": {"type": "BPE", "vocab": {}}}')
-    with pytest.raises(InvalidModelFiles, match=r"tokenizer\.json gives 'model' twice in one object"):
-        list(clean_files(FolderFiles(tmp_path, "org/name"), ".", "elsewhere", weights=True))
+    with pytest.raises(InvalidModelFiles, match=r"tokenizer\.json contains 'model' twice in one object"):
+        list(clean_files(FolderFiles(tmp_path, "org/name"), ".", "external", weights=True))

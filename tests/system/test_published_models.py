@@ -116,12 +116,12 @@ def test_a_published_config_keeps_all_but_recorded_paths(tmp_path: Path) -> None
 def test_code_beside_a_known_published_model_is_left_out() -> None:
     config = {**CONFIG, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "tokenizer_name": "org/name"}
     config["_attn_implementation"] = "flash_attention_2"
-    assert clean_config(config, JsonLocation("config.json", origin="elsewhere")) == CONFIG
+    assert clean_config(config, JsonLocation("config.json", origin="external")) == CONFIG
     config["auto_map"] = {"AutoConfig": "owner/name--configuration.Config"}
-    assert clean_config(config, JsonLocation("config.json", origin="elsewhere")) == CONFIG
+    assert clean_config(config, JsonLocation("config.json", origin="external")) == CONFIG
     for bad in ({"auto_map": {"AutoConfig": "../c.D"}}, {"attn_implementation": "a/b"}, {"vocab_file": "/etc/x"}):
         with pytest.raises(InvalidModelFiles):
-            clean_config({**CONFIG, **bad}, JsonLocation("config.json", origin="elsewhere"))
+            clean_config({**CONFIG, **bad}, JsonLocation("config.json", origin="external"))
 
 
 def test_quantized_weights_are_dequantized_without_hub_kernels(tmp_path: Path) -> None:

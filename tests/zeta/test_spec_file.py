@@ -101,8 +101,8 @@ def test_aliases_and_merge_keys_work_within_a_limit(tmp_path: Path) -> None:
 def test_json_is_read_as_strictly_as_the_server_reads_it(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     for text, expected in (
-        ('{"seed": 1, "lora": {"r": 1, "r": 2}}', "gives 'r' twice in one object"),
-        ('{"seed": 1, "seed": 1}', "gives 'seed' twice"),
+        ('{"seed": 1, "lora": {"r": 1, "r": 2}}', "contains 'r' twice in one object"),
+        ('{"seed": 1, "seed": 1}', "contains 'seed' twice"),
         ('{"learning_rate": NaN}', "NaN is not a valid JSON number"),
         ('{"learning_rate": -Infinity}', "-Infinity is not a valid JSON number"),
         ('{"learning_rate": 1e999}', "learning_rate is too large"),

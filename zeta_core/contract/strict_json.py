@@ -152,7 +152,7 @@ def _object(rules: JsonRules, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = next(name for name, _ in pairs if name in seen or seen.add(name))
         if not rules.allow_control_characters and (wrong := control_character(name, in_line=True)) is not None:
             raise JsonFault("invalid_text", _contains(wrong), subject="A name")
-        reason = f"gives {cut(name)!r} twice in one object; keep one of them"
+        reason = f"contains {cut(name)!r} twice in one object; keep one of them"
         raise JsonFault("duplicate_field", reason, param=printable(cut(name)))
     return found
 

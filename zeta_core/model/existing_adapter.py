@@ -99,7 +99,7 @@ def _check_method(config: Any) -> None:
 
 
 def _check_state(model: nn.Module, name: str, adapter: Adapter) -> None:
-    for part in _parts(model):
+    for part in _adapter_layers(model):
         if part.disable_adapters or name not in part.active_adapters:
             raise _rejected(
                 f"has the adapter {name!r}, but it is not active", f"Activate it with set_adapter({name!r})."
@@ -120,7 +120,7 @@ def _check_state(model: nn.Module, name: str, adapter: Adapter) -> None:
         )
 
 
-def _parts(model: nn.Module) -> Iterator[Any]:
+def _adapter_layers(model: nn.Module) -> Iterator[Any]:
     for part in model.modules():
         if isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper):
             yield part

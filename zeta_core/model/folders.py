@@ -95,7 +95,7 @@ def folder_copy(
         files = FolderFiles(directory, name, roots=roots)
         target = cache / f"{_kind(locations)}-{_fingerprint(directory, files)}"
         if not target.is_dir():
-            _write_copy(files, ".", target, "elsewhere", locations)
+            _write_copy(files, ".", target, "external", locations)
         _report_ignored(files, on_ignored)
     except InvalidModelFiles as error:
         raise InvalidModel(error.message) from error

@@ -19,7 +19,7 @@ README = "README.md"
 class _Base:
     """How to obtain and load the base model: a sentence, a shell command, and a Python expression with its import."""
 
-    words: str
+    instructions: str
     load: str
     shell: str | None = None
     imports: str = "from transformers import AutoModelForCausalLM"
@@ -45,7 +45,7 @@ def adapter_readme(
     generation = "model.generation_config = GenerationConfig.from_pretrained(directory)\n" if generates else ""
     resized = "" if resized_to is None else f"base.resize_token_embeddings({resized_to})  # for the added tokens\n"
     imported = f"{tokenizer_class}, GenerationConfig" if generates else tokenizer_class
-    parts = [f"# LoRA adapter\n\nThis directory contains an adapter, not a complete model. {base.words}"]
+    parts = [f"# LoRA adapter\n\nThis directory contains an adapter, not a complete model. {base.instructions}"]
     if base.shell is not None:
         parts.append(f"```sh\n{base.shell}\n```")
     parts.append(
@@ -107,19 +107,19 @@ def _base(located: LocatedModel, is_module: bool) -> _Base:
 
 def _of_job(located: LocatedModel, job: str, checkpoint: str) -> _Base:
     """The base if it is a job's checkpoint: a complete model, an adapter with its merged model, or only an adapter."""
-    words = f"Its base model is the checkpoint `{checkpoint}` of the job `{job}`. Download it:"
+    instructions = f"Its base model is the checkpoint `{checkpoint}` of the job `{job}`. Download it:"
     shell = f"zeta download {job} --checkpoint {checkpoint} -o base"
     directory = located.directory
     if directory is not None and directory.name == MERGED_NAME:
-        return _Base(words, _load_folder("base", directory), f"{shell} --merged")
+        return _Base(instructions, _load_folder("base", directory), f"{shell} --merged")
     if directory is not None and (directory / ADAPTER_CONFIG).is_file():
         return _Base(
-            f"{words[:-1]}; it is also an adapter, and its README.md explains how to obtain its own base:",
+            f"{instructions[:-1]}; it is also an adapter, and its README.md explains how to obtain its own base:",
             'AutoPeftModelForCausalLM.from_pretrained("base").merge_and_unload()',
             shell,
             "from peft import AutoPeftModelForCausalLM",
         )
-    return _Base(words, _load_folder("base", directory), shell)
+    return _Base(instructions, _load_folder("base", directory), shell)
 
 
 def _load_folder(name: str, directory: Path | None) -> str:

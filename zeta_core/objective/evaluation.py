@@ -71,12 +71,12 @@ class Evaluator:
         progress: TrainingProgress,
         micro_batch: int,
         requested_stop: Callable[[], StopAction | None],
-        not_finite: Callable[[], NonFiniteLoss],
+        nonfinite_loss_error: Callable[[], NonFiniteLoss],
     ) -> StopAction | None:
         """Evaluate, store the result in ``progress``, and generate a few samples.
 
         If a stop was requested, returns the stop action and stores nothing; the evaluation is repeated when the
-        run is resumed. If the loss is not finite, raises the error that ``not_finite`` creates, on every rank.
+        run is resumed. If the loss is not finite, raises ``nonfinite_loss_error()`` on every rank.
         """
         step = progress.step
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
@@ -87,7 +87,7 @@ class Evaluator:
             if stop is not None:
                 return stop
             if not math.isfinite(loss):
-                raise not_finite()
+                raise nonfinite_loss_error()
             lines = self._samples.write(model, step)
         best = progress.best_loss
         progress.evaluated_step, progress.eval_loss = step, loss

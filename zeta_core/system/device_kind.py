@@ -44,16 +44,16 @@ def cpu_kind(environment: Mapping[str, str], *, capability: str | None = None, c
 
     ``capability`` is torch's own report, if available; ``cpu`` is the text of ``/proc/cpuinfo``.
     """
-    facts = _facts(_CPU_FILE.read_text() if cpu is None and _CPU_FILE.is_file() else cpu or "")
-    flags = frozenset(facts.get("flags", facts.get("Features", "")).split())
+    fields = _cpu_fields(_CPU_FILE.read_text() if cpu is None and _CPU_FILE.is_file() else cpu or "")
+    flags = frozenset(fields.get("flags", fields.get("Features", "")).split())
     level = next((name for name in _LEVELS if name in flags), platform.machine())
-    if "vendor_id" in facts:  # x86
+    if "vendor_id" in fields:  # x86
         names = [capability or _capability(flags, environment.get(ATEN_VARIABLE)), level]
-        names.append("-".join(facts.get(name, "?") for name in ("vendor_id", "cpu family", "model")))
+        names.append("-".join(fields.get(name, "?") for name in ("vendor_id", "cpu family", "model")))
         read = tuple(name for name in CPU_VARIABLES if name != ATEN_VARIABLE)
     else:  # features that determine torch's capability
         names = [*(name for name in ("sve", "sve2", "bf16", "i8mm") if name in flags), level]
-        names.append("-".join(facts.get(name, "?") for name in ("CPU implementer", "CPU part")))
+        names.append("-".join(fields.get(name, "?") for name in ("CPU implementer", "CPU part")))
         read = CPU_VARIABLES
     return _joined("cpu", names, environment, read)
 
@@ -72,7 +72,7 @@ def _joined(device: str, names: list[str], environment: Mapping[str, str], read:
     return ":".join((device, *names, f"torch-{torch_version}", *variables))
 
 
-def _facts(text: str) -> dict[str, str]:
+def _cpu_fields(text: str) -> dict[str, str]:
     """The fields of the first processor."""
     first = text.strip().split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in first.splitlines())

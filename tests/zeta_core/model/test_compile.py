@@ -44,8 +44,8 @@ def test_compiled_blocks_train_the_same_and_resume_to_the_bit(
     whole, straight = train("compiled", compile=True)
     assert counters["stats"]["unique_graphs"] >= 1, "torch compiled no graph"
     assert counters["inductor"], "no kernel was generated for the graphs"
-    assert "The first step compiles 2 x LlamaDecoderLayer" in (said := capsys.readouterr().out)
-    assert "The first step, including compilation, took" in said
+    assert "The first step compiles 2 x LlamaDecoderLayer" in (output := capsys.readouterr().out)
+    assert "The first step, including compilation, took" in output
     assert whole == pytest.approx(eager, abs=1e-4)
     sharded, _ = train("sharded", compile=True, use_fsdp=True, use_activation_checkpointing=True)
     assert sharded == pytest.approx(whole, abs=1e-4)

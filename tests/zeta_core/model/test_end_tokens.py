@@ -123,14 +123,14 @@ def test_a_padding_token_that_ends_documents_keeps_its_gradient(tmp_path: Path) 
 def test_an_adapter_has_the_generation_config_with_its_end_token(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(CHATML)
     base, data = base_in(tmp_path, tokenizer), rows_in(tmp_path, CHATS)
-    asked: dict[str, Any] = {"cache": tmp_path, "dataset": data, "max_steps": 1}
-    train(str(base), tmp_path / "adapter", lora={"r": 2, "save_merged": True}, **asked)
+    options: dict[str, Any] = {"cache": tmp_path, "dataset": data, "max_steps": 1}
+    train(str(base), tmp_path / "adapter", lora={"r": 2, "save_merged": True}, **options)
     ends = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     final = tmp_path / "adapter" / "final"
     for folder in (final, final / "merged"):
         assert config_of(folder)["eos_token_id"] == ends
     assert "GenerationConfig.from_pretrained(directory)" in (final / "README.md").read_text()
-    train(str(base), tmp_path / "alone", lora={"r": 2}, **asked)
+    train(str(base), tmp_path / "alone", lora={"r": 2}, **options)
     texts = rows_in(tmp_path, [{"text": "It is 12."}] * 4)
     train(str(tmp_path / "alone" / "final"), tmp_path / "next", cache=tmp_path, dataset=texts, max_steps=1)
     found = config_of(tmp_path / "next" / "final")["eos_token_id"]

@@ -116,17 +116,17 @@ def test_training_an_adapter_in_parts_gives_the_same_bits(tmp_path: Path) -> Non
         torch.manual_seed(seed)
         return get_peft_model(loaded(base), config(lora_dropout=0.1))
 
-    asked: dict[str, Any] = {"cache": tmp_path, "lr_scheduler": "constant"}
-    train(adapted(3), tmp_path / "whole", max_steps=4, **asked)
-    train(adapted(3), tmp_path / "parts", max_steps=2, **asked)
-    train(adapted(4), tmp_path / "parts", max_steps=4, resume=True, **asked)  # its new random numbers do not matter
+    options: dict[str, Any] = {"cache": tmp_path, "lr_scheduler": "constant"}
+    train(adapted(3), tmp_path / "whole", max_steps=4, **options)
+    train(adapted(3), tmp_path / "parts", max_steps=2, **options)
+    train(adapted(4), tmp_path / "parts", max_steps=4, resume=True, **options)  # its new random numbers do not matter
     files = [tmp_path / name / "final" / "adapter_model.safetensors" for name in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
     other = adapted(3)
     with torch.no_grad():
         other.get_input_embeddings().weight.add_(1)
     with pytest.raises(CannotResume, match="not the base"):
-        train(other, tmp_path / "parts", max_steps=5, resume=True, **asked)
+        train(other, tmp_path / "parts", max_steps=5, resume=True, **options)
 
 
 def test_a_saved_adapter_is_trained_further(tmp_path: Path) -> None:
@@ -217,9 +217,9 @@ def test_lora_trains_and_saves_embeddings_with_added_rows(tied: bool, known: boo
         model.config.name_or_path = "acme/elsewhere"
     before = copy.deepcopy(model.get_input_embeddings().weight.detach())
     (tmp_path / "rows.jsonl").write_text('{"input_ids": [390, 5, 391, 6, 399, 7]}\n' * 12)
-    asked: dict[str, Any] = {"dataset": {"path": str(tmp_path / "rows.jsonl")}, "use_pretokenized": True}
+    options: dict[str, Any] = {"dataset": {"path": str(tmp_path / "rows.jsonl")}, "use_pretokenized": True}
     lora = {"r": 2, "save_merged": True}
-    _, lines = train(model, tmp_path / "out", cache=tmp_path, max_steps=3, lora=lora, **asked)
+    _, lines = train(model, tmp_path / "out", cache=tmp_path, max_steps=3, lora=lora, **options)
     assert any("400 rows" in getattr(line, "message", "") for line in lines.all)
     final = tmp_path / "out" / "final"
     weights = load_file(final / "adapter_model.safetensors")
@@ -236,7 +236,7 @@ def test_lora_trains_and_saves_embeddings_with_added_rows(tied: bool, known: boo
     assert merged_model.config.vocab_size == 400
     assert torch.allclose(logits(merged_model), expected, atol=1e-5)
     if known:
-        train(str(final), tmp_path / "next", cache=tmp_path, max_steps=1, learning_rate=1e-12, **asked)
+        train(str(final), tmp_path / "next", cache=tmp_path, max_steps=1, learning_rate=1e-12, **options)
         assert torch.allclose(logits(loaded(tmp_path / "next" / "final")), expected, atol=1e-4)
 
 

@@ -48,12 +48,12 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
     from transformers import AutoModelForCausalLM
 
     model = ConfigModel(config={"model_type": family, **COMMON, **FAMILIES[family]})
-    asked: dict[str, Any] = {"lr_scheduler": "constant", "learning_rate": 3e-3, "cache": tmp_path}
-    straight, lines = train(model, tmp_path / "straight", max_steps=4, **asked)
+    options: dict[str, Any] = {"lr_scheduler": "constant", "learning_rate": 3e-3, "cache": tmp_path}
+    straight, lines = train(model, tmp_path / "straight", max_steps=4, **options)
     # Packed documents do not see one another, in any of them.
     assert not any(isinstance(line, WarningLine) for line in lines.all)
-    train(model, tmp_path / "parts", max_steps=2, **asked)
-    resumed, _ = train(model, tmp_path / "parts", max_steps=4, resume=True, **asked)
+    train(model, tmp_path / "parts", max_steps=2, **options)
+    resumed, _ = train(model, tmp_path / "parts", max_steps=4, resume=True, **options)
     assert (straight.steps_trained, resumed.steps_trained) == (4, 2)
     weights = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -70,10 +70,10 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
 def test_a_gguf_model_is_trained_and_saved_like_any_other(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    asked: dict[str, Any] = {"max_steps": 1, "batch_size": 1, "learning_rate": 1e-5, "cache": tmp_path}
+    options: dict[str, Any] = {"max_steps": 1, "batch_size": 1, "learning_rate": 1e-5, "cache": tmp_path}
     data = tmp_path / "data.txt"
     data.write_text("The capital of France is Paris. The capital of Italy is Rome. " * 4)
-    train(str(smollm2()), tmp_path / "out", dataset={"path": str(data)}, freeze=["model.layers.*"], **asked)
+    train(str(smollm2()), tmp_path / "out", dataset={"path": str(data)}, freeze=["model.layers.*"], **options)
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "final")
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out" / "final")

@@ -77,21 +77,21 @@ def test_the_adapter_loads_in_peft_on_the_untouched_base_and_merged_is_their_sum
     for name, tensor in merged.state_dict().items():
         assert torch.equal(tensor, sums[name].to(torch.bfloat16)), name
 
-    # What was trained is small, and the state with it; the steps in between have no merged model.
+    # The adapter and its training state are small; intermediate checkpoints have no merged model.
     assert outcome.progress.step == 4
     state = [file for file in manifest["files"] if file["role"] == "state" and file["path"].endswith(".safetensors")]
     assert sum(file["size"] for file in state) < 4 * (final / "adapter_model.safetensors").stat().st_size
 
 
 def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"lora": {"r": 2, "lora_dropout": 0.2}, "lr_scheduler": "constant", "seed": 7}
+    options: dict[str, Any] = {"lora": {"r": 2, "lora_dropout": 0.2}, "lr_scheduler": "constant", "seed": 7}
     for model in ("plain", "llama"):
         built: Any = plain if model == "plain" else llama
-        train(built(), tmp_path / model, cache=tmp_path, max_steps=4, **asked)
-        train(built(), tmp_path / f"{model}-parts", cache=tmp_path, max_steps=2, **asked)
-        del asked["seed"]
-        train(built(), tmp_path / f"{model}-parts", cache=tmp_path, resume=True, max_steps=4, **asked)
-        asked["seed"] = 7
+        train(built(), tmp_path / model, cache=tmp_path, max_steps=4, **options)
+        train(built(), tmp_path / f"{model}-parts", cache=tmp_path, max_steps=2, **options)
+        del options["seed"]
+        train(built(), tmp_path / f"{model}-parts", cache=tmp_path, resume=True, max_steps=4, **options)
+        options["seed"] = 7
         files = [tmp_path / folder / "final" / "adapter_model.safetensors" for folder in (model, f"{model}-parts")]
         assert files[0].read_bytes() == files[1].read_bytes()
     adapted = PeftModel.from_pretrained(plain(), str(tmp_path / "plain" / "final"))
@@ -100,7 +100,7 @@ def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path:
     with torch.no_grad():
         next(other.parameters()).add_(1)
     with pytest.raises(CannotResume, match="not the base that the run was started with"):
-        train(other, tmp_path / "llama", cache=tmp_path, resume=True, max_steps=5, **asked)
+        train(other, tmp_path / "llama", cache=tmp_path, resume=True, max_steps=5, **options)
 
 
 def test_the_base_keeps_its_precision_if_the_run_computes_in_it(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_base_keeps_its_precision_if_the_run_computes_in_it(tmp_path: Path) 
         model: Any = llama()
         (before,) = {buffer.dtype for buffer in model.buffers()}
         for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16()  # as from_pretrained has it, which leaves buffers as they are
+            parameter.data = parameter.data.bfloat16()  # as from_pretrained does, which does not convert buffers
         train(model, tmp_path / precision, cache=tmp_path, max_steps=1, lora={"r": 2}, mixed_precision=precision)
         kinds = {("lora_" in name, parameter.dtype) for name, parameter in model.named_parameters()}
         assert kinds == {(True, torch.float32), (False, expected)}
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
     assert json.loads((tmp_path / "full" / "final" / "manifest.json").read_text())["base_model"] == f"{adapter}/final"
 
-    # What somebody else's adapter names as its base is nobody's word here.
+    # The base that an uploaded adapter names is not trusted.
     packed = tmp_path / "artifacts" / "files" / "file_01m0"
     packed.parent.mkdir()
     with tarfile.open(packed, "w") as archive:
@@ -228,8 +228,8 @@ def test_modules_that_cannot_be_saved_are_rejected(lora: dict[str, Any], message
 
 
 def test_frozen_weights_do_not_change_and_are_in_the_checkpoint(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"freeze": ["model.embed_tokens.*", "model.layers.0.*"], "lr_scheduler": "constant"}
-    train(llama(), tmp_path / "out", cache=tmp_path, max_steps=2, **asked)
+    options: dict[str, Any] = {"freeze": ["model.embed_tokens.*", "model.layers.0.*"], "lr_scheduler": "constant"}
+    train(llama(), tmp_path / "out", cache=tmp_path, max_steps=2, **options)
     train(llama(), tmp_path / "out", cache=tmp_path, resume=True, max_steps=3, lr_scheduler="constant")
     before, after = llama().state_dict(), load_file(tmp_path / "out" / "final" / "model.safetensors")
     assert after.keys() == before.keys()

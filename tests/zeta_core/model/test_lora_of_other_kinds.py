@@ -20,10 +20,10 @@ from zeta_core.failures import CannotTrain
 def test_lora_adapts_linear_layers_of_experts_and_reports_what_peft_rejects(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {name: value for name, value in LLAMA_CONFIG.items() if name != "model_type"}
-    asked: dict[str, Any] = {"lora": {"r": 2}, "max_steps": 1, "cache": tmp_path}
+    options: dict[str, Any] = {"lora": {"r": 2}, "max_steps": 1, "cache": tmp_path}
     experts = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=2))
     untouched: Any = copy.deepcopy(experts)
-    _, lines = train(experts, tmp_path / "experts", **asked)
+    _, lines = train(experts, tmp_path / "experts", **options)
     [warning] = [line for line in lines.all if isinstance(line, WarningLine) and line.code == "weights_not_adapted"]
     fused = sum(p.numel() for name, p in untouched.named_parameters() if p.dim() == 3 or name.endswith("gate.weight"))
     share = fused / sum(p.numel() for p in untouched.parameters())
@@ -36,9 +36,9 @@ def test_lora_adapts_linear_layers_of_experts_and_reports_what_peft_rejects(tmp_
     with torch.no_grad():
         assert torch.equal(adapted.eval()(ids).logits, experts.eval()(ids).logits)
 
-    dense = [line for line in train(llama(), tmp_path / "dense", **asked)[1].all if isinstance(line, WarningLine)]
+    dense = [line for line in train(llama(), tmp_path / "dense", **options)[1].all if isinstance(line, WarningLine)]
     assert "weights_not_adapted" not in [line.code for line in dense]
 
     mamba = MambaForCausalLM(MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=1, state_size=4))
     with pytest.raises(CannotTrain, match=r"^peft rejects lora\.target_modules: .*Mamba"):
-        train(mamba, tmp_path / "mamba", **asked)
+        train(mamba, tmp_path / "mamba", **options)

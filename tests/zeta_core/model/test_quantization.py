@@ -76,7 +76,7 @@ def test_linear_layers_shrink_to_an_eighth_and_others_do_not_change() -> None:
     for name, parameter in base.named_parameters():
         if name.removesuffix(".weight") not in linear:
             assert torch.equal(parameter, model.get_parameter(name)), name
-    # What is said of its size agrees with what is held, and is known of a model without storage.
+    # The computed size is that of the tensors, and is the same for a model without storage.
     states = [cast(Any, parameter).quant_state for parameter in packed.values()]
     held = sum(p.numel() for p in packed.values())
     held += sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
@@ -94,9 +94,9 @@ def test_linear_layers_shrink_to_an_eighth_and_others_do_not_change() -> None:
 def test_an_adapter_of_a_4_bit_base_is_trained_merged_and_used_again(tmp_path: Path) -> None:
     base: Any = llama(**SHAPE)
     base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
-    asked: dict[str, Any] = {"cache": tmp_path, "mixed_precision": "bf16", "use_activation_checkpointing": True}
-    asked |= {"lora": {"r": 4, "quantize": "nf4", "save_merged": True}, "eval_split": 0.01, "eval_steps": 2}
-    _, lines = train(str(tmp_path / "base"), tmp_path / "out", max_steps=4, **asked)
+    options: dict[str, Any] = {"cache": tmp_path, "mixed_precision": "bf16", "use_activation_checkpointing": True}
+    options |= {"lora": {"r": 4, "quantize": "nf4", "save_merged": True}, "eval_split": 0.01, "eval_steps": 2}
+    _, lines = train(str(tmp_path / "base"), tmp_path / "out", max_steps=4, **options)
     final = tmp_path / "out" / "final"
     assert lines.resolved_spec["lora"]["quantize"] == "nf4"
     assert lines.resolved_spec["num_parameters"] == sum(p.numel() for p in base.parameters())
@@ -104,7 +104,7 @@ def test_an_adapter_of_a_4_bit_base_is_trained_merged_and_used_again(tmp_path: P
     assert dict(memory)["weights"] < num_bytes(base.parameters()), "bfloat16 takes four times as much as nf4"
     assert lines.evaluations[4] < lines.evaluations[2]
 
-    # Others find the base as it was, and the merged model is that with the adapter, as peft would make it.
+    # The base is unchanged, and the merged model is what peft would compute.
     assert json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tmp_path / "base")
     untouched: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     sums: Any = PeftModel.from_pretrained(untouched, str(final)).merge_and_unload().state_dict()
@@ -115,27 +115,27 @@ def test_an_adapter_of_a_4_bit_base_is_trained_merged_and_used_again(tmp_path: P
     state = [file for file in (final / "training_state").iterdir() if file.suffix == ".safetensors"]
     assert not any("base_layer" in key for file in state for key in load_file(file)), "the base is stored nowhere"
 
-    # The same base, or another precision of it, under a second adapter.
+    # The same base with a second adapter.
     _, again = train(str(final), tmp_path / "next", cache=tmp_path, max_steps=1, lora={"r": 2, "quantize": "nf4"})
     assert again.resolved_spec["num_trained_parameters"] * 2 == lines.resolved_spec["num_trained_parameters"]
 
 
 def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"cache": tmp_path, "lora": {"r": 2, "lora_dropout": 0.2, "quantize": "nf4"}}
-    asked |= {"lr_scheduler": "constant", "eval_split": 0.01, "eval_steps": 1}
-    train(llama, tmp_path / "whole", max_steps=4, **asked)
-    train(llama, tmp_path / "parts", max_steps=2, **asked)
-    train(llama, tmp_path / "parts", resume=True, max_steps=4, **asked)
+    options: dict[str, Any] = {"cache": tmp_path, "lora": {"r": 2, "lora_dropout": 0.2, "quantize": "nf4"}}
+    options |= {"lr_scheduler": "constant", "eval_split": 0.01, "eval_steps": 1}
+    train(llama, tmp_path / "whole", max_steps=4, **options)
+    train(llama, tmp_path / "parts", max_steps=2, **options)
+    train(llama, tmp_path / "parts", resume=True, max_steps=4, **options)
     files = [tmp_path / folder / "final" / "adapter_model.safetensors" for folder in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_dpo_uses_the_4_bit_base_as_its_reference(tmp_path: Path) -> None:
-    asked = dpo(12, tmp_path, lora={"r": 4, "quantize": "nf4"}, max_steps=6)
-    _, lines = train(llama(**SHAPE), tmp_path / "out", cache=tmp_path, **asked)
-    told = rewards_in(lines)
-    assert told[0]["margin"] == 0, "the adapter adds nothing yet, and the reference is computed with the same layers"
-    assert told[-1]["margin"] > 0
+    options = dpo(12, tmp_path, lora={"r": 4, "quantize": "nf4"}, max_steps=6)
+    _, lines = train(llama(**SHAPE), tmp_path / "out", cache=tmp_path, **options)
+    rewards = rewards_in(lines)
+    assert rewards[0]["margin"] == 0, "the adapter adds nothing yet, and the reference is computed with the same layers"
+    assert rewards[-1]["margin"] > 0
 
 
 def test_an_estimate_accounts_for_4_bit_weights() -> None:
@@ -151,16 +151,16 @@ def test_an_estimate_accounts_for_4_bit_weights() -> None:
 
 
 def test_quantization_without_effect_is_rejected_with_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {"cache": tmp_path, "max_steps": 1, "lora": {"quantize": "nf4"}}
+    options: dict[str, Any] = {"cache": tmp_path, "max_steps": 1, "lora": {"quantize": "nf4"}}
     strategies: list[dict[str, Any]] = [{"use_fsdp": True}, {"use_deepspeed": 2}]
     for strategy in strategies:
         with pytest.raises(InvalidSpec, match="every process holds a base in 4 bits whole"):
-            train(plain(), tmp_path / "out", **asked, **strategy)
+            train(plain(), tmp_path / "out", **options, **strategy)
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=384, n_positions=64))
-    with pytest.raises(CannotTrain, match="GPT2LMHeadModel has no linear layers of its own") as raised:
-        train(gpt2, tmp_path / "out", **asked)
+    with pytest.raises(CannotTrain, match="GPT2LMHeadModel has no linear layers that can be quantized") as raised:
+        train(gpt2, tmp_path / "out", **options)
     assert (raised.value.code, raised.value.patch) == ("cannot_quantize", {"lora": {"quantize": None}})
-    outcome, _ = train(gpt2, tmp_path / "not-quantized", **applied(asked, raised.value.patch))
+    outcome, _ = train(gpt2, tmp_path / "not-quantized", **applied(options, raised.value.patch))
     assert outcome.steps_trained == 1
     with pytest.raises(CannotTrain, match="are already quantized; load it without a quantization_config"):
         train(in_4_bits(), tmp_path / "out", cache=tmp_path, max_steps=1, lora={})
@@ -170,7 +170,7 @@ def test_quantization_without_effect_is_rejected_with_a_fix(tmp_path: Path, monk
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidModel, match="are already quantized by bitsandbytes; name the original model"):
-        train(str(tmp_path / "saved"), tmp_path / "out", **asked)
+        train(str(tmp_path / "saved"), tmp_path / "out", **options)
     monkeypatch.setattr(quantization, "FIRST_VERSION", (99, 0))
-    with pytest.raises(CannotTrain, match=r"needs bitsandbytes 99\.0 or newer, and .* is installed here"):
-        train("not/read", tmp_path / "out", **asked)
+    with pytest.raises(CannotTrain, match=r"requires bitsandbytes 99\.0 or newer, but .* is installed"):
+        train("not/read", tmp_path / "out", **options)

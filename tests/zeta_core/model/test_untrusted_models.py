@@ -67,7 +67,7 @@ def weights(tmp_path: Path, **changes: Any) -> bytes:
     return path.read_bytes()
 
 
-def refusal(located: Any) -> str:
+def rejection(located: Any) -> str:
     with pytest.raises(InvalidModel) as raised:
         located()
     return str(raised.value)
@@ -94,11 +94,11 @@ def test_a_tokenizer_never_contains_a_file_of_the_machine(
     source: Any = stored_checkpoint(locations, files) if where == "checkpoint" else stored_upload(locations, files)
     if where == "tokenizer":
         located = locate_model(ConfigModel(config=LLAMA_CONFIG), locations, tmp_path)
-        said = refusal(lambda: locate_tokenizer(FileTokenizer(file=FILE), located, locations, tmp_path / "cache"))
+        message = rejection(lambda: locate_tokenizer(FileTokenizer(file=FILE), located, locations, tmp_path / "cache"))
     else:
-        said = refusal(lambda: locate_model(source, locations, tmp_path / "cache"))
-    assert f": {file} has " in said
-    assert str(secret)[:40] in said  # a message cuts long values
+        message = rejection(lambda: locate_model(source, locations, tmp_path / "cache"))
+    assert f": {file} has " in message
+    assert str(secret)[:40] in message  # a message cuts long values
     assert not any(SECRET in path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*.json"))
 
 
@@ -125,9 +125,9 @@ def test_a_weight_map_cannot_refer_to_other_models(shard: str, locations: Source
     files: dict[str, object] = {"config.json": LLAMA_CONFIG, "model.safetensors.index.json": index}
     files["weights.txt"] = (tmp_path / "weights.txt").read_bytes()
     for source in (stored_upload(locations, files), stored_checkpoint(locations, files)):
-        said = refusal(lambda source=source: locate_model(source, locations, tmp_path / "cache"))
-        assert "model.safetensors.index.json has 'weight_map." in said
-        assert "it must name a .safetensors file beside it" in said
+        message = rejection(lambda source=source: locate_model(source, locations, tmp_path / "cache"))
+        assert "model.safetensors.index.json has 'weight_map." in message
+        assert "it must name a .safetensors file in the same folder" in message
 
 
 def test_a_pickle_is_never_loaded_whatever_its_name(
@@ -139,17 +139,17 @@ def test_a_pickle_is_never_loaded_whatever_its_name(
     torch.save(llama().state_dict(), tmp_path / "weights.bin")
     pickled = (tmp_path / "weights.bin").read_bytes()
     monkeypatch.setattr(torch, "load", load)
-    said = refusal(
+    message = rejection(
         lambda: locate_model(
             stored_upload(locations, {"config.json": LLAMA_CONFIG, "model.safetensors": pickled}),
             locations,
             tmp_path / "c1",
         )
     )
-    assert "model.tar: model.safetensors is not a safetensors file" in said
+    assert "model.tar: model.safetensors is not a safetensors file" in message
     files = {"config.json": LLAMA_CONFIG, "pytorch_model.bin": pickled, "adapter_model.bin": pickled}
-    said = refusal(lambda: locate_model(stored_upload(locations, files), locations, tmp_path / "c2"))
-    assert "has no model.safetensors" in said
+    message = rejection(lambda: locate_model(stored_upload(locations, files), locations, tmp_path / "c2"))
+    assert "has no model.safetensors" in message
     assert not list((tmp_path / "c2").rglob("*.bin"))
 
 
@@ -162,8 +162,8 @@ def test_a_link_out_of_a_checkpoint_is_rejected(
     path = locations.artifacts_root / checkpoint_key(JOB, "final") / link
     path.unlink(missing_ok=True)
     path.symlink_to(secret)
-    said = refusal(lambda: locate_model(model, locations, tmp_path / "cache"))
-    assert said == f"{JOB}/final contains {link!r}, a link to a file outside; copy that file."
+    message = rejection(lambda: locate_model(model, locations, tmp_path / "cache"))
+    assert message == f"{JOB}/final contains {link!r}, a link to a file outside; copy that file."
 
 
 @pytest.mark.parametrize("source", ["job", "local directory"])
@@ -257,9 +257,9 @@ def test_no_config_reaches_a_kernel_loader(
     model: Any = ConfigModel(config=config)
     if where != "config":
         model = stored_upload(locations, files) if where == "upload" else stored_checkpoint(locations, files)
-    said = refusal(lambda: locate_model(model, locations, tmp_path / "cache").build())
-    assert f"{key}" in said
-    assert "third-party kernels are never loaded" in said
+    message = rejection(lambda: locate_model(model, locations, tmp_path / "cache").build())
+    assert f"{key}" in message
+    assert "third-party kernels are never loaded" in message
     assert no_kernels == []
 
 

@@ -43,7 +43,7 @@ def documents(tokens: TokenFile) -> set[tuple[int, ...]]:
     }
 
 
-# --- What is held out -------------------------------------------------------------------------------------------------
+# --- Held-out documents ----------------------------------------------------------------------------------------------
 
 
 def test_a_share_of_the_documents_is_held_out_by_seed_and_the_rest_is_trained_on() -> None:
@@ -67,7 +67,7 @@ def test_the_end_of_a_single_long_document_is_held_out() -> None:
         hold_out(random_documents([3]), 0.1, seed=1)
 
 
-# --- The number -------------------------------------------------------------------------------------------------------
+# --- The loss ---------------------------------------------------------------------------------------------------------
 
 
 def by_hand(model: nn.Module, file: str, *, seq_len: int, pack: bool) -> float:
@@ -121,19 +121,23 @@ def test_samples_answer_the_prompts_of_conversations(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     held_out: dict[str, Any] = {"eval_dataset": {"path": str(path)}, "dataset": {"path": str(path)}}
     _, lines = train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, seq_len=128, **held_out)
-    asked = [
+    options = [
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         for question in ("And then?", "How are you?", "Who is there?")  # the three that differ least in length
     ]
-    assert [line.prompt for line in lines.samples] == asked
-    said = [line.message for line in lines.all if isinstance(line, WarningLine) and line.code == "documents_dropped"]
+    assert [line.prompt for line in lines.samples] == options
+    warnings = [
+        line.message for line in lines.all if isinstance(line, WarningLine) and line.code == "documents_dropped"
+    ]
     data = lines.resolved_spec["data_report"]
     assert (data["documents"], data["truncated"], data["dropped"], data["lengths"]["max"]) == (6, 0, 1, 266)
-    assert said[0].startswith("1 of 6 documents are not trained on, because they are longer than seq_len")
-    assert said[1].startswith("1 of 6 held-out documents are not evaluated on, because they are longer than seq_len")
+    assert warnings[0].startswith("1 of 6 documents are not trained on, because they are longer than seq_len")
+    assert warnings[1].startswith(
+        "1 of 6 held-out documents are not evaluated on, because they are longer than seq_len"
+    )
 
 
-# --- Without a trace --------------------------------------------------------------------------------------------------
+# --- No side effects --------------------------------------------------------------------------------------------------
 
 
 def test_a_run_with_evaluations_trains_to_the_same_bits_as_one_without(held_out: str, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_run_with_evaluations_trains_to_the_same_bits_as_one_without(held_out:
     assert losses[0] == losses[1]
 
 
-# --- What follows -----------------------------------------------------------------------------------------------------
+# --- Consequences -----------------------------------------------------------------------------------------------------
 
 
 def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> None:
@@ -159,7 +163,7 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> 
     np.save(tmp_path / "noise.npy", noise)
     text = np.frombuffer((HELD_OUT * 60).encode(), dtype=np.uint8).astype(np.uint16) + np.uint16(3)
     np.save(tmp_path / "text.npy", text)
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dataset": {"path": str(tmp_path / "text.npy")},
         "eval_dataset": {"path": str(tmp_path / "noise.npy")},
         "use_pretokenized": True,
@@ -170,12 +174,12 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> 
         "checkpointing_steps": 4,
     }
     out = tmp_path / "out"
-    outcome, lines = train(plain, out, cache=tmp_path, max_steps=50, **asked)
+    outcome, lines = train(plain, out, cache=tmp_path, max_steps=50, **options)
     best = min(lines.evaluations, key=lambda step: lines.evaluations[step])
     end = best + 2 * 2
     assert 0 < best < 20
     assert list(lines.evaluations) == list(range(2, end + 1, 2))
-    assert lines.samples == []  # ids of no known tokenizer
+    assert lines.samples == []  # the tokenizer of the ids is unknown
     assert (outcome.progress.step, outcome.steps_trained, outcome.stopped) == (end, end, None)
     assert (outcome.result.best_checkpoint, outcome.best_checkpoint) == ("best", out / "best")
     manifests = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/manifest.json")}
@@ -185,13 +189,13 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> 
         assert manifest["metrics"]["eval_loss"] == lines.evaluations[manifest["step"]]
     assert (out / "best" / "training_state" / "state.json").is_file()
 
-    again, lines = train(plain, out, cache=tmp_path, resume=True, max_steps=60, **asked)
+    again, lines = train(plain, out, cache=tmp_path, resume=True, max_steps=60, **options)
     assert (again.steps_trained, again.result) == (0, outcome.result)
     assert any("stopped early" in str(getattr(line, "message", "")) for line in lines.all)
 
-    # In another output_dir the best comes along, behind a checkpoint of the run's own.
+    # Resuming in another output_dir copies the best checkpoint there.
     elsewhere = tmp_path / "elsewhere"
-    moved, lines = train(plain, elsewhere, cache=tmp_path, resume=out / "final", max_steps=50, **asked)
+    moved, lines = train(plain, elsewhere, cache=tmp_path, resume=out / "final", max_steps=50, **options)
     assert (moved.result, moved.best_checkpoint) == (outcome.result, elsewhere / "best")
     assert [(line.name, line.step) for line in lines.all if isinstance(line, CheckpointLine)] == [
         ("final", end),
@@ -199,15 +203,15 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> 
     ]
     assert json.loads((elsewhere / "best" / "manifest.json").read_text())["files"] == manifests["best"]["files"]
     shutil.rmtree(out / "best")
-    moved, lines = train(plain, tmp_path / "third", cache=tmp_path, resume=out / "final", max_steps=50, **asked)
+    moved, lines = train(plain, tmp_path / "third", cache=tmp_path, resume=out / "final", max_steps=50, **options)
     assert (moved.result.best_checkpoint, moved.best_checkpoint) == (None, None)
     assert any(getattr(line, "code", None) == "no_best_checkpoint" for line in lines.all)
 
 
 def test_a_run_stopped_within_an_evaluation_resumes_to_the_same_bits(held_out: str, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"eval_dataset": {"path": held_out}, "eval_steps": 3, "max_steps": 9, "seed": 3}
-    asked |= {"early_stopping_patience": 2}
-    straight, lines = train(lambda: plain(dropout=0.1), tmp_path / "straight", cache=tmp_path, **asked)
+    options: dict[str, Any] = {"eval_dataset": {"path": held_out}, "eval_steps": 3, "max_steps": 9, "seed": 3}
+    options |= {"early_stopping_patience": 2}
+    straight, lines = train(lambda: plain(dropout=0.1), tmp_path / "straight", cache=tmp_path, **options)
     times = 0
 
     def stop() -> StopAction | None:
@@ -215,10 +219,10 @@ def test_a_run_stopped_within_an_evaluation_resumes_to_the_same_bits(held_out: s
         times += 1  # once after each step, once within each evaluation
         return "pause" if times == 8 else None
 
-    first, before = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, stop=stop, **asked)
+    first, before = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, stop=stop, **options)
     assert (first.stopped, first.progress.step, list(before.evaluations)) == ("pause", 6, [3])
     assert (tmp_path / "parts" / "step-6").is_dir()
-    second, after = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **asked)
+    second, after = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **options)
     assert before.evaluations | after.evaluations == lines.evaluations
     of_this_run: dict[str, Any] = {"train_seconds": 0, "memory": None}
     assert second.result.model_copy(update=of_this_run) == straight.result.model_copy(update=of_this_run)
@@ -229,9 +233,9 @@ def test_a_run_stopped_within_an_evaluation_resumes_to_the_same_bits(held_out: s
 
 @pytest.mark.parametrize("field", ["eval_steps", "early_stopping_patience"])
 def test_options_about_evaluations_require_held_out_data(field: str, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {field: 2}
+    options: dict[str, Any] = {field: 2}
     with pytest.raises(InvalidSpec, match=f"{field} is 2; there is no evaluation data; set eval_split"):
-        train(plain, tmp_path / "out", cache=tmp_path, **asked)
+        train(plain, tmp_path / "out", cache=tmp_path, **options)
 
 
 def test_the_held_out_documents_are_recorded_and_kept_on_resume(held_out: str, tmp_path: Path) -> None:

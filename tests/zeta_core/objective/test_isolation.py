@@ -174,8 +174,8 @@ def test_a_hybrid_model_is_not_packed_unless_the_user_insists(tmp_path: Path) ->
     model, spec = ConfigModel(config=config_of("lfm2")), {**SPEC, **_data(tmp_path)}
     default, lines = train(tmp_path, model, spec)
     assert lines.resolved_spec["pack"] is False
-    said = warnings(lines)["documents_not_packed"].message
-    assert said.startswith("Lfm2ForCausalLM can't keep packed documents apart: none of the attention masks")
+    message = warnings(lines)["documents_not_packed"].message
+    assert message.startswith("Lfm2ForCausalLM can't keep packed documents apart: none of the attention masks")
     alone, lines = train(tmp_path, model, {**spec, "pack": False})
     assert default.progress.eval_loss == alone.progress.eval_loss
     assert "documents_not_packed" not in warnings(lines)

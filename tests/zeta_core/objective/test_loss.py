@@ -36,9 +36,9 @@ def _module(kind: type[models.PlainModel]) -> models.PlainModel:
 )
 def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], convention: Convention) -> None:
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
-    asked = find_loss_function(_module(kind), sample_ids=SAMPLE)
-    assert asked.convention is convention
-    found, _ = asked(_module(kind), batch)
+    loss_function = find_loss_function(_module(kind), sample_ids=SAMPLE)
+    assert loss_function.convention is convention
+    found, _ = loss_function(_module(kind), batch)
     reference, _ = find_loss_function(_module(models.PlainModel), sample_ids=SAMPLE)(_module(models.PlainModel), batch)
     # Each sequence starts within the one document, so whole sequences and targets are the same tokens here.
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
@@ -53,9 +53,9 @@ def test_a_loss_over_all_tokens_is_not_scaled_up_for_short_documents() -> None:
 
 
 def test_a_hugging_face_model_returns_logits_without_a_cache() -> None:
-    asked = find_loss_function(models.llama(), sample_ids=SAMPLE)
-    assert asked.convention is Convention.LOGITS
-    assert dict(asked.fixed) == {"use_cache": False}
+    loss_function = find_loss_function(models.llama(), sample_ids=SAMPLE)
+    assert loss_function.convention is Convention.LOGITS
+    assert dict(loss_function.fixed) == {"use_cache": False}
 
 
 def test_probing_restores_the_random_state() -> None:
@@ -82,11 +82,11 @@ class _Particular(models.PlainModel):
 
 def test_a_forward_with_required_arguments_gets_them_and_is_not_changed() -> None:
     model = _module(_Particular)
-    asked = isolating_loss(model, SAMPLE)
+    loss_function = isolating_loss(model, SAMPLE)
     assert model.num_calls == 0
     batch = Sequences(random_documents([5, 40, 19]), 16, pack=True).batch(np.arange(4), 4)
     plainly = isolating_loss(_module(models.PlainModel), SAMPLE)
-    assert asked(model, batch)[0] == plainly(_module(models.PlainModel), batch)[0]
+    assert loss_function(model, batch)[0] == plainly(_module(models.PlainModel), batch)[0]
 
 
 def test_too_few_logits_for_the_data_are_rejected_before_the_first_step() -> None:
@@ -117,11 +117,13 @@ def test_the_logits_among_several_results_have_an_entry_for_each_id(places: tupl
     torch.manual_seed(0)
     model = _Several()
     model.places = places
-    asked = find_loss_function(model, sample_ids=SAMPLE, largest_id=300, vocabulary=models.VOCABULARY)
-    assert asked.logits_at == at
+    loss_function = find_loss_function(model, sample_ids=SAMPLE, largest_id=300, vocabulary=models.VOCABULARY)
+    assert loss_function.logits_at == at
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
     plainly = find_loss_function(_module(models.PlainModel), sample_ids=SAMPLE)
-    torch.testing.assert_close(asked(model, batch)[0], plainly(_module(models.PlainModel), batch)[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        loss_function(model, batch)[0], plainly(_module(models.PlainModel), batch)[0], rtol=1e-3, atol=0
+    )
 
 
 def test_ambiguous_results_are_rejected() -> None:
@@ -148,12 +150,12 @@ def _gradient(
     build: Callable[[], nn.Module], window: list[int], sequences: Sequences, micro: int, world: int
 ) -> torch.Tensor:
     model = build()
-    asked = isolating_loss(model, SAMPLE)
+    loss_function = isolating_loss(model, SAMPLE)
     rows = np.array(window)
     num_targets = sequences.num_targets(rows)
     for rank in range(world):
         for indices, counting in micro_batches(rows, micro_batch=micro, world_size=world, rank=rank):
-            total, _ = asked(model, sequences.batch(indices, counting, isolate=asked.isolates))
+            total, _ = loss_function(model, sequences.batch(indices, counting, isolate=loss_function.isolates))
             (total / num_targets).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -190,21 +192,22 @@ def test_logits_are_only_computed_for_positions_with_targets(build: Callable[[],
     batch = sequences.batch(np.arange(4), 3)
     assert batch.num_targets == 3 * 50
     assert batch.logit_positions_K is not None
-    assert len(batch.logit_positions_K) == 64  # 50, and 14 more
+    assert len(batch.logit_positions_K) == 64  # 50, padded to a multiple
     assert set(range(149, 199)) <= set(batch.logit_positions_K.tolist())
 
-    asked = isolating_loss(model, SAMPLE)
-    assert asked.supports_logit_positions == (build is models.llama)  # a module of somebody's own answers for all
+    loss_function = isolating_loss(model, SAMPLE)
+    # A custom module computes the logits of all positions.
+    assert loss_function.supports_logit_positions == (build is models.llama)
     num_logits: list[int] = []
     head = nn.Module.get_submodule(model, "lm_head" if build is models.llama else "head")
     head.register_forward_hook(lambda _m, _i, logits: num_logits.append(logits.shape[1]))
     losses, gradients = list[float](), list[torch.Tensor]()
-    for way in (asked, replace(asked, supports_logit_positions=False)):
+    for way in (loss_function, replace(loss_function, supports_logit_positions=False)):
         model.zero_grad()
         loss, _ = way(model, batch)
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert num_logits == [64 if asked.supports_logit_positions else 200, 200]
+    assert num_logits == [64 if loss_function.supports_logit_positions else 200, 200]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     torch.testing.assert_close(*gradients)

@@ -82,14 +82,14 @@ def dpo(rows: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
             ["yes<|im_end|>\n", "no<|im_end|>\n"],
         ),
         (
-            {  # two whole conversations that begin alike
+            {  # two complete conversations with the same beginning
                 "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}],
                 "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"}],
             },
             ["yes<|im_end|>\n", "no<|im_end|>\n"],
         ),
         (
-            {  # the prompt is given by itself too
+            {  # the prompt is also given separately
                 "prompt": [{"role": "user", "content": "Hi"}],
                 "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}],
                 "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"}],
@@ -113,16 +113,22 @@ def dpo(rows: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
 )
 def test_both_answers_are_learned_after_the_same_prompt(row: Any, learned: list[str], tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(chat_templates.CHATML)
-    told = documents(tokens_of(tmp_path, [row], tokenizer), tokenizer)
-    assert [stretches for _, stretches in told] == [[learned[0]], [learned[1]]]
-    assert told[0][0].removesuffix(learned[0]) == told[1][0].removesuffix(learned[1])
-    assert told[0][0].count("Hi") == 1
+    learned_documents = documents(tokens_of(tmp_path, [row], tokenizer), tokenizer)
+    assert [learned_texts for _, learned_texts in learned_documents] == [[learned[0]], [learned[1]]]
+    assert learned_documents[0][0].removesuffix(learned[0]) == learned_documents[1][0].removesuffix(learned[1])
+    assert learned_documents[0][0].count("Hi") == 1
 
 
 def test_answers_to_different_prompts_are_rejected(tmp_path: Path) -> None:
-    asked = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("Hi", "Bye")]
+    conversations = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("Hi", "Bye")
+    ]
     with pytest.raises(InvalidData, match=r"^pairs\.jsonl, line 1: chosen and rejected answer different prompts"):
-        tokens_of(tmp_path, [{"chosen": asked[0], "rejected": asked[1]}], byte_tokenizer(chat_templates.CHATML))
+        tokens_of(
+            tmp_path,
+            [{"chosen": conversations[0], "rejected": conversations[1]}],
+            byte_tokenizer(chat_templates.CHATML),
+        )
 
 
 def test_pairs_are_for_dpo_and_dpo_is_for_pairs(tmp_path: Path) -> None:
@@ -161,9 +167,13 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
         start, end = int(tokens.offsets[document]), int(tokens.offsets[document + 1])
         ids = np.asarray(tokens.ids[start:end]).astype(np.int64)
         with torch.no_grad():
-            told = torch.log_softmax(of(torch.from_numpy(ids)[None], use_cache=False).logits[0].double(), -1)
+            log_probabilities = torch.log_softmax(
+                of(torch.from_numpy(ids)[None], use_cache=False).logits[0].double(), -1
+            )
         assert tokens.supervised is not None
-        return sum(float(told[at - 1, ids[at]]) for at in range(1, len(ids)) if tokens.supervised[start + at])
+        return sum(
+            float(log_probabilities[at - 1, ids[at]]) for at in range(1, len(ids)) if tokens.supervised[start + at]
+        )
 
     pairs.reference_2P = np.array([log_probability(before, document) for document in range(10)], dtype=np.float32)
     beta, expected, chosen, rejected = 0.3, 0.0, [], []
@@ -173,17 +183,17 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
         rejected.append(beta * gains[1])
         expected += -math.log(1 / (1 + math.exp(-beta * (gains[0] - gains[1]))))
 
-    asked = find_loss_function(model, sample_ids=[5, 6, 7, 8])
-    loss_function = DpoLoss.of(asked, beta, "llama")
+    language_model_loss = find_loss_function(model, sample_ids=[5, 6, 7, 8])
+    loss_function = DpoLoss.of(language_model_loss, beta, "llama")
     model.eval()
     whole, _ = loss_function(model, pairs.batch(np.arange(5), 5))
     assert whole.item() == pytest.approx(expected, abs=1e-4)
     measures = loss_function.take_metrics()
     assert measures is not None
-    told = rewards_of(measures.tolist())
-    assert told["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
-    assert told["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
-    assert told["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
+    rewards = rewards_of(measures.tolist())
+    assert rewards["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
+    assert rewards["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
+    assert rewards["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
     # Split in any way, with a filler pair, the losses and their gradient are the same.
     parts = [
         loss_function(model, pairs.batch(np.array(rows), count))[0] for rows, count in (([0, 1, 0], 2), ([4, 3, 2], 3))
@@ -207,14 +217,14 @@ def test_a_model_without_logits_is_rejected(tmp_path: Path) -> None:
 def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lora: Any, tmp_path: Path) -> None:
     base = llama(attention_dropout=0.1)
     base.save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
-    asked = dpo(40, tmp_path, max_steps=12, eval_split=0.2, eval_steps=6, checkpointing_steps=100, learning_rate=1e-2)
-    asked |= {"lora": lora, "dpo": {"beta": 0.5}, "warmup_steps": 0}
+    options = dpo(40, tmp_path, max_steps=12, eval_split=0.2, eval_steps=6, checkpointing_steps=100, learning_rate=1e-2)
+    options |= {"lora": lora, "dpo": {"beta": 0.5}, "warmup_steps": 0}
     model = str(tmp_path / "base")
-    straight, lines = train(model, tmp_path / "straight", cache=tmp_path, **asked)
-    told = rewards_in(lines)
+    straight, lines = train(model, tmp_path / "straight", cache=tmp_path, **options)
+    rewards = rewards_in(lines)
     assert lines.evaluations[12] < math.log(2), "the held-out pairs are told apart, too"
-    assert told[-1]["margin"] > 0.5
-    assert told[-1]["accuracy"] > 0.9
+    assert rewards[-1]["margin"] > 0.5
+    assert rewards[-1]["accuracy"] > 0.9
     assert straight.result.train_loss is not None
     assert straight.result.train_loss < math.log(2)
     resolved = lines.resolved_spec
@@ -227,19 +237,19 @@ def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lo
         tmp_path / "halves",
         cache=tmp_path,
         stop=lambda: "hand_back" if next(asked_times) >= 7 else None,
-        **asked,
+        **options,
     )
     assert stopped.stopped == "hand_back"
-    train(model, tmp_path / "halves", cache=tmp_path, resume=True, **asked)
+    train(model, tmp_path / "halves", cache=tmp_path, resume=True, **options)
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     files = [(tmp_path / run / "final" / name).read_bytes() for run in ("straight", "halves")]
     assert files[0] == files[1]
 
 
 def test_the_first_loss_is_log_two_and_the_default_rate_is_that_of_dpo(tmp_path: Path) -> None:
-    asked = dpo(8, tmp_path, max_steps=1)
-    del asked["learning_rate"]
-    outcome, lines = train(llama(), tmp_path / "out", cache=tmp_path, learning_rate=None, **asked)
+    options = dpo(8, tmp_path, max_steps=1)
+    del options["learning_rate"]
+    outcome, lines = train(llama(), tmp_path / "out", cache=tmp_path, learning_rate=None, **options)
     assert outcome.result.train_loss == pytest.approx(math.log(2), abs=1e-6)
     assert lines.resolved_spec["learning_rate"] == 1e-6
     assert rewards_in(lines)[0] == {"chosen": 0.0, "rejected": 0.0, "margin": 0.0, "accuracy": 0.0}
@@ -248,14 +258,14 @@ def test_the_first_loss_is_log_two_and_the_default_rate_is_that_of_dpo(tmp_path:
 @pytest.mark.timeout(250)
 def test_several_processes_learn_the_same_preferences_as_one(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", pair_rows(40))
-    asked: dict[str, Any] = {"dataset": {"path": str(path)}, "method": "dpo", "eval_split": 0.2, "eval_steps": 5}
+    options: dict[str, Any] = {"dataset": {"path": str(path)}, "method": "dpo", "eval_split": 0.2, "eval_steps": 5}
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
     if why_no_deepspeed() is None:
         strategies["zero-3"] = {"use_deepspeed": 3}
     split = {"batch_size": 3, "gradient_accumulate_every": 4, "max_steps": 5, "seed": 42}
     model = llama(tie_word_embeddings=True)
-    alone = train(model, tmp_path / "alone", cache=tmp_path, **split, **asked)[0].result
-    cases = [case(name, world=2, model="tied llama", **asked, **more) for name, more in strategies.items()]
+    alone = train(model, tmp_path / "alone", cache=tmp_path, **split, **options)[0].result
+    cases = [case(name, world=2, model="tied llama", **options, **more) for name, more in strategies.items()]
     for name, result in results(tmp_path, 2, cases).items():
         assert result["loss"] == pytest.approx(alone.train_loss, abs=1e-5), name
         assert result["eval_loss"] == pytest.approx(alone.eval_loss, abs=1e-5), name

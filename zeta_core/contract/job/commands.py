@@ -52,7 +52,7 @@ class Effect(StrEnum):
     REQUEST_CANCEL = "stopped; its stored checkpoints are kept"
     PAUSE = "paused immediately"
     REQUEST_PAUSE = "stopped after saving a checkpoint"
-    HOLD = "stays paused even when the disk has space"
+    KEEP_PAUSED = "stays paused even when the disk has space"
     QUEUE = "queued, to continue from its newest checkpoint"
     WITHDRAW_PAUSE = "the pause is withdrawn; if the training has already stopped, the job is queued again"
     NOTHING = "no change"
@@ -141,7 +141,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
     },
     Situation.PAUSED_FOR_DISK: {
         "cancel": _accepted(Effect.CANCEL),
-        "pause": _accepted(Effect.HOLD),
+        "pause": _accepted(Effect.KEEP_PAUSED),
         "resume": _accepted(Effect.QUEUE),
         "delete": _NOT_ENDED,
         "rerun": _RERUN,

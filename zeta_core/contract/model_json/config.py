@@ -104,7 +104,7 @@ def _clean_implementation(location: JsonLocation, key: str, value: Any, kind: st
     wrong = [name for name in names if name is not None and name not in allowed]
     if not wrong:
         return value
-    if location.origin == "elsewhere" and all(name in _PREFERENCES for name in wrong):
+    if location.origin == "external" and all(name in _PREFERENCES for name in wrong):
         return _LEFT_OUT
     location.reject(key, value, f"it must be {' or '.join(map(repr, allowed))}; third-party kernels are never loaded")
 

@@ -12,7 +12,7 @@ from zeta_core.contract.spec.validation import shown
 # The origin of a model. A user who uploads a model or writes a spec can fix it, so everything that would be ignored is
 # rejected. A Hub repository or an earlier checkpoint can't be fixed by the user: keys that only refer to the model's
 # own code are dropped, and its weights are loaded by the library's class.
-Origin = Literal["upload", "spec", "elsewhere"]
+Origin = Literal["upload", "spec", "external"]
 
 
 class InvalidModelFiles(InvalidRequest):

@@ -55,7 +55,7 @@ def check_file_key(location: JsonLocation, key: str, value: object) -> None:
     for name in cast("list[object]", value) if isinstance(value, list) else [value]:
         if name is None or name == "" or isinstance(name, (bool, int, float)):  # no file, or a rate such as drop_path
             continue
-        if isinstance(name, str) and location.origin == "elsewhere" and not leads_outside(name):
+        if isinstance(name, str) and location.origin == "external" and not leads_outside(name):
             continue
         if not isinstance(name, str) or PurePosixPath(name).name != name or name not in location.siblings:
             location.reject(key, value, "it must name a file in the same folder of the model, or be removed")
@@ -66,7 +66,7 @@ def check_code_key(location: JsonLocation, key: str, value: object) -> None:
     if not value:
         return
     texts = list(_texts(value))
-    if location.origin == "elsewhere" and not any(leads_outside(text) for text in texts):
+    if location.origin == "external" and not any(leads_outside(text) for text in texts):
         location.ignore(key)
         return
     location.reject(key, value, CODE_IS_NEVER_RUN)
@@ -75,7 +75,7 @@ def check_code_key(location: JsonLocation, key: str, value: object) -> None:
 def check_plain(location: JsonLocation, key: str, value: object) -> None:
     """Reject a value that is not plain data, or that contains such a value."""
     if isinstance(value, str):
-        if location.origin == "elsewhere" and not leads_outside(value):
+        if location.origin == "external" and not leads_outside(value):
             return
         if len(value) > MAX_TEXT or looks_like_a_path(value):
             location.reject(key, value, "it looks like a path or a repository, but must be a plain value; remove it")

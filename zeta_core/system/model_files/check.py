@@ -128,7 +128,7 @@ def ignored_code(files: ModelFiles) -> dict[str, list[str]]:
         is_read = path.parent.as_posix() in (".", MERGED) and not _is_adapter_beside_model(path, files)
         if is_read and path.name in _CLEANERS:
             keys: list[str] = []
-            cleaned_json(files, name, "elsewhere", ignored=keys)
+            cleaned_json(files, name, "external", ignored=keys)
             if keys:
                 ignored[name] = keys
     return ignored
@@ -152,7 +152,7 @@ def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[
     siblings = {other.name for other in map(PurePosixPath, files.sizes) if other.parent == path.parent}
     location = JsonLocation(label, siblings, origin, ignored=[] if ignored is None else ignored)
     # A user can't correct a published model, and libraries see only one of the values.
-    lenient = origin == "elsewhere"
+    lenient = origin == "external"
     if path.name == INDEX:
         index = parse_object(content, label, allow_duplicate_names=lenient)
         return json.dumps(_clean_index(index, location)).encode()

@@ -39,7 +39,8 @@ async def set_draining(service: Service, caller: Caller, name: str, draining: bo
     beat = next((beat for beat in service.engine.workers() if beat.worker == name), None)
     if beat is None:
         raise NotFound(
-            f"Worker {shown(name)} not found; GET /v1/workers lists the known workers.", code="worker_not_found"
+            f"Worker {shown(name)} not found; list the workers with `zeta workers` or GET /v1/workers.",
+            code="worker_not_found",
         )
     async with service.database.write() as session:
         await set_drained(session, name, draining, changed_by=caller.key_id)

@@ -1,4 +1,4 @@
-"""Reading job specs in YAML 1.2 or JSON, and applying ``k.l=v`` settings. The server validates the field names.
+"""Reading job specs in YAML 1.2 or JSON, and applying ``field=value`` settings. The server validates the field names.
 
 In YAML 1.2, ``1e-4`` is a number and ``no`` is a string. The result contains only JSON types, and values that the
 server accepts (`contract.strict_json`). A file is a single document without duplicate keys. Dates stay strings.
@@ -139,7 +139,7 @@ def looks_like_data(file: Path) -> bool:
 
 
 def apply_settings(spec: Spec, settings: list[str]) -> Spec:
-    """The spec with each ``k.l=v`` applied: ``v`` is parsed as YAML 1.2, and a number in the path is a list index.
+    """The spec with each ``field.subfield=value`` applied. The value is YAML 1.2; a number in the path is a list index.
 
     Raises `InvalidRequest` naming the setting.
     """

@@ -34,7 +34,7 @@ DOCUMENT_OPTIONS = options_affecting(JobSpec, "documents")  # they determine the
 _NO_DEVICE = "Unknown, because no connected worker can run the job; measured in the first steps."
 _NO_JOB = (
     "Unknown, because no job of this project with the same workload (model, method, seq_len, precision, batch) has "
-    "succeeded on such a device ({}); measured in the first steps."
+    "succeeded on this kind of device ({}); measured in the first steps."
 )
 
 
@@ -54,7 +54,7 @@ class EarlierJob:
         """The training time, without waiting, startup and evaluations."""
         return Seconds(
             seconds=round(num_sequences * self.seconds / self.sequences, 1),
-            meaning=f"of training, at the speed of {self.id} on such a device ({device}); waiting, startup and "
+            meaning=f"of training, at the speed of {self.id} on the same kind of device ({device}); waiting, startup and "
             "evaluations not included",
             job=self.id,
             device=device,

@@ -65,7 +65,8 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
     stored = await asyncio.to_thread(service.store.checkpoint, job_id, stored_name) if stored_name else None
     if stored is None:
         raise NotFound(
-            f"Job {job_id} has no checkpoint {shown(name)}; GET /v1/jobs/{job_id}/checkpoints lists its checkpoints.",
+            f"Job {job_id} has no checkpoint {shown(name)}; list its checkpoints with "
+            f"`zeta checkpoints {job_id}` or GET /v1/jobs/{job_id}/checkpoints.",
             code="checkpoint_not_found",
         )
     return stored

@@ -51,8 +51,9 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> 
         found = row.name if row else None
     if found is None:
         raise InvalidRequest(
-            f"from is {requested!r}, but {parent.id} has no such checkpoint; GET /v1/jobs/{parent.id}/checkpoints "
-            'lists its checkpoints, and "from": "start" requires none.',
+            f"from is {requested!r}, but {parent.id} has no such checkpoint; list its checkpoints with "
+            f"`zeta checkpoints {parent.id}` or GET /v1/jobs/{parent.id}/checkpoints, or use 'start' to train from the "
+            "start.",
             code="checkpoint_not_found",
             param="from",
         )

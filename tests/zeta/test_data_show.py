@@ -135,7 +135,7 @@ def test_a_mistake_is_reported_in_one_sentence(tmp_path: Path, words: list[str],
     written(tmp_path, {"dataset": "data.jsonl", "model": {"job": "job_00000000000000000001"}}, name="job.json")
     done = show(tmp_path, *words)
     assert done.returncode in (1, 2)
-    assert "defect" not in done.stderr
+    assert "bug in zeta" not in done.stderr
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

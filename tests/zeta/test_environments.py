@@ -47,7 +47,7 @@ def shell(environment: dict[str, str], line: str) -> subprocess.CompletedProcess
 def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: "), line
-    assert "defect" not in line
+    assert "bug in zeta" not in line
     return line
 
 
@@ -200,7 +200,7 @@ def test_a_host_of_another_machine_is_rejected(
     done = zeta(environment, "up", "--home", str(tmp_path / "home"), *words, *more)
     assert done.returncode == 2, done
     assert words[1] in done.stderr.splitlines()[-1]
-    assert "defect" not in done.stderr
+    assert "bug in zeta" not in done.stderr
 
 
 def test_a_home_that_cannot_be_created_is_rejected(environment: dict[str, str]) -> None:

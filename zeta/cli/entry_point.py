@@ -89,7 +89,7 @@ def _run(words: Sequence[str]) -> int:
         _print_error(SystemFault(f"{prefix}{error.strerror or error}."), as_json)
         return ExitStatus.FAILED
     except Exception as error:  # noqa: BLE001 - a bug: the user gets one sentence, and the traceback in a file
-        _print_error(Defect(f"zeta has a defect ({error!r}); please report it{_report(error)}."), as_json)
+        _print_error(Defect(f"This is a bug in zeta ({error!r}); please report it{_report(error)}."), as_json)
         return ExitStatus.FAILED
 
 
@@ -136,9 +136,14 @@ def _print_error(error: ZetaError, as_json: bool) -> None:
     if as_json:
         print(error.body().model_dump_json(), file=sys.stderr)
         return
+    if len(error.details) > 1:  # the message contains only the first of them
+        from zeta_core.contract.spec.validation import MAX_DETAILS
+
+        at_least = "at least " if len(error.details) == MAX_DETAILS else ""
+        print(f"Error: Found {at_least}{len(error.details)} problems:", file=sys.stderr)
+        for detail in error.details:
+            print(printable(f"  - {detail.message}"), file=sys.stderr)
+        return
     print(printable(f"Error: {error.message}", keep="\n"), file=sys.stderr)
     if isinstance(error, AuthenticationFailed):  # the server does not know the key's source
         print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` shows which.", file=sys.stderr)
-    if len(error.details) > 1:
-        for detail in error.details:
-            print(printable(f"  - {detail.message}"), file=sys.stderr)

@@ -51,7 +51,9 @@ def rerun(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="K.L=V", help="Change a field, such as learning_rate=1e-4; null removes it. Repeatable."
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Change a field, such as learning_rate=1e-4; null removes it. Repeatable.",
         ),
     ] = None,
     start: Annotated[

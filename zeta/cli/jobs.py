@@ -15,7 +15,7 @@ def list_jobs(
     status: Annotated[str | None, typer.Option(help="List only jobs with this status.")] = None,
     entity_name: Annotated[str | None, typer.Option("--name", help="List only jobs with this entity_name.")] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="K=V", help="List only jobs with this metadata. Repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="List only jobs with this metadata. Repeatable.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
@@ -112,7 +112,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("worker", job.worker),
             ("step", progress_cell(job)),
             ("loss (last 50 steps)", loss_cell(job)),
-            ("mean loss", None if result is None else result.train_loss),
+            ("mean loss", None if result is None or result.train_loss is None else f"{result.train_loss:.4f}"),
             ("held-out loss", eval_cell(job)),
             ("running time", time_cell(job)),
             ("created", job.created_at),
@@ -129,7 +129,9 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=JOBS)
 def wait(
     job_id: JobId,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop waiting after this time.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop waiting after this many seconds.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Wait until a job has ended, and show its progress.

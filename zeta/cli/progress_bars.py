@@ -1,4 +1,4 @@
-"""DownloadProgress bars for downloads and uploads, shown only in a terminal."""
+"""Progress bars for downloads and uploads, shown only in a terminal."""
 
 from __future__ import annotations
 

@@ -106,13 +106,13 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         ("pid", here.pid if here is not None and is_here else None),
         ("processes", _processes(here) if here is not None and is_here else None),
         ("home", str(settings.home) if is_here else None),
-        ("known from", target.source),
+        ("url from", target.source),
         ("workers", len([worker for worker in workers if worker.status == "ready"]) if is_ready else None),
         ("jobs running", len(running) if is_ready else None),
         ("jobs queued", len(queued) if is_ready else None),
     ]
     if as_json:
-        facts_by_name = {name.replace(" ", "_"): value for name, value in facts}
+        facts_by_name = {"known_from" if name == "url from" else name.replace(" ", "_"): value for name, value in facts}
         children = dict(here.children) if here is not None and is_here else {}
         print_json(facts_by_name | {"ready": is_ready, "processes": children})
     else:

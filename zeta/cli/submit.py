@@ -26,7 +26,9 @@ Data = Annotated[
 Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K.L=V", help="Set a field of the spec, such as learning_rate=1e-4. Repeatable."),
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Set a field of the spec, such as learning_rate=1e-4. Repeatable."
+    ),
 ]
 
 

@@ -78,7 +78,9 @@ def show(request: ShowRequest) -> ShownRows:
     if sources[0].row_format in WHOLE_FORMATS and (not tokenizer.chat_template or is_default(tokenizer.chat_template)):
         notes.append("The tokenizer has no chat template, so conversations are rendered as ChatML.")
     if named is None and (located is None or not located.has_tokenizer):
-        notes.append("No tokenizer was named, so a token is a byte; name the one of your model with --model.")
+        notes.append(
+            "No tokenizer was given, so each byte is a token; select your model's tokenizer with --model or --tokenizer."
+        )
     name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
     return ShownRows(tokenizer=name, seq_len=seq_len, notes=notes, data=rows)
 

@@ -62,7 +62,7 @@ class ParameterGroups:
         parts = [
             (self.orthogonalized, f"matrices by Muon {decays}"),
             (self.decayed, f"matrices and embeddings {decays}"),
-            (self.not_decayed, "norms, biases and other parameters without"),
+            (self.not_decayed, "norms, biases and other parameters without weight decay"),
         ]
         counts = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
         return f"Optimizer {optimizer}: {'; '.join(counts)}."

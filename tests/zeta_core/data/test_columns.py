@@ -244,7 +244,7 @@ def test_rows_of_no_known_format_name_what_was_found_and_expected(tmp_path: Path
         tokens_of([{"body": "words", "id": 3}] * 2, tmp_path)
     assert "--set 'dataset.columns.text=body'" in str(caught.value)
     parquet.write_table(pa.table({"body": ["words"]}), tmp_path / "t.parquet")
-    with pytest.raises(InvalidData, match=r"row 1: has no usable columns \(found: body\)"):
+    with pytest.raises(InvalidData, match=r"row 1: no usable columns \(found: body\)"):
         tokens_of(tmp_path / "t.parquet", tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_conversations_in_csv_are_json_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": USER, "output": 3}, "'output' is of type int, not text"),
+        ({"instruction": USER, "output": 3}, "'output' is of type int; it must be text"),
         ({"instruction": USER, "output": " "}, "'output' is empty"),
         ({"instruction": USER, "output": ANSWER, "history": ["Hi"]}, r"'history' that is not a list of pairs"),
         ({"instruction": USER, "output": None}, "has no 'output', which Alpaca rows have"),

@@ -175,7 +175,7 @@ def test_the_groups_are_described_with_their_counts() -> None:
         "Optimizer muon: 22 matrices by Muon with weight decay 0.1 "
         f"({sum(p.numel() for p in found.orthogonalized):,} parameters); "
         "2 matrices and embeddings with weight decay 0.1 (3,200 parameters); 31 norms, biases and other parameters "
-        f"without ({sum(p.numel() for p in found.not_decayed):,} parameters)."
+        f"without weight decay ({sum(p.numel() for p in found.not_decayed):,} parameters)."
     )
 
 

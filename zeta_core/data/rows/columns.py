@@ -137,11 +137,11 @@ def explain_unknown(row: Fields, at: str) -> str:
     """Explain the fault in a row whose columns match no known format."""
     found = ", ".join(sorted(map(str, row))[:_MAX_NAMES]) or "none"
     if "input_ids" in row:
-        return "has no 'text' but 'input_ids'; set use_pretokenized to train on rows of token ids."
+        return "has 'input_ids' instead of 'text'; set use_pretokenized to train on rows of token ids."
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
     example = texts[0] if len(texts) == 1 else "NAME"
     return (
-        f"has no usable columns (found: {found}). Expected text, messages, prompt + completion, chosen + rejected, or "
+        f"no usable columns (found: {found}). Expected text, messages, prompt + completion, chosen + rejected, or "
         f"a known pair such as instruction + output or question + answer. Name the columns, as in "
         f"--set '{at}.columns.text={example}'."
     )

@@ -190,7 +190,7 @@ def _answer(value: object) -> object:
 def _text(values: Mapping[str, object], name: str) -> str:
     value = values[name]
     if not isinstance(value, str):
-        raise InvalidShape(f"{name!r} is of type {type(value).__name__}, not text.")
+        raise InvalidShape(f"{name!r} is of type {type(value).__name__}; it must be text.")
     if not value.strip():
         raise InvalidShape(f"{name!r} is empty.")
     return value

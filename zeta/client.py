@@ -103,14 +103,14 @@ class Client:
 
         ``on_upload`` is called with a message for each upload. Raises `InvalidSpec` naming every invalid field.
         """
-        return self._create("/v1/jobs", self._sent(spec, on_upload), idempotency_key)
+        return self._create("/v1/jobs", self._spec_body(spec, on_upload), idempotency_key)
 
     def validate(
         self, spec: JobSpec | Mapping[str, Any], *, on_upload: Callable[[str], None] = lambda _: None
     ) -> Estimate:
         """Check a spec as `submit` does, and estimate its cost, without creating a job."""
         headers = {"Content-Type": "application/json"}
-        body = _json(self._sent(spec, on_upload))
+        body = _json(self._spec_body(spec, on_upload))
         return parse_response(
             Estimate, self._transport.request("POST", "/v1/jobs/validate", content=body, headers=headers)
         )
@@ -232,7 +232,7 @@ class Client:
     def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
         """The manifest of ``step-N``, ``best``, ``final`` or ``latest``."""
         return parse_response(
-            Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{_part(name)}")
+            Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{_path_segment(name)}")
         )
 
     def download(
@@ -305,7 +305,7 @@ class Client:
         except (httpx.TransportError, ZetaError):
             return False
 
-    def _sent(self, spec: JobSpec | Mapping[str, Any], on_upload: Callable[[str], None]) -> dict[str, Any]:
+    def _spec_body(self, spec: JobSpec | Mapping[str, Any], on_upload: Callable[[str], None]) -> dict[str, Any]:
         """The spec to send. A `JobSpec` is sent unchanged; local paths in a mapping are uploaded first."""
         if isinstance(spec, JobSpec):
             return spec.model_dump(mode="json", exclude_unset=True)
@@ -313,7 +313,7 @@ class Client:
 
     def _id(self, text: str) -> str:
         """The full job id for ``text``, which may be the beginning of an id, or ``@last``."""
-        return full_id(self, text if text == LAST else _part(text))
+        return full_id(self, text if text == LAST else _path_segment(text))
 
     def _command(self, job_id: str, command: str) -> Job:
         return parse_response(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
@@ -350,7 +350,7 @@ def _json(sent: Mapping[str, Any]) -> bytes:
         raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use only JSON types.") from error
 
 
-def _part(text: str) -> str:
+def _path_segment(text: str) -> str:
     """``text`` as one segment of a URL path. Raises `InvalidRequest` if it could change the path."""
     if not text or not all(sign.isascii() and (sign.isalnum() or sign in "_-.") for sign in text) or ".." in text:
         raise InvalidRequest(

@@ -71,10 +71,10 @@ def preview_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
             "`zeta validate` checks all rows on a worker.",
             code="missing_extra",
         )
-    order = ShowRequest(spec={name: value for name, value in spec.items() if value is not None}, rows=rows, row=row)
+    request = ShowRequest(spec={name: value for name, value in spec.items() if value is not None}, rows=rows, row=row)
     done = subprocess.run(
         [sys.executable, "-P", "-X", "utf8", "-m", "zeta_core", "show"],
-        input=order.model_dump_json(),
+        input=request.model_dump_json(),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -89,8 +89,8 @@ def preview_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
     except ValidationError:
         last = " ".join(done.stderr.strip().splitlines()[-_LAST_LINES:]) or "no output"
         raise RowsRejected(f"The rows could not be read (exit code {done.returncode}): {last}") from None
-    family = InvalidRequest if error.type == InvalidRequest.type else RowsRejected
-    raise family(error.message, code=error.code, param=error.param, details=error.details)
+    error_class = InvalidRequest if error.type == InvalidRequest.type else RowsRejected
+    raise error_class(error.message, code=error.code, param=error.param, details=error.details)
 
 
 def _spec_in(source: str) -> dict[str, Any] | None:

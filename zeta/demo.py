@@ -78,7 +78,7 @@ print(" ".join(tokenizer.decode(written[0], skip_special_tokens=True).split()))
 """
 
 
-class Failed(Exception):
+class DemoFailed(Exception):
     """A step of the demo failed; the message describes it."""
 
 
@@ -91,9 +91,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="zeta-demo-") as folder:
             home = Home(Path(folder) / "home")
             with _service(home) as state:
-                _show(state, home, Path(folder) / "checkpoint")
+                _run_job(state, home, Path(folder) / "checkpoint")
         print(f"All processes have stopped. The demo took {duration(time.monotonic() - started)}.")
-    except (Failed, ZetaError) as error:
+    except (DemoFailed, ZetaError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return ExitStatus.FAILED
     except KeyboardInterrupt:
@@ -102,20 +102,20 @@ def main() -> int:
     return ExitStatus.SUCCEEDED
 
 
-def _show(state: UpState, home: Home, checkpoint: Path) -> None:
+def _run_job(state: UpState, home: Home, checkpoint: Path) -> None:
     key = home.admin_key.read_text().strip()
     with Client(state.url, key) as client:
         job = client.submit(SPEC)
         print(f"Submitted {job.id}: a byte-level Llama, trained on the Python language reference.", flush=True)
         if show(client, job.id).status != "succeeded":
-            raise Failed(f"{job.id} did not succeed. The end of its log:\n{''.join(client.logs(job.id, tail=20))}")
+            raise DemoFailed(f"{job.id} did not succeed. The end of its log:\n{''.join(client.logs(job.id, tail=20))}")
         losses = [
             event.loss
             for event in client.stored_events(job.id)
             if isinstance(event, ProgressEvent) and event.loss is not None
         ]
         if not losses or losses[-1] >= losses[0]:
-            raise Failed(f"the loss did not fall: {losses}")
+            raise DemoFailed(f"the loss did not fall: {losses}")
         print(f"First loss {losses[0]:.4f}, last loss {losses[-1]:.4f} (nats per byte).")
         done = client.download(job.id, directory=checkpoint)
     for file in done.files:
@@ -135,10 +135,10 @@ def _generated(checkpoint: Path) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"the model generated no text within {GENERATE_SECONDS:g} s.") from error
+        raise DemoFailed(f"the model generated no text within {GENERATE_SECONDS:g} s.") from error
     line = done.stdout.strip()
     if done.returncode != 0 or not line:
-        raise Failed(f"the downloaded model cannot be loaded or generates no text:\n{done.stderr.strip()[-2000:]}")
+        raise DemoFailed(f"the downloaded model cannot be loaded or generates no text:\n{done.stderr.strip()[-2000:]}")
     return line
 
 
@@ -174,9 +174,9 @@ def _ready(process: subprocess.Popen[bytes], home: Home, log_file: Path) -> UpSt
             return state
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
-            raise Failed(f"`zeta up` exited before it was ready:\n{log_file.read_text(errors='replace')[-2000:]}")
+            raise DemoFailed(f"`zeta up` exited before it was ready:\n{log_file.read_text(errors='replace')[-2000:]}")
         if time.monotonic() >= deadline:
-            raise Failed(f"`zeta up` was not ready within {START_SECONDS:g} s.")
+            raise DemoFailed(f"`zeta up` was not ready within {START_SECONDS:g} s.")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -30,7 +30,7 @@ from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, TR
 from zeta_core.system.durable_files import flush, part_of, rename_durably, write_durably
 
 CHUNK_BYTES = 1 << 20
-ATTEMPTS_ON_WRONG_BYTES = 2
+MAX_ATTEMPTS = 2
 
 
 class _Digest(Protocol):
@@ -85,7 +85,7 @@ def download(
     whole, url = manifest, f"/v1/jobs/{job_id}/checkpoints/{manifest.name}/files/"
     if merged:
         manifest = _merged(manifest, job_id)
-    files = tuple(file for file in manifest.files if _wanted(file, include, state))
+    files = tuple(file for file in manifest.files if _is_selected(file, include, state))
     if not files:
         raise NotFound(
             f"No file of {manifest.name} matches {', '.join(include) or 'the request'}; it has "
@@ -100,7 +100,7 @@ def download(
     done_bytes = 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        targets = {file.path: _inside(directory, file.path) for file in files}
+        targets = {file.path: _local_path(directory, file.path) for file in files}
         _require_free_space(directory, files, targets)
         if not overwrite:
             _require_same(directory / MANIFEST_NAME, manifest_bytes)
@@ -140,14 +140,14 @@ def _merged(manifest: Manifest, job_id: str) -> Manifest:
     return manifest.model_copy(update={"files": files, "format": "module" if is_module else "huggingface"})
 
 
-def _wanted(file: ManifestFile, include: tuple[str, ...], state: bool) -> bool:
+def _is_selected(file: ManifestFile, include: tuple[str, ...], state: bool) -> bool:
     is_state = file.role == "state" or file.path.split("/")[0] == TRAINING_STATE_NAME
     if is_state and not state:
         return False
     return not include or any(fnmatchcase(file.path, pattern) for pattern in include)
 
 
-def _inside(directory: Path, path: str) -> Path:
+def _local_path(directory: Path, path: str) -> Path:
     """The local path of a manifest's path. Raises `InvalidRequest` if it, or a link along it, leaves the folder."""
     root = directory.resolve()
     target = (root / path).resolve()
@@ -194,7 +194,7 @@ def _fetch_verified(
             raise _file_exists(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(target)
-    for _ in range(ATTEMPTS_ON_WRONG_BYTES):
+    for _ in range(MAX_ATTEMPTS):
         digest = _fetch(transport, url + quote(file.path), file, part, report)
         if digest == file.sha256:
             flush(part)
@@ -202,14 +202,14 @@ def _fetch_verified(
             return
         part.unlink()
     raise Corrupt(
-        f"{file.path} does not match its SHA-256 {file.sha256} after {ATTEMPTS_ON_WRONG_BYTES} downloads; "
+        f"{file.path} does not match its SHA-256 {file.sha256} after {MAX_ATTEMPTS} downloads; "
         "the stored checkpoint is damaged, so use another one."
     )
 
 
 def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, report: Callable[[int], None]) -> str:
     """Complete ``part`` and return its SHA-256. After a lost connection, continue from the last byte received."""
-    pauses = transport.pauses()
+    backoff = transport.backoff()
     while True:
         digest: _Digest = _digest(part)
         received = _size(part)
@@ -228,7 +228,7 @@ def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, r
                     received, digest = 0, hashlib.sha256()
                 with part.open("ab" if is_continued else "wb") as stream:
                     for chunk in response.iter_bytes(CHUNK_BYTES):  # decoded: a gateway may compress
-                        pauses.restart()
+                        backoff.restart()
                         received += len(chunk)
                         if received > file.size:
                             break
@@ -236,16 +236,16 @@ def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, r
                         digest.update(chunk)
                         report(received)
         except httpx.TransportError as error:
-            if not pauses.wait():
+            if not backoff.wait():
                 raise transport.unreachable(error) from error
             continue
         except Unavailable:
-            if not pauses.wait():
+            if not backoff.wait():
                 raise
             continue
         if received >= file.size:
             return digest.hexdigest() if received == file.size else ""
-        if not pauses.wait():  # the body ended early without an error
+        if not backoff.wait():  # the body ended early without an error
             raise transport.unreachable(EOFError(f"{url} ended after {received} of {file.size} bytes"))
 
 

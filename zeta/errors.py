@@ -42,8 +42,8 @@ class InvalidResponse(InternalServerError):
 # Codes take precedence over types. The keys come from the contract's classes, so they cannot diverge from it.
 _BY_CODE: dict[str, type[ZetaError]] = {errors.InvalidSpec.code: errors.InvalidSpec}
 _BY_TYPE: dict[str, type[ZetaError]] = {
-    family.type: family
-    for family in (
+    error_class.type: error_class
+    for error_class in (
         errors.InvalidRequest,
         errors.MalformedRequest,
         errors.AuthenticationFailed,
@@ -62,11 +62,11 @@ _BY_TYPE: dict[str, type[ZetaError]] = {
 
 def error_from(content: ErrorContent, request_id: str | None = None) -> ZetaError:
     """The error that the server raised, with its message, field and details."""
-    family = _BY_CODE.get(content.code) or _BY_TYPE.get(content.type) or InternalServerError
+    error_class = _BY_CODE.get(content.code) or _BY_TYPE.get(content.type) or InternalServerError
     message = content.message
-    if family is InternalServerError and request_id and request_id not in message:
+    if error_class is InternalServerError and request_id and request_id not in message:
         message = f"{message} (request {request_id})"
-    return family(message, code=content.code, param=content.param, details=content.details)
+    return error_class(message, code=content.code, param=content.param, details=content.details)
 
 
 def parse_response(model: type[ResponseT], response: httpx.Response) -> ResponseT:

@@ -24,7 +24,7 @@ from zeta_core.contract.job.status import ENDED
 SILENCE_SECONDS = 20.0  # the server sends some bytes at once and a comment every 15 s
 PATIENCE_SECONDS = 300.0  # long enough for a server to restart or a laptop to wake up
 POLL_SECONDS = 2.0
-MUTE_CONNECTIONS = 2  # after this many consecutive connections without an event, from a responsive server: poll
+MAX_SILENT_CONNECTIONS = 2  # after this many consecutive connections without an event, from a responsive server: poll
 PAGE_SIZE = 1000
 
 
@@ -49,8 +49,8 @@ def follow(
     `PATIENCE_SECONDS` without a server, `WaitTimeout` at the deadline, and the server's own errors.
     """
     reader = _Reader(transport, job_id, after, deadline)
-    pauses = transport.pauses(PATIENCE_SECONDS)
-    first_pauses = transport.pauses()  # if the server has never responded, give up sooner
+    backoff = transport.backoff(PATIENCE_SECONDS)
+    first_backoff = transport.backoff()  # if the server has never responded, give up sooner
     was_reported = False
     while True:
         failure: ZetaError
@@ -71,12 +71,12 @@ def follow(
             failure = error
         _check(deadline, job_id)
         if reader.num_responses > num_responses:
-            pauses.restart()
+            backoff.restart()
             was_reported = False
         if reader.num_responses and on_interruption is not None and not was_reported:
             on_interruption(failure)
             was_reported = True
-        waited = pauses.wait(min(reader.retry_seconds, 2.0)) if reader.num_responses else first_pauses.wait()
+        waited = backoff.wait(min(reader.retry_seconds, 2.0)) if reader.num_responses else first_backoff.wait()
         if not waited:
             raise failure
 
@@ -103,11 +103,11 @@ class _Reader:
         self.retry_seconds = 0.0
         self.has_ended = False
         self._transport, self._job_id, self._deadline = transport, job_id, deadline
-        self._last, self._num_mute = after, 0
+        self._last, self._num_silent = after, 0
 
     @property
     def must_poll(self) -> bool:
-        return self._num_mute >= MUTE_CONNECTIONS
+        return self._num_silent >= MAX_SILENT_CONNECTIONS
 
     def poll(self) -> Iterator[Event]:
         """Yield the events that were stored since the last one seen."""
@@ -136,14 +136,14 @@ class _Reader:
         has_data = self.num_responses > num_responses
         was_cut = has_data and not isinstance(failure, httpx.ReadTimeout)
         if was_cut and (self._last > seen or time.monotonic() - began >= SILENCE_SECONDS):
-            self._num_mute = 0
+            self._num_silent = 0
             raise failure
         if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
             raise failure
         last = self._last
         yield from self.poll()
         is_quiet_job = has_data and not was_cut and self._last == last
-        self._num_mute = 0 if is_quiet_job else self._num_mute + 1
+        self._num_silent = 0 if is_quiet_job else self._num_silent + 1
 
     def _watched(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Count a connection that delivers bytes, and check the deadline, also if they are only comments."""

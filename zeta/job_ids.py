@@ -13,13 +13,13 @@ from zeta_core.contract.job.job import Job
 LAST = "@last"
 
 
-class Jobs(Protocol):
+class JobLister(Protocol):
     """Lists jobs, newest first, as `zeta.client.Client` does."""
 
     def jobs(self, *, limit: int | None = 20) -> Sequence[Job]: ...
 
 
-def full_id(client: Jobs, text: str) -> str:
+def full_id(client: JobLister, text: str) -> str:
     """The full id for a full id, the beginning of one (with or without ``job_``), or `LAST`.
 
     Raises `NotFound` if no job matches and `InvalidRequest` if several do.
@@ -41,7 +41,7 @@ def full_id(client: Jobs, text: str) -> str:
     return found[0]
 
 
-def with_full_job(client: Jobs, spec: dict[str, Any]) -> dict[str, Any]:
+def with_full_job(client: JobLister, spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with a full job id if its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
     model = spec.get("model")
     if not isinstance(model, str) or Path(model).exists():

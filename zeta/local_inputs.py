@@ -45,7 +45,7 @@ def upload_local(spec: dict[str, Any], upload: Upload, report: Report) -> dict[s
     changed = dict(spec)
     pretokenized = spec.get("use_pretokenized") is True
     for name, split in DATA_FIELDS.items():
-        data = _Data(name, split, pretokenized, upload, report)
+        data = _DataUploader(name, split, pretokenized, upload, report)
         value = changed.get(name)
         if isinstance(value, list):
             changed[name] = [data.source(item) for item in cast("list[Any]", value)]
@@ -59,7 +59,7 @@ def upload_local(spec: dict[str, Any], upload: Upload, report: Report) -> dict[s
 
 
 @dataclass(frozen=True)
-class _Data:
+class _DataUploader:
     """Uploads the local files of one data field."""
 
     name: str

@@ -45,16 +45,16 @@ class LogStream:
 
     def read(self) -> Iterator[str]:
         """Yield the log as it is now."""
-        pauses = self._transport.pauses()
+        backoff = self._transport.backoff()
         while True:
             try:
                 yield from self._pieces()
                 return
             except httpx.TransportError as error:
-                if not pauses.wait():
+                if not backoff.wait():
                     raise self._transport.unreachable(error) from error
             except Unavailable:
-                if not pauses.wait():
+                if not backoff.wait():
                     raise
 
     def follow(self, on_interruption: Callable[[ZetaError], None] | None = None) -> Iterator[str]:
@@ -62,8 +62,8 @@ class LogStream:
 
         Raises `Unreachable` after `PATIENCE_SECONDS` without a server.
         """
-        pauses = self._transport.pauses(PATIENCE_SECONDS)
-        first_pauses = self._transport.pauses()  # if the server has never responded, give up sooner
+        backoff = self._transport.backoff(PATIENCE_SECONDS)
+        first_backoff = self._transport.backoff()  # if the server has never responded, give up sooner
         silence = FIRST_SILENCE_SECONDS
         is_withheld = was_reported = False
         while True:
@@ -92,26 +92,26 @@ class LogStream:
             except Unavailable as error:
                 failure = error
             if self._seen_bytes > seen_bytes:
-                pauses.restart()
+                backoff.restart()
                 silence = FIRST_SILENCE_SECONDS
             elif failure is None and not was_silent:
-                pauses.restart()  # the server ended a quiet response
+                backoff.restart()  # the server ended a quiet response
             elif was_silent:
                 silence = min(2 * silence, MAX_SILENCE_SECONDS)
             if self._has_responded:
-                pauses.renew_patience()
+                backoff.renew_patience()
                 was_reported = False
             elif failure is not None and had_responded and on_interruption is not None and not was_reported:
                 on_interruption(failure)
                 was_reported = True
             self._has_responded = self._has_responded or had_responded
-            waits = pauses if self._has_responded else first_pauses
+            waits = backoff if self._has_responded else first_backoff
             if not waits.wait():
                 raise failure or Unreachable(f"This client was closed while it followed the log of {self._job_id}.")
 
     def _pieces(self, *, follow: bool = False, read_seconds: float = READ_SECONDS) -> Iterator[str]:
         """Yield the text after the seen bytes, from one connection. Raises the errors of `HttpTransport.stream`."""
-        self._leave_tail()
+        self._locate_in_whole_log()
         skip = self._seen_bytes
         if skip and self._tail is None and self._server_has_offset:
             try:
@@ -142,7 +142,7 @@ class LogStream:
             self._has_responded = True
             yield from response.iter_bytes()
 
-    def _leave_tail(self) -> None:
+    def _locate_in_whole_log(self) -> None:
         """Convert the position in the tail to one in the whole log, so that a new connection can continue from it.
 
         The position is after the last occurrence of the seen bytes. Raises `Unreachable` if the log does not contain

@@ -72,7 +72,7 @@ def store_login(variables: Mapping[str, str], login: Login) -> Path:
     return file
 
 
-def forget_login(variables: Mapping[str, str]) -> bool:
+def remove_login(variables: Mapping[str, str]) -> bool:
     """Remove the stored login, and return whether there was one. Raises `InvalidSettings` if that fails."""
     file = _required_login_file(variables)
     try:

@@ -39,7 +39,7 @@ TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 
 
 class HttpTransport:
-    """Sends requests to one server with one key. Thread-safe; `close` also interrupts all pauses."""
+    """Sends requests to one server with one key. Thread-safe; `close` also ends all waits between attempts."""
 
     def __init__(
         self,
@@ -84,17 +84,17 @@ class HttpTransport:
     ) -> httpx.Response:
         """Send a request and return the complete response. Raises the server's `ZetaError`, or `Unreachable`."""
         repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in (headers or {})
-        pauses = self.pauses()
+        backoff = self.backoff()
         while True:
             request = self._build(method, path, params=params, json=json, content=content, headers=headers)
             try:
                 response = self._send(request)
             except httpx.RequestError as error:
                 can_retry = (repeatable or isinstance(error, httpx.ConnectError)) and not is_permanent(error)
-                if not can_retry or not pauses.wait():
+                if not can_retry or not backoff.wait():
                     raise self.unreachable(error) from error
                 continue
-            if response.status_code in TRANSIENT_STATUSES and repeatable and pauses.wait(retry_after(response)):
+            if response.status_code in TRANSIENT_STATUSES and repeatable and backoff.wait(retry_after(response)):
                 continue
             self._raise_for(response)
             return response
@@ -127,9 +127,9 @@ class HttpTransport:
         finally:
             response.close()
 
-    def pauses(self, patience_seconds: float | None = None) -> Pauses:
-        """Growing pauses between attempts, until ``patience_seconds`` have passed."""
-        return Pauses(self._closed, self.patience_seconds if patience_seconds is None else patience_seconds)
+    def backoff(self, patience_seconds: float | None = None) -> Backoff:
+        """Exponential backoff between attempts, until ``patience_seconds`` have passed."""
+        return Backoff(self._closed, self.patience_seconds if patience_seconds is None else patience_seconds)
 
     def pause(self, seconds: float) -> bool:
         """Sleep between polls. Returns False if the transport was closed."""
@@ -188,8 +188,8 @@ class HttpTransport:
         return response.is_success
 
 
-class Pauses:
-    """Pauses of 0.1 s, 0.2 s, 0.4 s ... at most 5 s, until ``patience_seconds`` have passed without a success."""
+class Backoff:
+    """Exponential backoff from 0.1 s to 5 s, until ``patience_seconds`` have passed without a success."""
 
     def __init__(self, closed: Event, patience_seconds: float) -> None:
         self._closed = closed
@@ -197,12 +197,12 @@ class Pauses:
         self.restart()
 
     def restart(self) -> None:
-        """Reset the pauses and the patience, after new data arrived."""
+        """Reset the backoff and the patience, after new data arrived."""
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self.renew_patience()
 
     def renew_patience(self) -> None:
-        """Reset the patience but not the pauses, after a response without new data."""
+        """Reset the patience but not the backoff, after a response without new data."""
         self._deadline: float | None = None
 
     def wait(self, at_least_seconds: float = 0.0) -> bool:

@@ -92,7 +92,7 @@ def _send(
     purpose: FilePurpose,
     on_bytes: Callable[[int, int], None] | None,
 ) -> StoredFile:
-    pauses = transport.pauses()
+    backoff = transport.backoff()
     form = _Form.of(purpose, name)
     while True:
         stream.seek(0)
@@ -107,14 +107,14 @@ def _send(
                 response.read()
         except httpx.TransportError as error:
             # If only the response was lost, the file is already stored.
-            if not pauses.wait():
+            if not backoff.wait():
                 raise transport.unreachable(error) from error
             stored = _known(transport, sha256, purpose)
             if stored is not None:
                 return stored
             continue
         except Unavailable:
-            if not pauses.wait():
+            if not backoff.wait():
                 raise
             continue
         stored = parse_response(StoredFile, response)

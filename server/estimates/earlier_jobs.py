@@ -54,8 +54,8 @@ class EarlierJob:
         """The training time, without waiting, startup and evaluations."""
         return Seconds(
             seconds=round(num_sequences * self.seconds / self.sequences, 1),
-            meaning=f"of training, at the speed of {self.id} on the same kind of device ({device}); waiting, startup and "
-            "evaluations not included",
+            meaning=f"of training, at the speed of {self.id} on the same kind of device ({device}); waiting, startup "
+            "and evaluations not included",
             job=self.id,
             device=device,
             tokens_per_second=round(self.tokens / self.seconds, 1),

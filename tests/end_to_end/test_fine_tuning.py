@@ -23,7 +23,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.timeout(400)
 def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, service: Service, tmp_path: Path) -> None:
-    # Settings without a meaning are rejected.
+    # Settings that would have no effect are rejected.
     for fields, param in (
         ({"early_stopping_patience": 2}, "early_stopping_patience"),
         ({"eval_split": 0.9}, "eval_split"),
@@ -61,10 +61,10 @@ def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, serv
     assert [event["text"] for event in samples[:3]] != [event["text"] for event in samples[3:]]
 
     folders: dict[str, Path] = {}
-    for name, of in (("best", job), ("final", job), ("base", base)):
+    for name, source in (("best", job), ("final", job), ("base", base)):
         folders[name] = tmp_path / name
         checkpoint = "final" if name == "base" else name
-        words = ["download", of["id"], "--checkpoint", checkpoint, "-o", str(folders[name])]
+        words = ["download", source["id"], "--checkpoint", checkpoint, "-o", str(folders[name])]
         downloaded = service.command(*words)
         assert downloaded.returncode == 0, downloaded.stdout + downloaded.stderr
     manifest = http.get(f"/v1/jobs/{job['id']}/checkpoints/best").json()

@@ -1,6 +1,6 @@
-"""A real model, SmolLM2-135M, tuned on real conversations and real preferences through the whole service, on a CPU.
+"""A real model, SmolLM2-135M, fine-tuned on real conversations and preferences through the whole service, on a CPU.
 
-Learning rates of the adapters are high and the steps few, so that the effect is plain after some minutes.
+The adapters train for a few steps with high learning rates, so the effect shows within minutes.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.end_to_end.conversations import as_lines, real_conversations
 from tests.harness.real_model import smollm2
 from tests.harness.service import Service, wait_for_end
 
-JOB_SECONDS = 600.0  # for one of the three; about a quarter of it on two quiet cores
+JOB_SECONDS = 600.0  # for each of the three jobs; on two idle cores, each takes about a quarter of it
 SIZES: dict[str, Any] = {"seq_len": 192, "batch_size": 2, "gradient_accumulate_every": 1, "checkpointing_steps": 1000}
 QUESTION = [{"role": "user", "content": "Hello, how are you doing today?"}]
 
@@ -36,7 +36,7 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     chats = tmp_path / "chats.jsonl"
     chats.write_bytes(as_lines([{"messages": one} for one in conversations]))
 
-    # An adapter, by the command.
+    # Train an adapter from the command line.
     settings = [*_words(SIZES), "eval_split=0.06", "eval_steps=4", "max_steps=8", "learning_rate=0.001"]
     words = [word for setting in (*settings, "lora.save_merged=true") for word in ("--set", setting)]
     source = ["--model", base["id"], "--data", str(chats), "--lora"]
@@ -57,9 +57,9 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     prompts = [event["prompt"] for event in events if event["type"] == "sample"]
     assert all(prompt.endswith("<|im_end|>\n<|im_start|>assistant\n") for prompt in prompts), prompts
     assert lines[4] != lines[8]
-    _the_adapter_fits_the_untouched_base(service, tuned["id"], tmp_path / "adapter")
+    _check_adapter_on_published_base(service, tuned["id"], tmp_path / "adapter")
 
-    # Every weight, over HTTP, at the rate that is the default for it.
+    # Full fine-tuning over HTTP, at its default learning rate.
     data = {"dataset": tuned["spec"]["dataset"], "model": {"file": base["id"]}}
     full = _run(http, service, {**data, **SIZES, "eval_split": 0.06, "eval_steps": 1, "max_steps": 3})
     assert full["resolved_spec"]["learning_rate"] == 2e-5
@@ -83,7 +83,7 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     assert updates[-1]["rewards"]["accuracy"] == 1.0
 
 
-def _the_adapter_fits_the_untouched_base(service: Service, job_id: str, folder: Path) -> None:
+def _check_adapter_on_published_base(service: Service, job_id: str, folder: Path) -> None:
     """Load the adapter with peft on the published base model, and compare the merged weights with peft's (bfloat16)."""
     downloaded = service.command("download", job_id, "-o", str(folder))
     assert downloaded.returncode == 0, downloaded.stdout + downloaded.stderr

@@ -181,7 +181,7 @@ def test_the_proxy_of_the_servers_scheme_is_chosen(variables: dict[str, str], ch
         ("http://me:hunter2@proxy corp:80", "valid name"),
     ],
 )
-def test_an_unusable_proxy_is_rejected_with_its_variable_and_the_cure(value: str, reason: str) -> None:
+def test_an_unusable_proxy_is_rejected_with_its_variable_and_the_fix(value: str, reason: str) -> None:
     with pytest.raises(InvalidSettings, match=reason) as caught:
         choose_proxy("http://train-box:8400", {"ALL_PROXY": value})
     assert caught.value.param == "ALL_PROXY"

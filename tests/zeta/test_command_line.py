@@ -99,7 +99,7 @@ def test_every_command_has_json_except_those_that_run_a_process() -> None:
 
 
 @pytest.mark.parametrize("words", [["jobs"], ["job", "@last"], ["workers"], ["status"], ["download", "@last"]])
-def test_without_a_server_commands_exit_with_4_and_the_cure(environment: dict[str, str], words: list[str]) -> None:
+def test_without_a_server_commands_exit_with_4_and_the_fix(environment: dict[str, str], words: list[str]) -> None:
     done = zeta(environment, *words)
     assert (done.returncode, done.stdout) == (4, "")
     assert len(done.stderr.strip().splitlines()) == 1

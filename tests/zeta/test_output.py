@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from zeta.cli.estimate_display import estimate_rows
-from zeta.cli.follow import PlainView, TerminalView, sentence
-from zeta.cli.job_display import data_of, ending, eval_cell, loss_cell, model_of, status_of, time_cell
+from zeta.cli.follow import PlainView, TerminalView, event_text
+from zeta.cli.job_display import data_of, eval_cell, loss_cell, model_of, outcome_text, status_of, time_cell
 from zeta.cli.log_sanitizer import LogSanitizer
 from zeta.cli.output import duration, print_fields, print_json
-from zeta.cli.table import Column, cut_middle, fitted
+from zeta.cli.table import Column, cut_middle, table_lines
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.events import EVENT, Event
 from zeta_core.contract.job.job import Job
@@ -43,7 +43,7 @@ def assert_harmless(text: str, *, lines: int) -> None:
 
 
 def test_names_are_escaped_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    (_, row) = fitted([Column("ID"), Column("NAME")], [("job_1", EVIL)], 500)
+    (_, row) = table_lines([Column("ID"), Column("NAME")], [("job_1", EVIL)], 500)
     assert_harmless(row, lines=0)
     assert "[red][link=http://x]:bomb:[/]" in row
     print_fields([("name", EVIL)])
@@ -72,7 +72,7 @@ def test_names_are_escaped_for_the_terminal(capsys: pytest.CaptureFixture[str]) 
     ids=lambda text_event: text_event.type,
 )
 def test_events_are_escaped_for_the_terminal(text_event: Event, capsys: pytest.CaptureFixture[str]) -> None:
-    line = sentence(text_event, "job_1") or ""
+    line = event_text(text_event, "job_1") or ""
     assert not any(sign in line for sign in DANGEROUS)
     assert all(more.startswith("    ") for more in line.split("\n")[1:]), "a line of ours is never imitated"
     PlainView("job_1").show(text_event)
@@ -103,19 +103,19 @@ def test_a_table_of_jobs_fits_80_columns_with_complete_ids() -> None:
     columns = (
         Column("ID"),
         Column("STATUS"),
-        Column("MODEL", smallest=8),
-        Column("NAME", smallest=8, leave_out=1),
-        Column("STEP", leave_out=2),
+        Column("MODEL", min_width=8),
+        Column("NAME", min_width=8, drop_order=1),
+        Column("STEP", drop_order=2),
     )
     job_id, name = "job_" + "x" * 24, "データ" * 20
     row = (job_id, "queued (workers_busy)", "organisation/a-model-with-a-long-name", name, "12/1000")
-    lines = fitted(columns, [row, row], 80)
+    lines = table_lines(columns, [row, row], 80)
     assert all(cell_len(line) <= 80 for line in lines)
     assert all(word in lines[1] for word in (job_id, "queued (workers_busy)", "orga…ame", "デ", "12/1000"))
-    assert "STEP" not in fitted(columns, [(*row[:4], "100/1000000")], 80)[0]
-    assert fitted(columns, [row], 300)[1].split() == [*row[:1], "queued", "(workers_busy)", *row[2:]]
-    assert "NAME" not in fitted(columns, [(*row[:3], None, "1")], 300)[0], "a column without any value is left out"
-    assert job_id in fitted(columns, [row], 10)[1]
+    assert "STEP" not in table_lines(columns, [(*row[:4], "100/1000000")], 80)[0]
+    assert table_lines(columns, [row], 300)[1].split() == [*row[:1], "queued", "(workers_busy)", *row[2:]]
+    assert "NAME" not in table_lines(columns, [(*row[:3], None, "1")], 300)[0], "a column without any value is left out"
+    assert job_id in table_lines(columns, [row], 10)[1]
 
 
 @pytest.mark.parametrize("width", range(1, 12))
@@ -169,7 +169,7 @@ def test_the_running_time_covers_all_attempts_of_the_job() -> None:
 
     once = job(attempts=[attempt(1, 0, 50)], result={"train_seconds": 4000.0, "train_loss": 2.0}, status="succeeded")
     assert time_cell(once) == duration(50)
-    assert f"ran for {duration(50)}." in ending(once), "not the 4,000 seconds of the job that it continues"
+    assert f"ran for {duration(50)}." in outcome_text(once), "not the 4,000 seconds of the job that it continues"
     twice = job(attempts=[attempt(1, 0, 50), attempt(2, 100, 120)])
     assert time_cell(twice) == f"{duration(70)} in 2 attempts (the last one {duration(20)})"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zeta.server_lookup import find_server
-from zeta.stored_login import Login, forget_login, login_file, read_login, store_login
+from zeta.stored_login import Login, login_file, read_login, remove_login, store_login
 from zeta.up.home import Home, UpState
 from zeta_core.contract.errors import InvalidSettings
 
@@ -72,8 +72,8 @@ def test_a_login_is_stored_for_this_user_only(variables: dict[str, str]) -> None
     assert (target.url, target.api_key, target.source) == ("http://box:8400", "secret", str(file))
     store_login(variables, Login(url="http://box:8401", api_key="newer"))
     assert read_login(variables) == Login(url="http://box:8401", api_key="newer")
-    assert forget_login(variables)
-    assert not forget_login(variables)
+    assert remove_login(variables)
+    assert not remove_login(variables)
     assert find_server(variables) is None
 
 
@@ -95,7 +95,7 @@ def test_an_invalid_url_is_rejected_with_an_example(variables: dict[str, str], u
         find_server({**variables, "ZETA_URL": url})
 
 
-def test_an_invalid_login_file_is_rejected_with_the_cure(variables: dict[str, str]) -> None:
+def test_an_invalid_login_file_is_rejected_with_the_fix(variables: dict[str, str]) -> None:
     file = store_login(variables, Login(url="http://box:8400"))
     file.write_text("{")
     with pytest.raises(InvalidSettings, match="zeta login"):

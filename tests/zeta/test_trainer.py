@@ -211,7 +211,7 @@ def test_a_finished_run_continues_with_more_steps() -> None:
         ({"use_fsdp": True}, "use_fsdp/use_deepspeed is 'fsdp2'"),
     ],
 )
-def test_forbidden_changes_on_resume_are_rejected_with_the_cure(changes: dict[str, Any], message: str) -> None:
+def test_forbidden_changes_on_resume_are_rejected_with_the_fix(changes: dict[str, Any], message: str) -> None:
     Trainer(model=plain(), output_dir="out", max_steps=1, **FAST)
     with pytest.raises(CannotResume, match="start from the weights") as raised:
         Trainer(model=plain(), output_dir="out", max_steps=2, resume_from_checkpoint="out", **{**FAST, **changes})

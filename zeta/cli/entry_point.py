@@ -60,11 +60,11 @@ def main() -> NoReturn:
     sys.exit(_run(sys.argv[1:]))
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     # Looked up before parsing, because invalid arguments are also reported as JSON.
-    as_json = "--json" in words[: words.index("--") if "--" in words else None]
+    as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
     try:
-        status = _run_app(words, as_json)
+        status = _run_app(arguments, as_json)
         sys.stdout.flush()  # a failure to flush at exit could not be reported
         return status
     except _UsageError as error:
@@ -93,9 +93,9 @@ def _run(words: Sequence[str]) -> int:
         return ExitStatus.FAILED
 
 
-def _run_app(words: Sequence[str], as_json: bool) -> int:
+def _run_app(arguments: Sequence[str], as_json: bool) -> int:
     try:
-        ended: object = app(words, prog_name="zeta", standalone_mode=not as_json)
+        ended: object = app(arguments, prog_name="zeta", standalone_mode=not as_json)
         return ended if isinstance(ended, int) else ExitStatus.SUCCEEDED
     except SystemExit as ended:  # click exits this way, also on usage errors
         return (

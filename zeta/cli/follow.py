@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from zeta.cli.exit_status import ExitStatus, exit_status_of_job
-from zeta.cli.job_display import ending
+from zeta.cli.job_display import outcome_text
 from zeta.cli.output import duration, notice, print_json, print_text
 from zeta.client import Client
 from zeta_core.contract.errors import ZetaError
@@ -64,7 +64,7 @@ def show(client: Client, job_id: str, *, as_json: bool = False, timeout_seconds:
     if as_json:
         print_json(job)
     else:
-        print_text(ending(job))
+        print_text(outcome_text(job))
     return job
 
 
@@ -102,7 +102,7 @@ class PlainView(View):
             if self._held is not None:
                 print(self._held, flush=True)
                 self._held = None
-            line = None if _is_end(event) else sentence(event, self._job_id)
+            line = None if _is_end(event) else event_text(event, self._job_id)
             if line is not None:
                 print(line, flush=True)
             return
@@ -139,7 +139,7 @@ class TerminalView(View):
 
     def show(self, event: Event) -> None:
         if event.type != "progress":
-            line = None if _is_end(event) else sentence(event, self._job_id)
+            line = None if _is_end(event) else event_text(event, self._job_id)
             if line is not None:
                 self._progress.console.print(line, markup=False, highlight=False, emoji=False)
             return
@@ -163,7 +163,7 @@ def print_event(event: Event) -> None:
     print_json({name: fields[name] for name in ("seq", "attempt", "type", "created_at")} | fields)
 
 
-def sentence(event: Event, job_id: str) -> str | None:
+def event_text(event: Event, job_id: str) -> str | None:
     """An event as text, with the command that applies its advice; ``None`` if there is nothing to show."""
     fields = _fields(event)
     if event.type == "progress":
@@ -210,7 +210,7 @@ def _figures(fields: dict[str, Any]) -> str:
 
 
 def _is_end(event: Event) -> bool:
-    """Whether this event ends the job. `ending` reports that once, with the next command."""
+    """Whether this event ends the job. `outcome_text` reports that once, with the next command."""
     return event.type == "status" and _fields(event).get("status") in ENDED
 
 

@@ -67,7 +67,7 @@ def file_names(client: Client, jobs: Sequence[Job]) -> dict[str, str]:
     return {file.id: file.filename for file in client.files(limit=None)}
 
 
-def ending(job: Job) -> str:
+def outcome_text(job: Job) -> str:
     """A job's outcome in one or two sentences, with the next command."""
     if job.status == "succeeded":
         loss = job.result.train_loss if job.result is not None else None

@@ -62,13 +62,13 @@ def list_jobs(
     columns = (
         Column("ID"),
         Column("STATUS"),
-        Column("MODEL", smallest=8),
-        Column("DATA", smallest=8),
-        Column("NAME", smallest=8, leave_out=1),
-        Column("STEP", leave_out=2),
-        Column("LOSS", leave_out=5),
-        Column("EVAL", leave_out=4),
-        Column("CREATED", leave_out=3),
+        Column("MODEL", min_width=8),
+        Column("DATA", min_width=8),
+        Column("NAME", min_width=8, drop_order=1),
+        Column("STEP", drop_order=2),
+        Column("LOSS", drop_order=5),
+        Column("EVAL", drop_order=4),
+        Column("CREATED", drop_order=3),
     )
     print_table(columns, rows, none="No jobs found.")
 
@@ -141,7 +141,7 @@ def wait(
     """
     from zeta.cli.exit_status import exit_status_of_job
     from zeta.cli.follow import follow, wait_quietly
-    from zeta.cli.job_display import ending
+    from zeta.cli.job_display import outcome_text
     from zeta.cli.output import print_json, print_text
     from zeta.client import Client
     from zeta.job_ids import full_id
@@ -156,7 +156,7 @@ def wait(
     if as_json:
         print_json(job)
     else:
-        print_text(ending(job))
+        print_text(outcome_text(job))
     raise typer.Exit(exit_status_of_job(job))
 
 
@@ -168,7 +168,7 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Print a job's events, oldest first."""
-    from zeta.cli.follow import interruption, print_event, sentence
+    from zeta.cli.follow import event_text, interruption, print_event
     from zeta.client import Client
     from zeta.job_ids import full_id
 
@@ -184,7 +184,7 @@ def events(
                 print_event(event)
             else:
                 print(
-                    f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {sentence(event, found)}",
+                    f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {event_text(event, found)}",
                     flush=True,
                 )
 

@@ -88,11 +88,11 @@ def login(
 def logout(as_json: AsJson = False) -> None:
     """Remove the stored URL and API key."""
     from zeta.cli.output import print_json
-    from zeta.stored_login import forget_login, login_file
+    from zeta.stored_login import login_file, remove_login
     from zeta_core.system.settings import process_environment
 
     variables = process_environment()
-    existed = forget_login(variables)
+    existed = remove_login(variables)
     if as_json:
         print_json({"logged_out": existed})
     else:

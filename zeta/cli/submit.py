@@ -47,9 +47,9 @@ def submit(
     from zeta.cli.output import notice, print_json
     from zeta.client import Client
 
-    wanted = _read(spec, model, data, lora, settings or [])
+    fields = _read(spec, model, data, lora, settings or [])
     with Client() as client:
-        job = client.submit(wanted, on_upload=partial(notice, as_json=as_json))
+        job = client.submit(fields, on_upload=partial(notice, as_json=as_json))
         if as_json:
             print_json(job)
         else:
@@ -76,9 +76,9 @@ def validate(
     from zeta.cli.output import notice, print_fields, print_json
     from zeta.client import Client
 
-    wanted = _read(spec, model, data, lora, settings or [])
+    fields = _read(spec, model, data, lora, settings or [])
     with Client() as client:
-        found = client.validate(wanted, on_upload=partial(notice, as_json=as_json))
+        found = client.validate(fields, on_upload=partial(notice, as_json=as_json))
     if as_json:
         print_json(found)
         return
@@ -92,20 +92,20 @@ def _read(file: Path | None, model: str | None, data: str | None, lora: bool, se
     from zeta_core.contract.errors import InvalidRequest
 
     if file is None:
-        wanted: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if model is None and data is None and not settings:
             raise InvalidRequest("No job was given; name a spec file, or use --model and --data.")
     elif str(file) == "-":
-        wanted = read_spec(Path("standard input"), sys.stdin.buffer.read(MAX_BYTES + 1))
+        fields = read_spec(Path("standard input"), sys.stdin.buffer.read(MAX_BYTES + 1))
     else:
         if looks_like_data(file):
             name = shown_path(file)
             raise InvalidRequest(f"{name} looks like data; use --data {name}.", code="invalid_spec_file")
-        wanted = read_spec(file)
+        fields = read_spec(file)
     if model is not None:
-        wanted["model"] = model
+        fields["model"] = model
     if data is not None:
-        wanted["dataset"] = data
+        fields["dataset"] = data
     if lora:
-        wanted["lora"] = wanted.get("lora") or {}
-    return apply_settings(wanted, settings)
+        fields["lora"] = fields.get("lora") or {}
+    return apply_settings(fields, settings)

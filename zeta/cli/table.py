@@ -14,14 +14,14 @@ DEFAULT_WIDTH = 80  # where there is no terminal, and COLUMNS is not set
 
 @dataclass(frozen=True)
 class Column:
-    """A column. ``smallest`` is the minimum width to which cells may be shortened, ``None`` if they never are.
+    """A column. ``min_width`` is the minimum width to which cells may be shortened, ``None`` if they never are.
 
-    If the table is still too wide, columns are omitted, the highest ``leave_out`` first; 0 is never omitted.
+    If the table is still too wide, columns are omitted, the highest ``drop_order`` first; 0 is never omitted.
     """
 
     head: str
-    smallest: int | None = None
-    leave_out: int = 0
+    min_width: int | None = None
+    drop_order: int = 0
 
 
 def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]], *, none: str) -> None:
@@ -30,21 +30,21 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]
         print(none)
         return
     wanted = [Column(column) if isinstance(column, str) else column for column in columns]
-    for line in fitted(wanted, rows, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns):
+    for line in table_lines(wanted, rows, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns):
         print(line)
 
 
-def fitted(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: int) -> list[str]:
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[object]], width: int) -> list[str]:
     """The table's lines. They exceed ``width`` only if the columns that cannot be shortened do not fit."""
     cells = [[cell(value) for value in row] for row in rows]
     shown = [
         index
         for index, column in enumerate(columns)
-        if not column.leave_out or any(row[index] != cell(None) for row in cells)
+        if not column.drop_order or any(row[index] != cell(None) for row in cells)
     ]
     widths = _widths(columns, cells, shown, width)
-    while _total(widths, shown) > width and any(columns[index].leave_out for index in shown):
-        shown.remove(max(shown, key=lambda index: columns[index].leave_out))
+    while _total(widths, shown) > width and any(columns[index].drop_order for index in shown):
+        shown.remove(max(shown, key=lambda index: columns[index].drop_order))
         widths = _widths(columns, cells, shown, width)
     lines = [[column.head for column in columns], *cells]
     return [GAP.join(_padded(line[index], widths[index]) for index in shown).rstrip() for line in lines]
@@ -58,7 +58,7 @@ def _widths(
 
     widths = {i: max(cell_len(columns[i].head), *(cell_len(row[i]) for row in cells)) for i in shown}
     while _total(widths, shown) > width:
-        flexible = [i for i in shown if widths[i] > (columns[i].smallest or widths[i])]
+        flexible = [i for i in shown if widths[i] > (columns[i].min_width or widths[i])]
         if not flexible:
             break
         widths[max(flexible, key=widths.__getitem__)] -= 1

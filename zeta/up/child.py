@@ -31,13 +31,13 @@ def end_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
     """A function for the child to run between fork and exec: the kernel then signals it when its parent exits."""
     parent = os.getpid()
 
-    def arrange() -> None:
+    def set_death_signal() -> None:
         if sys.platform == "linux":
             _libc.prctl(PR_SET_PDEATHSIG, death_signal)
             if os.getppid() != parent:  # the parent exited before the call above
                 os._exit(1)
 
-    return arrange
+    return set_death_signal
 
 
 class Child:
@@ -70,7 +70,7 @@ class Child:
 
     def start(self) -> None:
         """Start the process; call this on the main thread."""
-        _keep_small(self.log_file)
+        _rotate_log(self.log_file)
         self.restart_at = None
         self._started, self.started_at = time.monotonic(), time.time()
         with self.log_file.open("ab") as log:
@@ -120,7 +120,7 @@ class Child:
         return "its log is empty"
 
 
-def _keep_small(log_file: Path) -> None:
+def _rotate_log(log_file: Path) -> None:
     """Rename a log that has grown large, replacing the one renamed before."""
     with contextlib.suppress(FileNotFoundError):
         if log_file.stat().st_size > LOG_LIMIT_BYTES:

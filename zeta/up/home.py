@@ -108,13 +108,13 @@ class Home:
         """The secret in ``file``, created if it does not exist. Other users lose read access to an existing file."""
         try:
             file.chmod(0o600)
-            return _required(file)
+            return _read_secret(file)
         except FileNotFoundError:
             pass
         text = f"{prefix}{secrets.token_urlsafe(32)}"
         with private_part_of(file, text + "\n") as part, contextlib.suppress(FileExistsError):
             os.link(part, file)  # unlike a rename, it never replaces another process's new secret
-        return _required(file)
+        return _read_secret(file)
 
     def write_private(self, file: Path, text: str) -> None:
         """Replace a file atomically; only this user can read it."""
@@ -160,7 +160,7 @@ class Home:
         """Hold this home's lock. Raises `Conflict`, with the process and URL, if another `zeta up` holds it."""
         descriptor = self._open_lock(self.lock)
         try:
-            if not _locked(descriptor, LOCK_SECONDS):
+            if not _acquire(descriptor, LOCK_SECONDS):
                 other = self.read_state()
                 where = f"as process {other.pid}, at {other.url or 'an address not yet chosen'}" if other else "already"
                 raise Conflict(
@@ -180,7 +180,7 @@ class Home:
         """
         descriptor = self._open_lock(self.children_lock)
         try:
-            if not _locked(descriptor, CHILD_EXIT_SECONDS):
+            if not _acquire(descriptor, CHILD_EXIT_SECONDS):
                 earlier = self.read_state()
                 pids = ", ".join(f"{name} {pid}" for name, pid in earlier.children.items()) if earlier else "unknown"
                 raise Conflict(
@@ -193,7 +193,7 @@ class Home:
             os.close(descriptor)
 
 
-def _locked(descriptor: int, seconds: float) -> bool:
+def _acquire(descriptor: int, seconds: float) -> bool:
     """Try to acquire the exclusive lock for this long."""
     deadline = time.monotonic() + seconds
     while True:
@@ -207,7 +207,7 @@ def _locked(descriptor: int, seconds: float) -> bool:
             return True
 
 
-def _required(file: Path) -> str:
+def _read_secret(file: Path) -> str:
     lines = file.read_text().splitlines()
     if not lines or not lines[0].strip():
         raise InvalidSettings(f"{file} is empty; remove it, and the next start creates a new secret.")

@@ -72,7 +72,7 @@ class LocalService:
         """
         _require_extras()
         self.home.create()
-        with self.home.locked(), self._listening():
+        with self.home.locked(), self._handling_signals():
             self._write_state()
             self._report(f"Starting in {self.home.path} ...")
             try:
@@ -122,31 +122,31 @@ class LocalService:
         if settings.redis_url is None:
             valkey = Valkey(home, _free_port("127.0.0.1"))
             child("valkey", valkey.command, signal.SIGTERM)
-            self._await(valkey.is_ready, "Valkey")
+            self._wait_for(valkey.is_ready, "Valkey")
         else:
             given = RedisAddress.parse(settings.redis_url)
-            self._await(
-                lambda: _listens(given),
+            self._wait_for(
+                lambda: _accepts_connections(given),
                 f"Redis at {given.location} (ZETA_REDIS_URL; unset it to use the built-in Valkey)",
                 REDIS_SECONDS,
             )
         self._migrate(environment)
         # If `zeta up` is killed, its worker is killed too. Its trainings continue for their grace period, and the next
         # worker adopts them. An orderly stop would need the server, which exits at the same time.
-        child("server", module("server"), signal.SIGTERM)
+        child("server", module_command("server"), signal.SIGTERM)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")
         with Client(self._url, key, patience_seconds=0, use_proxy=False) as client:
             if settings.redis_url is not None:  # the server exits with a message if it belongs to another service
-                self._await(client.is_ready, "the API")
-            worker = child("worker", module("worker"), signal.SIGKILL)
-            self._await(client.is_ready, "the API")
-            self._await(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker")
+                self._wait_for(client.is_ready, "the API")
+            worker = child("worker", module_command("worker"), signal.SIGKILL)
+            self._wait_for(client.is_ready, "the API")
+            self._wait_for(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker")
 
     def _migrate(self, environment: Mapping[str, str]) -> None:
         log_file = self.home.logs / "migrations.log"
         with log_file.open("wb") as log:
             done = subprocess.run(
-                module("migrations"),
+                module_command("migrations"),
                 cwd=self.home.path,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
@@ -162,7 +162,7 @@ class LocalService:
                 raise InvalidSettings(lines[-1], code="migrations")
             raise Unavailable(f"The database migration failed: {lines[-1]} (see {log_file}).", code="migrations")
 
-    def _await(self, is_ready: Callable[[], bool], name: str, seconds: float = READY_SECONDS) -> None:
+    def _wait_for(self, is_ready: Callable[[], bool], name: str, seconds: float = READY_SECONDS) -> None:
         """Wait until ``is_ready()``. Raises `_Stopped` on a stop signal, `Unavailable` on time-out or a child exit."""
         deadline = time.monotonic() + seconds
         while not is_ready():
@@ -222,7 +222,7 @@ class LocalService:
     # --- Signals and state --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _listening(self) -> Generator[None]:
+    def _handling_signals(self) -> Generator[None]:
         """Handle stop signals and SIGCHLD, and restore the earlier handlers afterwards."""
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
@@ -272,7 +272,7 @@ def _wake(_number: int, _frame: FrameType | None) -> None:
     """A handler that does nothing. Python writes to the wake-up descriptor only for signals that have a handler."""
 
 
-def module(name: str) -> list[str]:
+def module_command(name: str) -> list[str]:
     """The command that runs one of our packages. ``-P`` ignores a folder of the same name in the working directory."""
     return [sys.executable, "-P", "-m", name]
 
@@ -324,7 +324,7 @@ def _local_url(host: str, port: int) -> str:
     return f"http://{reached}:{port}"
 
 
-def _listens(address: RedisAddress) -> bool:
+def _accepts_connections(address: RedisAddress) -> bool:
     """Whether something accepts connections at the address. The server and the worker check that it is Redis."""
     try:
         if address.socket:

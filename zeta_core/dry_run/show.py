@@ -79,7 +79,7 @@ def show(request: ShowRequest) -> ShownRows:
         notes.append("The tokenizer has no chat template, so conversations are rendered as ChatML.")
     if named is None and (located is None or not located.has_tokenizer):
         notes.append(
-            "No tokenizer was given, so each byte is a token; select your model's tokenizer with --model or --tokenizer."
+            "No tokenizer was given, so each byte is a token; select your model's with --model or --tokenizer."
         )
     name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
     return ShownRows(tokenizer=name, seq_len=seq_len, notes=notes, data=rows)

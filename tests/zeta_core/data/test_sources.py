@@ -137,7 +137,7 @@ def _damaged(table: bytes) -> bytes:
             b'{"text": "\\uD83D\\uDE00"}\n{"text": "\\uD83D"}\n',
             r"a\.jsonl, line 2: contains \\ud83d, an unpaired surr",
         ),
-        ("a.jsonl", b'{"input_ids": [1]}\n', r"has no 'text' but 'input_ids'; set use_pretokenized"),
+        ("a.jsonl", b'{"input_ids": [1]}\n', r"has 'input_ids' instead of 'text'; set use_pretokenized"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' is of type int; it must be text"),
         ("a.jsonl", b'{"text": "one"}\n[1]\n', r"a\.jsonl, line 2: is not an object"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt, line 2: is not UTF-8 text \(byte 0xff\)"),

@@ -111,7 +111,7 @@ def _missing(row: Fields, name: str, columns: Mapping[str, str]) -> str:
 
 
 def _fault_in_text(value: object, shown: str) -> str | None:
-    return None if isinstance(value, str) else f"{shown} is {_type_name(value)}, not text."
+    return None if isinstance(value, str) else f"{shown} is {_type_name(value)}; it must be text."
 
 
 def _fault_in_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from worker.artifacts.cleanup import Cleanup
 from worker.artifacts.store import ArtifactStore
 from worker.attempt.attempts import Attempts
-from worker.attempt.resources import WorkerResources
+from worker.attempt.output import WorkerResources
 from worker.checks.spec_checks import SpecChecks
 from worker.machine.devices import find_slots
 from worker.machine.disk import DiskSpace

@@ -15,6 +15,7 @@ import pytest
 from tests.harness.fleet import Bench
 from tests.harness.service import marked_processes
 from tests.harness.waiting import wait_until
+from worker.attempt.final_line import exit_error
 from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
@@ -163,8 +164,8 @@ def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
     adopted = begin(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{DEAF}")
     adopted.processes.alive()[0].kill()
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the training to be gone")
-    reason, error = adopted.failure(has_journal=True)
-    assert reason == "process_killed"
+    error = exit_error(adopted, has_journal=True)
+    assert error.code == "process_killed"
     assert "exit status is unknown, because its worker was restarted" in error.message
     assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")
 

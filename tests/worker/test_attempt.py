@@ -14,7 +14,7 @@ from tests.harness.waiting import wait_until
 from worker.artifacts.store import ArtifactStore
 from worker.attempt import preparation
 from worker.attempt.attempt import LocalAttempt
-from worker.attempt.resources import WorkerResources
+from worker.attempt.output import WorkerResources
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch

@@ -16,6 +16,7 @@ from server.submitting.reruns import apply_merge_patch
 from tests.harness.memory_group import memory_group
 from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run
+from worker.attempt.final_line import exit_error
 from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
@@ -57,8 +58,8 @@ def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path
             last = journal(run_dir)[-1]
             if isinstance(last, StatusLine):
                 break
-            reason, error = training.failure(has_journal=True)
-            assert (reason, error.code, error.evidence.signal) == ("out_of_memory", "out_of_memory", "SIGKILL"), error
+            error = exit_error(training, has_journal=True)
+            assert (error.code, error.evidence.signal) == ("out_of_memory", "SIGKILL"), error
             errors.append(error)
             spec = apply_merge_patch(spec, error.patch)
     assert 0 < len(errors) < 4, f"{len(errors)} patches, at last {spec}"

@@ -13,6 +13,7 @@ from tests.harness.fleet import SECRET, Bench, bench
 from tests.harness.service import marked_processes
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
+from worker.attempt.final_line import exit_error
 from worker.training.process_tree import Training
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.job import JobErrorEvidence
@@ -140,5 +141,5 @@ def test_a_long_step_is_waited_for_unless_the_worker_is_in_haste(tmp_path: Path)
             30,
             "the training to end",
         )
-        ends.append(training.failure(has_journal=True)[1].evidence)
+        ends.append(exit_error(training, has_journal=True).evidence)
     assert [(end.exit_code, end.signal) for end in ends] == [(0, None), (None, "SIGKILL")]

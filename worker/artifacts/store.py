@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, step_of, surplus_checkpoints
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
-from zeta_core.system.durable_files import flush, rename_durably, write_durably
+from zeta_core.system.durable_files import rename_durably, write_durably
 
 COPY_BYTES = 4 * 2**20
 # Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
@@ -188,7 +188,8 @@ def _copy(origin: Path, copy: Path, file: ManifestFile, insist: Callable[[], Non
             insist()
             digest.update(chunk)
             written.write(chunk)
-    flush(copy)
+        written.flush()
+        os.fsync(written.fileno())
     if digest.hexdigest() != file.sha256:
         raise BrokenCheckpoint(f"{file.path} does not match the SHA-256 in its manifest and was not copied.")
 

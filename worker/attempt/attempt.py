@@ -19,9 +19,8 @@ from pydantic import BaseModel
 from worker.artifacts.store import BrokenCheckpoint
 from worker.attempt.final_line import final_line, not_launched
 from worker.attempt.monitor import TrainingMonitor
-from worker.attempt.output import AttemptOutput
+from worker.attempt.output import AttemptOutput, WorkerResources
 from worker.attempt.preparation import Preparation
-from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file import new_run_file
 from worker.machine.devices import Slot, count_cores, memory_bytes, visible_gpus
 from worker.training.launch import own_environment, training_environment

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel
 
 from worker.attempt.attempt import LocalAttempt
-from worker.attempt.resources import WorkerResources
+from worker.attempt.output import WorkerResources
 from worker.attempt.run_file import unpublished_run_files
 from worker.machine.devices import Slot
 from worker.machine.disk import DiskSpace

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from pathlib import Path
 
 from worker.training.memory_watch import Excess
@@ -10,9 +12,15 @@ from worker.training.process_tree import Training
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason
-from zeta_core.system.oom_kills import out_of_memory_error
+from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT, LOG_FILE
+from zeta_core.system.oom_kills import count_oom_kills, oom_kill_error, out_of_memory_error
 
+LOG_TAIL_BYTES = 4000
 NEVER_STARTED = "The worker stopped before it started the training."
+UNKNOWN_STATUS = (
+    "The training process ended without a final status. "
+    "Its exit status is unknown, because its worker was restarted while it ran; see the end of its log."
+)
 
 
 def final_line(training: Training, known: StatusLine | None, *, has_journal: bool) -> StatusLine:
@@ -24,8 +32,8 @@ def final_line(training: Training, known: StatusLine | None, *, has_journal: boo
         return known
     if not training.was_started:
         return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, message=NEVER_STARTED)
-    reason, error = training.failure(has_journal=has_journal)
-    return disk_full(error.message) if reason == StatusReason.DISK_FULL else _failed(reason, error)
+    error = exit_error(training, has_journal=has_journal)
+    return disk_full(error.message) if error.code == StatusReason.DISK_FULL else _failed(error)
 
 
 def not_launched(error: BaseException) -> StatusLine:
@@ -35,15 +43,46 @@ def not_launched(error: BaseException) -> StatusLine:
     return failed(StatusReason.LAUNCH_FAILED, f"The training could not be started: {error}")
 
 
+def exit_error(training: Training, *, has_journal: bool) -> JobError:
+    """The error of a ``training`` without a final status, from its exit status; its code is a `StatusReason`.
+
+    ``has_journal`` means that its journal has lines.
+    """
+    status = training.exit_status
+    evidence = JobErrorEvidence(exit_code=status, log_tail=_log_tail(training.directory / LOG_FILE))
+    if status is None:
+        # The signal is unknown, so only an OOM kill in our own control group can be attributed to the training.
+        if count_oom_kills().since(training.oom_kills) == "group":
+            error = oom_kill_error(training.directory, training.oom_kills, evidence)
+            if error is not None:
+                return error
+        return JobError(code=StatusReason.PROCESS_KILLED, message=UNKNOWN_STATUS, evidence=evidence)
+    if status < 0:
+        name = signal.Signals(-status).name
+        evidence = evidence.model_copy(update={"exit_code": None, "signal": name})
+        if status == -signal.SIGKILL:
+            error = oom_kill_error(training.directory, training.oom_kills, evidence)
+            if error is not None:
+                return error
+        message = f"The training process was killed by {name}."
+        return JobError(code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence)
+    if status == DISK_FULL_EXIT:
+        message = REASON_SENTENCES[StatusReason.DISK_FULL]
+        return JobError(code=StatusReason.DISK_FULL, message=message, evidence=evidence)
+    reason = StatusReason.TRAIN_ERROR if has_journal else StatusReason.LAUNCH_FAILED
+    message = f"The training process ended with exit code {status} without reporting an error; see the end of its log."
+    return JobError(code=reason, message=message, evidence=evidence)
+
+
 def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -> StatusLine:
-    return _failed(reason, JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
+    return _failed(JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
 
 
 def over_memory(directory: Path, excess: Excess) -> StatusLine:
     """The last line of the training in ``directory``, which was ended because it exceeded its memory limit."""
     figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
     error = out_of_memory_error(directory, excess.message, JobErrorEvidence.model_validate(figures))
-    return _failed(StatusReason.OUT_OF_MEMORY, error)
+    return _failed(error)
 
 
 def disk_full(message: str) -> StatusLine:
@@ -52,5 +91,15 @@ def disk_full(message: str) -> StatusLine:
     return StatusLine(status=status, reason=reason, message=message)
 
 
-def _failed(reason: StatusReason, error: JobError) -> StatusLine:
+def _failed(error: JobError) -> StatusLine:
+    reason = StatusReason(error.code)
     return StatusLine(status=JobStatus.FAILED, reason=reason, message=error.message, error=error)
+
+
+def _log_tail(file: Path) -> str | None:
+    try:
+        with file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return log.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None

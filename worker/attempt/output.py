@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worker.artifacts.archive import Archive
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
+from worker.artifacts.store import ArtifactStore
 from worker.attempt.journal_reader import JournalReader
 from worker.attempt.publisher import Publisher
-from worker.attempt.resources import WorkerResources
+from worker.settings import WorkerSettings
 from worker.threads import log_failure
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -30,6 +33,21 @@ from zeta_core.contract.wire.run_directory import (
 DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """The resources that all attempts of a worker share.
+
+    ``executor`` runs file transfers; ``command`` starts a training.
+    """
+
+    settings: WorkerSettings
+    incarnation: str
+    store: ArtifactStore
+    executor: Executor
+    command: Sequence[str]
+    num_slots: int
 
 
 class AttemptOutput:

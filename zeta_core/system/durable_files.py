@@ -45,8 +45,10 @@ def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> 
     Two processes that may write the same file at the same time need different paths for ``part``.
     """
     part = part or part_of(target)
-    part.write_bytes(content)
-    flush(part)
+    with part.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())  # through this descriptor, which also receives the errors of its own writes
     rename_durably(part, target)
 
 

@@ -1,0 +1,68 @@
+"""The first process of a training, whose exit ends the training: started by this process of the worker, or adopted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker.training import processes
+from worker.training.launch import start_training
+from worker.training.processes import RunProcesses
+from zeta_core.contract.wire.run_directory import PROCESS_FILE, ProcessFile
+from zeta_core.system.oom_kills import OomKills
+
+LOOK_SECONDS = 0.5  # between two scans of all processes, each of which takes milliseconds
+
+
+class StartedLeader:
+    """A child of this process."""
+
+    def __init__(
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], oom_kills: OomKills
+    ) -> None:
+        """Start it, and record its id and ``oom_kills`` for a restarted worker. Raises `OSError`."""
+        self._process = start_training(command, directory, environment)
+        record = ProcessFile(
+            pid=self._process.pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine
+        )
+        with contextlib.suppress(OSError):  # a full disk must not end the training that was just started
+            (directory / PROCESS_FILE).write_text(record.model_dump_json())
+
+    def is_alive(self, now: float) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def exit_status(self) -> int | None:
+        return self._process.returncode
+
+
+class AdoptedLeader:
+    """The first process of a tree that an earlier process of the worker started. Its exit status is unknown.
+
+    If its process id is unknown too, any process of the tree may be the first one, so none is ended as a leftover.
+    """
+
+    exit_status = None
+
+    def __init__(self, tree: RunProcesses) -> None:
+        try:
+            recorded = ProcessFile.model_validate_json((tree.directory / PROCESS_FILE).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            recorded = None  # started by an older worker, or the worker was killed at that moment
+        self.oom_kills = None if recorded is None else OomKills(recorded.group_oom_kills, recorded.machine_oom_kills)
+        self._tree = tree
+        self._is_known = recorded is not None
+        self._process = next((process for process in tree.alive() if recorded and process.pid == recorded.pid), None)
+        self._any_alive = True
+        self._next_look = 0.0
+
+    def is_alive(self, now: float) -> bool:
+        if self._is_known:
+            return self._process is not None and processes.is_alive(self._process)
+        if self._any_alive and now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self._any_alive = bool(self._tree.alive())
+        return self._any_alive

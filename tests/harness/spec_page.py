@@ -63,7 +63,7 @@ def spec_page() -> str:
 
 
 def _rows(models: tuple[type[BaseModel], ...]) -> Iterator[tuple[str, str]]:
-    """The field names and rows of one table; the fields that tell several models apart come first."""
+    """The field names and rows of one table; the fields that distinguish several models come first."""
     inherited = TrainerOptions.model_fields if models == (JobSpec,) else {}
     fields = [(name, field) for model in models for name, field in model.model_fields.items() if name not in inherited]
     for name, field in sorted(fields, key=lambda item: not item[1].is_required()):

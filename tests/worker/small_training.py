@@ -1,11 +1,10 @@
 """A small real training program for tests of the worker: it follows the protocol of run directories, without torch.
 
-``python small_training.py RUN_DIR``. Its spec's metadata says what it does: ``steps``, ``seconds_per_step``,
+``python small_training.py RUN_DIR``. Its spec's metadata controls it: ``steps``, ``seconds_per_step``,
 ``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``, ``allocate`` with
-``mebibytes``). ``child=stubborn`` starts a
-grandchild in a session of its own that ignores SIGTERM. It looks for the stop file, and whether its worker is heard,
-after each step, as the trainer does. Its weights are a chain of hashes, so that a step which is left out or made twice
-shows in them.
+``mebibytes``). ``child=stubborn`` starts a child in a session of its own that ignores SIGTERM. After each step, it
+checks for a stop file and for contact with its worker, as the trainer does. Its weights are a chain of hashes, so they
+show whether a step was skipped or repeated.
 """
 
 import errno
@@ -43,8 +42,8 @@ WEIGHTS_FILE = "model.safetensors"
 STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
 
 
-def metadata_of(order: RunFile) -> dict[str, Any]:
-    metadata: Any = order.spec.get("metadata")
+def metadata_of(run_file: RunFile) -> dict[str, Any]:
+    metadata: Any = run_file.spec.get("metadata")
     return metadata or {}
 
 
@@ -56,11 +55,11 @@ def trained(weights: bytes, step: int) -> bytes:
 class SmallTraining:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.order = RunFile.model_validate_json((directory / RUN_FILE).read_text())
-        self.output = Path(self.order.output_dir)
+        self.run_file = RunFile.model_validate_json((directory / RUN_FILE).read_text())
+        self.output = Path(self.run_file.output_dir)
         self.lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT)
         fcntl.flock(self.lock, fcntl.LOCK_SH)
-        metadata = metadata_of(self.order)
+        metadata = metadata_of(self.run_file)
         self.steps = int(metadata.get("steps", "3"))
         self.seconds_per_step = float(metadata.get("seconds_per_step", "0.02"))
         self.seconds_to_load = float(metadata.get("seconds_to_load", "0"))
@@ -69,16 +68,16 @@ class SmallTraining:
         self.child = str(metadata.get("child", ""))
         self.weights = b""
         self.worker_monitor = WorkerMonitor(directory / ALIVE_FILE)
-        self.worker_monitor.start(self.order, on_exit=self.hand_back)
+        self.worker_monitor.start(self.run_file, on_exit=self.hand_back)
         faulthandler.register(signal.Signals[STACKS_SIGNAL])
 
     def run(self) -> int:
-        print(f"attempt {self.order.attempt} begins", flush=True)
+        print(f"attempt {self.run_file.attempt} begins", flush=True)
         if self.child == "stubborn":
             subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
         threading.Event().wait(self.seconds_to_load)
         first = self._resumed_step()
-        self.say(
+        self.write(
             StatusLine(
                 status=JobStatus.RUNNING,
                 resolved_spec=ResolvedSpec.model_validate({"micro_batch_size": 1, "first": first}),
@@ -87,15 +86,15 @@ class SmallTraining:
         for step in range(first + 1, self.steps + 1):
             threading.Event().wait(self.seconds_per_step)
             self.weights = trained(self.weights, step)
-            self.say(
+            self.write(
                 ProgressLine(phase="training", step=step, total_steps=self.steps, loss=4.0 / step, tokens=step * 8)
             )
             if self.checkpoint_every and step % self.checkpoint_every == 0:
                 self.save(f"step-{step}", step)
             if (self.directory / STOP_FILE).exists():
-                return self.obey(StopFile.model_validate_json((self.directory / STOP_FILE).read_text()), step)
+                return self.stop(StopFile.model_validate_json((self.directory / STOP_FILE).read_text()), step)
             if self.worker_monitor.is_lost:
-                return self.obey(StopFile(action="hand_back"), step)
+                return self.stop(StopFile(action="hand_back"), step)
         if self.then == "exit":
             return 7
         if self.then == "kill":
@@ -103,24 +102,26 @@ class SmallTraining:
         if self.then == "hang":
             threading.Event().wait(600)
         if self.then == "allocate":
-            self.held = [bytearray(os.urandom(1 << 20)) for _ in range(int(metadata_of(self.order)["mebibytes"]))]
+            self.allocated = [
+                bytearray(os.urandom(1 << 20)) for _ in range(int(metadata_of(self.run_file)["mebibytes"]))
+            ]
             threading.Event().wait(600)
         self.save("final", self.steps)
         result = JobResult(train_loss=4.0 / self.steps, tokens=self.steps * 8)
-        self.say(StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=result))
+        self.write(StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED, result=result))
         print("the last line of the log", flush=True)
         return 0
 
-    def obey(self, stop: StopFile, step: int) -> int:
+    def stop(self, stop: StopFile, step: int) -> int:
         status, reason = STOP_ENDS[stop.action]
         if stop.action != "cancel" and not (self.output / f"step-{step}").exists():
             self.save(f"step-{step}", step)
-        self.say(StatusLine(status=status, reason=reason))
+        self.write(StatusLine(status=status, reason=reason))
         return 0
 
     def hand_back(self) -> None:
         status, reason = STOP_ENDS["hand_back"]
-        self.say(StatusLine(status=status, reason=reason))
+        self.write(StatusLine(status=status, reason=reason))
 
     def save(self, name: str, step: int) -> None:
         directory = self.output / f".{name}.new"
@@ -139,16 +140,16 @@ class SmallTraining:
         )
         (directory / "manifest.json").write_text(manifest.model_dump_json())
         directory.rename(self.output / name)
-        self.say(CheckpointLine(name=name, step=step, bytes=len(self.weights)))
+        self.write(CheckpointLine(name=name, step=step, bytes=len(self.weights)))
 
-    def say(self, line: JournalLine) -> None:
+    def write(self, line: JournalLine) -> None:
         with (self.directory / JOURNAL_FILE).open("ab") as journal:
             journal.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
 
     def _resumed_step(self) -> int:
-        if self.order.resume_from is None:
+        if self.run_file.resume_from is None:
             return 0
-        checkpoint = Path(self.order.resume_from)
+        checkpoint = Path(self.run_file.resume_from)
         self.weights = (checkpoint / WEIGHTS_FILE).read_bytes()
         return int(json.loads((checkpoint / "manifest.json").read_text())["step"])
 

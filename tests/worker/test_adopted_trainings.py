@@ -22,28 +22,28 @@ from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.wire.run_directory import PROCESS_FILE, STOP_FILE
 
 GRACE_SECONDS = 1.0
-How = Literal["started", "adopted", "adopted without a process file"]
-# Notes when it gets SIGTERM, and goes on.
-DEAF = """
+Origin = Literal["started", "adopted", "adopted without a process file"]
+# Records the time of SIGTERM, and continues.
+IGNORES_SIGTERM = """
 import pathlib, signal, sys, threading, time
 folder = pathlib.Path(sys.argv[-1])
-signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").write_text(str(time.monotonic())))
+signal.signal(signal.SIGTERM, lambda *_: (folder / "sigterm").write_text(str(time.monotonic())))
 (folder / "ready").touch()
 while True: threading.Event().wait(60)
 """
-# Its first process ends at SIGTERM, and leaves one behind that does not.
+# Its first process ends at SIGTERM; its child doesn't.
 LEAVES_A_CHILD = f"""
 import subprocess, sys, threading
-subprocess.Popen([sys.executable, "-c", {DEAF!r}, sys.argv[-1]], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", {IGNORES_SIGTERM!r}, sys.argv[-1]], start_new_session=True)
 threading.Event().wait(60)
 """
 
 
 @dataclass
-class Ending:
-    """A training that does not react, and the times at which it was asked, killed and known to be gone."""
+class EndingTraining:
+    """A training that ignores requests, and the times at which it got SIGTERM, was killed and was found gone."""
 
-    how: How
+    origin: Origin
     action: StopAction | None
     training: Training
     began: float
@@ -56,8 +56,8 @@ class Ending:
             self.killed_at = time.monotonic()
 
     @property
-    def asked_after_seconds(self) -> float:
-        return float((self.training.directory / "asked").read_text()) - self.began
+    def sigterm_after_seconds(self) -> float:
+        return float((self.training.directory / "sigterm").read_text()) - self.began
 
     @property
     def killed_after_seconds(self) -> float:
@@ -67,7 +67,7 @@ class Ending:
 
 @pytest.fixture
 def started() -> Iterator[list[Training]]:
-    """The trainings as they were started; what a test leaves of them is killed."""
+    """The started trainings, which are killed after the test."""
     trainings: list[Training] = []
     yield trainings
     for training in trainings:
@@ -75,62 +75,62 @@ def started() -> Iterator[list[Training]]:
         wait_until(lambda ended=training: ended.is_gone(has_ended=True, can_save=False), 30, "the end")
 
 
-def begin(folder: Path, started: list[Training], how: How, program: str = DEAF) -> Training:
-    """A training as its worker knows it: the worker that started it, or one that was restarted since."""
+def begin(folder: Path, started: list[Training], origin: Origin, program: str = IGNORES_SIGTERM) -> Training:
+    """A training as seen by the worker that started it, or by one that was restarted since."""
     folder.mkdir(parents=True)
     job_id = new_id("job")
     first = Training(folder, job_id, 1, GRACE_SECONDS)
     first.start((sys.executable, "-c", program), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
     started.append(first)
     wait_until((folder / "ready").exists, 30, "the training to be ready")
-    if how == "started":
+    if origin == "started":
         return first
-    if how == "adopted without a process file":
+    if origin == "adopted without a process file":
         (folder / PROCESS_FILE).unlink()
     adopted = Training(folder, job_id, 1, GRACE_SECONDS)
     adopted.adopt()
     return adopted
 
 
-def step_all(endings: list[Ending]) -> bool:
+def step_all(endings: list[EndingTraining]) -> bool:
     for ending in endings:
         ending.step()
     return all(ending.is_gone for ending in endings)
 
 
-def test_every_order_is_enforced_on_adopted_trainings_as_on_started_ones(
-    tmp_path: Path, started: list[Training]
-) -> None:
-    endings: list[Ending] = []
-    for how in get_args(How):
-        for action in (*STOP_ACTIONS, None):  # none: it stays after its last word
-            training = begin(tmp_path / f"{how}-{action}", started, how)
+def test_every_stop_order_is_enforced_on_adopted_and_started_trainings(tmp_path: Path, started: list[Training]) -> None:
+    endings: list[EndingTraining] = []
+    for origin in get_args(Origin):
+        for action in (*STOP_ACTIONS, None):  # None: it keeps running after its last line
+            training = begin(tmp_path / f"{origin}-{action}", started, origin)
             if action is not None:
                 training.stop(action)
-            endings.append(Ending(how, action, training, time.monotonic()))
+            endings.append(EndingTraining(origin, action, training, time.monotonic()))
             endings[-1].step()
     wait_until(lambda: step_all(endings), 60, "every training to be gone")
     for ending in endings:
-        case = f"{ending.how}, {ending.action}"
-        assert GRACE_SECONDS - 0.1 <= ending.asked_after_seconds < ending.killed_after_seconds, case
+        case = f"{ending.origin}, {ending.action}"
+        assert GRACE_SECONDS - 0.1 <= ending.sigterm_after_seconds < ending.killed_after_seconds, case
         assert ending.killed_after_seconds >= 2 * GRACE_SECONDS - 0.1, case
 
 
-def test_an_order_given_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
+def test_a_stop_order_given_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
     first = begin(tmp_path / "run", started, "started")
     ordered = time.monotonic()
     first.stop("pause")
     adopted = Training(first.directory, first.job_id, 1, GRACE_SECONDS)
     adopted.adopt()
     assert adopted.stop_action == "pause"
-    ending = Ending("adopted", "pause", adopted, ordered)
+    ending = EndingTraining("adopted", "pause", adopted, ordered)
     wait_until(lambda: step_all([ending]), 60, "the training to be gone")
-    assert ending.asked_after_seconds >= GRACE_SECONDS - 0.1
+    assert ending.sigterm_after_seconds >= GRACE_SECONDS - 0.1
 
 
-@pytest.mark.parametrize(("age_seconds", "is_asked"), [(7.0, False), (30.0, True), (1e9, True), (-1e6, False)], ids=str)
+@pytest.mark.parametrize(
+    ("age_seconds", "gets_sigterm"), [(7.0, False), (30.0, True), (1e9, True), (-1e6, False)], ids=str
+)
 def test_the_grace_period_counts_from_the_order_across_restarts(
-    tmp_path: Path, started: list[Training], age_seconds: float, is_asked: bool
+    tmp_path: Path, started: list[Training], age_seconds: float, gets_sigterm: bool
 ) -> None:
     first = begin(tmp_path / "run", started, "started")
     first.stop("pause")
@@ -139,14 +139,14 @@ def test_the_grace_period_counts_from_the_order_across_restarts(
     adopted = Training(first.directory, first.job_id, 1, 20.0)
     adopted.adopt()
     adopted.is_gone(has_ended=False, can_save=True)
-    if is_asked:
-        wait_until((first.directory / "asked").exists, 30, "SIGTERM to arrive")
+    if gets_sigterm:
+        wait_until((first.directory / "sigterm").exists, 30, "SIGTERM to arrive")
     adopted.is_gone(has_ended=False, can_save=True)
-    assert (first.directory / "asked").exists() == is_asked
-    assert adopted.processes.alive(), "it has time to save after SIGTERM"
+    assert (first.directory / "sigterm").exists() == gets_sigterm
+    assert adopted.processes.alive(), "it was killed without time to save after SIGTERM"
 
 
-def test_what_outlives_the_first_process_of_an_adopted_training_is_ended(
+def test_processes_that_outlive_the_first_one_of_an_adopted_training_are_ended(
     tmp_path: Path, started: list[Training]
 ) -> None:
     adopted = begin(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
@@ -155,13 +155,13 @@ def test_what_outlives_the_first_process_of_an_adopted_training_is_ended(
     leader.kill()
     leader.wait(30)
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the child to be ended")
-    assert (tmp_path / "run/asked").exists(), "it was asked before it was killed"
+    assert (tmp_path / "run/sigterm").exists(), "it got SIGTERM before it was killed"
 
 
 def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
     tmp_path: Path, started: list[Training]
 ) -> None:
-    adopted = begin(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{DEAF}")
+    adopted = begin(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{IGNORES_SIGTERM}")
     adopted.processes.alive()[0].kill()
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the training to be gone")
     error = exit_error(adopted, has_journal=True)
@@ -170,7 +170,7 @@ def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
     assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")
 
 
-def test_every_command_reaches_a_training_that_hangs_when_its_worker_was_restarted(fleet: Bench) -> None:
+def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: Bench) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="4")
     hanging: dict[str, Any] = {"steps": "3", "then": "hang"}
     spec = {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": hanging, "time_limit_seconds": 15}
@@ -184,7 +184,7 @@ def test_every_command_reaches_a_training_that_hangs_when_its_worker_was_restart
     worker.kill()
     worker.wait()
     for process in stopped:
-        process.suspend()  # as one that hangs in a driver: neither a stop file nor SIGTERM reaches it
+        process.suspend()  # like a hang in a driver: neither a stop file nor SIGTERM has an effect
     fleet.start_worker(ZETA_WORKER_SLOTS="4")
     wait_until(lambda: fleet.logs().count("Adopted attempt") == len(jobs), 60, "the trainings to be adopted")
     fleet.request(cancelled, "cancel")
@@ -200,7 +200,7 @@ def test_every_command_reaches_a_training_that_hangs_when_its_worker_was_restart
         fleet.check_events(job_id)
 
 
-def test_a_worker_told_to_stop_ends_an_adopted_training_that_hangs(fleet: Bench) -> None:
+def test_a_stopping_worker_ends_a_hanging_adopted_training(fleet: Bench) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
@@ -216,7 +216,7 @@ def test_a_worker_told_to_stop_ends_an_adopted_training_that_hangs(fleet: Bench)
     assert fleet.wait_for_status(job_id, "queued").status_reason == "handed_back"
 
 
-def test_an_adopted_training_that_stands_still_is_ended_by_the_watchdog(fleet: Bench) -> None:
+def test_the_watchdog_ends_a_stalled_adopted_training(fleet: Bench) -> None:
     short: dict[str, Any] = {"ZETA_STALL_MIN_SECONDS": "2", "ZETA_STALL_FACTOR": "2"}
     worker = fleet.start_worker(**short)
     job_id = fleet.submit(steps="3", then="hang", max_retries=0)

@@ -23,7 +23,7 @@ print("returned")
 """
 
 
-def test_a_thread_that_waits_for_a_store_which_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+def test_a_thread_blocked_by_a_hanging_store_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hanging")
     command = [sys.executable, "-c", STUCK, str(tmp_path / "hanging")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

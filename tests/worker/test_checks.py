@@ -1,4 +1,4 @@
-"""Checks that a worker runs for the server: each ends with an answer, whatever the program does."""
+"""Checks that a worker runs for the server: each one gets a result, whatever its process does."""
 
 import json
 import sys
@@ -21,17 +21,18 @@ from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 
 RESOLVED = ResolvedSpec.model_validate({"number": 5})
 
-# Speaks the language of `python -m zeta_core checks`, without torch.
+# Follows the protocol of `python -m zeta_core checks`, without torch.
 PROGRAM = """
 import json, os, signal, sys, threading
 assert sys.argv[1:] == ["checks"]
 assert not [name for name in os.environ if name.startswith("ZETA_") and name not in ("ZETA_JOB_ID", "ZETA_ATTEMPT")]
 for line in sys.stdin:
-    order = json.load(open(line.strip()))
-    assert (order["device"], order["supports_bf16"]) == ("cuda", True), "of what it would get, seen or not"
-    match order["spec"]["does"]:
+    run_file = json.load(open(line.strip()))
+    assert (run_file["device"], run_file["supports_bf16"]) == ("cuda", True), "the requested GPU, visible here or not"
+    match run_file["spec"]["does"]:
         case "answer" | "answer and leave":
-            print(json.dumps({"ok": True, "num_parameters": order["resolved_spec"]["number"], "tokens": os.getpid()}))
+            number = run_file["resolved_spec"]["number"]
+            print(json.dumps({"ok": True, "num_parameters": number, "tokens": os.getpid()}))
         case "break":
             sys.exit("broken")
         case "hang":
@@ -54,7 +55,7 @@ for line in sys.stdin:
         case "flood":
             while True:
                 sys.stdout.write("a" * (1 << 20))
-    if order["spec"]["does"] == "answer and leave":
+    if run_file["spec"]["does"] == "answer and leave":
         break
 """
 
@@ -80,21 +81,21 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
 
     for name, does in (("first", "answer"), ("first", "answer"), ("second", "answer and leave"), ("third", "answer")):
         take(name, does)
-    wait_until(lambda: results.keys() >= {"first", "second", "third"}, 60, "every answer")
-    assert process_of("first") == process_of("second") != process_of("third"), "one that has ended is started anew"
+    wait_until(lambda: results.keys() >= {"first", "second", "third"}, 60, "every result")
+    assert process_of("first") == process_of("second") != process_of("third"), "a process that has exited is replaced"
     for does in ("break", "hang", "answer", "answer and leave"):
         take(does, does)
     for number in range(4):
         take(f"more {number}", "answer")
     assert any("checks queued" in (result.failure or "") for result in results.values())
-    wait_until(lambda: results.keys() >= {"break", "hang", "answer and leave"}, 60, "every answer")
+    wait_until(lambda: results.keys() >= {"break", "hang", "answer and leave"}, 60, "every result")
     assert "(exit code 1); its last output was: broken" in (results["break"].failure or "")
     assert "exceeded its limit of 2 s and was ended; a larger ZETA_CHECK_SECONDS" in (results["hang"].failure or "")
     assert process_of("answer") == process_of("answer and leave") != process_of("third")
     take("last", "answer")
-    wait_until(lambda: "last" in results, 30, "its answer")
+    wait_until(lambda: "last" in results, 30, "the result")
     checks.stop()
-    wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to be gone")
+    wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to exit")
 
 
 def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,17 +121,17 @@ def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: py
     checks.stop()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limits of a process are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="process limits need Linux")
 def test_a_check_that_exceeds_a_limit_names_it_and_the_next_one_works(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
     process = CheckProcess((sys.executable, str(program)), environment, tmp_path, memory_bytes=1 << 30)
 
-    def ask(does: str) -> bytes:
-        order = {"device": "cuda", "supports_bf16": True, "spec": {"does": does}, "resolved_spec": {"number": 5}}
-        (tmp_path / "run.json").write_text(json.dumps(order))
-        return process.ask(tmp_path / "run.json", limit_seconds=60)
+    def check(does: str) -> bytes:
+        run_file = {"device": "cuda", "supports_bf16": True, "spec": {"does": does}, "resolved_spec": {"number": 5}}
+        (tmp_path / "run.json").write_text(json.dumps(run_file))
+        return process.check(tmp_path / "run.json", limit_seconds=60)
 
     for does, message in (
         ("allocate", "exceeded its limit of 1,024 MiB of memory and was ended; a larger ZETA_CHECK_MEMORY_BYTES"),
@@ -140,23 +141,23 @@ def test_a_check_that_exceeds_a_limit_names_it_and_the_next_one_works(tmp_path: 
         ("write", "file too large: 27"),
     ):
         with pytest.raises(Unanswered, match=message):
-            ask(does)
-        assert json.loads(ask("answer"))["num_parameters"] == 5, f"after {does}"
+            check(does)
+        assert json.loads(check("answer"))["num_parameters"] == 5, f"after {does}"
     process.end()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limits of a process are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="process limits need Linux")
 def test_a_model_that_takes_too_much_memory_to_check_is_reported(tmp_path: Path) -> None:
-    """By the real program: this config alone makes a name for each of its labels."""
+    """Uses the real program: the config creates a name for each of its labels."""
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
     process = CheckProcess((sys.executable, "-m", "zeta_core"), environment, tmp_path, memory_bytes=1 << 30)
     for labels, message in ((10**8, "exceeded its limit of 1,024 MiB of memory"), (2, None)):
         spec = {**SPEC, "model": {"config": {**LLAMA_CONFIG, "num_labels": labels}}}
         (tmp_path / "run.json").write_text(json.dumps({"spec": spec}))
         if message is None:
-            answer = CheckAnswer.model_validate_json(process.ask(tmp_path / "run.json", limit_seconds=120))
+            answer = CheckAnswer.model_validate_json(process.check(tmp_path / "run.json", limit_seconds=120))
             assert answer.ok, answer.details
         else:
             with pytest.raises(Unanswered, match=message):
-                process.ask(tmp_path / "run.json", limit_seconds=300)
+                process.check(tmp_path / "run.json", limit_seconds=300)
     process.end()

@@ -44,7 +44,7 @@ def test_of_a_deleted_job_what_is_published_goes_soon_and_nothing_where_the_stor
     make(root / "runs/job_untold/attempt-2", age_seconds=0)
     sweep_deleted(root, {"job_running"}, store)  # a lost mount
     assert len(names(root / "runs")) == 4
-    store.open_job("job_kept")  # an attempt without a word
+    store.open_job("job_kept")  # an attempt without a journal
     sweep_deleted(root, {"job_running"}, store)
     assert names(root / "runs") == ["job_kept", "job_running", "job_untold"]
     assert names(root / "runs/job_untold") == ["attempt-2"]
@@ -61,6 +61,6 @@ def test_of_the_cache_goes_what_was_used_longest_ago_but_nothing_that_may_be_in_
     sweep(tmp_path, (), cache_max_bytes=2500, need_space=False)
     assert names(cache) == ["000000", "007200", "file"], "beyond its limit"
     sweep(tmp_path, (), cache_max_bytes=2500, need_space=True)
-    assert names(cache) == ["000000", "file"], "where room is needed"
+    assert names(cache) == ["000000", "file"], "if space is needed"
     sweep(tmp_path, (), cache_max_bytes=0, need_space=True)
     assert names(cache) == ["000000", "file"]

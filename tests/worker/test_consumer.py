@@ -100,7 +100,7 @@ INVALID: dict[str, str | bytes] = {
 }
 
 
-def test_entries_that_are_not_hand_overs_are_removed_and_hold_up_nothing(
+def test_entries_that_are_not_hand_overs_are_removed_without_delay(
     exchange: Exchange, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, entry in enumerate(INVALID.values()):
@@ -115,9 +115,7 @@ def test_entries_that_are_not_hand_overs_are_removed_and_hold_up_nothing(
 
 
 @pytest.mark.parametrize("key", queue_keys("w"))
-def test_a_key_of_the_queue_that_holds_another_type_is_removed(
-    exchange: Exchange, client: "redis.Redis", key: str
-) -> None:
+def test_a_queue_key_of_another_type_is_removed(exchange: Exchange, client: "redis.Redis", key: str) -> None:
     exchange.send("job_1")
     exchange.wait_for("job_1")
     client.delete(key)
@@ -127,7 +125,7 @@ def test_a_key_of_the_queue_that_holds_another_type_is_removed(
 
 
 @pytest.mark.parametrize("is_connected", [True, False], ids=["a connected consumer", "a starting consumer"])
-def test_a_redis_that_never_answers_is_an_outage(
+def test_a_redis_server_that_never_responds_is_an_outage(
     is_connected: bool, shared_valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     line = Line(shared_valkey.port)
@@ -153,7 +151,7 @@ def test_a_redis_that_never_answers_is_an_outage(
         line.close()
 
 
-def test_a_right_that_is_missing_is_logged_once_and_the_queue_is_read_when_it_is_given(
+def test_a_missing_permission_is_logged_once_and_the_queue_is_read_once_granted(
     redis_url: str, shared_valkey: ValkeyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

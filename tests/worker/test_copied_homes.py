@@ -48,7 +48,7 @@ def running_job(production: Bench) -> tuple[str, int]:
 
 
 def check_undisturbed(production: Bench, job_id: str, training: int) -> None:
-    """It trains on in the same process, and ends when it is told to."""
+    """Check that it continues in the same process, and ends when it is stopped."""
     step = int((production.job(job_id).progress or {})["step"])
     production.wait_for_step(job_id, step + 10)
     assert training in marked_processes(job_id)
@@ -58,7 +58,7 @@ def check_undisturbed(production: Bench, job_id: str, training: int) -> None:
     production.check_events(job_id)
 
 
-def test_a_restored_backup_beside_production_leaves_its_trainings_alone(
+def test_a_restored_backup_beside_production_does_not_touch_its_trainings(
     tmp_path: Path, redis_urls: tuple[str, str]
 ) -> None:
     with bench(tmp_path / "production", redis_urls[0]) as production:
@@ -83,7 +83,7 @@ def test_a_restored_backup_beside_production_leaves_its_trainings_alone(
 
 
 @pytest.mark.parametrize("is_marked", [True, False])
-def test_a_cloned_home_neither_adopts_nor_changes_what_runs_in_the_original(
+def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
     tmp_path: Path, redis_urls: tuple[str, str], *, is_marked: bool
 ) -> None:
     with bench(tmp_path / "production", redis_urls[0]) as production:
@@ -124,26 +124,26 @@ def test_a_renamed_home_adopts_its_own_trainings(fleet: Bench, tmp_path: Path) -
     assert not marked_processes(job_id)
 
 
-def test_a_worker_s_restored_folder_is_another_folder(fleet: Bench, tmp_path: Path) -> None:
+def test_a_restored_worker_folder_counts_as_another_folder(fleet: Bench, tmp_path: Path) -> None:
     worker = fleet.start_worker()
     lock = fleet.settings.home / "workers/w1/worker.lock"
     wait_until(lambda: lock.exists() and lock.read_text(), 60, "the first worker's lock")
-    place = lock.read_text().split()[0]
+    identity = lock.read_text().split()[0]
     worker.terminate()
     worker.wait(60)
-    lock.write_text(f"{place}\n")  # as an older worker wrote it
+    lock.write_text(f"{identity}\n")  # the format of an older worker
     worker = fleet.start_worker()
     wait_until(lambda: len(lock.read_text().split()) > 1, 60, "the identity to be recorded")
-    assert lock.read_text().split()[0] == place
+    assert lock.read_text().split()[0] == identity
     worker.kill()
     worker.wait(60)
     shutil.copytree(fleet.settings.home / "workers", tmp_path / "copy" / "workers")
     fleet.start_worker(ZETA_HOME=str(tmp_path / "copy"), ZETA_ARTIFACTS_URL=str(fleet.settings.artifacts))
     copy = tmp_path / "copy/workers/w1/worker.lock"
-    wait_until(lambda: copy.read_text().split()[0] != place, 60, "a new name of the copied folder")
+    wait_until(lambda: copy.read_text().split()[0] != identity, 60, "a new name of the copied folder")
 
 
-def test_an_attempt_that_a_restored_database_counts_again_begins_anew(fleet: Bench) -> None:
+def test_an_attempt_number_reused_by_a_restored_database_starts_from_scratch(fleet: Bench) -> None:
     fleet.start_worker()
     job_id = fleet.submit(steps="4")
     directory = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1"
@@ -174,7 +174,7 @@ def pids(found: list[psutil.Process]) -> list[int]:
     return [process.pid for process in found]
 
 
-def test_a_mark_follows_a_renamed_run_directory_and_no_copy(
+def test_a_mark_follows_a_renamed_run_directory_but_not_a_copy(
     tmp_path: Path, ended: list[subprocess.Popen[bytes]]
 ) -> None:
     job_id = new_id("job")
@@ -185,8 +185,8 @@ def test_a_mark_follows_a_renamed_run_directory_and_no_copy(
     wait_until(lambda: (directory / "train.log").read_bytes(), 30, "the training to be ready")
     shutil.copytree(tmp_path / "home", tmp_path / "copy")
     (tmp_path / "home").rename(tmp_path / "renamed")
-    place = directory.relative_to(tmp_path / "home")
-    renamed, copy = (RunProcesses.of(tmp_path / name / place) for name in ("renamed", "copy"))
+    identity = directory.relative_to(tmp_path / "home")
+    renamed, copy = (RunProcesses.of(tmp_path / name / identity) for name in ("renamed", "copy"))
     assert renamed is not None
     assert copy is not None
     assert (pids(renamed.alive()), pids(renamed.lock_holders())) == ([process.pid], [process.pid])
@@ -199,7 +199,7 @@ def test_a_mark_follows_a_renamed_run_directory_and_no_copy(
 
 
 @pytest.mark.parametrize("holds", ["working directory", "lock"])
-def test_a_training_of_an_older_worker_belongs_where_it_works_or_holds_the_lock(
+def test_a_training_of_an_older_worker_belongs_to_its_working_directory_or_lock(
     tmp_path: Path, ended: list[subprocess.Popen[bytes]], holds: str
 ) -> None:
     job_id = new_id("job")

@@ -16,12 +16,12 @@ from worker.training.launch import training_environment
 HOLDER = "import torch; torch.zeros(1, device='cuda'); print('ready', flush=True); input()"
 
 
-def test_without_a_driver_nobody_is_said_to_hold_memory() -> None:
+def test_without_a_driver_no_process_holds_gpu_memory() -> None:
     assert memory_holders(()) == set()
 
 
 @pytest.mark.gpu
-def test_a_process_holds_memory_on_its_gpu_until_it_is_gone() -> None:
+def test_a_process_holds_memory_on_its_gpu_until_it_has_exited() -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None

@@ -1,7 +1,7 @@
-"""One fault each, with the limits set short: what the worker and its trainings do, and what the job becomes.
+"""One fault per test, with short time limits: the reaction of the worker and its trainings, and the result of the job.
 
-The limits are the real ones scaled down: a lease of 6 s where 120 are the default, trainings that stop themselves at
-4.5 s and are gone at 5.85 s. Each test looks at the weights, in which a step that was left out or made twice shows.
+The limits are scaled down: the lease is 6 s instead of 120 s, and trainings stop themselves after 4.5 s and have exited
+after 5.85 s. Each test checks the weights, which show whether a step was skipped or repeated.
 """
 
 import os
@@ -31,17 +31,17 @@ DAY_SECONDS = 86_400
 
 @pytest.fixture
 def fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[Bench]:
-    with bench(tmp_path, own_valkey.url, lease_seconds=LEASE_SECONDS) as made:
-        made.start_engine()
-        yield made
+    with bench(tmp_path, own_valkey.url, lease_seconds=LEASE_SECONDS) as created:
+        created.start_engine()
+        yield created
 
 
 @pytest.fixture
 def line(own_valkey: ValkeyServer) -> Iterator[Line]:
     """The network between one worker and Redis."""
-    made = Line(own_valkey.port)
-    yield made
-    made.close()
+    created = Line(own_valkey.port)
+    yield created
+    created.close()
 
 
 def start_worker_behind(line: Line, fleet: Bench, name: str = "w1") -> None:
@@ -49,7 +49,7 @@ def start_worker_behind(line: Line, fleet: Bench, name: str = "w1") -> None:
 
 
 def check_finished(fleet: Bench, job_id: str, *, steps: int, attempts: list[str]) -> None:
-    """Succeeded after attempts that ended for these reasons, with every step made once and every event stored once."""
+    """Check that the job succeeded after these attempts, with each step trained once and each event stored once."""
     job = fleet.wait_for_status(job_id, "succeeded")
     assert [attempt.reason for attempt in fleet.attempts(job_id)] == attempts, fleet.logs()
     weights = b""
@@ -61,26 +61,24 @@ def check_finished(fleet: Bench, job_id: str, *, steps: int, attempts: list[str]
 
 
 def check_ended_before_the_next(fleet: Bench, job_id: str) -> None:
-    """The first training had said its last word, by itself, when the next attempt was started."""
+    """Check that the first training had ended by itself before the next attempt started."""
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")
     journal = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/events.jsonl"
     last = JOURNAL_LINE.validate_json(journal.read_text().splitlines()[-1])
     assert isinstance(last, StatusLine)
     assert last.reason == "handed_back"
-    assert last.created_at < fleet.attempts(job_id)[1].started_at, "the server started it while it still ran"
+    assert last.created_at < fleet.attempts(job_id)[1].started_at, "the next attempt started while the first one ran"
 
 
-def test_a_cut_off_worker_s_training_has_ended_before_it_is_started_elsewhere_and_a_short_cut_changes_nothing(
-    fleet: Bench, line: Line
-) -> None:
+def test_a_training_cut_off_from_the_server_ends_before_its_next_attempt_starts(fleet: Bench, line: Line) -> None:
     start_worker_behind(line, fleet)
     job_id = fleet.submit(steps="240", seconds_per_step="0.05", checkpoint_every="20")
     fleet.wait_for_step(job_id, 25)
     line.cut()
-    made = int((fleet.job(job_id).progress or {})["step"])
-    wait_until(lambda: journal_steps(fleet, job_id) > made + 30, 60, "the training to go on without Redis")
+    created = int((fleet.job(job_id).progress or {})["step"])
+    wait_until(lambda: journal_steps(fleet, job_id) > created + 30, 60, "the training to continue without Redis")
     line.heal()
-    fleet.wait_for_step(job_id, made + 30)
+    fleet.wait_for_step(job_id, created + 30)
     assert fleet.job(job_id).attempt == 1
 
     line.cut()
@@ -93,26 +91,24 @@ def test_a_cut_off_worker_s_training_has_ended_before_it_is_started_elsewhere_an
     assert "Lost contact with worker w1" in str([event.fields for event in fleet.events(job_id)])
 
 
-def test_a_training_whose_worker_vanished_for_ever_ends_by_itself_even_where_it_hangs(fleet: Bench) -> None:
+def test_a_training_without_a_worker_ends_itself_even_if_it_hangs(fleet: Bench) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="2", **SHORT)
-    going = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
+    running = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     hanging = fleet.submit(steps="3", then="hang")
-    fleet.wait_for_step(going, 25)
+    fleet.wait_for_step(running, 25)
     fleet.wait_for_step(hanging, 3)
     worker.kill()
     worker.wait()
     fleet.start_worker("w2", **SHORT)
-    for job_id in (going, hanging):
+    for job_id in (running, hanging):
         check_ended_before_the_next(fleet, job_id)
-    check_finished(fleet, going, steps=160, attempts=["worker_lost", "completed"])
+    check_finished(fleet, running, steps=160, attempts=["worker_lost", "completed"])
     fleet.wait_for_step(hanging, 3)
     fleet.request(hanging, "cancel")
     fleet.wait_for_status(hanging, "cancelled")
 
 
-def test_a_worker_back_in_another_folder_knows_nothing_of_what_it_left_which_ends_before_it_is_started_again(
-    fleet: Bench, tmp_path: Path
-) -> None:
+def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itself(fleet: Bench, tmp_path: Path) -> None:
     elsewhere: dict[str, Any] = {**SHORT, "ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
@@ -125,11 +121,11 @@ def test_a_worker_back_in_another_folder_knows_nothing_of_what_it_left_which_end
     check_ended_before_the_next(fleet, job_id)
     namesake = fleet.start_worker(ZETA_HOME=str(tmp_path / "third"), **elsewhere)
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
-    assert namesake.wait(60) == 2, "two workers of one name take each other's messages"
+    assert namesake.wait(60) == 2, "the second worker of the same name must exit"
     assert "choose another name" in fleet.logs()
 
 
-def test_a_host_that_was_frozen_for_longer_than_the_lease_does_no_more_of_what_went_on_elsewhere(fleet: Bench) -> None:
+def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_training(fleet: Bench) -> None:
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     fleet.wait_for_step(job_id, 25)
@@ -138,19 +134,23 @@ def test_a_host_that_was_frozen_for_longer_than_the_lease_does_no_more_of_what_w
         os.kill(process, signal.SIGSTOP)
     fleet.start_worker("w2", **SHORT)
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")
-    made = journal_steps(fleet, job_id)
+    created = journal_steps(fleet, job_id)
     alive = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/alive"
-    told = alive.read_text()
+    contact = alive.read_text()
     os.kill(worker.pid, signal.SIGCONT)
-    wait_until(lambda: training not in marked_processes(job_id) or alive.read_text() != told, 60, "the worker's word")
+    wait_until(
+        lambda: training not in marked_processes(job_id) or alive.read_text() != contact,
+        60,
+        "a contact recorded by the worker",
+    )
     with suppress(ProcessLookupError):
         os.kill(training, signal.SIGCONT)
     wait_until(lambda: training not in marked_processes(job_id), 60, "the training to end")
-    assert journal_steps(fleet, job_id) <= made + 1, "it trained on beside its successor"
+    assert journal_steps(fleet, job_id) <= created + 1, "it continued beside the next attempt"
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
 
 
-def test_redis_away_for_longer_than_trainings_wait_hands_them_back_and_they_go_on_when_it_returns(
+def test_a_long_redis_outage_hands_trainings_back_and_they_resume_afterwards(
     fleet: Bench, own_valkey: ValkeyServer
 ) -> None:
     fleet.start_worker(**SHORT)
@@ -165,9 +165,9 @@ def test_redis_away_for_longer_than_trainings_wait_hands_them_back_and_they_go_o
     assert second.first_step == (first.last_step or 0) + 1
 
 
-def test_a_training_that_stands_still_tells_where_and_is_ended_and_tried_again(fleet: Bench) -> None:
+def test_a_stalled_training_logs_its_stacks_and_is_retried(fleet: Bench) -> None:
     fleet.start_worker(ZETA_STALL_MIN_SECONDS="1", ZETA_STALL_FACTOR="2")
-    job_id = fleet.submit(steps="3", then="hang", max_retries=1)  # so few that its pace is not known
+    job_id = fleet.submit(steps="3", then="hang", max_retries=1)  # too few to know the time of a step
     job = fleet.wait_for_status(job_id, "failed")
     assert (job.status_reason, job.failures) == ("stalled", 2)
     assert [attempt.reason for attempt in fleet.attempts(job_id)] == ["stalled", "stalled"]
@@ -183,10 +183,10 @@ def test_a_training_that_stands_still_tells_where_and_is_ended_and_tried_again(f
     fleet.check_events(job_id)
 
 
-def test_a_wall_clock_that_jumps_by_a_day_changes_nothing(fleet: Bench, tmp_path: Path) -> None:
+def test_a_wall_clock_that_jumps_by_a_day_has_no_effect(fleet: Bench, tmp_path: Path) -> None:
     library = build_library(tmp_path)
     if library is None:
-        pytest.skip("needs Linux and a C compiler, for a clock that can be moved")
+        pytest.skip("needs Linux and a C compiler, for an adjustable clock")
     clock = Clock(tmp_path / "clock", library)
     variables: dict[str, Any] = {**SHORT, **clock.environment, "ZETA_JOB_ENV": " ".join(clock.environment)}
     fleet.start_worker(ZETA_STALL_MIN_SECONDS="3", **variables)
@@ -197,11 +197,9 @@ def test_a_wall_clock_that_jumps_by_a_day_changes_nothing(fleet: Bench, tmp_path
     check_finished(fleet, job_id, steps=200, attempts=["completed"])
 
 
-def test_a_disk_that_fills_pauses_the_job_which_goes_on_by_itself_when_there_is_room(
-    fleet: Bench, tmp_path: Path
-) -> None:
+def test_a_full_disk_pauses_the_job_until_space_is_free_again(fleet: Bench, tmp_path: Path) -> None:
     if not can_mount():
-        pytest.skip("needs a small disk of its own, which this account cannot mount")
+        pytest.skip("needs the permission to mount a small disk")
     disk = SmallDisk(tmp_path / "disk", 64)
     worker = fleet.start_worker(
         ZETA_HOME=str(disk.directory),
@@ -220,10 +218,10 @@ def test_a_disk_that_fills_pauses_the_job_which_goes_on_by_itself_when_there_is_
         ballast.unlink()
         fleet.wait_for_step(job_id, saved + 3, 60)
         assert fleet.attempts(job_id)[1].first_step == saved + 1
-        disk.fill()  # to the last byte: nothing can be written, and nothing is lost
+        disk.fill()  # completely: nothing can be written, but nothing is lost
         fleet.wait_for_status(job_id, "paused")
         disk.free()
-        wait_until(lambda: fleet.job(job_id).status != "paused", 90, "the job to go on")
+        wait_until(lambda: fleet.job(job_id).status != "paused", 90, "the job to continue")
         check_finished(fleet, job_id, steps=100, attempts=["disk_full", "disk_full", "completed"])
     finally:
         worker.kill()
@@ -231,7 +229,7 @@ def test_a_disk_that_fills_pauses_the_job_which_goes_on_by_itself_when_there_is_
         disk.close()
 
 
-def test_a_worker_killed_before_it_had_started_the_training_hands_the_attempt_back(fleet: Bench) -> None:
+def test_a_worker_killed_before_starting_the_training_hands_the_attempt_back(fleet: Bench) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(seconds_to_load="60")
     wait_until(lambda: marked_processes(job_id), 60, "the training")
@@ -240,11 +238,11 @@ def test_a_worker_killed_before_it_had_started_the_training_hands_the_attempt_ba
     for training in marked_processes(job_id):
         os.kill(training, signal.SIGKILL)
     run = fleet.settings.home / f"workers/w1/runs/{job_id}"
-    for file in (run / "attempt-1").iterdir():  # as if it had come as far as run.json
+    for file in (run / "attempt-1").iterdir():  # as if it had only written run.json
         if file.name not in ("run.json", "alive"):
             file.unlink()
     shutil.copytree(run / "attempt-1", run / "attempt-7")
-    (run / "attempt-7/run.json").write_text('{"job_id": "job_')  # an older worker was killed in the middle of it
+    (run / "attempt-7/run.json").write_text('{"job_id": "job_')  # an older worker was killed while writing it
     shutil.copytree(run / "attempt-1", run / "attempt-8", ignore=shutil.ignore_patterns("run.json"))
     fleet.start_worker()
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")

@@ -90,7 +90,7 @@ def test_a_lasting_defect_or_hang_exits_with_the_reason(case: str, reason: str) 
 
 
 @pytest.mark.parametrize("case", ["outage", "long pass", "stopped loop", "no failure"])
-def test_outages_long_passes_and_stopped_loops_end_no_worker(case: str) -> None:
+def test_outages_long_passes_and_stopped_threads_end_no_worker(case: str) -> None:
     done = run_case(case)
     assert done.returncode == 0, done.stderr
 
@@ -112,7 +112,7 @@ def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: Benc
     fleet.check_events(job_id)
 
 
-def test_the_heartbeat_reports_failing_loops_and_dropped_entries(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+def test_the_heartbeat_reports_failing_threads_and_dropped_entries(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     with bench(tmp_path, own_valkey.url) as fleet, redis.Redis.from_url(own_valkey.url) as client:
         engine = fleet.start_engine()
         fleet.start_worker()

@@ -17,7 +17,7 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path / "artifacts" / "attempt-1.log"
 
 
-def test_a_log_is_appended_where_it_was_left(local: Path, stored: Path) -> None:
+def test_copying_a_log_continues_after_a_restart(local: Path, stored: Path) -> None:
     def job_log() -> JobLog:  # a new one each time, as after a restart
         return JobLog(local, stored, max_bytes=10**6)
 
@@ -33,9 +33,7 @@ def test_a_log_is_appended_where_it_was_left(local: Path, stored: Path) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, 6])
-def test_beyond_the_limit_the_beginning_and_the_end_are_kept_and_the_local_file_stays_small(
-    local: Path, stored: Path, rounds: int
-) -> None:
+def test_a_log_beyond_the_limit_keeps_its_beginning_and_its_end(local: Path, stored: Path, rounds: int) -> None:
     limit = 2 * TAIL_BYTES
     number, written = 0, b""
     for _ in range(rounds):
@@ -53,14 +51,14 @@ def test_beyond_the_limit_the_beginning_and_the_end_are_kept_and_the_local_file_
     assert end == written[-TAIL_BYTES:]
 
 
-def test_a_log_that_is_a_little_too_long_loses_nothing(local: Path, stored: Path) -> None:
+def test_a_log_that_is_slightly_too_long_is_kept_completely(local: Path, stored: Path) -> None:
     written = b"x" * TAIL_BYTES + b"the end"
     local.write_bytes(written)
-    JobLog(local, stored, max_bytes=1).complete()  # never so little that the end could not be told
+    JobLog(local, stored, max_bytes=1).complete()  # the end of the log is stored even beyond the limit
     assert stored.read_bytes() == b"x" * TAIL_BYTES + CUT_LINE + b"the end"
 
 
-def test_the_limit_is_that_of_the_job_whose_earlier_attempts_used_some_of_it(local: Path, stored: Path) -> None:
+def test_earlier_attempts_count_towards_the_log_limit_of_their_job(local: Path, stored: Path) -> None:
     stored.parent.mkdir(parents=True)
     stored.with_name("attempt-0.log").write_bytes(b"y" * TAIL_BYTES)
     local.write_bytes(b"x" * 4 * TAIL_BYTES)

@@ -15,13 +15,13 @@ SUCCEEDED = b'{"type": "status", "status": "succeeded"}\n'
 
 
 @pytest.fixture
-def told() -> list[tuple[int, str]]:
+def checkpoints() -> list[tuple[int, str]]:
     return []
 
 
 @pytest.fixture
-def journal(tmp_path: Path, told: list[tuple[int, str]]) -> JournalReader:
-    return JournalReader(tmp_path / "events.jsonl", lambda number, name: told.append((number, name)))
+def journal(tmp_path: Path, checkpoints: list[tuple[int, str]]) -> JournalReader:
+    return JournalReader(tmp_path / "events.jsonl", lambda number, name: checkpoints.append((number, name)))
 
 
 def test_only_whole_lines_count_and_each_can_be_read_again(journal: JournalReader, tmp_path: Path) -> None:
@@ -52,12 +52,12 @@ def test_a_log_line_that_speaks_of_a_status_is_no_ending(journal: JournalReader,
 
 
 def test_checkpoints_are_told_once_with_their_line(
-    journal: JournalReader, tmp_path: Path, told: list[tuple[int, str]]
+    journal: JournalReader, tmp_path: Path, checkpoints: list[tuple[int, str]]
 ) -> None:
     (tmp_path / "events.jsonl").write_bytes(PROGRESS + b'{"type": "checkpoint", "name": "step-1", "step": 1}\n')
     journal.scan()
     journal.scan()
-    assert told == [(2, "step-1")]
+    assert checkpoints == [(2, "step-1")]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"type": "progr', b"x" * 3_000_000])

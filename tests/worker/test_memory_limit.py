@@ -15,7 +15,7 @@ from worker.training.memory_watch import MemoryWatch, free_memory_bytes
 
 MEBIBYTE = 2**20
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is counted by what Linux tells")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory accounting needs Linux")
 
 # Allocates, then forks a child that shares the pages, and maps a file; prints a line when that is done.
 HOLDER = """
@@ -54,7 +54,7 @@ def test_memory_is_counted_once_and_without_mapped_files(tmp_path: Path) -> None
         assert excess is not None
         assert 300 * MEBIBYTE <= excess.used_bytes < 400 * MEBIBYTE
         assert "more than its limit of 0.195 GiB (ZETA_JOB_MEMORY_BYTES)" in excess.message
-        assert watch(None, share=200 * MEBIBYTE).excess() is None, "the machine has room"
+        assert watch(None, share=200 * MEBIBYTE).excess() is None, "the machine has free memory"
         excess = watch(None, share=200 * MEBIBYTE, free=0).excess()
         assert excess is not None
         assert "more than its share of 0.195 GiB" in excess.message
@@ -62,7 +62,7 @@ def test_memory_is_counted_once_and_without_mapped_files(tmp_path: Path) -> None
         process.communicate()
 
 
-def test_free_memory_is_what_the_machine_has() -> None:
+def test_free_memory_is_that_of_the_machine() -> None:
     assert 0 < free_memory_bytes() <= psutil.virtual_memory().total
     with mmap.mmap(-1, MEBIBYTE):  # some memory exists that could be taken
         assert free_memory_bytes() > MEBIBYTE

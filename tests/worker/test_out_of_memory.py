@@ -49,7 +49,7 @@ def trained_in_group(run_dir: Path, procs: Path) -> Training:
 
 
 @pytest.mark.timeout(300)
-def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path: Path) -> None:
+def test_an_oom_kill_is_reported_with_a_patch_that_fits(tmp_path: Path) -> None:
     spec, errors, last = WIDE, list[JobError](), None
     with memory_group(LIMIT_BYTES) as procs:
         while len(errors) < 4:
@@ -72,7 +72,7 @@ def test_a_training_killed_by_the_kernel_is_told_with_a_patch_that_fits(tmp_path
     assert evidence["oom_kills_counted_by"] in ("group", "machine")
 
 
-def test_a_kill_by_somebody_else_is_not_called_out_of_memory(tmp_path: Path) -> None:
+def test_a_kill_by_another_process_is_not_reported_as_out_of_memory(tmp_path: Path) -> None:
     before = count_oom_kills()
     evidence = JobErrorEvidence(signal=signal.Signals.SIGKILL.name)
     assert oom_kill_error(tmp_path, before, evidence) is None
@@ -82,7 +82,7 @@ def test_a_kill_by_somebody_else_is_not_called_out_of_memory(tmp_path: Path) -> 
     assert OomKills(None, None).since(OomKills(None, None)) is None
 
 
-def test_the_advice_knows_what_the_run_had_found_out_by_itself(tmp_path: Path) -> None:
+def test_the_advice_uses_the_options_that_the_run_resolved(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"spec": {"seq_len": 64}, "resolved_spec": {"batch_size": None}}))
     resolved = {"batch_size": 8, "gradient_accumulate_every": 4, "seq_len": 64}
     lines: list[dict[str, Any]] = [

@@ -20,7 +20,7 @@ from worker.threads import Outage, RetryingThread, log_failure
 from zeta_core.contract.wire.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
 
-def test_poisoned_entries_stop_no_worker_and_do_not_outlive_a_restart(fleet: Bench, client: redis.Redis) -> None:
+def test_invalid_entries_stop_no_worker_and_are_gone_after_a_restart(fleet: Bench, client: redis.Redis) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="60", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
@@ -44,13 +44,13 @@ def test_poisoned_entries_stop_no_worker_and_do_not_outlive_a_restart(fleet: Ben
     assert "Traceback" not in log
 
 
-def test_a_stream_of_another_type_is_removed(fleet: Bench, client: redis.Redis) -> None:
+def test_a_stream_key_of_another_type_is_removed(fleet: Bench, client: redis.Redis) -> None:
     fleet.start_worker()
     client.set(worker_stream("w1"), "not a stream")
     assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1
 
 
-def test_a_redis_that_answers_nonsense_costs_no_attempt(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+def test_invalid_responses_from_redis_cost_no_attempt(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     with bench(tmp_path, own_valkey.url) as fleet:
         engine = fleet.start_engine()
         fleet.start_worker()
@@ -69,8 +69,8 @@ def test_a_redis_that_answers_nonsense_costs_no_attempt(tmp_path: Path, own_valk
         fleet.check_events(job_id)
 
 
-def test_a_loop_outlives_every_exception_and_logs_each_kind_once(caplog: pytest.LogCaptureFixture) -> None:
-    failures = iter([SystemExit(3), MemoryError("no room"), MemoryError("no room"), KeyError("x")])
+def test_a_thread_survives_every_exception_and_logs_each_type_once(caplog: pytest.LogCaptureFixture) -> None:
+    failures = iter([SystemExit(3), MemoryError("no memory"), MemoryError("no memory"), KeyError("x")])
     passes: list[int] = []
 
     def one_pass() -> None:
@@ -89,7 +89,7 @@ def test_a_loop_outlives_every_exception_and_logs_each_kind_once(caplog: pytest.
     assert caplog.records[-1].getMessage() == "The test fails: recovered."
 
 
-def test_a_step_that_fails_leaves_its_neighbours_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_step_does_not_affect_the_others(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage("The step fails")
     for _ in range(3):
         with outage.catching_errors():
@@ -106,7 +106,7 @@ class Mute(Exception):
         raise RuntimeError("no text")
 
 
-def test_an_error_without_readable_text_ends_no_loop(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_without_a_readable_message_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
     failures = iter([Mute(), Mute()])
     recovered = threading.Event()
 
@@ -123,7 +123,7 @@ def test_an_error_without_readable_text_ends_no_loop(caplog: pytest.LogCaptureFi
     assert "Mute (its message could not be read)" in caplog.text
 
 
-def test_a_failure_that_nobody_waits_for_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_of_background_work_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with ThreadPoolExecutor(max_workers=1) as executor:
         log_failure(executor.submit(shutil.rmtree, tmp_path / "missing"), "The files could not be removed")
         log_failure(executor.submit(shutil.rmtree, tmp_path), "Nothing to report")

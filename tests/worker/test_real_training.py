@@ -13,7 +13,7 @@ from zeta_core.contract.wire.run_directory import tensorboard_key
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_real_training_is_handed_back_by_a_stopping_worker_and_resumed_to_its_end(fleet: Bench) -> None:
+def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(fleet: Bench) -> None:
     first = fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30")
     job_id = fleet.submit(spec=tiny_job(max_steps=200, checkpointing_steps=100, report_to=["tensorboard"]))
     fleet.wait_for_step(job_id, 5, 120)
@@ -68,7 +68,7 @@ def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_w
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_of_two_ranks_one_may_be_killed_or_stand_still_and_all_may_be_told_to_end(fleet: Bench) -> None:
+def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(fleet: Bench) -> None:
     """Four attempts of one job on two processes; each ends by another fault, and the next goes on behind it."""
     fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_STALL_MIN_SECONDS="5", ZETA_STALL_FACTOR="5")
     spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20, resources={"processes": 2})

@@ -1,4 +1,4 @@
-"""Redis may lose everything or be away: nothing that a training says is lost or doubled, and the work goes on."""
+"""Redis may lose its data or be unavailable: no event is lost or duplicated, and trainings continue."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ def own_fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[Bench]:
         yield made
 
 
-def test_flushall_during_a_run_loses_and_doubles_nothing(
+def test_flushall_during_a_run_neither_loses_nor_duplicates_events(
     fleet: Bench, redis_url: str, shared_valkey: ValkeyServer
 ) -> None:
     fleet.start_worker()
@@ -35,7 +35,7 @@ def test_flushall_during_a_run_loses_and_doubles_nothing(
     fleet.check_events(job_id)
 
 
-def test_a_job_submitted_and_finished_around_an_outage_of_redis(own_fleet: Bench, own_valkey: ValkeyServer) -> None:
+def test_a_job_survives_an_outage_of_redis(own_fleet: Bench, own_valkey: ValkeyServer) -> None:
     own_fleet.start_worker()
     running = own_fleet.submit(steps="60", seconds_per_step="0.05", checkpoint_every="30")
     own_fleet.wait_for_step(running, 5)
@@ -56,9 +56,7 @@ def test_a_job_submitted_and_finished_around_an_outage_of_redis(own_fleet: Bench
     own_fleet.check_events(waiting)
 
 
-def test_a_redis_that_returns_empty_and_a_server_that_was_restarted_meanwhile(
-    own_fleet: Bench, own_valkey: ValkeyServer
-) -> None:
+def test_a_job_survives_an_emptied_redis_and_a_restarted_server(own_fleet: Bench, own_valkey: ValkeyServer) -> None:
     own_fleet.start_worker()
     job_id = own_fleet.submit(steps="100", seconds_per_step="0.05")
     own_fleet.wait_for_step(job_id, 5)

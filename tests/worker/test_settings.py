@@ -16,7 +16,7 @@ def read(**variables: str) -> WorkerSettings:
     return WorkerSettings.from_environment({**SECRET, **variables})
 
 
-def test_names_labels_and_lists_are_read() -> None:
+def test_names_labels_and_lists_are_parsed() -> None:
     settings = read(
         ZETA_WORKER_NAME="rack-1.gpu_7",
         ZETA_WORKER_LABELS="zone=a, disk = fast",
@@ -30,7 +30,7 @@ def test_names_labels_and_lists_are_read() -> None:
     assert read(ZETA_ARTIFACTS_URL="file:///mnt/a%20b").artifacts == Path("/mnt/a b")
 
 
-def test_the_name_of_the_host_is_the_default_name_and_fits() -> None:
+def test_the_default_name_is_a_valid_form_of_the_host_name() -> None:
     name = read().worker_name
     assert read(ZETA_WORKER_NAME=name).worker_name == name
 
@@ -47,30 +47,30 @@ def test_the_name_of_the_host_is_the_default_name_and_fits() -> None:
         ("ZETA_STOP_GRACE_SECONDS", "-1"),
     ],
 )
-def test_a_wrong_setting_is_told_by_its_name(variable: str, value: str) -> None:
+def test_an_invalid_setting_is_reported_by_its_name(variable: str, value: str) -> None:
     with pytest.raises(InvalidSettings, match=variable):
         read(**{variable: value})
 
 
-def test_without_the_secret_there_is_no_worker() -> None:
+def test_a_worker_without_the_secret_is_rejected() -> None:
     with pytest.raises(InvalidSettings, match="ZETA_WORKER_SECRET"):
         WorkerSettings.from_environment({})
 
 
-def test_a_machine_without_gpus_offers_its_cpu_in_as_many_slots_as_asked() -> None:
+def test_a_machine_without_gpus_offers_as_many_cpu_slots_as_configured() -> None:
     slots = find_slots(read(ZETA_WORKER_SLOTS="2").model_copy(update={"cuda_visible_devices": "-1"}), {})
     assert [(slot.slot, slot.kind, slot.device) for slot in slots] == [(0, "cpu", None), (1, "cpu", None)]
     assert count_cores() >= 1
 
 
 @pytest.mark.gpu
-def test_a_machine_with_gpus_offers_one_slot_for_each_visible_one() -> None:
+def test_a_machine_with_gpus_offers_one_slot_for_each_visible_gpu() -> None:
     slots = find_slots(read().model_copy(update={"cuda_visible_devices": "0"}), {})
     assert [(slot.slot, slot.kind, slot.device) for slot in slots] == [(0, "cuda", "0")]
     assert slots[0].memory_bytes > 2**30
 
 
-def test_a_training_gets_what_is_listed_and_nothing_else() -> None:
+def test_a_training_s_environment_has_only_the_listed_variables() -> None:
     own = {
         "HOME": "/root",
         "PATH": "/usr/bin",

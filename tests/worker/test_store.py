@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> ArtifactStore:
     return made
 
 
-def test_a_checkpoint_is_stored_by_links_whole_and_once(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_checkpoint_is_stored_completely_once_and_by_hard_links(store: ArtifactStore, tmp_path: Path) -> None:
     local = make_checkpoint(tmp_path / "output", 3)
     (local / "not-in-the-manifest").write_text("x")
     store.put_checkpoint("job_1", "step-3", local)
@@ -60,7 +60,7 @@ def test_a_checkpoint_is_stored_by_links_whole_and_once(store: ArtifactStore, tm
     assert [entry.name for entry in stored.parent.iterdir()] == ["step-3"]
 
 
-def test_a_best_that_is_replaced_while_it_is_brought_is_stored_as_one_of_the_two(
+def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
     store: ArtifactStore, tmp_path: Path
 ) -> None:
     """As a training does it: the older one is renamed, the newer one takes its name, the older one goes."""
@@ -92,7 +92,7 @@ def test_a_best_that_is_replaced_while_it_is_brought_is_stored_as_one_of_the_two
         training.join()
 
 
-def test_from_another_file_system_the_files_are_copied_and_verified(store: ArtifactStore, tmp_path: Path) -> None:
+def test_files_from_another_file_system_are_copied_and_verified(store: ArtifactStore, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs a second file system at /dev/shm")
@@ -102,7 +102,7 @@ def test_from_another_file_system_the_files_are_copied_and_verified(store: Artif
         stored = store.checkpoint("job_1", "step-3")
         assert (stored / "model.safetensors").read_bytes() == b"weights"
         assert stored.stat().st_dev != local.stat().st_dev
-        (local / "model.safetensors").write_bytes(b"WEIGHTS")  # as long, and not what the manifest says
+        (local / "model.safetensors").write_bytes(b"WEIGHTS")  # the same size, but not the hash in the manifest
         with pytest.raises(BrokenCheckpoint, match="SHA-256"):
             store.put_checkpoint("job_1", "best", local)
         assert not store.checkpoint("job_1", "best").exists()
@@ -125,15 +125,13 @@ def test_a_broken_checkpoint_never_appears_in_the_store(store: ArtifactStore, tm
     assert not store.checkpoint("job_1", "step-3").exists()
 
 
-def test_a_checkpoint_that_changed_replaces_the_stored_one(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_changed_checkpoint_replaces_the_stored_one(store: ArtifactStore, tmp_path: Path) -> None:
     store.put_checkpoint("job_1", "best", make_checkpoint(tmp_path / "old", 3, b"old", name="best"))
     store.put_checkpoint("job_1", "best", make_checkpoint(tmp_path / "new", 5, b"new", name="best"))
     assert (store.checkpoint("job_1", "best") / "model.safetensors").read_bytes() == b"new"
 
 
-def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
-    store: ArtifactStore, tmp_path: Path
-) -> None:
+def test_pruning_keeps_the_newest_and_all_unpublished_checkpoints(store: ArtifactStore, tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 20):
         store.put_checkpoint("job_1", f"step-{step}", make_checkpoint(tmp_path / "output", step))
     store.put_checkpoint("job_1", "final", make_checkpoint(tmp_path / "output", 20, name="final"))
@@ -143,7 +141,7 @@ def test_pruning_keeps_the_newest_and_all_that_the_server_does_not_know_yet(
     store.prune("job_unknown", 2, published_step=10)
 
 
-def test_a_store_that_refuses_what_an_ended_training_leaves_is_tried_for_longer(
+def test_a_failing_store_is_retried_for_longer_after_the_training_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_uploads, "TRIES_SECONDS", 0.0)
@@ -172,7 +170,7 @@ def test_a_store_that_refuses_what_an_ended_training_leaves_is_tried_for_longer(
         assert patient.published_line(1, line) == line
 
 
-def test_nothing_of_a_job_that_was_deleted_comes_back(store: ArtifactStore, tmp_path: Path) -> None:
+def test_no_file_of_a_deleted_job_is_stored_again(store: ArtifactStore, tmp_path: Path) -> None:
     """As a worker that was cut off finds it: its training goes on, and the server has ended and deleted the job."""
     output = tmp_path / "output"
     local = make_checkpoint(output, 3)

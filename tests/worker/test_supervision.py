@@ -45,7 +45,7 @@ def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: 
     assert log.read_text() == "attempt 1 begins\nthe last line of the log\n"
 
 
-def test_cancel_ends_every_process_even_one_in_its_own_session_that_ignores_sigterm(fleet: Bench) -> None:
+def test_cancel_ends_every_process_even_in_its_own_session_and_ignoring_sigterm(fleet: Bench) -> None:
     job_id = fleet.submit(steps="100000", child="stubborn")
     fleet.wait_for_step(job_id, 3)
     assert len(marked_processes(job_id)) == 2
@@ -56,7 +56,7 @@ def test_cancel_ends_every_process_even_one_in_its_own_session_that_ignores_sigt
     fleet.check_events(job_id)
 
 
-def test_cancel_ends_a_training_that_never_looks_for_its_stop_file(fleet: Bench) -> None:
+def test_cancel_ends_a_training_that_never_checks_for_a_stop_file(fleet: Bench) -> None:
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "cancel")
@@ -64,7 +64,7 @@ def test_cancel_ends_a_training_that_never_looks_for_its_stop_file(fleet: Bench)
     assert not marked_processes(job_id)
 
 
-def test_a_training_that_loads_is_asked_to_end_at_once(fleet: Bench) -> None:
+def test_a_training_that_is_loading_gets_sigterm_immediately(fleet: Bench) -> None:
     job_id = fleet.submit(seconds_to_load="600")
     wait_until(lambda: marked_processes(job_id), 60, "the training to be started")
     fleet.request(job_id, "pause")
@@ -82,7 +82,7 @@ def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
     assert len(fleet.checkpoints(job_id)) == 1
 
 
-def test_a_killed_training_is_started_again_from_its_newest_checkpoint(fleet: Bench) -> None:
+def test_a_killed_training_is_restarted_from_its_newest_checkpoint(fleet: Bench) -> None:
     job_id = fleet.submit(steps="60", checkpoint_every="5", seconds_per_step="0.05")
     wait_until(lambda: fleet.checkpoints(job_id), 60, "a checkpoint")
     (training,) = marked_processes(job_id)
@@ -98,7 +98,7 @@ def test_a_killed_training_is_started_again_from_its_newest_checkpoint(fleet: Be
     fleet.check_events(job_id)
 
 
-def test_a_training_that_ends_without_a_word_fails_with_its_exit_code_and_the_end_of_its_log(fleet: Bench) -> None:
+def test_a_training_that_exits_silently_fails_with_its_exit_code_and_log(fleet: Bench) -> None:
     job_id = fleet.submit(steps="2", then="exit", max_retries=1)
     job = fleet.wait_for_status(job_id, "failed")
     assert (job.status_reason, job.attempt, job.failures) == ("train_error", 2, 2)
@@ -107,7 +107,7 @@ def test_a_training_that_ends_without_a_word_fails_with_its_exit_code_and_the_en
     assert "attempt 2 begins" in job.error["evidence"]["log_tail"]
 
 
-def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) -> None:
+def test_a_training_s_environment_has_its_marks_and_no_secrets(fleet: Bench) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
     (training,) = marked_processes(job_id)
@@ -126,7 +126,7 @@ def test_a_training_sees_its_marks_and_no_secret_of_the_service(fleet: Bench) ->
     fleet.wait_for_status(job_id, "cancelled")
 
 
-def test_a_long_step_is_waited_for_unless_the_worker_is_in_haste(tmp_path: Path) -> None:
+def test_a_long_step_may_finish_unless_the_worker_is_in_haste(tmp_path: Path) -> None:
     deaf = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(2)"
     ends: list[JobErrorEvidence] = []
     for grace_only in (False, True):

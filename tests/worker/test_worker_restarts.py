@@ -5,7 +5,7 @@ from tests.harness.service import marked_processes
 from tests.harness.waiting import wait_until
 
 
-def test_a_worker_told_to_stop_hands_its_job_back_and_another_goes_on(fleet: Bench) -> None:
+def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet: Bench) -> None:
     first = fleet.start_worker("w1")
     job_id = fleet.submit(steps="40", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
@@ -22,7 +22,7 @@ def test_a_worker_told_to_stop_hands_its_job_back_and_another_goes_on(fleet: Ben
     fleet.check_events(job_id)
 
 
-def test_a_restarted_worker_takes_up_the_training_that_its_killed_process_left(fleet: Bench) -> None:
+def test_a_restarted_worker_adopts_the_training_of_its_killed_process(fleet: Bench) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100", seconds_per_step="0.05", checkpoint_every="50")
     fleet.wait_for_step(job_id, 3)
@@ -35,7 +35,7 @@ def test_a_restarted_worker_takes_up_the_training_that_its_killed_process_left(f
     fleet.check_events(job_id)
 
 
-def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_next_one(fleet: Bench) -> None:
+def test_a_training_that_ended_without_its_worker_is_published_by_the_next_one(fleet: Bench) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="20", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
@@ -48,14 +48,14 @@ def test_a_training_that_ended_while_its_worker_was_away_is_published_by_the_nex
     fleet.check_events(job_id)
 
 
-def test_two_workers_of_one_name_on_one_home_are_refused(fleet: Bench) -> None:
+def test_two_workers_with_the_same_name_and_home_are_refused(fleet: Bench) -> None:
     fleet.start_worker("w1")
     wait_until(lambda: (fleet.settings.home / "workers/w1/worker.lock").exists(), 60, "the first worker's lock")
     assert fleet.start_worker("w1").wait(60) == 2
     assert "choose another name" in fleet.logs()
 
 
-def test_two_slots_run_two_jobs_and_the_third_waits(fleet: Bench) -> None:
+def test_two_slots_run_two_jobs_and_the_third_job_waits(fleet: Bench) -> None:
     fleet.start_worker(ZETA_WORKER_SLOTS="2")
     jobs = [fleet.submit(steps="100000") for _ in range(3)]
     for job_id in jobs[:2]:

@@ -52,7 +52,7 @@ class CheckProcess:
         self._error_output: IO[bytes] | None = None
         self._num_answers = 0
 
-    def ask(self, file: Path, *, limit_seconds: float) -> bytes:
+    def check(self, file: Path, *, limit_seconds: float) -> bytes:
         """The result for the run file. Raises `Unanswered`, and `OSError` if no process can be started."""
         deadline = time.monotonic() + limit_seconds
         try:
@@ -96,7 +96,7 @@ class CheckProcess:
         except subprocess.TimeoutExpired:
             status = 0  # it closed its standard output but keeps running
         error_output = self.end()
-        aborted = status == -signal.SIGABRT and any(words in error_output for words in _ALLOCATION_FAILED)
+        aborted = status == -signal.SIGABRT and any(message in error_output for message in _ALLOCATION_FAILED)
         if status == OUT_OF_MEMORY_EXIT or aborted:
             return (
                 f"The check exceeded its limit of {self._memory_bytes // MEBIBYTE:,} MiB of memory and was ended; a "

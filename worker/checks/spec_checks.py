@@ -118,7 +118,7 @@ class SpecChecks:
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())
             try:
-                out = self._process.ask(file, limit_seconds=request.limit_seconds)
+                out = self._process.check(file, limit_seconds=request.limit_seconds)
                 answer = CheckAnswer.model_validate_json(out)
             except (Unanswered, ValidationError) as error:
                 logger.warning("A check failed: %s", error)

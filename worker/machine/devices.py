@@ -41,7 +41,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Gpu:
-    """A GPU as the driver describes it; ``device`` is its word in ``CUDA_VISIBLE_DEVICES``."""
+    """A GPU as the driver describes it; ``device`` is its entry in ``CUDA_VISIBLE_DEVICES``."""
 
     device: str
     name: str

@@ -177,7 +177,7 @@ def _lengths(encoded: Encoded) -> list[int]:
     return np.add.reduceat(encoded.lengths_D, bounds).tolist() if bounds else []
 
 
-def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _Cut) -> ShownRow:
+def _shown(source: Source, location: str, encoded: Encoded, tokenizer: Any, cut: _Cut) -> ShownRow:
     documents: list[ShownDocument] = []
     supervised_N = encoded.supervised_N
     is_whole = source.row_format in WHOLE_FORMATS or supervised_N is not None
@@ -187,7 +187,7 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
     for length in _lengths(encoded):
         if cut.overlong == "error" and length > cut.seq_len:
             raise InvalidData(
-                f"{place}: has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
+                f"{location}: has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
                 "overlong to 'truncate' or 'drop'."
             )
         trained_T = np.ones(length, np.bool_) if supervised_N is None else supervised_N[start : start + length].copy()
@@ -218,7 +218,7 @@ def _shown(source: Source, place: str, encoded: Encoded, tokenizer: Any, cut: _C
     elif not is_learned:
         notes.append(NOTHING_LEFT)
     return ShownRow(
-        place=place,
+        place=location,
         format=source.row_format,
         shape=source.shape or None,
         documents=documents,

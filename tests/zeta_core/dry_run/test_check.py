@@ -54,7 +54,7 @@ def test_the_command_answers_in_json_alone_and_by_its_exit_code(
     }
 
 
-def test_one_process_answers_for_one_file_after_the_other_until_its_input_ends(tmp_path: Path) -> None:
+def test_one_process_checks_files_one_by_one_until_its_input_ends(tmp_path: Path) -> None:
     (tmp_path / "wrong spec.json").write_text(json.dumps(WRONG))
     done = subprocess.run(
         [sys.executable, "-m", "zeta_core", "checks"],
@@ -95,10 +95,10 @@ def test_a_small_model_is_known_to_the_byte() -> None:
     assert (resolved["mixed_precision"], resolved["batch_size"]) == ("bf16", 32), "as it would be there"
 
 
-@pytest.mark.parametrize("asked", [{}, {"use_activation_checkpointing": True}, {"mixed_precision": "bf16"}])
-def test_activations_are_estimated_close_to_what_autograd_keeps(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"use_activation_checkpointing": True}, {"mixed_precision": "bf16"}])
+def test_activations_are_estimated_close_to_what_autograd_keeps(options: dict[str, Any]) -> None:
     config = {**LLAMA_CONFIG, "num_hidden_layers": 6}
-    answer = answer_to({"model": {"config": config}, "seq_len": 128, "batch_size": 4, **asked})
+    answer = answer_to({"model": {"config": config}, "seq_len": 128, "batch_size": 4, **options})
     assert answer.memory is not None
     plain = answer_to({"model": {"config": config}, "seq_len": 128, "batch_size": 4}).memory
     assert plain is not None
@@ -117,11 +117,11 @@ def test_activations_are_estimated_close_to_what_autograd_keeps(asked: dict[str,
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert 0.9 * real < (plain.activations or 0) < 1.6 * real
-    if asked:
+    if options:
         assert 0 < (answer.memory.activations or 0) < 0.8 * (plain.activations or 0)
 
 
-def test_the_logits_and_their_gradient_are_counted_where_nothing_else_is_kept() -> None:
+def test_logits_and_their_gradient_are_counted() -> None:
     spec = {"model": {"config": {**LLAMA_CONFIG, "vocab_size": 8192}}, "seq_len": 128, "batch_size": 4}
     memory = answer_to({**spec, "use_activation_checkpointing": True}).memory
     logits = 4 * 4 * 128 * 8192
@@ -154,16 +154,16 @@ def test_an_adapter_is_what_is_trained() -> None:
     assert answer.memory.activations is not None
 
 
-@pytest.mark.parametrize("asked", [{}, {"lora": {"r": 4}}, {"optimizer": "muon"}], ids=["all", "lora", "muon"])
-def test_a_run_holds_what_was_said_of_it_by_part(asked: dict[str, Any], tmp_path: Path) -> None:
-    said = answer_to(asked).memory
-    outcome, _ = train(tmp_path, llama(), {"max_steps": 1, "learning_rate": 1e-3, **asked})
+@pytest.mark.parametrize("options", [{}, {"lora": {"r": 4}}, {"optimizer": "muon"}], ids=["all", "lora", "muon"])
+def test_the_estimate_matches_the_memory_of_a_run_by_part(options: dict[str, Any], tmp_path: Path) -> None:
+    estimate = answer_to(options).memory
+    outcome, _ = train(tmp_path, llama(), {"max_steps": 1, "learning_rate": 1e-3, **options})
     held = outcome.result.memory
-    assert said is not None
+    assert estimate is not None
     assert held is not None
-    assert held.gradients == said.gradients
-    assert held.weights == pytest.approx(said.weights, rel=0.01)  # buffers of a few bytes are held, too
-    assert held.optimizer == pytest.approx(said.optimizer, rel=0.01)  # and the number of the step beside each tensor
+    assert held.gradients == estimate.gradients
+    assert held.weights == pytest.approx(estimate.weights, rel=0.01)  # buffers of a few bytes are held, too
+    assert held.optimizer == pytest.approx(estimate.optimizer, rel=0.01)  # and a step count per tensor
 
 
 def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "problem"),
     [
         ("model/config.json", tarfile.SYMTYPE, "is a link; tar the files themselves"),
         ("notes.txt", tarfile.LNKTYPE, "is a link; tar the files themselves"),
@@ -197,7 +197,7 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
     ],
 )
 def test_an_archive_that_holds_what_is_no_file_of_its_own_is_refused_by_name(
-    name: str, kind: bytes, told: str, tmp_path: Path
+    name: str, kind: bytes, problem: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "artifacts" / file_key("file_1")
     store.parent.mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_an_archive_that_holds_what_is_no_file_of_its_own_is_refused_by_name(
     )
     [fault] = answer.details
     assert (fault.param, fault.code) == ("model", "invalid_model")
-    assert fault.message.startswith(f"model.tar contains {name!r}, which {told}")
+    assert fault.message.startswith(f"model.tar contains {name!r}, which {problem}")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The micro-batch that fits, and activations that are computed again."""
+"""Micro-batches that fit in memory, rejected runs, and recomputed activations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from zeta_core.plan import Facts, decide_plan, with_length
 
 
 class Small(PlainModel):
-    """Runs out of memory, as a GPU says it, with more than three sequences at once."""
+    """Runs out of memory, as on a GPU, with more than three sequences at once."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if len(ids) > 3:
@@ -52,7 +52,7 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_split_is_kept(
     torch.manual_seed(0)
     split: dict[str, Any] = {"batch_size": 2, "gradient_accumulate_every": 16}
     given = Trainer(model=PlainModel(dropout=0.1), seq_len=32, max_steps=2, output_dir=tmp_path / "given", **split)
-    assert found.train_loss == given.train_loss, "the step was computed again with the same random numbers"
+    assert found.train_loss == given.train_loss, "the step was repeated with the same random numbers"
     state = json.loads((tmp_path / "small" / "final" / "training_state" / "state.json").read_text())
     assert {name: state["plan"][name] for name in split} == split
     again = Trainer(
@@ -63,7 +63,7 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_split_is_kept(
 
 
 class Device(PlainModel):
-    """Runs out of memory, as a GPU says it, when a forward keeps more than ``num_bytes`` for its gradient."""
+    """Runs out of memory, as on a GPU, when a forward keeps more than ``num_bytes`` for its gradient."""
 
     def __init__(self, num_bytes: int) -> None:
         super().__init__()
@@ -98,16 +98,16 @@ def test_each_advice_about_memory_is_applied_until_the_run_fits(tmp_path: Path) 
         {"use_activation_checkpointing": True},
         {"seq_len": 256},
     ]
-    reason, told = ends[-1]
-    assert (reason, told.code) == ("out_of_memory", "out_of_memory")
-    assert outcome.progress.consumed_sequences == 12, "the global batch is still that which was asked for"
-    evidence = told.evidence.model_extra or {}
+    reason, error = ends[-1]
+    assert (reason, error.code) == ("out_of_memory", "out_of_memory")
+    assert outcome.progress.consumed_sequences == 12, "the global batch is still the requested one"
+    evidence = error.evidence.model_extra or {}
     assert (evidence["step"], evidence["batch_size"], evidence["seq_len"]) == (1, 1, 512)
     assert evidence["memory"]["weights"] == sum(4 * p.numel() for p in PlainModel().parameters())
     assert "OutOfMemoryError: CUDA out of memory" in evidence["error"]
 
 
-def test_a_script_reads_the_advice_in_the_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_script_contains_the_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
     with pytest.raises(OutOfMemory) as raised:
         Trainer(model=Small(), seq_len=32, max_steps=1, batch_size=4, output_dir=tmp_path / "out")
@@ -118,23 +118,23 @@ def test_a_script_reads_the_advice_in_the_exception(tmp_path: Path, monkeypatch:
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
 
 
-def test_what_cannot_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_a_run_that_cannot_fit_is_rejected_before_the_first_step(tmp_path: Path) -> None:
     spec = {"seq_len": 256, "batch_size": 10**6, "max_steps": 1, "learning_rate": 1e-3}
     with pytest.raises(OutOfMemory, match=r"needs at least 732 GiB per process \(.*logits 732 GiB\), but only"):
         train(tmp_path, llama(), spec)
 
 
-def test_what_can_never_fit_is_refused_before_its_model_or_data_is_touched(tmp_path: Path) -> None:
+def test_a_model_that_can_never_fit_is_rejected_before_it_is_loaded(tmp_path: Path) -> None:
     wide = {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 64, "vocab_size": 1 << 18}
     spec = {"seq_len": 32, "batch_size": 1, "max_steps": 1, "learning_rate": 1e-3}
     with pytest.raises(OutOfMemory, match=r"needs at least .* GiB per process \(weights .*\), but only") as raised:
         train(tmp_path, ConfigModel(config={**LLAMA_CONFIG, **wide}), spec)
     assert (raised.value.code, raised.value.patch) == ("cannot_fit", None)
-    assert not (tmp_path / "cache").exists(), "no data was read for it"
+    assert not (tmp_path / "cache").exists(), "no data was read"
 
 
 @pytest.mark.timeout(200)
-def test_each_refusal_where_little_memory_can_be_had_has_a_patch_that_trains_there(tmp_path: Path) -> None:
+def test_runs_rejected_with_little_memory_train_with_the_suggested_patch(tmp_path: Path) -> None:
     with memory_group(2_600_000_000) as procs:
         command = f"exec {shlex.quote(sys.executable)} {refused_runs.__file__} {tmp_path}"
         join = f"echo $$ > {shlex.quote(str(procs))}; {command}"
@@ -143,16 +143,16 @@ def test_each_refusal_where_little_memory_can_be_had_has_a_patch_that_trains_the
     batch, whole = map(json.loads, (tmp_path / "outcomes.jsonl").read_text().splitlines())
     assert batch["patch"] == {"batch_size": 10, "gradient_accumulate_every": 4}
     assert whole["patch"] == {"lora": {}}
-    for told in (batch, whole):
-        assert (told["code"], told["steps_trained"]) == ("cannot_fit", 1)
-        assert abs(told["capacity"] - 2_600_000_000) < 4096 * 16, "in whole pages"
+    for outcome in (batch, whole):
+        assert (outcome["code"], outcome["steps_trained"]) == ("cannot_fit", 1)
+        assert abs(outcome["capacity"] - 2_600_000_000) < 4096 * 16, "rounded to whole pages"
 
 
-def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_adapter_as_the_patch(
+def test_a_model_too_large_for_full_fine_tuning_gets_an_adapter_as_patch(
     tmp_path: Path,
 ) -> None:
     model: Any = llama(hidden_size=256, intermediate_size=512)
-    model.config.save_pretrained(tmp_path / "model")  # there are no weights that it could read
+    model.config.save_pretrained(tmp_path / "model")  # without weights, so reading them would fail
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
 
     def check(capacity: int, **spec: Any) -> None:
@@ -174,10 +174,12 @@ def test_a_model_too_large_to_be_tuned_whole_is_refused_by_its_config_with_an_ad
         assert raised.value.patch is None
 
 
-def test_the_patch_of_a_refusal_is_what_fits() -> None:
+def test_the_patch_of_a_rejected_run_fits() -> None:
     model = llama()
-    asked = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256, warmup_steps=0.03)
-    plan = with_length(decide_plan(asked, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), asked, 1000)
+    options = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256, warmup_steps=0.03)
+    plan = with_length(
+        decide_plan(options, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), options, 1000
+    )
     needed = minimum_memory(model, plan, 256)
     num_parameters = sum(p.numel() for p in model.parameters())
     weights, logits = 4 * num_parameters, 8 * 6 * 256 * 384
@@ -194,11 +196,11 @@ def test_the_patch_of_a_refusal_is_what_fits() -> None:
     assert raised.value.patch == {"batch_size": 1, "gradient_accumulate_every": 12}, "3 would fit, without activations"
     with pytest.raises(OutOfMemory, match="train an adapter with lora") as raised:
         check_before_training(model, plan, 256, may_split=False, capacity=8 * num_parameters)
-    assert raised.value.patch is None, "no smaller batch makes the weights smaller"
+    assert raised.value.patch is None, "a smaller batch does not reduce the weights"
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_is_full_is_told_with_its_parts_and_the_patched_run_fits(tmp_path: Path) -> None:
+def test_a_full_gpu_is_reported_by_part_and_the_patched_run_fits(tmp_path: Path) -> None:
     config = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32000, "max_position_embeddings": 1024}
     spec: dict[str, Any] = {"seq_len": 1024, "batch_size": 64, "max_steps": 1, "learning_rate": 1e-4}
     total = torch.cuda.get_device_properties(0).total_memory
@@ -248,10 +250,10 @@ def test_a_module_without_repeated_blocks_is_one_block() -> None:
     assert repeated_blocks(model) == [model]
 
 
-def test_freed_memory_is_kept_only_where_it_is_plenty() -> None:
+def test_freed_memory_is_kept_only_if_memory_is_plentiful() -> None:
     facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
-    asked = TrainerOptions(seq_len=32, max_steps=1, warmup_steps=0.03)
-    plan = with_length(decide_plan(asked, facts, None), asked, 100)
+    options = TrainerOptions(seq_len=32, max_steps=1, warmup_steps=0.03)
+    plan = with_length(decide_plan(options, facts, None), options, 100)
     assert has_plenty_of_memory(plain(), plan, 32, values_per_token=1_000)
     assert not has_plenty_of_memory(plain(), plan, 32, values_per_token=1 << 40)
     assert not has_plenty_of_memory(plain(), replace(plan, world_size=1 << 40), 32, values_per_token=1_000)

@@ -116,7 +116,7 @@ def test_a_sparse_file_in_a_pax_header_is_rejected(tmp_path: Path, key: bytes) -
         (pax(b"0 path=x\n"), "malformed pax header"),
         (pax(b"-5 path=x\n"), "malformed pax header"),
         (pax(b"x" * 1000), "malformed pax header"),
-        (pax(record(b"path", b"x"), b"g"), "gives all its members one path"),
+        (pax(record(b"path", b"x"), b"g"), "sets the same path for all members"),
         (pax(record(b"size", b"9" * 30)) + entry("a"), "the size '999999999999999999999999999999'"),
         (pax(record(b"size", b"-1")) + entry("a"), "the size '-1'"),
         (pax(record(b"size", b"1000000")) + entry("a"), "is truncated: 'a' has 1000000 bytes"),

@@ -46,7 +46,7 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
     [
         (
             pack(model(tokenizer_config__json={"tokenizer_class": "BertTokenizer", "vocab": "/home/zeta/admin.key"})),
-            "model.tar: tokenizer_config.json has 'vocab' = '/home/zeta/admin.key'; it must name a file beside it",
+            "model.tar: tokenizer_config.json has 'vocab' = '/home/zeta/admin.key'; it must name a file in",
         ),
         (
             pack(model(special_tokens_map__json={"vocab_file": "/proc/self/environ"})),
@@ -123,4 +123,4 @@ def test_hub_datasets_need_an_owner_and_plain_names(http: httpx.Client, field: s
     assert (answer.status_code, error["param"], error["code"]) == (422, f"dataset.{field}", "invalid_value")
     assert json.dumps(value)[1:-1] in error["message"]
     if field == "hub":
-        assert "give a file as" in error["message"]
+        assert "for a file, or upload it with POST /v1/files" in error["message"]

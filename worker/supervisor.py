@@ -23,7 +23,7 @@ from worker.artifacts.cleanup import Cleanup
 from worker.artifacts.store import ArtifactStore
 from worker.attempt.attempts import Attempts
 from worker.attempt.output import WorkerResources
-from worker.checks.spec_checks import SpecChecks
+from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import find_slots
 from worker.machine.disk import DiskSpace
 from worker.messaging.consumer import Consumer
@@ -62,7 +62,7 @@ class Supervisor:
             executor=self._executor,
         )
         self._attempts = Attempts(resources, slots, self._disk, self._link.post)
-        self._checks = SpecChecks(
+        self._checks = SpecCheckRunner(
             settings, command, slots, lambda result: self._link.post(("check", result.check_id), result)
         )
         self._cleanup = Cleanup(settings.root, store, self._executor, cache_max_bytes=settings.cache_max_bytes)

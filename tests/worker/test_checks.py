@@ -12,7 +12,7 @@ from tests.harness.waiting import wait_until
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import ROOT, SPEC
 from worker.checks.process import CheckProcess, Unanswered
-from worker.checks.spec_checks import SpecChecks
+from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.job.check import CheckAnswer
@@ -66,7 +66,7 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
     results: dict[str, CheckResult] = {}
     command, gpu = (sys.executable, str(program)), Slot(0, "cuda", "a GPU", 1, "0", supports_bf16=True)
-    checks = SpecChecks(settings, command, [gpu], lambda result: results.update({result.check_id: result}))
+    checks = SpecCheckRunner(settings, command, [gpu], lambda result: results.update({result.check_id: result}))
 
     def take(name: str, does: str) -> None:
         limit = 2 if does == "hang" else 60
@@ -103,7 +103,7 @@ def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: py
     program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
     results: dict[str, CheckResult] = {}
-    checks = SpecChecks(
+    checks = SpecCheckRunner(
         settings, (sys.executable, str(program)), [], lambda result: results.update({result.check_id: result})
     )
 

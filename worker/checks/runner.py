@@ -32,8 +32,8 @@ NAME = "check"  # used instead of a job id in the process's marks
 logger = logging.getLogger(__name__)
 
 
-class SpecChecks:
-    """``send`` sends a result to the server; it is called from a thread."""
+class SpecCheckRunner:
+    """Runs the spec checks that the server requests. ``send`` sends a result to the server; a thread calls it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The artifact store: a folder shared by the server and the workers, with the layout of `contract.layout`.
+"""The artifact store: a folder shared by the server and the workers, with the layout of `contract.wire.run_directory`.
 
 Guarantees: an upload is flushed to disk and then appears under its key by one rename, or not at all. A temporary file
 is locked while it is written, so cleaning up after a crash never removes one that is in use. Uploads always leave

@@ -52,6 +52,7 @@ class Supervisor:
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
         store = ArtifactStore(settings.artifacts)
         slots = find_slots(settings, own_environment())
+        self._num_slots = len(slots)
         resources = WorkerResources(settings, incarnation, store, self._executor, command, len(slots))
         self._link = RedisLink(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
@@ -118,8 +119,7 @@ class Supervisor:
             raise self._heartbeat.taken
         self._link.start()
         self._consumer.start()
-        num_slots = len(self._state.slots)
-        logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, num_slots)
+        logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, self._num_slots)
         self._guard.start()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:

@@ -143,7 +143,9 @@ def _host(text: str | None) -> str | None:
 
 
 def _prefix(text: str | None) -> str | None:
+    """The forwarded prefix, which is empty for ``/``; ``None`` if there is none or it is invalid."""
     try:
-        return parse_path_prefix(text) if text is not None else None
+        prefix = parse_path_prefix(text) if text is not None else None
     except ValueError:
         return None
+    return prefix if prefix or text == "/" else None

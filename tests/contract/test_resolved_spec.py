@@ -62,6 +62,14 @@ def test_decided_fields_are_typed_and_other_options_are_kept() -> None:
         resolved.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_values_of_unknown_types_are_kept_and_read_as_missing() -> None:
+    recorded = {**RECORDED, "threads": "eight", "files": ["a.txt"], "device_kind": 3}
+    resolved = ResolvedSpec.model_validate_json(json.dumps(recorded))
+    assert (resolved.threads, resolved.files, resolved.device_kind, resolved.epochs) == (None, {}, None, 1.0)
+    assert resolved.as_json() == recorded
+    assert resolved.updated(ResolvedSpec.model_validate({"threads": 2})).as_json() == {**recorded, "threads": 2}
+
+
 def test_an_update_replaces_the_fields_that_it_has() -> None:
     resolved = ResolvedSpec.model_validate(RECORDED)
     updated = resolved.updated(ResolvedSpec.model_validate({"learning_rate": 0.1, "resources": {"gpus": 1}, "new": 2}))

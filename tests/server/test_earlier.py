@@ -69,7 +69,7 @@ def test_an_estimate_uses_the_longest_comparable_job_on_the_same_device(
             return engine.is_alive("w1")
 
         wait_until(is_alive, 15, "the worker to be known")
-        assert "on the same kind of device (1 CPU core)" in str(estimate_source())
+        assert "on this kind of device (1 CPU core)" in str(estimate_source())
         succeeded(2.0)
         longest = succeeded(4.0)
         succeeded(8.0, {"resume_from_checkpoint": f"{longest}/step-4"})

@@ -7,6 +7,7 @@ flushes its entries.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Generator
@@ -36,7 +37,11 @@ def rename_durably(source: Path, target: Path) -> None:
     A file replaces an existing one; a directory replaces only an empty one.
     """
     source.replace(target)
-    flush(target.parent)
+    try:
+        flush(target.parent)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a directory
+            raise
 
 
 def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> None:

@@ -2,14 +2,14 @@
 
 The server writes it when it accepts a job (`defaults.resolve`), assigns the job to a worker, and stores the training's
 own report. A worker passes it to the training. In the database, in messages, in ``run.json`` and in the API it is a
-plain JSON object. Reading and writing it changes nothing in it: fields that are missing stay missing, and fields of
-other versions are kept.
+plain JSON object. Fields that are missing stay missing, and what another version wrote is kept: its unknown fields, and
+values of a type that this version does not know, which are read as missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import KeysView
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,11 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import core_schema
 
@@ -100,6 +104,26 @@ class ResolvedSpec(_Recorded):
     template_date: str | None = None
     data_report: dict[str, JsonValue] | None = None
 
+    _unreadable: dict[str, Any] = PrivateAttr(default_factory=dict[str, Any])
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_unreadable_values_aside(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            if not isinstance(values, dict):
+                raise
+            given = cast("dict[str, Any]", values)
+            names = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]} & given.keys()
+            resolved = handler({name: value for name, value in given.items() if name not in names})
+            resolved._unreadable.update({name: given[name] for name in names})
+            return resolved
+
+    @model_serializer(mode="plain")
+    def _all_fields(self) -> dict[str, Any]:
+        return self._set_fields() | self._unreadable
+
     @property
     def job_model(self) -> JobModel | None:
         """The checkpoint of another job that the model is read from, if it is one."""
@@ -134,7 +158,7 @@ class ResolvedSpec(_Recorded):
         return dict.fromkeys(self.as_json()).keys()
 
     def __contains__(self, name: object) -> bool:
-        return name in self.model_fields_set
+        return name in self.model_fields_set or name in self._unreadable
 
 
 class _AnyObject:

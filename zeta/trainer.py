@@ -81,7 +81,7 @@ def Trainer(
     """
     if model is None or model == "":
         raise InvalidSpec(
-            f"model is {model!r}; give an nn.Module, a callable that builds one, a config, a hub id or a local "
+            f"model is {model!r}; pass an nn.Module, a callable that builds one, a config, a Hub id or a local "
             "directory.",
             param="model",
         )

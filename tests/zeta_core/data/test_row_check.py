@@ -196,6 +196,15 @@ def test_data_without_anything_to_train_on_is_found(tmp_path: Path, content: byt
     assert message in fault_of(answer_to(tmp_path, content, name, chat_template=None, **spec))
 
 
+def test_many_blank_rows_before_the_text_are_not_mistaken_for_missing_text(tmp_path: Path) -> None:
+    rows = [""] * 150 + [f"hello world {number}" for number in range(200)]
+    content = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in rows)
+    answer = answer_to(tmp_path, content, "a.jsonl", chat_template=None)
+    assert answer.ok, answer.details
+    assert answer.data is not None
+    assert answer.data.rows == 350
+
+
 def npy(array: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     np.save(file, array)

@@ -43,7 +43,7 @@ from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 from zeta_core.system.data_folder import Split
 
-VERSION = 3  # of the results in the cache
+VERSION = 4  # of the results in the cache
 MAX_PROCESSES = 4  # because trainings run on the same machine
 BYTES_PER_PROCESS = 4 << 20
 MAX_COLUMNS = 100
@@ -238,7 +238,8 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
         source.check_masks(of_source)
         if found.complete and all(result["all_seen"] for result in results):
             source.check_columns(seen["mapped", source.number], seen["unused", source.number])
-    if found.complete and (found.tokens < 2 or all(result["blank"] for result in results)):
+    num_tokens = max(found.tokens, found.sampled_tokens)  # an estimate, and the number that was counted
+    if found.complete and (num_tokens < 2 or all(result["blank"] for result in results)):
         masks = dict.fromkeys(name for of_source in columns for name in of_source.masks)
         raise no_trained_token_error(sources, found.untrained_rows, list(masks))
     return found

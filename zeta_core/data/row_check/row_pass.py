@@ -137,11 +137,13 @@ class RowPass:
                 fields = source.fields(row)  # checks the row
                 source.group(row)
                 text = str(fields["text"]) if source.row_format == "text" else None
-                self._is_blank = self._is_blank and text is not None and not text.strip()
+                is_blank = text is not None and not text.strip()
+                self._is_blank = self._is_blank and is_blank
                 row_size = 1 if text is None else len(text)
                 size += row_size
                 is_new = self._is_new(source, row)
                 is_regular = not sampled_rows or source.row_format == "tokens" or self._needs_sample(done)
+                is_regular = is_regular and not is_blank
                 if is_regular or is_new:
                     num_tokens = self._tokenize(source, row, self._masks[number])
                     self._position.move(source.after(at), "reading")

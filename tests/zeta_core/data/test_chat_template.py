@@ -121,7 +121,7 @@ def test_a_template_with_a_syntax_error_is_named_before_the_data_is_read() -> No
             {"chat_template": "chat/own.txt"},
             "chat_template is 'chat/own.txt'; it is neither a Jinja template nor the name",
         ),
-        ({"chat_template": "{{ x }}", "use_pretokenized": True}, "use_pretokenized data is not rendered"),
+        ({"chat_template": "{{ x }}", "use_pretokenized": True}, "it has no effect on token ids"),
         (
             {"dataset": {"path": "a", "drop_fields": ["content"]}},
             "dataset.drop_fields is .*every turn needs its 'content'",

@@ -267,7 +267,7 @@ def test_scripts_name_hub_datasets_with_their_owner(
     (tmp_path / "secret.txt").write_text("secret " * 1000)
     with pytest.raises(InvalidRequest, match=r"dataset\.(hub|revision) is ") as raised:
         Trainer(1, 1, 8, None, lambda: None, dataset=dataset, output_dir=str(tmp_path / "out"))
-    assert "is 'text': it must be 'owner/name'" in str(raised.value) or dataset["hub"] != "text"
+    assert "is 'text': it must be a dataset on the Hub, 'owner/name'" in str(raised.value) or dataset["hub"] != "text"
 
 
 def test_a_local_folder_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,7 @@ def test_the_data_report_states_what_was_used_and_what_was_not(tmp_path: Path) -
     assert data["unused_columns"] == ["position_ids", "length", "source"]
     assert lines.resolved_spec["train_on"] == "labels and attention_mask"
     warnings = {line.code: line.message for line in lines.all if isinstance(line, WarningLine)}
-    assert warnings["rows_not_trained_on"].startswith("1 row is left out")
+    assert warnings["rows_not_trained_on"].startswith("1 row is omitted")
     logged = [line.message for line in lines.all if isinstance(line, LogLine)]
     assert "Columns of the data that are not used: position_ids, length, source." in logged
 

@@ -193,7 +193,7 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
         ("notes.txt", tarfile.LNKTYPE, "is a link; tar the files themselves"),
         ("../config.json", tarfile.REGTYPE, "is outside the folder"),
         ("/etc/passwd", tarfile.REGTYPE, "is outside the folder"),
-        ("pipe", tarfile.FIFOTYPE, "is a device or the like"),
+        ("pipe", tarfile.FIFOTYPE, "is a device or another special file"),
     ],
 )
 def test_an_archive_that_holds_what_is_no_file_of_its_own_is_refused_by_name(

@@ -117,7 +117,7 @@ def test_a_run_uses_the_batch_split_that_its_search_found(tmp_path: Path) -> Non
 
 def test_a_run_too_short_for_a_search_is_rejected_with_a_usual_rate(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidSpec, match="learning_rate is 'find'; its test needs 200 steps or more, and max_steps is 50"
+        InvalidSpec, match="learning_rate is 'find'; the search needs at least 200 steps, but max_steps is 50"
     ):
         begin(plain(), tmp_path / "run", max_steps=50)
     path = write_pairs(tmp_path / "short.jsonl", [{"text": "A short text."}] * 40)

@@ -265,7 +265,7 @@ def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:
             "non_finite_loss",
             "the update was not applied",
         ),
-        ({"use_deepspeed": "/etc/passwd"}, "train_error", "a job names no file"),
+        ({"use_deepspeed": "/etc/passwd"}, "train_error", "a job can't refer to a file"),
     ],
 )
 def test_a_failure_has_a_reason_and_a_sentence(spec: dict[str, Any], reason: str, message: str, tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ def test_the_next_attempt_of_a_killed_job_uses_the_rate_already_found(tmp_path: 
     wait_until(running, 100, "the search to be over")
     process.kill()
     process.wait(timeout=30)
-    decided = running()[0].resolved_spec or {}
+    resolved = running()[0].resolved_spec
+    assert resolved is not None
+    decided = resolved.as_json()
     assert decided["learning_rate"] != "find"
     second = make_run(tmp_path, 2, spec=spec, resolved_spec=decided, resume_from=str(tmp_path / "output"))
     (second / STOP_FILE).write_text(StopFile(action="pause").model_dump_json())

@@ -34,7 +34,7 @@ def test_a_template_with_a_date_is_trained_on_saved_and_resumed_on_another_day(t
     assert lines.resolved_spec["template_date"] == "2026-01-02"
     assert lines.resolved_spec["data_report"]["control_tokens"] == 8
     warned = {line.code: line.message for line in lines.all if isinstance(line, WarningLine)}
-    assert "8 times, first in chats.jsonl, line 1" in warned["control_tokens_in_text"]
+    assert "8 control tokens, the first one in chats.jsonl, line 1" in warned["control_tokens_in_text"]
     assert warned["turns_not_used"].startswith("1 conversation continues")
     assert first.checkpoint is not None
     assert (first.checkpoint / "chat_template.jinja").read_text() == SMOLLM3

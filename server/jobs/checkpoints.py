@@ -64,11 +64,14 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
         stored_name = await _stored_name(session, job_id, name)
     stored = await asyncio.to_thread(service.store.checkpoint, job_id, stored_name) if stored_name else None
     if stored is None:
-        raise NotFound(
-            f"Job {job_id} has no checkpoint {shown(name)}; list its checkpoints with "
-            f"`zeta checkpoints {job_id}` or GET /v1/jobs/{job_id}/checkpoints.",
-            code="checkpoint_not_found",
-        )
+        if name == LATEST:
+            message = f"Job {job_id} has no checkpoint yet; `zeta job {job_id}` shows its status and progress."
+        else:
+            message = (
+                f"Job {job_id} has no checkpoint {shown(name)}; list its checkpoints with `zeta checkpoints {job_id}` "
+                f"or GET /v1/jobs/{job_id}/checkpoints."
+            )
+        raise NotFound(message, code="checkpoint_not_found")
     return stored
 
 

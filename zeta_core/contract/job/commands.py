@@ -98,7 +98,11 @@ _RERUN = Accepted(201, Effect.RERUN)
 _ENDED_JOB: dict[Command, Accepted | Rejected] = {
     "cancel": _ended("cancelled"),
     "pause": _ended("paused"),
-    "resume": _ended("resumed"),
+    "resume": Rejected(
+        "job_ended",
+        "Job {id} is already {status}; only a paused job can be resumed. `zeta rerun {id} --from latest` continues it "
+        "from its newest checkpoint as a new job.",
+    ),
     "delete": Accepted(200, Effect.DELETE),
     "rerun": _RERUN,
 }
